@@ -1,0 +1,34 @@
+"""How a Transformer begins: all of it here.
+
+Maps and embeddings are small and normal (GPT-2: 0.02), so that logits start near zero and every token near equally
+likely. What writes to the residual stream starts smaller still, by the root of how many write to it, or at zero, so
+that the variance of the stream does not grow with depth. Norms start as the identity, biases at zero.
+"""
+
+import math
+
+from torch import nn
+
+from .block import Transformer
+from .config import TransformerConfig
+
+
+def initialise(model: nn.Module, config: TransformerConfig) -> nn.Module:
+    """Set every weight of the model, in the order of its modules, from torch's global random stream. Returns it."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for stack in model.modules():
+        if isinstance(stack, Transformer):
+            _quiet(stack, config)
+    return model
+
+
+def _quiet(stack: Transformer, config: TransformerConfig) -> None:
+    """The maps that write to the residual stream."""
+    std = 0.0 if config.init == "zero" else 0.02 / math.sqrt(2 * config.n_layer)
+    for name, module in stack.named_modules():
+        if name.endswith((".output", ".down")):
+            nn.init.normal_(module.weight, std=std)

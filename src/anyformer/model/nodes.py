@@ -1,0 +1,73 @@
+"""Nodes: raw input -> vectors (B, T, C). The only part of a model that knows what the input was.
+
+Shapes: B batch, T nodes, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .config import TransformerConfig
+from .position import Sinusoidal, added
+
+
+class Tokens(nn.Module):
+    """Ids of a vocabulary -> nodes. ids (B, T), positions (T,) or (B, T) or None for 0, 1, 2 ... -> (B, T, C)"""
+
+    def __init__(self, vocab_size: int, config: TransformerConfig):
+        super().__init__()
+        self.token = nn.Embedding(vocab_size, config.dim)
+        self.position = added(config)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        x = self.token(ids)
+        if self.position is not None:
+            x = x + self.position(torch.arange(ids.shape[1], device=ids.device) if positions is None else positions)
+        return self.drop(x)
+
+
+class Patches(nn.Module):
+    """An image in squares, a class node in front (ViT, 2010.11929). image (B, channels, H, W) -> (B, 1 + HW/p^2, C)"""
+
+    def __init__(self, patch: int, config: TransformerConfig, channels: int = 3):
+        super().__init__()
+        self.project = nn.Conv2d(channels, config.dim, patch, stride=patch)
+        self.first = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.position = added(config)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.project(image).flatten(2).transpose(1, 2)  # (B, HW/p^2, C)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1)
+        if self.position is not None:
+            x = x + self.position(torch.arange(x.shape[1], device=x.device))
+        return self.drop(x)
+
+
+class Frames(nn.Module):
+    """Sound as slices of a mel spectrogram, two convolutions (Whisper, 2212.04356). mel (B, mels, T) -> (B, T/2, C)"""
+
+    def __init__(self, mels: int, config: TransformerConfig):
+        super().__init__()
+        self.conv1 = nn.Conv1d(mels, config.dim, 3, padding=1)
+        self.conv2 = nn.Conv1d(config.dim, config.dim, 3, stride=2, padding=1)
+        self.position = Sinusoidal(config.dim)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.conv2(nn.functional.gelu(self.conv1(mel)))).transpose(1, 2)
+        return self.drop(x + self.position(torch.arange(x.shape[1], device=x.device)))
+
+
+class Readings(nn.Module):
+    """Measurements of several kinds, a set: what was read plus which sensor it was, no position.
+    value (B, T, features), kind (B, T) ids -> (B, T, C)"""
+
+    def __init__(self, kinds: int, features: int, config: TransformerConfig):
+        super().__init__()
+        self.value = nn.Linear(features, config.dim)
+        self.kind = nn.Embedding(kinds, config.dim)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, value: Tensor, kind: Tensor) -> Tensor:
+        return self.drop(self.value(value) + self.kind(kind))

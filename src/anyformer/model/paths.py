@@ -1,0 +1,219 @@
+"""Paths: the ways a message can be computed, fastest that is exact for the rule at hand.
+
+The same rule of edges (and the same bias of positions) serves each path, and each must equal the slow oracle of the
+tests. `choose` looks at the rule once a forward; every layer that shares the rule shares the path.
+
+Shapes: B batch, H heads, Q queries, K keys, T nodes, D channels of a head, n blocks, W nodes of a block.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .edges import Edges, causal, full
+
+Bias = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # (h, q, k, ahead) -> number added to the edge's score
+
+
+class Path(Protocol):
+    """q (B, H, Q, D), k and v (B, H or fewer, K, D) -> (B, H, Q, D), weights dropped out with probability `drop`."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a stack asks of its edges in one forward: queries stand at `start` + 0, 1 ... (start: a number, or one for
+    each row, (B,)), keys at 0 ... keys - 1."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    start: int | Tensor
+    device: torch.device
+    steps: bool = False  # decoding with a cache
+
+    @property
+    def fresh(self) -> bool:
+        """Nodes read each other from position 0 on: nothing was read before."""
+        return not self.steps and self.queries == self.keys and isinstance(self.start, int)
+
+
+def choose(edges: Edges, bias: Bias | None, asked: Asked) -> Path:
+    """The fastest path that computes this rule exactly."""
+    if bias is None and edges is full and isinstance(asked.start, int):
+        return Plain()
+    if bias is None and edges is causal and isinstance(asked.start, int):
+        if asked.start == 0 and asked.queries == asked.keys:
+            return Plain(triangle=True)
+        if asked.queries == 1:
+            return Plain()  # the newest node reads all there is; is_causal would show it the first key only
+    if asked.fresh and asked.device.type == "cuda":
+        return Flex.of(edges, bias, asked)
+    if asked.fresh and Blocked.pays(edges, asked.queries):
+        return Blocked.of(edges, bias, asked)
+    return Dense.of(edges, bias, asked)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """No rule to look up: everyone, or the triangle that SDPA knows itself."""
+
+    triangle: bool = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
+        return F.scaled_dot_product_attention(q, *_shared(q, k, v), is_causal=self.triangle, dropout_p=drop)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every pair in one table, made once a forward. The keys before `first` are out of every query's reach."""
+
+    mask: Tensor
+    lonely: Tensor | None
+    first: int = 0
+
+    @classmethod
+    def of(cls, edges: Edges, bias: Bias | None, asked: Asked) -> "Dense":
+        start, first = asked.start, 0
+        if isinstance(start, int) and math.isfinite(edges.back):
+            first = max(0, start - int(edges.back))
+        at = start if isinstance(start, int) else start.view(-1, 1, 1, 1)
+        q = torch.arange(asked.queries, device=asked.device).view(1, 1, -1, 1) + at
+        k = torch.arange(first, asked.keys, device=asked.device).view(1, 1, 1, -1)
+        return cls(*scores(edges, bias, q, k, asked), first)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
+        k, v = _shared(q, k[:, :, self.first :], v[:, :, self.first :])
+        y = F.scaled_dot_product_attention(
+            q, k, v, self.mask.to(q.dtype) if self.mask.is_floating_point() else self.mask, drop
+        )
+        return y if self.lonely is None else y.masked_fill(self.lonely, 0)
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Rules of finite span: the nodes in blocks, each block reads itself and what the span reaches of its sides, so
+    that time and memory grow with T * (W + span). Plain tensor operations, hence with a backward."""
+
+    mask: Tensor  # (n or B * n, 1 or H, W, back + W + ahead)
+    lonely: Tensor | None  # (n or B * n, 1 or H, W, 1)
+    width: int
+    back: int
+    ahead: int
+
+    @staticmethod
+    def pays(edges: Edges, nodes: int) -> bool:
+        span = edges.back + edges.ahead
+        return nodes >= 4 * max(span, 32)
+
+    @classmethod
+    def of(cls, edges: Edges, bias: Bias | None, asked: Asked) -> "Blocked":
+        back, ahead = (min(int(side), asked.queries) for side in (edges.back, edges.ahead))
+        width = max(back, ahead, 32)
+        n = -(-asked.queries // width)
+        start = torch.arange(n, device=asked.device).view(1, 1, n, 1, 1) * width
+        q = start + torch.arange(width, device=asked.device).view(1, 1, 1, -1, 1)
+        k = start + torch.arange(-back, width + ahead, device=asked.device).view(1, 1, 1, 1, -1)
+        real = (k >= 0) & (k < asked.keys) & (q < asked.queries)
+        last = asked.queries - 1
+        inside = Edges(
+            lambda b, h, q, k: edges(b, h, q.clamp(max=last), k.clamp(0, last)) & real,
+            "",
+            back,
+            ahead,
+            edges.batched,
+            edges.headed,
+        )
+        mask, lonely = scores(inside, bias, q, k, asked)
+        return cls(_fold(mask), None if lonely is None else _fold(lonely), width, back, ahead)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
+        B, H, T, D = q.shape
+        k, v = _shared(q, k, v)
+        q, k, v = self._cut(q, 0, 0), self._cut(k, self.back, self.ahead), self._cut(v, self.back, self.ahead)
+        mask = self.mask.to(q.dtype) if self.mask.is_floating_point() else self.mask
+        if len(mask) != len(q):
+            mask = mask.repeat(B, 1, 1, 1)
+        y = F.scaled_dot_product_attention(q, k, v, mask, drop)  # (B * n, H, W, D)
+        if self.lonely is not None:
+            y = y.view(-1, len(self.lonely), *y.shape[1:]).masked_fill(self.lonely, 0)
+        return y.view(B, -1, H, self.width, D).transpose(1, 2).reshape(B, H, -1, D)[:, :, :T]
+
+    def _cut(self, x: Tensor, back: int, ahead: int) -> Tensor:
+        """(B, H, T, D) -> (B * n, H, back + W + ahead, D): each block with its sides."""
+        B, H, T, D = x.shape
+        W = self.width
+        n = -(-T // W)
+        x = F.pad(x, (0, 0, back, n * W - T + ahead)).transpose(1, 2)  # (B, back + n W + ahead, H, D)
+        body = x[:, back : back + n * W].view(B, n, W, H, D)
+        left = x[:, : n * W].view(B, n, W, H, D)[:, :, :back]
+        right = x[:, back + ahead : back + ahead + n * W].view(B, n, W, H, D)[:, :, W - ahead :]
+        return torch.cat([left, body, right], dim=2).transpose(2, 3).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Flex:
+    """FlexAttention: one kernel compiled for the rule, blocks without edges skipped."""
+
+    block_mask: object
+    score_mod: Callable | None
+    compiled: bool = True
+
+    @classmethod
+    def of(cls, edges: Edges, bias: Bias | None, asked: Asked, compiled: bool = True) -> "Flex":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        B, H = asked.batch if edges.batched else None, asked.heads if edges.headed else None
+        block_mask = create_block_mask(edges, B, H, asked.queries, asked.keys, device=str(asked.device))
+        ahead = edges.ahead > 0
+        score_mod = None if bias is None else lambda score, b, h, q, k: score + bias(h, q, k, ahead)
+        return cls(block_mask, score_mod, compiled)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
+        if drop:
+            raise ValueError("FlexAttention has no dropout of attention weights: set --model.dropout 0 for these edges")
+        attend = _flex(self.compiled)
+        return attend(
+            q, k, v, score_mod=self.score_mod, block_mask=self.block_mask, enable_gqa=k.shape[1] != q.shape[1]
+        )
+
+
+@cache
+def _flex(compiled: bool) -> Callable:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if compiled else flex_attention
+
+
+def scores(edges: Edges, bias: Bias | None, q: Tensor, k: Tensor, asked: Asked) -> tuple[Tensor, Tensor | None]:
+    """What is added to the scores of these pairs (or, without bias, a bool mask of them), and which queries have no
+    edge at all: softmax over nothing is not a number, so they read everything and their answer is set to 0."""
+    mask = edges.table(q, k, asked.batch, asked.heads)
+    lonely = ~mask.any(-1, keepdim=True)
+    none = mask.device.type == "cpu" and not lonely.any()
+    mask = mask if none else mask | lonely
+    if bias is not None:
+        h = torch.arange(asked.heads, device=q.device).view(1, -1, *[1] * (q.ndim - 2))
+        mask = bias(h, q, k, edges.ahead > 0).masked_fill(~mask, -math.inf)
+    return mask, None if none else lonely
+
+
+def _fold(x: Tensor) -> Tensor:
+    """(B or 1, H or 1, n, W, K) -> (B * n or n, H or 1, W, K)"""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _shared(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Grouped heads (2305.13245): each key and value head serves the same number of query heads."""
+    if k.shape[1] == q.shape[1]:
+        return k, v
+    times = q.shape[1] // k.shape[1]
+    return k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)

@@ -1,0 +1,111 @@
+"""Positions: attention works on sets, so where a node stands is something it carries.
+
+Three ways to carry it: a vector added to the node (learned, sinusoidal), a turn of its queries and keys (rotary), or a
+bias on the edge, by the distance between its ends (relative, ALiBi).
+
+Shapes: B batch, T nodes, C channels, H heads, D channels of a head, Q queries, K keys.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .config import TransformerConfig
+
+
+class Learned(nn.Module):
+    """A vector hangs at each place. positions (...) -> (..., C)"""
+
+    def __init__(self, context: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(context, dim) * 0.02)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return nn.functional.embedding(positions, self.weight)
+
+
+class Sinusoidal(nn.Module):
+    """Sines and cosines of geometric wavelengths (1706.03762, section 3.5), sines first. positions (...) -> (..., C)"""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, positions: Tensor) -> Tensor:
+        even = torch.arange(0, self.dim - self.dim % 2, 2, device=positions.device)
+        frequency = 10_000.0 ** (-even.float() / self.dim)
+        angle = positions[..., None].float() * frequency  # (..., C/2)
+        waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
+        return nn.functional.pad(waves, (0, self.dim % 2))
+
+
+def added(config: TransformerConfig) -> nn.Module | None:
+    """The position that is added to the nodes, or None where the position is told elsewhere (or not at all)."""
+    if config.position == "learned":
+        return Learned(config.context, config.dim)
+    return Sinusoidal(config.dim) if config.position == "sinusoidal" else None
+
+
+Turn = tuple[Tensor, Tensor]  # cosine and sine of each position's angles, each (1 or B, 1, T, D/2)
+
+
+def turn(positions: Tensor, channels: int, base: float) -> Turn:
+    """The angles of rotary positions (2104.09864). positions: (T,) or (B, T)"""
+    frequency = base ** (-torch.arange(0, channels, 2, device=positions.device).float() / channels)
+    angle = positions[..., None].float() * frequency  # (T, D/2) or (B, T, D/2)
+    angle = angle[:, None] if angle.ndim == 3 else angle[None, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """Turn channel i with channel i + D/2 by the position's angle. x: (B, H, T, D)"""
+    cos, sin = turn
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
+
+
+class RelativeBias(nn.Module):
+    """T5's buckets (1910.10683, section 2.1): near distances one by one, far ones in logarithmic steps, one learned
+    number for each bucket and head, shared by all layers."""
+
+    def __init__(self, n_head: int, buckets: int = 32, furthest: int = 128):
+        super().__init__()
+        self.buckets, self.furthest = buckets, furthest
+        self.weight = nn.Parameter(torch.randn(buckets, n_head) * 0.02)
+
+    def forward(self, h: Tensor, q: Tensor, k: Tensor, ahead: bool) -> Tensor:
+        """The bias of each edge, broadcast over (h, q, k). `ahead`: half of the buckets serve keys after the query."""
+        return self.weight[self.bucket(k - q, ahead), h]
+
+    def bucket(self, distance: Tensor, ahead: bool) -> Tensor:
+        buckets = self.buckets // 2 if ahead else self.buckets
+        side = (distance > 0) * buckets if ahead else 0
+        distance = distance.abs() if ahead else -distance.clamp(max=0)
+        near = buckets // 2
+        scale = (buckets - near) / math.log(self.furthest / near)
+        far = near + ((distance.clamp(min=1).float() / near).log() * scale).long()
+        return side + torch.where(distance < near, distance, far.clamp(max=buckets - 1))
+
+
+class Alibi(nn.Module):
+    """Attention with linear biases (2108.12409): nothing learned, each head forgets with distance at its own rate."""
+
+    slope: Tensor
+
+    def __init__(self, n_head: int):
+        super().__init__()
+        whole = 2 ** math.floor(math.log2(n_head))
+        rates = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
+        rates += [2 ** (-4 * (2 * i + 1) / whole) for i in range(n_head - whole)]  # the paper's rule for other counts
+        self.register_buffer("slope", torch.tensor(rates), persistent=False)
+
+    def forward(self, h: Tensor, q: Tensor, k: Tensor, ahead: bool) -> Tensor:
+        return -self.slope[h] * (q - k).abs()
+
+
+def biased(config: TransformerConfig) -> RelativeBias | Alibi | None:
+    """The position that is a bias on the edges, or None."""
+    if config.position == "relative":
+        return RelativeBias(config.n_head)
+    return Alibi(config.n_head) if config.position == "alibi" else None
