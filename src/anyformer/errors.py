@@ -17,3 +17,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}valid: {', '.join(valid)}"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, through no mistake of input that we can name. One line, with what to try."""

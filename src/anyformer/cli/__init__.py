@@ -1,0 +1,88 @@
+"""The command line: anyformer VERB ...
+
+Answers go to stdout, progress and complaints to stderr. Exit 0: done. 2: the input was wrong, in one line that says
+what, where, and what would be right. 1: anything else.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+VERBS = {
+    "train": "train a recipe on data of yours or a set by name",
+    "sample": "let a trained language model write on from a prompt",
+    "eval": "loss and its kin over the whole validation split",
+    "list": "recipes, presets with their sizes, data sets",
+    "doctor": "what this machine can do",
+}
+
+HELP = f"""anyformer: any data, one Transformer
+
+usage: anyformer VERB ... [--help]
+
+{chr(10).join(f"  {verb:<8} {what}" for verb, what in VERBS.items())}
+
+  anyformer train language                     a minute on two cores: the plays of Shakespeare
+  anyformer train language --data my.txt       on your own text
+  anyformer sample runs/language-my-1 --prompt "Once upon a time"
+"""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point of the `anyformer` command."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    from ..errors import InputError, TrainingError, nearest
+
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if arguments else 2
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb == "--version":
+            from .. import __version__
+
+            print(__version__)
+            return 0
+        if verb not in VERBS:
+            raise InputError(f"there is no verb '{verb}': {nearest(verb, VERBS)}")
+        return importlib.import_module(f"{__name__}.{verb}").run(rest)
+    except InputError as error:
+        return complain(str(error), 2)
+    except TrainingError as error:
+        return complain(str(error), 1)
+    except KeyboardInterrupt:
+        return complain("interrupted", 1)
+    except BrokenPipeError:  # whoever read our output has gone; nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return complain(f"out of memory: lower {LOWER} ({first_line(error)})", 2)
+
+
+LOWER = "--train.batch (and raise --train.accumulate as much), --model.context or the size of the model"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    text = f"{type(error).__name__} {error}".lower()
+    return (
+        isinstance(error, MemoryError) or "outofmemory" in text or "out of memory" in text or "allocate memory" in text
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def complain(text: str, code: int) -> int:
+    if os.environ.get("ANYFORMER_TRACEBACK"):
+        traceback.print_exc()
+    print("anyformer: " + " ".join(text.split()), file=sys.stderr)
+    return code

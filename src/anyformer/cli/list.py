@@ -1,0 +1,69 @@
+"""anyformer list: recipes, presets with their sizes, data sets."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from .. import recipe as recipes
+from .parse import parse
+
+
+@dataclass(frozen=True)
+class Command:
+    """Recipes, presets with their sizes, data sets with licence and where each would come from."""
+
+    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+
+
+def run(arguments: list[str]) -> int:
+    asked = parse(Command, arguments, "anyformer list")
+    facts = {"recipes": [describe(name) for name in recipes.names()], "data": data_sets()}
+    print(json.dumps(facts) if asked.json else readable(facts))
+    return 0
+
+
+def describe(name: str) -> dict[str, Any]:
+    module = recipes.load(name)
+    about = (getattr(module, "__doc__", None) or "").strip().splitlines()[0]
+    presets = {preset: size(config) for preset, config in module.PRESETS.items()}
+    return {"name": name, "about": about, "default": recipes.default_preset(module), "presets": presets}
+
+
+def size(config: Any) -> dict[str, Any]:
+    """What a preset builds: parameters of the body, without vocabulary, which is the data's."""
+    import torch
+
+    from ..model.block import Transformer
+
+    with torch.device("meta"):
+        body = Transformer(config.model)
+    shape = {name: getattr(config.model, name) for name in ("n_layer", "n_head", "dim", "context")}
+    return shape | {"parameters": sum(p.numel() for p in body.parameters()), "data": config.data}
+
+
+def data_sets() -> list[dict[str, str]]:
+    from ..data.sets import SETS, where
+
+    return [
+        {"name": s.name, "about": s.about, "licence": s.licence, "url": s.url, "from": where(s.name)}
+        for s in SETS.values()
+    ]
+
+
+def readable(facts: dict[str, Any]) -> str:
+    lines = []
+    for recipe in facts["recipes"]:
+        lines += [recipe["about"], f"  anyformer train {recipe['name']}", ""]
+        for name, p in recipe["presets"].items():
+            mark = "  (default)" if name == recipe["default"] else ""
+            lines.append(
+                f"    {name:<12} {p['parameters'] / 1e6:8.2f} M + vocabulary   {p['n_layer']:>2} layers  "
+                f"{p['n_head']:>2} heads {p['dim']:>5} channels  context {p['context']:<5} {p['data']}{mark}"
+            )
+        lines.append("")
+    lines += ["Data sets, by name for --data", ""]
+    for s in facts["data"]:
+        lines += [f"    {s['name']:<12} {s['about']}", f"    {'':<12} {s['licence']} · {s['from']}"]
+    return "\n".join(lines)

@@ -1,0 +1,30 @@
+"""What the terminal shows while something takes its time."""
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from ..events import listening
+
+
+@contextmanager
+def busy() -> Generator[None]:
+    """Show the progress of preparing data on stderr, once it has taken a second: small data passes unseen."""
+    began, last, shown = 0.0, 0.0, False
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal began, last, shown
+        now = time.monotonic()
+        began = began or now
+        if now - began < 1 or now - last < (0.2 if sys.stderr.isatty() else 5):
+            return
+        last, shown = now, True
+        text = f"{what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        sys.stderr.write(f"\r{text:<60}" if sys.stderr.isatty() else text + "\n")
+        sys.stderr.flush()
+
+    with listening(show):
+        yield
+    if shown and sys.stderr.isatty():
+        sys.stderr.write("\r" + " " * 60 + "\r")

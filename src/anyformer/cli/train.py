@@ -1,0 +1,161 @@
+"""anyformer train RECIPE: the flags of the preset's config, and where, how long and whether to train."""
+
+import argparse
+import json
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import field, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from .. import recipe as recipes
+from ..errors import InputError
+from .parse import parse, say
+from .terminal import busy
+
+PROG = "anyformer train"
+SHORT = ("steps", "seed", "device", "dtype", "compile")  # --steps is --train.steps
+
+
+def run(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] not in ("-h", "--help"):
+            raise InputError(f"{PROG} needs a recipe first: {', '.join(recipes.names())}")
+        print(f"usage: {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
+        print(f"recipes: {', '.join(recipes.names())}\n\n{PROG} RECIPE --help lists every flag of a recipe.")
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    early = glance(rest)
+    module = recipes.load(name)
+    from .. import api
+    from ..train.run import Run
+
+    if early.resume and early.out is None:
+        raise InputError(f"--resume needs --out RUN: {newest_run()}")
+    stored = Run(early.out) if early.resume else None
+    preset, config = api.starting_point(module, name, early.preset, stored)
+    asked = parse(command(module, preset, config), rest, f"{PROG} {name}")
+    config = replace(asked.config, train=shortcuts(asked))
+    if asked.print_config:
+        print(json.dumps({"recipe": name, "preset": preset, "config": recipes.to_json(config)}, indent=2))
+        return 0
+    if asked.minutes is not None and asked.steps is not None:
+        raise InputError("--steps and --minutes both say how long: give one of them")
+    if asked.dry_run:
+        return dry_run(name, module, config, asked.json)
+    return train(name, preset, config, asked, shlex.join(["anyformer", "train", *arguments]))
+
+
+def glance(arguments: list[str]) -> argparse.Namespace:
+    """The flags that decide which defaults the others have."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    try:
+        return parser.parse_known_args(arguments)[0]
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}") from None
+
+
+def newest_run() -> str:
+    found = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    return f"the newest is --out {found[-1].parent}" if found else "there is none below runs/ yet"
+
+
+def command(module: recipes.Recipe, preset: str, config: Any) -> type:
+    """The flags of this recipe: a config's own, with the preset's values as defaults, and those of every training."""
+    flags: list[tuple[str, Any, Any, str]] = [
+        ("preset", str, preset, "Where the defaults come from: " + ", ".join(module.PRESETS)),
+        ("steps", int | None, None, "Short for --train.steps."),
+        ("minutes", float | None, None, "Instead of steps: as many as fit, measured on this machine first."),
+        ("out", Path | None, None, "The run directory. Default: a new one below runs/."),
+        ("resume", bool, False, "Go on with the run in --out (or begin it, if there is none yet)."),
+        ("seed", int | None, None, "Short for --train.seed."),
+        ("device", str | None, None, "Short for --train.device."),
+        ("dtype", Literal["auto", "float32", "bfloat16"] | None, None, "Short for --train.dtype."),
+        ("compile", bool | None, None, "Short for --train.compile."),
+        ("dry_run", bool, False, "Say what it would take (parameters, FLOPs, memory, shapes) and train nothing."),
+        ("print_config", bool, False, "Print the resolved config and train nothing."),
+        ("json", bool, False, "One JSON object on stdout at the end, and nothing else there."),
+    ]
+    fields = [(n, Annotated[kind, tyro.conf.arg(help=text)], field(default=value)) for n, kind, value, text in flags]
+    whole = make_dataclass(
+        "Command",
+        [*fields, ("config", Annotated[type(config), tyro.conf.arg(name="")], field(default_factory=lambda: config))],
+        frozen=True,
+    )
+    whole.__doc__ = (getattr(module, "__doc__", None) or "").strip()
+    return whole
+
+
+def shortcuts(asked: Any) -> Any:
+    given = {name: getattr(asked, name) for name in SHORT if getattr(asked, name) is not None}
+    try:
+        return replace(asked.config.train, **given)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+
+
+def dry_run(name: str, module: recipes.Recipe, config: Any, as_json: bool) -> int:
+    from ..train.estimate import describe, estimate
+
+    with busy():
+        facts = estimate(module, config)
+    print(json.dumps(facts) if as_json else describe(f"{name}, not trained: this is what it would take", facts))
+    return 0
+
+
+def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
+    from .. import api
+    from ..train.run import Run, Stopped
+    from ..view.progress import Progress
+
+    with ExitStack() as stack:
+        view: list[Progress] = []
+        begun: list[Run] = []
+
+        def on_start(run: Run, config: Any, state: Any) -> None:
+            begun.append(run)
+            size = sum(parameter.numel() for parameter in state.model.parameters())
+            where = next(state.model.parameters()).device
+            rest = f" from step {state.step}" if state.step else ""
+            say(f"{name} · {preset} · {size:,} parameters on {where} · {run.path}{rest}")
+            total = config.train.steps
+            view.append(stack.enter_context(Progress(total, name)))
+
+        try:
+            with busy():
+                run = None if asked.out is None else Run(asked.out)
+                model = api.run_config(
+                    name,
+                    preset,
+                    config,
+                    run=run,
+                    resume=asked.resume,
+                    minutes=asked.minutes,
+                    on_start=on_start,
+                    on_record=lambda record: view[0].update(record),
+                    command=command,
+                )
+        except Stopped as stopped:
+            stack.close()
+            say(f"{stopped}. Go on with: anyformer train {name} --out {begun[0].path} --resume")
+            return 1
+    return finish(begun[0], model, asked.json)
+
+
+def finish(run: Any, model: Any, as_json: bool) -> int:
+    result = json.loads((run.path / "result.json").read_text())
+    if as_json:
+        print(json.dumps({"run": str(run.path)} | result))
+        return 0
+    sys.stdout.write("\n".join(sample["text"] for sample in model.predict({}).get("samples", [])) + "\n\n")
+    say(f"validation loss {result['val_loss']:.4f} over the whole split (step {model.step}, {result['seconds']:.0f} s)")
+    say(f"run     {run.path}")
+    say(f"report  {run.path / 'report.html'}")
+    say(f"sample  anyformer sample {run.path} --prompt TEXT")
+    return 0

@@ -1,0 +1,91 @@
+"""Sampling: a pipe of small functions from logits to the next token.
+
+Shapes: B rows, V vocabulary. Every function takes and gives logits (B, V); -inf is a token that cannot come.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How the next token is chosen. Raises ValueError on values that mean nothing."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Only the k likeliest tokens (1805.04833)."""
+    top_p: float | None = None
+    """Only the likeliest tokens that together reach probability p (1904.09751)."""
+    min_p: float | None = None
+    """Only tokens at least this fraction as likely as the likeliest (2407.01082)."""
+    repetition_penalty: float = 1.0
+    """Tokens already seen are made less likely (1909.05858); 1 changes nothing."""
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0, 1e6)
+        _within("top-k", self.top_k, 1, 1 << 31)
+        _within("top-p", self.top_p, 1e-9, 1)
+        _within("min-p", self.min_p, 0, 1)
+        _within("repetition-penalty", self.repetition_penalty, 1e-3, 1e3)
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:  # also refuses nan
+        raise ValueError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """The likeliest tokens until their sum reaches p; always at least one."""
+    ordered, index = logits.sort(dim=-1, descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # the probability of all likelier tokens
+    return logits.masked_fill((before >= p).scatter(-1, index, before >= p), -torch.inf)
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    chance = logits.softmax(-1)
+    return logits.masked_fill(chance < p * chance.amax(-1, keepdim=True), -torch.inf)
+
+
+def repeat_less(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """seen (B, V) bool: positive logits of seen tokens are divided by the penalty, negative ones multiplied."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def shape(logits: Tensor, seen: Tensor, rules: Rules) -> Tensor:
+    """All rules in their usual order: penalty, temperature, top-k, top-p, min-p."""
+    logits = logits.float()
+    if rules.repetition_penalty != 1:
+        logits = repeat_less(logits, seen, rules.repetition_penalty)
+    if rules.temperature == 0:
+        return logits
+    logits = logits / rules.temperature
+    if rules.top_k is not None:
+        logits = top_k(logits, rules.top_k)
+    if rules.top_p is not None and rules.top_p < 1:
+        logits = top_p(logits, rules.top_p)
+    if rules.min_p:
+        logits = min_p(logits, rules.min_p)
+    return logits
+
+
+def pick(logits: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+    """Draw one token a row, each row from its own stream, so that what a row draws does not depend on its company.
+    (B, V) -> (B,)"""
+    chance = logits.double().softmax(-1).cumsum(-1).cpu()
+    draw = torch.stack([torch.rand(1, dtype=torch.float64, generator=rng) for rng in rngs])  # (B, 1)
+    return torch.searchsorted(chance, draw * chance[:, -1:], right=True)[:, 0].to(logits.device)
+
+
+def choose(logits: Tensor, seen: Tensor, rules: Rules, rngs: Sequence[torch.Generator]) -> Tensor:
+    """The next token of each row. (B, V) -> (B,)"""
+    logits = shape(logits, seen, rules)
+    return logits.argmax(-1) if rules.temperature == 0 else pick(logits, rngs)

@@ -1,0 +1,108 @@
+"""The contract: a recipe is a module with six names, and its file name is its name.
+
+No base class, no decorator, no registry. Adding a field of data adds one file to recipes/.
+"""
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol
+
+from .errors import InputError, nearest
+
+Place = dict[str, Any]
+"""Where a stream of batches stands, in JSON. Given back, the stream goes on exactly there. "tokens": nodes seen so
+far; "data": a hash of the data's content."""
+
+
+class Recipe(Protocol):
+    """Six names. Batches map names to tensors. A model may carry `files`, texts by file name that belong beside its
+    weights ("tokenizer.json"); the config field `tokenizer` then points to that file once the model is loaded."""
+
+    PRESETS: Mapping[str, Any]  # name -> frozen config with a `train: TrainConfig`, "tiny" first, then the default
+
+    def build(self, config: Any) -> Any: ...  # -> nn.Module, initialised
+
+    def batches(self, config: Any, split: str, place: Place | None = None) -> Iterator[tuple[dict, Place]]: ...
+
+    def loss(self, model: Any, batch: dict) -> Any: ...  # -> scalar tensor, the mean over what is predicted
+
+    def evaluate(
+        self, model: Any, batches: Iterator[dict]
+    ) -> dict[str, float]: ...  # "loss" among them: lower is better
+
+    def predict(self, model: Any, request: dict) -> dict: ...  # plain values in and out; {} asks for a show-piece
+
+
+def names() -> list[str]:
+    """The recipes there are."""
+    from . import recipes
+
+    return sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
+
+
+def load(name: str) -> Recipe:
+    """The recipe of this name. Raises InputError that names the nearest."""
+    if name not in names():
+        raise InputError(f"there is no recipe '{name}': {nearest(name, names())}")
+    return typing.cast(Recipe, importlib.import_module(f"{__package__}.recipes.{name}"))
+
+
+def default_preset(recipe: Recipe) -> str:
+    return list(recipe.PRESETS)[min(1, len(recipe.PRESETS) - 1)]
+
+
+def preset(recipe: Recipe, name: str) -> Any:
+    if name not in recipe.PRESETS:
+        raise InputError(f"there is no preset '{name}': {nearest(name, recipe.PRESETS)}")
+    return recipe.PRESETS[name]
+
+
+# --- configs as JSON: plain values out, checked values in ---
+
+
+def to_json(config: Any) -> dict:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(kind: Any, values: Any, where: str) -> Any:
+    """A frozen config from JSON. Raises InputError on unknown names and wrong types; missing ones keep defaults."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected an object for {kind.__name__}, found {values!r}")
+    hints, fields = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in fields:
+            raise InputError(f"{where}: unknown field '{name}': {nearest(name, fields)}")
+    try:
+        return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type, hint), value, where)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        good = value in options
+    elif origin in (types.UnionType, typing.Union):
+        good = any(_is(option, value) for option in options)
+    else:
+        good = _is(hint, value)
+    if not good:
+        raise InputError(f"{where} is {value!r}; it must be {getattr(hint, '__name__', hint)}")
+    return float(value) if hint is float else value
+
+
+def _is(hint: Any, value: Any) -> bool:
+    if hint is types.NoneType:
+        return value is None
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)

@@ -1,0 +1,263 @@
+"""Language: predict the next token of a text, and so write on.
+
+raw    text files, or a set by name: characters, bytes or BPE
+nodes  tokens, with a position
+edges  causal; in local layers the last `window` nodes only
+head   a logit for each token of the vocabulary, tied to the embedding
+loss   cross-entropy of the next token
+
+    anyformer train language                        about a minute on two cores: the plays of Shakespeare
+    anyformer train language --preset nanogpt-cpu --data shakespeare       about a minute: loss 1.88
+
+GPT (Radford et al. 2018, 2019), in the small form of Karpathy's nanoGPT.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.prepare import Corpus, prepare
+from ..data.stream import NOTHING, sweep, windows
+from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import load as load_tokenizer
+from ..errors import InputError
+from ..events import progress
+from ..generate.text import Request, Voice, speak
+from ..model.attention import KVCache
+from ..model.block import Transformer
+from ..model.config import TransformerConfig
+from ..model.edges import Edges, causal, window
+from ..model.head import LMHead
+from ..model.init import initialise
+from ..model.nodes import Tokens
+from ..recipe import Place
+from ..train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A language model, its text and its training."""
+
+    data: str = "plays"
+    """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
+    tokenizer: str = "char"
+    """char, byte, bpe (trained on the data), or the path of a tokenizer.json."""
+    vocab_size: int = 1024
+    """Of a BPE trained on the data."""
+    val_fraction: float = 0.1
+    """The end of the text is kept for validation."""
+    tied: bool = True
+    """The head reads the embedding's own weights (1608.05859)."""
+    window: int | None = None
+    """How many nodes local layers read, themselves included. None: all layers are global."""
+    global_every: int = 2
+    """With a window: every how many layers one is global."""
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def sized(dim: int, n_layer: int, n_head: int, context: int, **more: Any) -> TransformerConfig:
+    return TransformerConfig(dim=dim, n_layer=n_layer, n_head=n_head, context=context, **more)
+
+
+# What the field found after GPT-2, each named by its paper in TransformerConfig.
+MODERN: dict[str, Any] = {
+    "position": "rotary",
+    "norm": "rmsnorm",
+    "activation": "relu2",
+    "qk_norm": True,
+    "bias": False,
+    "init": "zero",
+}
+MINUTE = TrainConfig(
+    steps=600,
+    batch=16,
+    lr=4e-3,
+    optimizer="muon",
+    schedule="trapezoid",
+    min_lr=0.0,
+    warmup=20,
+    eval_every=100,
+    eval_batches=10,
+    save_every=200,
+)
+
+PRESETS = {
+    # seconds: for tests
+    "tiny": Config(
+        model=sized(32, 2, 2, 32),
+        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
+    ),
+    # the best for a minute on two cores
+    "small": Config(model=sized(128, 4, 4, 128, **MODERN), train=MINUTE),
+    # nanoGPT's README, "I only have a macbook": --data shakespeare
+    "nanogpt-cpu": Config(
+        data="shakespeare",
+        model=sized(128, 4, 4, 64, bias=False),
+        train=TrainConfig(steps=2000, batch=12, beta2=0.99),
+    ),
+    # nanoGPT's config/train_shakespeare_char.py, three minutes on an A100
+    "nanogpt-gpu": Config(
+        data="shakespeare",
+        model=sized(384, 6, 6, 256, bias=False, dropout=0.2),
+        train=TrainConfig(steps=5000, batch=64, beta2=0.99, eval_batches=200),
+    ),
+    # GPT-2 124M (Radford et al. 2019) under nanoGPT's 600,000 steps of half a million tokens: bring --data and a GPU
+    "gpt2": Config(
+        tokenizer="bpe",
+        vocab_size=50257,
+        val_fraction=0.0005,
+        model=sized(768, 12, 12, 1024, activation="gelu_tanh"),
+        train=TrainConfig(
+            steps=600_000,
+            batch=12,
+            accumulate=40,
+            lr=6e-4,
+            warmup=2000,
+            eval_every=1000,
+            eval_batches=200,
+            save_every=5000,
+        ),
+    ),
+    # The same minute in the manner of others: what a choice is worth, side by side.
+    "vaswani": Config(
+        model=sized(128, 4, 4, 128, position="sinusoidal", norm_place="post", activation="relu"), train=MINUTE
+    ),  # 1706.03762
+    "lamda": Config(
+        model=sized(
+            128,
+            4,
+            4,
+            128,
+            position="relative",
+            norm="rmsnorm",
+            norm_eps=1e-6,
+            activation="geglu",
+            head_dim=64,
+            bias=False,
+        ),
+        train=MINUTE,
+    ),  # 2201.08239
+    "bloom": Config(model=sized(128, 4, 4, 128, position="alibi"), train=MINUTE),  # 2211.05100
+    "llama": Config(
+        tied=False,
+        model=sized(
+            128,
+            4,
+            4,
+            128,
+            position="rotary",
+            rotary_base=500_000.0,
+            norm="rmsnorm",
+            activation="swiglu",
+            n_kv_head=2,
+            mlp_dim=344,
+            bias=False,
+        ),
+        train=MINUTE,
+    ),  # 2407.21783
+    "local": Config(window=32, model=sized(128, 4, 4, 512, **MODERN), train=replace(MINUTE, batch=4)),  # 2004.05150
+}
+
+
+class LanguageModel(nn.Module):
+    """ids (B, T) -> logits (B, T, vocab_size)"""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json()}
+        self.nodes = Tokens(tokenizer.vocab_size, config.model)
+        self.body = Transformer(config.model)
+        self.head = LMHead(config.model.dim, tokenizer.vocab_size, self.nodes.token if config.tied else None)
+        self.edges = layers(config)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The nodes after the last block, (B, T, C); with a cache, ids are the next ones of each row."""
+        positions = None if cache is None else cache.positions(ids.shape[1])
+        return self.body(self.nodes(ids, positions), self.edges, cache=cache)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        return self.head(self.hidden(ids, cache))
+
+
+def layers(config: Config) -> list[Edges]:
+    """The rule of each layer: causal, and local but for every `global_every`-th."""
+    if config.window is None:
+        return [causal] * config.model.n_layer
+    local = causal & window(config.window)
+    return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
+
+
+@lru_cache(maxsize=4)
+def corpus(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
+    return prepare(data, tokenizer, vocab_size, val_fraction, progress)
+
+
+def build(config: Config) -> LanguageModel:
+    if Path(config.tokenizer).is_file():
+        tokenizer = load_tokenizer(Path(config.tokenizer))
+    else:
+        tokenizer = corpus(config.data, config.tokenizer, config.vocab_size, config.val_fraction).tokenizer
+    model = LanguageModel(config, tokenizer)
+    initialise(model, config.model)
+    return model
+
+
+def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
+    """ "train": random windows for ever. "val" and "all": one pass over the whole, each token predicted once."""
+    c, text = config.train, corpus(config.data, config.tokenizer, config.vocab_size, config.val_fraction)
+    place = {"step": 0, "tokens": 0, "data": text.meta.get("sha256", text.hash)} | (place or {})
+    if place["data"] != text.meta.get("sha256", text.hash):
+        raise InputError(
+            f"the data '{config.data}' has changed since this run began: bring it back, or start a new run"
+        )
+    tokens, context = text.split(split), config.model.context
+    if split != "train":
+        for x, y in sweep(tokens, context, c.batch, split):
+            yield batch(x, y), place
+    while split == "train":
+        x, y = windows(tokens, context, c.batch, c.seed, place["step"], split)
+        place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + x.size}
+        yield batch(x, y), place
+
+
+def batch(x: np.ndarray, y: np.ndarray) -> dict[str, Tensor]:
+    """ids, and which comes next: (B, T) each, the second shifted by one."""
+    return {"ids": torch.from_numpy(x), "next": torch.from_numpy(y)}
+
+
+def loss(model: LanguageModel, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch["ids"]).flatten(0, 1).float(), batch["next"].flatten())
+
+
+def evaluate(model: LanguageModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean nats a token, their exponential, and bits for each byte of UTF-8, which no tokenizer can flatter."""
+    nats, tokens, n_bytes = 0.0, 0, 0
+    for batch in batches:
+        nexts = batch["next"].flatten()
+        real = nexts[nexts != NOTHING]
+        nats += F.cross_entropy(model(batch["ids"]).flatten(0, 1).float(), nexts, reduction="sum").item()
+        tokens += len(real)
+        n_bytes += model.tokenizer.n_bytes(real.cpu().numpy())
+    mean = nats / max(1, tokens)
+    bits = nats / math.log(2) / max(1, n_bytes)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": tokens}
+
+
+def predict(model: LanguageModel, request: dict[str, Any]) -> dict[str, Any]:
+    """Continue a prompt, or several: {"prompt": "To be", "tokens": 50, "temperature": 0} and the other fields of
+    `Request`. Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}."""
+    return {"samples": [voice.result() for voice in list(stream(model, request))[-1]]}
+
+
+def stream(model: LanguageModel, request: dict[str, Any]) -> Iterator[list[Voice]]:
+    """As `predict`, token by token: all voices after each, for whoever wants to watch."""
+    return speak(model, model.tokenizer, Request.of(request))

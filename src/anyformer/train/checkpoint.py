@@ -1,0 +1,156 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all, read with suspicion.
+
+A checkpoint is a folder `step-N` with `model.safetensors`, `config.json`, the model's own files (`tokenizer.json`),
+`optimizer.safetensors` and `state.json`. It is written under a temporary name, forced to disk and renamed, so that a
+kill, a full disk or a power cut leaves the last good one. No pickle is ever read.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .loop import State
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything to save, each once: tied weights share a tensor and appear under their first name."""
+    own = dict(model.named_parameters(remove_duplicate=True))
+    persistent = model.state_dict().keys()
+    return own | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+
+
+def save(folder: Path, state: State, config: dict[str, Any]) -> Path:
+    """Write `folder/step-N`. Raises InputError if the disk refuses; nothing half-written stays behind."""
+    final = folder / f"step-{state.step}"
+    with whole(final) as temporary:
+        save_file(detached(tensors(state.model)), temporary / "model.safetensors", {"format": "pt"})
+        save_file(detached(state.optimizer.state()), temporary / "optimizer.safetensors", {"format": "pt"})
+        rest = {"step": state.step, "place": state.place, "best": state.best}
+        files = {"config.json": json.dumps(config, indent=2), "state.json": json.dumps(rest, indent=2)}
+        for name, text in (files | getattr(state.model, "files", {})).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+    return final
+
+
+def detached(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in named.items()}
+
+
+@contextmanager
+def whole(final: Path) -> Generator[Path]:
+    """A temporary folder that becomes `final` when the block ends well, and vanishes when it does not."""
+    temporary = final.with_name(f".{final.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        sync(final.parent)
+    except (OSError, SafetensorError) as error:
+        kept = latest(final.parent)
+        good = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
+        raise InputError(f"could not save {final}: {error}; {good}: free some space and go on with --resume") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to disk (folders cannot be opened on Windows, nor need they be)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and (path / "state.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def latest(folder: Path) -> Path | None:
+    return next(reversed(steps(folder)), None)
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss, as the latest one remembers it; else the latest."""
+    last = latest(folder)
+    if last is None:
+        return None
+    chosen = folder / f"step-{read_json(last / 'state.json').get('best', {}).get('step')}"
+    return chosen if chosen.is_dir() else last
+
+
+def tidy(folder: Path) -> None:
+    """Keep the best and the last, and nothing that was left half-written by a kill."""
+    keep = {best(folder), latest(folder)}
+    for path in [*steps(folder), *folder.glob(".step-*")]:
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} should hold a JSON object, found {type(found).__name__}")
+    return found
+
+
+@contextmanager
+def opened(path: Path) -> Generator[Any]:
+    """A safetensors file, its header checked against its size before anything is read. Raises InputError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: a checkpoint needs it") from None
+    except (OSError, SafetensorError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise InputError(f"{path} ({size:,} bytes) is not a whole safetensors file: {error}") from None
+
+
+def load_model(folder: Path, model: nn.Module) -> None:
+    """Fill the model from `folder/model.safetensors`. Raises InputError naming the first key or shape that differs."""
+    path, wanted = folder / "model.safetensors", tensors(model)
+    with opened(path) as file:
+        found = set(file.keys())
+        if missing := sorted(wanted.keys() - found):
+            raise InputError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more): it belongs to another model")
+        if extra := sorted(found - wanted.keys()):
+            raise InputError(f"{path} has {extra[0]} (and {len(extra) - 1} more) that this model does not know")
+        for name, tensor in wanted.items():
+            shape = file.get_slice(name).get_shape()
+            if list(shape) != list(tensor.shape):
+                raise InputError(f"{path}: {name} has shape {shape}, the model expects {list(tensor.shape)}")
+        with torch.no_grad():
+            for name, tensor in wanted.items():
+                tensor.copy_(file.get_tensor(name))
+
+
+def load_state(folder: Path, state: State) -> None:
+    """Put the state back where the checkpoint left it."""
+    load_model(folder, state.model)
+    with opened(folder / "optimizer.safetensors") as file:
+        state.optimizer.load({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
+    rest = read_json(folder / "state.json")
+    state.step, state.place, state.best = rest["step"], rest["place"], rest["best"]

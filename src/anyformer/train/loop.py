@@ -1,0 +1,126 @@
+"""The training loop. It reads from top to bottom and knows no domain."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError, TrainingError
+from ..recipe import Place, Recipe
+from .config import TrainConfig
+from .device import device, dtype, precision
+from .optimizer import Optimizer, learning_rate
+
+
+@dataclass
+class State:
+    """All that training changes: save it and nothing is lost."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    step: int = 0
+    """Updates done."""
+    place: Place | None = None
+    """Where the stream of training batches stands."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """The step with the lowest validation loss so far: {"step": ..., "val_loss": ...}."""
+
+
+def start(recipe: Recipe, config: Any) -> State:
+    """A new model and its optimiser, the same for the same seed."""
+    torch.manual_seed(config.train.seed)
+    model = recipe.build(config).to(device(config.train.device))
+    return State(model, Optimizer(model, config.train))
+
+
+def train(recipe: Recipe, config: Any, state: State | None = None) -> Iterator[dict[str, Any]]:
+    """Train until `config.train.steps`; yields a record after each update, and the caller prints, saves or stops.
+
+    A record has step, loss, lr, grad_norm and tokens, and where the step validates what the recipe evaluates, as
+    val_loss and so on. `state` is changed in place; give one back to go on. Raises TrainingError where the loss is not
+    finite, before the weights are touched.
+    """
+    c: TrainConfig = config.train
+    state = state or start(recipe, config)
+    model = state.model.train()
+    if c.compile:
+        model.compile()
+    where = next(model.parameters()).device
+    stream = recipe.batches(config, "train", state.place)
+    while state.step < c.steps:
+        torch.manual_seed(c.seed * 1_000_003 + state.step)  # what is random in a step depends on (seed, step) alone
+        lr = learning_rate(state.step, c)
+        mean = torch.zeros((), device=where)
+        for _ in range(c.accumulate):
+            batch, state.place = next(stream)
+            with precision(where, dtype(c.dtype, where)):
+                loss = recipe.loss(model, to(batch, where)) / c.accumulate
+            loss.backward()
+            mean += loss.detach()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), c.clip or math.inf)
+        check(mean.item(), norm.item(), state.step + 1, lr)
+        state.optimizer.step(lr)
+        state.step += 1
+
+        record = {"step": state.step, "loss": mean.item(), "lr": lr, "grad_norm": norm.item()}
+        record["tokens"] = (state.place or {}).get("tokens", 0)
+        if state.step % c.eval_every == 0 or state.step == c.steps:
+            record |= validate(recipe, config, state)
+        yield record
+
+
+def validate(recipe: Recipe, config: Any, state: State) -> dict[str, float]:
+    """The same few validation batches each time, as val_loss and so on; remembers the best step."""
+    batches = (batch for batch, _ in recipe.batches(config, "val", None))
+    found = evaluate(recipe, state.model, islice(batches, config.train.eval_batches), config.train.dtype)
+    if found["loss"] < state.best.get("val_loss", math.inf):
+        state.best = {"step": state.step, "val_loss": found["loss"]}
+    return {f"val_{name}": value for name, value in found.items() if name != "tokens"}
+
+
+def evaluate(recipe: Recipe, model: nn.Module, batches: Iterator[dict], number: str = "float32") -> dict[str, float]:
+    """What the recipe evaluates, on the model's device, without a trace on the model."""
+    where, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), precision(where, dtype(number, where)):
+            return recipe.evaluate(model, (to(batch, where) for batch in batches))
+    finally:
+        model.train(training)
+
+
+def within(recipe: Recipe, config: Any, seconds: float) -> Any:
+    """The config with as many steps as fit into the time on this machine, measured on a few steps and a validation of a
+    model that is thrown away. The schedule is fitted to them, so that the run itself stays reproducible."""
+    if not seconds > 0:
+        raise InputError(f"--minutes is {seconds / 60:g}; it must be above 0")
+    trial = replace(config, train=replace(config.train, steps=1 << 30, eval_every=1 << 30))
+    state, times = start(recipe, trial), []
+    for _ in train(recipe, trial, state):
+        times.append(time.monotonic())
+        if len(times) > 200 or (len(times) > 3 and times[-1] - times[0] > min(5.0, seconds / 10)):
+            break
+    step = (times[-1] - times[0]) / (len(times) - 1)
+    before = time.monotonic()
+    validate(recipe, config, state)
+    validation = time.monotonic() - before
+    steps = int(seconds / (step + validation / config.train.eval_every))
+    warmup = min(config.train.warmup, steps // 10)
+    return replace(config, train=replace(config.train, steps=max(2, steps), warmup=warmup))
+
+
+def to(batch: dict, where: torch.device) -> dict:
+    return {name: value.to(where, non_blocking=True) for name, value in batch.items()}
+
+
+def check(loss: float, norm: float, step: int, lr: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            f"the loss is {loss:g} and the gradient's length {norm:g} at step {step} with learning rate {lr:.3g}: "
+            f"try --train.lr {lr / 3:.1g}, a longer --train.warmup, or --dtype float32"
+        )

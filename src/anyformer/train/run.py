@@ -1,0 +1,224 @@
+"""A run directory: all of one training, readable by a person, safe to kill at any moment.
+
+config.json              recipe, preset, resolved config, versions, seed, command
+metrics.jsonl            one line a step: the same for the same seed, data and machine
+timings.jsonl            seconds and tokens a second: never the same
+samples.txt              what the model says at each validation
+checkpoints/step-N/      the best and the last
+result.json              the final evaluation
+report.html              the picture of it all
+"""
+
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import recipe as recipes
+from ..errors import InputError
+from . import checkpoint
+from .loop import State, start, train
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """Someone asked the run to stop, and it has saved itself."""
+
+
+@dataclass(frozen=True)
+class Run:
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+    def config(self) -> dict[str, Any]:
+        return checkpoint.read_json(self.path / "config.json")
+
+    def create(self, described: dict[str, Any]) -> None:
+        """Make the directory and its config.json. Raises InputError where something else lives there."""
+        if self.exists:
+            raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if any(path for path in self.path.iterdir() if not path.name.startswith(".")):
+                raise InputError(f"{self.path} is not empty and holds no run: choose another --out")
+            write(self.path / "config.json", json.dumps(described, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write a run to {self.path}: {error.strerror or error}") from None
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after the checkpoint that training goes on from."""
+        for name in ("metrics.jsonl", "timings.jsonl"):
+            rewrite(self.path / name, (line for line in lines(self.path / name) if json.loads(line)["step"] <= step))
+        said = samples(self.path / "samples.txt")
+        rewrite(self.path / "samples.txt", (f"{head}\n{text}" for at, head, text in said if at <= step))
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The whole lines of a log: one cut off by a kill is left out."""
+    if path.exists():
+        with open(path, encoding="utf-8") as file:
+            yield from (line for line in file if line.endswith("\n"))
+
+
+def samples(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(step, headline, text) of each sample."""
+    head, body = "", []
+    for line in [*lines(path), "--- step -1 ---\n"]:
+        if line.startswith("--- step ") and line.rstrip().endswith("---"):
+            if head:
+                yield int(head.split()[2]), head, "".join(body)
+            head, body = line.rstrip(), []
+        else:
+            body.append(line)
+
+
+def rewrite(path: Path, kept: Iterator[str]) -> None:
+    if path.exists():
+        write(path, "".join(list(kept)))
+
+
+def write(path: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
+    """What config.json holds."""
+    return {
+        "recipe": name,
+        "preset": preset,
+        "config": recipes.to_json(config),
+        "seed": config.train.seed,
+        "versions": {"python": platform.python_version()} | {n: _version(n) for n in ("anyformer", "torch", "numpy")},
+        "command": command,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def begin(run: Run, recipe: recipes.Recipe, config: Any) -> State:
+    """A fresh state, or the one of the run's last checkpoint; the logs are rewound to it."""
+    state = start(recipe, config)
+    checkpoint.tidy(run.checkpoints)
+    last = checkpoint.latest(run.checkpoints)
+    if last is not None:
+        checkpoint.load_state(last, state)
+    run.rewind(state.step)
+    return state
+
+
+def fit(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> Iterator[dict[str, Any]]:
+    """Train in a run directory: log, sample and save as it goes; yields each record with its speed.
+
+    Raises Stopped after Ctrl-C or SIGTERM, when all is saved.
+    """
+    described, saved, began, before = run.config(), state.step, time.monotonic(), state.place or {}
+    with stopping() as stop, Log(run.path) as log:
+        for record in train(recipe, config, state):
+            seconds = time.monotonic() - began
+            speed = (record["tokens"] - before.get("tokens", 0)) / max(seconds, 1e-9)
+            log.metrics(record)
+            if "val_loss" in record:
+                log.sample(record["step"], recipe.predict(state.model.eval(), {}))
+                state.model.train()
+            log.timings({"step": record["step"], "seconds": round(seconds, 3), "tokens_per_second": round(speed)})
+            due = state.step % config.train.save_every == 0 or state.step == config.train.steps
+            if due or stop.is_set() or state.best.get("step") == state.step:
+                log.flush()
+                checkpoint.save(run.checkpoints, state, described)
+                checkpoint.tidy(run.checkpoints)
+                saved = state.step
+            yield record | {"seconds": seconds, "tokens_per_second": speed, "saved": saved}
+            if stop.is_set():
+                raise Stopped(f"stopped at step {state.step} of {config.train.steps}; everything is saved")
+
+
+class Log:
+    """The growing files of a run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> "Log":
+        try:
+            self.files = {
+                n: open(self.path / n, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+                for n in ("metrics.jsonl", "timings.jsonl", "samples.txt")
+            }
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        self._put("metrics.jsonl", json.dumps(record) + "\n")
+
+    def timings(self, record: dict[str, Any]) -> None:
+        self._put("timings.jsonl", json.dumps(record) + "\n")
+
+    def sample(self, step: int, answer: dict[str, Any]) -> None:
+        """What the recipe's show-piece says: its texts, or its JSON where it has none."""
+        texts = [sample["text"] for sample in answer.get("samples", [])] or [json.dumps(answer)]
+        for text in texts:
+            self._put("samples.txt", f"--- step {step} ---\n{text}\n")
+
+    def flush(self) -> None:
+        for name in self.files:
+            self._put(name, "")
+            self.files[name].flush()
+
+    def _put(self, name: str, text: str) -> None:
+        try:
+            self.files[name].write(text)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path / name}: {error.strerror or error}; free some space and go on with --resume"
+            ) from None
+
+
+@contextmanager
+def stopping() -> Generator[threading.Event]:
+    """Ctrl-C and SIGTERM ask for a stop between two steps; a second Ctrl-C does not wait."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(signum: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
