@@ -17,9 +17,9 @@ import torch
 
 from . import recipe as recipes
 from .errors import InputError
-from .train import checkpoint, loop
-from .train.device import device as find_device
-from .train.run import Run, begin, describe, fit, write
+from .training import checkpoint, loop
+from .training.device import device as find_device
+from .training.run import Run, begin, describe, fit, write
 from .view.report import write_report
 
 Listener = Callable[[dict[str, Any]], None]
@@ -71,7 +71,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
         if name not in described:
             raise InputError(f"{folder / 'config.json'} names no {name}: it is not a checkpoint of anyformer")
     recipe = recipes.load(described["recipe"])
-    config = at_home(config_of(recipe, described["config"], f"{folder / 'config.json'}"), folder)
+    config = recipes.at_home(config_of(recipe, described["config"], f"{folder / 'config.json'}"), folder)
     model = recipe.build(config).to(find_device(device))
     checkpoint.load_model(folder, model)
     return Model(recipe, config, model, checkpoint.read_json(folder / "state.json"), folder)
@@ -90,13 +90,6 @@ def find_checkpoint(path: Path) -> Path:
 
 def config_of(recipe: recipes.Recipe, values: dict[str, Any], where: str) -> Any:
     return recipes.from_json(type(recipes.preset(recipe, recipes.default_preset(recipe))), values, where)
-
-
-def at_home(config: Any, folder: Path) -> Any:
-    """Config fields for which the checkpoint keeps a file point to that file."""
-    kept = {path.stem: str(path) for path in folder.glob("*.json")}
-    names = [f.name for f in dataclasses.fields(config) if f.name in kept and isinstance(getattr(config, f.name), str)]
-    return dataclasses.replace(config, **{name: kept[name] for name in names})
 
 
 def train(

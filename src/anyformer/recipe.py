@@ -10,6 +10,7 @@ import pkgutil
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from .errors import InputError, nearest
@@ -40,9 +41,7 @@ class Recipe(Protocol):
 
 def names() -> list[str]:
     """The recipes there are."""
-    from . import recipes
-
-    return sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("recipes"))]))
 
 
 def load(name: str) -> Recipe:
@@ -106,3 +105,10 @@ def _is(hint: Any, value: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+def at_home(config: Any, folder: Path) -> Any:
+    """Config fields for which the checkpoint keeps a file point to that file."""
+    kept = {path.stem: str(path) for path in folder.glob("*.json")}
+    names = [f.name for f in dataclasses.fields(config) if f.name in kept and isinstance(getattr(config, f.name), str)]
+    return dataclasses.replace(config, **{name: kept[name] for name in names})

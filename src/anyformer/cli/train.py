@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
     early = glance(rest)
     module = recipes.load(name)
     from .. import api
-    from ..train.run import Run
+    from ..training.run import Run
 
     if early.resume and early.out is None:
         raise InputError(f"--resume needs --out RUN: {newest_run()}")
@@ -101,7 +101,7 @@ def shortcuts(asked: Any) -> Any:
 
 
 def dry_run(name: str, module: recipes.Recipe, config: Any, as_json: bool) -> int:
-    from ..train.estimate import describe, estimate
+    from ..training.estimate import describe, estimate
 
     with busy():
         facts = estimate(module, config)
@@ -111,7 +111,7 @@ def dry_run(name: str, module: recipes.Recipe, config: Any, as_json: bool) -> in
 
 def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
     from .. import api
-    from ..train.run import Run, Stopped
+    from ..training.run import Run, Stopped
     from ..view.progress import Progress
 
     with ExitStack() as stack:

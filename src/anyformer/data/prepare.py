@@ -29,7 +29,8 @@ from .sets import cache_dir, resolve
 from .text import Piece, decode, ending, pieces
 
 FORMAT = 1  # a change of what is stored, or how text is cut, makes a new number
-BLOCK = 4 << 20  # bytes read, encoded and written at a time
+BLOCK = 256 << 10  # bytes of a piece: the tables and temporary arrays of larger ones fall out of the cache
+BATCH = 4 << 20  # bytes encoded at a time, so that every core has pieces to do
 SMALL = 64 << 10  # bytes of a piece for the library, which needs some hundred bytes of memory a token
 STALE = 24 * 3600  # seconds after which what a killed process left is removed
 Progress = Callable[[str, int, int], None]
@@ -228,12 +229,12 @@ def _ids(tokenizer: tok.Tokenizer, batch: list[Piece]) -> list[np.ndarray]:
 
 
 def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in lists of about BLOCK bytes."""
+    """Pieces in lists of about BATCH bytes."""
     batch, size = [], 0
     for piece in stream:
         batch.append(piece)
         size += len(piece.data)
-        if size >= BLOCK:
+        if size >= BATCH:
             yield batch
             batch, size = [], 0
     if batch:

@@ -39,7 +39,7 @@ from ..model.head import LMHead
 from ..model.init import initialise
 from ..model.nodes import Tokens
 from ..recipe import Place
-from ..train.config import TrainConfig
+from ..training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,9 @@ PRESETS = {
         ),
         train=MINUTE,
     ),  # 2407.21783
-    "local": Config(window=32, model=sized(128, 4, 4, 512, **MODERN), train=replace(MINUTE, batch=4)),  # 2004.05150
+    "local": Config(
+        window=32, global_every=4, model=sized(128, 4, 4, 512, **MODERN), train=replace(MINUTE, batch=4)
+    ),  # 2004.05150
 }
 
 

@@ -84,7 +84,7 @@ def nice_ticks(lo: float, hi: float, count: int = 5) -> list[float]:
         return [lo]
     rough = (hi - lo) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.8 * rough)
     digits = max(0, 1 - math.floor(math.log10(step)))
     slack = 1e-9 * (hi - lo)
     first, last = math.ceil((lo - slack) / step), math.floor((hi + slack) / step)

@@ -75,7 +75,8 @@ class Curve:
     def is_noisy(self) -> bool:
         """Whether the line goes up and down so much that a smoothed one helps: its travel is many times its range."""
         ys = self.points()[1]
-        return len(ys) > 60 and sum(abs(b - a) for a, b in pairwise(ys)) > 8 * (max(ys) - min(ys))
+        ranked = sorted(ys)[len(ys) // 20 : -(len(ys) // 20) or None]  # the range without a rare spike
+        return len(ys) > 60 and sum(abs(b - a) for a, b in pairwise(ys)) > 8 * (ranked[-1] - ranked[0])
 
 
 def _join(a: list[float], b: list[float] | None = None) -> list[float]:
@@ -104,16 +105,16 @@ def read_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for index, record in enumerate(records):
         step = record.get("step")
-        step = step if _is_number(step) else index
+        step = step if is_number(step) else index
         for key, value in record.items():
-            if _is_number(value):
+            if is_number(value):
                 if key not in curves:
                     curves[key] = Curve()
                 curves[key].add(step, value)
     return {key: curve for key, curve in curves.items() if curve.buckets or curve.broken}
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
+def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

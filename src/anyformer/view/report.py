@@ -6,10 +6,8 @@ Nothing needs a tidy run: missing files and keys are left out. Everything a run 
 escapes it, and only our own SVG passes as markup.
 """
 
-import json
 import math
 import os
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -19,13 +17,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from anyformer.view.chart import PALETTE, Mark, Series, line_chart
-from anyformer.view.curves import Curve, elapsed, families, is_validation, read_curves, read_lines, stem
+from .chart import PALETTE, Mark, Series, line_chart
+from .curves import Curve, elapsed, families, is_number, is_validation, read_curves, read_lines, stem
+from .folder import built, checkpoints, find, mapping, read_json, read_samples
 
 COUNTERS = {"step", "tokens", "seconds"}  # told as figures; a chart of a straight line says nothing
 NAMES = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens per second"}
-SAMPLE = re.compile(r"---\s*(.+?)\s*---\s*")  # --- step 250 · temperature 0.8 ---
-OLD_SAMPLES = 30  # of the older samples, this many are kept on the page, spread over the run
 PER = {"char": "character", "byte": "byte"}
 
 Curves = dict[str, Curve]
@@ -34,7 +31,7 @@ Curves = dict[str, Curve]
 def write_report(run: Path) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
-    Reads config.json, metrics.jsonl, timings.jsonl, samples.txt and checkpoints/ where they exist. Raises
+    Reads config.json, metrics.jsonl, timings.jsonl, samples.txt, result.json and checkpoints/ where they exist. Raises
     FileNotFoundError when `run` is not a directory.
     """
     run = Path(run)
@@ -53,7 +50,9 @@ def render(run: Path) -> str:
     samples = read_samples(run / "samples.txt")
     config = mapping(setup.get("config"))
     recipe, data = setup.get("recipe") or "a run", config.get("data")
-    big, small = charts(curves, find(setup, "vocab_size"))
+    parameters, vocabulary = built(run, setup)
+    big, small = charts(curves, vocabulary)
+    result = read_json(run / "result.json")
     room = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -65,53 +64,16 @@ def render(run: Path) -> str:
         palette=Markup(PALETTE),
         title=f"{recipe} on {data}" if data else str(recipe),
         origin=origin(setup),
-        figures=figures(setup, curves),
+        figures=figures(setup, curves, result, parameters),
         warnings=warnings(curves),
         big=[Markup(svg) for svg in big],
         small=[Markup(svg) for svg in small],
         samples=samples,
         groups=groups(setup),
-        checkpoints=checkpoints(run),
-        commands=commands(run, bool(samples)),
+        checkpoints=[one | {"size": f"{amount(one['size'], units='kMGT')}B"} for one in checkpoints(run)],
+        commands=commands(run, setup.get("recipe"), bool(samples)),
         started_by=setup.get("command"),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} when there is none or it is not whole."""
-    try:
-        return mapping(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-def mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def find(tree: Mapping[str, Any], key: str) -> Any:
-    """The first value under `key` anywhere in nested dicts, or None."""
-    if key in tree:
-        return tree[key]
-    inner = (find(branch, key) for branch in tree.values() if isinstance(branch, dict))
-    return next((value for value in inner if value is not None), None)
-
-
-def read_samples(path: Path) -> list[tuple[str, str]]:
-    """(heading, text) of what the model said during training, newest first, old ones thinned evenly."""
-    if not path.is_file():
-        return []
-    found: list[tuple[str, list[str]]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        heading = SAMPLE.fullmatch(line)
-        if heading:
-            found.append((heading[1], []))
-        elif found or line.strip():
-            found = found or [("", [])]
-            found[-1][1].append(line)
-    samples = [(heading, "\n".join(lines).strip("\n")) for heading, lines in reversed(found)]
-    stride = math.ceil(max(len(samples) - 1, 1) / OLD_SAMPLES)
-    return samples[:1] + samples[1::stride]
 
 
 def origin(setup: Mapping[str, Any]) -> list[str]:
@@ -120,28 +82,37 @@ def origin(setup: Mapping[str, Any]) -> list[str]:
     return facts + [f"{name} {version}" for name, version in mapping(setup.get("versions")).items()]
 
 
-def figures(setup: Mapping[str, Any], curves: Curves) -> list[tuple[str, str, str]]:
+def figures(
+    setup: Mapping[str, Any], curves: Curves, result: Mapping[str, Any], parameters: int | None
+) -> list[tuple[str, str, str]]:
     """The run in a handful of numbers: (value, what it is, a remark)."""
-    found = list(_loss_figures(setup, curves))
+    steps = curves["step"].last[1] if "step" in curves else None
+    if result.get("step") != steps:
+        result = {}  # it was trained on since
+    found = list(_loss_figures(setup, curves, result))
+    told = {"loss", *COUNTERS, *(name for _, name, _ in found)}
     for key, curve in curves.items():
-        if is_validation(key) and stem(key) != "loss" and curve.buckets:
-            found.append((f"{curve.last[1]:.4g}", "validation " + _name(stem(key)), "at the end"))
-    parameters = find(mapping(setup.get("model")), "parameters")
-    if isinstance(parameters, int | float):
-        found.append((amount(parameters), "parameters", f"{parameters:,}"))
-    if "step" in curves:
-        found.append((f"{curves['step'].last[1]:,.0f}", "steps", ""))
-    if "tokens" in curves:
-        found.append((amount(curves["tokens"].last[1]), "tokens seen", ""))
-    if "seconds" in curves:
-        found.append((duration(elapsed(curves["seconds"])), "wall time", ""))
-    if "tokens_per_second" in curves:
-        found.append((amount(_mean(curves["tokens_per_second"])), "tokens per second", "on average"))
+        if is_validation(key) and stem(key) not in told and curve.buckets:
+            exact = result.get(key)
+            value, note = (exact, "over the whole split") if is_number(exact) else (curve.last[1], "at the end")
+            found.append((f"{value:.4g}", "validation " + _name(stem(key)), note))
+    found += [(amount(parameters), "parameters", f"{parameters:,}")] if parameters else []
+    found += [(f"{steps:,.0f}", "steps", "")] if steps is not None else []
+    tokens = curves["tokens"].last[1] if "tokens" in curves else None
+    seconds = elapsed(curves["seconds"]) if "seconds" in curves else None
+    found += [(amount(tokens), "tokens seen", "")] if tokens else []
+    found += [(duration(seconds), "wall time", "")] if seconds else []
+    found += [(amount(tokens / seconds), "tokens per second", "on average")] if tokens and seconds else []
     return found
 
 
-def _loss_figures(setup: Mapping[str, Any], curves: Curves) -> Iterator[tuple[str, str, str]]:
-    if "val_loss" in curves and curves["val_loss"].buckets:
+def _loss_figures(
+    setup: Mapping[str, Any], curves: Curves, result: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    if is_number(loss := result.get("val_loss")):
+        step = result.get("best_step", result["step"])
+        yield f"{loss:.4f}", "validation loss", f"over the whole split, at step {step:,}"
+    elif "val_loss" in curves and curves["val_loss"].buckets:
         step, loss = curves["val_loss"].lowest()
         end = curves["val_loss"].last[1]
         yield f"{loss:.4f}", "best validation loss", f"step {step:,.0f}; at the end {end:.4f}"
@@ -156,10 +127,6 @@ def _loss_figures(setup: Mapping[str, Any], curves: Curves) -> Iterator[tuple[st
         yield f"{math.exp(loss):.4g}", "perplexity", f"per {PER.get(str(tokenizer), 'token')}"
 
 
-def _mean(curve: Curve) -> float:
-    return sum(b[2] for b in curve.buckets) / max(1, sum(b[0] for b in curve.buckets))
-
-
 def warnings(curves: Curves) -> list[str]:
     """What a person should not overlook: values that were not numbers."""
     return [
@@ -169,12 +136,12 @@ def warnings(curves: Curves) -> list[str]:
     ]
 
 
-def charts(curves: Curves, vocabulary: Any) -> tuple[list[str], list[str]]:
+def charts(curves: Curves, vocabulary: int | None) -> tuple[list[str], list[str]]:
     """(the loss twice: wide for a desk, narrow for a phone; one small chart for every other family)."""
     shown = families(key for key, curve in curves.items() if key not in COUNTERS and curve.buckets)
     main = "loss" if "loss" in shown else next((name for name, keys in shown.items() if is_validation(keys[0])), None)
     guess = None
-    if main == "loss" and isinstance(vocabulary, int) and vocabulary > 1:
+    if main == "loss" and vocabulary and vocabulary > 1:
         guess = (math.log(vocabulary), f"guessing evenly: ln {vocabulary:,} = {math.log(vocabulary):.3f}")
     sizes = ((760, 380), (380, 320)) if main else ()
     big = [_chart(str(main), shown[str(main)], curves, *size, guess) for size in sizes]
@@ -245,26 +212,12 @@ def written(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
-def checkpoints(run: Path) -> list[dict[str, Any]]:
-    """The kept checkpoints in the order of their steps: name, step, size, and whether it is the best."""
-    found: list[dict[str, Any]] = []
-    best: Any = None
-    for folder in (run / "checkpoints").glob("step-*"):
-        number = folder.name.removeprefix("step-")
-        if folder.is_dir() and number.isdecimal():
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            found.append({"name": folder.name, "step": int(number), "size": f"{amount(size, units='kMGT')}B"})
-    found.sort(key=lambda checkpoint: checkpoint["step"])
-    for one in found:
-        best = mapping(read_json(run / "checkpoints" / one["name"] / "state.json").get("best")).get("step", best)
-    return [{**one, "best": one["step"] == best} for one in found]
-
-
-def commands(run: Path, speaks: bool) -> list[tuple[str, str]]:
+def commands(run: Path, recipe: Any, speaks: bool) -> list[tuple[str, str]]:
     """How to go on: (what it does, a line for the shell)."""
     place = shlex.quote(str(run))
     use = ("let it write", f"anyformer sample {place}") if speaks else ("ask it", f"anyformer predict {place}")
-    return [use, ("measure it", f"anyformer eval {place}"), ("train on", f"anyformer train --resume {place}")]
+    again = [("train on", f"anyformer train {shlex.quote(str(recipe))} --out {place} --resume")] if recipe else []
+    return [use, ("measure it", f"anyformer eval {place}"), *again]
 
 
 def amount(value: float, units: str = "kMBT") -> str:

@@ -122,9 +122,9 @@ def _version(package: str) -> str:
 
 def begin(run: Run, recipe: recipes.Recipe, config: Any) -> State:
     """A fresh state, or the one of the run's last checkpoint; the logs are rewound to it."""
-    state = start(recipe, config)
     checkpoint.tidy(run.checkpoints)
     last = checkpoint.latest(run.checkpoints)
+    state = start(recipe, config if last is None else recipes.at_home(config, last))
     if last is not None:
         checkpoint.load_state(last, state)
     run.rewind(state.step)
@@ -136,11 +136,13 @@ def fit(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> Iterator
 
     Raises Stopped after Ctrl-C or SIGTERM, when all is saved.
     """
-    described, saved, began, before = run.config(), state.step, time.monotonic(), state.place or {}
+    described, saved, seen = run.config(), state.step, (state.place or {}).get("tokens", 0)
+    began = last = time.monotonic()
     with stopping() as stop, Log(run.path) as log:
         for record in train(recipe, config, state):
-            seconds = time.monotonic() - began
-            speed = (record["tokens"] - before.get("tokens", 0)) / max(seconds, 1e-9)
+            now = time.monotonic()
+            seconds, speed = now - began, (record["tokens"] - seen) / max(now - last, 1e-9)
+            seen = record["tokens"]
             log.metrics(record)
             if "val_loss" in record:
                 log.sample(record["step"], recipe.predict(state.model.eval(), {}))
@@ -152,6 +154,7 @@ def fit(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> Iterator
                 checkpoint.save(run.checkpoints, state, described)
                 checkpoint.tidy(run.checkpoints)
                 saved = state.step
+            last = time.monotonic()  # what the caller does with a record, and saving, is not the model's speed
             yield record | {"seconds": seconds, "tokens_per_second": speed, "saved": saved}
             if stop.is_set():
                 raise Stopped(f"stopped at step {state.step} of {config.train.steps}; everything is saved")

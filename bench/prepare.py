@@ -1,0 +1,149 @@
+"""How fast a large text becomes tokens, and in how much memory; for BPE beside the `tokenizers` library itself.
+
+    python bench/prepare.py [--gigabytes 2] [--bpe-gigabytes 0.2] [--tokenizers char,byte,bpe] [--text FILE] [--json]
+
+The text repeats FILE, or made-up words where none is given. Each case runs in a fresh process, so that its peak
+resident memory is its own. Rates are in MB/s of text (10^6 bytes), over the whole of `prepare`: hash, vocabulary or
+BPE training, encoding, writing. For BPE, `encode` leaves the hash and the training out, as the library's figure does.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+LIMIT = 600  # MB of resident memory that 2 GB of text may take
+
+
+def write_text(path: Path, size: int, source: Path | None) -> None:
+    """A file of `size` bytes in about 2 MB blocks, each with a line of its own so that no two are the same."""
+    block = source.read_bytes()[: 2 << 20] if source else made_up_words(2 << 20)
+    with open(path, "wb") as file:
+        number = 0
+        while (left := size - file.tell()) > 0:
+            part = block + b"\nblock %d\n" % (number := number + 1)
+            file.write(part if len(part) <= left else part[:left].decode("utf-8", "ignore").encode().ljust(left))
+
+
+def made_up_words(size: int) -> bytes:
+    """Words whose frequencies fall as in natural text (Zipf), 12 to a line."""
+    rng = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    words = ["".join(rng.choices(letters, range(26, 0, -1), k=rng.randint(2, 9))) for _ in range(20_000)]
+    lines = (
+        " ".join(rng.choices(words, [1 / (i + 1) for i in range(len(words))], k=12)) + ".\n" for _ in range(size // 60)
+    )
+    return "".join(lines).encode()[:size]
+
+
+def peak() -> float:
+    """Peak resident memory of this process in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def ours(path: Path, spec: str) -> dict:
+    """Time `prepare` in an empty cache; returns seconds for all and for each stage, MB, and counts."""
+    from anyformer.data.prepare import prepare
+
+    stages: dict[str, float] = {}
+    last = ["checking", time.perf_counter()]
+
+    def progress(what: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        stages[what] = stages.get(what, 0) + now - last[1]
+        last[:] = [what, now]
+
+    before, start = peak(), time.perf_counter()
+    corpus = prepare(str(path), spec, vocab_size=1024, progress=progress)
+    seconds = time.perf_counter() - start
+    result = {"seconds": seconds, "stages": stages, "peak_mb": peak(), "imports_mb": before}
+    return result | {
+        "n_tokens": len(corpus.tokens),
+        "tokenizer": next(iter(Path(os.environ["ANYFORMER_CACHE"]).rglob("tokenizer.json"))).as_posix(),
+    }
+
+
+def theirs(path: Path, tokenizer: str) -> dict:
+    """Time the library's own encode_batch on the same bytes: about 64 KiB of whole lines a text, 4 MiB a batch."""
+    import tokenizers
+
+    encoder = tokenizers.Tokenizer.from_file(tokenizer)
+    n_tokens, start = 0, time.perf_counter()
+    for batch in _line_batches(path):
+        n_tokens += sum(len(e.ids) for e in encoder.encode_batch(batch, add_special_tokens=False))
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak(), "n_tokens": n_tokens}
+
+
+def _line_batches(path: Path) -> Iterator[list[str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        while batch := ["".join(lines) for _ in range(64) if (lines := file.readlines(64 << 10))]:
+            yield batch
+
+
+def in_child(case: str, path: Path, detail: str, cache: Path) -> dict:
+    """Run one case in a fresh process and return what it reports."""
+    command = [sys.executable, __file__, "--child", case, str(path), detail]
+    done = subprocess.run(command, env=os.environ | {"ANYFORMER_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def measure(folder: Path, spec: str, gigabytes: float, source: Path | None) -> dict:
+    """One tokenizer on a text of this size."""
+    path, size = folder / "text.txt", int(gigabytes * 1e9)
+    write_text(path, size, source)
+    result = in_child("ours", path, spec, folder / f"cache-{spec}")
+    result |= {"case": spec, "gigabytes": gigabytes, "mb_per_s": size / 1e6 / result["seconds"]}
+    if spec == "bpe":
+        library = in_child("theirs", path, result["tokenizer"], folder)
+        encode = result["stages"]["encoding"]
+        result["encode_mb_per_s"] = size / 1e6 / encode
+        result["library_mb_per_s"] = size / 1e6 / library["seconds"]
+        result["ratio"] = library["seconds"] / encode
+        result["library_n_tokens"] = library["n_tokens"]
+        result["library_peak_mb"] = library["peak_mb"]
+    del result["tokenizer"]
+    return result
+
+
+def main() -> int:
+    """Measure, print, and exit with 1 where more memory was taken than allowed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=2)
+    parser.add_argument("--bpe-gigabytes", type=float, default=0.2)
+    parser.add_argument("--tokenizers", default="char,byte,bpe")
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        case, path, detail = args.child
+        print(json.dumps((ours if case == "ours" else theirs)(Path(path), detail)))
+        return 0
+    results = []
+    for spec in args.tokenizers.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            size = args.bpe_gigabytes if spec == "bpe" else args.gigabytes
+            results.append(measure(Path(folder), spec, size, args.text))
+    print(json.dumps(results) if args.json else "\n".join(map(line, results)))
+    return int(any(r["peak_mb"] > LIMIT for r in results))
+
+
+def line(r: dict) -> str:
+    """One result for a person."""
+    text = f"{r['case']}: {r['gigabytes']} GB, {r['mb_per_s']:.1f} MB/s, peak {r['peak_mb']:.0f} MB (limit {LIMIT})"
+    if "ratio" in r:
+        text += f"; encoding {r['encode_mb_per_s']:.1f} MB/s, library {r['library_mb_per_s']:.1f} MB/s: "
+        text += f"{r['ratio']:.2f} times as fast"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
