@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+ROUNDS = 3  # of BPE, the best of which counts
 LIMIT = 600  # MB of resident memory that 2 GB of text may take
 
 
@@ -99,16 +100,20 @@ def measure(folder: Path, spec: str, gigabytes: float, source: Path | None) -> d
     """One tokenizer on a text of this size."""
     path, size = folder / "text.txt", int(gigabytes * 1e9)
     write_text(path, size, source)
-    result = in_child("ours", path, spec, folder / f"cache-{spec}")
+    result = in_child("ours", path, spec, folder / "cache-0")
     result |= {"case": spec, "gigabytes": gigabytes, "mb_per_s": size / 1e6 / result["seconds"]}
     if spec == "bpe":
-        library = in_child("theirs", path, result["tokenizer"], folder)
-        encode = result["stages"]["encoding"]
-        result["encode_mb_per_s"] = size / 1e6 / encode
-        result["library_mb_per_s"] = size / 1e6 / library["seconds"]
-        result["ratio"] = library["seconds"] / encode
-        result["library_n_tokens"] = library["n_tokens"]
-        result["library_peak_mb"] = library["peak_mb"]
+        encode, library = [result["stages"]["encoding"]], []
+        for i in range(1, ROUNDS + 1):  # in turn, so that a busy machine slows both
+            library.append(in_child("theirs", path, result["tokenizer"], folder))
+            if i < ROUNDS:
+                encode.append(in_child("ours", path, spec, folder / f"cache-{i}")["stages"]["encoding"])
+        best = min(library, key=lambda r: r["seconds"])
+        result["encode_mb_per_s"] = size / 1e6 / min(encode)
+        result["library_mb_per_s"] = size / 1e6 / best["seconds"]
+        result["ratio"] = best["seconds"] / min(encode)
+        result["library_n_tokens"] = best["n_tokens"]
+        result["library_peak_mb"] = best["peak_mb"]
     del result["tokenizer"]
     return result
 

@@ -23,6 +23,8 @@ SETTINGS = pairwise(
         "qk_norm": [False, True],
         "bias": [True, False],
         "head_dim": [None, 4],
+        "rotary_base": [10_000.0, 10.0],
+        "norm_eps": [1e-5, 0.1],
         "cross": [False, True],
         "edges": ["causal", "layers", "rows"],
     }

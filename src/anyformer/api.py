@@ -7,8 +7,10 @@ model = anyformer.load("runs/language-my-1")
 
 import dataclasses
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ from typing import Any
 import torch
 
 from . import recipe as recipes
-from .errors import InputError
+from .errors import InputError, TrainingError
 from .training import checkpoint, loop
 from .training.device import device as find_device
-from .training.run import Run, begin, describe, fit, write
+from .training.run import Run, Stopped, begin, describe, fit, write
 from .view.report import write_report
 
 Listener = Callable[[dict[str, Any]], None]
@@ -168,18 +170,33 @@ def run_config(
     else:
         if minutes is not None:
             config = loop.within(module, config, minutes * 60)
+        for split in ("train", "val"):
+            next(module.batches(config, split, None))  # what is wrong with the data is said before anything is written
+        find_device(config.train.device)
         run.create(describe(name, preset, config, command))
-    state = begin(run, module, config)
-    on_start(run, config, state)
-    try:
+    with leaving_no_stub(run):
+        state = begin(run, module, config)
+        on_start(run, config, state)
         for record in fit(run, module, config, state):
             on_record(record)
-    finally:
-        write_report(run.path)
     model = load(run.path, config.train.device)
     write(run.path / "result.json", json.dumps(result(model, state, began), indent=2) + "\n")
     write_report(run.path)
     return model
+
+
+@contextmanager
+def leaving_no_stub(run: Run) -> Generator[None]:
+    """Whatever ends a run, its report is written; one that failed before its first checkpoint leaves nothing."""
+    try:
+        yield
+    except Exception as error:
+        if checkpoint.latest(run.checkpoints) is None and not isinstance(error, TrainingError | Stopped):
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    finally:
+        if run.exists:
+            write_report(run.path)
 
 
 def result(model: Model, state: loop.State, began: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from ..errors import InputError, nearest
+from ..errors import InputError
 
 
 def parse(kind: Any, arguments: Sequence[str], prog: str, default: Any = None) -> Any:
@@ -36,19 +37,21 @@ def parse(kind: Any, arguments: Sequence[str], prog: str, default: Any = None) -
 
 def one_line(box: str) -> str:
     """What a framed complaint says, without its frame."""
-    text = re.sub(r"[╭╮╰╯│─]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", box))
-    text = re.sub(r"For full helptext, (?:see|run) .*", "", " ".join(text.split()))
-    return re.sub(r"^(?:Parsing|Value) error\s*:?\s*", "", text).strip()
+    text = re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", box))
+    text = re.sub(r"(For full helptext|Argument helptext|Got errors).*", "", " ".join(text.split()))
+    text = re.sub(r"no type matching (\S+) could be instantiated from \['(.*?)'\]\.?", r"'\2' is not \1", text)
+    text = re.sub(r"^(Parsing error|Value error|Required options|Invalid choice|Missing argument)\b\s*:?\s*", "", text)
+    return re.sub(r"^Error parsing (config\.)?", lambda found: "--" if found[1] else "", text).strip()
 
 
 def closest(word: str, valid: list[str]) -> str:
     """The nearest flag; also by its last part, since --n-head means --model.n-head."""
-    tail = word.replace("_", "-").lstrip("-")
-    ends = [flag for flag in valid if flag.endswith((f".{tail}", f"--{tail}"))]
-    found = re.match(r"did you mean '([^']+)'", nearest(word.replace("_", "-"), valid))
-    if not ends and not found:
-        return "see --help"
-    return f"did you mean {ends[0] if ends else found and found[1]}?"
+    word = word.replace("_", "-")
+    tails = {flag.lstrip("-").split(".")[-1]: flag for flag in reversed(valid)}
+    whole = difflib.get_close_matches(word, valid, n=1, cutoff=0.75)
+    tail = difflib.get_close_matches(word.lstrip("-").split(".")[-1], tails, n=1, cutoff=0.6)
+    found = [*whole, *(tails[name] for name in tail)]
+    return f"did you mean {found[0]}?" if found else "see --help"
 
 
 def flags(kind: Any, prefix: str = "") -> Iterator[str]:

@@ -83,11 +83,9 @@ def command(module: recipes.Recipe, preset: str, config: Any) -> type:
         ("json", bool, False, "One JSON object on stdout at the end, and nothing else there."),
     ]
     fields = [(n, Annotated[kind, tyro.conf.arg(help=text)], field(default=value)) for n, kind, value, text in flags]
-    whole = make_dataclass(
-        "Command",
-        [*fields, ("config", Annotated[type(config), tyro.conf.arg(name="")], field(default_factory=lambda: config))],
-        frozen=True,
-    )
+    annotated: Any = Annotated  # a type known only now
+    inner = ("config", annotated[type(config), tyro.conf.arg(name="")], field(default_factory=lambda: config))
+    whole = make_dataclass("Command", [*fields, inner], frozen=True)
     whole.__doc__ = (getattr(module, "__doc__", None) or "").strip()
     return whole
 
@@ -125,7 +123,7 @@ def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
             rest = f" from step {state.step}" if state.step else ""
             say(f"{name} · {preset} · {size:,} parameters on {where} · {run.path}{rest}")
             total = config.train.steps
-            view.append(stack.enter_context(Progress(total, name)))
+            view.append(stack.enter_context(Progress(total)))
 
         try:
             with busy():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.attention import KVCache
 from ..model.block import Transformer
@@ -22,8 +22,11 @@ from .sampling import Rules, choose
 class Decoder(Protocol):
     """What can be decoded: ids (B, T), perhaps after those in a cache, to nodes (B, T, C), to logits (B, T, V)."""
 
-    body: Transformer
-    head: nn.Module
+    @property
+    def body(self) -> Transformer: ...
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]: ...
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor: ...
 

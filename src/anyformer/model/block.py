@@ -117,7 +117,7 @@ class Transformer(nn.Module):
         if self.cross != (memory is not None):
             raise ValueError("a stack built with cross=True reads a memory, one built without does not")
         wires = self.wire(x, edges, cache)
-        seen = self.wire_memory(x, memory, memory_edges) if memory is not None else None
+        seen = None if memory is None else self.wire_memory(x, memory, memory_edges, cache)
         for block, wire in zip(self.blocks, wires, strict=True):
             x = block(x, wire, memory, seen, cache)
         if cache is not None:
@@ -133,14 +133,16 @@ class Transformer(nn.Module):
         rotary = self.config.position == "rotary"
         angles = turn(at, self.config.head_channels, self.config.rotary_base) if rotary else None
         rules = [edges] * self.config.n_layer if isinstance(edges, Edges) else list(edges)
-        if cache is not None and isinstance(
-            cache.lengths, Tensor
-        ):  # shorter rows have slots that nothing stands in yet
-            filled = within(cache.lengths + Q)
-            rules = [rule & filled if rule.ahead > 0 else rule for rule in rules]
-        ready = {id(rule): Wires(choose(rule, self.bias, asked), angles) for rule in rules}
-        return [ready[id(rule)] for rule in rules]
+        ready = {rule: Wires(choose(standing(rule, start, Q), self.bias, asked), angles) for rule in set(rules)}
+        return [ready[rule] for rule in rules]
 
-    def wire_memory(self, x: Tensor, memory: Tensor, edges: Edges) -> Wires:
-        asked = Asked(x.shape[0], self.config.n_head, x.shape[1], memory.shape[1], 0, x.device)
+    def wire_memory(self, x: Tensor, memory: Tensor, edges: Edges, cache: KVCache | None) -> Wires:
+        start = 0 if cache is None else cache.lengths
+        asked = Asked(x.shape[0], self.config.n_head, x.shape[1], memory.shape[1], start, x.device, cache is not None)
         return Wires(choose(edges, None, asked))
+
+
+def standing(rule: Edges, start: int | Tensor, new: int) -> Edges:
+    """The rule where rows of a cache differ in length: the shorter ones have slots that nothing stands in yet, which a
+    rule that looks ahead must not read."""
+    return rule if isinstance(start, int) or rule.ahead == 0 else rule & within(start + new)

@@ -43,7 +43,7 @@ class Asked:
     @property
     def fresh(self) -> bool:
         """Nodes read each other from position 0 on: nothing was read before."""
-        return not self.steps and self.queries == self.keys and isinstance(self.start, int)
+        return not self.steps and self.queries == self.keys and isinstance(self.start, int) and self.start == 0
 
 
 def choose(edges: Edges, bias: Bias | None, asked: Asked) -> Path:
@@ -53,7 +53,7 @@ def choose(edges: Edges, bias: Bias | None, asked: Asked) -> Path:
     if bias is None and edges is causal and isinstance(asked.start, int):
         if asked.start == 0 and asked.queries == asked.keys:
             return Plain(triangle=True)
-        if asked.queries == 1:
+        if asked.queries == 1 and asked.keys == asked.start + 1:
             return Plain()  # the newest node reads all there is; is_causal would show it the first key only
     if asked.fresh and asked.device.type == "cuda":
         return Flex.of(edges, bias, asked)

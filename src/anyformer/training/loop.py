@@ -33,8 +33,9 @@ class State:
 
 def start(recipe: Recipe, config: Any) -> State:
     """A new model and its optimiser, the same for the same seed."""
+    where = device(config.train.device)
     torch.manual_seed(config.train.seed)
-    model = recipe.build(config).to(device(config.train.device))
+    model = recipe.build(config).to(where)
     return State(model, Optimizer(model, config.train))
 
 
