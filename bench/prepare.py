@@ -1,6 +1,6 @@
 """How fast a large text becomes tokens, and in how much memory; for BPE beside the `tokenizers` library itself.
 
-    python bench/prepare.py [--gigabytes 2] [--bpe-gigabytes 0.2] [--tokenizers char,byte,bpe] [--text FILE] [--json]
+    python bench/prepare.py [--gigabytes 2] [--bpe-gigabytes 0.05] [--tokenizers char,byte,bpe] [--text FILE] [--json]
 
 The text repeats FILE, or made-up words where none is given. Each case runs in a fresh process, so that its peak
 resident memory is its own. Rates are in MB/s of text (10^6 bytes), over the whole of `prepare`: hash, vocabulary or
@@ -122,7 +122,7 @@ def main() -> int:
     """Measure, print, and exit with 1 where more memory was taken than allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2)
-    parser.add_argument("--bpe-gigabytes", type=float, default=0.2)
+    parser.add_argument("--bpe-gigabytes", type=float, default=0.05)
     parser.add_argument("--tokenizers", default="char,byte,bpe")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--json", action="store_true")

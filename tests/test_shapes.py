@@ -16,7 +16,7 @@ from anyformer.model.edges import Edges, causal, full, neighbours, window, withi
 from anyformer.model.head import Classifier, LMHead, Regressor
 from anyformer.model.init import initialise
 from anyformer.model.nodes import Frames, Patches, Readings, Tokens
-from anyformer.model.position import Learned
+from anyformer.model.position import Learned, Sinusoidal
 
 B, C, VOCAB = 4, 16, 11
 LENGTHS = torch.tensor([6, 3, 1, 5])
@@ -245,5 +245,7 @@ def test_patches_are_read_row_by_row_after_the_class_node():
     torch.testing.assert_close(got[0, 3], nodes(pixels[:, :, :4, 8:12])[0, 1])
 
 
-def test_two_frames_of_sound_make_a_node():
-    assert Frames(8, config())(torch.randn(2, 8, 20)).shape == (2, 10, C)
+def test_two_frames_of_sound_make_a_node_that_knows_when_it_was():
+    nodes = Frames(8, config())(torch.zeros(1, 8, 20))[0]  # (10, C): silence, so that they differ by their time alone
+    same = nodes - Sinusoidal(C)(torch.arange(10))
+    torch.testing.assert_close(same[2:-2], same[2:3].expand(6, C))

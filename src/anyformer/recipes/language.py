@@ -216,8 +216,8 @@ def build(config: Config) -> LanguageModel:
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
     """ "train": random windows for ever. "val" and "all": one pass over the whole, each token predicted once."""
     c, text = config.train, corpus(config.data, config.tokenizer, config.vocab_size, config.val_fraction)
-    place = {"step": 0, "tokens": 0, "data": text.meta.get("sha256", text.hash)} | (place or {})
-    if place["data"] != text.meta.get("sha256", text.hash):
+    place = {"step": 0, "tokens": 0, "data": text.meta["sha256"]} | (place or {})
+    if place["data"] != text.meta["sha256"]:
         raise InputError(
             f"the data '{config.data}' has changed since this run began: bring it back, or start a new run"
         )

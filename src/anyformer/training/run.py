@@ -147,7 +147,8 @@ def fit(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> Iterator
             if "val_loss" in record:
                 log.sample(record["step"], recipe.predict(state.model.eval(), {}))
                 state.model.train()
-            log.timings({"step": record["step"], "seconds": round(seconds, 3), "tokens_per_second": round(speed)})
+            else:  # a step that validates says nothing about the speed of training
+                log.timings({"step": record["step"], "seconds": round(seconds, 3), "tokens_per_second": round(speed)})
             due = state.step % config.train.save_every == 0 or state.step == config.train.steps
             if due or stop.is_set() or state.best.get("step") == state.step:
                 log.flush()
