@@ -22,7 +22,7 @@ SETTINGS = pairwise(
         "activation": ["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"],
         "qk_norm": [False, True],
         "bias": [True, False],
-        "head_dim": [None, 4],
+        "head_dim": [4, 6],  # of two channels, a turn would not depend on its base
         "rotary_base": [10_000.0, 10.0],
         "norm_eps": [1e-5, 0.1],
         "cross": [False, True],

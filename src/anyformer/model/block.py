@@ -128,17 +128,19 @@ class Transformer(nn.Module):
         """The wires of each layer; layers that share a rule share them."""
         B, Q, _ = x.shape
         start, keys = (0, Q) if cache is None else (cache.lengths, cache.filled + Q)
-        asked = Asked(B, self.config.n_head, Q, keys, start, x.device, cache is not None)
+        asked = Asked(B, self.config.n_head, Q, keys, start, x.device)
         at = torch.arange(Q, device=x.device) if cache is None else cache.positions(Q)
         rotary = self.config.position == "rotary"
         angles = turn(at, self.config.head_channels, self.config.rotary_base) if rotary else None
         rules = [edges] * self.config.n_layer if isinstance(edges, Edges) else list(edges)
+        if len(rules) != self.config.n_layer:
+            raise ValueError(f"{len(rules)} rules of edges for {self.config.n_layer} layers: give one, or one for each")
         ready = {rule: Wires(choose(standing(rule, start, Q), self.bias, asked), angles) for rule in set(rules)}
         return [ready[rule] for rule in rules]
 
     def wire_memory(self, x: Tensor, memory: Tensor, edges: Edges, cache: KVCache | None) -> Wires:
         start = 0 if cache is None else cache.lengths
-        asked = Asked(x.shape[0], self.config.n_head, x.shape[1], memory.shape[1], start, x.device, cache is not None)
+        asked = Asked(x.shape[0], self.config.n_head, x.shape[1], memory.shape[1], start, x.device)
         return Wires(choose(edges, None, asked))
 
 

@@ -111,18 +111,21 @@ def every(stride: int) -> Edges:
     return Edges(lambda b, h, q, k: (q - k) % stride == 0, f"every({stride})", batched=False, headed=False)
 
 
-def neighbours(height: int, width: int, radius: int) -> Edges:
-    """Nodes are the cells of a grid, row by row; each reads the square of `radius` cells around it. Nodes past the
-    grid's end have no edges by this rule."""
-    _positive("height", height), _positive("width", width)
+def neighbours(height: int, width: int, radius: int, first: int = 0) -> Edges:
+    """Nodes from position `first` on are the cells of a grid, row by row; each reads the square of `radius` cells
+    around it. Nodes before and after the grid (a class node) have no edges by this rule."""
+    _positive("height", height), _positive("width", width), _positive("radius", radius)
 
     def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        q, k = q - first, k - first
         rows = (q // width - k // width).abs() <= radius
         columns = (q % width - k % width).abs() <= radius
-        return rows & columns & (q < height * width) & (k < height * width)
+        inside = (q >= 0) & (k >= 0) & (q < height * width) & (k < height * width)
+        return rows & columns & inside
 
     span = radius * width + radius
-    return Edges(near, f"neighbours({height}, {width}, {radius})", span, span, False, False)
+    shift = f", {first}" if first else ""
+    return Edges(near, f"neighbours({height}, {width}, {radius}{shift})", span, span, False, False)
 
 
 def within(lengths: Tensor) -> Edges:

@@ -11,12 +11,13 @@ from torch import nn
 
 from .block import Transformer
 from .config import TransformerConfig
+from .position import Learned, RelativeBias
 
 
 def initialise(model: nn.Module, config: TransformerConfig) -> nn.Module:
     """Set every weight of the model, in the order of its modules, from torch's global random stream. Returns it."""
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | Learned | RelativeBias):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -28,7 +29,8 @@ def initialise(model: nn.Module, config: TransformerConfig) -> nn.Module:
 
 def _quiet(stack: Transformer, config: TransformerConfig) -> None:
     """The maps that write to the residual stream."""
-    std = 0.0 if config.init == "zero" else 0.02 / math.sqrt(2 * config.n_layer)
+    writers = (3 if stack.cross else 2) * config.n_layer
+    std = 0.0 if config.init == "zero" else 0.02 / math.sqrt(writers)
     for name, module in stack.named_modules():
         if name.endswith((".output", ".down")):
             nn.init.normal_(module.weight, std=std)

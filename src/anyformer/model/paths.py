@@ -38,17 +38,16 @@ class Asked:
     keys: int
     start: int | Tensor
     device: torch.device
-    steps: bool = False  # decoding with a cache
 
     @property
     def fresh(self) -> bool:
         """Nodes read each other from position 0 on: nothing was read before."""
-        return not self.steps and self.queries == self.keys and isinstance(self.start, int) and self.start == 0
+        return self.queries == self.keys and isinstance(self.start, int) and self.start == 0
 
 
 def choose(edges: Edges, bias: Bias | None, asked: Asked) -> Path:
     """The fastest path that computes this rule exactly."""
-    if bias is None and edges is full and isinstance(asked.start, int):
+    if bias is None and edges is full:
         return Plain()
     if bias is None and edges is causal and isinstance(asked.start, int):
         if asked.start == 0 and asked.queries == asked.keys:

@@ -61,7 +61,7 @@ def turn(positions: Tensor, channels: int, base: float) -> Turn:
 def rotate(x: Tensor, turn: Turn) -> Tensor:
     """Turn channel i with channel i + D/2 by the position's angle. x: (B, H, T, D)"""
     cos, sin = turn
-    a, b = x.float().chunk(2, dim=-1)
+    a, b = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
 
 
