@@ -30,8 +30,8 @@ def messages(heads: int = H, groups: int = H, queries: int = T, keys: int = T, b
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
-def asked(q: Tensor, k: Tensor, start: int | Tensor = 0, steps: bool = False) -> Asked:
-    return Asked(q.shape[0], q.shape[1], q.shape[2], k.shape[2], start, q.device, steps)
+def asked(q: Tensor, k: Tensor, start: int | Tensor = 0) -> Asked:
+    return Asked(q.shape[0], q.shape[1], q.shape[2], k.shape[2], start, q.device)
 
 
 def bias_table(bias, q: Tensor, k: Tensor, edges: Edges, start: int | Tensor = 0) -> Tensor | None:
@@ -185,7 +185,7 @@ def test_queries_after_nodes_that_were_read_before(name, queries, start, positio
     edges = READY[name](B, T)
     bias = {None: None, "relative": RelativeBias(H).double(), "alibi": Alibi(H).double()}[position]
     q, k, v = messages(groups=2, queries=queries, keys=7 + queries)
-    check(choose(edges, bias, asked(q, k, start, steps=True)), edges, q, k, v, bias, start)
+    check(choose(edges, bias, asked(q, k, start)), edges, q, k, v, bias, start)
 
 
 @pytest.mark.parametrize("edges", [causal, window(3), causal & window(3)], ids=str)
@@ -218,16 +218,16 @@ def test_a_lonely_row_answers_exactly_zero_and_has_finite_gradients():
 def test_plain_edges_take_the_plain_path():
     at = Asked(1, H, T, T, 0, CPU)
     assert choose(full, None, at) == Plain() and choose(causal, None, at) == Plain(triangle=True)
-    assert choose(causal, None, Asked(1, H, 1, T, T - 1, CPU, True)) == Plain()
+    assert choose(causal, None, Asked(1, H, 1, T, T - 1, CPU)) == Plain()
 
 
 @pytest.mark.parametrize(
     ("edges", "at"),
     [
-        (causal, Asked(2, H, 3, T, T - 3, CPU, True)),
-        (causal, Asked(2, H, 1, T, torch.tensor([3, T - 1]), CPU, True)),
+        (causal, Asked(2, H, 3, T, T - 3, CPU)),
+        (causal, Asked(2, H, 1, T, torch.tensor([3, T - 1]), CPU)),
         (every(2), Asked(2, H, T, T, 0, CPU)),
-        (causal & window(4), Asked(2, H, 1, 500, 499, CPU, True)),
+        (causal & window(4), Asked(2, H, 1, 500, 499, CPU)),
     ],
     ids=["a chunk", "ragged rows", "a rule without span", "a step"],
 )
@@ -236,7 +236,7 @@ def test_other_edges_take_the_dense_path(edges, at):
 
 
 def test_a_step_with_a_window_looks_at_the_window_only():
-    assert choose(causal & window(4), None, Asked(2, H, 1, 500, 499, CPU, True)).mask.shape[-1] == 4
+    assert choose(causal & window(4), None, Asked(2, H, 1, 500, 499, CPU)).mask.shape[-1] == 4
 
 
 @pytest.mark.parametrize("edges", [causal & window(16), window(16), neighbours(40, 8, 1) & causal], ids=str)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TransformerConfig
+from .norm import head_norm
 from .paths import Path
 from .position import Turn, rotate
 
@@ -88,8 +89,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(C, config.kv_heads * D, config.bias)
         self.value = nn.Linear(C, config.kv_heads * D, config.bias)
         self.output = nn.Linear(config.n_head * D, C, config.bias)
-        self.query_norm = nn.RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.query_norm, self.key_norm = head_norm(config), head_norm(config)
 
     def forward(self, x: Tensor, wires: Wires, memory: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         q = self.query_norm(self.heads(self.query(x)))  # (B, H, Q, D)

@@ -1,0 +1,69 @@
+"""Train nanoGPT's CPU recipe and our `nanogpt-cpu` preset on the same text, as whole processes: time and loss of both.
+
+    python bench/nanogpt.py --nanogpt ../nanoGPT
+
+The loss is over the whole validation split at context 64, in windows side by side, for both.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from side import arguments, nanogpt, report, whole_split_loss, write_nanogpt_data
+
+RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)"
+    "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "
+    "--n_head=4 --n_embd=128 --max_iters={steps} --lr_decay_iters={steps} --dropout=0.0 --out_dir={out} --seed={seed}"
+)
+
+
+def theirs(path: Path, scratch: Path, steps: int) -> tuple[float, float]:
+    """(seconds, loss) of nanoGPT."""
+    room = scratch / "nanoGPT"
+    shutil.copytree(path, room, ignore=shutil.ignore_patterns(".git", "out*"))
+    write_nanogpt_data(room / "data" / "shakespeare_char")
+    command = [sys.executable, "train.py", "config/train_shakespeare_char.py"]
+    train = (room / "train.py").read_text().replace("torch.manual_seed(1337", "torch.manual_seed(seed")
+    (room / "train.py").write_text(train.replace("backend = 'nccl'", "seed = 1337\nbackend = 'nccl'", 1))
+    command += RECIPE.format(steps=steps, out=scratch / "out", seed=1337).split()
+    began = time.perf_counter()
+    subprocess.run(command, cwd=room, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - began
+    model = nanogpt(room)
+    saved = torch.load(scratch / "out" / "ckpt.pt", map_location="cpu", weights_only=False)
+    gpt = model.GPT(model.GPTConfig(**saved["model_args"])).eval()
+    gpt.load_state_dict(saved["model"])
+    val = np.fromfile(room / "data" / "shakespeare_char" / "val.bin", dtype=np.uint16)
+    return seconds, whole_split_loss(gpt, val, 64)
+
+
+def ours(scratch: Path, steps: int) -> tuple[float, float]:
+    """(seconds, loss) of anyformer."""
+    command = [sys.executable, "-m", "anyformer", "train", "language", "--preset", "nanogpt-cpu", "--json"]
+    command += ["--steps", str(steps), "--out", str(scratch / "run")]
+    began = time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return time.perf_counter() - began, json.loads(done.stdout)["val_loss"]
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        os.environ["ANYFORMER_CACHE"] = str(scratch / "cache")  # prepare the text within the time, as a newcomer would
+        mine, peer = ours(scratch, asked.steps), theirs(asked.nanogpt, scratch, asked.steps)
+    rows = {"wall time": (mine[0], peer[0], "s"), "validation loss, whole split": (mine[1], peer[1], "nats")}
+    report(f"tiny Shakespeare, {asked.steps} steps, {torch.get_num_threads()} threads", rows, asked.json)
+
+
+if __name__ == "__main__":
+    main()

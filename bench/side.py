@@ -1,0 +1,71 @@
+"""What the benchmarks share: nanoGPT as a peer, fetched by whoever runs them (git clone karpathy/nanoGPT)."""
+
+import argparse
+import importlib
+import json
+import pickle
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyformer.data.sets import resolve
+
+
+def arguments(about: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of github.com/karpathy/nanoGPT")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def nanogpt(path: Path) -> ModuleType:
+    """nanoGPT's model.py."""
+    if not (path / "model.py").is_file():
+        sys.exit(f"{path} is no checkout of nanoGPT: model.py is missing")
+    sys.path.insert(0, str(path.resolve()))
+    return importlib.import_module("model")
+
+
+def shakespeare() -> tuple[str, list[str]]:
+    """Tiny Shakespeare and its characters, sorted, as both sides number them."""
+    text = resolve("shakespeare")[0].read_text(encoding="utf-8")
+    return text, sorted(set(text))
+
+
+def write_nanogpt_data(folder: Path) -> None:
+    """train.bin, val.bin and meta.pkl as nanoGPT's own prepare.py makes them."""
+    text, characters = shakespeare()
+    number = {character: i for i, character in enumerate(characters)}
+    ids = np.array([number[character] for character in text], dtype=np.uint16)
+    edge = int(len(ids) * 0.9)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids[:edge].tofile(folder / "train.bin")
+    ids[edge:].tofile(folder / "val.bin")
+    meta = {"vocab_size": len(characters), "stoi": number, "itos": dict(enumerate(characters))}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+
+
+@torch.inference_mode()
+def whole_split_loss(model: Any, val: np.ndarray, context: int) -> float:
+    """Mean loss of a nanoGPT model over the whole split in windows side by side, the remainder included."""
+    total = 0.0
+    for start in range(0, len(val) - 1, context):
+        part = torch.from_numpy(val[start : start + context + 1].astype(np.int64))[None]
+        total += model(part[:, :-1], part[:, 1:])[1].item() * (part.shape[1] - 1)
+    return total / (len(val) - 1)
+
+
+def report(title: str, rows: dict[str, tuple[float, float, str]], as_json: bool) -> None:
+    """Both sides of each figure and the ratio anyformer / nanoGPT."""
+    if as_json:
+        print(
+            json.dumps({k: {"anyformer": a, "nanogpt": b, "ratio": a / b, "unit": u} for k, (a, b, u) in rows.items()})
+        )
+        return
+    print(f"{title}\n\n{'':<34}{'anyformer':>12}{'nanoGPT':>12}{'ratio':>9}")
+    for name, (ours, theirs, unit) in rows.items():
+        print(f"{name + ' (' + unit + ')':<34}{ours:>12.4f}{theirs:>12.4f}{ours / theirs:>9.3f}")
