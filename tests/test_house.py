@@ -102,7 +102,8 @@ def test_importing_a_module_does_nothing(path: Path):
 @pytest.mark.parametrize("command", [["-c", "import anyformer"], ["-m", "anyformer", "--help"]], ids=["import", "help"])
 def test_the_door_opens_quickly(command: list[str]):
     """`import anyformer` and `anyformer --help` load no torch; bench/startup.py measures the time."""
-    code = "import runpy, sys; sys.argv = ['anyformer', '--help']\ntry: runpy.run_module('anyformer', run_name='__main__')\n"
+    code = "import runpy, sys; sys.argv = ['anyformer', '--help']\n"
+    code += "try: runpy.run_module('anyformer', run_name='__main__')\n"
     code += "except SystemExit: pass\n" if command[0] == "-m" else ""
     code = code if command[0] == "-m" else "import anyformer, sys\n"
     done = subprocess.run(

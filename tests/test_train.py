@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -188,7 +188,7 @@ def test_schedules():
     rates = [learning_rate(step, cosine) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1 and rates[55] == pytest.approx(0.55) and rates[99] == pytest.approx(0.1, abs=1e-3)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     flat = replace(cosine, schedule="trapezoid", min_lr=0.0)
     assert learning_rate(60, flat) == 1 and learning_rate(82, flat) == pytest.approx(0.5)
 
@@ -229,12 +229,12 @@ def test_python_trains_and_loads(text: Path, tmp_path: Path, monkeypatch: pytest
 def test_a_run_cannot_change_its_model_or_data(text: Path, tmp_path: Path):
     fit(text, tmp_path / "run", steps=4)
     other = config(text)
+    changed = replace(other, model=replace(other.model, n_layer=3))
     with pytest.raises(InputError, match="was begun with model"):
-        changed = replace(other, model=replace(other.model, n_layer=3))
         api.run_config("language", "tiny", changed, run=Run(tmp_path / "run"), resume=True)
     text.write_text(text.read_text() + "more")
+    language.corpus.cache_clear()
     with pytest.raises(InputError, match="has changed since this run began"):
-        language.corpus.cache_clear()
         fit(text, tmp_path / "run", steps=8)
 
 

@@ -5,6 +5,7 @@ A checkpoint is a folder `step-N` with `model.safetensors`, `config.json`, the m
 kill, a full disk or a power cut leaves the last good one. No pickle is ever read.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -33,12 +34,15 @@ def save(folder: Path, state: State, config: dict[str, Any]) -> Path:
     """Write `folder/step-N`. Raises InputError if the disk refuses; nothing half-written stays behind."""
     final = folder / f"step-{state.step}"
     with whole(final) as temporary:
-        save_file(detached(tensors(state.model)), temporary / "model.safetensors", {"format": "pt"})
+        own = {name: text.encode() for name, text in getattr(state.model, "files", {}).items()}
+        seals = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
+        save_file(detached(tensors(state.model)), temporary / "model.safetensors", {"format": "pt"} | seals)
         save_file(detached(state.optimizer.state()), temporary / "optimizer.safetensors", {"format": "pt"})
         rest = {"step": state.step, "place": state.place, "best": state.best}
-        files = {"config.json": json.dumps(config, indent=2), "state.json": json.dumps(rest, indent=2)}
-        for name, text in (files | getattr(state.model, "files", {})).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        for name, values in {"config.json": config, "state.json": rest}.items():
+            own[name] = json.dumps(values, indent=2).encode()
+        for name, content in own.items():
+            (temporary / name).write_bytes(content)
     return final
 
 
@@ -142,6 +146,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
     """Fill the model from `folder/model.safetensors`. Raises InputError naming the first key or shape that differs."""
     path, wanted = folder / "model.safetensors", tensors(model)
     with opened(path) as file:
+        unsealed(folder, file.metadata() or {})
         found = set(file.keys())
         if missing := sorted(wanted.keys() - found):
             raise InputError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more): it belongs to another model")
@@ -154,6 +159,15 @@ def load_model(folder: Path, model: nn.Module) -> None:
         with torch.no_grad():
             for name, tensor in wanted.items():
                 tensor.copy_(file.get_tensor(name))
+
+
+def unsealed(folder: Path, metadata: dict[str, str]) -> None:
+    """The files beside the weights are those that were saved with them: another vocabulary of the same size would load
+    and talk nonsense."""
+    for name, seal in metadata.items():
+        path = folder / Path(name).name
+        if path.suffix == ".json" and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != seal:
+            raise InputError(f"{path} is not the file that these weights were trained with: bring the old one back")
 
 
 def load_state(folder: Path, state: State) -> None:
