@@ -119,11 +119,15 @@ class Transformer(nn.Module):
             cache.advance(x.shape[1])
         return self.norm(x)
 
+    @property
+    def dropout(self) -> float:
+        return self.config.dropout if self.training else 0.0
+
     def wire(self, x: Tensor, edges: Edges | Sequence[Edges], cache: KVCache | None) -> list[Wires]:
         """The wires of each layer; layers that share a rule share them."""
         B, Q, _ = x.shape
         start, keys = (0, Q) if cache is None else (cache.lengths, cache.filled + Q)
-        asked = Asked(B, self.config.n_head, Q, keys, start, x.device)
+        asked = Asked(B, self.config.n_head, Q, keys, start, x.device, self.dropout)
         at = torch.arange(Q, device=x.device) if cache is None else cache.positions(Q)
         rotary = self.config.position == "rotary"
         angles = turn(at, self.config.head_channels, self.config.rotary_base) if rotary else None
@@ -135,7 +139,7 @@ class Transformer(nn.Module):
 
     def wire_memory(self, x: Tensor, memory: Tensor, edges: Edges, cache: KVCache | None) -> Wires:
         start = 0 if cache is None else cache.lengths
-        asked = Asked(x.shape[0], self.config.n_head, x.shape[1], memory.shape[1], start, x.device)
+        asked = Asked(x.shape[0], self.config.n_head, x.shape[1], memory.shape[1], start, x.device, self.dropout)
         return Wires(choose(edges, None, asked))
 
 

@@ -38,6 +38,8 @@ class Asked:
     keys: int
     start: int | Tensor
     device: torch.device
+    drop: float = 0.0
+    """Attention weights will be dropped out with this probability."""
 
     @property
     def fresh(self) -> bool:
@@ -54,7 +56,7 @@ def choose(edges: Edges, bias: Bias | None, asked: Asked) -> Path:
             return Plain(triangle=True)
         if asked.queries == 1 and asked.keys == asked.start + 1:
             return Plain()  # the newest node reads all there is; is_causal would show it the first key only
-    if asked.fresh and asked.device.type == "cuda":
+    if asked.fresh and asked.device.type == "cuda" and not asked.drop:  # FlexAttention has no dropout
         return Flex.of(edges, bias, asked)
     if asked.fresh and Blocked.pays(edges, asked.queries):
         return Blocked.of(edges, bias, asked)
@@ -177,8 +179,6 @@ class Flex:
         return cls(block_mask, score_mod, compiled)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
-        if drop:
-            raise ValueError("FlexAttention has no dropout of attention weights: set --model.dropout 0 for these edges")
         attend = _flex(self.compiled)
         return attend(
             q, k, v, score_mod=self.score_mod, block_mask=self.block_mask, enable_gqa=k.shape[1] != q.shape[1]
