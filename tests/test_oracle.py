@@ -257,10 +257,12 @@ def test_without_dropout_a_path_gives_the_same_twice_and_with_it_not():
         assert not torch.equal(path(q, k, v, 0.5), path(q, k, v, 0.5))
 
 
-def test_flex_says_that_it_cannot_drop_weights():
-    q, k, v = messages()
-    with pytest.raises(ValueError, match="dropout"):
-        Flex.of(causal, None, asked(q, k), compiled=False)(q, k, v, 0.1)
+def test_what_is_dropped_never_takes_the_path_that_cannot_drop(monkeypatch):
+    """FlexAttention has no dropout of weights: with dropout a GPU goes another way."""
+    monkeypatch.setattr(Flex, "of", lambda *_: pytest.fail("took FlexAttention"))
+    monkeypatch.setattr(Dense, "of", lambda *_: "dense")
+    gpu = torch.device("cuda")
+    assert choose(causal & every(2), None, Asked(1, H, 9, 9, 0, gpu, drop=0.1)) == "dense"
 
 
 # --- on a GPU: compiled, with a backward ---

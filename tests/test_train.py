@@ -28,7 +28,7 @@ STEPS = 24
 def config(text: Path, **train) -> language.Config:
     tiny = language.PRESETS["tiny"]
     model = replace(tiny.model, dropout=0.1)  # so that resuming must also bring the randomness back
-    more = {"steps": STEPS, "eval_every": 6, "save_every": 4, "device": "cpu"} | train
+    more = {"steps": STEPS, "eval_every": 6, "save_every": 4, "device": "cpu", "dtype": "float32"} | train
     return replace(tiny, data=str(text), model=model, train=replace(tiny.train, **more))
 
 
@@ -57,20 +57,21 @@ def test_it_learns(text: Path, tmp_path: Path):
     assert model.evaluate()["loss"] < 1.5 < math.log(len(set(text.read_text())))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("stop", [1, 4, 11, 23])
-def test_resumed_equals_uninterrupted(text: Path, tmp_path: Path, stop: int, optimizer: str):
+@pytest.mark.parametrize(("optimizer", "dtype"), [("adamw", "float32"), ("muon", "float32"), ("muon", "bfloat16")])
+@pytest.mark.parametrize("stop", [1, 11, 23])
+def test_resumed_equals_uninterrupted(text: Path, tmp_path: Path, stop: int, optimizer: str, dtype: str):
     """Stopped between two checkpoints by Ctrl-C, and gone on."""
-    fit(text, tmp_path / "whole", optimizer=optimizer)
+    more = {"optimizer": optimizer, "dtype": dtype}
+    fit(text, tmp_path / "whole", **more)
 
     def interrupt(record: dict) -> None:
         if record["step"] == stop:
             os.kill(os.getpid(), signal.SIGINT)
 
-    settings = config(text, optimizer=optimizer)
+    settings = config(text, **more)
     with pytest.raises(Stopped, match="everything is saved"):
         api.run_config("language", "tiny", settings, run=Run(tmp_path / "part"), on_record=interrupt)
-    fit(text, tmp_path / "part", optimizer=optimizer)
+    fit(text, tmp_path / "part", **more)
     whole, part = evidence(tmp_path / "whole"), evidence(tmp_path / "part")
     assert {name for name in whole if whole[name] != part[name]} == set()
 

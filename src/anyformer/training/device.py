@@ -1,6 +1,7 @@
 """Which device, and which number format on it."""
 
 import contextlib
+from pathlib import Path
 
 import torch
 
@@ -24,7 +25,26 @@ def dtype(name: str, device: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.float32
+    return torch.bfloat16 if device.type == "cpu" and native_bfloat16() else torch.float32
+
+
+def native_bfloat16() -> bool | None:
+    """Whether this processor has instructions for bfloat16 matrices; None when nothing here can say.
+
+    torch answers in newer versions only (torch.cpu.get_capabilities), Linux through /proc/cpuinfo: avx512_bf16 and
+    amx_bf16 on x86, bf16 on ARM.
+    """
+    try:
+        able = torch.cpu.get_capabilities()
+        return any(bool(value) for key, value in able.items() if "bf16" in key)
+    except (AttributeError, RuntimeError):
+        pass
+    try:
+        lines = Path("/proc/cpuinfo").read_text().lower().splitlines()
+    except OSError:
+        return None
+    flags = next((line for line in lines if line.startswith(("flags", "features"))), "")
+    return any("bf16" in flag for flag in flags.split())
 
 
 def precision(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

@@ -121,6 +121,8 @@ def _optional(module: str, distribution: str, purpose: str) -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
+    from anyformer.training.device import native_bfloat16
+
     facts = {"device": "cpu", "name": processor_name(), "bfloat16": native_bfloat16()}
     return facts | _measured("cpu", ("float32", "bfloat16"))  # float16 needs a GPU to be worth having
 
@@ -142,27 +144,6 @@ def _cuda(index: int) -> dict[str, Any]:
 
 def _mps() -> dict[str, Any]:
     return {"device": "mps", "name": processor_name()} | _measured("mps", ("float32", "bfloat16", "float16"))
-
-
-def native_bfloat16() -> bool | None:
-    """Whether this processor has instructions for bfloat16 matrices; None when nothing here can say.
-
-    torch answers in newer versions only (torch.cpu.get_capabilities), Linux through /proc/cpuinfo: avx512_bf16 and
-    amx_bf16 on x86, bf16 on ARM.
-    """
-    import torch
-
-    try:
-        able = torch.cpu.get_capabilities()
-        return any(bool(value) for key, value in able.items() if "bf16" in key)
-    except (AttributeError, RuntimeError):
-        pass
-    try:
-        lines = Path("/proc/cpuinfo").read_text().lower().splitlines()
-    except OSError:
-        return None
-    flags = next((line for line in lines if line.startswith(("flags", "features"))), "")
-    return any("bf16" in flag for flag in flags.split())
 
 
 def _measured(device: str, dtypes: tuple[str, ...]) -> dict[str, Any]:
