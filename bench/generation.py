@@ -8,7 +8,6 @@ Both take the likeliest token, and must agree on every one of them before anythi
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,10 +22,10 @@ from anyformer.recipes import language
 NEW = 200
 
 
-def twins(peer: ModuleType, preset: str) -> tuple[Any, language.LanguageModel]:
+def twins(peer: ModuleType, preset: str, text: str) -> tuple[Any, language.LanguageModel]:
     """A nanoGPT model and ours with its weights."""
     config = language.PRESETS[preset]
-    m, tokenizer = replace(config.model, dropout=0.0), Characters(shakespeare()[1])
+    m, tokenizer = replace(config.model, dropout=0.0), Characters(text)
     shape = {"block_size": m.context, "n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.dim}
     theirs = peer.GPT(peer.GPTConfig(vocab_size=tokenizer.vocab_size, dropout=0.0, bias=False, **shape)).eval()
     torch.manual_seed(0)
@@ -70,9 +69,10 @@ def seconds(what: Callable[[], object], rounds: int = 3) -> float:
 
 def main() -> None:
     asked = arguments(__doc__.splitlines()[0]).parse_args()
-    peer, rows = nanogpt(Path(asked.nanogpt)), {}
+    peer, rows = nanogpt(asked.nanogpt), {}
+    text = shakespeare(asked.nanogpt).read_text()
     for preset in ("nanogpt-gpu", "nanogpt-cpu"):
-        theirs, ours = twins(peer, preset)
+        theirs, ours = twins(peer, preset, text)
         context = ours.body.config.context
         if theirs_says(theirs, 1) != ours_says(ours, 1, keep=context):
             raise SystemExit(f"{preset}: the two sides do not say the same")

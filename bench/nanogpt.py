@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side import arguments, nanogpt, report, whole_split_loss, write_nanogpt_data
+from side import arguments, nanogpt, report, shakespeare, whole_split_loss, write_nanogpt_data
 
 RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)"
     "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "
@@ -28,7 +28,7 @@ def theirs(path: Path, scratch: Path, steps: int) -> tuple[float, float]:
     """(seconds, loss) of nanoGPT."""
     room = scratch / "nanoGPT"
     shutil.copytree(path, room, ignore=shutil.ignore_patterns(".git", "out*"))
-    write_nanogpt_data(room / "data" / "shakespeare_char")
+    write_nanogpt_data(shakespeare(path).read_text(), room / "data" / "shakespeare_char")
     command = [sys.executable, "train.py", "config/train_shakespeare_char.py"]
     train = (room / "train.py").read_text().replace("torch.manual_seed(1337", "torch.manual_seed(seed")
     (room / "train.py").write_text(train.replace("backend = 'nccl'", "seed = 1337\nbackend = 'nccl'", 1))
@@ -44,12 +44,12 @@ def theirs(path: Path, scratch: Path, steps: int) -> tuple[float, float]:
     return seconds, whole_split_loss(gpt, val, 64)
 
 
-def ours(scratch: Path, steps: int) -> tuple[float, float]:
+def ours(text: Path, scratch: Path, steps: int) -> tuple[float, float]:
     """(seconds, loss) of anyformer."""
     command = [sys.executable, "-m", "anyformer", "train", "language", "--preset", "nanogpt-cpu", "--json"]
-    command += ["--steps", str(steps), "--out", str(scratch / "run")]
+    command += ["--data", str(text), "--steps", str(steps), "--out", str(scratch / "run")]
     began = time.perf_counter()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return time.perf_counter() - began, json.loads(done.stdout)["val_loss"]
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         os.environ["ANYFORMER_CACHE"] = str(scratch / "cache")  # prepare the text within the time, as a newcomer would
-        mine, peer = ours(scratch, asked.steps), theirs(asked.nanogpt, scratch, asked.steps)
+        mine, peer = ours(shakespeare(asked.nanogpt), scratch, asked.steps), theirs(asked.nanogpt, scratch, asked.steps)
     rows = {"wall time": (mine[0], peer[0], "s"), "validation loss, whole split": (mine[1], peer[1], "nats")}
     report(f"tiny Shakespeare, {asked.steps} steps, {torch.get_num_threads()} threads", rows, asked.json)
 

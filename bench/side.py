@@ -30,15 +30,15 @@ def nanogpt(path: Path) -> ModuleType:
     return importlib.import_module("model")
 
 
-def shakespeare() -> tuple[str, list[str]]:
-    """Tiny Shakespeare and its characters, sorted, as both sides number them."""
-    text = resolve("shakespeare")[0].read_text(encoding="utf-8")
-    return text, sorted(set(text))
+def shakespeare(peer: Path) -> Path:
+    """Tiny Shakespeare: the copy that nanoGPT's prepare.py fetched, or the set by name."""
+    fetched = peer / "data" / "shakespeare_char" / "input.txt"
+    return fetched.resolve() if fetched.is_file() else resolve("shakespeare")[0]
 
 
-def write_nanogpt_data(folder: Path) -> None:
+def write_nanogpt_data(text: str, folder: Path) -> None:
     """train.bin, val.bin and meta.pkl as nanoGPT's own prepare.py makes them."""
-    text, characters = shakespeare()
+    characters = sorted(set(text))
     number = {character: i for i, character in enumerate(characters)}
     ids = np.array([number[character] for character in text], dtype=np.uint16)
     edge = int(len(ids) * 0.9)

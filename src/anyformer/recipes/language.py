@@ -78,16 +78,16 @@ MODERN: dict[str, Any] = {
     "init": "zero",
 }
 MINUTE = TrainConfig(
-    steps=440,
+    steps=500,
     batch=16,
     lr=4e-3,
     optimizer="muon",
     schedule="trapezoid",
     min_lr=0.0,
     warmup=20,
-    eval_every=110,
+    eval_every=125,
     eval_batches=10,
-    save_every=220,
+    save_every=250,
 )
 
 PRESETS = {

@@ -36,9 +36,9 @@ def save(folder: Path, state: State, config: dict[str, Any]) -> Path:
     with whole(final) as temporary:
         own = {name: text.encode() for name, text in getattr(state.model, "files", {}).items()}
         seals = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
-        save_file(detached(tensors(state.model)), temporary / "model.safetensors", {"format": "pt"} | seals)
+        save_file(detached(tensors(state.model)), temporary / "model.safetensors", {"format": "pt"})
         save_file(detached(state.optimizer.state()), temporary / "optimizer.safetensors", {"format": "pt"})
-        rest = {"step": state.step, "place": state.place, "best": state.best}
+        rest = {"step": state.step, "place": state.place, "best": state.best, "files": seals}
         for name, values in {"config.json": config, "state.json": rest}.items():
             own[name] = json.dumps(values, indent=2).encode()
         for name, content in own.items():
@@ -145,8 +145,8 @@ def opened(path: Path) -> Generator[Any]:
 def load_model(folder: Path, model: nn.Module) -> None:
     """Fill the model from `folder/model.safetensors`. Raises InputError naming the first key or shape that differs."""
     path, wanted = folder / "model.safetensors", tensors(model)
+    unsealed(folder)
     with opened(path) as file:
-        unsealed(folder, file.metadata() or {})
         found = set(file.keys())
         if missing := sorted(wanted.keys() - found):
             raise InputError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more): it belongs to another model")
@@ -161,12 +161,12 @@ def load_model(folder: Path, model: nn.Module) -> None:
                 tensor.copy_(file.get_tensor(name))
 
 
-def unsealed(folder: Path, metadata: dict[str, str]) -> None:
+def unsealed(folder: Path) -> None:
     """The files beside the weights are those that were saved with them: another vocabulary of the same size would load
     and talk nonsense."""
-    for name, seal in metadata.items():
+    for name, seal in read_json(folder / "state.json").get("files", {}).items():
         path = folder / Path(name).name
-        if path.suffix == ".json" and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != seal:
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != seal:
             raise InputError(f"{path} is not the file that these weights were trained with: bring the old one back")
 
 
