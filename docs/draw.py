@@ -1,0 +1,72 @@
+"""Draw edges.svg, the picture of rules of edges, from the rules themselves: python docs/draw.py"""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import torch
+
+from anyformer.model.edges import Edges, causal, full, neighbours, prefix, same, window
+from anyformer.view.chart import PALETTE
+
+NODES = 9
+RULES: list[tuple[Edges, str, str]] = [
+    (full, "full", "everyone reads everyone"),
+    (causal, "causal", "itself and the past"),
+    (causal & window(3), "causal & window(3)", "the newest three"),
+    (neighbours(3, 3, 1), "neighbours(3, 3, 1)", "the cells around it on a grid"),
+    (same(torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2])), "same(segment)", "its own document"),
+    (causal | prefix(torch.tensor([4])), "causal | prefix", "the whole prompt, and the past"),
+]
+CELL, GAP, COLUMNS, ABOVE, MARGIN = 20, 84, 3, 44, 60
+TOP = 36
+STYLE = """\
+.edges text { font: 12px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+.edges text { fill: var(--muted); }
+.edges .rule { font: 600 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: var(--ink); }
+.edges .paper { fill: var(--paper); stroke: var(--hair); }
+.edges .none { fill: var(--hair); opacity: .55; } .edges .edge { fill: var(--c0); } .edges .self { fill: var(--c1); }
+"""
+
+
+def picture() -> str:
+    """All rules side by side, as SVG text: rows are readers, columns are read."""
+    side = NODES * CELL
+    width = 2 * MARGIN + COLUMNS * side + (COLUMNS - 1) * GAP
+    high = side + ABOVE + 32
+    height = TOP + len(RULES) // COLUMNS * high + 44
+    parts = [f'<rect class="paper" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="12"/>']
+    for i, (rule, name, about) in enumerate(RULES):
+        x, y = MARGIN + i % COLUMNS * (side + GAP), TOP + i // COLUMNS * high
+        table = rule.dense(batch=1, queries=NODES, keys=NODES)[0, 0].tolist()
+        parts.append(f'<g transform="translate({x} {y})">{panel(table, name, about)}</g>')
+    parts.append(legend(MARGIN, height - 24))
+    said = "Who may read whom under six rules: " + ", ".join(name for _, name, _ in RULES)
+    head = f'<svg class="edges" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
+    return (
+        f"{head}>\n<title>{escape(said)}</title>\n<style>\n{PALETTE}{STYLE}</style>\n" + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def panel(table: Sequence[Sequence[bool]], name: str, about: str) -> str:
+    """One rule: row q, column k is filled where node q may read node k."""
+    parts = [f'<text class="rule" y="12">{escape(name)}</text><text y="31">{escape(about)}</text>']
+    for q, row in enumerate(table):
+        for k, edge in enumerate(row):
+            kind = "none" if not edge else "self" if q == k else "edge"
+            place = f'x="{k * CELL + 1}" y="{ABOVE + q * CELL + 1}" width="{CELL - 2}" height="{CELL - 2}"'
+            parts.append(f'<rect class="{kind}" {place} rx="3"/>')
+    return "".join(parts)
+
+
+def legend(x: float, y: float) -> str:
+    parts = []
+    for kind, text in (("edge", "may read"), ("self", "reads itself"), ("none", "no edge")):
+        parts.append(f'<rect class="{kind}" x="{x}" y="{y - 10}" width="12" height="12" rx="2"/>')
+        parts.append(f'<text x="{x + 18}" y="{y}">{text}</text>')
+        x += 110
+    return "".join(parts) + f'<text x="{x}" y="{y}">row: who reads · column: who is read</text>'
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("edges.svg").write_text(picture(), encoding="utf-8")
