@@ -28,7 +28,6 @@ from anyformer.cli import VERBS
 from anyformer.cli import train as train_command
 from anyformer.cli.parse import parse
 from anyformer.errors import InputError
-from anyformer.recipes import language
 
 ROOT = Path(__file__).parent.parent
 NAMED = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -95,7 +94,6 @@ def run(page: str, name: str = "page") -> int:
 def test_the_code_of_a_page_runs_and_prints_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ANYFORMER_DATA", raising=False)
-    language.corpus.cache_clear()  # it knows texts by path, and each page has a folder of its own
     text = page.read_text(encoding="utf-8")
     promises = run(text, page.name)
     assert promises or not any("print(" in code for _, code in blocks(text, "python"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TransformerConfig
+from .linear import Linear
 from .norm import head_norm
 from .paths import Path
 from .position import Turn, rotate
@@ -85,10 +86,10 @@ class Attention(nn.Module):
         super().__init__()
         C, D = config.dim, config.head_channels
         self.layer, self.channels, self.dropout = layer, D, config.dropout
-        self.query = nn.Linear(C, config.n_head * D, config.bias)
-        self.key = nn.Linear(C, config.kv_heads * D, config.bias)
-        self.value = nn.Linear(C, config.kv_heads * D, config.bias)
-        self.output = nn.Linear(config.n_head * D, C, config.bias)
+        self.query = Linear(C, config.n_head * D, config.bias)
+        self.key = Linear(C, config.kv_heads * D, config.bias)
+        self.value = Linear(C, config.kv_heads * D, config.bias)
+        self.output = Linear(config.n_head * D, C, config.bias)
         self.query_norm, self.key_norm = head_norm(config), head_norm(config)
 
     def forward(self, x: Tensor, wires: Wires, memory: Tensor | None = None, cache: KVCache | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .attention import Attention, KVCache, Wires
 from .config import TransformerConfig
 from .edges import Edges, full, within
+from .linear import Linear
 from .norm import norm
 from .paths import Asked, choose
 from .position import biased, turn
@@ -32,10 +33,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.up = nn.Linear(config.dim, config.hidden, config.bias)
+        self.up = Linear(config.dim, config.hidden, config.bias)
         gated = config.activation in ("swiglu", "geglu")
-        self.gate = nn.Linear(config.dim, config.hidden, config.bias) if gated else None
-        self.down = nn.Linear(config.hidden, config.dim, config.bias)
+        self.gate = Linear(config.dim, config.hidden, config.bias) if gated else None
+        self.down = Linear(config.hidden, config.dim, config.bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ class Transformer(nn.Module):
     def dropout(self) -> float:
         return self.config.dropout if self.training else 0.0
 
-    def wire(self, x: Tensor, edges: Edges | Sequence[Edges], cache: KVCache | None) -> list[Wires]:
+    def wire(self, x: Tensor, edges: Edges | Sequence[Edges], cache: KVCache | None = None) -> list[Wires]:
         """The wires of each layer; layers that share a rule share them."""
         B, Q, _ = x.shape
         start, keys = (0, Q) if cache is None else (cache.lengths, cache.filled + Q)

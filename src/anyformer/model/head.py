@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .linear import Linear
+
 
 class LMHead(nn.Module):
     """Which token: a logit for each entry of the vocabulary. (B, T, C) -> (B, T, vocab_size)
@@ -17,7 +19,7 @@ class LMHead(nn.Module):
 
     def __init__(self, dim: int, vocab_size: int, tied: nn.Embedding | None = None):
         super().__init__()
-        self.project = nn.Linear(dim, vocab_size, bias=False)
+        self.project = Linear(dim, vocab_size, bias=False)
         if tied is not None:
             self.project.weight = tied.weight
 

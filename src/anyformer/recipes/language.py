@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.prepare import Corpus, prepare
+from ..data.sets import resolve
 from ..data.stream import NOTHING, sweep, windows
 from ..data.tokenizer import Tokenizer
 from ..data.tokenizer import load as load_tokenizer
@@ -198,16 +199,21 @@ def layers(config: Config) -> list[Edges]:
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
 
 
+def corpus(config: Config) -> Corpus:
+    """The tokens of the config's text, prepared once; a file that has changed since is read again."""
+    files = resolve(config.data) if Path(config.data).exists() else []
+    stamp = tuple((str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return prepared(config.data, config.tokenizer, config.vocab_size, config.val_fraction, stamp)
+
+
 @lru_cache(maxsize=4)
-def corpus(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
+def prepared(data: str, tokenizer: str, vocab_size: int, val_fraction: float, stamp: tuple) -> Corpus:
     return prepare(data, tokenizer, vocab_size, val_fraction, progress)
 
 
 def build(config: Config) -> LanguageModel:
-    if Path(config.tokenizer).is_file():
-        tokenizer = load_tokenizer(Path(config.tokenizer))
-    else:
-        tokenizer = corpus(config.data, config.tokenizer, config.vocab_size, config.val_fraction).tokenizer
+    kept = Path(config.tokenizer)  # once trained, the tokenizer is a file of the checkpoint and the text is not needed
+    tokenizer = load_tokenizer(kept) if kept.is_file() else corpus(config).tokenizer
     model = LanguageModel(config, tokenizer)
     initialise(model, config.model)
     return model
@@ -215,7 +221,7 @@ def build(config: Config) -> LanguageModel:
 
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
     """ "train": random windows for ever. "val" and "all": one pass over the whole, each token predicted once."""
-    c, text = config.train, corpus(config.data, config.tokenizer, config.vocab_size, config.val_fraction)
+    c, text = config.train, corpus(config)
     place = {"step": 0, "tokens": 0, "data": text.meta["sha256"]} | (place or {})
     if place["data"] != text.meta["sha256"]:
         raise InputError(
