@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cli_kit import train
+
 settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("steady")
 torch.set_num_threads(1)  # the tests run side by side, one a core
@@ -33,3 +35,10 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("the cat sat on the mat. the dog sat on the log.\n" * 60, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def run(text: Path, tmp_path: Path) -> Path:
+    """A finished run of four steps."""
+    train(text, tmp_path / "run")
+    return tmp_path / "run"

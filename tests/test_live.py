@@ -8,6 +8,8 @@ import time
 import pytest
 from rich.console import Console
 
+from anyformer import events
+from anyformer.cli import terminal
 from anyformer.view import doctor
 from anyformer.view.progress import Progress, clock, short
 
@@ -92,3 +94,15 @@ def test_the_doctor_advises_what_was_measured():
     assert "--dtype bfloat16: matrices multiply 1.9 ×" in doctor.advice(facts(float32=100.0, bfloat16=190.0))
     assert "--dtype float32: bfloat16 measured 0.4 ×" in doctor.advice(facts(float32=100.0, bfloat16=40.0))
     assert "reinstall torch" in doctor.advice(facts())
+
+
+def test_the_preparing_of_small_data_passes_unseen(monkeypatch, capsys):
+    """A pass is shown once it has taken a second, however long ago the one before it was."""
+    now = iter([100.0, 100.1, 160.0, 160.5, 162.0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    with terminal.busy():
+        for done in (5, 10, 5, 10):
+            events.progress("checking", done * 10**6, 10**7)
+        assert capsys.readouterr().err == ""
+        events.progress("checking", 12 * 10**6, 2 * 10**7)
+    assert capsys.readouterr().err == "checking 12 of 20 MB\n"

@@ -7,10 +7,9 @@ model = anyformer.load("runs/language-my-1")
 
 import dataclasses
 import json
-import shutil
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,10 +43,11 @@ class Model:
         """Plain values in and out; what a request may hold is the recipe's to say."""
         return self.recipe.predict(self.module, (request or {}) | more)
 
-    def generate(self, prompt: str | list[str] = "\n", **more: Any) -> dict[str, Any]:
-        """Continue a prompt, or several at once: {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
+    def generate(self, prompt: str | list[str] | None = None, **more: Any) -> dict[str, Any]:
+        """Continue a prompt (a new line, if there is none), or several at once:
+        {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
         More: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep."""
-        return self.predict({"prompt": prompt} | more)
+        return self.predict(more if prompt is None else {"prompt": prompt} | more)
 
     def evaluate(self, data: str | None = None) -> dict[str, float]:
         """A fixed pass over the whole validation split. Other data than the training's is taken whole."""
@@ -76,7 +76,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
     config = recipes.at_home(config_of(recipe, described["config"], f"{folder / 'config.json'}"), folder)
     model = recipe.build(config).to(find_device(device))
     checkpoint.load_model(folder, model)
-    return Model(recipe, config, model, checkpoint.read_json(folder / "state.json"), folder)
+    return Model(recipe, config, model, checkpoint.read_state(folder), folder)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -165,37 +165,59 @@ def run_config(
     """Train exactly this config in a run directory: what `train` and the command line share."""
     began, module, config = time.monotonic(), recipes.load(name), anchored(config)
     run = run or Run(next_run(name, config))
-    if resume and run.exists:
+    goes_on = resume and run.exists
+    if goes_on:
         same_model(run, config_of(module, run.config()["config"], str(run.path / "config.json")), config)
     else:
-        if minutes is not None:
-            config = loop.within(module, config, minutes * 60)
-        for split in ("train", "val"):
-            next(module.batches(config, split, None))  # what is wrong with the data is said before anything is written
-        find_device(config.train.device)
-        run.create(describe(name, preset, config, command))
-    with leaving_no_stub(run):
+        run.refuse_others()
+    usable(module, config, run)
+    if minutes is not None and not goes_on:
+        config = loop.within(module, config, minutes * 60)
+    described = describe(name, preset, config, command)
+    if not goes_on:
+        run.create(described)
+    with leaving_no_stub(run, goes_on):
         state = begin(run, module, config)
+        if goes_on:
+            run.describe(run.config() | {"config": described["config"]})
         on_start(run, config, state)
-        for record in fit(run, module, config, state):
-            on_record(record)
+        with reported(run):
+            for record in fit(run, module, config, state):
+                on_record(record)
     model = load(run.path, config.train.device)
     write(run.path / "result.json", json.dumps(result(model, state, began), indent=2) + "\n")
     write_report(run.path)
     return model
 
 
+def usable(module: recipes.Recipe, config: Any, run: Run) -> None:
+    """What is wrong with the device or the data is said before anything is written."""
+    find_device(config.train.device)
+    last = checkpoint.latest(run.checkpoints)
+    place = None if last is None else checkpoint.read_state(last)["place"]
+    for split, at in (("train", place), ("val", None)):
+        next(module.batches(config, split, at))
+
+
 @contextmanager
-def leaving_no_stub(run: Run) -> Generator[None]:
-    """Whatever ends a run, its report is written; one that failed before its first checkpoint leaves nothing."""
+def leaving_no_stub(run: Run, goes_on: bool) -> Generator[None]:
+    """A run that fails before its first checkpoint leaves nothing, unless the numbers it ended with tell why."""
     try:
         yield
     except Exception as error:
-        if checkpoint.latest(run.checkpoints) is None and not isinstance(error, TrainingError | Stopped):
-            shutil.rmtree(run.path, ignore_errors=True)
+        tells = goes_on or isinstance(error, TrainingError | Stopped)
+        if not tells and checkpoint.latest(run.checkpoints) is None:
+            run.remove()
         raise
+
+
+@contextmanager
+def reported(run: Run) -> Generator[None]:
+    """Whatever ends a run, its report is written, if the disk lets us."""
+    try:
+        yield
     finally:
-        if run.exists:
+        with suppress(OSError):
             write_report(run.path)
 
 
@@ -207,14 +229,21 @@ def result(model: Model, state: loop.State, began: float) -> dict[str, Any]:
 
 def same_model(run: Run, stored: Any, config: Any) -> None:
     """A run may go on with other training settings, not with another model or other data."""
+    was, now = dict(flat(stored)), dict(flat(config))
+    for name in now:
+        if not name.startswith("train.") and was[name] != now[name]:
+            begun = f"{run.path} was begun with {name} {was[name]}, not {now[name]}"
+            raise InputError(f"{begun}: a run cannot change it, start a new one")
+
+
+def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field by its dotted name, with its value."""
     for field in dataclasses.fields(config):
-        was, now = getattr(stored, field.name), getattr(config, field.name)
-        if field.name != "train" and was != now:
-            raise InputError(
-                f"{run.path} was begun with {field.name} {was}, not {now}: a run cannot change it, start a new one"
-            )
-    described = run.config() | {"config": recipes.to_json(config)}
-    write(run.path / "config.json", json.dumps(described, indent=2) + "\n")
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flat(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
 
 
 def anchored(config: Any) -> Any:

@@ -4,6 +4,7 @@ Answers go to stdout, progress and complaints to stderr. Exit 0: done. 2: the in
 what, where, and what would be right. 1: anything else.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -61,13 +62,21 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has gone; nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (short := lacking(error)) is None:
             raise
-        return complain(f"out of memory: lower {LOWER} ({first_line(error)})", 2)
+        return complain(short, 2)
 
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 LOWER = "--train.batch (and raise --train.accumulate as much), --model.context or the size of the model"
+
+
+def lacking(error: BaseException) -> str | None:
+    """What the machine has too little of, and what to do about it; None if that is not what went wrong."""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return f"the disk refuses ({error}): free some space, or point --out or $ANYFORMER_CACHE elsewhere"
+    return f"out of memory: lower {LOWER} ({first_line(error)})" if out_of_memory(error) else None
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 
 
 def parse(kind: Any, arguments: Sequence[str], prog: str, default: Any = None) -> Any:
@@ -39,6 +39,12 @@ def one_line(box: str) -> str:
     """What a framed complaint says, without its frame."""
     text = re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", box))
     text = re.sub(r"(For full helptext|Argument helptext|Got errors).*", "", " ".join(text.split()))
+    if found := re.search(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*?)\)", text):
+        valid = [choice for choice in re.findall(r"'(.*?)'", found[3]) if choice != "None"]
+        return f"{found[2]} is '{found[1]}': {nearest(found[1], valid)}"
+    text = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", text)
+    text = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", text)
+    text = re.sub(r"Missing value for argument '(\S+)'\. Expected 1 values\.", r"\1 needs a value", text)
     text = re.sub(r"no type matching (\S+) could be instantiated from \['(.*?)'\]\.?", r"'\2' is not \1", text)
     text = re.sub(r"^(Parsing error|Value error|Required options|Invalid choice|Missing argument)\b\s*:?\s*", "", text)
     return re.sub(r"^Error parsing (config\.)?", lambda found: "--" if found[1] else "", text).strip()

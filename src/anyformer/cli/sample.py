@@ -61,12 +61,12 @@ class Command:
             "keep",
             "seed",
         )
-        return {"prompt": self.prompts()} | {name: getattr(self, name) for name in names}
+        prompts = self.prompts()  # where there is none, the recipe knows how to begin
+        return ({"prompt": prompts} if prompts else {}) | {name: getattr(self, name) for name in names}
 
     def prompts(self) -> list[str]:
         given = [stdin() if prompt == "-" else prompt for prompt in self.prompt]
-        given += [read(path) for path in self.prompt_file]
-        return given or ["\n"]
+        return given + [read(path) for path in self.prompt_file]
 
 
 def read(path: Path) -> str:
@@ -105,8 +105,8 @@ def run(arguments: list[str]) -> int:
 def show(rounds: Any) -> None:
     """The first sample as it comes, the others after it, each behind its prompt."""
     voices: list[Any] = []
-    for voices in rounds:
-        if not voices[0].shown:
+    for i, voices in enumerate(rounds):
+        if i == 0:
             sys.stdout.write(voices[0].prompt)
         sys.stdout.write(voices[0].fresh())
         sys.stdout.flush()

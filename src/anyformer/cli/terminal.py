@@ -11,12 +11,12 @@ from ..events import listening
 @contextmanager
 def busy() -> Generator[None]:
     """Show the progress of preparing data on stderr, once it has taken a second: small data passes unseen."""
-    began, last, shown = 0.0, 0.0, False
+    began, last, seen, shown = 0.0, 0.0, 0, False
 
     def show(what: str, done: int, total: int) -> None:
-        nonlocal began, last, shown
+        nonlocal began, last, seen, shown
         now = time.monotonic()
-        began = began or now
+        began, seen = (now if done <= seen else began or now), done  # less than before: a new pass
         if now - began < 1 or now - last < (0.2 if sys.stderr.isatty() else 5):
             return
         last, shown = now, True

@@ -141,7 +141,7 @@ def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
                 )
         except Stopped as stopped:
             stack.close()
-            say(f"{stopped}. Go on with: anyformer train {name} --out {begun[0].path} --resume")
+            say(f"{stopped}. Go on with: anyformer train {name} --out {shlex.quote(str(begun[0].path))} --resume")
             return 1
     return finish(begun[0], model, asked.json)
 

@@ -3,7 +3,9 @@
 Shapes: B batch, T context.
 """
 
+import math
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 
@@ -15,17 +17,29 @@ NOTHING = -100  # the target where there is nothing to predict: what cross-entro
 def windows(
     tokens: np.ndarray, context: int, batch: int, seed: int, step: int, split: str = "train"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random batch: inputs and next tokens, each (B, T) int64. Depends on (seed, step) and the tokens alone.
+    """A batch of training: inputs and next tokens, each (B, T) int64. Depends on (seed, step) and the tokens alone.
+
+    An epoch cuts the tokens side by side into windows, from a random place on, and reads each once, in strides of the
+    golden section: any run of batches is spread evenly over the whole text, and no list of windows is ever kept.
 
     `split` only names the tokens in the message. Raises InputError for fewer than context + 1 tokens.
     """
     _check(tokens, context, context + 1, split)
-    # A counter-based generator (Philox, Salmon et al. 2011) jumps to any step at no cost, and raw words, unlike
-    # numpy's distributions, are the same in every version of numpy.
-    words = np.random.Philox(key=seed, counter=(0, 0, step, 0)).random_raw(batch)
-    starts = (words % np.uint64(len(tokens) - context)).astype(np.int64)  # (B,)
+    n = max(1, (len(tokens) - context) // context)  # windows of an epoch
+    epoch, at = np.divmod(step * batch + np.arange(batch), n)  # (B,) each
+    stride = next(a for a in count(round(0.618 * n) or 1) if math.gcd(a, n) == 1)  # coprime: each window comes once
+    drawn = {int(e): _words(seed, int(e)) for e in np.unique(epoch)}
+    first = np.array([drawn[int(e)][0] % n for e in epoch], np.int64)
+    shift = np.array([drawn[int(e)][1] % min(context, len(tokens) - n * context) for e in epoch], np.int64)
+    starts = (first + at * stride) % n * context + shift
     rows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)].astype(np.int64)  # (B, T + 1)
     return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+
+
+def _words(seed: int, epoch: int) -> list[int]:
+    """Two random words of an epoch. A counter-based generator (Philox, Salmon et al. 2011) jumps to it at no cost, and
+    its raw words, unlike numpy's distributions, are the same in every version of numpy."""
+    return [int(word) for word in np.random.Philox(key=seed, counter=(0, 0, epoch, 0)).random_raw(2)]
 
 
 def sweep(tokens: np.ndarray, context: int, batch: int, split: str = "val") -> Iterator[tuple[np.ndarray, np.ndarray]]:

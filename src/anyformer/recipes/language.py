@@ -86,6 +86,8 @@ MINUTE = TrainConfig(
     schedule="trapezoid",
     min_lr=0.0,
     warmup=20,
+    weight_decay=0.01,
+    clip=0.0,
     eval_every=125,
     eval_batches=10,
     save_every=250,
@@ -268,4 +270,13 @@ def predict(model: LanguageModel, request: dict[str, Any]) -> dict[str, Any]:
 
 def stream(model: LanguageModel, request: dict[str, Any]) -> Iterator[list[Voice]]:
     """As `predict`, token by token: all voices after each, for whoever wants to watch."""
-    return speak(model, model.tokenizer, Request.of(request))
+    return speak(model, model.tokenizer, Request.of({"prompt": opening(model.tokenizer)} | request))
+
+
+def opening(tokenizer: Tokenizer) -> str:
+    """Where there is no prompt a line begins; or a text, where the vocabulary has no line breaks."""
+    try:
+        tokenizer.encode("\n")
+    except InputError:
+        return ""
+    return "\n"

@@ -105,7 +105,7 @@ def best(folder: Path) -> Path | None:
     last = latest(folder)
     if last is None:
         return None
-    chosen = folder / f"step-{read_json(last / 'state.json').get('best', {}).get('step')}"
+    chosen = folder / f"step-{read_state(last)['best'].get('step')}"
     return chosen if chosen.is_dir() else last
 
 
@@ -126,6 +126,15 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} should hold a JSON object, found {type(found).__name__}")
+    return found
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """step, place and best of a checkpoint. Raises InputError."""
+    found = read_json(folder / "state.json")
+    for name, kind in {"step": int, "place": dict, "best": dict}.items():
+        if not isinstance(found.get(name), kind):
+            raise InputError(f"{folder / 'state.json'}: {name} is {found.get(name)!r}, not {kind.__name__}")
     return found
 
 
@@ -174,6 +183,11 @@ def load_state(folder: Path, state: State) -> None:
     """Put the state back where the checkpoint left it."""
     load_model(folder, state.model)
     with opened(folder / "optimizer.safetensors") as file:
-        state.optimizer.load({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
-    rest = read_json(folder / "state.json")
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        state.optimizer.load(found)
+    except (ValueError, IndexError) as error:
+        path = folder / "optimizer.safetensors"
+        raise InputError(f"{path} belongs to another model or optimizer, which a run cannot change: {error}") from None
+    rest = read_state(folder)
     state.step, state.place, state.best = rest["step"], rest["place"], rest["best"]

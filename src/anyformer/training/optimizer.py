@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..model.block import Transformer
 from .config import TrainConfig
 
+KEPT = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # what each remembers of a parameter
+
 
 def learning_rate(step: int, c: TrainConfig) -> float:
     """Linear warm-up, then the schedule. step counts from 0."""
@@ -58,10 +60,16 @@ class Optimizer:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        for i, part in enumerate(self.parts):
-            own: dict[int, dict[str, Tensor]] = {}
-            for key, value in state.items():
-                which, index, name = key.split(".")
-                if which == str(i):
-                    own.setdefault(int(index), {})[name] = value
+        """Raises ValueError or IndexError where these are not the tensors of these parameters."""
+        parameters = [[p for group in part.param_groups for p in group["params"]] for part in self.parts]
+        owns: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
+        for key, value in state.items():
+            which, index, name = key.split(".")
+            wanted = parameters[int(which)][int(index)].shape
+            if value.ndim and value.shape != wanted:
+                raise ValueError(f"{key} has shape {list(value.shape)}, not {list(wanted)}")
+            owns[int(which)].setdefault(int(index), {})[name] = value
+        for part, own in zip(self.parts, owns):
+            if not own or any(values.keys() != KEPT[type(part).__name__] for values in own.values()):
+                raise ValueError(f"it is not the state of {type(part).__name__}")
             part.load_state_dict({"state": own, "param_groups": part.state_dict()["param_groups"]})

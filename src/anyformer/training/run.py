@@ -12,11 +12,13 @@ report.html              the picture of it all
 import json
 import os
 import platform
+import re
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +28,8 @@ from .. import recipe as recipes
 from ..errors import InputError
 from . import checkpoint
 from .loop import State, start, train
+
+LOGS = ("metrics.jsonl", "timings.jsonl", "samples.txt")
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -45,24 +49,46 @@ class Run:
         return (self.path / "config.json").is_file()
 
     def config(self) -> dict[str, Any]:
-        return checkpoint.read_json(self.path / "config.json")
+        """What config.json holds. Raises InputError where it is not a run's."""
+        found = checkpoint.read_json(self.path / "config.json")
+        for name in ("recipe", "preset", "config"):
+            if name not in found:
+                raise InputError(f"{self.path / 'config.json'} names no {name}: it is not the config of a run")
+        return found
+
+    def refuse_others(self) -> None:
+        """Raises InputError where something lives already: nothing is ever overwritten."""
+        if self.exists:
+            raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
+        if self.path.is_dir() and any(path for path in self.path.iterdir() if not path.name.startswith(".")):
+            raise InputError(f"{self.path} is not empty and holds no run: choose another --out")
 
     def create(self, described: dict[str, Any]) -> None:
         """Make the directory and its config.json. Raises InputError where something else lives there."""
-        if self.exists:
-            raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
         try:
+            self.refuse_others()
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(path for path in self.path.iterdir() if not path.name.startswith(".")):
-                raise InputError(f"{self.path} is not empty and holds no run: choose another --out")
-            write(self.path / "config.json", json.dumps(described, indent=2) + "\n")
+            self.describe(described)
         except OSError as error:
+            with suppress(OSError):
+                self.path.rmdir()  # made a moment ago: one that holds anything stays
             raise InputError(f"cannot write a run to {self.path}: {error.strerror or error}") from None
+
+    def describe(self, described: dict[str, Any]) -> None:
+        write(self.path / "config.json", json.dumps(described, indent=2) + "\n")
+
+    def remove(self) -> None:
+        """Take away what is ours, and the directory if nothing else is in it."""
+        for name in (*LOGS, "config.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after the checkpoint that training goes on from."""
         for name in ("metrics.jsonl", "timings.jsonl"):
-            rewrite(self.path / name, (line for line in lines(self.path / name) if json.loads(line)["step"] <= step))
+            rewrite(self.path / name, (line for at, line in records(self.path / name) if at <= step))
         said = samples(self.path / "samples.txt")
         rewrite(self.path / "samples.txt", (f"{head}\n{text}" for at, head, text in said if at <= step))
 
@@ -74,11 +100,22 @@ def lines(path: Path) -> Iterator[str]:
             yield from (line for line in file if line.endswith("\n"))
 
 
+def records(path: Path) -> Iterator[tuple[int, str]]:
+    """(step, line) of each record in a log. Raises InputError for a line that is none."""
+    for number, line in enumerate(lines(path), 1):
+        try:
+            yield int(json.loads(line)["step"]), line
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}, line {number}: {line[:40].strip()!r} is no record of a step: remove it"
+            ) from None
+
+
 def samples(path: Path) -> Iterator[tuple[int, str, str]]:
     """(step, headline, text) of each sample."""
     head, body = "", []
     for line in [*lines(path), "--- step -1 ---\n"]:
-        if line.startswith("--- step ") and line.rstrip().endswith("---"):
+        if re.fullmatch(r"--- step -?\d+ ---\n", line):
             if head:
                 yield int(head.split()[2]), head, "".join(body)
             head, body = line.rstrip(), []
@@ -171,7 +208,7 @@ class Log:
         try:
             self.files = {
                 n: open(self.path / n, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
-                for n in ("metrics.jsonl", "timings.jsonl", "samples.txt")
+                for n in LOGS
             }
         except OSError as error:
             raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
@@ -179,7 +216,8 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():
-            file.close()
+            with suppress(OSError):  # a full disk: that was said where it happened
+                file.close()
 
     def metrics(self, record: dict[str, Any]) -> None:
         self._put("metrics.jsonl", json.dumps(record) + "\n")
@@ -195,12 +233,13 @@ class Log:
 
     def flush(self) -> None:
         for name in self.files:
-            self._put(name, "")
-            self.files[name].flush()
+            self._put(name, "", flush=True)
 
-    def _put(self, name: str, text: str) -> None:
+    def _put(self, name: str, text: str, flush: bool = False) -> None:
         try:
             self.files[name].write(text)
+            if flush:
+                self.files[name].flush()
         except OSError as error:
             raise InputError(
                 f"cannot write {self.path / name}: {error.strerror or error}; free some space and go on with --resume"

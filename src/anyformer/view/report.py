@@ -38,8 +38,11 @@ def write_report(run: Path) -> Path:
     if not run.is_dir():
         raise FileNotFoundError(f"no run directory at {run}")
     path, half = run / "report.html", run / f".report.html.{os.getpid()}"
-    half.write_text(render(run), encoding="utf-8")
-    os.replace(half, path)
+    try:
+        half.write_text(render(run), encoding="utf-8")
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
     return path
 
 
