@@ -57,6 +57,11 @@ def test_a_run_cannot_change_what_it_is(run: Path, flags: tuple, says: str):
         refused(call("train", "language", "--out", run, "--resume", "--steps", 9, *flags), says)
 
 
+def test_minutes_plan_a_new_run_only(run: Path):
+    said = call("train", "language", "--out", run, "--resume", "--minutes", 1)
+    refused(said, "--minutes plans a new run", "change --steps")
+
+
 def test_data_that_changed_since(run: Path, text: Path):
     write(text, b"the cat sat on the log. the dog sat on the mat.\n" * 60)
     with nothing_changes(run):

@@ -167,6 +167,8 @@ def run_config(
     run = run or Run(next_run(name, config))
     goes_on = resume and run.exists
     if goes_on:
+        if minutes is not None:
+            raise InputError(f"--minutes plans a new run; {run.path} has {config.train.steps} steps: change --steps")
         same_model(run, config_of(module, run.config()["config"], str(run.path / "config.json")), config)
     else:
         run.refuse_others()
@@ -204,7 +206,7 @@ def leaving_no_stub(run: Run, goes_on: bool) -> Generator[None]:
     """A run that fails before its first checkpoint leaves nothing, unless the numbers it ended with tell why."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C while the model is being made, too
         tells = goes_on or isinstance(error, TrainingError | Stopped)
         if not tells and checkpoint.latest(run.checkpoints) is None:
             run.remove()
