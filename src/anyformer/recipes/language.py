@@ -79,7 +79,7 @@ MODERN: dict[str, Any] = {
     "init": "zero",
 }
 MINUTE = TrainConfig(
-    steps=500,
+    steps=450,
     batch=16,
     lr=4e-3,
     optimizer="muon",
@@ -88,9 +88,9 @@ MINUTE = TrainConfig(
     warmup=20,
     weight_decay=0.01,
     clip=0.0,
-    eval_every=125,
+    eval_every=150,
     eval_batches=10,
-    save_every=250,
+    save_every=150,
 )
 
 PRESETS = {
