@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)
 )
 
 
-def theirs(path: Path, scratch: Path, steps: int) -> tuple[float, float]:
+def theirs(path: Path, scratch: Path, steps: int, seed: int) -> tuple[float, float]:
     """(seconds, loss) of nanoGPT."""
     room = scratch / "nanoGPT"
     shutil.copytree(path, room, ignore=shutil.ignore_patterns(".git", "out*"))
@@ -32,7 +33,7 @@ def theirs(path: Path, scratch: Path, steps: int) -> tuple[float, float]:
     command = [sys.executable, "train.py", "config/train_shakespeare_char.py"]
     train = (room / "train.py").read_text().replace("torch.manual_seed(1337", "torch.manual_seed(seed")
     (room / "train.py").write_text(train.replace("backend = 'nccl'", "seed = 1337\nbackend = 'nccl'", 1))
-    command += RECIPE.format(steps=steps, out=scratch / "out", seed=1337).split()
+    command += RECIPE.format(steps=steps, out=scratch / "out", seed=seed).split()
     began = time.perf_counter()
     subprocess.run(command, cwd=room, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
@@ -44,10 +45,10 @@ def theirs(path: Path, scratch: Path, steps: int) -> tuple[float, float]:
     return seconds, whole_split_loss(gpt, val, 64)
 
 
-def ours(text: Path, scratch: Path, steps: int) -> tuple[float, float]:
+def ours(text: Path, scratch: Path, steps: int, seed: int) -> tuple[float, float]:
     """(seconds, loss) of anyformer."""
     command = [sys.executable, "-m", "anyformer", "train", "language", "--preset", "nanogpt-cpu", "--json"]
-    command += ["--data", str(text), "--steps", str(steps), "--out", str(scratch / "run")]
+    command += ["--data", str(text), "--steps", str(steps), "--seed", str(seed), "--out", str(scratch / "run")]
     began = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return time.perf_counter() - began, json.loads(done.stdout)["val_loss"]
@@ -56,12 +57,22 @@ def ours(text: Path, scratch: Path, steps: int) -> tuple[float, float]:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a run of each side for each seed")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        os.environ["ANYFORMER_CACHE"] = str(scratch / "cache")  # prepare the text within the time, as a newcomer would
-        mine, peer = ours(shakespeare(asked.nanogpt), scratch, asked.steps), theirs(asked.nanogpt, scratch, asked.steps)
-    rows = {"wall time": (mine[0], peer[0], "s"), "validation loss, whole split": (mine[1], peer[1], "nats")}
+    text, rows = shakespeare(asked.nanogpt), {}
+    sides: list[list[tuple[float, float]]] = [[], []]
+    for seed in asked.seeds:
+        with tempfile.TemporaryDirectory() as name:
+            scratch = Path(name)
+            os.environ["ANYFORMER_CACHE"] = str(
+                scratch / "cache"
+            )  # prepare the text within the time, as a newcomer would
+            sides[0].append(ours(text, scratch, asked.steps, seed))
+            sides[1].append(theirs(asked.nanogpt, scratch, asked.steps, seed))
+        rows[f"seed {seed}: wall time"] = (sides[0][-1][0], sides[1][-1][0], "s")
+        rows[f"seed {seed}: loss, whole split"] = (sides[0][-1][1], sides[1][-1][1], "nats")
+    for i, (what, unit) in enumerate((("wall time", "s"), ("loss, whole split", "nats"))):
+        rows[f"mean: {what}"] = (mean(run[i] for run in sides[0]), mean(run[i] for run in sides[1]), unit)
     report(f"tiny Shakespeare, {asked.steps} steps, {torch.get_num_threads()} threads", rows, asked.json)
 
 

@@ -7,7 +7,7 @@ head   a logit for each token of the vocabulary, tied to the embedding
 loss   cross-entropy of the next token
 
     anyformer train language                        about a minute on two cores: the plays of Shakespeare
-    anyformer train language --preset nanogpt-cpu --data shakespeare       about a minute: loss 1.88
+    anyformer train language --preset nanogpt-cpu --data shakespeare       about a minute: loss 1.90
 
 GPT (Radford et al. 2018, 2019), in the small form of Karpathy's nanoGPT.
 """
