@@ -21,6 +21,7 @@ from anyformer.training import checkpoint, loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.optimizer import Optimizer, learning_rate
 from anyformer.training.run import Run, Stopped, samples
+from cli_kit import call
 
 STEPS = 24
 
@@ -245,3 +246,10 @@ def test_batches_go_on_from_any_place(text: Path):
     resumed = list(islice(language.batches(settings, "train", json.loads(json.dumps(place))), 3))
     for (a, at), (b, there) in zip(straight[3:], resumed):
         assert at == there and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_shortcuts_reach_the_config():
+    """--seed 0 is a seed, and --compile needs no value."""
+    flags = ("train", "language", "--preset", "tiny", "--seed", 0, "--compile", "--print-config")
+    found = json.loads(call(*flags).well().out)["config"]["train"]
+    assert (found["seed"], found["compile"]) == (0, True)

@@ -77,7 +77,7 @@ def command(module: recipes.Recipe, preset: str, config: Any) -> type:
         ("seed", int | None, None, "Short for --train.seed."),
         ("device", str | None, None, "Short for --train.device."),
         ("dtype", Literal["auto", "float32", "bfloat16"] | None, None, "Short for --train.dtype."),
-        ("compile", bool | None, None, "Short for --train.compile."),
+        ("compile", bool, False, "Short for --train.compile."),
         ("dry_run", bool, False, "Say what it would take (parameters, FLOPs, memory, shapes) and train nothing."),
         ("print_config", bool, False, "Print the resolved config and train nothing."),
         ("json", bool, False, "One JSON object on stdout at the end, and nothing else there."),
@@ -91,7 +91,11 @@ def command(module: recipes.Recipe, preset: str, config: Any) -> type:
 
 
 def shortcuts(asked: Any) -> Any:
-    given = {name: getattr(asked, name) for name in SHORT if getattr(asked, name) is not None}
+    given = {
+        name: getattr(asked, name)
+        for name in SHORT
+        if getattr(asked, name) is not None and getattr(asked, name) is not False
+    }
     try:
         return replace(asked.config.train, **given)
     except ValueError as error:
