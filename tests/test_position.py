@@ -87,7 +87,8 @@ def test_alibi_falls_with_distance_on_either_side():
 def test_sinusoids_are_those_of_2017(dim):
     got = Sinusoidal(dim)(torch.arange(60))
     for at in range(60):
-        waves = [at / 10_000 ** (2 * i / dim) for i in range(dim // 2)]  # there, sines and cosines alternate
+        # the paper has 2 i / dim, and sines and cosines in turn; its code (tensor2tensor) is what others followed
+        waves = [at / 10_000 ** (i / (dim // 2 - 1)) for i in range(dim // 2)]
         want = [*map(math.sin, waves), *map(math.cos, waves), *[0.0] * (dim % 2)]
         assert got[at].tolist() == pytest.approx(want, abs=1e-5)
 

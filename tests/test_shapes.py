@@ -246,6 +246,8 @@ def test_patches_are_read_row_by_row_after_the_class_node():
 
 
 def test_two_frames_of_sound_make_a_node_that_knows_when_it_was():
-    nodes = Frames(8, config())(torch.zeros(1, 8, 20))[0]  # (10, C): silence, so that they differ by their time alone
+    nodes = Frames(8, config(position="sinusoidal"))(torch.zeros(1, 8, 20))[
+        0
+    ]  # (10, C): silence, so that they differ by their time alone
     same = nodes - Sinusoidal(C)(torch.arange(10))
     torch.testing.assert_close(same[2:-2], same[2:3].expand(6, C))

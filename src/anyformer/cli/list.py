@@ -1,5 +1,6 @@
 """anyformer list: recipes, presets with their sizes, data sets."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -32,15 +33,18 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def size(config: Any) -> dict[str, Any]:
-    """What a preset builds: parameters of the body, without vocabulary, which is the data's."""
+    """What a preset builds: parameters of its stacks, without vocabulary, which is the data's."""
     import torch
 
     from ..model.block import Transformer
+    from ..model.config import TransformerConfig
 
+    shapes = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    stacks = [shape for shape in shapes if isinstance(shape, TransformerConfig)]  # an encoder and a decoder, or one
     with torch.device("meta"):
-        body = Transformer(config.model)
-    shape = {name: getattr(config.model, name) for name in ("n_layer", "n_head", "dim", "context")}
-    return shape | {"parameters": sum(p.numel() for p in body.parameters()), "data": config.data}
+        bodies = torch.nn.ModuleList(Transformer(shape, cross=i > 0) for i, shape in enumerate(stacks))
+    facts = {name: getattr(stacks[-1], name) for name in ("n_layer", "n_head", "dim", "context")}
+    return facts | {"parameters": sum(p.numel() for p in bodies.parameters()), "data": config.data}
 
 
 def data_sets() -> list[dict[str, str]]:

@@ -85,7 +85,7 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         C, D = config.dim, config.head_channels
-        self.layer, self.channels, self.dropout = layer, D, config.dropout
+        self.layer, self.channels, self.dropout, self.scale = layer, D, config.dropout, config.scale
         self.query = Linear(C, config.n_head * D, config.bias)
         self.key = Linear(C, config.kv_heads * D, config.bias)
         self.value = Linear(C, config.kv_heads * D, config.bias)
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         if wires.turn is not None:
             q = rotate(q, wires.turn)
         k, v = self.told(x, wires, cache) if memory is None else self.told_by(memory, cache)
-        y = wires.path(q, k, v, self.dropout if self.training else 0.0)  # (B, H, Q, D)
+        y = wires.path(q, k, v, self.dropout if self.training else 0.0, self.scale)  # (B, H, Q, D)
         return self.output(y.transpose(1, 2).flatten(2))
 
     def told(self, x: Tensor, wires: Wires, cache: KVCache | None) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,8 @@ class TransformerConfig:
     """Of the MLP; swiglu and geglu are gated (2002.05202), relu2 is squared ReLU (2109.08668)."""
     bias: bool = True
     """Biases in every linear map and LayerNorm."""
+    scale: float | None = None
+    """Of the scores, query times key. None: 1 / sqrt(channels of a head); T5 has 1 (1910.10683)."""
     qk_norm: bool = False
     """RMSNorm on each head's queries and keys (2302.05442)."""
     dropout: float = 0.0
@@ -61,6 +63,8 @@ class TransformerConfig:
             raise ValueError(
                 f"rotary positions turn pairs of channels, but a head has {self.head_channels}: make it even"
             )
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f"scale is {self.scale}; it must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 

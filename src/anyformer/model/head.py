@@ -8,23 +8,45 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .block import ACTIVATIONS
+from .config import TransformerConfig
 from .linear import Linear
+from .norm import norm
 
 
 class LMHead(nn.Module):
     """Which token: a logit for each entry of the vocabulary. (B, T, C) -> (B, T, vocab_size)
 
-    `tied` to an embedding, the map is the embedding's own weight (1608.05859): one parameter, two readers.
+    `tied` to an embedding, the map is the embedding's own weight (1608.05859): one parameter, two readers. T5 then
+    multiplies what is read by `scale`, 1 / sqrt(dim), since its embeddings are large (1910.10683).
     """
 
-    def __init__(self, dim: int, vocab_size: int, tied: nn.Embedding | None = None):
+    def __init__(self, dim: int, vocab_size: int, tied: nn.Embedding | None = None, scale: float = 1.0):
         super().__init__()
+        self.scale = scale
         self.project = Linear(dim, vocab_size, bias=False)
         if tied is not None:
             self.project.weight = tied.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(x)
+        return self.project(x if self.scale == 1 else x * self.scale)
+
+
+class MaskedHead(nn.Module):
+    """Which token was hidden: each node thinks once more, then a logit for each entry of the vocabulary, with a bias
+    (BERT, 1810.04805). (B, T, C) -> (B, T, vocab_size)"""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, tied: nn.Embedding | None = None):
+        super().__init__()
+        self.think = Linear(config.dim, config.dim)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = norm(config)
+        self.project = Linear(config.dim, vocab_size)
+        if tied is not None:
+            self.project.weight = tied.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.norm(self.activation(self.think(x))))
 
 
 class Classifier(nn.Module):

@@ -7,23 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from .config import TransformerConfig
-from .position import Sinusoidal, added
+from .norm import norm
+from .position import Learned, added
 
 
 class Tokens(nn.Module):
-    """Ids of a vocabulary -> nodes. ids (B, T), positions (T,) or (B, T) or None for 0, 1, 2 ... -> (B, T, C)"""
+    """Ids of a vocabulary -> nodes. ids (B, T), positions (T,) or (B, T) or None for 0, 1, 2 ... -> (B, T, C)
 
-    def __init__(self, vocab_size: int, config: TransformerConfig):
+    BERT (1810.04805) also says which of its texts a token belongs to, kind (B, T) of `kinds`, all 0 unless told, and
+    norms the sum (`normed`)."""
+
+    def __init__(self, vocab_size: int, config: TransformerConfig, kinds: int = 0, normed: bool = False):
         super().__init__()
         self.token = nn.Embedding(vocab_size, config.dim)
         self.position = added(config)
+        self.kind = nn.Embedding(kinds, config.dim) if kinds else None
+        self.norm = norm(config) if normed else nn.Identity()
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor | None = None, kind: Tensor | None = None) -> Tensor:
         x = self.token(ids)
         if self.position is not None:
             x = x + self.position(torch.arange(ids.shape[1], device=ids.device) if positions is None else positions)
-        return self.drop(x)
+        if self.kind is not None:
+            x = x + self.kind(torch.zeros_like(ids) if kind is None else kind)
+        return self.drop(self.norm(x))
 
 
 class Patches(nn.Module):
@@ -51,12 +59,14 @@ class Frames(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(mels, config.dim, 3, padding=1)
         self.conv2 = nn.Conv1d(config.dim, config.dim, 3, stride=2, padding=1)
-        self.position = Sinusoidal(config.dim)
+        self.position = added(config)
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, mel: Tensor) -> Tensor:
         x = nn.functional.gelu(self.conv2(nn.functional.gelu(self.conv1(mel)))).transpose(1, 2)
-        return self.drop(x + self.position(torch.arange(x.shape[1], device=x.device)))
+        if self.position is not None:
+            x = x + self.position(torch.arange(x.shape[1], device=x.device))
+        return self.drop(x)
 
 
 class Readings(nn.Module):
@@ -71,3 +81,21 @@ class Readings(nn.Module):
 
     def forward(self, value: Tensor, kind: Tensor) -> Tensor:
         return self.drop(self.value(value) + self.kind(kind))
+
+
+class Trajectory(nn.Module):
+    """Return to go, state, action, return to go, state ...: three nodes a time step, which tell the step (Decision
+    Transformer, 2106.01345). wanted (B, K, 1), state (B, K, S), action (B, K, A), at (B, K) -> (B, 3 K, C)"""
+
+    def __init__(self, states: int, actions: int, steps: int, config: TransformerConfig):
+        super().__init__()
+        self.wanted = nn.Linear(1, config.dim)
+        self.state = nn.Linear(states, config.dim)
+        self.action = nn.Linear(actions, config.dim)
+        self.step = Learned(steps, config.dim)
+        self.norm = norm(config)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, wanted: Tensor, state: Tensor, action: Tensor, at: Tensor) -> Tensor:
+        kinds = torch.stack([self.wanted(wanted), self.state(state), self.action(action)], dim=2)  # (B, K, 3, C)
+        return self.drop(self.norm((kinds + self.step(at)[:, :, None]).flatten(1, 2)))

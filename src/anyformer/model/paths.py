@@ -22,9 +22,10 @@ Bias = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # (h, q, k, ahead) -> n
 
 
 class Path(Protocol):
-    """q (B, H, Q, D), k and v (B, H or fewer, K, D) -> (B, H, Q, D), weights dropped out with probability `drop`."""
+    """q (B, H, Q, D), k and v (B, H or fewer, K, D) -> (B, H, Q, D), weights dropped out with probability `drop`.
+    scale: of the scores; None is 1 / sqrt(D)."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor: ...
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Plain:
 
     triangle: bool = False
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
-        return F.scaled_dot_product_attention(q, *_shared(q, k, v), is_causal=self.triangle, dropout_p=drop)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
+        k, v = _shared(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, None, drop, self.triangle, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,10 @@ class Dense:
         k = torch.arange(first, asked.keys, device=asked.device).view(1, 1, 1, -1)
         return cls(*scores(edges, bias, q, k, asked), first)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
         k, v = _shared(q, k[:, :, self.first :], v[:, :, self.first :])
         y = F.scaled_dot_product_attention(
-            q, k, v, self.mask.to(q.dtype) if self.mask.is_floating_point() else self.mask, drop
+            q, k, v, self.mask.to(q.dtype) if self.mask.is_floating_point() else self.mask, drop, scale=scale
         )
         return y if self.lonely is None else y.masked_fill(self.lonely, 0)
 
@@ -136,14 +138,14 @@ class Blocked:
         mask, lonely = scores(inside, bias, q, k, asked)
         return cls(_fold(mask), None if lonely is None else _fold(lonely), width, back, ahead)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
         B, H, T, D = q.shape
         k, v = _shared(q, k, v)
         q, k, v = self._cut(q, 0, 0), self._cut(k, self.back, self.ahead), self._cut(v, self.back, self.ahead)
         mask = self.mask.to(q.dtype) if self.mask.is_floating_point() else self.mask
         if len(mask) != len(q):
             mask = mask.repeat(B, 1, 1, 1)
-        y = F.scaled_dot_product_attention(q, k, v, mask, drop)  # (B * n, H, W, D)
+        y = F.scaled_dot_product_attention(q, k, v, mask, drop, scale=scale)  # (B * n, H, W, D)
         if self.lonely is not None:
             y = y.view(-1, len(self.lonely), *y.shape[1:]).masked_fill(self.lonely, 0)
         return y.view(B, -1, H, self.width, D).transpose(1, 2).reshape(B, H, -1, D)[:, :, :T]
@@ -178,11 +180,10 @@ class Flex:
         score_mod = None if bias is None else lambda score, b, h, q, k: score + bias(h, q, k, ahead)
         return cls(block_mask, score_mod, compiled)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
         attend = _flex(self.compiled)
-        return attend(
-            q, k, v, score_mod=self.score_mod, block_mask=self.block_mask, enable_gqa=k.shape[1] != q.shape[1]
-        )
+        grouped = k.shape[1] != q.shape[1]
+        return attend(q, k, v, score_mod=self.score_mod, block_mask=self.block_mask, scale=scale, enable_gqa=grouped)
 
 
 @cache

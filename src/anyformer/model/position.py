@@ -26,15 +26,17 @@ class Learned(nn.Module):
 
 
 class Sinusoidal(nn.Module):
-    """Sines and cosines of geometric wavelengths (1706.03762, section 3.5), sines first. positions (...) -> (..., C)"""
+    """Sines and cosines of geometric wavelengths from 2 pi to 10000 * 2 pi (1706.03762, section 3.5), sines first, as
+    in the authors' own code and in Whisper. positions (...) -> (..., C)"""
 
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
 
     def forward(self, positions: Tensor) -> Tensor:
-        even = torch.arange(0, self.dim - self.dim % 2, 2, device=positions.device)
-        frequency = 10_000.0 ** (-even.float() / self.dim)
+        half = self.dim // 2
+        step = math.log(10_000) / max(1, half - 1)
+        frequency = torch.exp(-step * torch.arange(half, device=positions.device))
         angle = positions[..., None].float() * frequency  # (..., C/2)
         waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
         return nn.functional.pad(waves, (0, self.dim % 2))
@@ -83,8 +85,8 @@ class RelativeBias(nn.Module):
         side = (distance > 0) * buckets if ahead else 0
         distance = distance.abs() if ahead else -distance.clamp(max=0)
         near = buckets // 2
-        scale = (buckets - near) / math.log(self.furthest / near)
-        far = near + ((distance.clamp(min=1).float() / near).log() * scale).long()
+        steps = (distance.clamp(min=1).float() / near).log() / math.log(self.furthest / near) * (buckets - near)
+        far = near + steps.long()
         return side + torch.where(distance < near, distance, far.clamp(max=buckets - 1))
 
 

@@ -55,6 +55,8 @@ class Config:
     """Of a BPE trained on the data."""
     val_fraction: float = 0.1
     """The end of the text is kept for validation."""
+    padded_vocab: int | None = None
+    """Entries of the embedding where they are more than the tokenizer's ids. None: as many."""
     tied: bool = True
     """The head reads the embedding's own weights (1608.05859)."""
     window: int | None = None
@@ -117,6 +119,7 @@ PRESETS = {
     "gpt2": Config(
         tokenizer="bpe",
         vocab_size=50257,
+        padded_vocab=50304,
         val_fraction=0.0005,
         model=sized(768, 12, 12, 1024, activation="gelu_tanh"),
         train=TrainConfig(
@@ -145,6 +148,7 @@ PRESETS = {
             norm_eps=1e-6,
             activation="geglu",
             head_dim=64,
+            scale=1.0,
             bias=False,
         ),
         train=MINUTE,
@@ -179,9 +183,10 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Config, tokenizer: Tokenizer):
         super().__init__()
         self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json()}
-        self.nodes = Tokens(tokenizer.vocab_size, config.model)
+        vocab = max(tokenizer.vocab_size, config.padded_vocab or 0)
+        self.nodes = Tokens(vocab, config.model)
         self.body = Transformer(config.model)
-        self.head = LMHead(config.model.dim, tokenizer.vocab_size, self.nodes.token if config.tied else None)
+        self.head = LMHead(config.model.dim, vocab, self.nodes.token if config.tied else None)
         self.edges = layers(config)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
