@@ -10,88 +10,27 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import recipe as recipes
 from .errors import InputError, TrainingError
+from .interop.directory import TUNING
+from .loading import Model, anchored, begin_from, bring_in, config_of, load, prepare
 from .training import checkpoint, loop
+from .training.config import LoRA
 from .training.device import device as find_device
 from .training.run import Run, Stopped, begin, describe, fit, write
 from .view.report import write_report
 
+__all__ = ["Model", "bring_in", "load", "run_config", "starting_point", "train"]
 Listener = Callable[[dict[str, Any]], None]
 Starter = Callable[[Run, Any, loop.State], None]
 
 
 def nobody(*_: Any) -> None:
     """Nobody listens."""
-
-
-class Model:
-    """A trained model with the recipe that knows what to ask of it."""
-
-    def __init__(self, recipe: recipes.Recipe, config: Any, module: torch.nn.Module, state: dict[str, Any], path: Path):
-        self.recipe, self.config, self.module, self.path = recipe, config, module.eval(), path
-        self.step: int = state["step"]
-        self.place: recipes.Place = state.get("place") or {}
-
-    def predict(self, request: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-        """Plain values in and out; what a request may hold is the recipe's to say."""
-        return self.recipe.predict(self.module, (request or {}) | more)
-
-    def generate(self, prompt: str | list[str] | None = None, **more: Any) -> dict[str, Any]:
-        """Continue a prompt (a new line, if there is none), or several at once:
-        {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
-        More: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep."""
-        return self.predict(more if prompt is None else {"prompt": prompt} | more)
-
-    def evaluate(self, data: str | None = None) -> dict[str, float]:
-        """A fixed pass over the whole validation split. Other data than the training's is taken whole."""
-        config = self.config if data is None else anchored(dataclasses.replace(self.config, data=data))
-        batches = self.recipe.batches(config, "val", None)
-        first = next(batches)
-        if self.place.get("data") not in (None, first[1].get("data")):
-            if data is None:
-                raise InputError(
-                    f"the data '{config.data}' has changed since this run began: bring it back, or name data"
-                )
-            batches = self.recipe.batches(config, "all", None)
-            first = next(batches)
-        every = (batch for batch, _ in chain([first], batches))
-        return loop.evaluate(self.recipe, self.module, every, self.config.train.dtype)
-
-
-def load(path: str | Path, device: str = "auto") -> Model:
-    """The best checkpoint of a run directory, or the very checkpoint that is named. Raises InputError."""
-    folder = find_checkpoint(Path(path))
-    described = checkpoint.read_json(folder / "config.json")
-    for name in ("recipe", "config"):
-        if name not in described:
-            raise InputError(f"{folder / 'config.json'} names no {name}: it is not a checkpoint of anyformer")
-    recipe = recipes.load(described["recipe"])
-    config = recipes.at_home(config_of(recipe, described["config"], f"{folder / 'config.json'}"), folder)
-    model = recipe.build(config).to(find_device(device))
-    checkpoint.load_model(folder, model)
-    return Model(recipe, config, model, checkpoint.read_state(folder), folder)
-
-
-def find_checkpoint(path: Path) -> Path:
-    if not path.exists():
-        raise InputError(f"there is no run at {path}")
-    if (path / "model.safetensors").is_file():
-        return path
-    found = checkpoint.best(path / "checkpoints")
-    if found is None:
-        raise InputError(f"{path} has no checkpoint: expected {path / 'checkpoints' / 'step-N' / 'model.safetensors'}")
-    return found
-
-
-def config_of(recipe: recipes.Recipe, values: dict[str, Any], where: str) -> Any:
-    return recipes.from_json(type(recipes.preset(recipe, recipes.default_preset(recipe))), values, where)
 
 
 def train(
@@ -101,6 +40,8 @@ def train(
     minutes: float | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    init: str | Path | None = None,
+    lora: dict[str, Any] | None = None,
     on_start: Starter = nobody,
     on_record: Listener = nobody,
     **overrides: Any,
@@ -109,12 +50,14 @@ def train(
 
     overrides: fields of the preset's config, nested ones as dicts: train("language", data="a.txt", train={"lr": 1e-3}).
     minutes: instead of steps, as many as fit. out: the run directory (a new one below runs/). resume: go on with it.
+    init: a run or public checkpoint to begin from (fine-tuning). lora: {"rank": 8} and so on, to train adapters alone.
     on_start(run, config, state) hears once, on_record(record) every step. Raises InputError, TrainingError, and Stopped
     after Ctrl-C (everything is saved).
     """
     module = recipes.load(recipe)
     run = Run(Path(out)) if out is not None else None
-    preset, config = starting_point(module, recipe, preset, run if resume else None)
+    source = None if init is None else Path(init)
+    preset, config = starting_point(module, recipe, preset, run if resume else None, source)
     values = merged(recipes.to_json(config), overrides)
     config = config_of(module, values, "overrides")
     return run_config(
@@ -123,6 +66,8 @@ def train(
         config,
         run=run,
         resume=resume,
+        init=source,
+        lora=adapters(lora or {}),
         minutes=minutes,
         on_start=on_start,
         on_record=on_record,
@@ -130,17 +75,35 @@ def train(
     )
 
 
-def starting_point(module: recipes.Recipe, name: str, preset: str | None, run: Run | None) -> tuple[str, Any]:
-    """The preset and the config that overrides apply to: the stored ones of a run that goes on, else the preset's."""
+def adapters(values: dict[str, Any]) -> LoRA:
+    return recipes.from_json(LoRA, values, "lora")
+
+
+def starting_point(
+    module: recipes.Recipe, name: str, preset: str | None, run: Run | None, init: Path | None = None
+) -> tuple[str, Any]:
+    """The preset and the config that overrides apply to: the stored ones of a run that goes on, else the preset's, with
+    the shape of the model it begins from."""
     if run is None or not run.exists:
-        preset = preset or recipes.default_preset(module)
-        return preset, recipes.preset(module, preset)
+        chosen = preset or recipes.default_preset(module)
+        config = recipes.preset(module, chosen)
+        return chosen, config if init is None else tuned(module, config, load(init, "cpu"), preset is None)
     stored = run.config()
     if stored.get("recipe") != name:
         raise InputError(f"{run.path} is a run of recipe '{stored.get('recipe')}', not '{name}'")
     if preset not in (None, stored.get("preset")):
         raise InputError(f"{run.path} began with preset '{stored.get('preset')}', not '{preset}': leave --preset out")
     return stored["preset"], config_of(module, stored["config"], str(run.path / "config.json"))
+
+
+def tuned(module: recipes.Recipe, config: Any, source: Model, gently: bool) -> Any:
+    """The config with the shape and the vocabulary of the model that it begins from, and unless a preset was asked for
+    by name, with the gentle training that a trained model wants."""
+    given, values = recipes.to_json(source.config), recipes.to_json(config)
+    same = {field: given[field] for field in values if field in given and field not in ("data", "labels", "train")}
+    data = {"data": given["data"]} if source.recipe is module and given["data"] else {}
+    train = {"train": TUNING | {"seed": values["train"]["seed"]}} if gently else {}
+    return config_of(module, values | same | data | train, f"{source.path}")
 
 
 def merged(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +120,8 @@ def run_config(
     *,
     run: Run | None = None,
     resume: bool = False,
+    init: Path | None = None,
+    lora: LoRA = LoRA(),  # noqa: B008 (frozen)
     minutes: float | None = None,
     on_start: Starter = nobody,
     on_record: Listener = nobody,
@@ -175,11 +140,11 @@ def run_config(
     usable(module, config, run)
     if minutes is not None and not goes_on:
         config = loop.within(module, config, minutes * 60)
-    described = describe(name, preset, config, command)
+    described = describe(name, preset, config, command) | beginnings(init, lora)
     if not goes_on:
         run.create(described)
     with leaving_no_stub(run, goes_on):
-        state = begin(run, module, config)
+        state = begin(run, module, config, partial(prepare, described=run.config()))
         if goes_on:
             run.describe(run.config() | {"config": described["config"]})
         on_start(run, config, state)
@@ -190,6 +155,14 @@ def run_config(
     write(run.path / "result.json", json.dumps(result(model, state, began), indent=2) + "\n")
     write_report(run.path)
     return model
+
+
+def beginnings(init: Path | None, lora: LoRA) -> dict[str, Any]:
+    """What a run's config.json says of where it begins."""
+    if init is None and lora.rank:
+        raise InputError("--lora.rank trains adapters on a model that is there: say which with --init RUN")
+    found = {} if init is None else {"init": begin_from(init)}
+    return found | ({"lora": recipes.to_json(lora)} if lora.rank else {})
 
 
 def usable(module: recipes.Recipe, config: Any, run: Run) -> None:
@@ -246,14 +219,6 @@ def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, value
-
-
-def anchored(config: Any) -> Any:
-    """Files are meant from here, wherever the run is continued from."""
-    paths = {"data": config.data} if Path(config.data).exists() else {}
-    if str(getattr(config, "tokenizer", "")).endswith(".json"):
-        paths["tokenizer"] = config.tokenizer
-    return dataclasses.replace(config, **{name: str(Path(path).resolve()) for name, path in paths.items()})
 
 
 def next_run(name: str, config: Any) -> Path:

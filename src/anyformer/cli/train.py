@@ -13,6 +13,7 @@ import tyro
 
 from .. import recipe as recipes
 from ..errors import InputError
+from ..training.config import LoRA
 from .parse import parse, say
 from .terminal import busy
 
@@ -36,7 +37,7 @@ def run(arguments: list[str]) -> int:
     if early.resume and early.out is None:
         raise InputError(f"--resume needs --out RUN: {newest_run()}")
     stored = Run(early.out) if early.resume else None
-    preset, config = api.starting_point(module, name, early.preset, stored)
+    preset, config = api.starting_point(module, name, early.preset, stored, early.init)
     asked = parse(command(module, preset, config), rest, f"{PROG} {name}")
     config = replace(asked.config, train=shortcuts(asked))
     if asked.print_config:
@@ -54,6 +55,7 @@ def glance(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--init", type=Path)
     parser.add_argument("--resume", action="store_true")
     try:
         return parser.parse_known_args(arguments)[0]
@@ -74,6 +76,8 @@ def command(module: recipes.Recipe, preset: str, config: Any) -> type:
         ("minutes", float | None, None, "Instead of steps: as many as fit, measured on this machine first."),
         ("out", Path | None, None, "The run directory. Default: a new one below runs/."),
         ("resume", bool, False, "Go on with the run in --out (or begin it, if there is none yet)."),
+        ("init", Path | None, None, "Begin from this run or public checkpoint: fine-tuning."),
+        ("lora", LoRA, LoRA(), "Train small adapters on the model of --init, which stays as it is (2106.09685)."),
         ("seed", int | None, None, "Short for --train.seed."),
         ("device", str | None, None, "Short for --train.device."),
         ("dtype", Literal["auto", "float32", "bfloat16"] | None, None, "Short for --train.dtype."),
@@ -138,6 +142,8 @@ def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
                     config,
                     run=run,
                     resume=asked.resume,
+                    init=asked.init,
+                    lora=asked.lora,
                     minutes=asked.minutes,
                     on_start=on_start,
                     on_record=lambda record: view[0].update(record),

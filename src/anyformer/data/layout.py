@@ -21,6 +21,13 @@ def of_bytes() -> str:
     return _layout({"type": "BPE", "vocab": vocab, "merges": []}, level, level)
 
 
+def of_ids(vocab_size: int) -> str:
+    """The numbers themselves, "12 7 3", for a model that came without a tokenizer. No id ends a text."""
+    vocab = {str(i): i for i in range(vocab_size)}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    return json.dumps(json.loads(_layout(model, {"type": "WhitespaceSplit"}, None)) | {"added_tokens": []})
+
+
 def byte_alphabet() -> str:
     """The 256 printable characters that stand for the bytes 0..255 in a byte-level vocabulary, in order of the byte."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # these stand for themselves
@@ -36,7 +43,7 @@ def same(own: Any, other: Any) -> bool:
     return off and all(k in other and same(v, other[k]) for k, v in own.items())
 
 
-def _layout(model: dict, pre_tokenizer: dict, decoder: dict) -> str:
+def _layout(model: dict, pre_tokenizer: dict, decoder: dict | None) -> str:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     end = {"id": len(model["vocab"]), "content": END} | flags | {"special": True}
     fields: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [end]}

@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.layout import of_ids
 from ..data.prepare import Corpus, prepare
 from ..data.sets import resolve
 from ..data.stream import NOTHING, sweep, windows
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import Subwords, Tokenizer
 from ..data.tokenizer import load as load_tokenizer
 from ..errors import InputError
 from ..events import progress
@@ -50,7 +51,8 @@ class Config:
     data: str = "plays"
     """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
     tokenizer: str = "char"
-    """char, byte, bpe (trained on the data), or the path of a tokenizer.json."""
+    """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
+    tokenizer.json."""
     vocab_size: int = 1024
     """Of a BPE trained on the data."""
     val_fraction: float = 0.1
@@ -220,7 +222,10 @@ def prepared(data: str, tokenizer: str, vocab_size: int, val_fraction: float, st
 
 def build(config: Config) -> LanguageModel:
     kept = Path(config.tokenizer)  # once trained, the tokenizer is a file of the checkpoint and the text is not needed
-    tokenizer = load_tokenizer(kept) if kept.is_file() else corpus(config).tokenizer
+    if config.tokenizer == "ids":
+        tokenizer: Tokenizer = Subwords(of_ids(config.padded_vocab or config.vocab_size))
+    else:
+        tokenizer = load_tokenizer(kept) if kept.exists() else corpus(config).tokenizer
     model = LanguageModel(config, tokenizer)
     initialise(model, config.model)
     return model

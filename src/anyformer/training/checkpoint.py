@@ -24,8 +24,11 @@ from .loop import State
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything to save, each once: tied weights share a tensor and appear under their first name."""
+    """Everything to save, each once: tied weights share a tensor and appear under their first name. Beside adapters,
+    what does not learn is another checkpoint's to keep."""
     own = dict(model.named_parameters(remove_duplicate=True))
+    if any(".lora_" in name for name in own):
+        return {name: parameter for name, parameter in own.items() if parameter.requires_grad}
     persistent = model.state_dict().keys()
     return own | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
@@ -33,17 +36,24 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def save(folder: Path, state: State, config: dict[str, Any]) -> Path:
     """Write `folder/step-N`. Raises InputError if the disk refuses; nothing half-written stays behind."""
     final = folder / f"step-{state.step}"
-    with whole(final) as temporary:
-        own = {name: text.encode() for name, text in getattr(state.model, "files", {}).items()}
-        seals = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
-        save_file(detached(tensors(state.model)), temporary / "model.safetensors", {"format": "pt"})
+    kept = latest(folder)
+    good = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
+    with whole(final, f"{good}: free some space and go on with --resume") as temporary:
         save_file(detached(state.optimizer.state()), temporary / "optimizer.safetensors", {"format": "pt"})
-        rest = {"step": state.step, "place": state.place, "best": state.best, "files": seals}
-        for name, values in {"config.json": config, "state.json": rest}.items():
-            own[name] = json.dumps(values, indent=2).encode()
-        for name, content in own.items():
-            (temporary / name).write_bytes(content)
+        rest = {"step": state.step, "place": state.place, "best": state.best}
+        write_model(temporary, state.model, config, rest)
     return final
+
+
+def write_model(folder: Path, model: nn.Module, config: dict[str, Any], state: dict[str, Any]) -> None:
+    """The weights, what belongs beside them, and the seals of that: all that a checkpoint needs to be used."""
+    own = {name: text.encode() for name, text in getattr(model, "files", {}).items()}
+    seals = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
+    save_file(detached(tensors(model)), folder / "model.safetensors", {"format": "pt"})
+    for name, values in {"config.json": config, "state.json": state | {"files": seals}}.items():
+        own[name] = json.dumps(values, indent=2).encode()
+    for name, content in own.items():
+        (folder / name).write_bytes(content)
 
 
 def detached(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,7 +61,7 @@ def detached(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def whole(final: Path) -> Generator[Path]:
+def whole(final: Path, advice: str = "free some space and try again") -> Generator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and vanishes when it does not."""
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     try:
@@ -64,9 +74,7 @@ def whole(final: Path) -> Generator[Path]:
         os.replace(temporary, final)
         sync(final.parent)
     except (OSError, SafetensorError) as error:
-        kept = latest(final.parent)
-        good = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
-        raise InputError(f"could not save {final}: {error}; {good}: free some space and go on with --resume") from error
+        raise InputError(f"could not save {final}: {error}; {advice}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

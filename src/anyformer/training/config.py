@@ -53,3 +53,21 @@ class TrainConfig:
             raise ValueError(f"lr is {self.lr}; it must be above 0")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """How much a fine-tuning may change. Raises ValueError where a number makes no sense."""
+
+    rank: int = 0
+    """Rows of A and columns of B; 0 trains all weights instead."""
+    alpha: float = 16.0
+    """What they write is scaled by alpha / rank."""
+    where: Literal["attention", "all"] = "all"
+    """Which maps of each block: those of attention, or the MLP's too."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank is {self.rank}; it must be 0 or more")
+        if not self.alpha > 0:
+            raise ValueError(f"lora.alpha is {self.alpha}; it must be above 0")

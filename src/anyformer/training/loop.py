@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -31,11 +31,13 @@ class State:
     """The step with the lowest validation loss so far: {"step": ..., "val_loss": ...}."""
 
 
-def start(recipe: Recipe, config: Any) -> State:
-    """A new model and its optimiser, the same for the same seed."""
+def start(recipe: Recipe, config: Any, prepare: Callable[[nn.Module], Any] = lambda model: None) -> State:
+    """A new model and its optimiser, the same for the same seed. `prepare` may change the model before it learns."""
     where = device(config.train.device)
     torch.manual_seed(config.train.seed)
-    model = recipe.build(config).to(where)
+    model = recipe.build(config)
+    prepare(model)
+    model = model.to(where)
     return State(model, Optimizer(model, config.train))
 
 

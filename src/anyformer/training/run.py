@@ -17,12 +17,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from .. import recipe as recipes
 from ..errors import InputError
@@ -157,11 +159,11 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def begin(run: Run, recipe: recipes.Recipe, config: Any) -> State:
-    """A fresh state, or the one of the run's last checkpoint; the logs are rewound to it."""
+def begin(run: Run, recipe: recipes.Recipe, config: Any, prepare: Callable[[nn.Module], Any]) -> State:
+    """A fresh state, or the one of the run's last checkpoint; the logs are rewound to it. `prepare`: see `start`."""
     checkpoint.tidy(run.checkpoints)
     last = checkpoint.latest(run.checkpoints)
-    state = start(recipe, config if last is None else recipes.at_home(config, last))
+    state = start(recipe, config if last is None else recipes.at_home(config, last), prepare)
     if last is not None:
         checkpoint.load_state(last, state)
     run.rewind(state.step)
