@@ -33,7 +33,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, biases of attention": ("llama", {"attention_bias": True}),
     "llama, biases of the mlp": ("llama", {"mlp_bias": True, "rms_norm_eps": 1e-3}),
-    "llama, wide heads": ("llama", {"head_dim": 10, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "llama, wide heads": (
+        "llama",
+        {"head_dim": 10, "rope_theta": 500.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import recipe as recipes
 from .errors import InputError
-from .interop import directory
+from .interop import adapters, directory, gguf, onnx
 from .training import checkpoint, loop, lora
 from .training.config import LoRA
 from .training.device import device as find_device
@@ -191,3 +191,23 @@ def adopt(model: nn.Module, source: Model) -> list[str]:
     for name in own.keys() - set(fresh):
         own[name].copy_(given[name])
     return fresh
+
+
+def give_out(source: Path, to: str, folder: Path) -> list[str]:
+    """Write a model in a public format: hf, gguf, onnx or peft. Returns the names of the files. Raises InputError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and not empty: name a new folder")
+    if to == "peft":
+        model = load(source, "cpu", merged=False)
+        base = checkpoint.read_json(model.path / "config.json").get("init", {}).get("path", "")
+        adapters.write(folder, model.name, recipes.to_json(model.config), model.module, base)
+        return sorted(path.name for path in folder.iterdir())
+    model = load(source, "cpu")
+    values = recipes.to_json(model.config)
+    if to == "gguf":
+        gguf.write(folder, model.name, values, model.module)
+    elif to == "onnx":
+        onnx.write(folder, model.name, values, model.module)
+    else:
+        directory.export(folder, model.name, values, model.module)
+    return sorted(path.name for path in folder.iterdir())

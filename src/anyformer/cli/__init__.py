@@ -6,6 +6,7 @@ what, where, and what would be right. 1: anything else.
 
 import errno
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -14,7 +15,10 @@ from typing import NoReturn
 VERBS = {
     "train": "train a recipe on data of yours or a set by name",
     "sample": "let a trained language model write on from a prompt",
+    "predict": "ask a trained model of any recipe: texts, files",
     "eval": "loss and its kin over the whole validation split",
+    "import": "a public checkpoint (a folder, a GGUF file) becomes a run",
+    "export": "a run becomes a public checkpoint, a GGUF or an ONNX file",
     "list": "recipes, presets with their sizes, data sets",
     "doctor": "what this machine can do",
 }
@@ -52,7 +56,7 @@ def run(arguments: list[str]) -> int:
             return 0
         if verb not in VERBS:
             raise InputError(f"there is no verb '{verb}': {nearest(verb, VERBS)}")
-        return importlib.import_module(f"{__name__}.{verb}").run(rest)
+        return importlib.import_module(f"{__name__}.{module_of(verb)}").run(rest)
     except InputError as error:
         return complain(str(error), 2)
     except TrainingError as error:
@@ -66,6 +70,11 @@ def run(arguments: list[str]) -> int:
         if (short := lacking(error)) is None:
             raise
         return complain(short, 2)
+
+
+def module_of(verb: str) -> str:
+    """The file of a verb; a word of Python's own gets a trailing underscore."""
+    return f"{verb}_" if keyword.iskeyword(verb) else verb
 
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)

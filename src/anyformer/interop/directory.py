@@ -107,15 +107,15 @@ def tokenizer_in(folder: Path) -> str:
 # --- ours -> theirs ---
 
 
-def fitting(recipe: str, values: Values, model: nn.Module) -> tuple[Family, Values]:
-    """The family that can say this model, and its config. Raises InputError with the reason of each that cannot."""
+def fitting(recipe: str, values: Values, own: Mapping[str, Tensor]) -> tuple[Family, Values]:
+    """The family that can say a model with these tensors, and its config. Raises InputError: why each one cannot."""
     reasons, presets = [], []
     for name in FAMILIES:
         candidate = family(name, recipe)
         if recipe != candidate.RECIPE:
             continue
         try:
-            return candidate, candidate.write(values, tensors(model))
+            return candidate, candidate.write(values, own)
         except InputError as error:
             reasons.append(f"{name}: {error}")
             presets += candidate.PRESETS
@@ -128,8 +128,9 @@ def fitting(recipe: str, values: Values, model: nn.Module) -> tuple[Family, Valu
 
 def export(folder: Path, recipe: str, values: Values, model: nn.Module) -> Family:
     """Write a folder that the public library opens. Raises InputError; nothing half-written stays behind."""
-    found, config = fitting(recipe, values, model)
-    numbers = dict(give(found.rows(config), tensors(model)))
+    own = tensors(model)
+    found, config = fitting(recipe, values, own)
+    numbers = dict(give(found.rows(config), own))
     texts = dict(getattr(model, "files", {}))
     config = {"architectures": [found.ARCHITECTURE], "dtype": "float32", "torch_dtype": "float32"} | config
     also = getattr(found, "beside", lambda values, texts: {})(values, texts)  # what a family wants written besides

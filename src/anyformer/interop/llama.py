@@ -56,7 +56,10 @@ def rotary_base(c: Fields) -> float:
         kind.choice("rope_type", {"default": True}, "default")
         kind.choice("type", {"default": True}, "default")
         kind.must(partial_rotary_factor=1.0)
-    base = nested.number("rope_theta", c.number("rope_theta", 10_000.0))
+    outer = c.number("rope_theta", nested.number("rope_theta", 10_000.0))
+    base = nested.number("rope_theta", outer)
+    if base != outer:
+        raise InputError(f"{c.where}: rope_theta is {outer:g}, and in rope_parameters {base:g}: which one is meant?")
     c.must(partial_rotary_factor=1.0)
     scaling.value("rope_theta", None)
     nested.done(), scaling.done()
