@@ -70,6 +70,11 @@ class Checkpoint:
         fields = Fields(config, where)
         self.values = {"data": "", "train": TUNING} | self.family.read(fields, weights)
         fields.done()
+        longest = max((side for shape in weights.shapes.values() for side in shape), default=0)
+        if self.values.get("padded_vocab", 0) > longest:
+            raise InputError(
+                f"{where}: vocab_size is {self.values['padded_vocab']}, but no tensor is longer than {longest}"
+            )
         if home is not None and "padded_vocab" in self.values:
             self.values.setdefault("tokenizer", tokenizer_in(home.resolve()))
 
@@ -132,9 +137,9 @@ def export(folder: Path, recipe: str, values: Values, model: nn.Module) -> Famil
     found, config = fitting(recipe, values, own)
     numbers = dict(give(found.rows(config), own))
     texts = dict(getattr(model, "files", {}))
-    config = {"architectures": [found.ARCHITECTURE], "dtype": "float32", "torch_dtype": "float32"} | config
+    named = {"architectures": [found.ARCHITECTURE], "dtype": "float32", "torch_dtype": "float32"}
+    config = named | special(texts) | config  # a family that knows its ids itself is right
     also = getattr(found, "beside", lambda values, texts: {})(values, texts)  # what a family wants written besides
-    config |= special(texts)
     with whole(folder) as temporary:
         save_file(numbers, temporary / "model.safetensors", {"format": "pt"})
         for name, content in {"config.json": json.dumps(config, indent=2), **public(texts, config), **also}.items():
@@ -156,6 +161,7 @@ def public(texts: Mapping[str, str], config: Values) -> dict[str, str]:
     end = end_of(texts)
     if end is not None:
         described["eos_token"] = end[0]
+    described |= json.loads(texts.get("tokenizer_config.json", "{}"))  # what it was called where it came from
     known = {name: texts[name] for name in ("tokenizer.json", "chat_template.jinja") if name in texts}
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
     kept = json.loads(texts["generation_config.json"]) if "generation_config.json" in texts else generation

@@ -4,17 +4,17 @@ A row says: these tensors of ours, one below the other, are that tensor of their
 map as [in, out]). What is a bias may be missing on either side, and is then zero.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..errors import InputError
 from .weights import Weights
 
-CHUNK = 16 << 20  # bytes moved at once: a tensor never lies in memory twice
+CHUNK = 4 << 20  # bytes moved at once: a tensor never lies in memory twice
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,11 @@ class Row:
     """Their file may lack it: a head that this checkpoint came without. Ours stays as it was made."""
     again: bool = False
     """A tied tensor that some files hold once more: passed over, and never written."""
+    made: Callable[[], Tensor] | None = None
+    """What ours computes where it has no such tensor, such as a fixed position: theirs holds just that."""
 
 
-def row(ours: str | Sequence[str], theirs: str | None, **more: bool) -> Row:
+def row(ours: str | Sequence[str], theirs: str | None, **more: Any) -> Row:
     return Row((ours,) if isinstance(ours, str) else tuple(ours), theirs, **more)
 
 
@@ -92,7 +94,7 @@ def check(rows: Sequence[Row], own: Mapping[str, Tensor], weights: Weights) -> l
     if strange := sorted(weights.shapes.keys() - set(names)):
         raise InputError(
             f"{weights.where} has {strange[0]} (and {len(strange) - 1} more) with shape "
-            f"{list(weights.shapes[strange[0]])}, which this family does not know: {nearest(strange[0], names)}"
+            f"{list(weights.shapes[strange[0]])}, which its config.json says nothing of"
         )
     covered = {name for r in rows for name in r.ours}
     if bare := sorted(own.keys() - covered):
@@ -102,10 +104,16 @@ def check(rows: Sequence[Row], own: Mapping[str, Tensor], weights: Weights) -> l
 
 def expected(r: Row, own: Mapping[str, Tensor]) -> list[int]:
     """The shape of theirs that fits ours."""
+    if computed(r, own):
+        return list(r.made().shape) if r.made else []
     parts = [list(shape_of(name, own)) for name in r.ours]
     whole = [sum(part[0] for part in parts), *parts[0][1:]]
     whole = whole[::-1] if r.flip else whole
     return [1, *whole] if r.lead else whole
+
+
+def computed(r: Row, own: Mapping[str, Tensor]) -> bool:
+    return r.made is not None and not any(name in own for name in r.ours)
 
 
 def shape_of(name: str, own: Mapping[str, Tensor]) -> Sequence[int]:
@@ -122,7 +130,7 @@ def fill(rows: Sequence[Row], own: Mapping[str, Tensor], weights: Weights) -> li
             for name in r.ours:
                 if name in own:
                     own[name].zero_()
-        elif r.theirs in weights.shapes and not r.again:
+        elif r.theirs in weights.shapes and not r.again and not computed(r, own):
             move(r, own, weights)
     return fresh
 
@@ -175,6 +183,9 @@ def give(rows: Sequence[Row], own: Mapping[str, Tensor]) -> Iterator[tuple[str, 
             for name in r.ours:
                 if name in own and not r.idle and own[name].any():
                     raise InputError(f"{name} is not zero, and this family has no place for it")
+            continue
+        if r.made is not None and computed(r, own):
+            yield r.theirs, r.made().contiguous()
             continue
         parts = [own[name].detach() if name in own else torch.zeros(shape_of(name, own)) for name in r.ours]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)

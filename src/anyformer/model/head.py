@@ -24,8 +24,8 @@ class LMHead(nn.Module):
     def __init__(self, dim: int, vocab_size: int, tied: nn.Embedding | None = None, scale: float = 1.0):
         super().__init__()
         self.scale = scale
-        self.project = Linear(dim, vocab_size, bias=False)
-        if tied is not None:
+        self.project = Linear(dim, vocab_size, bias=False, device=None if tied is None else "meta")
+        if tied is not None:  # a matrix of its own, made only to be thrown away, would be the largest of all
             self.project.weight = tied.weight
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from ..data.layout import of_ids
 from ..data.prepare import Corpus, prepare
 from ..data.sets import resolve
 from ..data.stream import NOTHING, sweep, windows
-from ..data.tokenizer import Subwords, Tokenizer
+from ..data.tokenizer import KINDS, Subwords, Tokenizer
 from ..data.tokenizer import load as load_tokenizer
 from ..errors import InputError
 from ..events import progress
@@ -52,7 +52,7 @@ class Config:
     """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
     tokenizer: str = "char"
     """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
-    tokenizer.json."""
+    tokenizer.json or of a folder with a public vocabulary."""
     vocab_size: int = 1024
     """Of a BPE trained on the data."""
     val_fraction: float = 0.1
@@ -184,7 +184,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         super().__init__()
-        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json()}
+        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json(), **tokenizer.beside}
         vocab = max(tokenizer.vocab_size, config.padded_vocab or 0)
         self.nodes = Tokens(vocab, config.model)
         self.body = Transformer(config.model)
@@ -225,7 +225,8 @@ def build(config: Config) -> LanguageModel:
     if config.tokenizer == "ids":
         tokenizer: Tokenizer = Subwords(of_ids(config.padded_vocab or config.vocab_size))
     else:
-        tokenizer = load_tokenizer(kept) if kept.exists() else corpus(config).tokenizer
+        known = config.tokenizer not in KINDS and kept.exists()
+        tokenizer = load_tokenizer(kept) if known else corpus(config).tokenizer
     model = LanguageModel(config, tokenizer)
     initialise(model, config.model)
     return model
@@ -274,19 +275,22 @@ def evaluate(model: LanguageModel, batches: Iterator[dict[str, Tensor]]) -> dict
 
 def predict(model: LanguageModel, request: dict[str, Any]) -> dict[str, Any]:
     """Continue a prompt, or several: {"prompt": "To be", "tokens": 50, "temperature": 0} and the other fields of
-    `Request`. Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}."""
+    `Request`; "input" is another name for the prompt. Returns {"samples": [{"prompt", "text", "tokens",
+    "finish_reason"}, ...]}."""
     return {"samples": [voice.result() for voice in list(stream(model, request))[-1]]}
 
 
 def stream(model: LanguageModel, request: dict[str, Any]) -> Iterator[list[Voice]]:
     """As `predict`, token by token: all voices after each, for whoever wants to watch."""
-    return speak(model, model.tokenizer, Request.of({"prompt": opening(model.tokenizer)} | request))
+    asked = {"prompt" if name == "input" else name: value for name, value in request.items()}
+    return speak(model, model.tokenizer, Request.of({"prompt": opening(model.tokenizer)} | asked))
 
 
 def opening(tokenizer: Tokenizer) -> str:
-    """Where there is no prompt a line begins; or a text, where the vocabulary has no line breaks."""
+    """Where there is no prompt a line begins; or a text, where the vocabulary has no line breaks; or anything."""
     try:
-        tokenizer.encode("\n")
+        if len(tokenizer.encode("\n")):
+            return "\n"
     except InputError:
-        return ""
-    return "\n"
+        pass
+    return tokenizer.decode([0]) if tokenizer.end is None else ""
