@@ -76,6 +76,10 @@ def test_ends_and_sizes(trained):
     chars = tok.Characters("ab")
     assert (chars.end, chars.vocab_size, tok.Bytes.end, tok.Bytes.vocab_size) == (2, 3, 256, 257)
     assert trained.vocab_size == 300 and trained.end == 0
+    assert (chars.id_of("b"), chars.id_of("c"), chars.id_of(tok.END), trained.id_of(tok.END)) == (1, None, 2, 0)
+    for own in (chars, tok.Bytes(), trained):
+        assert own.ends == (own.end,) and own.beside == {}
+        assert own.whole("ab").tolist() == own.prompt("ab").tolist() == own.encode("ab").tolist()
     for own in (chars, tok.Bytes(), trained):
         ids = [*own.encode("ab"), own.end, *own.encode("a"), own.vocab_size + 5]
         assert own.decode(ids) == "aba" and own.n_bytes(ids) == 3

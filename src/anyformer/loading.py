@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from . import recipe as recipes
 from .errors import InputError
@@ -56,6 +58,17 @@ class Model:
             first = next(batches)
         every = (batch for batch, _ in chain([first], batches))
         return loop.evaluate(self.recipe, self.module, every, self.config.train.dtype)
+
+    def judge(self, data: str | None = None, **request: Any) -> dict[str, Any]:
+        """What takes longer than `evaluate` because the model has to answer: the scores its recipe knows, over the same
+        split. Raises InputError where it knows none."""
+        scores = getattr(self.recipe, "judge", None)
+        if scores is None:
+            raise InputError(f"the recipe '{self.name}' has no further scores than those of its evaluation")
+        config = self.config if data is None else anchored(dataclasses.replace(self.config, data=data))
+        _, place = next(self.recipe.batches(config, "val", None))
+        with torch.inference_mode():
+            return scores(self.module, config, "val" if place["data"] == self.place.get("data") else "all", **request)
 
 
 def load(path: str | Path, device: str = "auto", merged: bool = True) -> Model:
@@ -109,15 +122,25 @@ def anchored(config: Any) -> Any:
 # --- public checkpoints ---
 
 
+class Unfilled(TorchFunctionMode):
+    """Modules are made without drawing their first weights, which a file is about to bring."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        drawn = getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_")
+        return (args[0] if args else kwargs["tensor"]) if drawn else func(*args, **kwargs)
+
+
 def load_public(path: Path, device: str = "auto") -> Model:
     """A public checkpoint, read where it lies: every name and shape is checked before memory is taken."""
     found = directory.open_folder(path) if path.is_dir() else directory.open_file(path)
     recipe = recipes.load(found.recipe)
     config = config_of(recipe, found.values, str(path))
-    with torch.device("meta"):
-        found.check(recipe.build(config))
-    model = recipe.build(config)
-    fresh = found.fill(model)
+    with torch.device("meta"), Unfilled():
+        fresh = found.check(recipe.build(config))
+    with nullcontext() if fresh else Unfilled():
+        model = recipe.build(config)
+    found.fill(model)
     place = {"data": "", "tokens": 0}  # of which it has seen nothing that we know: other data is taken whole
     return Model(found.recipe, config, model.to(find_device(device)), {"step": 0, "place": place, "fresh": fresh}, path)
 

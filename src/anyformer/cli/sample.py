@@ -24,6 +24,8 @@ class Command:
     """What to continue; - reads stdin. Given several times, all are continued in one batch."""
     prompt_file: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A file to continue. May be given several times."""
+    chat: str | None = None
+    """Say this to a model that was trained to chat, by the template it came with, and show its answer."""
     tokens: int = 500
     """The most new tokens of each sample."""
     samples: int = 1
@@ -62,7 +64,12 @@ class Command:
             "seed",
         )
         prompts = self.prompts()  # where there is none, the recipe knows how to begin
-        return ({"prompt": prompts} if prompts else {}) | {name: getattr(self, name) for name in names}
+        if prompts and self.chat is not None:
+            raise InputError("--chat and --prompt exclude each other: a message, or a text to continue")
+        given: dict[str, Any] = {"prompt": prompts} if prompts else {}
+        if self.chat is not None:
+            given["messages"] = [{"role": "user", "content": self.chat}]
+        return given | {name: getattr(self, name) for name in names}
 
     def prompts(self) -> list[str]:
         given = [stdin() if prompt == "-" else prompt for prompt in self.prompt]

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,8 @@ def prepare(
     if tokenizer == "bpe":
         tok.check_vocab_size(vocab_size)
     if tokenizer not in tok.KINDS:
-        return _corpus(files, partial(tok.load, Path(tokenizer)), tok.load(Path(tokenizer)).json(), val_fraction)
+        given = tok.load(Path(tokenizer))
+        return replace(_corpus(files, lambda: given, identity_of(given), val_fraction), tokenizer=given)
     size = SMALL if tokenizer == "bpe" else BLOCK
     texts = partial(_texts, files, "reading", size)
     identity = f"bpe {vocab_size}" if tokenizer == "bpe" else tokenizer
@@ -82,7 +83,13 @@ def encode_data(
     data: str, tokenizer: tok.Tokenizer, val_fraction: float = 0.1, progress: Progress | None = None
 ) -> Corpus:
     """As `prepare`, with a tokenizer that is there already, such as that of a run. Shares the cache with it."""
-    return _corpus(_files(data, progress), lambda: tokenizer, tokenizer.json(), val_fraction)
+    found = _corpus(_files(data, progress), lambda: tokenizer, identity_of(tokenizer), val_fraction)
+    return replace(found, tokenizer=tokenizer)  # the cache keeps the vocabulary alone
+
+
+def identity_of(tokenizer: tok.Tokenizer) -> str:
+    """What its ids depend on: the vocabulary, and which of them ends a text, which may be said beside it."""
+    return tokenizer.json() + (f"end {tokenizer.end}" if tokenizer.beside else "")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Text in, text out: prompts to ids, ids to text as it grows, and when to stop.
 
-Knows a tokenizer by what it does (encode, decode, end), not by its kind.
+Knows a tokenizer by what it does, not by its kind.
 """
 
 import dataclasses
@@ -18,7 +18,12 @@ HALF = "\ufffd"  # what decoding shows for a character of which only the first b
 class Tokenizer(Protocol):
     end: int | None
 
+    @property
+    def ends(self) -> Sequence[int]: ...
     def encode(self, text: Any) -> Any: ...
+    def prompt(self, text: Any) -> Any: ...
+    def chat(self, messages: Any) -> str: ...
+    def encode_special(self, text: str) -> Any: ...
     def decode(self, ids: Any) -> str: ...
 
 
@@ -28,6 +33,8 @@ class Request:
 
     prompt: str | Sequence[str] = "\n"
     """One text or several; an empty one starts from the end-of-text token."""
+    messages: Sequence[dict[str, str]] = ()
+    """Instead of a prompt: what was said so far, {"role": ..., "content": ...} each, by the model's chat template."""
     tokens: int = 200
     """The most new tokens."""
     samples: int = 1
@@ -95,7 +102,7 @@ class Voice:
 
     def add(self, token: int) -> bool:
         """Hear one more token; says whether the continuation ends with it."""
-        if token == self.tokenizer.end:
+        if token in self.tokenizer.ends:
             self.finish_reason = "stop"
             return True
         self.tokens.append(token)
@@ -132,8 +139,8 @@ class Voice:
 def speak(model: Decoder, tokenizer: Tokenizer, request: Request) -> Iterator[list[Voice]]:
     """Continue all prompts in one batch; yields all voices after each token, at the end with their finish reasons.
     Sample j of prompt i is voice i * samples + j."""
-    ids = [encode(text, tokenizer) for text in request.prompts]
-    rows = [(text, row) for text, row in zip(request.prompts, ids) for _ in range(request.samples)]
+    texts, ids = read(request, tokenizer)
+    rows = [(text, row) for text, row in zip(texts, ids) for _ in range(request.samples)]
     voices = [Voice(text, row, tokenizer, request.stops) for text, row in rows]
     seeds = [request.seed * 1_000_003 + j for _ in ids for j in range(request.samples)]
     steps = generate(
@@ -152,8 +159,18 @@ def speak(model: Decoder, tokenizer: Tokenizer, request: Request) -> Iterator[li
     yield voices
 
 
+def read(request: Request, tokenizer: Tokenizer) -> tuple[list[str], list[list[int]]]:
+    """What is shown of each prompt, and its ids. Of a chat nothing is shown: the answer speaks for itself."""
+    if not request.messages:
+        return request.prompts, [encode(text, tokenizer) for text in request.prompts]
+    ids = [int(i) for i in tokenizer.encode_special(tokenizer.chat(request.messages))]
+    if not ids:
+        raise InputError("the chat template makes nothing of these messages")
+    return [""], [ids]
+
+
 def encode(text: str, tokenizer: Tokenizer) -> list[int]:
-    ids = [int(i) for i in tokenizer.encode(text)]
+    ids = [int(i) for i in tokenizer.prompt(text)]
     if not ids and tokenizer.end is not None:
         return [tokenizer.end]
     if not ids:

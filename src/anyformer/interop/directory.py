@@ -78,13 +78,14 @@ class Checkpoint:
         if home is not None and "padded_vocab" in self.values:
             self.values.setdefault("tokenizer", tokenizer_in(home.resolve()))
 
-    def check(self, model: nn.Module) -> None:
-        """Every name and shape, without reading a number: `model` may lie on the meta device. Raises InputError."""
-        check(self.family.rows(self.config), tensors(model), self.weights)
+    def check(self, model: nn.Module) -> list[str]:
+        """Every name and shape, without reading a number: `model` may lie on the meta device. Returns the tensors that
+        the checkpoint has nothing for. Raises InputError."""
+        return check(self.family.rows(self.config), tensors(model), self.weights)
 
-    def fill(self, model: nn.Module) -> list[str]:
-        """Read the numbers. Returns the tensors that the checkpoint has nothing for. Raises InputError."""
-        return fill(self.family.rows(self.config), tensors(model), self.weights)
+    def fill(self, model: nn.Module) -> None:
+        """Read the numbers. Raises InputError."""
+        fill(self.family.rows(self.config), tensors(model), self.weights)
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -138,6 +139,7 @@ def export(folder: Path, recipe: str, values: Values, model: nn.Module) -> Famil
     numbers = dict(give(found.rows(config), own))
     texts = dict(getattr(model, "files", {}))
     named = {"architectures": [found.ARCHITECTURE], "dtype": "float32", "torch_dtype": "float32"}
+    named |= getattr(found, "named", lambda texts: {})(texts)  # what a family's config says of what lies beside
     config = named | special(texts) | config  # a family that knows its ids itself is right
     also = getattr(found, "beside", lambda values, texts: {})(values, texts)  # what a family wants written besides
     with whole(folder) as temporary:

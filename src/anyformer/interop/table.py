@@ -41,14 +41,14 @@ def row(ours: str | Sequence[str], theirs: str | None, **more: Any) -> Row:
     return Row((ours,) if isinstance(ours, str) else tuple(ours), theirs, **more)
 
 
-def affine(ours: str | Sequence[str], theirs: str, flip: bool = False, **more: bool) -> list[Row]:
+def affine(ours: str | Sequence[str], theirs: str, flip: bool = False, **more: Any) -> list[Row]:
     """Weight and bias of a linear map, a convolution or a norm."""
     names = (ours,) if isinstance(ours, str) else tuple(ours)
     weight = Row(tuple(f"{name}.weight" for name in names), f"{theirs}.weight", flip, **more)
     return [weight, Row(tuple(f"{name}.bias" for name in names), f"{theirs}.bias", **more)]
 
 
-def unbiased(ours: str | Sequence[str], theirs: str, **more: bool) -> list[Row]:
+def unbiased(ours: str | Sequence[str], theirs: str, **more: Any) -> list[Row]:
     """A linear map whose file has a weight only: our bias, if we have one, is zero."""
     names = (ours,) if isinstance(ours, str) else tuple(ours)
     weight = Row(tuple(f"{name}.weight" for name in names), f"{theirs}.weight")
