@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 THREADS ?= 1
 
-.PHONY: train test test-slow check format bench install clean
+.PHONY: train test test-slow test-hf4 check format bench install clean
 
 train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
 	$(BIN)/anyformer train language --data plays
@@ -15,6 +15,14 @@ test: $(DONE)  ## everything that shows in seconds
 
 test-slow: $(DONE)  ## what takes minutes
 	$(BIN)/python -m pytest -m slow
+
+test-hf4: $(DONE)  ## public checkpoints once more, by version 4 of transformers
+	test -x .venv-hf4/bin/python || $(PYTHON) -m venv .venv-hf4
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
+		$$(.venv-hf4/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside.pth
+	.venv-hf4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		transformers==4.56.2 tokenizers==0.22.1 huggingface-hub==0.35.3
+	PYTHONPATH=src OMP_NUM_THREADS=$(THREADS) .venv-hf4/bin/python -m pytest -n 2 -m "not slow" $(wildcard tests/test_interop_*.py)
 
 check: $(DONE)  ## format, lint, types, who may import whom
 	$(BIN)/ruff format --check .
@@ -42,4 +50,4 @@ $(DONE): pyproject.toml constraints.txt
 	touch $(DONE)
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-hf4 build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache

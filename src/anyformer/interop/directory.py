@@ -152,7 +152,9 @@ def export(folder: Path, recipe: str, values: Values, model: nn.Module) -> Famil
 def special(texts: Mapping[str, str]) -> Values:
     """Which ids begin and end a text, for the library's own generation; it has guesses of its own for the unsaid."""
     end = end_of(texts)
-    return dict.fromkeys(("bos_token_id", "eos_token_id"), None if end is None else end[1])
+    guessed = dict.fromkeys(("bos_token_id", "eos_token_id"), None if end is None else end[1])
+    kept = json.loads(texts.get("generation_config.json", "{}"))
+    return guessed | {name: kept[name] for name in guessed if name in kept}
 
 
 def public(texts: Mapping[str, str], config: Values) -> dict[str, str]:
