@@ -56,7 +56,8 @@ def test_the_model_is_pure_pytorch():
                 assert node.level == 1 or (node.module or "").split(".")[0] in allowed, path
 
 
-OPERATION = {"seed", "device", "dtype", "compile"}  # not of the model or its recipe: they belong to the machine
+# Not of the model or its recipe: they belong to the machine, and the names of classes to the data.
+OPERATION = {"seed", "device", "dtype", "compile", "labels"}
 
 
 def values(config: object, name: str = "") -> dict[str, set]:

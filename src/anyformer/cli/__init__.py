@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a recipe on data of yours or a set by name",
     "sample": "let a trained language model write on from a prompt",
     "predict": "ask a trained model of any recipe: texts, files",
+    "rollout": "play episodes in an environment, to keep and learn from",
     "eval": "loss and its kin over the whole validation split",
     "import": "a public checkpoint (a folder, a GGUF file) becomes a run",
     "export": "a run becomes a public checkpoint, a GGUF or an ONNX file",

@@ -19,6 +19,8 @@ class Command:
     """A run directory (its best checkpoint), or a checkpoint."""
     data: str | None = None
     """Other data than the run's own: all of it is used, since none of it was trained on."""
+    scores: bool = False
+    """Also what takes longer: BLEU and chrF of translations."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
@@ -30,11 +32,12 @@ def run(arguments: list[str]) -> int:
 
     with busy():
         model = api.load(asked.run, asked.device)
-        found = model.evaluate(asked.data)
+        found = model.evaluate(asked.data) | (model.judge(asked.data) if asked.scores else {})
     if asked.json:
         print(json.dumps(found | {"run": str(asked.run), "step": model.step, "data": asked.data or model.config.data}))
         return 0
     print(f"{asked.run} at step {model.step}, on {asked.data or model.config.data}")
     for name, value in found.items():
-        print(f"  {name.replace('_', ' '):<14} {value:,.4f}" if isinstance(value, float) else f"  {name:<14} {value:,}")
+        shown = f"{value:,.4f}" if isinstance(value, float) else value if isinstance(value, str) else f"{value:,}"
+        print(f"  {name.replace('_', ' '):<14} {shown}")
     return 0

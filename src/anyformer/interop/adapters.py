@@ -27,9 +27,7 @@ def write(folder: Path, recipe: str, values: Values, model: nn.Module, base: str
         raise InputError("there are no adapters to write: train with --init RUN --lora.rank 8, or export --to hf")
     own = {name.replace(".base.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
     if learnt := [name for name, p in own.items() if p.requires_grad]:
-        raise InputError(
-            f"{learnt[0]} was trained beside the adapters and has no place in PEFT's file: use --to hf"
-        )
+        raise InputError(f"{learnt[0]} was trained beside the adapters and has no place in PEFT's file: use --to hf")
     found, config = directory.fitting(recipe, values, own)
     numbers: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}

@@ -64,8 +64,9 @@ class Checkpoint:
 
     def __init__(self, config: Values, weights: Weights, where: str, home: Path | None = None):
         """config: theirs, as their config.json has it. home: the folder in which a tokenizer may lie."""
-        self.config, self.weights = config, weights
         self.family = family(config.get("model_type"), where)
+        fold = getattr(self.family, "folded", lambda weights: weights)  # two tensors of theirs that are one of ours
+        self.config, self.weights = config, fold(weights)
         self.recipe = self.family.RECIPE
         fields = Fields(config, where)
         self.values = {"data": "", "train": TUNING} | self.family.read(fields, weights)
@@ -136,8 +137,10 @@ def export(folder: Path, recipe: str, values: Values, model: nn.Module) -> Famil
     """Write a folder that the public library opens. Raises InputError; nothing half-written stays behind."""
     own = tensors(model)
     found, config = fitting(recipe, values, own)
-    numbers = dict(give(found.rows(config), own))
+    idle = getattr(found, "unread", lambda config: {})(config)  # tensors of theirs that change nothing
+    numbers = dict(give(found.rows(config), own)) | idle
     texts = dict(getattr(model, "files", {}))
+    config |= getattr(found, "besides", lambda values, texts: {})(values, texts)
     named = {"architectures": [found.ARCHITECTURE], "dtype": "float32", "torch_dtype": "float32"}
     named |= getattr(found, "named", lambda texts: {})(texts)  # what a family's config says of what lies beside
     config = named | special(texts) | config  # a family that knows its ids itself is right

@@ -176,6 +176,7 @@ def size(shape: Sequence[int]) -> int:
 
 def give(rows: Sequence[Row], own: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Their tensors, by their names. Raises InputError for a bias of ours that their files have no place for."""
+    given: set[tuple[str, ...]] = set()
     for r in rows:
         if r.again:
             continue
@@ -190,6 +191,8 @@ def give(rows: Sequence[Row], own: Mapping[str, Tensor]) -> Iterator[tuple[str, 
         parts = [own[name].detach() if name in own else torch.zeros(shape_of(name, own)) for name in r.ours]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         whole = whole.T if r.flip else whole
+        whole = whole.clone() if r.ours in given else whole  # a file does not hold one piece of memory twice
+        given.add(r.ours)
         yield r.theirs, (whole[None] if r.lead else whole).contiguous()
 
 

@@ -62,6 +62,15 @@ class KVCache:
         """Row b keeps its first lengths[b] nodes (what came after was padding). lengths: (B,)"""
         self.lengths = int(lengths[0]) if bool((lengths == lengths[0]).all()) else lengths.to(self.keys.device)
 
+    def pick(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, memory included: a beam drops some rows and doubles others. rows: (B,)"""
+        rows, end = rows.to(self.keys.device), self.filled
+        self.keys[:, :, :, :end] = self.keys[:, rows, :, :end]
+        self.values[:, :, :, :end] = self.values[:, rows, :, :end]
+        self.memory = [kept and (kept[0][rows], kept[1][rows]) for kept in self.memory]
+        if not isinstance(self.lengths, int):
+            self.lengths = self.lengths[rows]
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new nodes' keys and values, give back those of all nodes. k, v: (B, H, Q, D) -> (B, H, K, D)"""
         new, end = k.shape[2], self.filled + k.shape[2]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .config import TransformerConfig
 from .norm import norm
-from .position import Learned, added
+from .position import Grid, Learned, added
 
 
 class Tokens(nn.Module):
@@ -35,18 +35,27 @@ class Tokens(nn.Module):
 
 
 class Patches(nn.Module):
-    """An image in squares, a class node in front (ViT, 2010.11929). image (B, channels, H, W) -> (B, 1 + HW/p^2, C)"""
+    """An image in squares, row by row, behind a class node if there is one (ViT, 2010.11929).
+    image (B, channels, H, W) -> (B, HW/p^2, C), with a class node (`first`) one more.
 
-    def __init__(self, patch: int, config: TransformerConfig, channels: int = 3):
+    A learned position is one of the row of nodes, a sinusoidal one of the grid's two axes; the class node is off it."""
+
+    def __init__(self, patch: int, config: TransformerConfig, channels: int = 3, first: bool = True):
         super().__init__()
         self.project = nn.Conv2d(channels, config.dim, patch, stride=patch)
-        self.first = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.position = added(config)
+        self.first = nn.Parameter(torch.zeros(1, 1, config.dim)) if first else None
+        self.grid = Grid(config.dim) if config.position == "sinusoidal" else None
+        self.position = None if self.grid is not None else added(config)
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.project(image).flatten(2).transpose(1, 2)  # (B, HW/p^2, C)
-        x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1)
+        cells = self.project(image)  # (B, C, rows, columns)
+        x = cells.flatten(2).transpose(1, 2)
+        if self.grid is not None:
+            rows, columns = (torch.arange(n, device=image.device) for n in cells.shape[2:])
+            x = x + self.grid(rows, columns)
+        if self.first is not None:
+            x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1)
         if self.position is not None:
             x = x + self.position(torch.arange(x.shape[1], device=x.device))
         return self.drop(x)
@@ -93,7 +102,7 @@ class Trajectory(nn.Module):
         self.state = nn.Linear(states, config.dim)
         self.action = nn.Linear(actions, config.dim)
         self.step = Learned(steps, config.dim)
-        self.norm = norm(config)
+        self.norm = nn.LayerNorm(config.dim)  # the stem's own, whatever the body's is
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, wanted: Tensor, state: Tensor, action: Tensor, at: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Learned(nn.Module):
 
     def __init__(self, context: int, dim: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(context, dim) * 0.02)
+        self.weight = nn.Parameter(torch.empty(context, dim).normal_(std=0.02))
 
     def forward(self, positions: Tensor) -> Tensor:
         return nn.functional.embedding(positions, self.weight)
@@ -40,6 +40,20 @@ class Sinusoidal(nn.Module):
         angle = positions[..., None].float() * frequency  # (..., C/2)
         waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
         return nn.functional.pad(waves, (0, self.dim % 2))
+
+
+class Grid(nn.Module):
+    """Sinusoidal positions of a grid's cells: half of the channels tell the row, half the column (2104.02057).
+    rows, columns -> (rows * columns, C), row by row"""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.row, self.column = Sinusoidal(dim // 2), Sinusoidal(dim - dim // 2)
+
+    def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
+        row, column = self.row(rows)[:, None], self.column(columns)[None]  # (rows, 1, C/2), (1, columns, C/2)
+        shape = (len(rows), len(columns), -1)
+        return torch.cat([row.expand(shape), column.expand(shape)], dim=-1).flatten(0, 1)
 
 
 def added(config: TransformerConfig) -> nn.Module | None:
@@ -74,7 +88,7 @@ class RelativeBias(nn.Module):
     def __init__(self, n_head: int, buckets: int = 32, furthest: int = 128):
         super().__init__()
         self.buckets, self.furthest = buckets, furthest
-        self.weight = nn.Parameter(torch.randn(buckets, n_head) * 0.02)
+        self.weight = nn.Parameter(torch.empty(buckets, n_head).normal_(std=0.02))
 
     def forward(self, h: Tensor, q: Tensor, k: Tensor, ahead: bool) -> Tensor:
         """The bias of each edge, broadcast over (h, q, k). `ahead`: half of the buckets serve keys after the query."""
