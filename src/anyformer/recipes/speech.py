@@ -1,0 +1,289 @@
+"""Speech: slices of a mel spectrogram in, text out, cross-attention between.
+
+raw    sound files with their text, or a set by name; one clip, or several joined with gaps
+nodes  mel frames through two convolutions, with a fixed position; characters or BPE tokens
+edges  encoder: all of a sound's nodes read each other; decoder: causal, and all of the sound
+head   a logit for each token of the vocabulary, tied to the embedding
+loss   cross-entropy of the next token
+
+    anyformer train speech                          spoken digits, one at a time (--data fsdd)
+    anyformer train speech --preset strings         two to six of them in a row
+    anyformer train speech --data clips.csv         your own: columns path and text
+
+Whisper (Radford et al. 2022, 2212.04356); SpecAugment (1904.08779).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import audio, clips
+from ..data.layout import of_ids
+from ..data.stream import NOTHING
+from ..data.tokenizer import Subwords, Tokenizer, make
+from ..data.utterances import Draw, Shape, collate, example
+from ..errors import InputError, nearest
+from ..events import progress
+from ..generate.transcribe import error_rates, greedy
+from ..model.config import TransformerConfig
+from ..model.edges import Edges, full, within
+from ..model.head import LMHead
+from ..model.init import initialise
+from ..model.nodes import Frames, Tokens
+from ..model.pair import EncoderDecoder
+from ..recipe import Place
+from ..training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model that hears and writes, its sounds and its training."""
+
+    data: str = "fsdd"
+    """fsdd, tones, or a table (csv, tsv, jsonl) with columns path and text, optionally split (train, val)."""
+    joined: int = 1
+    """Up to so many clips in a row, with gaps and unlike loudness; 1: each by itself. Validation joins at least two."""
+    val_fraction: float = 0.1
+    """Of the clips, where the data does not say which."""
+    skip_broken: bool = False
+    """Leave out sound files that cannot be read, instead of stopping at the first."""
+    augment: bool = False
+    """Hide bands of time and frequency in training (SpecAugment)."""
+    tokenizer: str = "char"
+    """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
+    tokenizer.json."""
+    vocab_size: int = 1024
+    """Of a BPE trained on the data."""
+    padded_vocab: int | None = None
+    """Entries of the embedding where they are more than the tokenizer's ids. None: as many."""
+    prompt: str = ""
+    """Ids that each text begins with, as "50258 50259 50359 50363". Empty: the tokenizer's end of a text."""
+    end: int | None = None
+    """The id that ends a text. None: the tokenizer's."""
+    mels: int = 80
+    """Bands of the mel spectrogram."""
+    whole: bool = False
+    """Every sound is filled up with silence to the encoder's context, as Whisper wants it."""
+    encoder: TransformerConfig = field(default_factory=TransformerConfig)
+    """Its context is in nodes of 20 ms."""
+    decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def stacks(dim: int, depth: tuple[int, int], n_head: int, context: tuple[int, int], **more: Any) -> dict[str, Any]:
+    """An encoder and a decoder of like shape, depth and context of each given."""
+    sides = zip(("encoder", "decoder"), depth, context)
+    return {side: TransformerConfig(dim=dim, n_layer=n, n_head=n_head, context=c, **more) for side, n, c in sides}
+
+
+def mixed(*args: Any, **more: Any) -> dict[str, Any]:
+    """As Whisper has it: what was heard has a fixed position, what is written a learned one."""
+    made = stacks(*args, **more)
+    return made | {"encoder": replace(made["encoder"], position="sinusoidal")}
+
+
+GROW = 100  # steps until rows may be one clip longer
+DIGITS = TrainConfig(steps=1200, weight_decay=0.05, eval_every=200, eval_batches=10, save_every=600)
+QUICK: dict[str, Any] = dict(optimizer="muon", schedule="trapezoid", min_lr=0.0, warmup=30, clip=0.0)
+STRINGS = TrainConfig(steps=2000, batch=24, lr=3e-3, eval_every=500, eval_batches=4, save_every=500, **QUICK)
+# What the field found later, each named by its paper in TransformerConfig.
+LLAMA = dict(
+    position="rotary", rotary_base=1e6, norm="rmsnorm", activation="swiglu", n_kv_head=2, mlp_dim=344, bias=False
+)
+LAMDA = dict(position="relative", norm="rmsnorm", norm_eps=1e-6, activation="geglu", head_dim=64, scale=1.0)
+
+PRESETS = {
+    # seconds, no data needed: for tests
+    "tiny": Config(
+        data="tones",
+        mels=20,
+        **mixed(32, (2, 2), 2, (50, 16)),
+        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=2, save_every=10),
+    ),
+    # isolated digits
+    "digits": Config(augment=True, **mixed(128, (3, 2), 4, (150, 16), dropout=0.1), train=DIGITS),
+    # strings of digits; dropout on attention would cost half of the speed
+    "strings": Config(joined=6, augment=True, **mixed(128, (3, 2), 4, (600, 48)), train=STRINGS),
+    # The same strings in the manner of others: what a choice is worth, side by side.
+    "vaswani": Config(
+        joined=6,
+        augment=True,
+        **stacks(128, (3, 2), 4, (600, 48), position="sinusoidal", norm_place="post", activation="relu"),
+        train=STRINGS,
+    ),  # 1706.03762
+    "lamda": Config(joined=6, augment=True, **stacks(128, (3, 2), 4, (600, 48), **LAMDA), train=STRINGS),  # 2201.08239
+    "llama": Config(
+        joined=6, augment=True, **stacks(128, (3, 2), 4, (600, 48), qk_norm=True, init="zero", **LLAMA), train=STRINGS
+    ),  # 2407.21783
+    # the shape of Whisper base, 72.6 M weights, for a GPU and hours of sound: what `anyformer export` can say
+    "whisper": Config(
+        data="clips.csv",
+        val_fraction=0.01,
+        skip_broken=True,
+        augment=True,
+        tokenizer="bpe",
+        vocab_size=50257,
+        padded_vocab=51865,
+        prompt="50258 50259 50359 50363",
+        end=50257,
+        whole=True,
+        **mixed(512, (6, 6), 8, (1500, 448)),
+        train=TrainConfig(steps=100_000, accumulate=8, warmup=2000, beta2=0.98, eval_every=2000, save_every=5000),
+    ),
+}
+
+
+class Listener(EncoderDecoder):
+    """mel (B, M, T) and ids (B, L) -> logits (B, L, vocab_size)"""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        vocab = max(tokenizer.vocab_size, config.padded_vocab or 0)
+        target = Tokens(vocab, config.decoder)
+        head = LMHead(config.decoder.dim, vocab, target.token)
+        super().__init__(Frames(config.mels, config.encoder), config.encoder, target, config.decoder, head)
+        self.config, self.tokenizer, self.files = config, tokenizer, {"tokenizer.json": tokenizer.json()}
+        self.prompt, self.end = marks(config, tokenizer)
+
+    def seen(self, lengths: Tensor) -> Edges:
+        """Which nodes may be read; a model that always hears its whole context reads the silence too. lengths: (B,)"""
+        return full if self.config.whole else within(lengths)
+
+    @torch.inference_mode()
+    def transcribe(self, mel: Tensor, lengths: Tensor) -> list[list[int]]:
+        """The likeliest tokens, one after the other: (B, M, T), nodes of each (B,) -> ids of each."""
+        seen = self.seen(lengths)
+        return greedy(self.given(self.encode(mel, seen), seen), len(mel), self.prompt, self.end)
+
+
+def marks(config: Config, tokenizer: Tokenizer) -> tuple[list[int], int | None]:
+    """The ids that begin a text, and the one that ends it. Raises InputError."""
+    end = tokenizer.end if config.end is None else config.end
+    if not all(word.isdigit() for word in config.prompt.split()):
+        raise InputError(f"the prompt is {config.prompt!r}; expected ids with spaces between")
+    prompt = [int(word) for word in config.prompt.split()] or ([] if end is None else [end])
+    size = max(tokenizer.vocab_size, config.padded_vocab or 0)
+    if not 0 < len(prompt) < config.decoder.context or not all(0 <= i < size for i in [*prompt, end or 0]):
+        raise InputError(f"prompt {prompt} and end {end} do not fit a vocabulary of {size} ids")
+    return prompt, end
+
+
+def build(config: Config) -> Listener:
+    if config.encoder.dim != config.decoder.dim:
+        raise InputError(f"encoder.dim {config.encoder.dim} and decoder.dim {config.decoder.dim} must be equal")
+    model = Listener(config, tokenizer_of(config))
+    initialise(model, config.encoder), initialise(model.decoder, config.decoder)
+    for module in model.source.modules():
+        if isinstance(module, nn.Conv1d):  # loud enough to be heard beside the position
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
+
+
+def tokenizer_of(config: Config) -> Tokenizer:
+    """Once trained, the tokenizer is a file of the checkpoint and the data is not needed."""
+    if config.tokenizer == "ids":
+        return Subwords(of_ids(config.padded_vocab or config.vocab_size))
+    texts = [] if Path(config.tokenizer).exists() else [*sounds(config).texts, *[" "] * (config.joined > 1)]
+    return make(config.tokenizer, lambda: iter(texts), config.vocab_size)
+
+
+def sounds(config: Config) -> clips.Clips:
+    """The clips of the config's data, decoded once; a table that has changed since is read again."""
+    path = Path(config.data)
+    stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else ()
+    return decoded(config.data, config.val_fraction, config.skip_broken, stamp)
+
+
+@lru_cache(maxsize=4)
+def decoded(data: str, val_fraction: float, skip: bool, stamp: tuple) -> clips.Clips:
+    return clips.read(data, val_fraction, skip, progress)
+
+
+def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
+    """ "train": random clips (or some in a row) for ever. "val" and "all": each once, or as many rows as clips."""
+    c, heard, tokenizer = config.train, sounds(config), tokenizer_of(config)
+    place = {"step": 0, "tokens": 0, "data": heard.sha256, "skipped": heard.skipped} | (place or {})
+    if place["data"] != heard.sha256:
+        raise InputError(f"the data '{config.data}' has changed since this run began: bring it back, or start anew")
+    part = heard.part(split)
+    for step in count(place["step"]) if split == "train" else range(-(-len(part) // c.batch)):
+        rows = range(c.batch) if split == "train" else range(step * c.batch, min((step + 1) * c.batch, len(part)))
+        shape = shape_of(config, tokenizer, step if split == "train" else None)
+        draws = [drawn(config, split, step, row) for row in rows]
+        found = collate(shape, [example(shape, heard, part, tokenizer, draw) for draw in draws])
+        if split == "train":
+            nodes = int(found["lengths"].sum() + (found["next"] != NOTHING).sum())
+            place = place | {"step": step + 1, "tokens": place["tokens"] + nodes}
+        yield {name: torch.from_numpy(value) for name, value in found.items()}, place
+
+
+def shape_of(config: Config, tokenizer: Tokenizer, step: int | None) -> Shape:
+    """What a row holds. In training (where there is a step) short ones come first: where to listen is learned there."""
+    train, (prompt, end) = step is not None, marks(config, tokenizer)
+    fewest = 1 if train else min(2, config.joined)
+    most = min(config.joined, 1 + step // GROW) if step is not None else config.joined
+    sizes = (config.mels, config.encoder.context, config.decoder.context, fewest, most, config.joined > 1)
+    return Shape(*sizes, config.whole, train and config.augment, tuple(prompt), end)
+
+
+def drawn(config: Config, split: str, step: int, row: int) -> Draw:
+    """What is random in a row: of (seed, step, row) in training, of the row alone in validation."""
+    if split == "train":
+        return Draw(np.random.Philox(key=config.train.seed, counter=(0, row, step, 1)))
+    return Draw(np.random.Philox(key=0, counter=(0, row, 0, 2)), first=row)
+
+
+def logits(model: Listener, batch: dict[str, Tensor]) -> Tensor:
+    return model(batch["mel"], batch["ids"], model.seen(batch["lengths"])).flatten(0, 1).float()
+
+
+def loss(model: Listener, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(logits(model, batch), batch["next"].flatten())
+
+
+def evaluate(model: Listener, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean nats a token; and of what it writes down by itself the word and character error rate, where jiwer is
+    installed (pip install 'anyformer[scores]')."""
+    nats, tokens, said, heard = 0.0, 0, [], []
+    for batch in batches:
+        nexts = batch["next"].flatten()
+        nats += F.cross_entropy(logits(model, batch), nexts, reduction="sum").item()
+        tokens += int((nexts != NOTHING).sum())
+        real = [[i for i in row if i not in (NOTHING, model.end)] for row in batch["next"].tolist()]
+        said += [model.tokenizer.decode(row) for row in real]
+        heard += [model.tokenizer.decode(row) for row in model.transcribe(batch["mel"], batch["lengths"])]
+    return {"loss": nats / max(1, tokens), **error_rates(said, heard), "tokens": tokens}
+
+
+def predict(model: Listener, request: dict[str, Any]) -> dict[str, Any]:
+    """Write down what is said in sound files: {"input": "a.wav"} or several. Long ones are heard in windows. Returns
+    {"results": [{"input", "text", "seconds"}, ...]}; without input, of three keys of a telephone."""
+    for name in request.keys() - {"input"}:
+        raise InputError(f"a request has no '{name}': {nearest(str(name), ['input'])}")
+    given = request.get("input", [])
+    paths = given if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(path, str | Path) for path in paths):
+        raise InputError(f"input is {given!r}; expected the path of a sound file, or a list of such")
+    if "input" not in request:
+        dialled = clips.tones()
+        sound, text = clips.joined(dialled, np.array([3, 1, 4]), np.random.Philox(key=0))
+        return {"results": [transcript(model, f"tones: {text}", iter([sound]))]}
+    return {"results": [transcript(model, str(path), audio.blocks(Path(path).expanduser())) for path in paths]}
+
+
+def transcript(model: Listener, name: str, sound: Iterator[np.ndarray]) -> dict[str, Any]:
+    c, where = model.config, next(model.parameters()).device
+    texts, samples = [], 0
+    for piece in audio.windows(sound, 2 * c.encoder.context * audio.HOP):
+        samples += len(piece)
+        mel = audio.log_mel(piece, c.mels, 2 * c.encoder.context if c.whole else None)
+        lengths = torch.tensor([mel.shape[1] // 2], device=where)
+        texts.append(model.tokenizer.decode(model.transcribe(torch.from_numpy(mel)[None].to(where), lengths)[0]))
+    return {"input": name, "text": " ".join(filter(None, map(str.strip, texts))), "seconds": samples / audio.RATE}
