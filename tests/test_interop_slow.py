@@ -1,5 +1,6 @@
-"""What importing a large checkpoint takes in memory."""
+"""What importing a large checkpoint takes in memory; a real one in a GGUF file."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from anyformer import api
 
 CHILD = """
 import resource, sys
@@ -48,3 +51,22 @@ def test_importing_500_mb_takes_at_most_a_fifth_more(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     print(f"{int(done.stdout) / 1e6:.0f} MB more at the peak for a file of {size / 1e6:.0f} MB")
     assert int(done.stdout) <= 1.2 * size
+
+
+@pytest.mark.slow
+def test_smollm2_knows_the_capital_of_france(tmp_path: Path):
+    """Q4_1, Q8_0 and F32 in one file, llama's order of channels, a tokenizer and a chat template: llama.cpp itself says
+    the same words."""
+    from llama_cpp_kit import Served
+
+    folder = Path(os.environ.get("ANYFORMER_WEIGHTS") or "none") / "smollm2"
+    if not folder.is_dir():
+        pytest.skip("$ANYFORMER_WEIGHTS/smollm2 is not there: make weights")
+    path = next(folder.glob("*.gguf"))
+    ours = api.bring_in(path, tmp_path / "run")
+    said = ours.generate("The capital of France is", tokens=20, temperature=0)["samples"][0]
+    assert said["text"].startswith(" Paris.")
+    assert Served(path).goes_on("The capital of France is", 20)[0] == said["tokens"]
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    told = ours.generate(messages=asked, tokens=20, temperature=0)["samples"][0]
+    assert (told["text"], told["finish_reason"]) == ("The capital of France is Paris.", "stop")

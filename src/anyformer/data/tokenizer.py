@@ -18,6 +18,8 @@ from ..errors import InputError, nearest
 from . import layout
 from .beside import collect
 from .characters import CODE_POINTS, END, Bytes, Characters, Tokenizer, code_points
+from .gguf_file import File, begins
+from .gguf_vocabulary import of_gguf
 from .subwords import ENDS, Subwords
 
 __all__ = [
@@ -97,7 +99,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
 
 
 def load(path: Path) -> Tokenizer:
-    """Open a tokenizer.json, or a folder with one or with an older vocabulary; what stands beside it is read too.
+    """Open a tokenizer.json, a folder with one or with an older vocabulary, or a GGUF file; what stands beside is read.
 
     Those of Characters and Bytes become these again. Raises InputError for a bad file.
     """
@@ -112,6 +114,8 @@ def load(path: Path) -> Tokenizer:
         looks_like_path = path.suffix or len(path.parts) > 1
         right = "no such file" if looks_like_path else f"{nearest(str(path), KINDS)}, or a path to a tokenizer.json"
         raise InputError(f"tokenizer '{path}': {right}")
+    if begins(path):
+        return of_files(of_gguf(File(path).values, str(path)), path)
     if path.stat().st_size > LARGEST_FILE:
         raise InputError(f"{path}: larger than {LARGEST_FILE >> 20} MiB, which no tokenizer.json is")
     beside = collect(path.parent) if path.name == NAME else {}

@@ -69,7 +69,7 @@ class Checkpoint:
         self.config, self.weights = config, fold(weights)
         self.recipe = self.family.RECIPE
         fields = Fields(config, where)
-        self.values = {"data": "", "train": TUNING} | self.family.read(fields, weights)
+        self.values: Values = {"data": "", "train": TUNING} | self.family.read(fields, weights)
         fields.done()
         longest = max((side for shape in weights.shapes.values() for side in shape), default=0)
         if self.values.get("padded_vocab", 0) > longest:
@@ -101,8 +101,10 @@ def open_file(path: Path) -> Checkpoint:
     """A GGUF file. Raises InputError."""
     from . import gguf
 
-    config, weights = gguf.read(path)
-    return Checkpoint(config, weights, str(path))
+    config, weights, speaks = gguf.read(path)
+    found = Checkpoint(config, weights, str(path))
+    found.values["tokenizer"] = str(path.resolve()) if speaks else "ids"
+    return found
 
 
 def tokenizer_in(folder: Path) -> str:
