@@ -242,7 +242,7 @@ def test_other_data_are_understood_by_the_names_of_their_classes(run: Path, tmp_
 
 def test_a_run_does_not_go_on_with_other_data():
     _, place = next(vision.batches(TINY, "train"))
-    with pytest.raises(InputError, match="have changed since this run began"):
+    with pytest.raises(InputError, match="has changed since this run began"):
         next(vision.batches(TINY, "train", place | {"data": "other"}))
 
 

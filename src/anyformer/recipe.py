@@ -9,7 +9,7 @@ import json
 import pkgutil
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,9 +20,31 @@ Place = dict[str, Any]
 far; "data": a hash of the data's content."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """A tensor that a graph reads. axes: their names, or their sizes where they never change ("batch 3 224 224").
+    below: it holds whole numbers from 0 on, below this; None: any numbers. counts: it holds how many are real."""
+
+    axes: str
+    below: int | None = None
+    counts: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A model as a function of tensors alone, for whoever runs it elsewhere. longest: of an axis, where it is bounded;
+    `call` takes the inputs in their order and returns the outputs in theirs."""
+
+    call: Callable[..., Any]
+    inputs: Mapping[str, Input]
+    outputs: tuple[str, ...]
+    longest: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
 class Recipe(Protocol):
     """Six names. Batches map names to tensors. A model may carry `files`, texts by file name that belong beside its
-    weights ("tokenizer.json"); the config field `tokenizer` then points to that file once the model is loaded."""
+    weights ("tokenizer.json"); the config field `tokenizer` then points to that file once the model is loaded. A
+    seventh name, `graph(model) -> Graph`, lets the model out to other runtimes."""
 
     PRESETS: Mapping[str, Any]  # name -> frozen config with a `train: TrainConfig`, "tiny" first, then the default
 
@@ -37,6 +59,14 @@ class Recipe(Protocol):
     ) -> dict[str, float]: ...  # "loss" among them: lower is better
 
     def predict(self, model: Any, request: dict) -> dict: ...  # plain values in and out; {} asks for a show-piece
+
+
+def begin(place: Place | None, data: str, sha256: str, **more: Any) -> Place:
+    """Where a stream of batches begins, or goes on. Raises InputError where the data are no longer those of `place`."""
+    found: Place = {"step": 0, "tokens": 0, "data": sha256} | more | (place or {})
+    if found["data"] != sha256:
+        raise InputError(f"the data '{data}' has changed since this run began: bring it back, or start a new run")
+    return found
 
 
 def names() -> list[str]:

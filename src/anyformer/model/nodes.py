@@ -55,7 +55,7 @@ class Patches(nn.Module):
             rows, columns = (torch.arange(n, device=image.device) for n in cells.shape[2:])
             x = x + self.grid(rows, columns)
         if self.first is not None:
-            x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], dim=1)
         if self.position is not None:
             x = x + self.position(torch.arange(x.shape[1], device=x.device))
         return self.drop(x)

@@ -59,7 +59,7 @@ def choose(edges: Edges, bias: Bias | None, asked: Asked) -> Path:
             return Plain()  # the newest node reads all there is; is_causal would show it the first key only
     if asked.fresh and asked.device.type == "cuda" and not asked.drop:  # FlexAttention has no dropout
         return Flex.of(edges, bias, asked)
-    if asked.fresh and Blocked.pays(edges, asked.queries):
+    if asked.fresh and not torch.compiler.is_exporting() and Blocked.pays(edges, asked.queries):
         return Blocked.of(edges, bias, asked)
     return Dense.of(edges, bias, asked)
 
@@ -198,7 +198,8 @@ def scores(edges: Edges, bias: Bias | None, q: Tensor, k: Tensor, asked: Asked) 
     edge at all: softmax over nothing is not a number, so they read everything and their answer is set to 0."""
     mask = edges.table(q, k, asked.batch, asked.heads)
     lonely = ~mask.any(-1, keepdim=True)
-    none = mask.device.type == "cpu" and not lonely.any()
+    exporting = torch.compiler.is_exporting()  # to a graph for every input: it cannot ask what is in this one
+    none = mask.device.type == "cpu" and not exporting and not lonely.any()
     mask = mask if none else mask | lonely
     if bias is not None:
         h = torch.arange(asked.heads, device=q.device).view(1, -1, *[1] * (q.ndim - 2))

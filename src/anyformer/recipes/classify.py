@@ -35,7 +35,7 @@ from ..model.config import TransformerConfig
 from ..model.encoder import Encoder
 from ..model.head import Classifier
 from ..model.init import initialise
-from ..recipe import Place
+from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
 
@@ -179,11 +179,7 @@ def coded(config: Config, sha256: str) -> list[list[int]]:
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
     """ "train": for ever, each text once an epoch, texts of like length side by side. "val", "test" and "all": once."""
     c, found = config.train, texts(config)
-    place = {"step": 0, "tokens": 0, "data": found.sha256} | (place or {})
-    if place["data"] != found.sha256:
-        raise InputError(
-            f"the data '{config.data}' has changed since this run began: bring it back, or start a new run"
-        )
+    place = begin(place, config.data, found.sha256)
     part = found.part(split)
     if not len(part):
         raise InputError(f"data '{config.data}' leaves no text for {split}: bring more than {len(found.texts)}")
@@ -215,6 +211,11 @@ def batch(rows: list[list[int]], classes: np.ndarray, some: np.ndarray) -> dict[
     ids, lengths = padded([rows[i] for i in some])
     made = {"ids": ids, "lengths": lengths, "class": classes[some]}
     return {name: torch.from_numpy(value) for name, value in made.items()}
+
+
+def graph(model: ClassifyModel) -> Graph:
+    inputs = {"ids": Input("batch length", model.nodes.token.num_embeddings), "lengths": Input("batch", counts=True)}
+    return Graph(model, inputs, ("logits",), {"length": model.context})
 
 
 def loss(model: ClassifyModel, batch: dict[str, Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ from ..model.config import TransformerConfig
 from ..model.edges import causal
 from ..model.init import initialise
 from ..model.nodes import Trajectory
-from ..recipe import Place
+from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
 
@@ -209,11 +209,7 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     c, found, space = config.train, episodes(config), space_of(config)
     space.check(found)
     context = config.model.context // 3
-    place = {"step": 0, "tokens": 0, "data": found.sha256} | (place or {})
-    if place["data"] != found.sha256:
-        raise InputError(
-            f"the data '{config.data}' have changed since this run began: bring them back, or start a new run"
-        )
+    place = begin(place, config.data, found.sha256)
     found = chosen(found, config.best) if split != "all" else found
     part = found.split(split, config.val_fraction)
     if split != "train":
@@ -265,6 +261,13 @@ def evaluate(model: DecisionTransformer, batches: Iterator[dict[str, Tensor]]) -
             right += int((action.argmax(-1) == batch["took"])[batch["real"]].sum())
     found = {"loss": total / max(1, count)}
     return found | ({"accuracy": right / max(1, count)} if model.space.discrete else {}) | {"tokens": count}
+
+
+def graph(model: DecisionTransformer) -> Graph:
+    sizes = {"wanted": 1, "state": model.space.states, "action": model.space.actions}
+    inputs = {name: Input(f"batch length {size}") for name, size in sizes.items()}
+    inputs["at"] = Input("batch length", model.steps)
+    return Graph(model, inputs, ("next_action", "next_state", "next_wanted"), {"length": model.context})
 
 
 def predict(model: DecisionTransformer, request: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from ..model.edges import Edges, causal, window
 from ..model.head import LMHead
 from ..model.init import initialise
 from ..model.nodes import Tokens
-from ..recipe import Place
+from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
 
@@ -71,6 +71,11 @@ class Config:
 
 def sized(dim: int, n_layer: int, n_head: int, context: int, **more: Any) -> TransformerConfig:
     return TransformerConfig(dim=dim, n_layer=n_layer, n_head=n_head, context=context, **more)
+
+
+def alike(position: str, **more: Any) -> TransformerConfig:
+    """As large as the default."""
+    return sized(128, 4, 4, 128, position=position, **more)
 
 
 # What the field found after GPT-2, each named by its paper in TransformerConfig.
@@ -135,35 +140,17 @@ PRESETS = {
             save_every=5000,
         ),
     ),
-    # The same minute in the manner of others: what a choice is worth, side by side.
-    "vaswani": Config(
-        model=sized(128, 4, 4, 128, position="sinusoidal", norm_place="post", activation="relu"), train=MINUTE
-    ),  # 1706.03762
+    # The same minute in the manner of others: what a choice is worth, side by side (1706.03762 first).
+    "vaswani": Config(model=alike("sinusoidal", norm_place="post", activation="relu"), train=MINUTE),
     "lamda": Config(
-        model=sized(
-            128,
-            4,
-            4,
-            128,
-            position="relative",
-            norm="rmsnorm",
-            norm_eps=1e-6,
-            activation="geglu",
-            head_dim=64,
-            scale=1.0,
-            bias=False,
-        ),
+        model=alike("relative", norm="rmsnorm", norm_eps=1e-6, activation="geglu", head_dim=64, scale=1.0, bias=False),
         train=MINUTE,
     ),  # 2201.08239
-    "bloom": Config(model=sized(128, 4, 4, 128, position="alibi"), train=MINUTE),  # 2211.05100
+    "bloom": Config(model=alike("alibi"), train=MINUTE),  # 2211.05100
     "llama": Config(
         tied=False,
-        model=sized(
-            128,
-            4,
-            4,
-            128,
-            position="rotary",
+        model=alike(
+            "rotary",
             rotary_base=500_000.0,
             norm="rmsnorm",
             activation="swiglu",
@@ -235,11 +222,7 @@ def build(config: Config) -> LanguageModel:
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
     """ "train": random windows for ever. "val" and "all": one pass over the whole, each token predicted once."""
     c, text = config.train, corpus(config)
-    place = {"step": 0, "tokens": 0, "data": text.meta["sha256"]} | (place or {})
-    if place["data"] != text.meta["sha256"]:
-        raise InputError(
-            f"the data '{config.data}' has changed since this run began: bring it back, or start a new run"
-        )
+    place = begin(place, config.data, text.meta["sha256"])
     tokens, context = text.split(split), config.model.context
     if split != "train":
         for x, y in sweep(tokens, context, c.batch, split):
@@ -278,6 +261,11 @@ def predict(model: LanguageModel, request: dict[str, Any]) -> dict[str, Any]:
     `Request`; "input" is another name for the prompt. Returns {"samples": [{"prompt", "text", "tokens",
     "finish_reason"}, ...]}."""
     return {"samples": [voice.result() for voice in list(stream(model, request))[-1]]}
+
+
+def graph(model: LanguageModel) -> Graph:
+    ids = Input("batch length", model.nodes.token.num_embeddings)
+    return Graph(model, {"ids": ids}, ("logits",), {"length": model.body.config.context})
 
 
 def stream(model: LanguageModel, request: dict[str, Any]) -> Iterator[list[Voice]]:

@@ -40,7 +40,7 @@ from ..model.config import TransformerConfig
 from ..model.encoder import Encoder
 from ..model.head import MaskedHead
 from ..model.init import initialise
-from ..recipe import Place
+from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
 
@@ -177,11 +177,7 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     """ "train": random windows for ever, something else hidden at each step. "val" and "all": one pass over the whole,
     the same hidden each time."""
     c, text = config.train, corpus(config)
-    place = {"step": 0, "tokens": 0, "data": text.meta["sha256"]} | (place or {})
-    if place["data"] != text.meta["sha256"]:
-        raise InputError(
-            f"the data '{config.data}' has changed since this run began: bring it back, or start a new run"
-        )
+    place = begin(place, config.data, text.meta["sha256"])
     wrapped = Wrapped.of(text.tokenizer, config.padded_vocab)
     hide = Hiding(wrapped.hiding, text.tokenizer.vocab_size, glue(text.tokenizer) if config.whole_words else None)
     tokens, width = text.split(split), config.model.context - wrapped.extra
@@ -225,6 +221,11 @@ def evaluate(model: MaskedModel, batches: Iterator[dict[str, Tensor]]) -> dict[s
         tokens += len(target)
     mean = nats / max(1, tokens)
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / max(1, tokens), "tokens": tokens}
+
+
+def graph(model: MaskedModel) -> Graph:
+    inputs = {"ids": Input("batch length", model.nodes.token.num_embeddings), "lengths": Input("batch", counts=True)}
+    return Graph(model, inputs, ("logits",), {"length": model.context})
 
 
 REQUEST = ("input", "top", "embed", "cut")

@@ -39,7 +39,7 @@ from ..model.head import LMHead
 from ..model.init import initialise
 from ..model.nodes import Frames, Tokens
 from ..model.pair import EncoderDecoder
-from ..recipe import Place
+from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
 
@@ -209,9 +209,7 @@ def decoded(data: str, val_fraction: float, skip: bool, stamp: tuple) -> clips.C
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
     """ "train": random clips (or some in a row) for ever. "val" and "all": each once, or as many rows as clips."""
     c, heard, tokenizer = config.train, sounds(config), tokenizer_of(config)
-    place = {"step": 0, "tokens": 0, "data": heard.sha256, "skipped": heard.skipped} | (place or {})
-    if place["data"] != heard.sha256:
-        raise InputError(f"the data '{config.data}' has changed since this run began: bring it back, or start anew")
+    place = begin(place, config.data, heard.sha256, skipped=heard.skipped)
     part = heard.part(split)
     for step in count(place["step"]) if split == "train" else range(-(-len(part) // c.batch)):
         rows = range(c.batch) if split == "train" else range(step * c.batch, min((step + 1) * c.batch, len(part)))
@@ -260,6 +258,15 @@ def evaluate(model: Listener, batches: Iterator[dict[str, Tensor]]) -> dict[str,
         said += [model.tokenizer.decode(row) for row in real]
         heard += [model.tokenizer.decode(row) for row in model.transcribe(batch["mel"], batch["lengths"])]
     return {"loss": nats / max(1, tokens), **error_rates(said, heard), "tokens": tokens}
+
+
+def graph(model: Listener) -> Graph:
+    c = model.config
+    frames = str(2 * c.encoder.context) if c.whole else "frames"
+    inputs = {"mel": Input(f"batch {c.mels} {frames}"), "lengths": Input("batch", counts=True)}
+    inputs["ids"] = Input("batch length", model.target.token.num_embeddings)
+    longest = {"frames": 2 * c.encoder.context, "length": c.decoder.context}
+    return Graph(lambda mel, lengths, ids: model(mel, ids, model.seen(lengths)), inputs, ("logits",), longest)
 
 
 def predict(model: Listener, request: dict[str, Any]) -> dict[str, Any]:

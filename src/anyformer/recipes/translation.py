@@ -38,7 +38,7 @@ from ..model.head import LMHead
 from ..model.init import initialise
 from ..model.nodes import Tokens
 from ..model.pair import EncoderDecoder
-from ..recipe import Place
+from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
 
@@ -215,12 +215,7 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     """ "train": pairs of like length for ever, each once an epoch. "val" and "all": every pair once."""
     pairs = pairs_of(config)
     known, start, end = coded(config, split, pairs)
-    begun: Place = {"step": 0, "tokens": 0, "data": pairs.sha256, "skipped": pairs.skipped, "cut": known.cut}
-    place = begun | (place or {})
-    if place["data"] != pairs.sha256:
-        raise InputError(
-            f"the data '{config.data}' has changed since this run began: bring it back, or start a new run"
-        )
+    place = begin(place, config.data, pairs.sha256, skipped=pairs.skipped, cut=known.cut)
     room = config.train.batch * max(config.encoder.context, config.decoder.context)
     if split != "train":
         for at in buckets.sweep(known, room):
@@ -257,6 +252,14 @@ def evaluate(model: Translator, batches: Iterator[dict[str, Tensor]]) -> dict[st
         tokens += int(real.sum())
     mean, n = nats / max(1, tokens), max(1, tokens)
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / n, "tokens": tokens}
+
+
+def graph(model: Translator) -> Graph:
+    size = model.target.token.num_embeddings
+    inputs = {"source": Input("batch source_length", size), "lengths": Input("batch", counts=True)}
+    inputs["target"] = Input("batch length", size)
+    longest = {"source_length": model.encoder.config.context, "length": model.decoder.config.context}
+    return Graph(lambda source, lengths, target: model(source, target, within(lengths)), inputs, ("logits",), longest)
 
 
 def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from ..model.edges import Edges, full, neighbours
 from ..model.head import Classifier
 from ..model.init import initialise
 from ..model.nodes import Patches
-from ..recipe import Place
+from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
 
@@ -230,11 +230,7 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     check(config)
     c, found = config.train, pictures(config)
     labels, part = numbered(config, found), found.split(split)
-    place = {"step": 0, "tokens": 0, "data": found.sha256, "skipped": found.skipped} | (place or {})
-    if place["data"] != found.sha256:
-        raise InputError(
-            f"the data '{config.data}' have changed since this run began: bring them back, or start a new run"
-        )
+    place = begin(place, config.data, found.sha256, skipped=found.skipped)
     for start in range(0, len(part) if split != "train" else 0, c.batch):
         chosen = part[start : start + c.batch]
         yield tensors(found.pixels[chosen], label=labels[chosen]), place
@@ -279,6 +275,11 @@ def evaluate(model: VisionTransformer, batches: Iterator[dict[str, Tensor]]) -> 
         right += int((logits.argmax(-1) == batch["label"]).sum())
         count += len(logits)
     return {"loss": nats / max(1, count), "accuracy": right / max(1, count)}
+
+
+def graph(model: VisionTransformer) -> Graph:
+    height, width, channels = model.size
+    return Graph(model, {"pixels": Input(f"batch {channels} {height} {width}", 256)}, ("logits",))
 
 
 def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]:
