@@ -18,6 +18,7 @@ from anyformer.errors import InputError
 from anyformer.training import checkpoint, loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.run import describe
+from cli_kit import call
 
 STEPS, SOME = 4, 3
 pytestmark = pytest.mark.parametrize("name", recipes.names())
@@ -55,6 +56,12 @@ def trained(name: str) -> tuple[loop.State, list[dict]]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_its_flags_do_not_clash(name: str, tmp_path: Path):
+    """`anyformer train NAME` knows each field by its name, and some of all recipes' by short ones (--steps)."""
+    few = ("--steps", 1, "--device", "cpu", "--train.batch", 2, "--train.eval-batches", 1)
+    call("train", name, "--preset", "tiny", *few, "--out", tmp_path / "run").well()
 
 
 def test_it_has_the_six_names_and_says_what_it_is(name: str):

@@ -144,7 +144,9 @@ def test_actions_that_are_numbers(squash: bool, tmp_path: Path):
     from anyformer.data.environments import Mixed, mixed
 
     write(tmp_path / "p.npz", mixed(Mixed("Pendulum-v1", 2, (1.0, 0.3))))
-    config = replace(TINY, data=str(tmp_path / "p.npz"), env="Pendulum-v1", space="measured", steps=200, squash=squash)
+    config = replace(
+        TINY, data=str(tmp_path / "p.npz"), env="Pendulum-v1", space="measured", longest=200, squash=squash
+    )
     model, batch = control.build(config), next(control.batches(config, "train"))[0]
     assert batch["took"].abs().max() <= 1 and control.loss(model, batch).isfinite()
     told = control.predict(model, {"rollout": {"episodes": 2, "wanted": -300}})["results"][0]
@@ -199,7 +201,7 @@ def test_another_environments_states_do_not_fit():
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"steps": 10}, ("an episode has 20 steps, more than --steps 10",)),
+        ({"longest": 10}, ("an episode has 20 steps, more than --longest 10",)),
         ({"best": 0.0}, ("best 0.0",)),
         ({"val_fraction": 1.5}, ("val_fraction of 1.5",)),
         ({"space": '{"states": 2, "actions": 1, "discrete": true}'}, ("action 1", "outside the space")),

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import pytest
 
 from anyformer import recipe as recipes
-from anyformer.cli import VERBS
+from anyformer.cli import VERBS, module_of
 from anyformer.cli import train as train_command
 from anyformer.cli.parse import parse
 from anyformer.errors import InputError
@@ -191,7 +191,7 @@ def check(words: list[str]) -> None:
         preset = train_command.glance(rest[2:]).preset or recipes.default_preset(recipe)
         parse(train_command.command(recipe, preset, recipes.preset(recipe, preset)), rest[2:], train_command.PROG)
     else:
-        parse(importlib.import_module(f"anyformer.cli.{rest[0]}").Command, rest[1:], f"anyformer {rest[0]}")
+        parse(importlib.import_module(f"anyformer.cli.{module_of(rest[0])}").Command, rest[1:], f"anyformer {rest[0]}")
 
 
 @each_page

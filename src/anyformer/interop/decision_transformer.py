@@ -74,7 +74,7 @@ def read(c: Fields, weights: Weights) -> Values:
     own = kept(c, c.size("state_dim", 17), c.size("act_dim", 4))
     if squash and read_space(own["space"]).discrete:
         raise InputError(f"{c.where}: action_tanh is true, and its actions are discrete: only numbers end in a tanh")
-    return {"model": model, "steps": steps, "squash": squash, **own}
+    return {"model": model, "longest": steps, "squash": squash, **own}
 
 
 def kept(c: Fields, states: int, actions: int) -> Values:
@@ -118,7 +118,7 @@ def write(values: Values, own: Mapping[str, Tensor]) -> Values:
         "model_type": "decision_transformer",
         "state_dim": own["nodes.state.weight"].shape[1],
         "act_dim": own["nodes.action.weight"].shape[1],
-        "max_ep_len": values["steps"],
+        "max_ep_len": values["longest"],
         "action_tanh": values["squash"],
         "hidden_size": m["dim"],
         "vocab_size": 1,

@@ -57,8 +57,8 @@ class Config:
     """The return to act for where none is asked for."""
     scale: float = 100.0
     """Returns are divided by this."""
-    steps: int = 500
-    """The longest episode there may be."""
+    longest: int = 500
+    """Steps of the longest episode there may be."""
     squash: bool = False
     """Actions that are numbers end in a tanh."""
     foresee: float = 0.0
@@ -84,7 +84,7 @@ PENDULUM = Config(
     data="pendulum",
     env="Pendulum-v1",
     wanted=-150.0,
-    steps=200,
+    longest=200,
     squash=True,
     model=sized(64, 3, 4, 20),
     train=replace(CARTPOLE.train, steps=2500),
@@ -98,7 +98,7 @@ PRESETS = {
         space="raw",
         wanted=18.0,
         scale=20.0,
-        steps=20,
+        longest=20,
         foresee=0.1,
         val_fraction=0.2,
         model=sized(32, 2, 2, 5),
@@ -117,7 +117,7 @@ PRESETS = {
         env="Pendulum-v1",
         wanted=3600.0,
         scale=1000.0,
-        steps=1000,
+        longest=1000,
         squash=True,
         model=sized(128, 3, 1, 20, dropout=0.1),
         train=TrainConfig(steps=100_000, batch=64, lr=1e-4, warmup=10_000, clip=0.25, weight_decay=1e-4, beta2=0.999),
@@ -135,11 +135,11 @@ class DecisionTransformer(nn.Module):
     def __init__(self, config: Config, space: Space):
         super().__init__()
         self.space, self.env, self.wanted_return = space, config.env, config.wanted
-        self.context, self.steps = max(1, config.model.context // 3), config.steps
+        self.context, self.steps = max(1, config.model.context // 3), config.longest
         self.scale = config.scale if config.conditioned else 0.0
         self.foresee, self.squash = config.foresee, config.squash
         self.files = {"space.json": space.json()}
-        self.nodes = Trajectory(space.states, space.actions, config.steps, config.model)
+        self.nodes = Trajectory(space.states, space.actions, config.longest, config.model)
         self.body = Transformer(config.model)
         self.action = nn.Linear(config.model.dim, space.actions)
         self.state = nn.Linear(config.model.dim, space.states)
@@ -162,10 +162,10 @@ def check(config: Config) -> None:
         raise InputError(
             f"model.context is {config.model.context} nodes; a step has 3: --model.context 60 sees 20 steps"
         )
-    if not config.scale > 0 or not 0 < config.best <= 1 or config.steps < 1 or config.foresee < 0:
+    if not config.scale > 0 or not 0 < config.best <= 1 or config.longest < 1 or config.foresee < 0:
         raise InputError(
-            f"scale {config.scale} must be above 0, best {config.best} above 0 and at most 1, steps {config.steps} at "
-            f"least 1, foresee {config.foresee} at least 0"
+            f"scale {config.scale} must be above 0, best {config.best} above 0 and at most 1, longest {config.longest} "
+            f"at least 1, foresee {config.foresee} at least 0"
         )
 
 
@@ -175,8 +175,8 @@ def episodes(config: Config) -> Trajectories:
     stamp = (str(path.resolve()), os.stat(path).st_mtime_ns, os.stat(path).st_size) if path.is_file() else ()
     found = prepared(config.data, stamp)
     longest = int((found.ends - found.begins).max())
-    if longest > config.steps:
-        raise InputError(f"data '{config.data}': an episode has {longest} steps, more than --steps {config.steps}")
+    if longest > config.longest:
+        raise InputError(f"data '{config.data}': an episode has {longest} steps, more than --longest {config.longest}")
     return found
 
 
