@@ -79,7 +79,10 @@ def test_a_config_that_lies_or_asks_for_other_maths(values: dict, parts: list[st
     [
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, ["rope_type is 'llama3'"]),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["type is 'linear'"]),
-        ({"rope_theta": 5e5}, ["rope_theta is 500000", "which one is meant"]),
+        (
+            {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            ["rope_theta is 500000", "which one is meant"],
+        ),
         ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'"]),
         ({"pretraining_tp": 2}, ["pretraining_tp is 2"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),

@@ -1,7 +1,6 @@
 """After an import: every family is asked, measured and trained further as a run of our own."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest

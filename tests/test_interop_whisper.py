@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "encoder_layers": 2,
     "encoder_attention_heads": 3,
     "encoder_ffn_dim": 37,
-    "decoder_layers": 3,
+    "decoder_layers": 2,
     "decoder_attention_heads": 2,
     "decoder_ffn_dim": 29,
     "max_source_positions": 15,
@@ -44,6 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "deep ear, narrow mouth": {"encoder_layers": 4, "decoder_layers": 1, "decoder_ffn_dim": 7},
     "fixed position": {"max_source_positions": 21},
     "other activation": {"activation_function": "gelu_new", "num_mel_bins": 13},
+    # version 4 of the library has no cache for a mouth with more layers than the ear
+    **({} if transformers.__version__ < "5" else {"shallow ear, deep mouth": {"decoder_layers": 3}}),
 }
 
 

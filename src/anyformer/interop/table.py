@@ -90,6 +90,8 @@ def check(rows: Sequence[Row], own: Mapping[str, Tensor], weights: Weights) -> l
             fresh += [name for name in r.ours if name in own and r.fresh]
         elif (wanted := expected(r, own)) != (found := list(weights.shapes[r.theirs])):
             raise InputError(f"{weights.where}: {r.theirs} has shape {found}, its config.json makes that {wanted}")
+    there = {name for r in rows if r.theirs in weights.shapes and not r.again for name in r.ours}
+    fresh = [name for name in fresh if name not in there]
     names = [r.theirs for r in rows if r.theirs is not None]
     if strange := sorted(weights.shapes.keys() - set(names)):
         raise InputError(
