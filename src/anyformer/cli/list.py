@@ -63,7 +63,7 @@ def readable(facts: dict[str, Any]) -> str:
         for name, p in recipe["presets"].items():
             mark = "  (default)" if name == recipe["default"] else ""
             lines.append(
-                f"    {name:<12} {p['parameters'] / 1e6:8.2f} M + vocabulary   {p['n_layer']:>2} layers  "
+                f"    {name:<16} {p['parameters'] / 1e6:8.2f} M + vocabulary   {p['n_layer']:>2} layers  "
                 f"{p['n_head']:>2} heads {p['dim']:>5} channels  context {p['context']:<5} {p['data']}{mark}"
             )
         lines.append("")
