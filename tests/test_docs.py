@@ -177,7 +177,7 @@ def check(words: list[str]) -> None:
     """Raises InputError or AssertionError for a verb, flag, value or target that does not exist."""
     program, rest = Path(words[0]).name, words[1:]
     if program == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert {word for word in rest if "=" not in word} <= set(targets), words
     if program != "anyformer" or any(word.strip(".").isupper() for word in rest[:2]):  # VERB, RECIPE, RUN
         return
