@@ -65,7 +65,8 @@ def values(config: object) -> dict[str, set]:
     found: dict[str, set] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        kind = type(config).__module__.removeprefix("anyformer.")
+        owner = next(c for c in type(config).__mro__ if field.name in vars(c).get("__annotations__", {}))
+        kind = owner.__module__.removeprefix("anyformer.")
         inner = values(value) if dataclasses.is_dataclass(value) else {f"{kind}.{field.name}": {value}}
         for name, more in inner.items():
             found.setdefault(name, set()).update(more)

@@ -29,6 +29,7 @@ def small(config: Any) -> Any:
 def built(name: str, preset: str) -> tuple[Any, Any]:
     config = recipes.load(name).PRESETS[preset]
     config = small(config) if (name, preset) != ("language", "tiny") and name == "language" else config
+    torch.manual_seed(0)
     return config, shaken(recipes.load(name).build(config), 0)
 
 
@@ -47,10 +48,11 @@ def agree(graph: Any, session: Any, inputs: dict[str, torch.Tensor]) -> None:
     found = session.run(None, {name: value.numpy() for name, value in inputs.items() if name in read})
     for one, other in zip(want if isinstance(want, tuple) else (want,), found, strict=True):
         assert one.shape == other.shape
-        assert np.abs(one.numpy() - other).max() <= 1e-5 * float(one.abs().max())
+        assert np.abs(one.numpy() - other).max() <= max(1e-5 * float(one.abs().max()), 1e-6)
 
 
-CASES = [(name, "tiny") for name in recipes.names()]
+LOOPS = ["rnnsearch", "seq2seq"]  # they go word by word, which is no graph for any length
+CASES = [(name, "tiny") for name in recipes.names() if name not in LOOPS]
 CASES += [("language", preset) for preset in ("vaswani", "lamda", "bloom", "llama", "local", "gpt2")]
 
 
@@ -70,8 +72,10 @@ def test_another_runtime_says_the_same_at_other_sizes(name: str, preset: str, tm
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", *getattr(model, "files", {})}
 
 
-def test_every_recipe_lets_its_model_out():
-    assert [name for name in recipes.names() if not hasattr(recipes.load(name), "graph")] == []
+def test_every_recipe_lets_its_model_out_or_says_that_it_cannot(tmp_path: Path):
+    assert [name for name in recipes.names() if not hasattr(recipes.load(name), "graph")] == LOOPS
+    with pytest.raises(InputError, match="the recipe 'seq2seq' does not say what its graph reads"):
+        written("seq2seq", "tiny", tmp_path / "out")
 
 
 def test_a_public_checkpoint_goes_on_to_onnx(tmp_path: Path):

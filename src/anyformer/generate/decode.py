@@ -20,7 +20,8 @@ from .sampling import Rules, choose
 
 
 class Decoder(Protocol):
-    """What can be decoded: ids (B, T), perhaps after those in a cache, to nodes (B, T, C), to logits (B, T, V)."""
+    """What can be decoded: ids (B, T), perhaps after those in a cache, to nodes (B, T, C), to logits (B, T, V). One
+    that remembers otherwise than by keys and values makes its own cache (`new_cache`)."""
 
     @property
     def body(self) -> Transformer: ...
@@ -32,6 +33,8 @@ class Decoder(Protocol):
 
 
 def new_cache(model: Decoder, batch: int, size: int | None = None) -> KVCache:
+    if (own := getattr(model, "new_cache", None)) is not None:
+        return own(batch, size)
     weight = next(model.body.parameters())
     return KVCache(model.body.config, batch, size, weight.device, weight.dtype)
 
@@ -44,7 +47,7 @@ def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Te
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-    x = model.hidden(ids.to(cache.keys.device), cache)
+    x = model.hidden(ids.to(cache.device), cache)
     cache.trim(lengths)
     last = (lengths - 1).to(x.device)
     return model.head(x[torch.arange(len(rows), device=x.device), last])

@@ -49,6 +49,10 @@ class KVCache:
         self.lengths: int | Tensor = 0
 
     @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @property
     def filled(self) -> int:
         """Nodes in the longest row."""
         return self.lengths if isinstance(self.lengths, int) else int(self.lengths.max())

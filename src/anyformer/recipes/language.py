@@ -45,8 +45,8 @@ from ..training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """A language model, its text and its training."""
+class Text:
+    """A text and its vocabulary."""
 
     data: str = "plays"
     """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
@@ -59,6 +59,12 @@ class Config:
     """The end of the text is kept for validation."""
     padded_vocab: int | None = None
     """Entries of the embedding where they are more than the tokenizer's ids. None: as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Text):
+    """A language model, its text and its training."""
+
     tied: bool = True
     """The head reads the embedding's own weights (1608.05859)."""
     window: int | None = None
@@ -195,7 +201,7 @@ def layers(config: Config) -> list[Edges]:
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
 
 
-def corpus(config: Config) -> Corpus:
+def corpus(config: Text) -> Corpus:
     """The tokens of the config's text, prepared once; a file that has changed since is read again."""
     files = resolve(config.data) if Path(config.data).exists() else []
     stamp = tuple((str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
@@ -208,15 +214,17 @@ def prepared(data: str, tokenizer: str, vocab_size: int, val_fraction: float, st
 
 
 def build(config: Config) -> LanguageModel:
-    kept = Path(config.tokenizer)  # once trained, the tokenizer is a file of the checkpoint and the text is not needed
-    if config.tokenizer == "ids":
-        tokenizer: Tokenizer = Subwords(of_ids(config.padded_vocab or config.vocab_size))
-    else:
-        known = config.tokenizer not in KINDS and kept.exists()
-        tokenizer = load_tokenizer(kept) if known else corpus(config).tokenizer
-    model = LanguageModel(config, tokenizer)
+    model = LanguageModel(config, tokenizer_of(config))
     initialise(model, config.model)
     return model
+
+
+def tokenizer_of(config: Text) -> Tokenizer:
+    if config.tokenizer == "ids":
+        return Subwords(of_ids(config.padded_vocab or config.vocab_size))
+    kept = Path(config.tokenizer)  # once trained, the tokenizer is a file of the checkpoint and the text is not needed
+    known = config.tokenizer not in KINDS and kept.exists()
+    return load_tokenizer(kept) if known else corpus(config).tokenizer
 
 
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:

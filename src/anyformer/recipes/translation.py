@@ -43,8 +43,8 @@ from ..training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """A translator, its pairs and its training. Raises ValueError where the two stacks do not fit together."""
+class Texts:
+    """Pairs of texts and their vocabulary."""
 
     data: str = "multi30k"
     """A set (multi30k, fra-eng, reverse), a .tsv or .jsonl, two files A,B, or a folder with train.en and train.fr."""
@@ -66,14 +66,20 @@ class Config:
     """The id that the target begins with. None: as `end`."""
     end: int | None = None
     """The id that ends both sides. None: the tokenizer's end of a text."""
+    label_smoothing: float = 0.1
+    """How much of the target's probability is spread over the vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Texts):
+    """A translator, its pairs and its training. Raises ValueError where the two stacks do not fit together."""
+
     shared: bool = True
     """Source and target have one embedding."""
     tied: bool = True
     """The head reads the target's own embedding (1608.05859)."""
     scaled: bool = False
     """Embeddings are large and the head divides by the root of dim, as in T5."""
-    label_smoothing: float = 0.1
-    """How much of the target's probability is spread over the vocabulary."""
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -171,7 +177,7 @@ class Translator(EncoderDecoder):
         self.label_smoothing = config.label_smoothing
 
 
-def marks(config: Config, tokenizer: Tokenizer) -> tuple[int, int]:
+def marks(config: Texts, tokenizer: Tokenizer) -> tuple[int, int]:
     """The ids that begin and end a target. Raises InputError where there are none, or `end` means another token."""
     end = tokenizer.end if config.end is None else config.end
     if tokenizer.end not in (None, end):
@@ -192,7 +198,7 @@ def build(config: Config) -> Translator:
     return model
 
 
-def tokenizer_of(config: Config) -> Tokenizer:
+def tokenizer_of(config: Texts) -> Tokenizer:
     if config.tokenizer == "ids":
         return Subwords(of_ids(config.padded_vocab or config.vocab_size))
     if Path(config.tokenizer).exists():  # once trained, it is a file of the checkpoint and the pairs are not needed
@@ -200,7 +206,7 @@ def tokenizer_of(config: Config) -> Tokenizer:
     return buckets.tokenizer(pairs_of(config), config.tokenizer, config.vocab_size)
 
 
-def pairs_of(config: Config) -> Pairs:
+def pairs_of(config: Texts) -> Pairs:
     return read(config.data, config.val_fraction, config.backwards, config.skip_missing, stamp(config.data))
 
 
