@@ -1,13 +1,20 @@
-"""Draw edges.svg, the picture of rules of edges, from the rules themselves: python docs/draw.py"""
+"""Draw the pictures of the tour.
 
+python docs/draw.py            edges.svg, from the rules themselves
+python docs/draw.py reverse    reverse.svg, from a translator that learns to write digits from behind (3 minutes)
+"""
+
+import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from anyformer import api, ladder
 from anyformer.model.edges import Edges, causal, full, neighbours, prefix, same, window
-from anyformer.view.chart import PALETTE
+from anyformer.view.chart import PALETTE, heatmap
 
 NODES = 9
 RULES: list[tuple[Edges, str, str]] = [
@@ -68,5 +75,15 @@ def legend(x: float, y: float) -> str:
     return "".join(parts) + f'<text x="{x}" y="{y}">row: who reads · column: who is read</text>'
 
 
+def looks(digits: str = "3141592653589793") -> str:
+    """Where a model looks that has just learned to write digits from behind."""
+    with TemporaryDirectory() as folder:
+        model = api.train("translation", "reverse", out=Path(folder) / "run")
+    drawn = ladder.alignment((digits, digits[::-1]), [model], [{"title": "Cross-attention"}])["maps"][0]
+    return heatmap(drawn["weights"], title="", rows=drawn["rows"], columns=drawn["columns"], top=1.0)
+
+
 if __name__ == "__main__":
-    Path(__file__).with_name("edges.svg").write_text(picture(), encoding="utf-8")
+    made = {"reverse.svg": looks} if sys.argv[1:] == ["reverse"] else {"edges.svg": picture}
+    for name, draw in made.items():
+        Path(__file__).with_name(name).write_text(draw(), encoding="utf-8")

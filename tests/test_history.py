@@ -10,7 +10,7 @@ from anyformer import api
 from anyformer.generate.decode import new_cache, prefill, step
 from anyformer.model.edges import within
 from anyformer.model.recurrent import Pair, Search, SequenceToSequence, Window
-from cli_kit import call
+from cli_kit import call, refused
 
 SIZES = {"vocab_size": 23, "dim": 8, "hidden": 12, "layers": 2, "context": 16, "dropout": 0.0}
 KINDS = {"seq2seq": SequenceToSequence, "rnnsearch": Search}
@@ -117,6 +117,19 @@ def test_looking_back_is_a_softmax_over_the_source():
         for j in range(3):
             scores[j] = model.fits(torch.tanh(model.asks(s[1]) + model.has(memory[1, j])))
         torch.testing.assert_close(looks[1, 0, :3], scores.softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "says"),
+    [
+        ("seq2seq", ("--hidden", 0), "hidden is 0; it must be at least 1"),
+        ("rnnsearch", ("--dropout", 1.5), "dropout is 1.5; it must be at least 0 and below 1"),
+        ("mlp", ("--model.words", 0), "words is 0; it must be at least 1"),
+        ("translation", ("--encoder.dim", 16), "encoder.dim is 16 and decoder.dim 32"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_one_line(recipe: str, flags: tuple, says: str, tmp_path: Path):
+    refused(call("train", recipe, "--preset", "tiny", *flags, "--out", tmp_path / "run"), says)
 
 
 @pytest.mark.parametrize("recipe", KINDS)

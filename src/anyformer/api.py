@@ -21,7 +21,7 @@ from .loading import Model, anchored, begin_from, bring_in, config_of, load, pre
 from .training import checkpoint, loop
 from .training.config import LoRA
 from .training.device import device as find_device
-from .training.run import Run, Stopped, begin, describe, fit, write
+from .training.run import Run, Stopped, average, begin, describe, fit, write
 from .view.report import write_report
 
 __all__ = ["Model", "bring_in", "load", "run_config", "starting_point", "train"]
@@ -151,6 +151,7 @@ def run_config(
         with reported(run):
             for record in fit(run, module, config, state):
                 on_record(record)
+            average(run, module, config, state)
     model = load(run.path, config.train.device)
     write(run.path / "result.json", json.dumps(result(model, state, began), indent=2) + "\n")
     write_report(run.path)

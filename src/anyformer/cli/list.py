@@ -41,6 +41,10 @@ def size(config: Any) -> dict[str, Any]:
 
     shapes = [getattr(config, field.name) for field in dataclasses.fields(config)]
     stacks = [shape for shape in shapes if isinstance(shape, TransformerConfig)]  # an encoder and a decoder, or one
+    if not stacks:  # what came before
+        shape = getattr(config, "model", config)
+        names = ("words", "layers", "hidden", "dim", "context")
+        return {name: getattr(shape, name) for name in names if hasattr(shape, name)} | {"data": config.data}
     with torch.device("meta"):
         bodies = torch.nn.ModuleList(Transformer(shape, cross=i > 0) for i, shape in enumerate(stacks))
     facts = {name: getattr(stacks[-1], name) for name in ("n_layer", "n_head", "dim", "context")}
@@ -56,16 +60,22 @@ def data_sets() -> list[dict[str, str]]:
     ]
 
 
+def shown(p: dict[str, Any]) -> str:
+    """The size of a preset in one line."""
+    if "parameters" not in p:
+        depth = f"{p['words']:>2} words " if "words" in p else f"{p['layers']:>2} layers"
+        return f"{'':26}{depth} {p['hidden']:>5} hidden {p['dim']:>4} channels"
+    size = f"{p['parameters'] / 1e6:8.2f} M + vocabulary   {p['n_layer']:>2} layers"
+    return f"{size}  {p['n_head']:>2} heads {p['dim']:>5} channels"
+
+
 def readable(facts: dict[str, Any]) -> str:
     lines = []
     for recipe in facts["recipes"]:
         lines += [recipe["about"], f"  anyformer train {recipe['name']}", ""]
         for name, p in recipe["presets"].items():
             mark = "  (default)" if name == recipe["default"] else ""
-            lines.append(
-                f"    {name:<16} {p['parameters'] / 1e6:8.2f} M + vocabulary   {p['n_layer']:>2} layers  "
-                f"{p['n_head']:>2} heads {p['dim']:>5} channels  context {p['context']:<5} {p['data']}{mark}"
-            )
+            lines.append(f"    {name:<16} {shown(p)}  context {p['context']:<5} {p['data']}{mark}")
         lines.append("")
     lines += ["Data sets, by name for --data", ""]
     for s in facts["data"]:

@@ -27,6 +27,8 @@ def parse(kind: Any, arguments: Sequence[str], prog: str, default: Any = None) -
             value, unknown = tyro.cli(kind, args=list(arguments), prog=prog, return_unknown_args=True, **more)
     except SystemExit:
         raise InputError(one_line(heard.getvalue())) from None
+    except ValueError as error:  # numbers that are right one by one and wrong together
+        raise InputError(str(error)) from None
     if unknown:
         word = unknown[0].split("=")[0]
         if word.startswith("-"):

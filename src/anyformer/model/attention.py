@@ -113,6 +113,14 @@ class Attention(nn.Module):
         y = wires.path(q, k, v, self.dropout if self.training else 0.0, self.scale)  # (B, H, Q, D)
         return self.output(y.transpose(1, 2).flatten(2))
 
+    @torch.no_grad()
+    def looks(self, x: Tensor, wires: Wires, memory: Tensor) -> Tensor:
+        """How much each query reads of each node of a memory, (B, H, Q, K): what arrives where every node tells its own
+        name, so whatever path the messages take, these are its weights."""
+        q, k = self.query_norm(self.heads(self.query(x))), self.key_norm(self.heads(self.key(memory)))
+        names = torch.eye(k.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
+        return wires.path(q, k, names, 0.0, self.scale)
+
     def told(self, x: Tensor, wires: Wires, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the nodes themselves, after those already in the cache: (B, H, K, D) each."""
         k, v = self.key_norm(self.heads(self.key(x))), self.heads(self.value(x))

@@ -5,6 +5,7 @@ Shapes: B batch, S nodes of the source, T tokens of the target, C channels.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .attention import KVCache
@@ -39,6 +40,26 @@ class EncoderDecoder(nn.Module):
         """Logits of what follows each token of the target: ids (B, T) -> (B, T, vocab_size)"""
         given = self.given(self.encode(source, seen), seen)
         return given.head(given.hidden(ids))
+
+    def path(self, source: int, target: int) -> tuple[int, int]:
+        """How many sublayers lie between a word of the source and the last word of the target, at least (the residual
+        stream goes round all others) and at most: neither grows with the length."""
+        return 1, 2 * len(self.encoder.blocks) + 3 * len(self.decoder.blocks)
+
+    @torch.no_grad()
+    def alignment(self, source: Any, ids: Tensor, seen: Edges = full) -> Tensor:
+        """Where each token of the target looks: the weights of cross-attention, (layers, heads, B, T, S)."""
+        found: list[Tensor] = []
+        hooks = [
+            block.get_submodule("cross").register_forward_pre_hook(lambda m, heard: found.append(m.looks(*heard[:3])))
+            for block in self.decoder.blocks
+        ]
+        try:
+            self(source, ids, seen)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(found).transpose(1, 2)
 
 
 class Given:

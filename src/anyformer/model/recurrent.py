@@ -169,6 +169,10 @@ class Pair(nn.Module):
         given = self.given(self.encode(source, seen), seen)
         return self.head(given.hidden(ids))
 
+    def path(self, source: int, target: int) -> tuple[int, int]:
+        """How many states lie between a word of the source and the last word of the target: the fewest and the most."""
+        raise NotImplementedError
+
     def lengths(self, ids: Tensor, seen: Edges) -> Tensor:
         """How many nodes of each row are no padding: (B,), on the CPU, where packing wants them."""
         return real(ids, seen).sum(-1).expand(len(ids)).cpu()
@@ -196,6 +200,11 @@ class SequenceToSequence(Pair):
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         _, (h, c) = self.encoder.net(packed)  # (layers, B, H) each
         return torch.cat([h, c]).transpose(0, 1).flatten(1)[:, None]
+
+    def path(self, source: int, target: int) -> tuple[int, int]:
+        """The first word of the source is read last; each goes through all that come after it."""
+        depth = 2 * self.encoder.net.num_layers - 2
+        return 1 + target + depth, source + target + depth
 
     def begin(self, memory: Tensor) -> State:
         lstm = self.decoder.net
@@ -237,6 +246,10 @@ class Search(Pair):
         )
         y, _ = self.encoder.net(packed)
         return pad_packed_sequence(y, batch_first=True, total_length=source.shape[1])[0]
+
+    def path(self, source: int, target: int) -> tuple[int, int]:
+        """Its own state, looked at from the last one; or along both chains."""
+        return 2 + self.encoder.net.num_layers, source + target + self.encoder.net.num_layers
 
     def begin(self, memory: Tensor) -> State:
         """From what the backward net says of the first word; and where it has looked, nowhere yet."""

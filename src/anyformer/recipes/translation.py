@@ -156,7 +156,7 @@ PRESETS = {
         padded_vocab=37_056,
         shared=False,
         **stacks(512, 6, 8, 256, position="sinusoidal", norm_place="post", activation="relu", dropout=0.1),
-        train=replace(BASE, batch=49, accumulate=2, eval_batches=50),
+        train=replace(BASE, batch=49, accumulate=2, eval_batches=50, average=5, patience=10),
     ),
 }
 
@@ -174,7 +174,7 @@ class Translator(EncoderDecoder):
         super().__init__(source, config.encoder, target, config.decoder, head)
         self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json()}
         self.start, self.end = marks(config, tokenizer)
-        self.label_smoothing = config.label_smoothing
+        self.label_smoothing, self.sentinels = config.label_smoothing, 0
 
 
 def marks(config: Texts, tokenizer: Tokenizer) -> tuple[int, int]:
@@ -189,7 +189,12 @@ def marks(config: Texts, tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def build(config: Config) -> Translator:
-    model = Translator(config, tokenizer_of(config))
+    return made(config, tokenizer_of(config))
+
+
+def made(config: Config, tokenizer: Tokenizer) -> Translator:
+    """A model of this shape, initialised."""
+    model = Translator(config, tokenizer)
     initialise(model, config.decoder)
     initialise(model.encoder, config.encoder)  # as deep as it is itself
     if config.scaled:

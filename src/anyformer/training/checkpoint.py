@@ -7,10 +7,11 @@ kill, a full disk or a power cut leaves the last good one. No pickle is ever rea
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .loop import State
+
+MEAN = "mean"  # the folder of the mean of the last checkpoints
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -109,17 +112,24 @@ def latest(folder: Path) -> Path | None:
 
 
 def best(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, as the latest one remembers it; else the latest."""
+    """The checkpoint with the lowest validation loss, as the latest one remembers it, or the mean of the last; else the
+    latest."""
     last = latest(folder)
     if last is None:
         return None
-    chosen = folder / f"step-{read_state(last)['best'].get('step')}"
+    state, mean = read_state(last), folder / MEAN
+    if (mean / "state.json").is_file():
+        found = read_state(mean)
+        if found["step"] == state["step"] and found["best"]["val_loss"] < state["best"].get("val_loss", math.inf):
+            return mean
+    chosen = folder / f"step-{state['best'].get('step')}"
     return chosen if chosen.is_dir() else last
 
 
-def tidy(folder: Path) -> None:
-    """Keep the best and the last, and nothing that was left half-written by a kill."""
-    keep = {best(folder), latest(folder)}
+def tidy(folder: Path, last: int = 1) -> None:
+    """Keep the best and the last (one or more), and nothing that was left half-written by a kill."""
+    state = read_state(newest) if (newest := latest(folder)) else {"best": {}}
+    keep = {folder / f"step-{state['best'].get('step')}", *steps(folder)[-last:]}
     for path in steps(folder):
         if path not in keep:
             remove(path)
@@ -176,6 +186,19 @@ def load_model(folder: Path, model: nn.Module) -> None:
         with torch.no_grad():
             for name, tensor in wanted.items():
                 tensor.copy_(file.get_tensor(name))
+
+
+def load_mean(folders: Sequence[Path], model: nn.Module) -> None:
+    """Fill the model with the mean of several checkpoints of it, one tensor at a time. Raises InputError."""
+    load_model(folders[0], model)
+    with ExitStack() as stack, torch.no_grad():
+        files = [stack.enter_context(opened(folder / "model.safetensors")) for folder in folders]
+        for name, tensor in tensors(model).items():
+            if tensor.is_floating_point():
+                total = torch.zeros(tensor.shape, dtype=torch.float64)
+                for file in files:
+                    total += file.get_tensor(name)
+                tensor.copy_(total / len(files))
 
 
 def unsealed(folder: Path) -> None:

@@ -36,6 +36,10 @@ class TrainConfig:
     """Batches of each validation during training; the final one takes the whole split."""
     save_every: int = 1000
     """Steps from one checkpoint to the next; the best and the last are kept."""
+    average: int = 1
+    """The mean of the last so many checkpoints is a candidate for the best (1706.03762, section 6.1)."""
+    patience: int = 0
+    """Stop when the validation loss has not fallen for so many validations; 0 goes on."""
     seed: int = 1
     """Of everything random. The same seed, data and machine give the same run."""
     device: str = "auto"
@@ -46,13 +50,14 @@ class TrainConfig:
     """torch.compile the model: slower to start, quicker afterwards. Needs a C++ compiler on CPU."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "eval_every", "eval_batches", "save_every"):
+        for name in ("steps", "batch", "accumulate", "eval_every", "eval_batches", "save_every", "average"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be above 0")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        for name in ("seed", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

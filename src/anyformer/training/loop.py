@@ -42,7 +42,8 @@ def start(recipe: Recipe, config: Any, prepare: Callable[[nn.Module], Any] = lam
 
 
 def train(recipe: Recipe, config: Any, state: State | None = None) -> Iterator[dict[str, Any]]:
-    """Train until `config.train.steps`; yields a record after each update, and the caller prints, saves or stops.
+    """Train until `config.train.steps`, or until `patience` ends; yields a record after each update, and the caller
+    prints, saves or stops.
 
     A record has step, loss, lr, grad_norm and tokens, and where the step validates what the recipe evaluates, as
     val_loss and so on. `state` is changed in place; give one back to go on. Raises TrainingError where the loss is not
@@ -55,7 +56,7 @@ def train(recipe: Recipe, config: Any, state: State | None = None) -> Iterator[d
         model.compile()
     where = next(model.parameters()).device
     stream = recipe.batches(config, "train", state.place)
-    while state.step < c.steps:
+    while not ended(state, c):
         torch.manual_seed(c.seed * 1_000_003 + state.step)  # what is random in a step depends on (seed, step) alone
         lr = learning_rate(state.step, c)
         mean = torch.zeros((), device=where)
@@ -75,6 +76,12 @@ def train(recipe: Recipe, config: Any, state: State | None = None) -> Iterator[d
         if state.step % c.eval_every == 0 or state.step == c.steps:
             record |= validate(recipe, config, state)
         yield record
+
+
+def ended(state: State, c: TrainConfig) -> bool:
+    """All steps are done, or the last validations were no better than one before (`patience`)."""
+    waited = state.step - state.best.get("step", state.step)
+    return state.step >= c.steps or (c.patience > 0 and waited >= c.patience * c.eval_every)
 
 
 def validate(recipe: Recipe, config: Any, state: State) -> dict[str, float]:

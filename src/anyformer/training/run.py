@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import nn
 from .. import recipe as recipes
 from ..errors import InputError
 from . import checkpoint
-from .loop import State, start, train
+from .loop import State, ended, evaluate, start, train
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.txt")
 
@@ -161,7 +162,7 @@ def _version(package: str) -> str:
 
 def begin(run: Run, recipe: recipes.Recipe, config: Any, prepare: Callable[[nn.Module], Any]) -> State:
     """A fresh state, or the one of the run's last checkpoint; the logs are rewound to it. `prepare`: see `start`."""
-    checkpoint.tidy(run.checkpoints)
+    checkpoint.tidy(run.checkpoints, config.train.average)
     last = checkpoint.latest(run.checkpoints)
     state = start(recipe, config if last is None else recipes.at_home(config, last), prepare)
     if last is not None:
@@ -188,16 +189,30 @@ def fit(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> Iterator
                 state.model.train()
             else:  # a step that validates says nothing about the speed of training
                 log.timings({"step": record["step"], "seconds": round(seconds, 3), "tokens_per_second": round(speed)})
-            due = state.step % config.train.save_every == 0 or state.step == config.train.steps
+            due = state.step % config.train.save_every == 0 or ended(state, config.train)
             if due or stop.is_set() or state.best.get("step") == state.step:
                 log.flush()
                 checkpoint.save(run.checkpoints, state, described)
-                checkpoint.tidy(run.checkpoints)
+                checkpoint.tidy(run.checkpoints, config.train.average)
                 saved = state.step
             last = time.monotonic()  # what the caller does with a record, and saving, is not the model's speed
             yield record | {"seconds": seconds, "tokens_per_second": speed, "saved": saved}
             if stop.is_set():
                 raise Stopped(f"stopped at step {state.step} of {config.train.steps}; everything is saved")
+
+
+def average(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> None:
+    """Beside the checkpoints of a run that has ended, the mean of the last ones, with its validation loss: `best` takes
+    it where that is the lowest. The model in `state` becomes it."""
+    last = checkpoint.steps(run.checkpoints)[-config.train.average :]
+    if len(last) < 2:
+        return
+    checkpoint.load_mean(last, state.model)
+    batches = (batch for batch, _ in islice(recipe.batches(config, "val", None), config.train.eval_batches))
+    loss = evaluate(recipe, state.model, batches, config.train.dtype)["loss"]
+    rest = {"step": state.step, "place": state.place, "best": {"step": state.step, "val_loss": loss}}
+    with checkpoint.whole(run.checkpoints / checkpoint.MEAN) as folder:
+        checkpoint.write_model(folder, state.model, run.config(), rest)
 
 
 class Log:

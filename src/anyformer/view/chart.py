@@ -144,7 +144,7 @@ def line_chart(
     """
     names = _legend_names(series)
     top = 30 if heading or names else 8
-    frame = _frame(series, (width, height, top), x_range, log, zero, reference)
+    frame = _frame(series, (width, height, top), x_range, log, zero, reference, x_label)
     parts = [f'<text class="title" x="0" y="12">{escape(title)}</text>' if heading else "", _axes(frame, x_label)]
     parts.append(_reference(frame, *reference) if reference else "")
     parts += [_line(frame, one) for one in series]
@@ -157,7 +157,7 @@ def line_chart(
     return _svg(width, height, said, "".join(parts), data, standalone)
 
 
-def _frame(series: Sequence[Series], size: tuple[int, int, int], x_range, log: bool, zero: bool, reference) -> _Frame:
+def _frame(series: Sequence[Series], size, x_range, log: bool, zero: bool, reference, x_label: str) -> _Frame:
     width, height, top = size
     xs = [x for one in series for x in one.x]
     ys = [y for one in series for y in one.y]
@@ -174,7 +174,7 @@ def _frame(series: Sequence[Series], size: tuple[int, int, int], x_range, log: b
         # a quantity that is never negative is not given an axis below zero
         y0, y1 = (max(y0 - pad, 0.0) if y0 >= 0 else y0 - pad), y1 + pad
     labels = tick_labels(log_ticks(y0, y1) if log else nice_ticks(y0, y1))
-    left = max(36.0, 10 + 7.0 * max(map(len, labels)))
+    left = max(36.0, 10 + 7.0 * max(map(len, labels)), 8 + 7.0 * len(x_label))
     return _Frame(left, top, width - 10, height - 24, (x0, x1 if x1 > x0 else x0 + 1), (y0, y1), log)
 
 
