@@ -12,7 +12,7 @@ from anyformer.model.edges import within
 from anyformer.model.recurrent import Pair, Search, SequenceToSequence, Window
 from cli_kit import call, refused
 
-SIZES = {"vocab_size": 23, "dim": 8, "hidden": 12, "layers": 2, "context": 16, "dropout": 0.0}
+SIZES = {"vocab_sizes": (23, 23), "dim": 8, "hidden": 12, "layers": 2, "context": 16, "dropout": 0.0}
 KINDS = {"seq2seq": SequenceToSequence, "rnnsearch": Search}
 
 

@@ -143,7 +143,7 @@ def test_little_is_padding():
     coded = known(2000)
     real = cost = 0
     for step in range(50):
-        made = buckets.batch(coded, buckets.drawn(coded, 2000, 0, step), 1, 2)
+        made = buckets.batch(coded, buckets.drawn(coded, 2000, 0, step), 1, 2, 2)
         longest = max(made["source"].shape[1], made["target"].shape[1])
         cost += made["source"].shape[0] * longest
         real += int(np.maximum(made["lengths"], (made["next"] != NOTHING).sum(1)).sum())
@@ -153,7 +153,7 @@ def test_little_is_padding():
 def test_a_batch_begins_and_ends_each_side():
     rows = [np.array([5, 6, 7], np.uint16), np.array([8], np.uint16)]
     coded = buckets.Coded(buckets.Ragged.of(rows, 9), buckets.Ragged.of(rows[::-1], 9))
-    made = buckets.batch(coded, np.array([0, 1]), 1, 2)
+    made = buckets.batch(coded, np.array([0, 1]), 1, 2, 2)
     assert made["source"].tolist() == [[5, 6, 7, 2], [8, 2, 0, 0]] and made["lengths"].tolist() == [4, 2]
     assert made["target"].tolist() == [[1, 8, 0, 0], [1, 5, 6, 7]]
     assert made["next"].tolist() == [[8, 2, NOTHING, NOTHING], [5, 6, 7, 2]]

@@ -58,7 +58,7 @@ def test_batches_feed_what_follows():
     config = spans.PRESETS["tiny"]
     batch, _ = next(spans.batches(config, "train"))
     assert (batch["target"][:, 1:] == batch["next"][:, :-1]).all()
-    _, end = spans.translation.marks(config, spans.language.tokenizer_of(spans.text_of(config)))
+    end = spans.language.tokenizer_of(spans.text_of(config)).end
     assert (batch["next"][:, -1] == end).all() and (batch["source"][:, -1] == end).all()
 
 

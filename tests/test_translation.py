@@ -106,12 +106,32 @@ def test_shared_and_tied_is_one_tensor():
     assert own == ["source.token.weight", "target.token.weight", "head.project.weight"]
 
 
+def test_each_side_may_have_words_of_its_own(tmp_path: Path):
+    data = table(tmp_path / "a.tsv")
+    own = {"data": data, "tokenizer": "char", "source_tokenizer": "bpe", "vocab_size": 260}
+    config = configured(**own, shared=False)
+    source, target = built(config).words.tokenizers
+    for side, known in enumerate((source, target)):
+        assert all(known.decode(known.encode(pair[side])) == pair[side] for pair in PAIRS)
+    with pytest.raises(InputError):
+        target.encode("q")  # only what its own side has
+    model = api.train("translation", "tiny", **own, shared=False, out=tmp_path / "run", train={"steps": 2})
+    batch, _ = next(translation.batches(config, "val"))
+    assert int(batch["source"].max()) < source.vocab_size and int(batch["target"].max()) < target.vocab_size
+    assert (batch["source"][0, batch["lengths"][0] - 1]).item() == source.end != target.end
+    Path(data).unlink()  # what it needs is in the run
+    again = api.load(tmp_path / "run")
+    assert again.predict({"input": "a cat", "beam": 2}) == model.predict({"input": "a cat", "beam": 2})
+    with pytest.raises(ValueError, match="no embedding to share: --no-shared"):
+        configured(**own)
+
+
 def test_a_model_without_data_is_built_from_its_tokenizer(tmp_path: Path):
     tok.Characters("0123456789").save(tmp_path / "tokenizer.json")
     model = built(configured(data="", tokenizer=str(tmp_path / "tokenizer.json")))
     assert translation.predict(model, {"input": "123", "beam": 1})["results"][0]["input"] == "123"
     numbers = built(configured(data="", tokenizer="ids", padded_vocab=20, start=0, end=1))
-    assert numbers.start == 0 and numbers.end == 1
+    assert (numbers.words.start, numbers.words.end, numbers.words.source_end) == (0, 1, 1)
     with refuses("no token that ends a text", "--end"):
         built(configured(data="", tokenizer="ids", padded_vocab=20))
     with refuses("end is 3", "ends a text with 10"):

@@ -119,8 +119,8 @@ def beside(models: Sequence[Model], rungs: list[dict[str, Any]], sentences: int)
     """The same sentences for each: BLEU over the length of the source, and where they looked."""
     config = models[0].config
     pairs = translation.pairs_of(config).parts["val"][:sentences]
-    tokenizer = vocabulary(models[0])
-    sizes = [len(tokenizer.encode(source)) for source, _ in pairs]
+    reads: Any = models[0].module
+    sizes = [len(reads.words.source.encode(source)) for source, _ in pairs]
     for model, rung in zip(models, rungs, strict=True):
         asked = {"input": [source for source, _ in pairs], "beam": 1, "cut": True}
         texts = [one["text"] for one in model.predict(asked)["results"]]
@@ -137,10 +137,6 @@ def beside(models: Sequence[Model], rungs: list[dict[str, Any]], sentences: int)
         "examples": [list(pair) for pair in pairs[:8]],
         "alignments": [alignment(pairs[i], models, rungs) for i in shown],
     }
-
-
-def vocabulary(model: Model) -> Any:
-    return model.module.tokenizer
 
 
 def by_length(texts: Sequence[str], wanted: Sequence[str], sizes: Sequence[int]) -> list[dict[str, Any]]:
@@ -163,16 +159,16 @@ def alignment(pair: tuple[str, str], models: Sequence[Model], rungs: Sequence[di
         if look is None:
             continue
         one: Any = model.module
-        tokenizer, where = vocabulary(model), next(one.parameters()).device
-        rows = [tokenizer.encode(text).tolist() for text in pair]
-        source = torch.tensor([[*rows[0], one.end]], device=where)
-        ids = torch.tensor([[one.start, *rows[1]]], device=where)
+        words, where = one.words, next(one.parameters()).device
+        rows = [known.encode(text).tolist() for known, text in zip(words.tokenizers, pair)]
+        source = torch.tensor([[*rows[0], words.source_end]], device=where)
+        ids = torch.tensor([[words.start, *rows[1]]], device=where)
         weights = look(source, ids, within(torch.tensor([source.shape[1]], device=where)))
         weights = sharpest(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
-        words = [[*(tokenizer.decode([i]) for i in row), "·"] for row in rows]
+        named = [[*(known.decode([i]) for i in row), "·"] for known, row in zip(words.tokenizers, rows)]
         found["maps"].append(
             {"title": rung["title"], "weights": [[round(w, 4) for w in row] for row in weights.tolist()]}
-            | {"rows": words[1], "columns": words[0]}
+            | {"rows": named[1], "columns": named[0]}
         )
     return found
 

@@ -113,9 +113,10 @@ def config_of(recipe: recipes.Recipe, values: dict[str, Any], where: str) -> Any
 def anchored(config: Any) -> Any:
     """Files are meant from here, wherever the run is continued from."""
     paths = {"data": config.data} if config.data and Path(config.data).exists() else {}
-    tokenizer = str(getattr(config, "tokenizer", ""))
-    if tokenizer.endswith(".json") or Path(tokenizer).is_absolute():
-        paths["tokenizer"] = tokenizer
+    for name in ("tokenizer", "source_tokenizer"):
+        tokenizer = str(getattr(config, name, ""))
+        if tokenizer.endswith(".json") or Path(tokenizer).is_absolute():
+            paths[name] = tokenizer
     return dataclasses.replace(config, **{name: str(Path(path).resolve()) for name, path in paths.items()})
 
 

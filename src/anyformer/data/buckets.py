@@ -68,29 +68,31 @@ class Coded:
         return np.maximum(self.source.lengths, self.target.lengths) + 1
 
 
-@lru_cache(maxsize=4)
-def tokenizer(pairs: Pairs, spec: str, vocab_size: int) -> tok.Tokenizer:
-    """One vocabulary for both sides: the characters of all pairs, or a BPE of those for training, or whatever else
+@lru_cache(maxsize=8)
+def tokenizer(pairs: Pairs, spec: str, vocab_size: int, sides: tuple[int, ...] = (0, 1)) -> tok.Tokenizer:
+    """One vocabulary for these sides: the characters of all pairs, or a BPE of those for training, or whatever else
     `tokenizer.make` knows. Raises InputError."""
 
     def texts() -> Iterator[str]:
         for name, part in pairs.parts.items():
             if spec == "char" or name == "train":
-                yield from (text for pair in part for text in pair)
+                yield from (pair[side] for pair in part for side in sides)
 
     return tok.make(spec, texts, vocab_size)
 
 
 @lru_cache(maxsize=8)
-def code(pairs: Pairs, split: str, known: tok.Tokenizer, rooms: tuple[int, int], cut: bool) -> Coded:
-    """The pairs of "train", "val" or "all" as ids, at most `rooms` of each side. Raises InputError for a text that is
-    longer, unless it may be `cut`, or that the vocabulary lacks."""
+def code(
+    pairs: Pairs, split: str, known: tuple[tok.Tokenizer, tok.Tokenizer], rooms: tuple[int, int], cut: bool
+) -> Coded:
+    """The pairs of "train", "val" or "all" as ids, at most `rooms` of each side, each by its own tokenizer. Raises
+    InputError for a text that is longer, unless it may be `cut`, or that the vocabulary lacks."""
     if split not in (*pairs.parts, "all"):
         raise InputError(f"split '{split}': {nearest(split, [*pairs.parts, 'all'])}")
     chosen = [pair for name, part in pairs.parts.items() if split in (name, "all") for pair in part]
     sides, long = [], 0
     for side, (name, room) in enumerate(zip(("source", "target"), rooms)):
-        rows = encoded([pair[side] for pair in chosen], known, f"the {name} of pair", split)
+        rows = encoded([pair[side] for pair in chosen], known[side], f"the {name} of pair", split)
         over = [i for i, row in enumerate(rows) if len(row) > room]
         if over and not cut:
             raise InputError(too_long(chosen[over[0]][side], len(rows[over[0]]), room, name, len(over)))
@@ -156,10 +158,10 @@ def sweep(coded: Coded, room: int) -> Iterator[np.ndarray]:
         yield order[first:last]
 
 
-def batch(coded: Coded, at: np.ndarray, start: int, end: int) -> dict[str, np.ndarray]:
+def batch(coded: Coded, at: np.ndarray, start: int, end: int, source_end: int) -> dict[str, np.ndarray]:
     """source (B, S) with its end, its lengths (B,), target (B, T) from `start` on, and next (B, T): what follows."""
     return {
-        "source": coded.source.rows(at, (), (end,), 0),
+        "source": coded.source.rows(at, (), (source_end,), 0),
         "lengths": coded.source.lengths[at] + 1,
         "target": coded.target.rows(at, (start,), (), 0),
         "next": coded.target.rows(at, (), (end,), NOTHING),

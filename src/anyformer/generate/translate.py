@@ -1,6 +1,6 @@
 """Text in, another text out: sources are read whole, then their translations are searched for, in batches.
 
-Knows a tokenizer by what it does (encode, decode), not by its kind.
+Knows tokenizers by what they do (encode, decode), not by their kind.
 """
 
 import dataclasses
@@ -21,11 +21,25 @@ BEAMS = 256  # the most
 NODES = 1 << 14  # of a cache, in all rows together: bounds the memory of a batch
 
 
-class Pair(Protocol):
-    """An encoder and decoder of texts, and the ids that begin and end a target."""
+class Words(Protocol):
+    """A tokenizer for each side, and the ids that begin and end a text."""
 
-    start: int
-    end: int
+    @property
+    def source(self) -> Tokenizer: ...
+    @property
+    def target(self) -> Tokenizer: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def source_end(self) -> int: ...
+
+
+class Pair(Protocol):
+    """An encoder and decoder of texts, and their words."""
+
+    words: Any  # Words
     source: Any
     encoder: Any
     decoder: Any
@@ -75,12 +89,13 @@ class Request:
         return [self.input] if isinstance(self.input, str) else list(self.input)
 
 
-def translate(model: Pair, tokenizer: Tokenizer, request: Request) -> list[dict[str, Any]]:
+def translate(model: Pair, request: Request) -> list[dict[str, Any]]:
     """The answer to each text, in their order: {"input", "text", "score", "finish_reason"}; "candidates", best first,
     where more than one is wanted; "cut", how many tokens of the source were left out, where some were. Raises
     InputError for a text that is too long or that the vocabulary lacks."""
+    words: Words = model.words
     room, answers = model.encoder.config.context - 1, {}
-    rows = [[int(i) for i in tokenizer.encode(text)] for text in request.texts]
+    rows = [[int(i) for i in words.source.encode(text)] for text in request.texts]
     for text, row in zip(request.texts, rows):
         if len(row) > room and not request.cut:
             begins = f"the source {text[:40]!r}... has {len(row):,} tokens"
@@ -89,8 +104,8 @@ def translate(model: Pair, tokenizer: Tokenizer, request: Request) -> list[dict[
     width = max(1, NODES // (request.beam * length(model, request)))
     for first in range(0, len(order), width):
         some = order[first : first + width]
-        for i, found in zip(some, hypotheses(model, [[*rows[i][:room], model.end] for i in some], request)):
-            answers[i] = answer(request, request.texts[i], len(rows[i]) - room, found, tokenizer)
+        for i, found in zip(some, hypotheses(model, [[*rows[i][:room], words.source_end] for i in some], request)):
+            answers[i] = answer(request, request.texts[i], len(rows[i]) - room, found, words.target)
     return [answers[i] for i in range(len(rows))]
 
 
@@ -111,10 +126,10 @@ def hypotheses(model: Pair, sources: list[list[int]], request: Request) -> list[
     memory = model.encode(ids.to(where), within(lengths)).repeat_interleave(beam, 0)  # (B * K, S, C)
     return search(
         model.given(memory, within(lengths.repeat_interleave(beam))),
-        [[model.start]] * len(sources),
+        [[model.words.start]] * len(sources),
         beam=beam,
         tokens=length(model, request),
-        end=model.end,
+        end=model.words.end,
         n_best=request.n_best,
         penalty=request.length_penalty,
     )

@@ -184,13 +184,13 @@ class SequenceToSequence(Pair):
 
     looks_back = False
 
-    def __init__(self, vocab_size: int, dim: int, hidden: int, layers: int, context: int, dropout: float):
+    def __init__(self, vocab_sizes: tuple[int, int], dim: int, hidden: int, layers: int, context: int, dropout: float):
         super().__init__()
         between = dropout if layers > 1 else 0.0
-        self.source, self.target = nn.Embedding(vocab_size, dim), nn.Embedding(vocab_size, dim)
+        self.source, self.target = (nn.Embedding(size, dim) for size in vocab_sizes)
         self.encoder = Stack(context, nn.LSTM(dim, hidden, layers, batch_first=True, dropout=between))
         self.decoder = Stack(context, nn.LSTM(dim, hidden, layers, batch_first=True, dropout=between))
-        self.drop, self.answer = nn.Dropout(dropout), nn.Linear(hidden, vocab_size)
+        self.drop, self.answer = nn.Dropout(dropout), nn.Linear(hidden, vocab_sizes[1])
 
     def encode(self, source: Tensor, seen: Edges = full) -> Tensor:
         lengths = self.lengths(source, seen)
@@ -227,10 +227,10 @@ class Search(Pair):
 
     looks_back = True
 
-    def __init__(self, vocab_size: int, dim: int, hidden: int, layers: int, context: int, dropout: float):
+    def __init__(self, vocab_sizes: tuple[int, int], dim: int, hidden: int, layers: int, context: int, dropout: float):
         super().__init__()
         between = dropout if layers > 1 else 0.0
-        self.source, self.target = nn.Embedding(vocab_size, dim), nn.Embedding(vocab_size, dim)
+        self.source, self.target = (nn.Embedding(size, dim) for size in vocab_sizes)
         both = nn.GRU(dim, hidden, layers, batch_first=True, bidirectional=True, dropout=between)
         self.encoder = Stack(context, both)
         self.decoder = Stack(context, nn.GRUCell(dim + 2 * hidden, hidden))
@@ -238,7 +238,7 @@ class Search(Pair):
         self.asks, self.has = nn.Linear(hidden, hidden, bias=False), nn.Linear(2 * hidden, hidden, bias=False)
         self.fits = nn.Linear(hidden, 1, bias=False)
         self.speak = nn.Linear(dim + 3 * hidden, 2 * dim)  # in pairs, of which the larger counts (1302.4389)
-        self.drop, self.answer = nn.Dropout(dropout), nn.Linear(dim, vocab_size)
+        self.drop, self.answer = nn.Dropout(dropout), nn.Linear(dim, vocab_sizes[1])
 
     def encode(self, source: Tensor, seen: Edges = full) -> Tensor:
         packed = pack_padded_sequence(

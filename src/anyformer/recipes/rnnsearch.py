@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..data.tokenizer import Tokenizer
+from ..data.bilingual import Bilingual
 from ..model.recurrent import Search
 from . import seq2seq, translation
 from .translation import batches, evaluate, judge, loss, predict
@@ -36,12 +36,11 @@ PRESETS = {
 class Searcher(Search):
     """source (B, S) ids, target (B, T) ids -> logits (B, T, vocab_size)"""
 
-    def __init__(self, config: seq2seq.Config, tokenizer: Tokenizer):
-        super().__init__(**seq2seq.sizes(config, tokenizer))
-        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json()}
-        self.start, self.end = translation.marks(config, tokenizer)
+    def __init__(self, config: seq2seq.Config, words: Bilingual):
+        super().__init__(**seq2seq.sizes(config, words))
+        self.words, self.files = words, words.files
         self.label_smoothing = config.label_smoothing
 
 
 def build(config: seq2seq.Config) -> nn.Module:
-    return Searcher(config, translation.tokenizer_of(config))
+    return Searcher(config, translation.words_of(config))

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ..data.tokenizer import Tokenizer
+from ..data.bilingual import Bilingual
 from ..model.recurrent import SequenceToSequence, Shape
 from ..training.config import TrainConfig
 from . import translation
@@ -84,19 +84,17 @@ PRESETS = {
 class Speaker(SequenceToSequence):
     """source (B, S) ids, target (B, T) ids -> logits (B, T, vocab_size)"""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer):
-        super().__init__(**sizes(config, tokenizer))
-        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json()}
-        self.start, self.end = translation.marks(config, tokenizer)
+    def __init__(self, config: Config, words: Bilingual):
+        super().__init__(**sizes(config, words))
+        self.words, self.files = words, words.files
         self.label_smoothing = config.label_smoothing
 
 
-def sizes(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+def sizes(config: Config, words: Bilingual) -> dict[str, Any]:
     """What a recurrent pair is built from."""
     names = ("dim", "hidden", "layers", "context", "dropout")
-    vocab = max(tokenizer.vocab_size, config.padded_vocab or 0)
-    return {"vocab_size": vocab} | {name: getattr(config, name) for name in names}
+    return {"vocab_sizes": words.sizes(config.padded_vocab)} | {name: getattr(config, name) for name in names}
 
 
 def build(config: Config) -> nn.Module:
-    return Speaker(config, translation.tokenizer_of(config))
+    return Speaker(config, translation.words_of(config))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.bilingual import bilingual
 from ..data.spans import Spans
 from ..data.stream import NOTHING, sweep, windows
 from ..data.tokenizer import Tokenizer
@@ -49,6 +50,8 @@ class Config(translation.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.source_tokenizer:
+            raise ValueError("source_tokenizer: what is missing and what is left are one text: leave it out")
         if not 0 < self.rate < 1 or not self.span >= 1 or self.sentinels < 1:
             about = f"rate {self.rate} must be above 0 and below 1, span {self.span} and sentinels {self.sentinels}"
             raise ValueError(f"{about} at least 1")
@@ -87,7 +90,7 @@ def build(config: Config) -> Translator:
     if (config.padded_vocab or 0) < needed:
         about = f"padded_vocab is {config.padded_vocab}; {tokenizer.vocab_size} tokens and {config.sentinels} sentinels"
         raise InputError(f"{about} need {needed}: --padded-vocab {needed}")
-    model = translation.made(config, tokenizer)
+    model = translation.made(config, bilingual(tokenizer, None, config.start, config.end))
     model.sentinels = config.sentinels
     return model
 
@@ -114,7 +117,8 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     c, text = config.train, language.corpus(text_of(config))
     place = begin(place, config.data, text.meta["sha256"])
     how, length = spans(config, text.tokenizer)
-    start, end = translation.marks(config, text.tokenizer)
+    words = bilingual(text.tokenizer, None, config.start, config.end)
+    start, end = words.start, words.end
     tokens = text.split(split)
     if split != "train":
         for i, (x, y) in enumerate(sweep(tokens, length, c.batch, split)):
@@ -143,7 +147,7 @@ def batch(sides: tuple[np.ndarray, np.ndarray], start: int, end: int) -> dict[st
 def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
     """Fill the gaps of a text, or of several: {"input": "To be, or ___ to be", "beam": 4} and the other fields of
     `Request`. Returns {"results": [{"input", "text", "gaps", "score"}, ...]}: "gaps" is what belongs into each."""
-    asked = Request.of({"input": opening(model.tokenizer)} | request)
+    asked = Request.of({"input": opening(model.words.source)} | request)
     return {"results": [filled(model, text, asked) for text in asked.texts]}
 
 
@@ -162,13 +166,13 @@ def filled(model: Translator, text: str, asked: Request) -> dict[str, Any]:
     if not 1 < len(pieces) <= model.sentinels + 1:
         raise InputError(f"{text[:40]!r} has {len(pieces) - 1} gaps; write 1 to {model.sentinels} of them as {GAP}")
     top = model.target.token.num_embeddings - 1
-    ids = [int(i) for i in model.tokenizer.encode(pieces[0])]
+    ids = [int(i) for i in model.words.source.encode(pieces[0])]
     for n, piece in enumerate(pieces[1:]):
-        ids += [top - n, *(int(i) for i in model.tokenizer.encode(piece))]
+        ids += [top - n, *(int(i) for i in model.words.source.encode(piece))]
     if len(ids) >= model.encoder.config.context:
         raise InputError(f"{text[:40]!r} has {len(ids)} tokens; {model.encoder.config.context - 1} fit")
-    best = hypotheses(model, [[*ids, model.end]], replace(asked, n_best=1))[0][0]
-    gaps = [model.tokenizer.decode(part) for part in between(best.tokens, top, len(pieces) - 1)]
+    best = hypotheses(model, [[*ids, model.words.source_end]], replace(asked, n_best=1))[0][0]
+    gaps = [model.words.target.decode(part) for part in between(best.tokens, top, len(pieces) - 1)]
     said = "".join(piece + gap for piece, gap in zip(pieces, [*gaps, ""], strict=True))
     return {"input": text, "text": said, "gaps": gaps, "score": best.score}
 

@@ -1,6 +1,6 @@
 """Translation: read one text whole, write another that says the same.
 
-raw    pairs of texts: a table, two files, JSON lines, or a set by name; one vocabulary for both sides
+raw    pairs of texts: a table, two files, JSON lines, or a set by name; one vocabulary for both sides, or two
 nodes  tokens of the source and tokens of the target, with a position each
 edges  the source reads itself whole; the target is causal, and reads the top of the source by cross-attention
 head   a logit for each token of the vocabulary
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import buckets
+from ..data.bilingual import Bilingual, bilingual
 from ..data.layout import of_ids
 from ..data.pairs import Pairs, read, stamp
 from ..data.stream import NOTHING
@@ -58,6 +59,8 @@ class Texts:
     """Kept for validation, where the data have no part for it."""
     tokenizer: str = "bpe"
     """char, bpe (trained on both sides), ids (numbers), or the path of a tokenizer.json."""
+    source_tokenizer: str = ""
+    """The same of the source alone; `tokenizer` is then the target's alone. Empty: one vocabulary for both sides."""
     vocab_size: int = 8000
     """Of a BPE trained on the data."""
     padded_vocab: int | None = None
@@ -90,6 +93,8 @@ class Config(Texts):
             raise ValueError(
                 f"encoder.dim is {self.encoder.dim} and decoder.dim {self.decoder.dim}: one reads the other"
             )
+        if self.shared and self.source_tokenizer:
+            raise ValueError("source_tokenizer: two vocabularies have no embedding to share: --no-shared")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
 
@@ -132,11 +137,7 @@ PRESETS = {
     ),
     # T5 v1.0 (1910.10683) in small: what `anyformer export` can say as t5
     "t5": Config(
-        start=0,
-        end=0,
-        scaled=True,
-        **stacks(256, 3, 4, 64, activation="relu", dropout=0.1, **T5),
-        train=PLAIN,
+        start=0, end=0, scaled=True, **stacks(256, 3, 4, 64, activation="relu", dropout=0.1, **T5), train=PLAIN
     ),
     # T5 v1.1 (2002.05202): gated, its head its own
     "t5-v1.1": Config(
@@ -164,37 +165,25 @@ PRESETS = {
 class Translator(EncoderDecoder):
     """source (B, S) ids, target (B, T) ids -> logits (B, T, vocab_size)"""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer):
-        vocab = max(tokenizer.vocab_size, config.padded_vocab or 0)
-        source, target = Tokens(vocab, config.encoder), Tokens(vocab, config.decoder)
+    def __init__(self, config: Config, words: Bilingual):
+        read, written = words.sizes(config.padded_vocab)
+        source, target = Tokens(read, config.encoder), Tokens(written, config.decoder)
         if config.shared:
             target.token = source.token
         dim = config.decoder.dim
-        head = LMHead(dim, vocab, target.token if config.tied else None, dim**-0.5 if config.scaled else 1.0)
+        head = LMHead(dim, written, target.token if config.tied else None, dim**-0.5 if config.scaled else 1.0)
         super().__init__(source, config.encoder, target, config.decoder, head)
-        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json()}
-        self.start, self.end = marks(config, tokenizer)
+        self.words, self.files = words, words.files
         self.label_smoothing, self.sentinels = config.label_smoothing, 0
 
 
-def marks(config: Texts, tokenizer: Tokenizer) -> tuple[int, int]:
-    """The ids that begin and end a target. Raises InputError where there are none, or `end` means another token."""
-    end = tokenizer.end if config.end is None else config.end
-    if tokenizer.end not in (None, end):
-        raise InputError(f"end is {end}, but this tokenizer ends a text with {tokenizer.end}: leave --end out")
-    if end is None:
-        raise InputError("this tokenizer has no token that ends a text: name one of its ids with --end")
-    start = end if config.start is None else config.start
-    return start, end
-
-
 def build(config: Config) -> Translator:
-    return made(config, tokenizer_of(config))
+    return made(config, words_of(config))
 
 
-def made(config: Config, tokenizer: Tokenizer) -> Translator:
+def made(config: Config, words: Bilingual) -> Translator:
     """A model of this shape, initialised."""
-    model = Translator(config, tokenizer)
+    model = Translator(config, words)
     initialise(model, config.decoder)
     initialise(model.encoder, config.encoder)  # as deep as it is itself
     if config.scaled:
@@ -203,36 +192,44 @@ def made(config: Config, tokenizer: Tokenizer) -> Translator:
     return model
 
 
-def tokenizer_of(config: Texts) -> Tokenizer:
-    if config.tokenizer == "ids":
+def words_of(config: Texts) -> Bilingual:
+    if not config.source_tokenizer:
+        return bilingual(tokenizer_of(config, config.tokenizer, (0, 1)), None, config.start, config.end)
+    source, target = tokenizer_of(config, config.source_tokenizer, (0,)), tokenizer_of(config, config.tokenizer, (1,))
+    return bilingual(target, source, config.start, config.end)
+
+
+def tokenizer_of(config: Texts, spec: str, sides: tuple[int, ...]) -> Tokenizer:
+    if spec == "ids":
         return Subwords(of_ids(config.padded_vocab or config.vocab_size))
-    if Path(config.tokenizer).exists():  # once trained, it is a file of the checkpoint and the pairs are not needed
-        return load_tokenizer(Path(config.tokenizer))
-    return buckets.tokenizer(pairs_of(config), config.tokenizer, config.vocab_size)
+    if Path(spec).exists():  # once trained, it is a file of the checkpoint and the pairs are not needed
+        return load_tokenizer(Path(spec))
+    return buckets.tokenizer(pairs_of(config), spec, config.vocab_size, sides)
 
 
 def pairs_of(config: Texts) -> Pairs:
     return read(config.data, config.val_fraction, config.backwards, config.skip_missing, stamp(config.data))
 
 
-def coded(config: Config, split: str, pairs: Pairs) -> tuple[buckets.Coded, int, int]:
-    """The pairs of a split as ids, and the ids that begin and end a target."""
-    tokenizer = tokenizer_of(config)
+def coded(config: Config, split: str, pairs: Pairs) -> tuple[buckets.Coded, tuple[int, int, int]]:
+    """The pairs of a split as ids, and those that begin and end a target, and end a source."""
+    words = words_of(config)
     rooms = config.encoder.context - 1, config.decoder.context - 1  # the end takes a place
-    return buckets.code(pairs, split, tokenizer, rooms, config.cut_long), *marks(config, tokenizer)
+    known = buckets.code(pairs, split, words.tokenizers, rooms, config.cut_long)
+    return known, (words.start, words.end, words.source_end)
 
 
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
     """ "train": pairs of like length for ever, each once an epoch. "val" and "all": every pair once."""
     pairs = pairs_of(config)
-    known, start, end = coded(config, split, pairs)
+    known, marks = coded(config, split, pairs)
     place = begin(place, config.data, pairs.sha256, skipped=pairs.skipped, cut=known.cut)
     room = config.train.batch * max(config.encoder.context, config.decoder.context)
     if split != "train":
         for at in buckets.sweep(known, room):
-            yield tensors(buckets.batch(known, at, start, end)), place
+            yield tensors(buckets.batch(known, at, *marks)), place
     while split == "train":
-        made = buckets.batch(known, buckets.drawn(known, room, config.train.seed, place["step"]), start, end)
+        made = buckets.batch(known, buckets.drawn(known, room, config.train.seed, place["step"]), *marks)
         read = int(made["lengths"].sum() + (made["next"] != NOTHING).sum())
         place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + read}
         yield tensors(made), place
@@ -266,9 +263,9 @@ def evaluate(model: Translator, batches: Iterator[dict[str, Tensor]]) -> dict[st
 
 
 def graph(model: Translator) -> Graph:
-    size = model.target.token.num_embeddings
-    inputs = {"source": Input("batch source_length", size), "lengths": Input("batch", counts=True)}
-    inputs["target"] = Input("batch length", size)
+    inputs = {"source": Input("batch source_length", model.source.token.num_embeddings)}
+    inputs["lengths"] = Input("batch", counts=True)
+    inputs["target"] = Input("batch length", model.target.token.num_embeddings)
     longest = {"source_length": model.encoder.config.context, "length": model.decoder.config.context}
     return Graph(lambda source, lengths, target: model(source, target, within(lengths)), inputs, ("logits",), longest)
 
@@ -276,7 +273,8 @@ def graph(model: Translator) -> Graph:
 def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
     """Translate a text, or several: {"input": "A dog.", "beam": 4} and the other fields of `Request`. Returns
     {"results": [{"input", "text", "score", "finish_reason"}, ...]}, with "candidates" where more than one is wanted."""
-    return {"results": translate(model, model.tokenizer, Request.of({"input": opening(model.tokenizer)} | request))}
+    asked = request if "input" in request else {"input": opening(model.words.source), "cut": True} | request
+    return {"results": translate(model, Request.of(asked))}
 
 
 def opening(tokenizer: Tokenizer) -> str:
