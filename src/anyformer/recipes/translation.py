@@ -165,6 +165,9 @@ PRESETS = {
 class Translator(EncoderDecoder):
     """source (B, S) ids, target (B, T) ids -> logits (B, T, vocab_size)"""
 
+    source: Tokens
+    target: Tokens
+
     def __init__(self, config: Config, words: Bilingual):
         read, written = words.sizes(config.padded_vocab)
         source, target = Tokens(read, config.encoder), Tokens(written, config.decoder)
