@@ -74,9 +74,16 @@ PRESETS = {
     "tiny": TINY,
     "multi30k": Config(vocab_size=6000, layers=2, train=CAPTIONS),
     "reverse": replace(TINY, dim=64, hidden=128, label_smoothing=0.0, train=replace(CAPTIONS, steps=2000, batch=32)),
-    # four layers of a thousand, as in the paper: bring pairs and a GPU
+    # four layers of a thousand and words for each side, as in the paper: bring pairs and a GPU
     "sutskever": Config(
-        data="pairs.tsv", skip_missing=True, cut_long=True, vocab_size=37_000, dim=1000, hidden=1000, layers=4
+        data="pairs.tsv",
+        skip_missing=True,
+        cut_long=True,
+        source_tokenizer="bpe",
+        vocab_size=37_000,
+        dim=1000,
+        hidden=1000,
+        layers=4,
     ),
 }
 

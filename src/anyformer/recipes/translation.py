@@ -196,9 +196,9 @@ def made(config: Config, words: Bilingual) -> Translator:
 
 
 def words_of(config: Texts) -> Bilingual:
-    if not config.source_tokenizer:
-        return bilingual(tokenizer_of(config, config.tokenizer, (0, 1)), None, config.start, config.end)
-    source, target = tokenizer_of(config, config.source_tokenizer, (0,)), tokenizer_of(config, config.tokenizer, (1,))
+    own = config.source_tokenizer
+    source = tokenizer_of(config, own, (0,)) if own else None
+    target = tokenizer_of(config, config.tokenizer, (1,) if own else (0, 1))
     return bilingual(target, source, config.start, config.end)
 
 
@@ -218,8 +218,8 @@ def coded(config: Config, split: str, pairs: Pairs) -> tuple[buckets.Coded, tupl
     """The pairs of a split as ids, and those that begin and end a target, and end a source."""
     words = words_of(config)
     rooms = config.encoder.context - 1, config.decoder.context - 1  # the end takes a place
-    known = buckets.code(pairs, split, words.tokenizers, rooms, config.cut_long)
-    return known, (words.start, words.end, words.source_end)
+    marks = words.start, words.end, words.source_end
+    return buckets.code(pairs, split, words.tokenizers, rooms, config.cut_long), marks
 
 
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
@@ -257,10 +257,9 @@ def evaluate(model: Translator, batches: Iterator[dict[str, Tensor]]) -> dict[st
     nats, right, tokens = 0.0, 0, 0
     for batch in batches:
         guess, nexts = logits(model, batch), batch["next"].flatten()
-        real = nexts != NOTHING
         nats += F.cross_entropy(guess, nexts, reduction="sum").item()
-        right += int((guess.argmax(-1) == nexts)[real].sum())
-        tokens += int(real.sum())
+        right += int((guess.argmax(-1) == nexts).sum())  # never where there is nothing
+        tokens += int((nexts != NOTHING).sum())
     mean, n = nats / max(1, tokens), max(1, tokens)
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / n, "tokens": tokens}
 
