@@ -14,7 +14,8 @@ import torch
 
 from anyformer import api, ladder
 from anyformer.model.edges import Edges, causal, full, neighbours, prefix, same, window
-from anyformer.view.chart import PALETTE, heatmap
+from anyformer.view.chart import PALETTE
+from anyformer.view.heatmap import heatmap
 
 NODES = 9
 RULES: list[tuple[Edges, str, str]] = [

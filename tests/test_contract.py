@@ -18,6 +18,7 @@ from anyformer.errors import InputError
 from anyformer.training import checkpoint, loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.run import describe
+from anyformer.view.figures import drawn
 from cli_kit import call
 
 STEPS, SOME = 4, 3
@@ -168,6 +169,13 @@ def test_prediction_takes_nothing_and_gives_plain_values(name: str):
         assert json.loads(json.dumps(answer)) == answer and recipe.predict(model, {}) == answer
         with pytest.raises(InputError):
             recipe.predict(model, {"no such thing": 1})
+
+
+def test_its_figures_can_be_drawn(name: str):
+    """`figures` is a name that a recipe may leave out."""
+    recipe, config = tiny(name)
+    for figure in getattr(recipe, "figures", lambda model, config: [])(built(name).eval(), config):
+        assert drawn(json.loads(json.dumps(figure))) is not None, figure["title"]
 
 
 def test_saved_and_loaded_is_the_same_model(name: str, tmp_path: Path):

@@ -31,7 +31,8 @@ def test_no_function_is_longer_than_50_lines(path: Path):
 
 
 def test_folders_are_at_most_two_deep():
-    assert {path for path in FILES if len(path.relative_to(HOUSE).parts) > 2} == set()
+    """A recipe that grows becomes a folder with the same six names: recipes/NAME/."""
+    assert {path for path in FILES if len(path.relative_to(HOUSE).parent.parts) > 2} == set()
 
 
 def test_complexity_is_bounded_by_the_linter():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anyformer import ladder
+from anyformer.generate.translate import sharpest
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import within
 from anyformer.model.head import LMHead
@@ -40,7 +41,7 @@ def test_where_it_looks_is_the_softmax_of_queries_and_keys():
 
 def test_the_sharpest_layer_is_the_most_decided():
     flat, sharp = torch.full((1, 2, 3, 4), 0.25), torch.eye(4)[:3].expand(1, 2, 3, 4)
-    torch.testing.assert_close(ladder.sharpest(torch.cat([flat, sharp])), torch.eye(4)[:3])
+    torch.testing.assert_close(sharpest(torch.cat([flat, sharp])), torch.eye(4)[:3])
 
 
 @pytest.fixture(scope="module")

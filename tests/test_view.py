@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.view.chart import Mark, Series, heatmap, line_chart, log_ticks, nice_ticks, tick_labels
+from anyformer.view.chart import Mark, Series, line_chart, log_ticks, nice_ticks, tick_labels
 from anyformer.view.curves import Curve, elapsed, families, read_curves, read_lines
 from anyformer.view.folder import read_samples
+from anyformer.view.heatmap import heatmap
 from anyformer.view.report import amount, duration, write_report
 
 

@@ -154,6 +154,8 @@ def run_config(
             average(run, module, config, state)
     model = load(run.path, config.train.device)
     write(run.path / "result.json", json.dumps(result(model, state, began), indent=2) + "\n")
+    if (figures := getattr(module, "figures", None)) is not None:
+        write(run.path / "figures.json", json.dumps(figures(model.module, model.config), ensure_ascii=False))
     write_report(run.path)
     return model
 

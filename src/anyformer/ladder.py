@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import api
 from .data.pairs import REVERSE
 from .data.sets import SETS, resolve
 from .errors import InputError
-from .generate.translate import compare
+from .generate.translate import compare, looks
 from .loading import Model
-from .model.edges import within
 from .recipes import translation
 from .training.run import lines, write
 from .view.ladder import render
@@ -155,26 +152,6 @@ def alignment(pair: tuple[str, str], models: Sequence[Model], rungs: Sequence[di
     """Where the models that look back look, before each token of the true translation."""
     found: dict[str, Any] = {"source": pair[0], "target": pair[1], "maps": []}
     for model, rung in zip(models, rungs, strict=True):
-        look = getattr(model.module, "alignment", None)
-        if look is None:
-            continue
-        one: Any = model.module
-        words, where = one.words, next(one.parameters()).device
-        rows = [known.encode(text).tolist() for known, text in zip(words.tokenizers, pair)]
-        source = torch.tensor([[*rows[0], words.source_end]], device=where)
-        ids = torch.tensor([[words.start, *rows[1]]], device=where)
-        weights = look(source, ids, within(torch.tensor([source.shape[1]], device=where)))
-        weights = sharpest(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
-        named = [[*(known.decode([i]) for i in row), "·"] for known, row in zip(words.tokenizers, rows)]
-        found["maps"].append(
-            {"title": rung["title"], "weights": [[round(w, 4) for w in row] for row in weights.tolist()]}
-            | {"rows": named[1], "columns": named[0]}
-        )
+        if hasattr(model.module, "alignment"):
+            found["maps"].append({"title": rung["title"]} | looks(model.module, *pair))
     return found
-
-
-def sharpest(weights: torch.Tensor) -> torch.Tensor:
-    """Of all layers, the mean of the heads where it is most decided. (layers, heads, T, S) -> (T, S)"""
-    mean = weights.mean(1)
-    spread = -(mean * mean.clamp(min=1e-9).log()).sum(-1).mean(-1)
-    return mean[int(spread.argmin())]

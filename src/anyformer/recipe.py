@@ -41,10 +41,19 @@ class Graph:
     longest: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
+Figure = dict[str, Any]
+"""A picture in plain values, for the report of a run: {"kind", "title", "note"} and, by its kind,
+"matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of full ink (None: the largest);
+"lines": "x_label", "lines" [{"name", "x" [number], "y" [number]}], "zero", whether y begins there;
+"images": "images" [{"png" (base64), "caption"}]."""
+
+
 class Recipe(Protocol):
     """Six names. Batches map names to tensors. A model may carry `files`, texts by file name that belong beside its
     weights ("tokenizer.json"); the config field `tokenizer` then points to that file once the model is loaded. A
-    seventh name, `graph(model) -> Graph`, lets the model out to other runtimes."""
+    seventh name, `graph(model) -> Graph`, lets the model out to other runtimes; an eighth, `figures(model, config) ->
+    [Figure]`, draws what one would rather look at than read; a ninth, `judge(model, config, split)`, has the model
+    answer, and scores its answers."""
 
     PRESETS: Mapping[str, Any]  # name -> frozen config with a `train: TrainConfig`, "tiny" first, then the default
 

@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a recipe on data of yours or a set by name",
     "sample": "let a trained language model write on from a prompt",
     "predict": "ask a trained model of any recipe: texts, files",
+    "embed": "texts become vectors, to compare and to search",
     "rollout": "play episodes in an environment, to keep and learn from",
     "eval": "loss and its kin over the whole validation split",
     "ladder": "what came before the Transformer beside it: same data, same time",

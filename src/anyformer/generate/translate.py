@@ -160,3 +160,27 @@ def compare(texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         "sentences": len(texts),
         "signature": str(bleu.get_signature()),
     }
+
+
+# --- where it looks ---
+
+
+@torch.inference_mode()
+def looks(model: Any, source: str, target: str) -> dict[str, Any]:
+    """Where a model that looks back looks before each token of a translation: {"weights" [T][S], "rows", "columns"},
+    the tokens of both sides. Of several layers, the most decided one."""
+    words, where = model.words, next(model.parameters()).device
+    ids = [known.encode(text).tolist() for known, text in zip((words.source, words.target), (source, target))]
+    read = torch.tensor([[*ids[0], words.source_end]], device=where)
+    said = torch.tensor([[words.start, *ids[1]]], device=where)
+    weights = model.alignment(read, said, within(torch.tensor([read.shape[1]], device=where)))
+    weights = sharpest(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
+    columns, rows = ([*(known.decode([i]) for i in row), "·"] for known, row in zip((words.source, words.target), ids))
+    return {"weights": [[round(w, 4) for w in row] for row in weights.tolist()], "rows": rows, "columns": columns}
+
+
+def sharpest(weights: Tensor) -> Tensor:
+    """Of all layers, the mean of the heads where it is most decided. (layers, heads, T, S) -> (T, S)"""
+    mean = weights.mean(1)
+    spread = -(mean * mean.clamp(min=1e-9).log()).sum(-1).mean(-1)
+    return mean[int(spread.argmin())]

@@ -35,7 +35,7 @@ from ..model.config import TransformerConfig
 from ..model.encoder import Encoder
 from ..model.head import Classifier
 from ..model.init import initialise
-from ..recipe import Graph, Input, Place, begin
+from ..recipe import Figure, Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
 
@@ -225,19 +225,37 @@ def loss(model: ClassifyModel, batch: dict[str, Tensor]) -> Tensor:
 def evaluate(model: ClassifyModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Mean nats a text, how often the likeliest class is right, the mean F1 of the classes, and of few classes how
     often each was taken for which (the confusion matrix)."""
-    nats, n = 0.0, len(model.names)
-    table = torch.zeros(n, n, dtype=torch.long)  # [class, answer]
-    for batch in batches:
-        logits = model(batch["ids"], batch["lengths"]).float()
-        nats += F.cross_entropy(logits, batch["class"], reduction="sum").item()
-        pair = (batch["class"] * n + logits.argmax(-1)).cpu()
-        table += torch.bincount(pair, minlength=n * n).view(n, n)
-    total, right = int(table.sum()), table.diag()
+    nats, table = confused(model, batches)
+    total, right, n = int(table.sum()), table.diag(), len(model.names)
     f1 = 2 * right / (table.sum(0) + table.sum(1)).clamp(min=1)
     found = {"loss": nats / max(1, total), "accuracy": int(right.sum()) / max(1, total), "macro_f1": f1.mean().item()}
     few = range(n if n <= 4 else 0)
     cells = {f"{model.names[i]} as {model.names[j]}": int(table[i, j]) for i in few for j in few}
     return found | cells | {"texts": total}
+
+
+def confused(model: ClassifyModel, batches: Iterator[dict[str, Tensor]]) -> tuple[float, Tensor]:
+    """Nats of all texts together, and how often each class was taken for which: [class, answer], (N, N)"""
+    nats, n = 0.0, len(model.names)
+    table = torch.zeros(n, n, dtype=torch.long)
+    for batch in batches:
+        logits = model(batch["ids"], batch["lengths"]).float()
+        nats += F.cross_entropy(logits, batch["class"], reduction="sum").item()
+        pair = (batch["class"] * n + logits.argmax(-1)).cpu()
+        table += torch.bincount(pair, minlength=n * n).view(n, n)
+    return nats, table
+
+
+@torch.inference_mode()
+def figures(model: ClassifyModel, config: Config) -> list[Figure]:
+    """The confusion matrix of the validation part."""
+    where = next(model.parameters()).device
+    parts = ({name: value.to(where) for name, value in batch.items()} for batch, _ in batches(config, "val"))
+    table = confused(model, parts)[1]
+    shares = (table / table.sum(1, keepdim=True).clamp(min=1)).tolist()
+    note = "a row for each class, a column for each answer: darker for a larger share of the row"
+    about = {"kind": "matrix", "title": "What was taken for what", "note": note, "top": 1.0, "values": shares}
+    return [about | {"rows": model.names, "columns": model.names}] if len(model.names) <= 64 else []
 
 
 REQUEST = ("input", "embed", "cut")

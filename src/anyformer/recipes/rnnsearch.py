@@ -19,9 +19,9 @@ from torch import nn
 from ..data.bilingual import Bilingual
 from ..model.recurrent import Search
 from . import seq2seq, translation
-from .translation import batches, evaluate, judge, loss, predict
+from .translation import batches, evaluate, figures, judge, loss, predict
 
-__all__ = ["PRESETS", "batches", "build", "evaluate", "judge", "loss", "predict"]
+__all__ = ["PRESETS", "batches", "build", "evaluate", "figures", "judge", "loss", "predict"]
 
 PRESETS = {
     # seconds: for tests

@@ -21,7 +21,8 @@ from ..data.bilingual import Bilingual
 from ..model.recurrent import SequenceToSequence, Shape
 from ..training.config import TrainConfig
 from . import translation
-from .translation import Texts, batches, evaluate, judge, loss, predict
+from .translation import batches, evaluate, judge, loss, predict
+from .translation.config import Texts
 
 __all__ = ["PRESETS", "Config", "batches", "build", "evaluate", "judge", "loss", "predict", "sizes"]
 

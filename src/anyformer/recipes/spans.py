@@ -31,7 +31,8 @@ from ..generate.translate import Request, hypotheses
 from ..recipe import Place, begin
 from ..training.config import TrainConfig
 from . import language, translation
-from .translation import T5, Translator, evaluate, graph, loss, stacks
+from .translation import Translator, evaluate, graph, loss
+from .translation.config import T5, stacks
 
 __all__ = ["PRESETS", "batches", "build", "evaluate", "graph", "loss", "predict"]
 GAP = "___"

@@ -6,6 +6,7 @@ timings.jsonl            seconds and tokens a second: never the same
 samples.txt              what the model says at each validation
 checkpoints/step-N/      the best and the last
 result.json              the final evaluation
+figures.json             what the recipe draws of the model, in plain values
 report.html              the picture of it all
 """
 
@@ -82,14 +83,15 @@ class Run:
 
     def remove(self) -> None:
         """Take away what is ours, and the directory if nothing else is in it."""
-        for name in (*LOGS, "config.json", "report.html"):
+        for name in (*LOGS, "config.json", "result.json", "figures.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         with suppress(OSError):
             self.path.rmdir()
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after the checkpoint that training goes on from."""
+        """Forget what was logged after the checkpoint that training goes on from, and the figures of the end."""
+        (self.path / "figures.json").unlink(missing_ok=True)
         for name in ("metrics.jsonl", "timings.jsonl"):
             rewrite(self.path / name, (line for at, line in records(self.path / name) if at <= step))
         said = samples(self.path / "samples.txt")
@@ -131,11 +133,11 @@ def rewrite(path: Path, kept: Iterator[str]) -> None:
         write(path, "".join(list(kept)))
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """A file that is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Charts as SVG text: pure functions, the same input gives the same bytes, nothing to install.
 
     line_chart([Series("training", steps, losses)], title="Loss")   # -> "<svg ...>...</svg>"
-    heatmap(weights, title="Who reads whom")                        # rows are queries, columns are keys
 
 A chart can stand alone (a file for the docs) or sit inline in a page that holds `PALETTE` once. Every text that comes
 in is escaped. The lines carry their scales in `data-` attributes, so that a page's script can read values off them.
@@ -151,10 +150,12 @@ def line_chart(
     parts.append(_legend(names, LETTER * 1.1 * len(title) + 18 if heading else frame.left))
     parts.append(_mark(frame, mark, series) if mark else "")
     said = f"{title}. " + _spoken(series) + (f" {mark.text}." if mark else "")
-    box = (frame.left, frame.top, frame.right, frame.bottom)
-    numbers = {"plot": box, "x": frame.x, "y": frame.y, "log": (int(log),)}
-    data = " ".join(f'data-{key}="{" ".join(f"{v:.8g}" for v in values)}"' for key, values in numbers.items())
-    return _svg(width, height, said, "".join(parts), data, standalone)
+    plot = (frame.left, frame.top, frame.right, frame.bottom)
+    numbers = {"plot": plot, "x": frame.x, "y": frame.y, "log": (int(log),)}
+    data = f'data-label="{escape(x_label)}" ' + " ".join(
+        f'data-{key}="{" ".join(f"{v:.8g}" for v in values)}"' for key, values in numbers.items()
+    )
+    return svg(width, height, said, "".join(parts), data, standalone)
 
 
 def _frame(series: Sequence[Series], size, x_range, log: bool, zero: bool, reference, x_label: str) -> _Frame:
@@ -249,50 +250,7 @@ def _spoken(series: Sequence[Series]) -> str:
     return "; ".join(f"{one.name}: from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in loud) + "."
 
 
-def heatmap(
-    matrix: Sequence[Sequence[float]],
-    *,
-    title: str,
-    rows: Sequence[str] = (),
-    columns: Sequence[str] = (),
-    cell: int = 18,
-    top: float | None = None,
-    standalone: bool = True,
-) -> str:
-    """A matrix (Q, K) as squares, darker for more: attention weights, or edges (true and false).
-
-    Rows are queries, columns are keys; `rows` and `columns` label them. `top` is the value of full ink (by default the
-    largest). Zero, negative and non-finite cells stay empty. Raises ValueError when the rows differ in length.
-    """
-    values = [[float(v) for v in row] for row in matrix]
-    wide = len(values[0]) if values else 0
-    if any(len(row) != wide for row in values):
-        raise ValueError(f"a heatmap needs rows of one length; got {sorted({len(row) for row in values})}")
-    full = top or max((v for row in values for v in row if math.isfinite(v)), default=0.0) or 1.0
-    left = 8 + LETTER * 1.1 * max(map(len, rows), default=0)
-    above = 28 + LETTER * 1.1 * max(map(len, columns), default=0)
-    width = max(left + wide * cell + 2, LETTER * 1.1 * len(title))
-    height = above + len(values) * cell + 2
-    parts = [f'<text class="title" x="0" y="12">{escape(title)}</text>']
-    for q, row in enumerate(values):
-        for k, value in enumerate(row):
-            ink = min(value / full, 1.0) if math.isfinite(value) and value > 0 else 0.0
-            style = f"fill:var(--c0);fill-opacity:{ink:.3f};stroke:var(--hair);stroke-width:.5"
-            place = f'x="{left + k * cell:.1f}" y="{above + q * cell:.1f}" width="{cell}" height="{cell}"'
-            parts.append(f'<rect {place} style="{style}"/>')
-    for q, text in enumerate(rows):
-        y = above + (q + 0.5) * cell + 4
-        parts.append(f'<text x="{left - 6:.1f}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>')
-    for k, text in enumerate(columns):
-        x, y = left + (k + 0.5) * cell + 4, above - 6
-        parts.append(f'<text transform="translate({x:.1f} {y:.1f}) rotate(-90)">{escape(text)}</text>')
-    said = f"{title}. {len(values)} queries by {wide} keys."
-    # cells are squares of `cell` pixels: a small matrix is not blown up to the width of the page
-    size = f'style="width:{width:.0f}px;max-width:100%"'
-    return _svg(math.ceil(width), math.ceil(height), said, "".join(parts), size, standalone)
-
-
-def _svg(width: int, height: int, said: str, body: str, data: str, standalone: bool) -> str:
+def svg(width: int, height: int, said: str, body: str, data: str, standalone: bool) -> str:
     namespace = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
     # inside a page a <title> would pop up as a tooltip over the page's own read-out; the aria-label says the same
     inner = f"<title>{escape(said)}</title><style>{PALETTE}</style>" if standalone else ""

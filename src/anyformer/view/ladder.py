@@ -7,7 +7,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .chart import PALETTE, Series, heatmap, line_chart
+from .chart import PALETTE, Series, line_chart
+from .heatmap import heatmap
 
 
 def render(found: Mapping[str, Any]) -> str:

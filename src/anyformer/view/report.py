@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from .chart import PALETTE, Mark, Series, line_chart
 from .curves import Curve, elapsed, families, is_number, is_validation, read_curves, read_lines, stem
+from .figures import read_figures
 from .folder import built, checkpoints, find, mapping, read_json, read_samples
 
 COUNTERS = {"step", "tokens", "seconds"}  # told as figures; a chart of a straight line says nothing
@@ -31,8 +32,8 @@ Curves = dict[str, Curve]
 def write_report(run: Path) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
-    Reads config.json, metrics.jsonl, timings.jsonl, samples.txt, result.json and checkpoints/ where they exist. Raises
-    FileNotFoundError when `run` is not a directory.
+    Reads config.json, metrics.jsonl, timings.jsonl, samples.txt, figures.json, result.json and checkpoints/ where they
+    exist. Raises FileNotFoundError when `run` is not a directory.
     """
     run = Path(run)
     if not run.is_dir():
@@ -72,6 +73,7 @@ def render(run: Path) -> str:
         big=[Markup(svg) for svg in big],
         small=[Markup(svg) for svg in small],
         samples=samples,
+        drawn=read_figures(run / "figures.json"),
         groups=groups(setup),
         checkpoints=[one | {"size": f"{amount(one['size'], units='kMGT')}B"} for one in checkpoints(run)],
         commands=commands(run, setup.get("recipe"), bool(samples)),
