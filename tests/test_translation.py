@@ -181,7 +181,9 @@ def test_pairs_that_were_left_out_are_counted(tmp_path: Path):
 def test_the_command_line_trains_translates_and_scores(tmp_path: Path):
     pytest.importorskip("sacrebleu", reason="BLEU and chrF: pip install sacrebleu")
     data, run = table(tmp_path / "a.tsv"), tmp_path / "run"
-    call("train", "translation", "--preset", "tiny", "--data", data, *SHORT, "--device", "cpu", "--out", run).well()
+    done = call("train", "translation", "--preset", "tiny", "--data", data, *SHORT, "--device", "cpu", "--out", run)
+    assert " → " in done.well().out and " → " in (run / "samples.txt").read_text()
+    assert "anyformer predict" in (run / "report.html").read_text()
     said = call("eval", run, "--scores", "--json").well().json
     assert said["sentences"] == 8 and said["bleu"] >= 0 and "tok:13a" in said["signature"]
     other = table(tmp_path / "b.tsv", [("cat", "chat"), ("dog", "chien")])

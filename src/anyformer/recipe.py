@@ -100,6 +100,20 @@ def preset(recipe: Recipe, name: str) -> Any:
     return recipe.PRESETS[name]
 
 
+def spoken(answer: Mapping[str, Any]) -> list[str]:
+    """What a recipe's `predict` gave, as texts for a person: samples as they are, results a line each."""
+    if answer.get("samples"):
+        return [sample["text"] for sample in answer["samples"]]
+    return ["\n".join(_said(result) for result in answer.get("results") or [answer])]
+
+
+def _said(result: Any) -> str:
+    said = result.get("text", result.get("label")) if isinstance(result, dict) else None
+    if isinstance(said, str) and isinstance(result.get("input"), str):
+        return f"{result['input']} → {said}"
+    return json.dumps(result, ensure_ascii=False)
+
+
 # --- configs as JSON: plain values out, checked values in ---
 
 

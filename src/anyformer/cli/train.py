@@ -3,7 +3,6 @@
 import argparse
 import json
 import shlex
-import sys
 from contextlib import ExitStack
 from dataclasses import field, make_dataclass, replace
 from pathlib import Path
@@ -161,7 +160,7 @@ def finish(run: Any, model: Any, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run": str(run.path)} | result))
         return 0
-    sys.stdout.write("\n".join(sample["text"] for sample in model.predict({}).get("samples", [])) + "\n\n")
+    print("\n".join(recipes.spoken(model.predict({}))) + "\n")
     say(f"validation loss {result['val_loss']:.4f} over the whole split (step {model.step}, {result['seconds']:.0f} s)")
     say(f"run     {run.path}")
     say(f"report  {run.path / 'report.html'}")

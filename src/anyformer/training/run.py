@@ -245,9 +245,8 @@ class Log:
         self._put("timings.jsonl", json.dumps(record) + "\n")
 
     def sample(self, step: int, answer: dict[str, Any]) -> None:
-        """What the recipe's show-piece says: its texts, or its JSON where it has none."""
-        texts = [sample["text"] for sample in answer.get("samples", [])] or [json.dumps(answer)]
-        for text in texts:
+        """What the recipe's show-piece says."""
+        for text in recipes.spoken(answer):
             self._put("samples.txt", f"--- step {step} ---\n{text}\n")
 
     def flush(self) -> None:

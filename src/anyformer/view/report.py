@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from .. import recipe as recipes
 from .chart import PALETTE, Mark, Series, line_chart
 from .curves import Curve, elapsed, families, is_number, is_validation, read_curves, read_lines, stem
 from .figures import read_figures
@@ -76,7 +77,7 @@ def render(run: Path) -> str:
         drawn=read_figures(run / "figures.json"),
         groups=groups(setup),
         checkpoints=[one | {"size": f"{amount(one['size'], units='kMGT')}B"} for one in checkpoints(run)],
-        commands=commands(run, setup.get("recipe"), bool(samples)),
+        commands=commands(run, setup.get("recipe")),
         started_by=setup.get("command"),
     )
 
@@ -217,9 +218,10 @@ def written(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
-def commands(run: Path, recipe: Any, speaks: bool) -> list[tuple[str, str]]:
+def commands(run: Path, recipe: Any) -> list[tuple[str, str]]:
     """How to go on: (what it does, a line for the shell)."""
     place = shlex.quote(str(run))
+    speaks = recipe in recipes.names() and hasattr(recipes.load(recipe), "stream")
     use = ("let it write", f"anyformer sample {place}") if speaks else ("ask it", f"anyformer predict {place}")
     again = [("train on", f"anyformer train {shlex.quote(str(recipe))} --out {place} --resume")] if recipe else []
     return [use, ("measure it", f"anyformer eval {place}"), *again]
