@@ -2,8 +2,10 @@
 
 python docs/draw.py            edges.svg, from the rules themselves
 python docs/draw.py reverse    reverse.svg, from a translator that learns to write digits from behind (3 minutes)
+python docs/draw.py ladder RUN ladder.svg, from what `anyformer ladder --data multi30k --out RUN` has measured
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from html import escape
@@ -14,7 +16,7 @@ import torch
 
 from anyformer import api, ladder
 from anyformer.model.edges import Edges, causal, full, neighbours, prefix, same, window
-from anyformer.view.chart import PALETTE
+from anyformer.view.chart import PALETTE, Series, line_chart
 from anyformer.view.heatmap import heatmap
 
 NODES = 9
@@ -84,7 +86,23 @@ def looks(digits: str = "3141592653589793") -> str:
     return heatmap(drawn["weights"], title="", rows=drawn["rows"], columns=drawn["columns"], top=1.0)
 
 
+def rungs(run: Path) -> str:
+    """BLEU over the length of the source, of every rung of a ladder."""
+    found = json.loads((run / "ladder.json").read_text(encoding="utf-8"))
+    series = [
+        Series(
+            one["title"],
+            [(bucket["from"] + bucket["to"]) / 2 for bucket in one["by_length"]],
+            [bucket["bleu"] for bucket in one["by_length"]],
+            colour=i,
+            dots=True,
+        )
+        for i, one in enumerate(found["rungs"])
+    ]
+    return line_chart(series, title="BLEU over the length of the source", x_label="tokens", height=300, zero=True)
+
+
 if __name__ == "__main__":
-    made = {"reverse.svg": looks} if sys.argv[1:] == ["reverse"] else {"edges.svg": picture}
-    for name, draw in made.items():
-        Path(__file__).with_name(name).write_text(draw(), encoding="utf-8")
+    what = sys.argv[1:] or ["edges"]
+    draw = {"edges": picture, "reverse": looks, "ladder": lambda: rungs(Path(what[1]))}[what[0]]
+    Path(__file__).with_name(f"{what[0]}.svg").write_text(draw(), encoding="utf-8")

@@ -178,6 +178,13 @@ def test_pairs_that_were_left_out_are_counted(tmp_path: Path):
     assert place["tokens"] == int(batch["lengths"].sum() + (batch["next"] != NOTHING).sum())
 
 
+def test_what_was_left_out_or_cut_is_said(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text("".join(f"{'x' * 30}{i}\ty\n" for i in range(20)) + "a\t\n")
+    few = ("--preset", "tiny", *SHORT, "--device", "cpu", "--out", tmp_path / "run")
+    said = call("train", "translation", "--data", tmp_path / "a.tsv", *few, "--skip-missing", "--cut-long").well()
+    assert "1 left out" in said.err and "18 cut to the context" in said.err
+
+
 def test_the_command_line_trains_translates_and_scores(tmp_path: Path):
     pytest.importorskip("sacrebleu", reason="BLEU and chrF: pip install sacrebleu")
     data, run = table(tmp_path / "a.tsv"), tmp_path / "run"

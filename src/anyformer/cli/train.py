@@ -129,6 +129,8 @@ def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
             where = next(state.model.parameters()).device
             rest = f" from step {state.step}" if state.step else ""
             say(f"{name} · {preset} · {size:,} parameters on {where} · {run.path}{rest}")
+            for remark in remarks(next(recipes.load(name).batches(config, "train", None))[1]):
+                say(remark)
             total = config.train.steps
             view.append(stack.enter_context(Progress(total)))
 
@@ -153,6 +155,12 @@ def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
             say(f"{stopped}. Go on with: anyformer train {name} --out {shlex.quote(str(begun[0].path))} --resume")
             return 1
     return finish(begun[0], model, asked.json)
+
+
+def remarks(place: recipes.Place) -> list[str]:
+    """What was done to the data on request, counted: nothing goes missing in silence."""
+    done = {"skipped": "left out, since they cannot be used", "cut": "cut to the context"}
+    return [f"{place[name]:,} {what}" for name, what in done.items() if place.get(name)]
 
 
 def finish(run: Any, model: Any, as_json: bool) -> int:
