@@ -1,0 +1,307 @@
+"""Multimodal: throw it all into the set: numbers, categories, series, texts, images and sounds of one row.
+
+raw    rows of a table (csv, tsv, jsonl, parquet) or a set by name; a schema says which column is what
+nodes  a number, a vector or a category is one; slices of a series, tokens, patches, mel frames; each tells its field,
+       and has a position in it or none; what a row lacks is simply no node
+edges  full, padding excepted
+head   a logit for each class, or a number, for each target, from a class node
+loss   cross-entropy of the class, squared error of the number, the mean over what is known
+
+    anyformer train multimodal                                        two minutes on two cores: exercises, from a watch
+    anyformer train multimodal --preset spoken-digits                 a spoken digit beside a written one
+    anyformer train multimodal --preset table --data my.csv --target species
+
+Of a table of your own the schema is inferred and shown before training: --print-schema > my.toml writes it out to be
+corrected, and --schema my.toml gives it back. `anyformer worth RUN` tells what each field is worth.
+
+A set of nodes of unlike kinds: Gato (2205.06175), FT-Transformer (2106.11959); fields left out: ModDrop (1501.00102).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import table
+from ..data.album import drawn
+from ..data.draw import batch, key, nodes_in, shaken, without
+from ..data.encode import entries
+from ..data.fields import Rows
+from ..data.labelled import shuffled
+from ..data.schema import Field, Schema
+from ..errors import InputError, nearest
+from ..generate.rows import score, tensor, told
+from ..model.block import Transformer
+from ..model.config import TransformerConfig
+from ..model.edges import within
+from ..model.head import Classifier, Regressor
+from ..model.init import initialise
+from ..model.nodes import Frames, Numbers, Patches, Several, Slices, Tokens
+from ..recipe import Graph, Input, Place, begin
+from ..training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model of rows, its table and its training."""
+
+    data: str = "watch"
+    """The name of a set (watch, breast-cancer, spoken-digits, sensors), a .csv, .tsv, .jsonl or .parquet."""
+    schema: str = ""
+    """Which column is what: a schema.toml (its path, or what it holds). Empty: the set's own, or inferred."""
+    target: str = ""
+    """Where the schema is inferred: the column to tell, or several with commas between."""
+    fold: int = 0
+    """Which of the folds is for validation, where the data do not say."""
+    folds: int = 10
+    """How many there are: whole groups, or else rows, of each class alike."""
+    absent: float = 0.1
+    """In training each field of a row is left out so often (field dropout), though never all."""
+    noise: float = 0.0
+    """In training every number, reading or channel is shaken by so many of its deviations."""
+    lenient: bool = False
+    """What is damaged (a reading that is NaN, an image or sound that cannot be read) is left out and counted."""
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    """Its context bounds the nodes of a row; positions belong to the fields, so its own is none."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def sized(dim: int, n_layer: int, n_head: int, context: int, **more: Any) -> TransformerConfig:
+    return TransformerConfig(dim=dim, n_layer=n_layer, n_head=n_head, context=context, position="none", **more)
+
+
+OFTEN: dict[str, Any] = {"eval_every": 200, "save_every": 400}
+PRESETS = {
+    # seconds: for tests
+    "tiny": Config(
+        data="sensors",
+        folds=5,
+        model=sized(32, 2, 2, 64),
+        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
+    ),
+    # two minutes on two cores; a fold is a person
+    "watch": Config(
+        noise=0.1,
+        model=sized(64, 3, 4, 64, dropout=0.1),
+        train=TrainConfig(steps=2000, batch=64, warmup=100, min_lr=0.0, **OFTEN),
+    ),
+    # half a minute on two cores
+    "table": Config(
+        data="breast-cancer",
+        target="diagnosis",
+        model=sized(64, 2, 4, 256, dropout=0.1),
+        train=TrainConfig(steps=600, batch=64, lr=5e-4, warmup=50, min_lr=0.0, **OFTEN),
+    ),
+    # minutes on two cores
+    "spoken-digits": Config(
+        data="spoken-digits",
+        absent=0.3,
+        model=sized(96, 3, 4, 128, dropout=0.1),
+        train=TrainConfig(steps=1500, batch=64, warmup=100, min_lr=0.0, **OFTEN),
+    ),
+    # for many rows of many kinds: bring --data and a GPU
+    "base": Config(
+        data="spoken-digits",
+        absent=0.3,
+        lenient=True,
+        model=sized(512, 8, 8, 1024, dropout=0.1),
+        train=TrainConfig(steps=50_000, batch=128, lr=5e-4, warmup=1000, min_lr=0.0),
+    ),
+}
+
+
+class Scaled(nn.Module):
+    """The nodes of a field, from values as the data have them; what is no number becomes the mean."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, field: Field, nodes: nn.Module):
+        super().__init__()
+        self.nodes, self.image = nodes, field.kind == "image"
+        self.register_buffer("mean", torch.tensor(field.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(field.std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nan_to_num((x.float() - self.mean) / self.std, 0.0)
+        return self.nodes(x.permute(0, 3, 1, 2) if self.image else x)
+
+
+def nodes_of(field: Field, config: TransformerConfig) -> nn.Module:
+    """What turns the values of a field into nodes, with their position among themselves."""
+    position = {"learned": "learned", "fixed": "sinusoidal", "none": "none"}[field.position]
+    config = replace(config, position=position, context=field.nodes, dropout=0.0)
+    if field.kind in ("category", "text"):
+        return Tokens(entries(field), config)
+    if field.kind == "audio":
+        return Frames(field.mels, config)
+    if field.kind == "image":
+        return Scaled(field, Patches(field.patch, config, field.channels, first=False))
+    if field.kind == "series":
+        return Scaled(field, Slices(field.patch, field.channels, config))
+    return Scaled(field, Numbers(field.shape[0], config))
+
+
+class MultimodalTransformer(nn.Module):
+    """A value of each field, (B, *field.shape), and present (B, N): which of their nodes are there -> an answer for
+    each target: logits (B, classes), or (B, 1) a number of mean 0 and deviation 1."""
+
+    def __init__(self, config: Config, known: Schema):
+        super().__init__()
+        self.schema, self.files = known, {"schema.json": known.json()}
+        self.nodes = Several([nodes_of(one, config.model) for one in known.fields], config.model)
+        self.body = Transformer(config.model)
+        dim = config.model.dim
+        self.heads = nn.ModuleList(
+            Classifier(dim, len(one.values), "first") if one.kind == "class" else Regressor(dim, 1, "first")
+            for one in known.targets
+        )
+
+    def forward(self, values: Sequence[Tensor], present: Tensor) -> list[Tensor]:
+        x, lengths = self.nodes(values, present)
+        x = self.body(x, within(lengths))
+        return [head(x) for head in self.heads]
+
+    def answers(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        return self([batch[key(one)] for one in self.schema.fields], batch["present"])
+
+
+def rows(config: Config) -> Rows:
+    """The rows of the config, decoded once; files that have changed since are read again."""
+    return table.rows_of(config.data, config.schema, config.target, config.lenient)
+
+
+def fitted(config: Config) -> Schema:
+    """The schema with all that a model must know of the training rows; a schema.json has it already. Raises InputError
+    where a row has more nodes than the context."""
+    c = config.model
+    found = table.fitted(config.data, config.schema, config.target, config.lenient, config.fold, config.folds)
+    if c.position != "none":
+        raise InputError(f"model.position is {c.position}: positions belong to the fields, so it must be none")
+    if found.nodes >= c.context:
+        need = found.nodes + 1
+        raise InputError(
+            f"the fields make up to {need} nodes of a row, the class node counted, and the context is {c.context}: "
+            f"--model.context {need}, or fewer tokens, seconds or patches in the schema"
+        )
+    return found
+
+
+def proposal(config: Config) -> str | None:
+    """The schema that was inferred, as TOML, for a person to approve; None where nothing had to be."""
+    found = table.inferred(config.data, config.schema, config.target)
+    return None if found is None else found.toml()
+
+
+def build(config: Config) -> MultimodalTransformer:
+    model = MultimodalTransformer(config, fitted(config))
+    initialise(model, config.model)
+    return model
+
+
+def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
+    """ "train": every row once an epoch, with fields left out at random, for ever. "val" and "all": one pass."""
+    if not 0 <= config.absent < 1 or config.noise < 0:
+        raise InputError(f"absent is {config.absent}, from 0 to below 1; noise is {config.noise}, at least 0")
+    c, found = config.train, rows(config)
+    place = begin(place, config.data, found.sha256, skipped=found.skipped)
+    part = found.part(split, config.fold, config.folds)
+    if split != "train":
+        part = part[shuffled(len(part), 0, 1)]  # so that the first few batches hold every class
+        for start in range(0, len(part), c.batch):
+            yield tensors(batch(found, part[start : start + c.batch])), place
+    known = fitted(config)
+    while split == "train":
+        at = drawn(part, c.batch, c.seed, place["step"])
+        rng = np.random.Generator(np.random.Philox(key=c.seed, counter=(0, 0, place["step"], 3)))
+        made = tensors(shaken(known, without(known, batch(found, at), config.absent, rng), config.noise, rng))
+        place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + int(made["present"].sum()) + c.batch}
+        yield made, place
+
+
+def tensors(made: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: tensor(value) for name, value in made.items()}
+
+
+def losses(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of each target the loss of each row that tells it, what the model said, and what is right."""
+    for i, (one, said) in enumerate(zip(model.schema.targets, model.answers(batch), strict=True)):
+        right = batch["targets"][:, i]
+        known = ~right.isnan()
+        said, right = said[known].float(), right[known]
+        if one.kind == "class":
+            yield F.cross_entropy(said, right.long(), reduction="none"), said.argmax(-1), right.long()
+        else:
+            said = said[:, 0]
+            yield (said - (right - one.mean[0]) / one.std[0]) ** 2, said * one.std[0] + one.mean[0], right
+
+
+def loss(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Tensor:
+    """The mean over the targets of the mean over the rows that tell them."""
+    means = [each.sum() / max(1, len(each)) for each, _, _ in losses(model, batch)]
+    return torch.stack(means).mean()
+
+
+def evaluate(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+    """The loss; of a class how often the likeliest is right, and the mean F1 of the classes; of a number the root of
+    the mean squared error, in its own unit, and the share of its variance that is told (R2). With several targets, each
+    by its name."""
+    parts = [[(*map(Tensor.cpu, one),) for one in losses(model, batch)] for batch in batches]
+    found, nats = {}, []
+    for i, one in enumerate(model.schema.targets):
+        each, said, right = (torch.cat([part[i][k] for part in parts]) for k in range(3))
+        nats.append(each.double().mean().item())
+        scores = score(one, said, right)
+        found |= scores if len(model.schema.targets) == 1 else {f"{one.name}_{key}": x for key, x in scores.items()}
+    return {"loss": sum(nats) / len(nats)} | found | {"rows": sum(len(part[0][1]) for part in parts)}
+
+
+def graph(model: MultimodalTransformer) -> Graph:
+    """Values as the data have them, and which nodes there are (0 or 1)."""
+    below = {"category": entries, "text": entries, "image": lambda one: 256}
+    inputs = {
+        one.name: Input(" ".join(["batch", *map(str, one.shape)]), below.get(one.kind, lambda one: None)(one))
+        for one in model.schema.fields
+    }
+    inputs["present"] = Input(f"batch {model.schema.nodes}", 2)
+
+    def call(*given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(model(given[:-1], given[-1].bool()))
+
+    return Graph(call, inputs, tuple(one.name for one in model.schema.targets))
+
+
+def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, Any]:
+    """{"input": {field: value, ...}}, a list of such rows, or the path of a table of them; what a row lacks is simply
+    missing. Returns {"results": [{"label", "probability", "probabilities"} or {"value"}, ...]}, with several targets
+    each by its name. Without input: a few rows of the validation part, and what is right ("truth")."""
+    if strange := [name for name in request if name != "input"]:
+        raise InputError(f"a request has no '{strange[0]}': {nearest(strange[0], ('input',))}")
+    return {"results": told(model, request.get("input", list(model.schema.examples)))}
+
+
+# --- for whoever asks what a field is worth ---
+
+
+def fields(config: Config) -> list[str]:
+    return [one.name for one in fitted(config).fields]
+
+
+def changed(
+    config: Config, split: str, kept: Sequence[str], shuffle: str = "", seed: int = 0
+) -> Iterator[dict[str, Tensor]]:
+    """One pass with these fields alone, the values of one of them taken from other rows."""
+    found = rows(config)
+    part = found.part(split, config.fold, config.folds)
+    other = part[shuffled(len(part), seed, 2)]
+    gone = [nodes for one, nodes in zip(found.schema.fields, nodes_in(found.schema)) if one.name not in kept]
+    for start in range(0, len(part), config.train.batch):
+        at = slice(start, start + config.train.batch)
+        made = tensors(batch(found, part[at], {shuffle: other[at]}))
+        for nodes in gone:
+            made["present"][:, nodes] = False
+        yield made
