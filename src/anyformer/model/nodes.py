@@ -138,6 +138,24 @@ class Slices(nn.Module):
         return x
 
 
+class Scaled(nn.Module):
+    """The nodes of measurements in their own units: (x - mean) / std for each number of the last axis; what is no
+    number becomes the mean. (B, ..., features), or of an `image` (B, H, W, channels)"""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, nodes: nn.Module, mean: Sequence[float], std: Sequence[float], image: bool = False):
+        super().__init__()
+        self.nodes, self.image = nodes, image
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nan_to_num((x.float() - self.mean) / self.std, 0.0)
+        return self.nodes(x.permute(0, 3, 1, 2) if self.image else x)
+
+
 class Several(nn.Module):
     """Fields of several kinds as one set of nodes behind a class node; each node tells which field it is of. Those that
     are not there are left out: the others close ranks, and what is left at the end of a row is padding.

@@ -40,7 +40,7 @@ from ..model.config import TransformerConfig
 from ..model.edges import within
 from ..model.head import Classifier, Regressor
 from ..model.init import initialise
-from ..model.nodes import Frames, Numbers, Patches, Several, Slices, Tokens
+from ..model.nodes import Frames, Numbers, Patches, Scaled, Several, Slices, Tokens
 from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig
 
@@ -114,23 +114,6 @@ PRESETS = {
 }
 
 
-class Scaled(nn.Module):
-    """The nodes of a field, from values as the data have them; what is no number becomes the mean."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, field: Field, nodes: nn.Module):
-        super().__init__()
-        self.nodes, self.image = nodes, field.kind == "image"
-        self.register_buffer("mean", torch.tensor(field.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(field.std), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.nan_to_num((x.float() - self.mean) / self.std, 0.0)
-        return self.nodes(x.permute(0, 3, 1, 2) if self.image else x)
-
-
 def nodes_of(field: Field, config: TransformerConfig) -> nn.Module:
     """What turns the values of a field into nodes, with their position among themselves."""
     position = {"learned": "learned", "fixed": "sinusoidal", "none": "none"}[field.position]
@@ -140,10 +123,10 @@ def nodes_of(field: Field, config: TransformerConfig) -> nn.Module:
     if field.kind == "audio":
         return Frames(field.mels, config)
     if field.kind == "image":
-        return Scaled(field, Patches(field.patch, config, field.channels, first=False))
+        return Scaled(Patches(field.patch, config, field.channels, first=False), field.mean, field.std, image=True)
     if field.kind == "series":
-        return Scaled(field, Slices(field.patch, field.channels, config))
-    return Scaled(field, Numbers(field.shape[0], config))
+        return Scaled(Slices(field.patch, field.channels, config), field.mean, field.std)
+    return Scaled(Numbers(field.shape[0], config), field.mean, field.std)
 
 
 class MultimodalTransformer(nn.Module):
@@ -191,10 +174,14 @@ def fitted(config: Config) -> Schema:
     return found
 
 
-def proposal(config: Config) -> str | None:
-    """The schema that was inferred, as TOML, for a person to approve; None where nothing had to be."""
-    found = table.inferred(config.data, config.schema, config.target)
-    return None if found is None else found.toml()
+def schema_of(config: Config) -> Schema:
+    """Which column is what, before anything is measured."""
+    return table.schema_of(config.data, config.schema, config.target)
+
+
+def inferred(config: Config) -> Schema | None:
+    """The schema that was inferred, for a person to approve; None where nothing had to be."""
+    return table.inferred(config.data, config.schema, config.target)
 
 
 def build(config: Config) -> MultimodalTransformer:
