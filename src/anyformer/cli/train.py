@@ -115,9 +115,8 @@ def approve(module: Any, config: Any, yes: bool) -> None:
         found = module.inferred(config) if hasattr(module, "inferred") else None
     if found is None:
         return
-    say(
-        f"{found.toml()}\nThis is what the data seem to hold. To correct it: --print-schema > my.toml, --schema my.toml\n"
-    )
+    say(f"{found.toml()}\nThis is what the data seem to hold. To correct it:")
+    say("  --print-schema > my.toml writes it out, --schema my.toml gives it back\n")
     if not yes and sys.stdin.isatty() and sys.stderr.isatty():
         say("Train on this? [Y/n]")
         if input().strip().lower() not in ("", "y", "yes"):

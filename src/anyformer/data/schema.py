@@ -239,6 +239,8 @@ def field(name: str, values: Mapping[str, Any], where: str) -> Field:
         raise InputError(f"{where}: patches of {made.patch} pixels do not cut {made.height} x {made.width}")
     if kind == "image" and made.channels not in (1, 3):
         raise InputError(f"{where}: channels is {made.channels}; it must be 1 (grey) or 3 (colour)")
+    if made.mean and not len(made.mean) == len(made.std) == made.shape[-1]:
+        raise InputError(f"{where}: {len(made.mean)} means and {len(made.std)} deviations for {made.shape[-1]} numbers")
     if made.nodes > MOST or math.prod(made.shape) > 1 << 28:
         raise InputError(f"{where}: makes {made.nodes:,} nodes of a row: fewer seconds, or larger patches")
     return made
@@ -250,6 +252,8 @@ def target(name: str, values: Mapping[str, Any], where: str) -> Target:
     if strange := [option for option in told if option not in ("values", "mean", "std")]:
         raise InputError(f"{where}: a target has a kind alone, not '{strange[0]}'")
     made = Target(name, kind, **{option: checked(option, value, where) for option, value in told.items()})
+    if made.mean and not len(made.mean) == len(made.std) == 1:
+        raise InputError(f"{where}: a number has one mean and one deviation")
     if kind == "class" and made.values and len(made.values) < 2:
         raise InputError(f"{where} has one class ({made.values[0]!r}): there is nothing to tell apart")
     return made
@@ -275,8 +279,10 @@ def checked(option: str, value: Any, where: str) -> Any:
             raise InputError(f"{where}: {option} is not as it was measured: {str(value)[:60]}")
         return tuple(value)
     options = {"position": POSITIONS, "tokenizer": ("bpe", "char", "byte"), "cut": (True, False)}
-    if option in options or option == "words":
-        if not isinstance(value, bool if option == "cut" else str) or value not in options.get(option, (value,)):
+    if option == "words" and isinstance(value, str):
+        return value
+    if option in options:
+        if not isinstance(value, bool if option == "cut" else str) or value not in options[option]:
             raise InputError(f"{where}: {option} is {value!r}: {nearest(str(value), map(str, options[option]))}")
         return value
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST:
