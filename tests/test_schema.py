@@ -279,12 +279,12 @@ def test_a_table_that_is_wrong(tmp_path: Path):
 
 
 def test_the_json_beside_weights_is_not_believed():
-    found = schema.read(known.WATCH)
-    values = json.loads(found.json())
-    for what, bad in {"mean": ["a"], "std": [0.0], "values": [1], "words": 3}.items():
+    found = rows(known.sensors(), schema.read(known.SENSORS))
+    values = json.loads(measured(found, found.part("train")).json())
+    for what, bad in {"mean": [1.0], "std": [0.0, 1.0, 1.0], "values": [1], "words": 3}.items():
         assert what in MEASURED
         broken = json.loads(json.dumps(values))
-        broken["fields"]["accelerations"][what] = bad
+        broken["fields"]["axes"][what] = bad
         with pytest.raises(InputError):
             schema.of(broken, "schema.json")
     assert set(KINDS) == {"category", "scalar", "vector", "series", "text", "image", "audio"}

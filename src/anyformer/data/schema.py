@@ -279,11 +279,10 @@ def checked(option: str, value: Any, where: str) -> Any:
             raise InputError(f"{where}: {option} is not as it was measured: {str(value)[:60]}")
         return tuple(value)
     options = {"position": POSITIONS, "tokenizer": ("bpe", "char", "byte"), "cut": (True, False)}
-    if option == "words" and isinstance(value, str):
-        return value
-    if option in options:
-        if not isinstance(value, bool if option == "cut" else str) or value not in options[option]:
-            raise InputError(f"{where}: {option} is {value!r}: {nearest(str(value), map(str, options[option]))}")
+    if option in options or option == "words":
+        known = options.get(option, (value,))
+        if not isinstance(value, bool if option == "cut" else str) or value not in known:
+            raise InputError(f"{where}: {option} is {value!r}: {nearest(str(value), map(str, known))}")
         return value
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST:
         raise InputError(f"{where}: {option} is {value!r}; it must be a whole number from 1 to {MOST:,}")
