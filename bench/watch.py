@@ -48,7 +48,7 @@ def forest(config: Any, seed: int) -> dict[str, float]:
     found = multimodal.rows(config)
     x = np.concatenate([features(np.concatenate(found.values[:2], 2)), found.values[2]], 1)
     y = found.targets[:, 0].astype(int)
-    train, val = (found.part(split, config.fold, config.folds) for split in ("train", "val"))
+    train, val = (found.part(split, config.fold) for split in ("train", "val"))
     model = RandomForestClassifier(500, n_jobs=1, random_state=seed).fit(x[train], y[train])
     guess = model.predict(x[val])
     return {"accuracy": accuracy_score(y[val], guess), "macro_f1": f1_score(y[val], guess, average="macro")}
@@ -72,7 +72,7 @@ def ours(config: Any, steps: int, seed: int, folder: Path) -> dict[str, Any]:
 def main(folds: list[int], steps: int, seed: int) -> dict[str, Any]:
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "forest": []}
     for fold in folds:
-        config = multimodal.Config(fold=fold)
+        config = multimodal.Config(fold=f"{fold}/10")
         with TemporaryDirectory() as folder:
             sides["forest"].append(forest(config, seed))
             sides["ours"].append(ours(config, steps, seed, Path(folder) / "run"))
@@ -91,7 +91,7 @@ def main(folds: list[int], steps: int, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--folds", type=int, nargs="+", default=list(range(1, 11)))
     parser.add_argument("--steps", type=int, default=multimodal.PRESETS["watch"].train.steps)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")

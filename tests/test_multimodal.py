@@ -262,7 +262,7 @@ def test_what_cannot_be_asked_is_one_line(trained: tuple[Path, Path]):
 def test_the_real_sets_are_what_they_say():
     found = rows(known.table("watch"), schema.read(known.WATCH))
     assert len(found) == 4695 or len(found) > 4000
-    parts = [found.groups[found.part(split, 3)] for split in ("train", "val")]
+    parts = [found.groups[found.part(split, "3/10")] for split in ("train", "val")]
     assert len(np.unique(parts[1])) == 1 and not set(parts[0]) & set(parts[1]), "a person is on one side"
     pairs = rows(known.table("spoken-digits"), schema.read(known.DIGITS))
     assert len(pairs.part("val")) == 300 and len(pairs.part("train")) == 8100
@@ -279,7 +279,8 @@ def test_sizes_that_do_not_fit_are_one_line():
         ({"model": dataclasses.replace(TINY.model, position="rotary")}, "positions belong to the fields"),
         ({"absent": 1.0}, "absent is 1.0"),
         ({"noise": -1.0}, "noise is -1.0"),
-        ({"fold": 7}, "fold 7 of 5"),
+        ({"fold": "7/5"}, "fold is '7/5'"),
+        ({"target": "load"}, "a schema of its own"),
         ({"data": "wacth"}, "did you mean 'watch'?"),
         ({"data": "nowhere.csv"}, "nowhere.csv"),
     ]

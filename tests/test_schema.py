@@ -114,7 +114,7 @@ def test_csv_and_parquet_and_jsonl_hold_the_same(tmp_path: Path):
     cells = "".join(f'"{one["x"]}",{"" if one["z"] is None else one["z"]},{one["y"]}\n' for one in made)
     write(tmp_path / "t.csv", "x,z,y\n" + cells)
     parquet.write_table(pyarrow.Table.from_pylist(made), tmp_path / "t.parquet")
-    found = [tables.rows_of(str(tmp_path / f"t.{kind}"), "", "y", False) for kind in ("jsonl", "csv", "parquet")]
+    found = [tables.rows_of(str(tmp_path / f"t.{kind}"), "own", "y", False) for kind in ("jsonl", "csv", "parquet")]
     for other in found[1:]:
         assert other.schema == found[0].schema
         np.testing.assert_array_equal(other.present, found[0].present)
@@ -128,12 +128,12 @@ def test_groups_and_splits_are_kept():
     given = schema.of(one("scalar") | {"group": "who"}, "here")
     found = rows(of_list(made, "grouped"), given)
     for fold in range(5):
-        train, val = (found.part(split, fold, 5) for split in ("train", "val"))
+        train, val = (found.part(split, f"{fold + 1}/5") for split in ("train", "val"))
         assert len(train) + len(val) == 40 and not set(train // 4) & set(val // 4) and len(val) == 8
     made = [one | {"split": "val" if i < 3 else "train"} for i, one in enumerate(made)]
     found = rows(of_list(made, "split"), schema.of(one("scalar") | {"split": "split"}, "here"))
     assert found.part("val").tolist() == [0, 1, 2] and len(found.part("train")) == 37
-    folds = np.concatenate([read(one("scalar"), list(range(40))).part("val", fold, 10) for fold in range(10)])
+    folds = np.concatenate([read(one("scalar"), list(range(40))).part("val", f"{fold + 1}/10") for fold in range(10)])
     assert sorted(folds) == list(range(40)), "each row once"
 
 
@@ -261,21 +261,21 @@ def test_a_sound_of_rate_zero_is_named(tmp_path: Path):
 def test_a_table_that_is_wrong(tmp_path: Path):
     path = write(tmp_path / "t.csv", "age,kind\n1,a\n2,a\n3,\n")
     with refuses("the target 'kind' has one class (a)"):
-        tables.rows_of(str(path), "", "kind", False)
+        tables.rows_of(str(path), "own", "kind", False)
     with refuses("no column 'knd'", "did you mean 'kind'?"):
-        tables.rows_of(str(path), "", "knd", False)
+        tables.rows_of(str(path), "own", "knd", False)
     with refuses("--target NAME", "age, kind"):
-        tables.rows_of(str(path), "", "", False)
+        tables.rows_of(str(path), "own", "", False)
     given = '[fields.agee]\nkind = "scalar"\n[targets.kind]\nkind = "class"\n'
     with refuses("'agee'", "no such column", "did you mean 'age'?"):
         tables.rows_of(str(path), given, "", False)
     path = write(tmp_path / "u.csv", "age,kind\n1,a\n2,b\n3,\n")
     with refuses("u.csv, line 4", "kind is empty"):
-        tables.rows_of(str(path), "", "kind", False)
+        tables.rows_of(str(path), "own", "kind", False)
     with refuses("v.csv", "holds no rows"):
-        tables.rows_of(str(write(tmp_path / "v.csv", "age,kind\n")), "", "kind", False)
+        tables.rows_of(str(write(tmp_path / "v.csv", "age,kind\n")), "own", "kind", False)
     with refuses("w.xlsx", "no table"):
-        tables.rows_of(str(write(tmp_path / "w.xlsx", "age")), "", "kind", False)
+        tables.rows_of(str(write(tmp_path / "w.xlsx", "age")), "own", "kind", False)
 
 
 def test_the_json_beside_weights_is_not_believed():

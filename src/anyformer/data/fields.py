@@ -59,14 +59,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def part(self, split: str, fold: int = 0, folds: int = 10) -> np.ndarray:
-        """The rows of "train", "val" or "all", (n,). Where the data do not say, fold `fold` of `folds` is for
-        validation: whole groups, or else rows, of each class alike. Raises InputError where none are left."""
-        if not 0 <= fold < folds or folds < 2:
-            raise InputError(
-                f"fold {fold} of {folds}: folds must be at least 2, and fold from 0 to {max(folds, 2) - 1}"
-            )
-        val = self.held == 1 if (self.held >= 0).any() else self.folded(folds) == fold
+    def part(self, split: str, fold: str = "1/10") -> np.ndarray:
+        """The rows of "train", "val" or "all", (n,). Where the data do not say, the first of ten parts ("1/10") is for
+        validation: of whole groups, or of rows, of each class alike. Raises InputError where none are left."""
+        which, folds = read_fold(fold)
+        val = self.held == 1 if (self.held >= 0).any() else self.folded(folds) == which - 1
         parts = {"train": ~val, "val": val, "all": np.ones(len(self), bool)}
         if split not in parts:
             raise InputError(f"split '{split}': {nearest(split, parts)}")
@@ -74,7 +71,7 @@ class Rows:
         if not len(found):
             groups = len(np.unique(self.groups))
             of = f"{groups} groups" if groups > 1 else f"{len(self)} rows"
-            raise InputError(f"of {of} none is left for {split}: bring more, or change --folds (now {folds})")
+            raise InputError(f"of {of} none is left for {split} by fold {fold}: bring more, or change --fold")
         return found
 
     def folded(self, folds: int) -> np.ndarray:
@@ -88,6 +85,14 @@ class Rows:
         found = np.empty(len(self), np.int64)
         found[order] = np.arange(len(self)) % folds
         return found
+
+
+def read_fold(fold: str) -> tuple[int, int]:
+    """ "3/10" -> (3, 10). Raises InputError."""
+    which, _, folds = fold.partition("/")
+    if not (which.isdecimal() and folds.isdecimal()) or not 1 <= int(which) <= int(folds) or int(folds) < 2:
+        raise InputError(f"fold is '{fold}'; it must be a part of at least two, such as 1/10")
+    return int(which), int(folds)
 
 
 def shuffle(n: int) -> np.ndarray:

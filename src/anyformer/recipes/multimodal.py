@@ -51,14 +51,13 @@ class Config:
 
     data: str = "watch"
     """The name of a set (watch, breast-cancer, spoken-digits, sensors), a .csv, .tsv, .jsonl or .parquet."""
-    schema: str = ""
-    """Which column is what: a schema.toml (its path, or what it holds). Empty: the set's own, or inferred."""
+    schema: str = "own"
+    """Which column is what: own (what a set says of itself; of other tables it is inferred), inferred, or a schema.toml
+    (its path, or what it holds)."""
     target: str = ""
     """Where the schema is inferred: the column to tell, or several with commas between."""
-    fold: int = 0
-    """Which of the folds is for validation, where the data do not say."""
-    folds: int = 10
-    """How many there are: whole groups, or else rows, of each class alike."""
+    fold: str = "1/10"
+    """Which part of how many is for validation, where the data do not say: whole groups, or rows of each class."""
     absent: float = 0.1
     """In training each field of a row is left out so often (field dropout), though never all."""
     noise: float = 0.0
@@ -79,7 +78,7 @@ PRESETS = {
     # seconds: for tests
     "tiny": Config(
         data="sensors",
-        folds=5,
+        fold="1/5",
         model=sized(32, 2, 2, 64),
         train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
     ),
@@ -92,6 +91,7 @@ PRESETS = {
     # half a minute on two cores
     "table": Config(
         data="breast-cancer",
+        schema="inferred",
         target="diagnosis",
         model=sized(64, 2, 4, 256, dropout=0.1),
         train=TrainConfig(steps=600, batch=64, lr=5e-4, warmup=50, min_lr=0.0, **OFTEN),
@@ -162,7 +162,7 @@ def fitted(config: Config) -> Schema:
     """The schema with all that a model must know of the training rows; a schema.json has it already. Raises InputError
     where a row has more nodes than the context."""
     c = config.model
-    found = table.fitted(config.data, config.schema, config.target, config.lenient, config.fold, config.folds)
+    found = table.fitted(config.data, config.schema, config.target, config.lenient, config.fold)
     if c.position != "none":
         raise InputError(f"model.position is {c.position}: positions belong to the fields, so it must be none")
     if found.nodes >= c.context:
@@ -196,7 +196,7 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
         raise InputError(f"absent is {config.absent}, from 0 to below 1; noise is {config.noise}, at least 0")
     c, found = config.train, rows(config)
     place = begin(place, config.data, found.sha256, skipped=found.skipped)
-    part = found.part(split, config.fold, config.folds)
+    part = found.part(split, config.fold)
     if split != "train":
         part = part[shuffled(len(part), 0, 1)]  # so that the first few batches hold every class
         for start in range(0, len(part), c.batch):
@@ -283,7 +283,7 @@ def changed(
 ) -> Iterator[dict[str, Tensor]]:
     """One pass with these fields alone, the values of one of them taken from other rows."""
     found = rows(config)
-    part = found.part(split, config.fold, config.folds)
+    part = found.part(split, config.fold)
     other = part[shuffled(len(part), seed, 2)]
     gone = [nodes for one, nodes in zip(found.schema.fields, nodes_in(found.schema)) if one.name not in kept]
     for start in range(0, len(part), config.train.batch):
