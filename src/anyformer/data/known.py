@@ -98,7 +98,7 @@ def table(data: str) -> Table:
 
 
 def made(name: str, rows: Callable[[], Iterator[dict[str, Any]]], schema: str, files: list[Path]) -> Table:
-    content = hashlib.sha256(f"{name} 1".encode())  # another number where the rows of the same files change
+    content = hashlib.sha256(f"{name} 2".encode())  # another number where the rows of the same files change
     for path in files:
         content.update(path.read_bytes())
     numbered: Callable[[], Iterator[Row]] = lambda: ((f"{name}, row {i}", row) for i, row in enumerate(rows()))  # noqa: E731
@@ -133,14 +133,19 @@ def watch() -> Table:
     return made("watch", lambda: windows(path, 100, 50), WATCH, [path])
 
 
+# A left arm moves as a right one does in a mirror: x, along the arm, is turned round. What turns about the other two
+# axes turns the other way then.
+MIRROR = np.array([-1, 1, 1, 1, -1, -1], np.float32)
+
+
 def windows(path: Path, size: int, step: int) -> Iterator[dict[str, Any]]:
-    """Windows of so many readings, one every `step`, none across two series."""
+    """Windows of so many readings, one every `step`, none across two series; left arms in the mirror."""
     arrays = npz_arrays(path)
     readings, ends = arrays["readings"], np.cumsum(arrays["lengths"])
     for end, n, label, who, side in zip(*(ends, *(arrays[k] for k in ("lengths", "label", "subject", "side")))):
         about = {"exercise": str(arrays["labels"][label]), "subject": int(who), "side": "right" if side else "left"}
         for start in range(end - n, end - size + 1, step):
-            window = readings[start : start + size]
+            window = readings[start : start + size] * (1 if side else MIRROR)
             yield {"accelerations": window[:, :3], "rotations": window[:, 3:]} | about
 
 
