@@ -171,7 +171,7 @@ class Several(nn.Module):
 
     def forward(self, inputs: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         nodes = [part(x) + self.kind.weight[i] for i, (part, x) in enumerate(zip(self.parts, inputs, strict=True))]
-        x = torch.cat([self.first.expand(len(present), -1, -1), *nodes], dim=1)
+        x = torch.cat([self.first.expand(present.shape[0], -1, -1), *nodes], dim=1)
         there = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
         at = torch.arange(x.shape[1], device=x.device)
         order = (at + x.shape[1] * ~there).argsort(dim=1)  # those that are there first, each in its turn
