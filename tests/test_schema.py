@@ -13,11 +13,11 @@ from anyformer.data import table as tables
 from anyformer.data.fields import Rows, rows
 from anyformer.data.infer import infer
 from anyformer.data.measure import measured
-from anyformer.data.rows import of_file, of_list
+from anyformer.data.rows import of_file
 from anyformer.data.schema import KINDS, MEASURED
 from anyformer.errors import InputError
 from anyformer.events import listening
-from data_kit import refuses, write
+from data_kit import of_list, refuses, write
 
 MOTION = {"kind": "series", "channels": 2, "rate": 10.0, "seconds": 1.0}
 
@@ -29,9 +29,7 @@ def one(kind: str, **options: Any) -> dict[str, Any]:
 
 def read(given: dict[str, Any], values: list[Any], lenient: bool = False) -> Rows:
     """Rows of these values, of two classes in turn."""
-    made = of_list([{"x": value, "y": "ab"[i % 2]} for i, value in enumerate(values)])
-    content = json.dumps([str(value) for value in values])
-    table = type(made)(made.rows, made.folder, content, closed=True)
+    table = of_list([{"x": value, "y": "ab"[i % 2]} for i, value in enumerate(values)])
     return rows(table, schema.of(given, "my.toml"), lenient)
 
 
@@ -126,12 +124,12 @@ def test_csv_and_parquet_and_jsonl_hold_the_same(tmp_path: Path):
 def test_groups_and_splits_are_kept():
     made = [{"x": i, "y": "ab"[i % 2], "who": i // 4} for i in range(40)]
     given = schema.of(one("scalar") | {"group": "who"}, "here")
-    found = rows(of_list(made, "grouped"), given)
+    found = rows(of_list(made), given)
     for fold in range(5):
         train, val = (found.part(split, f"{fold + 1}/5") for split in ("train", "val"))
         assert len(train) + len(val) == 40 and not set(train // 4) & set(val // 4) and len(val) == 8
     made = [one | {"split": "val" if i < 3 else "train"} for i, one in enumerate(made)]
-    found = rows(of_list(made, "split"), schema.of(one("scalar") | {"split": "split"}, "here"))
+    found = rows(of_list(made), schema.of(one("scalar") | {"split": "split"}, "here"))
     assert found.part("val").tolist() == [0, 1, 2] and len(found.part("train")) == 37
     folds = np.concatenate([read(one("scalar"), list(range(40))).part("val", f"{fold + 1}/10") for fold in range(10)])
     assert sorted(folds) == list(range(40)), "each row once"

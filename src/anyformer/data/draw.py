@@ -52,3 +52,24 @@ def shaken(schema: Schema, made: Batch, noise: float, rng: np.random.Generator) 
             x = made[key(field)]
             found[key(field)] = x + (noise * np.array(field.std) * rng.standard_normal(x.shape)).astype(np.float32)
     return found
+
+
+def stretched(schema: Schema, made: Batch, share: float, rng: np.random.Generator) -> Batch:
+    """The series of each row faster or slower, all by one factor of up to 1 + share: slower, a part of them takes all
+    the time there is; faster, the whole takes a part, and the rest is missing."""
+    rows = len(made["present"])
+    speed = (1 + share) ** rng.uniform(-1, 1, rows)
+    late = rng.random(rows) * np.maximum(0, 1 - speed)
+    found = dict(made) | {"present": made["present"].copy()}
+    for field, nodes in zip(schema.fields, nodes_in(schema), strict=True):
+        if share and field.kind == "series" and field.length > 1:
+            x, there = made[key(field)], made["present"][:, nodes]
+            at = late[:, None] * field.length + speed[:, None] * np.arange(x.shape[1])  # (B, T) readings
+            left = np.minimum(at.astype(np.int64), field.length - 2)
+            part, row = (at - left)[..., None].astype(np.float32), np.arange(rows)[:, None]
+            moved = x[row, left] * (1 - part) + x[row, left + 1] * part
+            moved[at > field.length - 1] = np.nan
+            found[key(field)] = moved
+            seen = np.isfinite(moved).reshape(rows, field.nodes, -1).any(2)
+            found["present"][:, nodes] = seen & there.any(1, keepdims=True)
+    return found

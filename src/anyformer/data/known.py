@@ -130,7 +130,7 @@ def sensor(i: int) -> dict[str, Any]:
 
 def watch() -> Table:
     (path,) = resolve("watch")
-    return made("watch", lambda: windows(path, 100, 50), WATCH, [path])
+    return made("watch", lambda: windows(path, 100, 25), WATCH, [path])
 
 
 # A left arm moves as a right one does in a mirror: x, along the arm, is turned round. What turns about the other two

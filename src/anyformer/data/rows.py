@@ -57,11 +57,6 @@ def of_file(path: Path) -> Table:
     return Table(lambda: checked(read(path), path), path.parent, seal(path))
 
 
-def of_list(rows: list[dict[str, Any]], what: str = "row") -> Table:
-    """Rows that are there already."""
-    return Table(lambda: ((f"{what} {i}", row) for i, row in enumerate(rows)), Path(), "", closed=True)
-
-
 def checked(rows: Iterable[Row], path: Path) -> Iterator[Row]:
     empty = True
     for row in rows:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..data import table
 from ..data.album import drawn
-from ..data.draw import batch, key, nodes_in, shaken, without
+from ..data.draw import batch, key, nodes_in, shaken, stretched, without
 from ..data.encode import entries
 from ..data.fields import Rows
 from ..data.labelled import shuffled
@@ -62,6 +62,8 @@ class Config:
     """In training each field of a row is left out so often (field dropout), though never all."""
     noise: float = 0.0
     """In training every number, reading or channel is shaken by so many of its deviations."""
+    stretch: float = 0.0
+    """In training the series of a row are made faster or slower by up to this share."""
     lenient: bool = False
     """What is damaged (a reading that is NaN, an image or sound that cannot be read) is left out and counted."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
@@ -85,6 +87,7 @@ PRESETS = {
     # two minutes on two cores; a fold is a person
     "watch": Config(
         noise=0.1,
+        stretch=0.25,
         model=sized(64, 3, 4, 64, dropout=0.1),
         train=TrainConfig(steps=2000, batch=64, warmup=100, min_lr=0.0, **OFTEN),
     ),
@@ -192,8 +195,10 @@ def build(config: Config) -> MultimodalTransformer:
 
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
     """ "train": every row once an epoch, with fields left out at random, for ever. "val" and "all": one pass."""
-    if not 0 <= config.absent < 1 or config.noise < 0:
-        raise InputError(f"absent is {config.absent}, from 0 to below 1; noise is {config.noise}, at least 0")
+    if not 0 <= config.absent < 1 or min(config.noise, config.stretch) < 0:
+        raise InputError(
+            f"absent is {config.absent}, below 1; noise {config.noise} and stretch {config.stretch}: from 0"
+        )
     c, found = config.train, rows(config)
     place = begin(place, config.data, found.sha256, skipped=found.skipped)
     part = found.part(split, config.fold)
@@ -205,7 +210,8 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     while split == "train":
         at = drawn(part, c.batch, c.seed, place["step"])
         rng = np.random.Generator(np.random.Philox(key=c.seed, counter=(0, 0, place["step"], 3)))
-        made = tensors(shaken(known, without(known, batch(found, at), config.absent, rng), config.noise, rng))
+        made = stretched(known, batch(found, at), config.stretch, rng)
+        made = tensors(shaken(known, without(known, made, config.absent, rng), config.noise, rng))
         place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + int(made["present"].sum()) + c.batch}
         yield made, place
 
