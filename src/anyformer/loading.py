@@ -65,7 +65,7 @@ def for_data(model: Model, data: str | None = None) -> tuple[Any, str]:
     if data is None and not model.config.data:
         raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
     config = model.config if data is None else anchored(dataclasses.replace(model.config, data=data))
-    _, place = next(model.recipe.batches(config, "val", None))
+    _, place = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a part may be empty
     if model.place.get("data") in (None, place.get("data")):
         return config, "val"
     if data is None:

@@ -12,6 +12,7 @@ Shapes: N rows, B batch.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -130,7 +131,9 @@ def learned(table: Table, schema: Schema, path: Path) -> Schema:
     if not path.is_file():
         found = {name: list(values) for name, values in seen(table, schema).items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
+        os.replace(new, path)  # there whole or not at all
     found = json.loads(path.read_text("utf-8"))
     facts = {name: {("words" if name in texts(schema) else "values"): found[name]} for name in names if name in found}
     return with_facts(
@@ -214,7 +217,7 @@ def write(folder: Path, table: Table, schema: Schema, lenient: bool) -> None:
                 raise InputError(f"{where}: {schema.targets[0].name} is empty: fill it in, or take the row out")
             told["targets"].append([None if np.isnan(x) else x for x in wanted])
             told["groups"].append(grouped(schema, row, where, groups))
-            told["held"].append(side(row, schema.split, where) if schema.split else -1)
+            told["held"].append(side(row, schema.split, where) if schema.split in row else -1)
             if number % 64 == 0 or number == total:
                 progress("decoding rows", number, total)
     (folder / "meta.json").write_text(json.dumps(told | {"skipped": skipped}), "utf-8")
@@ -233,7 +236,7 @@ def tried(field: Field, value: Any, where: str, folder: Path, lenient: bool) -> 
 
 
 def grouped(schema: Schema, row: Mapping[str, Any], where: str, groups: dict[str, int]) -> int:
-    if not schema.group:
+    if not schema.group or schema.group not in row:  # other data than the training's need not have it
         return -1
     if missing(row.get(schema.group)):
         raise InputError(f"{where}: the group '{schema.group}' is empty: fill it in, or take it out of the schema")

@@ -18,10 +18,11 @@ import numpy as np
 from ..errors import InputError
 from . import manifest
 from .clips import seal
+from .picture import ENDINGS as PICTURES
 
 Row = tuple[str, dict[str, Any]]  # where it stands, and its values by name
 ENDINGS = (*manifest.ENDINGS, ".parquet")
-FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".mp3", ".npy")
+FILES = (*PICTURES, ".wav", ".flac", ".ogg", ".mp3", ".npy", ".csv")  # what a cell may point to
 STEP = 1024  # rows of a parquet file that are held at a time
 
 

@@ -97,7 +97,7 @@ def score(target: Target, said: Tensor, right: Tensor) -> dict[str, float]:
         error, spread = ((said - right) ** 2).mean(), right.var(correction=0)
         return {"rmse": error.sqrt().item(), "r2": (1 - error / spread.clamp(min=1e-12)).item()}
     n = len(target.values)
-    table = torch.bincount(right * n + said, minlength=n * n).view(n, n)  # [class, answer]
+    table = torch.bincount(right.long() * n + said, minlength=n * n).view(n, n)  # [class, answer]
     size = table.sum(0) + table.sum(1)
     f1 = (2 * table.diag() / size.clamp(min=1))[size > 0]
     return {"accuracy": table.diag().sum().item() / max(1, len(right)), "macro_f1": f1.mean().item()}

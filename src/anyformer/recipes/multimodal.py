@@ -221,21 +221,20 @@ def tensors(made: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def losses(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each target the loss of each row that tells it, what the model said, and what is right."""
+    """Of each target, for each row: the loss (0 where the row does not tell it), what the model says, and what is right
+    (NaN)."""
     for i, (one, said) in enumerate(zip(model.schema.targets, model.answers(batch), strict=True)):
-        right = batch["targets"][:, i]
-        known = ~right.isnan()
-        said, right = said[known].float(), right[known]
+        said, right = said.float(), batch["targets"][:, i]
         if one.kind == "class":
-            yield F.cross_entropy(said, right.long(), reduction="none"), said.argmax(-1), right.long()
+            yield F.cross_entropy(said, right.nan_to_num(-100).long(), reduction="none"), said.argmax(-1), right
         else:
-            said = said[:, 0]
-            yield (said - (right - one.mean[0]) / one.std[0]) ** 2, said * one.std[0] + one.mean[0], right
+            said, wanted = said[:, 0], (right - one.mean[0]) / one.std[0]
+            yield (said - torch.where(wanted.isnan(), said, wanted)) ** 2, said * one.std[0] + one.mean[0], right
 
 
 def loss(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Tensor:
     """The mean over the targets of the mean over the rows that tell them."""
-    means = [each.sum() / max(1, len(each)) for each, _, _ in losses(model, batch)]
+    means = [each.sum() / (~right.isnan()).sum().clamp(min=1) for each, _, right in losses(model, batch)]
     return torch.stack(means).mean()
 
 
@@ -247,8 +246,9 @@ def evaluate(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]])
     found, nats = {}, []
     for i, one in enumerate(model.schema.targets):
         each, said, right = (torch.cat([part[i][k] for part in parts]) for k in range(3))
-        nats.append(each.double().mean().item())
-        scores = score(one, said, right)
+        known = ~right.isnan()
+        nats.append(each.double().sum().item() / max(1, int(known.sum())))
+        scores = score(one, said[known], right[known])
         found |= scores if len(model.schema.targets) == 1 else {f"{one.name}_{key}": x for key, x in scores.items()}
     return {"loss": sum(nats) / len(nats)} | found | {"rows": sum(len(part[0][1]) for part in parts)}
 
