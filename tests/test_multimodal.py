@@ -1,8 +1,11 @@
 """Rows of many kinds: what is missing is no node, padding and company change nothing, positions are asked for."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 from anyformer import api
+from anyformer.cli import train as verb
 from anyformer.data import known, schema
 from anyformer.data.draw import batch, key, nodes_in
 from anyformer.data.fields import rows
@@ -221,6 +225,26 @@ def test_a_schema_is_written_out_and_given_back(trained: tuple[Path, Path], tmp_
     (tmp_path / "my.toml").write_text(text)
     said = call(*asked, "--schema", tmp_path / "my.toml", "--steps", 1, "--out", tmp_path / "run").well()
     assert "seem to hold" not in said.err, "what was given is not asked about"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("says", "goes_on"), [("n\n", False), ("\n", True), ("Yes\n", True)])
+def test_whoever_sits_at_a_terminal_is_asked(
+    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, says: str, goes_on: bool
+):
+    config = dataclasses.replace(TINY, data=str(trained[0]), target="species")
+    monkeypatch.setattr(sys, "stdin", Terminal(says))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with contextlib.nullcontext() if goes_on else pytest.raises(InputError, match="not trained"):
+        verb.approve(multimodal, config, yes=False)
+    assert "[Y/n]" in sys.stderr.getvalue() and "[targets.species]" in sys.stderr.getvalue()
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    verb.approve(multimodal, config, yes=True)
+    verb.approve(multimodal, TINY, yes=False)  # the set's own schema needs no approval
 
 
 def test_what_cannot_be_asked_is_one_line(trained: tuple[Path, Path]):
