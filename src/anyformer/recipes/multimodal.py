@@ -7,7 +7,7 @@ edges  full, padding excepted
 head   a logit for each class, or a number, for each target, from a class node
 loss   cross-entropy of the class, squared error of the number, the mean over what is known
 
-    anyformer train multimodal                                        three minutes on two cores: exercises, from a watch
+    anyformer train multimodal                                        three minutes on two cores: exercises from a watch
     anyformer train multimodal --preset spoken-digits                 a spoken digit beside a written one
     anyformer train multimodal --preset table --data my.csv --target species
 
