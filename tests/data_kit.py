@@ -1,8 +1,11 @@
 """What the tests of the data room share."""
 
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from anyformer.data import text
 from anyformer.data import tokenizer as tok
+from anyformer.data.rows import Table
 from anyformer.errors import InputError
 
 DATA = os.environ.get("ANYFORMER_DATA")
@@ -51,3 +55,9 @@ def gpt2() -> tok.Subwords:
     public.decoder = tokenizers.decoders.ByteLevel()
     public.add_special_tokens([tok.END])
     return tok.Subwords(public.to_str())
+
+
+def of_list(rows: list[dict[str, Any]]) -> Table:
+    """A table of rows that are there already."""
+    content = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return Table(lambda: ((f"row {i}", row) for i, row in enumerate(rows)), Path(), content, closed=True)

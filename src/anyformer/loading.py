@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +43,9 @@ class Model:
 
     def evaluate(self, data: str | None = None) -> dict[str, float]:
         """A fixed pass over the whole validation split. Other data than the training's is taken whole."""
-        if data is None and not self.config.data:
-            raise InputError(f"{self.path} came without data: name some to evaluate it on (--data)")
-        config = self.config if data is None else anchored(dataclasses.replace(self.config, data=data))
-        batches = self.recipe.batches(config, "val", None)
-        first = next(batches)
-        if self.place.get("data") not in (None, first[1].get("data")):
-            if data is None:
-                raise InputError(
-                    f"the data '{config.data}' has changed since this run began: bring it back, or name data"
-                )
-            batches = self.recipe.batches(config, "all", None)
-            first = next(batches)
-        every = (batch for batch, _ in chain([first], batches))
-        return loop.evaluate(self.recipe, self.module, every, self.config.train.dtype)
+        config, split = for_data(self, data)
+        batches = (batch for batch, _ in self.recipe.batches(config, split, None))
+        return loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
 
     def judge(self, data: str | None = None, **request: Any) -> dict[str, Any]:
         """What takes longer than `evaluate` because the model has to answer: the scores its recipe knows, over the same
@@ -69,6 +57,20 @@ class Model:
         _, place = next(self.recipe.batches(config, "val", None))
         with torch.inference_mode():
             return scores(self.module, config, "val" if place["data"] == self.place.get("data") else "all", **request)
+
+
+def for_data(model: Model, data: str | None = None) -> tuple[Any, str]:
+    """The model's config with this data, or its own, and which part of it the model was not trained on. Raises
+    InputError."""
+    if data is None and not model.config.data:
+        raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
+    config = model.config if data is None else anchored(dataclasses.replace(model.config, data=data))
+    _, place = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a part may be empty
+    if model.place.get("data") in (None, place.get("data")):
+        return config, "val"
+    if data is None:
+        raise InputError(f"the data '{config.data}' has changed since this run began: bring it back, or name data")
+    return config, "all"
 
 
 def load(path: str | Path, device: str = "auto", merged: bool = True) -> Model:
@@ -113,10 +115,10 @@ def config_of(recipe: recipes.Recipe, values: dict[str, Any], where: str) -> Any
 def anchored(config: Any) -> Any:
     """Files are meant from here, wherever the run is continued from."""
     paths = {"data": config.data} if config.data and Path(config.data).exists() else {}
-    for name in ("tokenizer", "source_tokenizer"):
-        tokenizer = str(getattr(config, name, ""))
-        if tokenizer.endswith(".json") or Path(tokenizer).is_absolute():
-            paths[name] = tokenizer
+    for name in ("tokenizer", "source_tokenizer", "schema"):
+        beside = str(getattr(config, name, ""))
+        if beside.endswith((".json", ".toml")) or Path(beside).is_absolute():
+            paths[name] = beside
     return dataclasses.replace(config, **{name: str(Path(path).resolve()) for name, path in paths.items()})
 
 

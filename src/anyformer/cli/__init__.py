@@ -20,6 +20,7 @@ VERBS = {
     "rollout": "play episodes in an environment, to keep and learn from",
     "eval": "loss and its kin over the whole validation split",
     "ladder": "what came before the Transformer beside it: same data, same time",
+    "worth": "what each field of a row is worth to a trained model",
     "import": "a public checkpoint (a folder, a GGUF file) becomes a run",
     "export": "a run becomes a public checkpoint, a GGUF or an ONNX file",
     "list": "recipes, presets with their sizes, data sets",

@@ -20,7 +20,7 @@ def busy() -> Generator[None]:
         if now - began < 1 or now - last < (0.2 if sys.stderr.isatty() else 5):
             return
         last, shown = now, True
-        text = f"{what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        text = f"{what} {done:,} of {total:,}" if total < 1e6 else f"{what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
         sys.stderr.write(f"\r{text:<60}" if sys.stderr.isatty() else text + "\n")
         sys.stderr.flush()
 

