@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -28,6 +28,8 @@ class Command:
     """More of the recipe's request, as JSON: '{"beam": 4}'."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the linear maps: fewer bits answer sooner, and nearly the same."""
     json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
 
     def inputs(self) -> list[str]:
@@ -64,7 +66,7 @@ def run(arguments: list[str]) -> int:
     from .. import api
 
     with busy():
-        model = api.load(asked.run, asked.device)
+        model = api.load(asked.run, asked.device, weights=asked.weights)
         answer = model.predict(request | ({"input": inputs} if inputs else {}))
     if asked.json:
         print(json.dumps(answer | {"run": str(asked.run), "step": model.step}, ensure_ascii=False))

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import sys
 from contextlib import ExitStack
 from dataclasses import field, make_dataclass, replace
 from pathlib import Path

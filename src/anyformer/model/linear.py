@@ -24,6 +24,6 @@ class Linear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
     def alone(self, input: Tensor) -> bool:
-        """One row of float32 on a CPU, nothing to be learned from it, and a matrix worth sharing out."""
+        """One row on a CPU, nothing to be learned from it, and a matrix of its format worth sharing out."""
         one = input.numel() == self.in_features and self.weight.numel() >= LARGE
-        return one and input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_grad_enabled()
+        return one and input.device.type == "cpu" and input.dtype == self.weight.dtype and not torch.is_grad_enabled()
