@@ -1,0 +1,100 @@
+"""One layer of attention over long contexts on a CPU: a causal window beside all of the past, forward and backward.
+
+    python bench/long.py --out long.svg
+
+Both sides are the same `Attention` (512 channels, 8 heads) under another rule of edges; all of the past takes the fused
+kernel of torch (SDPA). Time and memory are each a process's own, by the length of the context.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyformer.model.block import Transformer
+from anyformer.model.config import TransformerConfig
+from anyformer.model.edges import causal, window
+from anyformer.view.chart import Series, line_chart
+
+PATIENCE = 60.0  # seconds of a measurement, after which longer ones of that side are left out
+RULES = {"window": lambda width: causal & window(width), "dense": lambda width: causal}
+
+
+def measure(side: str, nodes: int, width: int) -> dict[str, float]:
+    """Seconds of a forward and a backward, the best of some, and the bytes they took beyond those before."""
+    torch.manual_seed(0)
+    body = Transformer(TransformerConfig(dim=512, n_layer=1, n_head=8, context=nodes, position="rotary"))
+    layer, edges = body.blocks[0].get_submodule("attn"), RULES[side](width)
+    x = torch.randn(1, nodes, 512, requires_grad=True)
+    before, times = peak(), []
+    while len(times) < 2 or (len(times) < 5 and sum(times) < PATIENCE / 10):
+        began = time.perf_counter()
+        layer(x, body.wire(x, edges)[0]).square().mean().backward()
+        times.append(time.perf_counter() - began)
+        if times[0] > PATIENCE / 2:
+            break
+    return {"seconds": min(times), "bytes": peak() - before}
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def child(side: str, nodes: int, width: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", side, str(nodes), "--width", str(width)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def sweep(lengths: list[int], width: int, told: Any) -> dict[str, dict[int, dict[str, float]]]:
+    found: dict[str, dict[int, dict[str, float]]] = {side: {} for side in RULES}
+    for side in RULES:
+        for nodes in lengths:
+            one = found[side][nodes] = child(side, nodes, width)
+            told(
+                f"{side:<7} T {nodes:>6,}  {1e6 * one['seconds'] / nodes:8.2f} us and {one['bytes'] / nodes / 1024:7.1f} KiB"
+            )
+            if one["seconds"] * (1 if side == "window" else 4) > PATIENCE:
+                break
+    return found
+
+
+def picture(found: dict[str, dict[int, dict[str, float]]], width: int) -> str:
+    """Microseconds a node over the length, both sides."""
+    names = {"window": f"causal & window({width})", "dense": "causal, all of the past"}
+    series = [
+        Series(names[side], list(rows), [1e6 * one["seconds"] / nodes for nodes, one in rows.items()], i, dots=True)
+        for i, (side, rows) in enumerate(found.items())
+    ]
+    title = "Forward and backward of one layer, microseconds a node"
+    return line_chart(series, title=title, x_label="context", log=True, heading=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1 << i for i in range(10, 17)])
+    parser.add_argument("--width", type=int, default=256, help="of the window")
+    parser.add_argument("--out", type=Path, help="a picture, .svg")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "NODES"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        print(json.dumps(measure(asked.measure[0], int(asked.measure[1]), asked.width)))
+    else:
+        rows = sweep(
+            asked.lengths, asked.width, (lambda text: None) if asked.json else lambda text: print(text, flush=True)
+        )
+        both = [n for n in rows["window"] if n in rows["dense"]]
+        crossing = next((n for n in both if rows["window"][n]["seconds"] < rows["dense"][n]["seconds"]), None)
+        print(
+            json.dumps({"width": asked.width, **rows, "crossing": crossing})
+            if asked.json
+            else f"crossing at {crossing}"
+        )
+        if asked.out:
+            asked.out.write_text(picture(rows, asked.width), encoding="utf-8")
