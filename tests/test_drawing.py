@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import json
 import sys
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 
 from anyformer import recipe as recipes
 from anyformer.data import picture
+from anyformer.data.clips import WORDS
+from anyformer.generate.translate import sharpest
 from anyformer.model.block import Transformer
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import Edges, full, neighbours
@@ -19,7 +22,10 @@ from anyformer.model.position import rotate
 from anyformer.model.weights import attention_weights
 from anyformer.recipes.vision.drawing import heat
 from anyformer.training import loop
+from anyformer.view.figures import drawn
 
+control: Any = recipes.load("control")
+speech: Any = recipes.load("speech")
 vision: Any = recipes.load("vision")
 
 
@@ -127,3 +133,50 @@ def test_without_pillow_only_the_matrix_is_drawn(monkeypatch: pytest.MonkeyPatch
     vision.pictures(config)
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert [figure["kind"] for figure in vision.figures(model, config)] == ["matrix"]
+
+
+# --- speech ---
+
+
+@pytest.mark.parametrize("joined", [1, 3])
+def test_a_listener_is_drawn_where_it_listens(joined: int):
+    decoder = dataclasses.replace(recipes.load("speech").PRESETS["tiny"].decoder, context=32)
+    encoder = dataclasses.replace(recipes.load("speech").PRESETS["tiny"].encoder, context=120)
+    config, model = tiny("speech", joined=joined, encoder=encoder, decoder=decoder)
+    (figure,) = speech.figures(model, config)
+    batch, _ = next(speech.batches(config, "val"))
+    nodes, tokens = int(batch["lengths"][0]), int((batch["next"][0] >= 0).sum())
+    assert figure["title"].split()[0] in WORDS and len(figure["title"].split()) <= joined
+    assert "".join(figure["rows"]) == figure["title"] + "·" and len(figure["rows"]) == tokens
+    assert len(figure["columns"]) == -(-nodes // -(-nodes // 48)) and figure["columns"][0] == "0.0"
+    weights = model.alignment(batch["mel"][:1, :, : 2 * nodes], batch["ids"][:1, :tokens])[:, :, 0]
+    assert len(figure["values"]) == tokens
+    sharp = sharpest(weights)
+    for row, want in zip(figure["values"], sharp, strict=True):
+        assert sum(row) == pytest.approx(1, abs=0.01) and row[0] == pytest.approx(
+            want[: -(-nodes // 48)].sum().item(), abs=1e-3
+        )
+    assert drawn(json.loads(json.dumps(figure))) is not None
+
+
+# --- control ---
+
+
+def test_an_agent_is_drawn_as_it_plays(monkeypatch: pytest.MonkeyPatch):
+    config, model = tiny("control")
+    (figure,) = control.figures(model, config)
+    achieved, diagonal, mean = figure["lines"]
+    assert diagonal["x"] == diagonal["y"] == [achieved["x"][0], achieved["x"][-1]]
+    played = control.judge(model, config, wanted=achieved["x"], episodes=8)
+    assert achieved["y"] == [pytest.approx(played[f"for {goal:g}"], abs=0.01) for goal in achieved["x"]]
+    assert all(played[f"for {goal:g} from"] <= played[f"for {goal:g} to"] for goal in achieved["x"])
+    assert mean["y"][0] == pytest.approx(control.episodes(config).returns.mean(), abs=0.01)
+    assert len(set(achieved["y"])) > 1
+    (flat,) = control.figures(*tiny("control", conditioned=False)[::-1])
+    assert len(set(flat["lines"][0]["y"])) == 1, "a clone hears nothing of what is wanted"
+
+
+def test_an_agent_whose_environment_is_not_here_is_not_drawn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    config, model = tiny("control", env="CartPole-v1")
+    assert control.figures(model, config) == []
