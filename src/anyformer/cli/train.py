@@ -163,6 +163,8 @@ def finish(run: Any, model: Any, as_json: bool) -> int:
         return 0
     sys.stdout.write("\n".join(sample["text"] for sample in model.predict({}).get("samples", [])) + "\n\n")
     say(f"validation loss {result['val_loss']:.4f} over the whole split (step {model.step}, {result['seconds']:.0f} s)")
+    if result.get("skipped"):
+        say(f"left out {result['skipped']:,} of the data, which could not be read")
     say(f"run     {run.path}")
     say(f"report  {run.path / 'report.html'}")
     if hasattr(model.recipe, "stream"):

@@ -138,9 +138,9 @@ def decode(entries: list[Entry], folder: Path, skip: bool, progress: Progress | 
             try:
                 for block in audio.blocks(entry.path):
                     file.write((np.clip(block, -1, 32767 / 32768) * 32768).round().astype("<i2").tobytes())
-            except InputError:
+            except InputError as error:
                 if not skip:
-                    raise
+                    raise InputError(f"{error}; to leave such files out: --skip-broken") from None
                 file.truncate(2 * starts[-1])
                 file.seek(2 * starts[-1])
                 continue

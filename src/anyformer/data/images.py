@@ -76,8 +76,8 @@ def find(data: str) -> Source:
         if data not in known:
             raise InputError(f"data '{data}' are no images: {nearest(data, known)}")
         source = known[data]()
-    if len(source.classes) < 2:
-        raise InputError(f"data '{data}' have one class ({', '.join(source.classes)}): there is nothing to tell apart")
+    if len(there := np.unique(source.labels)) < 2:
+        raise InputError(f"data '{data}' have one class ({source.classes[there[0]]}): there is nothing to tell apart")
     return source
 
 

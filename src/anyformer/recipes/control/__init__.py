@@ -1,6 +1,6 @@
 """Control: act so that a wanted return is reached; returns, states and actions are a language.
 
-raw    episodes of states, actions and rewards: npz, parquet, or a set that is played on the spot
+raw    episodes of states, actions and rewards: npz, parquet, Minari's, or a set that is played on the spot
 nodes  three a step: the return still wanted, the state, the action, with the step's number
 edges  causal
 head   from each state's node the next action; from each action's node the next state and return
@@ -120,7 +120,12 @@ def chosen(found: Trajectories, best: float) -> Trajectories:
 
 def space_of(config: Config) -> Space:
     if config.space in ("measured", "raw"):
-        return measured(episodes(config), config.space == "measured")
+        found = episodes(config)
+        if found.discrete and len(taken := np.unique(found.actions)) < 2:
+            raise InputError(
+                f"data '{config.data}': every step takes one action ({taken[0]}): there is nothing to choose"
+            )
+        return measured(found, config.space == "measured")
     return read_space(config.space)
 
 

@@ -13,7 +13,7 @@ class Config:
     """An agent, the episodes it learns from and its training."""
 
     data: str = "cartpole"
-    """The name of a set (line, cartpole, pendulum), a .npz or a .parquet of trajectories."""
+    """The name of a set (line, cartpole, pendulum), a .npz or a .parquet of trajectories, or minari:NAME."""
     env: str = "CartPole-v1"
     """The environment to act in: Line-v0, or one of gymnasium."""
     space: str = "measured"
