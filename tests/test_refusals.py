@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from anyformer import events
-from anyformer.data import album, clips
+from anyformer.data import album, audio, clips
 from cli_kit import call, refused
 
 RNG = np.random.default_rng(0)
@@ -152,3 +153,36 @@ def test_a_file_comes_through_stdin(recipe: str, tmp_path: Path, monkeypatch: py
         assert piped == [direct[0] | {"input": name}]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
     refused(call("predict", run, "-", "--device", "cpu"), "stdin is not UTF-8 at byte 3")
+
+
+# --- memory ---
+
+
+def test_a_folder_larger_than_memory_would_do(tmp_path: Path):
+    """Decoding, measuring and drawing batches hold a few images at a time, whatever the folder holds."""
+    image = pytest.importorskip("PIL.Image", reason="images are decoded by Pillow: pip install 'anyformer[vision]'")
+    for i in range(60):
+        path = tmp_path / ("ant", "bee")[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        image.new("RGB", (64, 64), (i, 0, 0)).save(path)
+    tracemalloc.start()
+    found = album.album(str(tmp_path), 512, 512, 3)
+    batch = found.pixels[album.drawn(found.split("train"), 2, 1, 0)]
+    peak, whole = tracemalloc.get_traced_memory()[1], found.pixels.nbytes
+    tracemalloc.stop()
+    assert whole == 60 * 512 * 512 * 3 and batch.nbytes * 30 == whole
+    assert peak < whole / 5, f"{peak:,} bytes for a folder of {whole:,}"
+
+
+def test_sounds_longer_than_memory_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Decoding holds a block of a file at a time, and clips are read from disk as they are needed."""
+    soundfile = pytest.importorskip("soundfile", reason="sound is read through it: pip install 'anyformer[audio]'")
+    monkeypatch.setattr(audio, "BLOCK", 1 << 14)
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(1_000_000), 16_000)
+    (tmp_path / "clips.csv").write_text("path,text\n" + "\n".join(f"{i}.wav,one" for i in range(4)))
+    tracemalloc.start()
+    found = clips.read(str(tmp_path / "clips.csv"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.samples) == 4_000_000 and peak < found.samples.nbytes / 3, f"{peak:,} bytes"

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import InputError, nearest
 from . import sets
+from .fetch import bounded
 from .picture import ENDINGS, from_bytes, from_file
 
 LARGEST = 8 << 30  # bytes of an array in memory
@@ -200,7 +201,7 @@ def unzipped(path: Path) -> bytes:
     """A file, or what a .gz holds, at most LARGEST bytes."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            raw = file.read(LARGEST + 1)
+            raw = bounded(file, LARGEST)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if len(raw) > LARGEST:
