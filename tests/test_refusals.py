@@ -134,7 +134,7 @@ def test_decoding_tells_how_far_it_is(tmp_path: Path):
     with events.listening(lambda *step: told.append(step)):
         album.album(str(images(tmp_path / "images")), 8, 8, 1)
         clips.read(str(sounds(tmp_path / "sounds")), progress=events.progress)
-    for what in ("decoding images", "decoding sounds"):
+    for what in ("checking images", "decoding images", "checking sounds", "decoding sounds"):
         assert (what, 8, 8) in told
 
 

@@ -76,8 +76,10 @@ def read(data: str, val_fraction: float = 0.1, skip: bool = False, progress: Pro
         return tones()
     entries = listed(data)
     content = hashlib.sha256(f"{FORMAT} {skip}".encode())
-    for entry in entries:
+    for i, entry in enumerate(entries, 1):
         content.update(f"\n{entry.text}\n{entry.val}\n{seal(entry.path)}".encode())
+        if progress and (i % 50 == 0 or i == len(entries)):
+            progress("checking sounds", i, len(entries))
     folder = cache_dir() / "sounds" / content.hexdigest()
     if not (folder / "clips.json").is_file():
         with appearing(folder) as new:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, nearest
+from ..events import progress
 from . import sets
 from .fetch import bounded
 from .picture import ENDINGS, from_bytes, from_file
@@ -54,11 +55,13 @@ class Source:
         digest = hashlib.sha256(repr(self.classes).encode())
         digest.update(self.labels.tobytes())
         digest.update(b"" if self.held_out is None else self.held_out.tobytes())
-        for path in self.files:
+        for i, path in enumerate(self.files, 1):
             digest.update(f"\n{path.stat().st_size}\n".encode())
             with open(path, "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
+            if i % 64 == 0 or i == len(self.files):
+                progress("checking images", i, len(self.files))
         return digest.hexdigest()
 
 
