@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from vision import Parts, accuracy, kept, parts
 
-from anyformer import api, recipe
+from anyformer import api
 
 POSITIONS = {"none": "none", "fixed": "sinusoidal", "learned": "learned"}
 EDGES = {"full": 0, "neighbourhood": 3}  # of the first layers
@@ -28,14 +28,13 @@ PRESETS = {"fashion-mnist": "local", "cifar10": "cifar10", "digits": "digits"}
 def cell(data: str, position: str, edges: str, how_long: dict[str, Any], folder: Path, seed: int) -> api.Model:
     """One training. The same shape and the same training for all of a set."""
     preset = PRESETS[data]
-    config = recipe.to_json(recipe.preset(recipe.load("vision"), preset))
     train = {"seed": seed, "eval_every": 100, "save_every": 1 << 30} | how_long.get("train", {})
     return api.train(
         "vision",
         preset,
         data=str(folder / "images.npz"),
         local=EDGES[edges],
-        radius=max(2, config["radius"]),
+        radius=1,
         model={"position": POSITIONS[position]},
         train=train,
         out=folder / f"{position}-{edges}-{seed}",

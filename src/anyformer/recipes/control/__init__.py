@@ -6,7 +6,8 @@ edges  causal
 head   from each state's node the next action; from each action's node the next state and return
 loss   cross-entropy of the action (or its squared error, where actions are numbers)
 
-    anyformer train control                           two minutes on two cores: CartPole, played well and badly
+    anyformer train control                           two minutes on two cores: CartPole, played well and badly;
+                                                      asked for 500 it stands for more than 475 steps
     anyformer train control --preset cloning          the same without being told the return
 
 Decision Transformer (Chen et al. 2021, 2106.01345); cloning of all episodes or the best is its baseline.

@@ -59,7 +59,6 @@ SHIFTED = Augment(flip=True, crop=2)
 MUON = TrainConfig(optimizer="muon", schedule="trapezoid", min_lr=0.0, weight_decay=0.01, clip=0.0)
 DIGITS = replace(MUON, steps=800, batch=64, lr=4e-3, warmup=20, eval_every=200, save_every=400)
 FASHION = replace(DIGITS, steps=6000, lr=3e-3, warmup=100, eval_every=500, eval_batches=40, save_every=1000)
-CIFAR = replace(FASHION, steps=20_000, batch=128, warmup=500, eval_every=1000, save_every=2000)
 
 PRESETS = {
     # seconds: for tests
@@ -81,15 +80,25 @@ PRESETS = {
         model=sized(64, 4, 4, 17, **MODERN),
         train=DIGITS,
     ),
-    # half an hour on two cores, minutes on a GPU
+    # half an hour on two cores
     "cifar10": Config(
+        data="cifar10",
+        **square(32, 4, 3),
+        pool="mean",
+        augment=Augment(flip=True, crop=4),
+        smoothing=0.1,
+        model=sized(128, 6, 4, 64, position="sinusoidal", **MODERN),
+        train=replace(FASHION, steps=9000, warmup=300, eval_every=1000),
+    ),
+    # a hundred epochs for a GPU
+    "cifar10-gpu": Config(
         data="cifar10",
         **square(32, 4, 3),
         pool="mean",
         augment=Augment(flip=True, crop=4, distort=1, mix=0.8),
         smoothing=0.1,
-        model=sized(192, 6, 6, 64, position="sinusoidal", **MODERN),
-        train=CIFAR,
+        model=sized(192, 9, 6, 64, position="sinusoidal", **MODERN),
+        train=replace(FASHION, steps=40_000, batch=128, warmup=500, eval_every=1000, save_every=2000),
     ),
     # the first layers look around only: what a convolution would have been given
     "local": Config(
