@@ -32,7 +32,7 @@ from anyformer.recipes.vision.drawing import answered
 SETS = {"digits": ("digits", 1.0), "fashion-mnist": ("small", 15.0), "cifar10": ("cifar10", 30.0)}  # preset, minutes
 CELLS = {8: (2, 4), 28: (4, 7), 32: (4, 8)}  # pixels of a cell of HOG, by the side of the image
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
-CHOOSING = 5000  # training images that cells and strength are tried on
+CHOOSING = 10_000  # training images that cells and strength are tried on
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Parts:
 
 def parts(name: str, preset: str, images: int | None = None) -> Parts:
     """A set whose held-out part is for the test alone. images: how many are left to learn from, a tenth as many (but at
-    least 100) to choose on; None: all."""
+    least 500) to choose on; None: all."""
     config = recipe.preset(recipe.load("vision"), preset)
     found = vision.pictures(config)
     order = np.random.default_rng(0).permutation(found.split("train"))
-    n_val = len(order) // 10 if images is None else max(100, images // 10)
+    n_val = len(order) // 10 if images is None else max(500, images // 10)
     train = order[n_val:] if images is None else order[n_val : n_val + images]
     return Parts(found.pixels, found.labels, found.classes, np.sort(train), np.sort(order[:n_val]), found.split("val"))
 
