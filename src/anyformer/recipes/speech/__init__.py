@@ -124,6 +124,8 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     c, heard, tokenizer = config.train, sounds(config), tokenizer_of(config)
     place = begin(place, config.data, heard.sha256, skipped=heard.skipped)
     part = heard.part(split)
+    if split == "val":  # always the same order: the first few batches are of all speakers and words
+        part = np.random.Generator(np.random.Philox(key=0)).permutation(part)
     for step in count(place["step"]) if split == "train" else range(-(-len(part) // c.batch)):
         rows = range(c.batch) if split == "train" else range(step * c.batch, min((step + 1) * c.batch, len(part)))
         shape = shape_of(config, tokenizer, step if split == "train" else None)
