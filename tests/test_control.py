@@ -17,6 +17,7 @@ from anyformer.data.trajectories import write
 from anyformer.generate.act import Actor
 from anyformer.recipes import control
 from anyformer.training import loop
+from cli_kit import call
 from data_kit import refuses
 
 TINY = control.PRESETS["tiny"]
@@ -222,3 +223,13 @@ def test_without_data_a_model_is_built_from_its_space():
     )
     model = control.build(config)
     assert model.space == built().space and control.predict(model, {})["results"]
+
+
+def test_evaluation_plays_the_real_environment_when_asked(tmp_path: Path):
+    api.train("control", "tiny", out=tmp_path / "run", train={"steps": 2, "device": "cpu"})
+    found = call("eval", tmp_path / "run", "--scores", "--json").well().json
+    assert found["for 18 from"] <= found["for 18"] <= found["for 18 to"] and found["loss"] > 0
+    again = api.load(tmp_path / "run", "cpu").judge(wanted=[18.0, 3.0])
+    assert again["for 18"] == found["for 18"] and "for 3" in again
+    with refuses("rollout has no 'goal'"):
+        api.load(tmp_path / "run", "cpu").judge(goal=3)

@@ -81,7 +81,7 @@ def test_no_knob_that_no_preset_turns():
         for config in recipes.load(name).PRESETS.values():
             for field, value in values(config).items():
                 seen.setdefault(field, set()).update(value)
-    assert "recipes.vision.patch" in seen and "model.config.qk_norm" in seen
+    assert "recipes.vision.config.patch" in seen and "model.config.qk_norm" in seen
     assert {f for f, found in seen.items() if len(found) == 1 and f.split(".")[-1] not in OPERATION} == set()
 
 

@@ -254,3 +254,15 @@ def test_digits_need_nothing_but_their_package():
     assert found.labels.tolist() == theirs.target.tolist()
     want = np.round(theirs.images * 255 / 16)
     assert all(np.array_equal(found.read(i), want[i]) for i in range(0, 1797, 100))
+
+
+def test_the_first_images_of_the_validation_part_are_of_all_classes(tmp_path):
+    """A validation during training looks at a few batches only, and folders come class by class."""
+    labels = np.repeat(np.arange(3), 40)
+    for more in ({}, {"is_test": np.arange(120) % 2 == 1}):
+        np.savez(tmp_path / "a.npz", images=np.zeros((120, 4, 4), np.uint8), labels=labels, **more)
+        found = album(str(tmp_path / "a.npz"), 4, 4, 1, val_fraction=0.5)
+        val, train = found.split("val"), found.split("train")
+        assert len(val) == 60 and sorted([*val, *train]) == list(range(120))
+        assert set(found.labels[val[:12]]) == {0, 1, 2}
+        assert np.array_equal(val, album(str(tmp_path / "a.npz"), 4, 4, 1, val_fraction=0.5).split("val"))

@@ -105,4 +105,4 @@ def test_the_preparing_of_small_data_passes_unseen(monkeypatch, capsys):
             events.progress("checking", done * 10**6, 10**7)
         assert capsys.readouterr().err == ""
         events.progress("checking", 12 * 10**6, 2 * 10**7)
-    assert capsys.readouterr().err == "checking 12 of 20 MB\n"
+    assert capsys.readouterr().err == "checking 60%\n"

@@ -191,3 +191,24 @@ def test_the_spoken_digits_are_the_official_split(real_data: Path):
 def test_spoken_digits_are_heard_with_at_most_two_errors_in_a_hundred(real_data: Path, tmp_path: Path):
     pytest.importorskip("jiwer", reason="counts wrong words: pip install 'anyformer[scores]'")
     assert api.train("speech", "digits", out=tmp_path / "run").evaluate()["wer"] <= 0.02
+
+
+def test_it_writes_in_subwords_that_it_learned_from_the_table(tmp_path: Path):
+    data = table(tmp_path, "the cat sat on the mat")
+    more = {"tokenizer": "bpe", "vocab_size": 280, "train": {"steps": 2, "device": "cpu"}}
+    trained = api.train("speech", "tiny", data=data, out=tmp_path / "run", **more)
+    assert 256 < trained.module.tokenizer.vocab_size <= 280
+    assert len(trained.module.tokenizer.encode("the cat sat on the mat")) < 16
+    assert (
+        trained.evaluate()["loss"] > 0 and trained.predict({"input": str(tmp_path / "0.wav")})["results"][0]["seconds"]
+    )
+
+
+def test_the_first_batch_of_the_validation_part_says_all_sorts(tmp_path: Path):
+    """A validation during training looks at a few batches only, and tables come speaker by speaker, word by word."""
+    written(tmp_path / "a.wav", 0.2)
+    words = [("one", "val")] * 20 + [("two", "val")] * 20 + [("one", "train"), ("two", "train")]
+    lines = ["path,text,split", *(f"a.wav,{word},{side}" for word, side in words)]
+    (tmp_path / "clips.csv").write_text("\n".join(lines), encoding="utf-8")
+    (batch,) = rows(dataclasses.replace(TINY, data=str(tmp_path / "clips.csv")), "val")
+    assert len({tuple(row) for row in batch["next"].tolist()}) == 2

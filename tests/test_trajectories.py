@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,3 +187,46 @@ def test_the_verb_keeps_what_it_played(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_verb_refuses(more: list[str], says: str, capsys: pytest.CaptureFixture):
     assert run(["rollout", LINE, *more]) == 2
     assert says in capsys.readouterr().err
+
+
+# --- Minari ---
+
+
+def minari(monkeypatch: pytest.MonkeyPatch, *episodes: Any) -> None:
+    """As much of Minari as is asked of it, with one set."""
+    sets = {"walk/left-v0": SimpleNamespace(iterate_episodes=lambda: iter(episodes), total_steps=6)}
+    known = {"list_local_datasets": lambda: sets, "load_dataset": sets.__getitem__}
+    monkeypatch.setitem(sys.modules, "minari", SimpleNamespace(**known))
+
+
+def told(found: Trajectories, e: int) -> SimpleNamespace:
+    one = found.pick(np.array([e]))
+    after = np.concatenate([one.states, one.states[-1:] + 9])  # Minari shows where the last step led, too
+    return SimpleNamespace(observations=after, actions=one.actions, rewards=one.rewards)
+
+
+def test_a_set_of_minaris_says_the_same(monkeypatch: pytest.MonkeyPatch):
+    minari(monkeypatch, *(told(small(), e) for e in range(3)))
+    assert environments.trajectories("minari:walk/left-v0").sha256 == small().sha256
+    with refuses("'minari:walk/lef-v0'", "did you mean 'walk/left-v0'", "minari download walk/lef-v0"):
+        environments.trajectories("minari:walk/lef-v0")
+    minari(monkeypatch, SimpleNamespace(observations={"a": 1}, actions=np.zeros(1), rewards=np.zeros(1)))
+    with refuses("its observations are a dict; only arrays"):
+        environments.trajectories("minari:walk/left-v0")
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with refuses("needs Minari: pip install 'minari[arrow,hdf5]'"):
+        environments.trajectories("minari:walk/left-v0")
+
+
+def test_minari_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    real = pytest.importorskip("minari", reason="its sets are read where it is installed")
+    gymnasium, buffers = pytest.importorskip("gymnasium"), pytest.importorskip("minari.data_collector.episode_buffer")
+    wanted, made = mixed(Mixed("CartPole-v1", 2, (1.0,))), []
+    for e in range(2):
+        one, n = told(wanted, e), len(told(wanted, e).rewards)
+        flags = {"terminations": [False] * (n - 1) + [True], "truncations": [False] * n, "infos": {}}
+        made.append(buffers.EpisodeBuffer(id=e, **vars(one) | {"rewards": one.rewards.tolist()}, **flags))
+    env = gymnasium.make("CartPole-v1")
+    real.create_dataset_from_buffers("test/cartpole-v0", buffer=made, env=env, eval_env=env, data_format="arrow")
+    assert environments.trajectories("minari:test/cartpole-v0").sha256 == wanted.sha256

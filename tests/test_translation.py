@@ -182,7 +182,7 @@ def test_what_was_left_out_or_cut_is_said(tmp_path: Path):
     (tmp_path / "a.tsv").write_text("".join(f"{'x' * 30}{i}\ty\n" for i in range(20)) + "a\t\n")
     few = ("--preset", "tiny", *SHORT, "--device", "cpu", "--out", tmp_path / "run")
     said = call("train", "translation", "--data", tmp_path / "a.tsv", *few, "--skip-missing", "--cut-long").well()
-    assert "1 left out" in said.err and "18 cut to the context" in said.err
+    assert "1 of the data left out" in said.err and "18 cut to the context" in said.err
 
 
 def test_the_command_line_trains_translates_and_scores(tmp_path: Path):

@@ -202,6 +202,7 @@ def reported(run: Run) -> Generator[None]:
 def result(model: Model, state: loop.State, began: float) -> dict[str, Any]:
     """How it ended: of the best checkpoint, over the whole validation split."""
     found = {f"val_{name}": value for name, value in model.evaluate().items()}
+    found |= {"skipped": skipped} if (skipped := model.place.get("skipped")) else {}
     return {"step": state.step, "best_step": model.step} | found | {"seconds": round(time.monotonic() - began, 2)}
 
 

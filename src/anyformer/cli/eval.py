@@ -20,7 +20,7 @@ class Command:
     data: str | None = None
     """Other data than the run's own: all of it is used, since none of it was trained on."""
     scores: bool = False
-    """Also what takes longer: BLEU and chrF of translations."""
+    """Also what takes longer: BLEU and chrF of translations, the returns that an agent achieves."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"

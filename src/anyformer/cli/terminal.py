@@ -20,7 +20,8 @@ def busy() -> Generator[None]:
         if now - began < 1 or now - last < (0.2 if sys.stderr.isatty() else 5):
             return
         last, shown = now, True
-        text = f"{what} {done:,} of {total:,}" if total < 1e6 else f"{what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        share = min(1.0, done / max(1, total))  # of bytes, images, episodes
+        text = f"{what} {'━' * round(24 * share):┈<24} {share:.0%}" if sys.stderr.isatty() else f"{what} {share:.0%}"
         sys.stderr.write(f"\r{text:<60}" if sys.stderr.isatty() else text + "\n")
         sys.stderr.flush()
 

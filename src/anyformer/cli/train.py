@@ -189,7 +189,7 @@ def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
 
 def remarks(place: recipes.Place) -> list[str]:
     """What was done to the data on request, counted: nothing goes missing in silence."""
-    done = {"skipped": "left out, since they cannot be used", "cut": "cut to the context"}
+    done = {"skipped": "of the data left out, which cannot be used", "cut": "cut to the context"}
     return [f"{place[name]:,} {what}" for name, what in done.items() if place.get(name)]
 
 

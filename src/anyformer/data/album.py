@@ -76,13 +76,14 @@ def album(
 
 
 def divided(source: Source, usable: np.ndarray, val_fraction: float) -> dict[str, np.ndarray]:
-    """Which images are for what."""
-    if source.held_out is not None:
-        held = source.held_out[usable]
-        return {"train": usable[~held], "val": usable[held], "all": usable}
+    """Which images are for what. Those for validation are in a random order, always the same: where the data come class
+    by class, the first few batches of it would else be of one class."""
     order = np.random.Generator(np.random.Philox(key=0)).permutation(usable)
+    if source.held_out is not None:
+        held = source.held_out[order]
+        return {"train": np.sort(order[~held]), "val": order[held], "all": usable}
     n_val = max(1, round(len(usable) * val_fraction)) if len(usable) else 0
-    return {"train": np.sort(order[n_val:]), "val": np.sort(order[:n_val]), "all": usable}
+    return {"train": np.sort(order[n_val:]), "val": order[:n_val], "all": usable}
 
 
 def make(folder: Path, source: Source, shape: tuple[int, ...], resample: Resample, skip_unreadable: bool) -> None:

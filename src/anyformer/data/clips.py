@@ -76,8 +76,10 @@ def read(data: str, val_fraction: float = 0.1, skip: bool = False, progress: Pro
         return tones()
     entries = listed(data)
     content = hashlib.sha256(f"{FORMAT} {skip}".encode())
-    for entry in entries:
+    for i, entry in enumerate(entries, 1):
         content.update(f"\n{entry.text}\n{entry.val}\n{seal(entry.path)}".encode())
+        if progress and (i % 50 == 0 or i == len(entries)):
+            progress("checking sounds", i, len(entries))
     folder = cache_dir() / "sounds" / content.hexdigest()
     if not (folder / "clips.json").is_file():
         with appearing(folder) as new:
@@ -138,9 +140,9 @@ def decode(entries: list[Entry], folder: Path, skip: bool, progress: Progress | 
             try:
                 for block in audio.blocks(entry.path):
                     file.write((np.clip(block, -1, 32767 / 32768) * 32768).round().astype("<i2").tobytes())
-            except InputError:
+            except InputError as error:
                 if not skip:
-                    raise
+                    raise InputError(f"{error}; to leave such files out: --skip-broken") from None
                 file.truncate(2 * starts[-1])
                 file.seek(2 * starts[-1])
                 continue

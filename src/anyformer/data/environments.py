@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import InputError, nearest
 from ..events import progress
+from .offline import PREFIX, read_minari
 from .sets import cache_dir
 from .trajectories import Trajectories, read, write
 
@@ -213,10 +214,12 @@ def mixed(asked: Mixed) -> Trajectories:
 
 
 def trajectories(data: str) -> Trajectories:
-    """A file, or a set by name, which is played once and then kept in the cache. Raises InputError."""
+    """A file, a set of Minari's, or one by name, which is played once and then kept in the cache. Raises InputError."""
     path = Path(data).expanduser()
     if data and path.is_file():
         return read(path)
+    if data.startswith(PREFIX):
+        return read_minari(data)
     if data not in SETS:
         if path.suffix or os.sep in data:
             raise InputError(f"data '{data}': no such file (looked in {Path.cwd()})")

@@ -10,12 +10,23 @@ import tempfile
 import urllib.request
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 
 LARGEST = 1 << 30  # bytes of a download, and of all that an archive holds
 PATIENCE = 10.0  # seconds without an answer
 BLOCK = 1 << 20
+
+
+def bounded(file: Any, most: int) -> bytes:
+    """What an open file holds, of more than `most` bytes only a little more. In blocks: `read(most)` would take so much
+    memory before it has read anything."""
+    blocks, size = [], 0
+    while size <= most and (block := file.read(BLOCK)):
+        blocks.append(block)
+        size += len(block)
+    return b"".join(blocks)
 
 
 def check(paths: Sequence[Path], sha256: str, what: str) -> None:

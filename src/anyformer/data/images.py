@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, nearest
+from ..events import progress
 from . import sets
+from .fetch import bounded
 from .picture import ENDINGS, from_bytes, from_file
 
 LARGEST = 8 << 30  # bytes of an array in memory
@@ -53,11 +55,13 @@ class Source:
         digest = hashlib.sha256(repr(self.classes).encode())
         digest.update(self.labels.tobytes())
         digest.update(b"" if self.held_out is None else self.held_out.tobytes())
-        for path in self.files:
+        for i, path in enumerate(self.files, 1):
             digest.update(f"\n{path.stat().st_size}\n".encode())
             with open(path, "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
+            if i % 64 == 0 or i == len(self.files):
+                progress("checking images", i, len(self.files))
         return digest.hexdigest()
 
 
@@ -76,8 +80,8 @@ def find(data: str) -> Source:
         if data not in known:
             raise InputError(f"data '{data}' are no images: {nearest(data, known)}")
         source = known[data]()
-    if len(source.classes) < 2:
-        raise InputError(f"data '{data}' have one class ({', '.join(source.classes)}): there is nothing to tell apart")
+    if len(there := np.unique(source.labels)) < 2:
+        raise InputError(f"data '{data}' have one class ({source.classes[there[0]]}): there is nothing to tell apart")
     return source
 
 
@@ -200,7 +204,7 @@ def unzipped(path: Path) -> bytes:
     """A file, or what a .gz holds, at most LARGEST bytes."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            raw = file.read(LARGEST + 1)
+            raw = bounded(file, LARGEST)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if len(raw) > LARGEST:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, nearest
+from .fetch import bounded
 
 LARGEST = 1 << 30  # bytes of a table: it is kept in memory
 ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
@@ -71,7 +72,7 @@ def content(path: Path) -> str:
     """The text of the file. Raises InputError."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
+            data = bounded(file, LARGEST)
         if len(data) > LARGEST:
             raise InputError(f"{path}: larger than {LARGEST >> 30} GiB, and a table is kept in memory: cut it")
         return data.decode("utf-8-sig")

@@ -1,5 +1,6 @@
 """One image file to pixels, and pixels to the size that a model takes. Decoding is Pillow's, bounded beforehand."""
 
+import base64
 import io
 import warnings
 from pathlib import Path
@@ -77,3 +78,34 @@ def fitted(pixels: np.ndarray, height: int, width: int, channels: int, resample:
         size, how = (width, height), RESAMPLE.index(resample)
         return np.asarray(image if image.size == size else image.resize(size, how)).reshape(height, width, channels)
     return np.repeat(pixels[:, :, None], channels, axis=2) if grey else pixels
+
+
+# --- pixels to look at ---
+
+RED = (214, 39, 40)
+
+
+def png(pixels: np.ndarray, side: int = 96) -> str:
+    """(H, W, 1 or 3) uint8 as a PNG in base64, its height about `side`: small ones in whole squares, large ones shrunk.
+    Raises InputError where Pillow is not installed."""
+    Image, buffer = pillow(), io.BytesIO()
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if pixels.shape[0] > side:
+        image.thumbnail((side * pixels.shape[1] // pixels.shape[0], side))
+    else:
+        times = max(1, side // pixels.shape[0])
+        image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def beside_heat(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """An image (H, W, 1 or 3) and, to its right, the same under red ink where `heat` (rows, columns) is high:
+    (H, 2 W + gap, 3). Raises InputError where Pillow is not installed."""
+    Image, (high, wide) = pillow(), pixels.shape[:2]
+    ink = Image.fromarray((heat / max(float(heat.max()), 1e-9)).astype(np.float32))
+    ink = np.asarray(ink.resize((wide, high), Image.Resampling.BILINEAR))[:, :, None] * 0.8
+    colours = np.repeat(pixels, 3 // pixels.shape[2], axis=2)
+    inked = np.rint(colours * (1 - ink) + np.array(RED) * ink).clip(0, 255).astype(np.uint8)
+    gap = np.full((high, max(1, wide // 16), 3), 255, np.uint8)
+    return np.concatenate([colours, gap, inked], axis=1)

@@ -1,13 +1,20 @@
 """What a decoder writes of a source that is read already, and how wrong that is.
 
-Shapes: B rows.
+Shapes: B rows, L tokens, S nodes of the source.
 """
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
 
 from .decode import Decoder, generate
 from .sampling import Rules
+from .translate import sharpest
+
+MOMENTS = 48  # columns of a picture
+TICKS = 6  # of them with a time
 
 
 def greedy(given: Decoder, rows: int, prompt: Sequence[int], end: int | None) -> list[list[int]]:
@@ -39,3 +46,15 @@ def error_rates(said: list[str], heard: list[str]) -> dict[str, float]:
     real = [i for i, text in enumerate(said) if text.strip()]
     pair = [said[i] for i in real], [heard[i] for i in real]
     return {"wer": float(jiwer.wer(*pair)), "cer": float(jiwer.cer(*pair))} if real else {}
+
+
+def looks(weights: Tensor, seconds: float) -> dict[str, Any]:
+    """Where each token listens: cross-attention (layers, heads, L, S), nodes of `seconds`, in at most MOMENTS
+    columns -> {"values" [L][moments], "columns"}. Of several layers, the most decided one."""
+    mean = sharpest(weights.float().cpu())  # (L, S)
+    wide = -(-mean.shape[1] // MOMENTS)
+    pieces = mean.split(wide, dim=1)
+    step = max(1, len(pieces) // TICKS)
+    columns = [f"{i * wide * seconds:.1f}" if i % step == 0 else "" for i in range(len(pieces))]
+    values = [[round(piece[row].sum().item(), 4) for piece in pieces] for row in range(len(mean))]
+    return {"values": values, "columns": columns}

@@ -1,12 +1,13 @@
 """Control: act so that a wanted return is reached; returns, states and actions are a language.
 
-raw    episodes of states, actions and rewards: npz, parquet, or a set that is played on the spot
+raw    episodes of states, actions and rewards: npz, parquet, Minari's, or a set that is played on the spot
 nodes  three a step: the return still wanted, the state, the action, with the step's number
 edges  causal
 head   from each state's node the next action; from each action's node the next state and return
 loss   cross-entropy of the action (or its squared error, where actions are numbers)
 
-    anyformer train control                           two minutes on two cores: CartPole, played well and badly
+    anyformer train control                           two minutes on two cores: CartPole, played well and badly;
+                                                      asked for 500 it stands for more than 475 steps
     anyformer train control --preset cloning          the same without being told the return
 
 Decision Transformer (Chen et al. 2021, 2106.01345); cloning of all episodes or the best is its baseline.
@@ -14,7 +15,6 @@ Decision Transformer (Chen et al. 2021, 2106.01345); cloning of all episodes or 
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,105 +24,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.environments import LINE, trajectories
-from ..data.space import Space, measured, read_space
-from ..data.trajectories import Trajectories, drawn, swept, windows
-from ..errors import InputError, nearest
-from ..generate.asked import episode, rollout
-from ..model.block import Transformer
-from ..model.config import TransformerConfig
-from ..model.edges import causal
-from ..model.init import initialise
-from ..model.nodes import Trajectory
-from ..recipe import Graph, Input, Place, begin
-from ..training.config import TrainConfig
+from ...data.environments import trajectories
+from ...data.space import Space, measured, read_space
+from ...data.trajectories import Trajectories, drawn, swept, windows
+from ...errors import InputError, nearest
+from ...generate.asked import episode, rollout
+from ...model.block import Transformer
+from ...model.edges import causal
+from ...model.init import initialise
+from ...model.nodes import Trajectory
+from ...recipe import Figure, Graph, Input, Place, begin
+from .config import PRESETS, Config
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """An agent, the episodes it learns from and its training."""
-
-    data: str = "cartpole"
-    """The name of a set (line, cartpole, pendulum), a .npz or a .parquet of trajectories."""
-    env: str = "CartPole-v1"
-    """The environment to act in: Line-v0, or one of gymnasium."""
-    space: str = "measured"
-    """How states and actions become numbers: measured (states of mean 0 and deviation 1, actions to 1), raw (as they
-    are), or a space.json (its path, or what it holds)."""
-    conditioned: bool = True
-    """Told the return that is wanted. False: behaviour cloning."""
-    best: float = 1.0
-    """Learn from this share of the episodes only, those with the highest returns."""
-    wanted: float = 500.0
-    """The return to act for where none is asked for."""
-    scale: float = 100.0
-    """Returns are divided by this."""
-    longest: int = 500
-    """Steps of the longest episode there may be."""
-    squash: bool = False
-    """Actions that are numbers end in a tanh."""
-    foresee: float = 0.0
-    """Weight of predicting the next state and return too."""
-    val_fraction: float = 0.1
-    """Episodes kept for validation."""
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    """Its context counts nodes: three for each step that the model sees."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def sized(dim: int, n_layer: int, n_head: int, steps: int, **more: Any) -> TransformerConfig:
-    return TransformerConfig(
-        dim=dim, n_layer=n_layer, n_head=n_head, context=3 * steps, position="none", activation="relu", **more
-    )
-
-
-CARTPOLE = Config(
-    model=sized(64, 3, 4, 20),
-    train=TrainConfig(steps=1500, batch=64, warmup=100, weight_decay=0.01, eval_every=250, save_every=500),
-)
-PENDULUM = Config(
-    data="pendulum",
-    env="Pendulum-v1",
-    wanted=-150.0,
-    longest=200,
-    squash=True,
-    model=sized(64, 3, 4, 20),
-    train=replace(CARTPOLE.train, steps=2500),
-)
-
-PRESETS = {
-    # seconds: for tests
-    "tiny": Config(
-        data="line",
-        env=LINE,
-        space="raw",
-        wanted=18.0,
-        scale=20.0,
-        longest=20,
-        foresee=0.1,
-        val_fraction=0.2,
-        model=sized(32, 2, 2, 5),
-        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
-    ),
-    # minutes on two cores
-    "small": CARTPOLE,
-    "cloning": replace(CARTPOLE, conditioned=False),
-    "best": replace(CARTPOLE, conditioned=False, best=0.1),
-    "pendulum": PENDULUM,
-    "pendulum-cloning": replace(PENDULUM, conditioned=False),
-    "pendulum-best": replace(PENDULUM, conditioned=False, best=0.1),
-    # the paper's for the robots of MuJoCo, as its authors published it: bring --data, --env, --wanted and a GPU
-    "mujoco": Config(
-        data="pendulum",
-        env="Pendulum-v1",
-        wanted=3600.0,
-        scale=1000.0,
-        longest=1000,
-        squash=True,
-        model=sized(128, 3, 1, 20, dropout=0.1),
-        train=TrainConfig(steps=100_000, batch=64, lr=1e-4, warmup=10_000, clip=0.25, weight_decay=1e-4, beta2=0.999),
-    ),
-}
+__all__ = [
+    "PRESETS",
+    "Config",
+    "DecisionTransformer",
+    "batches",
+    "build",
+    "evaluate",
+    "figures",
+    "graph",
+    "judge",
+    "loss",
+    "predict",
+]
+GOALS, EPISODES = 5, 8  # returns that are asked for in the figure, and how often each
+LONGEST_DRAWN = 1000  # steps of an episode: the figure costs seconds
+OTHER_STARTS = 1  # seed of the episodes played here: sets that are rolled out on the spot have 0
 
 
 class DecisionTransformer(nn.Module):
@@ -192,7 +121,12 @@ def chosen(found: Trajectories, best: float) -> Trajectories:
 
 def space_of(config: Config) -> Space:
     if config.space in ("measured", "raw"):
-        return measured(episodes(config), config.space == "measured")
+        found = episodes(config)
+        if found.discrete and len(taken := np.unique(found.actions)) < 2:
+            raise InputError(
+                f"data '{config.data}': every step takes one action ({taken[0]}): there is nothing to choose"
+            )
+        return measured(found, config.space == "measured")
     return read_space(config.space)
 
 
@@ -268,6 +202,35 @@ def graph(model: DecisionTransformer) -> Graph:
     inputs = {name: Input(f"batch length {size}") for name, size in sizes.items()}
     inputs["at"] = Input("batch length", model.steps)
     return Graph(model, inputs, ("next_action", "next_state", "next_wanted"), {"length": model.context})
+
+
+def judge(model: DecisionTransformer, config: Config, split: str = "val", **request: Any) -> dict[str, float]:
+    """What it achieves in the real environment: for each return that is wanted, the mean over 100 episodes and its 95 %
+    interval. More: "wanted" (a number or several), "episodes", "seed", "temperature" and "env", as in `predict`."""
+    found = rollout(model, {"episodes": 100, "seed": OTHER_STARTS} | request)
+    names = {"": "achieved", " from": "low", " to": "high"}
+    return {f"for {one['wanted']:g}{name}": one[key] for one in found for name, key in names.items()}
+
+
+def figures(model: DecisionTransformer, config: Config) -> list[Figure]:
+    """What was wanted against what was achieved, a few episodes each. A clone hears nothing of it: its line is flat.
+    Nothing where the environment is not here, or is another one than the data's."""
+    returns = episodes(config).returns
+    goals = np.linspace(returns.min(), max(returns.max(), config.wanted), GOALS).round(2).tolist()
+    asked = {"wanted": goals, "episodes": EPISODES, "seed": OTHER_STARTS}
+    try:
+        found = rollout(model, asked) if model.steps <= LONGEST_DRAWN else []
+    except InputError:
+        return []
+    ends, mean = [goals[0], goals[-1]], float(returns.mean())
+    lines = [
+        {"name": "achieved", "x": goals, "y": [round(one["achieved"], 2) for one in found]},
+        {"name": "as wanted", "x": ends, "y": ends},
+        {"name": "mean of the data", "x": ends, "y": [round(mean, 2)] * 2},
+    ]
+    note = f"{model.env}: the mean of {EPISODES} episodes for each return that was asked for"
+    about = {"kind": "lines", "title": "Wanted and achieved", "note": note, "x_label": "return wanted"}
+    return [about | {"lines": lines}] if found else []
 
 
 def predict(model: DecisionTransformer, request: dict[str, Any]) -> dict[str, Any]:

@@ -6,15 +6,14 @@ edges  encoder: all of a sound's nodes read each other; decoder: causal, and all
 head   a logit for each token of the vocabulary, tied to the embedding
 loss   cross-entropy of the next token
 
-    anyformer train speech                          spoken digits, one at a time (--data fsdd)
-    anyformer train speech --preset strings         two to six of them in a row
-    anyformer train speech --data clips.csv         your own: columns path and text
+    anyformer train speech --preset digits --minutes 2         on two cores: spoken digits, 2 in 100 wrong
+    anyformer train speech --preset strings --minutes 20       on two cores: two to six of them in a row
+    anyformer train speech --data clips.csv                    your own: columns path and text
 
 Whisper (Radford et al. 2022, 2212.04356); SpecAugment (1904.08779).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -25,120 +24,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import audio, clips
-from ..data.layout import of_ids
-from ..data.stream import NOTHING
-from ..data.tokenizer import Subwords, Tokenizer, make
-from ..data.utterances import Draw, Shape, collate, example
-from ..errors import InputError, nearest
-from ..events import progress
-from ..generate.transcribe import error_rates, greedy
-from ..model.config import TransformerConfig
-from ..model.edges import Edges, full, within
-from ..model.head import LMHead
-from ..model.init import initialise
-from ..model.nodes import Frames, Tokens
-from ..model.pair import EncoderDecoder
-from ..recipe import Graph, Input, Place, begin
-from ..training.config import TrainConfig
+from ...data import audio, clips
+from ...data.layout import of_ids
+from ...data.stream import NOTHING
+from ...data.tokenizer import Subwords, Tokenizer, make
+from ...data.utterances import Draw, Shape, collate, example
+from ...errors import InputError, nearest
+from ...events import progress
+from ...generate.transcribe import error_rates, greedy, looks
+from ...model.edges import Edges, full, within
+from ...model.head import LMHead
+from ...model.init import initialise
+from ...model.nodes import Frames, Tokens
+from ...model.pair import EncoderDecoder
+from ...recipe import Figure, Graph, Input, Place, begin
+from .config import GROW, PRESETS, Config
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """A model that hears and writes, its sounds and its training."""
-
-    data: str = "fsdd"
-    """fsdd, tones, or a table (csv, tsv, jsonl) with columns path and text, optionally split (train, val)."""
-    joined: int = 1
-    """Up to so many clips in a row, with gaps and unlike loudness; 1: each by itself. Validation joins at least two."""
-    val_fraction: float = 0.1
-    """Of the clips, where the data does not say which."""
-    skip_broken: bool = False
-    """Leave out sound files that cannot be read, instead of stopping at the first."""
-    augment: bool = False
-    """Hide bands of time and frequency in training (SpecAugment)."""
-    tokenizer: str = "char"
-    """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
-    tokenizer.json."""
-    vocab_size: int = 1024
-    """Of a BPE trained on the data."""
-    padded_vocab: int | None = None
-    """Entries of the embedding where they are more than the tokenizer's ids. None: as many."""
-    prompt: str = ""
-    """Ids that each text begins with, as "50258 50259 50359 50363". Empty: the tokenizer's end of a text."""
-    end: int | None = None
-    """The id that ends a text. None: the tokenizer's."""
-    mels: int = 80
-    """Bands of the mel spectrogram."""
-    whole: bool = False
-    """Every sound is filled up with silence to the encoder's context, as Whisper wants it."""
-    encoder: TransformerConfig = field(default_factory=TransformerConfig)
-    """Its context is in nodes of 20 ms."""
-    decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def stacks(dim: int, depth: tuple[int, int], n_head: int, context: tuple[int, int], **more: Any) -> dict[str, Any]:
-    """An encoder and a decoder of like shape, depth and context of each given."""
-    sides = zip(("encoder", "decoder"), depth, context)
-    return {side: TransformerConfig(dim=dim, n_layer=n, n_head=n_head, context=c, **more) for side, n, c in sides}
-
-
-def mixed(*args: Any, **more: Any) -> dict[str, Any]:
-    """As Whisper has it: what was heard has a fixed position, what is written a learned one."""
-    made = stacks(*args, **more)
-    return made | {"encoder": replace(made["encoder"], position="sinusoidal")}
-
-
-GROW = 100  # steps until rows may be one clip longer
-DIGITS = TrainConfig(steps=1200, weight_decay=0.05, eval_every=200, eval_batches=10, save_every=600)
-QUICK: dict[str, Any] = dict(optimizer="muon", schedule="trapezoid", min_lr=0.0, warmup=30, clip=0.0)
-STRINGS = TrainConfig(steps=2000, batch=24, lr=3e-3, eval_every=500, eval_batches=4, save_every=500, **QUICK)
-# What the field found later, each named by its paper in TransformerConfig.
-LLAMA = dict(
-    position="rotary", rotary_base=1e6, norm="rmsnorm", activation="swiglu", n_kv_head=2, mlp_dim=344, bias=False
-)
-LAMDA = dict(position="relative", norm="rmsnorm", norm_eps=1e-6, activation="geglu", head_dim=64, scale=1.0)
-
-PRESETS = {
-    # seconds, no data needed: for tests
-    "tiny": Config(
-        data="tones",
-        mels=20,
-        **mixed(32, (2, 2), 2, (50, 16)),
-        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=2, save_every=10),
-    ),
-    # isolated digits
-    "digits": Config(augment=True, **mixed(128, (3, 2), 4, (150, 16), dropout=0.1), train=DIGITS),
-    # strings of digits; dropout on attention would cost half of the speed
-    "strings": Config(joined=6, augment=True, **mixed(128, (3, 2), 4, (600, 48)), train=STRINGS),
-    # The same strings in the manner of others: what a choice is worth, side by side.
-    "vaswani": Config(
-        joined=6,
-        augment=True,
-        **stacks(128, (3, 2), 4, (600, 48), position="sinusoidal", norm_place="post", activation="relu"),
-        train=STRINGS,
-    ),  # 1706.03762
-    "lamda": Config(joined=6, augment=True, **stacks(128, (3, 2), 4, (600, 48), **LAMDA), train=STRINGS),  # 2201.08239
-    "llama": Config(
-        joined=6, augment=True, **stacks(128, (3, 2), 4, (600, 48), qk_norm=True, init="zero", **LLAMA), train=STRINGS
-    ),  # 2407.21783
-    # the shape of Whisper base, 72.6 M weights, for a GPU and hours of sound: what `anyformer export` can say
-    "whisper": Config(
-        data="clips.csv",
-        val_fraction=0.01,
-        skip_broken=True,
-        augment=True,
-        tokenizer="bpe",
-        vocab_size=50257,
-        padded_vocab=51865,
-        prompt="50258 50259 50359 50363",
-        end=50257,
-        whole=True,
-        **mixed(512, (6, 6), 8, (1500, 448)),
-        train=TrainConfig(steps=100_000, accumulate=8, warmup=2000, beta2=0.98, eval_every=2000, save_every=5000),
-    ),
-}
+__all__ = [
+    "PRESETS",
+    "Config",
+    "Listener",
+    "batches",
+    "build",
+    "evaluate",
+    "figures",
+    "graph",
+    "loss",
+    "predict",
+]
 
 
 class Listener(EncoderDecoder):
@@ -211,6 +124,8 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     c, heard, tokenizer = config.train, sounds(config), tokenizer_of(config)
     place = begin(place, config.data, heard.sha256, skipped=heard.skipped)
     part = heard.part(split)
+    if split == "val":  # always the same order: the first few batches are of all speakers and words
+        part = np.random.Generator(np.random.Philox(key=0)).permutation(part)
     for step in count(place["step"]) if split == "train" else range(-(-len(part) // c.batch)):
         rows = range(c.batch) if split == "train" else range(step * c.batch, min((step + 1) * c.batch, len(part)))
         shape = shape_of(config, tokenizer, step if split == "train" else None)
@@ -267,6 +182,21 @@ def graph(model: Listener) -> Graph:
     inputs["ids"] = Input("batch length", model.target.token.num_embeddings)
     longest = {"frames": 2 * c.encoder.context, "length": c.decoder.context}
     return Graph(lambda mel, lengths, ids: model(mel, ids, model.seen(lengths)), inputs, ("logits",), longest)
+
+
+@torch.inference_mode()
+def figures(model: Listener, config: Config) -> list[Figure]:
+    """Where it listens while it writes: the weights of cross-attention on the first sound of the validation part."""
+    batch, _ = next(batches(config, "val"))
+    nodes, where = int(batch["lengths"][0]), next(model.parameters()).device
+    mel, nexts = batch["mel"][:1, :, : 2 * nodes].to(where), [i for i in batch["next"][0].tolist() if i != NOTHING]
+    ids = torch.tensor([[*model.prompt, *nexts[:-1]]], device=where)
+    weights = model.alignment(mel, ids, model.seen(torch.tensor([nodes], device=where)))[:, :, 0]
+    rows = ["·" if i == model.end else model.tokenizer.decode([i]) for i in nexts]
+    made = looks(weights[:, :, -len(rows) :], 2 * audio.HOP / audio.RATE)
+    said = model.tokenizer.decode([i for i in nexts if i != model.end])
+    note = "a row for each token as it is written, a column for each moment (in seconds): darker where it listens"
+    return [{"kind": "matrix", "title": said, "note": note, "rows": rows} | made]
 
 
 def predict(model: Listener, request: dict[str, Any]) -> dict[str, Any]:
