@@ -51,7 +51,7 @@ def scored(model: api.Model) -> dict[str, float]:
     return {name: found[name] for name in ("accuracy", "macro_f1")}
 
 
-def ours(minutes: float, minilm: Path | None, out: Path, seed: int) -> dict[str, dict[str, Any]]:
+def ours(minutes: float, reader: Path | None, minilm: Path | None, out: Path, seed: int) -> dict[str, dict[str, Any]]:
     """Each way by its name, with what it scored and how long it took."""
     found = {}
 
@@ -60,13 +60,16 @@ def ours(minutes: float, minilm: Path | None, out: Path, seed: int) -> dict[str,
         found[name] = scored(model) | {"seconds": round(time.monotonic() - began, 1)}
         print(f"{name:<24} {found[name]}", flush=True)
 
+    often = {"eval_every": 100, "save_every": 100, "seed": seed}
     note("from scratch", time.monotonic(), train={"seed": seed})
     began = time.monotonic()
-    api.train("masked", "novels", minutes=minutes, out=out / "novels", train={"seed": seed})
-    gently = {"steps": 800, "batch": 32, "lr": 3e-4, "warmup": 80, "eval_every": 100, "save_every": 100, "seed": seed}
-    note("after reading novels", began, init=out / "novels", model={"dropout": 0.2}, train=gently)
+    if reader is None:
+        reader = out / "novels"
+        api.train("masked", "novels", minutes=minutes, out=reader, train={"seed": seed})
+    brief = often | {"steps": 600, "batch": 32, "lr": 1e-3, "warmup": 50}
+    note("after reading novels", began, init=reader, model={"dropout": 0.2}, train=brief)
     if minilm is not None:
-        gently = gently | {"steps": 600, "lr": 5e-5}
+        gently = often | {"steps": 600, "batch": 32, "lr": 5e-5, "warmup": 80}
         note("from MiniLM", time.monotonic(), init=minilm, train=gently)
     return found
 
@@ -74,6 +77,7 @@ def ours(minutes: float, minilm: Path | None, out: Path, seed: int) -> dict[str,
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20, help="of reading novels")
+    parser.add_argument("--reader", type=Path, help="a run of --preset novels to take instead of training one")
     parser.add_argument("--minilm", type=Path, help="a folder with MiniLM's weights (make weights)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
@@ -81,7 +85,7 @@ if __name__ == "__main__":
     sides: dict[str, Any] = {"TF-IDF and regression": baseline()}
     print(f"{'TF-IDF and regression':<24} {sides['TF-IDF and regression']}", flush=True)
     with TemporaryDirectory() as folder:
-        sides |= ours(asked.minutes, asked.minilm, Path(folder), asked.seed)
+        sides |= ours(asked.minutes, asked.reader, asked.minilm, Path(folder), asked.seed)
     if asked.json:
         print(json.dumps(sides, default=float))
     for name, side in sides.items():

@@ -69,6 +69,16 @@ def test_fifteen_of_a_hundred_are_chosen_and_of_these_eighty_ten_ten():
     assert abs((where % 100).mean() - 49.5) < 4 * 28.9 / math.sqrt(len(where)), "from everywhere in a row"
 
 
+def test_another_share_is_chosen_where_it_is_asked_for():
+    ids = np.arange(300).reshape(3, 100)
+    for share in (0.01, 0.4, 0.99):
+        _, where, _ = Hiding(1000, 1000, share=share)(ids, np.ones(ids.shape, bool), seed=1, step=0)
+        assert (np.bincount(where // 100) == round(100 * share)).all()
+    config = replace(MASKED.PRESETS["tiny"], hidden=1.5)
+    with refuses("hidden is 1.5", "below 1"):
+        next(MASKED.batches(config, "train"))
+
+
 def test_another_step_or_seed_hides_something_else_and_the_same_the_same():
     first = hide()[2].tolist()
     assert first == hide()[2].tolist() and first != hide(step=1)[2].tolist() and first != hide(seed=2)[2].tolist()

@@ -1,7 +1,7 @@
 """Masked: hide some tokens of a text and find them again by what stands on both sides.
 
 raw    text files or a set by name, as characters, bytes or BPE; protein sequences (FASTA), as residues
-nodes  tokens, with a position; 15 % of them hidden, others at each step
+nodes  tokens, with a position; some of them hidden, others at each step
 edges  full: every node reads every other, padding excepted
 head   each node thinks once more, then a logit for each entry of the vocabulary
 loss   cross-entropy of the hidden tokens
@@ -65,6 +65,8 @@ class Config:
     """Kinds of texts that a token can tell (BERT has 2); 0 for none."""
     normed: bool = False
     """Norm the nodes before the first block (BERT)."""
+    hidden: float = 0.15
+    """How much of a text is hidden."""
     whole_words: bool = False
     """Hide all tokens of a word or none."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
@@ -95,7 +97,8 @@ PRESETS = {
         data="eltec",
         vocab_size=8192,
         val_fraction=0.01,
-        model=TransformerConfig(dim=192, n_layer=4, n_head=6, context=128, **MODERN),
+        hidden=0.4,
+        model=TransformerConfig(dim=128, n_layer=3, n_head=4, context=128, **MODERN),
         train=TrainConfig(
             steps=4000, batch=32, lr=4e-3, optimizer="muon", schedule="trapezoid", min_lr=0.0, weight_decay=0.01
         ),
@@ -179,7 +182,10 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     c, text = config.train, corpus(config)
     place = begin(place, config.data, text.meta["sha256"])
     wrapped = Wrapped.of(text.tokenizer, config.padded_vocab)
-    hide = Hiding(wrapped.hiding, text.tokenizer.vocab_size, glue(text.tokenizer) if config.whole_words else None)
+    if not 0 < config.hidden < 1:
+        raise InputError(f"hidden is {config.hidden}; it must be above 0 and below 1")
+    words = glue(text.tokenizer) if config.whole_words else None
+    hide = Hiding(wrapped.hiding, text.tokenizer.vocab_size, words, config.hidden)
     tokens, width = text.split(split), config.model.context - wrapped.extra
     if split != "train":
         for i, (x, y) in enumerate(sweep(tokens, width, c.batch, split)):
