@@ -1,0 +1,180 @@
+"""How often what follows what: n-grams with modified Kneser-Ney smoothing (Chen and Goodman 1999), interpolated.
+
+The longest n-grams are counted as they occur; shorter ones by how many different tokens stand before them, since they
+are asked only where the longer ones know nothing. From each count a discount is taken (one for 1, for 2, for 3 and
+more), and what is taken goes to the next shorter n-gram.
+
+A model that is trained beside its own counts must not be told what it is about to be asked: of a position in the text
+that was counted, its own occurrence is left out.
+
+Shapes: B rows, T tokens, V entries of the vocabulary; order k: n-grams of k tokens and the one that follows.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+BITS = 62  # of a code: the tokens of an n-gram as digits of one number
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """contexts (C,), sorted codes; behind context i came tokens[starts[i] : starts[i + 1]], as often as counts say."""
+
+    contexts: np.ndarray
+    starts: np.ndarray
+    tokens: np.ndarray
+    counts: np.ndarray
+    discounts: np.ndarray
+    """(4,): of a count of 0, 1, 2, 3 and more."""
+    vocab_size: int
+
+    @cached_property
+    def taken(self) -> np.ndarray:
+        """The discounts of all that follows a context together: (C,)"""
+        return np.add.reduceat(self.discounts[np.minimum(self.counts, 3)], self.starts[:-1])
+
+    @cached_property
+    def totals(self) -> np.ndarray:
+        """How often each context was seen: (C,)"""
+        return np.add.reduceat(self.counts, self.starts[:-1])
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Context and token of each count as one number, in rising order."""
+        return np.repeat(np.arange(len(self.contexts)), np.diff(self.starts)) * self.vocab_size + self.tokens
+
+    def sound(self) -> bool:
+        """Whether every number can be what it stands for."""
+        starts, falling = self.starts, lambda x: bool((np.diff(x) <= 0).any())
+        whole = len(starts) == len(self.contexts) + 1 and starts[0] == 0 and starts[-1] == len(self.tokens)
+        if not whole or falling(starts) or falling(self.contexts) or len(self.counts) != len(self.tokens):
+            return False
+        taken = self.discounts[np.minimum(self.counts, 3)]
+        inside = (self.tokens >= 0).all() and (self.tokens < self.vocab_size).all() and not falling(self.keys)
+        return bool(inside and (self.counts > 0).all() and (taken >= 0).all() and (taken < self.counts).all())
+
+    def entry(self, at: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """Which count is that of this token behind this context, -1 where there is none. at, token (N,) -> (N,)"""
+        wanted = at * self.vocab_size + token
+        found = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where((at >= 0) & (token >= 0) & (self.keys[found] == wanted), found, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """orders[k] knows what follows k tokens."""
+
+    orders: tuple[Order, ...]
+    vocab_size: int
+
+    @property
+    def longest(self) -> int:
+        return len(self.orders) - 1
+
+    def sound(self) -> bool:
+        """Whether these are counts at all: what comes from a file is asked before it is used."""
+        return all(order.sound() for order in self.orders)
+
+    def probabilities(self, ids: np.ndarray, nexts: np.ndarray | None = None) -> np.ndarray:
+        """What follows each token, from as many before it as the row holds: ids (B, T) -> (B, T, V) float32. nexts
+        (B, T): what does follow, where the rows are of the text that was counted: each is then left out of its own
+        counts; below 0 where nothing is to be left out."""
+        B, T = ids.shape
+        found = np.full((B * T, self.vocab_size), 1 / self.vocab_size, np.float32)
+        codes, real = contexts(ids, self.longest, self.vocab_size)
+        own = None if nexts is None else nexts.reshape(-1)
+        known = [found_in(order, code, there) for order, code, there in zip(self.orders, codes, real, strict=True)]
+        gone = self.left_out(known, real, own)
+        for order, at, less in zip(self.orders, known, gone, strict=True):
+            mix(found, order, at, own, less)
+        return found.reshape(B, T, -1)
+
+    def left_out(self, known: list[np.ndarray], real: list[np.ndarray], own: np.ndarray | None) -> list[np.ndarray]:
+        """Whether one less is counted of each position's own token, by order: (B * T,) bool each. Of shorter n-grams
+        one less is counted where a longer one is gone altogether; and where the row holds no longer one, to be safe."""
+        if own is None:
+            return [np.zeros(len(known[0]), bool)] * len(known)
+        gone, less, begun = [], np.zeros(len(own), bool), own < 0
+        for order, at, there in zip(reversed(self.orders), reversed(known), reversed(real), strict=True):
+            less, begun = less | (there & ~begun), begun | there
+            where = order.entry(at, own)
+            gone.append(less & (where >= 0))
+            less = less & ((where < 0) | (order.counts[where] == 1))
+        return gone[::-1]
+
+
+def count(ids: np.ndarray, longest: int, vocab_size: int) -> Counts:
+    """The n-grams of a text, up to `longest` tokens and the one that follows. ids (N,). Raises ValueError where so many
+    tokens do not fit into a number."""
+    if (longest + 1) * math.log2(max(2, vocab_size)) > BITS:
+        raise ValueError(f"{longest + 1} tokens of {vocab_size:,} make a number of more than {BITS} bits")
+    if len(ids) <= longest:
+        raise ValueError(f"a text of {len(ids)} tokens has no n-grams of {longest + 1}")
+    code = np.zeros(len(ids) - longest, np.int64)
+    for back in range(longest, -1, -1):
+        code = code * vocab_size + ids[longest - back : len(ids) - back]
+    grams, counts = np.unique(code, return_counts=True)
+    orders = [ordered(grams, counts, vocab_size)]
+    for k in range(longest - 1, -1, -1):
+        grams, counts = np.unique(grams % vocab_size ** (k + 1), return_counts=True)
+        orders.append(ordered(grams, counts, vocab_size))
+    return Counts(tuple(reversed(orders)), vocab_size)
+
+
+def ordered(grams: np.ndarray, counts: np.ndarray, vocab_size: int) -> Order:
+    contexts, starts = np.unique(grams // vocab_size, return_index=True)
+    starts = np.append(starts, len(grams)).astype(np.int64)
+    return Order(
+        contexts, starts, (grams % vocab_size).astype(np.int64), counts.astype(np.int64), discounts(counts), vocab_size
+    )
+
+
+def discounts(counts: np.ndarray) -> np.ndarray:
+    """How much is taken from a count of 0, 1, 2, 3 and more, from how many counts there are of 1, 2, 3 and 4."""
+    n = [max(1, int((counts == c).sum())) for c in range(5)]
+    y = n[1] / (n[1] + 2 * n[2])
+    taken = [0.0] + [c - (c + 1) * y * n[c + 1] / n[c] for c in (1, 2, 3)]
+    return np.clip(taken, 0, [0, 0.99, 1.99, 2.99])
+
+
+def contexts(ids: np.ndarray, longest: int, vocab_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """By order: the code of the k tokens up to each, and whether the row has so many: (B * T,) each."""
+    B, T = ids.shape
+    codes, real = [np.zeros(B * T, np.int64)], [np.ones(B * T, bool)]
+    code = np.zeros((B, T), np.int64)
+    for k in range(1, longest + 1):
+        shifted = np.zeros((B, T), np.int64)
+        shifted[:, k - 1 :] = ids[:, : max(0, T - k + 1)]
+        code = code + shifted * vocab_size ** (k - 1)
+        codes.append(code.reshape(-1))
+        real.append(np.broadcast_to(np.arange(T) >= k - 1, (B, T)).reshape(-1))
+    return codes, real
+
+
+def found_in(order: Order, codes: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Which context each code is, -1 where it was never seen."""
+    at = np.minimum(np.searchsorted(order.contexts, codes), len(order.contexts) - 1)
+    return np.where(real & (order.contexts[at] == codes), at, -1)
+
+
+def mix(found: np.ndarray, order: Order, at: np.ndarray, own: np.ndarray | None, less: np.ndarray) -> None:
+    """Put what this order knows in front of what the shorter ones have said, in place. found (N, V), at (N,): the
+    context of each row, or -1; own, less (N,): of which token one is left out, and where."""
+    rows = np.flatnonzero((at >= 0) & (order.totals[at] > less))
+    at, less = at[rows], less[rows]
+    total, taken = order.totals[at] - less, order.taken[at].copy()
+    sizes = order.starts[at + 1] - order.starts[at]
+    offsets = np.cumsum(sizes) - sizes
+    flat = np.repeat(order.starts[at] - offsets, sizes) + np.arange(sizes.sum())
+    counts = order.counts[flat]
+    if own is not None and less.any():
+        where = order.entry(at, own[rows])[less]
+        counts[(offsets - order.starts[at])[less] + where] -= 1
+        few = np.minimum(order.counts[where], 3)
+        taken[less] += order.discounts[np.maximum(few - (order.counts[where] <= 3), 0)] - order.discounts[few]
+    found[rows] *= (taken / total)[:, None]
+    kept = (counts - order.discounts[np.minimum(counts, 3)]) / np.repeat(total, sizes)
+    found[np.repeat(rows, sizes), order.tokens[flat]] += kept
