@@ -38,7 +38,8 @@ def write_checkpoint(folder: Path) -> int:
         for parameter in model.parameters():
             parameter.mul_(3) if parameter.ndim > 1 else None
     model.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps({f"t{i}": i for i in range(config.vocab_size)}))
+    words = {"<|endoftext|>": 0} | {f"t{i}": i for i in range(1, config.vocab_size)}
+    (folder / "vocab.json").write_text(json.dumps(words))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     transformers.GPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
     return sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and "wpe" not in name)
