@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from anyformer.model import paths
 from anyformer.model.edges import Edges, causal, every, full, neighbours, window, within
 from anyformer.model.paths import Asked, Blocked, Dense, Flex, Path, Plain, choose
 from anyformer.model.position import Alibi, RelativeBias
@@ -96,15 +97,22 @@ def test_the_oracle_agrees_with_a_softmax_written_in_one_line():
 # --- attention: each path, each rule ---
 
 
+@pytest.fixture(params=["torch's kernel", "products"])
+def kernel(request, monkeypatch):
+    """The sums of a path by torch's kernel, and spelled out, a few heads at a time."""
+    monkeypatch.setattr(paths, "products_pay", lambda q, k: request.param == "products")
+    monkeypatch.setattr(paths, "PIECE", 5 * T * T)
+
+
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize(("path", "edges"), [(Plain(), full), (Plain(triangle=True), causal)], ids=["all", "triangle"])
-def test_plain(path, edges, groups):
+def test_plain(path, edges, groups, kernel):
     check(path, edges, *messages(groups=groups))
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("name", READY)
-def test_dense(name, groups):
+def test_dense(name, groups, kernel):
     edges = READY[name](B, T)
     q, k, v = messages(groups=groups)
     check(Dense.of(edges, None, asked(q, k)), edges, q, k, v)
@@ -113,7 +121,7 @@ def test_dense(name, groups):
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("name", READY)
 @pytest.mark.parametrize("nodes", [70, 64])  # blocks of 32: the last one ragged or whole
-def test_blocked(name, groups, nodes):
+def test_blocked(name, groups, nodes, kernel):
     edges = window(4) & READY[name](2, nodes)
     q, k, v = messages(groups=groups, queries=nodes, keys=nodes, batch=2, channels=2)
     check(Blocked.of(edges, None, asked(q, k)), edges, q, k, v)
@@ -138,7 +146,7 @@ def test_flex(name):
 @unfused
 @pytest.mark.parametrize("make", [RelativeBias, Alibi])
 @pytest.mark.parametrize("name", ["full", "causal", "causal & window", "within", "by row and head", "nobody"])
-def test_biases_on_edges(name, make):
+def test_biases_on_edges(name, make, kernel):
     torch.manual_seed(0)
     edges, bias = READY[name](B, T), make(H).double()
     q, k, v = messages(groups=2)
@@ -198,7 +206,7 @@ def test_as_many_queries_as_keys_may_still_stand_elsewhere(edges, start):
 # --- nodes without edges ---
 
 
-def test_a_lonely_row_answers_exactly_zero_and_has_finite_gradients():
+def test_a_lonely_row_answers_exactly_zero_and_has_finite_gradients(kernel):
     edges = within(torch.tensor([T, 0, 3])) & window(2)  # all of row 1, the end of row 2
     for bias in (None, RelativeBias(H).double()):
         q, k, v = messages()
@@ -249,12 +257,25 @@ def test_the_cost_of_a_window_grows_with_the_nodes_not_with_their_square(edges):
     assert size[1] == 2 * size[0] < 640 * 640 / 4
 
 
-def test_without_dropout_a_path_gives_the_same_twice_and_with_it_not():
+def test_without_dropout_a_path_gives_the_same_twice_and_with_it_not(kernel):
     q, k, v = messages(queries=70, keys=70)
     for edges in (full, causal, causal & window(3), every(2)):
         path = choose(edges, None, asked(q, k))
         assert torch.equal(path(q, k, v), path(q, k, v, 0.0))
         assert not torch.equal(path(q, k, v, 0.5), path(q, k, v, 0.5))
+
+
+@pytest.mark.parametrize("edges", [full, causal, every(2), causal & window(3)], ids=str)
+def test_products_serve_bfloat16_on_a_cpu_and_are_as_near_as_its_kernel(edges, monkeypatch):
+    exact = [x.float() for x in messages(queries=130, keys=130, channels=16)]
+    path = choose(edges, None, asked(*exact[:2]))
+    short = [x.bfloat16() for x in exact]
+    assert paths.products_pay(*short[:2]) and not paths.products_pay(*exact[:2])
+    long = torch.empty(1, 1, 600, 8, dtype=torch.bfloat16)
+    assert not paths.products_pay(long, long)  # there all scores would be kept
+    ours = (path(*short).float() - path(*exact)).abs().max()
+    monkeypatch.setattr(paths, "products_pay", lambda q, k: False)
+    assert ours < 2 * (path(*short).float() - path(*exact)).abs().max() + 0.01
 
 
 def test_what_is_dropped_never_takes_the_path_that_cannot_drop(monkeypatch):

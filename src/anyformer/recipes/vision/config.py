@@ -85,10 +85,11 @@ PRESETS = {
         data="cifar10",
         **square(32, 4, 3),
         pool="mean",
+        local=3,
         augment=Augment(flip=True, crop=4),
         smoothing=0.1,
         model=sized(128, 6, 4, 64, position="sinusoidal", **MODERN),
-        train=replace(FASHION, steps=9000, warmup=300, eval_every=1000),
+        train=replace(FASHION, steps=13_000, warmup=300, eval_every=1000),
     ),
     # a hundred epochs for a GPU
     "cifar10-gpu": Config(
