@@ -55,6 +55,13 @@ PRESETS = {
     ),
     # a minute on two cores
     "small": Config(model=sized(128, 4, 4, 128, **MODERN), train=MINUTE),
+    # seconds: the counts, and a Transformer that has hardly begun
+    "counts": Config(
+        model=sized(64, 1, 4, 64, **MODERN),
+        train=replace(MINUTE, steps=2, batch=64, warmup=0, eval_every=2, eval_batches=1, save_every=2),
+    ),
+    # a minute and a half on two cores
+    "fast": Config(model=sized(128, 4, 4, 256, **MODERN), train=replace(MINUTE, steps=500, batch=16)),
 }
 
 
