@@ -56,7 +56,7 @@ def test_series_are_stretched_as_one():
 
 
 def test_vectors_in_space_are_turned_as_one():
-    """Lengths and angles stay, no vector moves by more than was asked, and what has not three channels is left alone."""
+    """Lengths and angles stay, nothing moves by more than was asked, what has not three channels is left alone."""
     kind = {"kind": "series", "channels": 3, "rate": 10.0, "seconds": 1.0}
     given = {"fields": {"a": kind, "b": kind, "c": kind | {"channels": 2}}, "targets": {"y": {"kind": "class"}}}
     rng = np.random.default_rng(1)
