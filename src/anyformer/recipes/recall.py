@@ -31,7 +31,8 @@ from ..model.head import LMHead
 from ..model.init import initialise
 from ..model.recall import Diary, Recall
 from . import language
-from .language import MINUTE, MODERN, batches, evaluate, predict, sized, stream
+from .language import batches, evaluate, predict, stream
+from .language.config import MINUTE, MODERN, sized
 
 __all__ = ["PRESETS", "batches", "build", "evaluate", "loss", "predict", "stream"]
 LONGEST = 16  # tokens of an n-gram
