@@ -4,8 +4,8 @@
     python bench/rungs.py --minutes 2 --data eltec --seeds 1 2 3
 
 The first rung is nanoGPT's CPU recipe as we have it (`nanogpt-cpu`) but for the number of steps, which is what fits
-into the time; each further one keeps the changes before it. Loss over the whole validation split, each at its own context.
-The time is of training: what `--minutes` plans.
+into the time; each further one keeps the changes before it. Loss over the whole validation split, each at its own
+context. The time is of training: what `--minutes` plans.
 """
 
 import argparse
