@@ -16,7 +16,6 @@ from .config import TrainConfig
 from .device import device, dtype, precision
 from .optimizer import Optimizer, learning_rate
 
-
 LATE = 100_000  # a step whose batch is as large as they become: some recipes begin with easy ones
 
 
