@@ -62,7 +62,7 @@ PRESETS = {
         train=replace(MINUTE, steps=2, batch=64, warmup=0, eval_every=2, eval_batches=1, save_every=2),
     ),
     # a minute and a half on two cores
-    "fast": Config(model=sized(128, 4, 4, 256, **MODERN), train=replace(MINUTE, steps=900, batch=8, eval_every=450)),
+    "fast": Config(model=sized(128, 4, 4, 256, **MODERN), train=replace(MINUTE, steps=800, batch=8, eval_every=400)),
     # a quarter of an hour on two cores
     "quarter": Config(
         model=sized(192, 6, 6, 256, dropout=0.1, **MODERN),
