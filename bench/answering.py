@@ -22,6 +22,7 @@ import transformers
 from anyformer import api
 from anyformer.generate.decode import generate
 from anyformer.generate.sampling import Rules
+from anyformer.training.ceilings import read_speed
 
 PROMPT, NEW = 32, 128
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -81,18 +82,6 @@ def by_us(folder: Path, weights: Any) -> Say:
     return say
 
 
-def read_speed() -> float:
-    """Bytes a second that the cores read from memory."""
-    many = torch.ones(1 << 26)
-    many.sum()
-    times = []
-    for _ in range(8):
-        began = time.perf_counter()
-        many.sum()
-        times.append(time.perf_counter() - began)
-    return many.nbytes / min(times)
-
-
 def speed(say: Say, batch: int, rounds: int) -> float:
     """Tokens a second, the median of some rounds; the prompt is part of the time."""
     torch.manual_seed(1)
@@ -108,7 +97,7 @@ def speed(say: Say, batch: int, rounds: int) -> float:
 
 
 def main(batches: list[int], rounds: int, as_json: bool) -> None:
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "read_gb_per_s": round(read_speed() / 1e9, 1)}
+    found: dict[str, Any] = {"threads": torch.get_num_threads(), "read_gb_per_s": read_speed("cpu")}
     with TemporaryDirectory() as name:
         folder = Path(name)
         size = write_checkpoint(folder)
