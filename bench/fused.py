@@ -1,6 +1,6 @@
 """A spoken and a written digit under noise: both senses together beside each alone.
 
-    python bench/fused.py                  three models of 1,000 steps, four levels of noise on either side
+    python bench/fused.py                  three models of 1,500 steps, four levels of noise on either side
     python bench/fused.py --steps 300
 
 Three models with the same body, steps and pairs of training, which come with noise of every level: one takes both
@@ -106,7 +106,7 @@ def main(steps: int, seed: int, examples: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=300, help="validation pairs asked at each level")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")

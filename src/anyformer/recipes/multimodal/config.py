@@ -72,9 +72,9 @@ PRESETS = {
     # minutes on two cores
     "spoken-digits": Config(
         data="spoken-digits",
-        absent=0.3,
+        absent=0.15,
         model=sized(96, 3, 4, 128, dropout=0.1, **MODERN),
-        train=MUON,
+        train=replace(MUON, steps=1500),
     ),
     # for many rows of many kinds: bring --data and a GPU
     "base": Config(
