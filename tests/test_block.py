@@ -6,11 +6,10 @@ Shapes: B batch, T nodes, C channels, M nodes of a memory.
 import pytest
 import torch
 
-from anyformer.model.attention import KVCache
 from anyformer.model.block import Transformer
+from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, full, prefix, window, within
-from anyformer.model.linear import Linear
 from reference import SlowTransformer
 from rules import caption, pairwise
 
@@ -76,18 +75,3 @@ def test_layers_that_share_a_rule_share_their_wires(edges, lengths):
         cache.lengths = lengths
     wires = Transformer(config).wire(torch.randn(2, 5, 8), edges, cache)
     assert len(wires) == 3 and len({id(wire) for wire in wires}) == 1
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_row_alone_is_shared_out_to_all_cores(bias):
-    """The same sums whether one core makes them or several, and however many rows there are."""
-    torch.manual_seed(0)
-    linear, x = Linear(256, 512, bias), torch.randn(3, 256)
-    torch.set_num_threads(2)
-    try:
-        with torch.inference_mode():
-            assert linear.alone(x[:1]) and not linear.alone(x)
-            torch.testing.assert_close(torch.cat([linear(row[None]) for row in x]), linear(x), atol=1e-5, rtol=1e-5)
-    finally:
-        torch.set_num_threads(1)
-    assert not linear.alone(x[:1]), "what is learned from takes the plain way"

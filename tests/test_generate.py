@@ -21,10 +21,11 @@ from anyformer.training.run import Run
 TEXT = "abcdefghijklmnopqrstuvwxyz \n"
 
 
-def model(position: str = "rotary", window: int | None = None, context: int = 16, **more) -> language.LanguageModel:
+def model(position: str = "rotary", window: int | None = None, global_every: int = 2, **more) -> language.LanguageModel:
     torch.manual_seed(0)
-    shape = TransformerConfig(dim=32, n_layer=3, n_head=4, context=context, position=position, **more)
-    made = language.LanguageModel(language.Config(model=shape, window=window), Characters(TEXT))
+    shape = TransformerConfig(**{"dim": 32, "n_layer": 3, "n_head": 4, "context": 16} | more, position=position)
+    config = language.Config(model=shape, window=window, global_every=global_every)
+    made = language.LanguageModel(config, Characters(TEXT))
     for parameter in made.parameters():  # far from the quiet start, so that a wrong key shows
         torch.nn.init.normal_(parameter, std=0.3)
     return made.eval()
@@ -110,9 +111,12 @@ def test_top_k_keeps_the_k_likeliest(row: torch.Tensor, k: int):
     assert torch.equal(kept, row[0] >= least)
 
 
-@given(logits, st.floats(0.01, 1.0))
-def test_top_p_keeps_the_smallest_set_that_reaches_p(row: torch.Tensor, p: float):
-    kept, chance = sampling.top_p(row, p).isfinite()[0], row[0].double().softmax(0)
+@pytest.mark.parametrize("first", [1, 3, 1024])
+@given(row=logits, p=st.floats(0.01, 1.0))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(first: int, row: torch.Tensor, p: float):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "FIRST", first)
+        kept, chance = sampling.top_p(row, p).isfinite()[0], row[0].double().softmax(0)
     order = chance.argsort(descending=True, stable=True)
     assert kept.any() and chance[kept].sum() >= p - 1e-5
     assert chance[kept].min() >= chance[~kept].max() if (~kept).any() else True

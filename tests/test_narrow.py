@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.generate.decode import new_cache, prefill, step
+from anyformer.model import linear as ways
+from anyformer.model.fused import fuse
 from anyformer.model.head import LMHead
-from anyformer.model.linear import Linear
-from anyformer.model.narrow import FEW, Bfloat16Linear, Int8Linear, narrow
+from anyformer.model.linear import Linear, onednn
+from anyformer.model.narrow import FEW, MANY, FloatLinear, Int8Linear, narrow
 from cli_kit import call, refused
 
 ROUND = 2**-8  # what bfloat16 loses of a number at most
@@ -23,7 +26,7 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> Linear:
     return Linear(inputs, outputs, bias)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, FEW, FEW + 1, 40])
+@pytest.mark.parametrize("rows", [1, 2, 3, FEW, FEW + 1, 40, MANY + 1])
 @pytest.mark.parametrize(("inputs", "outputs"), [(16, 1), (48, 7), (64, 100), (272, 66)])
 def test_an_int8_map_is_within_its_rounding(rows: int, inputs: int, outputs: int):
     """Half a step of a weight for each number that comes in, and bfloat16's share of what goes in and out."""
@@ -67,7 +70,7 @@ def test_bfloat16_is_the_map_with_its_weights_rounded():
     whole, x = linear(96, 40), torch.randn(5, 96)
     with torch.inference_mode():
         for rows in (x, x[:1]):
-            found = Bfloat16Linear(whole)(rows)
+            found = FloatLinear(whole, torch.bfloat16)(rows)
             wanted = rows.bfloat16().float() @ whole.weight.bfloat16().float().T + whole.bias
             torch.testing.assert_close(found, wanted, rtol=2 * ROUND, atol=2 * ROUND)
             assert found.dtype == torch.float32
@@ -81,6 +84,28 @@ def test_widths_the_kernel_cannot_read_stay_whole():
         narrow(model, "int4")
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Answers in plain values, numbers to within rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return one == (pytest.approx(other, rel=1e-3, abs=1e-4) if isinstance(one, float) else other)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", recipes.names())
+def test_ready_for_answering_in_float32_every_recipe_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ways, "LARGE", 1 << 8)
+    recipe = recipes.load(name)
+    torch.manual_seed(0)
+    model = recipe.build(recipe.PRESETS["tiny"]).eval()
+    before = recipe.predict(model, {})
+    narrow(model, "float32")
+    assert any(isinstance(module, FloatLinear) for module in model.modules()) == onednn(torch.float32)
+    assert alike(recipe.predict(model, {}), before)
+
+
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_answers_in_fewer_bits(name: str, weights: str):
@@ -89,9 +114,10 @@ def test_every_recipe_answers_in_fewer_bits(name: str, weights: str):
     model = recipe.build(recipe.PRESETS["tiny"]).eval()
     with torch.inference_mode():
         before = recipe.predict(model, {})
+        fuse(model)
         widths = [module.in_features for module in model.modules() if isinstance(module, nn.Linear)]
         narrow(model, weights)
-        few = [module for module in model.modules() if isinstance(module, Int8Linear | Bfloat16Linear)]
+        few = [module for module in model.modules() if isinstance(module, Int8Linear | FloatLinear)]
         assert len(few) == sum(weights == "bfloat16" or width % 16 == 0 for width in widths)
         assert recipe.predict(model, {}).keys() == before.keys()
 

@@ -74,12 +74,14 @@ def for_data(model: Model, data: str | None = None) -> tuple[Any, str]:
     return config, "all"
 
 
-def load(path: str | Path, device: str = "auto", merged: bool = True, weights: Weights = "float32") -> Model:
+def load(path: str | Path, device: str = "auto", merged: bool = True, weights: Weights | None = None) -> Model:
     """The best checkpoint of a run directory, the very checkpoint that is named, or a folder (or GGUF file) of a public
-    checkpoint, read where it lies. Adapters are folded into the weights they were trained on (`merged`). weights: of
-    the linear maps; bfloat16 and int8 answer sooner and cannot be trained on. Raises InputError."""
+    checkpoint, read where it lies. Adapters are folded into the weights they were trained on (`merged`). weights: None
+    leaves the model as it was trained, and to be trained on; float32 makes it ready for answering, with the same
+    answers; bfloat16 and int8 answer sooner still, and nearly the same. Raises InputError."""
     model = load_whole(Path(path), device, merged)
-    narrow(model.module, weights)
+    if weights is not None:
+        narrow(model.module, weights)
     return model
 
 

@@ -23,8 +23,8 @@ class Command:
     """Also what takes longer: BLEU and chrF of translations, the returns that an agent achieves."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
-    weights: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Of the linear maps: fewer bits answer sooner, and nearly the same."""
+    weights: Literal["float32", "bfloat16", "int8"] | None = None
+    """Of the linear maps, as it would answer with them. None: as it was trained."""
     json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
 
 

@@ -1,8 +1,8 @@
-"""Linear maps in fewer bits, for answering. A token that is written alone costs one read of all weights, so weights of
-a quarter of the bytes are read four times as quickly. Nothing else changes: norms, the residual stream and the cache of
-keys and values stay in float32, and what leaves a map is float32 again.
+"""Linear maps as they answer soonest: joined, in fewer bits, in the order in which they are read. A token that is
+written alone costs one read of all weights, so weights of a quarter of the bytes are read four times as quickly.
+Nothing else changes: norms, the residual stream, keys and values stay in float32, and so does what leaves a map.
 
-Shapes: I numbers in, O numbers out.
+Shapes: R rows of I numbers in, O numbers out.
 """
 
 from typing import Literal
@@ -11,21 +11,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import fuse
 from .head import LMHead
-from .linear import Linear
+from .linear import packed, product
 
 Weights = Literal["float32", "bfloat16", "int8"]
-FEW = 16  # rows; for more, the matrix is cheaper to widen once than to read for each
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LANES = 16  # torch's kernel reads so many weights at once, and would read past the end of a row
+FEW = 8  # rows; of more, each weight is used so often that whole numbers pay
+MANY = 128  # rows; of more, the matrix may as well be widened
+DIGIT = 254  # what the higher of two digits counts
+
+
+class FloatLinear(nn.Module):
+    """The weights in a format of torch's own, in oneDNN's order where there is one. (..., I) -> (..., O)
+
+    bfloat16 has half of the bytes, and of a number's 24 bits the first 8.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.weight = packed(linear.weight.detach().to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        y = product(x, self.weight) if self.weight.is_mkldnn else F.linear(x, self.weight)
+        return y.float() if self.bias is None else y + self.bias
 
 
 class Int8Linear(nn.Module):
     """Whole numbers from -127 to 127 and a scale for each output (LLM.int8(), 2208.07339, without its outliers).
     (..., I) -> (..., O)
 
-    What comes in is rounded to bfloat16, which the processor multiplies, and so is what goes out. Logits are large
-    numbers of which small differences matter, so the rows of a head (`centred`) are kept as differences from their
-    mean, whose part of the answer, the same for every token, is added in float32.
+    Logits are large numbers of which small differences matter, and the product of few rows comes out in bfloat16. So
+    the rows of a head (`centred`) are kept as differences from their mean, whose part of the answer, the same for every
+    token, is added in float32.
     """
 
     weight: Tensor
@@ -44,43 +65,44 @@ class Int8Linear(nn.Module):
             self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).bfloat16()
-        if len(rows) <= FEW and rows.device.type == "cpu":
-            y = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale).float()
+        rows = x.reshape(-1, self.in_features)
+        cpu = rows.device.type == "cpu"
+        if cpu and len(rows) <= FEW:
+            y = torch._weight_int8pack_mm(rows.bfloat16().contiguous(), self.weight, self.scale)
+        elif cpu and len(rows) <= MANY and torch.cpu._is_vnni_supported():
+            y = self.by_digits(rows.float())
         else:
-            y = F.linear(rows, self.weight.bfloat16()).float() * self.scale.float()
+            y = F.linear(rows.bfloat16(), self.weight.bfloat16()) * self.scale.float()
         y = y.view(*x.shape[:-1], self.out_features)
         y = y if self.mean is None else y + (x.float() @ self.mean)[..., None]
-        return y if self.bias is None else y + self.bias
+        return y.float() if self.bias is None else y + self.bias
+
+    def by_digits(self, rows: Tensor) -> Tensor:
+        """In whole numbers all through: what comes in is 254 times one digit from -127 to 127 and another, so that
+        nothing is lost but what lies below a 32,258th of a row's largest number. (R, I) -> (R, O)"""
+        unit = rows.abs().amax(-1, keepdim=True).clamp(min=1e-30) / (127 * DIGIT)
+        number = (rows / unit).round()
+        high = (number / DIGIT).round()
+        digits = torch.cat([high, number - DIGIT * high]).to(torch.int8)
+        high, low = torch._int_mm(digits, self.weight.t()).chunk(2)  # (R, O) each
+        return (high.float() * DIGIT + low) * (unit * self.scale)
 
 
-class Bfloat16Linear(Linear):
-    """Half of the bytes, and of a number's 24 bits the first 8. (..., I) -> (..., O)"""
-
-    def __init__(self, linear: nn.Linear):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(linear.weight.detach().bfloat16(), requires_grad=False)
-        self.register_parameter("bias", None)
-        self.added = linear.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        y = super().forward(input.bfloat16()).float()
-        return y if self.added is None else y + self.added
+def narrowed(linear: nn.Linear, weights: Weights, centred: bool) -> nn.Module:
+    """The map in this format; as it is where the format's kernel cannot read its width, or float32 gains nothing."""
+    if weights == "int8":
+        return Int8Linear(linear, centred) if linear.in_features % LANES == 0 else linear
+    made = FloatLinear(linear, FORMATS[weights])
+    return made if weights == "bfloat16" or made.weight.is_mkldnn else linear
 
 
 def narrow(model: nn.Module, weights: Weights) -> None:
-    """Keep the linear maps of a model in this format, in place; it can then no longer be trained. A map of a width that
-    the kernel cannot read stays as it is. Raises ValueError for a format that there is none of."""
+    """Make a model ready for answering, in place: maps of the same nodes joined, and all kept in this format. It can
+    then no longer be trained. Raises ValueError for a format that there is none of."""
     if weights not in ("float32", "bfloat16", "int8"):
         raise ValueError(f"weights are float32, bfloat16 or int8, not {weights!r}")
-    if weights == "float32":
-        return
+    fuse(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.Linear):
-                continue
-            if weights == "bfloat16":
-                setattr(parent, name, Bfloat16Linear(child))
-            elif child.in_features % LANES == 0:
-                setattr(parent, name, Int8Linear(child, centred=isinstance(parent, LMHead)))
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, narrowed(child, weights, isinstance(parent, LMHead)))

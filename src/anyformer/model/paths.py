@@ -31,7 +31,7 @@ class Path(Protocol):
 @dataclass(frozen=True)
 class Asked:
     """What a stack asks of its edges in one forward: queries stand at `start` + 0, 1 ... (start: a number, or one for
-    each row, (B,)), keys at 0 ... keys - 1."""
+    each row, (B,)), keys at 0 ... keys - 1, or where `held` says."""
 
     batch: int
     heads: int
@@ -41,6 +41,8 @@ class Asked:
     device: torch.device
     drop: float = 0.0
     """Attention weights will be dropped out with this probability."""
+    held: Tensor | None = None
+    """Where each key stands, (K,) or (B, K); below 0: nothing stands there, and nobody may read it."""
 
     @property
     def fresh(self) -> bool:
@@ -71,9 +73,8 @@ class Plain:
     triangle: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
-        k, v = _shared(q, k, v)
         if not products_pay(q, k):
-            return F.scaled_dot_product_attention(q, k, v, None, drop, self.triangle, scale=scale)
+            return sdpa(q, k, v, None, drop, self.triangle, scale)
         rows = (1, 1, q.shape[2], k.shape[2])
         return products(q, k, v, q.new_full(rows, -math.inf).triu(1) if self.triangle else None, drop, scale)
 
@@ -89,16 +90,18 @@ class Dense:
     @classmethod
     def of(cls, edges: Edges, bias: Bias | None, asked: Asked) -> "Dense":
         start, first = asked.start, 0
-        if isinstance(start, int) and math.isfinite(edges.back):
-            first = max(0, start - int(edges.back))
         at = start if isinstance(start, int) else start.view(-1, 1, 1, 1)
         q = torch.arange(asked.queries, device=asked.device).view(1, 1, -1, 1) + at
+        if asked.held is not None:
+            k = asked.held.view(-1, 1, 1, asked.keys)
+            return cls(*scores(inside(edges, k >= 0), bias, q, k, asked))
+        if isinstance(start, int) and math.isfinite(edges.back):
+            first = max(0, start - int(edges.back))
         k = torch.arange(first, asked.keys, device=asked.device).view(1, 1, 1, -1)
         return cls(*scores(edges, bias, q, k, asked), first)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
-        k, v = _shared(q, k[:, :, self.first :], v[:, :, self.first :])
-        y = attend(q, k, v, self.mask, drop, scale)
+        y = attend(q, k[:, :, self.first :], v[:, :, self.first :], self.mask, drop, scale)
         return y if self.lonely is None else y.masked_fill(self.lonely, 0)
 
 
@@ -127,21 +130,11 @@ class Blocked:
         q = start + torch.arange(width, device=asked.device).view(1, 1, 1, -1, 1)
         k = start + torch.arange(-back, width + ahead, device=asked.device).view(1, 1, 1, 1, -1)
         real = (k >= 0) & (k < asked.keys) & (q < asked.queries)
-        last = asked.queries - 1
-        inside = Edges(
-            lambda b, h, q, k: edges(b, h, q.clamp(max=last), k.clamp(0, last)) & real,
-            "",
-            back,
-            ahead,
-            edges.batched,
-            edges.headed,
-        )
-        mask, lonely = scores(inside, bias, q, k, asked)
+        mask, lonely = scores(inside(edges, real, asked.queries - 1), bias, q, k, asked)
         return cls(_fold(mask), None if lonely is None else _fold(lonely), width, back, ahead)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
         B, H, T, D = q.shape
-        k, v = _shared(q, k, v)
         q, k, v = self._cut(q, 0, 0), self._cut(k, self.back, self.ahead), self._cut(v, self.back, self.ahead)
         mask = self.mask if len(self.mask) == len(q) else self.mask.repeat(B, 1, 1, 1)
         y = attend(q, k, v, mask, drop, scale)  # (B * n, H, W, D)
@@ -168,8 +161,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, drop: float, scale: fl
             mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
         )
         return products(q, k, v, added, drop, scale)
-    mask = mask.to(q.dtype) if mask.is_floating_point() else mask
-    return F.scaled_dot_product_attention(q, k, v, mask, drop, scale=scale)
+    return sdpa(q, k, v, mask.to(q.dtype) if mask.is_floating_point() else mask, drop, False, scale)
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, triangle: bool, scale: float | None
+) -> Tensor:
+    """torch's own attention. On a CPU it shares out grouped heads itself; elsewhere that would cost it its fast way."""
+    if q.device.type != "cpu" or torch.compiler.is_exporting():
+        k, v = _shared(q, k, v)
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, drop, triangle, scale=scale, enable_gqa=grouped)
 
 
 def products_pay(q: Tensor, k: Tensor) -> bool:
@@ -186,6 +188,7 @@ PIECE = 1 << 22  # scores computed at once: more fall out of the processor's cac
 def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float, scale: float | None) -> Tensor:
     """Attention spelled out: softmax(q k' * scale + added) v, some heads at a time."""
     B, H, Q, D = q.shape
+    k, v = _shared(q, k, v)
     heads = max(1, PIECE // (Q * k.shape[2]))
     scale = D**-0.5 if scale is None else scale
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
@@ -247,6 +250,15 @@ def scores(edges: Edges, bias: Bias | None, q: Tensor, k: Tensor, asked: Asked) 
         h = torch.arange(asked.heads, device=q.device).view(1, -1, *[1] * (q.ndim - 2))
         mask = bias(h, q, k, edges.ahead > 0).masked_fill(~mask, -math.inf)
     return mask, None if none else lonely
+
+
+def inside(edges: Edges, real: Tensor, last: int | None = None) -> Edges:
+    """The rule where some places hold no node: it is asked of nodes from 0 to `last` only, and is no for others."""
+
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return edges(b, h, q.clamp(0, last), k.clamp(0, last)) & real
+
+    return Edges(rule, "", edges.back, edges.ahead, edges.batched, edges.headed)
 
 
 def _fold(x: Tensor) -> Tensor:
