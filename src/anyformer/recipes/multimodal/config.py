@@ -72,7 +72,7 @@ PRESETS = {
     # minutes on two cores
     "spoken-digits": Config(
         data="spoken-digits",
-        absent=0.15,
+        absent=0.3,
         model=sized(96, 3, 4, 128, dropout=0.1, **MODERN),
         train=replace(MUON, steps=1500),
     ),
