@@ -27,6 +27,7 @@ SETTINGS = pairwise(
         "qk_norm": [False, True],
         "norm_place": ["pre", "post"],
         "cross": [False, True],
+        "dropout": [0.0, 0.5],
     }
 )
 B, T, C = 2, 7, 16

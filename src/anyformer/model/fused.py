@@ -58,9 +58,9 @@ def fuse(model: nn.Module) -> None:
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         attn, mlp = block.attn, block.mlp
         if type(attn) is Attention and plain(attn.query, attn.key, attn.value):
-            block.attn = FusedAttention(attn)
+            block.attn = FusedAttention(attn).train(attn.training)
         if type(mlp) is MLP and mlp.gate is not None and plain(mlp.gate, mlp.up):
-            block.mlp = FusedMLP(mlp, mlp.gate)
+            block.mlp = FusedMLP(mlp, mlp.gate).train(mlp.training)
 
 
 def plain(*maps: nn.Module) -> bool:
