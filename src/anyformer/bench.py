@@ -27,7 +27,7 @@ from .data.tokenizer import train_bpe
 from .events import progress
 from .generate.decode import generate
 from .generate.sampling import Rules
-from .model.narrow import Int8Linear, Weights, narrow
+from .model.narrow import FloatLinear, Int8Linear, Weights, narrow
 from .recipe import Place, Recipe
 from .recipes import language
 from .training import ceilings
@@ -181,7 +181,7 @@ def narrowed(model: language.LanguageModel, weights: Weights) -> Generator[langu
 
 def bytes_a_step(model: nn.Module) -> int:
     """What the linear maps hold: of everything else, a step reads little."""
-    maps = [module.weight for module in model.modules() if isinstance(module, nn.Linear | Int8Linear)]
+    maps = [module.weight for module in model.modules() if isinstance(module, nn.Linear | FloatLinear | Int8Linear)]
     return sum(weight.numel() * weight.element_size() for weight in maps)
 
 
