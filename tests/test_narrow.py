@@ -12,6 +12,7 @@ from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.generate.decode import new_cache, prefill, step
 from anyformer.model import linear as ways
+from anyformer.model.fused import fuse
 from anyformer.model.head import LMHead
 from anyformer.model.linear import Linear, onednn
 from anyformer.model.narrow import FEW, MANY, FloatLinear, Int8Linear, narrow
@@ -113,6 +114,7 @@ def test_every_recipe_answers_in_fewer_bits(name: str, weights: str):
     model = recipe.build(recipe.PRESETS["tiny"]).eval()
     with torch.inference_mode():
         before = recipe.predict(model, {})
+        fuse(model)
         widths = [module.in_features for module in model.modules() if isinstance(module, nn.Linear)]
         narrow(model, weights)
         few = [module for module in model.modules() if isinstance(module, Int8Linear | FloatLinear)]

@@ -6,6 +6,7 @@ nodes that have an edge to it; the softmax of the dot products weighs their valu
 Shapes: B batch, T nodes (Q when they ask, K when they are read), C channels, H heads, D channels of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,12 +107,23 @@ class Attention(nn.Module):
         self.query_norm, self.key_norm = head_norm(config), head_norm(config)
 
     def forward(self, x: Tensor, wires: Wires, memory: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        q = self.query_norm(self.heads(self.query(x)))  # (B, H, Q, D)
-        if wires.turn is not None:
-            q = rotate(q, wires.turn)
-        k, v = self.told(x, wires, cache) if memory is None else self.told_by(memory, cache)
+        if memory is None:
+            q, k, v = self.emits(x, wires)  # (B, H, Q, D) each
+            k, v = (k, v) if cache is None else cache.append(self.layer, k, v)  # (B, H, K, D)
+        else:
+            q, (k, v) = self.query_norm(self.heads(self.query(x))), self.told_by(memory, cache)
         y = wires.path(q, k, v, self.dropout if self.training else 0.0, self.scale)  # (B, H, Q, D)
         return self.output(y.transpose(1, 2).flatten(2))
+
+    def emits(self, x: Tensor, wires: Wires) -> tuple[Tensor, Tensor, Tensor]:
+        """What each node looks for, has and tells: (B, H, Q, D) each."""
+        q, k, v = map(self.heads, self.maps(x))
+        q, k = self.query_norm(q), self.key_norm(k)
+        return (q, k, v) if wires.turn is None else (rotate(q, wires.turn), rotate(k, wires.turn), v)
+
+    def maps(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, Q, C) -> three of (B, Q, H * D)"""
+        return self.query(x), self.key(x), self.value(x)
 
     @torch.no_grad()
     def looks(self, x: Tensor, wires: Wires, memory: Tensor) -> Tensor:
@@ -120,13 +132,6 @@ class Attention(nn.Module):
         q, k = self.query_norm(self.heads(self.query(x))), self.key_norm(self.heads(self.key(memory)))
         names = torch.eye(k.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
         return wires.path(q, k, names, 0.0, self.scale)
-
-    def told(self, x: Tensor, wires: Wires, cache: KVCache | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of the nodes themselves, after those already in the cache: (B, H, K, D) each."""
-        k, v = self.key_norm(self.heads(self.key(x))), self.heads(self.value(x))
-        if wires.turn is not None:
-            k = rotate(k, wires.turn)
-        return (k, v) if cache is None else cache.append(self.layer, k, v)
 
     def told_by(self, memory: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the memory, computed once a cache: (B, H, K, D) each."""

@@ -1,4 +1,4 @@
-"""Linear maps as they answer soonest: in fewer bits, in the order in which they are read. A token that is
+"""Linear maps as they answer soonest: joined, in fewer bits, in the order in which they are read. A token that is
 written alone costs one read of all weights, so weights of a quarter of the bytes are read four times as quickly.
 Nothing else changes: norms, the residual stream, keys and values stay in float32, and so does what leaves a map.
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import fuse
 from .head import LMHead
 from .linear import packed, product
 
@@ -96,10 +97,11 @@ def narrowed(linear: nn.Linear, weights: Weights, centred: bool) -> nn.Module:
 
 
 def narrow(model: nn.Module, weights: Weights) -> None:
-    """Make a model ready for answering, in place: its linear maps are kept in this format. It can
+    """Make a model ready for answering, in place: maps of the same nodes joined, and all kept in this format. It can
     then no longer be trained. Raises ValueError for a format that there is none of."""
     if weights not in ("float32", "bfloat16", "int8"):
         raise ValueError(f"weights are float32, bfloat16 or int8, not {weights!r}")
+    fuse(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .attention import Attention, Wires
 from .block import Transformer
-from .position import rotate
 
 
 @torch.no_grad()
@@ -34,8 +33,6 @@ def attention_weights(body: Transformer, forward: Callable[[], Any]) -> Tensor:
 
 def weights(attention: Attention, x: Tensor, wires: Wires) -> Tensor:
     """Of one layer, (B, H, T, T): what arrives where every node tells its own name, whatever path the messages take."""
-    q, (k, _) = attention.query_norm(attention.heads(attention.query(x))), attention.told(x, wires, None)
-    if wires.turn is not None:
-        q = rotate(q, wires.turn)
+    q, k, _ = attention.emits(x, wires)
     names = torch.eye(k.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
     return wires.path(q, k, names, 0.0, attention.scale)
