@@ -71,9 +71,8 @@ class Plain:
     triangle: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
-        k, v = _shared(q, k, v)
         if not products_pay(q, k):
-            return F.scaled_dot_product_attention(q, k, v, None, drop, self.triangle, scale=scale)
+            return sdpa(q, k, v, None, drop, self.triangle, scale)
         rows = (1, 1, q.shape[2], k.shape[2])
         return products(q, k, v, q.new_full(rows, -math.inf).triu(1) if self.triangle else None, drop, scale)
 
@@ -97,8 +96,7 @@ class Dense:
         return cls(*scores(edges, bias, q, k, asked), first)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
-        k, v = _shared(q, k[:, :, self.first :], v[:, :, self.first :])
-        y = attend(q, k, v, self.mask, drop, scale)
+        y = attend(q, k[:, :, self.first :], v[:, :, self.first :], self.mask, drop, scale)
         return y if self.lonely is None else y.masked_fill(self.lonely, 0)
 
 
@@ -141,7 +139,6 @@ class Blocked:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
         B, H, T, D = q.shape
-        k, v = _shared(q, k, v)
         q, k, v = self._cut(q, 0, 0), self._cut(k, self.back, self.ahead), self._cut(v, self.back, self.ahead)
         mask = self.mask if len(self.mask) == len(q) else self.mask.repeat(B, 1, 1, 1)
         y = attend(q, k, v, mask, drop, scale)  # (B * n, H, W, D)
@@ -168,8 +165,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, drop: float, scale: fl
             mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
         )
         return products(q, k, v, added, drop, scale)
-    mask = mask.to(q.dtype) if mask.is_floating_point() else mask
-    return F.scaled_dot_product_attention(q, k, v, mask, drop, scale=scale)
+    return sdpa(q, k, v, mask.to(q.dtype) if mask.is_floating_point() else mask, drop, False, scale)
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float, triangle: bool, scale: float | None
+) -> Tensor:
+    """torch's own attention. On a CPU it shares out grouped heads itself; elsewhere that would cost it its fast way."""
+    if q.device.type != "cpu" or torch.compiler.is_exporting():
+        k, v = _shared(q, k, v)
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, drop, triangle, scale=scale, enable_gqa=grouped)
 
 
 def products_pay(q: Tensor, k: Tensor) -> bool:
@@ -184,6 +190,7 @@ PIECE = 1 << 22  # scores computed at once: more fall out of the processor's cac
 def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float, scale: float | None) -> Tensor:
     """Attention spelled out: softmax(q k' * scale + added) v, some heads at a time."""
     B, H, Q, D = q.shape
+    k, v = _shared(q, k, v)
     heads = max(1, PIECE // (Q * k.shape[2]))
     scale = D**-0.5 if scale is None else scale
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))

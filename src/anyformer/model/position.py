@@ -63,7 +63,7 @@ def added(config: TransformerConfig) -> nn.Module | None:
     return Sinusoidal(config.dim) if config.position == "sinusoidal" else None
 
 
-Turn = tuple[Tensor, Tensor]  # cosine and sine of each position's angles, each (1 or B, 1, T, D/2)
+Turn = tuple[Tensor, Tensor]  # cosine and sine that each channel is multiplied with, each (1 or B, 1, T, D)
 
 
 def turn(positions: Tensor, channels: int, base: float) -> Turn:
@@ -71,14 +71,15 @@ def turn(positions: Tensor, channels: int, base: float) -> Turn:
     frequency = base ** (-torch.arange(0, channels, 2, device=positions.device).float() / channels)
     angle = positions[..., None].float() * frequency  # (T, D/2) or (B, T, D/2)
     angle = angle[:, None] if angle.ndim == 3 else angle[None, None]
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
     """Turn channel i with channel i + D/2 by the position's angle. x: (B, H, T, D)"""
     cos, sin = turn
-    a, b = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * cos + wide.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
 
 
 class RelativeBias(nn.Module):
