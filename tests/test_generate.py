@@ -110,9 +110,12 @@ def test_top_k_keeps_the_k_likeliest(row: torch.Tensor, k: int):
     assert torch.equal(kept, row[0] >= least)
 
 
-@given(logits, st.floats(0.01, 1.0))
-def test_top_p_keeps_the_smallest_set_that_reaches_p(row: torch.Tensor, p: float):
-    kept, chance = sampling.top_p(row, p).isfinite()[0], row[0].double().softmax(0)
+@pytest.mark.parametrize("first", [1, 3, 1024])
+@given(row=logits, p=st.floats(0.01, 1.0))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(first: int, row: torch.Tensor, p: float):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "FIRST", first)
+        kept, chance = sampling.top_p(row, p).isfinite()[0], row[0].double().softmax(0)
     order = chance.argsort(descending=True, stable=True)
     assert kept.any() and chance[kept].sum() >= p - 1e-5
     assert chance[kept].min() >= chance[~kept].max() if (~kept).any() else True

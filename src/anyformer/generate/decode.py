@@ -93,7 +93,8 @@ def generate(
         yield heard
         if left == 1 or not any(live):
             return
-        windows = [[*window, token] for window, token in zip(windows, said)]
+        for window, token in zip(windows, said):
+            window.append(token)
         if max(map(len, windows)) <= context:
             logits = step(model, new, cache)
         else:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FIRST = 1024  # tokens, which nearly always hold as much probability as is asked for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
@@ -45,9 +47,14 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 def top_p(logits: Tensor, p: float) -> Tensor:
     """The likeliest tokens until their sum reaches p; always at least one."""
-    ordered, index = logits.sort(dim=-1, descending=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # the probability of all likelier tokens
-    return logits.masked_fill((before >= p).scatter(-1, index, before >= p), -torch.inf)
+    chance = logits.softmax(-1)
+    for some in (min(FIRST, chance.shape[-1]), chance.shape[-1]):
+        likeliest, index = chance.topk(some)
+        total = likeliest.cumsum(-1)
+        if (total[:, -1] >= p).all():  # all others stay behind, and need not be put in order
+            break
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, total - likeliest < p)
+    return logits.masked_fill(~kept, -torch.inf)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
@@ -67,7 +74,8 @@ def shape(logits: Tensor, seen: Tensor, rules: Rules) -> Tensor:
         logits = repeat_less(logits, seen, rules.repetition_penalty)
     if rules.temperature == 0:
         return logits
-    logits = logits / rules.temperature
+    if rules.temperature != 1:
+        logits = logits / rules.temperature
     if rules.top_k is not None:
         logits = top_k(logits, rules.top_k)
     if rules.top_p is not None and rules.top_p < 1:
@@ -80,9 +88,12 @@ def shape(logits: Tensor, seen: Tensor, rules: Rules) -> Tensor:
 def pick(logits: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
     """Draw one token a row, each row from its own stream, so that what a row draws does not depend on its company.
     (B, V) -> (B,)"""
-    chance = logits.double().softmax(-1).cumsum(-1).cpu()
-    draw = torch.stack([torch.rand(1, dtype=torch.float64, generator=rng) for rng in rngs])  # (B, 1)
-    return torch.searchsorted(chance, draw * chance[:, -1:], right=True)[:, 0].to(logits.device)
+    drawn = []
+    for row, rng in zip(logits.cpu(), rngs):  # one by one, so that the memory of one serves the next
+        chance = row.double().softmax(-1).cumsum(-1)
+        draw = torch.rand(1, dtype=torch.float64, generator=rng)
+        drawn.append(torch.searchsorted(chance, draw * chance[-1], right=True))
+    return torch.cat(drawn).to(logits.device)
 
 
 def choose(logits: Tensor, seen: Tensor, rules: Rules, rngs: Sequence[torch.Generator]) -> Tensor:
