@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from anyformer.generate.beam import Hypothesis, Search, search
 from anyformer.generate.decode import generate, new_cache, prefill, step
 from anyformer.generate.sampling import Rules
-from anyformer.model.attention import KVCache
 from anyformer.model.block import Transformer
+from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, within
 from anyformer.model.head import LMHead

@@ -6,8 +6,8 @@ Shapes: B batch, T nodes, C channels, M nodes of a memory.
 import pytest
 import torch
 
-from anyformer.model.attention import KVCache
 from anyformer.model.block import Transformer
+from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, full, prefix, window, within
 from reference import SlowTransformer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anyformer.model.attention import KVCache
 from anyformer.model.block import Transformer
+from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, within
 from anyformer.model.fused import FusedAttention, FusedMLP, fuse
@@ -47,7 +47,7 @@ def said(model: Transformer) -> Tensor:
     """At once, and node by node after those in a cache: (2 B, T, C)"""
     torch.manual_seed(1)
     x, memory = torch.randn(B, T, C).double(), torch.randn(B, 5, C).double() if model.cross else None
-    seen, cache = within(torch.tensor([5, 2])), KVCache(model.config, B, dtype=torch.float64)
+    seen, cache = within(torch.tensor([5, 2])), KVCache(model.config, B)
     steps = [model(x[:, t : t + 1], causal, memory, seen, cache) for t in range(T)]
     return torch.cat([model(x, causal, memory, seen), torch.cat(steps, dim=1)])
 

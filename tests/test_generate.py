@@ -21,10 +21,11 @@ from anyformer.training.run import Run
 TEXT = "abcdefghijklmnopqrstuvwxyz \n"
 
 
-def model(position: str = "rotary", window: int | None = None, context: int = 16, **more) -> language.LanguageModel:
+def model(position: str = "rotary", window: int | None = None, global_every: int = 2, **more) -> language.LanguageModel:
     torch.manual_seed(0)
-    shape = TransformerConfig(dim=32, n_layer=3, n_head=4, context=context, position=position, **more)
-    made = language.LanguageModel(language.Config(model=shape, window=window), Characters(TEXT))
+    shape = TransformerConfig(**{"dim": 32, "n_layer": 3, "n_head": 4, "context": 16} | more, position=position)
+    config = language.Config(model=shape, window=window, global_every=global_every)
+    made = language.LanguageModel(config, Characters(TEXT))
     for parameter in made.parameters():  # far from the quiet start, so that a wrong key shows
         torch.nn.init.normal_(parameter, std=0.3)
     return made.eval()

@@ -3,7 +3,8 @@
 The prompt is read at once (prefill), then each new token alone (step), against the cache of what was read. When a
 row outgrows the model's context, its oldest tokens are cropped and the newest `keep` are read again from position 0:
 memory never grows, and what was cropped is forgotten. keep = context crops one token at a time, at the price of
-reading the whole context for each new token; the default keeps half, so that one read serves context / 2 tokens.
+reading the whole context for each new token; the default keeps half, so that one read serves context / 2 tokens. Where
+all layers are local, the cache keeps their windows only and is never full: nothing is cropped or read again.
 
 Shapes: B rows, T nodes, C channels, V vocabulary.
 """
@@ -14,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..model.attention import KVCache
 from ..model.block import Transformer
+from ..model.cache import KVCache
 from .sampling import Rules, choose
 
 
@@ -35,15 +36,14 @@ class Decoder(Protocol):
 def new_cache(model: Decoder, batch: int, size: int | None = None) -> KVCache:
     if (own := getattr(model, "new_cache", None)) is not None:
         return own(batch, size)
-    weight = next(model.body.parameters())
-    return KVCache(model.body.config, batch, size, weight.device, weight.dtype)
+    return KVCache(model.body.config, batch, size, next(model.body.parameters()).device)
 
 
 def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
     """Read the rows, of any lengths, into the cache from position 0 on; logits of what follows each: (B, V).
     Shorter rows are padded on the right: a causal node never reads what comes after it."""
-    cache.lengths = 0
     lengths = torch.tensor([len(row) for row in rows])
+    cache.lengths, cache.real = 0, lengths
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
@@ -95,7 +95,7 @@ def generate(
             return
         for window, token in zip(windows, said):
             window.append(token)
-        if max(map(len, windows)) <= context:
+        if cache.endless or max(map(len, windows)) <= context:
             logits = step(model, new, cache)
         else:
             windows = [window[-keep:] if len(window) > context else window for window in windows]

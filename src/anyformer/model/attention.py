@@ -6,12 +6,14 @@ nodes that have an edge to it; the softmax of the dot products weighs their valu
 Shapes: B batch, T nodes (Q when they ask, K when they are read), C channels, H heads, D channels of a head.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .cache import KVCache
 from .config import TransformerConfig
 from .linear import Linear
 from .norm import head_norm
@@ -21,76 +23,12 @@ from .position import Turn, rotate
 
 @dataclass(frozen=True)
 class Wires:
-    """The edges of one forward, made ready: the path messages take and the turn of the positions."""
+    """The edges of one forward, made ready: the path messages take, the turn of the positions, and how far back a node
+    may read."""
 
     path: Path
     turn: Turn | None = None
-
-
-class KVCache:
-    """Keys and values of the nodes already read, in memory taken once; one pair for each layer.
-
-    Row b holds `lengths[b]` nodes, at positions 0, 1, ... Rows may differ (`trim`), which is how prompts of unequal
-    length share a batch. What was computed from a memory (cross-attention) is kept too: a memory does not change.
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        batch: int,
-        size: int | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
-        self.size = size or config.context
-        shape = (config.n_layer, batch, config.kv_heads, self.size, config.head_channels)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.memory: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
-        self.lengths: int | Tensor = 0
-
-    @property
-    def device(self) -> torch.device:
-        return self.keys.device
-
-    @property
-    def filled(self) -> int:
-        """Nodes in the longest row."""
-        return self.lengths if isinstance(self.lengths, int) else int(self.lengths.max())
-
-    def positions(self, new: int) -> Tensor:
-        """Where the next `new` nodes of each row will stand: (new,) or (B, new)."""
-        ahead = torch.arange(new, device=self.keys.device)
-        return ahead + (self.lengths if isinstance(self.lengths, int) else self.lengths[:, None])
-
-    def trim(self, lengths: Tensor) -> None:
-        """Row b keeps its first lengths[b] nodes (what came after was padding). lengths: (B,)"""
-        self.lengths = int(lengths[0]) if bool((lengths == lengths[0]).all()) else lengths.to(self.keys.device)
-
-    def pick(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was, memory included: a beam drops some rows and doubles others. rows: (B,)"""
-        rows, end = rows.to(self.keys.device), self.filled
-        self.keys[:, :, :, :end] = self.keys[:, rows, :, :end]
-        self.values[:, :, :, :end] = self.values[:, rows, :, :end]
-        self.memory = [kept and (kept[0][rows], kept[1][rows]) for kept in self.memory]
-        if not isinstance(self.lengths, int):
-            self.lengths = self.lengths[rows]
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new nodes' keys and values, give back those of all nodes. k, v: (B, H, Q, D) -> (B, H, K, D)"""
-        new, end = k.shape[2], self.filled + k.shape[2]
-        if end > self.size:
-            raise ValueError(f"the cache holds {self.size} nodes and would need {end}: make it larger or crop")
-        keys, values = self.keys[layer], self.values[layer]
-        if isinstance(self.lengths, int):
-            keys[:, :, self.lengths : end], values[:, :, self.lengths : end] = k, v
-        else:
-            row, at = torch.arange(len(k), device=k.device)[:, None], self.positions(new)
-            keys[row, :, at], values[row, :, at] = k.transpose(1, 2).to(keys.dtype), v.transpose(1, 2).to(keys.dtype)
-        return keys[:, :, :end].to(k.dtype), values[:, :, :end].to(v.dtype)
-
-    def advance(self, new: int) -> None:
-        self.lengths = self.lengths + new
+    back: float = math.inf
 
 
 class Attention(nn.Module):
@@ -109,7 +47,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, wires: Wires, memory: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         if memory is None:
             q, k, v = self.emits(x, wires)  # (B, H, Q, D) each
-            k, v = (k, v) if cache is None else cache.append(self.layer, k, v)  # (B, H, K, D)
+            k, v = (k, v) if cache is None else cache.append(self.layer, k, v, wires.back)  # (B, H, K, D)
         else:
             q, (k, v) = self.query_norm(self.heads(self.query(x))), self.told_by(memory, cache)
         y = wires.path(q, k, v, self.dropout if self.training else 0.0, self.scale)  # (B, H, Q, D)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, KVCache, Wires
+from .attention import Attention, Wires
+from .cache import KVCache
 from .config import TransformerConfig
 from .edges import Edges, full, within
 from .linear import Linear
@@ -127,16 +128,22 @@ class Transformer(nn.Module):
     def wire(self, x: Tensor, edges: Edges | Sequence[Edges], cache: KVCache | None = None) -> list[Wires]:
         """The wires of each layer; layers that share a rule share them."""
         B, Q, _ = x.shape
-        start, keys = (0, Q) if cache is None else (cache.lengths, cache.filled + Q)
-        asked = Asked(B, self.config.n_head, Q, keys, start, x.device, self.dropout)
+        start = 0 if cache is None else cache.lengths
         at = torch.arange(Q, device=x.device) if cache is None else cache.positions(Q)
         rotary = self.config.position == "rotary"
         angles = turn(at, self.config.head_channels, self.config.rotary_base) if rotary else None
         rules = [edges] * self.config.n_layer if isinstance(edges, Edges) else list(edges)
         if len(rules) != self.config.n_layer:
             raise ValueError(f"{len(rules)} rules of edges for {self.config.n_layer} layers: give one, or one for each")
-        ready = {rule: Wires(choose(standing(rule, start, Q), self.bias, asked), angles) for rule in set(rules)}
-        return [ready[rule] for rule in rules]
+
+        def ready(rule: Edges) -> Wires:
+            held = None if cache is None else cache.held(rule.back, Q)
+            keys = held.shape[-1] if held is not None else Q if cache is None else cache.filled + Q
+            asked = Asked(B, self.config.n_head, Q, keys, start, x.device, self.dropout, held)
+            return Wires(choose(standing(rule, start, Q), self.bias, asked), angles, rule.back)
+
+        made = {rule: ready(rule) for rule in set(rules)}
+        return [made[rule] for rule in rules]
 
     def wire_memory(self, x: Tensor, memory: Tensor, edges: Edges, cache: KVCache | None) -> Wires:
         start = 0 if cache is None else cache.lengths

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import KVCache
 from .block import Transformer
+from .cache import KVCache
 from .config import TransformerConfig
 from .edges import Edges, causal, full
 from .nodes import Tokens

@@ -31,7 +31,7 @@ class Path(Protocol):
 @dataclass(frozen=True)
 class Asked:
     """What a stack asks of its edges in one forward: queries stand at `start` + 0, 1 ... (start: a number, or one for
-    each row, (B,)), keys at 0 ... keys - 1."""
+    each row, (B,)), keys at 0 ... keys - 1, or where `held` says."""
 
     batch: int
     heads: int
@@ -41,6 +41,8 @@ class Asked:
     device: torch.device
     drop: float = 0.0
     """Attention weights will be dropped out with this probability."""
+    held: Tensor | None = None
+    """Where each key stands, (K,) or (B, K); below 0: nothing stands there, and nobody may read it."""
 
     @property
     def fresh(self) -> bool:
@@ -88,10 +90,13 @@ class Dense:
     @classmethod
     def of(cls, edges: Edges, bias: Bias | None, asked: Asked) -> "Dense":
         start, first = asked.start, 0
-        if isinstance(start, int) and math.isfinite(edges.back):
-            first = max(0, start - int(edges.back))
         at = start if isinstance(start, int) else start.view(-1, 1, 1, 1)
         q = torch.arange(asked.queries, device=asked.device).view(1, 1, -1, 1) + at
+        if asked.held is not None:
+            k = asked.held.view(-1, 1, 1, asked.keys)
+            return cls(*scores(inside(edges, k >= 0), bias, q, k, asked))
+        if isinstance(start, int) and math.isfinite(edges.back):
+            first = max(0, start - int(edges.back))
         k = torch.arange(first, asked.keys, device=asked.device).view(1, 1, 1, -1)
         return cls(*scores(edges, bias, q, k, asked), first)
 
@@ -125,16 +130,7 @@ class Blocked:
         q = start + torch.arange(width, device=asked.device).view(1, 1, 1, -1, 1)
         k = start + torch.arange(-back, width + ahead, device=asked.device).view(1, 1, 1, 1, -1)
         real = (k >= 0) & (k < asked.keys) & (q < asked.queries)
-        last = asked.queries - 1
-        inside = Edges(
-            lambda b, h, q, k: edges(b, h, q.clamp(max=last), k.clamp(0, last)) & real,
-            "",
-            back,
-            ahead,
-            edges.batched,
-            edges.headed,
-        )
-        mask, lonely = scores(inside, bias, q, k, asked)
+        mask, lonely = scores(inside(edges, real, asked.queries - 1), bias, q, k, asked)
         return cls(_fold(mask), None if lonely is None else _fold(lonely), width, back, ahead)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
@@ -252,6 +248,15 @@ def scores(edges: Edges, bias: Bias | None, q: Tensor, k: Tensor, asked: Asked) 
         h = torch.arange(asked.heads, device=q.device).view(1, -1, *[1] * (q.ndim - 2))
         mask = bias(h, q, k, edges.ahead > 0).masked_fill(~mask, -math.inf)
     return mask, None if none else lonely
+
+
+def inside(edges: Edges, real: Tensor, last: int | None = None) -> Edges:
+    """The rule where some places hold no node: it is asked of nodes from 0 to `last` only, and is no for others."""
+
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return edges(b, h, q.clamp(0, last), k.clamp(0, last)) & real
+
+    return Edges(rule, "", edges.back, edges.ahead, edges.batched, edges.headed)
 
 
 def _fold(x: Tensor) -> Tensor:

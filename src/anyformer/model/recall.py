@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import KVCache
+from .cache import KVCache
 from .linear import Linear
 
 
@@ -32,8 +32,12 @@ class Diary(KVCache):
 
     def __init__(self, *args: Any, **more: Any):
         super().__init__(*args, **more)
-        self.ids = torch.zeros(self.keys.shape[1], self.size, dtype=torch.long, device=self.device)
+        self.ids = torch.zeros(self.batch, self.size, dtype=torch.long, device=self.device)
         self.order = torch.arange(len(self.ids), device=self.device)
+
+    @property
+    def endless(self) -> bool:
+        return False  # the ids of all nodes are kept
 
     def write(self, ids: Tensor, before: int) -> Iterator[Tensor]:
         """Write down the next ids of each row (B, T), before they are read; yields them with as many as `before` that

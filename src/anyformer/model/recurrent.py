@@ -27,6 +27,7 @@ class Memo:
 
     lengths: int
     state: State | None
+    endless = False
 
     def trim(self, lengths: Tensor) -> None:
         """A state cannot be taken back: the rows must have been of one length. Raises ValueError."""

@@ -26,7 +26,7 @@ from ..data.counts import Counts, Order, count
 from ..data.stream import NOTHING
 from ..data.tokenizer import Tokenizer
 from ..errors import InputError
-from ..model.attention import KVCache
+from ..model.cache import KVCache
 from ..model.head import LMHead
 from ..model.init import initialise
 from ..model.recall import Diary, Recall
@@ -115,8 +115,7 @@ class Recaller(language.LanguageModel):
         return self.head(self.hidden(ids, cache, nexts))
 
     def new_cache(self, batch: int, size: int | None = None) -> KVCache:
-        weight = next(self.body.parameters())
-        return Diary(self.body.config, batch, size, weight.device, weight.dtype)
+        return Diary(self.body.config, batch, size, next(self.body.parameters()).device)
 
 
 def tables(config: Config) -> tuple[list[list[float]], list[tuple[int, int]]]:
