@@ -26,6 +26,7 @@ import transformers
 from anyformer import api
 from anyformer.generate.decode import generate
 from anyformer.generate.sampling import Rules
+from anyformer.training.ceilings import read_speed
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 Say = Callable[[list[list[int]], int], list[list[int]]]
@@ -99,18 +100,6 @@ def by_us(folder: Path, weights: Any) -> Say:
     return say
 
 
-def read_speed() -> float:
-    """Bytes a second that the cores read from memory."""
-    many = torch.ones(1 << 26)
-    many.sum()
-    times = []
-    for _ in range(8):
-        began = time.perf_counter()
-        many.sum()
-        times.append(time.perf_counter() - began)
-    return many.nbytes / min(times)
-
-
 def seconds(say: Say, prompts: list[list[int]], new: int) -> float:
     began = time.perf_counter()
     said = say(prompts, new)
@@ -156,7 +145,7 @@ def compare(found: dict[str, dict[str, float]], batch: int, weights: int, ceilin
     best = max(peers, key=lambda name: found[name]["written"])
     lines = [f"\n{f'batch {batch}':<24}{'read':>8}{'written':>10} tok/s{'share':>9}   beside {best}"]
     for name, row in found.items():
-        row["share"] = row["written"] / batch * weights * BYTES[name.split()[1]] / ceiling
+        row["share"] = row["written"] / batch * weights * BYTES[name.split()[1]] / (ceiling * 1e9)
         row["beside the best peer"] = row["written"] / found[best]["written"]
         ratio = "" if name in peers else f"{row['beside the best peer']:.2f}"
         lines.append(f"{name:<24}{row['read']:>8.0f}{row['written']:>10.1f}{row['share']:>15.0%}   {ratio}")
@@ -164,9 +153,9 @@ def compare(found: dict[str, dict[str, float]], batch: int, weights: int, ceilin
 
 
 def main(asked: argparse.Namespace) -> None:
-    ceiling, found = read_speed(), {}
+    ceiling, found = read_speed("cpu"), {}
     to = sys.stderr if asked.json else sys.stdout
-    print(f"{torch.get_num_threads()} threads, which read {ceiling / 1e9:.1f} GB/s", file=to, flush=True)
+    print(f"{torch.get_num_threads()} threads, which read {ceiling} GB/s", file=to, flush=True)
     with TemporaryDirectory() as name:
         weights = write_checkpoint(Path(name))
         made = sides(Path(name))
@@ -174,7 +163,7 @@ def main(asked: argparse.Namespace) -> None:
             found[batch] = measure(made, batch, asked)
             print(compare(found[batch], batch, weights, ceiling), file=to, flush=True)
     if asked.json:
-        print(json.dumps({"threads": torch.get_num_threads(), "read_gb_per_s": ceiling / 1e9, "batches": found}))
+        print(json.dumps({"threads": torch.get_num_threads(), "read_gb_per_s": ceiling, "batches": found}))
 
 
 if __name__ == "__main__":

@@ -65,9 +65,10 @@ def picture(env: str, made: dict[str, Any]) -> str:
     clones = [name for name in SIDES[env] if name != "told the return"]
     lines |= {name: [made[name]["played"][0]["achieved"]] * len(goals) for name in clones}
     lines["mean of the data"] = [made["data"]["mean"]] * len(goals)
+    colours = {name: i for i, name in enumerate(name for name in lines if not name.startswith("95"))}
     series = [
-        Series(name, goals, y, colour=i, dots=name == "achieved", faint=name.startswith("95"))
-        for i, (name, y) in enumerate(lines.items())
+        Series(name, goals, y, colour=colours.get(name, 1), dots=name == "achieved", faint=name not in colours)
+        for name, y in lines.items()
     ]
     return line_chart(series, title=f"{env}: achieved", x_label="return wanted")
 

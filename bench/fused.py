@@ -1,12 +1,12 @@
 """A spoken and a written digit under noise: both senses together beside each alone.
 
-    python bench/fused.py                  three models of 1,000 steps, four levels of noise on either side
+    python bench/fused.py                  three models of 1,500 steps, four levels of noise on either side
     python bench/fused.py --steps 300
 
 Three models with the same body, steps and pairs of training, which come with noise of every level: one takes both
-senses, two take one. Each is asked about the same 300 validation pairs at every level, the one of both also without one
-of its senses. Sound and image are made worse before they are decoded: noise of so many times the sound's own deviation,
-and of so many grey values.
+senses, two take one. Each is asked about the same 300 validation pairs at every level, each pair under three draws of
+noise, the one of both also without one of its senses. Sound and image are made worse before they are decoded: noise of
+so many times the sound's own deviation, and of so many grey values. A level is won by whoever is right more often.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from anyformer.data import audio, known, rows
 from anyformer.events import progress
 from anyformer.training import checkpoint
 
+DRAWS = 3  # of noise, for each pair
 SOUND, IMAGE = (0.0, 0.5, 1.0, 2.0), (0.0, 60.0, 120.0, 240.0)
 FIELDS = {
     "image": '[fields.image]\nkind = "image"\nheight = 28\nwidth = 28\npatch = 7\n',
@@ -73,10 +74,10 @@ def trained(fields: list[str], steps: int, seed: int, folder: Path) -> Any:
     return api.load(last, "cpu")
 
 
-def accuracy(model: Any, found: rows.Table, without: str = "") -> float:
-    """How often it is right, with the senses that it has, but for one."""
+def accuracy(model: Any, found: list[rows.Table], without: str = "") -> float:
+    """How often it is right on these, with the senses that it has, but for one."""
     kept = {field.name for field in model.module.schema.fields} - {without} | {"digit"}
-    asked = [{name: value for name, value in row.items() if name in kept} for _, row in found.rows()]
+    asked = [{name: value for name, value in row.items() if name in kept} for one in found for _, row in one.rows()]
     return float(np.mean([one["label"] == one["truth"] for one in model.predict({"input": asked})["results"]]))
 
 
@@ -91,19 +92,21 @@ def main(steps: int, seed: int, examples: int) -> dict[str, Any]:
         cells = []
         for sound in SOUND:
             for image in IMAGE:
-                asked = table(val, 1000 + seed, sound, image)
+                asked = [table(val, 1000 * draw + seed, sound, image) for draw in range(1, DRAWS + 1)]
                 cell: dict[str, Any] = {"sound": sound, "image": image}
                 cell |= {name: accuracy(model, asked) for name, model in models.items()}
                 cell |= {f"fused, no {name}": accuracy(models["fused"], asked, name) for name in ("image", "sound")}
                 cells.append(cell)
                 print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else k for k, v in cell.items()), flush=True)
-    best = [cell["fused"] >= max(cell["image alone"], cell["sound alone"]) for cell in cells]
-    return {"cells": cells, "levels won by fused": sum(best), "levels": len(cells), "steps": steps, "pairs": len(val)}
+    ahead = [cell["fused"] - max(cell["image alone"], cell["sound alone"]) for cell in cells]
+    won, even = sum(one > 0 for one in ahead), sum(one == 0 for one in ahead)
+    about = {"levels": len(cells), "won": won, "even": even, "closest": min(ahead), "steps": steps, "pairs": len(val)}
+    return {"cells": cells} | about
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=300, help="validation pairs asked at each level")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
@@ -111,7 +114,8 @@ if __name__ == "__main__":
     found = main(asked.steps, asked.seed, asked.pairs)
     if asked.json:
         print(json.dumps(found))
-    print(f"fused is best at {found['levels won by fused']} of {found['levels']} levels of noise")
+    print(f"of {found['levels']} levels of noise fused wins {found['won']}, {found['even']} are even")
+    print(f"its smallest lead: {found['closest']:+.4f}")
     names = ("fused", "image alone", "sound alone", "fused, no image", "fused, no sound")
     for name in names:
         print(f"{name:<16} mean accuracy {np.mean([cell[name] for cell in found['cells']]):.4f}")

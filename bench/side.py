@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from anyformer.data.prepare import Corpus
 from anyformer.data.sets import resolve
 
 
@@ -36,17 +37,13 @@ def shakespeare(peer: Path) -> Path:
     return fetched.resolve() if fetched.is_file() else resolve("shakespeare")[0]
 
 
-def write_nanogpt_data(text: str, folder: Path) -> None:
-    """train.bin, val.bin and meta.pkl as nanoGPT's own prepare.py makes them."""
-    characters = sorted(set(text))
-    number = {character: i for i, character in enumerate(characters)}
-    ids = np.array([number[character] for character in text], dtype=np.uint16)
-    edge = int(len(ids) * 0.9)
+def write_nanogpt_data(text: Corpus, folder: Path) -> None:
+    """train.bin, val.bin and meta.pkl as nanoGPT's own prepare.py makes them, with our ids: its training does not look
+    at what they mean."""
     folder.mkdir(parents=True, exist_ok=True)
-    ids[:edge].tofile(folder / "train.bin")
-    ids[edge:].tofile(folder / "val.bin")
-    meta = {"vocab_size": len(characters), "stoi": number, "itos": dict(enumerate(characters))}
-    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    for part in ("train", "val"):
+        text.split(part).astype(np.uint16).tofile(folder / f"{part}.bin")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": text.tokenizer.vocab_size}))
 
 
 @torch.inference_mode()

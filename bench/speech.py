@@ -76,14 +76,14 @@ def theirs(table: dict[str, Path], seed: int) -> dict[str, Any]:
     return {"wer": 1 - right, "C": -strength, "seconds": time.monotonic() - began}
 
 
-def compared(presets: list[str], minutes: float | None, seed: int) -> dict[str, Any]:
+def compared(presets: list[str], minutes: float | None, seed: int, out: Path | None) -> dict[str, Any]:
     made = {}
     with TemporaryDirectory() as folder:
         table = tables(Path(folder))
         for preset in presets:
             if preset == "digits":
                 made["digits: MFCC and SVM"] = theirs(table, seed)
-            made[f"{preset}: ours"] = ours(preset, minutes or MINUTES[preset], table, Path(folder), seed)
+            made[f"{preset}: ours"] = ours(preset, minutes or MINUTES[preset], table, out or Path(folder), seed)
     return made
 
 
@@ -93,8 +93,9 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, help="of each training; by default 4 and 20")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+    parser.add_argument("--out", type=Path, help="keep the runs here")
     asked = parser.parse_args()
-    sides = compared([asked.only] if asked.only else list(MINUTES), asked.minutes, asked.seed)
+    sides = compared([asked.only] if asked.only else list(MINUTES), asked.minutes, asked.seed, asked.out)
     for name, side in sides.items():
         letters = f"  CER {side['cer']:.4f}" if "cer" in side else ""
         print(f"{name:<24} WER {side['wer']:.4f}{letters}  {side['seconds']:,.0f} s")

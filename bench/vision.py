@@ -75,12 +75,13 @@ def accuracy(model: api.Model, found: Parts) -> float:
     return float((answers == found.labels[found.test]).mean())
 
 
-def ours(found: Parts, preset: str, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
+def ours(found: Parts, preset: str, minutes: float, seed: int, folder: Path, out: Path | None) -> dict[str, Any]:
     began = time.monotonic()
     data = kept(found, folder / "images.npz")
-    model = api.train("vision", preset, data=str(data), minutes=minutes, out=folder / "run", train={"seed": seed})
+    run = out or folder / "run"
+    model = api.train("vision", preset, data=str(data), minutes=minutes, out=run, train={"seed": seed})
     size = sum(parameter.numel() for parameter in model.module.parameters())
-    about = {"preset": preset, "steps": json.loads((folder / "run" / "result.json").read_text())["step"]}
+    about = {"preset": preset, "steps": json.loads((run / "result.json").read_text())["step"]}
     return {"accuracy": accuracy(model, found), **about, "parameters": size, "seconds": time.monotonic() - began}
 
 
@@ -132,7 +133,9 @@ def theirs(found: Parts, seed: int) -> dict[str, Any]:
     return {"accuracy": float(right), "cell": cell, "C": strength, "seconds": time.monotonic() - began}
 
 
-def compared(names: Sequence[str], minutes: float | None, images: int | None, seed: int) -> dict[str, Any]:
+def compared(
+    names: Sequence[str], minutes: float | None, images: int | None, seed: int, out: Path | None
+) -> dict[str, Any]:
     made = {}
     for name in names:
         preset, usual = SETS[name]
@@ -140,7 +143,7 @@ def compared(names: Sequence[str], minutes: float | None, images: int | None, se
         sizes = {"train": len(found.train), "val": len(found.val), "test": len(found.test)}
         made[name] = {"images": sizes, "HOG, colours, SVM": theirs(found, seed)}
         with TemporaryDirectory() as folder:
-            made[name]["ours"] = ours(found, preset, minutes or usual, seed, Path(folder))
+            made[name]["ours"] = ours(found, preset, minutes or usual, seed, Path(folder), out and out / name)
         print(f"{name}: {sizes}", flush=True)
         for side in ("HOG, colours, SVM", "ours"):
             told = made[name][side]
@@ -155,7 +158,8 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, help="to learn from; by default all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+    parser.add_argument("--out", type=Path, help="keep the runs here, one a set")
     asked = parser.parse_args()
-    told = compared(asked.sets, asked.minutes, asked.images, asked.seed)
+    told = compared(asked.sets, asked.minutes, asked.images, asked.seed, asked.out)
     if asked.json:
         print(json.dumps(told))

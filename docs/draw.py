@@ -3,14 +3,18 @@
 python docs/draw.py            edges.svg, from the rules themselves
 python docs/draw.py reverse    reverse.svg, from a translator that learns to write digits from behind (3 minutes)
 python docs/draw.py ladder RUN ladder.svg, from what `anyformer ladder --data multi30k --out RUN` has measured
+python docs/draw.py vision RUN vision.svg, from a run on fashion-mnist: where the class node looks
+python docs/draw.py speech RUN speech.svg, from a run of the preset strings: where each character was heard
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -102,7 +106,37 @@ def rungs(run: Path) -> str:
     return line_chart(series, title="BLEU over the length of the source", x_label="tokens", height=300, zero=True)
 
 
+def figure(run: Path, kind: str, title: str) -> dict[str, Any]:
+    """The figure of a run whose title begins so."""
+    found = json.loads((run / "figures.json").read_text(encoding="utf-8"))
+    return next(one for one in found if one["kind"] == kind and one["title"].startswith(title))
+
+
+def seen(run: Path) -> str:
+    """A few images, each beside itself with what was read of it."""
+    images = figure(run, "images", "Where the class node looks")["images"]
+    wide, high, gap = 200, 100, 16
+    parts = []
+    for i, one in enumerate(images):
+        x, y = gap + i % 3 * (wide + gap), gap + i // 3 * (high + 36)
+        place = f'x="{x}" y="{y}" width="{wide}" height="{high}"'
+        parts.append(f'<image {place} href="data:image/png;base64,{one["png"]}" style="image-rendering: pixelated"/>')
+        parts.append(f'<text x="{x}" y="{y + high + 16}">{escape(one["caption"])}</text>')
+    size = f"{3 * (wide + gap) + gap} {-(-len(images) // 3) * (high + 36) + gap}"
+    head = f'<svg class="edges" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" role="img">'
+    return f"{head}\n<title>Where the class node looks</title>\n<style>\n{PALETTE}{STYLE}</style>\n" + "\n".join(
+        [*parts, "</svg>\n"]
+    )
+
+
+def heard(run: Path) -> str:
+    """Which frames of a sound each character was read from."""
+    one = figure(run, "matrix", "")
+    return heatmap(one["values"], title="", rows=one.get("rows") or (), columns=one.get("columns") or (), cell=11)
+
+
 if __name__ == "__main__":
     what = sys.argv[1:] or ["edges"]
-    draw = {"edges": picture, "reverse": looks, "ladder": lambda: rungs(Path(what[1]))}[what[0]]
+    runs: dict[str, Callable[[Path], str]] = {"ladder": rungs, "vision": seen, "speech": heard}
+    draw = ({"edges": picture, "reverse": looks} | {n: partial(f, Path(what[-1])) for n, f in runs.items()})[what[0]]
     Path(__file__).with_name(f"{what[0]}.svg").write_text(draw(), encoding="utf-8")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anyformer.data import known, schema
-from anyformer.data.draw import batch, key, nodes_in, shaken, stretched, without
+from anyformer.data.draw import batch, key, nodes_in, shaken, stretched, turned, without
 from anyformer.data.fields import rows
 from anyformer.data.measure import measured
 from data_kit import of_list
@@ -53,3 +53,25 @@ def test_series_are_stretched_as_one():
     seen = np.isfinite(a).reshape(200, 4, -1).any(2)
     np.testing.assert_array_equal(moved["present"], np.concatenate([seen, seen], 1))
     assert 0.2 < seen[:, 3].mean() < 1 and (np.nanmin(a[..., 0]) >= 0) and np.nanmax(a[..., 0]) <= 19
+
+
+def test_vectors_in_space_are_turned_as_one():
+    """Lengths and angles stay, nothing moves by more than was asked, what has not three channels is left alone."""
+    kind = {"kind": "series", "channels": 3, "rate": 10.0, "seconds": 1.0}
+    given = {"fields": {"a": kind, "b": kind, "c": kind | {"channels": 2}}, "targets": {"y": {"kind": "class"}}}
+    rng = np.random.default_rng(1)
+    some = [{"a": rng.normal(size=(10, 3)), "b": rng.normal(size=(10, 3)), "c": np.ones((10, 2))} for _ in range(50)]
+    table = of_list([{k: v.tolist() for k, v in row.items()} | {"y": "ab"[i % 2]} for i, row in enumerate(some)])
+    found = rows(table, schema.of(given, "here"))
+    made = batch(found, np.arange(50))
+    assert turned(found.schema, made, 0.0, np.random.default_rng(0)) is made
+    moved = turned(found.schema, made, 30.0, np.random.default_rng(0))
+    a, b, was, other = moved["value of a"], moved["value of b"], made["value of a"], made["value of b"]
+    np.testing.assert_array_equal(moved["value of c"], made["value of c"])
+    np.testing.assert_allclose((a * b).sum(-1), (was * other).sum(-1), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(a, axis=-1), np.linalg.norm(was, axis=-1), rtol=1e-5)
+    cosine = (a * was).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(was, axis=-1)
+    apart = np.rad2deg(np.arccos(cosine.clip(-1, 1)))
+    assert 10 < apart.max() <= 30.1
+    volume = np.linalg.det(np.stack([a[:, 0], a[:, 1], b[:, 0]], 1))  # a mirror would change its sign
+    np.testing.assert_allclose(volume, np.linalg.det(np.stack([was[:, 0], was[:, 1], other[:, 0]], 1)), atol=1e-4)

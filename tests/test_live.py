@@ -10,6 +10,7 @@ from rich.console import Console
 
 from anyformer import events
 from anyformer.cli import terminal
+from anyformer.training import ceilings
 from anyformer.view import doctor
 from anyformer.view.progress import Progress, clock, short
 
@@ -73,7 +74,7 @@ def test_speeds_and_times_are_written_for_people():
 
 
 def test_the_doctor_measures_this_machine_and_says_so(monkeypatch):
-    monkeypatch.setattr(doctor, "COPIED", 16 * 2**20)
+    monkeypatch.setattr(ceilings, "LARGE", 16 * 2**20)
     facts = json.loads(json.dumps(doctor.examine()))
     cpu = facts["devices"][0]
     assert cpu["device"] == "cpu" and cpu["problem"] is None

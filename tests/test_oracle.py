@@ -265,19 +265,6 @@ def test_without_dropout_a_path_gives_the_same_twice_and_with_it_not(kernel):
         assert not torch.equal(path(q, k, v, 0.5), path(q, k, v, 0.5))
 
 
-@pytest.mark.parametrize("edges", [full, causal, every(2), causal & window(3)], ids=str)
-def test_products_serve_bfloat16_on_a_cpu_and_are_as_near_as_its_kernel(edges, monkeypatch):
-    exact = [x.float() for x in messages(queries=130, keys=130, channels=16)]
-    path = choose(edges, None, asked(*exact[:2]))
-    short = [x.bfloat16() for x in exact]
-    assert paths.products_pay(*short[:2]) and not paths.products_pay(*exact[:2])
-    long = torch.empty(1, 1, 600, 8, dtype=torch.bfloat16)
-    assert not paths.products_pay(long, long)  # there all scores would be kept
-    ours = (path(*short).float() - path(*exact)).abs().max()
-    monkeypatch.setattr(paths, "products_pay", lambda q, k: False)
-    assert ours < 2 * (path(*short).float() - path(*exact)).abs().max() + 0.01
-
-
 def test_what_is_dropped_never_takes_the_path_that_cannot_drop(monkeypatch):
     """FlexAttention has no dropout of weights: with dropout a GPU goes another way."""
     monkeypatch.setattr(Flex, "of", lambda *_: pytest.fail("took FlexAttention"))

@@ -25,6 +25,7 @@ VERBS = {
     "export": "a run becomes a public checkpoint, a GGUF or an ONNX file",
     "list": "recipes, presets with their sizes, data sets",
     "doctor": "what this machine can do",
+    "bench": "what this machine reaches: training, answers, tokens",
 }
 
 HELP = f"""anyformer: any data, one Transformer

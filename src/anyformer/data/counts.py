@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 
 BITS = 62  # of a code: the tokens of an n-gram as digits of one number
+GROUND = 1 << 22  # probabilities of short n-grams that are mixed once for all contexts
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +84,40 @@ class Counts:
         (B, T): what does follow, where the rows are of the text that was counted: each is then left out of its own
         counts; below 0 where nothing is to be left out."""
         B, T = ids.shape
-        found = np.full((B * T, self.vocab_size), 1 / self.vocab_size, np.float32)
+        found, ready = np.empty((B * T, self.vocab_size), np.float32), len(self.ground)
         codes, real = contexts(ids, self.longest, self.vocab_size)
         own = None if nexts is None else nexts.reshape(-1)
         known = [found_in(order, code, there) for order, code, there in zip(self.orders, codes, real, strict=True)]
         gone = self.left_out(known, real, own)
-        for order, at, less in zip(self.orders, known, gone, strict=True):
+        for table, code, there in zip(self.ground, codes, real):
+            found[there] = table[code[there]]
+        if own is not None and ready:  # few: a short n-gram that was seen once
+            rows = np.flatnonzero(np.logical_or.reduce(gone[:ready]))
+            found[rows] = self.mixed(ready, [at[rows] for at in known], own[rows], [less[rows] for less in gone])
+        for order, at, less in zip(self.orders[ready:], known[ready:], gone[ready:], strict=True):
             mix(found, order, at, own, less)
         return found.reshape(B, T, -1)
+
+    def mixed(self, orders: int, known: list[np.ndarray], own: np.ndarray | None, gone: list[np.ndarray]) -> np.ndarray:
+        """The shortest so many orders alone: known and gone by order, (N,) each -> (N, V)"""
+        found = np.full((len(known[0]), self.vocab_size), 1 / self.vocab_size, np.float32)
+        for order, at, less in zip(self.orders[:orders], known, gone):
+            mix(found, order, at, own, less)
+        return found
+
+    @cached_property
+    def ground(self) -> list[np.ndarray]:
+        """What the shortest orders say after every context there can be, (V ** k, V) for order k. They know something
+        of almost all, which makes them the slowest to look up."""
+        tables: list[np.ndarray] = []
+        for k, order in enumerate(self.orders):
+            if k and self.vocab_size ** (k + 1) > GROUND:
+                break
+            codes = np.arange(self.vocab_size**k)
+            before = tables[-1][codes % len(tables[-1])] if k else np.full((1, self.vocab_size), 1 / self.vocab_size)
+            tables.append(before.astype(np.float32))
+            mix(tables[-1], order, found_in(order, codes, np.ones(len(codes), bool)), None, np.zeros(len(codes), bool))
+        return tables
 
     def left_out(self, known: list[np.ndarray], real: list[np.ndarray], own: np.ndarray | None) -> list[np.ndarray]:
         """Whether one less is counted of each position's own token, by order: (B * T,) bool each. Of shorter n-grams

@@ -73,3 +73,20 @@ def stretched(schema: Schema, made: Batch, share: float, rng: np.random.Generato
             seen = np.isfinite(moved).reshape(rows, field.nodes, -1).any(2)
             found["present"][:, nodes] = seen & there.any(1, keepdims=True)
     return found
+
+
+def turned(schema: Schema, made: Batch, degrees: float, rng: np.random.Generator) -> Batch:
+    """The series of three channels of each row turned in space, all about one axis by up to so many degrees."""
+    if not degrees:
+        return made
+    rows = len(made["present"])
+    axis = rng.standard_normal((rows, 3))
+    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+    angle = np.deg2rad(rng.uniform(0, degrees, rows))[:, None, None]
+    cross = np.cross(np.eye(3), axis[:, None])  # (B, 3, 3): x @ cross is the product of axis and x
+    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)  # Rodrigues
+    found = dict(made)
+    for field in schema.fields:
+        if field.kind == "series" and field.channels == 3:
+            found[key(field)] = made[key(field)] @ turn.astype(np.float32)
+    return found

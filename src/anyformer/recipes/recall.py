@@ -31,7 +31,8 @@ from ..model.head import LMHead
 from ..model.init import initialise
 from ..model.recall import Diary, Recall
 from . import language
-from .language import MINUTE, MODERN, batches, evaluate, predict, sized, stream
+from .language import batches, evaluate, predict, stream
+from .language.config import MINUTE, MODERN, sized
 
 __all__ = ["PRESETS", "batches", "build", "evaluate", "loss", "predict", "stream"]
 LONGEST = 16  # tokens of an n-gram
@@ -55,6 +56,18 @@ PRESETS = {
     ),
     # a minute on two cores
     "small": Config(model=sized(128, 4, 4, 128, **MODERN), train=MINUTE),
+    # seconds: the counts, and a Transformer that has hardly begun
+    "counts": Config(
+        model=sized(64, 1, 4, 64, **MODERN),
+        train=replace(MINUTE, steps=2, batch=64, warmup=0, eval_every=2, eval_batches=1, save_every=2),
+    ),
+    # a minute and a half on two cores
+    "fast": Config(model=sized(128, 4, 4, 256, **MODERN), train=replace(MINUTE, steps=800, batch=8, eval_every=400)),
+    # a quarter of an hour on two cores
+    "quarter": Config(
+        model=sized(192, 6, 6, 256, dropout=0.1, **MODERN),
+        train=replace(MINUTE, steps=3000, batch=16, lr=3e-3, eval_every=500, save_every=500),
+    ),
 }
 
 

@@ -175,7 +175,8 @@ def _frame(series: Sequence[Series], size, x_range, log: bool, zero: bool, refer
         # a quantity that is never negative is not given an axis below zero
         y0, y1 = (max(y0 - pad, 0.0) if y0 >= 0 else y0 - pad), y1 + pad
     labels = tick_labels(log_ticks(y0, y1) if log else nice_ticks(y0, y1))
-    left = max(36.0, 10 + 7.0 * max(map(len, labels)), 8 + 7.0 * len(x_label))
+    under = len(tick_labels(nice_ticks(x0, x1))[0])  # the first number of the axis, whose middle may be at its left end
+    left = max(36.0, 10 + 7.0 * max(map(len, labels)), 8 + 7.0 * len(x_label) + 3.5 * (under if under > 4 else 0))
     return _Frame(left, top, width - 10, height - 24, (x0, x1 if x1 > x0 else x0 + 1), (y0, y1), log)
 
 
@@ -194,7 +195,9 @@ def _axes(frame: _Frame, x_label: str) -> str:
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base:.1f}" y2="{base + 4:.1f}"/>')
         x = min(x, frame.right + 10 - 3.5 * len(label))
         parts.append(f'<text x="{x:.1f}" y="{base + 18:.1f}" text-anchor="middle">{label}</text>')
-    parts.append(f'<text x="{frame.left - 8:.1f}" y="{base + 18:.1f}" text-anchor="end">{escape(x_label)}</text>')
+    first = tick_labels(x_ticks)[0]
+    beside = min(frame.left, frame.at(x_ticks[0], frame.y[0])[0] - 3.5 * len(first)) - 8
+    parts.append(f'<text x="{beside:.1f}" y="{base + 18:.1f}" text-anchor="end">{escape(x_label)}</text>')
     return "".join(parts)
 
 

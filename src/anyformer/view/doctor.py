@@ -13,8 +13,6 @@ import platform
 import shutil
 import sys
 import sysconfig
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,6 @@ OPTIONAL = (  # module, distribution, what it is for
     ("starlette", "starlette", "serve a model over HTTP"),
     ("uvicorn", "uvicorn", "serve a model over HTTP"),
 )
-COPIED = 128 * 2**20  # bytes; larger than the caches of all but the largest servers
-PATIENCE = 0.03  # seconds; a matrix multiplication that takes this long has warmed up and is well measured
 
 
 def examine() -> dict[str, Any]:
@@ -148,54 +144,15 @@ def _mps() -> dict[str, Any]:
 
 def _measured(device: str, dtypes: tuple[str, ...]) -> dict[str, Any]:
     """Speeds of one device; a dtype that it cannot multiply is None, and a broken device says why."""
+    from anyformer.training import ceilings
+
     speeds: dict[str, float | None] = {}
     try:
         for name in dtypes:
-            speeds[name] = matmul_gflops(device, name)
-        return {"matmul_gflops": speeds, "copy_gb_per_s": copy_speed(device), "problem": None}
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return {"matmul_gflops": speeds, "copy_gb_per_s": None, "problem": problem}
-
-
-def matmul_gflops(device: str, dtype: str) -> float:
-    """The best speed of a square matrix multiplication in GFLOP/s, over sizes that double until one takes a while."""
-    import torch
-
-    best = 0.0
-    for n in (256, 512, 1024, 2048, 4096, 8192):
-        a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
-        seconds = _fastest(lambda a=a: a @ a, device)
-        best = max(best, 2 * n**3 / seconds / 1e9)
-        if seconds > PATIENCE / 8:  # the next size takes eight times as long
-            break
-    return round(best, 1)
-
-
-def copy_speed(device: str) -> float:
-    """Memory bandwidth in GB/s: a copy of 128 MiB, the bytes read and the bytes written both counted."""
-    import torch
-
-    source = torch.ones(COPIED // 4, device=device)
-    target = torch.empty_like(source)
-    return round(2 * COPIED / _fastest(lambda: target.copy_(source), device) / 1e9, 1)
-
-
-def _fastest(work: Callable[[], object], device: str, times: int = 4) -> float:
-    """Seconds of the fastest of a few runs, after one that is not counted."""
-    import torch
-
-    kind = torch.device(device).type
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(kind, lambda: None)
-    best = float("inf")
-    for attempt in range(times + 1):
-        wait()
-        start = time.perf_counter()
-        work()
-        wait()
-        seconds = time.perf_counter() - start
-        best = min(best, seconds) if attempt else best
-    return max(best, 1e-9)
+            speeds[name] = ceilings.matmul_gflops(device, name)
+        return {"matmul_gflops": speeds, "copy_gb_per_s": ceilings.copy_speed(device), "problem": None}
+    except ceilings.REFUSALS as error:
+        return {"matmul_gflops": speeds, "copy_gb_per_s": None, "problem": ceilings.reason(error)}
 
 
 def advice(facts: dict[str, Any]) -> str:
@@ -231,14 +188,15 @@ def describe(facts: dict[str, Any]) -> Group:
         mark = Text("✓", style="green") if one["installed"] else Text("·", style="dim")
         parts.add_row(mark, one["name"], Text(one["version"] or "not installed", style="dim"), one["for"])
     return Group(
-        _section("This machine", here),
-        _section("Speed, measured", _speeds(facts["devices"])),
-        _section("Optional parts", parts),
+        section("This machine", here),
+        section("Speed, measured", _speeds(facts["devices"])),
+        section("Optional parts", parts),
         Text.assemble(("→ ", "bold green"), (advice(facts), "bold")),
     )
 
 
-def _section(title: str, table: Table) -> Group:
+def section(title: str, table: Table) -> Group:
+    """A table under its title."""
     return Group(Text(title, style="bold"), Padding(table, (0, 0, 1, 2)))
 
 
@@ -254,13 +212,14 @@ def _speeds(devices: list[dict[str, Any]]) -> Table:
         remarks = [one["name"] or "", f"capability {one['capability']}" if "capability" in one else ""]
         remarks += [_bytes(one["memory_bytes"]) if "memory_bytes" in one else ""]
         remarks += ["native bfloat16" if one.get("bfloat16") else "", one["problem"] or ""]
-        speeds = [_flops(one["matmul_gflops"].get(name)) for name in dtypes]
+        speeds = [flops(one["matmul_gflops"].get(name)) for name in dtypes]
         copy = f"{one['copy_gb_per_s']:,.0f} GB/s" if one["copy_gb_per_s"] else "–"
         table.add_row(one["device"], *speeds, copy, Text(" · ".join(filter(None, remarks)), style="dim"))
     return table
 
 
-def _flops(gflops: float | None) -> str:
+def flops(gflops: float | None) -> str:
+    """A speed of matrix products for a person."""
     if gflops is None:
         return "–"
     return f"{gflops / 1000:.1f} TFLOP/s" if gflops >= 1000 else f"{gflops:.0f} GFLOP/s"

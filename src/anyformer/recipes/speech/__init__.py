@@ -6,8 +6,8 @@ edges  encoder: all of a sound's nodes read each other; decoder: causal, and all
 head   a logit for each token of the vocabulary, tied to the embedding
 loss   cross-entropy of the next token
 
-    anyformer train speech --preset digits --minutes 2         on two cores: spoken digits, 2 in 100 wrong
-    anyformer train speech --preset strings --minutes 20       on two cores: two to six of them in a row
+    anyformer train speech --preset digits --minutes 4         on two cores: spoken digits, fewer than 1 in 100 wrong
+    anyformer train speech --preset strings --minutes 20       on two cores: two to six in a row, 1 word in 100
     anyformer train speech --data clips.csv                    your own: columns path and text
 
 Whisper (Radford et al. 2022, 2212.04356); SpecAugment (1904.08779).

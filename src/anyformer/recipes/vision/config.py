@@ -70,7 +70,9 @@ PRESETS = {
         train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
     ),
     # 15 minutes on two cores
-    "small": Config(augment=SHIFTED, model=sized(96, 6, 4, 50, init="zero"), train=FASHION),
+    "small": Config(
+        local=3, augment=SHIFTED, model=sized(96, 6, 4, 50, init="zero"), train=replace(FASHION, steps=10_000)
+    ),
     # a minute on two cores
     "digits": Config(
         data="digits",

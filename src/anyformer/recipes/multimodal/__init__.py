@@ -18,7 +18,7 @@ A set of nodes of unlike kinds: Gato (2205.06175), FT-Transformer (2106.11959); 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,99 +26,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import table
-from ..data.album import drawn
-from ..data.draw import batch, key, nodes_in, shaken, stretched, without
-from ..data.encode import entries
-from ..data.fields import Rows
-from ..data.labelled import shuffled
-from ..data.schema import Field, Schema
-from ..errors import InputError, nearest
-from ..generate.rows import score, tensor, told
-from ..model.block import Transformer
-from ..model.config import TransformerConfig
-from ..model.edges import within
-from ..model.head import Classifier, Regressor
-from ..model.init import initialise
-from ..model.nodes import Frames, Numbers, Patches, Scaled, Several, Slices, Tokens
-from ..recipe import Graph, Input, Place, begin
-from ..training.config import TrainConfig
+from ...data import table
+from ...data.album import drawn
+from ...data.draw import batch, key, nodes_in, shaken, stretched, turned, without
+from ...data.encode import entries
+from ...data.fields import Rows
+from ...data.labelled import shuffled
+from ...data.schema import Field, Schema
+from ...errors import InputError, nearest
+from ...generate.rows import score, tensor, told
+from ...model.block import Transformer
+from ...model.config import TransformerConfig
+from ...model.edges import within
+from ...model.head import Classifier, Regressor
+from ...model.init import initialise
+from ...model.nodes import Frames, Numbers, Patches, Scaled, Several, Slices, Tokens
+from ...recipe import Graph, Input, Place, begin
+from .config import PRESETS, Config
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """A model of rows, its table and its training."""
-
-    data: str = "watch"
-    """The name of a set (watch, breast-cancer, spoken-digits, sensors), a .csv, .tsv, .jsonl or .parquet."""
-    schema: str = "own"
-    """Which column is what: own (what a set says of itself; of other tables it is inferred), inferred, or a schema.toml
-    (its path, or what it holds)."""
-    target: str = ""
-    """Where the schema is inferred: the column to tell, or several with commas between."""
-    fold: str = "1/10"
-    """Which part of how many is for validation, where the data do not say: whole groups, or rows of each class."""
-    absent: float = 0.1
-    """In training each field of a row is left out so often (field dropout), though never all."""
-    noise: float = 0.0
-    """In training every number, reading or channel is shaken by so many of its deviations."""
-    stretch: float = 0.0
-    """In training the series of a row are made faster or slower by up to this share."""
-    lenient: bool = False
-    """What is damaged (a reading that is NaN, an image or sound that cannot be read) is left out and counted."""
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    """Its context bounds the nodes of a row; positions belong to the fields, so its own is none."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def sized(dim: int, n_layer: int, n_head: int, context: int, **more: Any) -> TransformerConfig:
-    return TransformerConfig(dim=dim, n_layer=n_layer, n_head=n_head, context=context, position="none", **more)
-
-
-# What the field found after 2017, each named by its paper in TransformerConfig.
-MODERN: dict[str, Any] = {"norm": "rmsnorm", "activation": "relu2", "qk_norm": True, "bias": False, "init": "zero"}
-ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
-MUON = replace(ADAMW, optimizer="muon", schedule="trapezoid", steps=1000, lr=3e-3, weight_decay=0.01, clip=0.0)
-PRESETS = {
-    # seconds: for tests
-    "tiny": Config(
-        data="sensors",
-        fold="1/5",
-        model=sized(32, 2, 2, 64),
-        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
-    ),
-    # three minutes on two cores; a fold is a person
-    "watch": Config(
-        noise=0.1,
-        stretch=0.4,
-        model=sized(64, 3, 4, 64, dropout=0.1),
-        train=ADAMW,
-    ),
-    # seconds on two cores
-    "table": Config(
-        data="breast-cancer",
-        schema="inferred",
-        target="diagnosis",
-        noise=0.2,
-        model=sized(64, 2, 4, 256, dropout=0.1),
-        train=replace(ADAMW, steps=300, lr=5e-4),
-    ),
-    # minutes on two cores
-    "spoken-digits": Config(
-        data="spoken-digits",
-        absent=0.3,
-        model=sized(96, 3, 4, 128, dropout=0.1, **MODERN),
-        train=MUON,
-    ),
-    # for many rows of many kinds: bring --data and a GPU
-    "base": Config(
-        data="spoken-digits",
-        absent=0.3,
-        lenient=True,
-        model=sized(512, 8, 8, 1024, dropout=0.1, **MODERN),
-        train=replace(MUON, steps=50_000, batch=128, warmup=1000),
-    ),
-}
+__all__ = [
+    "PRESETS",
+    "Config",
+    "MultimodalTransformer",
+    "batches",
+    "build",
+    "changed",
+    "evaluate",
+    "fields",
+    "graph",
+    "inferred",
+    "loss",
+    "predict",
+    "schema_of",
+]
 
 
 def nodes_of(field: Field, config: TransformerConfig) -> nn.Module:
@@ -195,10 +135,9 @@ def build(config: Config) -> MultimodalTransformer:
 
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
     """ "train": every row once an epoch, with fields left out at random, for ever. "val" and "all": one pass."""
-    if not 0 <= config.absent < 1 or min(config.noise, config.stretch) < 0:
-        raise InputError(
-            f"absent is {config.absent}, below 1; noise {config.noise} and stretch {config.stretch}: from 0"
-        )
+    if not 0 <= config.absent < 1 or min(config.noise, config.stretch, config.turn) < 0:
+        shaking = f"noise {config.noise}, stretch {config.stretch} and turn {config.turn}: from 0"
+        raise InputError(f"absent is {config.absent}, below 1; {shaking}")
     c, found = config.train, rows(config)
     place = begin(place, config.data, found.sha256, skipped=found.skipped)
     part = found.part(split, config.fold)
@@ -210,7 +149,7 @@ def batches(config: Config, split: str, place: Place | None = None) -> Iterator[
     while split == "train":
         at = drawn(part, c.batch, c.seed, place["step"])
         rng = np.random.Generator(np.random.Philox(key=c.seed, counter=(0, 0, place["step"], 3)))
-        made = stretched(known, batch(found, at), config.stretch, rng)
+        made = turned(known, stretched(known, batch(found, at), config.stretch, rng), config.turn, rng)
         made = tensors(shaken(known, without(known, made, config.absent, rng), config.noise, rng))
         place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + int(made["present"].sum()) + c.batch}
         yield made, place

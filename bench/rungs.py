@@ -1,0 +1,75 @@
+"""The fast recipe as a ladder: what each change buys, one after the other, in the same time on the same text.
+
+    python bench/rungs.py                                    every rung for a minute, two seeds: 25 minutes
+    python bench/rungs.py --minutes 2 --data eltec --seeds 1 2 3
+
+The first rung is nanoGPT's CPU recipe as we have it (`nanogpt-cpu`) but for the number of steps, which is what fits
+into the time; each further one keeps the changes before it. Loss over the whole validation split, each at its own
+context. The time is of training: what `--minutes` plans.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+from anyformer import api
+from anyformer.model import paths
+
+COUNTS = "counts beside it"
+MUON = {"optimizer": "muon", "lr": 4e-3, "warmup": 20, "weight_decay": 0.01, "clip": 0.0}
+RUNGS: dict[str, dict[str, Any]] = {  # what changes, as overrides of the config
+    "nanoGPT's recipe, float32": {"train": {"dtype": "float32", "batch": 16}},
+    "bfloat16": {"train": {"dtype": "bfloat16"}},
+    "attention in products": {},
+    "rotary positions": {"model": {"position": "rotary"}},
+    "RMSNorm, QK-norm": {"model": {"norm": "rmsnorm", "qk_norm": True}},
+    "squared ReLU": {"model": {"activation": "relu2"}},
+    "outputs from zero": {"model": {"init": "zero"}},
+    "Muon": {"train": MUON},
+    "trapezoid to zero": {"train": {"schedule": "trapezoid", "min_lr": 0.0}},
+    "context 256": {"model": {"context": 256}, "train": {"batch": 8}},
+    COUNTS: {"model": {"dim": 128, "n_layer": 4}, "train": {"eval_batches": 10}},
+}
+
+
+def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    return a | {k: merged(a.get(k, {}), v) if isinstance(v, dict) else v for k, v in b.items()}
+
+
+def run(name: str, overrides: dict[str, Any], data: str, minutes: float, seed: int) -> dict[str, float]:
+    """Loss and steps of a training with torch's attention up to the rung that leaves it."""
+    own = name not in ("nanoGPT's recipe, float32", "bfloat16")
+    pays = paths.products_pay if own else lambda q, k: False
+    recipe, preset = ("recall", "counts") if name == COUNTS else ("language", "nanogpt-cpu")
+    given = merged(overrides, {"train": {"seed": seed, "eval_every": 1 << 30, "save_every": 1 << 30}})
+    with TemporaryDirectory() as folder, patch.object(paths, "products_pay", pays):
+        model = api.train(recipe, preset, data=data, minutes=minutes, out=Path(folder) / "run", **given)
+        return {"loss": model.evaluate()["loss"], "steps": model.step}
+
+
+def main(data: str, minutes: float, seeds: list[int], as_json: bool) -> None:
+    found, overrides = {}, {}
+    for name, change in RUNGS.items():
+        overrides = merged(overrides, change)
+        runs = [run(name, overrides, data, minutes, seed) for seed in seeds]
+        found[name] = {"losses": [one["loss"] for one in runs], "steps": [one["steps"] for one in runs]}
+        if not as_json:
+            each = ", ".join(f"{loss:.4f}" for loss in found[name]["losses"])
+            loss, steps = (mean(found[name][what]) for what in ("losses", "steps"))
+            print(f"{name:<26} loss {loss:.4f} ({each})  {steps:>7,.0f} steps", flush=True)
+    if as_json:
+        print(json.dumps({"data": data, "minutes": minutes, "seeds": seeds, "rungs": found}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="shakespeare")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of training, for each rung and seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    asked = parser.parse_args()
+    main(asked.data, asked.minutes, asked.seeds, asked.json)
