@@ -2,15 +2,19 @@
 
     python bench/answering.py             # needs the packages transformers and ctranslate2 (pip install -e '.[bench]')
 
-A prompt of 32 tokens, 128 new ones, always the likeliest; float32 must agree on every token before anything is timed.
-The floor is what reading all weights once a step would take at the memory's measured speed.
+Always the likeliest token; in float32 we must agree with transformers on every one before anything is timed. Reading a
+prompt and writing on are told apart: one new token is all reading, and what more tokens take longer is all steps. The
+sides take turns, so that whatever else the machine does meets them all. The ceiling is how quickly the cores read
+memory: a step reads every weight once, whatever the batch, and `share` is how near to it a side's steps come.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +28,23 @@ from anyformer.generate.decode import generate
 from anyformer.generate.sampling import Rules
 from anyformer.training.ceilings import read_speed
 
-PROMPT, NEW = 32, 128
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 Say = Callable[[list[list[int]], int], list[list[int]]]
+
+
+@dataclass
+class Side:
+    """One of those who answer, and how many seconds its rounds took."""
+
+    name: str
+    say: Say
+    reading: list[float] = field(default_factory=list)
+    writing: list[float] = field(default_factory=list)
+
+    def round(self, prompts: list[list[int]], new: int) -> None:
+        first, whole = seconds(self.say, prompts, 1), seconds(self.say, prompts, new)
+        self.reading.append(first)
+        self.writing.append(whole - first)
 
 
 def write_checkpoint(folder: Path) -> int:
@@ -82,51 +100,77 @@ def by_us(folder: Path, weights: Any) -> Say:
     return say
 
 
-def speed(say: Say, batch: int, rounds: int) -> float:
-    """Tokens a second, the median of some rounds; the prompt is part of the time."""
+def seconds(say: Say, prompts: list[list[int]], new: int) -> float:
+    began = time.perf_counter()
+    said = say(prompts, new)
+    took = time.perf_counter() - began
+    assert [len(row) for row in said] == [new] * len(prompts)
+    return took
+
+
+def sides(folder: Path) -> list[Side]:
+    """All who answer, from the very same weights. Raises AssertionError where we do not say what transformers says."""
+    known = ctranslate2.get_supported_compute_types("cpu")
+    made = [Side(f"transformers {w}", by_transformers(folder, getattr(torch, w))) for w in ("float32", "bfloat16")]
+    made += [Side(f"CTranslate2 {w}", by_ctranslate2(folder, w)) for w in BYTES if w in known]
+    made += [Side(f"anyformer {w}", by_us(folder, w)) for w in BYTES]
+    prompts, whole = [list(range(10, 42))], {side.name: side.say for side in made if side.name.endswith("float32")}
+    wanted = whole["transformers float32"](prompts, 32)
+    assert whole["anyformer float32"](prompts, 32) == wanted, "the two do not say the same"
+    return made
+
+
+def measure(made: list[Side], batch: int, asked: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Tokens a second of each side, read and written: medians of some rounds."""
     torch.manual_seed(1)
-    prompts = torch.randint(1, 50000, (batch, PROMPT)).tolist()
-    say(prompts, 4)
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        said = say(prompts, NEW)
-        times.append(time.perf_counter() - began)
-        assert [len(row) for row in said] == [NEW] * batch
-    return batch * NEW / statistics.median(times)
-
-
-def main(batches: list[int], rounds: int, as_json: bool) -> None:
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "read_gb_per_s": read_speed("cpu")}
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        size = write_checkpoint(folder)
-        prompts = [list(range(10, 10 + PROMPT))]
-        wanted = by_transformers(folder, torch.float32)(prompts, 32)
-        assert by_us(folder, "float32")(prompts, 32) == wanted, "the two do not say the same"
-        makers: dict[str, Callable[[], Say]] = {
-            "transformers float32": lambda: by_transformers(folder, torch.float32),
-            "transformers bfloat16": lambda: by_transformers(folder, torch.bfloat16),
-            "CTranslate2 float32": lambda: by_ctranslate2(folder, "float32"),
-            "CTranslate2 int8": lambda: by_ctranslate2(folder, "int8"),
+    prompts = torch.randint(1, 50000, (batch, asked.prompt)).tolist()
+    for side in made:
+        side.say(prompts, 4)
+        side.reading, side.writing = [], []
+    for _ in range(asked.rounds):
+        for side in made:
+            side.round(prompts, asked.new)
+    return {
+        side.name: {
+            "read": batch * asked.prompt / statistics.median(side.reading),
+            "written": batch * (asked.new - 1) / statistics.median(side.writing),
         }
-        makers |= {f"anyformer {w}": (lambda w=w: by_us(folder, w)) for w in BYTES}
-        for side, make in makers.items():
-            say = make()
-            found[side] = {batch: round(speed(say, batch, rounds), 1) for batch in batches}
-            floor = found["read_gb_per_s"] * 1e9 / (size * BYTES[side.split()[1]])
-            found[side]["floor, batch 1"] = round(floor, 1)
-            if not as_json:
-                shares = "   ".join(f"batch {batch} {found[side][batch]:8.1f}" for batch in batches)
-                print(f"{side:<24} tok/s  {shares}   floor at batch 1 {floor:6.1f}", flush=True)
-    if as_json:
-        print(json.dumps(found))
+        for side in made
+    }
+
+
+def compare(found: dict[str, dict[str, float]], batch: int, weights: int, ceiling: float) -> str:
+    """Beside each side's speed its share of the ceiling, and how it stands to the best peer that writes."""
+    peers = [name for name in found if not name.startswith("anyformer")]
+    best = max(peers, key=lambda name: found[name]["written"])
+    lines = [f"\n{f'batch {batch}':<24}{'read':>8}{'written':>10} tok/s{'share':>9}   beside {best}"]
+    for name, row in found.items():
+        row["share"] = row["written"] / batch * weights * BYTES[name.split()[1]] / (ceiling * 1e9)
+        row["beside the best peer"] = row["written"] / found[best]["written"]
+        ratio = "" if name in peers else f"{row['beside the best peer']:.2f}"
+        lines.append(f"{name:<24}{row['read']:>8.0f}{row['written']:>10.1f}{row['share']:>15.0%}   {ratio}")
+    return "\n".join(lines)
+
+
+def main(asked: argparse.Namespace) -> None:
+    ceiling, found = read_speed("cpu"), {}
+    to = sys.stderr if asked.json else sys.stdout
+    print(f"{torch.get_num_threads()} threads, which read {ceiling} GB/s", file=to, flush=True)
+    with TemporaryDirectory() as name:
+        weights = write_checkpoint(Path(name))
+        made = sides(Path(name))
+        for batch in asked.batches:
+            found[batch] = measure(made, batch, asked)
+            print(compare(found[batch], batch, weights, ceiling), file=to, flush=True)
+    if asked.json:
+        print(json.dumps({"threads": torch.get_num_threads(), "read_gb_per_s": ceiling, "batches": found}))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
+    parser.add_argument("--new", type=int, default=128, help="tokens that follow it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    asked = parser.parse_args()
-    main(asked.batches, asked.rounds, asked.json)
+    main(parser.parse_args())

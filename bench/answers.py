@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anyformer.generate.decode import generate, new_cache, prefill, step
 from anyformer.generate.sampling import Rules
-from anyformer.model.attention import KVCache
+from anyformer.model.cache import KVCache
 from anyformer.model.narrow import narrow
 from anyformer.recipes import language
 
@@ -36,15 +36,15 @@ class Still(KVCache):
     are read each time, one node at a time: the causal rule hides those that nothing stands in yet."""
 
     def __init__(self, cache: KVCache):
-        self.size, self.keys, self.values, self.memory = cache.size, cache.keys, cache.values, cache.memory
-        self.lengths = torch.zeros(cache.keys.shape[1], dtype=torch.long, device=cache.device)
+        vars(self).update(vars(cache))  # the same memory
+        self.lengths = torch.zeros(cache.batch, dtype=torch.long, device=cache.device)
 
     @property
     def filled(self) -> int:
         return self.size - 1  # with the node that is read, all of it
 
     def advance(self, new: int) -> None:
-        self.lengths += new  # in place: the graph knows this tensor
+        self._lengths += new  # in place, and nobody asks for the longest: the graph knows this tensor
 
 
 class Stepper:
@@ -52,6 +52,8 @@ class Stepper:
 
     def __init__(self, model: Any, batch: int, size: int):
         self.model, self.cache = model, new_cache(model, batch, size)
+        with torch.no_grad():
+            prefill(model, [[0]] * batch, self.cache)  # which takes its memory
         self.still = Still(self.cache)
         self.new = torch.zeros(batch, dtype=torch.long, device=self.cache.device)
         self.advance: Callable[[], None] = self.one
@@ -78,7 +80,8 @@ class Stepper:
 
     def compiled(self, dry: bool = False) -> "Stepper":
         """The step by torch.compile, which makes fewer kernels of it and captures them; dry: only traced."""
-        for fixed in (self.cache.keys, self.cache.values, self.still.lengths, self.new):
+        kept = [tensor for pair in self.cache.kept for tensor in pair or ()]
+        for fixed in (*kept, self.still.lengths, self.new):
             torch._dynamo.mark_static_address(fixed)
         if dry:
             self.advance = as_on_gpu(torch.compile(self.one, backend="eager"))

@@ -1,11 +1,13 @@
 """Weights in fewer bits: close to the whole ones by a stated bound, for any number of rows, in every recipe."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from anyformer import api
@@ -16,6 +18,7 @@ from anyformer.model.fused import fuse
 from anyformer.model.head import LMHead
 from anyformer.model.linear import Linear, onednn
 from anyformer.model.narrow import FEW, MANY, FloatLinear, Int8Linear, narrow
+from anyformer.recipes.language import corpus
 from cli_kit import call, refused
 
 ROUND = 2**-8  # what bfloat16 loses of a number at most
@@ -139,6 +142,22 @@ def test_perplexity_rises_by_less_than_one_percent(learned: Path, weights: str):
     few = call("eval", learned, "--weights", weights, "--json").well().json
     assert whole["perplexity"] < 3 and few["loss"] != whole["loss"]
     assert abs(few["perplexity"] / whole["perplexity"] - 1) < 0.01
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(("rows", "nodes"), [(1, FEW), (MANY // 64, 64), (4 * MANY // 64, 64)])
+def test_perplexity_is_nearly_the_same_however_many_rows_share_a_product(learned: Path, weights, rows: int, nodes: int):
+    """As in a step of one text, in a step of many, and where a prompt is read: each has a way of its own."""
+    models = [api.load(learned, "cpu"), api.load(learned, "cpu", weights=weights)]
+    text = torch.from_numpy(corpus(models[0].config).split("val").astype("int64"))
+    ids = text[: len(text) // (nodes + 1) * (nodes + 1)].view(-1, nodes + 1)[: 256 // nodes * 8 // rows * rows]
+    nats = [
+        sum(F.cross_entropy(one.module(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()).item() for x in ids.split(rows))
+        / len(ids.split(rows))
+        for one in models
+    ]
+    assert math.exp(abs(nats[1] - nats[0])) < (1.0001 if weights == "float32" else 1.01)
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
