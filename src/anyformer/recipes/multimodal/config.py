@@ -56,7 +56,7 @@ PRESETS = {
     "watch": Config(
         noise=0.1,
         stretch=0.4,
-        turn=45.0,
+        turn=20.0,
         model=sized(64, 3, 4, 64, dropout=0.1),
         train=ADAMW,
     ),
