@@ -37,7 +37,7 @@ def copy_speed(device: str) -> float:
 def read_speed(device: str) -> float:
     """What the memory gives to who only reads, in GB/s: the sum of 256 MiB of numbers."""
     many = torch.ones(2 * LARGE // 4, device=device)
-    return round(2 * LARGE / fastest(many.sum, device, 8) / 1e9, 1)
+    return round(2 * LARGE / fastest(many.sum, device, 30) / 1e9, 1)
 
 
 def fastest(work: Callable[[], object], device: str, times: int = 4) -> float:
