@@ -2,8 +2,7 @@
 
     python bench/budget.py --minutes 0.5 1 2 4 --data shakespeare eltec
 
-One training of each size for each time and text; loss in bits a byte over the whole validation split. What
-`anyformer train --minutes` chooses by, and what it promises, is fitted to such a table.
+One training of each size for each time and text; loss in bits a byte over the whole validation split.
 """
 
 import argparse
@@ -14,8 +13,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anyformer import api, recipe
+from anyformer.model.config import TransformerConfig
 from anyformer.recipes import language
-from anyformer.recipes.language.config import SIZES
+from anyformer.recipes.language.config import MINUTE, MODERN, sized
+from anyformer.training.config import TrainConfig
+
+
+def grown(dim: int, n_layer: int, context: int, batch: int, lr: float) -> tuple[TransformerConfig, TrainConfig]:
+    return sized(dim, n_layer, dim // 32, context, **MODERN), replace(MINUTE, batch=batch, lr=lr, eval_every=250)
+
+
+SIZES = (
+    grown(64, 2, 64, 32, 6e-3),
+    grown(96, 3, 128, 16, 5e-3),
+    grown(128, 4, 256, 8, 4e-3),
+    grown(192, 6, 256, 8, 3e-3),
+    grown(256, 8, 256, 16, 2.5e-3),
+    grown(384, 8, 512, 16, 2e-3),
+)
 
 
 def one(data: str, which: int, minutes: float, tokenizer: str, seed: int) -> dict[str, Any]:

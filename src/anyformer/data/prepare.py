@@ -36,7 +36,7 @@ STALE = 24 * 3600  # seconds after which what a killed process left is removed
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Token ids on disk, with their tokenizer. The first `n_train` are for training, the rest for validation."""
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.counts import Counts, Order, count
+from ..data.prepare import Corpus
 from ..data.stream import NOTHING
 from ..data.tokenizer import Tokenizer
 from ..errors import InputError
@@ -159,27 +160,15 @@ def counted(config: Config) -> Counts:
     if not 1 <= longest <= LONGEST:
         raise InputError(f"counts is {longest}; it must be from 1 to {LONGEST} tokens")
     try:
-        return kept(config.data, text.meta["sha256"], longest, vocab, Tokens(text.split("train")))
+        return kept(text, longest, vocab)
     except ValueError as error:
         raise InputError(f"counts is {longest}: {error}: lower --counts") from None
 
 
-class Tokens:
-    """The ids of a text, all of which are alike to a cache that knows the text's hash."""
-
-    def __init__(self, ids: np.ndarray):
-        self.ids = ids
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokens)
-
-    def __hash__(self) -> int:
-        return 0
-
-
 @lru_cache(maxsize=2)
-def kept(data: str, sha256: str, longest: int, vocab_size: int, text: Tokens) -> Counts:
-    return count(np.asarray(text.ids, np.int64), longest, vocab_size)
+def kept(text: Corpus, longest: int, vocab_size: int) -> Counts:
+    """A text that is open is one object (`language.corpus`), so that it is counted once."""
+    return count(np.asarray(text.split("train"), np.int64), longest, vocab_size)
 
 
 def build(config: Config) -> Recaller:

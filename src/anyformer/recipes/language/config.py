@@ -135,18 +135,3 @@ PRESETS = {
         window=32, global_every=4, model=sized(128, 4, 4, 512, **MODERN), train=replace(MINUTE, batch=4)
     ),  # 2004.05150
 }
-
-
-def grown(dim: int, n_layer: int, context: int, batch: int, lr: float) -> tuple[TransformerConfig, TrainConfig]:
-    return sized(dim, n_layer, dim // 32, context, **MODERN), replace(MINUTE, batch=batch, lr=lr, eval_every=250)
-
-
-SIZES = (
-    grown(64, 2, 64, 32, 6e-3),
-    grown(96, 3, 128, 16, 5e-3),
-    grown(128, 4, 256, 8, 4e-3),
-    grown(192, 6, 256, 8, 3e-3),
-    grown(256, 8, 256, 16, 2.5e-3),
-    grown(384, 8, 512, 16, 2e-3),
-)
-"""What a training of so many minutes may choose from, small to large."""
