@@ -1,66 +1,87 @@
-"""Which size of a Transformer is best for how much time: the sizes of a language model side by side.
+"""What each size of a language model reaches in how much time, and the law that `train --minutes` chooses by.
 
-    python bench/budget.py --minutes 0.5 1 2 4 --data shakespeare eltec
+    python bench/budget.py --minutes 0.5 1 2 4 --data shakespeare eltec > points.jsonl
+    python bench/budget.py --fit points.jsonl
 
-One training of each size for each time and text; loss in bits a byte over the whole validation split.
+One training of each size for each time and text. The law, fitted to them by least squares: the loss over what n-grams
+leave open (`difficulty`) is E + A / parameters^a + B / tokens^b, tokens that are read again counting for less. Without
+the embeddings, which hardly learn more from being many.
 """
 
 import argparse
 import json
+import math
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from scipy.optimize import least_squares
+
 from anyformer import api, recipe
-from anyformer.model.config import TransformerConfig
 from anyformer.recipes import language
-from anyformer.recipes.language.config import MINUTE, MODERN, sized
-from anyformer.training.config import TrainConfig
+from anyformer.recipes.language import budget
 
 
-def grown(dim: int, n_layer: int, context: int, batch: int, lr: float) -> tuple[TransformerConfig, TrainConfig]:
-    return sized(dim, n_layer, dim // 32, context, **MODERN), replace(MINUTE, batch=batch, lr=lr, eval_every=250)
-
-
-SIZES = (
-    grown(64, 2, 64, 32, 6e-3),
-    grown(96, 3, 128, 16, 5e-3),
-    grown(128, 4, 256, 8, 4e-3),
-    grown(192, 6, 256, 8, 3e-3),
-    grown(256, 8, 256, 16, 2.5e-3),
-    grown(384, 8, 512, 16, 2e-3),
-)
-
-
-def one(data: str, which: int, minutes: float, tokenizer: str, seed: int) -> dict[str, Any]:
-    model, train = SIZES[which]
-    config = language.Config(data=data, tokenizer=tokenizer, model=model, train=replace(train, seed=seed))
-    overrides = recipe.to_json(config)
+def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, seed: int) -> dict[str, Any]:
+    config = language.Config(data=data, tokenizer=tokenizer, vocab_size=vocab_size)
+    config = budget.grown(replace(config, train=replace(config.train, seed=seed)), *budget.SIZES[which])
+    text = language.corpus(config)
     with TemporaryDirectory() as folder:
-        found = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **overrides)
+        found = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **recipe.to_json(config))
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
-        tokens = found.config.train.steps * train.batch * model.context
-        return {
-            "data": data,
-            "size": which,
-            "minutes": minutes,
-            "parameters": sum(p.numel() for p in found.module.parameters()),
-            "tokens": tokens,
-            "bits_per_byte": result["val_bits_per_byte"],
-            "seconds": result["seconds"],
-        }
+    return {
+        "data": data,
+        "tokenizer": tokenizer,
+        "size": which,
+        "minutes": minutes,
+        "parameters": budget.inner(config),
+        "unique": len(text.split("train")),
+        "tokens": found.config.train.steps * config.train.batch * config.model.context,
+        "difficulty": budget.difficulty(text),
+        "loss": result["val_loss"],
+        "seconds": result["seconds"],
+        "steps": [result["best_step"], result["step"]],
+    }
 
+
+def fit(points: list[dict[str, Any]]) -> Iterator[str]:
+    """The numbers of the law, and how far off each point they are."""
+    rows = {name: np.array([one[name] for one in points], float) for name in points[0] if name in NEEDED}
+    first = (0.5, 1.0, 0.3, 50.0, 0.4)
+
+    def off(law: np.ndarray) -> np.ndarray:
+        said = [budget.law(*law, p, t, u) for p, t, u in zip(rows["parameters"], rows["tokens"], rows["unique"])]
+        return np.log(said) - np.log(rows["loss"] / rows["difficulty"])
+
+    found = least_squares(off, first, bounds=(0, np.inf), x_scale=first, loss="soft_l1", f_scale=0.02)
+    yield "E, A, a, B, b = " + ", ".join(f"{x:.4g}" for x in found.x)
+    for point, error in zip(points, off(found.x)):
+        about = f"{point['data']:<12} {point['minutes']:>5} min  size {point['size']}"
+        yield f"{about}  loss {point['loss']:.4f}, said {point['loss'] * math.exp(error):.4f}"
+    yield f"off by {math.sqrt((off(found.x) ** 2).mean()):.1%} in the mean (root of squares)"
+
+
+NEEDED = ("parameters", "tokens", "unique", "loss", "difficulty")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", nargs="+", default=["shakespeare", "eltec"])
     parser.add_argument("--minutes", type=float, nargs="+", default=[0.5, 1, 2, 4])
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(range(len(SIZES))))
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(range(6)))
     parser.add_argument("--tokenizer", default="char")
+    parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fit", type=Path, help="a file with what this script has printed, or several put together")
     asked = parser.parse_args()
+    if asked.fit:
+        print("\n".join(fit([json.loads(line) for line in asked.fit.read_text().splitlines()])))
+        sys.exit()
     for minutes in asked.minutes:
         for data in asked.data:
             for which in asked.sizes:
-                print(json.dumps(one(data, which, minutes, asked.tokenizer, asked.seed)), flush=True)
+                found = one(data, which, minutes, asked.tokenizer, asked.vocab_size, asked.seed)
+                print(json.dumps(found), flush=True)

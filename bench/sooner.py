@@ -2,7 +2,7 @@
 
     python bench/sooner.py --nanogpt ../nanoGPT                            characters of Shakespeare
     python bench/sooner.py --nanogpt ../nanoGPT --data eltec --megabytes 1.1
-    python bench/sooner.py --nanogpt ../nanoGPT --tokenizer bpe --seeds 1
+    python bench/sooner.py --nanogpt ../nanoGPT --tokenizer bpe --counts 3 --seeds 1
 
 The time of ours is that of `anyformer train` from the start of the process to its end: it prepares the text, counts,
 trains, goes over the whole validation split and writes the run. nanoGPT's text is prepared before its clock starts.
@@ -65,13 +65,14 @@ def once(asked: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as name:
         text = text_of(asked.data, asked.megabytes, Path(name))
         words = ["--data", text, "--tokenizer", asked.tokenizer, "--vocab-size", str(asked.vocab_size)]
+        counts = ["--counts", str(asked.counts)]
         if not asked.alone:
             ready = prepare(text, asked.tokenizer, asked.vocab_size)
             seconds, loss = theirs(asked.nanogpt, Path(name), ready, 2000, seed)
             found["nanoGPT"] = {"seconds": seconds, "loss": loss, "steps": 2000}
         for side in asked.sides:
             with tempfile.TemporaryDirectory() as scratch:
-                found[side] = ours(*SIDES[side], words, seed, Path(scratch))
+                found[side] = ours(*SIDES[side], words + counts * (SIDES[side][0] == "recall"), seed, Path(scratch))
     for side, one in found.items():
         print(f"seed {seed}  {side:<24} {one['seconds']:>7.1f} s   loss {one['loss']:.4f}", file=sys.stderr, flush=True)
     return found
@@ -91,6 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("--megabytes", type=float, help="of the data, from its beginning; by default all")
     parser.add_argument("--tokenizer", choices=("char", "byte", "bpe"), default="char")
     parser.add_argument("--vocab-size", type=int, default=1024, help="of a BPE")
+    parser.add_argument("--counts", type=int, default=6, help="the longest n-gram of recall; shorter for a BPE")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--alone", action="store_true", help="without nanoGPT")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

@@ -18,7 +18,7 @@ from . import recipe as recipes
 from .errors import InputError, TrainingError
 from .interop.directory import TUNING
 from .loading import Model, anchored, begin_from, bring_in, config_of, load, prepare
-from .training import checkpoint, loop
+from .training import checkpoint, loop, plan
 from .training.config import LoRA
 from .training.device import device as find_device
 from .training.run import Run, Stopped, average, begin, describe, fit, write
@@ -49,21 +49,24 @@ def train(
     """Train a recipe and give back its best model.
 
     overrides: fields of the preset's config, nested ones as dicts: train("language", data="a.txt", train={"lr": 1e-3}).
-    minutes: instead of steps, as many as fit. out: the run directory (a new one below runs/). resume: go on with it.
-    init: a run or public checkpoint to begin from (fine-tuning). lora: {"rank": 8} and so on, to train adapters alone.
+    minutes: instead of steps, as many as fit, and where neither a preset nor a field of model or train is given, of the
+    size that promises most (recipes with `sizes`). out: the run directory (a new one below runs/). resume: go on with
+    it. init: a run or public checkpoint to begin from (fine-tuning). lora: {"rank": 8} and so on, to train adapters
+    alone.
     on_start(run, config, state) hears once, on_record(record) every step. Raises InputError, TrainingError, and Stopped
     after Ctrl-C (everything is saved).
     """
     module = recipes.load(recipe)
     run = Run(Path(out)) if out is not None else None
     source = None if init is None else Path(init)
-    preset, config = starting_point(module, recipe, preset, run if resume else None, source)
+    asked, (preset, config) = preset, starting_point(module, recipe, preset, run if resume else None, source)
     values = merged(recipes.to_json(config), overrides)
     config = config_of(module, values, "overrides")
     return run_config(
         recipe,
         preset,
         config,
+        sizes=source is None and undecided(module, asked, config),
         run=run,
         resume=resume,
         init=source,
@@ -106,6 +109,14 @@ def tuned(module: recipes.Recipe, config: Any, source: Model, gently: bool) -> A
     return config_of(module, values | same | data | train, f"{source.path}")
 
 
+def undecided(module: recipes.Recipe, preset: str | None, config: Any) -> bool:
+    """Whether nobody has said how large the model is and how it learns, and the recipe knows of sizes."""
+    default = recipes.preset(module, recipes.default_preset(module))
+    free = ("seed", "device", "dtype", "compile")
+    train = dataclasses.replace(default.train, **{name: getattr(config.train, name) for name in free})
+    return preset is None and hasattr(module, "sizes") and (config.model, config.train) == (default.model, train)
+
+
 def merged(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     inner = {
         k: merged(values[k], v) for k, v in overrides.items() if isinstance(v, dict) and isinstance(values.get(k), dict)
@@ -123,12 +134,15 @@ def run_config(
     init: Path | None = None,
     lora: LoRA = LoRA(),  # noqa: B008 (frozen)
     minutes: float | None = None,
+    sizes: bool = False,
+    began: float | None = None,
     on_start: Starter = nobody,
     on_record: Listener = nobody,
     command: str = "",
 ) -> Model:
-    """Train exactly this config in a run directory: what `train` and the command line share."""
-    began, module, config = time.monotonic(), recipes.load(name), anchored(config)
+    """Train this config in a run directory: what `train` and the command line share. With minutes, counted from `began`
+    (of time.monotonic; now), steps are planned, and if `sizes`, the size of the model."""
+    began, module, config = began or time.monotonic(), recipes.load(name), anchored(config)
     run = run or Run(next_run(name, config))
     goes_on = resume and run.exists
     if goes_on:
@@ -138,9 +152,10 @@ def run_config(
     else:
         run.refuse_others()
     usable(module, config, run)
+    found: dict[str, Any] = {}
     if minutes is not None and not goes_on:
-        config = loop.within(module, config, minutes * 60)
-    described = describe(name, preset, config, command) | beginnings(init, lora)
+        config, found = planned(module, config, minutes, began, sizes)
+    described = describe(name, preset, config, command) | beginnings(init, lora) | found
     if not goes_on:
         run.create(described)
     with leaving_no_stub(run, goes_on):
@@ -158,6 +173,18 @@ def run_config(
         write(run.path / "figures.json", json.dumps(figures(model.module, model.config), ensure_ascii=False))
     write_report(run.path)
     return model
+
+
+def planned(
+    module: recipes.Recipe, config: Any, minutes: float, began: float, sizes: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The config that fits into the minutes, and what a run's config.json says of how it was found. Data that had to be
+    read first leave less to training, but never less than a quarter."""
+    seconds = max(minutes * 60 - (time.monotonic() - began), minutes * 15)
+    if not sizes:
+        return plan.within(module, config, seconds), {}
+    config, found = plan.chosen(module, config, seconds)
+    return config, {"plan": {"minutes": minutes} | found}
 
 
 def beginnings(init: Path | None, lora: LoRA) -> dict[str, Any]:
@@ -201,7 +228,7 @@ def reported(run: Run) -> Generator[None]:
 
 def result(model: Model, state: loop.State, began: float) -> dict[str, Any]:
     """How it ended: of the best checkpoint, over the whole validation split."""
-    found = {f"val_{name}": value for name, value in model.evaluate().items()}
+    found = {f"val_{name}": value for name, value in model.evaluate(every=model.config.train.final_every).items()}
     found |= {"skipped": skipped} if (skipped := model.place.get("skipped")) else {}
     return {"step": state.step, "best_step": model.step} | found | {"seconds": round(time.monotonic() - began, 2)}
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,11 @@ class Model:
         More: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages."""
         return self.predict(more if prompt is None else {"prompt": prompt} | more)
 
-    def evaluate(self, data: str | None = None) -> dict[str, float]:
-        """A fixed pass over the whole validation split. Other data than the training's is taken whole."""
+    def evaluate(self, data: str | None = None, every: int = 1) -> dict[str, float]:
+        """A fixed pass over the whole validation split, or every so many batches of it. Other data than the training's
+        is taken whole."""
         config, split = for_data(self, data)
-        batches = (batch for batch, _ in self.recipe.batches(config, split, None))
+        batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
         return loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
 
     def judge(self, data: str | None = None, **request: Any) -> dict[str, Any]:

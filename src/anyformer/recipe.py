@@ -41,6 +41,15 @@ class Graph:
     longest: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A config that could be trained. expects(tokens): between which validation losses so many nodes of training end,
+    as (low, high)."""
+
+    config: Any
+    expects: Callable[[float], tuple[float, float]]
+
+
 Figure = dict[str, Any]
 """A picture in plain values, for the report of a run: {"kind", "title", "note"} and, by its kind,
 "matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of full ink (None: the largest);
@@ -53,7 +62,8 @@ class Recipe(Protocol):
     weights ("tokenizer.json"); the config field `tokenizer` then points to that file once the model is loaded. A
     seventh name, `graph(model) -> Graph`, lets the model out to other runtimes; an eighth, `figures(model, config) ->
     [Figure]`, draws what one would rather look at than read; a ninth, `judge(model, config, split)`, has the model
-    answer, and scores its answers."""
+    answer, and scores its answers; a tenth, `sizes(config) -> [Choice]`, from small to large, is what
+    `--minutes` chooses from."""
 
     PRESETS: Mapping[str, Any]  # name -> frozen config with a `train: TrainConfig`, "tiny" first, then the default
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import field, make_dataclass, replace
 from pathlib import Path
@@ -18,6 +19,10 @@ from .parse import parse, say
 from .terminal import busy
 
 PROG = "anyformer train"
+MINUTES = (
+    "Instead of steps: all of the training within this time, measured on this machine first; of the size that promises "
+    "most, where the recipe knows of sizes and neither a preset nor a flag of model or train is given."
+)
 SHORT = ("steps", "seed", "device", "dtype", "compile")  # --steps is --train.steps
 
 
@@ -28,7 +33,7 @@ def run(arguments: list[str]) -> int:
         print(f"usage: {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
         print(f"recipes: {', '.join(recipes.names())}\n\n{PROG} RECIPE --help lists every flag of a recipe.")
         return 0 if arguments else 2
-    name, rest = arguments[0], arguments[1:]
+    began, name, rest = time.monotonic(), arguments[0], arguments[1:]
     early = glance(rest)
     module = recipes.load(name)
     from .. import api
@@ -38,7 +43,7 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"--resume needs --out RUN: {newest_run()}")
     stored = Run(early.out) if early.resume else None
     preset, config = api.starting_point(module, name, early.preset, stored, early.init)
-    asked = parse(command(module, preset, config), rest, f"{PROG} {name}")
+    asked = parse(questions(module, preset, config), rest, f"{PROG} {name}")
     config = replace(asked.config, train=shortcuts(asked))
     if asked.print_config:
         print(json.dumps({"recipe": name, "preset": preset, "config": recipes.to_json(config)}, indent=2))
@@ -48,11 +53,13 @@ def run(arguments: list[str]) -> int:
         return 0
     if asked.minutes is not None and asked.steps is not None:
         raise InputError("--steps and --minutes both say how long: give one of them")
+    sizes = early.init is None and api.undecided(module, early.preset, config)
     if asked.dry_run:
-        return dry_run(name, module, config, asked.json)
+        return dry_run(name, module, config, asked, sizes)
     if not asked.resume:
         approve(module, config, asked.yes)
-    return train(name, preset, config, asked, shlex.join(["anyformer", "train", *arguments]))
+    command = shlex.join(["anyformer", "train", *arguments])
+    return train(name, preset, config, asked, {"began": began, "sizes": sizes, "command": command})
 
 
 def glance(arguments: list[str]) -> argparse.Namespace:
@@ -73,12 +80,12 @@ def newest_run() -> str:
     return f"the newest is --out {found[-1].parent}" if found else "there is none below runs/ yet"
 
 
-def command(module: recipes.Recipe, preset: str, config: Any) -> type:
+def questions(module: recipes.Recipe, preset: str, config: Any) -> type:
     """The flags of this recipe: a config's own, with the preset's values as defaults, and those of every training."""
     flags: list[tuple[str, Any, Any, str]] = [
         ("preset", str, preset, "Where the defaults come from: " + ", ".join(module.PRESETS)),
         ("steps", int | None, None, "Short for --train.steps."),
-        ("minutes", float | None, None, "Instead of steps: as many as fit, measured on this machine first."),
+        ("minutes", float | None, None, MINUTES),
         ("out", Path | None, None, "The run directory. Default: a new one below runs/."),
         ("resume", bool, False, "Go on with the run in --out (or begin it, if there is none yet)."),
         ("init", Path | None, None, "Begin from this run or public checkpoint: fine-tuning."),
@@ -135,16 +142,22 @@ def shortcuts(asked: Any) -> Any:
         raise InputError(f"--{error}") from None
 
 
-def dry_run(name: str, module: recipes.Recipe, config: Any, as_json: bool) -> int:
+def dry_run(name: str, module: recipes.Recipe, config: Any, asked: Any, sizes: bool) -> int:
+    from .. import api
     from ..training.estimate import describe, estimate
 
     with busy():
-        facts = estimate(module, config)
-    print(json.dumps(facts) if as_json else describe(f"{name}, not trained: this is what it would take", facts))
+        found: dict[str, Any] = {}
+        if asked.minutes is not None:
+            config, found = api.planned(module, config, asked.minutes, time.monotonic(), sizes)
+        facts = estimate(module, config) | found
+    print(json.dumps(facts) if asked.json else describe(f"{name}, not trained: this is what it would take", facts))
+    if found and not asked.json:
+        print(f"  {'chosen for':<11} {why(found['plan'], config)}")
     return 0
 
 
-def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
+def train(name: str, preset: str, config: Any, asked: Any, more: dict[str, Any]) -> int:
     from .. import api
     from ..training.run import Run, Stopped
     from ..view.progress import Progress
@@ -159,6 +172,8 @@ def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
             where = next(state.model.parameters()).device
             rest = f" from step {state.step}" if state.step else ""
             say(f"{name} · {preset} · {size:,} parameters on {where} · {run.path}{rest}")
+            if not rest and (found := run.config().get("plan")):
+                say(why(found, config))
             for remark in remarks(next(recipes.load(name).batches(config, "train", None))[1]):
                 say(remark)
             total = config.train.steps
@@ -178,13 +193,21 @@ def train(name: str, preset: str, config: Any, asked: Any, command: str) -> int:
                     minutes=asked.minutes,
                     on_start=on_start,
                     on_record=lambda record: view[0].update(record),
-                    command=command,
+                    **more,
                 )
         except Stopped as stopped:
             stack.close()
             say(f"{stopped}. Go on with: anyformer train {name} --out {shlex.quote(str(begun[0].path))} --resume")
             return 1
     return finish(begun[0], model, asked.json)
+
+
+def why(plan: dict[str, Any], config: Any) -> str:
+    """The size that was chosen, and what to expect."""
+    model, c, (low, high) = config.model, config.train, plan["expects"]
+    shape = f"{model.n_layer} layers of {model.dim} channels, context {model.context}"
+    time = f"{plan['minutes']:g} minutes here: {shape}, {c.steps:,} steps of {c.batch} rows"
+    return f"{time} (of {len(plan['sizes'])} sizes tried); expect a validation loss from {low:.2f} to {high:.2f}"
 
 
 def remarks(place: recipes.Place) -> list[str]:
@@ -199,7 +222,8 @@ def finish(run: Any, model: Any, as_json: bool) -> int:
         print(json.dumps({"run": str(run.path)} | result))
         return 0
     print("\n".join(recipes.spoken(model.predict({}))) + "\n")
-    say(f"validation loss {result['val_loss']:.4f} over the whole split (step {model.step}, {result['seconds']:.0f} s)")
+    part = f"batch in {every} of the split" if (every := model.config.train.final_every) > 1 else "the whole split"
+    say(f"validation loss {result['val_loss']:.4f} over {part} (step {model.step}, {result['seconds']:.0f} s)")
     say(f"run     {run.path}")
     say(f"report  {run.path / 'report.html'}")
     if hasattr(model.recipe, "stream"):

@@ -33,7 +33,9 @@ class TrainConfig:
     eval_every: int = 250
     """Steps from one validation (and sample) to the next; the last step always validates."""
     eval_batches: int = 20
-    """Batches of each validation during training; the final one takes the whole split."""
+    """Batches of each validation during training."""
+    final_every: int = 1
+    """The validation at the end takes the whole split: every batch, or of a large one every so many."""
     save_every: int = 1000
     """Steps from one checkpoint to the next; the best and the last are kept."""
     average: int = 1
@@ -50,7 +52,16 @@ class TrainConfig:
     """torch.compile the model: slower to start, quicker afterwards. Needs a C++ compiler on CPU."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "eval_every", "eval_batches", "save_every", "average"):
+        for name in (
+            "steps",
+            "batch",
+            "accumulate",
+            "eval_every",
+            "eval_batches",
+            "final_every",
+            "save_every",
+            "average",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.lr > 0:

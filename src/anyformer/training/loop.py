@@ -1,22 +1,19 @@
 """The training loop. It reads from top to bottom and knows no domain."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import InputError, TrainingError
+from ..errors import TrainingError
 from ..recipe import Place, Recipe
 from .config import TrainConfig
 from .device import device, dtype, precision
 from .optimizer import Optimizer, learning_rate
-
-LATE = 100_000  # a step whose batch is as large as they become: some recipes begin with easy ones
 
 
 @dataclass
@@ -104,27 +101,6 @@ def evaluate(recipe: Recipe, model: nn.Module, batches: Iterator[dict], number: 
             return recipe.evaluate(model, (to(batch, where) for batch in batches))
     finally:
         model.train(training)
-
-
-def within(recipe: Recipe, config: Any, seconds: float) -> Any:
-    """The config with as many steps as fit into the time on this machine, measured on a few steps and a validation of a
-    model that is thrown away. The schedule is fitted to them, so that the run itself stays reproducible."""
-    if not seconds > 0:
-        raise InputError(f"--minutes is {seconds / 60:g}; it must be above 0")
-    trial = replace(config, train=replace(config.train, steps=1 << 30, eval_every=1 << 30))
-    state, times = start(recipe, trial), []
-    state.place = next(recipe.batches(trial, "train"))[1] | {"step": LATE}
-    for _ in train(recipe, trial, state):
-        times.append(time.monotonic())
-        if len(times) > 200 or (len(times) > 3 and times[-1] - times[0] > min(5.0, seconds / 10)):
-            break
-    step = (times[-1] - times[0]) / (len(times) - 1)
-    before = time.monotonic()
-    validate(recipe, config, state)
-    validation = time.monotonic() - before
-    steps = int(seconds / (step + validation / config.train.eval_every))
-    warmup = min(config.train.warmup, steps // 10)
-    return replace(config, train=replace(config.train, steps=max(2, steps), warmup=warmup))
 
 
 def to(batch: dict, where: torch.device) -> dict:

@@ -14,8 +14,6 @@ GPT (Radford et al. 2018, 2019), in the small form of Karpathy's nanoGPT.
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,14 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.layout import of_ids
-from ...data.prepare import Corpus, prepare
-from ...data.sets import resolve
 from ...data.stream import NOTHING, sweep, windows
-from ...data.tokenizer import KINDS, Subwords, Tokenizer
-from ...data.tokenizer import load as load_tokenizer
+from ...data.tokenizer import Tokenizer
 from ...errors import InputError
-from ...events import progress
 from ...generate.text import Request, Voice, speak
 from ...model.attention import KVCache
 from ...model.block import Transformer
@@ -39,7 +32,9 @@ from ...model.head import LMHead
 from ...model.init import initialise
 from ...model.nodes import Tokens
 from ...recipe import Graph, Input, Place, begin
+from .budget import sizes
 from .config import PRESETS, Config, Text
+from .words import corpus, tokenizer_of
 
 __all__ = [
     "PRESETS",
@@ -55,7 +50,7 @@ __all__ = [
     "layers",
     "loss",
     "predict",
-    "prepared",
+    "sizes",
     "stream",
     "tokenizer_of",
 ]
@@ -90,30 +85,10 @@ def layers(config: Config) -> list[Edges]:
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
 
 
-def corpus(config: Text) -> Corpus:
-    """The tokens of the config's text, prepared once; a file that has changed since is read again."""
-    files = resolve(config.data) if Path(config.data).exists() else []
-    stamp = tuple((str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    return prepared(config.data, config.tokenizer, config.vocab_size, config.val_fraction, stamp)
-
-
-@lru_cache(maxsize=4)
-def prepared(data: str, tokenizer: str, vocab_size: int, val_fraction: float, stamp: tuple) -> Corpus:
-    return prepare(data, tokenizer, vocab_size, val_fraction, progress)
-
-
 def build(config: Config) -> LanguageModel:
     model = LanguageModel(config, tokenizer_of(config))
     initialise(model, config.model)
     return model
-
-
-def tokenizer_of(config: Text) -> Tokenizer:
-    if config.tokenizer == "ids":
-        return Subwords(of_ids(config.padded_vocab or config.vocab_size))
-    kept = Path(config.tokenizer)  # once trained, the tokenizer is a file of the checkpoint and the text is not needed
-    known = config.tokenizer not in KINDS and kept.exists()
-    return load_tokenizer(kept) if known else corpus(config).tokenizer
 
 
 def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:

@@ -1,0 +1,88 @@
+"""Sizes of a language model, from small to large, and what each reaches after how many tokens.
+
+How hard a text is, is measured: n-grams, counted in a million tokens of it, say how much of it they leave open. How far
+a Transformer gets below that follows the law of Hoffmann et al. (2203.15556), whose numbers `bench/budget.py` fits; a
+text that is read again teaches less each time (Muennighoff et al., 2305.16264).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ...data.counts import BITS, count
+from ...data.prepare import Corpus
+from ...recipe import Choice
+from .config import MINUTE, MODERN, Config, sized
+from .words import corpus
+
+SIZES = (  # dim, n_layer, context, batch, lr
+    (64, 2, 64, 32, 6e-3),
+    (96, 3, 128, 16, 5e-3),
+    (128, 4, 256, 8, 4e-3),
+    (192, 6, 256, 8, 3e-3),
+    (256, 8, 256, 16, 2.5e-3),
+    (384, 8, 512, 16, 2e-3),
+    (512, 12, 512, 32, 1.5e-3),
+    (768, 12, 1024, 32, 1e-3),
+)
+COUNTED, PIECE = 1_000_000, 10_000  # tokens of n-grams, in pieces from all over the text
+ROW = 256  # tokens of each piece that they are tried on
+AGAIN = 15.0  # how often a text can be read before the next time is worth 1 / e of the first
+LAW = (0.5, 1.0, 0.3, 50.0, 0.4)  # E, A, a, B, b
+BAND = 0.06  # how far off it may be
+ROOM = 1 << 25  # probabilities that are looked at together
+
+
+def grown(config: Config, dim: int, n_layer: int, context: int, batch: int, lr: float) -> Config:
+    """The config in this size; what says where and from what it learns stays."""
+    train = {name: getattr(config.train, name) for name in ("seed", "device", "dtype", "compile")}
+    model = sized(dim, n_layer, dim // 32, context, **MODERN)
+    return replace(config, model=model, train=replace(MINUTE, batch=batch, lr=lr, **train))
+
+
+def difficulty(text: Corpus) -> float:
+    """Nats a token that n-grams of the training part leave open in the validation part."""
+    vocab = text.tokenizer.vocab_size
+    known = pieces(text.split("train"), COUNTED, PIECE).ravel()
+    asked = pieces(text.split("val"), ROOM // vocab, ROW + 1)
+    longest = min(6, int(BITS / math.log2(max(2, vocab))) - 1, len(known) - 1)
+    said = count(known, longest, vocab).probabilities(asked[:, :-1])
+    found = np.take_along_axis(said, asked[:, 1:, None], axis=-1)
+    return float(-np.log(np.maximum(found, 1e-9)).mean())
+
+
+def pieces(tokens: np.ndarray, many: int, length: int) -> np.ndarray:
+    """So many tokens at most, as pieces spread over all of them: (pieces, length); at least one."""
+    length = min(length, len(tokens))
+    starts = np.linspace(0, len(tokens) - length, max(1, min(many, len(tokens)) // length)).astype(np.int64)
+    return np.asarray(tokens[starts[:, None] + np.arange(length)], np.int64)
+
+
+def inner(config: Config) -> int:
+    """Weights of the blocks: those of attention and of the MLP."""
+    return 12 * config.model.n_layer * config.model.dim**2
+
+
+def law(E: float, A: float, a: float, B: float, b: float, parameters: float, tokens: float, unique: float) -> float:
+    """The loss, over what n-grams leave open. unique: tokens of the text, which are worth less when they come again."""
+    again = max(0.0, tokens / unique - 1)
+    worth = min(tokens, unique) + unique * AGAIN * (1 - math.exp(-again / AGAIN))
+    return E + A / parameters**a + B / worth**b
+
+
+def expected(hard: float, parameters: int, unique: int, tokens: float) -> tuple[float, float]:
+    """Between which losses so many tokens of training end."""
+    loss = hard * law(*LAW, parameters, tokens, unique)
+    return loss * (1 - BAND), loss * (1 + BAND)
+
+
+def sizes(config: Config) -> Iterator[Choice]:
+    """The sizes in rising order, each with what to expect of it on this text."""
+    text = corpus(config)
+    hard, unique = difficulty(text), len(text.split("train"))
+    for size in SIZES:
+        choice = grown(config, *size)
+        yield Choice(choice, partial(expected, hard, inner(choice), unique))

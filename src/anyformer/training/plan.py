@@ -1,0 +1,127 @@
+"""What fits into a time on this machine: how many steps, and where the recipe offers sizes, of which model.
+
+Measured on a few steps of models that are thrown away. What comes out is an ordinary config: the run that follows is as
+reproducible as any.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..events import progress
+from ..recipe import Choice, Recipe
+from .config import TrainConfig
+from .loop import State, start, train, validate
+
+LATE = 100_000  # a step whose batch is as large as they become: some recipes begin with easy ones
+TRIAL = 5.0  # seconds of steps that are enough to know their speed
+FINAL = 0.1  # of the time, at most, for the validation at the end
+LOOKS = 10  # validations during a training whose size was chosen
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that this machine takes."""
+
+    step: float
+    validation: float
+    """One during training, and the sample beside it."""
+    batch: float
+    """A batch of a validation."""
+    tokens: int
+    """Nodes of an update."""
+
+
+def within(recipe: Recipe, config: Any, seconds: float) -> Any:
+    """The config with as many steps as fit into the time, the validation at the end included; a schedule fitted to
+    them. Where all of the validation split would take too long at the end, every second or tenth batch of it."""
+    began = positive(seconds)
+    known = pace(recipe, config, min(TRIAL, seconds / 10))
+    left, train = final(recipe, config, known, seconds - (time.monotonic() - began))
+    steps = max(2, int(left / (known.step + known.validation / train.eval_every)))
+    return replace(config, train=replace(train, steps=steps, warmup=min(train.warmup, steps // 10)))
+
+
+def chosen(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[str, Any]]:
+    """The best of the recipe's sizes for this time with its steps, and why: {"sizes": what was measured and expected of
+    each, "expects": [low, high] of the validation loss}. They are tried from small to large until a larger one promises
+    less: what it learns from each token no longer makes up for the tokens it does not get to see."""
+    began, tried = positive(seconds), []
+    choices = list(recipe.sizes(config))  # ty: ignore[missing-attribute] (an optional name)
+    for done, choice in enumerate(choices):
+        progress("trying sizes", done, len(choices))
+        try:
+            known = pace(recipe, choice.config, min(TRIAL / 2, seconds / 40))
+        except torch.OutOfMemoryError:
+            break
+        tried.append((choice, known, choice.expects(known.tokens * seconds / known.step)))
+        if len(tried) > 1 and sum(tried[-1][2]) >= sum(tried[-2][2]):
+            break
+    choice, known, _ = min(tried, key=lambda one: sum(one[2]))
+    left, settings = final(recipe, choice.config, known, seconds - (time.monotonic() - began))
+    times = max(1, min(LOOKS, int(left / 10 / known.validation)))
+    steps = max(2, int((left - times * known.validation) / known.step))
+    every = {"eval_every": -(-steps // times), "save_every": -(-steps // times)}
+    settings = replace(settings, steps=steps, warmup=min(settings.warmup, steps // 10), **every)
+    found = {"expects": rounded(choice.expects(known.tokens * steps)), "sizes": [told(*one) for one in tried]}
+    return replace(choice.config, train=settings), found
+
+
+def positive(seconds: float) -> float:
+    """Now. Raises InputError for no time at all."""
+    if not seconds > 0:
+        raise InputError(f"--minutes is {seconds / 60:g}; it must be above 0")
+    return time.monotonic()
+
+
+def pace(recipe: Recipe, config: Any, seconds: float) -> Pace:
+    """Measured for about so long, on a model that is thrown away."""
+    trial = replace(config, train=replace(config.train, steps=1 << 30, eval_every=1 << 30))
+    state, times = start(recipe, trial), []
+    state.place = next(recipe.batches(trial, "train"))[1] | {"step": LATE}
+    seen = state.place.get("tokens", 0)
+    for _ in train(recipe, trial, state):
+        times.append(time.monotonic())
+        if len(times) > 200 or (len(times) > 2 and times[-1] - times[0] > seconds):
+            break
+    tokens = ((state.place or {}).get("tokens", 0) - seen) // len(times)
+    step = (times[-1] - times[0]) / (len(times) - 1)
+    validation, batch = validations(recipe, config, state)
+    return Pace(step, validation, batch, tokens)
+
+
+def validations(recipe: Recipe, config: Any, state: State) -> tuple[float, float]:
+    """Seconds of a validation during training, and of one batch of it."""
+    began = time.monotonic()
+    validate(recipe, config, state)
+    evaluated = time.monotonic() - began
+    batches = sum(1 for _ in islice(recipe.batches(config, "val"), config.train.eval_batches))
+    recipe.predict(state.model.eval(), {})
+    return time.monotonic() - began, evaluated / max(1, batches)
+
+
+def final(recipe: Recipe, config: Any, known: Pace, left: float) -> tuple[float, TrainConfig]:
+    """The seconds that the validation at the end leaves of these, and the settings with how much of the split it
+    takes."""
+    began, batches = time.monotonic(), 0
+    for batches, _ in enumerate(recipe.batches(config, "val"), 1):  # noqa: B007 (how many there are)
+        if time.monotonic() - began > left * FINAL / 2:  # the data alone take long: what is left is not known
+            break
+    cost = known.batch * batches
+    every = max(1, -int(-cost // (left * FINAL)))
+    return left - cost / every - (time.monotonic() - began), replace(config.train, final_every=every)
+
+
+def rounded(band: tuple[float, float]) -> list[float]:
+    return [round(loss, 4) for loss in band]
+
+
+def told(choice: Choice, known: Pace, expects: tuple[float, float]) -> dict[str, Any]:
+    """A size that was tried, in plain values."""
+    model = choice.config.model
+    about = {"dim": model.dim, "n_layer": model.n_layer, "context": model.context, "batch": choice.config.train.batch}
+    return about | {"tokens_per_second": round(known.tokens / known.step), "expects": rounded(expects)}
