@@ -57,8 +57,8 @@ def test_the_model_is_pure_pytorch():
                 assert node.level == 1 or (node.module or "").split(".")[0] in allowed, path
 
 
-# Not of the model or its recipe: they belong to the machine, and the names of classes to the data.
-OPERATION = {"seed", "device", "dtype", "compile", "labels"}
+# Not of the model or its recipe: they belong to the machine and its time, and the names of classes to the data.
+OPERATION = {"seed", "device", "dtype", "compile", "final_every", "labels"}
 
 
 def values(config: object) -> dict[str, set]:

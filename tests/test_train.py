@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,30 +205,6 @@ def test_metrics_and_samples_tell_the_run(text: Path, tmp_path: Path):
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     assert described["recipe"] == "language" and described["versions"]["torch"] == torch.__version__
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
-
-
-def test_minutes_become_steps(text: Path):
-    settings = loop.within(language, config(text, eval_every=50), 3.0)
-    began = time.monotonic()
-    state = loop.start(language, settings)
-    list(loop.train(language, settings, state))
-    assert state.step == settings.train.steps > 10
-    assert time.monotonic() - began < 30  # no benchmark: only that the number is of the right kind
-
-
-def test_minutes_are_planned_on_the_batches_of_later_steps(text: Path):
-    """A recipe may begin with easy rows: they are not what most of the time will go to."""
-    steps: list[int] = []
-
-    def batches(*args):
-        for batch, place in language.batches(*args):
-            steps.extend([place["step"]] * (args[1] == "train"))
-            yield batch, place
-
-    names = ("build", "loss", "evaluate", "predict")
-    recipe = SimpleNamespace(batches=batches, **{name: getattr(language, name) for name in names})
-    loop.within(recipe, config(text), 1.0)
-    assert len(steps) > 3 and min(steps[1:]) > 10_000
 
 
 def test_python_trains_and_loads(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -222,7 +222,7 @@ def finish(run: Any, model: Any, as_json: bool) -> int:
         print(json.dumps({"run": str(run.path)} | result))
         return 0
     print("\n".join(recipes.spoken(model.predict({}))) + "\n")
-    part = f"batch in {every} of the split" if (every := model.config.train.final_every) > 1 else "the whole split"
+    part = f"one batch in {every} of the split" if (every := model.config.train.final_every) > 1 else "the whole split"
     say(f"validation loss {result['val_loss']:.4f} over {part} (step {model.step}, {result['seconds']:.0f} s)")
     say(f"run     {run.path}")
     say(f"report  {run.path / 'report.html'}")

@@ -100,7 +100,7 @@ def figures(
     for key, curve in curves.items():
         if is_validation(key) and stem(key) not in told and curve.buckets:
             exact = result.get(key)
-            value, note = (exact, "over the whole split") if is_number(exact) else (curve.last[1], "at the end")
+            value, note = (exact, judged(setup)) if is_number(exact) else (curve.last[1], "at the end")
             found.append((f"{value:.4g}", "validation " + _name(stem(key)), note))
     found += [(amount(parameters), "parameters", f"{parameters:,}")] if parameters else []
     found += [(f"{steps:,.0f}", "steps", "")] if steps is not None else []
@@ -112,12 +112,22 @@ def figures(
     return found
 
 
+def judged(setup: Mapping[str, Any]) -> str:
+    """What the validation at the end went over."""
+    every = find(setup, "final_every")
+    return (
+        f"over every {every}th batch of the split" if isinstance(every, int) and every > 1 else "over the whole split"
+    )
+
+
 def _loss_figures(
     setup: Mapping[str, Any], curves: Curves, result: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
     if is_number(loss := result.get("val_loss")):
         step = result.get("best_step", result["step"])
-        yield f"{loss:.4f}", "validation loss", f"over the whole split, at step {step:,}"
+        low, high = (find(mapping(setup.get("plan")), "expects") or [None, None])[:2]
+        band = f", expected {low:.2f} to {high:.2f}" if is_number(low) and is_number(high) else ""
+        yield f"{loss:.4f}", "validation loss", f"{judged(setup)}, at step {step:,}{band}"
     elif "val_loss" in curves and curves["val_loss"].buckets:
         step, loss = curves["val_loss"].lowest()
         end = curves["val_loss"].last[1]

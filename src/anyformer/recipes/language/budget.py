@@ -29,11 +29,10 @@ SIZES = (  # dim, n_layer, context, batch, lr
     (768, 12, 1024, 32, 1e-3),
 )
 COUNTED, PIECE = 1_000_000, 10_000  # tokens of n-grams, in pieces from all over the text
-ROW = 256  # tokens of each piece that they are tried on
+ASKED, ROW = 32_000, 250  # tokens that they are tried on
 AGAIN = 15.0  # how often a text can be read before the next time is worth 1 / e of the first
 LAW = (0.5, 1.0, 0.3, 50.0, 0.4)  # E, A, a, B, b
 BAND = 0.06  # how far off it may be
-ROOM = 1 << 25  # probabilities that are looked at together
 
 
 def grown(config: Config, dim: int, n_layer: int, context: int, batch: int, lr: float) -> Config:
@@ -45,13 +44,13 @@ def grown(config: Config, dim: int, n_layer: int, context: int, batch: int, lr: 
 
 def difficulty(text: Corpus) -> float:
     """Nats a token that n-grams of the training part leave open in the validation part."""
-    vocab = text.tokenizer.vocab_size
-    known = pieces(text.split("train"), COUNTED, PIECE).ravel()
-    asked = pieces(text.split("val"), ROOM // vocab, ROW + 1)
+    vocab, known = text.tokenizer.vocab_size, pieces(text.split("train"), COUNTED, PIECE).ravel()
     longest = min(6, int(BITS / math.log2(max(2, vocab))) - 1, len(known) - 1)
-    said = count(known, longest, vocab).probabilities(asked[:, :-1])
-    found = np.take_along_axis(said, asked[:, 1:, None], axis=-1)
-    return float(-np.log(np.maximum(found, 1e-9)).mean())
+    counts, nats = count(known, longest, vocab), []
+    for row in pieces(text.split("val"), ASKED, ROW + 1):  # one by one: each token brings a whole vocabulary
+        said = counts.probabilities(row[None, :-1])[0]
+        nats.append(-np.log(np.maximum(said[np.arange(len(row) - 1), row[1:]], 1e-9)).mean())
+    return float(np.mean(nats))
 
 
 def pieces(tokens: np.ndarray, many: int, length: int) -> np.ndarray:

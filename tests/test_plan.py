@@ -1,0 +1,229 @@
+"""What fits into a time: steps, and the size of the model."""
+
+import json
+import math
+import random
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import anyformer
+from anyformer import api
+from anyformer.errors import InputError
+from anyformer.recipe import Choice
+from anyformer.recipes import language
+from anyformer.recipes.language import budget
+from anyformer.training import loop, plan
+from cli_kit import call
+
+TINY = language.PRESETS["tiny"]
+NAMES = ("build", "batches", "loss", "evaluate", "predict")
+
+
+def config(text: Path, **train) -> language.Config:
+    return replace(TINY, data=str(text), train=replace(TINY.train, device="cpu", dtype="float32", **train))
+
+
+def recipe(**own) -> SimpleNamespace:
+    """The language recipe but for what is given."""
+    return SimpleNamespace(**{name: getattr(language, name) for name in NAMES} | own)
+
+
+def still(monkeypatch: pytest.MonkeyPatch, **known) -> None:
+    """A machine whose speed is known: `pace` says what `known` has by the width of the model, and no time passes."""
+    monkeypatch.setattr(plan, "pace", lambda recipe, config, seconds: known[f"of_{config.model.dim}"])
+    monkeypatch.setattr(plan.time, "monotonic", lambda: 0.0)
+
+
+# --- steps ---
+
+
+def test_steps_fill_the_time_that_validations_leave(text: Path, monkeypatch: pytest.MonkeyPatch):
+    still(monkeypatch, of_32=plan.Pace(step=0.1, validation=2.0, batch=0.01, tokens=256))
+    found = plan.within(language, config(text, eval_every=50, warmup=100), 100.0)
+    batches = sum(1 for _ in language.batches(config(text), "val"))
+    left = 100 - 0.01 * batches
+    assert found.train.steps == int(left / (0.1 + 2.0 / 50)) and found.train.warmup == found.train.steps // 10
+    assert found.train.final_every == 1
+    assert replace(found, train=config(text, eval_every=50).train) == config(text, eval_every=50)  # nothing else moved
+
+
+def test_the_last_validation_takes_a_tenth_of_the_time_at_most(text: Path, monkeypatch: pytest.MonkeyPatch):
+    still(monkeypatch, of_32=plan.Pace(step=0.1, validation=0.1, batch=5.0, tokens=256))
+    batches = sum(1 for _ in language.batches(config(text), "val"))
+    found = plan.within(language, config(text), 60.0).train
+    assert found.final_every == math.ceil(5.0 * batches / 6.0) > 1
+
+
+def test_every_second_batch_of_the_split(run: Path):
+    model = anyformer.load(run)
+    batches = [batch for batch, _ in language.batches(model.config, "val")]
+    want = loop.evaluate(language, model.module, iter(batches[::2]), model.config.train.dtype)
+    assert len(batches) > 1 and model.evaluate(every=2) == want != model.evaluate()
+
+
+def test_the_speed_is_measured_on_the_batches_of_later_steps(text: Path):
+    """A recipe may begin with easy rows: they are not what most of the time will go to."""
+    steps: list[int] = []
+
+    def batches(*args):
+        for batch, place in language.batches(*args):
+            steps.extend([place["step"]] * (args[1] == "train"))
+            yield batch, place
+
+    known = plan.pace(recipe(batches=batches), config(text), 0.2)
+    assert len(steps) > 3 and min(steps[1:]) > 10_000
+    assert known.step > 0 and known.validation > known.batch > 0
+    assert known.tokens == TINY.train.batch * TINY.model.context
+
+
+def test_no_time_is_refused(text: Path):
+    for plans in (plan.within, plan.chosen):
+        with pytest.raises(InputError, match=r"--minutes is 0; it must be above 0"):
+            plans(language, config(text), 0.0)
+
+
+def test_reading_the_data_is_part_of_the_time(text: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[float] = []
+    monkeypatch.setattr(plan, "within", lambda recipe, config, seconds: asked.append(seconds))
+    monkeypatch.setattr(api.time, "monotonic", lambda: 100.0)
+    for began in (100.0, 70.0, 0.0):
+        api.planned(language, config(text), 1.0, began, False)
+    assert asked == [60.0, 30.0, 15.0]  # a quarter is left in any case
+
+
+# --- sizes ---
+
+
+def offered(text: Path, *widths: int) -> list[Choice]:
+    """Sizes whose loss falls with what they see, to a floor of their own: the wider, the lower."""
+
+    def expects(width: int, tokens: float) -> tuple[float, float]:
+        loss = 1 / width + 1000 / tokens
+        return loss, 1.1 * loss
+
+    own = [replace(config(text), model=replace(TINY.model, dim=width)) for width in widths]
+    return [Choice(one, lambda tokens, width=one.model.dim: expects(width, tokens)) for one in own]
+
+
+@pytest.mark.parametrize(("seconds", "best"), [(10, 8), (100, 16), (100_000, 32)])
+def test_more_time_takes_a_larger_model(text: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, best: int):
+    paces = {f"of_{width}": plan.Pace(width**2 / 200, 1e-3, 1e-6, 256) for width in (8, 16, 32)}
+    still(monkeypatch, **paces)
+    found, why = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16, 32)), config(text), seconds)
+    assert found.model.dim == best
+    c = found.train
+    assert c.steps * paces[f"of_{best}"].step == pytest.approx(seconds, rel=0.05)
+    assert c.eval_every == c.save_every and 0 <= c.eval_every * plan.LOOKS - c.steps < plan.LOOKS
+    low, high = why["expects"]
+    assert low < high and [one["dim"] for one in why["sizes"]] == [8, 16, 32][: len(why["sizes"])]
+    json.dumps(why)
+
+
+def test_a_size_that_promises_less_ends_the_search(text: Path, monkeypatch: pytest.MonkeyPatch):
+    still(monkeypatch, of_8=plan.Pace(0.1, 0.1, 0.001, 256), of_16=plan.Pace(9.0, 0.1, 0.001, 256))
+    found, why = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16, 32)), config(text), 20)  # 32 has no pace
+    assert found.model.dim == 8 and [one["dim"] for one in why["sizes"]] == [8, 16]
+
+
+def test_a_size_that_memory_does_not_hold_ends_the_search(text: Path, monkeypatch: pytest.MonkeyPatch):
+    def pace(recipe, config, seconds):
+        if config.model.dim > 8:
+            raise torch.OutOfMemoryError
+        return plan.Pace(0.1, 0.1, 0.001, 256)
+
+    monkeypatch.setattr(plan, "pace", pace)
+    found, _ = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16)), config(text), 1e5)
+    assert found.model.dim == 8
+
+
+@pytest.mark.parametrize(
+    ("own", "free"),
+    [
+        ({}, True),
+        ({"data": "b.txt", "window": 8}, True),
+        ({"train": {"seed": 7, "device": "cpu", "dtype": "float32"}}, True),
+        ({"train": {"lr": 1e-4}}, False),
+        ({"model": {"n_layer": 2}}, False),
+    ],
+)
+def test_a_flag_of_the_model_or_its_training_is_a_choice(own: dict, free: bool):
+    base = language.PRESETS["small"]
+    mine = api.config_of(language, api.merged(api.recipes.to_json(base), own), "test")
+    assert api.undecided(language, None, mine) == free
+    assert not api.undecided(language, "small", mine)
+    assert not api.undecided(anyformer.recipe.load("vision"), None, anyformer.recipe.load("vision").PRESETS["tiny"])
+
+
+# --- what a language model expects ---
+
+
+def corpus(folder: Path, text: str) -> language.Config:
+    (folder / "a.txt").write_text(text)
+    return replace(TINY, data=str(folder / "a.txt"))
+
+
+def test_how_hard_a_text_is(tmp_path: Path):
+    """Dice leave all of their entropy open, a refrain nothing."""
+    rng = random.Random(0)
+    dice = corpus(tmp_path, "".join(rng.choices("abcdefgh", k=50_000)))
+    assert budget.difficulty(language.corpus(dice)) == pytest.approx(math.log(8), abs=0.1)
+    refrain = corpus(tmp_path, "over the hills " * 2000)
+    assert budget.difficulty(language.corpus(refrain)) < 0.02
+
+
+@pytest.mark.parametrize("length", [40, 300, 5000])
+def test_a_short_text_has_a_difficulty_too(tmp_path: Path, length: int):
+    text = "".join(random.Random(0).choices("ab", k=length))
+    assert 0 < budget.difficulty(language.corpus(corpus(tmp_path, text))) < 2
+
+
+def test_pieces_come_from_all_over():
+    tokens = np.arange(1000)
+    found = budget.pieces(tokens, 100, 10)
+    assert found.shape == (10, 10) and found[0, 0] == 0 and found[-1, -1] == 999
+    assert budget.pieces(tokens[:5], 100, 10).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_more_tokens_more_weights_and_new_tokens_promise_more():
+    def says(weights: float, tokens: float, unique: float) -> float:
+        return budget.law(*budget.LAW, weights, tokens, unique)
+
+    assert says(1e6, 2e6, 1e9) > says(1e6, 4e6, 1e9) > says(1e7, 4e6, 1e9)
+    assert says(1e6, 4e6, 1e6) > says(1e6, 4e6, 4e6) == says(1e6, 4e6, 1e9)
+    assert says(1e6, 1e12, 1e6) == pytest.approx(says(1e6, 1e13, 1e6))  # a text that is known has no more to say
+
+
+def test_the_sizes_keep_what_is_not_theirs(text: Path):
+    mine = replace(language.PRESETS["small"], data=str(text), window=8, tied=False)
+    mine = replace(mine, train=replace(mine.train, seed=7, device="cpu", dtype="float32"))
+    choices = list(language.sizes(mine))
+    assert [one.config.model.dim for one in choices] == sorted({one.config.model.dim for one in choices})
+    for one in choices:
+        assert (one.config.data, one.config.window, one.config.tied) == (str(text), 8, False)
+        assert (one.config.train.seed, one.config.train.device, one.config.train.dtype) == (7, "cpu", "float32")
+        assert next(islice(language.batches(choices[0].config, "train"), 1))
+
+
+# --- all of it ---
+
+
+def test_minutes_from_the_command_line(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("".join(random.Random(0).choices("abcd ", k=20_000)))
+    asked = ("train", "language", "--data", tmp_path / "a.txt", "--minutes", 0.05, "--device", "cpu")
+    facts = json.loads(call(*asked, "--dry-run", "--json").well().out)
+    assert facts["plan"]["minutes"] == 0.05 and facts["steps"] >= 2
+    said = call(*asked, "--out", tmp_path / "run").well()
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    low, high = stored["plan"]["expects"]
+    assert f"expect a validation loss from {low:.2f} to {high:.2f}" in said.err
+    assert stored["config"]["model"]["dim"] in [one["dim"] for one in stored["plan"]["sizes"]]
+    assert stored["config"]["model"]["position"] == "rotary" and stored["config"]["train"]["steps"] >= 2
+    assert "expect" not in call(*asked, "--out", tmp_path / "small", "--preset", "tiny").well().err
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert f"expected {low:.2f} to {high:.2f}" in report
