@@ -204,7 +204,8 @@ def test_metrics_and_samples_tell_the_run(text: Path, tmp_path: Path):
     assert [step for step, _, _ in samples(tmp_path / "run" / "samples.txt")] == [6, 12, 18, 24]
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     assert described["recipe"] == "language" and described["versions"]["torch"] == torch.__version__
-    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "<svg" in report and "over the whole split, at step" in report
 
 
 def test_python_trains_and_loads(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,6 @@ import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,8 @@ def write_report(run: Path) -> Path:
 def render(run: Path) -> str:
     """The page as text."""
     setup = read_json(run / "config.json")
-    curves = read_curves(chain(read_lines(run / "metrics.jsonl"), read_lines(run / "timings.jsonl")))
+    curves, speeds = (read_curves(read_lines(run / name)) for name in ("metrics.jsonl", "timings.jsonl"))
+    curves |= {name: curve for name, curve in speeds.items() if name not in curves}  # a validating step is not timed
     samples = read_samples(run / "samples.txt")
     config = mapping(setup.get("config"))
     recipe, data = setup.get("recipe") or "a run", config.get("data")

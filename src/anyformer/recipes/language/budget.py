@@ -72,16 +72,16 @@ def law(E: float, A: float, a: float, B: float, b: float, parameters: float, tok
     return E + A / parameters**a + B / worth**b
 
 
-def expected(hard: float, parameters: int, unique: int, tokens: float) -> tuple[float, float]:
-    """Between which losses so many tokens of training end."""
-    loss = hard * law(*LAW, parameters, tokens, unique)
+def expected(hard: float, even: float, parameters: int, unique: int, tokens: float) -> tuple[float, float]:
+    """Between which losses so many tokens of training end. even: the loss of who guesses evenly."""
+    loss = min(even, hard * law(*LAW, parameters, tokens, unique))
     return loss * (1 - BAND), loss * (1 + BAND)
 
 
 def sizes(config: Config) -> Iterator[Choice]:
     """The sizes in rising order, each with what to expect of it on this text."""
     text = corpus(config)
-    hard, unique = difficulty(text), len(text.split("train"))
+    hard, even, unique = difficulty(text), math.log(text.tokenizer.vocab_size), len(text.split("train"))
     for size in SIZES:
         choice = grown(config, *size)
-        yield Choice(choice, partial(expected, hard, inner(choice), unique))
+        yield Choice(choice, partial(expected, hard, even, inner(choice), unique))
