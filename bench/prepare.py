@@ -1,10 +1,11 @@
-"""How fast a large text becomes tokens, and in how much memory; for BPE beside the `tokenizers` library itself.
+"""How fast a large text becomes tokens, and in how much memory; for BPE beside the libraries `tokenizers` and `tiktoken`.
 
     python bench/prepare.py [--gigabytes 2] [--bpe-gigabytes 0.05] [--tokenizers char,byte,bpe] [--text FILE] [--json]
 
 The text repeats FILE, or made-up words where none is given. Each case runs in a fresh process, so that its peak
 resident memory is its own. Rates are in MB/s of text (10^6 bytes), over the whole of `prepare`: hash, vocabulary or
-BPE training, encoding, writing. For BPE, `encode` leaves the hash and the training out, as the library's figure does.
+BPE training, encoding, writing. For BPE, `encode` leaves the hash and the training out, as the libraries' figures do:
+they read the same file and encode it in batches on all cores, with the same vocabulary, and write nothing.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROUNDS = 3  # of BPE, the best of which counts
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # GPT-2's words
 LIMIT = 600  # MB of resident memory that 2 GB of text may take
 
 
@@ -72,7 +74,7 @@ def ours(path: Path, spec: str) -> dict:
     }
 
 
-def theirs(path: Path, tokenizer: str) -> dict:
+def by_tokenizers(path: Path, tokenizer: str) -> dict:
     """Time the library's own encode_batch on the same bytes: about 64 KiB of whole lines a text, 4 MiB a batch."""
     import tokenizers
 
@@ -80,6 +82,22 @@ def theirs(path: Path, tokenizer: str) -> dict:
     n_tokens, start = 0, time.perf_counter()
     for batch in _line_batches(path):
         n_tokens += sum(len(e.ids) for e in encoder.encode_batch(batch, add_special_tokens=False))
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak(), "n_tokens": n_tokens}
+
+
+def by_tiktoken(path: Path, tokenizer: str) -> dict:
+    """The same by tiktoken's encode_ordinary_batch: the pattern of GPT-2, and our vocabulary as its ranks."""
+    import tiktoken
+
+    from anyformer.data.layout import byte_alphabet
+
+    byte = {letter: i for i, letter in enumerate(byte_alphabet())}
+    vocab = json.loads(Path(tokenizer).read_text())["model"]["vocab"]
+    ranks = {bytes(byte[letter] for letter in word): i - 1 for word, i in vocab.items() if i}  # 0 is the end of a text
+    encoder = tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    n_tokens, start = 0, time.perf_counter()
+    for batch in _line_batches(path):
+        n_tokens += sum(map(len, encoder.encode_ordinary_batch(batch, num_threads=os.cpu_count() or 1)))
     return {"seconds": time.perf_counter() - start, "peak_mb": peak(), "n_tokens": n_tokens}
 
 
@@ -103,17 +121,17 @@ def measure(folder: Path, spec: str, gigabytes: float, source: Path | None) -> d
     result = in_child("ours", path, spec, folder / "cache-0")
     result |= {"case": spec, "gigabytes": gigabytes, "mb_per_s": size / 1e6 / result["seconds"]}
     if spec == "bpe":
-        encode, library = [result["stages"]["encoding"]], []
-        for i in range(1, ROUNDS + 1):  # in turn, so that a busy machine slows both
-            library.append(in_child("theirs", path, result["tokenizer"], folder))
+        encode, sides = [result["stages"]["encoding"]], {side: [] for side in ("tokenizers", "tiktoken")}
+        for i in range(1, ROUNDS + 1):  # in turn, so that a busy machine slows all
+            for side, found in sides.items():
+                found.append(in_child(side, path, result["tokenizer"], folder))
             if i < ROUNDS:
                 encode.append(in_child("ours", path, spec, folder / f"cache-{i}")["stages"]["encoding"])
-        best = min(library, key=lambda r: r["seconds"])
         result["encode_mb_per_s"] = size / 1e6 / min(encode)
-        result["library_mb_per_s"] = size / 1e6 / best["seconds"]
-        result["ratio"] = best["seconds"] / min(encode)
-        result["library_n_tokens"] = best["n_tokens"]
-        result["library_peak_mb"] = best["peak_mb"]
+        for side, found in sides.items():
+            best = min(found, key=lambda r: r["seconds"])
+            rate = {"mb_per_s": size / 1e6 / best["seconds"], "ratio": best["seconds"] / min(encode)}
+            result[side] = rate | {"n_tokens": best["n_tokens"], "peak_mb": best["peak_mb"]}
     del result["tokenizer"]
     return result
 
@@ -130,7 +148,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.child:
         case, path, detail = args.child
-        print(json.dumps((ours if case == "ours" else theirs)(Path(path), detail)))
+        print(
+            json.dumps({"ours": ours, "tokenizers": by_tokenizers, "tiktoken": by_tiktoken}[case](Path(path), detail))
+        )
         return 0
     results = []
     for spec in args.tokenizers.split(","):
@@ -144,9 +164,10 @@ def main() -> int:
 def line(r: dict) -> str:
     """One result for a person."""
     text = f"{r['case']}: {r['gigabytes']} GB, {r['mb_per_s']:.1f} MB/s, peak {r['peak_mb']:.0f} MB (limit {LIMIT})"
-    if "ratio" in r:
-        text += f"; encoding {r['encode_mb_per_s']:.1f} MB/s, library {r['library_mb_per_s']:.1f} MB/s: "
-        text += f"{r['ratio']:.2f} times as fast"
+    if "tokenizers" in r:
+        text += f"; encoding {r['encode_mb_per_s']:.1f} MB/s"
+        for side in ("tokenizers", "tiktoken"):
+            text += f", {side} {r[side]['mb_per_s']:.1f} MB/s (we are {r[side]['ratio']:.2f} times as fast)"
     return text
 
 

@@ -11,8 +11,10 @@ from tokenizers import decoders, processors
 from ..errors import InputError
 from .beside import Beside, parse
 from .characters import END, Tokenizer, dtype_for, utf8, valid
+from .quick import Quick, quick
 
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # what others call it
+SMALL, MUCH = 1 << 16, 8 << 20  # characters at once, and in all, from which on it pays to look for a quicker way
 PROBES = ("a", "0", "1", ".", "<", "\u2581", "the")  # one of these is in any vocabulary
 
 
@@ -33,6 +35,7 @@ class Subwords(Tokenizer):
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # there may be holes
         self._ends = self._find_ends(self._about)
         self.end = next(iter(self._ends), None)
+        self._read = 0  # characters
 
     def _open(self) -> tokenizers.Tokenizer:
         made = tokenizers.Tokenizer.from_str(self._json)
@@ -67,7 +70,17 @@ class Subwords(Tokenizer):
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self._encode(self._tokenizer, texts, False)
+        size = sum(map(len, texts))
+        self._read += size
+        if size < SMALL or self._read < MUCH or self._quick is None:
+            return self._encode(self._tokenizer, texts, False)
+        for text in texts:
+            utf8(text)
+        return self._quick.encode_batch(texts)
+
+    @cached_property
+    def _quick(self) -> Quick | None:
+        return quick(self._json, dtype_for(self.vocab_size))
 
     def _encode(self, made: tokenizers.Tokenizer, texts: Sequence[str], around: bool) -> list[np.ndarray]:
         try:
