@@ -176,9 +176,12 @@ def sdpa(
 
 def products_pay(q: Tensor, k: Tensor) -> bool:
     """In bfloat16 on a CPU torch's attention kernel does without the processor's bfloat16 instructions, which batched
-    products use: 2 to 6 times quicker in training, for as long as all scores may be kept (bench/attention.py)."""
+    products use: 2 to 6 times quicker in training, for as long as all scores may be kept (bench/attention.py). In
+    float32 it is behind them for a single query, the step of writing, by a sixth."""
     (B, H, Q, _), K = q.shape, k.shape[2]
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and max(Q, K) <= 1024 and B * H * Q * K <= KEPT
+    if q.device.type != "cpu" or torch.compiler.is_exporting() or max(Q, K) > 1024:
+        return False
+    return B * H * Q * K <= KEPT if q.dtype == torch.bfloat16 else Q == 1 and k.shape[1] == H
 
 
 KEPT = 1 << 26  # scores of a layer: 128 MiB, kept for the backward
