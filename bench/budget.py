@@ -4,8 +4,8 @@
     python bench/budget.py --fit points.jsonl
 
 One training of each size for each time and text. The law, fitted to them by least squares: the loss over what n-grams
-leave open (`difficulty`) is E + A / parameters^a + B / tokens^b, tokens that are read again counting for less. Without
-the embeddings, which hardly learn more from being many.
+leave open (`difficulty`) is E + A / parameters^a + B / tokens^b, over vocabulary^v; tokens that are read again count
+for less, and embeddings are no parameters. A floor E is only seen far beyond what minutes reach, so that it is given.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, 
         "minutes": minutes,
         "parameters": budget.inner(config),
         "unique": len(text.split("train")),
+        "vocab": text.tokenizer.vocab_size,
         "tokens": found.config.train.steps * config.train.batch * config.model.context,
         "difficulty": budget.difficulty(text),
         "loss": result["val_loss"],
@@ -48,24 +49,24 @@ def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, 
     }
 
 
-def fit(points: list[dict[str, Any]]) -> Iterator[str]:
+def fit(points: list[dict[str, Any]], floor: float) -> Iterator[str]:
     """The numbers of the law, and how far off each point they are."""
-    rows = {name: np.array([one[name] for one in points], float) for name in points[0] if name in NEEDED}
-    first = (0.5, 1.0, 0.3, 50.0, 0.4)
 
     def off(law: np.ndarray) -> np.ndarray:
-        said = [budget.law(*law, p, t, u) for p, t, u in zip(rows["parameters"], rows["tokens"], rows["unique"])]
-        return np.log(said) - np.log(rows["loss"] / rows["difficulty"])
+        said = []
+        for one in points:
+            text = budget.Text(one["difficulty"], one["unique"], one["vocab"])
+            said.append(budget.law(text, one["parameters"], one["tokens"], floor, *law) / one["loss"])
+        return np.log(said)
 
+    first = np.array(budget.LAW[1:])
     found = least_squares(off, first, bounds=(0, np.inf), x_scale=first, loss="soft_l1", f_scale=0.02)
-    yield "E, A, a, B, b = " + ", ".join(f"{x:.4g}" for x in found.x)
+    yield "E, A, a, B, b, v = " + ", ".join(f"{x:.4g}" for x in (floor, *found.x))
     for point, error in zip(points, off(found.x)):
-        about = f"{point['data']:<12} {point['minutes']:>5} min  size {point['size']}"
+        about = f"{point['data']:<12} {point['tokenizer']:<5} {point['minutes']:>5} min  size {point['size']}"
         yield f"{about}  loss {point['loss']:.4f}, said {point['loss'] * math.exp(error):.4f}"
     yield f"off by {math.sqrt((off(found.x) ** 2).mean()):.1%} in the mean (root of squares)"
 
-
-NEEDED = ("parameters", "tokens", "unique", "loss", "difficulty")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -75,10 +76,11 @@ if __name__ == "__main__":
     parser.add_argument("--tokenizer", default="char")
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--floor", type=float, default=budget.LAW[0], help="E of the law")
     parser.add_argument("--fit", type=Path, help="a file with what this script has printed, or several put together")
     asked = parser.parse_args()
     if asked.fit:
-        print("\n".join(fit([json.loads(line) for line in asked.fit.read_text().splitlines()])))
+        print("\n".join(fit([json.loads(line) for line in asked.fit.read_text().splitlines()], asked.floor)))
         sys.exit()
     for minutes in asked.minutes:
         for data in asked.data:

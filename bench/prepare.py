@@ -1,4 +1,4 @@
-"""How fast a large text becomes tokens, and in how much memory; for BPE beside the libraries `tokenizers` and `tiktoken`.
+"""How fast a large text becomes tokens, and in how much memory; for BPE beside `tokenizers` and `tiktoken`.
 
     python bench/prepare.py [--gigabytes 2] [--bpe-gigabytes 0.05] [--tokenizers char,byte,bpe] [--text FILE] [--json]
 

@@ -191,12 +191,25 @@ def test_pieces_come_from_all_over():
 
 
 def test_more_tokens_more_weights_and_new_tokens_promise_more():
-    def says(weights: float, tokens: float, unique: float) -> float:
-        return budget.law(*budget.LAW, weights, tokens, unique)
+    def says(weights: float, tokens: float, unique: float, vocab: int = 64) -> float:
+        return budget.law(budget.Text(1.5, int(unique), vocab), weights, tokens, *budget.LAW)
 
     assert says(1e6, 2e6, 1e9) > says(1e6, 4e6, 1e9) > says(1e7, 4e6, 1e9)
     assert says(1e6, 4e6, 1e6) > says(1e6, 4e6, 4e6) == says(1e6, 4e6, 1e9)
     assert says(1e6, 1e12, 1e6) == pytest.approx(says(1e6, 1e13, 1e6))  # a text that is known has no more to say
+    assert says(1e6, 1, 1e6) == math.log(64)  # who has learned nothing guesses evenly
+    assert says(1e6, 4e6, 1e9, 4096) < says(1e6, 4e6, 1e9) == says(1e6, 4e6, 1e9, 32)
+
+
+def test_the_law_says_what_was_measured():
+    """Of `bench/budget.py`: nats a character of tiny Shakespeare and of novels, and of a BPE, after so many tokens."""
+    plays, novels = budget.Text(1.518, 1_003_854, 66), budget.Text(1.441, 56_906_281, 192)
+    pieces = budget.Text(4.625, 15_926_686, 4096)
+    measured = [(plays, 331_776, 2_041_856, 1.5736), (plays, 786_432, 4_728_832, 1.4652)]
+    measured += [(novels, 331_776, 7_499_776, 1.3625), (pieces, 786_432, 628_736, 4.8518)]
+    for text, weights, tokens, loss in measured:
+        low, high = budget.expected(text, weights, tokens)
+        assert low < loss < high
 
 
 def test_the_sizes_keep_what_is_not_theirs(text: Path):

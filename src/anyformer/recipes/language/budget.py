@@ -7,7 +7,7 @@ text that is read again teaches less each time (Muennighoff et al., 2305.16264).
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -31,8 +31,8 @@ SIZES = (  # dim, n_layer, context, batch, lr
 COUNTED, PIECE = 1_000_000, 10_000  # tokens of n-grams, in pieces from all over the text
 ASKED, ROW = 32_000, 250  # tokens that they are tried on
 AGAIN = 15.0  # how often a text can be read before the next time is worth 1 / e of the first
-LAW = (0.5, 1.0, 0.3, 50.0, 0.4)  # E, A, a, B, b
-BAND = 0.06  # how far off it may be
+LAW = (0.7, 15.8, 0.374, 133.0, 0.44, 0.0262)  # E, A, a, B, b, v
+BAND = 0.07  # how far off it may be
 
 
 def grown(config: Config, dim: int, n_layer: int, context: int, batch: int, lr: float) -> Config:
@@ -65,23 +65,36 @@ def inner(config: Config) -> int:
     return 12 * config.model.n_layer * config.model.dim**2
 
 
-def law(E: float, A: float, a: float, B: float, b: float, parameters: float, tokens: float, unique: float) -> float:
-    """The loss, over what n-grams leave open. unique: tokens of the text, which are worth less when they come again."""
-    again = max(0.0, tokens / unique - 1)
-    worth = min(tokens, unique) + unique * AGAIN * (1 - math.exp(-again / AGAIN))
-    return E + A / parameters**a + B / worth**b
+@dataclass(frozen=True)
+class Text:
+    """What the law asks of a text: nats a token that n-grams leave open, tokens to learn from, and how many differ."""
+
+    hard: float
+    unique: int
+    vocab: int
 
 
-def expected(hard: float, even: float, parameters: int, unique: int, tokens: float) -> tuple[float, float]:
-    """Between which losses so many tokens of training end. even: the loss of who guesses evenly."""
-    loss = min(even, hard * law(*LAW, parameters, tokens, unique))
+def law(
+    text: Text, parameters: float, tokens: float, E: float, A: float, a: float, B: float, b: float, v: float
+) -> float:
+    """The loss to expect, at most that of who guesses evenly. Tokens that come again are worth less; the more different
+    tokens there are, the further are n-grams from what can be known."""
+    again = max(0.0, tokens / text.unique - 1)
+    worth = min(tokens, text.unique) + text.unique * AGAIN * (1 - math.exp(-again / AGAIN))
+    share = (E + A / parameters**a + B / worth**b) / max(1.0, text.vocab / 64) ** v
+    return min(math.log(text.vocab), text.hard * share)
+
+
+def expected(text: Text, parameters: int, tokens: float) -> tuple[float, float]:
+    """Between which losses so many tokens of training end."""
+    loss = law(text, parameters, tokens, *LAW)
     return loss * (1 - BAND), loss * (1 + BAND)
 
 
 def sizes(config: Config) -> Iterator[Choice]:
     """The sizes in rising order, each with what to expect of it on this text."""
-    text = corpus(config)
-    hard, even, unique = difficulty(text), math.log(text.tokenizer.vocab_size), len(text.split("train"))
+    tokens = corpus(config)
+    text = Text(difficulty(tokens), len(tokens.split("train")), tokens.tokenizer.vocab_size)
     for size in SIZES:
         choice = grown(config, *size)
-        yield Choice(choice, partial(expected, hard, even, inner(choice), unique))
+        yield Choice(choice, partial(expected, text, inner(choice)))
