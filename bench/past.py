@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from anyformer.model.edges import causal, window
-from anyformer.model.paths import Asked, Dense, Flex
+from anyformer.model.paths import Asked, Dense, flexible
 from anyformer.training import ceilings
 
 Row = dict[str, Any]
@@ -39,8 +39,8 @@ def one_window(here: Any, nodes: int, width: int) -> Row:
     *x, told = messages(here, nodes)
     x = takes(x)
     edges, asked = causal & window(width), Asked(1, 8, nodes, nodes, 0, here.device)
-    made: list[Flex] = []
-    table = ceilings.fastest(lambda: made.append(Flex.of(edges, None, asked, not here.dry)), str(here.device), 2)
+    made: list[Any] = []
+    table = ceilings.fastest(lambda: made.append(flexible(edges, None, asked, not here.dry)), str(here.device), 2)
     if nodes <= 1024:
         with torch.no_grad():
             apart = (made[-1](*x) - Dense.of(edges, None, asked)(*x)).abs().max().item()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anyformer.model import paths
 from anyformer.model.edges import Edges, causal, every, full, neighbours, window, within
-from anyformer.model.paths import Asked, Blocked, Dense, Flex, Path, Plain, choose
+from anyformer.model.paths import Asked, Blocked, Dense, Path, Plain, choose, flexible
 from anyformer.model.position import Alibi, RelativeBias
 from reference import Head, Node, attend_slowly, gradients_slowly
 from rules import READY, composed
@@ -140,7 +140,7 @@ def test_blocked_with_spans_longer_than_a_block(edges):
 def test_flex(name):
     edges = READY[name](B, T)
     q, k, v = messages(groups=2)
-    without_gradient(Flex.of(edges, None, asked(q, k), compiled=False), edges, q, k, v)
+    without_gradient(flexible(edges, None, asked(q, k), compiled=False), edges, q, k, v)
 
 
 @unfused
@@ -151,7 +151,7 @@ def test_biases_on_edges(name, make, kernel):
     edges, bias = READY[name](B, T), make(H).double()
     q, k, v = messages(groups=2)
     check(Dense.of(edges, bias, asked(q, k)), edges, q, k, v, bias)
-    without_gradient(Flex.of(edges, bias, asked(q, k), compiled=False), edges, q, k, v, bias)
+    without_gradient(flexible(edges, bias, asked(q, k), compiled=False), edges, q, k, v, bias)
     local = edges & window(5)
     check(Blocked.of(local, bias, asked(q, k)), local, q, k, v, bias)
 
@@ -267,7 +267,7 @@ def test_without_dropout_a_path_gives_the_same_twice_and_with_it_not(kernel):
 
 def test_what_is_dropped_never_takes_the_path_that_cannot_drop(monkeypatch):
     """FlexAttention has no dropout of weights: with dropout a GPU goes another way."""
-    monkeypatch.setattr(Flex, "of", lambda *_: pytest.fail("took FlexAttention"))
+    monkeypatch.setattr(paths, "flexible", lambda *_: pytest.fail("took FlexAttention"))
     monkeypatch.setattr(Dense, "of", lambda *_: "dense")
     gpu = torch.device("cuda")
     assert choose(causal & every(2), None, Asked(1, H, 9, 9, 0, gpu, drop=0.1)) == "dense"
@@ -289,7 +289,7 @@ def test_flex_compiled_equals_dense(name, position):
     q, k, v = (torch.randn(B, g, nodes, 32, device="cuda", requires_grad=True) for g in (H, 2, 2))
     learned = [bias.weight] if position == "relative" else []
     answers = []
-    for make in (Dense.of, Flex.of):
+    for make in (Dense.of, flexible):
         y = make(on_gpu, bias, asked(q, k))(q, k, v)
         dy = torch.linspace(-1, 1, y.numel(), device="cuda").view(y.shape)
         answers.append([y, *torch.autograd.grad(y, [q, k, v, *learned], dy)])

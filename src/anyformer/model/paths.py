@@ -9,7 +9,6 @@ Shapes: B batch, H heads, Q queries, K keys, T nodes, D channels of a head, n bl
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .edges import Edges, causal, full
+from .flex import Flex, block_mask
 
 Bias = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # (h, q, k, ahead) -> number added to the edge's score
 
@@ -60,7 +60,7 @@ def choose(edges: Edges, bias: Bias | None, asked: Asked) -> Path:
         if asked.queries == 1 and asked.keys == asked.start + 1:
             return Plain()  # the newest node reads all there is; is_causal would show it the first key only
     if asked.fresh and asked.device.type == "cuda" and not asked.drop:  # FlexAttention has no dropout
-        return Flex.of(edges, bias, asked)
+        return flexible(edges, bias, asked)
     if asked.fresh and not torch.compiler.is_exporting() and Blocked.pays(edges, asked.queries):
         return Blocked.of(edges, bias, asked)
     return Dense.of(edges, bias, asked)
@@ -210,35 +210,12 @@ def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float,
     return torch.cat([some(*piece) for piece in pieces]).unflatten(0, (B, H))
 
 
-@dataclass(frozen=True)
-class Flex:
-    """FlexAttention: one kernel compiled for the rule, blocks without edges skipped."""
-
-    block_mask: object
-    score_mod: Callable | None
-    compiled: bool = True
-
-    @classmethod
-    def of(cls, edges: Edges, bias: Bias | None, asked: Asked, compiled: bool = True) -> "Flex":
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        B, H = asked.batch if edges.batched else None, asked.heads if edges.headed else None
-        block_mask = create_block_mask(edges, B, H, asked.queries, asked.keys, device=str(asked.device))
-        ahead = edges.ahead > 0
-        score_mod = None if bias is None else lambda score, b, h, q, k: score + bias(h, q, k, ahead)
-        return cls(block_mask, score_mod, compiled)
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
-        attend = _flex(self.compiled)
-        grouped = k.shape[1] != q.shape[1]
-        return attend(q, k, v, score_mod=self.score_mod, block_mask=self.block_mask, scale=scale, enable_gqa=grouped)
-
-
-@cache
-def _flex(compiled: bool) -> Callable:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention) if compiled else flex_attention
+def flexible(edges: Edges, bias: Bias | None, asked: Asked, compiled: bool = True) -> Flex:
+    """The path through FlexAttention."""
+    mask = block_mask(edges, asked.batch, asked.heads, asked.queries, asked.keys, asked.device)
+    ahead = edges.ahead > 0
+    score_mod = None if bias is None else lambda score, b, h, q, k: score + bias(h, q, k, ahead)
+    return Flex(mask, score_mod, compiled)
 
 
 def scores(edges: Edges, bias: Bias | None, q: Tensor, k: Tensor, asked: Asked) -> tuple[Tensor, Tensor | None]:
