@@ -43,7 +43,7 @@ def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def run(name: str, overrides: dict[str, Any], data: str, minutes: float, seed: int) -> dict[str, float]:
     """Loss and steps of a training with torch's attention up to the rung that leaves it."""
     own = name not in ("nanoGPT's recipe, float32", "bfloat16")
-    pays = paths.products_pay if own else lambda q, k: False
+    pays = paths.products_pay if own else lambda q, k, drop=0.0: False
     recipe, preset = ("recall", "counts") if name == COUNTS else ("language", "nanogpt-cpu")
     given = merged(overrides, {"train": {"seed": seed, "eval_every": 1 << 30, "save_every": 1 << 30}})
     with TemporaryDirectory() as folder, patch.object(paths, "products_pay", pays):

@@ -100,7 +100,7 @@ def test_the_oracle_agrees_with_a_softmax_written_in_one_line():
 @pytest.fixture(params=["torch's kernel", "products"])
 def kernel(request, monkeypatch):
     """The sums of a path by torch's kernel, and spelled out, a few heads at a time."""
-    monkeypatch.setattr(paths, "products_pay", lambda q, k: request.param == "products")
+    monkeypatch.setattr(paths, "products_pay", lambda q, k, drop=0.0: request.param == "products")
     monkeypatch.setattr(paths, "PIECE", 5 * T * T)
 
 

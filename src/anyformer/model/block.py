@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .attention import Attention, Wires
 from .cache import KVCache
 from .config import TransformerConfig
+from .dropout import Dropout
 from .edges import Edges, full, within
 from .linear import Linear
 from .norm import norm
@@ -55,7 +56,7 @@ class Block(nn.Module):
         if cross:
             self.cross_norm, self.cross = norm(config), Attention(config, layer)
         self.mlp_norm, self.mlp = norm(config), MLP(config)
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout)
 
     def forward(
         self,

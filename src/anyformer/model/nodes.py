@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TransformerConfig
+from .dropout import Dropout
 from .norm import norm
 from .position import Grid, Learned, added
 
@@ -25,7 +26,7 @@ class Tokens(nn.Module):
         self.position = added(config)
         self.kind = nn.Embedding(kinds, config.dim) if kinds else None
         self.norm = norm(config) if normed else nn.Identity()
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, kind: Tensor | None = None) -> Tensor:
         x = self.token(ids)
@@ -48,7 +49,7 @@ class Patches(nn.Module):
         self.first = nn.Parameter(torch.zeros(1, 1, config.dim)) if first else None
         self.grid = Grid(config.dim) if config.position == "sinusoidal" else None
         self.position = None if self.grid is not None else added(config)
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout)
 
     def forward(self, image: Tensor) -> Tensor:
         cells = self.project(image)  # (B, C, rows, columns)
@@ -71,7 +72,7 @@ class Frames(nn.Module):
         self.conv1 = nn.Conv1d(mels, config.dim, 3, padding=1)
         self.conv2 = nn.Conv1d(config.dim, config.dim, 3, stride=2, padding=1)
         self.position = added(config)
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout)
 
     def forward(self, mel: Tensor) -> Tensor:
         x = nn.functional.gelu(self.conv2(nn.functional.gelu(self.conv1(mel)))).transpose(1, 2)
@@ -88,7 +89,7 @@ class Readings(nn.Module):
         super().__init__()
         self.value = nn.Linear(features, config.dim)
         self.kind = nn.Embedding(kinds, config.dim)
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout)
 
     def forward(self, value: Tensor, kind: Tensor) -> Tensor:
         return self.drop(self.value(value) + self.kind(kind))
@@ -105,7 +106,7 @@ class Trajectory(nn.Module):
         self.action = nn.Linear(actions, config.dim)
         self.step = Learned(steps, config.dim)
         self.norm = nn.LayerNorm(config.dim)  # the stem's own, whatever the body's is
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout)
 
     def forward(self, wanted: Tensor, state: Tensor, action: Tensor, at: Tensor) -> Tensor:
         kinds = torch.stack([self.wanted(wanted), self.state(state), self.action(action)], dim=2)  # (B, K, 3, C)
@@ -167,7 +168,7 @@ class Several(nn.Module):
         self.parts = nn.ModuleList(parts)
         self.kind = nn.Embedding(len(parts), config.dim)
         self.first = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.drop = Dropout(config.dropout)
 
     def forward(self, inputs: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         nodes = [part(x) + self.kind.weight[i] for i, (part, x) in enumerate(zip(self.parts, inputs, strict=True))]

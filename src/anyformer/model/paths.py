@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dropout import dropout
 from .edges import Edges, causal, full
 from .flex import Flex, block_mask
 
@@ -73,7 +74,7 @@ class Plain:
     triangle: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
-        if not products_pay(q, k):
+        if not products_pay(q, k, drop):
             return sdpa(q, k, v, None, drop, self.triangle, scale)
         rows = (1, 1, q.shape[2], k.shape[2])
         return products(q, k, v, q.new_full(rows, -math.inf).triu(1) if self.triangle else None, drop, scale)
@@ -156,7 +157,7 @@ class Blocked:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, drop: float, scale: float | None) -> Tensor:
     """mask: bool, or what is added to the scores; it broadcasts to (B, H, Q, K)."""
-    if products_pay(q, k):
+    if products_pay(q, k, drop):
         added = (
             mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
         )
@@ -174,14 +175,14 @@ def sdpa(
     return F.scaled_dot_product_attention(q, k, v, mask, drop, triangle, scale=scale, enable_gqa=grouped)
 
 
-def products_pay(q: Tensor, k: Tensor) -> bool:
+def products_pay(q: Tensor, k: Tensor, drop: float = 0.0) -> bool:
     """In bfloat16 on a CPU torch's attention kernel does without the processor's bfloat16 instructions, which batched
     products use: 2 to 6 times quicker in training, for as long as all scores may be kept (bench/attention.py). In
-    float32 it is behind them for a single query, the step of writing, by a sixth."""
+    float32 it is behind them for a single query, the step of writing, by a sixth; and wherever it has to drop out."""
     (B, H, Q, _), K = q.shape, k.shape[2]
     if q.device.type != "cpu" or torch.compiler.is_exporting() or max(Q, K) > 1024:
         return False
-    return B * H * Q * K <= KEPT if q.dtype == torch.bfloat16 else Q == 1 and k.shape[1] == H
+    return B * H * Q * K <= KEPT if drop or q.dtype == torch.bfloat16 else Q == 1 and k.shape[1] == H
 
 
 KEPT = 1 << 26  # scores of a layer: 128 MiB, kept for the backward
@@ -202,7 +203,7 @@ def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float,
         start = q.new_zeros(()) if added is None else added
         scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=float(added is not None), alpha=scale)
         weights = scores.softmax(-1).to(v.dtype)
-        return torch.bmm(F.dropout(weights, drop) if drop else weights, v)
+        return torch.bmm(dropout(weights, drop) if drop else weights, v)
 
     pieces = zip(
         q.split(heads), k.split(heads), v.split(heads), [None] * B * H if added is None else added.split(heads)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from .dropout import Dropout
 from .edges import Edges, full
 
 State = tuple[Tensor, ...]  # each (B, ...)
@@ -86,7 +87,7 @@ class Window(nn.Module):
         self.token = nn.Embedding(vocab_size + 1, dim)  # the last one stands before the text
         think = nn.Linear(words * dim, hidden)
         self.body = Stack(context, think)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.answer = nn.Linear(hidden, vocab_size)
         self.direct = nn.Linear(words * dim, vocab_size, bias=False) if direct else None
 
@@ -191,7 +192,7 @@ class SequenceToSequence(Pair):
         self.source, self.target = (nn.Embedding(size, dim) for size in vocab_sizes)
         self.encoder = Stack(context, nn.LSTM(dim, hidden, layers, batch_first=True, dropout=between))
         self.decoder = Stack(context, nn.LSTM(dim, hidden, layers, batch_first=True, dropout=between))
-        self.drop, self.answer = nn.Dropout(dropout), nn.Linear(hidden, vocab_sizes[1])
+        self.drop, self.answer = Dropout(dropout), nn.Linear(hidden, vocab_sizes[1])
 
     def encode(self, source: Tensor, seen: Edges = full) -> Tensor:
         lengths = self.lengths(source, seen)
@@ -239,7 +240,7 @@ class Search(Pair):
         self.asks, self.has = nn.Linear(hidden, hidden, bias=False), nn.Linear(2 * hidden, hidden, bias=False)
         self.fits = nn.Linear(hidden, 1, bias=False)
         self.speak = nn.Linear(dim + 3 * hidden, 2 * dim)  # in pairs, of which the larger counts (1302.4389)
-        self.drop, self.answer = nn.Dropout(dropout), nn.Linear(dim, vocab_sizes[1])
+        self.drop, self.answer = Dropout(dropout), nn.Linear(dim, vocab_sizes[1])
 
     def encode(self, source: Tensor, seen: Edges = full) -> Tensor:
         packed = pack_padded_sequence(
