@@ -2,14 +2,17 @@
 
     python bench/rungs.py                                    every rung for a minute, two seeds: 25 minutes
     python bench/rungs.py --minutes 2 --data eltec --seeds 1 2 3
+    python bench/rungs.py --without "RMSNorm, QK-norm" Muon  the Transformer at the top, but for one of them each time
 
 The first rung is nanoGPT's CPU recipe as we have it (`nanogpt-cpu`) but for the number of steps, which is what fits
 into the time; each further one keeps the changes before it. Loss over the whole validation split, each at its own
-context. The time is of training: what `--minutes` plans.
+context. The time is that of a whole run: what `--minutes` plans.
 """
 
 import argparse
 import json
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -51,18 +54,33 @@ def run(name: str, overrides: dict[str, Any], data: str, minutes: float, seed: i
         return {"loss": model.evaluate()["loss"], "steps": model.step}
 
 
-def main(data: str, minutes: float, seeds: list[int], as_json: bool) -> None:
-    found, overrides = {}, {}
+def climb() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each rung: what it is called, which it is, and all changes up to it."""
+    overrides: dict[str, Any] = {}
     for name, change in RUNGS.items():
         overrides = merged(overrides, change)
-        runs = [run(name, overrides, data, minutes, seed) for seed in seeds]
-        found[name] = {"losses": [one["loss"] for one in runs], "steps": [one["steps"] for one in runs]}
-        if not as_json:
-            each = ", ".join(f"{loss:.4f}" for loss in found[name]["losses"])
-            loss, steps = (mean(found[name][what]) for what in ("losses", "steps"))
-            print(f"{name:<26} loss {loss:.4f} ({each})  {steps:>7,.0f} steps", flush=True)
-    if as_json:
-        print(json.dumps({"data": data, "minutes": minutes, "seeds": seeds, "rungs": found}))
+        yield name, name, overrides
+
+
+def apart(without: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The last rung before the counts, and without each of these."""
+    top = [name for name in RUNGS if name != COUNTS]
+    for gone in (None, *without):
+        changes = [RUNGS[name] for name in top if name != gone]
+        yield "all of it" if gone is None else f"without {gone}", top[-1], reduce(merged, changes, {})
+
+
+def main(rungs: Iterable[tuple[str, str, dict[str, Any]]], asked: argparse.Namespace) -> None:
+    found = {}
+    for title, name, overrides in rungs:
+        runs = [run(name, overrides, asked.data, asked.minutes, seed) for seed in asked.seeds]
+        found[title] = {"losses": [one["loss"] for one in runs], "steps": [one["steps"] for one in runs]}
+        if not asked.json:
+            each = ", ".join(f"{loss:.4f}" for loss in found[title]["losses"])
+            loss, steps = (mean(found[title][what]) for what in ("losses", "steps"))
+            print(f"{title:<26} loss {loss:.4f} ({each})  {steps:>7,.0f} steps", flush=True)
+    if asked.json:
+        print(json.dumps({"data": asked.data, "minutes": asked.minutes, "seeds": asked.seeds, "rungs": found}))
 
 
 if __name__ == "__main__":
@@ -71,5 +89,6 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=1.0, help="of training, for each rung and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--without", nargs="+", metavar="RUNG", choices=[name for name in RUNGS if name != COUNTS])
     asked = parser.parse_args()
-    main(asked.data, asked.minutes, asked.seeds, asked.json)
+    main(climb() if asked.without is None else apart(asked.without), asked)

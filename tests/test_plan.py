@@ -34,9 +34,11 @@ def recipe(**own) -> SimpleNamespace:
     return SimpleNamespace(**{name: getattr(language, name) for name in NAMES} | own)
 
 
-def still(monkeypatch: pytest.MonkeyPatch, **known) -> None:
-    """A machine whose speed is known: `pace` says what `known` has by the width of the model, and no time passes."""
-    monkeypatch.setattr(plan, "pace", lambda recipe, config, seconds: known[f"of_{config.model.dim}"])
+def still(monkeypatch: pytest.MonkeyPatch, looks: plan.Looks, steps: dict[int, float]) -> None:
+    """A machine whose speed is known, seconds of a step by the width of the model, and where no time passes."""
+    pace = lambda recipe, config, seconds: plan.Pace(steps[config.model.dim], 256, None)  # noqa: E731
+    monkeypatch.setattr(plan, "pace", pace)
+    monkeypatch.setattr(plan, "validations", lambda recipe, config, state: looks)
     monkeypatch.setattr(plan.time, "monotonic", lambda: 0.0)
 
 
@@ -44,7 +46,7 @@ def still(monkeypatch: pytest.MonkeyPatch, **known) -> None:
 
 
 def test_steps_fill_the_time_that_validations_leave(text: Path, monkeypatch: pytest.MonkeyPatch):
-    still(monkeypatch, of_32=plan.Pace(step=0.1, validation=2.0, batch=0.01, tokens=256))
+    still(monkeypatch, plan.Looks(validation=2.0, batch=0.01), {32: 0.1})
     found = plan.within(language, config(text, eval_every=50, warmup=100), 100.0)
     batches = sum(1 for _ in language.batches(config(text), "val"))
     left = 100 - 0.01 * batches
@@ -54,7 +56,7 @@ def test_steps_fill_the_time_that_validations_leave(text: Path, monkeypatch: pyt
 
 
 def test_the_last_validation_takes_a_tenth_of_the_time_at_most(text: Path, monkeypatch: pytest.MonkeyPatch):
-    still(monkeypatch, of_32=plan.Pace(step=0.1, validation=0.1, batch=5.0, tokens=256))
+    still(monkeypatch, plan.Looks(validation=0.1, batch=5.0), {32: 0.1})
     batches = sum(1 for _ in language.batches(config(text), "val"))
     found = plan.within(language, config(text), 60.0).train
     assert found.final_every == math.ceil(5.0 * batches / 6.0) > 1
@@ -78,8 +80,9 @@ def test_the_speed_is_measured_on_the_batches_of_later_steps(text: Path):
 
     known = plan.pace(recipe(batches=batches), config(text), 0.2)
     assert len(steps) > 3 and min(steps[1:]) > 10_000
-    assert known.step > 0 and known.validation > known.batch > 0
-    assert known.tokens == TINY.train.batch * TINY.model.context
+    assert known.step > 0 and known.tokens == TINY.train.batch * TINY.model.context
+    looks = plan.validations(language, config(text), known.state)
+    assert looks.validation > looks.batch > 0
 
 
 def test_no_time_is_refused(text: Path):
@@ -113,12 +116,11 @@ def offered(text: Path, *widths: int) -> list[Choice]:
 
 @pytest.mark.parametrize(("seconds", "best"), [(10, 8), (100, 16), (100_000, 32)])
 def test_more_time_takes_a_larger_model(text: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, best: int):
-    paces = {f"of_{width}": plan.Pace(width**2 / 200, 1e-3, 1e-6, 256) for width in (8, 16, 32)}
-    still(monkeypatch, **paces)
+    still(monkeypatch, plan.Looks(1e-3, 1e-6), {width: width**2 / 200 for width in (8, 16, 32)})
     found, why = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16, 32)), config(text), seconds)
     assert found.model.dim == best
     c = found.train
-    assert c.steps * paces[f"of_{best}"].step == pytest.approx(seconds, rel=0.05)
+    assert c.steps * best**2 / 200 == pytest.approx(seconds, rel=0.05)
     assert c.eval_every == c.save_every and 0 <= c.eval_every * plan.LOOKS - c.steps < plan.LOOKS
     low, high = why["expects"]
     assert low < high and [one["dim"] for one in why["sizes"]] == [8, 16, 32][: len(why["sizes"])]
@@ -126,7 +128,7 @@ def test_more_time_takes_a_larger_model(text: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_size_that_promises_less_ends_the_search(text: Path, monkeypatch: pytest.MonkeyPatch):
-    still(monkeypatch, of_8=plan.Pace(0.1, 0.1, 0.001, 256), of_16=plan.Pace(9.0, 0.1, 0.001, 256))
+    still(monkeypatch, plan.Looks(0.1, 0.001), {8: 0.1, 16: 9.0})
     found, why = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16, 32)), config(text), 20)  # 32 has no pace
     assert found.model.dim == 8 and [one["dim"] for one in why["sizes"]] == [8, 16]
 
@@ -135,8 +137,9 @@ def test_a_size_that_memory_does_not_hold_ends_the_search(text: Path, monkeypatc
     def pace(recipe, config, seconds):
         if config.model.dim > 8:
             raise torch.OutOfMemoryError
-        return plan.Pace(0.1, 0.1, 0.001, 256)
+        return plan.Pace(0.1, 256, None)
 
+    still(monkeypatch, plan.Looks(0.1, 0.001), {})
     monkeypatch.setattr(plan, "pace", pace)
     found, _ = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16)), config(text), 1e5)
     assert found.model.dim == 8

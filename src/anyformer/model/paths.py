@@ -205,6 +205,8 @@ def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float,
         weights = scores.softmax(-1).to(v.dtype)
         return torch.bmm(dropout(weights, drop) if drop else weights, v)
 
+    if heads >= B * H:
+        return some(q, k, v, added).unflatten(0, (B, H))
     pieces = zip(
         q.split(heads), k.split(heads), v.split(heads), [None] * B * H if added is None else added.split(heads)
     )

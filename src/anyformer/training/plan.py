@@ -25,15 +25,24 @@ LOOKS = 10  # validations during a training whose size was chosen
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that this machine takes."""
+    """How quickly a model trains here."""
 
     step: float
+    """Seconds of an update."""
+    tokens: int
+    """Nodes of an update."""
+    state: State
+    """Of a model that is thrown away."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Seconds of what is not training."""
+
     validation: float
     """One during training, and the sample beside it."""
     batch: float
     """A batch of a validation."""
-    tokens: int
-    """Nodes of an update."""
 
 
 def within(recipe: Recipe, config: Any, seconds: float) -> Any:
@@ -41,8 +50,9 @@ def within(recipe: Recipe, config: Any, seconds: float) -> Any:
     them. Where all of the validation split would take too long at the end, every second or tenth batch of it."""
     began = positive(seconds)
     known = pace(recipe, config, min(TRIAL, seconds / 10))
-    left, train = final(recipe, config, known, seconds - (time.monotonic() - began))
-    steps = max(2, int(left / (known.step + known.validation / train.eval_every)))
+    looks = validations(recipe, config, known.state)
+    left, train = final(recipe, config, looks, seconds - (time.monotonic() - began))
+    steps = max(2, int(left / (known.step + looks.validation / train.eval_every)))
     return replace(config, train=replace(train, steps=steps, warmup=min(train.warmup, steps // 10)))
 
 
@@ -62,9 +72,10 @@ def chosen(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[str, 
         if len(tried) > 1 and sum(tried[-1][2]) >= sum(tried[-2][2]):
             break
     choice, known, _ = min(tried, key=lambda one: sum(one[2]))
-    left, settings = final(recipe, choice.config, known, seconds - (time.monotonic() - began))
-    times = max(1, min(LOOKS, int(left / 10 / known.validation)))
-    steps = max(2, int((left - times * known.validation) / known.step))
+    looks = validations(recipe, choice.config, known.state)
+    left, settings = final(recipe, choice.config, looks, seconds - (time.monotonic() - began))
+    times = max(1, min(LOOKS, int(left / 10 / looks.validation)))
+    steps = max(2, int((left - times * looks.validation) / known.step))
     every = {"eval_every": -(-steps // times), "save_every": -(-steps // times)}
     settings = replace(settings, steps=steps, warmup=min(settings.warmup, steps // 10), **every)
     found = {"expects": rounded(choice.expects(known.tokens * steps)), "sizes": [told(*one) for one in tried]}
@@ -79,7 +90,7 @@ def positive(seconds: float) -> float:
 
 
 def pace(recipe: Recipe, config: Any, seconds: float) -> Pace:
-    """Measured for about so long, on a model that is thrown away."""
+    """Measured for about so long."""
     trial = replace(config, train=replace(config.train, steps=1 << 30, eval_every=1 << 30))
     state, times = start(recipe, trial), []
     state.place = next(recipe.batches(trial, "train"))[1] | {"step": LATE}
@@ -89,29 +100,26 @@ def pace(recipe: Recipe, config: Any, seconds: float) -> Pace:
         if len(times) > 200 or (len(times) > 2 and times[-1] - times[0] > seconds):
             break
     tokens = ((state.place or {}).get("tokens", 0) - seen) // len(times)
-    step = (times[-1] - times[0]) / (len(times) - 1)
-    validation, batch = validations(recipe, config, state)
-    return Pace(step, validation, batch, tokens)
+    return Pace((times[-1] - times[0]) / (len(times) - 1), tokens, state)
 
 
-def validations(recipe: Recipe, config: Any, state: State) -> tuple[float, float]:
-    """Seconds of a validation during training, and of one batch of it."""
+def validations(recipe: Recipe, config: Any, state: State) -> Looks:
     began = time.monotonic()
     validate(recipe, config, state)
     evaluated = time.monotonic() - began
     batches = sum(1 for _ in islice(recipe.batches(config, "val"), config.train.eval_batches))
     recipe.predict(state.model.eval(), {})
-    return time.monotonic() - began, evaluated / max(1, batches)
+    return Looks(time.monotonic() - began, evaluated / max(1, batches))
 
 
-def final(recipe: Recipe, config: Any, known: Pace, left: float) -> tuple[float, TrainConfig]:
+def final(recipe: Recipe, config: Any, looks: Looks, left: float) -> tuple[float, TrainConfig]:
     """The seconds that the validation at the end leaves of these, and the settings with how much of the split it
     takes."""
-    began, batches = time.monotonic(), 0
+    began, batches, left = time.monotonic(), 0, max(left, 1e-3)
     for batches, _ in enumerate(recipe.batches(config, "val"), 1):  # noqa: B007 (how many there are)
         if time.monotonic() - began > left * FINAL / 2:  # the data alone take long: what is left is not known
             break
-    cost = known.batch * batches
+    cost = looks.batch * batches
     every = max(1, -int(-cost // (left * FINAL)))
     return left - cost / every - (time.monotonic() - began), replace(config.train, final_every=every)
 
