@@ -28,8 +28,9 @@ from anyformer.recipes.language import budget
 
 def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, seed: int) -> dict[str, Any]:
     config = language.Config(data=data, tokenizer=tokenizer, vocab_size=vocab_size)
-    config = budget.grown(replace(config, train=replace(config.train, seed=seed)), *budget.SIZES[which])
     text = language.corpus(config)
+    config = replace(config, train=replace(config.train, seed=seed))
+    config = budget.grown(config, len(text.split("train")), *budget.SIZES[which])
     with TemporaryDirectory() as folder:
         found = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **recipe.to_json(config))
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
@@ -38,7 +39,7 @@ def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, 
         "tokenizer": tokenizer,
         "size": which,
         "minutes": minutes,
-        "parameters": budget.inner(config),
+        "parameters": budget.inner(config.model),
         "unique": len(text.split("train")),
         "vocab": text.tokenizer.vocab_size,
         "tokens": found.config.train.steps * config.train.batch * config.model.context,
