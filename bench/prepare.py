@@ -1,6 +1,6 @@
 """How fast a large text becomes tokens, and in how much memory; for BPE beside `tokenizers` and `tiktoken`.
 
-    python bench/prepare.py [--gigabytes 2] [--bpe-gigabytes 0.05] [--tokenizers char,byte,bpe] [--text FILE] [--json]
+    python bench/prepare.py [--gigabytes 2] [--bpe-gigabytes 0.05] [--tokenizers char,byte,bpe] [--text FILE] [--rounds 3] [--json]
 
 The text repeats FILE, or made-up words where none is given. Each case runs in a fresh process, so that its peak
 resident memory is its own. Rates are in MB/s of text (10^6 bytes), over the whole of `prepare`: hash, vocabulary or
@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROUNDS = 3  # of BPE, the best of which counts
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # GPT-2's words
 LIMIT = 600  # MB of resident memory that 2 GB of text may take
 
@@ -114,7 +113,7 @@ def in_child(case: str, path: Path, detail: str, cache: Path) -> dict:
     return json.loads(done.stdout)
 
 
-def measure(folder: Path, spec: str, gigabytes: float, source: Path | None) -> dict:
+def measure(folder: Path, spec: str, gigabytes: float, source: Path | None, rounds: int) -> dict:
     """One tokenizer on a text of this size."""
     path, size = folder / "text.txt", int(gigabytes * 1e9)
     write_text(path, size, source)
@@ -122,10 +121,10 @@ def measure(folder: Path, spec: str, gigabytes: float, source: Path | None) -> d
     result |= {"case": spec, "gigabytes": gigabytes, "mb_per_s": size / 1e6 / result["seconds"]}
     if spec == "bpe":
         encode, sides = [result["stages"]["encoding"]], {side: [] for side in ("tokenizers", "tiktoken")}
-        for i in range(1, ROUNDS + 1):  # in turn, so that a busy machine slows all
+        for i in range(1, rounds + 1):  # in turn, so that a busy machine slows all
             for side, found in sides.items():
                 found.append(in_child(side, path, result["tokenizer"], folder))
-            if i < ROUNDS:
+            if i < rounds:
                 encode.append(in_child("ours", path, spec, folder / f"cache-{i}")["stages"]["encoding"])
         result["encode_mb_per_s"] = size / 1e6 / min(encode)
         for side, found in sides.items():
@@ -143,6 +142,7 @@ def main() -> int:
     parser.add_argument("--bpe-gigabytes", type=float, default=0.05)
     parser.add_argument("--tokenizers", default="char,byte,bpe")
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--rounds", type=int, default=3, help="of BPE, the best of which counts")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -156,7 +156,7 @@ def main() -> int:
     for spec in args.tokenizers.split(","):
         with tempfile.TemporaryDirectory() as folder:
             size = args.bpe_gigabytes if spec == "bpe" else args.gigabytes
-            results.append(measure(Path(folder), spec, size, args.text))
+            results.append(measure(Path(folder), spec, size, args.text, args.rounds))
     print(json.dumps(results) if args.json else "\n".join(map(line, results)))
     return int(any(r["peak_mb"] > LIMIT for r in results))
 
