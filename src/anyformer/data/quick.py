@@ -36,7 +36,7 @@ class Quick:
             return list(pool.map(self.encode, texts))
 
     def encode(self, text: str) -> np.ndarray:
-        return self.ids[self.encoding.encode_to_numpy(text, disallowed_special=())]
+        return self.ids[np.array(self.encoding.encode_ordinary(text), np.uint32)]
 
 
 def cores() -> int:

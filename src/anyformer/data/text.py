@@ -21,10 +21,12 @@ PIECE = 4 << 20  # bytes
 LONGEST_LINE = 256 << 20  # bytes of one .jsonl line, so that a wrong file cannot fill the memory
 BOM = b"\xef\xbb\xbf"
 
-# Where to cut, best first. `.*` is greedy, so each pattern finds the last such place of a piece.
+# Where to cut, best first: newer tokenizers glue a line break to punctuation before it. Looked for from behind, since
+# prose ends few lines without punctuation.
+LAST = re.compile(rb"\n\r?[0-9A-Za-z]")
+# `.*` is greedy, so each of these finds the last such place of a piece, one byte after the other.
 SPACES = rb"(?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])(?<!\xe2\x81\x9f)(?<!\xe3\x80\x80)"
 CUTS = (
-    re.compile(rb".*[0-9A-Za-z](?=\r?\n)", re.DOTALL),  # newer tokenizers glue a line break to punctuation before it
     re.compile(rb".*[\x21-\x7e\x80-\xff]" + SPACES + rb"(?=\r?\n)", re.DOTALL),
     re.compile(rb".*[0-9A-Za-z](?= [0-9A-Za-z])", re.DOTALL),  # no line breaks: between two words
 )
@@ -120,6 +122,8 @@ def _document(file: Any, source: str, size: int, start: int = 0) -> Iterator[Pie
 
 def _cut(held: bytes, size: int) -> int:
     """Where to end a piece: how many of the first `size` bytes to take, never inside a UTF-8 character."""
+    if found := LAST.search(held[:size][::-1]):
+        return size - found.end() + 1
     for pattern in CUTS:
         if found := pattern.match(held, 0, size):
             return found.end()
