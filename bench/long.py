@@ -4,7 +4,7 @@
 
 Both sides are the same `Attention` (512 channels, 8 heads) under another rule of edges; all of the past takes the fused
 kernel of torch (SDPA). Time and memory are each a process's own, by the length of the context, in huge pages where the
-system gives some (torch's THP_MEM_ALLOC_ENABLE): in small ones the kernel spends half of the longest on handing them out.
+system gives some (torch's THP_MEM_ALLOC_ENABLE): handing out small ones takes half of the time of the longest.
 """
 
 import argparse
