@@ -189,7 +189,7 @@ def check(words: list[str]) -> None:
             return
         recipe = recipes.load(rest[1])
         preset = train_command.glance(rest[2:]).preset or recipes.default_preset(recipe)
-        parse(train_command.command(recipe, preset, recipes.preset(recipe, preset)), rest[2:], train_command.PROG)
+        parse(train_command.questions(recipe, preset, recipes.preset(recipe, preset)), rest[2:], train_command.PROG)
     else:
         parse(importlib.import_module(f"anyformer.cli.{module_of(rest[0])}").Command, rest[1:], f"anyformer {rest[0]}")
 
