@@ -30,7 +30,7 @@ def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, 
     config = language.Config(data=data, tokenizer=tokenizer, vocab_size=vocab_size)
     text = language.corpus(config)
     config = replace(config, train=replace(config.train, seed=seed))
-    config = budget.grown(config, len(text.split("train")), *budget.SIZES[which])
+    config = budget.grown(config, *budget.SIZES[which])
     with TemporaryDirectory() as folder:
         found = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **recipe.to_json(config))
         result = json.loads((Path(folder) / "run" / "result.json").read_text())

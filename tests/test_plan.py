@@ -226,12 +226,6 @@ def test_the_sizes_keep_what_is_not_theirs(text: Path):
         assert next(islice(language.batches(choices[0].config, "train"), 1))
 
 
-def test_a_model_that_is_large_for_its_text_drops_out():
-    size = budget.SIZES[2]
-    weights = budget.inner(language.PRESETS["fast"].model)
-    assert budget.grown(TINY, 2 * weights, *size).model.dropout == 0 < budget.grown(TINY, weights, *size).model.dropout
-
-
 # --- all of it ---
 
 

@@ -29,7 +29,6 @@ SIZES = (  # dim, n_layer, context, batch, lr
     (512, 12, 512, 32, 1.5e-3),
     (768, 12, 1024, 32, 1e-3),
 )
-LARGE, DROPPED = 2, 0.1  # tokens of a text for each weight, below which dropout begins
 COUNTED, PIECE = 1_000_000, 10_000  # tokens of n-grams, in pieces from all over the text
 ASKED, ROW = 32_000, 250  # tokens that they are tried on
 AGAIN = 6.0  # how often a text can be read before the next time is worth 1 / e of the first
@@ -37,12 +36,10 @@ LAW = (0.7, 8.486, 0.3147, 191.8, 0.4712, 0.02654)  # E, A, a, B, b, v
 BAND = 0.08  # how far off it may be
 
 
-def grown(config: Config, unique: int, dim: int, n_layer: int, context: int, batch: int, lr: float) -> Config:
-    """The config in this size; what says where and from what it learns stays. A model that is large for its text will
-    read it many times over before it is done, and learn it by heart unless numbers are dropped out."""
+def grown(config: Config, dim: int, n_layer: int, context: int, batch: int, lr: float) -> Config:
+    """The config in this size; what says where and from what it learns stays."""
     train = {name: getattr(config.train, name) for name in ("seed", "device", "dtype", "compile")}
     model = sized(dim, n_layer, dim // 32, context, **MODERN)
-    model = replace(model, dropout=DROPPED if inner(model) > unique / LARGE else 0.0)
     return replace(config, model=model, train=replace(MINUTE, batch=batch, lr=lr, **train))
 
 
@@ -100,5 +97,5 @@ def sizes(config: Config) -> Iterator[Choice]:
     tokens = corpus(config)
     text = Text(difficulty(tokens), len(tokens.split("train")), tokens.tokenizer.vocab_size)
     for size in SIZES:
-        choice = grown(config, text.unique, *size)
+        choice = grown(config, *size)
         yield Choice(choice, partial(expected, text, inner(choice.model)))
