@@ -240,11 +240,11 @@ def test_whoever_sits_at_a_terminal_is_asked(
     monkeypatch.setattr(sys, "stdin", Terminal(says))
     monkeypatch.setattr(sys, "stderr", Terminal())
     with contextlib.nullcontext() if goes_on else pytest.raises(InputError, match="not trained"):
-        verb.approve(multimodal, config, yes=False)
+        assert verb.approve(multimodal, config, yes=False) > 0  # for so long nobody was training
     assert "[Y/n]" in sys.stderr.getvalue() and "[targets.species]" in sys.stderr.getvalue()
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
-    verb.approve(multimodal, config, yes=True)
-    verb.approve(multimodal, TINY, yes=False)  # the set's own schema needs no approval
+    assert verb.approve(multimodal, config, yes=True) == 0
+    assert verb.approve(multimodal, TINY, yes=False) == 0  # the set's own schema needs no approval
 
 
 def test_what_cannot_be_asked_is_one_line(trained: tuple[Path, Path]):

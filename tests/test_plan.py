@@ -85,10 +85,10 @@ def test_the_speed_is_measured_on_the_batches_of_later_steps(text: Path):
     assert looks.validation > looks.batch > 0
 
 
-def test_no_time_is_refused(text: Path):
-    for plans in (plan.within, plan.chosen):
-        with pytest.raises(InputError, match=r"--minutes is 0; it must be above 0"):
-            plans(language, config(text), 0.0)
+@pytest.mark.parametrize("minutes", [0.0, -1.0, math.inf, math.nan])
+def test_no_time_and_no_end_of_it_are_refused_before_anything_is_read(minutes: float):
+    with pytest.raises(InputError, match=rf"--minutes is {minutes:g}; it must be above 0, and have an end"):
+        anyformer.train("language", data="nothing.txt", minutes=minutes)
 
 
 def test_reading_the_data_is_part_of_the_time(text: Path, monkeypatch: pytest.MonkeyPatch):
@@ -96,7 +96,7 @@ def test_reading_the_data_is_part_of_the_time(text: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(plan, "within", lambda recipe, config, seconds: asked.append(seconds))
     monkeypatch.setattr(api.time, "monotonic", lambda: 100.0)
     for began in (100.0, 70.0, 0.0):
-        api.planned(language, config(text), 1.0, began, False)
+        api.planned(language, config(text), plan.Budget(minutes=1.0, began=began))
     assert asked == [60.0, 30.0, 15.0]  # a quarter is left in any case
 
 
@@ -143,6 +143,15 @@ def test_a_size_that_memory_does_not_hold_ends_the_search(text: Path, monkeypatc
     monkeypatch.setattr(plan, "pace", pace)
     found, _ = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16)), config(text), 1e5)
     assert found.model.dim == 8
+
+
+def test_memory_that_does_not_hold_even_the_smallest_is_said(text: Path, monkeypatch: pytest.MonkeyPatch):
+    def pace(recipe, config, seconds):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(plan, "pace", pace)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16)), config(text), 60)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +233,13 @@ def test_the_sizes_keep_what_is_not_theirs(text: Path):
         assert (one.config.data, one.config.window, one.config.tied) == (str(text), 8, False)
         assert (one.config.train.seed, one.config.train.device, one.config.train.dtype) == (7, "cpu", "float32")
         assert next(islice(language.batches(choices[0].config, "train"), 1))
+
+
+@pytest.mark.parametrize(("length", "contexts"), [(40, [64]), (200, [64, 128]), (500, [64, 128, 256])])
+def test_a_size_whose_context_the_text_cannot_fill_is_not_offered(tmp_path: Path, length: int, contexts: list[int]):
+    text = "".join(random.Random(0).choices("ab", k=length))
+    found = [one.config.model.context for one in language.sizes(corpus(tmp_path, text))]
+    assert sorted(set(found)) == contexts
 
 
 # --- all of it ---

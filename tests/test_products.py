@@ -14,6 +14,8 @@ def test_products_serve_bfloat16_on_a_cpu_and_are_as_near_as_its_kernel(edges, m
     path = choose(edges, None, Asked(2, 4, 130, 130, 0, torch.device("cpu")))
     short = [x.bfloat16() for x in exact]
     assert paths.products_pay(*short[:2]) and not paths.products_pay(*exact[:2])
+    q, k = exact[0][:, :, :1], exact[1]
+    assert paths.products_pay(q, k) and not paths.products_pay(q, k[:, :2])  # one query; not if heads share their keys
     long = torch.empty(1, 1, 1100, 8, dtype=torch.bfloat16)
     assert not paths.products_pay(long, long)  # there all scores would be kept
     ours = (path(*short).float() - path(*exact)).abs().max()

@@ -130,6 +130,12 @@ def test_a_vocabulary_with_two_ways_to_an_entry(bpe: Subwords):
     assert not refused(described(bpe, model=whole, added_tokens=[]))
 
 
+def test_an_entry_of_other_letters_than_bytes(bpe: Subwords):
+    model = json.loads(bpe.json())["model"]
+    vocab = model["vocab"] | {"語": 700, "語a": 701}
+    assert refused(described(bpe, model=model | {"vocab": vocab, "merges": [*model["merges"], ["語", "a"]]}))
+
+
 def test_a_byte_that_the_vocabulary_lacks(bpe: Subwords):
     model = json.loads(bpe.json())["model"]
     vocab = {word: i for word, i in model["vocab"].items() if word != "ÿ"}

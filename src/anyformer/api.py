@@ -59,23 +59,27 @@ def train(
     module = recipes.load(recipe)
     run = Run(Path(out)) if out is not None else None
     source = None if init is None else Path(init)
-    asked, (preset, config) = preset, starting_point(module, recipe, preset, run if resume else None, source)
+    began, asked = time.monotonic(), preset
+    preset, config = starting_point(module, recipe, preset, run if resume else None, source)
     values = merged(recipes.to_json(config), overrides)
     config = config_of(module, values, "overrides")
     return run_config(
         recipe,
         preset,
         config,
-        sizes=source is None and undecided(module, asked, config),
         run=run,
         resume=resume,
         init=source,
         lora=adapters(lora or {}),
-        minutes=minutes,
+        budget=budget_of(minutes, began, source is None and undecided(module, asked, config)),
         on_start=on_start,
         on_record=on_record,
         command=f"anyformer.train({recipe!r}, ...)",
     )
+
+
+def budget_of(minutes: float | None, began: float, sizes: bool) -> plan.Budget | None:
+    return None if minutes is None else plan.Budget(minutes=minutes, began=began, sizes=sizes)
 
 
 def adapters(values: dict[str, Any]) -> LoRA:
@@ -133,28 +137,27 @@ def run_config(
     resume: bool = False,
     init: Path | None = None,
     lora: LoRA = LoRA(),  # noqa: B008 (frozen)
-    minutes: float | None = None,
-    sizes: bool = False,
-    began: float | None = None,
+    budget: plan.Budget | None = None,
     on_start: Starter = nobody,
     on_record: Listener = nobody,
     command: str = "",
 ) -> Model:
-    """Train this config in a run directory: what `train` and the command line share. With minutes, counted from `began`
-    (of time.monotonic; now), steps are planned, and if `sizes`, the size of the model."""
-    began, module, config = began or time.monotonic(), recipes.load(name), anchored(config)
+    """Train this config in a run directory, as large and as long as a budget has it, or else exactly: what `train` and
+    the command line share."""
+    began = time.monotonic() if budget is None else budget.began
+    module, config = recipes.load(name), anchored(config)
     run = run or Run(next_run(name, config))
     goes_on = resume and run.exists
     if goes_on:
-        if minutes is not None:
+        if budget is not None:
             raise InputError(f"--minutes plans a new run; {run.path} has {config.train.steps} steps: change --steps")
         same_model(run, config_of(module, run.config()["config"], str(run.path / "config.json")), config)
     else:
         run.refuse_others()
     usable(module, config, run)
     found: dict[str, Any] = {}
-    if minutes is not None and not goes_on:
-        config, found = planned(module, config, minutes, began, sizes)
+    if budget is not None:
+        config, found = planned(module, config, budget)
     described = describe(name, preset, config, command) | beginnings(init, lora) | found
     if not goes_on:
         run.create(described)
@@ -175,16 +178,12 @@ def run_config(
     return model
 
 
-def planned(
-    module: recipes.Recipe, config: Any, minutes: float, began: float, sizes: bool
-) -> tuple[Any, dict[str, Any]]:
-    """The config that fits into the minutes, and what a run's config.json says of how it was found. Data that had to be
-    read first leave less to training, but never less than a quarter."""
-    seconds = max(minutes * 60 - (time.monotonic() - began), minutes * 15)
-    if not sizes:
-        return plan.within(module, config, seconds), {}
-    config, found = plan.chosen(module, config, seconds)
-    return config, {"plan": {"minutes": minutes} | found}
+def planned(module: recipes.Recipe, config: Any, budget: plan.Budget) -> tuple[Any, dict[str, Any]]:
+    """The config that fits into the time, and what a run's config.json says of how it was found."""
+    if not budget.sizes:
+        return plan.within(module, config, budget.left), {}
+    config, found = plan.chosen(module, config, budget.left)
+    return config, {"plan": {"minutes": budget.minutes} | found}
 
 
 def beginnings(init: Path | None, lora: LoRA) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import tyro
 
 from ..errors import InputError, nearest
 
+NUMBERS = {"FLOAT": "a number", "INT": "a whole number"}  # what tyro calls them, where there may be none
+
 
 def parse(kind: Any, arguments: Sequence[str], prog: str, default: Any = None) -> Any:
     """A value of the dataclass from command-line arguments. Raises InputError in one line; --help prints and exits."""
@@ -48,6 +50,7 @@ def one_line(box: str) -> str:
     text = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", text)
     text = re.sub(r"Missing value for argument '(\S+)'\. Expected 1 values\.", r"\1 needs a value", text)
     text = re.sub(r"no type matching (\S+) could be instantiated from \['(.*?)'\]\.?", r"'\2' is not \1", text)
+    text = re.sub(r"is not \{None\}\|(FLOAT|INT)\b", lambda found: f"is not {NUMBERS[found[1]]}", text)
     text = re.sub(r"^(Parsing error|Value error|Required options|Invalid choice|Missing argument)\b\s*:?\s*", "", text)
     return re.sub(r"^Error parsing (config\.)?", lambda found: "--" if found[1] else "", text).strip()
 

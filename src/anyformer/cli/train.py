@@ -55,11 +55,12 @@ def run(arguments: list[str]) -> int:
         raise InputError("--steps and --minutes both say how long: give one of them")
     sizes = early.init is None and api.undecided(module, early.preset, config)
     if asked.dry_run:
-        return dry_run(name, module, config, asked, sizes)
+        return dry_run(name, module, config, asked, api.budget_of(asked.minutes, time.monotonic(), sizes))
     if not asked.resume:
-        approve(module, config, asked.yes)
+        began += approve(module, config, asked.yes)
+    budget = api.budget_of(asked.minutes, began, sizes)
     command = shlex.join(["anyformer", "train", *arguments])
-    return train(name, preset, config, asked, {"began": began, "sizes": sizes, "command": command})
+    return train(name, preset, config, asked, {"budget": budget, "command": command})
 
 
 def glance(arguments: list[str]) -> argparse.Namespace:
@@ -116,18 +117,22 @@ def schema_of(name: str, module: Any, config: Any) -> str:
         return module.schema_of(config).toml()
 
 
-def approve(module: Any, config: Any, yes: bool) -> None:
-    """A schema that was inferred is shown, and whoever sits at a terminal is asked. Raises InputError for a no."""
+def approve(module: Any, config: Any, yes: bool) -> float:
+    """A schema that was inferred is shown, and whoever sits at a terminal is asked. Returns for how many seconds: they
+    are not the training's. Raises InputError for a no."""
     with busy():
         found = module.inferred(config) if hasattr(module, "inferred") else None
     if found is None:
-        return
+        return 0.0
     say(f"{found.toml()}\nThis is what the data seem to hold. To correct it:")
     say("  --print-schema > my.toml writes it out, --schema my.toml gives it back\n")
     if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        began = time.monotonic()
         say("Train on this? [Y/n]")
         if input().strip().lower() not in ("", "y", "yes"):
             raise InputError("not trained: correct the schema (--print-schema > my.toml, then --schema my.toml)")
+        return time.monotonic() - began
+    return 0.0
 
 
 def shortcuts(asked: Any) -> Any:
@@ -142,14 +147,14 @@ def shortcuts(asked: Any) -> Any:
         raise InputError(f"--{error}") from None
 
 
-def dry_run(name: str, module: recipes.Recipe, config: Any, asked: Any, sizes: bool) -> int:
+def dry_run(name: str, module: recipes.Recipe, config: Any, asked: Any, budget: Any) -> int:
     from .. import api
     from ..training.estimate import describe, estimate
 
     with busy():
         found: dict[str, Any] = {}
-        if asked.minutes is not None:
-            config, found = api.planned(module, config, asked.minutes, time.monotonic(), sizes)
+        if budget is not None:
+            config, found = api.planned(module, config, budget)
         facts = estimate(module, config) | found
     print(json.dumps(facts) if asked.json else describe(f"{name}, not trained: this is what it would take", facts))
     if found and not asked.json:
@@ -190,7 +195,6 @@ def train(name: str, preset: str, config: Any, asked: Any, more: dict[str, Any])
                     resume=asked.resume,
                     init=asked.init,
                     lora=asked.lora,
-                    minutes=asked.minutes,
                     on_start=on_start,
                     on_record=lambda record: view[0].update(record),
                     **more,

@@ -57,7 +57,8 @@ def quick(text: str, dtype: type[np.unsignedinteger]) -> Quick | None:
     vocab, letters = model["vocab"], byte_alphabet()
     pairs = [tuple(pair.split(" ", 1) if isinstance(pair, str) else pair) for pair in model["merges"]]
     words = [*letters, *("".join(pair) for pair in pairs)]
-    if len(set(words)) < len(words) or any(word not in vocab for word in words):
+    known = set(letters)
+    if len(set(words)) < len(words) or any(word not in vocab or not known.issuperset(word) for word in words):
         return None
     byte = {letter: i for i, letter in enumerate(letters)}
     ranks = {bytes(byte[letter] for letter in word): i for i, word in enumerate(words)}

@@ -4,6 +4,7 @@ Measured on a few steps of models that are thrown away. What comes out is an ord
 reproducible as any.
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,6 +22,26 @@ LATE = 100_000  # a step whose batch is as large as they become: some recipes be
 TRIAL = 5.0  # seconds of steps that are enough to know their speed
 FINAL = 0.1  # of the time, at most, for the validation at the end
 LOOKS = 10  # validations during a training whose size was chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long all of a run may take. Raises InputError where that is no time, or no end of it."""
+
+    minutes: float
+    began: float
+    """Since when they count, by time.monotonic."""
+    sizes: bool = False
+    """Whether the size of the model may be chosen for them."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < math.inf:
+            raise InputError(f"--minutes is {self.minutes:g}; it must be above 0, and have an end")
+
+    @property
+    def left(self) -> float:
+        """Seconds from now on. What was done before leaves less to training, but never less than a quarter."""
+        return max(self.minutes * 60 - (time.monotonic() - self.began), self.minutes * 15)
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,7 @@ class Looks:
 def within(recipe: Recipe, config: Any, seconds: float) -> Any:
     """The config with as many steps as fit into the time, the validation at the end included; a schedule fitted to
     them. Where all of the validation split would take too long at the end, every second or tenth batch of it."""
-    began = positive(seconds)
+    began = time.monotonic()
     known = pace(recipe, config, min(TRIAL, seconds / 10))
     looks = validations(recipe, config, known.state)
     left, train = final(recipe, config, looks, seconds - (time.monotonic() - began))
@@ -60,33 +81,31 @@ def chosen(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[str, 
     """The best of the recipe's sizes for this time with its steps, and why: {"sizes": what was measured and expected of
     each, "expects": [low, high] of the validation loss}. They are tried from small to large until a larger one promises
     less: what it learns from each token no longer makes up for the tokens it does not get to see."""
-    began, tried = positive(seconds), []
+    began, tried, best = time.monotonic(), [], None
     choices = list(recipe.sizes(config))  # ty: ignore[missing-attribute] (an optional name)
     for done, choice in enumerate(choices):
         progress("trying sizes", done, len(choices))
         try:
             known = pace(recipe, choice.config, min(TRIAL / 2, seconds / 40))
         except torch.OutOfMemoryError:
+            if best is None:
+                raise
             break
-        tried.append((choice, known, choice.expects(known.tokens * seconds / known.step)))
-        if len(tried) > 1 and sum(tried[-1][2]) >= sum(tried[-2][2]):
+        band = choice.expects(known.tokens * seconds / known.step)
+        tried.append(told(choice, known, band))
+        if best is not None and sum(band) >= sum(best[2]):
             break
-    choice, known, _ = min(tried, key=lambda one: sum(one[2]))
+        best = choice, known, band  # of the others nothing is kept: a state is a model and more
+    assert best is not None  # a recipe with sizes has one
+    choice, known, _ = best
     looks = validations(recipe, choice.config, known.state)
     left, settings = final(recipe, choice.config, looks, seconds - (time.monotonic() - began))
     times = max(1, min(LOOKS, int(left / 10 / looks.validation)))
     steps = max(2, int((left - times * looks.validation) / known.step))
     every = {"eval_every": -(-steps // times), "save_every": -(-steps // times)}
     settings = replace(settings, steps=steps, warmup=min(settings.warmup, steps // 10), **every)
-    found = {"expects": rounded(choice.expects(known.tokens * steps)), "sizes": [told(*one) for one in tried]}
+    found = {"expects": rounded(choice.expects(known.tokens * steps)), "sizes": tried}
     return replace(choice.config, train=settings), found
-
-
-def positive(seconds: float) -> float:
-    """Now. Raises InputError for no time at all."""
-    if not seconds > 0:
-        raise InputError(f"--minutes is {seconds / 60:g}; it must be above 0")
-    return time.monotonic()
 
 
 def pace(recipe: Recipe, config: Any, seconds: float) -> Pace:

@@ -93,9 +93,11 @@ def expected(text: Text, parameters: int, tokens: float) -> tuple[float, float]:
 
 
 def sizes(config: Config) -> Iterator[Choice]:
-    """The sizes in rising order, each with what to expect of it on this text."""
+    """The sizes in rising order, as far as the text fills their context, each with what to expect of it."""
     tokens = corpus(config)
     text = Text(difficulty(tokens), len(tokens.split("train")), tokens.tokenizer.vocab_size)
     for size in SIZES:
         choice = grown(config, *size)
+        if choice.model.context >= text.unique and size is not SIZES[0]:
+            break
         yield Choice(choice, partial(expected, text, inner(choice.model)))
