@@ -14,7 +14,7 @@ from .characters import END, Tokenizer, dtype_for, utf8, valid
 from .quick import Quick, quick
 
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # what others call it
-SMALL, MUCH = 1 << 16, 4 << 20  # characters at once, and in all, from which on it pays to look for a quicker way
+SMALL, MUCH = 1 << 16, 1 << 20  # characters at once, and in all, from which on it pays to look for a quicker way
 PROBES = ("a", "0", "1", ".", "<", "\u2581", "the")  # one of these is in any vocabulary
 
 

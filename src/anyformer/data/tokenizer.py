@@ -41,7 +41,7 @@ __all__ = [
 KINDS = ("char", "byte", "bpe")
 NAME = "tokenizer.json"
 LARGEST_FILE = 512 << 20  # bytes of a tokenizer.json
-TRAIN_CHARACTERS = 200_000_000  # a BPE learns from at most this much, spread evenly over the data
+TRAIN_CHARACTERS = 50_000_000  # a BPE learns from at most this much, spread evenly over the data
 
 
 def make(spec: str, make_texts: Callable[[], Iterator[str]], vocab_size: int) -> Tokenizer:
