@@ -1,6 +1,6 @@
-"""Attention on a CPU: torch's kernel (SDPA) beside our batched products, forward alone and with the backward.
+"""Attention on a CPU: torch's kernel (SDPA) beside our batched products: forward, with the backward, a step of writing.
 
-    python bench/attention.py                                                    48 rows, some minutes
+    python bench/attention.py                                                    60 rows, some minutes
     python bench/attention.py --shapes 64,6,256,64 --dtypes bfloat16 --edges causal
 
 The two must agree, gradients too, before anything is timed. They take turns, and the median of each is told; the ratio
@@ -24,7 +24,7 @@ from torch import Tensor
 from anyformer.model.paths import products, products_pay
 
 SHAPES = ("12,4,64,32", "64,4,64,32", "16,4,256,32", "64,6,256,64", "8,6,512,64", "4,12,1024,64")  # B, H, T, D
-DTYPES, EDGES, PASSES = ("float32", "bfloat16"), ("causal", "full"), ("forward", "training")
+DTYPES, EDGES, PASSES = ("float32", "bfloat16"), ("causal", "full"), ("forward", "training", "step")
 NEAR = {"float32": 1e-4, "bfloat16": 3e-2}  # how far the sides may lie apart: their roundings differ
 ROUNDS = 5  # of each side, at least
 Side = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -45,6 +45,13 @@ def forward(side: Side, messages: list[Tensor], told: Tensor) -> tuple[Tensor, .
         return (side(*messages),)
 
 
+def step(side: Side, messages: list[Tensor], told: Tensor) -> tuple[Tensor, ...]:
+    """The newest node alone reads all there are, as it does where a text is written."""
+    q, k, v = messages
+    with torch.no_grad():
+        return (side(q[:, :, -1:], k, v),)
+
+
 def training(side: Side, messages: list[Tensor], told: Tensor) -> tuple[Tensor, ...]:
     """The answer and what the gradient `told` of it is for queries, keys and values."""
     y = side(*messages)
@@ -56,7 +63,7 @@ def measure(shape: tuple[int, ...], dtype: str, edges: str, what: str, patience:
     torch.manual_seed(0)
     *messages, told = (torch.randn(shape).to(getattr(torch, dtype)) for _ in range(4))
     messages = [x.requires_grad_() for x in messages]
-    run = {"forward": forward, "training": training}[what]
+    run = {"forward": forward, "training": training, "step": step}[what]
     sides: dict[str, Side] = {
         "kernel": partial(by_kernel, causal=edges == "causal"),
         "products": partial(by_products, causal=edges == "causal"),
@@ -74,7 +81,8 @@ def measure(shape: tuple[int, ...], dtype: str, edges: str, what: str, patience:
             times[name].append(time.perf_counter() - began)
     seconds = {name: statistics.median(each) for name, each in times.items()}
     about: dict[str, Any] = {"shape": shape, "dtype": dtype, "edges": edges, "pass": what, "apart": apart}
-    pays = products_pay(*messages[:2])
+    q, k, _ = messages
+    pays = products_pay(q[:, :, -1:] if what == "step" else q, k)
     return about | seconds | {"ratio": seconds["kernel"] / seconds["products"], "taken": pays}
 
 
@@ -102,6 +110,8 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     found = []
     for shape, dtype, edges, what in product(asked.shapes, asked.dtypes, asked.edges, asked.passes):
+        if what == "step" and edges == "causal":  # to the newest node all is past
+            continue
         found.append(measure(shape, dtype, edges, what, asked.patience))
         if not asked.json:
             print(line(found[-1]), flush=True)

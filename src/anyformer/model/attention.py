@@ -77,7 +77,7 @@ class Attention(nn.Module):
         if kept is None:
             kept = self.key_norm(self.heads(self.key(memory))), self.heads(self.value(memory))
             if cache is not None:
-                cache.memory[self.layer] = kept
+                kept = cache.memory[self.layer] = kept[0].contiguous(), kept[1].contiguous()  # read at every step
         return kept
 
     def heads(self, x: Tensor) -> Tensor:

@@ -177,14 +177,18 @@ def sdpa(
 
 def products_pay(q: Tensor, k: Tensor, drop: float = 0.0) -> bool:
     """In bfloat16 on a CPU torch's attention kernel does without the processor's bfloat16 instructions, which batched
-    products use: 2 to 6 times quicker in training, for as long as all scores may be kept (bench/attention.py). In
-    float32 it is behind them for a single query, the step of writing, by a sixth; and wherever it has to drop out."""
+    products use: 2 to 6 times quicker in training, for as long as all scores may be kept. In either format it is behind
+    them for a single query, the step of writing, but for a short text alone, and wherever it has to drop out
+    (bench/attention.py)."""
     (B, H, Q, _), K = q.shape, k.shape[2]
-    if q.device.type != "cpu" or torch.compiler.is_exporting() or max(Q, K) > 1024:
+    if q.device.type != "cpu" or torch.compiler.is_exporting():
         return False
-    return B * H * Q * K <= KEPT if drop or q.dtype == torch.bfloat16 else Q == 1 and k.shape[1] == H
+    if Q == 1 and not drop:
+        return q.dtype == torch.bfloat16 or k.numel() >= READ
+    return max(Q, K) <= 1024 and B * H * Q * K <= KEPT and (drop > 0 or q.dtype == torch.bfloat16)
 
 
+READ = 1 << 18  # numbers of keys, a megabyte: with fewer to read, what a product costs to begin counts
 KEPT = 1 << 26  # scores of a layer: 128 MiB, kept for the backward
 PIECE = 1 << 22  # scores computed at once: more fall out of the processor's cache
 
@@ -192,9 +196,11 @@ PIECE = 1 << 22  # scores computed at once: more fall out of the processor's cac
 def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float, scale: float | None) -> Tensor:
     """Attention spelled out: softmax(q k' * scale + added) v, some heads at a time."""
     B, H, Q, D = q.shape
+    scale = D**-0.5 if scale is None else scale
+    if Q == 1 and not drop:
+        return single(q, k, v, added, scale)
     k, v = _shared(q, k, v)
     heads = max(1, PIECE // (Q * k.shape[2]))
-    scale = D**-0.5 if scale is None else scale
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     if added is not None:
         added = added.to(q.dtype).expand(B, H, Q, -1).flatten(0, 1)
@@ -211,6 +217,16 @@ def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float,
         q.split(heads), k.split(heads), v.split(heads), [None] * B * H if added is None else added.split(heads)
     )
     return torch.cat([some(*piece) for piece in pieces]).unflatten(0, (B, H))
+
+
+def single(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
+    """The same for one query. Reading is all it costs, and keys are read soonest one after the other, each whole: as
+    rows that meet the query's column. Heads that share keys ask side by side. q (B, H, 1, D) -> (B, H, 1, D)"""
+    (B, H, _, D), shared, K = q.shape, k.shape[1], k.shape[2]
+    q = (q * scale).reshape(B * shared, H // shared, D)
+    scores = torch.bmm(k.flatten(0, 1), q.transpose(1, 2)).transpose(1, 2).reshape(B, H, 1, K)
+    weights = (scores if added is None else scores + added.to(q.dtype)).softmax(-1)
+    return torch.bmm(weights.view(B * shared, H // shared, K), v.flatten(0, 1)).view(B, H, 1, D)
 
 
 def flexible(edges: Edges, bias: Bias | None, asked: Asked, compiled: bool = True) -> Flex:
