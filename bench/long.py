@@ -28,13 +28,13 @@ RULES = {"window": lambda width: causal & window(width), "dense": lambda width: 
 
 
 def measure(side: str, nodes: int, width: int) -> dict[str, float]:
-    """Seconds of a forward and a backward, the best of some, and the bytes they took beyond those before."""
+    """Seconds of a forward and a backward, the best of four or five, and the bytes they took beyond those before."""
     torch.manual_seed(0)
     body = Transformer(TransformerConfig(dim=512, n_layer=1, n_head=8, context=nodes, position="rotary"))
     layer, edges = body.blocks[0].get_submodule("attn"), RULES[side](width)
     x = torch.randn(1, nodes, 512, requires_grad=True)
     before, times = peak(), []
-    while len(times) < 2 or (len(times) < 5 and sum(times) < PATIENCE / 10):
+    while len(times) < 4 or (len(times) < 5 and sum(times) < PATIENCE / 10):
         began = time.perf_counter()
         layer(x, body.wire(x, edges)[0]).square().mean().backward()
         times.append(time.perf_counter() - began)
