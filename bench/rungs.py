@@ -3,6 +3,7 @@
     python bench/rungs.py                                    every rung for a minute, two seeds: 25 minutes
     python bench/rungs.py --minutes 2 --data eltec --seeds 1 2 3
     python bench/rungs.py --without "RMSNorm, QK-norm" Muon  the Transformer at the top, but for one of them each time
+    python bench/rungs.py --with "outputs from zero"         and with what was tried and left out
 
 The first rung is nanoGPT's CPU recipe as we have it (`nanogpt-cpu`) but for the number of steps, which is what fits
 into the time; each further one keeps the changes before it. Loss over the whole validation split, each at its own
@@ -31,12 +32,12 @@ RUNGS: dict[str, dict[str, Any]] = {  # what changes, as overrides of the config
     "rotary positions": {"model": {"position": "rotary"}},
     "RMSNorm, QK-norm": {"model": {"norm": "rmsnorm", "qk_norm": True}},
     "squared ReLU": {"model": {"activation": "relu2"}},
-    "outputs from zero": {"model": {"init": "zero"}},
     "Muon": {"train": MUON},
     "trapezoid to zero": {"train": {"schedule": "trapezoid", "min_lr": 0.0}},
     "context 256": {"model": {"context": 256}, "train": {"batch": 8}},
     COUNTS: {"model": {"dim": 128, "n_layer": 4}, "train": {"eval_batches": 10}},
 }
+TRIED: dict[str, dict[str, Any]] = {"outputs from zero": {"model": {"init": "zero"}}}
 
 
 def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -62,12 +63,14 @@ def climb() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield name, name, overrides
 
 
-def apart(without: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The last rung before the counts, and without each of these."""
+def apart(without: list[str], more: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The last rung before the counts, without each of these, and with each of those."""
     top = [name for name in RUNGS if name != COUNTS]
     for gone in (None, *without):
         changes = [RUNGS[name] for name in top if name != gone]
         yield "all of it" if gone is None else f"without {gone}", top[-1], reduce(merged, changes, {})
+    for name in more:
+        yield f"with {name}", top[-1], reduce(merged, [*(RUNGS[rung] for rung in top), TRIED[name]], {})
 
 
 def main(rungs: Iterable[tuple[str, str, dict[str, Any]]], asked: argparse.Namespace) -> None:
@@ -89,6 +92,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=1.0, help="of training, for each rung and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--without", nargs="+", metavar="RUNG", choices=[name for name in RUNGS if name != COUNTS])
+    rungs = [name for name in RUNGS if name != COUNTS]
+    parser.add_argument("--without", nargs="+", metavar="RUNG", choices=rungs, default=[])
+    parser.add_argument("--with", nargs="+", metavar="CHANGE", choices=TRIED, default=[], dest="more")
     asked = parser.parse_args()
-    main(climb() if asked.without is None else apart(asked.without), asked)
+    main(apart(asked.without, asked.more) if asked.without or asked.more else climb(), asked)

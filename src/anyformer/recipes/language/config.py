@@ -54,7 +54,6 @@ MODERN: dict[str, Any] = {
     "activation": "relu2",
     "qk_norm": True,
     "bias": False,
-    "init": "zero",
 }
 MINUTE = TrainConfig(
     steps=450,
