@@ -64,7 +64,7 @@ PRESETS = {
     ),
     # a minute and a half on two cores
     "fast": Config(model=sized(128, 4, 4, 256, **MODERN), train=replace(MINUTE, steps=800, batch=8, eval_every=400)),
-    # a quarter of an hour on two cores
+    # seventeen minutes on two cores
     "quarter": Config(
         model=sized(192, 6, 6, 256, dropout=0.1, **MODERN),
         train=replace(MINUTE, steps=3000, batch=16, lr=3e-3, eval_every=500, save_every=500),
