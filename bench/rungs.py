@@ -1,6 +1,6 @@
 """The fast recipe as a ladder: what each change buys, one after the other, in the same time on the same text.
 
-    python bench/rungs.py                                    every rung for a minute, two seeds: 25 minutes
+    python bench/rungs.py                                    every rung for a minute, two seeds: 22 minutes
     python bench/rungs.py --minutes 2 --data eltec --seeds 1 2 3
     python bench/rungs.py --without "RMSNorm, QK-norm" Muon  the Transformer at the top, but for one of them each time
     python bench/rungs.py --with "outputs from zero"         and with what was tried and left out

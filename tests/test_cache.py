@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anyformer.generate.decode import generate, new_cache
 from anyformer.generate.sampling import Rules
+from anyformer.model import paths
 from anyformer.model.block import Transformer
 from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
@@ -27,6 +28,12 @@ LAYERS: dict[str, list[Edges]] = {
 }
 EDGES = pytest.mark.parametrize("edges", LAYERS.values(), ids=list(LAYERS))
 POSITIONS = pytest.mark.parametrize("position", ["none", "rotary", "relative", "alibi"])
+
+
+@pytest.fixture(autouse=True, params=[0, paths.READ], ids=["by products", "by the kernel"])
+def whoever_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """A single query goes by products where there is much to read: here always, and as little as there is here."""
+    monkeypatch.setattr(paths, "READ", request.param)
 
 
 class Local:

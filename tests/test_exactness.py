@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from anyformer.model import paths
 from anyformer.model.block import Transformer
 from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
@@ -78,6 +79,12 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 ALL = list(range(B))
+
+
+@pytest.fixture(autouse=True, params=[0, paths.READ], ids=["by products", "by the kernel"])
+def whoever_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """A single query goes by products where there is much to read: here always, and as little as there is here."""
+    monkeypatch.setattr(paths, "READ", request.param)
 
 
 # --- cached = uncached ---

@@ -142,8 +142,20 @@ def test_a_byte_that_the_vocabulary_lacks(bpe: Subwords):
     assert refused(described(bpe, model=model | {"vocab": vocab}))
 
 
-def test_other_tables_of_unicode(bpe: Subwords, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(room, "WORDS", room.WORDS.replace(r"\p{L}", "[A-Za-z]"))
+@pytest.mark.parametrize(
+    ("known", "table"),
+    [
+        (r"\p{L}", "[A-Za-z]"),
+        (r"\p{L}", r"[\p{L}--\u0F40]"),
+        (r"\p{N}", "[0-9]"),
+        (r"\p{N}", r"[\p{N}--\u0F33]"),
+        (r"\s", r"[\s--\u2003]"),
+        (r"\s", r"[\s\x1c]"),
+    ],
+)
+def test_other_tables_of_unicode(bpe: Subwords, monkeypatch: pytest.MonkeyPatch, known: str, table: str):
+    """However little they differ: by one character."""
+    monkeypatch.setattr(room, "WORDS", room.WORDS.replace(r"\S", r"[^\s]").replace(known, table))
     monkeypatch.setattr(room, "alike", room.alike.__wrapped__)
     assert found(bpe) is None
 

@@ -40,7 +40,7 @@ class Quick:
             return list(pool.map(self.encode, texts))
 
     def encode(self, text: str) -> np.ndarray:
-        made = array("I", self.encoding.encode_ordinary(text))  # numpy takes three times as long over a list
+        made = array("I", self.encoding.encode_ordinary(text))  # numpy takes longer over a list
         return self.ids[np.frombuffer(made, np.uintc)]
 
 
@@ -90,9 +90,9 @@ def alone(described: dict[str, Any], words: list[str], vocab: dict[str, int]) ->
 
 @cache
 def alike() -> bool:
-    """Whether both cut words at the same characters: tables of Unicode differ by year. Of a vocabulary of bytes, which
-    also tell the last of a word, the one shows where it cuts; tiktoken looks a word up before it takes it to
-    pieces, so that a vocabulary of all words of the one shows whether they are those of the other."""
+    """Whether both cut words at the same characters: tables of Unicode differ by year. With a vocabulary of
+    bytes that tells the last of a word from the others, the library shows where it cuts; tiktoken looks a word up
+    before it takes it to pieces, so that a vocabulary of all those words shows whether they are its own."""
     import tiktoken
 
     rows = [row for first, end in SCRIPTS for row in probes(first, end)]

@@ -62,7 +62,7 @@ PRESETS = {
         model=sized(64, 1, 4, 64, **MODERN),
         train=replace(MINUTE, steps=2, batch=64, warmup=0, eval_every=2, eval_batches=1, save_every=2),
     ),
-    # a minute and a half on two cores
+    # little more than a minute on two cores
     "fast": Config(model=sized(128, 4, 4, 256, **MODERN), train=replace(MINUTE, steps=800, batch=8, eval_every=400)),
     # seventeen minutes on two cores
     "quarter": Config(

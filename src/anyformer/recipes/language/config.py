@@ -78,7 +78,7 @@ PRESETS = {
     ),
     # the best for a minute on two cores
     "small": Config(model=sized(128, 4, 4, 128, **MODERN), train=MINUTE),
-    # the best for a minute and a half on two cores: --data shakespeare
+    # the best for little more than a minute on two cores: --data shakespeare
     "fast": Config(
         model=sized(128, 4, 4, 256, **MODERN), train=replace(MINUTE, steps=950, batch=8, lr=3e-3, eval_every=475)
     ),
