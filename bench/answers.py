@@ -10,10 +10,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from anyformer.generate.decode import generate, new_cache, prefill, step
-from anyformer.generate.sampling import Rules
+from anyformer.inference.decode import generate, new_cache, prefill, step
+from anyformer.inference.sampling import Rules
 from anyformer.model.cache import KVCache
-from anyformer.model.narrow import narrow
+from anyformer.model.quantization.quantize import narrow
 from anyformer.recipes import language
 
 PROMPT, NEW = 32, 128

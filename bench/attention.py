@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyformer.model.paths import products, products_pay
+from anyformer.model.kernels.paths import products, products_pay
 
 SHAPES = ("12,4,64,32", "64,4,64,32", "16,4,256,32", "64,6,256,64", "8,6,512,64", "4,12,1024,64")  # B, H, T, D
 DTYPES, EDGES, PASSES = ("float32", "bfloat16"), ("causal", "full"), ("forward", "training", "step")

@@ -17,7 +17,7 @@ from typing import Any
 
 from anyformer import api
 from anyformer.recipes import control
-from anyformer.view.chart import Series, line_chart
+from anyformer.report.chart import Series, line_chart
 
 SIDES = {
     "CartPole-v1": {"told the return": "small", "cloning": "cloning", "cloning the best 10 %": "best"},

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from anyformer import api
-from anyformer.data import audio, known, rows
+from anyformer.data.audio.features import features as audio
+from anyformer.data.tables import datasets as known
+from anyformer.data.tables import read as rows
 from anyformer.events import progress
-from anyformer.training import checkpoint
+from anyformer.training import checkpoints as checkpoint
 
 DRAWS = 3  # of noise, for each pair
 SOUND, IMAGE = (0.0, 0.5, 1.0, 2.0), (0.0, 60.0, 120.0, 240.0)

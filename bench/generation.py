@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from side import arguments, nanogpt, report, shakespeare
 
-from anyformer.data.tokenizer import Characters
-from anyformer.generate.decode import generate
-from anyformer.generate.sampling import Rules
+from anyformer.data.tokenizers.build import Characters
+from anyformer.inference.decode import generate
+from anyformer.inference.sampling import Rules
 from anyformer.recipes import language
 
 NEW = 200

@@ -34,10 +34,11 @@ from past import windows
 from side import nanogpt
 from torch._dynamo.utils import counters
 
-from anyformer.bench import random_ids
+from anyformer.labs.benchmark import random_ids
 from anyformer.recipe import Recipe
 from anyformer.recipes import language
-from anyformer.training import ceilings, loop
+from anyformer.training import hardware as ceilings
+from anyformer.training import loop
 from anyformer.training.device import device as find_device
 from anyformer.training.device import precision
 

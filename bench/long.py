@@ -21,7 +21,7 @@ import torch
 from anyformer.model.block import Transformer
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, window
-from anyformer.view.chart import Series, line_chart
+from anyformer.report.chart import Series, line_chart
 
 PATIENCE = 60.0  # seconds of a measurement, after which longer ones of that side are left out
 RULES = {"window": lambda width: causal & window(width), "dense": lambda width: causal}

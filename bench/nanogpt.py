@@ -16,9 +16,8 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from anyformer.data.text.read.prepare import Corpus, prepare
 from side import arguments, nanogpt, report, shakespeare, whole_split_loss, write_nanogpt_data
-
-from anyformer.data.prepare import Corpus, prepare
 
 RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)"
     "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from anyformer.model.edges import causal, window
-from anyformer.model.paths import Asked, Dense, flexible
-from anyformer.training import ceilings
+from anyformer.model.kernels.paths import Asked, Dense, flexible
+from anyformer.training import hardware as ceilings
 
 Row = dict[str, Any]
 

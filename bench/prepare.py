@@ -53,7 +53,7 @@ def peak() -> float:
 
 def ours(path: Path, spec: str) -> dict:
     """Time `prepare` in an empty cache; returns seconds for all and for each stage, MB, and counts."""
-    from anyformer.data.prepare import prepare
+    from anyformer.data.text.read.prepare import prepare
 
     stages: dict[str, float] = {}
     last = ["checking", time.perf_counter()]
@@ -88,7 +88,7 @@ def by_tiktoken(path: Path, tokenizer: str) -> dict:
     """The same by tiktoken's encode_ordinary_batch: the pattern of GPT-2, and our vocabulary as its ranks."""
     import tiktoken
 
-    from anyformer.data.layout import byte_alphabet
+    from anyformer.data.tokenizers.json_layout import byte_alphabet
 
     byte = {letter: i for i, letter in enumerate(byte_alphabet())}
     vocab = json.loads(Path(tokenizer).read_text())["model"]["vocab"]

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from anyformer.data.text.read.batches import NOTHING
+from anyformer.data.text.read.ngrams import count
 
 from anyformer import api
-from anyformer.data.counts import count
-from anyformer.data.stream import NOTHING
 from anyformer.recipes import language, recall
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 from anyformer import api
-from anyformer.model import paths
+from anyformer.model.kernels import paths
 
 COUNTS = "counts beside it"
 MUON = {"optimizer": "muon", "lr": 4e-3, "warmup": 20, "weight_decay": 0.01, "clip": 0.0}

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from anyformer.data.text.read.prepare import Corpus
 
-from anyformer.data.prepare import Corpus
-from anyformer.data.sets import resolve
+from anyformer.data.io.resolve import resolve
 
 
 def arguments(about: str) -> argparse.ArgumentParser:

@@ -20,12 +20,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from anyformer.data.text.read.prepare import prepare
+from anyformer.data.text.read.read import pieces
 from nanogpt import theirs
 from side import arguments
 
-from anyformer.data.prepare import prepare
-from anyformer.data.sets import resolve
-from anyformer.data.text import pieces
+from anyformer.data.io.resolve import resolve
 
 SIDES = {  # recipe, preset
     "counts at once": ("recall", "counts"),

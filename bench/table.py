@@ -24,10 +24,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from anyformer import api
-from anyformer.data.draw import batch
-from anyformer.generate.rows import tensor
+from anyformer.data.tables.augment import batch
+from anyformer.inference.table_prediction import tensor
 from anyformer.recipes import multimodal
-from anyformer.training import checkpoint
+from anyformer.training import checkpoints as checkpoint
 
 PEERS: dict[str, Callable[[int], Any]] = {
     "gradient boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),

@@ -21,8 +21,8 @@ from side import arguments, nanogpt
 from anyformer import recipe
 from anyformer.recipes import language
 from anyformer.training import loop
-from anyformer.training.ceilings import matmul_gflops
 from anyformer.training.device import precision
+from anyformer.training.hardware import matmul_gflops
 
 BATCH = {"nanogpt-cpu": 12, "nanogpt-gpu": 16}  # of the larger shape as much as a small machine stands
 SETTLING = 4  # updates that do not count

@@ -18,9 +18,10 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, f1_score
 
-from anyformer import api, worth
+from anyformer import api
+from anyformer.labs import field_importance as worth
 from anyformer.recipes import multimodal
-from anyformer.training import checkpoint
+from anyformer.training import checkpoints as checkpoint
 
 RATE = 50  # readings a second
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from anyformer import api, ladder
+from anyformer import api
+from anyformer.labs import ladder
 from anyformer.model.edges import Edges, causal, full, neighbours, prefix, same, window
-from anyformer.view.chart import PALETTE, Series, line_chart
-from anyformer.view.heatmap import heatmap
+from anyformer.report.chart import PALETTE, Series, line_chart
+from anyformer.report.heatmap import heatmap
 
 NODES = 9
 RULES: list[tuple[Edges, str, str]] = [

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from . import recipe as recipes
+from .checkpoints.hf_folder import TUNING
 from .errors import InputError, TrainingError
-from .interop.directory import TUNING
 from .loading import Model, anchored, begin_from, bring_in, config_of, load, prepare
-from .training import checkpoint, loop, plan
+from .report.html import write_report
+from .training import budget as plan
+from .training import checkpoints as checkpoint
+from .training import loop
 from .training.config import LoRA
 from .training.device import device as find_device
-from .training.run import Run, Stopped, average, begin, describe, fit, write
-from .view.report import write_report
+from .training.run_directory import Run, Stopped, average, begin, describe, fit, write
 
 __all__ = ["Model", "bring_in", "load", "run_config", "starting_point", "train"]
 Listener = Callable[[dict[str, Any]], None]

@@ -13,13 +13,16 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from . import recipe as recipes
+from .checkpoints import gguf, onnx
+from .checkpoints import hf_folder as directory
+from .checkpoints import peft as adapters
 from .errors import InputError
-from .interop import adapters, directory, gguf, onnx
-from .model.narrow import Weights, narrow
-from .training import checkpoint, loop, lora
+from .model.quantization.quantize import Weights, narrow
+from .training import checkpoints as checkpoint
+from .training import loop, lora
 from .training.config import LoRA
 from .training.device import device as find_device
-from .training.run import Run, describe
+from .training.run_directory import Run, describe
 
 
 class Model:

@@ -26,9 +26,9 @@ def run(arguments: list[str]) -> int:
     asked = parse(Command, arguments, "anyformer bench")
     from rich.console import Console
 
-    from .. import bench
+    from ..labs import benchmark as bench
+    from ..report.benchmark import describe
     from ..training.device import device
-    from ..view.bench import describe
 
     where = str(device(asked.device))
     say("measuring ...")

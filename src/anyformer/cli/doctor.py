@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
     asked = parse(Command, arguments, "anyformer doctor")
     from rich.console import Console
 
-    from ..view.doctor import describe, examine
+    from ..report.doctor import describe, examine
 
     say("measuring ...")
     facts = examine()

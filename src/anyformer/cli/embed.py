@@ -71,7 +71,7 @@ def write(path: Path, vectors: list[list[float]]) -> None:
     """An array that is there whole or not at all."""
     import numpy as np
 
-    from ..training import run
+    from ..training import run_directory as run
 
     array = io.BytesIO()
     np.save(array, np.array(vectors, np.float32), allow_pickle=False)

@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     asked = parse(Command, arguments, "anyformer ladder")
     if asked.sentences < 1:
         raise InputError(f"--sentences is {asked.sentences}; it must be at least 1")
-    from .. import ladder
+    from ..labs import ladder
 
     out = asked.out or next_folder(asked.data)
 

@@ -52,7 +52,7 @@ def size(config: Any) -> dict[str, Any]:
 
 
 def data_sets() -> list[dict[str, str]]:
-    from ..data.sets import SETS, where
+    from ..data.io.resolve import SETS, where
 
     return [
         {"name": s.name, "about": s.about, "licence": s.licence, "url": s.url, "from": where(s.name)}

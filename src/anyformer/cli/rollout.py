@@ -12,7 +12,7 @@ from .parse import parse
 from .terminal import busy
 
 if TYPE_CHECKING:
-    from ..data.environments import Policy, Space
+    from ..data.trajectories.environments import Policy, Space
 
 MOST = 10_000  # episodes at once
 
@@ -47,8 +47,8 @@ class Command:
 def run(arguments: list[str]) -> int:
     asked = parse(Command, arguments, "anyformer rollout")
     check(asked)
-    from ..data.environments import make, play
-    from ..data.trajectories import write
+    from ..data.trajectories.environments import make, play
+    from ..data.trajectories.read import write
 
     with busy():
         _, space = make(asked.env, 1)
@@ -88,7 +88,7 @@ def check(asked: Command) -> None:
 
 def chosen(asked: Command, space: "Space", epsilon: list[float], seeds: list[int]) -> tuple["Policy", int]:
     """The policy that is meant, and the longest episode it can play. Raises InputError."""
-    from ..data.environments import EXPERTS, LONGEST, Rule
+    from ..data.trajectories.environments import EXPERTS, LONGEST, Rule
 
     if asked.policy == "random":
         return Rule(space, None, epsilon, seeds), LONGEST
@@ -124,8 +124,8 @@ def linear(text: str, space: "Space") -> Any:
 def agent(asked: Command, seeds: list[int]) -> tuple["Policy", int]:
     """A trained model as a policy."""
     from .. import api
-    from ..generate.act import Actor
-    from ..generate.asked import fits
+    from ..inference.agent import Actor
+    from ..inference.rollouts import fits
 
     model = api.load(asked.policy, asked.device)
     if model.name != "control":

@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     early = glance(rest)
     module = recipes.load(name)
     from .. import api
-    from ..training.run import Run
+    from ..training.run_directory import Run
 
     if early.resume and early.out is None:
         raise InputError(f"--resume needs --out RUN: {newest_run()}")
@@ -164,8 +164,8 @@ def dry_run(name: str, module: recipes.Recipe, config: Any, asked: Any, budget: 
 
 def train(name: str, preset: str, config: Any, asked: Any, more: dict[str, Any]) -> int:
     from .. import api
-    from ..training.run import Run, Stopped
-    from ..view.progress import Progress
+    from ..report.progress import Progress
+    from ..training.run_directory import Run, Stopped
 
     with ExitStack() as stack:
         view: list[Progress] = []

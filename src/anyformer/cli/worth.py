@@ -35,7 +35,8 @@ def run(arguments: list[str]) -> int:
     asked = parse(Command, arguments, "anyformer worth")
     if asked.shuffles < 1:
         raise InputError(f"--shuffles is {asked.shuffles}; it must be at least 1")
-    from .. import api, worth
+    from .. import api
+    from ..labs import field_importance as worth
 
     with busy():
         model = api.load(asked.run, asked.device)

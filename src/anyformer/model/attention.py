@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from .cache import KVCache
 from .config import TransformerConfig
-from .linear import Linear
+from .kernels.linear import Linear
+from .kernels.paths import Path
 from .norm import head_norm
-from .paths import Path
-from .position import Turn, rotate
+from .positions import Turn, rotate
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from .attention import Attention, Wires
 from .cache import KVCache
 from .config import TransformerConfig
-from .dropout import Dropout
 from .edges import Edges, full, within
-from .linear import Linear
+from .kernels.dropout import Dropout
+from .kernels.linear import Linear
+from .kernels.paths import Asked, choose
 from .norm import norm
-from .paths import Asked, choose
-from .position import biased, turn
+from .positions import biased, turn
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

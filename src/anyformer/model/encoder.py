@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .block import Transformer
 from .config import TransformerConfig
 from .edges import full, within
-from .nodes import Tokens
+from .embeddings import Tokens
 
 
 class Encoder(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 
 from .block import Transformer
 from .config import TransformerConfig
-from .position import Learned, RelativeBias
+from .positions import Learned, RelativeBias
 
 
 def initialise(model: nn.Module, config: TransformerConfig) -> nn.Module:

@@ -24,16 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.labelled import Labelled, files, read, shuffled
-from ..data.layout import of_ids
-from ..data.tokenizer import KINDS, Subwords, Tokenizer, make
-from ..data.tokenizer import load as load_tokenizer
-from ..data.wrapped import Wrapped, padded
+from ..data.text.labelled import Labelled, files, read, shuffled
+from ..data.tokenizers.build import KINDS, Subwords, Tokenizer, make
+from ..data.tokenizers.build import load as load_tokenizer
+from ..data.tokenizers.json_layout import of_ids
+from ..data.tokenizers.masked_tokenizer import Wrapped, padded
 from ..errors import InputError, nearest
-from ..generate.embed import embed, pad
+from ..inference.text_embedding import embed, pad
 from ..model.config import TransformerConfig
 from ..model.encoder import Encoder
-from ..model.head import Classifier
+from ..model.heads import Classifier
 from ..model.init import initialise
 from ..recipe import Figure, Graph, Input, Place, begin
 from ..training.config import TrainConfig

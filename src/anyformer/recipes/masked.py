@@ -24,21 +24,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import fasta
-from ..data.layout import of_ids
-from ..data.masking import Hiding, glue
-from ..data.prepare import Corpus, prepare
-from ..data.sets import resolve
-from ..data.stream import NOTHING, sweep, windows
-from ..data.tokenizer import Subwords, Tokenizer
-from ..data.tokenizer import load as load_tokenizer
-from ..data.wrapped import MASK, Wrapped
+from ..data.io.resolve import resolve
+from ..data.sequences import fasta
+from ..data.text.batches import NOTHING, sweep, windows
+from ..data.text.masking import Hiding, glue
+from ..data.text.prepare import Corpus, prepare
+from ..data.tokenizers.build import Subwords, Tokenizer
+from ..data.tokenizers.build import load as load_tokenizer
+from ..data.tokenizers.json_layout import of_ids
+from ..data.tokenizers.masked_tokenizer import MASK, Wrapped
 from ..errors import InputError, nearest
 from ..events import progress
-from ..generate.embed import embed, pad
+from ..inference.text_embedding import embed, pad
 from ..model.config import TransformerConfig
 from ..model.encoder import Encoder
-from ..model.head import MaskedHead
+from ..model.heads import MaskedHead
 from ..model.init import initialise
 from ..recipe import Graph, Input, Place, begin
 from ..training.config import TrainConfig

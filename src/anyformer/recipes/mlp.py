@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..data.tokenizer import Tokenizer
-from ..model.recurrent import Window
+from ..baselines.recurrent import Window
+from ..data.tokenizers.build import Tokenizer
 from ..recipe import Graph, Input
 from ..training.config import TrainConfig
 from . import language

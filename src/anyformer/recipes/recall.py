@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.counts import Counts, Order, count
-from ..data.prepare import Corpus
-from ..data.stream import NOTHING
-from ..data.tokenizer import Tokenizer
+from ..data.text.batches import NOTHING
+from ..data.text.ngrams import Counts, Order, count
+from ..data.text.prepare import Corpus
+from ..data.tokenizers.build import Tokenizer
 from ..errors import InputError
 from ..model.cache import KVCache
-from ..model.head import LMHead
+from ..model.heads import LMHead
 from ..model.init import initialise
-from ..model.recall import Diary, Recall
+from ..model.ngram_mixture import Diary, Recall
 from . import language
 from .language import batches, evaluate, predict, stream
 from .language.config import MINUTE, MODERN, sized

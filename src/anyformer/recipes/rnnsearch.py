@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..data.bilingual import Bilingual
-from ..model.recurrent import Search
+from ..baselines.recurrent import Search
+from ..data.tokenizers.bilingual import Bilingual
 from . import seq2seq, translation
 from .translation import batches, evaluate, figures, judge, loss, predict
 

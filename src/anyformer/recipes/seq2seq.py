@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from ..data.bilingual import Bilingual
-from ..model.recurrent import SequenceToSequence, Shape
+from ..baselines.recurrent import SequenceToSequence, Shape
+from ..data.tokenizers.bilingual import Bilingual
 from ..training.config import TrainConfig
 from . import translation
 from .translation import batches, evaluate, judge, loss, predict

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.bilingual import bilingual
-from ..data.spans import Spans
-from ..data.stream import NOTHING, sweep, windows
-from ..data.tokenizer import Tokenizer
+from ..data.text.batches import NOTHING, sweep, windows
+from ..data.text.spans import Spans
+from ..data.tokenizers.bilingual import bilingual
+from ..data.tokenizers.build import Tokenizer
 from ..errors import InputError
-from ..generate.translate import Request, hypotheses
+from ..inference.translation import Request, hypotheses
 from ..recipe import Place, begin
 from ..training.config import TrainConfig
 from . import language, translation

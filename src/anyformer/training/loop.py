@@ -13,7 +13,7 @@ from ..errors import TrainingError
 from ..recipe import Place, Recipe
 from .config import TrainConfig
 from .device import device, dtype, precision
-from .optimizer import Optimizer, learning_rate
+from .optimizers import Optimizer, learning_rate
 
 
 @dataclass

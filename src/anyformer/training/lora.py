@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.block import Transformer
-from ..model.linear import Linear
+from ..model.kernels.linear import Linear
 from .config import LoRA
 
 M = TypeVar("M", bound=nn.Module)

@@ -24,15 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.environments import trajectories
-from ...data.space import Space, measured, read_space
-from ...data.trajectories import Trajectories, drawn, swept, windows
+from ...data.trajectories.environments import trajectories
+from ...data.trajectories.normalizer import Space, measured, read_space
+from ...data.trajectories.read import Trajectories, drawn, swept, windows
 from ...errors import InputError, nearest
-from ...generate.asked import episode, rollout
+from ...inference.rollouts import episode, rollout
 from ...model.block import Transformer
 from ...model.edges import causal
+from ...model.embeddings import Trajectory
 from ...model.init import initialise
-from ...model.nodes import Trajectory
 from ...recipe import Figure, Graph, Input, Place, begin
 from .config import PRESETS, Config
 

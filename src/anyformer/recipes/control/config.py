@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...data.environments import LINE
+from ...data.trajectories.environments import LINE
 from ...model.config import TransformerConfig
 from ...training.config import TrainConfig
 

@@ -21,16 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.stream import NOTHING, sweep, windows
-from ...data.tokenizer import Tokenizer
+from ...data.text.batches import NOTHING, sweep, windows
+from ...data.tokenizers.build import Tokenizer
 from ...errors import InputError
-from ...generate.text import Request, Voice, speak
+from ...inference.completion import Request, Voice, speak
 from ...model.attention import KVCache
 from ...model.block import Transformer
 from ...model.edges import Edges, causal, window
-from ...model.head import LMHead
+from ...model.embeddings import Tokens
+from ...model.heads import LMHead
 from ...model.init import initialise
-from ...model.nodes import Tokens
 from ...recipe import Graph, Input, Place, begin
 from .budget import sizes
 from .config import PRESETS, Config, Text

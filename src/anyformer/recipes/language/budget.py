@@ -12,8 +12,8 @@ from functools import partial
 
 import numpy as np
 
-from ...data.counts import BITS, count
-from ...data.prepare import Corpus
+from ...data.text.ngrams import BITS, count
+from ...data.text.prepare import Corpus
 from ...model.config import TransformerConfig
 from ...recipe import Choice
 from .config import MINUTE, MODERN, Config, sized

@@ -3,11 +3,11 @@
 from functools import lru_cache
 from pathlib import Path
 
-from ...data.layout import of_ids
-from ...data.prepare import Corpus, prepare
-from ...data.sets import resolve
-from ...data.tokenizer import KINDS, Subwords, Tokenizer
-from ...data.tokenizer import load as load_tokenizer
+from ...data.io.resolve import resolve
+from ...data.text.prepare import Corpus, prepare
+from ...data.tokenizers.build import KINDS, Subwords, Tokenizer
+from ...data.tokenizers.build import load as load_tokenizer
+from ...data.tokenizers.json_layout import of_ids
 from ...events import progress
 from .config import Text
 

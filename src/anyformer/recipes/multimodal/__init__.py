@@ -26,21 +26,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data import table
-from ...data.album import drawn
-from ...data.draw import batch, key, nodes_in, shaken, stretched, turned, without
-from ...data.encode import entries
-from ...data.fields import Rows
-from ...data.labelled import shuffled
-from ...data.schema import Field, Schema
+from ...data.images.cache import drawn
+from ...data.tables import prepare as table
+from ...data.tables.augment import batch, key, nodes_in, shaken, stretched, turned, without
+from ...data.tables.cache import Rows
+from ...data.tables.encode import entries
+from ...data.tables.schema import Field, Schema
+from ...data.text.labelled import shuffled
 from ...errors import InputError, nearest
-from ...generate.rows import score, tensor, told
+from ...inference.table_prediction import score, tensor, told
 from ...model.block import Transformer
 from ...model.config import TransformerConfig
 from ...model.edges import within
-from ...model.head import Classifier, Regressor
+from ...model.embeddings import Frames, Numbers, Patches, Scaled, Several, Slices, Tokens
+from ...model.heads import Classifier, Regressor
 from ...model.init import initialise
-from ...model.nodes import Frames, Numbers, Patches, Scaled, Several, Slices, Tokens
 from ...recipe import Graph, Input, Place, begin
 from .config import PRESETS, Config
 

@@ -24,19 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data import audio, clips
-from ...data.layout import of_ids
-from ...data.stream import NOTHING
-from ...data.tokenizer import Subwords, Tokenizer, make
-from ...data.utterances import Draw, Shape, collate, example
+from ...data.audio import features as audio
+from ...data.audio import read as clips
+from ...data.audio.batches import Draw, Shape, collate, example
+from ...data.text.batches import NOTHING
+from ...data.tokenizers.build import Subwords, Tokenizer, make
+from ...data.tokenizers.json_layout import of_ids
 from ...errors import InputError, nearest
 from ...events import progress
-from ...generate.transcribe import error_rates, greedy, looks
+from ...inference.transcription import error_rates, greedy, looks
 from ...model.edges import Edges, full, within
-from ...model.head import LMHead
+from ...model.embeddings import Frames, Tokens
+from ...model.encoder_decoder import EncoderDecoder
+from ...model.heads import LMHead
 from ...model.init import initialise
-from ...model.nodes import Frames, Tokens
-from ...model.pair import EncoderDecoder
 from ...recipe import Figure, Graph, Input, Place, begin
 from .config import GROW, PRESETS, Config
 

@@ -23,20 +23,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data import buckets
-from ...data.bilingual import Bilingual, bilingual
-from ...data.layout import of_ids
-from ...data.pairs import Pairs, read, stamp
-from ...data.stream import NOTHING
-from ...data.tokenizer import Subwords, Tokenizer
-from ...data.tokenizer import load as load_tokenizer
+from ...data.text import pair_batches as buckets
+from ...data.text.batches import NOTHING
+from ...data.text.pairs import Pairs, read, stamp
+from ...data.tokenizers.bilingual import Bilingual, bilingual
+from ...data.tokenizers.build import Subwords, Tokenizer
+from ...data.tokenizers.build import load as load_tokenizer
+from ...data.tokenizers.json_layout import of_ids
 from ...errors import InputError
-from ...generate.translate import Request, compare, looks, translate
+from ...inference.translation import Request, compare, looks, translate
 from ...model.edges import within
-from ...model.head import LMHead
+from ...model.embeddings import Tokens
+from ...model.encoder_decoder import EncoderDecoder
+from ...model.heads import LMHead
 from ...model.init import initialise
-from ...model.nodes import Tokens
-from ...model.pair import EncoderDecoder
 from ...recipe import Figure, Graph, Input, Place, begin
 from .config import PRESETS, Config, Texts
 

@@ -25,17 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data import augment
-from ...data.album import Album, album, drawn, stamp
-from ...data.looks import Looks, examples, flat, measured, read_labels, read_looks
-from ...data.picture import fitted, from_file
+from ...data.images import augment
+from ...data.images.cache import Album, album, drawn, stamp
+from ...data.images.decode import fitted, from_file
+from ...data.images.preprocessing import Looks, examples, flat, measured, read_labels, read_looks
 from ...errors import InputError, nearest
-from ...generate.classes import Question, judge
+from ...inference.classification import Question, judge
 from ...model.block import Transformer
 from ...model.edges import Edges, full, neighbours
-from ...model.head import Classifier
+from ...model.embeddings import Patches
+from ...model.heads import Classifier
 from ...model.init import initialise
-from ...model.nodes import Patches
 from ...recipe import Figure, Graph, Input, Place, begin
 from .config import PRESETS, Config
 from .drawing import drawn as figures_of

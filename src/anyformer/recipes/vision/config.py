@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ...data.augment import Augment
+from ...data.images.augment import Augment
 from ...model.config import TransformerConfig
 from ...training.config import TrainConfig
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.album import Album
-from ...data.picture import beside_heat, png
+from ...data.images.cache import Album
+from ...data.images.decode import beside_heat, png
 from ...errors import InputError
-from ...generate.classes import unique
+from ...inference.classification import unique
 from ...model.weights import attention_weights
 from ...recipe import Figure
 

@@ -1,0 +1,172 @@
+"""What a person may do wrong: one line that says what, where and what would be right, and nothing left behind."""
+
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+
+from anyformer.data.io import download as fetch
+from cli_kit import TINY, call, nothing_changes, refused, train, write
+
+
+def refuses_to_train(folder: Path, *flags: object, says: tuple[str, ...]) -> None:
+    """`anyformer train ... FLAGS` is refused with these words, and the folder holds what it held."""
+    with nothing_changes(folder):
+        refused(call(*TINY, "--out", folder / "new", *flags), *says)
+
+
+# --- data ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing.txt", None, ("data '", "missing.txt': no such file or folder (looked in ")),
+        ("empty.txt", b"", ("empty.txt: empty, there is no text to read",)),
+        ("short.txt", b"too short", ("train split has 8 tokens", "context 32 needs 33", "(--model.context 4)")),
+        ("latin.txt", b"caf\xe9 " * 99, ("latin.txt: byte 0xE9 at offset 3", "not UTF-8", "--tokenizer byte")),
+        ("bad.jsonl", b'{"text": "a"}\n{"body": "b"}\n', ("bad.jsonl, line 2", "no field 'text'", '{"text": "..."}')),
+        ("bad.txt.gz", b"no gzip at all", ("bad.txt.gz: damaged gzip file",)),
+        ("folder", "folder", ("folder': no readable file in this folder", ".txt")),
+    ],
+)
+def test_data_that_cannot_be_used(tmp_path: Path, name: str, content: bytes | str | None, says: tuple[str, ...]):
+    if content == "folder":
+        (tmp_path / name).mkdir()
+    elif isinstance(content, bytes):
+        write(tmp_path / name, content)
+    refuses_to_train(tmp_path, "--data", tmp_path / name, says=says)
+
+
+def test_bytes_that_are_no_utf8_are_fine_as_bytes(tmp_path: Path):
+    train(write(tmp_path / "latin.txt", b"caf\xe9 " * 99), tmp_path / "run", "--tokenizer", "byte")
+
+
+def test_a_data_set_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def offline(url: str, timeout: float) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.delenv("ANYFORMER_DATA", raising=False)
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", offline)
+    says = ("'shakespeare' is not here: tried the cache", "input.txt (no route to host)", "To get it: bring https://")
+    refused(call(*TINY, "--data", "shakespeare", "--out", tmp_path / "new"), *says)
+    assert not (tmp_path / "new").exists()
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("trian", "language"), ("no verb 'trian'", "'train'?")),
+        (("train", "langage"), ("no recipe 'langage'", "'language'?")),
+        (("train", "language", "--preset", "tinny"), ("no preset 'tinny'", "'tiny'?")),
+        ((*TINY, "--stepz", 3), ("no flag --stepz", "--steps?")),
+        ((*TINY, "--n-head", 3), ("no flag --n-head", "--model.n-head?")),
+        ((*TINY, "--train.learning-rate", 3), ("no flag --train.learning-rate",)),
+        ((*TINY, "--data", "shakespear"), ("data 'shakespear'", "'shakespeare'?")),
+        ((*TINY, "--tokenizer", "bite"), ("tokenizer 'bite'", "'byte'?")),
+        ((*TINY, "--model.position", "rotery"), ("--model.position is 'rotery'", "'rotary'?")),
+        ((*TINY, "--dtype", "float23"), ("--dtype is 'float23'", "'float32'?")),
+        (("sample", ".", "--promt", "x"), ("no flag --promt", "--prompt?")),
+        (("eval", ".", "--jsn"), ("no flag --jsn", "--json?")),
+        (("list", "--jsno"), ("no flag --jsno", "--json?")),
+        (("doctor", "--jsno"), ("no flag --jsno", "--json?")),
+        ((*TINY, "stray"), ("does not know what to do with 'stray'", "--help")),
+        (("train", "--data", "x"), ("needs a recipe first: ", "language")),
+    ],
+)
+def test_a_typo_is_told_the_nearest_name(command: tuple, says: tuple[str, ...], tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with nothing_changes(tmp_path):
+        refused(call(*command), *says)
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--model.n-head", 5), ("n_head 5 does not divide dim 32", "1, 2, 4, 8, 16, 32")),
+        (("--model.n-head", "two"), ("--model.n-head", "'two' is not a whole number")),
+        (("--train.lr", "much"), ("--train.lr", "'much' is not a number")),
+        (("--train.lr", -1), ("lr is -1.0", "above 0")),
+        (("--steps", 0), ("--steps is 0", "at least 1")),
+        (("--steps",), ("--steps needs a value",)),
+        (("--seed", -1), ("seed is -1", "0 or more")),
+        (("--minutes", 0), ("--minutes is 0", "above 0")),
+        (("--minutes", -1), ("--minutes is -1", "above 0")),
+        (("--minutes", "inf"), ("--minutes is inf", "have an end")),
+        (("--minutes", "soon"), ("--minutes", "'soon' is not a number")),
+        (("--steps", "few"), ("--steps", "'few' is not a whole number")),
+        (("--minutes", 1, "--steps", 1), ("--steps and --minutes both say how long",)),
+        (("--val-fraction", 2), ("validation fraction of 2.0", "0 <= fraction < 1")),
+        (("--tokenizer", "bpe", "--vocab-size", 9), ("BPE vocabulary of 9 is too small", "at least 257")),
+        (("--tokenizer", "none.json"), ("none.json': no such file",)),
+        (("--device", "gpu"), ("--device gpu is not on this machine", "valid: auto, cpu")),
+        (("--resume", "--out", "elsewhere", "--preset", "tiny", "--model.n-head", 3), ("n_head 3",)),
+    ],
+)
+def test_a_value_that_makes_no_sense(text: Path, flags: tuple, says: tuple[str, ...]):
+    refuses_to_train(text.parent, "--data", text, *flags, says=says)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, so asking for one is no mistake")
+def test_a_gpu_that_is_not_there(text: Path, run: Path):
+    says = ("--device cuda is not on this machine", "valid: auto, cpu")
+    refuses_to_train(text.parent, "--data", text, "--device", "cuda", says=says)
+    with nothing_changes(run):
+        refused(call("eval", run, "--device", "cuda"), *says)
+        refused(call("train", "language", "--out", run, "--resume", "--steps", 9, "--device", "cuda"), *says)
+
+
+@pytest.mark.parametrize("flags", [("--model.dim", 10**14, "--model.n-head", 1), ("--train.batch", 10**15)])
+def test_more_than_the_memory_holds(text: Path, tmp_path: Path, flags: tuple):
+    """Sizes of petabytes, which no machine begins to fill."""
+    for folder in (tmp_path / "new", tmp_path / "project"):
+        (tmp_path / "project" / ".git").mkdir(parents=True, exist_ok=True)  # what was there before us stays there
+        with nothing_changes(tmp_path):
+            refused(call(*TINY, "--data", text, "--out", folder, *flags), "out of memory: lower --train.batch")
+
+
+def test_a_model_larger_than_the_memory_says_so_when_its_run_began(text: Path, tmp_path: Path, monkeypatch):
+    """As on a GPU: the memory ends in the middle of the first step."""
+
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore lines")
+
+    monkeypatch.setattr("anyformer.recipes.language.loss", refuse)
+    with nothing_changes(tmp_path):
+        said = call(*TINY, "--data", text, "--out", tmp_path / "new", "--json")
+    assert said.code == 2 and said.out == "" and "Traceback" not in said.err
+    assert said.err.splitlines()[-1].startswith("anyformer: out of memory: lower --train.batch")
+
+
+def test_a_loss_that_is_not_finite(text: Path, tmp_path: Path):
+    said = call(*TINY, "--data", text, "--out", tmp_path / "run", "--train.lr", "1e30", "--train.warmup", 0)
+    final = said.err.splitlines()[-1]
+    assert said.code == 1 and said.out == "" and "Traceback" not in said.err
+    assert final.startswith("anyformer: the loss is ") and "at step 2 with learning rate " in final
+    assert "try --train.lr" in final and not list(tmp_path.glob("run/checkpoints/*"))
+
+
+# --- prompts ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--prompt", "Où"), ("vocabulary of 15 characters has no 'O', 'ù'", "byte or bpe")),
+        (("--prompt-file", "none.txt"), ("cannot read the prompt none.txt", "No such file")),
+        (("--prompt", "a", "--tokens", 0), ("tokens is 0", "at least 1")),
+        (("--prompt", "a", "--temperature", -1), ("temperature is -1.0",)),
+        (("--prompt", "a", "--top-p", 2), ("top-p is 2.0",)),
+        (("--prompt", "a", "--top-k", "many"), ("--top-k", "many")),
+    ],
+)
+def test_a_request_that_cannot_be_answered(run: Path, flags: tuple, says: tuple[str, ...]):
+    refused(call("sample", run, *flags), *says)
