@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from anyformer.data.text.read.prepare import Corpus, prepare
+from anyformer.data.text.prepare import Corpus, prepare
 from side import arguments, nanogpt, report, shakespeare, whole_split_loss, write_nanogpt_data
 
 RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)"

@@ -53,7 +53,7 @@ def peak() -> float:
 
 def ours(path: Path, spec: str) -> dict:
     """Time `prepare` in an empty cache; returns seconds for all and for each stage, MB, and counts."""
-    from anyformer.data.text.read.prepare import prepare
+    from anyformer.data.text.prepare import prepare
 
     stages: dict[str, float] = {}
     last = ["checking", time.perf_counter()]

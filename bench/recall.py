@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from anyformer.data.text.read.batches import NOTHING
-from anyformer.data.text.read.ngrams import count
+from anyformer.data.text.batches import NOTHING
+from anyformer.data.text.ngrams import count
 
 from anyformer import api
 from anyformer.recipes import language, recall

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from anyformer.data.text.read.prepare import Corpus
+from anyformer.data.text.prepare import Corpus
 
 from anyformer.data.io.resolve import resolve
 

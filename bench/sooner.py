@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from anyformer.data.text.read.prepare import prepare
-from anyformer.data.text.read.read import pieces
+from anyformer.data.text.prepare import prepare
+from anyformer.data.text.read import pieces
 from nanogpt import theirs
 from side import arguments
 

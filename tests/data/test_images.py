@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anyformer.data.images.read.cache import album, stamp
+from anyformer.data.images.cache import album, stamp
 
 from anyformer.data.images.read import cache as albums
 from anyformer.data.images.read import decode as picture

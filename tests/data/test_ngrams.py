@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from anyformer.data.text.read.ngrams import Counts, count, discounts
+from anyformer.data.text.ngrams import Counts, count, discounts
 
 
 def slow(grams: Counter, taken: list[np.ndarray], context: tuple[int, ...], token: int, size: int) -> float:

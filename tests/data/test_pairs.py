@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anyformer.data.text.read.batches import NOTHING
+from anyformer.data.text.batches import NOTHING
 
 from anyformer.data.text.read import pair_batches as buckets
 from anyformer.data.text.read import pairs

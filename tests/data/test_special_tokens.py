@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from anyformer.data.text.read.prepare import prepare
+from anyformer.data.text.prepare import prepare
 
 from anyformer import api
 from anyformer.data.tokenizers import build as tok

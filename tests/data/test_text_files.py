@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from anyformer.data.text.read.prepare import prepare
-from anyformer.data.text.read.read import Piece, pieces
+from anyformer.data.text.prepare import prepare
+from anyformer.data.text.read import Piece, pieces
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anyformer.data.text.read.batches import NOTHING, sweep, windows
-from anyformer.data.text.read.prepare import encode_data, prepare
+from anyformer.data.text.batches import NOTHING, sweep, windows
+from anyformer.data.text.prepare import encode_data, prepare
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from anyformer.data.trajectories.read.environments import EXPERTS, LINE, Mixed, Rule, Space, make, mixed, play
-from anyformer.data.trajectories.read.read import Trajectories, drawn, read, swept, windows, write
+from anyformer.data.trajectories.environments import EXPERTS, LINE, Mixed, Rule, Space, make, mixed, play
+from anyformer.data.trajectories.read import Trajectories, drawn, read, swept, windows, write
 
 from anyformer.cli import run
 from anyformer.data.trajectories.read import environments

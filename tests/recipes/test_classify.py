@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anyformer.data.text.read.labelled import read
+from anyformer.data.text.labelled import read
 
 from anyformer import api
 from anyformer import recipe as recipes

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anyformer.data.trajectories.read.environments import play
-from anyformer.data.trajectories.read.read import write
+from anyformer.data.trajectories.environments import play
+from anyformer.data.trajectories.read import write
 
 from anyformer import api
 from anyformer import recipe as recipes
@@ -142,7 +142,7 @@ def test_a_short_training_walks_to_the_middle(tmp_path: Path):
 @pytest.mark.parametrize("squash", [True, False])
 def test_actions_that_are_numbers(squash: bool, tmp_path: Path):
     pytest.importorskip("gymnasium", reason="Pendulum is gymnasium's")
-    from anyformer.data.trajectories.read.environments import Mixed, mixed
+    from anyformer.data.trajectories.environments import Mixed, mixed
 
     write(tmp_path / "p.npz", mixed(Mixed("Pendulum-v1", 2, (1.0, 0.3))))
     config = replace(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from anyformer.data.text.read.masking import Hiding, glue, words
+from anyformer.data.text.masking import Hiding, glue, words
 from tokenizers import models, pre_tokenizers, processors
 
 from anyformer import recipe as recipes

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anyformer.data.text.read.ngrams import count
+from anyformer.data.text.ngrams import count
 from safetensors.torch import load_file, save_file
 
 from anyformer import api

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anyformer.data.text.read.spans import Spans, parts
+from anyformer.data.text.spans import Spans, parts
 from hypothesis import given
 from hypothesis import strategies as st
 

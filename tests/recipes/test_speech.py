@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anyformer.data.audio.features.batches import Draw, Shape, collate, example
+from anyformer.data.audio.batches import Draw, Shape, collate, example
 
 from anyformer import api
 from anyformer.data.audio.features import features as audio

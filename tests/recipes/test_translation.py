@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from anyformer.data.text.read.batches import NOTHING
+from anyformer.data.text.batches import NOTHING
 
 from anyformer import api
 from anyformer.data.tokenizers import build as tok

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anyformer.data.images.read.augment import Augment
-from anyformer.data.images.read.cache import drawn, order
+from anyformer.data.images.augment import Augment
+from anyformer.data.images.cache import drawn, order
 
 from anyformer import api
 from anyformer import recipe as recipes

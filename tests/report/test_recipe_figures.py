@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anyformer.data.audio.features.read import WORDS
+from anyformer.data.audio.read import WORDS
 
 from anyformer import recipe as recipes
 from anyformer.data.images.read import decode as picture
