@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 
 from anyformer import api
-from anyformer.data.text.read import labelled
+from anyformer.data.text import labelled
 from anyformer.training import loop
 
 DATA = "sentence-polarity"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from anyformer import api
-from anyformer.data.audio.features import features as audio
+from anyformer.data.audio import features as audio
 from anyformer.data.tables import datasets as known
 from anyformer.data.tables import read as rows
 from anyformer.events import progress

@@ -23,8 +23,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from anyformer import api
-from anyformer.data.audio.features import features as audio
-from anyformer.data.audio.features import read as clips
+from anyformer.data.audio import features as audio
+from anyformer.data.audio import read as clips
 
 VAL, TEST = (5, 6), 5  # takes for validation; those below this are the test's
 MINUTES = {"digits": 4.0, "strings": 20.0}  # by preset

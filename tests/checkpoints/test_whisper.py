@@ -165,7 +165,7 @@ def whisper_base(tmp_path: Path) -> Path:
 def test_whisper_base_writes_down_real_speech(whisper_base: Path, real_data: Path, tmp_path: Path):
     soundfile = pytest.importorskip("soundfile", reason="sound files: pip install 'anyformer[audio]'")
     jiwer = pytest.importorskip("jiwer", reason="counts wrong words: pip install 'anyformer[scores]'")
-    from anyformer.data.audio.features import read as clips
+    from anyformer.data.audio import read as clips
 
     spoken, said, found = clips.read("fsdd"), [], []
     draw = np.random.default_rng(0)

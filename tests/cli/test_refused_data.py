@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from anyformer import events
-from anyformer.data.audio.features import features as audio
-from anyformer.data.audio.features import read as clips
-from anyformer.data.images.read import cache as album
+from anyformer.data.audio import features as audio
+from anyformer.data.audio import read as clips
+from anyformer.data.images import cache as album
 from cli_kit import call, refused
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anyformer.data.audio.features import features as audio
-from anyformer.data.audio.features import read as clips
+from anyformer.data.audio import features as audio
+from anyformer.data.audio import read as clips
 from anyformer.data.io import manifest
 from anyformer.errors import InputError
 

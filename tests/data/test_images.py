@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from anyformer.data.images.cache import album, stamp
 
-from anyformer.data.images.read import cache as albums
-from anyformer.data.images.read import decode as picture
-from anyformer.data.images.read import read as images
+from anyformer.data.images import cache as albums
+from anyformer.data.images import decode as picture
+from anyformer.data.images import read as images
 from data_kit import needs_data, refuses
 
 Image = pytest.importorskip("PIL.Image", reason="decoding images needs Pillow")

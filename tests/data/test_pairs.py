@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from anyformer.data.text.batches import NOTHING
 
-from anyformer.data.text.read import pair_batches as buckets
-from anyformer.data.text.read import pairs
+from anyformer.data.text import pair_batches as buckets
+from anyformer.data.text import pairs
 from data_kit import needs_data, refuses, write
 
 PAIRS = [("go", "va"), ("a cat", "un chat"), ("the dog", "le chien"), ("a cat", "une chatte"), ("stop", "assez")] * 8

@@ -14,7 +14,7 @@ from anyformer.data.text.read import Piece, pieces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.data.text.read import read as text
+from anyformer.data.text import read as text
 from data_kit import ANY_TEXT, DATA, SAMPLE, documents, gpt2, needs_data, refuses, write
 
 

@@ -13,7 +13,7 @@ from anyformer.data.text.prepare import encode_data, prepare
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.data.text.read import prepare as module
+from anyformer.data.text import prepare as module
 from anyformer.data.tokenizers import build as tok
 from data_kit import SAMPLE, needs_data, refuses, write
 

@@ -12,7 +12,7 @@ from anyformer.data.trajectories.environments import EXPERTS, LINE, Mixed, Rule,
 from anyformer.data.trajectories.read import Trajectories, drawn, read, swept, windows, write
 
 from anyformer.cli import run
-from anyformer.data.trajectories.read import environments
+from anyformer.data.trajectories import environments
 from data_kit import refuses
 
 

@@ -12,7 +12,7 @@ import tokenizers
 from hypothesis import strategies as st
 
 from anyformer.data.tables.read import Table
-from anyformer.data.text.read import read as text
+from anyformer.data.text import read as text
 from anyformer.data.tokenizers import build as tok
 from anyformer.errors import InputError
 

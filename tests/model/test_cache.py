@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from test_generate import greedy, model, naive
+from test_decoding import greedy, model, naive
 from torch import Tensor
 
 from anyformer.inference.decode import generate, new_cache

@@ -12,8 +12,8 @@ import torch
 from anyformer.data.audio.batches import Draw, Shape, collate, example
 
 from anyformer import api
-from anyformer.data.audio.features import features as audio
-from anyformer.data.audio.features import read as clips
+from anyformer.data.audio import features as audio
+from anyformer.data.audio import read as clips
 from anyformer.errors import InputError
 from anyformer.recipes import speech
 from anyformer.training import loop

@@ -14,8 +14,8 @@ from anyformer.data.images.cache import drawn, order
 
 from anyformer import api
 from anyformer import recipe as recipes
-from anyformer.data.images.read import augment
-from anyformer.data.images.read import preprocessing as looks
+from anyformer.data.images import augment
+from anyformer.data.images import preprocessing as looks
 from anyformer.errors import InputError
 from anyformer.model.edges import full, hops
 from anyformer.model.positions import Grid, Sinusoidal

@@ -13,7 +13,7 @@ import torch
 from anyformer.data.audio.read import WORDS
 
 from anyformer import recipe as recipes
-from anyformer.data.images.read import decode as picture
+from anyformer.data.images import decode as picture
 from anyformer.inference.translation import sharpest
 from anyformer.model.block import Transformer
 from anyformer.model.config import TransformerConfig
