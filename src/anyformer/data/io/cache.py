@@ -1,0 +1,110 @@
+"""Caches: the cache directory on disk, directories that appear whole, and functions memoized on the files they read."""
+
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+
+STALE_SECONDS = 24 * 3600  # after which the temporary directory of a killed process is removed
+
+
+def cache_dir() -> Path:
+    """Return the directory of everything that can be rebuilt.
+
+    It is $ANYFORMER_CACHE, else $XDG_CACHE_HOME/anyformer, else ~/.cache/anyformer.
+    """
+    if path := os.environ.get("ANYFORMER_CACHE"):
+        return Path(path).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "anyformer"
+
+
+def cache_by_files[**P, T](
+    files: Callable[P, Iterable[str | Path]], maxsize: int = 4
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Memoize a function on its arguments and on the state of the files that it reads.
+
+    Args:
+        files: called with the same arguments; returns the files (or directories, meant with all below them) that the
+            result depends on. What does not exist is ignored. The result is computed again when the path,
+            modification time or size of any of them has changed.
+        maxsize: the number of results that are kept.
+
+    Example:
+        @cache_by_files(lambda data, size: data_files(data))
+        def load(data, size): ...
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.lru_cache(maxsize)
+        def compute(stamps: tuple, *args: P.args, **kwargs: P.kwargs) -> T:
+            return function(*args, **kwargs)
+
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            return compute(file_stamps(files(*args, **kwargs)), *args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def data_files(data: str) -> list[Path]:
+    """Return the existing files and directories that a `data` argument names: a path, or paths with commas between.
+
+    A named data set gives none: its content is fixed by its hash.
+    """
+    paths = [Path(data).expanduser(), *(Path(part.strip()).expanduser() for part in data.split(","))] if data else []
+    return [path for path in dict.fromkeys(paths) if path.exists()]
+
+
+def file_stamps(paths: Iterable[str | Path]) -> tuple[tuple[str, int, int], ...]:
+    """Return (absolute path, modification time in ns, size) of every file in `paths`, directories walked in order."""
+    stamps = []
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                status = file.stat()
+                stamps.append((str(file.resolve()), status.st_mtime_ns, status.st_size))
+    return tuple(stamps)
+
+
+@contextlib.contextmanager
+def build_directory(target: Path, is_complete: Callable[[Path], bool] = Path.is_dir) -> Generator[Path]:
+    """Yield a temporary directory beside `target` that is renamed to `target` when the block succeeds.
+
+    Where another process was faster, its directory is kept if `is_complete`, else replaced: several processes that
+    build the same content all succeed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target.parent)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
+    try:
+        yield folder
+        _install(folder, target, is_complete)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _install(folder: Path, target: Path, is_complete: Callable[[Path], bool]) -> None:
+    for _ in range(3):
+        with contextlib.suppress(OSError):  # the target exists
+            os.rename(folder, target)
+        if is_complete(target):
+            return
+        damaged = folder.with_name(f"{folder.name}-damaged")
+        with contextlib.suppress(OSError):
+            os.rename(target, damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
+    raise OSError(f"{target}: cannot be replaced")
+
+
+def _remove_stale(parent: Path) -> None:
+    for folder in parent.glob(".new-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - max(path.stat().st_mtime for path in [folder, *folder.iterdir()]) > STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)

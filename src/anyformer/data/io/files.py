@@ -1,0 +1,53 @@
+"""Open data files, gzipped or not, with one-line errors for what is damaged."""
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+
+MAX_LINE_BYTES = 256 << 20
+
+
+def suffix(path: Path) -> str:
+    """Return the ending that says how to read a file, in lower case and without `.gz`: ".jsonl" for "a.JSONL.gz"."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+@contextlib.contextmanager
+def open_data(path: Path) -> Generator[Any]:
+    """Open a binary file for reading; one that ends in .gz is decompressed.
+
+    Raises:
+        InputError: inside the block too, where the file cannot be read or its compression is damaged.
+    """
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: damaged gzip file ({error}): fetch or compress it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
+    """Yield (place, line without its end) of every line of a UTF-8 file; a place reads "FILE, line 3".
+
+    Raises:
+        InputError: with the place, for bytes that are not UTF-8 and for a line that is too long.
+    """
+    with open_data(path) as file:
+        number = 0
+        while line := file.readline(max_line_bytes + 1):
+            number += 1
+            place = f"{path}, line {number}"
+            if len(line) > max_line_bytes:
+                raise InputError(f"{place}: longer than {max_line_bytes >> 20} MiB")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{place}: byte 0x{line[error.start]:02X} is not UTF-8: save it as UTF-8") from None
+            yield place, text.rstrip("\r\n")
