@@ -41,8 +41,8 @@ format: $(DONE)
 	$(BIN)/ruff check --fix .
 
 bench: $(DONE)  ## side by side with nanoGPT: make bench NANOGPT=path/to/nanoGPT
-	$(BIN)/python bench/nanogpt.py --nanogpt $(NANOGPT)
-	$(BIN)/python bench/generation.py --nanogpt $(NANOGPT)
+	$(BIN)/python -m bench.training.nanogpt_recipe --nanogpt $(NANOGPT)
+	$(BIN)/python -m bench.inference.generation_vs_nanogpt --nanogpt $(NANOGPT)
 
 install: $(DONE)
 

@@ -1,8 +1,8 @@
 """What one NVIDIA GPU makes of it: training, a text learned, answers, and windows of edges, each beside a peer.
 
-    python bench/gpu.py --nanogpt ../nanoGPT --shakespeare input.txt
-    python bench/gpu.py --only window training --json
-    python bench/gpu.py --dry                  tiny shapes on whatever is here: does every part still run?
+    python -m bench.gpu --nanogpt ../nanoGPT --shakespeare input.txt
+    python -m bench.gpu --only window training --json
+    python -m bench.gpu --dry                  tiny shapes on whatever is here: does every part still run?
 
 training      GPT-2's 124M shape, context 1024, bfloat16, torch.compile: nanoGPT's model and ours, tokens/s and MFU,
               and into how many graphs the model fell, since each break costs
@@ -29,9 +29,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from answers import generation
-from past import windows
-from side import nanogpt
 from torch._dynamo.utils import counters
 
 from anyformer.labs.benchmark import random_ids
@@ -39,8 +36,11 @@ from anyformer.recipe import Recipe
 from anyformer.recipes import language
 from anyformer.training import hardware as ceilings
 from anyformer.training import loop
-from anyformer.training.device import device as find_device
-from anyformer.training.device import precision
+from anyformer.training.device import autocast
+from anyformer.training.device import resolve_device as find_device
+from bench._common import nanogpt
+from bench.inference.gpu_generation import generation
+from bench.model.gpu_long_context import windows
 
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, TFLOP/s, as sold
 FOR_EVER = 1 << 30
@@ -90,7 +90,7 @@ def attempt(name: str, work: Callable[[], Row]) -> Row:
 
 
 def why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {ceilings.reason(error)}"
+    return f"{type(error).__name__}: {ceilings.first_line(error)}"
 
 
 # --- training ---
@@ -118,7 +118,7 @@ def training(here: Here) -> Iterator[Work]:
             return about | {"tokens_per_second": speed, "mfu": mfu}
 
         yield f"training, {name}", measured
-    best = lambda: {"tflops": ceilings.matmul_gflops(str(here.device), "bfloat16") / 1e3}  # noqa: E731
+    best = lambda: {"tflops": ceilings.measure_matmul_gflops(str(here.device), "bfloat16") / 1e3}  # noqa: E731
     yield "best product of two matrices", best
 
 
@@ -148,7 +148,7 @@ def ours(here: Here, config: language.Config, whole: bool = False) -> Iterator[A
     if whole:
         yield from loop.train(recipe(torch.compile(language.loss, backend=here.backend)), config)
         return
-    state = loop.start(recipe(), config)
+    state = loop.init_state(recipe(), config)
     state.model.compile(backend=here.backend)
     yield from loop.train(recipe(), config, state)
 
@@ -164,8 +164,8 @@ def theirs(here: Here, config: language.Config) -> Iterator[Any]:
     optimizer = model.configure_optimizers(c.weight_decay, c.lr, (0.9, c.beta2), here.device.type)
     run = torch.compile(model, backend=here.backend)
     for batch, _ in random_ids(config, "train", None):
-        batch = loop.to(batch, here.device)
-        with precision(here.device, torch.bfloat16):
+        batch = loop.move_batch(batch, here.device)
+        with autocast(here.device, torch.bfloat16):
             _, loss = run(batch["ids"], batch["next"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip)
@@ -226,7 +226,7 @@ def learned(here: Here, config: language.Config, compiled: bool) -> Row:
     """Seconds from the making of the model on, validations and compiling among them."""
     target, best, record = 99.0 if here.dry else here.asked.target, math.inf, {}
     began = time.perf_counter()
-    state = loop.start(typing.cast(Recipe, language), config)
+    state = loop.init_state(typing.cast(Recipe, language), config)
     if compiled:
         state.model.compile(backend=here.backend)
     for record in loop.train(typing.cast(Recipe, language), config, state):

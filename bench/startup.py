@@ -1,6 +1,6 @@
 """How long the door takes to open: `import anyformer` and `anyformer --help`, beside `import torch`.
 
-python bench/startup.py
+python -m bench.startup
 """
 
 import subprocess

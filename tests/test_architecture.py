@@ -77,8 +77,8 @@ def values(config: object) -> dict[str, set]:
 def test_no_knob_that_no_preset_turns():
     """A field that has the same value in every preset of every recipe is a constant, and should be one."""
     seen: dict[str, set] = {}
-    for name in recipes.names():
-        for config in recipes.load(name).PRESETS.values():
+    for name in recipes.list_recipes():
+        for config in recipes.load_recipe(name).PRESETS.values():
             for field, value in values(config).items():
                 seen.setdefault(field, set()).update(value)
     assert "recipes.vision.config.patch" in seen and "model.config.qk_norm" in seen

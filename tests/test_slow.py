@@ -48,7 +48,7 @@ def test_the_first_command_keeps_its_promise(tmp_path: Path):
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_preparing_a_large_text_takes_little_memory(tokenizer: str, tmp_path: Path, text: Path):
-    """400 MB of text in a process that peaks below 300 MB; bench/prepare.py does 2 GB."""
+    """400 MB of text in a process that peaks below 300 MB; bench/data/text_to_tokens.py does 2 GB."""
     large = tmp_path / "large.txt"
     with open(large, "w") as file:
         for _ in range(400):

@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al. 2014): in training numbers are 0 with probability p, and the others grow by 1 / (1 - p).
 
 torch draws a number for each on a CPU, one after the other, which takes longer than many a product of matrices; here
-one of 64 bits serves four, to a 65,536th of p (bench/throughput.py).
+one of 64 bits serves four, to a 65,536th of p (bench/training/throughput.py).
 """
 
 import torch

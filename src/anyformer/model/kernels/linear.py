@@ -16,9 +16,9 @@ class Linear(nn.Linear):
     """nn.Linear, (..., in) -> (..., out).
 
     For float32 on a CPU torch goes to MKL, which makes the product of a single row on one core, and does not use all
-    that other makers' processors have. The oneDNN within torch does both (bench/answering.py): the same sums, but there
+    that other makers' processors have. The oneDNN within torch does both (bench/inference/generation_vs_peers.py): the same sums, but there
     is no way back through them. Where it takes too long to begin, a single row is multiplied with parts of the matrix,
-    one for each core, as a batch of products (bench/generation.py).
+    one for each core, as a batch of products (bench/inference/generation_vs_nanogpt.py).
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def products_pay(q: Tensor, k: Tensor, drop: float = 0.0) -> bool:
     """In bfloat16 on a CPU torch's attention kernel does without the processor's bfloat16 instructions, which batched
     products use: 2 to 6 times quicker in training, for as long as all scores may be kept. In either format it is behind
     them for a single query, the step of writing, but for a short text alone, and wherever it has to drop out
-    (bench/attention.py)."""
+    (bench/model/attention.py)."""
     (B, H, Q, _), K = q.shape, k.shape[2]
     if q.device.type != "cpu" or torch.compiler.is_exporting():
         return False

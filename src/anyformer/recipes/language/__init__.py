@@ -24,35 +24,35 @@ from torch import Tensor, nn
 from ...data.text.batches import NOTHING, sweep, windows
 from ...data.tokenizers.build import Tokenizer
 from ...errors import InputError
-from ...inference.completion import Request, Voice, speak
+from ...inference.completion import CompletionRequest, Completion, generate_text
 from ...model.attention import KVCache
 from ...model.block import Transformer
 from ...model.edges import Edges, causal, window
 from ...model.embeddings import Tokens
 from ...model.heads import LMHead
 from ...model.init import initialise
-from ...recipe import Graph, Input, Place, begin
+from ...recipe import Graph, GraphInput, StreamState, init_stream
 from .budget import sizes
 from .config import PRESETS, Config, Text
-from .words import corpus, tokenizer_of
+from .words import corpus, load_tokenizer_for
 
 __all__ = [
     "PRESETS",
     "Config",
     "LanguageModel",
     "Text",
-    "batch",
+    "make_batch",
     "batches",
     "build",
     "corpus",
     "evaluate",
-    "graph",
-    "layers",
+    "export_graph",
+    "layer_edges",
     "loss",
     "predict",
     "sizes",
     "stream",
-    "tokenizer_of",
+    "load_tokenizer_for",
 ]
 
 
@@ -66,7 +66,7 @@ class LanguageModel(nn.Module):
         self.nodes = Tokens(vocab, config.model)
         self.body = Transformer(config.model)
         self.head = LMHead(config.model.dim, vocab, self.nodes.token if config.tied else None)
-        self.edges = layers(config)
+        self.edges = layer_edges(config)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The nodes after the last block, (B, T, C); with a cache, ids are the next ones of each row."""
@@ -77,7 +77,7 @@ class LanguageModel(nn.Module):
         return self.head(self.hidden(ids, cache))
 
 
-def layers(config: Config) -> list[Edges]:
+def layer_edges(config: Config) -> list[Edges]:
     """The rule of each layer: causal, and local but for every `global_every`-th."""
     if config.window is None:
         return [causal] * config.model.n_layer
@@ -86,26 +86,26 @@ def layers(config: Config) -> list[Edges]:
 
 
 def build(config: Config) -> LanguageModel:
-    model = LanguageModel(config, tokenizer_of(config))
+    model = LanguageModel(config, load_tokenizer_for(config))
     initialise(model, config.model)
     return model
 
 
-def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
+def batches(config: Config, split: str, state: StreamState | None = None) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
     """ "train": random windows for ever. "val" and "all": one pass over the whole, each token predicted once."""
     c, text = config.train, corpus(config)
-    place = begin(place, config.data, text.meta["sha256"])
+    state = init_stream(state, config.data, text.meta["sha256"])
     tokens, context = text.split(split), config.model.context
     if split != "train":
         for x, y in sweep(tokens, context, c.batch, split):
-            yield batch(x, y), place
+            yield make_batch(x, y), state
     while split == "train":
-        x, y = windows(tokens, context, c.batch, c.seed, place["step"], split)
-        place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + x.size}
-        yield batch(x, y), place
+        x, y = windows(tokens, context, c.batch, c.seed, state["step"], split)
+        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + x.size}
+        yield make_batch(x, y), state
 
 
-def batch(x: np.ndarray, y: np.ndarray) -> dict[str, Tensor]:
+def make_batch(x: np.ndarray, y: np.ndarray) -> dict[str, Tensor]:
     """ids, and which comes next: (B, T) each, the second shifted by one."""
     return {"ids": torch.from_numpy(x), "next": torch.from_numpy(y)}
 
@@ -135,18 +135,18 @@ def predict(model: LanguageModel, request: dict[str, Any]) -> dict[str, Any]:
     return {"samples": [voice.result() for voice in list(stream(model, request))[-1]]}
 
 
-def graph(model: LanguageModel) -> Graph:
-    ids = Input("batch length", model.nodes.token.num_embeddings)
+def export_graph(model: LanguageModel) -> Graph:
+    ids = GraphInput("batch length", model.nodes.token.num_embeddings)
     return Graph(model, {"ids": ids}, ("logits",), {"length": model.body.config.context})
 
 
-def stream(model: LanguageModel, request: dict[str, Any]) -> Iterator[list[Voice]]:
+def stream(model: LanguageModel, request: dict[str, Any]) -> Iterator[list[Completion]]:
     """As `predict`, token by token: all voices after each, for whoever wants to watch."""
     asked = {"prompt" if name == "input" else name: value for name, value in request.items()}
-    return speak(model, model.tokenizer, Request.of({"prompt": opening(model.tokenizer)} | asked))
+    return generate_text(model, model.tokenizer, CompletionRequest.of({"prompt": default_prompt(model.tokenizer)} | asked))
 
 
-def opening(tokenizer: Tokenizer) -> str:
+def default_prompt(tokenizer: Tokenizer) -> str:
     """Where there is no prompt a line begins; or a text, where the vocabulary has no line breaks; or anything."""
     try:
         if len(tokenizer.encode("\n")):

@@ -1,7 +1,7 @@
 """Sizes of a language model, from small to large, and what each reaches after how many tokens.
 
 How hard a text is, is measured: n-grams, counted in a million tokens of it, say how much of it they leave open. How far
-a Transformer gets below that follows the law of Hoffmann et al. (2203.15556), whose numbers `bench/budget.py` fits; a
+a Transformer gets below that follows the law of Hoffmann et al. (2203.15556), whose numbers `bench/training/budget_law.py` fits; a
 text that is read again teaches less each time (Muennighoff et al., 2305.16264).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from ...data.text.ngrams import BITS, count
 from ...data.text.prepare import Corpus
 from ...model.config import TransformerConfig
-from ...recipe import Choice
+from ...recipe import SizeOption
 from .config import MINUTE, MODERN, Config, sized
 from .words import corpus
 
@@ -92,7 +92,7 @@ def expected(text: Text, parameters: int, tokens: float) -> tuple[float, float]:
     return loss * (1 - BAND), loss * (1 + BAND)
 
 
-def sizes(config: Config) -> Iterator[Choice]:
+def sizes(config: Config) -> Iterator[SizeOption]:
     """The sizes in rising order, as far as the text fills their context, each with what to expect of it."""
     tokens = corpus(config)
     text = Text(difficulty(tokens), len(tokens.split("train")), tokens.tokenizer.vocab_size)
@@ -100,4 +100,4 @@ def sizes(config: Config) -> Iterator[Choice]:
         choice = grown(config, *size)
         if choice.model.context >= text.unique and size is not SIZES[0]:
             break
-        yield Choice(choice, partial(expected, text, inner(choice.model)))
+        yield SizeOption(choice, partial(expected, text, inner(choice.model)))

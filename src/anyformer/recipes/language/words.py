@@ -8,7 +8,7 @@ from ...data.text.prepare import Corpus, prepare
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer
 from ...data.tokenizers.build import load as load_tokenizer
 from ...data.tokenizers.json_layout import of_ids
-from ...events import progress
+from ...events import report_progress
 from .config import Text
 
 
@@ -21,10 +21,10 @@ def corpus(config: Text) -> Corpus:
 
 @lru_cache(maxsize=4)
 def prepared(data: str, tokenizer: str, vocab_size: int, val_fraction: float, stamp: tuple) -> Corpus:
-    return prepare(data, tokenizer, vocab_size, val_fraction, progress)
+    return prepare(data, tokenizer, vocab_size, val_fraction, report_progress)
 
 
-def tokenizer_of(config: Text) -> Tokenizer:
+def load_tokenizer_for(config: Text) -> Tokenizer:
     if config.tokenizer == "ids":
         return Subwords(of_ids(config.padded_vocab or config.vocab_size))
     kept = Path(config.tokenizer)  # once trained, the tokenizer is a file of the checkpoint and the text is not needed

@@ -1,6 +1,6 @@
 """Film reviews, good or bad: from scratch, after novels, and from MiniLM, beside TF-IDF with logistic regression.
 
-    python bench/classify.py --minutes 20 --minilm build/weights/minilm
+    python -m bench.recipes.sentiment --minutes 20 --minilm build/weights/minilm
 
 One split (80/10/10 of each class, fixed), accuracy on the test part, all sides in one run. The set is sentence-polarity
 (Pang and Lee 2005).

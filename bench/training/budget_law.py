@@ -1,7 +1,7 @@
 """What each size of a language model reaches in how much time, and the law that `train --minutes` chooses by.
 
-    python bench/budget.py --minutes 0.5 1 2 4 --data shakespeare eltec > more.jsonl
-    python bench/budget.py --fit bench/budget.jsonl         the trainings that the law comes from
+    python -m bench.training.budget_law --minutes 0.5 1 2 4 --data shakespeare eltec > more.jsonl
+    python -m bench.training.budget_law --fit bench/training/budget_law.jsonl         the trainings that the law comes from
 
 One training of each size for each time and text. The law, fitted to them by least squares: the loss over what n-grams
 leave open (`difficulty`) is E + A / parameters^a + B / tokens^b, over vocabulary^v; tokens that are read again count

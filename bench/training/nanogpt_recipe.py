@@ -1,6 +1,6 @@
 """Train nanoGPT's CPU recipe and our `nanogpt-cpu` preset on the same text, as whole processes: time and loss of both.
 
-    python bench/nanogpt.py --nanogpt ../nanoGPT
+    python -m bench.training.nanogpt_recipe --nanogpt ../nanoGPT
 
 The loss is over the whole validation split at context 64, in windows side by side, for both.
 """
@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+
 from anyformer.data.text.prepare import Corpus, prepare
-from side import arguments, nanogpt, report, shakespeare, whole_split_loss, write_nanogpt_data
+from bench._common import arguments, nanogpt, report, shakespeare, whole_split_loss, write_nanogpt_data
 
 RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)"
     "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "

@@ -1,7 +1,7 @@
 """Spoken digits: isolated ones beside a support vector machine on MFCC, and strings of two to six.
 
-    python bench/speech.py                                    4 and 20 minutes of training
-    python bench/speech.py --only strings --minutes 20 --json
+    python -m bench.recipes.speech                                    4 and 20 minutes of training
+    python -m bench.recipes.speech --only strings --minutes 20 --json
 
 The set is fsdd, and its official test part (takes 0 to 4 of each digit and speaker) is heard only at the end. Of the
 rest, takes 5 and 6 are for validation: the best checkpoint is chosen there, and the SVM's strength. Strings are joined

@@ -1,9 +1,9 @@
 """The fast recipe as a ladder: what each change buys, one after the other, in the same time on the same text.
 
-    python bench/rungs.py                                    every rung for a minute, two seeds: 22 minutes
-    python bench/rungs.py --minutes 2 --data eltec --seeds 1 2 3
-    python bench/rungs.py --without "RMSNorm, QK-norm" Muon  the Transformer at the top, but for one of them each time
-    python bench/rungs.py --with "outputs from zero"         and with what was tried and left out
+    python -m bench.training.ladder_of_tricks                                    every rung for a minute, two seeds: 22 minutes
+    python -m bench.training.ladder_of_tricks --minutes 2 --data eltec --seeds 1 2 3
+    python -m bench.training.ladder_of_tricks --without "RMSNorm, QK-norm" Muon  the Transformer at the top, but for one of them each time
+    python -m bench.training.ladder_of_tricks --with "outputs from zero"         and with what was tried and left out
 
 The first rung is nanoGPT's CPU recipe as we have it (`nanogpt-cpu`) but for the number of steps, which is what fits
 into the time; each further one keeps the changes before it. Loss over the whole validation split, each at its own

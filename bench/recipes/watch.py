@@ -1,7 +1,7 @@
 """Exercises from a watch: ours beside a random forest on features made by hand, each person left out in turn.
 
-    python bench/watch.py                       ten folds, ten people
-    python bench/watch.py --folds 0 3 --steps 500
+    python -m bench.recipes.watch                       ten folds, ten people
+    python -m bench.recipes.watch --folds 0 3 --steps 500
 
 Accuracy on windows of two seconds of people that were not trained on; both sides learn from the same windows. Ours is
 the last checkpoint: nothing is chosen on the person left out. The set is of Burns et al. (2018, 1802.01489).
@@ -46,7 +46,7 @@ def features(window: np.ndarray) -> np.ndarray:
 
 def forest(config: Any, seed: int) -> dict[str, float]:
     """The same fold, the same windows, which arm told to it too."""
-    found = multimodal.rows(config)
+    found = multimodal.load_rows(config)
     x = np.concatenate([features(np.concatenate(found.values[:2], 2)), found.values[2]], 1)
     y = found.targets[:, 0].astype(int)
     train, val = (found.part(split, config.fold) for split in ("train", "val"))
@@ -59,7 +59,7 @@ def ours(config: Any, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     train = {"steps": steps, "seed": seed, "eval_every": steps, "save_every": steps, "device": "cpu"}
     api.train("multimodal", "watch", fold=config.fold, out=folder, train=train)
-    last = checkpoint.latest(folder / "checkpoints")
+    last = checkpoint.find_latest(folder / "checkpoints")
     assert last is not None
     model = api.load(last, "cpu")
     found = model.evaluate()

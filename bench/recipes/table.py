@@ -1,7 +1,7 @@
 """A plain table: ours beside gradient boosting and logistic regression, the same folds.
 
-    python bench/table.py                        breast-cancer: five folds, three seeds
-    python bench/table.py --folds 2 --seeds 1
+    python -m bench.recipes.table                        breast-cancer: five folds, three seeds
+    python -m bench.recipes.table --folds 2 --seeds 1
 
 Accuracy, area under the ROC curve and cross-entropy on the part left out. Ours takes its preset as it is, with its last
 checkpoint; the others their library's defaults: no checkpoint is chosen on the part left out. (The preset was: three
@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from anyformer import api
 from anyformer.data.tables.augment import batch
-from anyformer.inference.table_prediction import tensor
+from anyformer.inference.table_prediction import to_tensor
 from anyformer.recipes import multimodal
 from anyformer.training import checkpoints as checkpoint
 
@@ -49,17 +49,17 @@ def ours(fold: str, seed: int, steps: int) -> np.ndarray:
         run = Path(folder) / "run"
         train = {"steps": steps, "seed": seed, "eval_every": steps, "save_every": steps, "device": "cpu"}
         api.train("multimodal", "table", fold=fold, out=run, train=train)
-        last = checkpoint.latest(run / "checkpoints")
+        last = checkpoint.find_latest(run / "checkpoints")
         assert last is not None
         model: Any = api.load(last, "cpu").module
-    found = multimodal.rows(multimodal.PRESETS["table"])
-    made = {name: tensor(value) for name, value in batch(found, found.part("val", fold)).items()}
+    found = multimodal.load_rows(multimodal.PRESETS["table"])
+    made = {name: to_tensor(value) for name, value in batch(found, found.part("val", fold)).items()}
     (answer,) = model.answers(made)
     return answer.detach().double().softmax(-1).numpy()
 
 
 def main(folds: int, seeds: int, steps: int) -> dict[str, Any]:
-    found = multimodal.rows(multimodal.PRESETS["table"])
+    found = multimodal.load_rows(multimodal.PRESETS["table"])
     x, y = np.concatenate(found.values, 1), found.targets[:, 0].astype(int)
     told: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *PEERS)}
     for fold in (f"{i}/{folds}" for i in range(1, folds + 1)):

@@ -1,6 +1,6 @@
 """One layer of attention over long contexts on a CPU: a causal window beside all of the past, forward and backward.
 
-    python bench/long.py --out long.svg
+    python -m bench.model.long_context --out long.svg
 
 Both sides are the same `Attention` (512 channels, 8 heads) under another rule of edges; all of the past takes the fused
 kernel of torch (SDPA). Time and memory are each a process's own, by the length of the context, in huge pages where the

@@ -1,7 +1,7 @@
 """A spoken and a written digit under noise: both senses together beside each alone.
 
-    python bench/fused.py                  three models of 1,500 steps, four levels of noise on either side
-    python bench/fused.py --steps 300
+    python -m bench.recipes.multimodal_fusion                  three models of 1,500 steps, four levels of noise on either side
+    python -m bench.recipes.multimodal_fusion --steps 300
 
 Three models with the same body, steps and pairs of training, which come with noise of every level: one takes both
 senses, two take one. Each is asked about the same 300 validation pairs at every level, each pair under three draws of
@@ -22,7 +22,7 @@ from anyformer import api
 from anyformer.data.audio import features as audio
 from anyformer.data.tables import datasets as known
 from anyformer.data.tables import read as rows
-from anyformer.events import progress
+from anyformer.events import report_progress
 from anyformer.training import checkpoints as checkpoint
 
 DRAWS = 3  # of noise, for each pair
@@ -43,7 +43,7 @@ def pairs() -> list[dict[str, Any]]:
         if path not in heard:
             heard[path] = audio.read(Path(path))[: audio.RATE]
         row["sound"] = heard[path]
-        progress("reading sounds", i, len(found))
+        report_progress("reading sounds", i, len(found))
     return found
 
 
@@ -71,7 +71,7 @@ def trained(fields: list[str], steps: int, seed: int, folder: Path) -> Any:
     given = 'split = "split"\n' + "".join(FIELDS[name] for name in fields) + TARGET
     train = {"steps": steps, "seed": seed, "eval_every": steps, "save_every": steps, "device": "cpu"}
     api.train("multimodal", "spoken-digits", data="noisy-pairs", schema=given, out=folder, train=train)
-    last = checkpoint.latest(folder / "checkpoints")
+    last = checkpoint.find_latest(folder / "checkpoints")
     assert last is not None
     return api.load(last, "cpu")
 

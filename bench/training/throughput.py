@@ -1,7 +1,7 @@
 """Tokens a second in training at equal architecture: nanoGPT's model and loop beside ours, on the same machine.
 
-    python bench/throughput.py --nanogpt ../nanoGPT
-    python bench/throughput.py --nanogpt ../nanoGPT --shapes nanogpt-cpu --compile
+    python -m bench.training.throughput --nanogpt ../nanoGPT
+    python -m bench.training.throughput --nanogpt ../nanoGPT --shapes nanogpt-cpu --compile
 
 Whole updates: batch, forward, backward, clipping, AdamW. nanoGPT's CPU recipe computes in float32; what it would do in
 bfloat16 is measured too. The FLOPs of a token are those of nanoGPT's own count: 6 a weight, and 12 a layer, channel and
@@ -16,27 +16,27 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from side import arguments, nanogpt
 
 from anyformer import recipe
 from anyformer.recipes import language
 from anyformer.training import loop
-from anyformer.training.device import precision
-from anyformer.training.hardware import matmul_gflops
+from anyformer.training.device import autocast
+from anyformer.training.hardware import measure_matmul_gflops
+from bench._common import arguments, nanogpt
 
 BATCH = {"nanogpt-cpu": 12, "nanogpt-gpu": 16}  # of the larger shape as much as a small machine stands
 SETTLING = 4  # updates that do not count
 
 
 def config(preset: str, batch: int, dtype: str, compiled: bool) -> Any:
-    found = recipe.preset(recipe.load("language"), preset)
+    found = recipe.get_preset(recipe.load_recipe("language"), preset)
     train = {"steps": 1 << 30, "eval_every": 1 << 30, "batch": batch, "dtype": dtype, "compile": compiled}
     return replace(found, train=replace(found.train, **train))
 
 
 def ours(c: Any) -> Iterator[float]:
     """When each update ends."""
-    for _ in loop.train(recipe.load("language"), c):
+    for _ in loop.train(recipe.load_recipe("language"), c):
         yield time.perf_counter()
 
 
@@ -49,7 +49,7 @@ def theirs(module: Any, c: Any) -> Iterator[float]:
     optimizer = model.configure_optimizers(c.train.weight_decay, c.train.lr, (0.9, c.train.beta2), "cpu")
     run = torch.compile(model) if c.train.compile else model
     for batch, _ in language.batches(c, "train"):
-        with precision(torch.device("cpu"), getattr(torch, c.train.dtype)):
+        with autocast(torch.device("cpu"), getattr(torch, c.train.dtype)):
             _, loss = run(batch["ids"], batch["next"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -115,7 +115,7 @@ if __name__ == "__main__":
     parser.add_argument("--compile", action="store_true", help="torch.compile both")
     parser.add_argument("--patience", type=float, default=10.0, help="seconds of measuring for each")
     asked = parser.parse_args()
-    ceilings = {dtype: matmul_gflops("cpu", dtype) for dtype in ("float32", "bfloat16")}
+    ceilings = {dtype: measure_matmul_gflops("cpu", dtype) for dtype in ("float32", "bfloat16")}
     print(
         f"{torch.get_num_threads()} threads, ceilings: "
         + ", ".join(f"{d} {g:,.0f} GFLOP/s" for d, g in ceilings.items())

@@ -1,6 +1,6 @@
 """Generate 200 tokens with nanoGPT's `generate` and with ours, the very same weights in both: tokens a second.
 
-    python bench/generation.py --nanogpt ../nanoGPT
+    python -m bench.inference.generation_vs_nanogpt --nanogpt ../nanoGPT
 
 Both take the likeliest token, and must agree on every one of them before anything is timed.
 """
@@ -12,12 +12,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from side import arguments, nanogpt, report, shakespeare
 
 from anyformer.data.tokenizers.build import Characters
 from anyformer.inference.decode import generate
-from anyformer.inference.sampling import Rules
+from anyformer.inference.sampling import SamplingParams
 from anyformer.recipes import language
+from bench._common import arguments, nanogpt, report, shakespeare
 
 NEW = 200
 
@@ -54,7 +54,9 @@ def theirs_says(model: Any, rows: int) -> list[list[int]]:
 
 
 def ours_says(model: language.LanguageModel, rows: int, keep: int | None = None) -> list[list[int]]:
-    steps = generate(model, [[0]] * rows, tokens=NEW, rules=Rules(temperature=0), seeds=[0] * rows, keep=keep)
+    steps = generate(
+        model, [[0]] * rows, tokens=NEW, sampling=SamplingParams(temperature=0), seeds=[0] * rows, keep=keep
+    )
     return [list(row) for row in zip(*steps)]
 
 

@@ -1,7 +1,7 @@
 """Does little data want more bias? Position none, fixed or learned, with edges to all patches or first to near ones.
 
-    python bench/bias.py --minutes 2                                 24 minutes: 12 cells, one seed
-    python bench/bias.py --minutes 4 --seeds 1 2 3 --few 1000 --data cifar10
+    python -m bench.recipes.position_bias --minutes 2                                 24 minutes: 12 cells, one seed
+    python -m bench.recipes.position_bias --minutes 4 --seeds 1 2 3 --few 1000 --data cifar10
 
 Each cell is trained for the same time, on few images and on all, its checkpoint chosen on a validation part, and tried
 on the same test images. A position tells the model where patches lie, near edges that near ones belong together; a set
@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from vision import Parts, accuracy, kept, parts
 
 from anyformer import api
+from bench.recipes.vision import Parts, accuracy, kept, parts
 
 POSITIONS = {"none": "none", "fixed": "sinusoidal", "learned": "learned"}
 EDGES = {"full": 0, "neighbourhood": 3}  # of the first layers

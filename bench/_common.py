@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from anyformer.data.text.prepare import Corpus
 
 from anyformer.data.io.resolve import resolve
+from anyformer.data.text.prepare import Corpus
 
 
 def arguments(about: str) -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """How fast a large text becomes tokens, and in how much memory; for BPE beside `tokenizers` and `tiktoken`.
 
-    python bench/prepare.py [--gigabytes 2] [--bpe-gigabytes 0.05] [--tokenizers char,byte,bpe] [--text F] [--rounds 3]
+    python -m bench.data.text_to_tokens [--gigabytes 2] [--bpe-gigabytes 0.05] [--tokenizers char,byte,bpe] [--text F] [--rounds 3]
 
 The text repeats FILE, or made-up words where none is given. Each case runs in a fresh process, so that its peak
 resident memory is its own. Rates are in MB/s of text (10^6 bytes), over the whole of `prepare`: hash, vocabulary or

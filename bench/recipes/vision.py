@@ -1,7 +1,7 @@
 """Images: a small Transformer beside the pipeline of 2011, HOG and colour histograms into a linear SVM.
 
-    python bench/vision.py --sets digits fashion-mnist cifar10       1, 15 and 30 minutes of training
-    python bench/vision.py --sets cifar10 --minutes 5 --json
+    python -m bench.recipes.vision --sets digits fashion-mnist cifar10       1, 15 and 30 minutes of training
+    python -m bench.recipes.vision --sets cifar10 --minutes 5 --json
 
 The same training and test images for both, in one run. A tenth of the training images is for validation: the SVM's
 cells and strength are chosen there, and the best checkpoint; nothing is chosen on the test images. HOG is of Dalal and
@@ -27,7 +27,7 @@ from sklearn.svm import LinearSVC
 
 from anyformer import api, recipe
 from anyformer.recipes import vision
-from anyformer.recipes.vision.drawing import answered
+from anyformer.recipes.vision.drawing import predict_classes
 
 SETS = {"digits": ("digits", 1.0), "fashion-mnist": ("small", 15.0), "cifar10": ("cifar10", 30.0)}  # preset, minutes
 CELLS = {8: (2, 4), 28: (4, 7), 32: (4, 8)}  # pixels of a cell of HOG, by the side of the image
@@ -50,8 +50,8 @@ class Parts:
 def parts(name: str, preset: str, images: int | None = None) -> Parts:
     """A set whose held-out part is for the test alone. images: how many are left to learn from, a tenth as many (but at
     least 500) to choose on; None: all."""
-    config = recipe.preset(recipe.load("vision"), preset)
-    found = vision.pictures(config)
+    config = recipe.get_preset(recipe.load_recipe("vision"), preset)
+    found = vision.load_images(config)
     order = np.random.default_rng(0).permutation(found.split("train"))
     n_val = len(order) // 10 if images is None else max(500, images // 10)
     train = order[n_val:] if images is None else order[n_val : n_val + images]
@@ -71,7 +71,7 @@ def kept(found: Parts, path: Path) -> Path:
 
 def accuracy(model: api.Model, found: Parts) -> float:
     """On the test images."""
-    answers, _ = answered(model.module, found.pixels, found.test)
+    answers, _ = predict_classes(model.module, found.pixels, found.test)
     return float((answers == found.labels[found.test]).mean())
 
 

@@ -1,6 +1,6 @@
 """Generate with a model of GPT-2's 124M shape on a CPU: transformers, CTranslate2 and ours, the very same weights.
 
-    python bench/answering.py             # needs the packages transformers and ctranslate2 (pip install -e '.[bench]')
+    python -m bench.inference.generation_vs_peers             # needs the packages transformers and ctranslate2 (pip install -e '.[bench]')
 
 Always the likeliest token; in float32 we must agree with transformers on every one before anything is timed. Reading a
 prompt and writing on are told apart: one new token is all reading, and what more tokens take longer is all steps. The
@@ -25,8 +25,8 @@ import transformers
 
 from anyformer import api
 from anyformer.inference.decode import generate
-from anyformer.inference.sampling import Rules
-from anyformer.training.hardware import read_speed
+from anyformer.inference.sampling import SamplingParams
+from anyformer.training.hardware import measure_read_bandwidth
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 Say = Callable[[list[list[int]], int], list[list[int]]]
@@ -94,7 +94,9 @@ def by_us(folder: Path, weights: Any) -> Say:
     model: Any = api.load(folder, "cpu", weights=weights).module
 
     def say(prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        rounds = generate(model, prompts, tokens=tokens, rules=Rules(temperature=0), seeds=[0] * len(prompts))
+        rounds = generate(
+            model, prompts, tokens=tokens, sampling=SamplingParams(temperature=0), seeds=[0] * len(prompts)
+        )
         return [list(row) for row in zip(*rounds)]
 
     return say
@@ -153,7 +155,7 @@ def compare(found: dict[str, dict[str, float]], batch: int, weights: int, ceilin
 
 
 def main(asked: argparse.Namespace) -> None:
-    ceiling, found = read_speed("cpu"), {}
+    ceiling, found = measure_read_bandwidth("cpu"), {}
     to = sys.stderr if asked.json else sys.stdout
     print(f"{torch.get_num_threads()} threads, which read {ceiling} GB/s", file=to, flush=True)
     with TemporaryDirectory() as name:

@@ -1,6 +1,6 @@
 """Proteins: how well a hidden residue is guessed, beside what single residues and the two before it tell.
 
-    python bench/protein.py --minutes 5
+    python -m bench.recipes.protein --minutes 5
 
 Perplexity of a residue in sequences that no near-identical one was trained on. The trigram model is interpolated with
 shorter ones, its weights chosen on a tenth of the training part; ours reads both sides of what is hidden.
@@ -62,7 +62,7 @@ def fitted(told: np.ndarray) -> np.ndarray:
 def main(minutes: float, seed: int) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         model = api.train("masked", "protein", minutes=minutes, out=Path(folder) / "run", train={"seed": seed})
-        text = masked.corpus(masked.PRESETS["protein"])
+        text = masked.load_corpus(masked.PRESETS["protein"])
         train, val = (text.split(name).astype(np.int64) for name in ("train", "val"))
         size, edge = int(max(train.max(), val.max())) + 1, len(train) // 10
         weights = fitted(probabilities(counted(train[edge:], size), train[:edge], size))

@@ -1,7 +1,7 @@
 """Control: return wanted and return achieved, beside cloning of all episodes and of the best tenth.
 
-    python bench/control.py                                       CartPole and Pendulum, six trainings of their presets
-    python bench/control.py --envs CartPole-v1 --minutes 3 --picture wanted.svg --json
+    python -m bench.recipes.control                                       CartPole and Pendulum, six trainings of their presets
+    python -m bench.recipes.control --envs CartPole-v1 --minutes 3 --picture wanted.svg --json
 
 The same episodes of mixed quality for all, played on the spot; then each plays 100 episodes for each return that is
 wanted, all from the same states (which no training saw), with the 95 % interval of the mean. A clone is not told the
@@ -44,7 +44,7 @@ def side(preset: str, wanted: tuple[int, ...], asked: argparse.Namespace, folder
 
 
 def environment(env: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    returns = control.episodes(control.PRESETS[SIDES[env]["told the return"]]).returns
+    returns = control.load_episodes(control.PRESETS[SIDES[env]["told the return"]]).returns
     data = {"episodes": len(returns), "mean": returns.mean(), "lowest": returns.min(), "highest": returns.max()}
     print(f"{env}: {len(returns)} episodes, return {data['mean']:.1f} on average, {data['highest']:.1f} at best")
     made: dict[str, Any] = {"data": {name: float(value) for name, value in data.items()}}

@@ -1,6 +1,6 @@
 """What counts of n-grams are worth beside a Transformer: alone, and together, for the same time on the same text.
 
-    python bench/recall.py --data shakespeare --minutes 1 --seeds 1 2 3
+    python -m bench.recipes.ngram_mixture --data shakespeare --minutes 1 --seeds 1 2 3
 
 Loss over the whole validation split, in windows of the context side by side. The counts alone are not trained at all.
 """
@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from anyformer.data.text.batches import NOTHING
-from anyformer.data.text.ngrams import count
 
 from anyformer import api
+from anyformer.data.text.batches import NOTHING
+from anyformer.data.text.ngrams import count
 from anyformer.recipes import language, recall
 
 

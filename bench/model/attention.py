@@ -1,7 +1,7 @@
 """Attention on a CPU: torch's kernel (SDPA) beside our batched products: forward, with the backward, a step of writing.
 
-    python bench/attention.py                                                    60 rows, some minutes
-    python bench/attention.py --shapes 64,6,256,64 --dtypes bfloat16 --edges causal
+    python -m bench.model.attention                                                    60 rows, some minutes
+    python -m bench.model.attention --shapes 64,6,256,64 --dtypes bfloat16 --edges causal
 
 The two must agree, gradients too, before anything is timed. They take turns, and the median of each is told; the ratio
 is how many times as quick the products are. A star stands where the library takes them (`products_pay`).

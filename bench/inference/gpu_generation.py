@@ -1,5 +1,5 @@
 """Answers of a model of GPT-2's shape on a GPU, for bench/gpu.py: ways to let it say the likeliest tokens, and their
-speed. (On a CPU: bench/answering.py.)"""
+speed. (On a CPU: bench/inference/generation_vs_peers.py.)"""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anyformer.inference.decode import generate, new_cache, prefill, step
-from anyformer.inference.sampling import Rules
+from anyformer.inference.sampling import SamplingParams
 from anyformer.model.cache import KVCache
 from anyformer.model.quantization.quantize import narrow
 from anyformer.recipes import language
@@ -25,7 +25,7 @@ def by_generate(model: Any) -> Say:
     """As the library does it."""
 
     def say(prompts: list[list[int]], new: int) -> list[list[int]]:
-        rounds = generate(model, prompts, tokens=new, rules=Rules(temperature=0), seeds=[0] * len(prompts))
+        rounds = generate(model, prompts, tokens=new, sampling=SamplingParams(temperature=0), seeds=[0] * len(prompts))
         return [list(row) for row in zip(*rounds)]
 
     return say

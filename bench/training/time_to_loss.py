@@ -1,8 +1,8 @@
 """How much sooner than nanoGPT's CPU recipe: whole processes, on one text, loss over the whole validation split.
 
-    python bench/sooner.py --nanogpt ../nanoGPT                            characters of Shakespeare
-    python bench/sooner.py --nanogpt ../nanoGPT --data eltec --megabytes 1.1
-    python bench/sooner.py --nanogpt ../nanoGPT --tokenizer bpe --counts 3 --seeds 1
+    python -m bench.training.time_to_loss --nanogpt ../nanoGPT                            characters of Shakespeare
+    python -m bench.training.time_to_loss --nanogpt ../nanoGPT --data eltec --megabytes 1.1
+    python -m bench.training.time_to_loss --nanogpt ../nanoGPT --tokenizer bpe --counts 3 --seeds 1
 
 The time of ours is that of `anyformer train` from the start of the process to its end: it prepares the text, counts,
 trains, goes over the whole validation split and writes the run. nanoGPT's text is prepared before its clock starts.
@@ -20,12 +20,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from anyformer.data.io.resolve import resolve
 from anyformer.data.text.prepare import prepare
 from anyformer.data.text.read import pieces
-from nanogpt import theirs
-from side import arguments
-
-from anyformer.data.io.resolve import resolve
+from bench._common import arguments
+from bench.training.nanogpt_recipe import theirs
 
 SIDES = {  # recipe, preset
     "counts at once": ("recall", "counts"),

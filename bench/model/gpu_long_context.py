@@ -1,5 +1,5 @@
 """Attention over long contexts on a GPU, for bench/gpu.py: a causal window through FlexAttention, beside all of the
-past through torch's kernel. (On a CPU: bench/long.py.)"""
+past through torch's kernel. (On a CPU: bench/model/long_context.py.)"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,7 +40,7 @@ def one_window(here: Any, nodes: int, width: int) -> Row:
     x = takes(x)
     edges, asked = causal & window(width), Asked(1, 8, nodes, nodes, 0, here.device)
     made: list[Any] = []
-    table = ceilings.fastest(lambda: made.append(flexible(edges, None, asked, not here.dry)), str(here.device), 2)
+    table = ceilings.time_fastest(lambda: made.append(flexible(edges, None, asked, not here.dry)), str(here.device), 2)
     if nodes <= 1024:
         with torch.no_grad():
             apart = (made[-1](*x) - Dense.of(edges, None, asked)(*x)).abs().max().item()
@@ -56,8 +56,8 @@ def one_past(here: Any, nodes: int) -> Row:
 def passes(here: Any, path: Callable[..., Any], x: list[torch.Tensor], told: torch.Tensor) -> Row:
     """Milliseconds of a forward, and of a forward with its backward where there is one."""
     with torch.no_grad():
-        forward = ceilings.fastest(lambda: path(*x), str(here.device))
+        forward = ceilings.time_fastest(lambda: path(*x), str(here.device))
     both = None
     if x[0].requires_grad:
-        both = 1e3 * ceilings.fastest(lambda: torch.autograd.grad(path(*x), x, told), str(here.device))
+        both = 1e3 * ceilings.time_fastest(lambda: torch.autograd.grad(path(*x), x, told), str(here.device))
     return {"forward_ms": 1e3 * forward, "training_ms": both}
