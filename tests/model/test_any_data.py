@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyformer.model.block import Transformer
+from anyformer.model.transformer import Transformer
 from anyformer.model.config import TransformerConfig
-from anyformer.model.edges import Edges, causal, full, neighbours, window, within
-from anyformer.model.embeddings import Frames, Patches, Readings, Tokens
+from anyformer.model.edges import Edges, causal, full, neighbors, window, within
+from anyformer.model.embeddings import FrameEmbedding, PatchEmbedding, SensorEmbedding, TokenEmbedding
 from anyformer.model.heads import Classifier, LMHead, Regressor
-from anyformer.model.init import initialise
-from anyformer.model.positions import Learned, Sinusoidal
+from anyformer.model.init import initialize
+from anyformer.model.positions import LearnedPosition, SinusoidalPosition
 
 B, C, VOCAB = 4, 16, 11
 LENGTHS = torch.tensor([6, 3, 1, 5])
@@ -34,7 +34,7 @@ def entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 def causal_text() -> tuple[nn.ModuleDict, Loss]:
     shape = config(n_kv_head=2, activation="swiglu", norm="rmsnorm", bias=False, position="rotary")
-    nodes = Tokens(VOCAB, shape)
+    nodes = TokenEmbedding(VOCAB, shape)
     model = nn.ModuleDict({"nodes": nodes, "body": Transformer(shape), "head": LMHead(C, VOCAB, tied=nodes.token)})
     ids = torch.randint(VOCAB, (B, 13))
     return model, lambda m: entropy(m.head(m.body(m.nodes(ids[:, :-1]), causal)), ids[:, 1:])
@@ -42,7 +42,7 @@ def causal_text() -> tuple[nn.ModuleDict, Loss]:
 
 def masked_text() -> tuple[nn.ModuleDict, Loss]:
     shape = config(norm_place="post")
-    model = nn.ModuleDict({"nodes": Tokens(VOCAB, shape), "body": Transformer(shape), "head": LMHead(C, VOCAB)})
+    model = nn.ModuleDict({"nodes": TokenEmbedding(VOCAB, shape), "body": Transformer(shape), "head": LMHead(C, VOCAB)})
     ids, hidden = torch.randint(1, VOCAB, (B, 6)), torch.arange(6) % 2 == 0
     target = ids.masked_fill(~hidden | (torch.arange(6) >= LENGTHS[:, None]), -1)
     return model, lambda m: entropy(m.head(m.body(m.nodes(ids.masked_fill(hidden, 0)), within(LENGTHS))), target)
@@ -52,9 +52,9 @@ def translation() -> tuple[nn.ModuleDict, Loss]:
     shape = config(position="relative", norm="rmsnorm", activation="relu", bias=False)
     model = nn.ModuleDict(
         {
-            "source": Tokens(VOCAB, shape),
+            "source": TokenEmbedding(VOCAB, shape),
             "encoder": Transformer(shape),
-            "target": Tokens(VOCAB, shape),
+            "target": TokenEmbedding(VOCAB, shape),
             "decoder": Transformer(shape, cross=True),
             "head": LMHead(C, VOCAB),
         }
@@ -70,16 +70,16 @@ def translation() -> tuple[nn.ModuleDict, Loss]:
 
 def image() -> tuple[nn.ModuleDict, Loss]:
     shape = config()
-    parts = {"nodes": Patches(4, shape), "body": Transformer(shape), "head": Classifier(C, 3, pool="first")}
+    parts = {"nodes": PatchEmbedding(4, shape), "body": Transformer(shape), "head": Classifier(C, 3, pool="first")}
     pixels, labels = torch.randn(B, 3, 12, 16), torch.tensor([0, 1, 2, 0])
     return nn.ModuleDict(parts), lambda m: F.cross_entropy(m.head(m.body(m.nodes(pixels), full)), labels)
 
 
 def image_with_neighbours() -> tuple[nn.ModuleDict, Loss]:
     """The class node stands in front of the grid: it reads all and is read by all; early layers look around only."""
-    shape, grid = config(n_layer=3), neighbours(3, 4, 1)
-    around = Edges(lambda b, h, q, k: (q == 0) | (k == 0) | grid(b, h, q - 1, k - 1), batched=False, headed=False)
-    parts = {"nodes": Patches(4, shape), "body": Transformer(shape), "head": Classifier(C, 3, pool="mean")}
+    shape, grid = config(n_layer=3), neighbors(3, 4, 1)
+    around = Edges(lambda b, h, q, k: (q == 0) | (k == 0) | grid(b, h, q - 1, k - 1), uses_batch=False, uses_head=False)
+    parts = {"nodes": PatchEmbedding(4, shape), "body": Transformer(shape), "head": Classifier(C, 3, pool="mean")}
     pixels, labels = torch.randn(B, 3, 12, 16), torch.tensor([0, 1, 2, 0])
     rules = [around, around, full]
     return nn.ModuleDict(parts), lambda m: F.cross_entropy(m.head(m.body(m.nodes(pixels), rules)), labels)
@@ -89,9 +89,9 @@ def speech() -> tuple[nn.ModuleDict, Loss]:
     shape = config()
     model = nn.ModuleDict(
         {
-            "sound": Frames(8, shape),
+            "sound": FrameEmbedding(8, shape),
             "encoder": Transformer(shape),
-            "text": Tokens(VOCAB, shape),
+            "text": TokenEmbedding(VOCAB, shape),
             "decoder": Transformer(shape, cross=True),
             "head": LMHead(C, VOCAB),
         }
@@ -113,7 +113,7 @@ def trajectories() -> tuple[nn.ModuleDict, Loss]:
             "returns": nn.Linear(1, C),
             "state": nn.Linear(3, C),
             "action": nn.Linear(2, C),
-            "step": Learned(steps, C),
+            "step": LearnedPosition(steps, C),
             "body": Transformer(shape),
             "head": nn.Linear(C, 2),
         }
@@ -130,7 +130,7 @@ def trajectories() -> tuple[nn.ModuleDict, Loss]:
 
 def sensors() -> tuple[nn.ModuleDict, Loss]:
     shape = config(position="none", qk_norm=True)
-    parts = {"nodes": Readings(5, 2, shape), "body": Transformer(shape), "head": Regressor(C, 1)}
+    parts = {"nodes": SensorEmbedding(5, 2, shape), "body": Transformer(shape), "head": Regressor(C, 1)}
     value, kind, target = torch.randn(B, 6, 2), torch.randint(5, (B, 6)), torch.randn(B, 1)
     rule = full & within(LENGTHS)
     return nn.ModuleDict(parts), lambda m: F.mse_loss(m.head(m.body(m.nodes(value, kind), rule), LENGTHS), target)
@@ -139,7 +139,7 @@ def sensors() -> tuple[nn.ModuleDict, Loss]:
 def long_sound() -> tuple[nn.ModuleDict, Loss]:
     """Many frames, each of which hears those near it: the path in blocks."""
     shape = config(position="alibi")
-    parts = {"nodes": Frames(8, shape), "body": Transformer(shape), "head": Classifier(C, 3)}
+    parts = {"nodes": FrameEmbedding(8, shape), "body": Transformer(shape), "head": Classifier(C, 3)}
     mel, labels = torch.randn(B, 8, 300), torch.tensor([0, 1, 2, 0])
     return nn.ModuleDict(parts), lambda m: F.cross_entropy(m.head(m.body(m.nodes(mel), window(5))), labels)
 
@@ -167,7 +167,7 @@ def never_matters(name: str, model: nn.ModuleDict) -> bool:
 def build(field: Callable[[], tuple[nn.ModuleDict, Loss]]) -> tuple[nn.ModuleDict, Loss]:
     torch.manual_seed(0)
     model, loss = field()
-    return initialise(model, next(part.config for part in model.values() if isinstance(part, Transformer))), loss
+    return initialize(model, next(part.config for part in model.values() if isinstance(part, Transformer))), loss
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.__name__)
@@ -198,7 +198,7 @@ def test_at_the_start_every_answer_is_about_equally_likely(field):
 
 def test_blocks_that_write_zero_begin_as_the_identity():
     shape = config(init="zero")
-    body, x = initialise(Transformer(shape), shape), torch.randn(B, 6, C)
+    body, x = initialize(Transformer(shape), shape), torch.randn(B, 6, C)
     torch.testing.assert_close(body(x, causal), F.layer_norm(x, (C,)))
 
 
@@ -235,19 +235,19 @@ def test_a_tied_head_and_its_embedding_are_one_parameter():
 
 def test_patches_are_read_row_by_row_after_the_class_node():
     shape = config(position="none")
-    nodes = Patches(4, shape)
+    nodes = PatchEmbedding(4, shape)
     pixels = torch.randn(1, 3, 8, 12)
     got = nodes(pixels)
     assert got.shape == (1, 1 + 2 * 3, C)
-    assert torch.equal(got[0, 0], nodes.first[0, 0])
+    assert torch.equal(got[0, 0], nodes.cls_token[0, 0])
     alone = nodes(pixels[:, :, 4:8, 8:12])[0, 1]  # the last cell
     torch.testing.assert_close(got[0, 6], alone)
     torch.testing.assert_close(got[0, 3], nodes(pixels[:, :, :4, 8:12])[0, 1])
 
 
 def test_two_frames_of_sound_make_a_node_that_knows_when_it_was():
-    nodes = Frames(8, config(position="sinusoidal"))(torch.zeros(1, 8, 20))[
+    nodes = FrameEmbedding(8, config(position="sinusoidal"))(torch.zeros(1, 8, 20))[
         0
     ]  # (10, C): silence, so that they differ by their time alone
-    same = nodes - Sinusoidal(C)(torch.arange(10))
+    same = nodes - SinusoidalPosition(C)(torch.arange(10))
     torch.testing.assert_close(same[2:-2], same[2:3].expand(6, C))

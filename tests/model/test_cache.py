@@ -11,12 +11,12 @@ from test_decoding import greedy, model, naive
 from torch import Tensor
 
 from anyformer.inference.decode import generate, new_cache
-from anyformer.inference.sampling import Rules
-from anyformer.model.block import Transformer
+from anyformer.inference.sampling import SamplingParams
+from anyformer.model.transformer import Transformer
 from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import Edges, causal, every, window
-from anyformer.model.kernels import paths
+from anyformer.model.kernels import select as paths
 
 B, T, C, SIZE = 3, 40, 16, 12
 
@@ -61,7 +61,7 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 def rooms(cache: KVCache) -> list[int]:
-    return [pair[0].shape[2] for pair in cache.kept if pair is not None]
+    return [pair[0].shape[2] for pair in cache.layers if pair is not None]
 
 
 @EDGES
@@ -75,7 +75,7 @@ def test_far_past_its_size_it_answers_as_if_all_had_been_kept(edges, position, b
     parts = [local.read(local.x[:, :begin], cache)]
     parts += [local.read(local.x[:, t : t + 1], cache) for t in range(begin, T)]
     close(torch.cat(parts, dim=1), local.read(local.x))
-    assert rooms(cache) == [int(rule.back) + 1 for rule in edges] and cache.endless
+    assert rooms(cache) == [int(rule.left_span) + 1 for rule in edges] and cache.unbounded
 
 
 @EDGES
@@ -95,7 +95,7 @@ def ragged(local: Local, lengths: Tensor) -> KVCache:
     """Rows of these lengths read side by side, padded on the right."""
     cache, x = local.cache(len(lengths)), local.x[: len(lengths), : int(lengths.max())].clone()
     x[torch.arange(x.shape[1]) >= lengths[:, None]] = 7.0
-    cache.real = lengths
+    cache.prefill_lengths = lengths
     local.read(x, cache)
     cache.trim(lengths)
     return cache
@@ -116,7 +116,7 @@ def test_rows_of_unequal_length_are_each_row_alone(edges, position, lengths, row
         answers.append(local.read(local.x.gather(1, at[..., None].expand(-1, -1, C)), cache))
         start = start + new
         if len(answers) == 2:
-            cache.pick(torch.tensor(rows))
+            cache.reorder(torch.tensor(rows))
             start, local.x = start[rows], local.x[rows]
             answers = [answer[rows] for answer in answers]
     for row, said in enumerate(torch.cat(answers, dim=1)):
@@ -130,7 +130,7 @@ def test_layers_keep_what_each_of_them_needs():
     cache = local.cache()
     parts = [local.read(local.x[:, :7], cache), *(local.read(local.x[:, t : t + 1], cache) for t in range(7, SIZE))]
     close(torch.cat(parts, dim=1), local.read(local.x[:, :SIZE]))
-    assert rooms(cache) == [3, SIZE, SIZE, 5] and not cache.endless
+    assert rooms(cache) == [3, SIZE, SIZE, 5] and not cache.unbounded
     with pytest.raises(ValueError, match=f"holds {SIZE} nodes and would need {SIZE + 1}"):
         local.read(local.x[:, SIZE : SIZE + 1], cache)
 
@@ -144,7 +144,7 @@ def test_what_was_let_go_of_does_not_come_back():
     close(local.read(local.x[:, 2:9], cache), local.read(local.x)[:, 2:9])
     cache.trim(torch.tensor([9, 9, 9]))
     for told in (None, torch.tensor([9, 9, 8])):
-        cache.real = told
+        cache.prefill_lengths = told
         with pytest.raises(ValueError, match="cannot go back"):
             cache.trim(torch.tensor([9, 7, 9]))
 
@@ -193,7 +193,7 @@ def test_memory_is_taken_once(monkeypatch: pytest.MonkeyPatch):
     made, taken = model("rotary", window=5, global_every=99), []
     real = KVCache.take
     monkeypatch.setattr(KVCache, "take", lambda *given: taken.append(real(*given)) or taken[-1])
-    for _ in generate(made, [[1, 2]], tokens=100, rules=Rules(), seeds=[0]):
+    for _ in generate(made, [[1, 2]], tokens=100, sampling=SamplingParams(), seeds=[0]):
         pass
     assert [keys.shape[2] for keys, _ in taken] == [5] * 3
     assert new_cache(made, 1).size == 16

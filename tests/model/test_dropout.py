@@ -6,7 +6,7 @@ import torch
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal
 from anyformer.model.kernels.dropout import Dropout, dropout
-from anyformer.model.kernels.paths import Asked, choose, products_pay
+from anyformer.model.kernels.select import AttentionSpec, select_kernel, is_matmul_faster
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -55,8 +55,8 @@ def test_it_is_quiet_when_nobody_trains():
 
 def test_float32_that_drops_out_goes_by_products():
     q, k, v = torch.randn(3, 2, 4, 40, 8).unbind()
-    assert products_pay(q, k, 0.1) and not products_pay(q, k)
-    path = choose(causal, None, Asked(2, 4, 40, 40, 0, q.device, 0.1))
+    assert is_matmul_faster(q, k, 0.1) and not is_matmul_faster(q, k)
+    path = select_kernel(causal, None, AttentionSpec(2, 4, 40, 40, 0, q.device, 0.1))
     torch.manual_seed(0)
     many = torch.stack([path(q, k, v, 0.1) for _ in range(2000)])
     error = (many.mean(0) - path(q, k, v)).abs() / many.std(0).clamp(min=1e-6)

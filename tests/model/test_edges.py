@@ -18,7 +18,7 @@ from anyformer.model.edges import (
     full,
     hops,
     leak,
-    neighbours,
+    neighbors,
     prefix,
     reach,
     same,
@@ -34,7 +34,7 @@ READS = torch.tensor([[1, 0, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]).b
 
 
 def table(edges: Edges) -> torch.Tensor:
-    return edges.dense(B, T, T, H).expand(B, H, T, T)
+    return edges.build_mask(B, T, T, H).expand(B, H, T, T)
 
 
 def written(rule: Callable[[int, int, int, int], bool]) -> torch.Tensor:
@@ -60,7 +60,7 @@ MEANING = {
     "between, one for all": (between(KINDS[0]), lambda b, h, q, k: int(KINDS[0, q]) != int(KINDS[0, k])),
     "between, as told": (between(KINDS, READS), lambda b, h, q, k: bool(READS[KINDS[b, q], KINDS[b, k]])),
     "neighbours": (
-        neighbours(2, 5, 1),  # the last two nodes are past the grid's end
+        neighbors(2, 5, 1),  # the last two nodes are past the grid's end
         lambda b, h, q, k: max(q, k) < 10 and abs(q // 5 - k // 5) <= 1 and abs(q % 5 - k % 5) <= 1,
     ),
 }
@@ -78,7 +78,7 @@ def test_a_rule_is_flexattentions_mask_mod(name):
     assert torch.equal(table(edges), create_mask(edges, B, H, T, T, device="cpu"))
 
 
-@pytest.mark.parametrize("make", [window, every, lambda n: neighbours(n, 3, 1), lambda n: neighbours(3, n, 1)])
+@pytest.mark.parametrize("make", [window, every, lambda n: neighbors(n, 3, 1), lambda n: neighbors(3, n, 1)])
 def test_a_size_below_one_is_refused(make):
     with pytest.raises(ValueError, match="0; it must be at least 1"):
         make(0)
@@ -111,7 +111,7 @@ def test_a_rule_can_be_read():
 
 def within_its_span(edges: Edges) -> bool:
     _, _, q, k = table(edges).nonzero().unbind(1)
-    return bool(((q - k) <= edges.back).all() and ((k - q) <= edges.ahead).all())
+    return bool(((q - k) <= edges.left_span).all() and ((k - q) <= edges.right_span).all())
 
 
 @pytest.mark.parametrize("name", MEANING)
@@ -125,9 +125,9 @@ def test_no_edge_is_longer_than_its_composed_rule_says(edges):
 
 
 def test_spans_are_tight():
-    assert (causal.back, causal.ahead) == (math.inf, 0)
-    assert (window(4).back, (causal & window(4)).back, (causal & window(4)).ahead) == (3, 3, 0)
-    assert ((window(4) | window(6)).back, (~window(4)).back) == (5, math.inf)
+    assert (causal.left_span, causal.right_span) == (math.inf, 0)
+    assert (window(4).left_span, (causal & window(4)).left_span, (causal & window(4)).right_span) == (3, 3, 0)
+    assert ((window(4) | window(6)).left_span, (~window(4)).left_span) == (5, math.inf)
 
 
 @given(composed(B, T))
@@ -136,17 +136,17 @@ def test_a_rule_that_does_not_look_at_rows_or_heads_is_the_same_for_all(edges):
     b, h = torch.arange(B).view(-1, 1, 1, 1), torch.arange(H).view(1, -1, 1, 1)
     q, k = torch.arange(T).view(1, 1, -1, 1), torch.arange(T).view(1, 1, 1, -1)
     whole = edges(b, h, q, k).expand(B, H, T, T)
-    if not edges.batched:
+    if not edges.uses_batch:
         assert torch.equal(whole, edges(zero, h, q, k).expand(B, H, T, T))
-    if not edges.headed:
+    if not edges.uses_head:
         assert torch.equal(whole, edges(b, zero, q, k).expand(B, H, T, T))
-    assert edges.dense(B, T, T, H).shape == (B if edges.batched else 1, H if edges.headed else 1, T, T)
+    assert edges.build_mask(B, T, T, H).shape == (B if edges.uses_batch else 1, H if edges.uses_head else 1, T, T)
 
 
 def test_only_what_looks_at_rows_or_heads_says_so():
-    assert not any(edges.batched or edges.headed for edges in (full, causal, window(2) & causal, ~every(2) | causal))
-    assert not same(KINDS[0]).batched and same(KINDS).batched and (causal & same(KINDS)).batched
-    assert not any(edges.headed for edges in (within(LENGTHS), prefix(LENGTHS), same(KINDS), between(KINDS)))
+    assert not any(edges.uses_batch or edges.uses_head for edges in (full, causal, window(2) & causal, ~every(2) | causal))
+    assert not same(KINDS[0]).uses_batch and same(KINDS).uses_batch and (causal & same(KINDS)).uses_batch
+    assert not any(edges.uses_head for edges in (within(LENGTHS), prefix(LENGTHS), same(KINDS), between(KINDS)))
 
 
 # --- questions to a stack ---
@@ -155,7 +155,7 @@ def test_only_what_looks_at_rows_or_heads_says_so():
 def searched(layers: Sequence[Edges], nodes: int) -> list[list[int]]:
     """Hops from k to q by a search, breadth first. A state is (node, layers passed): in each layer what a node holds
     stays (no message) or is read by another node (one message)."""
-    edge = [edges.dense(1, nodes, nodes)[0, 0].tolist() for edges in layers]
+    edge = [edges.build_mask(1, nodes, nodes)[0, 0].tolist() for edges in layers]
     found = [[-1] * nodes for _ in range(nodes)]
     for k in range(nodes):
         queue, fewest = deque([(k, 0, 0)]), {(k, 0): 0}
@@ -189,8 +189,8 @@ def test_layers_of_windows_reach_as_far_as_their_sum(layers):
 
 
 def test_the_order_of_local_and_global_layers_matters():
-    hub = Edges(lambda b, h, q, k: k == 0, "reads node 0", batched=False, headed=False)
-    gather = Edges(lambda b, h, q, k: q == 0, "node 0 reads", batched=False, headed=False)
+    hub = Edges(lambda b, h, q, k: k == 0, "reads node 0", uses_batch=False, uses_head=False)
+    gather = Edges(lambda b, h, q, k: q == 0, "node 0 reads", uses_batch=False, uses_head=False)
     assert reach([gather, hub], 6).all()
     assert not reach([hub, gather], 6)[3, 4]
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anyformer.model.block import Transformer
+from anyformer.model.transformer import Transformer
 from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import Edges, causal, every, full, leak, prefix, reach, same, window, within
-from anyformer.model.embeddings import Tokens
+from anyformer.model.embeddings import TokenEmbedding
 from anyformer.model.heads import Classifier, LMHead
-from anyformer.model.kernels import paths
+from anyformer.model.kernels import select as paths
 from rules import caption, pairwise
 
 B, T, VOCAB, LAYERS = 3, 12, 17, 2
@@ -56,7 +56,7 @@ class Small(nn.Module):
         self.rules, self.cross = EDGES[setting.pop("edges")], setting.pop("cross")
         torch.manual_seed(0)
         self.config = TransformerConfig(dim=16, n_layer=LAYERS, n_head=4, mlp_dim=24, context=T, **setting)
-        self.nodes = Tokens(VOCAB, self.config)
+        self.nodes = TokenEmbedding(VOCAB, self.config)
         self.body = Transformer(self.config, self.cross)
         self.head = LMHead(16, VOCAB)
         for weight in self.parameters():
@@ -98,7 +98,7 @@ def test_cached_is_uncached(setting):
     cuts = sorted(random.Random(caption(setting)).sample(range(5, T - 2), 2))
     for start, end in zip([0, *cuts, *range(T - 2, T)], [*cuts, *range(T - 2, T), T]):  # chunks, then steps
         parts.append(model(model.ids[:, start:end], ALL, cache))
-        assert cache.filled == end
+        assert cache.max_length == end
     close(torch.cat(parts, dim=1), whole)
 
 
@@ -109,7 +109,7 @@ def test_prompts_of_unequal_length_share_a_cache(setting):
     cache = model.cache()
     prompt = model.ids[:, :6].clone()
     prompt[torch.arange(6) >= lengths[:, None]] = 0  # padding on the right
-    cache.real = lengths
+    cache.prefill_lengths = lengths
     answers = [model(prompt, ALL, cache)[torch.arange(B), lengths - 1]]
     cache.trim(lengths)
     at = lengths[:, None] + torch.arange(steps)

@@ -18,7 +18,7 @@ def test_the_blocks_of_a_rule_are_those_that_torch_finds(name: str, pairs: int, 
     monkeypatch.setattr(flex, "ASKED", pairs)
     edges, nodes = READY[name](B, 300), 300
     ours = flex.block_mask(edges, B, H, nodes, nodes, torch.device("cpu"))
-    b, h = B if edges.batched else None, H if edges.headed else None
+    b, h = B if edges.uses_batch else None, H if edges.uses_head else None
     theirs = create_block_mask(edges, b, h, nodes, nodes, device="cpu")
     assert ours.shape == theirs.shape and ours.sparsity() == theirs.sparsity()
     for what in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):

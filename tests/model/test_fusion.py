@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anyformer.model.block import Transformer
+from anyformer.model.transformer import Transformer
 from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, within
-from anyformer.model.quantization.fusion import FusedAttention, FusedMLP, fuse
-from anyformer.model.weights import attention_weights
+from anyformer.model.quantization.fusion import FusedAttention, FusedMLP, fuse_linears
+from anyformer.model.transformer import attention_weights
 from anyformer.training import lora
-from anyformer.training.config import LoRA
+from anyformer.training.config import LoRAConfig
 from rules import caption, pairwise
 
 SETTINGS = pairwise(
@@ -61,7 +61,7 @@ def close(one: Tensor, other: Tensor) -> None:
 def test_joined_maps_say_what_they_said_apart(setting):
     model = stack(setting)
     before, looked = said(model), None if model.cross else looks(model)
-    fuse(model)
+    fuse_linears(model)
     close(said(model), before)
     assert looked is None or torch.allclose(looks(model), looked)
     gated = setting["activation"] != "gelu"
@@ -81,18 +81,18 @@ def test_one_of_three_may_have_a_bias():
     for block in model.blocks:
         block.attn.key.bias = None
     before = said(model)
-    fuse(model)
+    fuse_linears(model)
     close(said(model), before)
 
 
 @pytest.mark.parametrize("merged", [True, False])
 def test_adapters_are_folded_in_or_left_on(merged):
-    model = lora.adapt(stack({"activation": "swiglu"}), LoRA(rank=2, where="all")).double()
+    model = lora.add_lora(stack({"activation": "swiglu"}), LoRAConfig(rank=2, where="all")).double()
     with torch.inference_mode():
         for weight in model.parameters():
             nn.init.normal_(weight, std=0.4)
         before = said(model)
-        model = lora.merge(model) if merged else model
-        fuse(model)
+        model = lora.merge_lora(model) if merged else model
+        fuse_linears(model)
         close(said(model), before)
         assert isinstance(model.blocks[0].attn, FusedAttention) == merged == isinstance(model.blocks[0].mlp, FusedMLP)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from anyformer.model.kernels import linear as ways
-from anyformer.model.kernels.linear import Linear, packed, product
+from anyformer.model.kernels.linear import Linear, pack_weight, onednn_linear
 
 
 def made(inputs: int, outputs: int, bias: bool = True) -> Linear:
@@ -48,7 +48,7 @@ def test_a_row_alone_is_shared_out_where_there_are_several_cores():
 def test_what_is_learned_from_takes_the_plain_way(monkeypatch):
     """oneDNN's product has no way back: neither a graph nor autocast nor a compiler may meet it."""
     monkeypatch.setattr(ways, "WORK", 0)
-    monkeypatch.setattr(ways, "product", lambda *_: pytest.fail("the quick way was taken"))
+    monkeypatch.setattr(ways, "onednn_linear", lambda *_: pytest.fail("the quick way was taken"))
     linear, x = made(256, 512), torch.randn(4, 256)
     y = linear(x)
     y.sum().backward()
@@ -62,14 +62,14 @@ def test_what_is_learned_from_takes_the_plain_way(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_weight_in_an_order_of_its_own_is_the_same_weight(dtype, monkeypatch):
-    if not ways.onednn(dtype):
+    if not ways.has_onednn(dtype):
         pytest.skip(f"this processor or this torch has no oneDNN for {dtype}")
     monkeypatch.setattr(ways, "LARGE", 1 << 12)
     weight, near = torch.randn(131, 96).to(dtype), 1e-5 if dtype == torch.float32 else 2**-7
     small = weight[:5]
-    assert packed(weight).is_mkldnn and packed(small) is small
+    assert pack_weight(weight).is_mkldnn and pack_weight(small) is small
     with torch.inference_mode():
         for rows in (1, 2, 17, 300):
             x = torch.randn(rows, 96).to(dtype)
             wanted = (x.double() @ weight.double().T).to(dtype)
-            torch.testing.assert_close(product(x, packed(weight)), wanted, atol=near, rtol=near)
+            torch.testing.assert_close(onednn_linear(x, pack_weight(weight)), wanted, atol=near, rtol=near)

@@ -4,23 +4,23 @@ import pytest
 import torch
 
 from anyformer.model.edges import causal, every, full, window
-from anyformer.model.kernels import paths
-from anyformer.model.kernels.paths import Asked, choose
+from anyformer.model.kernels import select as paths
+from anyformer.model.kernels.select import AttentionSpec, select_kernel
 
 
 @pytest.mark.parametrize("edges", [full, causal, every(2), causal & window(3)], ids=str)
 def test_products_serve_bfloat16_on_a_cpu_and_are_as_near_as_its_kernel(edges, monkeypatch):
     exact = torch.randn(3, 2, 4, 130, 16, generator=torch.Generator().manual_seed(0)).unbind()
-    path = choose(edges, None, Asked(2, 4, 130, 130, 0, torch.device("cpu")))
+    path = select_kernel(edges, None, AttentionSpec(2, 4, 130, 130, 0, torch.device("cpu")))
     short = [x.bfloat16() for x in exact]
-    assert paths.products_pay(*short[:2]) and not paths.products_pay(*exact[:2])
+    assert paths.is_matmul_faster(*short[:2]) and not paths.is_matmul_faster(*exact[:2])
     monkeypatch.setattr(paths, "READ", exact[1].numel())
     q, k = exact[0][:, :, :1], exact[1]
-    assert paths.products_pay(q, k) and not paths.products_pay(q, k[:1])  # one query, if there is much to read
+    assert paths.is_matmul_faster(q, k) and not paths.is_matmul_faster(q, k[:1])  # one query, if there is much to read
     long = torch.empty(1, 1, 1100, 8, dtype=torch.bfloat16)
-    assert not paths.products_pay(long, long)  # there all scores would be kept
+    assert not paths.is_matmul_faster(long, long)  # there all scores would be kept
     ours = (path(*short).float() - path(*exact)).abs().max()
-    monkeypatch.setattr(paths, "products_pay", lambda q, k, drop=0.0: False)
+    monkeypatch.setattr(paths, "is_matmul_faster", lambda q, k, drop=0.0: False)
     assert ours < 2 * (path(*short).float() - path(*exact)).abs().max() + 0.01
 
 
@@ -37,7 +37,7 @@ def test_one_query_reads_as_it_does_by_the_kernel(heads: int, shared: int, table
         rows, each = table
         added = torch.randn(rows, heads if each > 1 else 1, 1, 37, generator=rng)
         added = added.masked_fill(torch.rand(added.shape, generator=rng) < 0.3, -torch.inf)
-    found = paths.products(q, k, v, added, 0.0, 0.3)
+    found = paths.matmul_attention(q, k, v, added, 0.0, 0.3)
     wanted = paths.sdpa(q.float(), k.float(), v.float(), added, 0.0, False, 0.3)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), wanted, rtol=0, atol=1e-6 if dtype == torch.float32 else 0.03)

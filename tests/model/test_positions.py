@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from anyformer.model.config import TransformerConfig
-from anyformer.model.positions import Alibi, Learned, RelativeBias, Sinusoidal, added, biased, rotate, turn
+from anyformer.model.positions import Alibi, LearnedPosition, RelativeBias, SinusoidalPosition, build_position_embedding, build_position_bias, apply_rotary, rotary_cos_sin
 from reference import bucket_slowly, slopes_slowly, turned
 
 
 def rotated(x: torch.Tensor, at: int, base: float = 10_000.0) -> torch.Tensor:
-    return rotate(x.view(1, 1, 1, -1), turn(torch.tensor([at]), x.numel(), base)).flatten()
+    return apply_rotary(x.view(1, 1, 1, -1), rotary_cos_sin(torch.tensor([at]), x.numel(), base)).flatten()
 
 
 @pytest.mark.parametrize("shift", [1, 40, 1000])
@@ -31,8 +31,8 @@ def test_rotary_is_a_turn_of_complex_numbers(at, base):
 
 def test_rotary_turns_each_row_by_its_own_position():
     x, at = torch.randn(2, 3, 4, 8), torch.tensor([[0, 1, 2, 3], [5, 6, 7, 8]])
-    rows = [rotate(x[b : b + 1], turn(at[b], 8, 10_000.0)) for b in range(2)]
-    torch.testing.assert_close(rotate(x, turn(at, 8, 10_000.0)), torch.cat(rows))
+    rows = [apply_rotary(x[b : b + 1], rotary_cos_sin(at[b], 8, 10_000.0)) for b in range(2)]
+    torch.testing.assert_close(apply_rotary(x, rotary_cos_sin(at, 8, 10_000.0)), torch.cat(rows))
 
 
 @pytest.mark.parametrize("both_sides", [False, True])
@@ -85,7 +85,7 @@ def test_alibi_falls_with_distance_on_either_side():
 
 @pytest.mark.parametrize("dim", [8, 7])
 def test_sinusoids_are_those_of_2017(dim):
-    got = Sinusoidal(dim)(torch.arange(60))
+    got = SinusoidalPosition(dim)(torch.arange(60))
     for at in range(60):
         # the paper has 2 i / dim, and sines and cosines in turn; its code (tensor2tensor) is what others followed
         waves = [at / 10_000 ** (i / (dim // 2 - 1)) for i in range(dim // 2)]
@@ -94,7 +94,7 @@ def test_sinusoids_are_those_of_2017(dim):
 
 
 def test_a_learned_position_beyond_the_context_is_refused():
-    learned = Learned(4, 8)
+    learned = LearnedPosition(4, 8)
     assert torch.equal(learned(torch.tensor([3, 0])), learned.weight[[3, 0]])
     with pytest.raises(IndexError):
         learned(torch.tensor([4]))
@@ -105,5 +105,5 @@ def test_each_kind_is_told_in_one_place():
     places = {}
     for position in ("none", "learned", "sinusoidal", "rotary", "relative", "alibi"):
         config = TransformerConfig(position=position)
-        places[position] = (added(config) is not None) + (biased(config) is not None)
+        places[position] = (build_position_embedding(config) is not None) + (build_position_bias(config) is not None)
     assert places == {"none": 0, "learned": 1, "sinusoidal": 1, "rotary": 0, "relative": 1, "alibi": 1}

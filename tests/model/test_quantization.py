@@ -15,9 +15,9 @@ from anyformer import recipe as recipes
 from anyformer.inference.decode import new_cache, prefill, step
 from anyformer.model.heads import LMHead
 from anyformer.model.kernels import linear as ways
-from anyformer.model.kernels.linear import Linear, onednn
-from anyformer.model.quantization.fusion import fuse
-from anyformer.model.quantization.quantize import FEW, MANY, FloatLinear, Int8Linear, narrow
+from anyformer.model.kernels.linear import Linear, has_onednn
+from anyformer.model.quantization.fusion import fuse_linears
+from anyformer.model.quantization.quantize import FEW, MANY, FloatLinear, Int8Linear, quantize
 from anyformer.recipes.language import corpus
 from cli_kit import call, refused
 
@@ -62,7 +62,7 @@ def test_what_all_logits_share_costs_no_precision():
     with torch.inference_mode():
         wanted = head(x)
         naive = Int8Linear(head.project)(x)
-        narrow(head, "int8")
+        quantize(head, "int8")
         found = head(x)
     assert wanted.abs().min() > 100 and wanted.std() < 1
     errors = [(one - wanted).abs().max().item() for one in (found, naive)]
@@ -81,10 +81,10 @@ def test_bfloat16_is_the_map_with_its_weights_rounded():
 
 def test_widths_the_kernel_cannot_read_stay_whole():
     model = nn.Sequential(linear(20, 32), linear(32, 20))
-    narrow(model, "int8")
+    quantize(model, "int8")
     assert type(model[0]) is Linear and type(model[1]) is Int8Linear
     with pytest.raises(ValueError, match="int4"):
-        narrow(model, "int4")
+        quantize(model, "int4")
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -97,29 +97,29 @@ def alike(one: Any, other: Any) -> bool:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipes.list_recipes())
 def test_ready_for_answering_in_float32_every_recipe_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ways, "LARGE", 1 << 8)
-    recipe = recipes.load(name)
+    recipe = recipes.load_recipe(name)
     torch.manual_seed(0)
     model = recipe.build(recipe.PRESETS["tiny"]).eval()
     before = recipe.predict(model, {})
-    narrow(model, "float32")
-    assert any(isinstance(module, FloatLinear) for module in model.modules()) == onednn(torch.float32)
+    quantize(model, "float32")
+    assert any(isinstance(module, FloatLinear) for module in model.modules()) == has_onednn(torch.float32)
     assert alike(recipe.predict(model, {}), before)
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipes.list_recipes())
 def test_every_recipe_answers_in_fewer_bits(name: str, weights: str):
-    recipe = recipes.load(name)
+    recipe = recipes.load_recipe(name)
     torch.manual_seed(0)
     model = recipe.build(recipe.PRESETS["tiny"]).eval()
     with torch.inference_mode():
         before = recipe.predict(model, {})
-        fuse(model)
+        fuse_linears(model)
         widths = [module.in_features for module in model.modules() if isinstance(module, nn.Linear)]
-        narrow(model, weights)
+        quantize(model, weights)
         few = [module for module in model.modules() if isinstance(module, Int8Linear | FloatLinear)]
         assert len(few) == sum(weights == "bfloat16" or width % 16 == 0 for width in widths)
         assert recipe.predict(model, {}).keys() == before.keys()

@@ -6,7 +6,7 @@ Shapes: B batch, T nodes, C channels, M nodes of a memory.
 import pytest
 import torch
 
-from anyformer.model.block import Transformer
+from anyformer.model.transformer import Transformer
 from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, full, prefix, window, within
@@ -73,5 +73,5 @@ def test_layers_that_share_a_rule_share_their_wires(edges, lengths):
     cache = None if lengths is None else KVCache(config, 2)
     if cache is not None:
         cache.lengths = lengths
-    wires = Transformer(config).wire(torch.randn(2, 5, 8), edges, cache)
+    wires = Transformer(config).prepare(torch.randn(2, 5, 8), edges, cache)
     assert len(wires) == 3 and len({id(wire) for wire in wires}) == 1

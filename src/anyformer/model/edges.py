@@ -27,10 +27,10 @@ class Edges:
 
     rule: Rule
     text: str = "custom"
-    back: float = math.inf
-    ahead: float = math.inf
-    batched: bool = True
-    headed: bool = True
+    left_span: float = math.inf
+    right_span: float = math.inf
+    uses_batch: bool = True
+    uses_head: bool = True
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.rule(b, h, q, k)
@@ -46,56 +46,56 @@ class Edges:
         return Edges(
             lambda b, h, q, k: self(b, h, q, k) & other(b, h, q, k),
             f"{self._inner} & {other._inner}",
-            min(self.back, other.back),
-            min(self.ahead, other.ahead),
-            self.batched or other.batched,
-            self.headed or other.headed,
+            min(self.left_span, other.left_span),
+            min(self.right_span, other.right_span),
+            self.uses_batch or other.uses_batch,
+            self.uses_head or other.uses_head,
         )
 
     def __or__(self, other: "Edges") -> "Edges":
         return Edges(
             lambda b, h, q, k: self(b, h, q, k) | other(b, h, q, k),
             f"{self._inner} | {other._inner}",
-            max(self.back, other.back),
-            max(self.ahead, other.ahead),
-            self.batched or other.batched,
-            self.headed or other.headed,
+            max(self.left_span, other.left_span),
+            max(self.right_span, other.right_span),
+            self.uses_batch or other.uses_batch,
+            self.uses_head or other.uses_head,
         )
 
     def __invert__(self) -> "Edges":
-        return Edges(lambda b, h, q, k: ~self(b, h, q, k), f"~{self._inner}", batched=self.batched, headed=self.headed)
+        return Edges(lambda b, h, q, k: ~self(b, h, q, k), f"~{self._inner}", uses_batch=self.uses_batch, uses_head=self.uses_head)
 
     @property
     def _inner(self) -> str:
         return f"({self.text})" if " " in self.text else self.text
 
-    def table(self, q: Tensor, k: Tensor, batch: int = 1, heads: int = 1) -> Tensor:
+    def evaluate(self, q: Tensor, k: Tensor, batch: int = 1, heads: int = 1) -> Tensor:
         """The rule asked of many pairs at once.
 
         q and k: positions, (B or 1, 1, ..., Q, 1) and (B or 1, 1, ..., 1, K).
         Returns (B or 1, H or 1, ..., Q, K) bool: B and H are there only where the rule looks at them.
         """
         ones = [1] * max(q.ndim, k.ndim)
-        b = torch.arange(batch if self.batched else 1, device=q.device).view(-1, 1, *ones[2:])
-        h = torch.arange(heads if self.headed else 1, device=q.device).view(1, -1, *ones[2:])
+        b = torch.arange(batch if self.uses_batch else 1, device=q.device).view(-1, 1, *ones[2:])
+        h = torch.arange(heads if self.uses_head else 1, device=q.device).view(1, -1, *ones[2:])
         answer = self(b, h, q, k)
         return answer.expand(torch.broadcast_shapes(answer.shape, b.shape, h.shape, q.shape, k.shape))
 
-    def dense(self, batch: int, queries: int, keys: int, heads: int = 1, device: torch.device | str = "cpu") -> Tensor:
+    def build_mask(self, batch: int, queries: int, keys: int, heads: int = 1, device: torch.device | str = "cpu") -> Tensor:
         """(B or 1, H or 1, Q, K) bool, queries and keys both from position 0 on."""
         q = torch.arange(queries, device=device).view(1, 1, -1, 1)
         k = torch.arange(keys, device=device).view(1, 1, 1, -1)
-        return self.table(q, k, batch, heads)
+        return self.evaluate(q, k, batch, heads)
 
 
 def _everywhere(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return (q >= 0) & (k >= 0)
 
 
-full = Edges(_everywhere, "full", batched=False, headed=False)
+full = Edges(_everywhere, "full", uses_batch=False, uses_head=False)
 """Everyone reads everyone: BERT, ViT, any set."""
 
-causal = Edges(lambda b, h, q, k: q >= k, "causal", ahead=0, batched=False, headed=False)
+causal = Edges(lambda b, h, q, k: q >= k, "causal", right_span=0, uses_batch=False, uses_head=False)
 """Each node reads itself and the past: GPT, any decoder."""
 
 
@@ -108,10 +108,10 @@ def window(size: int) -> Edges:
 def every(stride: int) -> Edges:
     """Each node reads those a multiple of `stride` away: the far half of a sparse Transformer (1904.10509)."""
     _positive("stride", stride)
-    return Edges(lambda b, h, q, k: (q - k) % stride == 0, f"every({stride})", batched=False, headed=False)
+    return Edges(lambda b, h, q, k: (q - k) % stride == 0, f"every({stride})", uses_batch=False, uses_head=False)
 
 
-def neighbours(height: int, width: int, radius: int, first: int = 0) -> Edges:
+def neighbors(height: int, width: int, radius: int, first: int = 0) -> Edges:
     """Nodes from position `first` on are the cells of a grid, row by row; each reads the square of `radius` cells
     around it. Nodes before and after the grid (a class node) have no edges by this rule."""
     _positive("height", height), _positive("width", width), _positive("radius", radius)
@@ -130,12 +130,12 @@ def neighbours(height: int, width: int, radius: int, first: int = 0) -> Edges:
 
 def within(lengths: Tensor) -> Edges:
     """Keys past the end of their row are padding: nobody reads them. lengths: (B,)"""
-    return Edges(lambda b, h, q, k: k < lengths[b], "within", headed=False)
+    return Edges(lambda b, h, q, k: k < lengths[b], "within", uses_head=False)
 
 
 def prefix(lengths: Tensor) -> Edges:
     """Everyone reads the first nodes of their row; `causal | prefix(n)` is a prefix language model. lengths: (B,)"""
-    return Edges(lambda b, h, q, k: (k < lengths[b]) & (q >= 0), "prefix", headed=False)
+    return Edges(lambda b, h, q, k: (k < lengths[b]) & (q >= 0), "prefix", uses_head=False)
 
 
 def same(segment: Tensor) -> Edges:
@@ -153,8 +153,8 @@ def between(kinds: Tensor, reads: Tensor | None = None) -> Edges:
 
 def _by_kind(kind: Tensor, text: str, may: Callable[[Tensor, Tensor], Tensor]) -> Edges:
     if kind.ndim == 1:
-        return Edges(lambda b, h, q, k: may(kind[q], kind[k]), text, batched=False, headed=False)
-    return Edges(lambda b, h, q, k: may(kind[b, q], kind[b, k]), text, headed=False)
+        return Edges(lambda b, h, q, k: may(kind[q], kind[k]), text, uses_batch=False, uses_head=False)
+    return Edges(lambda b, h, q, k: may(kind[b, q], kind[b, k]), text, uses_head=False)
 
 
 def _positive(name: str, value: int) -> None:
@@ -178,7 +178,7 @@ def hops(layers: Sequence[Edges], nodes: int) -> Tensor:
     best = torch.full((nodes, nodes), far)
     best.fill_diagonal_(0)
     for edges in layers:
-        edge = edges.dense(1, nodes, nodes)[0, 0]
+        edge = edges.build_mask(1, nodes, nodes)[0, 0]
         through = torch.stack([best[row].amin(0) if row.any() else torch.full((nodes,), far) for row in edge])
         best = torch.minimum(best, through + 1)
     return torch.where(best < far, best, -1)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from .config import TransformerConfig
 from .kernels.dropout import Dropout
-from .norm import norm
-from .positions import Grid, Learned, added
+from .norm import build_norm
+from .positions import GridPosition, LearnedPosition, build_position_embedding
 
 
-class Tokens(nn.Module):
+class TokenEmbedding(nn.Module):
     """Ids of a vocabulary -> nodes. ids (B, T), positions (T,) or (B, T) or None for 0, 1, 2 ... -> (B, T, C)
 
     BERT (1810.04805) also says which of its texts a token belongs to, kind (B, T) of `kinds`, all 0 unless told, and
@@ -23,9 +23,9 @@ class Tokens(nn.Module):
     def __init__(self, vocab_size: int, config: TransformerConfig, kinds: int = 0, normed: bool = False):
         super().__init__()
         self.token = nn.Embedding(vocab_size, config.dim)
-        self.position = added(config)
+        self.position = build_position_embedding(config)
         self.kind = nn.Embedding(kinds, config.dim) if kinds else None
-        self.norm = norm(config) if normed else nn.Identity()
+        self.norm = build_norm(config) if normed else nn.Identity()
         self.drop = Dropout(config.dropout)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, kind: Tensor | None = None) -> Tensor:
@@ -37,18 +37,18 @@ class Tokens(nn.Module):
         return self.drop(self.norm(x))
 
 
-class Patches(nn.Module):
+class PatchEmbedding(nn.Module):
     """An image in squares, row by row, behind a class node if there is one (ViT, 2010.11929).
     image (B, channels, H, W) -> (B, HW/p^2, C), with a class node (`first`) one more.
 
     A learned position is one of the row of nodes, a sinusoidal one of the grid's two axes; the class node is off it."""
 
-    def __init__(self, patch: int, config: TransformerConfig, channels: int = 3, first: bool = True):
+    def __init__(self, patch: int, config: TransformerConfig, channels: int = 3, cls_token: bool = True):
         super().__init__()
         self.project = nn.Conv2d(channels, config.dim, patch, stride=patch)
-        self.first = nn.Parameter(torch.zeros(1, 1, config.dim)) if first else None
-        self.grid = Grid(config.dim) if config.position == "sinusoidal" else None
-        self.position = None if self.grid is not None else added(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if cls_token else None
+        self.grid = GridPosition(config.dim) if config.position == "sinusoidal" else None
+        self.position = None if self.grid is not None else build_position_embedding(config)
         self.drop = Dropout(config.dropout)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -57,21 +57,21 @@ class Patches(nn.Module):
         if self.grid is not None:
             rows, columns = (torch.arange(n, device=image.device) for n in cells.shape[2:])
             x = x + self.grid(rows, columns)
-        if self.first is not None:
-            x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.position is not None:
             x = x + self.position(torch.arange(x.shape[1], device=x.device))
         return self.drop(x)
 
 
-class Frames(nn.Module):
+class FrameEmbedding(nn.Module):
     """Sound as slices of a mel spectrogram, two convolutions (Whisper, 2212.04356). mel (B, mels, T) -> (B, T/2, C)"""
 
     def __init__(self, mels: int, config: TransformerConfig):
         super().__init__()
         self.conv1 = nn.Conv1d(mels, config.dim, 3, padding=1)
         self.conv2 = nn.Conv1d(config.dim, config.dim, 3, stride=2, padding=1)
-        self.position = added(config)
+        self.position = build_position_embedding(config)
         self.drop = Dropout(config.dropout)
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Frames(nn.Module):
         return self.drop(x)
 
 
-class Readings(nn.Module):
+class SensorEmbedding(nn.Module):
     """Measurements of several kinds, a set: what was read plus which sensor it was, no position.
     value (B, T, features), kind (B, T) ids -> (B, T, C)"""
 
@@ -95,25 +95,25 @@ class Readings(nn.Module):
         return self.drop(self.value(value) + self.kind(kind))
 
 
-class Trajectory(nn.Module):
+class TrajectoryEmbedding(nn.Module):
     """Return to go, state, action, return to go, state ...: three nodes a time step, which tell the step (Decision
     Transformer, 2106.01345). wanted (B, K, 1), state (B, K, S), action (B, K, A), at (B, K) -> (B, 3 K, C)"""
 
     def __init__(self, states: int, actions: int, steps: int, config: TransformerConfig):
         super().__init__()
-        self.wanted = nn.Linear(1, config.dim)
+        self.return_to_go = nn.Linear(1, config.dim)
         self.state = nn.Linear(states, config.dim)
         self.action = nn.Linear(actions, config.dim)
-        self.step = Learned(steps, config.dim)
+        self.timestep = LearnedPosition(steps, config.dim)
         self.norm = nn.LayerNorm(config.dim)  # the stem's own, whatever the body's is
         self.drop = Dropout(config.dropout)
 
-    def forward(self, wanted: Tensor, state: Tensor, action: Tensor, at: Tensor) -> Tensor:
-        kinds = torch.stack([self.wanted(wanted), self.state(state), self.action(action)], dim=2)  # (B, K, 3, C)
-        return self.drop(self.norm((kinds + self.step(at)[:, :, None]).flatten(1, 2)))
+    def forward(self, return_to_go: Tensor, state: Tensor, action: Tensor, timestep: Tensor) -> Tensor:
+        kinds = torch.stack([self.return_to_go(return_to_go), self.state(state), self.action(action)], dim=2)  # (B, K, 3, C)
+        return self.drop(self.norm((kinds + self.timestep(timestep)[:, :, None]).flatten(1, 2)))
 
 
-class Numbers(nn.Module):
+class ScalarEmbedding(nn.Module):
     """A few numbers that belong together as one node. (B, features) -> (B, 1, C)"""
 
     def __init__(self, features: int, config: TransformerConfig):
@@ -124,13 +124,13 @@ class Numbers(nn.Module):
         return self.value(x)[:, None]
 
 
-class Slices(nn.Module):
+class SeriesPatchEmbedding(nn.Module):
     """A series of readings in slices: what a patch is to an image, along time. (B, T, channels) -> (B, T/size, C)"""
 
     def __init__(self, size: int, channels: int, config: TransformerConfig):
         super().__init__()
         self.project = nn.Conv1d(channels, config.dim, size, stride=size)
-        self.position = added(config)
+        self.position = build_position_embedding(config)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.project(x.transpose(1, 2)).transpose(1, 2)
@@ -139,7 +139,7 @@ class Slices(nn.Module):
         return x
 
 
-class Scaled(nn.Module):
+class Normalized(nn.Module):
     """The nodes of measurements in their own units: (x - mean) / std for each number of the last axis; what is no
     number becomes the mean. (B, ..., features), or of an `image` (B, H, W, channels)"""
 
@@ -157,7 +157,7 @@ class Scaled(nn.Module):
         return self.nodes(x.permute(0, 3, 1, 2) if self.image else x)
 
 
-class Several(nn.Module):
+class MultiFieldEmbedding(nn.Module):
     """Fields of several kinds as one set of nodes behind a class node; each node tells which field it is of. Those that
     are not there are left out: the others close ranks, and what is left at the end of a row is padding.
 
@@ -167,12 +167,12 @@ class Several(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.kind = nn.Embedding(len(parts), config.dim)
-        self.first = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.drop = Dropout(config.dropout)
 
     def forward(self, inputs: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         nodes = [part(x) + self.kind.weight[i] for i, (part, x) in enumerate(zip(self.parts, inputs, strict=True))]
-        x = torch.cat([self.first.expand(present.shape[0], -1, -1), *nodes], dim=1)
+        x = torch.cat([self.cls_token.expand(present.shape[0], -1, -1), *nodes], dim=1)
         there = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
         at = torch.arange(x.shape[1], device=x.device)
         order = (at + x.shape[1] * ~there).argsort(dim=1)  # those that are there first, each in its turn

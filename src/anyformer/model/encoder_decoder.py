@@ -8,11 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block import Transformer
+from .transformer import Transformer
 from .cache import KVCache
 from .config import TransformerConfig
 from .edges import Edges, causal, full
-from .embeddings import Tokens
+from .embeddings import TokenEmbedding
+
+
+class Encoder(nn.Module):
+    """ids (B, T) -> nodes after the last block (B, T, C). A head is for whoever inherits, so that the weights of
+    `nodes` and `body` go from one task to the next."""
+
+    def __init__(self, vocab_size: int, config: TransformerConfig, kinds: int = 0, normed: bool = False):
+        super().__init__()
+        self.nodes = TokenEmbedding(vocab_size, config, kinds, normed)
+        self.body = Transformer(config)
+
+    def hidden(self, ids: Tensor, lengths: Tensor | None = None, kind: Tensor | None = None) -> Tensor:
+        """lengths (B,): how many nodes of each row are real, None for all; kind (B, T): which text each is of."""
+        return self.body(self.nodes(ids, kind=kind), full if lengths is None else within(lengths))
 
 
 class EncoderDecoder(nn.Module):
@@ -22,32 +36,32 @@ class EncoderDecoder(nn.Module):
     """
 
     def __init__(
-        self, source: nn.Module, encoder: TransformerConfig, target: Tokens, decoder: TransformerConfig, head: nn.Module
+        self, source: nn.Module, encoder: TransformerConfig, target: TokenEmbedding, decoder: TransformerConfig, head: nn.Module
     ):
         super().__init__()
         self.source, self.encoder = source, Transformer(encoder)
         self.target, self.decoder = target, Transformer(decoder, cross=True)
         self.head = head
 
-    def encode(self, source: Any, seen: Edges = full) -> Tensor:
+    def encode(self, source: Any, memory_mask: Edges = full) -> Tensor:
         """The memory: (B, S, C)"""
-        return self.encoder(self.source(source), seen)
+        return self.encoder(self.source(source), memory_mask)
 
-    def given(self, memory: Tensor, seen: Edges = full) -> "Given":
-        return Given(self, memory, seen)
+    def condition(self, memory: Tensor, memory_mask: Edges = full) -> "ConditionedDecoder":
+        return ConditionedDecoder(self, memory, memory_mask)
 
-    def forward(self, source: Any, ids: Tensor, seen: Edges = full) -> Tensor:
+    def forward(self, source: Any, ids: Tensor, memory_mask: Edges = full) -> Tensor:
         """Logits of what follows each token of the target: ids (B, T) -> (B, T, vocab_size)"""
-        given = self.given(self.encode(source, seen), seen)
+        given = self.condition(self.encode(source, memory_mask), memory_mask)
         return given.head(given.hidden(ids))
 
-    def path(self, source: int, target: int) -> tuple[int, int]:
+    def path_length_bounds(self, source: int, target: int) -> tuple[int, int]:
         """How many sublayers lie between a word of the source and the last word of the target, at least (the residual
         stream goes round all others) and at most: neither grows with the length."""
         return 1, 2 * len(self.encoder.blocks) + 3 * len(self.decoder.blocks)
 
     @torch.no_grad()
-    def alignment(self, source: Any, ids: Tensor, seen: Edges = full) -> Tensor:
+    def alignment(self, source: Any, ids: Tensor, memory_mask: Edges = full) -> Tensor:
         """Where each token of the target looks: the weights of cross-attention, (layers, heads, B, T, S)."""
         found: list[Tensor] = []
         hooks = [
@@ -55,21 +69,21 @@ class EncoderDecoder(nn.Module):
             for block in self.decoder.blocks
         ]
         try:
-            self(source, ids, seen)
+            self(source, ids, memory_mask)
         finally:
             for hook in hooks:
                 hook.remove()
         return torch.stack(found).transpose(1, 2)
 
 
-class Given:
+class ConditionedDecoder:
     """The decoder with its source already read: to whoever decodes it looks like a language model."""
 
-    def __init__(self, model: EncoderDecoder, memory: Tensor, seen: Edges):
-        self.model, self.memory, self.seen = model, memory, seen
+    def __init__(self, model: EncoderDecoder, memory: Tensor, memory_mask: Edges):
+        self.model, self.memory, self.memory_mask = model, memory, memory_mask
         self.body, self.head = model.decoder, model.head
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The nodes after the decoder's last block, (B, T, C); with a cache, ids are the next ones of each row."""
         positions = None if cache is None else cache.positions(ids.shape[1])
-        return self.body(self.model.target(ids, positions), causal, self.memory, self.seen, cache)
+        return self.body(self.model.target(ids, positions), causal, self.memory, self.memory_mask, cache)

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .block import ACTIVATIONS
+from .transformer import ACTIVATIONS
 from .config import TransformerConfig
 from .kernels.linear import Linear
-from .norm import norm
+from .norm import build_norm
 
 
 class LMHead(nn.Module):
@@ -38,23 +38,23 @@ class MaskedHead(nn.Module):
 
     def __init__(self, config: TransformerConfig, vocab_size: int, tied: nn.Embedding | None = None):
         super().__init__()
-        self.think = Linear(config.dim, config.dim)
+        self.dense = Linear(config.dim, config.dim)
         self.activation = ACTIVATIONS[config.activation]
-        self.norm = norm(config)
+        self.norm = build_norm(config)
         self.project = Linear(config.dim, vocab_size)
         if tied is not None:
             self.project.weight = tied.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.norm(self.activation(self.think(x))))
+        return self.project(self.norm(self.activation(self.dense(x))))
 
 
 class Classifier(nn.Module):
     """Which class: pooled nodes -> logits. (B, T, C) -> (B, classes)"""
 
-    def __init__(self, dim: int, classes: int, pool: Literal["mean", "first"] = "mean"):
+    def __init__(self, dim: int, classes: int, pool: Literal["mean_pool", "first_pool"] = "mean"):
         super().__init__()
-        self.pool = {"mean": mean, "first": first}[pool]
+        self.pool = {"mean": mean_pool, "first": first_pool}[pool]
         self.project = nn.Linear(dim, classes)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -65,7 +65,7 @@ class Regressor(Classifier):
     """How much: pooled nodes -> numbers. (B, T, C) -> (B, outputs). The same map as a classifier's, read as numbers."""
 
 
-def mean(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+def mean_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The mean node, padding left out. (B, T, C), lengths (B,) -> (B, C)"""
     if lengths is None:
         return x.mean(1)
@@ -73,6 +73,6 @@ def mean(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     return (x * real[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
 
 
-def first(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+def first_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The first node, where a class node stands. (B, T, C) -> (B, C)"""
     return x[:, 0]

@@ -9,15 +9,15 @@ import math
 
 from torch import nn
 
-from .block import Transformer
+from .transformer import Transformer
 from .config import TransformerConfig
-from .positions import Learned, RelativeBias
+from .positions import LearnedPosition, RelativeBias
 
 
-def initialise(model: nn.Module, config: TransformerConfig) -> nn.Module:
+def initialize(model: nn.Module, config: TransformerConfig) -> nn.Module:
     """Set every weight of the model, in the order of its modules, from torch's global random stream. Returns it."""
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | Learned | RelativeBias):
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | LearnedPosition | RelativeBias):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)

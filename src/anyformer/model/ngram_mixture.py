@@ -13,7 +13,7 @@ from .cache import KVCache
 from .kernels.linear import Linear
 
 
-class Recall(nn.Module):
+class NGramMixture(nn.Module):
     """Logits of a head, and log-probabilities from elsewhere, which each node trusts more or less: fully at birth.
     (B, T, C + V) -> (B, T, V)"""
 
@@ -27,7 +27,7 @@ class Recall(nn.Module):
         return self.head(nodes).float() + (1 + self.weigh(nodes)).float() * said
 
 
-class Diary(KVCache):
+class TokenCache(KVCache):
     """A cache that also keeps the ids themselves: (B, size)"""
 
     def __init__(self, *args: Any, **more: Any):
@@ -36,10 +36,10 @@ class Diary(KVCache):
         self.order = torch.arange(len(self.ids), device=self.device)
 
     @property
-    def endless(self) -> bool:
+    def unbounded(self) -> bool:
         return False  # the ids of all nodes are kept
 
-    def write(self, ids: Tensor, before: int) -> Iterator[Tensor]:
+    def append_ids(self, ids: Tensor, before: int) -> Iterator[Tensor]:
         """Write down the next ids of each row (B, T), before they are read; yields them with as many as `before` that
         each row holds already, rows of like length together. `order` says where each row of the batch then stands."""
         at = self.positions(ids.shape[1]).expand_as(ids)
@@ -51,6 +51,6 @@ class Diary(KVCache):
             first = int(lengths[rows[0]])
             yield self.ids[rows, max(0, first - before) : first + ids.shape[1]]
 
-    def pick(self, rows: Tensor) -> None:
-        super().pick(rows)
+    def reorder(self, rows: Tensor) -> None:
+        super().reorder(rows)
         self.ids = self.ids[rows.to(self.ids.device)]

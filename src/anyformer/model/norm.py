@@ -14,13 +14,13 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-def norm(config: TransformerConfig) -> nn.Module:
+def build_norm(config: TransformerConfig) -> nn.Module:
     """The norm of a whole node."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.dim, config.norm_eps)
     return nn.LayerNorm(config.dim, config.norm_eps, bias=config.bias)
 
 
-def head_norm(config: TransformerConfig) -> nn.Module:
+def build_head_norm(config: TransformerConfig) -> nn.Module:
     """The norm of a head's queries or keys, if there is one (2302.05442)."""
     return RMSNorm(config.head_channels, config.norm_eps) if config.qk_norm else nn.Identity()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .config import TransformerConfig
 
 
-class Learned(nn.Module):
+class LearnedPosition(nn.Module):
     """A vector hangs at each place. positions (...) -> (..., C)"""
 
     def __init__(self, context: int, dim: int):
@@ -25,7 +25,7 @@ class Learned(nn.Module):
         return nn.functional.embedding(positions, self.weight)
 
 
-class Sinusoidal(nn.Module):
+class SinusoidalPosition(nn.Module):
     """Sines and cosines of geometric wavelengths from 2 pi to 10000 * 2 pi (1706.03762, section 3.5), sines first, as
     in the authors' own code and in Whisper. positions (...) -> (..., C)"""
 
@@ -42,13 +42,13 @@ class Sinusoidal(nn.Module):
         return nn.functional.pad(waves, (0, self.dim % 2))
 
 
-class Grid(nn.Module):
+class GridPosition(nn.Module):
     """Sinusoidal positions of a grid's cells: half of the channels tell the row, half the column (2104.02057).
     rows, columns -> (rows * columns, C), row by row"""
 
     def __init__(self, dim: int):
         super().__init__()
-        self.row, self.column = Sinusoidal(dim // 2), Sinusoidal(dim - dim // 2)
+        self.row, self.column = SinusoidalPosition(dim // 2), SinusoidalPosition(dim - dim // 2)
 
     def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
         row, column = self.row(rows)[:, None], self.column(columns)[None]  # (rows, 1, C/2), (1, columns, C/2)
@@ -56,17 +56,17 @@ class Grid(nn.Module):
         return torch.cat([row.expand(shape), column.expand(shape)], dim=-1).flatten(0, 1)
 
 
-def added(config: TransformerConfig) -> nn.Module | None:
+def build_position_embedding(config: TransformerConfig) -> nn.Module | None:
     """The position that is added to the nodes, or None where the position is told elsewhere (or not at all)."""
     if config.position == "learned":
-        return Learned(config.context, config.dim)
-    return Sinusoidal(config.dim) if config.position == "sinusoidal" else None
+        return LearnedPosition(config.context, config.dim)
+    return SinusoidalPosition(config.dim) if config.position == "sinusoidal" else None
 
 
-Turn = tuple[Tensor, Tensor]  # cosine and sine that each channel is multiplied with, each (1 or B, 1, T, D)
+CosSin = tuple[Tensor, Tensor]  # cosine and sine that each channel is multiplied with, each (1 or B, 1, T, D)
 
 
-def turn(positions: Tensor, channels: int, base: float) -> Turn:
+def rotary_cos_sin(positions: Tensor, channels: int, base: float) -> CosSin:
     """The angles of rotary positions (2104.09864). positions: (T,) or (B, T)"""
     frequency = base ** (-torch.arange(0, channels, 2, device=positions.device).float() / channels)
     angle = positions[..., None].float() * frequency  # (T, D/2) or (B, T, D/2)
@@ -75,7 +75,7 @@ def turn(positions: Tensor, channels: int, base: float) -> Turn:
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(x: Tensor, turn: Turn) -> Tensor:
+def apply_rotary(x: Tensor, turn: CosSin) -> Tensor:
     """Turn channel i with channel i + D/2 by the position's angle. x: (B, H, T, D)"""
     cos, sin = turn
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -91,14 +91,14 @@ class RelativeBias(nn.Module):
         self.buckets, self.furthest = buckets, furthest
         self.weight = nn.Parameter(torch.empty(buckets, n_head).normal_(std=0.02))
 
-    def forward(self, h: Tensor, q: Tensor, k: Tensor, ahead: bool) -> Tensor:
+    def forward(self, h: Tensor, q: Tensor, k: Tensor, right_span: bool) -> Tensor:
         """The bias of each edge, broadcast over (h, q, k). `ahead`: half of the buckets serve keys after the query."""
-        return self.weight[self.bucket(k - q, ahead), h]
+        return self.weight[self.bucket(k - q, right_span), h]
 
-    def bucket(self, distance: Tensor, ahead: bool) -> Tensor:
-        buckets = self.buckets // 2 if ahead else self.buckets
-        side = (distance > 0) * buckets if ahead else 0
-        distance = distance.abs() if ahead else -distance.clamp(max=0)
+    def bucket(self, distance: Tensor, right_span: bool) -> Tensor:
+        buckets = self.buckets // 2 if right_span else self.buckets
+        side = (distance > 0) * buckets if right_span else 0
+        distance = distance.abs() if right_span else -distance.clamp(max=0)
         near = buckets // 2
         steps = (distance.clamp(min=1).float() / near).log() / math.log(self.furthest / near) * (buckets - near)
         far = near + steps.long()
@@ -117,11 +117,11 @@ class Alibi(nn.Module):
         rates += [2 ** (-4 * (2 * i + 1) / whole) for i in range(n_head - whole)]  # the paper's rule for other counts
         self.register_buffer("slope", torch.tensor(rates), persistent=False)
 
-    def forward(self, h: Tensor, q: Tensor, k: Tensor, ahead: bool) -> Tensor:
+    def forward(self, h: Tensor, q: Tensor, k: Tensor, right_span: bool) -> Tensor:
         return -self.slope[h] * (q - k).abs()
 
 
-def biased(config: TransformerConfig) -> RelativeBias | Alibi | None:
+def build_position_bias(config: TransformerConfig) -> RelativeBias | Alibi | None:
     """The position that is a bias on the edges, or None."""
     if config.position == "relative":
         return RelativeBias(config.n_head)

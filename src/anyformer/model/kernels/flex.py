@@ -36,16 +36,16 @@ def block_mask(edges: Edges, batch: int, heads: int, queries: int, keys: int, de
     from torch.nn.attention.flex_attention import BlockMask
 
     n, m = -(-queries // BLOCK), -(-keys // BLOCK)
-    shape = (batch if edges.batched else 1, heads if edges.headed else 1, n, m)
+    shape = (batch if edges.uses_batch else 1, heads if edges.uses_head else 1, n, m)
     some, every = (torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(2))
     rows = max(1, ASKED // (shape[0] * shape[1] * m * BLOCK**2))
     for first in range(0, n, rows):
         last = min(n, first + rows)
-        left = int(max(0, first - edges.back // BLOCK - 1))  # what lies further than the rule's span has no edges
-        right = int(min(m, last + edges.ahead // BLOCK + 1))
+        left = int(max(0, first - edges.left_span // BLOCK - 1))  # what lies further than the rule's span has no edges
+        right = int(min(m, last + edges.right_span // BLOCK + 1))
         q = torch.arange(first * BLOCK, last * BLOCK, device=device).view(1, 1, -1, 1)
         k = torch.arange(left * BLOCK, right * BLOCK, device=device).view(1, 1, 1, -1)
-        there = edges.table(q.clamp(max=queries - 1), k.clamp(max=keys - 1), batch, heads) & (q < queries) & (k < keys)
+        there = edges.evaluate(q.clamp(max=queries - 1), k.clamp(max=keys - 1), batch, heads) & (q < queries) & (k < keys)
         blocks = there.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(3, 4).flatten(4)
         some[:, :, first:last, left:right] = blocks.any(-1)
         every[:, :, first:last, left:right] = blocks.all(-1)

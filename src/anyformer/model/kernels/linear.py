@@ -24,8 +24,8 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not self.answers(input):
             return F.linear(input, self.weight, self.bias)
-        if input.numel() * self.out_features >= WORK and onednn(torch.float32):
-            return product(input, self.weight, self.bias)
+        if input.numel() * self.out_features >= WORK and has_onednn(torch.float32):
+            return onednn_linear(input, self.weight, self.bias)
         return self.shared_out(input) if self.alone(input) else F.linear(input, self.weight, self.bias)
 
     def answers(self, input: Tensor) -> bool:
@@ -48,18 +48,18 @@ class Linear(nn.Linear):
 
 
 @cache
-def onednn(dtype: torch.dtype) -> bool:
+def has_onednn(dtype: torch.dtype) -> bool:
     """Whether torch's oneDNN is there, and this processor has what it needs for the format."""
     there = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return there and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear by oneDNN, of a weight as it is, (out, in), or as `packed` has left it."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def packed(weight: Tensor) -> Tensor:
+def pack_weight(weight: Tensor) -> Tensor:
     """A weight in the order in which oneDNN reads it quickest, or as it is where that does not pay."""
-    pays = weight.device.type == "cpu" and weight.numel() >= LARGE and onednn(weight.dtype)
+    pays = weight.device.type == "cpu" and weight.numel() >= LARGE and has_onednn(weight.dtype)
     return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if pays else weight

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..attention import Attention
-from ..block import MLP, Block
+from ..transformer import Attention
+from ..transformer import MLP, Block
 from ..kernels.linear import Linear
 
 
@@ -22,7 +22,7 @@ class FusedAttention(Attention):
         self.layer, self.channels, self.dropout, self.scale = plain.layer, plain.channels, plain.dropout, plain.scale
         self.output, self.query_norm, self.key_norm = plain.output, plain.query_norm, plain.key_norm
         whole = [plain.query, plain.key, plain.value]
-        self.widths, self.all = [linear.out_features for linear in whole], joined(whole)
+        self.widths, self.all = [linear.out_features for linear in whole], concat_linears(whole)
 
     def maps(self, x: Tensor) -> Sequence[Tensor]:
         return self.all(x).split(self.widths, dim=-1)
@@ -33,14 +33,14 @@ class FusedMLP(MLP):
 
     def __init__(self, plain: MLP, gate: nn.Linear):
         nn.Module.__init__(self)
-        self.down, self.activation, self.both = plain.down, plain.activation, joined([gate, plain.up])
+        self.down, self.activation, self.both = plain.down, plain.activation, concat_linears([gate, plain.up])
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.both(x).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up)
 
 
-def joined(maps: Sequence[nn.Linear]) -> Linear:
+def concat_linears(maps: Sequence[nn.Linear]) -> Linear:
     """One map whose outputs are those of all, in their order."""
     weight = torch.cat([linear.weight.detach() for linear in maps])
     whole = Linear(weight.shape[1], len(weight), any(linear.bias is not None for linear in maps), device="meta")
@@ -52,7 +52,7 @@ def joined(maps: Sequence[nn.Linear]) -> Linear:
     return whole
 
 
-def fuse(model: nn.Module) -> None:
+def fuse_linears(model: nn.Module) -> None:
     """Join what can be in every block, in place; it can then no longer be trained or saved. Maps with adapters on them
     stay apart."""
     for block in [module for module in model.modules() if isinstance(module, Block)]:

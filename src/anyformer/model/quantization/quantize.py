@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads import LMHead
-from ..kernels.linear import packed, product
-from .fusion import fuse
+from ..kernels.linear import pack_weight, onednn_linear
+from .fusion import fuse_linears
 
-Weights = Literal["float32", "bfloat16", "int8"]
+WeightFormat = Literal["float32", "bfloat16", "int8"]
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LANES = 16  # torch's kernel reads so many weights at once, and would read past the end of a row
 FEW = 8  # rows; of more, each weight is used so often that whole numbers pay
@@ -32,11 +32,11 @@ class FloatLinear(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype):
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        self.weight = packed(linear.weight.detach().to(dtype))
+        self.weight = pack_weight(linear.weight.detach().to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        y = product(x, self.weight) if self.weight.is_mkldnn else F.linear(x, self.weight)
+        y = onednn_linear(x, self.weight) if self.weight.is_mkldnn else F.linear(x, self.weight)
         return y.float() if self.bias is None else y + self.bias
 
 
@@ -88,7 +88,7 @@ class Int8Linear(nn.Module):
         return (high.float() * DIGIT + low) * (unit * self.scale)
 
 
-def narrowed(linear: nn.Linear, weights: Weights, centred: bool) -> nn.Module:
+def quantize_linear(linear: nn.Linear, weights: WeightFormat, centred: bool) -> nn.Module:
     """The map in this format; as it is where the format's kernel cannot read its width, or float32 gains nothing."""
     if weights == "int8":
         return Int8Linear(linear, centred) if linear.in_features % LANES == 0 else linear
@@ -96,13 +96,13 @@ def narrowed(linear: nn.Linear, weights: Weights, centred: bool) -> nn.Module:
     return made if weights == "bfloat16" or made.weight.is_mkldnn else linear
 
 
-def narrow(model: nn.Module, weights: Weights) -> None:
+def quantize(model: nn.Module, weights: WeightFormat) -> None:
     """Make a model ready for answering, in place: maps of the same nodes joined, and all kept in this format. It can
     then no longer be trained. Raises ValueError for a format that there is none of."""
     if weights not in ("float32", "bfloat16", "int8"):
         raise ValueError(f"weights are float32, bfloat16 or int8, not {weights!r}")
-    fuse(model)
+    fuse_linears(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, narrowed(child, weights, isinstance(parent, LMHead)))
+                setattr(parent, name, quantize_linear(child, weights, isinstance(parent, LMHead)))

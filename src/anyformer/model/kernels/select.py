@@ -19,10 +19,10 @@ from ..edges import Edges, causal, full
 from .dropout import dropout
 from .flex import Flex, block_mask
 
-Bias = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # (h, q, k, ahead) -> number added to the edge's score
+PositionBias = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # (h, q, k, ahead) -> number added to the edge's score
 
 
-class Path(Protocol):
+class AttentionKernel(Protocol):
     """q (B, H, Q, D), k and v (B, H or fewer, K, D) -> (B, H, Q, D), weights dropped out with probability `drop`.
     scale: of the scores; None is 1 / sqrt(D)."""
 
@@ -30,7 +30,7 @@ class Path(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class AttentionSpec:
     """What a stack asks of its edges in one forward: queries stand at `start` + 0, 1 ... (start: a number, or one for
     each row, (B,)), keys at 0 ... keys - 1, or where `held` says."""
 
@@ -42,7 +42,7 @@ class Asked:
     device: torch.device
     drop: float = 0.0
     """Attention weights will be dropped out with this probability."""
-    held: Tensor | None = None
+    slot_positions: Tensor | None = None
     """Where each key stands, (K,) or (B, K); below 0: nothing stands there, and nobody may read it."""
 
     @property
@@ -51,37 +51,37 @@ class Asked:
         return self.queries == self.keys and isinstance(self.start, int) and self.start == 0
 
 
-def choose(edges: Edges, bias: Bias | None, asked: Asked) -> Path:
+def select_kernel(edges: Edges, bias: PositionBias | None, asked: AttentionSpec) -> AttentionKernel:
     """The fastest path that computes this rule exactly."""
     if bias is None and edges is full:
-        return Plain()
+        return SDPA()
     if bias is None and edges is causal and isinstance(asked.start, int):
         if asked.start == 0 and asked.queries == asked.keys:
-            return Plain(triangle=True)
+            return SDPA(triangle=True)
         if asked.queries == 1 and asked.keys == asked.start + 1:
-            return Plain()  # the newest node reads all there is; is_causal would show it the first key only
+            return SDPA()  # the newest node reads all there is; is_causal would show it the first key only
     if asked.fresh and asked.device.type == "cuda" and not asked.drop:  # FlexAttention has no dropout
-        return flexible(edges, bias, asked)
-    if asked.fresh and not torch.compiler.is_exporting() and Blocked.pays(edges, asked.queries):
-        return Blocked.of(edges, bias, asked)
-    return Dense.of(edges, bias, asked)
+        return build_flex(edges, bias, asked)
+    if asked.fresh and not torch.compiler.is_exporting() and BlockLocal.pays(edges, asked.queries):
+        return BlockLocal.of(edges, bias, asked)
+    return DenseMask.of(edges, bias, asked)
 
 
 @dataclass(frozen=True)
-class Plain:
+class SDPA:
     """No rule to look up: everyone, or the triangle that SDPA knows itself."""
 
     triangle: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
-        if not products_pay(q, k, drop):
+        if not is_matmul_faster(q, k, drop):
             return sdpa(q, k, v, None, drop, self.triangle, scale)
         rows = (1, 1, q.shape[2], k.shape[2])
-        return products(q, k, v, q.new_full(rows, -math.inf).triu(1) if self.triangle else None, drop, scale)
+        return matmul_attention(q, k, v, q.new_full(rows, -math.inf).triu(1) if self.triangle else None, drop, scale)
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseMask:
     """Every pair in one table, made once a forward. The keys before `first` are out of every query's reach."""
 
     mask: Tensor
@@ -89,15 +89,15 @@ class Dense:
     first: int = 0
 
     @classmethod
-    def of(cls, edges: Edges, bias: Bias | None, asked: Asked) -> "Dense":
+    def of(cls, edges: Edges, bias: PositionBias | None, asked: AttentionSpec) -> "DenseMask":
         start, first = asked.start, 0
         at = start if isinstance(start, int) else start.view(-1, 1, 1, 1)
         q = torch.arange(asked.queries, device=asked.device).view(1, 1, -1, 1) + at
-        if asked.held is not None:
-            k = asked.held.view(-1, 1, 1, asked.keys)
-            return cls(*scores(inside(edges, k >= 0), bias, q, k, asked))
-        if isinstance(start, int) and math.isfinite(edges.back):
-            first = max(0, start - int(edges.back))
+        if asked.slot_positions is not None:
+            k = asked.slot_positions.view(-1, 1, 1, asked.keys)
+            return cls(*scores(restrict(edges, k >= 0), bias, q, k, asked))
+        if isinstance(start, int) and math.isfinite(edges.left_span):
+            first = max(0, start - int(edges.left_span))
         k = torch.arange(first, asked.keys, device=asked.device).view(1, 1, 1, -1)
         return cls(*scores(edges, bias, q, k, asked), first)
 
@@ -107,61 +107,61 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Blocked:
+class BlockLocal:
     """Rules of finite span: the nodes in blocks, each block reads itself and what the span reaches of its sides, so
     that time and memory grow with T * (W + span). Plain tensor operations, hence with a backward."""
 
     mask: Tensor  # (n or B * n, 1 or H, W, back + W + ahead)
     lonely: Tensor | None  # (n or B * n, 1 or H, W, 1)
     width: int
-    back: int
-    ahead: int
+    left_span: int
+    right_span: int
 
     @staticmethod
     def pays(edges: Edges, nodes: int) -> bool:
-        span = edges.back + edges.ahead
+        span = edges.left_span + edges.right_span
         return nodes >= 4 * max(span, 32)
 
     @classmethod
-    def of(cls, edges: Edges, bias: Bias | None, asked: Asked) -> "Blocked":
-        back, ahead = (min(int(side), asked.queries) for side in (edges.back, edges.ahead))
+    def of(cls, edges: Edges, bias: PositionBias | None, asked: AttentionSpec) -> "BlockLocal":
+        back, ahead = (min(int(side), asked.queries) for side in (edges.left_span, edges.right_span))
         width = max(back, ahead, 32)
         n = -(-asked.queries // width)
         start = torch.arange(n, device=asked.device).view(1, 1, n, 1, 1) * width
         q = start + torch.arange(width, device=asked.device).view(1, 1, 1, -1, 1)
         k = start + torch.arange(-back, width + ahead, device=asked.device).view(1, 1, 1, 1, -1)
         real = (k >= 0) & (k < asked.keys) & (q < asked.queries)
-        mask, lonely = scores(inside(edges, real, asked.queries - 1), bias, q, k, asked)
+        mask, lonely = scores(restrict(edges, real, asked.queries - 1), bias, q, k, asked)
         return cls(_fold(mask), None if lonely is None else _fold(lonely), width, back, ahead)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0, scale: float | None = None) -> Tensor:
         B, H, T, D = q.shape
-        q, k, v = self._cut(q, 0, 0), self._cut(k, self.back, self.ahead), self._cut(v, self.back, self.ahead)
+        q, k, v = self._cut(q, 0, 0), self._cut(k, self.left_span, self.right_span), self._cut(v, self.left_span, self.right_span)
         mask = self.mask if len(self.mask) == len(q) else self.mask.repeat(B, 1, 1, 1)
         y = attend(q, k, v, mask, drop, scale)  # (B * n, H, W, D)
         if self.lonely is not None:
             y = y.view(-1, len(self.lonely), *y.shape[1:]).masked_fill(self.lonely, 0)
         return y.view(B, -1, H, self.width, D).transpose(1, 2).reshape(B, H, -1, D)[:, :, :T]
 
-    def _cut(self, x: Tensor, back: int, ahead: int) -> Tensor:
+    def _cut(self, x: Tensor, left_span: int, right_span: int) -> Tensor:
         """(B, H, T, D) -> (B * n, H, back + W + ahead, D): each block with its sides."""
         B, H, T, D = x.shape
         W = self.width
         n = -(-T // W)
-        x = F.pad(x, (0, 0, back, n * W - T + ahead)).transpose(1, 2)  # (B, back + n W + ahead, H, D)
-        body = x[:, back : back + n * W].view(B, n, W, H, D)
-        left = x[:, : n * W].view(B, n, W, H, D)[:, :, :back]
-        right = x[:, back + ahead : back + ahead + n * W].view(B, n, W, H, D)[:, :, W - ahead :]
+        x = F.pad(x, (0, 0, left_span, n * W - T + right_span)).transpose(1, 2)  # (B, back + n W + ahead, H, D)
+        body = x[:, left_span : left_span + n * W].view(B, n, W, H, D)
+        left = x[:, : n * W].view(B, n, W, H, D)[:, :, :left_span]
+        right = x[:, left_span + right_span : left_span + right_span + n * W].view(B, n, W, H, D)[:, :, W - right_span :]
         return torch.cat([left, body, right], dim=2).transpose(2, 3).flatten(0, 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, drop: float, scale: float | None) -> Tensor:
     """mask: bool, or what is added to the scores; it broadcasts to (B, H, Q, K)."""
-    if products_pay(q, k, drop):
+    if is_matmul_faster(q, k, drop):
         added = (
             mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
         )
-        return products(q, k, v, added, drop, scale)
+        return matmul_attention(q, k, v, added, drop, scale)
     return sdpa(q, k, v, mask.to(q.dtype) if mask.is_floating_point() else mask, drop, False, scale)
 
 
@@ -175,7 +175,7 @@ def sdpa(
     return F.scaled_dot_product_attention(q, k, v, mask, drop, triangle, scale=scale, enable_gqa=grouped)
 
 
-def products_pay(q: Tensor, k: Tensor, drop: float = 0.0) -> bool:
+def is_matmul_faster(q: Tensor, k: Tensor, drop: float = 0.0) -> bool:
     """In bfloat16 on a CPU torch's attention kernel does without the processor's bfloat16 instructions, which batched
     products use: 2 to 6 times quicker in training, for as long as all scores may be kept. In either format it is behind
     them for a single query, the step of writing, but for a short text alone, and wherever it has to drop out
@@ -193,12 +193,12 @@ KEPT = 1 << 26  # scores of a layer: 128 MiB, kept for the backward
 PIECE = 1 << 22  # scores computed at once: more fall out of the processor's cache
 
 
-def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float, scale: float | None) -> Tensor:
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float, scale: float | None) -> Tensor:
     """Attention spelled out: softmax(q k' * scale + added) v, some heads at a time."""
     B, H, Q, D = q.shape
     scale = D**-0.5 if scale is None else scale
     if Q == 1 and not drop:
-        return single(q, k, v, added, scale)
+        return attend_single_query(q, k, v, added, scale)
     k, v = _shared(q, k, v)
     heads = max(1, PIECE // (Q * k.shape[2]))
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
@@ -219,7 +219,7 @@ def products(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, drop: float,
     return torch.cat([some(*piece) for piece in pieces]).unflatten(0, (B, H))
 
 
-def single(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
+def attend_single_query(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
     """The same for one query. Reading is all it costs, and keys are read soonest one after the other, each whole: as
     rows that meet the query's column. Heads that share keys ask side by side. q (B, H, 1, D) -> (B, H, 1, D)"""
     (B, H, _, D), shared, K = q.shape, k.shape[1], k.shape[2]
@@ -229,35 +229,35 @@ def single(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) 
     return torch.bmm(weights.view(B * shared, H // shared, K), v.flatten(0, 1)).view(B, H, 1, D)
 
 
-def flexible(edges: Edges, bias: Bias | None, asked: Asked, compiled: bool = True) -> Flex:
+def build_flex(edges: Edges, bias: PositionBias | None, asked: AttentionSpec, compiled: bool = True) -> Flex:
     """The path through FlexAttention."""
     mask = block_mask(edges, asked.batch, asked.heads, asked.queries, asked.keys, asked.device)
-    ahead = edges.ahead > 0
+    ahead = edges.right_span > 0
     score_mod = None if bias is None else lambda score, b, h, q, k: score + bias(h, q, k, ahead)
     return Flex(mask, score_mod, compiled)
 
 
-def scores(edges: Edges, bias: Bias | None, q: Tensor, k: Tensor, asked: Asked) -> tuple[Tensor, Tensor | None]:
+def scores(edges: Edges, bias: PositionBias | None, q: Tensor, k: Tensor, asked: AttentionSpec) -> tuple[Tensor, Tensor | None]:
     """What is added to the scores of these pairs (or, without bias, a bool mask of them), and which queries have no
     edge at all: softmax over nothing is not a number, so they read everything and their answer is set to 0."""
-    mask = edges.table(q, k, asked.batch, asked.heads)
+    mask = edges.evaluate(q, k, asked.batch, asked.heads)
     lonely = ~mask.any(-1, keepdim=True)
     exporting = torch.compiler.is_exporting()  # to a graph for every input: it cannot ask what is in this one
     none = mask.device.type == "cpu" and not exporting and not lonely.any()
     mask = mask if none else mask | lonely
     if bias is not None:
         h = torch.arange(asked.heads, device=q.device).view(1, -1, *[1] * (q.ndim - 2))
-        mask = bias(h, q, k, edges.ahead > 0).masked_fill(~mask, -math.inf)
+        mask = bias(h, q, k, edges.right_span > 0).masked_fill(~mask, -math.inf)
     return mask, None if none else lonely
 
 
-def inside(edges: Edges, real: Tensor, last: int | None = None) -> Edges:
+def restrict(edges: Edges, real: Tensor, last: int | None = None) -> Edges:
     """The rule where some places hold no node: it is asked of nodes from 0 to `last` only, and is no for others."""
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return edges(b, h, q.clamp(0, last), k.clamp(0, last)) & real
 
-    return Edges(rule, "", edges.back, edges.ahead, edges.batched, edges.headed)
+    return Edges(rule, "", edges.left_span, edges.right_span, edges.uses_batch, edges.uses_head)
 
 
 def _fold(x: Tensor) -> Tensor:
