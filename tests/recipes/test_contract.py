@@ -19,25 +19,25 @@ from anyformer.report.figures import drawn
 from anyformer.training import checkpoints as checkpoint
 from anyformer.training import loop
 from anyformer.training.config import TrainConfig
-from anyformer.training.run_directory import describe
+from anyformer.training.run_directory import describe_run
 from cli_kit import call
 
 STEPS, SOME = 4, 3
-pytestmark = pytest.mark.parametrize("name", recipes.names())
+pytestmark = pytest.mark.parametrize("name", recipes.list_recipes())
 
 
 @lru_cache
 def tiny(name: str) -> tuple[recipes.Recipe, Any]:
     """The recipe, and its tiny preset with a few small steps on a CPU."""
-    recipe = recipes.load(name)
+    recipe = recipes.load_recipe(name)
     config = recipe.PRESETS["tiny"]
     few = {"steps": STEPS, "batch": 4, "eval_every": 2, "eval_batches": 2, "device": "cpu", "dtype": "float32"}
     return recipe, dataclasses.replace(config, train=dataclasses.replace(config.train, **few))
 
 
-def batches(name: str, split: str, place: recipes.Place | None = None) -> Iterator[tuple[dict, recipes.Place]]:
+def batches(name: str, split: str, state: recipes.StreamState | None = None) -> Iterator[tuple[dict, recipes.StreamState]]:
     recipe, config = tiny(name)
-    return recipe.batches(config, split, place)
+    return recipe.batches(config, split, state)
 
 
 def some(name: str, split: str = "val") -> Iterator[dict]:
@@ -50,9 +50,9 @@ def built(name: str, seed: int = 0) -> torch.nn.Module:
     return recipe.build(config)
 
 
-def trained(name: str) -> tuple[loop.State, list[dict]]:
+def trained(name: str) -> tuple[loop.TrainState, list[dict]]:
     recipe, config = tiny(name)
-    state = loop.start(recipe, config)
+    state = loop.init_state(recipe, config)
     return state, list(loop.train(recipe, config, state))
 
 
@@ -83,13 +83,13 @@ def test_presets_are_frozen_and_come_back_from_json(name: str):
         with pytest.raises(dataclasses.FrozenInstanceError):
             config.train = None
         stored = json.loads(json.dumps(recipes.to_json(config)))
-        assert recipes.from_json(type(config), stored, preset) == config
+        assert recipes.parse_dataclass(type(config), stored, preset) == config
 
 
 def test_a_config_with_an_unknown_name_is_refused(name: str):
     _, config = tiny(name)
     with pytest.raises(InputError, match="unknown field 'trian': did you mean 'train'"):
-        recipes.from_json(type(config), {"trian": {}}, "here")
+        recipes.parse_dataclass(type(config), {"trian": {}}, "here")
 
 
 def test_the_same_seed_builds_the_same_model(name: str):
@@ -135,7 +135,7 @@ def test_the_loss_is_finite_and_reaches_every_weight(name: str):
 
 def test_training_on_one_batch_learns_it(name: str):
     recipe, config = tiny(name)
-    state, (batch, _) = loop.start(recipe, config), next(batches(name, "train"))
+    state, (batch, _) = loop.init_state(recipe, config), next(batches(name, "train"))
     losses = []
     for _ in range(20):
         loss = recipe.loss(state.model, batch)
@@ -151,7 +151,7 @@ def test_training_is_the_same_for_the_same_seed(name: str):
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert all(math.isfinite(record["loss"]) for record in records)
     assert {record["step"] for record in records if "val_loss" in record} == {2, 4}
-    assert not same(a.model.state_dict(), loop.start(*tiny(name)).model.state_dict()), "nothing was learned"
+    assert not same(a.model.state_dict(), loop.init_state(*tiny(name)).model.state_dict()), "nothing was learned"
 
 
 def test_evaluation_is_the_same_each_time(name: str):
@@ -182,7 +182,7 @@ def test_its_figures_can_be_drawn(name: str):
 def test_saved_and_loaded_is_the_same_model(name: str, tmp_path: Path):
     recipe, config = tiny(name)
     state, _ = trained(name)
-    folder = checkpoint.save(tmp_path, state, describe(name, "tiny", config, ""))
+    folder = checkpoint.save_checkpoint(tmp_path, state, describe_run(name, "tiny", config, ""))
     for file, text in getattr(state.model, "files", {}).items():
         assert (folder / file).read_text(encoding="utf-8") == text
     loaded = api.load(folder, "cpu")

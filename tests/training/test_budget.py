@@ -15,7 +15,7 @@ import torch
 import anyformer
 from anyformer import api
 from anyformer.errors import InputError
-from anyformer.recipe import Choice
+from anyformer.recipe import SizeOption
 from anyformer.recipes import language
 from anyformer.recipes.language import budget
 from anyformer.training import budget as plan
@@ -35,11 +35,11 @@ def recipe(**own) -> SimpleNamespace:
     return SimpleNamespace(**{name: getattr(language, name) for name in NAMES} | own)
 
 
-def still(monkeypatch: pytest.MonkeyPatch, looks: plan.Looks, steps: dict[int, float]) -> None:
+def still(monkeypatch: pytest.MonkeyPatch, looks: plan.EvalCost, steps: dict[int, float]) -> None:
     """A machine whose speed is known, seconds of a step by the width of the model, and where no time passes."""
-    pace = lambda recipe, config, seconds: plan.Pace(steps[config.model.dim], 256, None)  # noqa: E731
-    monkeypatch.setattr(plan, "pace", pace)
-    monkeypatch.setattr(plan, "validations", lambda recipe, config, state: looks)
+    pace = lambda recipe, config, seconds: plan.StepSpeed(steps[config.model.dim], 256, None)  # noqa: E731
+    monkeypatch.setattr(plan, "measure_speed", pace)
+    monkeypatch.setattr(plan, "measure_eval", lambda recipe, config, state: looks)
     monkeypatch.setattr(plan.time, "monotonic", lambda: 0.0)
 
 
@@ -47,8 +47,8 @@ def still(monkeypatch: pytest.MonkeyPatch, looks: plan.Looks, steps: dict[int, f
 
 
 def test_steps_fill_the_time_that_validations_leave(text: Path, monkeypatch: pytest.MonkeyPatch):
-    still(monkeypatch, plan.Looks(validation=2.0, batch=0.01), {32: 0.1})
-    found = plan.within(language, config(text, eval_every=50, warmup=100), 100.0)
+    still(monkeypatch, plan.EvalCost(validation=2.0, batch=0.01), {32: 0.1})
+    found = plan.fit_steps(language, config(text, eval_every=50, warmup=100), 100.0)
     batches = sum(1 for _ in language.batches(config(text), "val"))
     left = 100 - 0.01 * batches
     assert found.train.steps == int(left / (0.1 + 2.0 / 50)) and found.train.warmup == found.train.steps // 10
@@ -57,9 +57,9 @@ def test_steps_fill_the_time_that_validations_leave(text: Path, monkeypatch: pyt
 
 
 def test_the_last_validation_takes_a_tenth_of_the_time_at_most(text: Path, monkeypatch: pytest.MonkeyPatch):
-    still(monkeypatch, plan.Looks(validation=0.1, batch=5.0), {32: 0.1})
+    still(monkeypatch, plan.EvalCost(validation=0.1, batch=5.0), {32: 0.1})
     batches = sum(1 for _ in language.batches(config(text), "val"))
-    found = plan.within(language, config(text), 60.0).train
+    found = plan.fit_steps(language, config(text), 60.0).train
     assert found.final_every == math.ceil(5.0 * batches / 6.0) > 1
 
 
@@ -79,10 +79,10 @@ def test_the_speed_is_measured_on_the_batches_of_later_steps(text: Path):
             steps.extend([place["step"]] * (args[1] == "train"))
             yield batch, place
 
-    known = plan.pace(recipe(batches=batches), config(text), 0.2)
+    known = plan.measure_speed(recipe(batches=batches), config(text), 0.2)
     assert len(steps) > 3 and min(steps[1:]) > 10_000
     assert known.step > 0 and known.tokens == TINY.train.batch * TINY.model.context
-    looks = plan.validations(language, config(text), known.state)
+    looks = plan.measure_eval(language, config(text), known.state)
     assert looks.validation > looks.batch > 0
 
 
@@ -94,17 +94,17 @@ def test_no_time_and_no_end_of_it_are_refused_before_anything_is_read(minutes: f
 
 def test_reading_the_data_is_part_of_the_time(text: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[float] = []
-    monkeypatch.setattr(plan, "within", lambda recipe, config, seconds: asked.append(seconds))
+    monkeypatch.setattr(plan, "fit_steps", lambda recipe, config, seconds: asked.append(seconds))
     monkeypatch.setattr(api.time, "monotonic", lambda: 100.0)
     for began in (100.0, 70.0, 0.0):
-        api.planned(language, config(text), plan.Budget(minutes=1.0, began=began))
+        api.apply_budget(language, config(text), plan.Budget(minutes=1.0, started_at=began))
     assert asked == [60.0, 30.0, 15.0]  # a quarter is left in any case
 
 
 # --- sizes ---
 
 
-def offered(text: Path, *widths: int) -> list[Choice]:
+def offered(text: Path, *widths: int) -> list[SizeOption]:
     """Sizes whose loss falls with what they see, to a floor of their own: the wider, the lower."""
 
     def expects(width: int, tokens: float) -> tuple[float, float]:
@@ -112,25 +112,25 @@ def offered(text: Path, *widths: int) -> list[Choice]:
         return loss, 1.1 * loss
 
     own = [replace(config(text), model=replace(TINY.model, dim=width)) for width in widths]
-    return [Choice(one, lambda tokens, width=one.model.dim: expects(width, tokens)) for one in own]
+    return [SizeOption(one, lambda tokens, width=one.model.dim: expects(width, tokens)) for one in own]
 
 
 @pytest.mark.parametrize(("seconds", "best"), [(10, 8), (100, 16), (100_000, 32)])
 def test_more_time_takes_a_larger_model(text: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, best: int):
-    still(monkeypatch, plan.Looks(1e-3, 1e-6), {width: width**2 / 200 for width in (8, 16, 32)})
-    found, why = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16, 32)), config(text), seconds)
+    still(monkeypatch, plan.EvalCost(1e-3, 1e-6), {width: width**2 / 200 for width in (8, 16, 32)})
+    found, why = plan.choose_size(recipe(sizes=lambda c: offered(text, 8, 16, 32)), config(text), seconds)
     assert found.model.dim == best
     c = found.train
     assert c.steps * best**2 / 200 == pytest.approx(seconds, rel=0.05)
-    assert c.eval_every == c.save_every and 0 <= c.eval_every * plan.LOOKS - c.steps < plan.LOOKS
+    assert c.eval_every == c.save_every and 0 <= c.eval_every * plan.EVALS_PER_RUN - c.steps < plan.EVALS_PER_RUN
     low, high = why["expects"]
     assert low < high and [one["dim"] for one in why["sizes"]] == [8, 16, 32][: len(why["sizes"])]
     json.dumps(why)
 
 
 def test_a_size_that_promises_less_ends_the_search(text: Path, monkeypatch: pytest.MonkeyPatch):
-    still(monkeypatch, plan.Looks(0.1, 0.001), {8: 0.1, 16: 9.0})
-    found, why = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16, 32)), config(text), 20)  # 32 has no pace
+    still(monkeypatch, plan.EvalCost(0.1, 0.001), {8: 0.1, 16: 9.0})
+    found, why = plan.choose_size(recipe(sizes=lambda c: offered(text, 8, 16, 32)), config(text), 20)  # 32 has no pace
     assert found.model.dim == 8 and [one["dim"] for one in why["sizes"]] == [8, 16]
 
 
@@ -138,11 +138,11 @@ def test_a_size_that_memory_does_not_hold_ends_the_search(text: Path, monkeypatc
     def pace(recipe, config, seconds):
         if config.model.dim > 8:
             raise torch.OutOfMemoryError
-        return plan.Pace(0.1, 256, None)
+        return plan.StepSpeed(0.1, 256, None)
 
-    still(monkeypatch, plan.Looks(0.1, 0.001), {})
-    monkeypatch.setattr(plan, "pace", pace)
-    found, _ = plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16)), config(text), 1e5)
+    still(monkeypatch, plan.EvalCost(0.1, 0.001), {})
+    monkeypatch.setattr(plan, "measure_speed", pace)
+    found, _ = plan.choose_size(recipe(sizes=lambda c: offered(text, 8, 16)), config(text), 1e5)
     assert found.model.dim == 8
 
 
@@ -150,9 +150,9 @@ def test_memory_that_does_not_hold_even_the_smallest_is_said(text: Path, monkeyp
     def pace(recipe, config, seconds):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(plan, "pace", pace)
+    monkeypatch.setattr(plan, "measure_speed", pace)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        plan.chosen(recipe(sizes=lambda c: offered(text, 8, 16)), config(text), 60)
+        plan.choose_size(recipe(sizes=lambda c: offered(text, 8, 16)), config(text), 60)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,10 @@ def test_memory_that_does_not_hold_even_the_smallest_is_said(text: Path, monkeyp
 )
 def test_a_flag_of_the_model_or_its_training_is_a_choice(own: dict, free: bool):
     base = language.PRESETS["small"]
-    mine = api.config_of(language, api.merged(api.recipes.to_json(base), own), "test")
-    assert api.undecided(language, None, mine) == free
-    assert not api.undecided(language, "small", mine)
-    assert not api.undecided(anyformer.recipe.load("vision"), None, anyformer.recipe.load("vision").PRESETS["tiny"])
+    mine = api.parse_config(language, api.merge_overrides(api.recipes.to_json(base), own), "test")
+    assert api.can_choose_size(language, None, mine) == free
+    assert not api.can_choose_size(language, "small", mine)
+    assert not api.can_choose_size(anyformer.recipe.load_recipe("vision"), None, anyformer.recipe.load_recipe("vision").PRESETS["tiny"])
 
 
 # --- what a language model expects ---
@@ -215,7 +215,7 @@ def test_more_tokens_more_weights_and_new_tokens_promise_more():
 
 
 def test_the_law_says_what_was_measured():
-    """Of `bench/budget.py`: nats a character of tiny Shakespeare and of novels, and of a BPE, after so many tokens."""
+    """Of `bench/training/budget_law.py`: nats a character of tiny Shakespeare and of novels, and of a BPE, after so many tokens."""
     plays, novels = budget.Text(1.518, 1_003_854, 66), budget.Text(1.441, 56_906_281, 192)
     pieces = budget.Text(4.625, 15_926_686, 4096)
     measured = [(plays, 331_776, 2_041_856, 1.5736), (plays, 786_432, 4_728_832, 1.4652)]

@@ -85,8 +85,8 @@ GIANT = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("tokenizer.json", Bytes().json().encode(), "not the file that these weights were trained with"),
-        ("tokenizer.json", Characters("abcdefghijklmno").json().encode(), "not the file that these weights"),
+        ("tokenizer.json", Bytes().to_json().encode(), "not the file that these weights were trained with"),
+        ("tokenizer.json", Characters("abcdefghijklmno").to_json().encode(), "not the file that these weights"),
         ("tokenizer.json", b"{}", "not a tokenizer.json"),
         ("model.safetensors", b"", "(0 bytes) is not a whole safetensors file"),
         ("model.safetensors", "half", "is not a whole safetensors file"),
@@ -180,7 +180,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run: Path, last: Path, limit
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-4"]
     assert not [name for name in content(run) if "/." in f"/{name}"]
     call("eval", run).well()
-    assert call(*again, "--json").well().json["step"] == 8
+    assert call(*again, "--json").well().to_json["step"] == 8
 
 
 @pytest.mark.parametrize("limit", [100, 60_000])

@@ -20,8 +20,8 @@ from anyformer.recipes import language
 from anyformer.training import checkpoints as checkpoint
 from anyformer.training import loop
 from anyformer.training.config import TrainConfig
-from anyformer.training.optimizers import Optimizer, learning_rate
-from anyformer.training.run_directory import Run, Stopped, samples
+from anyformer.training.optimizers import Optimizer, get_lr
+from anyformer.training.run_directory import RunDirectory, Stopped, read_samples
 from cli_kit import call
 
 STEPS = 24
@@ -35,12 +35,12 @@ def config(text: Path, **train) -> language.Config:
 
 
 def fit(text: Path, out: Path, **train) -> api.Model:
-    return api.run_config("language", "tiny", config(text, **train), run=Run(out), resume=True)
+    return api.run_config("language", "tiny", config(text, **train), run=RunDirectory(out), resume=True)
 
 
 def evidence(run: Path) -> dict[str, bytes]:
     """All that must not depend on interruptions."""
-    last = checkpoint.latest(run / "checkpoints")
+    last = checkpoint.find_latest(run / "checkpoints")
     names = [path.name for path in sorted((run / "checkpoints").iterdir())]
     files = [last / "model.safetensors", last / "optimizer.safetensors", last / "state.json"]
     files += [run / "metrics.jsonl", run / "samples.txt", run / "config.json"]
@@ -72,7 +72,7 @@ def test_resumed_equals_uninterrupted(text: Path, tmp_path: Path, stop: int, opt
 
     settings = config(text, **more)
     with pytest.raises(Stopped, match="everything is saved"):
-        api.run_config("language", "tiny", settings, run=Run(tmp_path / "part"), on_record=interrupt)
+        api.run_config("language", "tiny", settings, run=RunDirectory(tmp_path / "part"), on_record=interrupt)
     fit(text, tmp_path / "part", **more)
     whole, part = evidence(tmp_path / "whole"), evidence(tmp_path / "part")
     assert {name for name in whole if whole[name] != part[name]} == set()
@@ -98,7 +98,7 @@ def test_killed_twenty_times_equals_uninterrupted(text: Path, tmp_path: Path):
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         kills += os.WIFSIGNALED(status)
-        stood.add(checkpoint.latest(tmp_path / "killed" / "checkpoints"))
+        stood.add(checkpoint.find_latest(tmp_path / "killed" / "checkpoints"))
     assert len(stood) >= 5, "the kills came too early or too late to mean anything"
     fit(text, tmp_path / "killed", **settings)
     whole, killed = evidence(tmp_path / "whole"), evidence(tmp_path / "killed")
@@ -122,7 +122,7 @@ def test_best_and_last_are_kept(text: Path, tmp_path: Path, monkeypatch: pytest.
     losses = iter([3.0, 1.0, 2.0, 2.5, 1.0])  # the fifth is the final pass
     monkeypatch.setattr(language, "evaluate", lambda model, batches: {"loss": next(losses)})
     model = fit(text, tmp_path / "run")
-    assert [path.name for path in checkpoint.steps(tmp_path / "run" / "checkpoints")] == ["step-12", "step-24"]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-12", "step-24"]
     assert model.step == 12
     assert api.load(tmp_path / "run" / "checkpoints" / "step-24").step == 24
 
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(text: Path, tmp_path: Path,
 def test_a_loss_that_is_not_finite_stops_the_run(text: Path, monkeypatch: pytest.MonkeyPatch):
     real = language.loss
     settings = config(text)
-    state = loop.start(language, settings)
+    state = loop.init_state(language, settings)
     monkeypatch.setattr(
         language, "loss", lambda model, batch: real(model, batch) * (math.nan if state.step == 3 else 1)
     )
@@ -169,7 +169,7 @@ def test_accumulation_is_a_larger_batch(text: Path, monkeypatch: pytest.MonkeyPa
     for stream, times in (([whole], 1), (halves, 2)):
         monkeypatch.setattr(language, "batches", lambda *_, stream=stream: ((batch, {}) for batch in stream * 3))
         c = replace(settings, train=replace(settings.train, accumulate=times, eval_batches=1))
-        state = loop.start(language, c)
+        state = loop.init_state(language, c)
         list(loop.train(language, c, state))
         after.append(state.model.body.blocks[0].mlp.up.weight)
     torch.testing.assert_close(after[0], after[1], atol=1e-5, rtol=1e-4)
@@ -188,12 +188,12 @@ def test_matrices_decay_and_vectors_do_not(text: Path):
 
 def test_schedules():
     cosine = TrainConfig(steps=100, warmup=10, lr=1.0, min_lr=0.1)
-    rates = [learning_rate(step, cosine) for step in range(100)]
+    rates = [get_lr(step, cosine) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1 and rates[55] == pytest.approx(0.55) and rates[99] == pytest.approx(0.1, abs=1e-3)
     assert all(a >= b for a, b in pairwise(rates[10:]))
     flat = replace(cosine, schedule="trapezoid", min_lr=0.0)
-    assert learning_rate(60, flat) == 1 and learning_rate(82, flat) == pytest.approx(0.5)
+    assert get_lr(60, flat) == 1 and get_lr(82, flat) == pytest.approx(0.5)
 
 
 def test_metrics_and_samples_tell_the_run(text: Path, tmp_path: Path):
@@ -202,7 +202,7 @@ def test_metrics_and_samples_tell_the_run(text: Path, tmp_path: Path):
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert lines[-1]["tokens"] == STEPS * 8 * 32
     assert [line["step"] for line in lines if "val_loss" in line] == [6, 12, 18, 24]
-    assert [step for step, _, _ in samples(tmp_path / "run" / "samples.txt")] == [6, 12, 18, 24]
+    assert [step for step, _, _ in read_samples(tmp_path / "run" / "samples.txt")] == [6, 12, 18, 24]
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     assert described["recipe"] == "language" and described["versions"]["torch"] == torch.__version__
     report = (tmp_path / "run" / "report.html").read_text()
@@ -226,7 +226,7 @@ def test_a_run_cannot_change_its_model_or_data(text: Path, tmp_path: Path):
     other = config(text)
     changed = replace(other, model=replace(other.model, n_layer=3))
     with pytest.raises(InputError, match="was begun with model"):
-        api.run_config("language", "tiny", changed, run=Run(tmp_path / "run"), resume=True)
+        api.run_config("language", "tiny", changed, run=RunDirectory(tmp_path / "run"), resume=True)
     text.write_text(text.read_text() + "more")
     with pytest.raises(InputError, match="has changed since this run began"):
         fit(text, tmp_path / "run", steps=8)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from anyformer import api
-from anyformer.loading import give_out
+from anyformer.loading import export_checkpoint
 from anyformer.training import lora
-from anyformer.training.config import LoRA
+from anyformer.training.config import LoRAConfig
 from checkpoint_kit import close, opened, saved, shaken, transformers
 from cli_kit import call, refused
 
@@ -49,7 +49,7 @@ def test_only_adapters_are_saved_and_the_base_is_untouched(base: Path, tuned: Pa
 
 def test_merged_says_the_same(tuned: Path):
     one, other = api.load(tuned, "cpu", merged=False).module, api.load(tuned, "cpu").module
-    assert not any(isinstance(module, lora.Adapted) for module in other.modules())
+    assert not any(isinstance(module, lora.LoRALinear) for module in other.modules())
     ids = torch.randint(257, (2, 20))
     with torch.no_grad():
         close(other(ids), one(ids))
@@ -60,12 +60,12 @@ def test_adapters_begin_as_nothing(base: Path):
     ids = torch.randint(257, (2, 20))
     with torch.no_grad():
         before = model(ids)
-        assert torch.equal(lora.adapt(model, LoRA(rank=2))(ids), before)
+        assert torch.equal(lora.add_lora(model, LoRAConfig(rank=2))(ids), before)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 7 * 2 and all(".lora_" in name for name in trained)
     assert not any(
         ".mlp." in n
-        for n, p in lora.adapt(api.load(base, "cpu").module, LoRA(rank=2, where="attention")).named_parameters()
+        for n, p in lora.add_lora(api.load(base, "cpu").module, LoRAConfig(rank=2, where="attention")).named_parameters()
         if p.requires_grad
     )
 
@@ -113,14 +113,14 @@ def test_peft_opens_what_we_export(family: str, tmp_path: Path):
         model={"context": 32},
         train=FEW | {"lr": 1e-2},
     )
-    assert give_out(tmp_path / "run", "peft", tmp_path / "peft") == ["adapter_config.json", "adapter_model.safetensors"]
+    assert export_checkpoint(tmp_path / "run", "peft", tmp_path / "peft") == ["adapter_config.json", "adapter_model.safetensors"]
     theirs = peft.PeftModel.from_pretrained(opened(type(made), folder), tmp_path / "peft").eval()
     ids = torch.randint(257, (2, 20))
     with torch.no_grad():
         ours = api.load(tmp_path / "run", "cpu").module(ids)
         close(ours, theirs(ids).logits)
         assert (ours - opened(type(made), folder)(ids).logits).abs().max() > 1e-3
-    give_out(tmp_path / "run", "hf", tmp_path / "hf")
+    export_checkpoint(tmp_path / "run", "hf", tmp_path / "hf")
     with torch.no_grad():
         close(ours, opened(type(made), tmp_path / "hf")(ids).logits)
 

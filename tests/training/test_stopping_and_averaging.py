@@ -37,7 +37,7 @@ def test_it_stops_when_it_is_no_use_any_more(data: Path, tmp_path: Path):
     found = losses(tmp_path / "run")
     best = min(found, key=lambda step: found[step])
     assert steps_of(tmp_path / "run") == best + 3 * 2 < 400
-    assert checkpoint.latest(tmp_path / "run" / "checkpoints").name == f"step-{best + 6}"
+    assert checkpoint.find_latest(tmp_path / "run" / "checkpoints").name == f"step-{best + 6}"
     assert api.load(tmp_path / "run", "cpu").step == best
 
 
@@ -56,7 +56,7 @@ def test_the_mean_of_the_last_checkpoints(data: Path, tmp_path: Path):
     few = ("--steps", 20, "--train.save-every", 5, "--train.eval-every", 5, "--train.average", 3)
     train(data, tmp_path / "run", *few)
     folder = tmp_path / "run" / "checkpoints"
-    kept = [path.name for path in checkpoint.steps(folder)]
+    kept = [path.name for path in checkpoint.list_checkpoints(folder)]
     assert kept[-3:] == ["step-10", "step-15", "step-20"]
     parts = [load_file(folder / name / "model.safetensors") for name in kept[-3:]]
     mean = load_file(folder / "mean" / "model.safetensors")

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .loop import State
+from .loop import TrainState
 
-MEAN = "mean"  # the folder of the mean of the last checkpoints
+AVERAGE_DIR = "mean"  # the folder of the mean of the last checkpoints
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
+def collect_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Everything to save, each once: tied weights share a tensor and appear under their first name. Beside adapters,
     what does not learn is another checkpoint's to keep."""
     own = dict(model.named_parameters(remove_duplicate=True))
@@ -36,14 +36,14 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return own | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
-def save(folder: Path, state: State, config: dict[str, Any]) -> Path:
+def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> Path:
     """Write `folder/step-N`. Raises InputError if the disk refuses; nothing half-written stays behind."""
     final = folder / f"step-{state.step}"
-    kept = latest(folder)
+    kept = find_latest(folder)
     good = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
-    with whole(final, f"{good}: free some space and go on with --resume") as temporary:
+    with atomic_directory(final, f"{good}: free some space and go on with --resume") as temporary:
         save_file(detached(state.optimizer.state()), temporary / "optimizer.safetensors", {"format": "pt"})
-        rest = {"step": state.step, "place": state.place, "best": state.best}
+        rest = {"step": state.step, "place": state.stream_state, "best": state.best}
         write_model(temporary, state.model, config, rest)
     return final
 
@@ -52,7 +52,7 @@ def write_model(folder: Path, model: nn.Module, config: dict[str, Any], state: d
     """The weights, what belongs beside them, and the seals of that: all that a checkpoint needs to be used."""
     own = {name: text.encode() for name, text in getattr(model, "files", {}).items()}
     seals = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
-    save_file(detached(tensors(model)), folder / "model.safetensors", {"format": "pt"})
+    save_file(detached(collect_tensors(model)), folder / "model.safetensors", {"format": "pt"})
     for name, values in {"config.json": config, "state.json": state | {"files": seals}}.items():
         own[name] = json.dumps(values, indent=2).encode()
     for name, content in own.items():
@@ -64,7 +64,7 @@ def detached(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def whole(final: Path, advice: str = "free some space and try again") -> Generator[Path]:
+def atomic_directory(final: Path, advice: str = "free some space and try again") -> Generator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and vanishes when it does not."""
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     try:
@@ -72,17 +72,17 @@ def whole(final: Path, advice: str = "free some space and try again") -> Generat
         temporary.mkdir(parents=True)
         yield temporary
         for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        remove(final)
+            sync_to_disk(path)
+        remove_directory(final)
         os.replace(temporary, final)
-        sync(final.parent)
+        sync_to_disk(final.parent)
     except (OSError, SafetensorError) as error:
         raise InputError(f"could not save {final}: {error}; {advice}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove(folder: Path) -> None:
+def remove_directory(folder: Path) -> None:
     """Out of sight first, in one stroke: a kill in the middle of deleting must not leave half a checkpoint."""
     if folder.exists():
         doomed = folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}.old")
@@ -90,7 +90,7 @@ def remove(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Force a file or folder to disk (folders cannot be opened on Windows, nor need they be)."""
     if path.is_dir() and os.name == "nt":
         return
@@ -101,23 +101,23 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def steps(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
     found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and (path / "state.json").is_file()]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def latest(folder: Path) -> Path | None:
-    return next(reversed(steps(folder)), None)
+def find_latest(folder: Path) -> Path | None:
+    return next(reversed(list_checkpoints(folder)), None)
 
 
-def best(folder: Path) -> Path | None:
+def find_best(folder: Path) -> Path | None:
     """The checkpoint with the lowest validation loss, as the latest one remembers it, or the mean of the last; else the
     latest."""
-    last = latest(folder)
+    last = find_latest(folder)
     if last is None:
         return None
-    state, mean = read_state(last), folder / MEAN
+    state, mean = read_state(last), folder / AVERAGE_DIR
     if (mean / "state.json").is_file():
         found = read_state(mean)
         if found["step"] == state["step"] and found["best"]["val_loss"] < state["best"].get("val_loss", math.inf):
@@ -126,13 +126,13 @@ def best(folder: Path) -> Path | None:
     return chosen if chosen.is_dir() else last
 
 
-def tidy(folder: Path, last: int = 1) -> None:
+def prune_checkpoints(folder: Path, last: int = 1) -> None:
     """Keep the best and the last (one or more), and nothing that was left half-written by a kill."""
-    state = read_state(newest) if (newest := latest(folder)) else {"best": {}}
-    keep = {folder / f"step-{state['best'].get('step')}", *steps(folder)[-last:]}
-    for path in steps(folder):
+    state = read_state(newest) if (newest := find_latest(folder)) else {"best": {}}
+    keep = {folder / f"step-{state['best'].get('step')}", *list_checkpoints(folder)[-last:]}
+    for path in list_checkpoints(folder):
         if path not in keep:
-            remove(path)
+            remove_directory(path)
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -157,7 +157,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(path: Path) -> Generator[Any]:
+def open_safetensors(path: Path) -> Generator[Any]:
     """A safetensors file, its header checked against its size before anything is read. Raises InputError."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -169,11 +169,11 @@ def opened(path: Path) -> Generator[Any]:
         raise InputError(f"{path} ({size:,} bytes) is not a whole safetensors file: {error}") from None
 
 
-def load_model(folder: Path, model: nn.Module) -> None:
+def load_weights(folder: Path, model: nn.Module) -> None:
     """Fill the model from `folder/model.safetensors`. Raises InputError naming the first key or shape that differs."""
-    path, wanted = folder / "model.safetensors", tensors(model)
-    unsealed(folder)
-    with opened(path) as file:
+    path, wanted = folder / "model.safetensors", collect_tensors(model)
+    verify_files(folder)
+    with open_safetensors(path) as file:
         found = set(file.keys())
         if missing := sorted(wanted.keys() - found):
             raise InputError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more): it belongs to another model")
@@ -188,12 +188,12 @@ def load_model(folder: Path, model: nn.Module) -> None:
                 tensor.copy_(file.get_tensor(name))
 
 
-def load_mean(folders: Sequence[Path], model: nn.Module) -> None:
+def load_average(folders: Sequence[Path], model: nn.Module) -> None:
     """Fill the model with the mean of several checkpoints of it, one tensor at a time. Raises InputError."""
-    load_model(folders[0], model)
+    load_weights(folders[0], model)
     with ExitStack() as stack, torch.no_grad():
-        files = [stack.enter_context(opened(folder / "model.safetensors")) for folder in folders]
-        for name, tensor in tensors(model).items():
+        files = [stack.enter_context(open_safetensors(folder / "model.safetensors")) for folder in folders]
+        for name, tensor in collect_tensors(model).items():
             if tensor.is_floating_point():
                 total = torch.zeros(tensor.shape, dtype=torch.float64)
                 for file in files:
@@ -201,7 +201,7 @@ def load_mean(folders: Sequence[Path], model: nn.Module) -> None:
                 tensor.copy_(total / len(files))
 
 
-def unsealed(folder: Path) -> None:
+def verify_files(folder: Path) -> None:
     """The files beside the weights are those that were saved with them: another vocabulary of the same size would load
     and talk nonsense."""
     for name, seal in read_json(folder / "state.json").get("files", {}).items():
@@ -210,10 +210,10 @@ def unsealed(folder: Path) -> None:
             raise InputError(f"{path} is not the file that these weights were trained with: bring the old one back")
 
 
-def load_state(folder: Path, state: State) -> None:
+def load_checkpoint(folder: Path, state: TrainState) -> None:
     """Put the state back where the checkpoint left it."""
-    load_model(folder, state.model)
-    with opened(folder / "optimizer.safetensors") as file:
+    load_weights(folder, state.model)
+    with open_safetensors(folder / "optimizer.safetensors") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     try:
         state.optimizer.load(found)
@@ -221,4 +221,4 @@ def load_state(folder: Path, state: State) -> None:
         path = folder / "optimizer.safetensors"
         raise InputError(f"{path} belongs to another model or optimizer, which a run cannot change: {error}") from None
     rest = read_state(folder)
-    state.step, state.place, state.best = rest["step"], rest["place"], rest["best"]
+    state.step, state.stream_state, state.best = rest["step"], rest["place"], rest["best"]

@@ -72,7 +72,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoRAConfig:
     """How much a fine-tuning may change. Raises ValueError where a number makes no sense."""
 
     rank: int = 0

@@ -8,9 +8,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..recipe import Recipe
-from .device import device, dtype
+from .device import resolve_device, resolve_dtype
 
-STATES = {"adamw": 2, "muon": 2}  # numbers an optimiser keeps for each weight, at most
+OPTIMIZER_STATES = {"adamw": 2, "muon": 2}  # numbers an optimiser keeps for each weight, at most
 
 
 def estimate(recipe: Recipe, config: Any) -> dict[str, Any]:
@@ -33,10 +33,10 @@ def estimate(recipe: Recipe, config: Any) -> dict[str, Any]:
     memory = {
         "weights": weights,
         "gradients": weights,
-        "optimizer": STATES[c.optimizer] * weights,
+        "optimizer": OPTIMIZER_STATES[c.optimizer] * weights,
         "activations": activations,
     }
-    where = device(c.device)
+    where = resolve_device(c.device)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_step": flops.get_total_flops() * c.accumulate,
@@ -48,11 +48,11 @@ def estimate(recipe: Recipe, config: Any) -> dict[str, Any]:
         "tokens_per_step": place.get("tokens", 0) * c.accumulate,
         "steps": c.steps,
         "device": str(where),
-        "dtype": str(dtype(c.dtype, where)).removeprefix("torch."),
+        "dtype": str(resolve_dtype(c.dtype, where)).removeprefix("torch."),
     }
 
 
-def describe(title: str, facts: dict[str, Any]) -> str:
+def format_estimate(title: str, facts: dict[str, Any]) -> str:
     """The same for a person."""
     memory = facts["memory_bytes"]
     parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items() if name != "total")

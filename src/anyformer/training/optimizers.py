@@ -5,13 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..model.block import Transformer
+from ..model.transformer import Transformer
 from .config import TrainConfig
 
-KEPT = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # what each remembers of a parameter
+STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # what each remembers of a parameter
 
 
-def learning_rate(step: int, c: TrainConfig) -> float:
+def get_lr(step: int, c: TrainConfig) -> float:
     """Linear warm-up, then the schedule. step counts from 0."""
     if step < c.warmup:
         return c.lr * (step + 1) / (c.warmup + 1)
@@ -70,6 +70,6 @@ class Optimizer:
                 raise ValueError(f"{key} has shape {list(value.shape)}, not {list(wanted)}")
             owns[int(which)].setdefault(int(index), {})[name] = value
         for part, own in zip(self.parts, owns):
-            if not own or any(values.keys() != KEPT[type(part).__name__] for values in own.values()):
+            if not own or any(values.keys() != STATE_KEYS[type(part).__name__] for values in own.values()):
                 raise ValueError(f"it is not the state of {type(part).__name__}")
             part.load_state_dict({"state": own, "param_groups": part.state_dict()["param_groups"]})

@@ -31,9 +31,9 @@ from torch import nn
 from .. import recipe as recipes
 from ..errors import InputError
 from . import checkpoints as checkpoint
-from .loop import State, ended, evaluate, start, train
+from .loop import TrainState, is_finished, evaluate, init_state, train
 
-LOGS = ("metrics.jsonl", "timings.jsonl", "samples.txt")
+LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.txt")
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -41,7 +41,7 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDirectory:
     path: Path
 
     @property
@@ -52,7 +52,7 @@ class Run:
     def exists(self) -> bool:
         return (self.path / "config.json").is_file()
 
-    def config(self) -> dict[str, Any]:
+    def read_config(self) -> dict[str, Any]:
         """What config.json holds. Raises InputError where it is not a run's."""
         found = checkpoint.read_json(self.path / "config.json")
         for name in ("recipe", "preset", "config"):
@@ -60,7 +60,7 @@ class Run:
                 raise InputError(f"{self.path / 'config.json'} names no {name}: it is not the config of a run")
         return found
 
-    def refuse_others(self) -> None:
+    def require_unused(self) -> None:
         """Raises InputError where something lives already: nothing is ever overwritten."""
         if self.exists:
             raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
@@ -70,20 +70,20 @@ class Run:
     def create(self, described: dict[str, Any]) -> None:
         """Make the directory and its config.json. Raises InputError where something else lives there."""
         try:
-            self.refuse_others()
+            self.require_unused()
             self.path.mkdir(parents=True, exist_ok=True)
-            self.describe(described)
+            self.write_config(described)
         except OSError as error:
             with suppress(OSError):
                 self.path.rmdir()  # made a moment ago: one that holds anything stays
             raise InputError(f"cannot write a run to {self.path}: {error.strerror or error}") from None
 
-    def describe(self, described: dict[str, Any]) -> None:
-        write(self.path / "config.json", json.dumps(described, indent=2) + "\n")
+    def write_config(self, described: dict[str, Any]) -> None:
+        atomic_write(self.path / "config.json", json.dumps(described, indent=2) + "\n")
 
     def remove(self) -> None:
         """Take away what is ours, and the directory if nothing else is in it."""
-        for name in (*LOGS, "config.json", "result.json", "figures.json", "report.html"):
+        for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         with suppress(OSError):
@@ -93,21 +93,21 @@ class Run:
         """Forget what was logged after the checkpoint that training goes on from, and the figures of the end."""
         (self.path / "figures.json").unlink(missing_ok=True)
         for name in ("metrics.jsonl", "timings.jsonl"):
-            rewrite(self.path / name, (line for at, line in records(self.path / name) if at <= step))
-        said = samples(self.path / "samples.txt")
-        rewrite(self.path / "samples.txt", (f"{head}\n{text}" for at, head, text in said if at <= step))
+            rewrite_file(self.path / name, (line for at, line in read_records(self.path / name) if at <= step))
+        said = read_samples(self.path / "samples.txt")
+        rewrite_file(self.path / "samples.txt", (f"{head}\n{text}" for at, head, text in said if at <= step))
 
 
-def lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
     """The whole lines of a log: one cut off by a kill is left out."""
     if path.exists():
         with open(path, encoding="utf-8") as file:
             yield from (line for line in file if line.endswith("\n"))
 
 
-def records(path: Path) -> Iterator[tuple[int, str]]:
+def read_records(path: Path) -> Iterator[tuple[int, str]]:
     """(step, line) of each record in a log. Raises InputError for a line that is none."""
-    for number, line in enumerate(lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             yield int(json.loads(line)["step"]), line
         except (ValueError, KeyError, TypeError):
@@ -116,10 +116,10 @@ def records(path: Path) -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def samples(path: Path) -> Iterator[tuple[int, str, str]]:
+def read_samples(path: Path) -> Iterator[tuple[int, str, str]]:
     """(step, headline, text) of each sample."""
     head, body = "", []
-    for line in [*lines(path), "--- step -1 ---\n"]:
+    for line in [*read_lines(path), "--- step -1 ---\n"]:
         if re.fullmatch(r"--- step -?\d+ ---\n", line):
             if head:
                 yield int(head.split()[2]), head, "".join(body)
@@ -128,12 +128,12 @@ def samples(path: Path) -> Iterator[tuple[int, str, str]]:
             body.append(line)
 
 
-def rewrite(path: Path, kept: Iterator[str]) -> None:
+def rewrite_file(path: Path, kept: Iterator[str]) -> None:
     if path.exists():
-        write(path, "".join(list(kept)))
+        atomic_write(path, "".join(list(kept)))
 
 
-def write(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """A file that is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -143,7 +143,7 @@ def write(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def describe(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
+def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
     """What config.json holds."""
     return {
         "recipe": name,
@@ -162,25 +162,25 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def begin(run: Run, recipe: recipes.Recipe, config: Any, prepare: Callable[[nn.Module], Any]) -> State:
+def restore_or_init(run: RunDirectory, recipe: recipes.Recipe, config: Any, prepare: Callable[[nn.Module], Any]) -> TrainState:
     """A fresh state, or the one of the run's last checkpoint; the logs are rewound to it. `prepare`: see `start`."""
-    checkpoint.tidy(run.checkpoints, config.train.average)
-    last = checkpoint.latest(run.checkpoints)
-    state = start(recipe, config if last is None else recipes.at_home(config, last), prepare)
+    checkpoint.prune_checkpoints(run.checkpoints, config.train.average)
+    last = checkpoint.find_latest(run.checkpoints)
+    state = init_state(recipe, config if last is None else recipes.bind_checkpoint_files(config, last), prepare)
     if last is not None:
-        checkpoint.load_state(last, state)
+        checkpoint.load_checkpoint(last, state)
     run.rewind(state.step)
     return state
 
 
-def fit(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> Iterator[dict[str, Any]]:
+def run_training(run: RunDirectory, recipe: recipes.Recipe, config: Any, state: TrainState) -> Iterator[dict[str, Any]]:
     """Train in a run directory: log, sample and save as it goes; yields each record with its speed.
 
     Raises Stopped after Ctrl-C or SIGTERM, when all is saved.
     """
-    described, saved, seen = run.config(), state.step, (state.place or {}).get("tokens", 0)
+    described, saved, seen = run.read_config(), state.step, (state.stream_state or {}).get("tokens", 0)
     began = last = time.monotonic()
-    with stopping() as stop, Log(run.path) as log:
+    with catch_stop_signals() as stop, RunLogs(run.path) as log:
         for record in train(recipe, config, state):
             now = time.monotonic()
             seconds, speed = now - began, (record["tokens"] - seen) / max(now - last, 1e-9)
@@ -191,11 +191,11 @@ def fit(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> Iterator
                 state.model.train()
             else:  # a step that validates says nothing about the speed of training
                 log.timings({"step": record["step"], "seconds": round(seconds, 3), "tokens_per_second": round(speed)})
-            due = state.step % config.train.save_every == 0 or ended(state, config.train)
+            due = state.step % config.train.save_every == 0 or is_finished(state, config.train)
             if due or stop.is_set() or state.best.get("step") == state.step:
                 log.flush()
-                checkpoint.save(run.checkpoints, state, described)
-                checkpoint.tidy(run.checkpoints, config.train.average)
+                checkpoint.save_checkpoint(run.checkpoints, state, described)
+                checkpoint.prune_checkpoints(run.checkpoints, config.train.average)
                 saved = state.step
             last = time.monotonic()  # what the caller does with a record, and saving, is not the model's speed
             yield record | {"seconds": seconds, "tokens_per_second": speed, "saved": saved}
@@ -203,31 +203,31 @@ def fit(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> Iterator
                 raise Stopped(f"stopped at step {state.step} of {config.train.steps}; everything is saved")
 
 
-def average(run: Run, recipe: recipes.Recipe, config: Any, state: State) -> None:
+def average_checkpoints(run: RunDirectory, recipe: recipes.Recipe, config: Any, state: TrainState) -> None:
     """Beside the checkpoints of a run that has ended, the mean of the last ones, with its validation loss: `best` takes
     it where that is the lowest. The model in `state` becomes it."""
-    last = checkpoint.steps(run.checkpoints)[-config.train.average :]
+    last = checkpoint.list_checkpoints(run.checkpoints)[-config.train.average :]
     if len(last) < 2:
         return
-    checkpoint.load_mean(last, state.model)
+    checkpoint.load_average(last, state.model)
     batches = (batch for batch, _ in islice(recipe.batches(config, "val", None), config.train.eval_batches))
     loss = evaluate(recipe, state.model, batches, config.train.dtype)["loss"]
-    rest = {"step": state.step, "place": state.place, "best": {"step": state.step, "val_loss": loss}}
-    with checkpoint.whole(run.checkpoints / checkpoint.MEAN) as folder:
-        checkpoint.write_model(folder, state.model, run.config(), rest)
+    rest = {"step": state.step, "place": state.stream_state, "best": {"step": state.step, "val_loss": loss}}
+    with checkpoint.atomic_directory(run.checkpoints / checkpoint.AVERAGE_DIR) as folder:
+        checkpoint.write_model(folder, state.model, run.read_config(), rest)
 
 
-class Log:
+class RunLogs:
     """The growing files of a run."""
 
     def __init__(self, path: Path):
         self.path = path
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "RunLogs":
         try:
             self.files = {
                 n: open(self.path / n, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
-                for n in LOGS
+                for n in LOG_FILES
             }
         except OSError as error:
             raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
@@ -246,7 +246,7 @@ class Log:
 
     def sample(self, step: int, answer: dict[str, Any]) -> None:
         """What the recipe's show-piece says."""
-        for text in recipes.spoken(answer):
+        for text in recipes.format_prediction(answer):
             self._put("samples.txt", f"--- step {step} ---\n{text}\n")
 
     def flush(self) -> None:
@@ -265,7 +265,7 @@ class Log:
 
 
 @contextmanager
-def stopping() -> Generator[threading.Event]:
+def catch_stop_signals() -> Generator[threading.Event]:
     """Ctrl-C and SIGTERM ask for a stop between two steps; a second Ctrl-C does not wait."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
