@@ -8,7 +8,10 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
+T = TypeVar("T")
 STALE_SECONDS = 24 * 3600  # after which the temporary directory of a killed process is removed
 
 
@@ -23,7 +26,7 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "anyformer"
 
 
-def cache_by_files[**P, T](
+def cache_by_files(
     files: Callable[P, Iterable[str | Path]], maxsize: int = 4
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Memoize a function on its arguments and on the state of the files that it reads.

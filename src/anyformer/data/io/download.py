@@ -14,8 +14,8 @@ from typing import Any
 
 from ...errors import InputError
 
-LARGEST = 1 << 30  # bytes of a download, and of all that an archive holds
-PATIENCE = 10.0  # seconds without an answer
+MAX_BYTES = 1 << 30  # bytes of a download, and of all that an archive holds
+TIMEOUT_SECONDS = 10.0  # seconds without an answer
 BLOCK = 1 << 20
 
 
@@ -29,7 +29,7 @@ def bounded(file: Any, most: int) -> bytes:
     return b"".join(blocks)
 
 
-def check(paths: Sequence[Path], sha256: str, what: str) -> None:
+def verify_sha256(paths: Sequence[Path], sha256: str, what: str) -> None:
     """Raises InputError unless the bytes of these files, one after the other, have this SHA-256."""
     digest = hashlib.sha256()
     for path in paths:
@@ -49,7 +49,7 @@ def download(urls: Mapping[str, str], target: Path, sha256: str) -> None:
         paths = [folder / name for name in urls]
         for path, url in zip(paths, urls.values(), strict=True):
             _download(url, path)
-        check(paths, sha256, f"what came from {', '.join(urls.values())}")
+        verify_sha256(paths, sha256, f"what came from {', '.join(urls.values())}")
 
 
 def unpack(archive: Path, target: Path, endings: tuple[str, ...] = (".txt",)) -> None:
@@ -57,8 +57,8 @@ def unpack(archive: Path, target: Path, endings: tuple[str, ...] = (".txt",)) ->
     try:
         with appearing(target) as folder, tarfile.open(archive) as tar:
             members = [m for m in tar if m.isfile() and m.name.endswith(endings)]
-            if sum(m.size for m in members) > LARGEST:
-                raise InputError(f"{archive}: holds more than {LARGEST >> 20} MiB of {', '.join(endings)}")
+            if sum(m.size for m in members) > MAX_BYTES:
+                raise InputError(f"{archive}: holds more than {MAX_BYTES >> 20} MiB of {', '.join(endings)}")
             tar.extractall(folder, members, filter="data")
     except (tarfile.TarError, lzma.LZMAError, EOFError) as e:
         raise InputError(f"{archive}: cannot be unpacked ({e})") from None
@@ -67,13 +67,13 @@ def unpack(archive: Path, target: Path, endings: tuple[str, ...] = (".txt",)) ->
 def _download(url: str, path: Path) -> None:
     if not url.startswith("https://"):
         raise OSError("not https")
-    with urllib.request.urlopen(url, timeout=PATIENCE) as response, open(path, "wb") as file:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
         if not response.url.startswith("https://"):
             raise OSError(f"sent on to {response.url}, which is not https")
         while block := response.read(BLOCK):
             file.write(block)
-            if file.tell() > LARGEST:
-                raise OSError(f"more than {LARGEST >> 20} MiB")
+            if file.tell() > MAX_BYTES:
+                raise OSError(f"more than {MAX_BYTES >> 20} MiB")
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
-"""A GGUF file: named values, then a list of tensors, then their numbers, some in blocks of a few bits.
+"""Read GGUF files (llama.cpp): metadata, a list of tensors, and tensor data, often quantized in blocks.
 
-Nothing in it is believed: a count or a length is bounded by the bytes that are left before memory is taken.
-Versions 2 and 3, little-endian. The layout is that of ggml (docs/gguf.md there).
+A file is not trusted: every count and length is checked against the bytes left in the file before memory is allocated.
+Versions 2 and 3, little-endian. F32, F16 and BF16 are decoded here; quantized blocks by the `gguf` package, an optional
+extra. The layout is documented in ggml's docs/gguf.md.
 """
 
 import math
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +18,58 @@ from ...errors import InputError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-ALIGNMENT = 32  # of the numbers, unless the file says otherwise
-MOST_VALUES, MOST_TENSORS, MOST_ENTRIES = 65_536, 65_536, 4_000_000
-LONGEST_NAME, LONGEST_TEXT = 65_535, 64 << 20  # bytes
-MOST_AXES = 4
+DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20  # of tensor data, in bytes
+MAX_METADATA, MAX_TENSORS, MAX_ARRAY_ITEMS = 65_536, 65_536, 4_000_000
+MAX_NAME_BYTES, MAX_STRING_BYTES = 65_535, 64 << 20
+MAX_AXES = 4
+COMPARE_BYTES = 4 << 20  # compared at once by `tensors_equal`
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-FLOAT, BOOL, STRING, ARRAY = 6, 7, 8, 9
+FLOAT32, STRING, ARRAY = 6, 8, 9
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How numbers are stored: `n` of them in a block of `size` bytes."""
+class StorageType:
+    """How values are stored: `block_size` of them in `block_bytes` bytes. `code` is ggml's number of the type."""
 
+    code: int
     name: str
-    n: int
-    size: int
+    block_size: int
+    block_bytes: int
 
 
-KINDS = {
-    0: Kind("F32", 1, 4),
-    1: Kind("F16", 1, 2),
-    2: Kind("Q4_0", 32, 18),
-    3: Kind("Q4_1", 32, 20),
-    8: Kind("Q8_0", 32, 34),
-    30: Kind("BF16", 1, 2),
-}
+FLOATS = {0: StorageType(0, "F32", 1, 4), 1: StorageType(1, "F16", 1, 2), 30: StorageType(30, "BF16", 1, 2)}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor of the file: its shape, outermost axis first, and where its bytes lie."""
+class TensorInfo:
+    """A tensor of a file: its shape, outermost axis first, its storage type and the offset of its first byte."""
 
     shape: tuple[int, ...]
-    kind: Kind
+    storage: StorageType
     start: int
 
     @property
-    def row(self) -> int:
-        """Bytes of one row: of the innermost axis."""
-        return self.shape[-1] // self.kind.n * self.kind.size
+    def row_bytes(self) -> int:
+        """Bytes of one row along the innermost axis."""
+        return self.shape[-1] // self.storage.block_size * self.storage.block_bytes
 
     @property
     def n_bytes(self) -> int:
-        return math.prod(self.shape[:-1]) * self.row
+        return math.prod(self.shape[:-1]) * self.row_bytes
 
 
-def begins(path: Path) -> bool:
-    """Whether a file begins as GGUF does."""
+def is_gguf_file(path: Path) -> bool:
+    """Return whether a file begins with GGUF's magic bytes."""
     with open(path, "rb") as file:
-        return file.read(4) == MAGIC
+        return file.read(len(MAGIC)) == MAGIC
 
 
-class File:
-    """`values`: the metadata by name; `tensors`: what is stored. Raises InputError for a file that is cut short, lies
-    about its sizes, or holds a kind of numbers that is not read."""
+class GGUFFile:
+    """An open GGUF file: `metadata` by key, `tensors` by name; `read` returns values of a tensor in float32.
+
+    Raises:
+        InputError: the file is truncated, declares impossible sizes or has a storage type that cannot be read.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -78,157 +78,177 @@ class File:
             self._data = np.memmap(path, np.uint8, "r") if self.n_bytes else np.zeros(0, np.uint8)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}") from None
-        self._at = 0
-        if self._take(4, "its first bytes") != MAGIC:
-            raise InputError(f"{path} is no GGUF file: it does not begin with {MAGIC.decode()}")
-        if (version := self._number("I")) not in VERSIONS:
-            raise InputError(f"{path} is GGUF of version {version}: versions 2 and 3, little-endian, are read")
-        n_tensors = self._count(self._number("Q"), MOST_TENSORS, 24, "tensors")
-        n_values = self._count(self._number("Q"), MOST_VALUES, 13, "values")
-        self.values: dict[str, Any] = {}
-        for _ in range(n_values):
-            name = self._name(self.values, "value")
-            self.values[name] = self._value(self._number("I"), name)
-        self.tensors: dict[str, Stored] = {}
-        self._list(n_tensors)
+        self._offset = 0
+        if self._read_bytes(len(MAGIC), "the magic number") != MAGIC:
+            raise InputError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
+        if (version := self._read_scalar("I")) not in VERSIONS:
+            raise InputError(f"{path} is GGUF version {version}; versions 2 and 3, little-endian, can be read")
+        n_tensors = self._check_count(self._read_scalar("Q"), MAX_TENSORS, 24, "tensors")
+        n_metadata = self._check_count(self._read_scalar("Q"), MAX_METADATA, 13, "metadata values")
+        self.metadata: dict[str, Any] = {}
+        for _ in range(n_metadata):
+            key = self._read_name(self.metadata, "metadata key")
+            self.metadata[key] = self._read_value(self._read_scalar("I"), key)
+        self.tensors: dict[str, TensorInfo] = {}
+        self._read_tensor_list(n_tensors)
 
-    # --- the parts of a file, one after the other ---
-
-    def _take(self, n: int, what: str) -> bytes:
-        if n > self.n_bytes - self._at:
+    def _read_bytes(self, n: int, what: str) -> bytes:
+        if n > self.n_bytes - self._offset:
             raise InputError(
-                f"{self.path} is cut short: {what} should have {n:,} bytes at byte {self._at:,}, and the file has "
+                f"{self.path} is truncated: {what} should have {n:,} bytes at byte {self._offset:,}, and the file has "
                 f"{self.n_bytes:,}"
             )
-        self._at += n
-        return self._data[self._at - n : self._at].tobytes()
+        self._offset += n
+        return self._data[self._offset - n : self._offset].tobytes()
 
-    def _number(self, code: str) -> Any:
-        return struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}"), "a number"))[0]
+    def _read_scalar(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self._read_bytes(struct.calcsize(f"<{code}"), "a number"))[0]
 
-    def _count(self, n: int, most: int, least_bytes: int, what: str) -> int:
-        """How many follow, each of at least so many bytes."""
-        most = min(most, (self.n_bytes - self._at) // least_bytes)
-        if n > most:
-            raise InputError(f"{self.path} promises {n:,} {what} at byte {self._at:,}, where at most {most:,} may be")
+    def _check_count(self, n: int, limit: int, min_item_bytes: int, what: str) -> int:
+        """Return `n` if that many items of at least `min_item_bytes` bytes fit in the bytes that are left."""
+        limit = min(limit, (self.n_bytes - self._offset) // min_item_bytes)
+        if n > limit:
+            raise InputError(f"{self.path} declares {n:,} {what} at byte {self._offset:,}; at most {limit:,} are valid")
         return n
 
-    def _text(self, longest: int, what: str) -> str:
-        n = self._number("Q")
-        if n > longest:
-            raise InputError(f"{self.path}: {what} should have {n:,} bytes, more than the {longest:,} that it may have")
-        return self._take(n, what).decode("utf-8", "replace")
+    def _read_string(self, limit: int, what: str) -> str:
+        n = self._read_scalar("Q")
+        if n > limit:
+            raise InputError(f"{self.path}: {what} should have {n:,} bytes, more than the limit of {limit:,}")
+        return self._read_bytes(n, what).decode("utf-8", "replace")
 
-    def _name(self, known: Any, what: str) -> str:
-        name = self._text(LONGEST_NAME, f"the name of a {what}")
-        if name in known:
+    def _read_name(self, earlier: Any, what: str) -> str:
+        name = self._read_string(MAX_NAME_BYTES, f"the name of a {what}")
+        if name in earlier:
             raise InputError(f"{self.path} has the {what} {name!r} twice")
         return name
 
-    def _value(self, kind: int, name: str) -> Any:
+    def _read_value(self, kind: int, key: str) -> Any:
         if kind == STRING:
-            return self._text(LONGEST_TEXT, name)
+            return self._read_string(MAX_STRING_BYTES, key)
         if kind == ARRAY:
-            inner = self._number("I")
-            return self._array(inner, self._number("Q"), name)
+            return self._read_array(self._read_scalar("I"), self._read_scalar("Q"), key)
         if kind not in SCALARS:
-            raise InputError(f"{self.path}: {name} is of the unknown kind {kind}")
-        found = self._number(SCALARS[kind])
-        return written(found) if kind == FLOAT else found
+            raise InputError(f"{self.path}: {key} has the unknown type {kind}")
+        value = self._read_scalar(SCALARS[kind])
+        return float(str(np.float32(value))) if kind == FLOAT32 else value  # 1e-05, not 9.999999747378752e-06
 
-    def _array(self, kind: int, n: int, name: str) -> list[Any]:
+    def _read_array(self, kind: int, n: int, key: str) -> list[Any]:
         if kind == STRING:
-            n = self._count(n, MOST_ENTRIES, 8, f"entries of {name}")
-            return [self._text(LONGEST_TEXT, name) for _ in range(n)]
+            n = self._check_count(n, MAX_ARRAY_ITEMS, 8, f"items of {key}")
+            return [self._read_string(MAX_STRING_BYTES, key) for _ in range(n)]
         if kind not in SCALARS:
-            raise InputError(f"{self.path}: {name} is a list of the kind {kind}, which is not read")
-        size = struct.calcsize(f"<{SCALARS[kind]}")
-        n = self._count(n, MOST_ENTRIES, size, f"entries of {name}")
-        return list(struct.unpack(f"<{n}{SCALARS[kind]}", self._take(n * size, name)))
+            raise InputError(f"{self.path}: {key} is an array of the type {kind}, which is not supported")
+        n = self._check_count(n, MAX_ARRAY_ITEMS, struct.calcsize(f"<{SCALARS[kind]}"), f"items of {key}")
+        layout = f"<{n}{SCALARS[kind]}"
+        return list(struct.unpack(layout, self._read_bytes(struct.calcsize(layout), key)))
 
-    def _list(self, n: int) -> None:
-        """The list of tensors; where their numbers begin is known after it."""
-        listed = {}
+    def _read_tensor_list(self, n: int) -> None:
+        """Read names, shapes and offsets; offsets are relative to the end of this list, rounded up."""
+        entries = {}
         for _ in range(n):
-            name = self._name(listed, "tensor")
-            n_axes = self._number("I")
-            if not 1 <= n_axes <= MOST_AXES:
-                raise InputError(f"{self.path}: {name} has {n_axes} axes; it should be 1 to {MOST_AXES}")
-            shape = tuple(self._number("Q") for _ in range(n_axes))[::-1]
-            listed[name] = (shape, self._number("I"), self._number("Q"))
-        step = self.values.get("general.alignment", ALIGNMENT)
-        if type(step) is not int or not 0 < step <= 1 << 20 or step & (step - 1):
+            name = self._read_name(entries, "tensor")
+            n_axes = self._read_scalar("I")
+            if not 1 <= n_axes <= MAX_AXES:
+                raise InputError(f"{self.path}: {name} has {n_axes} axes; it should have 1 to {MAX_AXES}")
+            shape = tuple(self._read_scalar("Q") for _ in range(n_axes))[::-1]
+            entries[name] = (shape, self._read_scalar("I"), self._read_scalar("Q"))
+        step = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if type(step) is not int or not 0 < step <= MAX_ALIGNMENT or step & (step - 1):
             raise InputError(f"{self.path}: general.alignment is {step!r}; it should be a power of two")
-        start = -(-self._at // step) * step
-        for name, (shape, kind, offset) in listed.items():
-            if kind not in KINDS:
-                names = ", ".join(k.name for k in KINDS.values())
-                raise InputError(f"{self.path}: {name} is stored as ggml's type {kind}, which is not read: {names} are")
-            self.tensors[name] = self._placed(name, Stored(shape, KINDS[kind], start + offset))
+        start = -(-self._offset // step) * step
+        for name, (shape, code, offset) in entries.items():
+            info = TensorInfo(shape, find_storage_type(code, f"{self.path}: {name}"), start + offset)
+            self._check_extent(name, info)
+            self.tensors[name] = info
 
-    def _placed(self, name: str, one: Stored) -> Stored:
-        if any(not 0 < side <= self.n_bytes * 2 for side in one.shape) or one.shape[-1] % one.kind.n:
-            raise InputError(f"{self.path}: {name} has shape {list(one.shape)}, which {one.kind.name} cannot have")
-        if one.start + one.n_bytes > self.n_bytes:
+    def _check_extent(self, name: str, info: TensorInfo) -> None:
+        """Check that a tensor's shape fits its storage type and that its data lie within the file."""
+        # A byte holds at most 8 values, so no axis is longer than that.
+        if any(not 0 < n <= self.n_bytes * 8 for n in info.shape) or info.shape[-1] % info.storage.block_size:
+            raise InputError(f"{self.path}: {name} has shape {list(info.shape)}, impossible as {info.storage.name}")
+        if info.start + info.n_bytes > self.n_bytes:
             raise InputError(
-                f"{self.path} is cut short: {name} of shape {list(one.shape)} should have {one.n_bytes:,} bytes from "
-                f"byte {one.start:,} on, and the file has {self.n_bytes:,}"
+                f"{self.path} is truncated: {name} of shape {list(info.shape)} should have {info.n_bytes:,} bytes from "
+                f"byte {info.start:,} on, and the file has {self.n_bytes:,}"
             )
-        return one
 
-    # --- numbers ---
-
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors are stored with the same bytes."""
-        a, b = self.tensors[one], self.tensors[other]
-        if (a.shape, a.kind) != (b.shape, b.kind):
+    def tensors_equal(self, first: str, second: str) -> bool:
+        """Return whether two tensors are stored with the same bytes."""
+        a, b = self.tensors[first], self.tensors[second]
+        if (a.shape, a.storage) != (b.shape, b.storage):
             return False
-        step = 1 << 22
-        for at in range(0, a.n_bytes, step):
-            n = min(step, a.n_bytes - at)
-            if not np.array_equal(self._stored(a.start + at, (n,)), self._stored(b.start + at, (n,))):
-                return False
-        return True
+        pieces = ((i, min(COMPARE_BYTES, a.n_bytes - i)) for i in range(0, a.n_bytes, COMPARE_BYTES))
+        return all(np.array_equal(self._map(a.start + i, (n,)), self._map(b.start + i, (n,))) for i, n in pieces)
 
-    def part(self, name: str, rows: slice, columns: slice | None = None) -> np.ndarray:
-        """A part of a vector or a matrix in float32: (rows,) or (rows, columns)."""
-        one = self.tensors[name]
-        if len(one.shape) == 1:
-            return self._read(one, slice(0, 1), rows)[0]
-        return self._read(one, rows, columns or slice(0, one.shape[-1]))
+    def read(self, name: str, rows: slice, columns: slice | None = None) -> np.ndarray:
+        """Read part of a vector or a matrix in float32; only the blocks that hold this part are decoded.
 
-    def _read(self, one: Stored, rows: slice, columns: slice) -> np.ndarray:
-        """Whole blocks are read, and then cut."""
-        shape = (math.prod(one.shape[:-1]), one.shape[-1] // one.kind.n, one.kind.size)
-        first, last = columns.start // one.kind.n, -(-columns.stop // one.kind.n)
-        blocks = np.ascontiguousarray(self._stored(one.start, shape)[rows, first:last])
-        numbers = decoded(blocks, one.kind).reshape(len(blocks), -1)
-        return numbers[:, columns.start - first * one.kind.n : columns.stop - first * one.kind.n]
+        Args:
+            rows: start and stop along the first axis.
+            columns: start and stop along the second axis of a matrix; None for all.
 
-    def _stored(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Bytes of the file, opened anew so that no page of the last piece stays in memory."""
+        Returns:
+            (rows,) or (rows, columns).
+        """
+        info = self.tensors[name]
+        if len(info.shape) == 1:
+            return self._read_blocks(info, slice(0, 1), rows)[0]
+        return self._read_blocks(info, rows, columns or slice(0, info.shape[-1]))
+
+    def _read_blocks(self, info: TensorInfo, rows: slice, columns: slice) -> np.ndarray:
+        """Decode the blocks that hold these columns, then cut off what lies before and after them."""
+        size = info.storage.block_size
+        first, last = columns.start // size, -(-columns.stop // size)
+        shape = (math.prod(info.shape[:-1]), info.shape[-1] // size, info.storage.block_bytes)
+        blocks = np.ascontiguousarray(self._map(info.start, shape)[rows, first:last])
+        values = decode_blocks(blocks.reshape(len(blocks), -1), info.storage)
+        return values[:, columns.start - first * size : columns.stop - first * size]
+
+    def _map(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Map bytes of the file; a new mapping each time, so that pages already read do not stay in memory."""
         return np.memmap(self.path, np.uint8, "r", start, shape)
 
 
-def written(found: float) -> float:
-    """A float32 as it was written: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(found)))
+def find_storage_type(code: int, where: str) -> StorageType:
+    """Look up ggml's storage type with this number.
+
+    Raises:
+        InputError: the type is unknown, or quantized and the `gguf` package is missing or cannot decode it.
+    """
+    if code in FLOATS:
+        return FLOATS[code]
+    try:
+        if storage := _find_quantized_type(code):
+            return storage
+    except ImportError:
+        raise InputError(
+            f"{where} is quantized (ggml type {code}), which needs the package gguf: pip install 'anyformer[gguf]'"
+        ) from None
+    raise InputError(f"{where} is stored as ggml type {code}, which the package gguf cannot decode")
 
 
-def decoded(blocks: np.ndarray, kind: Kind) -> np.ndarray:
-    """(..., bytes) of blocks -> (..., n) in float32. A block of few bits has a scale, perhaps a least value, then the
-    numbers: bytes, or halves of bytes, of which the low ones come first."""
-    if kind.name == "F32":
+@lru_cache
+def _find_quantized_type(code: int) -> StorageType | None:
+    import gguf
+
+    try:
+        kind = gguf.GGMLQuantizationType(code)
+        block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except (ValueError, KeyError, NotImplementedError):
+        return None
+    return StorageType(code, kind.name, block_size, block_bytes)
+
+
+def decode_blocks(blocks: np.ndarray, storage: StorageType) -> np.ndarray:
+    """Decode stored bytes (rows, bytes) to values (rows, values) in float32."""
+    if storage.name == "F32":
         return blocks.view("<f4").astype(np.float32)
-    if kind.name == "F16":
+    if storage.name == "F16":
         return blocks.view("<f2").astype(np.float32)
-    if kind.name == "BF16":
+    if storage.name == "BF16":
         return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    scale = blocks[..., :2].copy().view("<f2").astype(np.float32)
-    if kind.name == "Q8_0":
-        return scale * blocks[..., 2:].view(np.int8).astype(np.float32)
-    packed = blocks[..., kind.size - 16 :]
-    numbers = np.concatenate([packed & 15, packed >> 4], -1).astype(np.float32)
-    if kind.name == "Q4_0":
-        return scale * (numbers - 8)
-    return scale * numbers + blocks[..., 2:4].copy().view("<f2").astype(np.float32)
+    import gguf
+
+    return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(storage.code))

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, nearest
+from ...errors import InputError, suggest
 from .download import bounded
 
-LARGEST = 1 << 30  # bytes of a table: it is kept in memory
-ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
+MAX_FILE_BYTES = 1 << 30  # bytes of a table: it is kept in memory
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 
 
 @dataclass(frozen=True)
-class Line:
+class ManifestRow:
     """One line of the table: where it stands, and its columns."""
 
     where: str
@@ -35,21 +35,21 @@ class Line:
         return self.values.get(column, "")
 
 
-def read(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Line]:
+def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[ManifestRow]:
     """The lines of a table. Every one of `columns` has a text in each line; `optional` ones may lack.
 
     Raises InputError for a file that is no such table, a column that is missing, an empty value, and no lines.
     """
     ending = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-    if ending not in ENDINGS:
-        raise InputError(f"{path}: not a table of files: expected {', '.join(ENDINGS)} with {', '.join(columns)}")
-    text, delimiter = content(path), ENDINGS[ending]
+    if ending not in DELIMITERS:
+        raise InputError(f"{path}: not a table of files: expected {', '.join(DELIMITERS)} with {', '.join(columns)}")
+    text, delimiter = content(path), DELIMITERS[ending]
     rows = objects(text, path) if delimiter is None else cells(text, delimiter, path)
     found = []
     for where, row in rows:
         for column in columns:
             if column not in row:
-                raise InputError(f"{where}: there is no column '{column}': {nearest(column, map(str, row))}")
+                raise InputError(f"{where}: there is no column '{column}': {suggest(column, map(str, row))}")
             if not isinstance(row[column], str | None):
                 raise InputError(bad(where, column, row))
             if not (row[column] or "").strip():
@@ -58,7 +58,7 @@ def read(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> li
             if not isinstance(row.get(column), str | None):
                 raise InputError(bad(where, column, row))
         kept = {name: (row.get(name) or "").strip() for name in (*columns, *optional)}
-        found.append(Line(where, kept))
+        found.append(ManifestRow(where, kept))
     if not found:
         raise InputError(f"{path}: holds no lines: expected a header and a line for each file")
     return found
@@ -72,9 +72,9 @@ def content(path: Path) -> str:
     """The text of the file. Raises InputError."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            data = bounded(file, LARGEST)
-        if len(data) > LARGEST:
-            raise InputError(f"{path}: larger than {LARGEST >> 30} GiB, and a table is kept in memory: cut it")
+            data = bounded(file, MAX_FILE_BYTES)
+        if len(data) > MAX_FILE_BYTES:
+            raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB, and a table is kept in memory: cut it")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8: save it as UTF-8") from None

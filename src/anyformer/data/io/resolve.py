@@ -9,9 +9,9 @@ import importlib.util
 import os
 from pathlib import Path
 
-from ...errors import InputError, nearest
+from ...errors import InputError, suggest
 from ..registry import SETS, DataSet
-from ..text.read import ENDINGS, readable
+from ..text.read import TEXT_EXTENSIONS, is_text_file
 from . import download as fetch
 
 
@@ -32,38 +32,38 @@ def resolve(name_or_path: str) -> list[Path]:
     if not name_or_path:
         raise InputError(f"no data given: give a file, a folder or the name of a set ({', '.join(SETS)})")
     if path.is_dir():
-        return _files_below(path)
+        return _list_files(path)
     if path.is_file():
         return [path]
     if path.exists():
         raise InputError(f"data '{path}': neither a file nor a folder: save the text to a file first")
     if name_or_path in SETS:
-        return _files_of(SETS[name_or_path])
+        return _fetch_files(SETS[name_or_path])
     if path.suffix or os.sep in name_or_path:
         raise InputError(f"data '{name_or_path}': no such file or folder (looked in {Path.cwd()})")
-    raise InputError(f"data '{name_or_path}': no such file or data set: {nearest(name_or_path, SETS)}")
+    raise InputError(f"data '{name_or_path}': no such file or data set: {suggest(name_or_path, SETS)}")
 
 
-def where(name: str) -> str:
+def locate(name: str) -> str:
     """Where a set would come from right now on this machine, in a few words; downloads nothing.
 
     Raises KeyError for a name that is not in SETS.
     """
     dataset = SETS[name]
-    if (found := _local(dataset)) is not None:
+    if (found := _find_local(dataset)) is not None:
         return f"{found[0]}: {found[1]}"
     return f"download: {dataset.url}" if dataset.direct else f"not here: {_how_to_get(dataset)}"
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     inside = sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).parts)
     shown = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    if files := [p for p in shown if p.is_file() and readable(p)]:
+    if files := [p for p in shown if p.is_file() and is_text_file(p)]:
         return files
-    raise InputError(f"data '{folder}': no readable file in this folder: it needs {', '.join(ENDINGS)} (or with .gz)")
+    raise InputError(f"data '{folder}': no readable file in this folder: it needs {', '.join(TEXT_EXTENSIONS)} (or with .gz)")
 
 
-def _local(dataset: DataSet) -> tuple[str, Path] | None:
+def _find_local(dataset: DataSet) -> tuple[str, Path] | None:
     """The first place on this machine that has the set, and its path there."""
     cached = cache_dir() / "sets" / dataset.name
     if cached.is_dir():
@@ -89,17 +89,17 @@ def _package_folder(requirement: str, module: str | None = None) -> Path | None:
     return Path(spec.submodule_search_locations[0])
 
 
-def _files_of(dataset: DataSet) -> list[Path]:
-    found = _local(dataset)
+def _fetch_files(dataset: DataSet) -> list[Path]:
+    found = _find_local(dataset)
     if found is None:
         return _download(dataset)
     place, path = found
     if path.is_file() and dataset.unpacked:
-        fetch.check([path], dataset.sha256, f"data set '{dataset.name}' at {path}")
+        fetch.verify_sha256([path], dataset.sha256, f"data set '{dataset.name}' at {path}")
         fetch.unpack(path, cache_dir() / "sets" / dataset.name, tuple(Path(name).suffix for name in dataset.files))
         path = cache_dir() / "sets" / dataset.name
     files = [path] if path.is_file() else _members(dataset, path)
-    fetch.check(files, dataset.unpacked or dataset.sha256, f"data set '{dataset.name}' from the {place} ({path})")
+    fetch.verify_sha256(files, dataset.unpacked or dataset.sha256, f"data set '{dataset.name}' from the {place} ({path})")
     return files
 
 

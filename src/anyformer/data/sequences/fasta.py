@@ -17,23 +17,23 @@ from ...errors import InputError
 from ..text.prepare import Corpus
 from ..tokenizers.build import Characters, Tokenizer
 
-ENDINGS = (".fasta", ".fa", ".faa", ".fas")  # each also with .gz added
+FASTA_EXTENSIONS = (".fasta", ".fa", ".faa", ".fas")  # each also with .gz added
 RESIDUES = "ACDEFGHIKLMNPQRSTVWYBJOUXZ"  # the twenty; then rare, ambiguous and unknown ones
-LARGEST = 1 << 30  # residues held in memory
+MAX_RESIDUES = 1 << 30  # residues held in memory
 WORD, SKETCH = 8, 10  # residues of a word, words of a sketch
 ALPHABET = (RESIDUES + RESIDUES.lower()).encode()
 
 
 def is_fasta(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(ENDINGS)
+    return path.name.lower().removesuffix(".gz").endswith(FASTA_EXTENSIONS)
 
 
-def residues() -> Characters:
+def residue_tokenizer() -> Characters:
     """The tokenizer: an id for each residue, the last one for the end of a sequence."""
     return Characters(RESIDUES)
 
 
-def sequences(path: Path) -> Iterator[str]:
+def read_fasta(path: Path) -> Iterator[str]:
     """The sequences of a file in upper case. Raises InputError, with the line, for letters that are no residues."""
     parts: list[bytes] = []
     began, total = False, 0
@@ -51,8 +51,8 @@ def sequences(path: Path) -> Iterator[str]:
             raise InputError(f"{path}, line {number}: a sequence without a name: FASTA has a line '>name' before each")
         parts.append(line)
         total += len(line)
-        if total > LARGEST:
-            raise InputError(f"{path}: more than {LARGEST >> 20} Mi residues, which are held in memory: take a part")
+        if total > MAX_RESIDUES:
+            raise InputError(f"{path}: more than {MAX_RESIDUES >> 20} Mi residues, which are held in memory: take a part")
     if not began:
         raise InputError(f"{path}: no sequence in it: FASTA has a line '>name' before each")
     yield whole(parts, path, None)
@@ -69,7 +69,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             number = 0
-            while line := file.readline(LARGEST):
+            while line := file.readline(MAX_RESIDUES):
                 number += 1
                 yield number, line
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
@@ -78,16 +78,16 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot be read ({e.strerror or e})") from None
 
 
-def corpus(paths: Sequence[Path], tokenizer: Tokenizer, val_fraction: float) -> Corpus:
+def prepare_sequences(paths: Sequence[Path], tokenizer: Tokenizer, val_fraction: float) -> Corpus:
     """All sequences as one row of tokens, the end of a text between them: first those for training, then those for
     validation. A foreign tokenizer reads residues with spaces between."""
     if not 0 <= val_fraction < 1:
         raise InputError(f"a validation fraction of {val_fraction} leaves nothing to train on: 0 <= fraction < 1")
-    found = [sequence for path in paths for sequence in sequences(path)]
+    found = [sequence for path in paths for sequence in read_fasta(path)]
     digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
-    held = held_out(found, val_fraction)
+    held = select_validation(found, val_fraction)
     spaced = not isinstance(tokenizer, Characters)
-    end: list[Any] = [] if tokenizer.end is None else [np.array([tokenizer.end], np.uint16)]
+    end: list[Any] = [] if tokenizer.end_id is None else [np.array([tokenizer.end_id], np.uint16)]
     sides: list[np.ndarray] = []
     for side in (False, True):
         some = (" ".join(s) if spaced else s for s, out in zip(found, held, strict=True) if out == side)
@@ -98,10 +98,10 @@ def corpus(paths: Sequence[Path], tokenizer: Tokenizer, val_fraction: float) -> 
     return Corpus(tokens, tokenizer, len(sides[0]), digest, meta)
 
 
-def held_out(found: Sequence[str], fraction: float) -> list[bool]:
+def select_validation(found: Sequence[str], fraction: float) -> list[bool]:
     """Which sequences are for validation: whole families, in an order that only their content decides, until they have
     this fraction of all residues."""
-    family = families([sketch(sequence) for sequence in found])
+    family = group_families([sketch_sequence(sequence) for sequence in found])
     key = {f: hashlib.sha256(found[f].encode()).digest() for f in set(family)}
     size = dict.fromkeys(key, 0)
     for sequence, f in zip(found, family, strict=True):
@@ -114,7 +114,7 @@ def held_out(found: Sequence[str], fraction: float) -> list[bool]:
     return [f in taken for f in family]
 
 
-def sketch(sequence: str) -> np.ndarray:
+def sketch_sequence(sequence: str) -> np.ndarray:
     """The smallest hashes of a sequence's words, at most SKETCH of them."""
     codes = np.frombuffer(sequence.encode(), np.uint8).astype(np.uint64) & np.uint64(31)
     word = min(WORD, len(codes))
@@ -126,7 +126,7 @@ def sketch(sequence: str) -> np.ndarray:
     return np.unique(hashes ^ (hashes >> np.uint64(31)))[:SKETCH]
 
 
-def families(sketches: Sequence[np.ndarray]) -> list[int]:
+def group_families(sketches: Sequence[np.ndarray]) -> list[int]:
     """Sequences that share a word of their sketches belong together: for each, the first of its family."""
     parent = list(range(len(sketches)))
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from ...errors import InputError
 
-NOTHING = -100  # the target where there is nothing to predict: what cross-entropy leaves out
+IGNORE_INDEX = -100  # the target where there is nothing to predict: what cross-entropy leaves out
 
 
-def windows(
+def train_windows(
     tokens: np.ndarray, context: int, batch: int, seed: int, step: int, split: str = "train"
 ) -> tuple[np.ndarray, np.ndarray]:
     """A batch of training: inputs and next tokens, each (B, T) int64. Depends on (seed, step) and the tokens alone.
@@ -42,7 +42,7 @@ def _words(seed: int, epoch: int) -> list[int]:
     return [int(word) for word in np.random.Philox(key=seed, counter=(0, 0, epoch, 0)).random_raw(2)]
 
 
-def sweep(tokens: np.ndarray, context: int, batch: int, split: str = "val") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def eval_windows(tokens: np.ndarray, context: int, batch: int, split: str = "val") -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One pass over all tokens in windows side by side: each token but the first is predicted exactly once.
 
     Yields inputs and targets, each (<= B, T) int64; the end of the last row is padded (input 0, target -100).
@@ -54,7 +54,7 @@ def sweep(tokens: np.ndarray, context: int, batch: int, split: str = "val") -> I
         part = flat[start : start + batch * context + 1].astype(np.int64)
         gap = -(len(part) - 1) % context
         x = np.append(part[:-1], np.zeros(gap, np.int64)).reshape(-1, context)
-        y = np.append(part[1:], np.full(gap, NOTHING)).reshape(-1, context)
+        y = np.append(part[1:], np.full(gap, IGNORE_INDEX)).reshape(-1, context)
         yield x, y
 
 

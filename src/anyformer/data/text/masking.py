@@ -14,17 +14,17 @@ import tokenizers
 
 from ..tokenizers.build import Subwords, Tokenizer
 
-MASKED, OTHER = 0.8, 0.1
+MASK_FRACTION, RANDOM_FRACTION = 0.8, 0.1
 
 
 @dataclass(frozen=True)
-class Hiding:
+class MaskingPolicy:
     """mask: the id that hides. vocab_size: random tokens are below. glue (V, 2): with it, words are hidden whole.
     share: how much of a row is chosen."""
 
     mask: int
     vocab_size: int
-    glue: np.ndarray | None = None
+    word_pieces: np.ndarray | None = None
     share: float = 0.15
 
     def __call__(
@@ -38,16 +38,16 @@ class Hiding:
         where = np.concatenate(rows) if rows else np.zeros(0, np.int64)
         hidden, target = ids.copy().reshape(-1), ids.reshape(-1)[where]
         fate, other = fate.reshape(-1)[where], other.reshape(-1)[where]
-        new = np.where(fate < MASKED, self.mask, (other * self.vocab_size).astype(np.int64))
-        hidden[where] = np.where(fate < MASKED + OTHER, new, target)
+        new = np.where(fate < MASK_FRACTION, self.mask, (other * self.vocab_size).astype(np.int64))
+        hidden[where] = np.where(fate < MASK_FRACTION + RANDOM_FRACTION, new, target)
         return hidden.reshape(ids.shape), where, target
 
     def choose(self, ids: np.ndarray, free: np.ndarray, order: np.ndarray) -> np.ndarray:
         """Which positions of a row: its share of the free ones, at least one. order: (T,) random numbers."""
         quota = max(1, round(self.share * free.sum()))
-        if self.glue is None:
+        if self.word_pieces is None:
             return np.sort(np.argsort(np.where(free, order, 2.0), kind="stable")[: min(quota, free.sum())])
-        word = words(ids, free, self.glue)
+        word = word_indices(ids, free, self.word_pieces)
         first = np.flatnonzero(np.diff(word, prepend=-1) & free)  # where each word begins
         chosen: list[np.ndarray] = []
         for at in first[np.argsort(order[first], kind="stable")]:
@@ -66,12 +66,12 @@ def uniform(seed: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
     return ((words >> np.uint64(11)) * 2.0**-53).reshape(shape)
 
 
-def glue(tokenizer: Tokenizer) -> np.ndarray:
+def word_pieces(tokenizer: Tokenizer) -> np.ndarray:
     """Which tokens belong to a word with the one before, and with the one after, if that one agrees: (V, 2) bool.
     WordPiece marks what goes on with ##; elsewhere letters and digits side by side are a word."""
     if isinstance(tokenizer, Subwords) and tokenizer.kind == "wordpiece":
         goes_on = np.zeros(tokenizer.vocab_size, bool)
-        for token, i in tokenizers.Tokenizer.from_str(tokenizer.json()).get_vocab().items():
+        for token, i in tokenizers.Tokenizer.from_str(tokenizer.to_json()).get_vocab().items():
             goes_on[i] = token.startswith("##")
         return np.stack([goes_on, np.ones_like(goes_on)], axis=1)
     texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
@@ -82,8 +82,55 @@ def _inside(character: str) -> bool:
     return character.isalnum() or character in ("'", "\ufffd")  # half a character of UTF-8 is in a word, most likely
 
 
-def words(ids: np.ndarray, free: np.ndarray, glue: np.ndarray) -> np.ndarray:
+def word_indices(ids: np.ndarray, free: np.ndarray, glue: np.ndarray) -> np.ndarray:
     """The number of the word that each token belongs to. (T,) -> (T,)"""
     known = np.minimum(ids, len(glue) - 1)
     joined = glue[known[1:], 0] & glue[known[:-1], 1] & free[1:] & free[:-1]
     return np.concatenate([[0], np.cumsum(~joined)])
+
+
+@dataclass(frozen=True)
+class SpanCorruption:
+    """How much of a window is hidden, in runs of which mean length; sentinels count down from `first`."""
+
+    rate: float
+    length: float
+    first: int
+
+    def hidden(self, tokens: int) -> tuple[int, int]:
+        """How many tokens of a window are hidden, and in how many runs."""
+        count = min(max(1, round(tokens * self.rate)), tokens - 1)
+        return count, max(1, min(round(count / self.length), count, tokens - count))
+
+    def sizes(self, tokens: int) -> tuple[int, int]:
+        """(S, N) of a window, without the token that ends each."""
+        count, runs = self.hidden(tokens)
+        return tokens - count + runs, count + runs
+
+    def window(self, source: int, target: int, most: int) -> int:
+        """The longest window whose two sides fit into so many tokens, at most `most`; 0 if none does."""
+        fits = (n for n in range(most, 1, -1) if self.sizes(n)[0] <= source and self.sizes(n)[1] <= target)
+        return next(fits, 0)
+
+    def __call__(self, x: np.ndarray, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Windows (B, T) -> sources (B, S) and targets (B, N)."""
+        count, runs = self.hidden(x.shape[1])
+        sentinels = self.first - np.arange(runs)
+        sources, targets = [], []
+        for row, ids in enumerate(x):
+            drawn = np.random.Generator(np.random.Philox(key=seed, counter=(0, row, step, 1)))
+            gone, kept = random_partition(count, runs, drawn), random_partition(x.shape[1] - count, runs, drawn)
+            at, source, target = 0, [], []
+            for sentinel, stays, leaves in zip(sentinels, kept, gone, strict=True):  # a text begins with what stays
+                source += [*ids[at : at + stays], sentinel]
+                target += [sentinel, *ids[at + stays : at + stays + leaves]]
+                at += stays + leaves
+            sources.append(source)
+            targets.append(target)
+        return np.array(sources, np.int64), np.array(targets, np.int64)
+
+
+def random_partition(total: int, n: int, drawn: np.random.Generator) -> np.ndarray:
+    """`total` in n parts of at least one, every way as likely: (n,)"""
+    cuts = np.sort(drawn.choice(total - 1, n - 1, replace=False)) + 1 if n > 1 else np.zeros(0, np.int64)
+    return np.diff(np.concatenate([[0], cuts, [total]])).astype(np.int64)

@@ -16,12 +16,12 @@ from functools import cached_property
 
 import numpy as np
 
-BITS = 62  # of a code: the tokens of an n-gram as digits of one number
+MAX_CODE_BITS = 62  # of a code: the tokens of an n-gram as digits of one number
 GROUND = 1 << 22  # probabilities of short n-grams that are mixed once for all contexts
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class NGramOrder:
     """contexts (C,), sorted codes; behind context i came tokens[starts[i] : starts[i + 1]], as often as counts say."""
 
     contexts: np.ndarray
@@ -47,7 +47,7 @@ class Order:
         """Context and token of each count as one number, in rising order."""
         return np.repeat(np.arange(len(self.contexts)), np.diff(self.starts)) * self.vocab_size + self.tokens
 
-    def sound(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether every number can be what it stands for."""
         starts, falling = self.starts, lambda x: bool((np.diff(x) <= 0).any())
         whole = len(starts) == len(self.contexts) + 1 and starts[0] == 0 and starts[-1] == len(self.tokens)
@@ -65,19 +65,19 @@ class Order:
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class NGramCounts:
     """orders[k] knows what follows k tokens."""
 
-    orders: tuple[Order, ...]
+    orders: tuple[NGramOrder, ...]
     vocab_size: int
 
     @property
-    def longest(self) -> int:
+    def max_order(self) -> int:
         return len(self.orders) - 1
 
-    def sound(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether these are counts at all: what comes from a file is asked before it is used."""
-        return all(order.sound() for order in self.orders)
+        return all(order.is_valid() for order in self.orders)
 
     def probabilities(self, ids: np.ndarray, nexts: np.ndarray | None = None) -> np.ndarray:
         """What follows each token, from as many before it as the row holds: ids (B, T) -> (B, T, V) float32. nexts
@@ -85,24 +85,24 @@ class Counts:
         counts; below 0 where nothing is to be left out."""
         B, T = ids.shape
         found, ready = np.empty((B * T, self.vocab_size), np.float32), len(self.ground)
-        codes, real = contexts(ids, self.longest, self.vocab_size)
+        codes, real = encode_contexts(ids, self.max_order, self.vocab_size)
         own = None if nexts is None else nexts.reshape(-1)
-        known = [found_in(order, code, there) for order, code, there in zip(self.orders, codes, real, strict=True)]
-        gone = self.left_out(known, real, own)
+        known = [find_contexts(order, code, there) for order, code, there in zip(self.orders, codes, real, strict=True)]
+        gone = self.leave_one_out(known, real, own)
         for table, code, there in zip(self.ground, codes, real):
             found[there] = table[code[there]]
         if own is not None and ready:  # few: a short n-gram that was seen once
             rows = np.flatnonzero(np.logical_or.reduce(gone[:ready]))
-            found[rows] = self.mixed(ready, [at[rows] for at in known], own[rows], [less[rows] for less in gone])
+            found[rows] = self.interpolate_short(ready, [at[rows] for at in known], own[rows], [less[rows] for less in gone])
         for order, at, less in zip(self.orders[ready:], known[ready:], gone[ready:], strict=True):
-            mix(found, order, at, own, less)
+            interpolate(found, order, at, own, less)
         return found.reshape(B, T, -1)
 
-    def mixed(self, orders: int, known: list[np.ndarray], own: np.ndarray | None, gone: list[np.ndarray]) -> np.ndarray:
+    def interpolate_short(self, orders: int, known: list[np.ndarray], own: np.ndarray | None, gone: list[np.ndarray]) -> np.ndarray:
         """The shortest so many orders alone: known and gone by order, (N,) each -> (N, V)"""
         found = np.full((len(known[0]), self.vocab_size), 1 / self.vocab_size, np.float32)
         for order, at, less in zip(self.orders[:orders], known, gone):
-            mix(found, order, at, own, less)
+            interpolate(found, order, at, own, less)
         return found
 
     @cached_property
@@ -116,10 +116,10 @@ class Counts:
             codes = np.arange(self.vocab_size**k)
             before = tables[-1][codes % len(tables[-1])] if k else np.full((1, self.vocab_size), 1 / self.vocab_size)
             tables.append(before.astype(np.float32))
-            mix(tables[-1], order, found_in(order, codes, np.ones(len(codes), bool)), None, np.zeros(len(codes), bool))
+            interpolate(tables[-1], order, find_contexts(order, codes, np.ones(len(codes), bool)), None, np.zeros(len(codes), bool))
         return tables
 
-    def left_out(self, known: list[np.ndarray], real: list[np.ndarray], own: np.ndarray | None) -> list[np.ndarray]:
+    def leave_one_out(self, known: list[np.ndarray], real: list[np.ndarray], own: np.ndarray | None) -> list[np.ndarray]:
         """Whether one less is counted of each position's own token, by order: (B * T,) bool each. Of shorter n-grams
         one less is counted where a longer one is gone altogether; and where the row holds no longer one, to be safe."""
         if own is None:
@@ -133,33 +133,33 @@ class Counts:
         return gone[::-1]
 
 
-def count(ids: np.ndarray, longest: int, vocab_size: int) -> Counts:
+def count_ngrams(ids: np.ndarray, max_order: int, vocab_size: int) -> NGramCounts:
     """The n-grams of a text, up to `longest` tokens and the one that follows. ids (N,). Raises ValueError where so many
     tokens do not fit into a number."""
-    if (longest + 1) * math.log2(max(2, vocab_size)) > BITS:
-        raise ValueError(f"{longest + 1} tokens of {vocab_size:,} make a number of more than {BITS} bits")
-    if len(ids) <= longest:
-        raise ValueError(f"a text of {len(ids)} tokens has no n-grams of {longest + 1}")
-    code = np.zeros(len(ids) - longest, np.int64)
-    for back in range(longest, -1, -1):
-        code = code * vocab_size + ids[longest - back : len(ids) - back]
+    if (max_order + 1) * math.log2(max(2, vocab_size)) > MAX_CODE_BITS:
+        raise ValueError(f"{max_order + 1} tokens of {vocab_size:,} make a number of more than {MAX_CODE_BITS} bits")
+    if len(ids) <= max_order:
+        raise ValueError(f"a text of {len(ids)} tokens has no n-grams of {max_order + 1}")
+    code = np.zeros(len(ids) - max_order, np.int64)
+    for back in range(max_order, -1, -1):
+        code = code * vocab_size + ids[max_order - back : len(ids) - back]
     grams, counts = np.unique(code, return_counts=True)
-    orders = [ordered(grams, counts, vocab_size)]
-    for k in range(longest - 1, -1, -1):
+    orders = [build_order(grams, counts, vocab_size)]
+    for k in range(max_order - 1, -1, -1):
         grams, counts = np.unique(grams % vocab_size ** (k + 1), return_counts=True)
-        orders.append(ordered(grams, counts, vocab_size))
-    return Counts(tuple(reversed(orders)), vocab_size)
+        orders.append(build_order(grams, counts, vocab_size))
+    return NGramCounts(tuple(reversed(orders)), vocab_size)
 
 
-def ordered(grams: np.ndarray, counts: np.ndarray, vocab_size: int) -> Order:
+def build_order(grams: np.ndarray, counts: np.ndarray, vocab_size: int) -> NGramOrder:
     contexts, starts = np.unique(grams // vocab_size, return_index=True)
     starts = np.append(starts, len(grams)).astype(np.int64)
-    return Order(
-        contexts, starts, (grams % vocab_size).astype(np.int64), counts.astype(np.int64), discounts(counts), vocab_size
+    return NGramOrder(
+        contexts, starts, (grams % vocab_size).astype(np.int64), counts.astype(np.int64), kneser_ney_discounts(counts), vocab_size
     )
 
 
-def discounts(counts: np.ndarray) -> np.ndarray:
+def kneser_ney_discounts(counts: np.ndarray) -> np.ndarray:
     """How much is taken from a count of 0, 1, 2, 3 and more, from how many counts there are of 1, 2, 3 and 4."""
     n = [max(1, int((counts == c).sum())) for c in range(5)]
     y = n[1] / (n[1] + 2 * n[2])
@@ -167,12 +167,12 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return np.clip(taken, 0, [0, 0.99, 1.99, 2.99])
 
 
-def contexts(ids: np.ndarray, longest: int, vocab_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def encode_contexts(ids: np.ndarray, max_order: int, vocab_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """By order: the code of the k tokens up to each, and whether the row has so many: (B * T,) each."""
     B, T = ids.shape
     codes, real = [np.zeros(B * T, np.int64)], [np.ones(B * T, bool)]
     code = np.zeros((B, T), np.int64)
-    for k in range(1, longest + 1):
+    for k in range(1, max_order + 1):
         shifted = np.zeros((B, T), np.int64)
         shifted[:, k - 1 :] = ids[:, : max(0, T - k + 1)]
         code = code + shifted * vocab_size ** (k - 1)
@@ -181,13 +181,13 @@ def contexts(ids: np.ndarray, longest: int, vocab_size: int) -> tuple[list[np.nd
     return codes, real
 
 
-def found_in(order: Order, codes: np.ndarray, real: np.ndarray) -> np.ndarray:
+def find_contexts(order: NGramOrder, codes: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Which context each code is, -1 where it was never seen."""
     at = np.minimum(np.searchsorted(order.contexts, codes), len(order.contexts) - 1)
     return np.where(real & (order.contexts[at] == codes), at, -1)
 
 
-def mix(found: np.ndarray, order: Order, at: np.ndarray, own: np.ndarray | None, less: np.ndarray) -> None:
+def interpolate(found: np.ndarray, order: NGramOrder, at: np.ndarray, own: np.ndarray | None, less: np.ndarray) -> None:
     """Put what this order knows in front of what the shorter ones have said, in place. found (N, V), at (N,): the
     context of each row, or -1; own, less (N,): of which token one is left out, and where."""
     rows = np.flatnonzero((at >= 0) & (order.totals[at] > less))

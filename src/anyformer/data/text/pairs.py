@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError, nearest
+from ...errors import InputError, suggest
 from ..io import resolve as sets
 
-LONGEST_LINE = 1 << 20  # bytes
-LARGEST = 4 << 30  # bytes of a file: its pairs are kept in memory
+MAX_LINE_BYTES = 1 << 20  # bytes
+MAX_FILE_BYTES = 4 << 30  # bytes of a file: its pairs are kept in memory
 TABLES = (".tsv", ".txt", ".tab")
 VALIDATION = ("val", "valid", "validation", "dev")
 REVERSE = "reverse"
@@ -56,7 +56,7 @@ class Line:
 
 
 @lru_cache(maxsize=4)
-def read(
+def read_pairs(
     data: str, val_fraction: float = 0.1, backwards: bool = False, skip_missing: bool = False, stamp: tuple = ()
 ) -> Pairs:
     """The pairs of a file, two, a folder or a set. `backwards`: from the second side to the first. What was read is
@@ -68,20 +68,20 @@ def read(
     if not 0 < val_fraction < 1:
         raise InputError(f"a validation fraction of {val_fraction} leaves a part without pairs: 0 < fraction < 1")
     missing: list[str] = []
-    parts = {name: whole(lines, missing) for name, lines in found(data).items()}
+    parts = {name: whole(lines, missing) for name, lines in find_parts(data).items()}
     if missing and not skip_missing:
         count = "1 pair has" if len(missing) == 1 else f"{len(missing):,} pairs have"
         raise InputError(
             f"{count} a missing side, the first at {missing[0]}: mend it, or leave such out (skip_missing)"
         )
     if "val" not in parts:
-        parts = split(parts["train"], val_fraction)
+        parts = split_pairs(parts["train"], val_fraction)
     for name, pairs in parts.items():
         if not pairs:
             raise InputError(f"data '{data}': no pair is left for {name}: bring more of them")
     if backwards:
         parts = {name: [(target, source) for source, target in pairs] for name, pairs in parts.items()}
-    return Pairs(parts, digest(parts), len(missing))
+    return Pairs(parts, hash_pairs(parts), len(missing))
 
 
 def whole(lines: Iterable[Line], missing: list[str]) -> list[Pair]:
@@ -95,7 +95,7 @@ def whole(lines: Iterable[Line], missing: list[str]) -> list[Pair]:
     return pairs
 
 
-def split(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:
+def split_pairs(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:
     """First sides are drawn by their hash: the same sentence is never in both parts, and the order decides nothing."""
     firsts = {first for first, _ in pairs}
     drawn = sorted(firsts, key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
@@ -106,7 +106,7 @@ def split(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:
     }
 
 
-def digest(parts: dict[str, list[Pair]]) -> str:
+def hash_pairs(parts: dict[str, list[Pair]]) -> str:
     sha256 = hashlib.sha256()
     for name, pairs in parts.items():
         sha256.update(f"{name} {len(pairs)}\n".encode())
@@ -118,7 +118,7 @@ def digest(parts: dict[str, list[Pair]]) -> str:
 # --- where pairs come from ---
 
 
-def found(data: str) -> dict[str, Iterable[Line]]:
+def find_parts(data: str) -> dict[str, Iterable[Line]]:
     """The lines of each part that there is: "train", and perhaps "val". Raises InputError."""
     path = Path(data).expanduser()
     if data and path.is_dir():
@@ -128,14 +128,14 @@ def found(data: str) -> dict[str, Iterable[Line]]:
     if "," in data:
         return {"train": two_files(*both([Path(name.strip()).expanduser() for name in data.split(",")], data))}
     if data == REVERSE:
-        return reverse()
+        return reverse_pairs()
     name, _, part = data.partition("/")
     if name in sets.SETS:
         files = sets.resolve(name)
         return {"train": one_file(files[0])} if len(files) == 1 and not part else folder(files, data, part)
     if not data or path.suffix or "/" in data:
         raise InputError(f"data '{data}': no such file, folder or set (looked in {Path.cwd()}): {WHAT}")
-    raise InputError(f"data '{data}': no such file or data set: {nearest(data, [REVERSE, *sets.SETS])}")
+    raise InputError(f"data '{data}': no such file or data set: {suggest(data, [REVERSE, *sets.SETS])}")
 
 
 def folder(files: list[Path], data: str, part: str = "") -> dict[str, Iterable[Line]]:
@@ -148,7 +148,7 @@ def folder(files: list[Path], data: str, part: str = "") -> dict[str, Iterable[L
         wanted = part or "train"
         if wanted not in paired:
             raise InputError(
-                f"data '{data}' has no two files {wanted}.*: {nearest(wanted, paired) if paired else WHAT}"
+                f"data '{data}' has no two files {wanted}.*: {suggest(wanted, paired) if paired else WHAT}"
             )
         return {"train": two_files(*paired[wanted])}
     val = next((paired[stem] for stem in VALIDATION if stem in paired), None)
@@ -214,14 +214,14 @@ def json_sides(line: str, where: str) -> tuple[str, str]:
 def lines(path: Path) -> Iterator[str]:
     """The lines of a text file, perhaps gzipped, without their ends. Raises InputError with the line that is wrong."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path}: larger than {LARGEST >> 30} GiB: the pairs are kept in memory, use fewer")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB: the pairs are kept in memory, use fewer")
         number = 0
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            while line := file.readline(LONGEST_LINE + 1):
+            while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                if len(line) > LONGEST_LINE:
-                    raise InputError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB: one pair a line")
+                if len(line) > MAX_LINE_BYTES:
+                    raise InputError(f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB: one pair a line")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as e:
         raise InputError(
@@ -233,7 +233,7 @@ def lines(path: Path) -> Iterator[str]:
         raise InputError(f"{path}: cannot be read ({e.strerror or e})") from None
 
 
-def reverse(train: int = 50_000, val: int = 1_000) -> dict[str, Iterable[Line]]:
+def reverse_pairs(train: int = 50_000, val: int = 1_000) -> dict[str, Iterable[Line]]:
     """Strings of 5 to 20 digits, and the same from behind: always the same ones. No string is in both parts."""
     words = np.random.Philox(key=0).random_raw((train + 2 * val) * 21).reshape(-1, 21)
     sizes, digits = (words[:, 0] % 16 + 5).tolist(), (words[:, 1:] % 10 + ord("0")).astype(np.uint8)
@@ -242,7 +242,7 @@ def reverse(train: int = 50_000, val: int = 1_000) -> dict[str, Iterable[Line]]:
     return {"train": made[val:], "val": made[:val]}
 
 
-def stamp(data: str) -> tuple:
+def pair_files(data: str) -> tuple:
     """Which files the data are right now: changes when one of them does."""
     named = [Path(data), *(Path(name.strip()) for name in data.split(","))] if data else []
     files = [inner for path in named for inner in (sorted(path.iterdir()) if path.is_dir() else [path])]

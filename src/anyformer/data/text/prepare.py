@@ -23,16 +23,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...errors import InputError, nearest
+from ...errors import InputError, suggest
 from ..io.resolve import cache_dir, resolve
 from ..tokenizers import build as tok
-from .read import Piece, decode, ending, pieces
+from .read import Piece, decode_piece, text_format, read_pieces
 
 FORMAT = 1  # a change of what is stored, or how text is cut, makes a new number
 BLOCK = 256 << 10  # bytes of a piece: the tables and temporary arrays of larger ones fall out of the cache
-BATCH = 4 << 20  # bytes encoded at a time, so that every core has pieces to do
-SMALL = 64 << 10  # bytes of a piece for the library, which needs some hundred bytes of memory a token
-STALE = 24 * 3600  # seconds after which what a killed process left is removed
+BATCH_BYTES = 4 << 20  # bytes encoded at a time, so that every core has pieces to do
+SUBWORD_BLOCK = 64 << 10  # bytes of a piece for the library, which needs some hundred bytes of memory a token
+STALE_SECONDS = 24 * 3600  # seconds after which what a killed process left is removed
 Progress = Callable[[str, int, int], None]
 
 
@@ -50,11 +50,11 @@ class Corpus:
         """A view of one part, (N,): "train", "val" or "all"."""
         parts = {"train": slice(self.n_train), "val": slice(self.n_train, None), "all": slice(None)}
         if name not in parts:
-            raise InputError(f"split '{name}': {nearest(name, parts)}")
+            raise InputError(f"split '{name}': {suggest(name, parts)}")
         return np.asarray(self.tokens)[parts[name]]
 
 
-def prepare(
+def prepare_corpus(
     data: str,
     tokenizer: str = "char",
     vocab_size: int = 1024,
@@ -71,15 +71,15 @@ def prepare(
     if tokenizer == "bpe":
         tok.check_vocab_size(vocab_size)
     if tokenizer not in tok.KINDS:
-        given = tok.load(Path(tokenizer))
+        given = tok.load_tokenizer(Path(tokenizer))
         return replace(_corpus(files, lambda: given, identity_of(given), val_fraction), tokenizer=given)
-    size = SMALL if tokenizer == "bpe" else BLOCK
+    size = SUBWORD_BLOCK if tokenizer == "bpe" else BLOCK
     texts = partial(_texts, files, "reading", size)
     identity = f"bpe {vocab_size}" if tokenizer == "bpe" else tokenizer
-    return _corpus(files, partial(tok.make, tokenizer, texts, vocab_size), identity, val_fraction)
+    return _corpus(files, partial(tok.build_tokenizer, tokenizer, texts, vocab_size), identity, val_fraction)
 
 
-def encode_data(
+def encode_corpus(
     data: str, tokenizer: tok.Tokenizer, val_fraction: float = 0.1, progress: Progress | None = None
 ) -> Corpus:
     """As `prepare`, with a tokenizer that is there already, such as that of a run. Shares the cache with it."""
@@ -89,7 +89,7 @@ def encode_data(
 
 def identity_of(tokenizer: tok.Tokenizer) -> str:
     """What its ids depend on: the vocabulary, and which of them ends a text, which may be said beside it."""
-    return tokenizer.json() + (f"end {tokenizer.end}" if tokenizer.beside else "")
+    return tokenizer.to_json() + (f"end {tokenizer.end_id}" if tokenizer.extra_files else "")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _digest(files: _Files) -> str:
     """sha256 over the files' contents and how they are read."""
     digest, done = hashlib.sha256(), 0
     for path in files.paths:
-        kind = ending(path) + (".gz" if path.suffix.lower() == ".gz" else "")
+        kind = text_format(path) + (".gz" if path.suffix.lower() == ".gz" else "")
         digest.update(f"{kind} {path.stat().st_size}\n".encode())
         try:
             with open(path, "rb") as file:
@@ -155,7 +155,7 @@ def _open(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]] | Non
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
         tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(meta["dtype"]), mode="r")
-        tokenizer = tok.load(folder / "tokenizer.json")
+        tokenizer = tok.load_tokenizer(folder / "tokenizer.json")
     except (OSError, ValueError, KeyError, TypeError):
         return None
     whole = len(tokens) == meta["n_tokens"] and tokenizer.vocab_size == meta["vocab_size"] and meta["format"] == FORMAT
@@ -188,7 +188,7 @@ def _sweep_out(parent: Path) -> None:
     """Remove what killed processes left behind long ago."""
     for folder in parent.glob(".new-*"):
         with contextlib.suppress(OSError):
-            if time.time() - max(p.stat().st_mtime for p in [folder, *folder.iterdir()]) > STALE:
+            if time.time() - max(p.stat().st_mtime for p in [folder, *folder.iterdir()]) > STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -207,9 +207,9 @@ def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -
 
 def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.dtype) -> dict[str, int]:
     n_tokens, n_bytes, n_documents, fresh = 0, 0, 0, True
-    separator = [] if tokenizer.end is None else [tokenizer.end]
-    size = BLOCK if isinstance(tokenizer, tok.Characters | tok.Bytes) else SMALL
-    for batch in _batches(pieces(files.paths, size)):
+    separator = [] if tokenizer.end_id is None else [tokenizer.end_id]
+    size = BLOCK if isinstance(tokenizer, tok.Characters | tok.Bytes) else SUBWORD_BLOCK
+    for batch in _batches(read_pieces(files.paths, size)):
         for piece, ids in zip(batch, _ids(tokenizer, batch), strict=True):
             if fresh:
                 if n_documents:  # between documents, so that a single one has none
@@ -223,7 +223,7 @@ def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.d
 
 
 def _ids(tokenizer: tok.Tokenizer, batch: list[Piece]) -> list[np.ndarray]:
-    texts: list[Any] = [p.data if isinstance(tokenizer, tok.Bytes) else decode(p) for p in batch]
+    texts: list[Any] = [p.data if isinstance(tokenizer, tok.Bytes) else decode_piece(p) for p in batch]
     try:
         return tokenizer.encode_batch(texts)
     except InputError:
@@ -241,7 +241,7 @@ def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
     for piece in stream:
         batch.append(piece)
         size += len(piece.data)
-        if size >= BATCH:
+        if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
@@ -250,6 +250,6 @@ def _batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 def _texts(files: _Files, what: str, size: int) -> Iterator[str]:
     done = 0
-    for piece in pieces(files.paths, size):
+    for piece in read_pieces(files.paths, size):
         files.tell(what, done := done + len(piece.data))
-        yield decode(piece)
+        yield decode_piece(piece)

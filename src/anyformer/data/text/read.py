@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from ...errors import InputError
 
-ENDINGS = (".txt", ".md", ".jsonl", ".parquet")  # each also with .gz added
-PIECE = 4 << 20  # bytes
-LONGEST_LINE = 256 << 20  # bytes of one .jsonl line, so that a wrong file cannot fill the memory
+TEXT_EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")  # each also with .gz added
+PIECE_BYTES = 4 << 20  # bytes
+MAX_LINE_BYTES = 256 << 20  # bytes of one .jsonl line, so that a wrong file cannot fill the memory
 BOM = b"\xef\xbb\xbf"
 
 # Where to cut, best first: newer tokenizers glue a line break to punctuation before it. Looked for from behind, since
@@ -46,20 +46,20 @@ class Piece(NamedTuple):
         return f"{self.source}, byte {self.start}"
 
 
-def ending(path: Path) -> str:
+def text_format(path: Path) -> str:
     """The ending that says how to read a file: '.jsonl' for 'a.jsonl' and 'a.JSONL.gz'; '.txt' for one unknown."""
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in ENDINGS else ".txt"
+    return suffixes[-1] if suffixes and suffixes[-1] in TEXT_EXTENSIONS else ".txt"
 
 
-def readable(path: Path) -> bool:
+def is_text_file(path: Path) -> bool:
     """Whether the name of a file found in a folder says that it holds text."""
-    return path.name.lower().removesuffix(".gz").endswith(ENDINGS)
+    return path.name.lower().removesuffix(".gz").endswith(TEXT_EXTENSIONS)
 
 
-def pieces(paths: Sequence[Path], size: int = PIECE) -> Iterator[Piece]:
+def read_pieces(paths: Sequence[Path], size: int = PIECE_BYTES) -> Iterator[Piece]:
     """The documents of these files in order, as pieces of at most `size` bytes (at least 4). Empty ones are left out.
 
     Raises InputError for a file that cannot be read, and where there is no text at all.
@@ -74,7 +74,7 @@ def pieces(paths: Sequence[Path], size: int = PIECE) -> Iterator[Piece]:
         raise InputError(f"{paths[0] if paths else 'no files'}{more}: empty, there is no text to read")
 
 
-def decode(piece: Piece) -> str:
+def decode_piece(piece: Piece) -> str:
     """The text of a piece. Raises InputError with the offending byte, its offset and a way out if it is not UTF-8."""
     try:
         return piece.data.decode("utf-8")
@@ -89,7 +89,7 @@ def decode(piece: Piece) -> str:
 def _file_pieces(path: Path, size: int) -> Iterator[Piece]:
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            match ending(path):
+            match text_format(path):
                 case ".jsonl":
                     yield from _jsonl(file, path, size)
                 case ".parquet":
@@ -148,11 +148,11 @@ def _texts(source: str, text: Any, size: int) -> Iterator[Piece]:
 def _jsonl(file: Any, path: Path, size: int) -> Iterator[Piece]:
     _skip_bom(file)
     number = 0
-    while line := file.readline(LONGEST_LINE + 1):
+    while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
-        if len(line) > LONGEST_LINE:
+        if len(line) > MAX_LINE_BYTES:
             raise InputError(
-                f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB: one document a line, please"
+                f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB: one document a line, please"
             )
         if line.strip():
             source = f"{path}, line {number}"

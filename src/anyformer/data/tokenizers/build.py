@@ -14,48 +14,48 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ...errors import InputError, nearest
-from ..io.gguf import File, begins
-from . import json_layout as layout
-from .characters import CODE_POINTS, END, Bytes, Characters, Tokenizer, code_points
-from .gguf_read import of_gguf
-from .special_tokens import collect
-from .subwords import ENDS, Subwords
+from ...errors import InputError, suggest
+from ..io.gguf import GGUFFile, is_gguf_file
+from . import base as layout
+from .base import CODE_POINTS, END, Bytes, Characters, Tokenizer, code_points
+from .gguf_read import convert_from_gguf
+from .special_tokens import read_metadata_files
+from .subwords import END_TOKENS, Subwords
 
 __all__ = [
     "END",
-    "ENDS",
+    "END_TOKENS",
     "KINDS",
     "Bytes",
     "Characters",
     "Subwords",
     "Tokenizer",
-    "characters_of",
+    "collect_characters",
     "check_vocab_size",
-    "load",
-    "make",
-    "of_files",
-    "spread",
+    "load_tokenizer",
+    "build_tokenizer",
+    "tokenizer_from_files",
+    "subsample_texts",
     "train_bpe",
 ]
 KINDS = ("char", "byte", "bpe")
 NAME = "tokenizer.json"
-LARGEST_FILE = 512 << 20  # bytes of a tokenizer.json
-TRAIN_CHARACTERS = 50_000_000  # a BPE learns from at most this much, spread evenly over the data
+MAX_FILE_BYTES = 512 << 20  # bytes of a tokenizer.json
+MAX_TRAIN_CHARACTERS = 50_000_000  # a BPE learns from at most this much, spread evenly over the data
 
 
-def make(spec: str, make_texts: Callable[[], Iterator[str]], vocab_size: int) -> Tokenizer:
+def build_tokenizer(spec: str, make_texts: Callable[[], Iterator[str]], vocab_size: int) -> Tokenizer:
     """The tokenizer that `spec` asks for: char, byte, bpe (`vocab_size` ids), or the path of a tokenizer.json.
 
     `make_texts` starts a fresh pass over the data, in pieces small enough to hold. Raises InputError for anything else.
     """
     if spec == "char":
-        return Characters(characters_of(make_texts()))
+        return Characters(collect_characters(make_texts()))
     if spec == "byte":
         return Bytes()
     if spec == "bpe":
-        return train_bpe(spread(make_texts, TRAIN_CHARACTERS), vocab_size)
-    return load(Path(spec))
+        return train_bpe(subsample_texts(make_texts, MAX_TRAIN_CHARACTERS), vocab_size)
+    return load_tokenizer(Path(spec))
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -64,7 +64,7 @@ def check_vocab_size(vocab_size: int) -> None:
         raise InputError(f"a BPE vocabulary of {vocab_size} is too small: 256 bytes and {END} need at least 257")
 
 
-def characters_of(texts: Iterable[str]) -> list[str]:
+def collect_characters(texts: Iterable[str]) -> list[str]:
     """All characters that occur, sorted."""
     seen = np.zeros(CODE_POINTS, bool)
     for text in texts:
@@ -72,7 +72,7 @@ def characters_of(texts: Iterable[str]) -> list[str]:
     return [chr(i) for i in np.flatnonzero(seen)]
 
 
-def spread(make_texts: Callable[[], Iterator[str]], most: int) -> Iterator[str]:
+def subsample_texts(make_texts: Callable[[], Iterator[str]], most: int) -> Iterator[str]:
     """The texts, or if they have more than `most` characters, about that many of them at even distances."""
     total = sum(len(text) for text in make_texts())
     seen = taken = 0
@@ -98,35 +98,35 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
     return Subwords(bpe.to_str())
 
 
-def load(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     """Open a tokenizer.json, a folder with one or with an older vocabulary, or a GGUF file; what stands beside is read.
 
     Those of Characters and Bytes become these again. Raises InputError for a bad file.
     """
     path = Path(path)
     if path.is_dir() and not (path / NAME).is_file():
-        from .vocabularies import of_folder
+        from .vocabularies import convert_folder
 
-        beside = collect(path)
-        return Subwords(of_folder(path, beside), beside, f"{path}/")
+        beside = read_metadata_files(path)
+        return Subwords(convert_folder(path, beside), beside, f"{path}/")
     path = path / NAME if path.is_dir() else path
     if not path.is_file():
         looks_like_path = path.suffix or len(path.parts) > 1
-        right = "no such file" if looks_like_path else f"{nearest(str(path), KINDS)}, or a path to a tokenizer.json"
+        right = "no such file" if looks_like_path else f"{suggest(str(path), KINDS)}, or a path to a tokenizer.json"
         raise InputError(f"tokenizer '{path}': {right}")
-    if begins(path):
-        return of_files(of_gguf(File(path).values, str(path)), path)
-    if path.stat().st_size > LARGEST_FILE:
-        raise InputError(f"{path}: larger than {LARGEST_FILE >> 20} MiB, which no tokenizer.json is")
-    beside = collect(path.parent) if path.name == NAME else {}
+    if is_gguf_file(path):
+        return tokenizer_from_files(convert_from_gguf(GGUFFile(path).metadata, str(path)), path)
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, which no tokenizer.json is")
+    beside = read_metadata_files(path.parent) if path.name == NAME else {}
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: not a tokenizer.json of the tokenizers library ({e})") from None
-    return of_files({**beside, NAME: text}, path)
+    return tokenizer_from_files({**beside, NAME: text}, path)
 
 
-def of_files(files: Mapping[str, str], path: Path = Path(NAME)) -> Tokenizer:
+def tokenizer_from_files(files: Mapping[str, str], path: Path = Path(NAME)) -> Tokenizer:
     """The tokenizer of these texts, name -> text: tokenizer.json and what stands beside it. Raises InputError."""
     text = files[NAME]
     try:
@@ -147,4 +147,4 @@ def _own(data: Any) -> Tokenizer | None:
     vocab = data["model"].get("vocab")
     if data["model"].get("type") == "WordLevel" and all(len(c) == 1 for c in vocab):
         candidates.append(Characters(sorted(vocab, key=vocab.__getitem__)))
-    return next((own for own in candidates if layout.same(json.loads(own.json()), data)), None)
+    return next((own for own in candidates if layout.is_equal_json(json.loads(own.to_json()), data)), None)

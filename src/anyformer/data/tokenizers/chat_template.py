@@ -21,24 +21,24 @@ from jinja2.visitor import NodeTransformer
 
 from ...errors import InputError
 
-LARGEST_SOURCE = 1 << 18  # characters of a template
-LARGEST_TEXT = 1 << 22  # characters of anything it makes
-STEPS = 1_000_000  # lines of a template that are run
-SECONDS = 20.0
+MAX_SOURCE_CHARACTERS = 1 << 18  # characters of a template
+MAX_TEXT_CHARACTERS = 1 << 22  # characters of anything it makes
+MAX_STEPS = 1_000_000  # lines of a template that are run
+MAX_SECONDS = 20.0
 WIDENING = {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"}  # methods of texts
 FILTERS = ("center", "format", "indent", "batch", "slice", "wordwrap", "xmlattr", "pprint", "urlize")  # these too
-TOO_LONG = f"it makes a text of more than {LARGEST_TEXT:,} characters"
+TOO_LONG = f"it makes a text of more than {MAX_TEXT_CHARACTERS:,} characters"
 
 
-def render(template: str, messages: Any, names: Mapping[str, str], begin: bool = True) -> str:
+def render_chat(template: str, messages: Any, names: Mapping[str, str], begin: bool = True) -> str:
     """What the model reads: `messages` by the template, and (`begin`) the beginning of its answer.
 
     `names`: bos_token, eos_token and the like. Raises InputError for messages that are none, and for a template that
     fails, refuses them, or would take too long.
     """
     check(messages)
-    if len(template) > LARGEST_SOURCE:
-        raise InputError(f"the chat template has {len(template):,} characters, more than {LARGEST_SOURCE:,}")
+    if len(template) > MAX_SOURCE_CHARACTERS:
+        raise InputError(f"the chat template has {len(template):,} characters, more than {MAX_SOURCE_CHARACTERS:,}")
     before = sys.gettrace()
     try:
         sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
@@ -67,14 +67,14 @@ class Steps:
     """Counts the lines that a template runs, in this thread."""
 
     def __init__(self) -> None:
-        self.left, self.until = STEPS, time.monotonic() + SECONDS
+        self.left, self.until = MAX_STEPS, time.monotonic() + MAX_SECONDS
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         if frame.f_code.co_filename != "<template>":
             return None
         self.left -= 1
         if self.left < 0 or time.monotonic() > self.until:
-            raise jinja2.TemplateError(f"it takes more than {STEPS:,} steps or {SECONDS:.0f} seconds")
+            raise jinja2.TemplateError(f"it takes more than {MAX_STEPS:,} steps or {MAX_SECONDS:.0f} seconds")
         return self
 
 
@@ -141,7 +141,7 @@ class Generation(Extension):
 
 
 def bounded(value: Any) -> Any:
-    if isinstance(value, str | list | tuple | range) and len(value) > LARGEST_TEXT:
+    if isinstance(value, str | list | tuple | range) and len(value) > MAX_TEXT_CHARACTERS:
         raise jinja2.TemplateError(TOO_LONG)
     if isinstance(value, int) and value.bit_length() > 4096:
         raise jinja2.TemplateError("it makes a number of more than 4,096 bits")
@@ -150,7 +150,7 @@ def bounded(value: Any) -> Any:
 
 def weighed(value: Any) -> Any:
     """The value, unless it is longer written out than it may be: a list can hold itself doubled, many times over."""
-    left, stack = LARGEST_TEXT, [value]
+    left, stack = MAX_TEXT_CHARACTERS, [value]
     while stack and isinstance(value, list | tuple | dict):
         one = stack.pop()
         left -= len(one) + 1 if isinstance(one, str | list | tuple | dict) else 1
@@ -181,7 +181,7 @@ def counted(parts: Iterable[Any], between: int = 0) -> list[str]:
     for part in parts:
         found.append(str(weighed(part)))
         total += len(found[-1]) + between
-        if total > LARGEST_TEXT:
+        if total > MAX_TEXT_CHARACTERS:
             raise jinja2.TemplateError(TOO_LONG)
     return found
 
@@ -196,7 +196,7 @@ def join(value: Iterable[Any], d: str = "", attribute: str | None = None) -> str
 
 def replace(text: Any, old: Any, new: Any, count: int | None = -1) -> str:
     text, old, new = str(text), str(old), str(new)
-    if len(text) + (len(text) + 1 if not old else text.count(old)) * len(new) > LARGEST_TEXT:
+    if len(text) + (len(text) + 1 if not old else text.count(old)) * len(new) > MAX_TEXT_CHARACTERS:
         raise jinja2.TemplateError(TOO_LONG)
     return text.replace(old, new, -1 if count is None else count)
 

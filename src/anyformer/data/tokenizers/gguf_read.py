@@ -11,9 +11,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 
-from ...errors import InputError, nearest
-from .special_tokens import Beside
-from .vocabularies import LONGEST_TOKEN, MOST_TOKENS, bpe, byte_level, check_vocab
+from ...errors import InputError, suggest
+from .special_tokens import TokenizerMetadata
+from .vocabularies import MAX_TOKEN_LENGTH, MAX_TOKENS, build_bpe, build_byte_level_bpe, check_vocab
 
 UNKNOWN, CONTROL, USER = 2, 3, 4  # kinds of tokens
 MARKS = ("bos", "eos", "eot", "eom")  # the last two end a turn and a message
@@ -24,7 +24,7 @@ _WORDS = (
 )
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 # How words are cut, one pattern after the other. None: as GPT-2 does.
-CUTS: dict[str, tuple[str, ...] | None] = {
+PRETOKENIZERS: dict[str, tuple[str, ...] | None] = {
     "gpt-2": None,
     "smollm": (r"\p{N}", _GPT2 + r"|\s+"),
     "llama-bpe": (_WORDS % "{1,3}",),
@@ -34,7 +34,7 @@ CUTS: dict[str, tuple[str, ...] | None] = {
 BEGINS = {"llama-bpe"}  # these put bos before a text unless the file says otherwise
 
 
-def of_gguf(values: Mapping[str, Any], where: str = "the GGUF file") -> dict[str, str]:
+def convert_from_gguf(values: Mapping[str, Any], where: str = "the GGUF file") -> dict[str, str]:
     """The files of a tokenizer, name -> text: tokenizer.json and what belongs beside it. `values`: the metadata of a
     GGUF file by its names (tokenizer.ggml.tokens, ...). Raises InputError."""
     given = {name.removeprefix("tokenizer.ggml."): value for name, value in values.items()}
@@ -42,10 +42,10 @@ def of_gguf(values: Mapping[str, Any], where: str = "the GGUF file") -> dict[str
         return {"tokenizer.json": whole} | _about(given, values.get(TEMPLATE), given.get("tokens") or [], where).files()
     builders = {"gpt2": _gpt2, "llama": _llama}
     if (model := given.get("model")) not in builders:
-        raise InputError(f"{where}: tokenizer.ggml.model is {model!r}: {nearest(str(model), builders)}")
+        raise InputError(f"{where}: tokenizer.ggml.model is {model!r}: {suggest(str(model), builders)}")
     tokens = _list(given, "tokens", str, where)
-    if any(len(token) > LONGEST_TOKEN for token in tokens):
-        raise InputError(f"{where}: a token has more than {LONGEST_TOKEN} characters")
+    if any(len(token) > MAX_TOKEN_LENGTH for token in tokens):
+        raise InputError(f"{where}: a token has more than {MAX_TOKEN_LENGTH} characters")
     vocab = check_vocab({token: i for i, token in enumerate(tokens)}, where)
     if len(vocab) != len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
@@ -64,7 +64,7 @@ def of_gguf(values: Mapping[str, Any], where: str = "the GGUF file") -> dict[str
 
 def _list(given: Mapping[str, Any], name: str, kind: type, where: str, length: int | None = None) -> list[Any]:
     found = given.get(name)
-    if not isinstance(found, list) or len(found) > MOST_TOKENS or not all(type(value) is kind for value in found):
+    if not isinstance(found, list) or len(found) > MAX_TOKENS or not all(type(value) is kind for value in found):
         raise InputError(f"{where}: tokenizer.ggml.{name} should be a list of {kind.__name__}")
     if length is not None and len(found) != length:
         raise InputError(f"{where}: tokenizer.ggml.{name} has {len(found):,} entries for {length:,} tokens")
@@ -82,9 +82,9 @@ def _ids(given: Mapping[str, Any], n: int, where: str) -> dict[str, int]:
 
 def _gpt2(vocab: dict[str, int], kinds: Sequence[int], given: Mapping[str, Any], where: str) -> tokenizers.Tokenizer:
     name = given.get("pre", "default")
-    if name not in CUTS:
+    if name not in PRETOKENIZERS:
         raise InputError(
-            f"{where}: words are cut by an unknown rule, tokenizer.ggml.pre {name!r}: {nearest(name, CUTS)}"
+            f"{where}: words are cut by an unknown rule, tokenizer.ggml.pre {name!r}: {suggest(name, PRETOKENIZERS)}"
         )
     merges = []
     for line in _list(given, "merges", str, where):
@@ -92,16 +92,16 @@ def _gpt2(vocab: dict[str, int], kinds: Sequence[int], given: Mapping[str, Any],
         if not (left and space and right):
             raise InputError(f"{where}: tokenizer.ggml.merges has {line[:40]!r}, which is not two tokens and a space")
         merges.append((left, right))
-    made = byte_level(vocab, merges, where, ignore_merges=name == "llama-bpe")
-    cut_as(made, name)
+    made = build_byte_level_bpe(vocab, merges, where, ignore_merges=name == "llama-bpe")
+    set_pretokenizer(made, name)
     return made
 
 
-def cut_as(made: tokenizers.Tokenizer, name: str) -> None:
+def set_pretokenizer(made: tokenizers.Tokenizer, name: str) -> None:
     """Cut words by the rule of this name."""
     if name == "qwen2":
         made.normalizer = normalizers.NFC()
-    if cuts := CUTS[name]:
+    if cuts := PRETOKENIZERS[name]:
         level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         made.pre_tokenizer = pre_tokenizers.Sequence(
             [*(pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts), level]
@@ -120,7 +120,7 @@ def _llama(vocab: dict[str, int], kinds: Sequence[int], given: Mapping[str, Any]
     ]
     unknown = next((token for token, i in vocab.items() if kinds[i] == UNKNOWN), None)
     merges = [(left, right) for *_, left, right in sorted(pairs)]
-    made = bpe(vocab, merges, where, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    made = build_bpe(vocab, merges, where, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     spaces = [normalizers.Replace(" ", SPACE)]
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if given.get("add_space_prefix", True):
@@ -131,14 +131,14 @@ def _llama(vocab: dict[str, int], kinds: Sequence[int], given: Mapping[str, Any]
     return made
 
 
-def _about(given: Mapping[str, Any], template: Any, tokens: Sequence[str], where: str) -> Beside:
+def _about(given: Mapping[str, Any], template: Any, tokens: Sequence[str], where: str) -> TokenizerMetadata:
     ids = _ids(given, len(tokens), where)
     names = {f"{kind}_token": tokens[i] for kind, i in ids.items() if kind in ("bos", "eos")}
     ends = tuple(dict.fromkeys(ids[kind] for kind in MARKS[1:] if kind in ids))
-    return Beside(ids.get("bos"), ends, names, {}, template if isinstance(template, str) else None)
+    return TokenizerMetadata(ids.get("bos"), ends, names, {}, template if isinstance(template, str) else None)
 
 
-def _surround(made: tokenizers.Tokenizer, given: Mapping[str, Any], about: Beside) -> None:
+def _surround(made: tokenizers.Tokenizer, given: Mapping[str, Any], about: TokenizerMetadata) -> None:
     """bos before a text and eos after it, where the file or its kind of model says so."""
     begins = given.get("add_bos_token", given["model"] == "llama" or given.get("pre") in BEGINS)
     bos, eos = about.names.get("bos_token"), about.names.get("eos_token")

@@ -12,20 +12,20 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from ...errors import InputError
-from .characters import Tokenizer
-from .gguf_read import CONTROL, CUTS, SPACE, TEMPLATE, UNKNOWN, USER, WHOLE, cut_as
-from .special_tokens import parse
-from .vocabularies import byte_level
+from .base import Tokenizer
+from .gguf_read import CONTROL, PRETOKENIZERS, SPACE, TEMPLATE, UNKNOWN, USER, WHOLE, set_pretokenizer
+from .special_tokens import parse_metadata
+from .vocabularies import build_byte_level_bpe
 
 NORMAL, UNUSED, BYTE = 1, 5, 6  # kinds of tokens
 NEVER = f"{SPACE} {SPACE}"  # a merge that finds nothing to merge among bytes: readers want one at least
 RARE = -1e6  # the score of what no merge makes
 
 
-def to_gguf(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
+def convert_to_gguf(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     """The values of `tokenizer` for an embedding of `size` rows, by their names in the file. None at all for a model
     that reads numbers. Raises InputError for a tokenizer that GGUF has no name for."""
-    text = tokenizer.json()
+    text = tokenizer.to_json()
     made = tokenizers.Tokenizer.from_str(text)
     described = json.loads(made.to_str())
     model = described["model"]
@@ -50,7 +50,7 @@ def to_gguf(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     if own["model"] == "llama":
         values["scores"] = _scores(model, tokens)
     named = {f"tokenizer.ggml.{name}": value for name, value in (values | _marks(tokenizer)).items()}
-    template = parse(tokenizer.beside).template
+    template = parse_metadata(tokenizer.extra_files).template
     return named | ({} if template is None else {TEMPLATE: template}) | {WHOLE: text}
 
 
@@ -65,11 +65,11 @@ def _rule(described: Mapping[str, Any]) -> str:
     """The name of the way in which words are cut. Without merges there is nothing to cut."""
     if not described["model"]["merges"]:
         return "gpt-2"
-    for name in CUTS:
+    for name in PRETOKENIZERS:
         if name == "default":
             continue
-        like = byte_level({}, [], "")
-        cut_as(like, name)
+        like = build_byte_level_bpe({}, [], "")
+        set_pretokenizer(like, name)
         if _cutting(json.loads(like.to_str())) == _cutting(described):
             return name
     digits = tokenizers.Tokenizer(models.BPE())
@@ -78,7 +78,7 @@ def _rule(described: Mapping[str, Any]) -> str:
     )
     if _cutting(json.loads(digits.to_str())) == _cutting(described):
         return "smollm"
-    known = ", ".join(name for name in CUTS if name != "default")
+    known = ", ".join(name for name in PRETOKENIZERS if name != "default")
     raise InputError(f"this tokenizer cuts words in a way that GGUF has no name for: it knows {known}")
 
 
@@ -118,9 +118,9 @@ def _scores(model: Mapping[str, Any], tokens: list[str]) -> list[float]:
 def _marks(tokenizer: Tokenizer) -> dict[str, Any]:
     """What begins a text and what ends it."""
     probe = tokenizer.encode("")
-    leading = tokenizer.prompt("")[: len(tokenizer.prompt("")) - len(probe)].tolist()
-    ends = list(tokenizer.ends)
-    begin = leading[0] if leading else parse(tokenizer.beside).begin
+    leading = tokenizer.encode_prompt("")[: len(tokenizer.encode_prompt("")) - len(probe)].tolist()
+    ends = list(tokenizer.end_ids)
+    begin = leading[0] if leading else parse_metadata(tokenizer.extra_files).begin
     begin = ends[0] if begin is None and ends else begin
     found: dict[str, Any] = {"add_bos_token": bool(leading), "add_eos_token": False}
     found |= {} if begin is None else {"bos_token_id": begin}

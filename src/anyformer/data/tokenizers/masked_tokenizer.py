@@ -16,11 +16,11 @@ from ...errors import InputError
 from .build import Subwords, Tokenizer
 
 MASK = "[MASK]"
-MASKS = (MASK, "<mask>")  # what tokenizers call it
+MASK_TOKENS = (MASK, "<mask>")  # what tokenizers call it
 
 
 @dataclass(frozen=True)
-class Wrapped:
+class MaskedTokenizer:
     """A tokenizer; the ids it puts before and after a text ([CLS] and [SEP], where it has such a rule); and the id that
     hides a token: the tokenizer's own, or one more entry after its ids (None where the vocabulary has no room)."""
 
@@ -32,17 +32,17 @@ class Wrapped:
     """The space before a mask belongs to what it hides, as a byte-level BPE has it."""
 
     @staticmethod
-    def of(tokenizer: Tokenizer, room: int | None = None) -> "Wrapped":
+    def from_tokenizer(tokenizer: Tokenizer, room: int | None = None) -> "MaskedTokenizer":
         """room: entries of the vocabulary, where they are given."""
         added = tokenizer.vocab_size if room is None or room > tokenizer.vocab_size else None
         if not isinstance(tokenizer, Subwords):
-            return Wrapped(tokenizer, mask=added)
-        public = tokenizers.Tokenizer.from_str(tokenizer.json())
+            return MaskedTokenizer(tokenizer, mask=added)
+        public = tokenizers.Tokenizer.from_str(tokenizer.to_json())
         public.no_truncation(), public.no_padding()
-        own = next((i for name in MASKS if (i := public.token_to_id(name)) is not None), None)
-        known = {token["id"]: token for token in json.loads(tokenizer.json()).get("added_tokens") or []}
+        own = next((i for name in MASK_TOKENS if (i := public.token_to_id(name)) is not None), None)
+        known = {token["id"]: token for token in json.loads(tokenizer.to_json()).get("added_tokens") or []}
         strips = tokenizer.kind == "bpe" if own is None else bool(known.get(own, {}).get("lstrip"))
-        return Wrapped(tokenizer, *around(public), added if own is None else own, strips)
+        return MaskedTokenizer(tokenizer, *special_affixes(public), added if own is None else own, strips)
 
     @property
     def vocab_size(self) -> int:
@@ -59,9 +59,9 @@ class Wrapped:
         if not isinstance(text, str):
             raise InputError(f"{text!r} is {type(text).__name__}, not a text")
         ids: list[int] = []
-        *parts, last = re.split("|".join(map(re.escape, MASKS)), text)
+        *parts, last = re.split("|".join(map(re.escape, MASK_TOKENS)), text)
         for part in parts:
-            ids += [*self.plain(part.rstrip(" ") if self.strips else part), self.hiding]
+            ids += [*self.plain(part.rstrip(" ") if self.strips else part), self.require_mask]
         return self.fitted(ids + self.plain(last), context, cut, text)
 
     def plain(self, part: str) -> list[int]:
@@ -82,7 +82,7 @@ class Wrapped:
         return [*self.before, *ids, *self.after]
 
     @property
-    def hiding(self) -> int:
+    def require_mask(self) -> int:
         """The id that hides a token. Raises InputError where there is none."""
         if self.mask is None:
             raise InputError(
@@ -103,7 +103,7 @@ class Wrapped:
         for i, token in enumerate(self.after):
             ids[np.arange(B), ends + i] = token
         text = (at >= len(self.before)) & (at < ends[:, None])
-        return ids, lengths + self.extra, text & (ids != (-1 if self.tokenizer.end is None else self.tokenizer.end))
+        return ids, lengths + self.extra, text & (ids != (-1 if self.tokenizer.end_id is None else self.tokenizer.end_id))
 
     def shown(self, token: int) -> str:
         """A token for a person to read."""
@@ -112,7 +112,7 @@ class Wrapped:
         return self.tokenizer.decode([token])
 
 
-def around(public: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def special_affixes(public: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the tokenizer's post-processor puts before and after a text."""
     if public.post_processor is None:
         return (), ()
@@ -123,7 +123,7 @@ def around(public: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ..
     return tuple(found.ids[: inside[0]]), tuple(found.ids[inside[-1] + 1 :])
 
 
-def padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of unequal length as one array: ids (B, T), filled up with 0, and their lengths (B,)."""
     lengths = np.array([len(row) for row in rows], np.int64)
     ids = np.zeros((len(rows), lengths.max(initial=0)), np.int64)

@@ -21,15 +21,15 @@ GENERATION, CONFIG, DESCRIBED, SPECIAL, TEMPLATE = NAMES = (
 )
 ROLES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 FLAGS = ("add_bos_token", "add_eos_token")
-LARGEST = 64 << 20  # bytes of any of these files
+MAX_FILE_BYTES = 64 << 20  # bytes of any of these files
 
 
 @dataclass(frozen=True)
-class Beside:
+class TokenizerMetadata:
     """Empty where nothing stands beside."""
 
     begin: int | None = None
-    ends: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
     """The ids with which generation stops, as the checkpoint says."""
     names: Mapping[str, str] = field(default_factory=dict)
     """bos_token, eos_token and the like: how these tokens are written."""
@@ -40,8 +40,8 @@ class Beside:
     def files(self) -> dict[str, str]:
         """The files that say this, name -> text."""
         found = {}
-        if self.ends or self.begin is not None:
-            ends = list(self.ends) if len(self.ends) != 1 else self.ends[0]
+        if self.end_ids or self.begin is not None:
+            ends = list(self.end_ids) if len(self.end_ids) != 1 else self.end_ids[0]
             said = {"bos_token_id": self.begin, "eos_token_id": ends}
             found[GENERATION] = json.dumps({k: v for k, v in said.items() if v not in (None, [])}, indent=2)
         if self.names or self.flags:
@@ -51,12 +51,12 @@ class Beside:
         return found
 
 
-def collect(folder: Path) -> dict[str, str]:
+def read_metadata_files(folder: Path) -> dict[str, str]:
     """The texts of these files in a folder, those that are there. Raises InputError."""
     return {name: read_text(folder / name) for name in NAMES if (folder / name).is_file()}
 
 
-def read_text(path: Path, largest: int = LARGEST) -> str:
+def read_text(path: Path, largest: int = MAX_FILE_BYTES) -> str:
     """A whole file of UTF-8, if it is no larger than it may be. Raises InputError."""
     try:
         if (size := path.stat().st_size) > largest:
@@ -77,7 +77,7 @@ def read_object(text: str, where: str) -> dict[str, Any]:
     return found
 
 
-def parse(texts: Mapping[str, str], where: str = "") -> Beside:
+def parse_metadata(texts: Mapping[str, str], where: str = "") -> TokenizerMetadata:
     """What these files say. `where` names their folder in errors. Raises InputError."""
     objects = {name: read_object(texts[name], f"{where}{name}") for name in NAMES if name in texts and name != TEMPLATE}
     described = objects.get(DESCRIBED, {})
@@ -87,7 +87,7 @@ def parse(texts: Mapping[str, str], where: str = "") -> Beside:
     begin = next((found[0] for said in ids if (found := _ids(said.get("bos_token_id")))), None)
     flags = {name: described[name] for name in FLAGS if isinstance(described.get(name), bool)}
     template = texts.get(TEMPLATE) or _template(described.get("chat_template"))
-    return Beside(begin, ends, names, flags, template)
+    return TokenizerMetadata(begin, ends, names, flags, template)
 
 
 def _ids(value: Any) -> tuple[int, ...]:

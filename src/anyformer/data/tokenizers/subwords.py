@@ -9,12 +9,12 @@ import tokenizers
 from tokenizers import decoders, processors
 
 from ...errors import InputError
-from .characters import END, Tokenizer, dtype_for, utf8, valid
-from .special_tokens import Beside, parse
-from .tiktoken_backend import Quick, quick
+from .base import END, Tokenizer, dtype_for, encode_utf8, valid_ids
+from .special_tokens import TokenizerMetadata, parse_metadata
+from .tiktoken_backend import TiktokenBackend, build_backend
 
-ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # what others call it
-SMALL, MUCH = 1 << 16, 1 << 20  # characters at once, and in all, from which on it pays to look for a quicker way
+END_TOKENS = (END, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # what others call it
+MIN_BATCH_CHARACTERS, MIN_TOTAL_CHARACTERS = 1 << 16, 1 << 20  # characters at once, and in all, from which on it pays to look for a quicker way
 PROBES = ("a", "0", "1", ".", "<", "\u2581", "the")  # one of these is in any vocabulary
 
 
@@ -27,14 +27,14 @@ class Subwords(Tokenizer):
 
     def __init__(self, text: str, files: Mapping[str, str] | None = None, where: str = ""):
         self._json = text  # kept as it came, so that saving changes nothing
-        self._about = parse(files or {}, where)
-        self.beside = self._about.files()
+        self._about = parse_metadata(files or {}, where)
+        self.extra_files = self._about.files()
         self._tokenizer = self._open()
         self._tokenizer.encode_special_tokens = True
         self.kind = type(self._tokenizer.model).__name__.lower()
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # there may be holes
         self._ends = self._find_ends(self._about)
-        self.end = next(iter(self._ends), None)
+        self.end_id = next(iter(self._ends), None)
         self._read = 0  # characters
 
     def _open(self) -> tokenizers.Tokenizer:
@@ -55,15 +55,15 @@ class Subwords(Tokenizer):
         special = [(tokens[flag], ids[flag]) for flag in tokens if ids[flag] is not None]
         return processors.TemplateProcessing(single=single, pair=[*single, "$B:1"], special_tokens=special)
 
-    def _find_ends(self, about: Beside) -> tuple[int, ...]:
+    def _find_ends(self, about: TokenizerMetadata) -> tuple[int, ...]:
         """As generation has it; else the end that is named; else by a name that is usual."""
-        if ends := tuple(i for i in about.ends if i < self.vocab_size):
+        if ends := tuple(i for i in about.end_ids if i < self.vocab_size):
             return ends
-        names = (about.names.get("eos_token", ""), *ENDS)
+        names = (about.names.get("eos_token", ""), *END_TOKENS)
         return tuple(i for name in names if name and (i := self._tokenizer.token_to_id(name)) is not None)[:1]
 
     @property
-    def ends(self) -> tuple[int, ...]:
+    def end_ids(self) -> tuple[int, ...]:
         return self._ends
 
     def encode(self, text: str) -> np.ndarray:
@@ -72,22 +72,22 @@ class Subwords(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         size = sum(map(len, texts))
         self._read += size
-        if size < SMALL or self._read < MUCH or self._quick is None:
+        if size < MIN_BATCH_CHARACTERS or self._read < MIN_TOTAL_CHARACTERS or self._quick is None:
             return self._encode(self._tokenizer, texts, False)
         for text in texts:
-            utf8(text)
+            encode_utf8(text)
         return self._quick.encode_batch(texts)
 
     @cached_property
-    def _quick(self) -> Quick | None:
-        return quick(self._json, dtype_for(self.vocab_size))
+    def _quick(self) -> TiktokenBackend | None:
+        return build_backend(self._json, dtype_for(self.vocab_size))
 
     def _encode(self, made: tokenizers.Tokenizer, texts: Sequence[str], around: bool) -> list[np.ndarray]:
         try:
             encodings = made.encode_batch_fast(list(texts), add_special_tokens=around)
         except Exception as error:  # the library raises bare Exception; TypeError for half a surrogate pair
             for text in texts:
-                utf8(text)
+                encode_utf8(text)
             if type(error) is not Exception:
                 raise
             where = next((repr(text[:40]) for text in texts if not self._knows(made, text)), "a text")
@@ -101,10 +101,10 @@ class Subwords(Tokenizer):
             return False
         return True
 
-    def whole(self, text: str) -> np.ndarray:
+    def encode_with_bos_eos(self, text: str) -> np.ndarray:
         return self._encode(self._tokenizer, [text], True)[0]
 
-    def prompt(self, text: str) -> np.ndarray:
+    def encode_prompt(self, text: str) -> np.ndarray:
         return np.concatenate([np.array(self._leading, dtype_for(self.vocab_size)), self.encode(text)])
 
     @cached_property
@@ -118,30 +118,30 @@ class Subwords(Tokenizer):
                 return found.ids[: found.special_tokens_mask.index(0)]
         return []
 
-    def id_of(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
     @cached_property
     def _reading_special(self) -> tokenizers.Tokenizer:
         return self._open()  # a second one: a switch on the first would be seen by other threads
 
-    def encode_special(self, text: str) -> np.ndarray:
+    def encode_parsing_special(self, text: str) -> np.ndarray:
         return self._encode(self._reading_special, [text], False)[0]
 
-    def chat(self, messages: Any) -> str:
+    def apply_chat_template(self, messages: Any) -> str:
         if self._about.template is None:
-            return super().chat(messages)
-        from .chat_template import render
+            return super().apply_chat_template(messages)
+        from .chat_template import render_chat
 
-        return render(self._about.template, messages, self._about.names)
+        return render_chat(self._about.template, messages, self._about.names)
 
     def decode(self, ids: Any) -> str:
-        return self._tokenizer.decode(valid(ids, self.vocab_size).tolist(), skip_special_tokens=True)
+        return self._tokenizer.decode(valid_ids(ids, self.vocab_size).tolist(), skip_special_tokens=True)
 
-    def n_bytes(self, ids: Any) -> int:
+    def count_bytes(self, ids: Any) -> int:
         if self._lengths is None:
             return len(self.decode(ids).encode())
-        return int(self._lengths[valid(ids, self.vocab_size)].sum())
+        return int(self._lengths[valid_ids(ids, self.vocab_size)].sum())
 
     @cached_property
     def _lengths(self) -> np.ndarray | None:
@@ -155,5 +155,5 @@ class Subwords(Tokenizer):
             lengths[i] = 0 if token.special else len(token.content.encode())
         return lengths
 
-    def json(self) -> str:
+    def to_json(self) -> str:
         return self._json

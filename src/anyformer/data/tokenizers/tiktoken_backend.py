@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from .json_layout import byte_alphabet
+from .base import byte_alphabet
 
 # Radford et al. 2019. In brackets is what needs no look ahead: by itself it is found by a quicker machine.
 WORDS = r"""(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"""
@@ -29,14 +29,14 @@ SCRIPTS = ((0, 0xD800), (0xE000, 0x20000))  # below and above the surrogates, up
 ROW = 4096  # characters
 
 
-class Quick:
+class TiktokenBackend:
     """Texts to ids by tiktoken."""
 
     def __init__(self, encoding: Any, ids: np.ndarray):
         self.encoding, self.ids = encoding, ids  # (ranks,): the id of each of tiktoken's
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(count_cores()) as pool:
             return list(pool.map(self.encode, texts))
 
     def encode(self, text: str) -> np.ndarray:
@@ -44,12 +44,12 @@ class Quick:
         return self.ids[np.frombuffer(made, np.uintc)]
 
 
-def cores() -> int:
+def count_cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def quick(text: str, dtype: type[np.unsignedinteger]) -> Quick | None:
+def build_backend(text: str, dtype: type[np.unsignedinteger]) -> TiktokenBackend | None:
     """What gives the same ids as this tokenizer.json, sooner; or None."""
     try:
         import tiktoken
@@ -57,7 +57,7 @@ def quick(text: str, dtype: type[np.unsignedinteger]) -> Quick | None:
         return None
     described = json.loads(text)
     model = described["model"]
-    if not plain(described, model):
+    if not is_gpt2_bpe(described, model):
         return None
     vocab, letters = model["vocab"], byte_alphabet()
     pairs = [tuple(pair.split(" ", 1) if isinstance(pair, str) else pair) for pair in model["merges"]]
@@ -68,11 +68,11 @@ def quick(text: str, dtype: type[np.unsignedinteger]) -> Quick | None:
     byte = {letter: i for i, letter in enumerate(letters)}
     ranks = {bytes(byte[letter] for letter in word): i for i, word in enumerate(words)}
     encoding = tiktoken.Encoding("bpe", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={})
-    found = Quick(encoding, np.array([vocab[word] for word in words], dtype))
-    return found if alone(described, words, vocab) and alike() else None
+    found = TiktokenBackend(encoding, np.array([vocab[word] for word in words], dtype))
+    return found if entries_encode_to_themselves(described, words, vocab) and has_equal_word_splits() else None
 
 
-def plain(described: dict[str, Any], model: dict[str, Any]) -> bool:
+def is_gpt2_bpe(described: dict[str, Any], model: dict[str, Any]) -> bool:
     """Whether it is a BPE of bytes in words as GPT-2 cuts them, and nothing more."""
     cuts = described.get("pre_tokenizer") or {}
     same = all(cuts.get(name) == value for name, value in CUTS.items())
@@ -81,7 +81,7 @@ def plain(described: dict[str, Any], model: dict[str, Any]) -> bool:
     return model.get("type") == "BPE" and same and special and rest
 
 
-def alone(described: dict[str, Any], words: list[str], vocab: dict[str, int]) -> bool:
+def entries_encode_to_themselves(described: dict[str, Any], words: list[str], vocab: dict[str, int]) -> bool:
     """Whether each entry by itself is one id."""
     bare = {"pre_tokenizer": None, "post_processor": None, "added_tokens": []}
     made = tokenizers.Tokenizer.from_str(json.dumps(described | bare))
@@ -89,13 +89,13 @@ def alone(described: dict[str, Any], words: list[str], vocab: dict[str, int]) ->
 
 
 @cache
-def alike() -> bool:
+def has_equal_word_splits() -> bool:
     """Whether both cut words at the same characters: tables of Unicode differ by year. With a vocabulary of
     bytes that tells the last of a word from the others, the library shows where it cuts; tiktoken looks a word up
     before it takes it to pieces, so that a vocabulary of all those words shows whether they are its own."""
     import tiktoken
 
-    rows = [row for first, end in SCRIPTS for row in probes(first, end)]
+    rows = [row for first, end in SCRIPTS for row in split_probes(first, end)]
     letters = byte_alphabet()
     vocab = {letter: i for i, letter in enumerate([*letters, *(f"{letter}\0" for letter in letters)])}
     cutter = tokenizers.Tokenizer(models.BPE(vocab, [], end_of_word_suffix="\0"))
@@ -110,7 +110,7 @@ def alike() -> bool:
     return all(encoding.encode_ordinary(row) == [ranks[word] for word in cut] for row, cut in zip(rows, cuts))
 
 
-def probes(first: int, end: int) -> list[str]:
+def split_probes(first: int, end: int) -> list[str]:
     """Each of these characters behind a letter, before a number and behind a space, in rows of some thousand."""
     return [
         "".join(f"a{chr(c)}1 {chr(c)}" for c in range(start, min(start + ROW, end))) for start in range(first, end, ROW)

@@ -15,11 +15,11 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from ...errors import InputError
-from .json_layout import END, byte_alphabet
+from .base import END, byte_alphabet
 from .special_tokens import CONFIG, DESCRIBED, read_object, read_text
 
-MOST_TOKENS = 2_000_000
-LONGEST_TOKEN = 512  # bytes or characters; what is split below costs the square of it
+MAX_TOKENS = 2_000_000
+MAX_TOKEN_LENGTH = 512  # bytes or characters; what is split below costs the square of it
 # The languages of Whisper (2212.04356), in the order of their tokens; the last came with its third large model.
 LANGUAGES = (  # noqa: SIM905
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
@@ -31,14 +31,14 @@ TIMES = [f"<|{i / 50:.2f}|>" for i in range(1501)]  # every 20 ms of 30 s
 SHOWN = dict(enumerate(byte_alphabet()))  # byte -> the character that stands for it
 
 
-def of_folder(folder: Path, beside: Mapping[str, str]) -> str:
+def convert_folder(folder: Path, extra_files: Mapping[str, str]) -> str:
     """The tokenizer.json that a checkpoint's older files stand for. `beside`: the texts of its config files."""
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return of_gpt2(folder / "vocab.json", folder / "merges.txt")
+        return convert_gpt2(folder / "vocab.json", folder / "merges.txt")
     if (folder / "vocab.txt").is_file():
-        return of_wordpiece(folder / "vocab.txt", _object(beside, DESCRIBED, folder))
+        return convert_wordpiece(folder / "vocab.txt", _object(extra_files, DESCRIBED, folder))
     if ranks := sorted(folder.glob("*.tiktoken")):
-        return of_tiktoken(ranks[0], _object(beside, CONFIG, folder))
+        return convert_tiktoken(ranks[0], _object(extra_files, CONFIG, folder))
     more = " (a SentencePiece model alone is not read)" if any(folder.glob("*.model")) else ""
     raise InputError(
         f"{folder} holds no tokenizer: expected tokenizer.json, vocab.json with merges.txt, vocab.txt or a .tiktoken "
@@ -46,14 +46,14 @@ def of_folder(folder: Path, beside: Mapping[str, str]) -> str:
     )
 
 
-def _object(beside: Mapping[str, str], name: str, folder: Path) -> dict[str, Any]:
-    return read_object(beside[name], str(folder / name)) if name in beside else {}
+def _object(extra_files: Mapping[str, str], name: str, folder: Path) -> dict[str, Any]:
+    return read_object(extra_files[name], str(folder / name)) if name in extra_files else {}
 
 
 # --- byte-level BPE: vocab.json and merges.txt ---
 
 
-def of_gpt2(vocab: Path, merges: Path) -> str:
+def convert_gpt2(vocab: Path, merges: Path) -> str:
     """GPT-2's two files: token -> id, and one merge a line, the earliest first."""
     ids = check_vocab(read_object(read_text(vocab), str(vocab)), str(vocab))
     pairs = []
@@ -64,18 +64,18 @@ def of_gpt2(vocab: Path, merges: Path) -> str:
         if len(parts) != 2 or not all(parts):
             raise InputError(f"{merges}, line {number}: {line[:40]!r} is not two tokens with a space between")
         pairs.append((parts[0], parts[1]))
-    made = byte_level(ids, pairs, f"{vocab} and {merges.name}")
+    made = build_byte_level_bpe(ids, pairs, f"{vocab} and {merges.name}")
     made.add_special_tokens([AddedToken(END, special=True, normalized=False)])
     return made.to_str()
 
 
 def check_vocab(vocab: Mapping[str, Any], where: str) -> dict[str, int]:
     """token -> id, every id once, none absurd. Raises InputError."""
-    if not vocab or len(vocab) > MOST_TOKENS:
-        raise InputError(f"{where}: {len(vocab):,} tokens; it should be 1 to {MOST_TOKENS:,}")
+    if not vocab or len(vocab) > MAX_TOKENS:
+        raise InputError(f"{where}: {len(vocab):,} tokens; it should be 1 to {MAX_TOKENS:,}")
     seen: dict[int, str] = {}
     for token, i in vocab.items():
-        if type(i) is not int or not 0 <= i < 2 * MOST_TOKENS:
+        if type(i) is not int or not 0 <= i < 2 * MAX_TOKENS:
             raise InputError(f"{where}: the id of {token[:40]!r} is {i!r}; it should be a number from 0 on")
         if i in seen:
             raise InputError(f"{where}: {token[:40]!r} and {seen[i][:40]!r} have the same id {i}")
@@ -83,15 +83,15 @@ def check_vocab(vocab: Mapping[str, Any], where: str) -> dict[str, int]:
     return dict(vocab)
 
 
-def byte_level(vocab: dict[str, int], merges: Sequence[tuple[str, str]], where: str, **more: Any) -> Any:
+def build_byte_level_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]], where: str, **more: Any) -> Any:
     """A BPE on bytes (1508.07909) that cuts words as GPT-2 does."""
-    made = bpe(vocab, merges, where, **more)
+    made = build_bpe(vocab, merges, where, **more)
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     return made
 
 
-def bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]], where: str, **more: Any) -> tokenizers.Tokenizer:
+def build_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]], where: str, **more: Any) -> tokenizers.Tokenizer:
     """A BPE of the library. Raises InputError where a merge names a token that is not there."""
     for left, right in merges:
         if lacking := [token for token in (left, right, left + right) if token not in vocab]:
@@ -102,7 +102,7 @@ def bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]], where: str, **
 # --- WordPiece: vocab.txt ---
 
 
-def of_wordpiece(path: Path, described: Mapping[str, Any]) -> str:
+def convert_wordpiece(path: Path, described: Mapping[str, Any]) -> str:
     """BERT's list (1810.04805): one token a line, its id the number of the line. `described`: tokenizer_config.json."""
     lines = read_text(path).split("\n")
     lines = [line.rstrip("\r") for line in (lines[:-1] if not lines[-1] else lines)]
@@ -137,7 +137,7 @@ def of_wordpiece(path: Path, described: Mapping[str, Any]) -> str:
 # --- tiktoken: ranks ---
 
 
-def of_tiktoken(path: Path, config: Mapping[str, Any]) -> str:
+def convert_tiktoken(path: Path, config: Mapping[str, Any]) -> str:
     """Ranks of byte strings, for GPT-2's words or Whisper's. `config`: config.json, which names the model and its size;
     without it, a file called multilingual.tiktoken is Whisper's."""
     ranks = read_ranks(path)
@@ -146,9 +146,9 @@ def of_tiktoken(path: Path, config: Mapping[str, Any]) -> str:
     special = whisper_tokens(len(ranks), size if isinstance(size, int) else 0) if speech else [END]
     shown = [_shown(token) for token in ranks]
     vocab = {token: i for i, token in enumerate([*shown, *special])}
-    pairs = [halves for token, i in ranks.items() if len(token) > 1 and (halves := split(token, ranks, i))]
+    pairs = [halves for token, i in ranks.items() if len(token) > 1 and (halves := split_token(token, ranks, i))]
     merges = [(_shown(left), _shown(right)) for left, right in pairs]
-    made = byte_level(vocab, merges, str(path), ignore_merges=True)  # a word that is a token is never cut
+    made = build_byte_level_bpe(vocab, merges, str(path), ignore_merges=True)  # a word that is a token is never cut
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     if speech:
         first, quiet = "<|startoftranscript|>", "<|notimestamps|>"
@@ -167,7 +167,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         if not line.strip():
             continue
         token, rank = _rank(line, f"{path}, line {number}")
-        if rank != len(ranks) or token in ranks or rank >= MOST_TOKENS:
+        if rank != len(ranks) or token in ranks or rank >= MAX_TOKENS:
             raise InputError(
                 f"{path}, line {number}: rank {rank} of {token[:40]!r}; expected a new token, {len(ranks)}"
             )
@@ -181,14 +181,14 @@ def _rank(line: str, where: str) -> tuple[bytes, int]:
     word, _, rank = line.partition(" ")
     try:
         token = b"" if word == "=" else base64.b64decode(word, validate=True)  # "=": nothing, as Whisper has it
-        if len(token) <= LONGEST_TOKEN and rank.isascii() and rank.isdigit() and len(rank) < 10:
+        if len(token) <= MAX_TOKEN_LENGTH and rank.isascii() and rank.isdigit() and len(rank) < 10:
             return token, int(rank)
     except (binascii.Error, ValueError):
         pass
     raise InputError(f"{where}: {line[:40]!r} is not base64 of a token, a space and a rank")
 
 
-def split(token: bytes, ranks: Mapping[bytes, int], rank: int) -> tuple[bytes, bytes] | None:
+def split_token(token: bytes, ranks: Mapping[bytes, int], rank: int) -> tuple[bytes, bytes] | None:
     """The two tokens whose merge gives this one: what the merges of lower rank leave of it. None if they leave more."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:

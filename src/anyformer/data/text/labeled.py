@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError, nearest
+from ...errors import InputError, suggest
 from ..io.resolve import resolve
 
 TABLES = (".csv", ".tsv", ".jsonl")  # each also with .gz added
@@ -24,7 +24,7 @@ Row = tuple[str, str, str]  # text, class, where it stands
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledTexts:
     """texts (N), their classes (N,) as numbers, what the classes are called, where each text stands, and a hash."""
 
     texts: list[str]
@@ -37,8 +37,8 @@ class Labelled:
         """Which texts are of this part: 80 % "train", 10 % "val", 10 % "test" of each class, or "all"; the same for the
         same seed."""
         if name not in PARTS:
-            raise InputError(f"split '{name}': {nearest(name, PARTS)}")
-        order, (start, stop) = shuffled(len(self.texts), seed, 0), PARTS[name]
+            raise InputError(f"split '{name}': {suggest(name, PARTS)}")
+        order, (start, stop) = epoch_order(len(self.texts), seed, 0), PARTS[name]
         chosen = []
         for number in range(len(self.names)):
             own = order[self.classes[order] == number]
@@ -46,10 +46,10 @@ class Labelled:
         return np.sort(np.concatenate(chosen))
 
 
-def read(data: str, columns: tuple[str, str] = ("text", "label"), names: Sequence[str] | None = None) -> Labelled:
+def read_labeled(data: str, columns: tuple[str, str] = ("text", "label"), names: Sequence[str] | None = None) -> LabeledTexts:
     """The labelled texts of a path, a set by name, or files with commas between. names: the classes that are known, all
     others are refused. Raises InputError, with the line."""
-    paths = files(data)
+    paths = resolve_files(data)
     if len(paths) > 1 and any(path.stem == "labels" for path in paths):
         found = list(side_by_side(paths))
     elif len(paths) > 1:
@@ -64,18 +64,18 @@ def read(data: str, columns: tuple[str, str] = ("text", "label"), names: Sequenc
     number = {name: i for i, name in enumerate(known)}
     for _, label, where in rows:
         if label not in number:
-            raise InputError(f"{where}: the label '{label}' was not seen in training: {nearest(label, known)}")
+            raise InputError(f"{where}: the label '{label}' was not seen in training: {suggest(label, known)}")
     digest = hashlib.sha256(json.dumps([row[:2] for row in rows]).encode()).hexdigest()
     classes = np.array([number[label] for _, label, _ in rows], np.int64)
-    return Labelled([row[0] for row in rows], classes, known, [row[2] for row in rows], digest)
+    return LabeledTexts([row[0] for row in rows], classes, known, [row[2] for row in rows], digest)
 
 
-def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """An order of n things that (seed, epoch) decide."""
     return np.argsort(np.random.Philox(key=seed, counter=(0, 0, epoch, 2)).random_raw(n), kind="stable")
 
 
-def files(data: str) -> list[Path]:
+def resolve_files(data: str) -> list[Path]:
     if "," in data and not Path(data).exists():
         return [path for part in data.split(",") for path in resolve(part.strip())]
     return resolve(data)
@@ -162,7 +162,7 @@ def separated(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
 
 def column(name: str, header: Sequence[str], path: Path) -> int:
     if name not in header:
-        raise InputError(f"{path} has no column '{name}': {nearest(name, header)} (--columns TEXT,LABEL names them)")
+        raise InputError(f"{path} has no column '{name}': {suggest(name, header)} (--columns TEXT,LABEL names them)")
     return header.index(name)
 
 

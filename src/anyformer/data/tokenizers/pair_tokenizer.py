@@ -9,16 +9,16 @@ SOURCE, TARGET = "source_tokenizer.json", "tokenizer.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Bilingual:
+class PairTokenizer:
     """What a source is read with and a target is written with; the same object where one serves both."""
 
     source: Tokenizer
     target: Tokenizer
-    start: int
+    start_id: int
     """The id that a target begins with."""
-    end: int
+    end_id: int
     """The id that ends a target."""
-    source_end: int
+    source_end_id: int
     """The id that ends a source."""
 
     @property
@@ -27,8 +27,8 @@ class Bilingual:
 
     @property
     def files(self) -> dict[str, str]:
-        own = {} if self.source is self.target else {SOURCE: self.source.json()}
-        return {TARGET: self.target.json(), **own}
+        own = {} if self.source is self.target else {SOURCE: self.source.to_json()}
+        return {TARGET: self.target.to_json(), **own}
 
     def sizes(self, padded: int | None = None) -> tuple[int, int]:
         """Entries of the source's embedding and of the target's: at least `padded`."""
@@ -36,20 +36,20 @@ class Bilingual:
         return source, target
 
 
-def bilingual(
+def build_pair_tokenizer(
     target: Tokenizer, source: Tokenizer | None = None, start: int | None = None, end: int | None = None
-) -> Bilingual:
+) -> PairTokenizer:
     """`source`: None where one tokenizer serves both. Raises InputError where there is nothing that ends a text, or
     `end` means another token than the tokenizer's own."""
-    last = ending(target, end)
+    last = find_end_id(target, end)
     first = last if start is None else start
-    return Bilingual(source or target, target, first, last, last if source is None else ending(source))
+    return PairTokenizer(source or target, target, first, last, last if source is None else find_end_id(source))
 
 
-def ending(tokenizer: Tokenizer, end: int | None = None) -> int:
-    found = tokenizer.end if end is None else end
-    if tokenizer.end not in (None, found):
-        raise InputError(f"end is {end}, but this tokenizer ends a text with {tokenizer.end}: leave --end out")
+def find_end_id(tokenizer: Tokenizer, end: int | None = None) -> int:
+    found = tokenizer.end_id if end is None else end
+    if tokenizer.end_id not in (None, found):
+        raise InputError(f"end is {end}, but this tokenizer ends a text with {tokenizer.end_id}: leave --end out")
     if found is None:
         raise InputError("this tokenizer has no token that ends a text: name one of its ids with --end")
     return found
