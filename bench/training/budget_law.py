@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from anyformer import api, recipe
+from anyformer import api
+from anyformer.parsing import to_json
 from anyformer.recipes import language
 from anyformer.recipes.language import budget
 
@@ -32,7 +33,7 @@ def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, 
     config = replace(config, train=replace(config.train, seed=seed))
     config = budget.grown(config, *budget.SIZES[which])
     with TemporaryDirectory() as folder:
-        found = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **recipe.to_json(config))
+        found = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **to_json(config))
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
     return {
         "data": data,

@@ -11,7 +11,7 @@ class InputError(ValueError):
     """The user's input cannot be used. The message is one line and names what would be right."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def suggest(name: str, valid: Iterable[str]) -> str:
     """A half-sentence that points to the nearest valid name: "did you mean 'gpt2'? valid: gpt2, tiny"."""
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)

@@ -9,7 +9,7 @@ Listener = Callable[[str, int, int], None]
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
-def progress(what: str, done: int, total: int) -> None:
+def report_progress(what: str, done: int, total: int) -> None:
     """Say that `done` of `total` units (bytes, tokens, images) of `what` are finished."""
     listener = _listener.get()
     if listener is not None:
@@ -17,7 +17,7 @@ def progress(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def listening(listener: Listener) -> Generator[None]:
+def listen(listener: Listener) -> Generator[None]:
     """Hear all progress while the block runs."""
     token = _listener.set(listener)
     try:

@@ -1,177 +1,444 @@
-"""The contract: a recipe is a module with six names, and its file name is its name.
+"""The contract of a recipe, and where recipes come from.
 
-No base class, no decorator, no registry. Adding a field of data adds one file to recipes/.
+A recipe is a module with six names: PRESETS, build, batches, loss, evaluate, predict. There is no base class, no
+decorator and no registry. Everything else that a recipe may offer is one of the `Supports...` protocols below; a recipe
+offers it by defining the function, and callers ask with `isinstance(recipe, SupportsStream)`.
 """
 
 import dataclasses
 import importlib
+import importlib.metadata
+import importlib.util
 import json
 import pkgutil
+import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from .errors import InputError, nearest
+from .errors import InputError, suggest
+from .parsing import RENAMED_FIELDS, parse_dataclass
 
-Place = dict[str, Any]
-"""Where a stream of batches stands, in JSON. Given back, the stream goes on exactly there. "tokens": nodes seen so
-far; "data": a hash of the data's content."""
+StreamState = dict[str, Any]
+"""The position of a stream of batches, as JSON; passed back to `batches`, the stream continues exactly there.
+"step": batches so far; "tokens": nodes so far; "data": a hash of the data's content."""
+
+Figure = dict[str, Any]
+"""A figure for the report of a run, as plain values: {"kind", "title", "note"} and, by its kind,
+"matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of the darkest cell (None: the largest);
+"lines": "x_label", "lines" [{"name", "x" [number], "y" [number]}], "zero", whether the y axis starts at 0;
+"images": "images" [{"png" (base64), "caption"}]."""
+
+
+# --- the six names ---
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """What every recipe defines.
+
+    Batches map names to tensors; what is predicted is `labels`, `IGNORE_INDEX` where nothing is. A model may have an
+    attribute `files`, texts by file name that are stored next to its weights ("tokenizer.json"); once a model is
+    loaded, the config field of the same name ("tokenizer") is the path of that file.
+    """
+
+    PRESETS: Mapping[str, Any]
+    """Name -> frozen config with fields `data: str` and `train: TrainConfig`. "tiny" is first, the default second."""
+
+    def build(self, config: Any) -> Any:
+        """Build the model, an initialized `nn.Module`."""
+        ...
+
+    def batches(
+        self, config: Any, split: str, state: StreamState | None = None
+    ) -> Iterator[tuple[dict[str, Any], StreamState]]:
+        """Yield batches, each with the state that continues after it: endless for "train", one pass for "val" and
+        "all"."""
+        ...
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
+        """Return the mean loss over the predictions in a batch, a scalar tensor."""
+        ...
+
+    def evaluate(self, model: Any, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
+        """Return metrics over all batches, among them "loss" (lower is better)."""
+        ...
+
+    def predict(self, model: Any, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request; plain values in and out. An empty request returns an example."""
+        ...
+
+
+NAMES = ("PRESETS", "build", "batches", "loss", "evaluate", "predict")
+
+
+def init_stream(state: StreamState | None, data: str, sha256: str, **extra: Any) -> StreamState:
+    """Return the state that a stream of batches starts or continues from.
+
+    Args:
+        state: The state to continue from; None starts a new stream.
+        data: The name of the data, for messages.
+        sha256: A hash of the data's content.
+        extra: Further values of a new state.
+
+    Raises:
+        InputError: If the data are not those that `state` belongs to.
+    """
+    stream: StreamState = {"step": 0, "tokens": 0, "data": sha256} | extra | (state or {})
+    if stream["data"] != sha256:
+        raise InputError(f"the data '{data}' has changed since this run began: restore it, or start a new run")
+    return stream
+
+
+# --- what a recipe may offer besides ---
 
 
 @dataclasses.dataclass(frozen=True)
-class Input:
-    """A tensor that a graph reads. axes: their names, or their sizes where they never change ("batch 3 224 224").
-    below: it holds whole numbers from 0 on, below this; None: any numbers. counts: it holds how many are real."""
+class GraphInput:
+    """A tensor that an exported graph reads.
+
+    Args:
+        axes: Names of the axes, or their sizes where they are fixed: "batch 3 224 224".
+        upper_bound: The tensor holds integers from 0 to below this; None: any numbers.
+        is_length: The tensor holds the number of real (not padding) elements of each row.
+    """
 
     axes: str
-    below: int | None = None
-    counts: bool = False
+    upper_bound: int | None = None
+    is_length: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """A model as a function of tensors alone, for whoever runs it elsewhere. longest: of an axis, where it is bounded;
-    `call` takes the inputs in their order and returns the outputs in theirs."""
+    """A model as a function of tensors, to be exported to other runtimes.
+
+    Args:
+        call: The function; takes the inputs in their order and returns the outputs in theirs.
+        inputs: Inputs by name.
+        outputs: Names of the outputs.
+        max_lengths: The longest size of an axis, where it is bounded.
+    """
 
     call: Callable[..., Any]
-    inputs: Mapping[str, Input]
+    inputs: Mapping[str, GraphInput]
     outputs: tuple[str, ...]
-    longest: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    max_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """A config that could be trained. expects(tokens): between which validation losses so many nodes of training end,
-    as (low, high)."""
+class SizeOption:
+    """A config that `--minutes` may choose.
+
+    Args:
+        config: The config.
+        expected_loss: Maps a number of training tokens to the predicted (low, high) validation loss.
+    """
 
     config: Any
-    expects: Callable[[float], tuple[float, float]]
+    expected_loss: Callable[[float], tuple[float, float]]
 
 
-Figure = dict[str, Any]
-"""A picture in plain values, for the report of a run: {"kind", "title", "note"} and, by its kind,
-"matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of full ink (None: the largest);
-"lines": "x_label", "lines" [{"name", "x" [number], "y" [number]}], "zero", whether y begins there;
-"images": "images" [{"png" (base64), "caption"}]."""
+@runtime_checkable
+class SupportsExport(Protocol):
+    """The model can be exported as a graph (ONNX)."""
+
+    def export_graph(self, model: Any) -> Graph:
+        """Describe the model as a graph."""
+        ...
 
 
-class Recipe(Protocol):
-    """Six names. Batches map names to tensors. A model may carry `files`, texts by file name that belong beside its
-    weights ("tokenizer.json"); the config field `tokenizer` then points to that file once the model is loaded. A
-    seventh name, `graph(model) -> Graph`, lets the model out to other runtimes; an eighth, `figures(model, config) ->
-    [Figure]`, draws what one would rather look at than read; a ninth, `judge(model, config, split)`, has the model
-    answer, and scores its answers; a tenth, `sizes(config) -> [Choice]`, from small to large, is what
-    `--minutes` chooses from."""
+@runtime_checkable
+class SupportsFigures(Protocol):
+    """The report of a run shows figures."""
 
-    PRESETS: Mapping[str, Any]  # name -> frozen config with a `train: TrainConfig`, "tiny" first, then the default
-
-    def build(self, config: Any) -> Any: ...  # -> nn.Module, initialised
-
-    def batches(self, config: Any, split: str, place: Place | None = None) -> Iterator[tuple[dict, Place]]: ...
-
-    def loss(self, model: Any, batch: dict) -> Any: ...  # -> scalar tensor, the mean over what is predicted
-
-    def evaluate(
-        self, model: Any, batches: Iterator[dict]
-    ) -> dict[str, float]: ...  # "loss" among them: lower is better
-
-    def predict(self, model: Any, request: dict) -> dict: ...  # plain values in and out; {} asks for a show-piece
+    def figures(self, model: Any, config: Any) -> list[Figure]:
+        """Draw figures of a trained model."""
+        ...
 
 
-def begin(place: Place | None, data: str, sha256: str, **more: Any) -> Place:
-    """Where a stream of batches begins, or goes on. Raises InputError where the data are no longer those of `place`."""
-    found: Place = {"step": 0, "tokens": 0, "data": sha256} | more | (place or {})
-    if found["data"] != sha256:
-        raise InputError(f"the data '{data}' has changed since this run began: bring it back, or start a new run")
-    return found
+@runtime_checkable
+class SupportsScore(Protocol):
+    """Metrics that need the model's answers (BLEU, returns of episodes): `anyformer eval --scores`."""
+
+    def score(self, model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]:
+        """Let the model answer a split, and score its answers."""
+        ...
 
 
-def names() -> list[str]:
-    """The recipes there are."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("recipes"))]))
+@runtime_checkable
+class SupportsSizes(Protocol):
+    """Several model sizes, of which `--minutes` chooses one."""
+
+    def sizes(self, config: Any) -> Iterator[SizeOption]:
+        """Yield the options, from small to large."""
+        ...
 
 
-def load(name: str) -> Recipe:
-    """The recipe of this name. Raises InputError that names the nearest."""
-    if name not in names():
-        raise InputError(f"there is no recipe '{name}': {nearest(name, names())}")
-    return typing.cast(Recipe, importlib.import_module(f"{__package__}.recipes.{name}"))
+@runtime_checkable
+class SupportsStream(Protocol):
+    """Answers grow token by token: `anyformer sample`."""
+
+    def stream(self, model: Any, request: dict[str, Any]) -> Iterator[list[Any]]:
+        """Yield the unfinished completions after every token."""
+        ...
+
+
+@runtime_checkable
+class SupportsSchema(Protocol):
+    """The data are tables with a schema, which may be inferred."""
+
+    def read_schema(self, config: Any) -> Any:
+        """Return the schema that applies to the data; its `toml()` is its text."""
+        ...
+
+    def infer_schema(self, config: Any) -> Any | None:
+        """Return the schema if it is inferred from the data, None if the user gave one."""
+        ...
+
+
+@runtime_checkable
+class SupportsAblation(Protocol):
+    """The inputs are named fields that can be left out or shuffled: `anyformer worth`."""
+
+    def field_names(self, config: Any) -> list[str]:
+        """Return the names of the fields."""
+        ...
+
+    def ablated_batches(
+        self, config: Any, split: str, kept: Sequence[str], shuffle: str = "", seed: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Yield one pass with these fields only, the values of one of them taken from other rows."""
+        ...
+
+
+@runtime_checkable
+class SupportsEmbedding(Protocol):
+    """Texts can be turned into vectors: `anyformer embed`."""
+
+    def embed(self, model: Any, texts: list[str], cut: bool = False) -> list[list[float]]:
+        """Return one vector of length 1 for each text."""
+        ...
+
+
+@runtime_checkable
+class SupportsLossWeight(Protocol):
+    """The number of predictions in a batch is not the number of labels other than IGNORE_INDEX."""
+
+    def loss_weight(self, batch: dict[str, Any]) -> Any:
+        """Return the number of predictions that `loss` is the mean of."""
+        ...
+
+
+def recipes_with(ability: Any) -> str:
+    """Name the package's recipes that support a protocol, for messages."""
+    return ", ".join(name for name in list_recipes() if isinstance(load_recipe(name), ability)) or "none"
+
+
+# --- where recipes come from ---
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the package's own recipes."""
+    folder = Path(__file__).with_name("recipes")
+    return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
+
+
+def list_entry_points() -> dict[str, Any]:
+    """Return the recipes of installed packages, by name: entry points of the group `anyformer.recipes`."""
+    return {point.name: point for point in importlib.metadata.entry_points(group="anyformer.recipes")}
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """Return the name that runs record: the last part of the module's name, or the name of its file."""
+    return typing.cast(types.ModuleType, recipe).__name__.rpartition(".")[2]
+
+
+def load_recipe(source: Any) -> Recipe:
+    """Load a recipe.
+
+    Args:
+        source: The name of a recipe of the package ("language"), of an entry point of the group `anyformer.recipes`,
+            a Python path ("mypackage.forecast"), a file or a package folder ("./forecast.py"), or a module.
+
+    Raises:
+        InputError: If there is no such recipe, it cannot be imported, or it lacks one of the six names.
+    """
+    if isinstance(source, str) and source in list_recipes():
+        return typing.cast(Recipe, importlib.import_module(f"{__package__}.recipes.{source}"))
+    if isinstance(source, types.ModuleType):
+        return check_recipe(source, source.__name__)
+    if isinstance(source, Path) or source.endswith(".py") or "/" in source or "\\" in source:
+        return check_recipe(import_file(Path(source)), str(source))
+    if source in (points := list_entry_points()):
+        return check_recipe(import_by(points[source].load, source), source)
+    if "." in source:
+        return check_recipe(import_by(lambda: import_from_here(source), source), source)
+    names = [*list_recipes(), *points]
+    file = f"; for a file, write ./{source}.py" if Path(f"{source}.py").is_file() else ""
+    raise InputError(f"there is no recipe '{source}': {suggest(source, names)}{file}")
+
+
+def load_stored_recipe(name: str, recipe: Any, where: Path) -> Recipe:
+    """Load the recipe that a run or checkpoint was trained with.
+
+    A checkpoint never names code: only a recipe of the package is found by its name. For any other the caller brings
+    the recipe.
+
+    Args:
+        name: The recipe's name in the run.
+        recipe: What the caller brings, as for `load_recipe`; None for a recipe of the package.
+        where: The run, for messages.
+    """
+    if recipe is not None:
+        loaded = load_recipe(recipe)
+        if recipe_name(loaded) != name:
+            raise InputError(f"{where} was trained with the recipe '{name}', not '{recipe_name(loaded)}'")
+        return loaded
+    if name in list_recipes():
+        return load_recipe(name)
+    raise InputError(
+        f"{where} was trained with the recipe '{name}', which is not part of anyformer: "
+        f"name it with --recipe ./{name}.py (in Python: recipe=module); {suggest(name, list_recipes())}"
+    )
+
+
+def check_recipe(module: Any, where: str) -> Recipe:
+    """Return the module as a recipe. Raises InputError if it does not define what a recipe needs."""
+    if missing := [name for name in NAMES if not hasattr(module, name)]:
+        raise InputError(f"{where} is not a recipe: it has no `{missing[0]}`; a recipe has {', '.join(NAMES)}")
+    presets = module.PRESETS
+    if not isinstance(presets, Mapping) or not presets:
+        raise InputError(f"{where}: PRESETS must be a mapping from names to configs, the first of them the smallest")
+    for name, config in presets.items():
+        fields = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+        if lacking := [field for field in ("data", "train") if field not in fields]:
+            raise InputError(f"{where}: the preset '{name}' must be a frozen dataclass with a field `{lacking[0]}`")
+    name = recipe_name(module)
+    if name in list_recipes() and module.__name__ != f"{__package__}.recipes.{name}":
+        raise InputError(f"{where}: anyformer has a recipe '{name}' of its own: rename yours")
+    return typing.cast(Recipe, module)
+
+
+def import_by(load: Callable[[], Any], where: str) -> types.ModuleType:
+    """Import a recipe. Raises InputError in one line for whatever its code raises."""
+    try:
+        return load()
+    except InputError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
+        raise InputError(f"cannot import the recipe {where}: {type(error).__name__}: {error} (line {line})") from error
+
+
+def import_from_here(name: str) -> types.ModuleType:
+    """Import a module by its Python path; modules in the working directory are found too."""
+    with search_path(Path.cwd()):
+        return importlib.import_module(name)
+
+
+def import_file(path: Path) -> types.ModuleType:
+    """Import a file, or a folder with an __init__.py. A file that has not changed is imported once."""
+    file = path / "__init__.py" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"there is no recipe at {path}: expected a Python file")
+    file = file.resolve()
+    stat = file.stat()
+    key = (file, stat.st_mtime_ns, stat.st_size)
+    if key not in _imported_files:
+        name = f"{FILE_MODULES}.{path.resolve().stem}"
+        folders = [str(file.parent)] if path.is_dir() else None
+        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
+        module = importlib.util.module_from_spec(typing.cast(Any, spec))
+
+        def execute() -> types.ModuleType:
+            sys.modules[name] = module  # dataclasses look up their module there
+            with search_path(file.parent):
+                typing.cast(Any, spec).loader.exec_module(module)
+            return module
+
+        _imported_files[key] = import_by(execute, str(path))
+    return _imported_files[key]
+
+
+FILE_MODULES = "anyformer_recipe_files"  # prefix of the names of modules imported from files
+_imported_files: dict[tuple[Path, int, int], types.ModuleType] = {}
+
+
+@contextmanager
+def search_path(folder: Path) -> Generator[None]:
+    """Let imports find modules in a folder."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+# --- presets and stored configs ---
 
 
 def default_preset(recipe: Recipe) -> str:
+    """Return the name of the preset that is trained if none is named: the second, or the only one."""
     return list(recipe.PRESETS)[min(1, len(recipe.PRESETS) - 1)]
 
 
-def preset(recipe: Recipe, name: str) -> Any:
+def get_preset(recipe: Recipe, name: str) -> Any:
+    """Return a preset's config. Raises InputError with the nearest name."""
     if name not in recipe.PRESETS:
-        raise InputError(f"there is no preset '{name}': {nearest(name, recipe.PRESETS)}")
+        raise InputError(f"there is no preset '{name}': {suggest(name, recipe.PRESETS)}")
     return recipe.PRESETS[name]
 
 
-def spoken(answer: Mapping[str, Any]) -> list[str]:
-    """What a recipe's `predict` gave, as texts for a person: samples as they are, results a line each."""
+def parse_config(recipe: Recipe, values: Any, where: str) -> Any:
+    """Build a config of a recipe from plain values. Raises InputError."""
+    return parse_dataclass(type(get_preset(recipe, default_preset(recipe))), values, where)
+
+
+def resolve_paths(config: Any) -> Any:
+    """Make the values of path fields (`path_field`) absolute if they name existing files, so that the run can be
+    resumed from any folder. Several files are separated by commas."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = resolve_paths(value)
+        elif field.metadata.get("path") and value:
+            suffixes = field.metadata["suffixes"]
+            paths = [Path(part) for part in ([value] if Path(value).exists() else value.split(","))]
+            if all(path.exists() and (not suffixes or path.suffix in suffixes) for path in paths):
+                changes[field.name] = ",".join(str(path.resolve()) for path in paths)
+    return dataclasses.replace(config, **changes)
+
+
+def bind_checkpoint_files(config: Any, folder: Path) -> Any:
+    """Set config fields for which the checkpoint holds a file of the model (tokenizer: tokenizer.json) to its path."""
+    paths = [path for path in folder.glob("*.json") if path.name not in CHECKPOINT_FILES]
+    by_field = {RENAMED_FIELDS.get(path.stem, path.stem): str(path) for path in paths}
+    names = [field.name for field in dataclasses.fields(config) if isinstance(getattr(config, field.name), str)]
+    return dataclasses.replace(config, **{name: by_field[name] for name in names if name in by_field})
+
+
+CHECKPOINT_FILES = ("config.json", "state.json")  # of every checkpoint; all other JSON files in it are the model's
+
+
+# --- answers as text ---
+
+
+def format_prediction(answer: Mapping[str, Any]) -> list[str]:
+    """Format an answer of `predict` for a person: samples as they are, results one per line."""
     if answer.get("samples"):
         return [sample["text"] for sample in answer["samples"]]
-    return ["\n".join(_said(result) for result in answer.get("results") or [answer])]
+    return ["\n".join(_format_result(result) for result in answer.get("results") or [answer])]
 
 
-def _said(result: Any) -> str:
-    said = result.get("text", result.get("label")) if isinstance(result, dict) else None
-    if isinstance(said, str) and isinstance(result.get("input"), str):
-        return f"{result['input']} → {said}"
+def _format_result(result: Any) -> str:
+    text = result.get("text", result.get("label")) if isinstance(result, dict) else None
+    if isinstance(text, str) and isinstance(result.get("input"), str):
+        return f"{result['input']} → {text}"
     return json.dumps(result, ensure_ascii=False)
-
-
-# --- configs as JSON: plain values out, checked values in ---
-
-
-def to_json(config: Any) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_json(kind: Any, values: Any, where: str) -> Any:
-    """A frozen config from JSON. Raises InputError on unknown names and wrong types; missing ones keep defaults."""
-    if not isinstance(values, dict):
-        raise InputError(f"{where}: expected an object for {kind.__name__}, found {values!r}")
-    hints, fields = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind)]
-    for name in values:
-        if name not in fields:
-            raise InputError(f"{where}: unknown field '{name}': {nearest(name, fields)}")
-    try:
-        return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), value, where)
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        good = value in options
-    elif origin in (types.UnionType, typing.Union):
-        good = any(_is(option, value) for option in options)
-    else:
-        good = _is(hint, value)
-    if not good:
-        raise InputError(f"{where} is {value!r}; it must be {getattr(hint, '__name__', hint)}")
-    return float(value) if hint is float else value
-
-
-def _is(hint: Any, value: Any) -> bool:
-    if hint is types.NoneType:
-        return value is None
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
-
-
-def at_home(config: Any, folder: Path) -> Any:
-    """Config fields for which the checkpoint keeps a file point to that file."""
-    kept = {path.stem: str(path) for path in folder.glob("*.json")}
-    names = [f.name for f in dataclasses.fields(config) if f.name in kept and isinstance(getattr(config, f.name), str)]
-    return dataclasses.replace(config, **{name: kept[name] for name in names})

@@ -1,0 +1,180 @@
+"""One typed parser for configs and requests: frozen dataclasses from plain JSON values, and back.
+
+Every value is checked against the type hint of its field. An error is one line that says which field, what was given
+and what would be right.
+"""
+
+import dataclasses
+import json
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import InputError, suggest
+
+RENAMED_FIELDS = {
+    "wanted": "target_return",  # control
+    "foresee": "aux_loss_weight",
+    "longest": "max_episode_steps",
+    "scale": "return_scale",
+    "best": "best_fraction",
+    "hidden": "mask_rate",  # masked; rnnsearch and seq2seq have a field `hidden`, which stays
+    "kinds": "token_types",  # masked, classify
+    "normed": "embedding_norm",
+    "joined": "max_clips",  # speech
+    "whole": "pad_to_context",
+    "looks": "preprocessing",  # vision
+    "local": "local_layers",
+    "absent": "field_dropout",  # multimodal
+    "turn": "max_rotation",
+}
+"""Old name -> new name of config fields. A config of an old run may use the old name, if the dataclass has a field of
+the new name and none of the old; only new names are written."""
+
+
+def path_field(default: str = "", suffixes: Sequence[str] = ()) -> Any:
+    """Declare a config field that may name a file or a folder, as well as something else (a data set by name).
+
+    Runs store such a path as an absolute one, so that they can be resumed from any folder.
+
+    Args:
+        default: The default value.
+        suffixes: If given, only values that end in one of them name a file.
+    """
+    return dataclasses.field(default=default, metadata={"path": True, "suffixes": tuple(suffixes)})
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Convert a dataclass to plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def parse_dataclass(kind: Any, values: Any, where: str = "") -> Any:
+    """Build a dataclass from plain values; fields that are left out keep their defaults.
+
+    Args:
+        kind: The dataclass.
+        values: A mapping from field names to plain values; nested dataclasses are mappings too.
+        where: Where the values come from, for messages: a path, "request".
+
+    Raises:
+        InputError: If a field is unknown, or a value has the wrong type or makes no sense.
+    """
+    return _parse_fields(kind, values, f"{where}: " if where else "", "")
+
+
+def _parse_fields(kind: Any, values: Any, where: str, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        subject = f"{prefix.rstrip('.')}: " if prefix else ""
+        raise InputError(f"{where}{subject}expected an object for {kind.__name__}, found {values!r}")
+    hints, names = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
+    arguments = {}
+    for name, value in values.items():
+        if name not in names and (renamed := RENAMED_FIELDS.get(name)) in names:
+            name = renamed
+        if name not in names:
+            raise InputError(f"{where}unknown field '{prefix}{name}': {suggest(str(name), names)}")
+        arguments[name] = _parse_value(hints[name], value, where, f"{prefix}{name}")
+    try:
+        return kind(**arguments)
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where}{prefix}{error}") from None
+
+
+def _parse_value(hint: Any, value: Any, where: str, name: str) -> Any:
+    """Convert a plain value to the type of a hint. Raises InputError."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _parse_value(options[0], value, where, name)
+    if origin in (types.UnionType, typing.Union):
+        return _parse_union(hint, options, value, where, name)
+    if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
+        return _parse_fields(hint, value, where, f"{name}.")
+    if origin in SEQUENCES and isinstance(value, list | tuple):
+        return _parse_sequence(hint, value, where, name)
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {key: _parse_value(options[1], item, where, f"{name}.{key}") for key, item in value.items()}
+    if origin is Literal and isinstance(value, str) and value not in options:
+        raise InputError(f"{where}{name} is '{value}': {suggest(value, map(str, options))}")
+    if not _is_scalar(hint, value):
+        raise InputError(f"{where}{name} is {value!r}; it must be {describe_type(hint)}")
+    return SCALARS[hint][1](value) if hint in SCALARS else value
+
+
+def _parse_union(hint: Any, options: Sequence[Any], value: Any, where: str, name: str) -> Any:
+    """The first option that takes the value; a nested error is reported where only one option could have taken it."""
+    if value is None and types.NoneType in options:
+        return None
+    for option in options:
+        try:
+            return _parse_value(option, value, where, name)
+        except InputError as error:
+            remaining = [other for other in options if other is not types.NoneType]
+            if len(remaining) == 1 and option is remaining[0] and not _is_plain(option):
+                raise error
+    raise InputError(f"{where}{name} is {value!r}; it must be {describe_type(hint)}")
+
+
+def _parse_sequence(hint: Any, value: Sequence[Any], where: str, name: str) -> Any:
+    """A list, a tuple of any length (`tuple[int, ...]`) or a tuple of a fixed length (`tuple[int, int]`)."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and (len(options) != 2 or options[1] is not Ellipsis):
+        if len(value) != len(options):
+            raise InputError(f"{where}{name} has {len(value)} values; it must be {describe_type(hint)}")
+    else:
+        options = options[:1] * len(value)
+    items = [_parse_value(option, item, where, f"{name}[{i}]") for i, (option, item) in enumerate(zip(options, value))]
+    return items if origin is list else tuple(items)
+
+
+def _is_scalar(hint: Any, value: Any) -> bool:
+    """Whether a value is of a simple type; True is no number, and a number must be finite."""
+    if hint is Any:
+        return True
+    if typing.get_origin(hint) is Literal:
+        return any(value == option and type(value) is type(option) for option in typing.get_args(hint))
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    if hint in SCALARS:
+        return isinstance(value, SCALARS[hint][0]) and not (hint is float and not math.isfinite(value))
+    if hint is types.NoneType:
+        return value is None
+    return isinstance(hint, type) and isinstance(value, hint)
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in SCALARS or hint is bool
+
+
+SEQUENCES = (list, tuple, Sequence)
+SCALARS: dict[Any, tuple[Any, Callable[[Any], Any], str]] = {
+    int: (numbers.Integral, int, "a whole number"),
+    float: (numbers.Real, float, "a finite number"),
+    str: (str, str, "a text"),
+    Path: (str | Path, Path, "a path"),
+}
+
+
+def describe_type(hint: Any) -> str:
+    """A type hint in words: "a whole number or None"."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(describe_type, options))
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, options))
+    if origin is tuple and options[-1] is not Ellipsis:
+        return f"a list of {len(options)} values"
+    if origin in SEQUENCES:
+        return f"a list, each item {describe_type(options[0])}"
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
+        return "an object"
+    if hint in SCALARS:
+        return SCALARS[hint][2]
+    names = {bool: "true or false", types.NoneType: "None", list: "a list", tuple: "a list", dict: "an object"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
