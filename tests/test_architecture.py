@@ -1,9 +1,10 @@
-"""The house keeps its own rules: who may import whom, how long things may grow, no knob unused, nothing at import."""
+"""Architecture: import layers, budgets of size, no unused settings, nothing runs at import, nothing is executed."""
 
 import ast
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,28 +12,64 @@ import pytest
 from anyformer import recipe as recipes
 
 ROOT = Path(__file__).parent.parent
-HOUSE = ROOT / "src" / "anyformer"
-FILES = sorted(HOUSE.rglob("*.py"))
+PACKAGE = ROOT / "src" / "anyformer"
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 50
+MAX_READING_PATH_LINES = 1500
 
-def functions(path: Path) -> list[ast.FunctionDef]:
-    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+# What a newcomer reads to understand the whole: the model, its training and its decoding.
+READING_PATH = (
+    "model/transformer.py",
+    "model/edges.py",
+    "model/embeddings.py",
+    "model/positions.py",
+    "model/heads.py",
+    "model/cache.py",
+    "training/loop.py",
+    "inference/decode.py",
+)
 
 
-@pytest.mark.parametrize("path", FILES + TESTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_file_is_longer_than_300_lines(path: Path):
-    assert len(path.read_text().splitlines()) <= 300
+def count_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
-@pytest.mark.parametrize("path", FILES + TESTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_function_is_longer_than_50_lines(path: Path):
-    assert {f.name: f.end_lineno - f.lineno + 1 for f in functions(path) if f.end_lineno - f.lineno + 1 > 50} == {}
+def find_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+# --- budgets ---
+
+
+def test_files_stay_below_500_lines():
+    assert {str(path): n for path in FILES + TESTS if (n := count_lines(path)) > MAX_FILE_LINES} == {}
+
+
+def test_functions_stay_below_50_lines():
+    trees = TREES | {path: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS}
+    lengths = {
+        f"{path}:{f.name}": f.end_lineno - f.lineno + 1 for path, tree in trees.items() for f in find_functions(tree)
+    }
+    assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}
 
 
 def test_folders_are_at_most_two_deep():
     """A recipe that grows becomes a folder with the same six names: recipes/NAME/."""
-    assert {path for path in FILES if len(path.relative_to(HOUSE).parent.parts) > 2} == set()
+    assert {path for path in FILES if len(path.relative_to(PACKAGE).parent.parts) > 2} == set()
+
+
+def test_the_transformer_fits_on_one_page():
+    assert count_lines(PACKAGE / "model" / "transformer.py") <= 300
+
+
+def test_the_reading_path_fits_into_one_sitting():
+    language = sorted((PACKAGE / "recipes" / "language").glob("*.py"))
+    lengths = {str(path): count_lines(path) for path in [*(PACKAGE / name for name in READING_PATH), *language]}
+    assert sum(lengths.values()) <= MAX_READING_PATH_LINES, lengths
 
 
 def test_complexity_is_bounded_by_the_linter():
@@ -40,91 +77,130 @@ def test_complexity_is_bounded_by_the_linter():
     assert "max-complexity = 10" in settings and '"C90"' in settings
 
 
-def test_the_rooms_import_only_downwards():
-    """The same contracts as `make check`: a newcomer who only runs the tests learns of them too."""
+# --- layers ---
+
+
+def test_modules_import_lower_layers_only():
+    """The contracts of `make check`, for whoever only runs the tests."""
     linter = Path(sys.executable).parent / "lint-imports"
-    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    process = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout
 
 
 def test_the_model_is_pure_pytorch():
-    allowed = {"torch", "math", "dataclasses", "typing", "collections", "functools"}
-    for path in (HOUSE / "model").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    allowed = {"torch", "math", "dataclasses", "typing", "collections", "functools", "difflib"}
+    for path in (PACKAGE / "model").rglob("*.py"):
+        for node in ast.walk(TREES[path]):
             if isinstance(node, ast.Import):
                 assert {name.name.split(".")[0] for name in node.names} <= allowed, path
-            if isinstance(node, ast.ImportFrom):
-                assert node.level >= 1 or (node.module or "").split(".")[0] in allowed, path
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] in allowed, path
 
 
-# Not of the model or its recipe: they belong to the machine and its time, and the names of classes to the data.
-OPERATION = {"seed", "device", "dtype", "compile", "final_every", "labels"}
+def test_recipes_do_not_import_each_other():
+    names = {path.stem for path in (PACKAGE / "recipes").iterdir() if not path.stem.startswith("_")}
+    for path in (PACKAGE / "recipes").rglob("*.py"):
+        own = path.relative_to(PACKAGE / "recipes").parts[0].removesuffix(".py")
+        for node in ast.walk(TREES[path]):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                from_recipes = len(path.relative_to(PACKAGE).parts) - node.level == 1
+                imported = {(node.module or a.name).split(".")[0] for a in node.names if from_recipes}
+                assert not imported & (names - {own}), f"{path}, line {node.lineno}"
 
 
-def values(config: object) -> dict[str, set]:
-    """Each field of a config and of the configs in it, by the name of its class, with its value."""
-    found: dict[str, set] = {}
+def test_abilities_of_recipes_are_protocols():
+    """`recipe.py` lists what a recipe may offer; nothing else is looked up by name."""
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"hasattr", "getattr"}:
+                subject = ast.unparse(node.args[0]) if node.args else ""
+                assert subject.split(".")[-1] not in {"recipe", "module", "recipes"}, f"{path}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("folder", ["cli", "checkpoints", "inference", "training"])
+def test_no_recipe_is_named_outside_recipes(folder: str):
+    """Code that knows a recipe by its name cannot serve one from outside. A family of checkpoints names its own."""
+    names = set(recipes.list_recipes())
+    for path in (PACKAGE / folder).rglob("*.py"):
+        for node in ast.walk(TREES[path]):
+            if isinstance(node, ast.Compare):
+                constants = {
+                    c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)
+                }
+                assert not constants & names, f"{path}, line {node.lineno}"
+
+
+# --- settings ---
+
+# Fields that describe the machine, its time or the data's labels, and not the model or its recipe.
+OPERATIONAL = {"seed", "device", "dtype", "compile", "final_every", "labels"}
+
+
+def collect_values(config: object) -> dict[str, set]:
+    """Each field of a config and of the configs in it, by the class that declares it, with its value."""
+    values: dict[str, set] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         owner = next(c for c in type(config).__mro__ if field.name in vars(c).get("__annotations__", {}))
-        kind = owner.__module__.removeprefix("anyformer.")
-        inner = values(value) if dataclasses.is_dataclass(value) else {f"{kind}.{field.name}": {value}}
-        for name, more in inner.items():
-            found.setdefault(name, set()).update(more)
-    return found
+        name = f"{owner.__module__.removeprefix('anyformer.')}.{field.name}"
+        for key, inner in (collect_values(value) if dataclasses.is_dataclass(value) else {name: {value}}).items():
+            values.setdefault(key, set()).update(inner)
+    return values
 
 
-def test_no_knob_that_no_preset_turns():
-    """A field that has the same value in every preset of every recipe is a constant, and should be one."""
-    seen: dict[str, set] = {}
+def test_every_setting_is_used_by_some_preset():
+    """A field with the same value in every preset of every recipe is a constant, and should be one."""
+    values: dict[str, set] = {}
     for name in recipes.list_recipes():
         for config in recipes.load_recipe(name).PRESETS.values():
-            for field, value in values(config).items():
-                seen.setdefault(field, set()).update(value)
-    assert "recipes.vision.config.patch" in seen and "model.config.qk_norm" in seen
-    assert {f for f, found in seen.items() if len(found) == 1 and f.split(".")[-1] not in OPERATION} == set()
+            for field, value in collect_values(config).items():
+                values.setdefault(field, set()).update(value)
+    assert "recipes.vision.config.patch" in values and "model.config.qk_norm" in values
+    assert {f for f, v in values.items() if len(v) == 1 and f.split(".")[-1] not in OPERATIONAL} == set()
 
 
-def test_the_transformer_has_at_most_18_knobs():
+def test_the_transformer_has_at_most_18_settings():
     from anyformer.model.config import TransformerConfig
 
     assert len(dataclasses.fields(TransformerConfig)) <= 18
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(HOUSE)))
-def test_importing_a_module_does_nothing(path: Path):
-    """At the top of a module stand only definitions, constants and imports; no loops, calls or writes of their own."""
-    for node in ast.parse(path.read_text()).body:
+# --- imports and safety ---
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_importing_a_module_has_no_effect(path: Path):
+    """The top level of a module holds definitions, constants and imports; no loops, calls or writes."""
+    for node in TREES[path].body:
         if isinstance(node, ast.Expr):
-            main = path.name == "__main__.py"
-            assert isinstance(node.value, ast.Constant) or main, f"line {node.lineno}: {ast.unparse(node)}"
+            is_main = path.name == "__main__.py"
+            assert isinstance(node.value, ast.Constant) or is_main, f"line {node.lineno}: {ast.unparse(node)}"
         assert not isinstance(node, ast.For | ast.While | ast.With), f"line {node.lineno}"
 
 
 @pytest.mark.parametrize("command", [["-c", "import anyformer"], ["-m", "anyformer", "--help"]], ids=["import", "help"])
-def test_the_door_opens_quickly(command: list[str]):
-    """`import anyformer` and `anyformer --help` load no torch; bench/startup.py measures the time."""
+def test_import_and_help_load_no_torch(command: list[str]):
+    """`python -m bench.startup` measures the time."""
     code = "import runpy, sys; sys.argv = ['anyformer', '--help']\n"
     code += "try: runpy.run_module('anyformer', run_name='__main__')\n"
     code += "except SystemExit: pass\n" if command[0] == "-m" else ""
-    code = code if command[0] == "-m" else "import anyformer, sys\n"
-    done = subprocess.run(
+    code = code if command[0] == "-m" else "import anyformer, sys; dir(anyformer)\n"
+    process = subprocess.run(
         [sys.executable, "-c", code + "print(sorted({'torch', 'numpy', 'tyro'} & set(sys.modules)), file=sys.stderr)"],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr
+    assert process.returncode == 0 and process.stderr.strip() == "[]", process.stderr
 
 
-def test_nothing_executes_what_it_reads():
+def test_no_file_content_is_executed():
     """No pickle, no eval, no exec, no torch.load."""
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                name = ast.unparse(node.func)
-                assert name not in {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "marshal.loads"}, path
+    forbidden = {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "marshal.loads"}
+    for path, tree in TREES.items():
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not calls & forbidden, path
 
 
-def test_the_project_ships_what_it_says():
+def test_the_files_of_a_release_exist():
     for name in ("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/tour.md", "Makefile", ".ci/run"):
         assert (ROOT / name).is_file(), name

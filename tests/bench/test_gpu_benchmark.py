@@ -1,0 +1,49 @@
+"""The GPU benchmark runs on tiny shapes without a GPU, so that no part of it breaks unnoticed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CUDA_ONLY = ("captured",)
+
+
+def run_benchmark(*flags: str) -> subprocess.CompletedProcess[str]:
+    environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bench.gpu", *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
+
+
+def dry_run(*flags: str) -> dict[str, Any]:
+    process = run_benchmark("--dry", "--json", "--patience", "0", "--rounds", "1", *flags)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+def find_problems(rows: list[dict[str, Any]], ignored: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    return [row for row in rows if "problem" in row and not any(word in row["what"] for word in ignored)]
+
+
+def test_windows_are_measured_and_a_missing_gpu_is_reported():
+    result = dry_run("--only", "window")
+    assert result["device"] == "cpu" and result["dry"] and find_problems(result["window"]) == []
+    assert [row["forward_ms"] > 0 for row in result["window"]] == [True] * 4
+    process = run_benchmark("--only", "window")
+    assert process.returncode == 1 and process.stderr.strip().startswith("there is no NVIDIA GPU here")
+
+
+@pytest.mark.slow
+def test_every_part_runs_and_a_failing_one_does_not_stop_the_others(tmp_path: Path):
+    result = dry_run("--shakespeare", str(tmp_path / "missing.txt"))
+    assert [row["problem"] for row in result["shakespeare"]] != [] == find_problems(result["window"])
+    assert find_problems(result["generation"], (*CUDA_ONLY, "transformers")) == []
+    assert result["generation"][0] == {"what": "a cache of one size says the same, float32", "same": True}
+    assert "--nanogpt" in find_problems(result["training"])[0]["problem"]
+    assert len(find_problems(result["training"])) == 1
+    rows = dry_run("--only", "shakespeare")["shakespeare"]
+    assert find_problems(rows) == [] and all(row["reached"] for row in rows) and len(rows) == 4
