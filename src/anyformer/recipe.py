@@ -233,6 +233,15 @@ class SupportsLossWeight(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsLossTerms(SupportsLossWeight, Protocol):
+    """The loss is a sum of terms, each the mean over its own number of predictions; `loss_weight` then returns (k,)."""
+
+    def loss_terms(self, model: Any, batch: dict[str, Any]) -> Any:
+        """Return the terms, (k,); their sum is `loss`."""
+        ...
+
+
 def recipes_with(ability: Any) -> str:
     """Name the package's recipes that support a protocol, for messages."""
     return ", ".join(name for name in list_recipes() if isinstance(load_recipe(name), ability)) or "none"
