@@ -67,6 +67,36 @@ def parse_dataclass(kind: Any, values: Any, where: str = "") -> Any:
     return _parse_fields(kind, values, f"{where}: " if where else "", "")
 
 
+# --- checks for `__post_init__`, so that a dataclass built in Python is as safe as a parsed one ---
+
+
+def check_types(config: Any) -> None:
+    """Check every field of a dataclass against its type hint; a number must be finite. Raises InputError."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        _parse_value(hints[field.name], getattr(config, field.name), "", field.name)
+
+
+def check_range(
+    config: Any,
+    *names: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Check that number fields of a dataclass lie within bounds; None passes. Raises InputError naming the field."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        good = (at_least is None or value >= at_least) and (above is None or value > above)
+        if not (good and (at_most is None or value <= at_most) and (below is None or value < below)):
+            bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+            words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+            raise InputError(f"{name} is {value!r}; it must be {words}")
+
+
 def _parse_fields(kind: Any, values: Any, where: str, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         subject = f"{prefix.rstrip('.')}: " if prefix else ""
@@ -81,9 +111,7 @@ def _parse_fields(kind: Any, values: Any, where: str, prefix: str) -> Any:
         arguments[name] = _parse_value(hints[name], value, where, f"{prefix}{name}")
     try:
         return kind(**arguments)
-    except InputError:
-        raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # of `__post_init__`
         raise InputError(f"{where}{prefix}{error}") from None
 
 
