@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anyformer.data.text.ngrams import count
+from anyformer.data.text.ngrams import count_ngrams
 from safetensors.torch import load_file, save_file
 
 from anyformer import api
 from anyformer.errors import InputError
-from anyformer.inference.beam import search
+from anyformer.inference.beam import beam_search
 from anyformer.inference.decode import generate, new_cache, prefill, step
-from anyformer.inference.sampling import Rules
+from anyformer.inference.sampling import SamplingParams
 from anyformer.recipes import language, recall
 from cli_kit import call, refused
 
@@ -31,11 +31,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(run: Path) -> recall.Recaller:
+def model(run: Path) -> recall.RecallModel:
     return api.load(run, "cpu").module
 
 
-def ids_of(model: recall.Recaller, text: str) -> list[int]:
+def ids_of(model: recall.RecallModel, text: str) -> list[int]:
     return [int(i) for i in model.tokenizer.encode(text)]
 
 
@@ -44,8 +44,8 @@ def test_at_birth_it_says_what_the_counts_say(run: Path):
     config = replace(recall.PRESETS["tiny"], data=stored["data"])
     torch.manual_seed(0)
     model = recall.build(config).eval()
-    text = language.corpus(config).split("train").astype(np.int64)
-    counts = count(text, 3, model.nodes.token.num_embeddings)
+    text = language.load_corpus(config).split("train").astype(np.int64)
+    counts = count_ngrams(text, 3, model.nodes.token.num_embeddings)
     asked = text[None, 40:60]
     with torch.inference_mode():
         said = model(torch.from_numpy(asked)).softmax(-1)
@@ -57,17 +57,17 @@ def test_at_birth_it_says_what_the_counts_say(run: Path):
     assert (said - wanted).abs().sum(-1).mean() / 2 < 0.1, "the Transformer has little to add yet"
 
 
-def test_in_training_a_position_is_told_nothing_of_itself(model: recall.Recaller):
+def test_in_training_a_position_is_told_nothing_of_itself(model: recall.RecallModel):
     """The last words occur once: known by heart when asked, news when learned from."""
     ids = torch.tensor([ids_of(model, "the cat sat on the mat. ")])
     nexts = torch.cat([ids[:, 1:], torch.full((1, 1), -100)], dim=1)
-    batch = {"ids": ids, "next": nexts}
+    batch = {"ids": ids, "labels": nexts}
     with torch.no_grad():
         assert recall.loss(model.train(), batch) > recall.loss(model.eval(), batch)
 
 
 @pytest.mark.parametrize("split", [1, 2, 5, 11])
-def test_cached_is_uncached(model: recall.Recaller, split: int):
+def test_cached_is_uncached(model: recall.RecallModel, split: int):
     ids = ids_of(model, "the dog sat on the mat.")
     with torch.inference_mode():
         cache = new_cache(model, 1)
@@ -77,17 +77,17 @@ def test_cached_is_uncached(model: recall.Recaller, split: int):
     torch.testing.assert_close(torch.cat(logits), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_prompts_of_any_length_together_are_as_each_alone(model: recall.Recaller):
+def test_prompts_of_any_length_together_are_as_each_alone(model: recall.RecallModel):
     prompts = [ids_of(model, text) for text in ("t", "the cat sat", "a", "the rat", "on the log. the")]
-    rules = {"rules": Rules(temperature=0), "tokens": 40}  # past the context, too
+    rules = {"rules": SamplingParams(temperature=0), "tokens": 40}  # past the context, too
     together = list(zip(*generate(model, prompts, seeds=[0] * 5, **rules)))
     for prompt, said in zip(prompts, together):
         assert [row[0] for row in generate(model, [prompt], seeds=[0], **rules)] == list(said)
 
 
-def test_beams_keep_their_own_past(model: recall.Recaller):
+def test_beams_keep_their_own_past(model: recall.RecallModel):
     prompts = [ids_of(model, "the c"), ids_of(model, "the d")]
-    found = search(model, prompts, beam=3, tokens=8, end=None, penalty=0.0)
+    found = beam_search(model, prompts, beam=3, tokens=8, end=None, penalty=0.0)
     for prompt, (best,) in zip(prompts, found):
         with torch.inference_mode():
             logits = model(torch.tensor([prompt + best.tokens]))[0, len(prompt) - 1 : -1].double().log_softmax(-1)

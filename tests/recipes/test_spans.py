@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anyformer.data.text.spans import Spans, parts
+from anyformer.data.text.masking import SpanCorruption, random_partition
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,12 +19,12 @@ SHAPES = st.tuples(st.integers(2, 80), st.floats(0.05, 0.9), st.floats(1, 8))
 @given(SHAPES, st.integers(0, 1000))
 def test_source_and_target_together_are_the_text(shape: tuple[int, float, float], step: int):
     length, rate, span = shape
-    how = Spans(rate, span, 999)
+    how = SpanCorruption(rate, span, 999)
     x = np.arange(2 * length).reshape(2, length)
     sources, targets = how(x, 3, step)
     assert (sources.shape[1], targets.shape[1]) == how.sizes(length)
     for row, source, target in zip(x, sources.tolist(), targets.tolist(), strict=True):
-        gaps = spans.between(target, 999, how.hidden(length)[1])
+        gaps = spans.split_at_sentinels(target, 999, how.hidden(length)[1])
         assert all(gaps), "no gap is empty"
         filled = [token for one in source for token in (gaps[999 - one] if one >= 999 - len(gaps) + 1 else [one])]
         assert filled == row.tolist()
@@ -35,20 +35,20 @@ def test_source_and_target_together_are_the_text(shape: tuple[int, float, float]
 def test_parts_are_whole(total: int, seed: int):
     drawn = np.random.default_rng(seed)
     n = 1 + seed % total
-    found = parts(total, n, drawn)
+    found = random_partition(total, n, drawn)
     assert len(found) == n and found.sum() == total and found.min() >= 1
 
 
 def test_the_gaps_of_a_step_are_its_own_and_the_same_each_time():
     x = np.arange(200).reshape(4, 50)
-    how = Spans(0.15, 3, 999)
+    how = SpanCorruption(0.15, 3, 999)
     one, again, other = how(x, 1, 5)[0], how(x, 1, 5)[0], how(x, 1, 6)[0]
     assert (one == again).all() and not np.array_equal(one, other)
     assert len({tuple(np.flatnonzero(row > 900)) for row in one}) > 1, "rows differ too"
 
 
 def test_windows_fill_the_contexts_and_no_more():
-    how = Spans(0.15, 3, 999)
+    how = SpanCorruption(0.15, 3, 999)
     length = how.window(31, 31, 100)
     assert max(how.sizes(length)) <= 31 < max(how.sizes(length + 1))
     assert how.window(1, 1, 100) == 0
@@ -57,9 +57,9 @@ def test_windows_fill_the_contexts_and_no_more():
 def test_batches_feed_what_follows():
     config = spans.PRESETS["tiny"]
     batch, _ = next(spans.batches(config, "train"))
-    assert (batch["target"][:, 1:] == batch["next"][:, :-1]).all()
-    end = spans.language.tokenizer_of(spans.text_of(config)).end
-    assert (batch["next"][:, -1] == end).all() and (batch["source"][:, -1] == end).all()
+    assert (batch["target"][:, 1:] == batch["labels"][:, :-1]).all()
+    end = spans.load_text_tokenizer(spans.text_config(config)).end
+    assert (batch["labels"][:, -1] == end).all() and (batch["source"][:, -1] == end).all()
 
 
 @pytest.fixture(scope="module")

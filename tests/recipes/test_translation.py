@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from anyformer.data.text.batches import NOTHING
 
 from anyformer import api
+from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.tokenizers import build as tok
 from anyformer.errors import InputError
-from anyformer.inference.translation import compare
-from anyformer.recipe import from_json, to_json
+from anyformer.metrics import score_translations
+from anyformer.parsing import parse_dataclass, to_json
+from anyformer.model.edges import within
 from anyformer.recipes import translation
 from anyformer.training import loop
 from cli_kit import SHORT, call
@@ -29,7 +30,7 @@ def table(path: Path, rows: list[tuple[str, ...]] = PAIRS) -> str:
 def configured(**changes: Any) -> translation.Config:
     """The tiny preset with some fields changed; nested ones as dicts."""
     tiny = translation.PRESETS["tiny"]
-    return from_json(translation.Config, api.merged(to_json(tiny), changes), "here")
+    return parse_dataclass(translation.Config, api.merge_overrides(to_json(tiny), changes), "here")
 
 
 def built(config: translation.Config, seed: int = 0) -> translation.Translator:
@@ -67,9 +68,9 @@ def test_what_is_padding_changes_nothing(tmp_path: Path):
     config = configured(data=table(tmp_path / "a.tsv"))
     model = built(config)
     batch, _ = next(translation.batches(config, "all"))
-    together = model(batch["source"], batch["target"], translation.within(batch["lengths"]))
+    together = model(batch["source"], batch["target"], within(batch["lengths"]))
     for i, n in enumerate(batch["lengths"].tolist()):
-        real = int((batch["next"][i] != NOTHING).sum())
+        real = int((batch["labels"][i] != IGNORE_INDEX).sum())
         alone = model(batch["source"][i : i + 1, :n], batch["target"][i : i + 1, :real])
         torch.testing.assert_close(together[i : i + 1, :real], alone, rtol=1e-5, atol=1e-5)
 
@@ -88,7 +89,7 @@ def test_every_preset_in_small_translates_alone_as_in_company(preset: str, tmp_p
         "encoder": small,
         "decoder": small,
     }
-    config = from_json(translation.Config, api.merged(values, known), "here")
+    config = parse_dataclass(translation.Config, api.merge_overrides(values, known), "here")
     model = built(config)
     texts = ["a cat", "the dog and a cat", "", "stop"]
     together = translation.predict(model, {"input": texts, "beam": 3, "n_best": 2})["results"]
@@ -110,7 +111,7 @@ def test_each_side_may_have_words_of_its_own(tmp_path: Path):
     data = table(tmp_path / "a.tsv")
     own = {"data": data, "tokenizer": "char", "source_tokenizer": "bpe", "vocab_size": 260}
     config = configured(**own, shared=False)
-    source, target = built(config).words.tokenizers
+    source, target = built(config).pair_tokenizer.tokenizers
     for side, known in enumerate((source, target)):
         assert all(known.decode(known.encode(pair[side])) == pair[side] for pair in PAIRS)
     with pytest.raises(InputError):
@@ -118,7 +119,7 @@ def test_each_side_may_have_words_of_its_own(tmp_path: Path):
     model = api.train("translation", "tiny", **own, shared=False, out=tmp_path / "run", train={"steps": 2})
     batch, _ = next(translation.batches(config, "val"))
     assert int(batch["source"].max()) < source.vocab_size and int(batch["target"].max()) < target.vocab_size
-    assert (batch["source"][0, batch["lengths"][0] - 1]).item() == source.end != target.end
+    assert (batch["source"][0, batch["lengths"][0] - 1]).item() == source.end_id != target.end_id
     Path(data).unlink()  # what it needs is in the run
     again = api.load(tmp_path / "run")
     assert again.predict({"input": "a cat", "beam": 2}) == model.predict({"input": "a cat", "beam": 2})
@@ -131,7 +132,7 @@ def test_a_model_without_data_is_built_from_its_tokenizer(tmp_path: Path):
     model = built(configured(data="", tokenizer=str(tmp_path / "tokenizer.json")))
     assert translation.predict(model, {"input": "123", "beam": 1})["results"][0]["input"] == "123"
     numbers = built(configured(data="", tokenizer="ids", padded_vocab=20, start=0, end=1))
-    assert (numbers.words.start, numbers.words.end, numbers.words.source_end) == (0, 1, 1)
+    assert (numbers.pair_tokenizer.start_id, numbers.pair_tokenizer.end_id, numbers.pair_tokenizer.source_end_id) == (0, 1, 1)
     with refuses("no token that ends a text", "--end"):
         built(configured(data="", tokenizer="ids", padded_vocab=20))
     with refuses("end is 3", "ends a text with 10"):
@@ -163,10 +164,10 @@ def test_stacks_that_do_not_fit_together():
 
 def test_scores_are_sacrebleus():
     pytest.importorskip("sacrebleu", reason="BLEU and chrF: pip install sacrebleu")
-    found = compare(["the cat sat on the mat", "hello there"], ["the cat sat on the mat", "hello you"])
+    found = score_translations(["the cat sat on the mat", "hello there"], ["the cat sat on the mat", "hello you"])
     assert found["exact"] == 0.5 and 0 < found["bleu"] < 100 and 0 < found["chrf"] < 100
     assert "tok:13a" in found["signature"] and found["sentences"] == 2
-    assert compare(["a b c d e"], ["a b c d e"])["bleu"] == pytest.approx(100)
+    assert score_translations(["a b c d e"], ["a b c d e"])["bleu"] == pytest.approx(100)
 
 
 def test_pairs_that_were_left_out_are_counted(tmp_path: Path):
@@ -175,7 +176,7 @@ def test_pairs_that_were_left_out_are_counted(tmp_path: Path):
         next(translation.batches(config, "train"))
     batch, place = next(translation.batches(dataclasses.replace(config, skip_missing=True), "train"))
     assert place["skipped"] == 1 and place["cut"] == 0 and place["step"] == 1
-    assert place["tokens"] == int(batch["lengths"].sum() + (batch["next"] != NOTHING).sum())
+    assert place["tokens"] == int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
 
 
 def test_what_was_left_out_or_cut_is_said(tmp_path: Path):
@@ -203,7 +204,7 @@ def test_the_command_line_trains_translates_and_scores(tmp_path: Path):
 
 
 def learned(config: translation.Config) -> tuple[translation.Translator, list[dict]]:
-    state = loop.start(translation, config)
+    state = loop.init_state(translation, config)
     records = list(loop.train(translation, config, state))
     return state.model.eval(), records
 
@@ -230,4 +231,4 @@ def test_reversing_is_learned():
     pytest.importorskip("sacrebleu", reason="`judge` needs it: pip install sacrebleu")
     config = translation.PRESETS["reverse"]
     model, _ = learned(config)
-    assert translation.judge(model, config, beam=1)["exact"] >= 0.99
+    assert translation.score(model, config, beam=1)["exact"] >= 0.99

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..errors import InputError, suggest
 from ..model.edges import Edges, within
-from ..model.encoder_decoder import Given
-from .beam import Hypothesis, search
+from ..model.encoder_decoder import ConditionedDecoder
+from .beam import Hypothesis, beam_search
 from .completion import Tokenizer
 
 BEAMS = 256  # the most
@@ -39,17 +39,17 @@ class Words(Protocol):
 class Pair(Protocol):
     """An encoder and decoder of texts, and their words."""
 
-    words: Any  # Words
+    pair_tokenizer: Any  # Words
     source: Any
     encoder: Any
     decoder: Any
 
-    def encode(self, source: Tensor, seen: Edges) -> Tensor: ...
-    def given(self, memory: Tensor, seen: Edges) -> Given: ...
+    def encode(self, source: Tensor, memory_mask: Edges) -> Tensor: ...
+    def condition(self, memory: Tensor, memory_mask: Edges) -> ConditionedDecoder: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class TranslationRequest:
     """What to translate and how. Plain values, so that it can come from a command line or over a wire."""
 
     input: str | Sequence[str]
@@ -66,13 +66,13 @@ class Request:
     """Cut a source that is longer than the context instead of refusing it."""
 
     @staticmethod
-    def of(values: dict[str, Any]) -> "Request":
+    def of(values: dict[str, Any]) -> "TranslationRequest":
         """From plain values. Raises InputError on unknown names and values that mean nothing."""
-        names = [field.name for field in dataclasses.fields(Request)]
+        names = [field.name for field in dataclasses.fields(TranslationRequest)]
         for name in values:
             if name not in names:
-                raise InputError(f"a request has no '{name}': {nearest(name, names)}")
-        return Request(**values)
+                raise InputError(f"a request has no '{name}': {suggest(name, names)}")
+        return TranslationRequest(**values)
 
     def __post_init__(self) -> None:
         if not all(isinstance(text, str) for text in self.texts):
@@ -89,11 +89,11 @@ class Request:
         return [self.input] if isinstance(self.input, str) else list(self.input)
 
 
-def translate(model: Pair, request: Request) -> list[dict[str, Any]]:
+def translate(model: Pair, request: TranslationRequest) -> list[dict[str, Any]]:
     """The answer to each text, in their order: {"input", "text", "score", "finish_reason"}; "candidates", best first,
     where more than one is wanted; "cut", how many tokens of the source were left out, where some were. Raises
     InputError for a text that is too long or that the vocabulary lacks."""
-    words: Words = model.words
+    words: Words = model.pair_tokenizer
     room, answers = model.encoder.config.context - 1, {}
     rows = [[int(i) for i in words.source.encode(text)] for text in request.texts]
     for text, row in zip(request.texts, rows):
@@ -104,19 +104,19 @@ def translate(model: Pair, request: Request) -> list[dict[str, Any]]:
     width = max(1, NODES // (request.beam * length(model, request)))
     for first in range(0, len(order), width):
         some = order[first : first + width]
-        for i, found in zip(some, hypotheses(model, [[*rows[i][:room], words.source_end] for i in some], request)):
+        for i, found in zip(some, search_translations(model, [[*rows[i][:room], words.source_end_id] for i in some], request)):
             answers[i] = answer(request, request.texts[i], len(rows[i]) - room, found, words.target)
     return [answers[i] for i in range(len(rows))]
 
 
-def length(model: Pair, request: Request) -> int:
+def length(model: Pair, request: TranslationRequest) -> int:
     """The most tokens that a translation may have."""
     context = model.decoder.config.context
     return min(request.tokens or context, context)
 
 
 @torch.inference_mode()
-def hypotheses(model: Pair, sources: list[list[int]], request: Request) -> list[list[Hypothesis]]:
+def search_translations(model: Pair, sources: list[list[int]], request: TranslationRequest) -> list[list[Hypothesis]]:
     """The best translations of each source, all read in one batch."""
     where, beam = next(model.decoder.parameters()).device, request.beam
     lengths = torch.tensor([len(row) for row in sources], device=where)
@@ -124,18 +124,18 @@ def hypotheses(model: Pair, sources: list[list[int]], request: Request) -> list[
     for padded, row in zip(ids, sources):
         padded[: len(row)] = torch.tensor(row)
     memory = model.encode(ids.to(where), within(lengths)).repeat_interleave(beam, 0)  # (B * K, S, C)
-    return search(
-        model.given(memory, within(lengths.repeat_interleave(beam))),
-        [[model.words.start]] * len(sources),
+    return beam_search(
+        model.condition(memory, within(lengths.repeat_interleave(beam))),
+        [[model.pair_tokenizer.start_id]] * len(sources),
         beam=beam,
         tokens=length(model, request),
-        end=model.words.end,
+        end=model.pair_tokenizer.end_id,
         n_best=request.n_best,
         penalty=request.length_penalty,
     )
 
 
-def answer(request: Request, text: str, over: int, found: list[Hypothesis], tokenizer: Tokenizer) -> dict[str, Any]:
+def answer(request: TranslationRequest, text: str, over: int, found: list[Hypothesis], tokenizer: Tokenizer) -> dict[str, Any]:
     said = [
         {"text": tokenizer.decode(h.tokens), "score": h.score, "finish_reason": "stop" if h.finished else "length"}
         for h in found
@@ -144,42 +144,24 @@ def answer(request: Request, text: str, over: int, found: list[Hypothesis], toke
     return {"input": text, **said[0], **more, **({"cut": over} if over > 0 else {})}
 
 
-def compare(texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """BLEU and chrF as sacreBLEU has them (1804.08771), and the share that is right to the letter. Raises InputError
-    where sacrebleu is not installed."""
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError:
-        raise InputError("BLEU needs sacrebleu: pip install 'anyformer[scores]'") from None
-    bleu, chrf, exact = BLEU(), CHRF(), sum(map(str.__eq__, texts, references))
-    return {
-        "bleu": bleu.corpus_score(list(texts), [list(references)]).score,
-        "chrf": chrf.corpus_score(list(texts), [list(references)]).score,
-        "exact": exact / max(1, len(texts)),
-        "sentences": len(texts),
-        "signature": str(bleu.get_signature()),
-    }
-
-
 # --- where it looks ---
 
 
 @torch.inference_mode()
-def looks(model: Any, source: str, target: str) -> dict[str, Any]:
+def align_translation(model: Any, source: str, target: str) -> dict[str, Any]:
     """Where a model that looks back looks before each token of a translation: {"weights" [T][S], "rows", "columns"},
     the tokens of both sides. Of several layers, the most decided one."""
-    words, where = model.words, next(model.parameters()).device
+    words, where = model.pair_tokenizer, next(model.parameters()).device
     ids = [known.encode(text).tolist() for known, text in zip((words.source, words.target), (source, target))]
-    read = torch.tensor([[*ids[0], words.source_end]], device=where)
-    said = torch.tensor([[words.start, *ids[1]]], device=where)
+    read = torch.tensor([[*ids[0], words.source_end_id]], device=where)
+    said = torch.tensor([[words.start_id, *ids[1]]], device=where)
     weights = model.alignment(read, said, within(torch.tensor([read.shape[1]], device=where)))
-    weights = sharpest(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
+    weights = select_sharpest_layer(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
     columns, rows = ([*(known.decode([i]) for i in row), "·"] for known, row in zip((words.source, words.target), ids))
     return {"weights": [[round(w, 4) for w in row] for row in weights.tolist()], "rows": rows, "columns": columns}
 
 
-def sharpest(weights: Tensor) -> Tensor:
+def select_sharpest_layer(weights: Tensor) -> Tensor:
     """Of all layers, the mean of the heads where it is most decided. (layers, heads, T, S) -> (T, S)"""
     mean = weights.mean(1)
     spread = -(mean * mean.clamp(min=1e-9).log()).sum(-1).mean(-1)

@@ -14,11 +14,12 @@ from .. import api
 from ..data.io.resolve import SETS, resolve
 from ..data.text.pairs import REVERSE
 from ..errors import InputError
-from ..inference.translation import compare, looks
+from ..inference.translation import align_translation
 from ..loading import Model
-from ..recipes import translation
+from ..metrics import score_translations
+from ..recipes._shared.pairs import load_pairs
 from ..report.ladder import render
-from ..training.run_directory import lines, write
+from ..training.run_directory import read_lines, atomic_write
 
 PAIRS, TEXT = ("seq2seq", "rnnsearch", "translation"), ("mlp", "language")
 NAMES = {"mlp": "MLP (2003)", "seq2seq": "LSTM pair (2014)", "rnnsearch": "RNNsearch (2014)"}
@@ -60,8 +61,8 @@ def climb(
     if pairs:
         found |= beside(models, rungs, sentences)
     found["rungs"] = rungs
-    write(out / "ladder.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write(out / "ladder.html", render(found))
+    atomic_write(out / "ladder.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(out / "ladder.html", render(found))
     return found
 
 
@@ -95,9 +96,9 @@ def two_sides(path: Path) -> bool:
 def told(name: str, run: Path, model: Model, seconds: float) -> dict[str, Any]:
     """What a run says of itself: its result, and the loss over time."""
     result = json.loads((run / "result.json").read_text())
-    times = {one["step"]: one["seconds"] for one in map(json.loads, lines(run / "timings.jsonl"))}
+    times = {one["step"]: one["seconds"] for one in map(json.loads, read_lines(run / "timings.jsonl"))}
     losses = [
-        (one["step"], one["val_loss"]) for one in map(json.loads, lines(run / "metrics.jsonl")) if "val_loss" in one
+        (one["step"], one["val_loss"]) for one in map(json.loads, read_lines(run / "metrics.jsonl")) if "val_loss" in one
     ]
     pace = max(times.values(), default=0.0) / max(times, default=1)
     return {
@@ -115,16 +116,16 @@ def told(name: str, run: Path, model: Model, seconds: float) -> dict[str, Any]:
 def beside(models: Sequence[Model], rungs: list[dict[str, Any]], sentences: int) -> dict[str, Any]:
     """The same sentences for each: BLEU over the length of the source, and where they looked."""
     config = models[0].config
-    pairs = translation.pairs_of(config).parts["val"][:sentences]
+    pairs = load_pairs(config).parts["val"][:sentences]
     reads: Any = models[0].module
-    sizes = [len(reads.words.source.encode(source)) for source, _ in pairs]
+    sizes = [len(reads.pair_tokenizer.source.encode(source)) for source, _ in pairs]
     for model, rung in zip(models, rungs, strict=True):
         asked = {"input": [source for source, _ in pairs], "beam": 1, "cut": True}
         texts = [one["text"] for one in model.predict(asked)["results"]]
-        rung["scores"] = compare(texts, [target for _, target in pairs])
+        rung["scores"] = score_translations(texts, [target for _, target in pairs])
         rung["by_length"] = by_length(texts, [target for _, target in pairs], sizes)
         module: Any = model.module
-        rung["path"] = module.path(max(sizes) + 1, max(sizes) + 1)
+        rung["path"] = module.path_length_bounds(max(sizes) + 1, max(sizes) + 1)
         rung["says"] = texts[:8]
     shown = [i for i in range(len(pairs)) if sizes[i] <= LONGEST_SHOWN]
     shown = sorted(shown, key=lambda i: -sizes[i])[: 3 * SHOWN : 3]
@@ -142,7 +143,7 @@ def by_length(texts: Sequence[str], wanted: Sequence[str], sizes: Sequence[int])
     for start in range(0, max(sizes) + 1, WIDTH):
         some = [i for i, size in enumerate(sizes) if start <= size < start + WIDTH]
         if len(some) >= 10:
-            score = compare([texts[i] for i in some], [wanted[i] for i in some])
+            score = score_translations([texts[i] for i in some], [wanted[i] for i in some])
             about = {"from": start, "to": start + WIDTH - 1, "sentences": len(some)}
             found.append(about | {"bleu": score["bleu"], "exact": score["exact"]})
     return found
@@ -153,5 +154,5 @@ def alignment(pair: tuple[str, str], models: Sequence[Model], rungs: Sequence[di
     found: dict[str, Any] = {"source": pair[0], "target": pair[1], "maps": []}
     for model, rung in zip(models, rungs, strict=True):
         if hasattr(model.module, "alignment"):
-            found["maps"].append({"title": rung["title"]} | looks(model.module, *pair))
+            found["maps"].append({"title": rung["title"]} | align_translation(model.module, *pair))
     return found

@@ -1,8 +1,8 @@
 """MLP: the neural language model of 2003, a window of a few words and one hidden layer.
 
 raw    text files, or a set by name: characters, bytes or BPE
-nodes  the last few tokens, looked up in one table, side by side
-edges  none: whatever lies further back does not exist
+nodes  the last few tokens, embedded by one table and concatenated
+edges  none: tokens before the window are not read
 head   a hidden layer, then a logit for each token of the vocabulary
 loss   cross-entropy of the next token
 
@@ -14,93 +14,77 @@ Bengio, Ducharme, Vincent and Jauvin: A Neural Probabilistic Language Model (JML
 
 from dataclasses import dataclass, field, replace
 
-from torch import nn
-
-from ..baselines.recurrent import Window
+from ..baselines.recurrent import WindowLM
 from ..data.tokenizers.build import Tokenizer
-from ..recipe import Graph, Input
+from ..recipe import Graph, GraphInput
 from ..training.config import TrainConfig
-from . import language
-from .language import Text, batches, evaluate, loss, predict, stream
+from ._shared.language import batches, evaluate, loss, predict, stream
+from ._shared.presets import TINY_TRAIN, check_sizes
+from ._shared.text import TextConfig, load_text_tokenizer
 
-__all__ = ["PRESETS", "batches", "build", "evaluate", "graph", "loss", "predict", "stream"]
+__all__ = ["PRESETS", "batches", "build", "evaluate", "export_graph", "loss", "predict", "stream"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """How large. Raises ValueError where a number makes no sense."""
+class WindowConfig:
+    """The shape of the model. Raises ValueError where a number makes no sense."""
 
     words: int = 8
-    """Tokens that the next one is guessed from."""
+    """Tokens from which the next one is predicted."""
     dim: int = 32
-    """Channels of each."""
+    """Channels of a token."""
     hidden: int = 256
-    """Of the layer between."""
+    """Channels of the hidden layer."""
     direct: bool = False
-    """Connect the words to the answer straight, too."""
+    """Also connect the tokens directly to the output."""
     context: int = 128
-    """Tokens of a row in training; each is guessed from the words before it."""
+    """Tokens of a row in training; each is predicted from the words before it."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("words", "dim", "hidden", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        check_sizes(self, ("words", "dim", "hidden", "context"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Text):
+class Config(TextConfig):
     """A window of words, its text and its training."""
 
-    model: Shape = field(default_factory=Shape)
+    model: WindowConfig = field(default_factory=WindowConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-MINUTE = TrainConfig(steps=3000, batch=32, lr=3e-3, weight_decay=0.01, eval_every=500, save_every=1000)
+MINUTE_TRAIN = TrainConfig(steps=3000, batch=32, lr=3e-3, weight_decay=0.01, eval_every=500, save_every=1000)
 
 PRESETS = {
     # seconds: for tests
-    "tiny": Config(
-        model=Shape(words=3, dim=8, hidden=32, context=32),
-        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
-    ),
+    "tiny": Config(model=WindowConfig(words=3, dim=8, hidden=32, context=32), train=TINY_TRAIN),
     # a minute on two cores
-    "small": Config(model=Shape(words=10, dim=32, hidden=512), train=MINUTE),
-    # the paper's own shape, but for pieces of words: 5 of them, 60 channels, 50 hidden, connected straight
+    "small": Config(model=WindowConfig(words=10, dim=32, hidden=512), train=MINUTE_TRAIN),
+    # the paper's shape (5 words, 60 channels, 50 hidden, direct connections), with subwords
     "bengio": Config(
         data="eltec",
         tokenizer="bpe",
         vocab_size=8192,
         val_fraction=0.02,
-        model=Shape(words=5, dim=60, hidden=50, direct=True, dropout=0.1),
-        train=replace(MINUTE, steps=20_000),
+        model=WindowConfig(words=5, dim=60, hidden=50, direct=True, dropout=0.1),
+        train=replace(MINUTE_TRAIN, steps=20_000),
     ),
 }
 
 
-class WordWindow(Window):
-    """ids (B, T) -> logits (B, T, vocab_size)"""
+class WindowModel(WindowLM):
+    """ids (B, T) -> logits (B, T, V)"""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
-        m = config.model
-        super().__init__(
-            max(tokenizer.vocab_size, config.padded_vocab or 0),
-            m.dim,
-            m.hidden,
-            m.words,
-            m.context,
-            m.direct,
-            m.dropout,
-        )
-        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.json(), **tokenizer.beside}
+        m, vocab_size = config.model, max(tokenizer.vocab_size, config.padded_vocab or 0)
+        super().__init__(vocab_size, m.dim, m.hidden, m.words, m.context, m.direct, m.dropout)
+        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.to_json(), **tokenizer.extra_files}
 
 
-def build(config: Config) -> nn.Module:
-    return WordWindow(config, language.tokenizer_of(config))
+def build(config: Config) -> WindowModel:
+    return WindowModel(config, load_text_tokenizer(config))
 
 
-def graph(model: WordWindow) -> Graph:
-    ids = Input("batch length", model.answer.out_features)
+def export_graph(model: WindowModel) -> Graph:
+    ids = GraphInput("batch length", model.answer.out_features)
     return Graph(model, {"ids": ids}, ("logits",), {"length": model.body.config.context})

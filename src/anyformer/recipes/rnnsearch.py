@@ -1,7 +1,7 @@
-"""RNNsearch: translation in 2014, a little later; the decoder looks back at every word of the source.
+"""RNNsearch: translation later in 2014, a recurrent decoder that attends to every token of the source.
 
 raw    pairs of texts: a table, two files, JSON lines, or a set by name; one vocabulary for both sides
-nodes  tokens, read in both directions
+nodes  tokens, the source read in both directions
 edges  two chains over the source; one over the target, each state of which reads all of the source: attention
 head   a logit for each token of the vocabulary
 loss   cross-entropy of the target's next token, smoothed
@@ -14,33 +14,32 @@ Bahdanau, Cho and Bengio: Neural Machine Translation by Jointly Learning to Alig
 
 from dataclasses import replace
 
-from torch import nn
+from ..baselines.recurrent import RNNSearch
+from ..data.tokenizers.pair_tokenizer import PairTokenizer
+from ._shared.pairs import batches, evaluate, figures, load_tokenizers, loss, predict, score
+from ._shared.recurrent import LARGE, MULTI30K, REVERSE, TINY, model_arguments
+from ._shared.recurrent import RecurrentConfig as Config
 
-from ..baselines.recurrent import Search
-from ..data.tokenizers.bilingual import Bilingual
-from . import seq2seq, translation
-from .translation import batches, evaluate, figures, judge, loss, predict
-
-__all__ = ["PRESETS", "batches", "build", "evaluate", "figures", "judge", "loss", "predict"]
+__all__ = ["PRESETS", "Config", "batches", "build", "evaluate", "figures", "loss", "predict", "score"]
 
 PRESETS = {
     # seconds: for tests
-    "tiny": seq2seq.TINY,
-    "multi30k": replace(seq2seq.PRESETS["multi30k"], layers=1),
-    "reverse": seq2seq.PRESETS["reverse"],
-    # a thousand hidden, as in the paper: bring pairs and a GPU
-    "bahdanau": replace(seq2seq.PRESETS["sutskever"], dim=620, layers=1),
+    "tiny": TINY,
+    "multi30k": MULTI30K,
+    "reverse": REVERSE,
+    # a thousand channels, as in the paper: needs pairs and a GPU
+    "bahdanau": replace(LARGE, dim=620),
 }
 
 
-class Searcher(Search):
-    """source (B, S) ids, target (B, T) ids -> logits (B, T, vocab_size)"""
+class RNNSearchModel(RNNSearch):
+    """source (B, S) ids, target (B, T) ids -> logits (B, T, V)"""
 
-    def __init__(self, config: seq2seq.Config, words: Bilingual):
-        super().__init__(**seq2seq.sizes(config, words))
-        self.words, self.files = words, words.files
+    def __init__(self, config: Config, pair_tokenizer: PairTokenizer):
+        super().__init__(**model_arguments(config, pair_tokenizer))
+        self.pair_tokenizer, self.files = pair_tokenizer, pair_tokenizer.files
         self.label_smoothing = config.label_smoothing
 
 
-def build(config: seq2seq.Config) -> nn.Module:
-    return Searcher(config, translation.words_of(config))
+def build(config: Config) -> RNNSearchModel:
+    return RNNSearchModel(config, load_tokenizers(config))

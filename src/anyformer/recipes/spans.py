@@ -1,16 +1,16 @@
-"""Spans: text to text without pairs; gaps are cut into a text and asked for.
+"""Spans: fill gaps in a text; text to text without pairs, the gaps are cut into the text at random.
 
 raw    text files, or a set by name
 nodes  tokens of the text with a sentinel in each gap; sentinels, each followed by what is missing
-edges  the source reads itself whole; the target is causal, and reads the top of the source by cross-attention
+edges  the source is fully connected; the target is causal, and reads the top of the source by cross-attention
 head   a logit for each token of the vocabulary
 loss   cross-entropy of the target's next token
 
     anyformer train spans                                    minutes on two cores: the plays of Shakespeare
     anyformer predict RUN "To be, or ___ to be"
-    anyformer train translation --init RUN --data pairs.tsv  goes on from it
+    anyformer train translation --init RUN --data pairs.tsv  starts from it
 
-T5's pre-training (Raffel et al. 2019, 1910.10683); the model is the recipe translation's.
+T5's pre-training (Raffel et al. 2019, 1910.10683); the model is that of the recipe translation.
 """
 
 import re
@@ -22,40 +22,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.text.batches import NOTHING, sweep, windows
-from ..data.text.spans import Spans
-from ..data.tokenizers.bilingual import bilingual
+from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
+from ..data.text.masking import SpanCorruption
 from ..data.tokenizers.build import Tokenizer
+from ..data.tokenizers.pair_tokenizer import build_pair_tokenizer
 from ..errors import InputError
-from ..inference.translation import Request, hypotheses
-from ..recipe import Place, begin
+from ..inference.translation import TranslationRequest, search_translations
+from ..recipe import StreamState, init_stream
 from ..training.config import TrainConfig
-from . import language, translation
-from .translation import Translator, evaluate, graph, loss
-from .translation.config import T5, stacks
+from ._shared.pairs import evaluate, loss
+from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
+from ._shared.text import TextConfig, load_corpus, load_text_tokenizer
+from ._shared.translator import Translator, TranslatorConfig, build_translator, export_graph
 
-__all__ = ["PRESETS", "batches", "build", "evaluate", "graph", "loss", "predict"]
+__all__ = ["PRESETS", "batches", "build", "evaluate", "export_graph", "loss", "predict"]
 GAP = "___"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(translation.Config):
-    """A filler of gaps, its text and its training. `padded_vocab` must leave room for the sentinels."""
+class Config(TranslatorConfig):
+    """A model that fills gaps, its text and its training. `padded_vocab` must leave room for the sentinels."""
 
     rate: float = 0.15
-    """How much of a text is missing."""
+    """Share of a text that is missing."""
     span: float = 3.0
-    """Tokens of a gap, in the mean."""
+    """Mean length of a gap, in tokens."""
     sentinels: int = 64
     """The most gaps of a text."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.source_tokenizer:
-            raise ValueError("source_tokenizer: what is missing and what is left are one text: leave it out")
+            raise ValueError("source_tokenizer: source and target are parts of one text: leave it out")
         if not 0 < self.rate < 1 or not self.span >= 1 or self.sentinels < 1:
-            about = f"rate {self.rate} must be above 0 and below 1, span {self.span} and sentinels {self.sentinels}"
-            raise ValueError(f"{about} at least 1")
+            numbers = f"rate {self.rate} must be above 0 and below 1, span {self.span} and sentinels {self.sentinels}"
+            raise ValueError(f"{numbers} at least 1")
 
 
 PRESETS = {
@@ -67,8 +68,8 @@ PRESETS = {
         rate=0.2,
         span=2.0,
         sentinels=8,
-        **stacks(32, 1, 2, 32),
-        train=TrainConfig(steps=20, batch=4, warmup=2, eval_every=10, eval_batches=4, save_every=10),
+        **make_stacks(32, 1, 2, 32),
+        train=TINY_PAIRS_TRAIN,
     ),
     # minutes on two cores
     "small": Config(
@@ -79,81 +80,87 @@ PRESETS = {
         end=0,
         scaled=True,
         label_smoothing=0.0,
-        **stacks(128, 2, 4, 128, activation="relu", **T5),
+        **make_stacks(128, 2, 4, 128, activation="relu", **T5),
         train=TrainConfig(steps=2000, batch=16, eval_every=250, save_every=500),
     ),
 }
 
 
 def build(config: Config) -> Translator:
-    tokenizer = language.tokenizer_of(text_of(config))
-    needed = tokenizer.vocab_size + config.sentinels
-    if (config.padded_vocab or 0) < needed:
+    tokenizer = load_text_tokenizer(text_config(config))
+    size = tokenizer.vocab_size + config.sentinels
+    if (config.padded_vocab or 0) < size:
         about = f"padded_vocab is {config.padded_vocab}; {tokenizer.vocab_size} tokens and {config.sentinels} sentinels"
-        raise InputError(f"{about} need {needed}: --padded-vocab {needed}")
-    model = translation.made(config, bilingual(tokenizer, None, config.start, config.end))
+        raise InputError(f"{about} need {size}: --padded-vocab {size}")
+    model = build_translator(config, build_pair_tokenizer(tokenizer, None, config.start, config.end))
     model.sentinels = config.sentinels
     return model
 
 
-def text_of(config: Config) -> language.Text:
+def text_config(config: Config) -> TextConfig:
     names = ("data", "tokenizer", "vocab_size", "val_fraction", "padded_vocab")
-    return language.Text(**{name: getattr(config, name) for name in names})
+    return TextConfig(**{name: getattr(config, name) for name in names})
 
 
-def spans(config: Config, tokenizer: Tokenizer) -> tuple[Spans, int]:
-    """How windows are corrupted, and how long they are. Raises InputError where nothing fits."""
-    how = Spans(config.rate, config.span, (config.padded_vocab or 0) - 1)
-    rooms = config.encoder.context - 1, config.decoder.context - 1
-    length = how.window(*rooms, 2 * sum(rooms))
-    while length and how.hidden(length)[1] > config.sentinels:
+def fit_corruption(config: Config) -> tuple[SpanCorruption, int]:
+    """Return how windows are corrupted, and how long they are. Raises InputError where no window fits."""
+    corruption = SpanCorruption(config.rate, config.span, (config.padded_vocab or 0) - 1)
+    max_source, max_target = config.contexts[0] - 1, config.contexts[1] - 1
+    length = corruption.window(max_source, max_target, 2 * (max_source + max_target))
+    while length and corruption.hidden(length)[1] > config.sentinels:
         length -= 1
     if not length:
-        raise InputError(f"no text fits into contexts of {rooms[0] + 1} and {rooms[1] + 1} tokens: make them longer")
-    return how, length
+        raise InputError(f"no text fits into contexts of {max_source + 1} and {max_target + 1} tokens: increase them")
+    return corruption, length
 
 
-def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
-    """ "train": random windows for ever, with other gaps at each step. "val" and "all": one pass, the same gaps."""
-    c, text = config.train, language.corpus(text_of(config))
-    place = begin(place, config.data, text.meta["sha256"])
-    how, length = spans(config, text.tokenizer)
-    words = bilingual(text.tokenizer, None, config.start, config.end)
-    start, end = words.start, words.end
+def batches(
+    config: Config, split: str, state: StreamState | None = None
+) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+    """Yield corrupted windows of the text: source, lengths, target and labels.
+
+    "train": random windows without end, with other gaps at each step. "val" and "all": one pass, always the same gaps.
+    """
+    c, text = config.train, load_corpus(text_config(config))
+    state = init_stream(state, config.data, text.meta["sha256"])
+    corruption, length = fit_corruption(config)
+    pair = build_pair_tokenizer(text.tokenizer, None, config.start, config.end)
     tokens = text.split(split)
     if split != "train":
-        for i, (x, y) in enumerate(sweep(tokens, length, c.batch, split)):
-            whole = (y != NOTHING).all(1)  # the last window may be short: it is left out
-            if whole.any():
-                yield batch(how(x[whole], 0, i), start, end), place
+        for i, (ids, labels) in enumerate(eval_windows(tokens, length, c.batch, split)):
+            is_full = (labels != IGNORE_INDEX).all(1)  # the last window may be shorter: it is left out
+            if is_full.any():
+                yield make_batch(*corruption(ids[is_full], 0, i), pair.start_id, pair.end_id), state
     while split == "train":
-        x, _ = windows(tokens, length, c.batch, c.seed, place["step"], split)
-        made = batch(how(x, c.seed, place["step"]), start, end)
-        read = made["source"].numel() + made["next"].numel()
-        place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + read}
-        yield made, place
+        ids, _ = train_windows(tokens, length, c.batch, c.seed, state["step"], split)
+        batch = make_batch(*corruption(ids, c.seed, state["step"]), pair.start_id, pair.end_id)
+        count = batch["source"].numel() + batch["labels"].numel()
+        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + count}
+        yield batch, state
 
 
-def batch(sides: tuple[np.ndarray, np.ndarray], start: int, end: int) -> dict[str, Tensor]:
-    """source (B, S) with its end, its lengths (B,), target (B, N) from `start` on, and next (B, N): what follows."""
-    source, target = (np.pad(side, ((0, 0), (0, 1)), constant_values=end) for side in sides)
+def make_batch(source: np.ndarray, target: np.ndarray, start: int, end: int) -> dict[str, Tensor]:
+    """Return source (B, S) with its end, its lengths (B,), target (B, T) from `start` on, and labels (B, T)."""
+    source, labels = (np.pad(side, ((0, 0), (0, 1)), constant_values=end) for side in (source, target))
     lengths = np.full(len(source), source.shape[1])
-    given = np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=start)
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(array))
-        for name, array in {"source": source, "lengths": lengths, "target": given, "next": target}.items()
-    }
+    target = np.pad(target, ((0, 0), (1, 0)), constant_values=start)
+    batch = {"source": source, "lengths": lengths, "target": target, "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
     """Fill the gaps of a text, or of several: {"input": "To be, or ___ to be", "beam": 4} and the other fields of
-    `Request`. Returns {"results": [{"input", "text", "gaps", "score"}, ...]}: "gaps" is what belongs into each."""
-    asked = Request.of({"input": opening(model.words.source)} | request)
-    return {"results": [filled(model, text, asked) for text in asked.texts]}
+    `TranslationRequest`.
+
+    Returns {"results": [{"input", "text", "gaps", "score"}, ...]}; "gaps" are the texts that fill each gap.
+    """
+    default = {"input": default_input(model.pair_tokenizer.source)}
+    parsed = TranslationRequest.of(default | request)
+    return {"results": [fill_gaps(model, text, parsed) for text in parsed.texts]}
 
 
-def opening(tokenizer: Tokenizer) -> str:
-    """A text with a gap, in words that the vocabulary has."""
+def default_input(tokenizer: Tokenizer) -> str:
+    """Return a text with a gap that the vocabulary can encode."""
     try:
         tokenizer.encode("To be, or  to be")
     except InputError:
@@ -161,30 +168,30 @@ def opening(tokenizer: Tokenizer) -> str:
     return f"To be, or {GAP} to be"
 
 
-def filled(model: Translator, text: str, asked: Request) -> dict[str, Any]:
-    """One text with its gaps filled. Raises InputError where there is none, or one too many."""
-    pieces = re.split(re.escape(GAP), text)
+def fill_gaps(model: Translator, text: str, request: TranslationRequest) -> dict[str, Any]:
+    """Fill the gaps of one text. Raises InputError where there is no gap, or too many."""
+    pair, pieces = model.pair_tokenizer, re.split(re.escape(GAP), text)
     if not 1 < len(pieces) <= model.sentinels + 1:
         raise InputError(f"{text[:40]!r} has {len(pieces) - 1} gaps; write 1 to {model.sentinels} of them as {GAP}")
-    top = model.target.token.num_embeddings - 1
-    ids = [int(i) for i in model.words.source.encode(pieces[0])]
+    first = model.target.token.num_embeddings - 1  # sentinels count down from the last id
+    ids = [int(i) for i in pair.source.encode(pieces[0])]
     for n, piece in enumerate(pieces[1:]):
-        ids += [top - n, *(int(i) for i in model.words.source.encode(piece))]
+        ids += [first - n, *(int(i) for i in pair.source.encode(piece))]
     if len(ids) >= model.encoder.config.context:
         raise InputError(f"{text[:40]!r} has {len(ids)} tokens; {model.encoder.config.context - 1} fit")
-    best = hypotheses(model, [[*ids, model.words.source_end]], replace(asked, n_best=1))[0][0]
-    gaps = [model.words.target.decode(part) for part in between(best.tokens, top, len(pieces) - 1)]
-    said = "".join(piece + gap for piece, gap in zip(pieces, [*gaps, ""], strict=True))
-    return {"input": text, "text": said, "gaps": gaps, "score": best.score}
+    best = search_translations(model, [[*ids, pair.source_end_id]], replace(request, n_best=1))[0][0]
+    gaps = [pair.target.decode(tokens) for tokens in split_at_sentinels(best.tokens, first, len(pieces) - 1)]
+    filled = "".join(piece + gap for piece, gap in zip(pieces, [*gaps, ""], strict=True))
+    return {"input": text, "text": filled, "gaps": gaps, "score": best.score}
 
 
-def between(tokens: list[int], top: int, gaps: int) -> list[list[int]]:
-    """What stands behind each sentinel, up to the next; nothing behind one that was not said."""
-    found: list[list[int]] = [[] for _ in range(gaps)]
+def split_at_sentinels(tokens: list[int], first: int, gaps: int) -> list[list[int]]:
+    """Return what follows each sentinel, up to the next one; nothing for a sentinel that does not occur."""
+    pieces: list[list[int]] = [[] for _ in range(gaps)]
     current = None
     for token in tokens:
-        if top - gaps < token <= top:
-            current = top - token
+        if first - gaps < token <= first:
+            current = first - token
         elif current is not None:
-            found[current].append(token)
-    return found
+            pieces[current].append(token)
+    return pieces

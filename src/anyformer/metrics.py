@@ -1,0 +1,73 @@
+"""Metrics: how good predictions are, from labels and predictions to plain numbers.
+
+Shapes: N predictions, K classes.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
+    """Count how often each class was predicted as which: (N,), (N,) -> (K, K) [label, prediction], on the CPU."""
+    pairs = (labels.long() * classes + predictions).cpu()
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """Return the share of predictions that are right, from a confusion matrix (K, K)."""
+    return int(confusion.diag().sum()) / max(1, int(confusion.sum()))
+
+
+def macro_f1(confusion: Tensor) -> float:
+    """Return the mean F1 of the classes that occur among labels or predictions, from a confusion matrix (K, K)."""
+    sizes = confusion.sum(0) + confusion.sum(1)
+    f1 = 2 * confusion.diag() / sizes.clamp(min=1)
+    return f1[sizes > 0].mean().item() if bool((sizes > 0).any()) else 0.0
+
+
+def regression_scores(labels: Tensor, predictions: Tensor) -> dict[str, float]:
+    """Return the root mean squared error in the unit of the labels, and R2, the share of their variance explained."""
+    labels, predictions = labels.double(), predictions.double()
+    error, variance = ((predictions - labels) ** 2).mean(), labels.var(correction=0)
+    return {"rmse": error.sqrt().item(), "r2": (1 - error / variance.clamp(min=1e-12)).item()}
+
+
+def error_rates(references: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+    """Return the word and character error rate (wer, cer) of texts; empty references do not count.
+
+    Returns an empty dict where jiwer is not installed or every reference is empty.
+    """
+    rows = [i for i, reference in enumerate(references) if reference.strip()]
+    if not rows or find_spec("jiwer") is None:
+        return {}
+    import jiwer
+
+    pair = [references[i] for i in rows], [texts[i] for i in rows]
+    return {"wer": float(jiwer.wer(*pair)), "cer": float(jiwer.cer(*pair))}
+
+
+def score_translations(texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Return BLEU and chrF as computed by sacreBLEU (1804.08771), and the share of exact matches.
+
+    Raises:
+        InputError: sacrebleu is not installed.
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError:
+        raise InputError("BLEU needs sacrebleu: pip install 'anyformer[scores]'") from None
+    bleu, chrf, exact = BLEU(), CHRF(), sum(map(str.__eq__, texts, references))
+    return {
+        "bleu": bleu.corpus_score(list(texts), [list(references)]).score,
+        "chrf": chrf.corpus_score(list(texts), [list(references)]).score,
+        "exact": exact / max(1, len(texts)),
+        "sentences": len(texts),
+        "signature": str(bleu.get_signature()),
+    }

@@ -1,0 +1,151 @@
+"""Causal language modeling: config, model, batches, loss, evaluation and answers of a model that predicts the next
+token of a text.
+
+Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...data.text.batches import IGNORE_INDEX, eval_windows, train_windows
+from ...data.tokenizers.build import Tokenizer
+from ...errors import InputError
+from ...inference.completion import Completion, CompletionRequest, generate_text
+from ...model.cache import KVCache
+from ...model.config import TransformerConfig
+from ...model.edges import Edges, causal, window
+from ...model.embeddings import TokenEmbedding
+from ...model.heads import LMHead
+from ...model.transformer import Transformer
+from ...recipe import Graph, GraphInput, StreamState, init_stream
+from ...training.config import TrainConfig
+from .text import TextConfig, load_corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(TextConfig):
+    """A language model, its text and its training."""
+
+    tied: bool = True
+    """The head reads the embedding's own weights (1608.05859)."""
+    window: int | None = None
+    """Nodes that a local layer reads, the node itself included. None: all layers are global."""
+    global_every: int = 2
+    """With a window: every how many layers one is global."""
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("window", "global_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+class LanguageModel(nn.Module):
+    """ids (B, T) -> logits (B, T, V)"""
+
+    def __init__(self, config: LanguageConfig, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.to_json(), **tokenizer.extra_files}
+        vocab_size = max(tokenizer.vocab_size, config.padded_vocab or 0)
+        self.nodes = TokenEmbedding(vocab_size, config.model)
+        self.body = Transformer(config.model)
+        self.head = LMHead(config.model.dim, vocab_size, self.nodes.token if config.tied else None)
+        self.edges = layer_edges(config)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the nodes after the last block, (B, T, C); with a cache, ids are the next ones of each row."""
+        positions = None if cache is None else cache.positions(ids.shape[1])
+        return self.body(self.nodes(ids, positions), self.edges, cache=cache)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        return self.head(self.hidden(ids, cache))
+
+
+def layer_edges(config: LanguageConfig) -> list[Edges]:
+    """Return the rule of each layer: causal, and local except in every `global_every`-th layer."""
+    if config.window is None:
+        return [causal] * config.model.n_layer
+    local = causal & window(config.window)
+    return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
+
+
+def batches(
+    config: Any, split: str, state: StreamState | None = None
+) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+    """Yield windows of the text: ids and labels, (B, T) each, the labels one token ahead.
+
+    "train": random windows without end. "val" and "all": one pass in which every token is predicted once.
+    """
+    c, text = config.train, load_corpus(config)
+    state = init_stream(state, config.data, text.meta["sha256"])
+    tokens, context = text.split(split), config.model.context
+    if split != "train":
+        for ids, labels in eval_windows(tokens, context, c.batch, split):
+            yield make_batch(ids, labels), state
+    while split == "train":
+        ids, labels = train_windows(tokens, context, c.batch, c.seed, state["step"], split)
+        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
+        yield make_batch(ids, labels), state
+
+
+def make_batch(ids: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
+    return {"ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+
+def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch["ids"]).flatten(0, 1).float(), batch["labels"].flatten())
+
+
+def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean nats per token, their exponential, and the bits per byte of UTF-8, which do not depend on the
+    tokenizer."""
+    nats, tokens, n_bytes = 0.0, 0, 0
+    for batch in batches:
+        labels = batch["labels"].flatten()
+        predicted = labels[labels != IGNORE_INDEX]
+        nats += F.cross_entropy(model(batch["ids"]).flatten(0, 1).float(), labels, reduction="sum").item()
+        tokens += len(predicted)
+        n_bytes += model.tokenizer.count_bytes(predicted.cpu().numpy())
+    mean = nats / max(1, tokens)
+    bits = nats / math.log(2) / max(1, n_bytes)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": tokens}
+
+
+def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Continue a prompt, or several: {"prompt": "To be", "tokens": 50, "temperature": 0} and the other fields of
+    `CompletionRequest`; "input" is another name for the prompt.
+
+    Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
+    """
+    return {"samples": [completion.result() for completion in list(stream(model, request))[-1]]}
+
+
+def stream(model: Any, request: dict[str, Any]) -> Iterator[list[Completion]]:
+    """As `predict`, token by token: yield all completions after every token."""
+    request = {"prompt" if name == "input" else name: value for name, value in request.items()}
+    request = {"prompt": default_prompt(model.tokenizer)} | request
+    return generate_text(model, model.tokenizer, CompletionRequest.of(request))
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """Return a prompt that the vocabulary can encode: a line break, else nothing (the end of a text), else any token."""
+    try:
+        if len(tokenizer.encode("\n")):
+            return "\n"
+    except InputError:
+        pass
+    return tokenizer.decode([0]) if tokenizer.end_id is None else ""
+
+
+def export_graph(model: Any) -> Graph:
+    ids = GraphInput("batch length", model.nodes.token.num_embeddings)
+    return Graph(model, {"ids": ids}, ("logits",), {"length": model.body.config.context})

@@ -1,0 +1,200 @@
+"""Pairs of texts: what every recipe that reads one text and writes another has in common.
+
+A model of pairs is called with source (B, S) ids, target (B, T) ids and the edges of the source, and returns logits
+(B, T, V). It carries its tokenizers as `pair_tokenizer`, and `label_smoothing`.
+
+Shapes: B pairs, S tokens of a source, T tokens of a target, V entries of the vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...data.text import pair_batches
+from ...data.text.batches import IGNORE_INDEX
+from ...data.text.pairs import Pairs, pair_files, read_pairs
+from ...data.tokenizers.build import Tokenizer
+from ...data.tokenizers.pair_tokenizer import PairTokenizer, build_pair_tokenizer
+from ...errors import InputError
+from ...inference.translation import TranslationRequest, align_translation, translate
+from ...metrics import score_translations
+from ...model.edges import within
+from ...parsing import path_field
+from ...recipe import Figure, StreamState, init_stream
+from .text import check_vocabulary, load_config_tokenizer
+
+MAX_FIGURES = 3  # pairs whose attention is drawn
+MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """Pairs of texts and their vocabulary."""
+
+    data: str = path_field("multi30k")
+    """A set (multi30k, fra-eng, reverse), a .tsv or .jsonl, two files A,B, or a folder with train.en and train.fr."""
+    backwards: bool = False
+    """From the second side of each pair to the first."""
+    skip_missing: bool = False
+    """Leave out pairs with a missing side instead of refusing the data."""
+    cut_long: bool = False
+    """Cut texts that are longer than the context instead of refusing the data."""
+    val_fraction: float = 0.1
+    """Kept for validation, where the data have no part for it."""
+    tokenizer: str = path_field("bpe")
+    """char, bpe (trained on both sides), ids (numbers), or the path of a tokenizer.json."""
+    source_tokenizer: str = path_field()
+    """The same of the source alone; `tokenizer` is then the target's alone. Empty: one vocabulary for both sides."""
+    vocab_size: int = 8000
+    """Of a BPE trained on the data."""
+    padded_vocab: int | None = None
+    """Entries of the embedding where they are more than the tokenizer's ids. None: as many."""
+    start: int | None = None
+    """The id that the target begins with. None: as `end`."""
+    end: int | None = None
+    """The id that ends both sides. None: the tokenizer's end of a text."""
+    label_smoothing: float = 0.1
+    """Share of the target's probability that is spread over the vocabulary (1512.00567)."""
+
+    def __post_init__(self) -> None:
+        check_vocabulary(self.vocab_size, self.padded_vocab)
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+        for name in ("start", "end"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"{name} is {value}; it must be an id, at least 0")
+
+    @property
+    def contexts(self) -> tuple[int, int]:
+        """The most tokens of a source and of a target, with the token that ends or begins it."""
+        raise NotImplementedError
+
+
+def load_pairs(config: Any) -> Pairs:
+    """Return the pairs of the config's data, read once; a file that has changed is read again."""
+    return read_pairs(config.data, config.val_fraction, config.backwards, config.skip_missing, pair_files(config.data))
+
+
+def load_tokenizers(config: Any) -> PairTokenizer:
+    """Return the tokenizers of both sides and the ids that begin and end a text."""
+
+    def load(spec: str, sides: tuple[int, ...]) -> Tokenizer:
+        def train() -> Tokenizer:
+            return pair_batches.build_side_tokenizer(load_pairs(config), spec, config.vocab_size, sides)
+
+        return load_config_tokenizer(spec, train, config.vocab_size, config.padded_vocab)
+
+    source = load(config.source_tokenizer, (0,)) if config.source_tokenizer else None
+    target = load(config.tokenizer, (1,) if source else (0, 1))
+    return build_pair_tokenizer(target, source, config.start, config.end)
+
+
+def batches(
+    config: Any, split: str, state: StreamState | None = None
+) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+    """Yield batches of pairs of similar length: source, lengths, target and labels.
+
+    "train" never ends and yields each pair once an epoch; "val" and "all" yield every pair once. A batch holds as many
+    pairs as cost no more than `train.batch` pairs that fill the context.
+    """
+    pairs, tokenizers = load_pairs(config), load_tokenizers(config)
+    max_tokens = config.contexts[0] - 1, config.contexts[1] - 1
+    encoded = pair_batches.encode_pairs(pairs, split, tokenizers.tokenizers, max_tokens, config.cut_long)
+    marks = tokenizers.start_id, tokenizers.end_id, tokenizers.source_end_id
+    state = init_stream(state, config.data, pairs.sha256, skipped=pairs.skipped, cut=encoded.cut)
+    max_cost = config.train.batch * max(config.contexts)
+    if split != "train":
+        for indices in pair_batches.eval_indices(encoded, max_cost):
+            yield to_tensors(pair_batches.collate(encoded, indices, *marks)), state
+    while split == "train":
+        indices = pair_batches.sample_indices(encoded, max_cost, config.train.seed, state["step"])
+        batch = to_tensors(pair_batches.collate(encoded, indices, *marks))
+        tokens = int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
+        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + tokens}
+        yield batch, state
+
+
+def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def compute_logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits of every next token: (B * T, V)"""
+    return model(batch["source"], batch["target"], within(batch["lengths"])).flatten(0, 1).float()
+
+
+def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    smoothing = model.label_smoothing if model.training else 0.0
+    return F.cross_entropy(compute_logits(model, batch), batch["labels"].flatten(), label_smoothing=smoothing)
+
+
+def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean nats per token of the target (not smoothed), their exponential, and the accuracy."""
+    nats, right, tokens = 0.0, 0, 0
+    for batch in batches:
+        logits, labels = compute_logits(model, batch), batch["labels"].flatten()
+        nats += F.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(-1) == labels).sum())  # never equal where a label is ignored
+        tokens += int((labels != IGNORE_INDEX).sum())
+    mean, count = nats / max(1, tokens), max(1, tokens)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / count, "tokens": tokens}
+
+
+def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Translate a text, or several: {"input": "A dog.", "beam": 4} and the other fields of `TranslationRequest`.
+
+    Returns {"results": [{"input", "text", "score", "finish_reason"}, ...]}, with "candidates" where `n_best` > 1.
+    """
+    if "input" not in request:
+        request = {"input": default_input(model.pair_tokenizer.source), "cut": True} | request
+    return {"results": translate(model, TranslationRequest.of(request))}
+
+
+def default_input(tokenizer: Tokenizer) -> str:
+    """Return a text that the vocabulary can encode."""
+    for text in ("A man in an orange hat is looking at something.", "0123456789"):
+        try:
+            tokenizer.encode(text)
+        except InputError:
+            continue
+        return text
+    return ""
+
+
+def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]:
+    """Translate a whole split and compare: sacreBLEU with its signature, chrF, and the share of exact matches.
+
+    Args:
+        request: further fields of `TranslationRequest`.
+
+    Raises:
+        InputError: sacrebleu is not installed.
+    """
+    parts = load_pairs(config).parts
+    pairs = [pair for name in parts if split in (name, "all") for pair in parts[name]]
+    request = {"cut": config.cut_long} | request | {"input": [source for source, _ in pairs]}
+    texts = [result["text"] for result in predict(model, request)["results"]]
+    return score_translations(texts, [target for _, target in pairs])
+
+
+def figures(model: Any, config: Any) -> list[Figure]:
+    """Draw the weights of cross-attention on a few pairs of the validation split."""
+    matrices: list[Figure] = []
+    for source, target in load_pairs(config).parts["val"]:
+        sizes = [len(side.encode(text)) for side, text in zip(model.pair_tokenizer.tokenizers, (source, target))]
+        longest = min(MAX_FIGURE_TOKENS, *(context - 1 for context in config.contexts))
+        if MAX_FIGURE_TOKENS // 3 <= max(sizes) <= longest:
+            attention = align_translation(model, source, target)
+            matrix = {"kind": "matrix", "title": target, "note": source, "top": 1.0, "values": attention["weights"]}
+            matrices.append(matrix | {side: attention[side] for side in ("rows", "columns")})
+        if len(matrices) == MAX_FIGURES:
+            break
+    return matrices

@@ -1,0 +1,77 @@
+"""What presets of several recipes have in common: shapes of Transformers and ways of training."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...model.config import TransformerConfig
+from ...training.config import TrainConfig
+
+MODERN: dict[str, Any] = {
+    "position": "rotary",
+    "norm": "rmsnorm",
+    "activation": "relu2",
+    "qk_norm": True,
+    "bias": False,
+}
+"""Improvements since GPT-2; TransformerConfig names the paper of each."""
+BERT: dict[str, Any] = {"norm_place": "post", "norm_eps": 1e-12}
+"""1810.04805"""
+T5: dict[str, Any] = {
+    "position": "relative",
+    "norm": "rmsnorm",
+    "norm_eps": 1e-6,
+    "scale": 1.0,
+    "head_dim": 64,
+    "bias": False,
+}
+"""1910.10683"""
+MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0}
+"""Muon with a trapezoid schedule that ends at zero."""
+
+
+def make_model_config(dim: int, n_layer: int, n_head: int, context: int, **fields: Any) -> TransformerConfig:
+    """Build a TransformerConfig of this size."""
+    return TransformerConfig(dim=dim, n_layer=n_layer, n_head=n_head, context=context, **fields)
+
+
+def make_modern_config(dim: int, n_layer: int, n_head: int, context: int, **fields: Any) -> TransformerConfig:
+    """Build a TransformerConfig of this size with the fields of MODERN, which `fields` may override."""
+    return make_model_config(dim, n_layer, n_head, context, **MODERN | fields)
+
+
+def make_stacks(
+    dim: int, n_layer: int | tuple[int, int], n_head: int, context: int | tuple[int, int], **fields: Any
+) -> dict[str, TransformerConfig]:
+    """Build the configs of an encoder and a decoder of the same width; depth and context may be given for each."""
+    depths = n_layer if isinstance(n_layer, tuple) else (n_layer, n_layer)
+    contexts = context if isinstance(context, tuple) else (context, context)
+    stacks = zip(("encoder", "decoder"), depths, contexts)
+    return {name: make_model_config(dim, depth, n_head, length, **fields) for name, depth, length in stacks}
+
+
+TINY_TRAIN = TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10)
+"""Seconds: for tests."""
+TINY_PAIRS_TRAIN = replace(TINY_TRAIN, batch=4)
+MINUTE_TRAIN = TrainConfig(
+    steps=450,
+    batch=16,
+    lr=4e-3,
+    warmup=20,
+    weight_decay=0.01,
+    clip=0.0,
+    eval_every=150,
+    eval_batches=10,
+    save_every=150,
+    **MUON,
+)
+"""A minute on two cores for a model of the default size."""
+
+
+def check_sizes(config: Any, names: Sequence[str]) -> None:
+    """Check that these fields are at least 1, and that `dropout` is a probability below 1. Raises ValueError."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout is {config.dropout}; it must be at least 0 and below 1")

@@ -1,0 +1,61 @@
+"""Config and presets of recurrent models of pairs (seq2seq and RNNsearch)."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ...data.tokenizers.pair_tokenizer import PairTokenizer
+from ...training.config import TrainConfig
+from .pairs import PairConfig
+from .presets import TINY_PAIRS_TRAIN, check_sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentConfig(PairConfig):
+    """A recurrent encoder and decoder, their pairs and their training. Raises ValueError where a number makes no
+    sense."""
+
+    dim: int = 256
+    """Channels of an embedding."""
+    hidden: int = 256
+    """Channels of a state."""
+    layers: int = 1
+    """Stacked recurrent layers (RNNsearch: of the encoder)."""
+    context: int = 64
+    """The most tokens of a text."""
+    dropout: float = 0.2
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """A batch holds as many pairs as cost no more than `train.batch` pairs of the longest that fit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, ("dim", "hidden", "layers", "context"))
+
+    @property
+    def contexts(self) -> tuple[int, int]:
+        return self.context, self.context
+
+
+def model_arguments(config: RecurrentConfig, pair_tokenizer: PairTokenizer) -> dict[str, Any]:
+    """Return the arguments of a model of `baselines.recurrent`."""
+    names = ("dim", "hidden", "layers", "context", "dropout")
+    vocab_sizes = pair_tokenizer.sizes(config.padded_vocab)
+    return {"vocab_sizes": vocab_sizes} | {name: getattr(config, name) for name in names}
+
+
+CAPTIONS_TRAIN = TrainConfig(
+    steps=4000, batch=24, lr=3e-3, min_lr=0.0, weight_decay=0.01, schedule="trapezoid", eval_every=400, save_every=400
+)
+TINY = RecurrentConfig(
+    data="reverse", tokenizer="char", dim=16, hidden=24, context=24, dropout=0.0, train=TINY_PAIRS_TRAIN
+)
+MULTI30K = RecurrentConfig(vocab_size=6000, train=CAPTIONS_TRAIN)
+REVERSE = replace(TINY, dim=64, hidden=128, label_smoothing=0.0, train=replace(CAPTIONS_TRAIN, steps=2000, batch=32))
+LARGE = RecurrentConfig(
+    data="pairs.tsv",
+    skip_missing=True,
+    cut_long=True,
+    source_tokenizer="bpe",
+    vocab_size=37_000,
+    dim=1000,
+    hidden=1000,
+)

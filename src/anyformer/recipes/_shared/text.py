@@ -1,0 +1,79 @@
+"""A text and its vocabulary: the config fields, the prepared corpus and the tokenizer that a config names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...data.io.cache import cache_by_files, data_files
+from ...data.text.prepare import Corpus, prepare_corpus
+from ...data.tokenizers.base import ids_json
+from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
+from ...events import report_progress
+from ...parsing import path_field
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A text and its vocabulary."""
+
+    data: str = path_field("plays")
+    """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
+    tokenizer: str = path_field("char")
+    """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
+    tokenizer.json or of a folder with a public vocabulary."""
+    vocab_size: int = 1024
+    """Size of a BPE vocabulary that is trained on the data."""
+    val_fraction: float = 0.1
+    """Share of the text, at its end, that is kept for validation."""
+    padded_vocab: int | None = None
+    """Rows of the embedding, if there are more than the tokenizer has ids."""
+
+    def __post_init__(self) -> None:
+        check_vocabulary(self.vocab_size, self.padded_vocab)
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1")
+
+
+def check_vocabulary(vocab_size: int, padded_vocab: int | None) -> None:
+    """Check the sizes of a vocabulary in a config. Raises ValueError."""
+    for name, size in (("vocab_size", vocab_size), ("padded_vocab", padded_vocab)):
+        if size is not None and not 1 <= size <= MAX_VOCAB_SIZE:
+            raise ValueError(f"{name} is {size}; it must be from 1 to {MAX_VOCAB_SIZE:,}")
+
+
+MAX_VOCAB_SIZE = 1 << 24  # ids are stored in at most 32 bits; the largest public vocabularies have 2^18
+
+
+def load_corpus(config: TextConfig) -> Corpus:
+    """Return the tokens of the config's text, prepared once; a file that has changed is read again."""
+    return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction)
+
+
+@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
+def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
+    return prepare_corpus(data, tokenizer, vocab_size, val_fraction, report_progress)
+
+
+def load_config_tokenizer(
+    spec: str, train: Callable[[], Tokenizer], vocab_size: int, padded_vocab: int | None = None
+) -> Tokenizer:
+    """Return the tokenizer that a config names.
+
+    Args:
+        spec: "ids", the path of a tokenizer, or whatever `train` understands. A trained tokenizer is a file of the
+            checkpoint, so that a model is loaded without its data.
+        train: builds the tokenizer from the data.
+        vocab_size, padded_vocab: fields of the config, which say how many ids there are for "ids".
+    """
+    if spec == "ids":
+        return Subwords(ids_json(padded_vocab or vocab_size))
+    if spec not in KINDS and Path(spec).exists():
+        return load_tokenizer(Path(spec))
+    return train()
+
+
+def load_text_tokenizer(config: TextConfig) -> Tokenizer:
+    """Return the tokenizer of a text: from its file, or that of the prepared corpus."""
+    return load_config_tokenizer(
+        config.tokenizer, lambda: load_corpus(config).tokenizer, config.vocab_size, config.padded_vocab
+    )
