@@ -1,6 +1,6 @@
-"""A model of trajectories acts: what it has seen goes in, what it would do next comes out.
+"""Act with a model of trajectories: the past of an episode goes in, the next action comes out.
 
-Shapes: n rows that act, S numbers of a state, A of an action, K steps that the model can see.
+Shapes: n episodes, S numbers of a state, A of an action, K steps of context.
 """
 
 from collections.abc import Sequence
@@ -10,77 +10,87 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.trajectories.normalizer import Space
+from ..data.trajectories.normalizer import TrajectoryNormalizer
 
-ROWS = 256  # that the model looks at together
+BATCH_SIZE = 256  # episodes in one forward
 
 
 class Agent(Protocol):
     """What a model must have to act."""
 
-    space: Space
+    normalizer: TrajectoryNormalizer
     context: int
     """K"""
-    steps: int
-    """The longest episode it knows of."""
+    max_episode_steps: int
+    """How many timesteps have an embedding."""
 
     @property
     def nodes(self) -> nn.Module: ...
 
-    def answer(self, wanted: Tensor, state: Tensor, action: Tensor, at: Tensor) -> Tensor: ...
+    def predict_action(self, return_to_go: Tensor, state: Tensor, action: Tensor, timestep: Tensor) -> Tensor: ...
 
 
 class Actor:
-    """Plays any number of episodes side by side, each towards a return of its own.
+    """A policy that plays any number of episodes at once, each towards its own return.
 
-    temperature: of the choice among discrete actions; 0 takes the likeliest. What chance there is comes from each row's
-    own seed. wanted: the return for each row.
+    Args:
+        model: The model that predicts actions.
+        target_returns: The return to reach in each episode.
+        temperature: Of the sampling of discrete actions; 0 takes the likeliest.
+        seeds: Of the sampling, one for each episode, so that an episode does not depend on the others.
     """
 
-    def __init__(self, model: Agent, wanted: Sequence[float], temperature: float, seeds: Sequence[int]):
+    def __init__(self, model: Agent, target_returns: Sequence[float], temperature: float, seeds: Sequence[int]):
         self.model, self.temperature = model, temperature
-        self.to_go = np.array(wanted, np.float32)
+        self.remaining = np.array(target_returns, np.float32)
         self.rngs = [np.random.default_rng((seed, 2)) for seed in seeds]
-        K, space, n = model.context, model.space, len(self.to_go)
-        self.wanted, self.states = np.zeros((n, K), np.float32), np.zeros((n, K, space.states), np.float32)
-        self.actions = np.zeros((n, K) if space.discrete else (n, K, space.actions), np.float32)
-        if space.discrete:
-            self.actions = self.actions.astype(np.int64)
+        K, normalizer, n = model.context, model.normalizer, len(self.remaining)
+        self.returns_to_go, self.states = np.zeros((n, K), np.float32), np.zeros((n, K, normalizer.states), np.float32)
+        shape, dtype = ((n, K), np.int64) if normalizer.discrete else ((n, K, normalizer.actions), np.float32)
+        self.actions = np.zeros(shape, dtype)
 
     def __call__(self, states: np.ndarray, rows: np.ndarray, rewards: np.ndarray, t: int) -> np.ndarray:
         K = self.model.context
-        self.to_go[rows] -= rewards
-        seen = min(t, K - 1)  # steps before this one that are still in sight
+        self.remaining[rows] -= rewards
+        past = min(t, K - 1)  # earlier steps within the context
+        windows = (self.returns_to_go, self.states, self.actions)
         if t >= K:
-            for kept in (self.wanted, self.states, self.actions):
-                kept[rows, :-1] = kept[rows, 1:]
-        self.wanted[rows, seen], self.states[rows, seen], self.actions[rows, seen] = self.to_go[rows], states, 0
-        at = np.arange(t - seen, t + 1)
-        parts = [part[rows, : seen + 1] for part in (self.wanted, self.states, self.actions)]
-        answers = look(self.model, *parts, at)
-        chosen = np.array([self.choose(row, answer) for row, answer in zip(rows.tolist(), answers)])
-        self.actions[rows, seen] = chosen
-        return chosen
+            for window in windows:
+                window[rows, :-1] = window[rows, 1:]
+        self.returns_to_go[rows, past], self.states[rows, past] = self.remaining[rows], states
+        self.actions[rows, past] = 0
+        timesteps = np.arange(t - past, t + 1)
+        outputs = predict_actions(self.model, *(window[rows, : past + 1] for window in windows), timesteps)
+        actions = np.array([self.sample_action(row, output) for row, output in zip(rows.tolist(), outputs)])
+        self.actions[rows, past] = actions
+        return actions
 
-    def choose(self, row: int, answer: np.ndarray) -> Any:
-        """An action of the environment from what the model says of it, (A,)."""
-        if not self.model.space.discrete:
-            return self.model.space.decode(answer)
+    def sample_action(self, row: int, output: np.ndarray) -> Any:
+        """Turn the model's output (A,) into an action of the environment."""
+        if not self.model.normalizer.discrete:
+            return self.model.normalizer.decode_actions(output)
         if self.temperature == 0:
-            return int(answer.argmax())
-        noise = self.rngs[row].gumbel(size=len(answer))
-        return int((answer.astype(np.float64) / self.temperature + noise).argmax())
+            return int(output.argmax())
+        noise = self.rngs[row].gumbel(size=len(output))
+        return int((output.astype(np.float64) / self.temperature + noise).argmax())
 
 
 @torch.inference_mode()
-def look(model: Agent, wanted: np.ndarray, states: np.ndarray, actions: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """What the model says after the last of these steps: wanted (n, k), states (n, k, S), actions (n, k[, A]), at (k,)
-    -> (n, A), logits where actions are discrete. The last action is not known yet, and never read."""
-    where, space = next(model.nodes.parameters()).device, model.space
-    found = []
-    for i in range(0, len(wanted), ROWS):
-        state, action = space.normal(states[i : i + ROWS]), space.encode(actions[i : i + ROWS])
-        rows = torch.from_numpy(np.minimum(at, model.steps - 1)).expand(len(state), -1)
-        told = (torch.from_numpy(part).float().to(where) for part in (wanted[i : i + ROWS, :, None], state, action))
-        found.append(model.answer(*told, rows.to(where))[:, -1].float().cpu().numpy())
-    return np.concatenate(found)
+def predict_actions(
+    model: Agent, returns_to_go: np.ndarray, states: np.ndarray, actions: np.ndarray, timesteps: np.ndarray
+) -> np.ndarray:
+    """Predict the action of the last of these steps.
+
+    Shapes:
+        returns_to_go (n, k), states (n, k, S), actions (n, k) or (n, k, A), timesteps (k,) -> (n, A): logits where
+        actions are discrete. The last action of `actions` is a placeholder that is never read.
+    """
+    device, normalizer = next(model.nodes.parameters()).device, model.normalizer
+    outputs = []
+    for start in range(0, len(returns_to_go), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        arrays = returns_to_go[rows, :, None], normalizer.normalize_states(states[rows]), normalizer.encode_actions(actions[rows])
+        inputs = [torch.from_numpy(array).float().to(device) for array in arrays]
+        steps = torch.from_numpy(np.minimum(timesteps, model.max_episode_steps - 1)).expand(len(inputs[0]), -1)
+        outputs.append(model.predict_action(*inputs, steps.to(device))[:, -1].float().cpu().numpy())
+    return np.concatenate(outputs)

@@ -1,4 +1,4 @@
-"""Images in, names out: the classes of a model with their probabilities, likeliest first."""
+"""Classify images with a model: the likeliest classes and their probabilities."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,50 +9,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..errors import InputError
 
-BATCH = 32  # images looked at together
+BATCH_SIZE = 32  # images in one forward
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is on these images? `paths` None: on any. The `top` likeliest classes; None: all."""
+class ImageRequest:
+    """Images to classify."""
 
-    paths: list[str] | None = None
+    input: str | list[str] | None = None
+    """The path of an image, or several; None: examples kept with the model."""
     top: int | None = None
+    """How many classes to name, likeliest first; None: all."""
 
-    @classmethod
-    def of(cls, request: dict[str, Any]) -> "Question":
-        """{"input": path or [path, ...], "top": 3}. Raises InputError."""
-        if strange := [name for name in request if name not in ("input", "top")]:
-            raise InputError(f"a request has no '{strange[0]}': {nearest(strange[0], ('input', 'top'))}")
-        top, given = request.get("top"), request.get("input")
-        if top is not None and (not isinstance(top, int) or isinstance(top, bool) or top < 1):
-            raise InputError(f"top is {top!r}; it must be a whole number, at least 1")
-        paths = [given] if isinstance(given, str) else given
-        if paths is not None and not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
-            raise InputError(f"input is {given!r}; it must be the path of an image, or a list of such")
-        return cls(paths, top)
+    def __post_init__(self) -> None:
+        if self.top is not None and self.top < 1:
+            raise InputError(f"top is {self.top}; it must be a whole number, at least 1")
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input or []
 
 
-def judge(
+@torch.inference_mode()
+def classify_images(
     model: Callable[[Tensor], Tensor], images: Iterable[np.ndarray], classes: tuple[str, ...], top: int
 ) -> list[dict[str, Any]]:
-    """images (H, W, C) uint8, decoded as they are asked for -> {"label", "probability", "probabilities": {class: p}}
-    of each, the `top` likeliest classes. model: (B, C, H, W) -> logits (B, classes)."""
-    names = unique(classes)
-    found = []
+    """Classify a stream of images, a batch at a time.
+
+    Args:
+        model: Maps pixels (B, C, H, W) uint8 to logits (B, classes).
+        images: (H, W, C) uint8 each.
+        classes: Their names.
+        top: How many classes to name, likeliest first.
+
+    Returns:
+        {"label", "probability", "probabilities": {class: probability}} of each image.
+    """
+    names = unique_names(classes)
+    results = []
     stream = iter(images)
-    while some := list(islice(stream, BATCH)):
-        pixels = torch.from_numpy(np.stack(some).transpose(0, 3, 1, 2).copy())
-        with torch.no_grad():
-            shares = model(pixels).float().softmax(-1).cpu()
-        for row in shares:
-            best = [(names[i], row[i].item()) for i in row.argsort(descending=True, stable=True)[:top].tolist()]
-            found.append({"label": best[0][0], "probability": best[0][1], "probabilities": dict(best)})
-    return found
+    while batch := list(islice(stream, BATCH_SIZE)):
+        pixels = torch.from_numpy(np.stack(batch).transpose(0, 3, 1, 2).copy())
+        for row in model(pixels).float().softmax(-1).cpu():
+            results.append(describe_classes(row, names, top))
+    return results
 
 
-def unique(classes: tuple[str, ...]) -> list[str]:
-    """Two classes of one name are told apart by their number (ImageNet has two kinds of crane)."""
+def describe_classes(
+    probabilities: Tensor, names: list[str] | tuple[str, ...], top: int | None = None
+) -> dict[str, Any]:
+    """Name the likeliest classes: {"label", "probability", "probabilities": {class: probability}}."""
+    order = probabilities.argsort(descending=True, stable=True)[:top].tolist()
+    ranked = {names[i]: probabilities[i].item() for i in order}
+    return {"label": names[order[0]], "probability": probabilities[order[0]].item(), "probabilities": ranked}
+
+
+def unique_names(classes: tuple[str, ...]) -> list[str]:
+    """Tell apart classes of the same name by their number (ImageNet has two kinds of crane)."""
     return [name if classes.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(classes)]

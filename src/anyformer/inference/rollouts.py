@@ -1,158 +1,197 @@
-"""What an agent is asked, in plain values: the next action of an episode, or episodes played to the end."""
+"""Requests to an agent, in plain values: the next action of an episode, or whole episodes in an environment.
+
+Shapes: n steps of an episode, S numbers of a state, A of an action.
+"""
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.trajectories.environments import make, play
-from ..data.trajectories.normalizer import finite
-from ..errors import InputError, nearest
-from .agent import Actor, Agent, look
+from ..data.trajectories.environments import make_envs, play_episodes
+from ..errors import InputError
+from ..parsing import parse_dataclass
+from .agent import Actor, Agent, predict_actions
 
-MOST = 10_000  # episodes at once
-ROLLOUT = ("env", "wanted", "episodes", "seed", "temperature")
-EPISODE = ("states", "actions", "returns", "wanted", "rewards", "start")
+MAX_EPISODES = 10_000
+MAX_SEED = 1 << 40
 
 
-class Player(Agent, Protocol):
-    """An agent with an environment and a goal of its own."""
+class EnvironmentAgent(Agent, Protocol):
+    """An agent with an environment and a return to reach where a request names none."""
 
     env: str
-    wanted_return: float
-    scale: float
-    """0: it is not told the return."""
+    target_return: float
+    return_scale: float
+    """0: the model does not read the return."""
 
 
-def known(values: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise InputError(f"{where} is {values!r}; it must be an object with {', '.join(names)}")
-    for name in values:
-        if name not in names:
-            raise InputError(f"{where} has no '{name}': {nearest(str(name), names)}")
-    return values
+@dataclass(frozen=True)
+class RolloutRequest:
+    """Episodes to play for each of some returns. Raises InputError for values that make no sense."""
+
+    env: str | None = None
+    """None: the model's own."""
+    target_return: float | list[float] | None = None
+    """The return to reach, or several; None: the model's own. `wanted` is an alias."""
+    episodes: int = 20
+    """For each return."""
+    seed: int = 0
+    temperature: float = 1.0
+    """Of the sampling of discrete actions; 0 takes the likeliest."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.episodes <= MAX_EPISODES or not 0 <= self.seed <= MAX_SEED:
+            limits = f"they must be from 1 to {MAX_EPISODES:,} and from 0 to 2^40"
+            raise InputError(f"rollout: episodes is {self.episodes} and seed {self.seed}; {limits}")
+        if self.temperature < 0:
+            raise InputError(f"rollout: temperature is {self.temperature}; it must be 0 or more")
+        if self.env == "":
+            raise InputError("rollout: env is ''; name an environment, such as CartPole-v1")
+        if (count := len(self.target_returns(0.0)) * self.episodes) not in range(1, MAX_EPISODES + 1):
+            raise InputError(f"rollout: {count:,} episodes in all; from 1 to {MAX_EPISODES:,} can be played at once")
+
+    def target_returns(self, default: float) -> list[float]:
+        value = default if self.target_return is None else self.target_return
+        return value if isinstance(value, list) else [value]
 
 
-def whole_number(values: dict[str, Any], name: str, default: int, least: int, most: int) -> int:
-    found = values.get(name, default)
-    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
-        raise InputError(f"{name} is {found!r}; it must be a whole number from {least} to {most}")
-    return found
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """An episode so far: one action less than states, and for each state the return to go, or the return to reach and
+    the rewards so far. Arrays are checked against the model later."""
+
+    states: Any = None
+    actions: Any = ()
+    returns: Any = None
+    """The return to go before each step."""
+    target_return: float | None = None
+    """Instead of `returns`, with `rewards`. `wanted` is an alias."""
+    rewards: Any = ()
+    start: int = 0
+    """The timestep of the first state."""
 
 
-def number(values: dict[str, Any], name: str, default: float) -> float:
-    found = values.get(name, default)
-    if not finite(found):
-        raise InputError(f"{name} is {found!r}; it must be a number")
-    return float(found)
+# --- episodes in an environment ---
 
 
-# --- play ---
+def roll_out(model: EnvironmentAgent, request: Any) -> list[dict[str, Any]]:
+    """Play episodes for each return to reach, all at once, and summarize the returns achieved.
+
+    Args:
+        model: The agent.
+        request: The fields of `RolloutRequest`.
+
+    Returns:
+        For each return: {"env", "wanted", "episodes", "achieved", "low", "high", "returns"}, "achieved" being the mean
+        of the returns and "low" to "high" its 95 % confidence interval.
+
+    Raises:
+        InputError: If the request makes no sense, or the environment does not fit the model.
+    """
+    rollout = parse_dataclass(RolloutRequest, request, "rollout")
+    env, count, targets = rollout.env or model.env, rollout.episodes, rollout.target_returns(model.target_return)
+    check_environment(model, env)
+    seeds = [rollout.seed * 1_000_003 + i for i in range(count)] * len(targets)
+    actor = Actor(model, [target for target in targets for _ in range(count)], rollout.temperature, seeds)
+    returns = play_episodes(env, actor, seeds, model.max_episode_steps).returns.reshape(len(targets), count)
+    return [summarize_returns(env, target, row) for target, row in zip(targets, returns)]
 
 
-def rollout(model: Player, request: Any) -> list[dict[str, Any]]:
-    """Episodes of the real environment for each return that is wanted: all at once, each with its own seed. The
-    interval is the mean's, 95 %. Raises InputError."""
-    asked = known(request, ROLLOUT, "rollout")
-    count = whole_number(asked, "episodes", 20, 1, MOST)
-    seed = whole_number(asked, "seed", 0, 0, 1 << 40)
-    temperature = number(asked, "temperature", 1.0)
-    goals = asked.get("wanted", model.wanted_return)
-    goals = goals if isinstance(goals, list) else [goals]
-    if not goals or not all(finite(goal) for goal in goals) or len(goals) * count > MOST or temperature < 0:
-        raise InputError(
-            f"wanted is {goals!r} and temperature {temperature}: numbers are right, at least one return and at most "
-            f"{MOST:,} episodes in all, and a temperature from 0 on"
-        )
-    env = asked.get("env", model.env)
-    if not isinstance(env, str) or not env:
-        raise InputError(f"env is {env!r}; name an environment to act in, such as CartPole-v1")
-    fits(model, env)
-    seeds = [seed * 1_000_003 + i for i in range(count)] * len(goals)
-    actor = Actor(model, [goal for goal in goals for _ in range(count)], temperature, seeds)
-    returns = play(env, actor, seeds, model.steps).returns.reshape(len(goals), count)
-    return [told(env, goal, row) for goal, row in zip(goals, returns)]
-
-
-def fits(model: Player, env: str) -> None:
-    """Raises InputError where the environment's states or actions are not the model's."""
-    there, here = make(env, 1)[1], model.space
-    if (there.states, there.actions, there.low is None) != (here.states, here.actions, here.discrete):
-        kinds = [f"{s.states} numbers a state and {s.actions} actions" for s in (there, here)]
+def check_environment(model: Agent, env: str) -> None:
+    """Raise InputError if the environment's states or actions are not the model's."""
+    spec, own = make_envs(env, 1)[1], model.normalizer
+    if (spec.states, spec.actions, spec.low is None) != (own.states, own.actions, own.discrete):
+        kinds = [f"{sizes.states} numbers a state and {sizes.actions} actions" for sizes in (spec, own)]
         raise InputError(f"the environment '{env}' has {kinds[0]}, the model was trained for {kinds[1]}")
 
 
-def told(env: str, goal: float, returns: np.ndarray) -> dict[str, Any]:
+def summarize_returns(env: str, target: float, returns: np.ndarray) -> dict[str, Any]:
     mean = float(returns.mean())
     half = 1.96 * float(returns.std(ddof=1)) / math.sqrt(len(returns)) if len(returns) > 1 else 0.0
-    about = {"env": env, "wanted": float(goal), "episodes": len(returns), "achieved": mean}
-    return about | {"low": mean - half, "high": mean + half, "returns": returns.tolist()}
+    summary = {"env": env, "wanted": float(target), "episodes": len(returns), "achieved": mean}
+    return summary | {"low": mean - half, "high": mean + half, "returns": returns.tolist()}
 
 
 # --- the next action ---
 
 
-def episode(model: Player, request: Any, i: int) -> dict[str, Any]:
-    """The next action after what an episode has shown so far. Raises InputError."""
-    where = f"input {i}"
-    asked, space = known(request, EPISODE, where), model.space
-    states = array(asked, "states", (-1, space.states), where)
+def predict_next_action(model: EnvironmentAgent, request: Any, where: str) -> dict[str, Any]:
+    """Predict the next action of an episode.
+
+    Args:
+        model: The agent.
+        request: The fields of `EpisodeRequest`.
+        where: What to call the request in messages.
+
+    Returns:
+        {"action"}, and {"probabilities"} where actions are discrete.
+
+    Raises:
+        InputError: If the request does not fit the model.
+    """
+    episode, normalizer = parse_dataclass(EpisodeRequest, request, where), model.normalizer
+    states = read_array(episode.states, "states", (-1, normalizer.states), where)
     n = len(states)
     if n < 1:
         raise InputError(f"{where} has an episode of length 0: at least one state is needed")
-    start = whole_number(asked, "start", 0, 0, model.steps - 1)
-    if start + n > model.steps:
-        raise InputError(f"{where} goes to step {start + n}, and the model knows of {model.steps}")
-    actions = past(asked, space, n, where)
-    wanted = returns(model, asked, n, where)
-    last = max(0, n - model.context)
-    at = np.arange(start + last, start + n)
-    answer = look(model, wanted[None, last:], states[None, last:], actions[None, last:], at)[0]
-    if not space.discrete:
-        return {"action": space.decode(answer).tolist()}
-    exp = np.exp(answer.astype(np.float64) - answer.max())
-    return {"action": int(answer.argmax()), "probabilities": (exp / exp.sum()).tolist()}
+    if not 0 <= episode.start <= model.max_episode_steps - n:
+        last = f"the model knows timesteps up to {model.max_episode_steps - 1}"
+        raise InputError(f"{where} goes from step {episode.start} to {episode.start + n - 1}; {last}")
+    actions = read_actions(episode, normalizer, n, where)
+    returns_to_go = read_returns_to_go(model, episode, n, where)
+    first = max(0, n - model.context)
+    timesteps = np.arange(episode.start + first, episode.start + n)
+    arrays = returns_to_go[None, first:], states[None, first:], actions[None, first:]
+    output = predict_actions(model, *arrays, timesteps)[0]
+    if not normalizer.discrete:
+        return {"action": normalizer.decode_actions(output).tolist()}
+    exp = np.exp(output.astype(np.float64) - output.max())
+    return {"action": int(output.argmax()), "probabilities": (exp / exp.sum()).tolist()}
 
 
-def past(asked: dict[str, Any], space: Any, n: int, where: str) -> np.ndarray:
-    """The actions so far, one less than states, and a blank for the one that is asked for."""
-    shape = (-1,) if space.discrete else (-1, space.actions)
-    actions = array(asked | {"actions": asked.get("actions", [])}, "actions", shape, where)
+def read_actions(episode: EpisodeRequest, normalizer: Any, n: int, where: str) -> np.ndarray:
+    """Return the actions so far, and a placeholder for the next: (n,) or (n, A)"""
+    shape = (-1,) if normalizer.discrete else (-1, normalizer.actions)
+    actions = read_array(episode.actions, "actions", shape, where)
     if len(actions) != n - 1:
         raise InputError(f"{where} has {n} states and {len(actions)} actions: one action less than states is right")
-    if space.discrete:
+    if normalizer.discrete:
         if (actions != np.floor(actions)).any():
-            raise InputError(f"{where}: actions must be whole numbers from 0 to {space.actions - 1}")
+            raise InputError(f"{where}: actions must be whole numbers from 0 to {normalizer.actions - 1}")
         actions = actions.astype(np.int64)
-        space.encode(actions)
+        normalizer.encode_actions(actions)
     return np.concatenate([actions, np.zeros((1, *actions.shape[1:]), actions.dtype)])
 
 
-def returns(model: Player, asked: dict[str, Any], n: int, where: str) -> np.ndarray:
-    """The return to go before each step, (n,). Raises InputError where nothing says what is wanted."""
-    if not model.scale and not {"returns", "wanted"} & asked.keys():
-        return np.zeros(n, np.float32)  # a clone is not told
-    if "returns" in asked:
-        found = array(asked, "returns", (-1,), where)
-    elif "wanted" in asked:
-        rewards = array(asked | {"rewards": asked.get("rewards", [])}, "rewards", (-1,), where)
-        found = number(asked, "wanted", 0.0) - np.concatenate([[0], np.cumsum(rewards)]).astype(np.float32)
+def read_returns_to_go(model: EnvironmentAgent, episode: EpisodeRequest, n: int, where: str) -> np.ndarray:
+    """Return the return to go before each step, (n,)."""
+    if episode.returns is not None:
+        returns = read_array(episode.returns, "returns", (-1,), where)
+    elif episode.target_return is not None:
+        rewards = read_array(episode.rewards, "rewards", (-1,), where)
+        returns = episode.target_return - np.concatenate([[0], np.cumsum(rewards)]).astype(np.float32)
+    elif not model.return_scale:
+        return np.zeros(n, np.float32)
     else:
-        raise InputError(f"{where} does not say what return is wanted: give 'returns', or 'wanted' and 'rewards'")
-    if len(found) != n:
-        raise InputError(f"{where} has {n} states and {len(found)} returns to go: one for each state is right")
-    return found.astype(np.float32)
+        raise InputError(f"{where} names no return to reach: give 'returns', or 'target_return' and 'rewards'")
+    if len(returns) != n:
+        raise InputError(f"{where} has {n} states and {len(returns)} returns to go: one for each state is right")
+    return returns.astype(np.float32)
 
 
-def array(asked: dict[str, Any], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:
-    if name not in asked:
+def read_array(values: Any, name: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Convert nested lists to an array of this shape; -1 is any length."""
+    if values is None:
         raise InputError(f"{where} lacks '{name}'")
-    wanted = "a list of numbers" if len(shape) == 1 else f"a list of lists of {shape[1]} numbers"
+    if isinstance(values, list | tuple) and not values:
+        return np.zeros((0, *shape[1:]), np.float32)
     try:
-        found = np.array(asked[name], np.float32)
+        array = np.array(values, np.float32)
     except (ValueError, TypeError):
-        found = np.array(np.nan)
-    empty = found.size == 0 and isinstance(asked[name], list)
-    if not empty and (found.ndim != len(shape) or found.shape[1:] != shape[1:] or not np.isfinite(found).all()):
-        raise InputError(f"{where}: {name} must be {wanted}")
-    return found.reshape(0, *shape[1:]) if empty else found
+        array = np.array(np.nan)
+    if array.ndim != len(shape) or array.shape[1:] != shape[1:] or not np.isfinite(array).all():
+        expected = "a list of numbers" if len(shape) == 1 else f"a list of lists of {shape[1]} numbers"
+        raise InputError(f"{where}: {name} must be {expected}")
+    return array

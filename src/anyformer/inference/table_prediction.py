@@ -1,4 +1,4 @@
-"""Rows in, answers out: a class with its probabilities, or a number, for each target."""
+"""Predict the targets of rows of a table: a class with its probabilities, or a number, for each target."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,94 +10,87 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.tables.datasets import table
-from ..data.tables.encode import encode
-from ..data.tables.read import missing, plain
+from ..data.tables.datasets import open_table
+from ..data.tables.encode import encode_value
+from ..data.tables.read import is_missing, to_json_value
 from ..data.tables.schema import Schema, Target
-from ..errors import InputError, nearest
+from ..errors import InputError, suggest
+from .classification import describe_classes
 
-BATCH = 64  # rows looked at together
+BATCH_SIZE = 64  # rows in one forward
 
 
-class Model(Protocol):
+class TableModel(Protocol):
     schema: Schema
 
     def __call__(self, values: Sequence[Tensor], present: Tensor) -> list[Tensor]: ...
     def parameters(self) -> Iterator[Tensor]: ...
 
 
-def told(model: Model, given: Any) -> list[dict[str, Any]]:
-    """The answers to rows: {field: value}, a list of such, their JSON, or the path of a table of them. Raises
-    InputError, with the row."""
-    found, stream = [], asked(given, model.schema)
-    where = next(model.parameters()).device
-    while some := list(islice(stream, BATCH)):
-        encoded = [
-            [encode(one, row.get(one.name), at, folder) for one in model.schema.fields] for at, row, folder in some
-        ]
-        values = [tensor(np.stack([row[i][0] for row in encoded])).to(where) for i in range(len(model.schema.fields))]
-        present = torch.from_numpy(np.stack([np.concatenate([there for _, there in row]) for row in encoded])).to(where)
-        with torch.no_grad():
-            answers = [answer.float().cpu() for answer in model(values, present)]
-        for i, (_, row, _) in enumerate(some):
-            said = {one.name: one_answer(one, a[i], row) for one, a in zip(model.schema.targets, answers, strict=True)}
-            found.append(next(iter(said.values())) if len(said) == 1 else said)
-    return found
+@torch.inference_mode()
+def predict_rows(model: TableModel, inputs: Any) -> list[dict[str, Any]]:
+    """Predict the targets of rows.
+
+    Args:
+        model: A model of tables.
+        inputs: A row {field: value}, its JSON, or the path of a table of rows; or a list of such.
+
+    Returns:
+        For each row {"label", "probability", "probabilities"} or {"value"}, with "truth" where the row has the target;
+        with several targets, {target: such}.
+
+    Raises:
+        InputError: If a row cannot be read or does not fit the schema; names the row.
+    """
+    results, rows = [], iterate_rows(inputs, model.schema)
+    fields, device = model.schema.fields, next(model.parameters()).device
+    while batch := list(islice(rows, BATCH_SIZE)):
+        encoded = [[encode_value(f, row.get(f.name), where, folder) for f in fields] for where, row, folder in batch]
+        values = [to_tensor(np.stack([row[i][0] for row in encoded])).to(device) for i in range(len(fields))]
+        present = torch.from_numpy(np.stack([np.concatenate([nodes for _, nodes in row]) for row in encoded]))
+        outputs = [output.float().cpu() for output in model(values, present.to(device))]
+        for i, (_, row, _) in enumerate(batch):
+            targets = zip(model.schema.targets, outputs, strict=True)
+            answers = {target.name: describe_output(target, output[i], row) for target, output in targets}
+            results.append(next(iter(answers.values())) if len(answers) == 1 else answers)
+    return results
 
 
-def tensor(values: np.ndarray) -> Tensor:
-    """As a model takes them: whole numbers of 64 bits, others of 32, pixels as they are."""
-    kept = {"int32": np.int64, "float16": np.float32}.get(values.dtype.name, values.dtype)
-    return torch.from_numpy(np.ascontiguousarray(values, kept))
+def to_tensor(values: np.ndarray) -> Tensor:
+    """Convert an array to the dtype that a model takes: int64 for ids, float32 for numbers, uint8 for pixels."""
+    dtype = {"int32": np.int64, "float16": np.float32}.get(values.dtype.name, values.dtype)
+    return torch.from_numpy(np.ascontiguousarray(values, dtype))
 
 
-def one_answer(target: Target, answer: Tensor, row: dict[str, Any]) -> dict[str, Any]:
-    truth = {} if missing(row.get(target.name)) else {"truth": plain(row[target.name])}
+def describe_output(target: Target, output: Tensor, row: dict[str, Any]) -> dict[str, Any]:
+    truth = {} if is_missing(row.get(target.name)) else {"truth": to_json_value(row[target.name])}
     if target.kind == "number":
-        return {"value": answer.item() * target.std[0] + target.mean[0]} | truth
-    shares = answer.softmax(-1)
-    best = [(target.values[i], shares[i].item()) for i in shares.argsort(descending=True, stable=True).tolist()]
-    return {"label": best[0][0], "probability": best[0][1], "probabilities": dict(best)} | truth
+        return {"value": output.item() * target.std[0] + target.mean[0]} | truth
+    return describe_classes(output.softmax(-1), target.values) | truth
 
 
-def asked(given: Any, schema: Schema) -> Iterator[tuple[str, dict[str, Any], Path]]:
-    """(where, row, the folder that its paths are meant from) of each row."""
-    known = [one.name for one in (*schema.fields, *schema.targets)] + [n for n in (schema.group, schema.split) if n]
-    for number, one in enumerate(given if isinstance(given, list | tuple) else [given]):
-        if isinstance(one, str) and not one.lstrip().startswith("{"):
-            found = table(one)
-            yield from ((where, row, found.folder) for where, row in found.rows())
+def iterate_rows(inputs: Any, schema: Schema) -> Iterator[tuple[str, dict[str, Any], Path]]:
+    """Yield (where, row, the folder that paths in it are relative to) of each row."""
+    names = [column.name for column in (*schema.fields, *schema.targets)]
+    names += [name for name in (schema.group, schema.split) if name]
+    for i, item in enumerate(inputs if isinstance(inputs, list | tuple) else [inputs]):
+        if isinstance(item, str) and not item.lstrip().startswith("{"):
+            table = open_table(item)
+            yield from ((where, row, table.folder) for where, row in table.rows())
             continue
-        row = parsed(one, f"input {number}")
-        if strange := [name for name in row if name not in known]:
-            raise InputError(f"input {number} has '{strange[0]}', which is no field: {nearest(strange[0], known)}")
-        yield f"input {number}", row, Path()
+        row = parse_row(item, f"input {i}")
+        if unknown := [name for name in row if name not in names]:
+            raise InputError(f"input {i} has '{unknown[0]}', which is no field: {suggest(unknown[0], names)}")
+        yield f"input {i}", row, Path()
 
 
-def parsed(one: Any, where: str) -> dict[str, Any]:
+def parse_row(item: Any, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(one) if isinstance(one, str) else one
+        row = json.loads(item) if isinstance(item, str) else item
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}): {one[:40]}") from None
+        raise InputError(f"{where} is not JSON ({error}): {item[:40]}") from None
     if not isinstance(row, dict):
-        raise InputError(
-            f"{where} is {type(row).__name__}; a row is expected, {{field: value, ...}}, or a table's path"
-        )
+        expected = "a row is expected, {field: value, ...}, or a table's path"
+        raise InputError(f"{where} is {type(row).__name__}; {expected}")
     return row
 
-
-# --- how good the answers are ---
-
-
-def score(target: Target, said: Tensor, right: Tensor) -> dict[str, float]:
-    """Of a class (N,) how often it is right, and the mean F1 of the classes; of a number (N,) the root of the mean
-    squared error, in its own unit, and the share of its variance that is told."""
-    if target.kind == "number":
-        said, right = said.double(), right.double()
-        error, spread = ((said - right) ** 2).mean(), right.var(correction=0)
-        return {"rmse": error.sqrt().item(), "r2": (1 - error / spread.clamp(min=1e-12)).item()}
-    n = len(target.values)
-    table = torch.bincount(right.long() * n + said, minlength=n * n).view(n, n)  # [class, answer]
-    size = table.sum(0) + table.sum(1)
-    f1 = (2 * table.diag() / size.clamp(min=1))[size > 0]
-    return {"accuracy": table.diag().sum().item() / max(1, len(right)), "macro_f1": f1.mean().item()}

@@ -1,13 +1,13 @@
-"""Classify: say which class a text is of.
+"""Classify: predict the class of a text.
 
-raw    texts with a label each: csv, tsv, jsonl, a file (or a folder) a class, or texts and labels side by side
+raw    texts with a label each: csv, tsv, jsonl, a file (or a folder) per class, or texts and labels in two files
 nodes  tokens, with a position
-edges  full: every node reads every other, padding excepted
+edges  full: every node reads every other, except padding
 head   the first node, or the mean of all, to a logit for each class
 loss   cross-entropy of the class
 
     anyformer train classify                                     minutes on two cores: film reviews, good or bad
-    anyformer train classify --init runs/masked-eltec-1          from an encoder that has read before
+    anyformer train classify --init runs/masked-eltec-1          from an encoder that was trained before
 
 BERT's fine-tuning (1810.04805, section 4.1).
 """
@@ -24,65 +24,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.text.labelled import Labelled, files, read, shuffled
-from ..data.tokenizers.build import KINDS, Subwords, Tokenizer, make
-from ..data.tokenizers.build import load as load_tokenizer
-from ..data.tokenizers.json_layout import of_ids
-from ..data.tokenizers.masked_tokenizer import Wrapped, padded
-from ..errors import InputError, nearest
-from ..inference.text_embedding import embed, pad
+from ..data.io.cache import cache_by_files, data_files
+from ..data.io.checks import read_json
+from ..data.text.labeled import LabeledTexts, epoch_order, read_labeled
+from ..data.tokenizers.base import Tokenizer
+from ..data.tokenizers.build import build_tokenizer
+from ..data.tokenizers.masked_tokenizer import MaskedTokenizer, pad_ids
+from ..errors import InputError
+from ..inference.text_embedding import embed_texts, pad_rows
+from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model.config import TransformerConfig
-from ..model.encoder import Encoder
+from ..model.encoder_decoder import Encoder
 from ..model.heads import Classifier
-from ..model.init import initialise
-from ..recipe import Figure, Graph, Input, Place, begin
+from ..model.init import initialize
+from ..parsing import check_range, check_types, parse_dataclass, path_field
+from ..recipe import Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
+from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.text import check_vocabulary, load_config_tokenizer
+
+MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
+MAX_FIGURE_CLASSES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A classifier, its texts and its training."""
 
-    data: str = "sentence-polarity"
+    data: str = path_field("sentence-polarity")
     """The name of a set, a table (csv, tsv, jsonl, each also .gz), a folder, or files with commas between: a text a
     line, named after its class; of two files, one may be labels.txt."""
     columns: str = "text,label"
-    """Of a table: what the columns (or fields) of the text and of its class are called."""
-    labels: str = ""
-    """A labels.json with the names of the classes. Empty: those that the data has."""
-    tokenizer: str = "bpe"
+    """Names of a table's columns (or fields) of the text and of its class."""
+    labels: str = path_field()
+    """A labels.json with the names of the classes. Empty: those of the data."""
+    tokenizer: str = path_field("bpe")
     """char, byte, bpe (trained on the data), or the path of a tokenizer.json."""
     vocab_size: int = 4096
     """Of a BPE trained on the data."""
     padded_vocab: int | None = None
     """Entries of the embedding. None: the tokenizer's ids, and one more for the mask where it has none of its own."""
-    kinds: int = 0
-    """Kinds of texts that a token can tell (BERT has 2); 0 for none."""
-    normed: bool = False
-    """Norm the nodes before the first block (BERT)."""
+    token_types: int = 0
+    """Types that a token can have (BERT has 2, for the first and second text); 0 for none."""
+    embedding_norm: bool = False
+    """Normalize the nodes before the first block (BERT)."""
     pool: Literal["mean", "first"] = "mean"
-    """What the head reads."""
+    """What the head reads: the mean node, or the first."""
     cut: bool = False
     """Cut texts that are longer than the context, instead of refusing them."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_vocabulary(self.vocab_size, self.padded_vocab)
+        check_range(self, "token_types", at_least=0)
+        if len([name for name in self.columns.split(",", 1) if name]) != 2:
+            raise ValueError(f"columns is '{self.columns}'; it must name two, such as text,label")
 
-MODERN: dict[str, Any] = {"position": "rotary", "norm": "rmsnorm", "qk_norm": True, "bias": False, "init": "zero"}
-BERT: dict[str, Any] = {"norm_place": "post", "norm_eps": 1e-12}
 
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
-    "tiny": Config(
-        data="plays",
-        tokenizer="char",
-        cut=True,
-        model=TransformerConfig(dim=32, n_layer=2, n_head=2, context=32),
-        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
-    ),
+    "tiny": Config(data="plays", tokenizer="char", cut=True, model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
     # minutes on two cores
     "small": Config(
-        model=TransformerConfig(dim=128, n_layer=2, n_head=4, context=128, dropout=0.2, **MODERN),
+        model=make_modern_config(128, 2, 4, 128, dropout=0.2, activation="gelu", init="zero"),
         train=TrainConfig(steps=600, lr=1e-3, warmup=50, eval_every=100, eval_batches=40, save_every=100),
     ),
     # BERT-base on SST-2 as GLUE has it (1810.04805): bring --data train.tsv and --init
@@ -90,10 +96,10 @@ PRESETS = {
         columns="sentence,label",
         vocab_size=30522,
         padded_vocab=30522,
-        kinds=2,
-        normed=True,
+        token_types=2,
+        embedding_norm=True,
         pool="first",
-        model=TransformerConfig(dim=768, n_layer=12, n_head=12, context=512, dropout=0.1, **BERT),
+        model=make_model_config(768, 12, 12, 512, dropout=0.1, **BERT),
         train=TrainConfig(steps=6000, lr=2e-5, min_lr=0.0, warmup=600, weight_decay=0.01, beta2=0.999),
     ),
 }
@@ -103,184 +109,203 @@ class ClassifyModel(Encoder):
     """ids (B, T), lengths (B,) -> logits (B, classes)"""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, names: Sequence[str]):
-        wrapped = Wrapped.of(tokenizer, config.padded_vocab)
-        vocab = max(wrapped.vocab_size, config.padded_vocab or 0)
-        super().__init__(vocab, config.model, config.kinds, config.normed)
+        masked_tokenizer = MaskedTokenizer.from_tokenizer(tokenizer, config.padded_vocab)
+        vocab_size = max(masked_tokenizer.vocab_size, config.padded_vocab or 0)
+        super().__init__(vocab_size, config.model, config.token_types, config.embedding_norm)
         self.head = Classifier(config.model.dim, len(names), config.pool)
-        self.wrapped, self.context, self.names = wrapped, config.model.context, list(names)
-        self.files = {"tokenizer.json": tokenizer.json(), "labels.json": json.dumps(self.names, ensure_ascii=False)}
+        self.masked_tokenizer, self.context, self.names = masked_tokenizer, config.model.context, list(names)
+        labels = json.dumps(self.names, ensure_ascii=False)
+        self.files = {"tokenizer.json": tokenizer.to_json(), "labels.json": labels}
 
     def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.head(self.hidden(ids, lengths), lengths)
 
 
 def build(config: Config) -> ClassifyModel:
-    names = labels_of(config)
-    model = ClassifyModel(config, tokenizer_of(config), texts(config).names if names is None else names)
-    initialise(model, config.model)
+    names = read_class_names(config)
+    model = ClassifyModel(config, load_text_tokenizer(config), load_texts(config).names if names is None else names)
+    initialize(model, config.model)
     return model
 
 
-def labels_of(config: Config) -> tuple[str, ...] | None:
-    """The names of the classes, where they are kept in a file."""
+def read_class_names(config: Config) -> tuple[str, ...] | None:
+    """Return the names of the classes, where they are kept in a file."""
     if not config.labels:
         return None
-    try:
-        found = json.loads(Path(config.labels).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{config.labels} cannot be read as JSON: {error}") from None
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found) or len(found) < 2:
+    names = read_json(Path(config.labels), kind=list)
+    if not all(isinstance(name, str) for name in names) or len(names) < 2:
         raise InputError(f"{config.labels} should hold a list of the classes' names, at least two")
-    return tuple(found)
+    return tuple(names)
 
 
-def texts(config: Config) -> Labelled:
-    """The labelled texts, read once; a file that has changed since is read again."""
-    stamp = tuple((str(path.resolve()), path.stat().st_mtime_ns) for path in files(config.data))
-    return texts_of(config.data, config.columns, labels_of(config), stamp)
+def load_texts(config: Config) -> LabeledTexts:
+    """Return the labeled texts, read once; a file that has changed since is read again."""
+    return _read(config.data, config.columns, read_class_names(config))
 
 
-@lru_cache(maxsize=4)
-def texts_of(data: str, columns: str, names: tuple[str, ...] | None, stamp: tuple) -> Labelled:
-    text, comma, label = columns.partition(",")
-    if not comma or not text or not label:
-        raise InputError(f"columns is '{columns}'; it must name two, such as text,label")
-    return read(data, (text, label), names)
+@cache_by_files(lambda data, *_: data_files(data))
+def _read(data: str, columns: str, names: tuple[str, ...] | None) -> LabeledTexts:
+    text, _, label = columns.partition(",")
+    return read_labeled(data, (text, label), names)
 
 
-def tokenizer_of(config: Config) -> Tokenizer:
-    if config.tokenizer == "ids":
-        return Subwords(of_ids(config.padded_vocab or config.vocab_size))
-    if config.tokenizer not in KINDS:
-        return load_tokenizer(Path(config.tokenizer))
-    return trained(config.tokenizer, config.vocab_size, tuple(texts(config).texts))
+def load_text_tokenizer(config: Config) -> Tokenizer:
+    def train() -> Tokenizer:
+        return _train_tokenizer(config.tokenizer, config.vocab_size, tuple(load_texts(config).texts))
+
+    return load_config_tokenizer(config.tokenizer, train, config.vocab_size, config.padded_vocab)
 
 
 @lru_cache(maxsize=4)
-def trained(kind: str, vocab_size: int, some: tuple[str, ...]) -> Tokenizer:
-    return make(kind, lambda: iter(some), vocab_size)
+def _train_tokenizer(kind: str, vocab_size: int, texts: tuple[str, ...]) -> Tokenizer:
+    return build_tokenizer(kind, lambda: iter(texts), vocab_size)
 
 
 @lru_cache(maxsize=4)
-def coded(config: Config, sha256: str) -> list[list[int]]:
-    """The ids of every text of the data that has this hash. Raises InputError that counts those longer than the
+def encode_texts(config: Config, sha256: str) -> list[list[int]]:
+    """Return the ids of every text of the data that has this hash. Raises InputError that counts those longer than the
     context, unless they may be cut."""
-    wrapped, found = Wrapped.of(tokenizer_of(config), config.padded_vocab), texts(config)
-    room = config.model.context - wrapped.extra
-    bare = [ids.tolist() for ids in wrapped.tokenizer.encode_batch(found.texts)]
-    if not config.cut and (long := [i for i, ids in enumerate(bare) if len(ids) > room]):
+    tokenizer, data = (
+        MaskedTokenizer.from_tokenizer(load_text_tokenizer(config), config.padded_vocab),
+        load_texts(config),
+    )
+    width = config.model.context - tokenizer.extra
+    rows = [ids.tolist() for ids in tokenizer.tokenizer.encode_batch(data.texts)]
+    if not config.cut and (long := [i for i, ids in enumerate(rows) if len(ids) > width]):
         raise InputError(
-            f"{len(long)} of {len(bare)} texts are longer than the context of {config.model.context} tokens (first: "
-            f"{found.places[long[0]]}): a larger --model.context, or --cut"
+            f"{len(long)} of {len(rows)} texts are longer than the context of {config.model.context} tokens (first: "
+            f"{data.places[long[0]]}): a larger --model.context, or --cut"
         )
-    return [[*wrapped.before, *ids[:room], *wrapped.after] for ids in bare]
+    return [[*tokenizer.before, *ids[:width], *tokenizer.after] for ids in rows]
 
 
-def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
-    """ "train": for ever, each text once an epoch, texts of like length side by side. "val", "test" and "all": once."""
-    c, found = config.train, texts(config)
-    place = begin(place, config.data, found.sha256)
-    part = found.part(split)
-    if not len(part):
-        raise InputError(f"data '{config.data}' leaves no text for {split}: bring more than {len(found.texts)}")
-    rows = coded(config, found.sha256)
+def batches(
+    config: Config, split: str, state: StreamState | None = None
+) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+    """Yield batches: ids (B, T), lengths (B,), labels (B,).
+
+    "train" never ends and yields each text once an epoch, texts of similar length together; "val", "test" and "all"
+    yield each text once.
+    """
+    c, data = config.train, load_texts(config)
+    state = init_stream(state, config.data, data.sha256)
+    indices = data.part(split)
+    if not len(indices):
+        raise InputError(f"data '{config.data}' leaves no text for {split}: bring more than {len(data.texts)}")
+    rows = encode_texts(config, data.sha256)
     if split != "train":
-        part = part[shuffled(len(part), 0, 1)]  # so that the first few batches hold every class
-        for start in range(0, len(part), c.batch):
-            yield batch(rows, found.classes, part[start : start + c.batch]), place
+        indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
+        for start in range(0, len(indices), c.batch):
+            yield make_batch(rows, data.classes, indices[start : start + c.batch]), state
     epoch, order = -1, []
     while split == "train":
-        if epoch != place["step"] // -(-len(part) // c.batch):
-            epoch = place["step"] // -(-len(part) // c.batch)
-            order = bucketed(part, np.array([len(rows[i]) for i in part]), c.batch, c.seed, epoch)
-        made = batch(rows, found.classes, order[place["step"] % len(order)])
-        place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + int(made["lengths"].sum())}
-        yield made, place
+        if epoch != state["step"] // -(-len(indices) // c.batch):
+            epoch = state["step"] // -(-len(indices) // c.batch)
+            order = bucket_by_length(indices, np.array([len(rows[i]) for i in indices]), c.batch, c.seed, epoch)
+        batch = make_batch(rows, data.classes, order[state["step"] % len(order)])
+        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + int(batch["lengths"].sum())}
+        yield batch, state
 
 
-def bucketed(part: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of an epoch: texts in a random order, sorted by length within each 16 batches, in a random order."""
-    order, pool = shuffled(len(part), seed, 2 * epoch), 16 * size
+def bucket_by_length(indices: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Return the batches of an epoch: texts in random order, sorted by length within 16 batches, batches shuffled."""
+    order, pool = epoch_order(len(indices), seed, 2 * epoch), 16 * size
     pools = [order[i : i + pool] for i in range(0, len(order), pool)]
-    order = np.concatenate([some[np.argsort(lengths[some], kind="stable")] for some in pools])
-    made = [part[order[i : i + size]] for i in range(0, len(order), size)]
-    return [made[i] for i in shuffled(len(made), seed, 2 * epoch + 1)]
+    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+    groups = [indices[order[i : i + size]] for i in range(0, len(order), size)]
+    return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
 
 
-def batch(rows: list[list[int]], classes: np.ndarray, some: np.ndarray) -> dict[str, Tensor]:
-    ids, lengths = padded([rows[i] for i in some])
-    made = {"ids": ids, "lengths": lengths, "class": classes[some]}
-    return {name: torch.from_numpy(value) for name, value in made.items()}
-
-
-def graph(model: ClassifyModel) -> Graph:
-    inputs = {"ids": Input("batch length", model.nodes.token.num_embeddings), "lengths": Input("batch", counts=True)}
-    return Graph(model, inputs, ("logits",), {"length": model.context})
+def make_batch(rows: list[list[int]], classes: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
+    ids, lengths = pad_ids([rows[i] for i in indices])
+    arrays = {"ids": ids, "lengths": lengths, "labels": classes[indices]}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def loss(model: ClassifyModel, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch["ids"], batch["lengths"]).float(), batch["class"])
+    return F.cross_entropy(model(batch["ids"], batch["lengths"]).float(), batch["labels"])
 
 
 def evaluate(model: ClassifyModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean nats a text, how often the likeliest class is right, the mean F1 of the classes, and of few classes how
-    often each was taken for which (the confusion matrix)."""
-    nats, table = confused(model, batches)
-    total, right, n = int(table.sum()), table.diag(), len(model.names)
-    f1 = 2 * right / (table.sum(0) + table.sum(1)).clamp(min=1)
-    found = {"loss": nats / max(1, total), "accuracy": int(right.sum()) / max(1, total), "macro_f1": f1.mean().item()}
-    few = range(n if n <= 4 else 0)
-    cells = {f"{model.names[i]} as {model.names[j]}": int(table[i, j]) for i in few for j in few}
-    return found | cells | {"texts": total}
+    """Return the mean nats of a text, the accuracy, the mean F1 of the classes, and for few classes the cells of the
+    confusion matrix: "a as b" counts the texts of class a that were predicted as b."""
+    nats, confusion = count_confusions(model, batches)
+    texts, n = int(confusion.sum()), len(model.names)
+    scores = {"loss": nats / max(1, texts), "accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
+    shown = range(n if n <= MAX_CONFUSION_NAMES else 0)
+    cells = {f"{model.names[i]} as {model.names[j]}": int(confusion[i, j]) for i in shown for j in shown}
+    return scores | cells | {"texts": texts}
 
 
-def confused(model: ClassifyModel, batches: Iterator[dict[str, Tensor]]) -> tuple[float, Tensor]:
-    """Nats of all texts together, and how often each class was taken for which: [class, answer], (N, N)"""
+def count_confusions(model: ClassifyModel, batches: Iterator[dict[str, Tensor]]) -> tuple[float, Tensor]:
+    """Return the nats of all texts together, and the confusion matrix [class, prediction], (classes, classes)."""
     nats, n = 0.0, len(model.names)
-    table = torch.zeros(n, n, dtype=torch.long)
+    confusion = torch.zeros(n, n, dtype=torch.long)
     for batch in batches:
         logits = model(batch["ids"], batch["lengths"]).float()
-        nats += F.cross_entropy(logits, batch["class"], reduction="sum").item()
-        pair = (batch["class"] * n + logits.argmax(-1)).cpu()
-        table += torch.bincount(pair, minlength=n * n).view(n, n)
-    return nats, table
+        nats += F.cross_entropy(logits, batch["labels"], reduction="sum").item()
+        confusion += confusion_matrix(batch["labels"], logits.argmax(-1), n)
+    return nats, confusion
+
+
+def export_graph(model: ClassifyModel) -> Graph:
+    vocab_size = model.nodes.token.num_embeddings
+    inputs = {"ids": GraphInput("batch length", vocab_size), "lengths": GraphInput("batch", is_length=True)}
+    return Graph(model, inputs, ("logits",), {"length": model.context})
 
 
 @torch.inference_mode()
 def figures(model: ClassifyModel, config: Config) -> list[Figure]:
-    """The confusion matrix of the validation part."""
-    where = next(model.parameters()).device
-    parts = ({name: value.to(where) for name, value in batch.items()} for batch, _ in batches(config, "val"))
-    table = confused(model, parts)[1]
-    shares = (table / table.sum(1, keepdim=True).clamp(min=1)).tolist()
-    note = "a row for each class, a column for each answer: darker for a larger share of the row"
-    about = {"kind": "matrix", "title": "What was taken for what", "note": note, "top": 1.0, "values": shares}
-    return [about | {"rows": model.names, "columns": model.names}] if len(model.names) <= 64 else []
+    """Draw the confusion matrix of the validation split."""
+    device = next(model.parameters()).device
+    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
+    confusion = count_confusions(model, moved)[1]
+    shares = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).tolist()
+    note = "a row for each class, a column for each prediction: darker for a larger share of the row"
+    figure = {"kind": "matrix", "title": "Confusion matrix", "note": note, "top": 1.0, "values": shares}
+    return [figure | {"rows": model.names, "columns": model.names}] if len(model.names) <= MAX_FIGURE_CLASSES else []
 
 
-REQUEST = ("input", "embed", "cut")
+# --- requests ---
 
 
+@dataclass(frozen=True)
+class Request:
+    """Texts to classify or to embed."""
+
+    input: str | list[str] | None = None
+    """A text, or several. None: an example."""
+    embed: str | list[str] | None = None
+    """A text, or several, to turn into vectors."""
+    cut: bool = False
+    """Cut texts that are longer than the context instead of refusing them."""
+
+
+@torch.inference_mode()
 def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
-    """{"input": "a text"}, or several: {"results": [{"input", "label", "probability", "probabilities": {class: p}}]}.
-    {"embed": [text, ...]}: {"vectors": [[...], ...]}, of length 1. A text longer than the context is refused, unless
-    "cut" is true."""
-    for name in request:
-        if name not in REQUEST:
-            raise InputError(f"a request has no '{name}': {nearest(name, REQUEST)}")
-    cut = bool(request.get("cut", False))
-    if "embed" in request:
-        return {"vectors": embed(model, listed(request["embed"]), cut=cut).tolist()}
-    given = listed(request["input"]) if "input" in request else [opening(model.wrapped.tokenizer)]
-    return {"results": [judged(model, text, cut) for text in given]}
+    """Classify texts, or embed them: the fields of `Request`.
+
+    {"input": "a text"} returns {"results": [{"input", "label", "probability", "probabilities": {class: p}}]};
+    {"embed": [text, ...]} returns {"vectors": [[...], ...]}, of length 1.
+    """
+    fields = parse_dataclass(Request, request, "request")
+    if fields.embed is not None:
+        return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
+    texts = [default_text(model.masked_tokenizer.tokenizer)] if fields.input is None else as_list(fields.input)
+    return {"results": [classify_text(model, text, fields.cut) for text in texts]}
 
 
-def listed(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, list | tuple) else [given]
+def embed(model: ClassifyModel, texts: list[str], cut: bool = False) -> list[list[float]]:
+    """Return a vector of length 1 for each text: the mean of its nodes after the last block."""
+    return embed_texts(model, texts, cut=cut).tolist()
 
 
-def opening(tokenizer: Tokenizer) -> str:
-    """A show-piece: a text that the vocabulary can say."""
+def as_list(texts: str | list[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def default_text(tokenizer: Tokenizer) -> str:
+    """Return a text that the vocabulary can encode."""
     try:
         tokenizer.encode("as good as it gets")
     except InputError:
@@ -288,8 +313,8 @@ def opening(tokenizer: Tokenizer) -> str:
     return "as good as it gets"
 
 
-def judged(model: ClassifyModel, text: Any, cut: bool) -> dict[str, Any]:
-    ids, lengths = pad([model.wrapped.encode(text, model.context, cut)], next(model.parameters()).device)
-    shares = model(ids, lengths)[0].float().softmax(-1).tolist()
-    likely = sorted(zip(model.names, shares), key=lambda pair: -pair[1])
-    return {"input": text, "label": likely[0][0], "probability": likely[0][1], "probabilities": dict(likely)}
+def classify_text(model: ClassifyModel, text: str, cut: bool) -> dict[str, Any]:
+    ids, lengths = pad_rows([model.masked_tokenizer.encode(text, model.context, cut)], next(model.parameters()).device)
+    probabilities = model(ids, lengths)[0].float().softmax(-1).tolist()
+    ranked = sorted(zip(model.names, probabilities), key=lambda pair: -pair[1])
+    return {"input": text, "label": ranked[0][0], "probability": ranked[0][1], "probabilities": dict(ranked)}

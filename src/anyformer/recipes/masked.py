@@ -1,9 +1,9 @@
-"""Masked: hide some tokens of a text and find them again by what stands on both sides.
+"""Masked: hide some tokens of a text and predict them from both sides.
 
 raw    text files or a set by name, as characters, bytes or BPE; protein sequences (FASTA), as residues
 nodes  tokens, with a position; some of them hidden, others at each step
-edges  full: every node reads every other, padding excepted
-head   each node thinks once more, then a logit for each entry of the vocabulary
+edges  full: every node reads every other, except padding; within a document only, if documents are kept apart
+head   an MLP on each node, then a logit for each entry of the vocabulary
 loss   cross-entropy of the hidden tokens
 
     anyformer train masked                                     minutes on two cores: the plays of Shakespeare
@@ -13,44 +13,45 @@ BERT (Devlin et al. 2018, 1810.04805), hidden anew at each step as in RoBERTa (1
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.io.cache import cache_by_files, data_files
 from ..data.io.resolve import resolve
 from ..data.sequences import fasta
-from ..data.text.batches import NOTHING, sweep, windows
-from ..data.text.masking import Hiding, glue
-from ..data.text.prepare import Corpus, prepare
-from ..data.tokenizers.build import Subwords, Tokenizer
-from ..data.tokenizers.build import load as load_tokenizer
-from ..data.tokenizers.json_layout import of_ids
-from ..data.tokenizers.masked_tokenizer import MASK, Wrapped
-from ..errors import InputError, nearest
-from ..events import progress
-from ..inference.text_embedding import embed, pad
+from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
+from ..data.text.masking import MaskingPolicy, word_pieces
+from ..data.text.prepare import Corpus, prepare_corpus
+from ..data.tokenizers.base import Tokenizer
+from ..data.tokenizers.build import load_tokenizer
+from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
+from ..errors import InputError
+from ..events import report_progress
+from ..inference.text_embedding import embed_texts, pad_rows
 from ..model.config import TransformerConfig
-from ..model.encoder import Encoder
+from ..model.edges import same, within
+from ..model.encoder_decoder import Encoder
 from ..model.heads import MaskedHead
-from ..model.init import initialise
-from ..recipe import Graph, Input, Place, begin
+from ..model.init import initialize
+from ..parsing import check_range, check_types, parse_dataclass, path_field
+from ..recipe import Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
+from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.text import TextConfig, load_config_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """An encoder, its text and its training."""
+class Config(TextConfig):
+    """An encoder, its text and its training. A FASTA file as `data` has residues as its tokens."""
 
-    data: str = "plays"
-    """The name of a set, a file (txt, md, jsonl, parquet, fasta, each also .gz) or a directory of texts."""
-    tokenizer: str = "bpe"
+    tokenizer: str = path_field("bpe")
     """char, byte, bpe (trained on the data), residues (of FASTA), ids (numbers, for a model that came without any), or
     the path of a tokenizer.json."""
     vocab_size: int = 4096
@@ -59,68 +60,68 @@ class Config:
     """Kept for validation: the end of a text, whole families of near-identical sequences of FASTA."""
     padded_vocab: int | None = None
     """Entries of the embedding. None: the tokenizer's ids, and one more for the mask where it has none of its own."""
+    documents: Literal["joined", "apart"] = "joined"  # as in runs from before this field; all presets set "apart"
+    """apart: documents in one window do not read each other, and positions start at 0 in each."""
     tied: bool = True
     """The head reads the embedding's own weights (1608.05859)."""
-    kinds: int = 0
-    """Kinds of texts that a token can tell (BERT has 2); 0 for none."""
-    normed: bool = False
-    """Norm the nodes before the first block (BERT)."""
-    hidden: float = 0.15
-    """How much of a text is hidden."""
+    token_types: int = 0
+    """Types that a token can have (BERT has 2, for the first and second text); 0 for none."""
+    embedding_norm: bool = False
+    """Normalize the nodes before the first block (BERT)."""
+    mask_rate: float = 0.15
+    """Fraction of a text's tokens that is hidden."""
     whole_words: bool = False
     """Hide all tokens of a word or none."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_types(self)
+        check_range(self, "mask_rate", above=0, below=1)
+        check_range(self, "token_types", at_least=0)
 
-# What the field found after BERT, each named by its paper in TransformerConfig.
-MODERN: dict[str, Any] = {"position": "rotary", "norm": "rmsnorm", "qk_norm": True, "bias": False, "init": "zero"}
-BERT: dict[str, Any] = {"norm_place": "post", "norm_eps": 1e-12}
 
+MODERN: dict[str, Any] = {"activation": "gelu", "init": "zero"}
+TRAIN: dict[str, Any] = {"batch": 32, "lr": 4e-3, "weight_decay": 0.01, **MUON}
 PRESETS = {
     # seconds: for tests
-    "tiny": Config(
-        tokenizer="char",
-        model=TransformerConfig(dim=32, n_layer=2, n_head=2, context=32),
-        train=TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10),
-    ),
+    "tiny": Config(tokenizer="char", documents="apart", model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
     # minutes on two cores
     "small": Config(
+        documents="apart",
         whole_words=True,
-        model=TransformerConfig(dim=128, n_layer=4, n_head=4, context=128, **MODERN),
-        train=TrainConfig(
-            steps=2000, batch=32, lr=4e-3, optimizer="muon", schedule="trapezoid", min_lr=0.0, weight_decay=0.01
-        ),
+        model=make_modern_config(128, 4, 4, 128, **MODERN),
+        train=TrainConfig(steps=2000, **TRAIN),
     ),
-    # to begin `classify` from: 20 minutes on two cores, with --minutes 20
+    # to start `classify` from: 20 minutes on two cores, with --minutes 20
     "novels": Config(
         data="eltec",
         vocab_size=8192,
         val_fraction=0.01,
-        hidden=0.4,
-        model=TransformerConfig(dim=128, n_layer=3, n_head=4, context=128, **MODERN),
-        train=TrainConfig(
-            steps=4000, batch=32, lr=4e-3, optimizer="muon", schedule="trapezoid", min_lr=0.0, weight_decay=0.01
-        ),
+        documents="apart",
+        mask_rate=0.4,
+        model=make_modern_config(128, 3, 4, 128, **MODERN),
+        train=TrainConfig(steps=4000, **TRAIN),
     ),
     # residues of 20,000 proteins
     "protein": Config(
         data="protein",
         tokenizer="residues",
+        documents="apart",
         tied=False,
-        model=TransformerConfig(dim=128, n_layer=4, n_head=4, context=256, **MODERN),
-        train=TrainConfig(
-            steps=3000, batch=16, lr=4e-3, optimizer="muon", schedule="trapezoid", min_lr=0.0, weight_decay=0.01
-        ),
+        model=make_modern_config(128, 4, 4, 256, **MODERN),
+        train=TrainConfig(steps=3000, **TRAIN | {"batch": 16}),
     ),
     # BERT-base (1810.04805), 110 M: bring --data, --tokenizer (its vocab.txt) and a GPU
     "bert": Config(
         vocab_size=30522,
         padded_vocab=30522,
         val_fraction=0.005,
-        kinds=2,
-        normed=True,
-        model=TransformerConfig(dim=768, n_layer=12, n_head=12, context=512, dropout=0.1, **BERT),
+        documents="apart",
+        token_types=2,
+        embedding_norm=True,
+        model=make_model_config(768, 12, 12, 512, dropout=0.1, **BERT),
         train=TrainConfig(
             steps=1_000_000, batch=32, accumulate=8, lr=1e-4, min_lr=0.0, warmup=10_000, weight_decay=0.01, beta2=0.999
         ),
@@ -129,162 +130,256 @@ PRESETS = {
 
 
 class MaskedModel(Encoder):
-    """ids (B, T), lengths (B,) -> logits (B, T, vocab_size)"""
+    """An encoder with a head that predicts tokens.
+
+    Shapes:
+        ids (B, T), lengths (B,), token_types, document and positions (B, T) -> logits (B, T, V); with masked_positions
+        (B, K), the logits of these nodes only, (B, K, V).
+    """
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
-        wrapped = Wrapped.of(tokenizer, config.padded_vocab)
-        vocab = max(wrapped.vocab_size, config.padded_vocab or 0)
-        super().__init__(vocab, config.model, config.kinds, config.normed)
-        self.head = MaskedHead(config.model, vocab, self.nodes.token if config.tied else None)
-        self.wrapped, self.context = wrapped, config.model.context
-        self.files = {"tokenizer.json": tokenizer.json()}
+        masked_tokenizer = MaskedTokenizer.from_tokenizer(tokenizer, config.padded_vocab)
+        vocab_size = max(masked_tokenizer.vocab_size, config.padded_vocab or 0)
+        super().__init__(vocab_size, config.model, config.token_types, config.embedding_norm)
+        self.head = MaskedHead(config.model, vocab_size, self.nodes.token if config.tied else None)
+        self.masked_tokenizer, self.context = masked_tokenizer, config.model.context
+        self.files = {"tokenizer.json": tokenizer.to_json()}
 
-    def forward(self, ids: Tensor, lengths: Tensor | None = None, kind: Tensor | None = None) -> Tensor:
-        return self.head(self.hidden(ids, lengths, kind))
+    def hidden(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        token_types: Tensor | None = None,
+        document: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Return the nodes after the last block, (B, T, C); with `document`, each reads its own document only."""
+        if document is None:
+            return super().hidden(ids, lengths, token_types)
+        edges = same(document) if lengths is None else same(document) & within(lengths)
+        return self.body(self.nodes(ids, positions, token_types), edges)
+
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        token_types: Tensor | None = None,
+        document: Tensor | None = None,
+        positions: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+    ) -> Tensor:
+        x = self.hidden(ids, lengths, token_types, document, positions)
+        if masked_positions is not None:
+            x = x.gather(1, masked_positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, K, C)
+        return self.head(x)
 
 
 def build(config: Config) -> MaskedModel:
-    model = MaskedModel(config, tokenizer_of(config))
-    initialise(model, config.model)
+    model = MaskedModel(config, load_text_tokenizer(config))
+    initialize(model, config.model)
     return model
 
 
-def tokenizer_of(config: Config) -> Tokenizer:
-    kept = Path(config.tokenizer)  # once trained, the tokenizer is a file of the checkpoint and the text is not needed
-    if config.tokenizer == "ids":
-        return Subwords(of_ids(config.padded_vocab or config.vocab_size))
+def load_text_tokenizer(config: Config) -> Tokenizer:
     if config.tokenizer == "residues":
-        return fasta.residues()
-    return load_tokenizer(kept) if kept.exists() else corpus(config).tokenizer
+        return fasta.residue_tokenizer()
+    return load_config_tokenizer(
+        config.tokenizer, lambda: load_corpus(config).tokenizer, config.vocab_size, config.padded_vocab
+    )
 
 
-def corpus(config: Config) -> Corpus:
-    """The tokens of the config's data, prepared once; a file that has changed since is read again."""
-    files = resolve(config.data)
-    stamp = tuple((str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    return prepared(config.data, config.tokenizer, config.vocab_size, config.val_fraction, stamp)
+def load_corpus(config: Config) -> Corpus:
+    """Return the tokens of the config's data, prepared once; a file that has changed is read again."""
+    return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction)
 
 
-@lru_cache(maxsize=4)
-def prepared(data: str, tokenizer: str, vocab_size: int, val_fraction: float, stamp: tuple) -> Corpus:
-    files = [Path(path) for path, *_ in stamp]
-    if any(fasta.is_fasta(path) for path in files):
-        own = tokenizer == "residues" or not Path(tokenizer).exists()
-        return fasta.corpus(files, fasta.residues() if own else load_tokenizer(Path(tokenizer)), val_fraction)
+@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
+def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
+    paths = resolve(data)
+    if any(fasta.is_fasta(path) for path in paths):
+        file = Path(tokenizer)
+        reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else fasta.residue_tokenizer()
+        return fasta.prepare_sequences(paths, reader, val_fraction)
     if tokenizer == "residues":
         raise InputError(f"data '{data}' is no FASTA file ({', '.join(fasta.ENDINGS)}), which residues are read from")
-    return prepare(data, tokenizer, vocab_size, val_fraction, progress)
+    return prepare_corpus(data, tokenizer, vocab_size, val_fraction, report_progress)
 
 
-def batches(config: Config, split: str, place: Place | None = None) -> Iterator[tuple[dict[str, Tensor], Place]]:
-    """ "train": random windows for ever, something else hidden at each step. "val" and "all": one pass over the whole,
-    the same hidden each time."""
-    c, text = config.train, corpus(config)
-    place = begin(place, config.data, text.meta["sha256"])
-    wrapped = Wrapped.of(text.tokenizer, config.padded_vocab)
-    if not 0 < config.hidden < 1:
-        raise InputError(f"hidden is {config.hidden}; it must be above 0 and below 1")
-    words = glue(text.tokenizer) if config.whole_words else None
-    hide = Hiding(wrapped.hiding, text.tokenizer.vocab_size, words, config.hidden)
-    tokens, width = text.split(split), config.model.context - wrapped.extra
+def batches(
+    config: Config, split: str, state: StreamState | None = None
+) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+    """Yield batches; the keys are those of `make_batch`.
+
+    "train" never ends and yields random windows, hidden anew at each step. "val" and "all" yield every window once,
+    with the same tokens hidden each time.
+    """
+    c, corpus = config.train, load_corpus(config)
+    state = init_stream(state, config.data, corpus.meta["sha256"])
+    tokenizer = MaskedTokenizer.from_tokenizer(corpus.tokenizer, config.padded_vocab)
+    pieces = word_pieces(corpus.tokenizer) if config.whole_words else None
+    policy = MaskingPolicy(tokenizer.require_mask, corpus.tokenizer.vocab_size, pieces, config.mask_rate)
+    separate = config.documents == "apart" and corpus.n_documents > 1 and corpus.separator is not None
+    tokens, width = corpus.split(split), config.model.context - tokenizer.extra
     if split != "train":
-        for i, (x, y) in enumerate(sweep(tokens, width, c.batch, split)):
-            yield batch(wrapped, hide, x, (y != NOTHING).sum(1), 0, i), place
+        for i, (ids, labels) in enumerate(eval_windows(tokens, width, c.batch, split)):
+            yield make_batch(tokenizer, policy, ids, (labels != IGNORE_INDEX).sum(1), 0, i, separate), state
     while split == "train":
-        x, _ = windows(tokens, width, c.batch, c.seed, place["step"], split)
-        hidden = batch(wrapped, hide, x, np.full(len(x), width), c.seed, place["step"])
-        place = place | {"step": place["step"] + 1, "tokens": place["tokens"] + x.size}
-        yield hidden, place
+        ids, _ = train_windows(tokens, width, c.batch, c.seed, state["step"], split)
+        batch = make_batch(tokenizer, policy, ids, np.full(len(ids), width), c.seed, state["step"], separate)
+        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
+        yield batch, state
 
 
-def batch(wrapped: Wrapped, hide: Hiding, x: np.ndarray, real: np.ndarray, seed: int, step: int) -> dict[str, Tensor]:
-    """ids (B, T) with some hidden; where (N,), in the flat array, and the target (N,) there; where rows are padded, how
-    many nodes of each are real, lengths (B,)."""
-    ids, lengths, text = wrapped.rows(x, real)
-    hidden, where, target = hide(ids, text, seed, step)
-    made = {"ids": hidden, "where": where, "target": target}
-    made |= {} if (lengths == ids.shape[1]).all() else {"lengths": lengths}
-    return {name: torch.from_numpy(value) for name, value in made.items()}
+def make_batch(
+    tokenizer: MaskedTokenizer,
+    policy: MaskingPolicy,
+    windows: np.ndarray,
+    sizes: np.ndarray,
+    seed: int,
+    step: int,
+    separate: bool = False,
+) -> dict[str, Tensor]:
+    """Hide tokens of windows of a text.
+
+    Args:
+        tokenizer: Puts special tokens around each window.
+        policy: Chooses the tokens.
+        windows: Ids (B, t), of which the first `sizes` (B,) are text and the others padding.
+        seed, step: Decide what is hidden.
+        separate: Documents do not read each other.
+
+    Returns:
+        ids (B, T), with some hidden; masked_positions (B, K), where these are; labels (B, K), their ids, or
+        IGNORE_INDEX where a row has fewer. lengths (B,), if rows are padded. document and positions (B, T), if
+        a row has several documents that are separate.
+    """
+    ids, lengths, is_text = tokenizer.rows(windows, sizes)
+    hidden, where, targets = policy(ids, is_text, seed, step)
+    batch = {"ids": hidden, **align_labels(where, targets, ids.shape)}
+    if (lengths != ids.shape[1]).any():
+        batch["lengths"] = lengths
+    if separate:
+        document, positions = tokenizer.segment_rows(windows, sizes)
+        if document.any():  # else every row is one document, which needs no mask
+            batch |= {"document": document, "positions": positions}
+    return {name: torch.from_numpy(value) for name, value in batch.items()}
 
 
-def found(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Logits of the hidden tokens alone: (N, vocab_size)"""
-    nodes = model.hidden(batch["ids"], batch.get("lengths"))
-    return model.head(nodes.flatten(0, 1)[batch["where"]]).float()
+def align_labels(where: np.ndarray, targets: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Arrange hidden tokens by rows: where (N,) in the flat array of this shape, targets (N,) -> (B, K) each."""
+    row, column = np.divmod(where, shape[1])
+    counts = np.bincount(row, minlength=shape[0])
+    slot = np.arange(len(where)) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions = np.zeros((shape[0], max(1, counts.max(initial=0))), np.int64)
+    labels = np.full_like(positions, IGNORE_INDEX)
+    positions[row, slot], labels[row, slot] = column, targets
+    return {"masked_positions": positions, "labels": labels}
+
+
+INPUTS = ("lengths", "document", "positions", "masked_positions")
+
+
+def compute_logits(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits of the hidden tokens: (B, K, V)"""
+    return model(batch["ids"], **{name: batch[name] for name in INPUTS if name in batch}).float()
 
 
 def loss(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(found(model, batch), batch["target"], reduction="sum") / max(1, len(batch["target"]))
+    labels = batch["labels"].flatten()
+    nats = F.cross_entropy(compute_logits(model, batch).flatten(0, 1), labels, reduction="sum")
+    return nats / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def evaluate(model: MaskedModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-    """Of the hidden tokens: mean nats, their exponential, and how often the likeliest is right."""
+    """Return of the hidden tokens the mean nats, their exponential, and the accuracy."""
     nats, right, tokens = 0.0, 0, 0
     for batch in batches:
-        logits, target = found(model, batch), batch["target"]
-        nats += F.cross_entropy(logits, target, reduction="sum").item()
-        right += int((logits.argmax(-1) == target).sum())
-        tokens += len(target)
-    mean = nats / max(1, tokens)
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / max(1, tokens), "tokens": tokens}
+        is_label = batch["labels"] != IGNORE_INDEX
+        logits, labels = compute_logits(model, batch)[is_label], batch["labels"][is_label]
+        nats += F.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(-1) == labels).sum())
+        tokens += len(labels)
+    mean, count = nats / max(1, tokens), max(1, tokens)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / count, "tokens": tokens}
 
 
-def graph(model: MaskedModel) -> Graph:
-    inputs = {"ids": Input("batch length", model.nodes.token.num_embeddings), "lengths": Input("batch", counts=True)}
+def export_graph(model: MaskedModel) -> Graph:
+    vocab_size = model.nodes.token.num_embeddings
+    inputs = {"ids": GraphInput("batch length", vocab_size), "lengths": GraphInput("batch", is_length=True)}
     return Graph(model, inputs, ("logits",), {"length": model.context})
 
 
-REQUEST = ("input", "top", "embed", "cut")
+# --- requests ---
 
 
+@dataclass(frozen=True)
+class Request:
+    """Texts with hidden tokens to predict, or texts to embed."""
+
+    input: str | list[str] | None = None
+    """A text, or several; [MASK] stands for a token to predict. None: an example."""
+    top: int = 5
+    """How many tokens to name for each mask, likeliest first."""
+    embed: str | list[str] | None = None
+    """A text, or several, to turn into vectors."""
+    cut: bool = False
+    """Cut texts that are longer than the context instead of refusing them."""
+
+
+@torch.inference_mode()
 def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
-    """{"input": "The capital of [MASK] is Paris", "top": 5}, or several: {"results": [{"input", "text", "masks": [[{
-    "token", "probability"}, ...], ...]}, ...]}, the likeliest tokens of each mask. {"embed": [text, ...]}: {"vectors":
-    [[...], ...]}, of length 1. A text longer than the context is refused, unless "cut" is true."""
-    for name in request:
-        if name not in REQUEST:
-            raise InputError(f"a request has no '{name}': {nearest(name, REQUEST)}")
-    cut = bool(request.get("cut", False))
-    if "embed" in request:
-        return {"vectors": embed(model, listed(request["embed"]), cut=cut).tolist()}
-    top = request.get("top", 5)
-    if not isinstance(top, int) or isinstance(top, bool) or not 1 <= top <= model.wrapped.tokenizer.vocab_size:
-        raise InputError(f"top is {top!r}; it must be a whole number from 1 to {model.wrapped.tokenizer.vocab_size}")
-    texts = listed(request["input"]) if "input" in request else [opening(model)]
-    return {"results": [filled(model, text, top, cut) for text in texts]}
+    """Predict the hidden tokens of texts, or embed texts: the fields of `Request`.
+
+    {"input": "The capital of [MASK] is Paris", "top": 5} returns {"results": [{"input", "text", "masks": [[{"token",
+    "probability"}, ...], ...]}]}: for each mask the likeliest tokens, and the text with the likeliest filled in.
+    {"embed": [text, ...]} returns {"vectors": [[...], ...]}, of length 1.
+    """
+    fields = parse_dataclass(Request, request, "request")
+    if fields.embed is not None:
+        return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
+    if not 1 <= fields.top <= (largest := model.masked_tokenizer.tokenizer.vocab_size):
+        raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {largest}")
+    texts = [default_prompt(model)] if fields.input is None else as_list(fields.input)
+    return {"results": [fill_masks(model, text, fields.top, fields.cut) for text in texts]}
 
 
-def listed(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, list | tuple) else [given]
+def embed(model: MaskedModel, texts: list[str], cut: bool = False) -> list[list[float]]:
+    """Return a vector of length 1 for each text: the mean of its nodes after the last block."""
+    return embed_texts(model, texts, cut=cut).tolist()
 
 
-def opening(model: MaskedModel) -> str:
-    """A show-piece: the first of these texts that the vocabulary can say."""
-    known = model.wrapped.tokenizer
-    last = known.decode(range(min(8, known.vocab_size))) + MASK
-    for text in ("To be, or not to [MASK]", "To be, o[MASK] not to be", "MKTAYIAKQRQ[MASK]SFVKSHFSRQ", last):
+def as_list(texts: str | list[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def default_prompt(model: MaskedModel) -> str:
+    """Return the first of some texts that the vocabulary can encode."""
+    tokenizer = model.masked_tokenizer.tokenizer
+    fallback = tokenizer.decode(range(min(8, tokenizer.vocab_size))) + MASK
+    for text in ("To be, or not to [MASK]", "To be, o[MASK] not to be", "MKTAYIAKQRQ[MASK]SFVKSHFSRQ", fallback):
         try:
-            model.wrapped.encode(text, model.context)
+            model.masked_tokenizer.encode(text, model.context)
             return text
         except InputError:
             continue
     return MASK
 
 
-def filled(model: MaskedModel, text: Any, top: int, cut: bool) -> dict[str, Any]:
-    ids = model.wrapped.encode(text, model.context, cut)
-    hidden = [i for i, token in enumerate(ids) if token == model.wrapped.hiding]
-    if not hidden:
-        raise InputError(f"{text!r} hides nothing: write {MASK} where a token is to be found")
-    row, lengths = pad([ids], next(model.parameters()).device)
-    known = model.wrapped.tokenizer.vocab_size
-    likely = model(row, lengths)[0, hidden].float().softmax(-1)[:, :known].topk(top)
-    masks = [named(model.wrapped, *best) for best in zip(likely.values.tolist(), likely.indices.tolist())]
-    for i, best in zip(hidden, likely.indices[:, 0].tolist()):
-        ids[i] = best
-    inner = ids[len(model.wrapped.before) : len(ids) - len(model.wrapped.after)]
-    return {"input": text, "text": model.wrapped.tokenizer.decode(inner), "masks": masks}
-
-
-def named(wrapped: Wrapped, probabilities: Sequence[float], ids: Sequence[int]) -> list[dict[str, Any]]:
-    return [{"token": wrapped.shown(i), "probability": p} for p, i in zip(probabilities, ids, strict=True)]
+def fill_masks(model: MaskedModel, text: str, top: int, cut: bool) -> dict[str, Any]:
+    """Predict the masks of one text. Raises InputError where it has none."""
+    tokenizer = model.masked_tokenizer
+    ids = tokenizer.encode(text, model.context, cut)
+    masks = [i for i, token in enumerate(ids) if token == tokenizer.require_mask]
+    if not masks:
+        raise InputError(f"{text!r} hides nothing: write {MASK} where a token is to be predicted")
+    row, lengths = pad_rows([ids], next(model.parameters()).device)
+    probabilities = model(row, lengths)[0, masks].float().softmax(-1)[:, : tokenizer.tokenizer.vocab_size]
+    best = probabilities.topk(top)
+    ranked = [
+        [{"token": tokenizer.shown(i), "probability": p} for p, i in zip(row_values, row_ids, strict=True)]
+        for row_values, row_ids in zip(best.values.tolist(), best.indices.tolist())
+    ]
+    for i, token in zip(masks, best.indices[:, 0].tolist()):
+        ids[i] = token
+    inner = ids[len(tokenizer.before) : len(ids) - len(tokenizer.after)]
+    return {"input": text, "text": tokenizer.tokenizer.decode(inner), "masks": ranked}

@@ -1,0 +1,336 @@
+"""Speech: slices of a mel spectrogram in, text out, cross-attention between.
+
+raw    sound files with their text, or a set by name; one clip, or several joined with gaps
+nodes  mel frames through two convolutions, with a fixed position; characters or BPE tokens
+edges  encoder: all nodes of a sound read each other; decoder: causal, and all of the sound
+head   a logit for each token of the vocabulary, tied to the embedding
+loss   cross-entropy of the next token
+
+    anyformer train speech --preset digits --minutes 4         on two cores: spoken digits, fewer than 1 in 100 wrong
+    anyformer train speech --preset strings --minutes 20       on two cores: two to six in a row, 1 word in 100
+    anyformer train speech --data clips.csv                    your own: columns path and text
+
+Whisper (Radford et al. 2022, 2212.04356); SpecAugment (1904.08779).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips
+from ..data.audio.datasets import AudioDataset, load_audio, load_tones
+from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
+from ..data.audio.read import read_blocks, split_at_pauses
+from ..data.text.batches import IGNORE_INDEX
+from ..data.tokenizers.base import Tokenizer
+from ..data.tokenizers.build import build_tokenizer
+from ..errors import InputError
+from ..inference.transcription import bin_attention_by_time, decode_greedily
+from ..metrics import error_rates
+from ..model.config import TransformerConfig
+from ..model.edges import Edges, full, within
+from ..model.embeddings import FrameEmbedding, TokenEmbedding
+from ..model.encoder_decoder import EncoderDecoder
+from ..model.heads import LMHead
+from ..model.init import initialize
+from ..parsing import check_range, check_types, parse_dataclass, path_field
+from ..recipe import Figure, Graph, GraphInput, StreamState, init_stream
+from ..training.config import TrainConfig
+from ._shared.presets import MUON, TINY_TRAIN, make_stacks
+from ._shared.text import check_vocabulary, load_config_tokenizer
+
+CURRICULUM_STEPS = 100  # after each so many steps, examples may be one clip longer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model of speech, its sounds and its training."""
+
+    data: str = path_field("fsdd")
+    """fsdd, tones, or a table (csv, tsv, jsonl) with columns path and text, optionally split (train, val)."""
+    max_clips: int = 1
+    """Up to so many clips are joined, with gaps and at unequal volume; 1: none. Validation joins at least two."""
+    val_fraction: float = 0.1
+    """Of the clips, where the data does not say which."""
+    skip_broken: bool = False
+    """Leave out sound files that cannot be read, instead of stopping at the first."""
+    augment: bool = False
+    """Hide bands of time and frequency in training (SpecAugment)."""
+    tokenizer: str = path_field("char")
+    """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
+    tokenizer.json."""
+    vocab_size: int = 1024
+    """Of a BPE trained on the data."""
+    padded_vocab: int | None = None
+    """Entries of the embedding where they are more than the tokenizer's ids. None: as many."""
+    prompt: str = ""
+    """Ids that each text begins with, as "50258 50259 50359 50363". Empty: the tokenizer's end of a text."""
+    end: int | None = None
+    """The id that ends a text. None: the tokenizer's."""
+    mels: int = 80
+    """Bands of the mel spectrogram."""
+    pad_to_context: bool = False
+    """Pad every sound with silence to the encoder's context, as Whisper does."""
+    encoder: TransformerConfig = field(default_factory=TransformerConfig)
+    """Its context is in nodes of 20 ms."""
+    decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_vocabulary(self.vocab_size, self.padded_vocab)
+        check_range(self, "max_clips", "mels", at_least=1, at_most=1000)
+        check_range(self, "val_fraction", above=0, below=1)
+        check_range(self, "end", at_least=0)
+        if self.encoder.dim != self.decoder.dim:
+            raise InputError(f"encoder.dim {self.encoder.dim} and decoder.dim {self.decoder.dim} must be equal")
+
+
+def whisper_stacks(*sizes: Any, **fields: Any) -> dict[str, Any]:
+    """Build an encoder with fixed positions and a decoder with learned ones."""
+    stacks = make_stacks(*sizes, **fields)
+    return stacks | {"encoder": replace(stacks["encoder"], position="sinusoidal")}
+
+
+DIGITS = TrainConfig(steps=1200, weight_decay=0.05, eval_every=200, eval_batches=10, save_every=600)
+STRINGS: dict[str, Any] = {
+    "max_clips": 6,
+    "augment": True,
+    "train": TrainConfig(
+        steps=2000, batch=24, lr=3e-3, warmup=30, clip=0.0, eval_every=500, eval_batches=4, save_every=500, **MUON
+    ),
+}
+SIZE: tuple[Any, ...] = (128, (3, 2), 4, (600, 48))
+LAMDA = dict(position="relative", norm="rmsnorm", norm_eps=1e-6, activation="geglu", head_dim=64, scale=1.0)
+LLAMA = dict(
+    position="rotary", rotary_base=1e6, norm="rmsnorm", activation="swiglu", n_kv_head=2, mlp_dim=344, bias=False
+)
+
+PRESETS = {
+    # seconds, no data needed: for tests
+    "tiny": Config(
+        data="tones", mels=20, **whisper_stacks(32, 2, 2, (50, 16)), train=replace(TINY_TRAIN, eval_batches=2)
+    ),
+    # isolated digits
+    "digits": Config(augment=True, **whisper_stacks(128, (3, 2), 4, (150, 16), dropout=0.1), train=DIGITS),
+    # strings of digits; dropout on attention would cost half of the speed
+    "strings": Config(**whisper_stacks(*SIZE), **STRINGS),
+    # the same strings with other architectures, to compare
+    "vaswani": Config(
+        **make_stacks(*SIZE, position="sinusoidal", norm_place="post", activation="relu"), **STRINGS
+    ),  # 1706.03762
+    "lamda": Config(**make_stacks(*SIZE, **LAMDA), **STRINGS),  # 2201.08239
+    "llama": Config(**make_stacks(*SIZE, qk_norm=True, init="zero", **LLAMA), **STRINGS),  # 2407.21783
+    # the shape of Whisper base, 72.6 M weights, which `anyformer export` can write: for a GPU and hours of sound
+    "whisper": Config(
+        data="clips.csv",
+        val_fraction=0.01,
+        skip_broken=True,
+        augment=True,
+        tokenizer="bpe",
+        vocab_size=50257,
+        padded_vocab=51865,
+        prompt="50258 50259 50359 50363",
+        end=50257,
+        pad_to_context=True,
+        **whisper_stacks(512, 6, 8, (1500, 448)),
+        train=TrainConfig(steps=100_000, accumulate=8, warmup=2000, beta2=0.98, eval_every=2000, save_every=5000),
+    ),
+}
+
+
+class SpeechTransformer(EncoderDecoder):
+    """mel (B, M, T) and ids (B, L) -> logits (B, L, V)"""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        vocab_size = max(tokenizer.vocab_size, config.padded_vocab or 0)
+        target = TokenEmbedding(vocab_size, config.decoder)
+        head = LMHead(config.decoder.dim, vocab_size, target.token)
+        super().__init__(FrameEmbedding(config.mels, config.encoder), config.encoder, target, config.decoder, head)
+        self.config, self.tokenizer, self.files = config, tokenizer, {"tokenizer.json": tokenizer.to_json()}
+        self.prompt, self.end = prompt_and_end(config, tokenizer)
+
+    def sound_edges(self, lengths: Tensor) -> Edges:
+        """Return which nodes of the sound may be read: not the padding, unless it is part of the input. lengths (B,)"""
+        return full if self.config.pad_to_context else within(lengths)
+
+    @torch.inference_mode()
+    def transcribe(self, mel: Tensor, lengths: Tensor) -> list[list[int]]:
+        """Return the ids of each text, decoded greedily: mel (B, M, T), nodes of each sound (B,)"""
+        edges = self.sound_edges(lengths)
+        return decode_greedily(self.condition(self.encode(mel, edges), edges), len(mel), self.prompt, self.end)
+
+
+def prompt_and_end(config: Config, tokenizer: Tokenizer) -> tuple[list[int], int | None]:
+    """Return the ids that begin a text, and the one that ends it. Raises InputError."""
+    end = tokenizer.end_id if config.end is None else config.end
+    if not all(word.isdigit() for word in config.prompt.split()):
+        raise InputError(f"the prompt is {config.prompt!r}; expected ids with spaces between")
+    prompt = [int(word) for word in config.prompt.split()] or ([] if end is None else [end])
+    size = max(tokenizer.vocab_size, config.padded_vocab or 0)
+    if not 0 < len(prompt) < config.decoder.context or not all(0 <= i < size for i in [*prompt, end or 0]):
+        raise InputError(f"prompt {prompt} and end {end} do not fit a vocabulary of {size} ids")
+    return prompt, end
+
+
+def build(config: Config) -> SpeechTransformer:
+    model = SpeechTransformer(config, load_text_tokenizer(config))
+    initialize(model, config.encoder), initialize(model.decoder, config.decoder)
+    for module in model.source.modules():
+        if isinstance(module, nn.Conv1d):  # large enough next to the position
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
+
+
+def load_text_tokenizer(config: Config) -> Tokenizer:
+    def train() -> Tokenizer:
+        texts = [*load_clips(config).texts, *[" "] * (config.max_clips > 1)]
+        return build_tokenizer(config.tokenizer, lambda: iter(texts), config.vocab_size)
+
+    return load_config_tokenizer(config.tokenizer, train, config.vocab_size, config.padded_vocab)
+
+
+def load_clips(config: Config) -> AudioDataset:
+    """Load the clips of the config's data."""
+    return load_audio(config.data, config.val_fraction, config.skip_broken)
+
+
+def batches(
+    config: Config, split: str, state: StreamState | None = None
+) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+    """Yield batches: mel (B, M, T), lengths (B,) in nodes, ids and labels (B, L).
+
+    "train" never ends and draws random clips, joined where the config says so. "val" and "all" yield as many examples
+    as there are clips, each beginning with another clip.
+    """
+    c, dataset, tokenizer = config.train, load_clips(config), load_text_tokenizer(config)
+    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped)
+    indices = dataset.split(split)
+    if split == "val":  # always the same order: the first few batches are of all speakers and words
+        indices = np.random.Generator(np.random.Philox(key=0)).permutation(indices)
+    for step in count(state["step"]) if split == "train" else range(-(-len(indices) // c.batch)):
+        rows = range(c.batch) if split == "train" else range(step * c.batch, min((step + 1) * c.batch, len(indices)))
+        spec = example_spec(config, tokenizer, step if split == "train" else None)
+        draws = [(indices, tokenizer, *row_rng(config, split, step, row)) for row in rows]
+        batch = collate(spec, [build_example(spec, dataset, *draw) for draw in draws])
+        if split == "train":
+            nodes = int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
+            state = state | {"step": step + 1, "tokens": state["tokens"] + nodes}
+        yield {name: torch.from_numpy(value) for name, value in batch.items()}, state
+
+
+def example_spec(config: Config, tokenizer: Tokenizer, step: int | None) -> ExampleSpec:
+    """Return what an example holds. In training (at a step) short examples come first: alignment is learned on them."""
+    prompt, end = prompt_and_end(config, tokenizer)
+    max_clips = config.max_clips if step is None else min(config.max_clips, 1 + step // CURRICULUM_STEPS)
+    return ExampleSpec(
+        mels=config.mels,
+        max_nodes=config.encoder.context,
+        max_tokens=config.decoder.context,
+        min_clips=min(2, config.max_clips) if step is None else 1,
+        max_clips=max_clips,
+        with_gaps=config.max_clips > 1,
+        pad_to_context=config.pad_to_context,
+        augment=config.augment and step is not None,
+        prompt=tuple(prompt),
+        end=end,
+    )
+
+
+def row_rng(config: Config, split: str, step: int, row: int) -> tuple[np.random.Philox, int | None]:
+    """Return the random generator of a row, and its first clip where that is not random.
+
+    It depends on (seed, step, row) in training, and on the row alone in validation.
+    """
+    if split == "train":
+        return np.random.Philox(key=config.train.seed, counter=(0, row, step, 1)), None
+    return np.random.Philox(key=0, counter=(0, row, 0, 2)), row
+
+
+def compute_logits(model: SpeechTransformer, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits of every next token: (B * L, V)"""
+    return model(batch["mel"], batch["ids"], model.sound_edges(batch["lengths"])).flatten(0, 1).float()
+
+
+def loss(model: SpeechTransformer, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(compute_logits(model, batch), batch["labels"].flatten())
+
+
+def evaluate(model: SpeechTransformer, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean nats per token and, where jiwer is installed (pip install 'anyformer[scores]'), the word and
+    character error rate of transcripts decoded greedily."""
+    nats, tokens, references, texts = 0.0, 0, [], []
+    for batch in batches:
+        labels = batch["labels"].flatten()
+        nats += F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
+        tokens += int((labels != IGNORE_INDEX).sum())
+        rows = [[i for i in row if i not in (IGNORE_INDEX, model.end)] for row in batch["labels"].tolist()]
+        references += [model.tokenizer.decode(row) for row in rows]
+        texts += [model.tokenizer.decode(row) for row in model.transcribe(batch["mel"], batch["lengths"])]
+    return {"loss": nats / max(1, tokens), **error_rates(references, texts), "tokens": tokens}
+
+
+def export_graph(model: SpeechTransformer) -> Graph:
+    c = model.config
+    frames = str(2 * c.encoder.context) if c.pad_to_context else "frames"
+    inputs = {"mel": GraphInput(f"batch {c.mels} {frames}"), "lengths": GraphInput("batch", is_length=True)}
+    inputs["ids"] = GraphInput("batch length", model.target.token.num_embeddings)
+    max_lengths = {"frames": 2 * c.encoder.context, "length": c.decoder.context}
+    return Graph(
+        lambda mel, lengths, ids: model(mel, ids, model.sound_edges(lengths)), inputs, ("logits",), max_lengths
+    )
+
+
+@torch.inference_mode()
+def figures(model: SpeechTransformer, config: Config) -> list[Figure]:
+    """Draw the weights of cross-attention on the first sound of the validation split."""
+    batch, _ = next(batches(config, "val"))
+    nodes, device = int(batch["lengths"][0]), next(model.parameters()).device
+    mel = batch["mel"][:1, :, : 2 * nodes].to(device)
+    labels = [i for i in batch["labels"][0].tolist() if i != IGNORE_INDEX]
+    ids = torch.tensor([[*model.prompt, *labels[:-1]]], device=device)
+    weights = model.alignment(mel, ids, model.sound_edges(torch.tensor([nodes], device=device)))[:, :, 0]
+    rows = ["·" if i == model.end else model.tokenizer.decode([i]) for i in labels]
+    matrix = bin_attention_by_time(weights[:, :, -len(rows) :], 2 * HOP_LENGTH / SAMPLE_RATE)
+    text = model.tokenizer.decode([i for i in labels if i != model.end])
+    note = "a row for each token as it is written, a column for each moment (in seconds): darker for more attention"
+    return [{"kind": "matrix", "title": text, "note": note, "rows": rows} | matrix]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Sounds to transcribe."""
+
+    input: str | Path | list[str | Path] | None = None
+    """The path of a sound file, or several; None: three keys of a telephone."""
+
+
+def predict(model: SpeechTransformer, request: dict[str, Any]) -> dict[str, Any]:
+    """Transcribe sound files: {"input": "a.wav"}, or several. Long ones are split into windows at pauses.
+
+    Returns {"results": [{"input", "text", "seconds"}, ...]}.
+    """
+    paths = parse_dataclass(Request, request, "request").input
+    if paths is None:
+        sound, text = join_clips(load_tones(), np.array([3, 1, 4]), np.random.Philox(key=0))
+        return {"results": [transcribe_sound(model, f"tones: {text}", iter([sound]))]}
+    paths = paths if isinstance(paths, list) else [paths]
+    return {"results": [transcribe_sound(model, str(path), read_blocks(Path(path).expanduser())) for path in paths]}
+
+
+def transcribe_sound(model: SpeechTransformer, name: str, sound: Iterator[np.ndarray]) -> dict[str, Any]:
+    c, device = model.config, next(model.parameters()).device
+    texts, samples = [], 0
+    for piece in split_at_pauses(sound, 2 * c.encoder.context * HOP_LENGTH):
+        samples += len(piece)
+        mel = log_mel(piece, c.mels, 2 * c.encoder.context if c.pad_to_context else None)
+        lengths = torch.tensor([mel.shape[1] // 2], device=device)
+        texts.append(model.tokenizer.decode(model.transcribe(torch.from_numpy(mel)[None].to(device), lengths)[0]))
+    return {"input": name, "text": " ".join(filter(None, map(str.strip, texts))), "seconds": samples / SAMPLE_RATE}
