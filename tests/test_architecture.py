@@ -155,7 +155,7 @@ def test_every_setting_is_used_by_some_preset():
         for config in recipes.load_recipe(name).PRESETS.values():
             for field, value in collect_values(config).items():
                 values.setdefault(field, set()).update(value)
-    assert "recipes.vision.config.patch" in values and "model.config.qk_norm" in values
+    assert "recipes.vision.patch" in values and "model.config.qk_norm" in values
     assert {f for f, v in values.items() if len(v) == 1 and f.split(".")[-1] not in OPERATIONAL} == set()
 
 

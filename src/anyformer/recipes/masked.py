@@ -60,7 +60,7 @@ class Config(TextConfig):
     """Kept for validation: the end of a text, whole families of near-identical sequences of FASTA."""
     padded_vocab: int | None = None
     """Entries of the embedding. None: the tokenizer's ids, and one more for the mask where it has none of its own."""
-    documents: Literal["joined", "apart"] = "joined"  # as in runs from before this field; all presets set "apart"
+    documents: Literal["joined", "apart"] = "joined"  # as in runs from before this field
     """apart: documents in one window do not read each other, and positions start at 0 in each."""
     tied: bool = True
     """The head reads the embedding's own weights (1608.05859)."""
@@ -118,7 +118,6 @@ PRESETS = {
         vocab_size=30522,
         padded_vocab=30522,
         val_fraction=0.005,
-        documents="apart",
         token_types=2,
         embedding_norm=True,
         model=make_model_config(768, 12, 12, 512, dropout=0.1, **BERT),
@@ -217,9 +216,9 @@ def batches(
     state = init_stream(state, config.data, corpus.meta["sha256"])
     tokenizer = MaskedTokenizer.from_tokenizer(corpus.tokenizer, config.padded_vocab)
     pieces = word_pieces(corpus.tokenizer) if config.whole_words else None
-    policy = MaskingPolicy(tokenizer.require_mask, corpus.tokenizer.vocab_size, pieces, config.mask_rate)
+    policy = MaskingPolicy(tokenizer.require_mask_id(), corpus.tokenizer.vocab_size, pieces, config.mask_rate)
     separate = config.documents == "apart" and corpus.n_documents > 1 and corpus.separator is not None
-    tokens, width = corpus.split(split), config.model.context - tokenizer.extra
+    tokens, width = corpus.split(split), config.model.context - tokenizer.n_special
     if split != "train":
         for i, (ids, labels) in enumerate(eval_windows(tokens, width, c.batch, split)):
             yield make_batch(tokenizer, policy, ids, (labels != IGNORE_INDEX).sum(1), 0, i, separate), state
@@ -253,7 +252,7 @@ def make_batch(
         IGNORE_INDEX where a row has fewer. lengths (B,), if rows are padded. document and positions (B, T), if
         a row has several documents that are separate.
     """
-    ids, lengths, is_text = tokenizer.rows(windows, sizes)
+    ids, lengths, is_text = tokenizer.wrap_rows(windows, sizes)
     hidden, where, targets = policy(ids, is_text, seed, step)
     batch = {"ids": hidden, **align_labels(where, targets, ids.shape)}
     if (lengths != ids.shape[1]).any():
@@ -369,17 +368,17 @@ def fill_masks(model: MaskedModel, text: str, top: int, cut: bool) -> dict[str, 
     """Predict the masks of one text. Raises InputError where it has none."""
     tokenizer = model.masked_tokenizer
     ids = tokenizer.encode(text, model.context, cut)
-    masks = [i for i, token in enumerate(ids) if token == tokenizer.require_mask]
+    masks = [i for i, token in enumerate(ids) if token == tokenizer.require_mask_id()]
     if not masks:
         raise InputError(f"{text!r} hides nothing: write {MASK} where a token is to be predicted")
     row, lengths = pad_rows([ids], next(model.parameters()).device)
     probabilities = model(row, lengths)[0, masks].float().softmax(-1)[:, : tokenizer.tokenizer.vocab_size]
     best = probabilities.topk(top)
     ranked = [
-        [{"token": tokenizer.shown(i), "probability": p} for p, i in zip(row_values, row_ids, strict=True)]
+        [{"token": tokenizer.token_text(i), "probability": p} for p, i in zip(row_values, row_ids, strict=True)]
         for row_values, row_ids in zip(best.values.tolist(), best.indices.tolist())
     ]
     for i, token in zip(masks, best.indices[:, 0].tolist()):
         ids[i] = token
-    inner = ids[len(tokenizer.before) : len(ids) - len(tokenizer.after)]
+    inner = ids[len(tokenizer.prefix_ids) : len(ids) - len(tokenizer.suffix_ids)]
     return {"input": text, "text": tokenizer.tokenizer.decode(inner), "masks": ranked}

@@ -1,4 +1,4 @@
-"""What one would rather look at than read: what was taken for what, mistakes, and where the model looks.
+"""Figures of a classifier of images: the confusion matrix, mistakes, and attention to patches.
 
 Shapes: N images, rows and columns of patches.
 """
@@ -11,104 +11,116 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.images.cache import Album
-from ...data.images.decode import beside_heat, png
+from ...data.images.cache import ImageDataset
+from ...data.images.read import encode_png, overlay_heatmap
 from ...errors import InputError
-from ...inference.classification import unique
-from ...model.weights import attention_weights
+from ...inference.classification import unique_names
+from ...metrics import confusion_matrix
+from ...model.transformer import attention_weights
 from ...recipe import Figure
 
-MOST = 2000  # images that are looked at
-BATCH = 100
-MISTAKES = 12
-LOOKS = 6
-MOST_CLASSES = 64  # of a confusion matrix
+MAX_IMAGES = 2000  # of the validation split
+BATCH_SIZE = 100
+MAX_MISTAKES = 12
+ATTENTION_IMAGES = 6
+MAX_CLASSES = 64  # of a confusion matrix
 
 
-def drawn(model: Any, found: Album, labels: np.ndarray) -> list[Figure]:
-    """The figures of a classifier of images, on the validation part (evenly chosen images, where they are many).
-    labels: of all images of the album, as numbers of the model's classes. Without Pillow, those without images."""
-    val = found.split("val")
-    chosen = val[np.linspace(0, len(val) - 1, min(MOST, len(val))).round().astype(int)]
-    answers, shares = answered(model, found.pixels, chosen)
-    truths, names = labels[chosen], unique(model.classes)
-    made = [confusion(truths, answers, names)] if len(names) <= MOST_CLASSES else []
+def draw_figures(model: Any, dataset: ImageDataset, labels: np.ndarray) -> list[Figure]:
+    """Draw the figures of a model on the validation split, or an even sample of it.
+
+    Args:
+        model: The model.
+        dataset: Its images.
+        labels: Of all images of the dataset, as indices of the model's classes.
+
+    Returns:
+        The figures; without Pillow, those without images.
+    """
+    val = dataset.split("val")
+    indices = val[np.linspace(0, len(val) - 1, min(MAX_IMAGES, len(val))).round().astype(int)]
+    predictions, confidences = predict_classes(model, dataset.pixels, indices)
+    truths, names = labels[indices], unique_names(model.classes)
+    matrix = [draw_confusion(truths, predictions, names)] if len(names) <= MAX_CLASSES else []
     try:
-        return (
-            made + mistakes(found.pixels, chosen, truths, answers, shares, names) + looks(model, found.pixels, chosen)
-        )
+        mistakes = draw_mistakes(dataset.pixels, indices, truths, predictions, confidences, names)
+        return [*matrix, *mistakes, *draw_attention(model, dataset.pixels, indices)]
     except InputError:  # no Pillow
-        return made
+        return matrix
 
 
 @torch.inference_mode()
-def answered(model: Any, pixels: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest class of each of these images and its probability, (N,) each."""
-    answers, shares = [], []
-    for start in range(0, len(chosen), BATCH):
-        share, answer = model(tensor(pixels[chosen[start : start + BATCH]], model)).float().softmax(-1).max(-1)
-        answers.append(answer.cpu().numpy())
-        shares.append(share.cpu().numpy())
-    return np.concatenate(answers), np.concatenate(shares)
+def predict_classes(model: Any, pixels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the likeliest class of each of these images and its probability, (N,) each."""
+    classes, probabilities = [], []
+    for start in range(0, len(indices), BATCH_SIZE):
+        images = to_tensor(pixels[indices[start : start + BATCH_SIZE]], model)
+        best = model(images).float().softmax(-1).max(-1)
+        classes.append(best.indices.cpu().numpy())
+        probabilities.append(best.values.cpu().numpy())
+    return np.concatenate(classes), np.concatenate(probabilities)
 
 
-def tensor(images: np.ndarray, model: Any) -> Tensor:
+def to_tensor(images: np.ndarray, model: Any) -> Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(model.mean.device)
 
 
-def confusion(truths: np.ndarray, answers: np.ndarray, names: Sequence[str]) -> Figure:
-    n = len(names)
-    table = np.bincount(truths * n + answers, minlength=n * n).reshape(n, n)
-    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    right = f"{int(table.trace()):,} of {len(truths):,} images of the validation part are right"
-    note = f"{right}; a row for each class, a column for each answer, darker for a larger share of the row"
-    about = {"kind": "matrix", "title": "What was taken for what", "note": note, "top": 1.0}
-    return about | {"values": shares.round(4).tolist(), "rows": list(names), "columns": list(names)}
+def draw_confusion(truths: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> Figure:
+    confusion = confusion_matrix(torch.from_numpy(truths), torch.from_numpy(predictions), len(names)).numpy()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    right = f"{int(confusion.trace()):,} of {len(truths):,} images of the validation split are right"
+    note = f"{right}; a row for each class, a column for each prediction, darker for a larger share of the row"
+    figure = {"kind": "matrix", "title": "Confusion matrix", "note": note, "top": 1.0}
+    return figure | {"values": shares.round(4).tolist(), "rows": list(names), "columns": list(names)}
 
 
-def mistakes(
+def draw_mistakes(
     pixels: np.ndarray,
-    chosen: np.ndarray,
+    indices: np.ndarray,
     truths: np.ndarray,
-    answers: np.ndarray,
-    shares: np.ndarray,
+    predictions: np.ndarray,
+    confidences: np.ndarray,
     names: Sequence[str],
 ) -> list[Figure]:
-    """The wrong answers that the model was surest of."""
-    wrong = np.flatnonzero(truths != answers)
-    worst = wrong[np.argsort(-shares[wrong], kind="stable")[:MISTAKES]]
+    """Draw the wrong predictions of the highest probability."""
+    wrong = np.flatnonzero(truths != predictions)
+    worst = wrong[np.argsort(-confidences[wrong], kind="stable")[:MAX_MISTAKES]]
     images = [
-        {"png": png(pixels[chosen[i]]), "caption": f"{names[truths[i]]}, said {names[answers[i]]} {shares[i]:.2f}"}
+        {
+            "png": encode_png(pixels[indices[i]]),
+            "caption": f"{names[truths[i]]}, predicted {names[predictions[i]]} {confidences[i]:.2f}",
+        }
         for i in worst
     ]
-    note = f"{len(wrong):,} of {len(truths):,} are wrong; these it was surest of: what it is, what was said, how surely"
+    note = f"{len(wrong):,} of {len(truths):,} are wrong; the most confident: class, prediction, probability"
     return [{"kind": "images", "title": "Mistakes", "note": note, "images": images}] if images else []
 
 
-def looks(model: Any, pixels: np.ndarray, chosen: np.ndarray) -> list[Figure]:
-    """Of a few images: which patches the answer was read from, in the last layer.
-
-    Where there is no class node every patch is as near to the answer as any other; what can be said then is how much
-    all of them together read of each."""
-    some = chosen[np.linspace(0, len(chosen) - 1, min(LOOKS, len(chosen))).round().astype(int)]
-    images, heats = pixels[some], heat(model, pixels[some])
-    answers, shares = answered(model, pixels, some)
-    names, first = unique(model.classes), model.nodes.first is not None
-    shown = [
-        {"png": png(beside_heat(image, seen)), "caption": f"said {names[answer]} {share:.2f}"}
-        for image, seen, answer, share in zip(images, heats, answers, shares, strict=True)
+def draw_attention(model: Any, pixels: np.ndarray, indices: np.ndarray) -> list[Figure]:
+    """Draw, for a few images, how much is read of each patch in the last layer."""
+    indices = indices[np.linspace(0, len(indices) - 1, min(ATTENTION_IMAGES, len(indices))).round().astype(int)]
+    images, heats = pixels[indices], attention_heat(model, pixels[indices])
+    predictions, confidences = predict_classes(model, pixels, indices)
+    names, has_class_node = unique_names(model.classes), model.nodes.cls_token is not None
+    pictures = [
+        {
+            "png": encode_png(overlay_heatmap(image, heat)),
+            "caption": f"predicted {names[prediction]} {confidence:.2f}",
+        }
+        for image, heat, prediction, confidence in zip(images, heats, predictions, confidences, strict=True)
     ]
-    title = "Where the class node looks" if first else "Which patches are read"
-    whose = "by the class node" if first else "by all patches together (there is no class node)"
-    note = f"how much is read of each patch {whose} in the last layer, mean of the heads: redder for more"
-    return [{"kind": "images", "title": title, "note": note, "images": shown}]
+    title = "Attention of the class node" if has_class_node else "Attention to patches"
+    reader = "by the class node" if has_class_node else "by all patches together (there is no class node)"
+    note = f"how much is read of each patch {reader} in the last layer, mean of the heads: redder for more"
+    return [{"kind": "images", "title": title, "note": note, "images": pictures}]
 
 
 @torch.inference_mode()
-def heat(model: Any, images: np.ndarray) -> np.ndarray:
-    """What is read of each patch in the last layer: (N, rows, columns)."""
-    here = model if model.mean.device.type == "cpu" else deepcopy(model).cpu()  # its paths take heads of any width
-    weights = attention_weights(here.body, lambda: here(tensor(images, here)))[-1].float().mean(1)  # (N, T, T)
-    read = weights[:, 0, 1:] if here.nodes.first is not None else weights.mean(1)
-    patch = here.nodes.project.kernel_size[0]
-    return read.unflatten(1, (images.shape[1] // patch, images.shape[2] // patch)).numpy()
+def attention_heat(model: Any, images: np.ndarray) -> np.ndarray:
+    """Return how much is read of each patch in the last layer, by the class node or else by all patches together:
+    (N, rows, columns)"""
+    on_cpu = model if model.mean.device.type == "cpu" else deepcopy(model).cpu()  # its kernels take heads of any width
+    weights = attention_weights(on_cpu.body, lambda: on_cpu(to_tensor(images, on_cpu)))[-1].float().mean(1)  # (N, T, T)
+    heat = weights[:, 0, 1:] if on_cpu.nodes.cls_token is not None else weights.mean(1)
+    patch = on_cpu.nodes.project.kernel_size[0]
+    return heat.unflatten(1, (images.shape[1] // patch, images.shape[2] // patch)).numpy()
