@@ -89,7 +89,11 @@ def predict_actions(
     outputs = []
     for start in range(0, len(returns_to_go), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        arrays = returns_to_go[rows, :, None], normalizer.normalize_states(states[rows]), normalizer.encode_actions(actions[rows])
+        arrays = (
+            returns_to_go[rows, :, None],
+            normalizer.normalize_states(states[rows]),
+            normalizer.encode_actions(actions[rows]),
+        )
         inputs = [torch.from_numpy(array).float().to(device) for array in arrays]
         steps = torch.from_numpy(np.minimum(timesteps, model.max_episode_steps - 1)).expand(len(inputs[0]), -1)
         outputs.append(model.predict_action(*inputs, steps.to(device))[:, -1].float().cpu().numpy())

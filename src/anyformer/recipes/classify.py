@@ -41,7 +41,7 @@ from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.text import check_vocabulary, load_config_tokenizer
+from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
 
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
 MAX_FIGURE_CLASSES = 64
@@ -77,7 +77,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_vocabulary(self.vocab_size, self.padded_vocab)
+        check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
         check_range(self, "token_types", at_least=0)
         if len([name for name in self.columns.split(",", 1) if name]) != 2:
             raise ValueError(f"columns is '{self.columns}'; it must name two, such as text,label")
@@ -169,14 +169,14 @@ def encode_texts(config: Config, sha256: str) -> list[list[int]]:
         MaskedTokenizer.from_tokenizer(load_text_tokenizer(config), config.padded_vocab),
         load_texts(config),
     )
-    width = config.model.context - tokenizer.extra
+    width = config.model.context - tokenizer.n_special
     rows = [ids.tolist() for ids in tokenizer.tokenizer.encode_batch(data.texts)]
     if not config.cut and (long := [i for i, ids in enumerate(rows) if len(ids) > width]):
         raise InputError(
             f"{len(long)} of {len(rows)} texts are longer than the context of {config.model.context} tokens (first: "
             f"{data.places[long[0]]}): a larger --model.context, or --cut"
         )
-    return [[*tokenizer.before, *ids[:width], *tokenizer.after] for ids in rows]
+    return [[*tokenizer.prefix_ids, *ids[:width], *tokenizer.suffix_ids] for ids in rows]
 
 
 def batches(
@@ -189,7 +189,7 @@ def batches(
     """
     c, data = config.train, load_texts(config)
     state = init_stream(state, config.data, data.sha256)
-    indices = data.part(split)
+    indices = data.split(split)
     if not len(indices):
         raise InputError(f"data '{config.data}' leaves no text for {split}: bring more than {len(data.texts)}")
     rows = encode_texts(config, data.sha256)

@@ -40,7 +40,7 @@ from ..model.edges import same, within
 from ..model.encoder_decoder import Encoder
 from ..model.heads import MaskedHead
 from ..model.init import initialize
-from ..parsing import check_range, check_types, parse_dataclass, path_field
+from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
@@ -77,7 +77,6 @@ class Config(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_types(self)
         check_range(self, "mask_rate", above=0, below=1)
         check_range(self, "token_types", at_least=0)
 

@@ -44,7 +44,7 @@ from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, TINY_TRAIN, make_stacks
-from ._shared.text import check_vocabulary, load_config_tokenizer
+from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
 
 CURRICULUM_STEPS = 100  # after each so many steps, examples may be one clip longer
 
@@ -85,7 +85,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_vocabulary(self.vocab_size, self.padded_vocab)
+        check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
         check_range(self, "max_clips", "mels", at_least=1, at_most=1000)
         check_range(self, "val_fraction", above=0, below=1)
         check_range(self, "end", at_least=0)
