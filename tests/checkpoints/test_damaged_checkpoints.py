@@ -123,13 +123,13 @@ def test_a_pickle_is_not_read_and_the_line_says_how_to_convert_it(copy: Path):
 def test_a_file_that_was_cut(keep: int, copy: Path):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    refused(brought(copy), "model.safetensors", "is not a whole safetensors file")
+    refused(brought(copy), "model.safetensors", "is not a complete safetensors file")
 
 
 def test_a_header_that_promises_more_than_there_is(copy: Path):
     path = copy / "model.safetensors"
     path.write_bytes((1 << 40).to_bytes(8, "little") + path.read_bytes()[8:])
-    refused(brought(copy), "is not a whole safetensors file")
+    refused(brought(copy), "is not a complete safetensors file")
 
 
 def test_numbers_of_another_kind(copy: Path):

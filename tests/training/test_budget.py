@@ -15,9 +15,10 @@ import torch
 import anyformer
 from anyformer import api
 from anyformer.errors import InputError
+from anyformer.parsing import to_json
 from anyformer.recipe import SizeOption
 from anyformer.recipes import language
-from anyformer.recipes.language import budget
+from anyformer.recipes.language import scaling
 from anyformer.training import budget as plan
 from anyformer.training import loop
 from cli_kit import call
@@ -167,7 +168,7 @@ def test_memory_that_does_not_hold_even_the_smallest_is_said(text: Path, monkeyp
 )
 def test_a_flag_of_the_model_or_its_training_is_a_choice(own: dict, free: bool):
     base = language.PRESETS["small"]
-    mine = api.parse_config(language, api.merge_overrides(api.recipes.to_json(base), own), "test")
+    mine = api.parse_config(language, api.merge_overrides(to_json(base), own), "test")
     assert api.can_choose_size(language, None, mine) == free
     assert not api.can_choose_size(language, "small", mine)
     assert not api.can_choose_size(anyformer.recipe.load_recipe("vision"), None, anyformer.recipe.load_recipe("vision").PRESETS["tiny"])
@@ -185,27 +186,27 @@ def test_how_hard_a_text_is(tmp_path: Path):
     """Dice leave all of their entropy open, a refrain nothing."""
     rng = random.Random(0)
     dice = corpus(tmp_path, "".join(rng.choices("abcdefgh", k=50_000)))
-    assert budget.difficulty(language.corpus(dice)) == pytest.approx(math.log(8), abs=0.1)
+    assert scaling.measure_difficulty(language.load_corpus(dice)) == pytest.approx(math.log(8), abs=0.1)
     refrain = corpus(tmp_path, "over the hills " * 2000)
-    assert budget.difficulty(language.corpus(refrain)) < 0.02
+    assert scaling.measure_difficulty(language.load_corpus(refrain)) < 0.02
 
 
 @pytest.mark.parametrize("length", [40, 300, 5000])
 def test_a_short_text_has_a_difficulty_too(tmp_path: Path, length: int):
     text = "".join(random.Random(0).choices("ab", k=length))
-    assert 0 < budget.difficulty(language.corpus(corpus(tmp_path, text))) < 2
+    assert 0 < scaling.measure_difficulty(language.load_corpus(corpus(tmp_path, text))) < 2
 
 
 def test_pieces_come_from_all_over():
     tokens = np.arange(1000)
-    found = budget.pieces(tokens, 100, 10)
+    found = scaling.sample_pieces(tokens, 100, 10)
     assert found.shape == (10, 10) and found[0, 0] == 0 and found[-1, -1] == 999
-    assert budget.pieces(tokens[:5], 100, 10).tolist() == [[0, 1, 2, 3, 4]]
+    assert scaling.sample_pieces(tokens[:5], 100, 10).tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_more_tokens_more_weights_and_new_tokens_promise_more():
     def says(weights: float, tokens: float, unique: float, vocab: int = 64) -> float:
-        return budget.law(budget.Text(1.5, int(unique), vocab), weights, tokens, *budget.LAW)
+        return scaling.predict_loss(scaling.TextStatistics(1.5, int(unique), vocab), weights, tokens, *scaling.LAW)
 
     assert says(1e6, 2e6, 1e9) > says(1e6, 4e6, 1e9) > says(1e7, 4e6, 1e9)
     assert says(1e6, 4e6, 1e6) > says(1e6, 4e6, 4e6) == says(1e6, 4e6, 1e9)
@@ -216,12 +217,12 @@ def test_more_tokens_more_weights_and_new_tokens_promise_more():
 
 def test_the_law_says_what_was_measured():
     """Of `bench/training/budget_law.py`: nats a character of tiny Shakespeare and of novels, and of a BPE, after so many tokens."""
-    plays, novels = budget.Text(1.518, 1_003_854, 66), budget.Text(1.441, 56_906_281, 192)
-    pieces = budget.Text(4.625, 15_926_686, 4096)
+    plays, novels = scaling.TextStatistics(1.518, 1_003_854, 66), scaling.TextStatistics(1.441, 56_906_281, 192)
+    pieces = scaling.TextStatistics(4.625, 15_926_686, 4096)
     measured = [(plays, 331_776, 2_041_856, 1.5736), (plays, 786_432, 4_728_832, 1.4652)]
     measured += [(novels, 331_776, 7_499_776, 1.3625), (pieces, 786_432, 628_736, 4.8518)]
     for text, weights, tokens, loss in measured:
-        low, high = budget.expected(text, weights, tokens)
+        low, high = scaling.predict_loss_range(text, weights, tokens)
         assert low < loss < high
 
 

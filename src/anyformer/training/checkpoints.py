@@ -1,16 +1,17 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all, read with suspicion.
+"""Checkpoints: safetensors and JSON, written atomically and validated when read.
 
 A checkpoint is a folder `step-N` with `model.safetensors`, `config.json`, the model's own files (`tokenizer.json`),
-`optimizer.safetensors` and `state.json`. It is written under a temporary name, forced to disk and renamed, so that a
-kill, a full disk or a power cut leaves the last good one. No pickle is ever read.
+`optimizer.safetensors` and `state.json`. It is written under a temporary name, flushed to disk and renamed, so that a
+kill, a full disk or a power cut leaves the previous checkpoint intact. Nothing is ever unpickled.
 """
 
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,52 +21,86 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..data.io.checks import read_json, sha256_file
 from ..errors import InputError
+from .config import LoRAConfig
 from .loop import TrainState
+from .lora import add_lora
 
-AVERAGE_DIR = "mean"  # the folder of the mean of the last checkpoints
+AVERAGE_DIR = "mean"  # folder of the average of the last checkpoints
+
+RENAMED_TENSORS = {
+    r"^nodes\.first$": "nodes.cls_token",
+    r"^wanted\.": "return_to_go.",
+    r"^nodes\.wanted\.": "nodes.return_to_go.",
+    r"^nodes\.step\.": "nodes.timestep.",
+    r"^head\.think\.": "head.dense.",
+    r"^opens\.": "initial.",
+    r"^asks\.": "query.",
+    r"^has\.": "key.",
+    r"^fits\.": "score.",
+    r"^speak\.": "maxout.",
+    r"^answer\.": "output.",
+}
+"""Pattern of a tensor's name in checkpoints of earlier versions -> replacement. Applied to names that a model lacks."""
+
+RENAMED_STATE = {"place": "stream_state", "fresh": "missing_keys"}
+"""Keys of state.json in checkpoints of earlier versions -> today's."""
+
+
+# --- writing ---
 
 
 def collect_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything to save, each once: tied weights share a tensor and appear under their first name. Beside adapters,
-    what does not learn is another checkpoint's to keep."""
-    own = dict(model.named_parameters(remove_duplicate=True))
-    if any(".lora_" in name for name in own):
-        return {name: parameter for name, parameter in own.items() if parameter.requires_grad}
+    """Return the tensors to save, by name. Tied weights appear once, under their first name; of a model with adapters,
+    frozen weights are left out: they belong to the base model's checkpoint."""
+    parameters = dict(model.named_parameters(remove_duplicate=True))
+    if any(".lora_" in name for name in parameters):
+        return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     persistent = model.state_dict().keys()
-    return own | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
 def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> Path:
-    """Write `folder/step-N`. Raises InputError if the disk refuses; nothing half-written stays behind."""
-    final = folder / f"step-{state.step}"
-    kept = find_latest(folder)
-    good = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
-    with atomic_directory(final, f"{good}: free some space and go on with --resume") as temporary:
-        save_file(detached(state.optimizer.state()), temporary / "optimizer.safetensors", {"format": "pt"})
-        rest = {"step": state.step, "place": state.stream_state, "best": state.best}
-        write_model(temporary, state.model, config, rest)
+    """Write `folder/step-N`.
+
+    Args:
+        folder: The run's checkpoints.
+        state: What to save.
+        config: The content of the checkpoint's config.json.
+
+    Raises:
+        InputError: If it cannot be written; nothing half-written remains.
+    """
+    final, latest = folder / f"step-{state.step}", find_latest(folder)
+    previous = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
+    with atomic_directory(final, f"{previous}: free some space and continue with --resume") as temporary:
+        save_file(detach(state.optimizer.state_dict()), temporary / "optimizer.safetensors", {"format": "pt"})
+        values: dict[str, Any] = {"step": state.step, "stream_state": state.stream_state, "best": state.best}
+        if state.scaler.is_enabled():
+            values["scaler"] = state.scaler.state_dict()
+        write_model(temporary, state.model, config, values)
     return final
 
 
 def write_model(folder: Path, model: nn.Module, config: dict[str, Any], state: dict[str, Any]) -> None:
-    """The weights, what belongs beside them, and the seals of that: all that a checkpoint needs to be used."""
-    own = {name: text.encode() for name, text in getattr(model, "files", {}).items()}
-    seals = {name: hashlib.sha256(content).hexdigest() for name, content in own.items()}
-    save_file(detached(collect_tensors(model)), folder / "model.safetensors", {"format": "pt"})
-    for name, values in {"config.json": config, "state.json": state | {"files": seals}}.items():
-        own[name] = json.dumps(values, indent=2).encode()
-    for name, content in own.items():
+    """Write everything that using a model needs: weights, configs, the model's own files and their hashes."""
+    files = {name: text.encode() for name, text in getattr(model, "files", {}).items()}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    save_file(detach(collect_tensors(model)), folder / "model.safetensors", {"format": "pt"})
+    for name, values in {"config.json": config, "state.json": state | {"files": hashes}}.items():
+        files[name] = json.dumps(values, indent=2).encode()
+    for name, content in files.items():
         (folder / name).write_bytes(content)
 
 
-def detached(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in named.items()}
+def detach(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 @contextmanager
 def atomic_directory(final: Path, advice: str = "free some space and try again") -> Generator[Path]:
-    """A temporary folder that becomes `final` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary folder that becomes `final` if the block succeeds, and is removed if it fails."""
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,7 +118,7 @@ def atomic_directory(final: Path, advice: str = "free some space and try again")
 
 
 def remove_directory(folder: Path) -> None:
-    """Out of sight first, in one stroke: a kill in the middle of deleting must not leave half a checkpoint."""
+    """Rename, then delete: a kill during the deletion must not leave half a checkpoint."""
     if folder.exists():
         doomed = folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}.old")
         os.replace(folder, doomed)
@@ -91,7 +126,7 @@ def remove_directory(folder: Path) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Force a file or folder to disk (folders cannot be opened on Windows, nor need they be)."""
+    """Flush a file or folder to disk (on Windows folders cannot be opened, and need no flush)."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -101,10 +136,13 @@ def sync_to_disk(path: Path) -> None:
         os.close(handle)
 
 
+# --- choosing ---
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and (path / "state.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    """Return the checkpoints in a folder, oldest first."""
+    paths = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and (path / "state.json").is_file()]
+    return sorted(paths, key=lambda path: int(path.name[5:]))
 
 
 def find_latest(folder: Path) -> Path | None:
@@ -112,24 +150,26 @@ def find_latest(folder: Path) -> Path | None:
 
 
 def find_best(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, as the latest one remembers it, or the mean of the last; else the
-    latest."""
-    last = find_latest(folder)
-    if last is None:
+    """Return the checkpoint with the lowest validation loss (as the latest records it), or the average of the last ones
+    if that is lower; the latest if none has been validated."""
+    latest = find_latest(folder)
+    if latest is None:
         return None
-    state, mean = read_state(last), folder / AVERAGE_DIR
-    if (mean / "state.json").is_file():
-        found = read_state(mean)
-        if found["step"] == state["step"] and found["best"]["val_loss"] < state["best"].get("val_loss", math.inf):
-            return mean
-    chosen = folder / f"step-{state['best'].get('step')}"
-    return chosen if chosen.is_dir() else last
+    state, average = read_state(latest), folder / AVERAGE_DIR
+    if (average / "state.json").is_file():
+        averaged = read_state(average)
+        is_current = averaged["step"] == state["step"]
+        if is_current and averaged["best"]["val_loss"] < state["best"].get("val_loss", math.inf):
+            return average
+    best = folder / f"step-{state['best'].get('step')}"
+    return best if best.is_dir() else latest
 
 
-def prune_checkpoints(folder: Path, last: int = 1) -> None:
-    """Keep the best and the last (one or more), and nothing that was left half-written by a kill."""
-    state = read_state(newest) if (newest := find_latest(folder)) else {"best": {}}
-    keep = {folder / f"step-{state['best'].get('step')}", *list_checkpoints(folder)[-last:]}
+def prune_checkpoints(folder: Path, keep_last: int = 1) -> None:
+    """Keep the best and the last checkpoints; remove the others and what a kill left half-written."""
+    latest = find_latest(folder)
+    best = read_state(latest)["best"] if latest else {}
+    keep = {folder / f"step-{best.get('step')}", *list_checkpoints(folder)[-keep_last:]}
     for path in list_checkpoints(folder):
         if path not in keep:
             remove_directory(path)
@@ -137,28 +177,22 @@ def prune_checkpoints(folder: Path, last: int = 1) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} should hold a JSON object, found {type(found).__name__}")
-    return found
+# --- reading ---
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """step, place and best of a checkpoint. Raises InputError."""
-    found = read_json(folder / "state.json")
-    for name, kind in {"step": int, "place": dict, "best": dict}.items():
-        if not isinstance(found.get(name), kind):
-            raise InputError(f"{folder / 'state.json'}: {name} is {found.get(name)!r}, not {kind.__name__}")
-    return found
+    """Return the content of a checkpoint's state.json, under today's names. Raises InputError."""
+    path = folder / "state.json"
+    state = {RENAMED_STATE.get(name, name): value for name, value in read_json(path).items()}
+    for name, kind in {"step": int, "stream_state": dict, "best": dict}.items():
+        if not isinstance(state.get(name), kind):
+            raise InputError(f"{path}: {name} is {state.get(name)!r}, not {kind.__name__}")
+    return state
 
 
 @contextmanager
 def open_safetensors(path: Path) -> Generator[Any]:
-    """A safetensors file, its header checked against its size before anything is read. Raises InputError."""
+    """Open a safetensors file; its header is checked against its size before any tensor is read. Raises InputError."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -166,59 +200,123 @@ def open_safetensors(path: Path) -> Generator[Any]:
         raise InputError(f"{path} does not exist: a checkpoint needs it") from None
     except (OSError, SafetensorError) as error:
         size = path.stat().st_size if path.exists() else 0
-        raise InputError(f"{path} ({size:,} bytes) is not a whole safetensors file: {error}") from None
+        raise InputError(f"{path} ({size:,} bytes) is not a complete safetensors file: {error}") from None
+
+
+def match_names(stored: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+    """Map the names that a model expects to the names in a file, which may be those of an earlier version."""
+    expected, matched = set(expected), {}
+    for name in stored:
+        today = name
+        if name not in expected:
+            for pattern, replacement in RENAMED_TENSORS.items():
+                today = re.sub(pattern, replacement, today)
+        matched[today] = name
+    return matched
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Fill the model from `folder/model.safetensors`. Raises InputError naming the first key or shape that differs."""
-    path, wanted = folder / "model.safetensors", collect_tensors(model)
+    """Fill a model from `folder/model.safetensors`. Raises InputError naming the first tensor that does not match."""
+    path, tensors = folder / "model.safetensors", collect_tensors(model)
     verify_files(folder)
     with open_safetensors(path) as file:
-        found = set(file.keys())
-        if missing := sorted(wanted.keys() - found):
+        names = match_names(file.keys(), tensors)
+        if missing := sorted(tensors.keys() - names.keys()):
             raise InputError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more): it belongs to another model")
-        if extra := sorted(found - wanted.keys()):
+        if extra := sorted(names.keys() - tensors.keys()):
             raise InputError(f"{path} has {extra[0]} (and {len(extra) - 1} more) that this model does not know")
-        for name, tensor in wanted.items():
-            shape = file.get_slice(name).get_shape()
+        for name, tensor in tensors.items():
+            shape = file.get_slice(names[name]).get_shape()
             if list(shape) != list(tensor.shape):
                 raise InputError(f"{path}: {name} has shape {shape}, the model expects {list(tensor.shape)}")
         with torch.no_grad():
-            for name, tensor in wanted.items():
-                tensor.copy_(file.get_tensor(name))
+            for name, tensor in tensors.items():
+                tensor.copy_(file.get_tensor(names[name]))
 
 
 def load_average(folders: Sequence[Path], model: nn.Module) -> None:
-    """Fill the model with the mean of several checkpoints of it, one tensor at a time. Raises InputError."""
+    """Fill a model with the average of several of its checkpoints, one tensor at a time. Raises InputError."""
     load_weights(folders[0], model)
     with ExitStack() as stack, torch.no_grad():
         files = [stack.enter_context(open_safetensors(folder / "model.safetensors")) for folder in folders]
-        for name, tensor in collect_tensors(model).items():
+        tensors = collect_tensors(model)
+        names = [match_names(file.keys(), tensors) for file in files]
+        for name, tensor in tensors.items():
             if tensor.is_floating_point():
                 total = torch.zeros(tensor.shape, dtype=torch.float64)
-                for file in files:
-                    total += file.get_tensor(name)
+                for file, stored in zip(files, names):
+                    total += file.get_tensor(stored[name])
                 tensor.copy_(total / len(files))
 
 
 def verify_files(folder: Path) -> None:
-    """The files beside the weights are those that were saved with them: another vocabulary of the same size would load
-    and talk nonsense."""
-    for name, seal in read_json(folder / "state.json").get("files", {}).items():
+    """Check that the files next to the weights are those saved with them: another vocabulary of the same size would
+    load without an error. Raises InputError."""
+    hashes = read_json(folder / "state.json").get("files")
+    for name, sha256 in hashes.items() if isinstance(hashes, dict) else ():
         path = folder / Path(name).name
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != seal:
-            raise InputError(f"{path} is not the file that these weights were trained with: bring the old one back")
+        if path.is_file() and sha256_file(path) != sha256:
+            raise InputError(f"{path} is not the file that these weights were trained with: restore the original")
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Put the state back where the checkpoint left it."""
+    """Restore everything from a checkpoint. Raises InputError."""
     load_weights(folder, state.model)
-    with open_safetensors(folder / "optimizer.safetensors") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    path = folder / "optimizer.safetensors"
+    with open_safetensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     try:
-        state.optimizer.load(found)
+        state.optimizer.load_state_dict(tensors)
     except (ValueError, IndexError) as error:
-        path = folder / "optimizer.safetensors"
         raise InputError(f"{path} belongs to another model or optimizer, which a run cannot change: {error}") from None
-    rest = read_state(folder)
-    state.step, state.stream_state, state.best = rest["step"], rest["place"], rest["best"]
+    values = read_state(folder)
+    state.step, state.stream_state, state.best = values["step"], values["stream_state"], values["best"]
+    if state.scaler.is_enabled() and "scaler" in values:
+        try:
+            state.scaler.load_state_dict(values["scaler"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"{folder / 'state.json'}: scaler is not the state of a GradScaler: {error}") from None
+
+
+# --- starting from another model ---
+
+
+def hash_weights(path: Path) -> str:
+    """Return the SHA-256 of the weights in a checkpoint: a file, or the `model*.safetensors` of a folder."""
+    return sha256_file(*([path] if path.is_file() else sorted(path.glob("model*.safetensors"))))
+
+
+def initialize_from(model: nn.Module, source: nn.Module, where: str, lora: LoRAConfig) -> list[str]:
+    """Start from another model's weights, with adapters on them if `lora` has a rank.
+
+    Args:
+        model: The new model, changed in place.
+        source: The trained model.
+        where: Where it comes from, for messages.
+        lora: Settings of the adapters.
+
+    Returns:
+        The names of tensors that the source has nothing for; they keep their fresh values and are trained.
+    """
+    missing_keys = load_backbone(model, source, where)
+    if lora.rank:
+        add_lora(model, lora, missing_keys)
+    return missing_keys
+
+
+@torch.no_grad()
+def load_backbone(model: nn.Module, source: nn.Module, where: str) -> list[str]:
+    """Copy the weights of another model, except heads that another task needs anew.
+
+    Returns the names of tensors that keep their fresh values. Raises InputError naming the first tensor outside the
+    head that does not match.
+    """
+    tensors, stored = collect_tensors(model), collect_tensors(source)
+    missing_keys = [name for name in tensors if name not in stored or stored[name].shape != tensors[name].shape]
+    if unmatched := [name for name in missing_keys if not name.startswith("head")]:
+        name = unmatched[0]
+        shape = list(stored[name].shape) if name in stored else "no such tensor"
+        raise InputError(f"{where} does not match: {name} has shape {list(tensors[name].shape)} here, there {shape}")
+    for name in tensors.keys() - set(missing_keys):
+        tensors[name].copy_(stored[name])
+    return missing_keys

@@ -66,7 +66,7 @@ class TrainConfig:
         check_range(self, "beta2", at_least=0, below=1)
         check_range(self, "lr", above=0)
         if self.lr * self.weight_decay > 1:  # the decoupled decay multiplies by 1 - lr * weight_decay
-            raise ValueError(f"weight_decay is {self.weight_decay:g}; times lr {self.lr:g} it must be at most 1")
+            raise ValueError(f"weight_decay is {self.weight_decay} and lr {self.lr}; their product must be at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

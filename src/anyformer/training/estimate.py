@@ -1,59 +1,107 @@
-"""What a training would take, without training: counted on torch's meta device, which has shapes and no numbers."""
+"""Estimate what a training would cost, without training: on torch's meta device, which has shapes and no values."""
 
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..recipe import Recipe
 from .device import resolve_device, resolve_dtype
 
-OPTIMIZER_STATES = {"adamw": 2, "muon": 2}  # numbers an optimiser keeps for each weight, at most
+OPTIMIZER_STATES = {"adamw": 2, "muon": 2}  # numbers that an optimizer keeps per weight, at most
+MAX_ROWS = 256  # rows of the batch that is read; the cost of a larger one is scaled up from it
+MAX_CPU_ROWS = 4  # the same for models that cannot run on the meta device
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of one forward and backward pass."""
+
+    flops: float
+    activation_bytes: float
+    """Of the tensors that are kept for the backward pass."""
+    parameters: int
+    weight_bytes: int
 
 
 def estimate(recipe: Recipe, config: Any) -> dict[str, Any]:
-    """Parameters, FLOPs of a step, bytes of memory and the shapes of one real batch. JSON-able."""
+    """Return parameters, FLOPs of a step, bytes of memory and the shapes of one batch, as plain values."""
     c = config.train
-    batch, place = next(recipe.batches(config, "train", None))
-    with torch.device("meta"):
-        model = recipe.build(config)
-    held: dict[int, int] = {}
+    batch, tokens, scale = read_batch(recipe, config, MAX_ROWS)
+    try:
+        with torch.device("meta"):
+            model = recipe.build(config)
+        cost, cost_scale = measure_step(recipe, model, {name: value.to("meta") for name, value in batch.items()}), scale
+    except (RuntimeError, TypeError):  # the loss depends on values: indexing by a mask, lengths, lookups in numpy
+        small, _, cost_scale = read_batch(recipe, config, MAX_CPU_ROWS)
+        cost = measure_step(recipe, recipe.build(config), small)
+    memory = {
+        "weights": cost.weight_bytes,
+        "gradients": cost.weight_bytes,
+        "optimizer": OPTIMIZER_STATES[c.optimizer] * cost.weight_bytes,
+        "activations": round(cost.activation_bytes * cost_scale),
+    }
+    flops_per_step = round(cost.flops * cost_scale) * c.accumulate
+    device = resolve_device(c.device)
+    return {
+        "parameters": cost.parameters,
+        "flops_per_step": flops_per_step,
+        "flops": flops_per_step * c.steps,
+        "memory_bytes": memory | {"total": sum(memory.values())},
+        "batch": {name: describe_tensor(value, scale) for name, value in batch.items()},
+        "tokens_per_step": round(tokens * scale) * c.accumulate,
+        "steps": c.steps,
+        "device": str(device),
+        "dtype": str(resolve_dtype(c.dtype, device)).removeprefix("torch."),
+    }
 
-    def hold(tensor: Tensor) -> Tensor:
-        held[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+
+def read_batch(recipe: Recipe, config: Any, max_rows: int) -> tuple[dict[str, Tensor], int, float]:
+    """Read the first batch with at most so many rows.
+
+    Returns the batch, its number of tokens, and by how much the config's batch is larger.
+    """
+    rows = min(config.train.batch, max_rows)
+    smaller = replace(config, train=replace(config.train, batch=rows))
+    batch, state = next(recipe.batches(smaller, "train", None))
+    return batch, state.get("tokens", 0), config.train.batch / rows
+
+
+def measure_step(recipe: Recipe, model: nn.Module, batch: dict[str, Tensor]) -> StepCost:
+    """Run the loss forward and backward, and count."""
+    bytes_by_storage: dict[int, int] = {}
+
+    def record(tensor: Tensor) -> Tensor:
+        bytes_by_storage[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as flops, saved_tensors_hooks(hold, lambda tensor: tensor):
-        recipe.loss(model, {name: value.to("meta") for name, value in batch.items()}).backward()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
-    activations = sum(size for storage, size in held.items() if storage not in own)
-    memory = {
-        "weights": weights,
-        "gradients": weights,
-        "optimizer": OPTIMIZER_STATES[c.optimizer] * weights,
-        "activations": activations,
-    }
-    where = resolve_device(c.device)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_per_step": flops.get_total_flops() * c.accumulate,
-        "flops": flops.get_total_flops() * c.accumulate * c.steps,
-        "memory_bytes": memory | {"total": sum(memory.values())},
-        "batch": {
-            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in batch.items()
-        },
-        "tokens_per_step": place.get("tokens", 0) * c.accumulate,
-        "steps": c.steps,
-        "device": str(where),
-        "dtype": str(resolve_dtype(c.dtype, where)).removeprefix("torch."),
-    }
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings(action="ignore"))  # mkldnn.flags warns on CPUs of other makers
+        # mkldnn's recurrent layers are one operation that the counter does not know
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(saved_tensors_hooks(record, lambda tensor: tensor))
+        flops = stack.enter_context(FlopCounterMode(display=False))
+        recipe.loss(model, batch).backward()
+    parameters = list(model.parameters())
+    weights = {p.untyped_storage()._cdata for p in parameters}
+    activations = sum(size for storage, size in bytes_by_storage.items() if storage not in weights)
+    weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    return StepCost(flops.get_total_flops(), activations, sum(p.numel() for p in parameters), weight_bytes)
+
+
+def describe_tensor(tensor: Tensor, scale: float) -> dict[str, Any]:
+    """Return shape and dtype, the first axis (rows) scaled up."""
+    rows = [round(size * scale) for size in tensor.shape[:1]]
+    return {"shape": [*rows, *tensor.shape[1:]], "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
 def format_estimate(title: str, facts: dict[str, Any]) -> str:
-    """The same for a person."""
+    """Format an estimate for the terminal."""
     memory = facts["memory_bytes"]
     parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items() if name != "total")
     shapes = ", ".join(f"{name} {tuple(b['shape'])} {b['dtype']}" for name, b in facts["batch"].items())

@@ -1,22 +1,22 @@
-"""How fast a device multiplies and reads: what no training and no answer on it can pass. Measured, not looked up."""
+"""Measured limits of a device: how fast it multiplies matrices and moves memory. No training or inference exceeds them."""
 
 import time
 from collections.abc import Callable
 
 import torch
 
-COPY_BYTES = 128 * 2**20  # bytes; larger than the caches of all but the largest servers
-MIN_MATMUL_SECONDS = 0.03  # seconds; a matrix multiplication that takes this long has warmed up and is well measured
-UNSUPPORTED_ERRORS = (RuntimeError, TypeError, NotImplementedError)  # how torch says that a device cannot, or lacks the memory
+COPY_BYTES = 128 * 2**20  # larger than the caches of all but the largest servers
+MIN_MATMUL_SECONDS = 0.03  # a matrix multiplication this long is warmed up and measured well
+UNSUPPORTED_ERRORS = (RuntimeError, TypeError, NotImplementedError)  # of torch, if a device cannot, or lacks memory
 
 
 def first_line(error: BaseException) -> str:
-    """Why, in one line."""
+    """Return an error's message in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def measure_matmul_gflops(device: str, dtype: str) -> float:
-    """The best speed of a square matrix multiplication in GFLOP/s, over sizes that double until one takes a while."""
+    """Measure the highest speed of a square matrix multiplication in GFLOP/s, over doubling sizes."""
     best = 0.0
     for n in (256, 512, 1024, 2048, 4096, 8192):
         a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
@@ -28,28 +28,28 @@ def measure_matmul_gflops(device: str, dtype: str) -> float:
 
 
 def measure_copy_bandwidth(device: str) -> float:
-    """Memory bandwidth in GB/s: a copy of 128 MiB, the bytes read and the bytes written both counted."""
+    """Measure memory bandwidth in GB/s with a copy of 128 MiB; bytes read and bytes written both count."""
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     return round(2 * COPY_BYTES / time_fastest(lambda: target.copy_(source), device) / 1e9, 1)
 
 
 def measure_read_bandwidth(device: str) -> float:
-    """What the memory gives to who only reads, in GB/s: the sum of 256 MiB of numbers."""
-    many = torch.ones(2 * COPY_BYTES // 4, device=device)
-    return round(2 * COPY_BYTES / time_fastest(many.sum, device, 30) / 1e9, 1)
+    """Measure read bandwidth in GB/s with the sum of 256 MiB."""
+    values = torch.ones(2 * COPY_BYTES // 4, device=device)
+    return round(2 * COPY_BYTES / time_fastest(values.sum, device, 30) / 1e9, 1)
 
 
-def time_fastest(work: Callable[[], object], device: str, times: int = 4) -> float:
-    """Seconds of the fastest of a few runs, after one that is not counted."""
+def time_fastest(function: Callable[[], object], device: str, repeats: int = 4) -> float:
+    """Return the seconds of the fastest of several calls, after one warm-up call."""
     kind = torch.device(device).type
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(kind, lambda: None)
+    synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(kind, lambda: None)
     best = float("inf")
-    for attempt in range(times + 1):
-        wait()
+    for attempt in range(repeats + 1):
+        synchronize()
         start = time.perf_counter()
-        work()
-        wait()
+        function()
+        synchronize()
         seconds = time.perf_counter() - start
         best = min(best, seconds) if attempt else best
     return max(best, 1e-9)

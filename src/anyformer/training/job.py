@@ -1,21 +1,31 @@
 """A training job: everything that decides a training, resolved once, and the function that runs it.
 
 `api.resolve_job` builds a `TrainingJob` from a recipe, a preset, overrides, paths, a budget and the weights to start
-from. From there the job is handed down unchanged: `run_job` -> `open_run` -> `restore_or_init` -> `run_training` ->
-`loop.train`.
+from. From there the job is handed down: `run_job` -> `restore_or_init` -> `run_training` -> `loop.train`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..recipe import Recipe
-from .budget import Budget
+from ..errors import Stopped, TrainingError
+from ..parsing import to_json
+from ..recipe import Recipe, bind_checkpoint_files
+from . import budget as budgets
+from . import checkpoints
 from .config import LoRAConfig
-from .run_directory import RunDirectory
+from .device import resolve_device
+from .loop import TrainState, evaluate, init_state, is_finished, train
+from .run_directory import RunDirectory, RunLogs, describe_run
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class InitWeights:
     path: Path
     """What the user named, resolved: stored in config.json and loaded again when adapters are resumed."""
     sha256: str
-    """Of its weight files."""
+    """Of its weight files (`checkpoints.hash_weights`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +56,200 @@ class TrainingJob:
     is_resumed: bool = False
     """The run directory holds a run, and training continues it."""
     init: InitWeights | None = None
-    """For a resumed run: only where its checkpoints need the base model (LoRA)."""
-    lora: LoRAConfig = LoRAConfig()
-    budget: Budget | None = None
-    """A time limit that decides the number of steps, and possibly the size of the model. Never with `is_resumed`."""
+    """For a resumed run only if the base model is needed: it has adapters, or no checkpoint yet."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    budget: budgets.Budget | None = None
+    """A time limit that decides the number of steps, and possibly the size of the model. Never of a resumed run."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """How a budget chose the config; part of config.json."""
+    """How a budget chose the size of the model; stored in config.json."""
     command: str = ""
     """The command line or call that started it."""
 
 
-StartCallback = Callable[[TrainingJob, Any], None]
-"""on_start(job, state: TrainState), called once before the first step."""
+StartCallback = Callable[[TrainingJob, TrainState], None]
+"""on_start(job, state), called once before the first step."""
 RecordCallback = Callable[[dict[str, Any]], None]
 """on_record(record), called after each step."""
+
+
+def run_job(
+    job: TrainingJob, on_start: StartCallback | None = None, on_record: RecordCallback | None = None
+) -> tuple[TrainingJob, TrainState]:
+    """Train in the job's run directory, up to the last checkpoint.
+
+    What is wrong with the device or the data is reported before anything is written. A run that fails before its first
+    checkpoint is removed.
+
+    Args:
+        job: What to train.
+        on_start: Called with the job and the state before the first step.
+        on_record: Called with the record of each step.
+
+    Returns:
+        The job with the config that was trained (a budget decides part of it), and the final state.
+
+    Raises:
+        InputError: If the input cannot be used, or another process trains in the directory.
+        TrainingError: If the loss is not finite.
+        Stopped: After Ctrl-C or SIGTERM; everything is saved.
+    """
+    with ExitStack() as stack:
+        if job.is_resumed:
+            stack.enter_context(job.run.lock())
+        check_inputs(job)
+        job = apply_budget(job)
+        if not job.is_resumed:
+            job.run.require_unused()
+            stack.enter_context(job.run.lock())
+            job.run.create(describe_job(job))
+        stack.enter_context(remove_stub(job))
+        state = restore_or_init(job)
+        if job.is_resumed:
+            job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
+        if on_start is not None:
+            on_start(job, state)
+        for record in run_training(job, state):
+            if on_record is not None:
+                on_record(record)
+        average_checkpoints(job, state)
+    return job, state
+
+
+def check_inputs(job: TrainingJob) -> None:
+    """Open the device, and read a batch of both splits. Raises InputError."""
+    resolve_device(job.config.train.device)
+    latest = checkpoints.find_latest(job.run.checkpoints)
+    stream_state = None if latest is None else checkpoints.read_state(latest)["stream_state"]
+    for split, state in (("train", stream_state), ("val", None)):
+        next(job.recipe.batches(job.config, split, state))
+
+
+def apply_budget(job: TrainingJob) -> TrainingJob:
+    """Return the job with the number of steps, and possibly the model size, that fit its budget."""
+    if job.budget is None:
+        return job
+    seconds = job.budget.remaining_seconds
+    if not job.budget.choose_size:
+        return replace(job, config=budgets.fit_steps(job.recipe, job.config, seconds))
+    config, reasons = budgets.choose_size(job.recipe, job.config, seconds)
+    return replace(job, config=config, plan={"minutes": job.budget.minutes} | reasons)
+
+
+def describe_job(job: TrainingJob) -> dict[str, Any]:
+    """Return the content of the run's config.json."""
+    content = describe_run(job.recipe_name, job.preset, job.config, job.command)
+    if job.init is not None:
+        content["init"] = {"path": str(job.init.path), "sha256": job.init.sha256}
+    if job.lora.rank:
+        content["lora"] = to_json(job.lora)
+    if job.plan:
+        content["plan"] = job.plan
+    return content
+
+
+@contextmanager
+def remove_stub(job: TrainingJob) -> Generator[None]:
+    """Remove a new run that fails before its first checkpoint, unless its logs show why (TrainingError)."""
+    try:
+        yield
+    except BaseException as error:  # also Ctrl-C while the model is built
+        is_worth_keeping = job.is_resumed or isinstance(error, TrainingError | Stopped)
+        if not is_worth_keeping and checkpoints.find_latest(job.run.checkpoints) is None:
+            job.run.remove()
+        raise
+
+
+def restore_or_init(job: TrainingJob) -> TrainState:
+    """Return the state of the run's last checkpoint, its logs cut there; or a new state if it has none."""
+    folder = job.run.checkpoints
+    checkpoints.prune_checkpoints(folder, job.config.train.average)
+    latest = checkpoints.find_latest(folder)
+
+    def initialize(model: nn.Module) -> None:
+        if job.init is not None:
+            checkpoints.initialize_from(model, job.init.module, str(job.init.path), job.lora)
+            job.init.module.to("meta")  # frees its memory
+
+    config = job.config if latest is None else bind_checkpoint_files(job.config, latest)
+    state = init_state(job.recipe, config, initialize)
+    if latest is not None:
+        checkpoints.load_checkpoint(latest, state)
+    job.run.rewind(state.step)
+    return state
+
+
+def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]]:
+    """Train, log, sample and save; yield each record with "seconds", "tokens_per_second" and the step "saved" last.
+
+    Raises Stopped after Ctrl-C or SIGTERM, when everything is saved.
+    """
+    config, run = job.config.train, job.run
+    content, saved, tokens = run.read_config(), state.step, (state.stream_state or {}).get("tokens", 0)
+    started_at = last = time.monotonic()
+    with catch_stop_signals() as stop, RunLogs(run.path) as logs:
+        for record in train(job.recipe, job.config, state):
+            now = time.monotonic()
+            seconds, speed = now - started_at, (record["tokens"] - tokens) / max(now - last, 1e-9)
+            tokens = record["tokens"]
+            logs.log_metrics(record)
+            if "val_loss" in record:
+                logs.log_sample(record["step"], predict_sample(job.recipe, state.model))
+            else:  # a step that validates says nothing about the speed of training
+                timings = {"seconds": round(seconds, 3), "tokens_per_second": round(speed)}
+                logs.log_timings({"step": record["step"]} | timings)
+            is_due = state.step % config.save_every == 0 or is_finished(state, config)
+            if is_due or stop.is_set() or state.best.get("step") == state.step:
+                logs.flush()
+                checkpoints.save_checkpoint(run.checkpoints, state, content)
+                checkpoints.prune_checkpoints(run.checkpoints, config.average)
+                saved = state.step
+            last = time.monotonic()  # the time of saving and of the caller is not counted
+            yield record | {"seconds": seconds, "tokens_per_second": speed, "saved": saved}
+            if stop.is_set():
+                raise Stopped(f"stopped at step {state.step} of {config.steps}; everything is saved")
+
+
+@torch.no_grad()
+def predict_sample(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """Return the recipe's example prediction; the model stays in training mode."""
+    try:
+        return recipe.predict(model.eval(), {})
+    finally:
+        model.train()
+
+
+def average_checkpoints(job: TrainingJob, state: TrainState) -> None:
+    """Average the last checkpoints of a finished run (1706.03762, section 6.1) and store the result with its
+    validation loss: it is the best checkpoint if that is the lowest. The model in `state` becomes it."""
+    folder, config = job.run.checkpoints, job.config.train
+    latest = checkpoints.list_checkpoints(folder)[-config.average :]
+    if len(latest) < 2:
+        return
+    checkpoints.load_average(latest, state.model)
+    batches = (batch for batch, _ in islice(job.recipe.batches(job.config, "val", None), config.eval_batches))
+    loss = evaluate(job.recipe, state.model, batches, config.dtype)["loss"]
+    best = {"step": state.step, "val_loss": loss}
+    with checkpoints.atomic_directory(folder / checkpoints.AVERAGE_DIR) as temporary:
+        values = {"step": state.step, "stream_state": state.stream_state, "best": best}
+        checkpoints.write_model(temporary, state.model, job.run.read_config(), values)
+
+
+@contextmanager
+def catch_stop_signals() -> Generator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into a stop between two steps; a second Ctrl-C interrupts at once."""
+    is_requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield is_requested
+        return
+
+    def request_stop(signum: int, frame: Any) -> None:
+        if is_requested.is_set():
+            raise KeyboardInterrupt
+        is_requested.set()
+
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield is_requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""LoRA (2106.09685): fine-tune small matrices beside the large ones, which stay as they are.
+"""LoRA (2106.09685): fine-tune low-rank adapters of linear layers whose own weights are frozen.
 
-Each adapted map computes W x + (alpha / rank) B A x; only A and B learn, and only they are saved. B begins at zero, so
-that training begins at the base model.
+An adapted layer computes W x + (alpha / rank) B A x. Only A and B are trained and saved. B starts at zero, so that
+training starts at the base model.
 """
 
 import math
@@ -11,15 +11,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..model.transformer import Transformer
 from ..model.kernels.linear import Linear
+from ..model.transformer import Transformer
 from .config import LoRAConfig
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class LoRALinear(nn.Module):
-    """A linear map and its adapter. (..., in) -> (..., out)"""
+    """A linear layer with an adapter: (..., in) -> (..., out)."""
 
     def __init__(self, base: Linear, lora: LoRAConfig):
         super().__init__()
@@ -32,32 +32,37 @@ class LoRALinear(nn.Module):
         return self.base(x) + nn.functional.linear(nn.functional.linear(x, self.lora_A), self.lora_B) * self.scale
 
     @torch.no_grad()
-    def merged(self) -> Linear:
-        """The one map that does the same: the adapter is added to the base's weight."""
+    def merge(self) -> Linear:
+        """Add the adapter to the base layer's weight, and return that layer."""
         self.base.weight += self.scale * (self.lora_B @ self.lora_A)
         return self.base
 
 
-def add_lora(model: nn.Module, lora: LoRAConfig, learns: Collection[str] = ()) -> nn.Module:
-    """Put adapters on the maps of the model's blocks and freeze all else, but for parameters named in `learns` (a fresh
-    head). Returns the model."""
+def add_lora(model: nn.Module, lora: LoRAConfig, trainable: Collection[str] = ()) -> nn.Module:
+    """Add adapters to the linear layers of a model's Transformer blocks, and freeze everything else.
+
+    Args:
+        model: Changed in place, and returned.
+        lora: Rank, scale and which layers.
+        trainable: Names of parameters that are trained in full (a new head).
+    """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learns)
-    for parent, name, child in find_modules(model, Linear):
+        parameter.requires_grad_(name in trainable)
+    for parent, name, linear in find_modules(model, Linear):
         if lora.where == "all" or name in ("query", "key", "value", "output"):
-            setattr(parent, name, LoRALinear(child, lora))
+            setattr(parent, name, LoRALinear(linear, lora))
     return model
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Fold every adapter into the map it is on. Returns the model, which is then as if it had none."""
-    for parent, name, child in find_modules(model, LoRALinear):
-        setattr(parent, name, child.merged())
+    """Merge every adapter into its layer. Returns the model, which then has none."""
+    for parent, name, adapter in find_modules(model, LoRALinear):
+        setattr(parent, name, adapter.merge())
     return model.requires_grad_(True)
 
 
 def find_modules(model: nn.Module, kind: type[M]) -> list[tuple[nn.Module, str, M]]:
-    """The maps of this kind within the blocks of the model's stacks: (module that holds it, its name there, it)."""
+    """Return the modules of a type inside a model's Transformer blocks, as (parent, name in the parent, module)."""
     stacks = [stack for stack in model.modules() if isinstance(stack, Transformer)]
-    holders = [module for stack in stacks for module in stack.blocks.modules() if not isinstance(module, LoRALinear)]
-    return [(m, name, child) for m in holders for name, child in m.named_children() if isinstance(child, kind)]
+    parents = [module for stack in stacks for module in stack.blocks.modules() if not isinstance(module, LoRALinear)]
+    return [(p, name, child) for p in parents for name, child in p.named_children() if isinstance(child, kind)]

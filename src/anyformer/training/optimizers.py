@@ -1,4 +1,4 @@
-"""Optimisers and schedules: how a gradient becomes a step."""
+"""Optimizers and learning rate schedules."""
 
 import math
 
@@ -8,68 +8,81 @@ from torch import Tensor, nn
 from ..model.transformer import Transformer
 from .config import TrainConfig
 
-STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # what each remembers of a parameter
+STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
+DECAY_FRACTION = 0.4  # of the steps after the warm-up, at the end of the trapezoid schedule
 
 
-def get_lr(step: int, c: TrainConfig) -> float:
-    """Linear warm-up, then the schedule. step counts from 0."""
-    if step < c.warmup:
-        return c.lr * (step + 1) / (c.warmup + 1)
-    done = min(1.0, (step - c.warmup) / max(1, c.steps - c.warmup))
-    cosine, trapezoid = 0.5 * (1 + math.cos(math.pi * done)), min(1.0, (1 - done) / 0.4)  # down in the last two fifths
-    left = cosine if c.schedule == "cosine" else trapezoid
-    return c.lr * (c.min_lr + (1 - c.min_lr) * left)
+def get_lr(step: int, config: TrainConfig) -> float:
+    """Return the learning rate of a step (counted from 0): linear warm-up, then the schedule."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    if config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        factor = min(1.0, (1 - progress) / DECAY_FRACTION)
+    return config.lr * (config.min_lr + (1 - config.min_lr) * factor)
 
 
 class Optimizer:
-    """One or two of torch's optimisers under one name: every parameter belongs to exactly one.
+    """One or two of torch's optimizers behind one interface; every parameter belongs to exactly one of them.
 
-    Matrices decay, vectors do not. Under "muon" the matrices of Transformer blocks are stepped by Muon, its step scaled
-    to the size of AdamW's (2502.16982), so that one learning rate serves both.
+    Matrices decay, vectors do not. With "muon", the weights of linear layers in Transformer blocks are updated by Muon,
+    its update scaled to the RMS of AdamW's (2502.16982), so that one learning rate serves both; everything else,
+    adapters included, is updated by AdamW.
     """
 
-    def __init__(self, model: nn.Module, c: TrainConfig):
-        blocks = [m for stack in model.modules() if isinstance(stack, Transformer) for m in stack.blocks.modules()]
-        inner = {m.weight for m in blocks if isinstance(m, nn.Linear)} if c.optimizer == "muon" else set()
-        rest = [p for p in model.parameters() if p.requires_grad and p not in inner]
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        stacks = [module for module in model.modules() if isinstance(module, Transformer)]
+        linears = [m for stack in stacks for m in stack.blocks.modules() if isinstance(m, nn.Linear)]
+        by_muon = {m.weight for m in linears if m.weight.requires_grad} if config.optimizer == "muon" else set()
+        by_adamw = [p for p in model.parameters() if p.requires_grad and p not in by_muon]
         groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": c.weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in by_adamw if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in by_adamw if p.ndim < 2], "weight_decay": 0.0},
         ]
-        fused = all(p.device.type in ("cpu", "cuda") for p in rest)
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, c.lr, (0.9, c.beta2), fused=fused)]
-        if inner:
-            matrices = [p for p in model.parameters() if p in inner]  # in the model's order, not the set's
-            muon = torch.optim.Muon(matrices, c.lr, c.weight_decay, adjust_lr_fn="match_rms_adamw")
-            self.parts.append(muon)
+        fused = all(p.device.type in ("cpu", "cuda") for p in by_adamw)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, config.lr, (0.9, config.beta2), fused=fused)
+        ]
+        if by_muon:
+            matrices = [p for p in model.parameters() if p in by_muon]  # in the model's order, not the set's
+            muon = torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
+            self.optimizers.append(muon)
 
     def step(self, lr: float) -> None:
-        for part in self.parts:
-            for group in part.param_groups:
+        """Update the weights, and clear the gradients."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = lr
-            part.step()
-            part.zero_grad(set_to_none=True)
+            optimizer.step()
+        self.zero_grad()
 
-    def state(self) -> dict[str, Tensor]:
-        """All its tensors, named part.parameter.what."""
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all state tensors, named `optimizer.parameter.key`: "0.12.exp_avg"."""
         return {
-            f"{i}.{index}.{name}": value
-            for i, part in enumerate(self.parts)
-            for index, values in part.state_dict()["state"].items()
-            for name, value in values.items()
+            f"{i}.{index}.{key}": value
+            for i, optimizer in enumerate(self.optimizers)
+            for index, values in optimizer.state_dict()["state"].items()
+            for key, value in values.items()
         }
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Raises ValueError or IndexError where these are not the tensors of these parameters."""
-        parameters = [[p for group in part.param_groups for p in group["params"]] for part in self.parts]
-        owns: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
-        for key, value in state.items():
-            which, index, name = key.split(".")
-            wanted = parameters[int(which)][int(index)].shape
-            if value.ndim and value.shape != wanted:
-                raise ValueError(f"{key} has shape {list(value.shape)}, not {list(wanted)}")
-            owns[int(which)].setdefault(int(index), {})[name] = value
-        for part, own in zip(self.parts, owns):
-            if not own or any(values.keys() != STATE_KEYS[type(part).__name__] for values in own.values()):
-                raise ValueError(f"it is not the state of {type(part).__name__}")
-            part.load_state_dict({"state": own, "param_groups": part.state_dict()["param_groups"]})
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore the state. Raises ValueError or IndexError if the tensors do not belong to these parameters."""
+        parameters = [[p for group in opt.param_groups for p in group["params"]] for opt in self.optimizers]
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
+        for name, value in tensors.items():
+            i, index, key = name.split(".")
+            shape = parameters[int(i)][int(index)].shape
+            if value.ndim and value.shape != shape:
+                raise ValueError(f"{name} has shape {list(value.shape)}, not {list(shape)}")
+            states[int(i)].setdefault(int(index), {})[key] = value
+        for optimizer, state in zip(self.optimizers, states):
+            keys = STATE_KEYS[type(optimizer).__name__]
+            if not state or any(values.keys() != keys for values in state.values()):
+                raise ValueError(f"it is not the state of {type(optimizer).__name__}")
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,13 +1,14 @@
-"""A run directory: all of one training, readable by a person, safe to kill at any moment.
+"""A run directory: everything about one training, readable by a person, safe to kill at any moment.
 
 config.json              recipe, preset, resolved config, versions, seed, command
-metrics.jsonl            one line a step: the same for the same seed, data and machine
-timings.jsonl            seconds and tokens a second: never the same
-samples.txt              what the model says at each validation
+metrics.jsonl            one line per step: the same for the same seed, data and machine
+timings.jsonl            seconds and tokens per second: never the same
+samples.txt              the model's prediction at each validation
 checkpoints/step-N/      the best and the last
 result.json              the final evaluation
-figures.json             what the recipe draws of the model, in plain values
-report.html              the picture of it all
+figures.json             the recipe's figures of the model, as plain values
+report.html              the report
+.lock                    process and host that are training it now
 """
 
 import json
@@ -15,29 +16,26 @@ import os
 import platform
 import re
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator
+import socket
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from torch import nn
+from ..data.io.checks import read_json
+from ..errors import InputError, Stopped
+from ..parsing import to_json
+from ..recipe import format_prediction
 
-from .. import recipe as recipes
-from ..errors import InputError
-from . import checkpoints as checkpoint
-from .loop import TrainState, is_finished, evaluate, init_state, train
+try:
+    import fcntl
+except ImportError:  # Windows: runs are not locked there
+    fcntl = None  # ty: ignore[invalid-assignment]
 
 LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.txt")
-
-
-class Stopped(Exception):  # noqa: N818 (not an error)
-    """Someone asked the run to stop, and it has saved itself."""
+OTHER_FILES = ("config.json", "result.json", "figures.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -53,71 +51,128 @@ class RunDirectory:
         return (self.path / "config.json").is_file()
 
     def read_config(self) -> dict[str, Any]:
-        """What config.json holds. Raises InputError where it is not a run's."""
-        found = checkpoint.read_json(self.path / "config.json")
+        """Return the content of config.json. Raises InputError if it is not that of a run."""
+        path = self.path / "config.json"
+        content = read_json(path)
         for name in ("recipe", "preset", "config"):
-            if name not in found:
-                raise InputError(f"{self.path / 'config.json'} names no {name}: it is not the config of a run")
-        return found
+            if name not in content:
+                raise InputError(f"{path} has no '{name}': it is not the config of a run")
+        return content
+
+    def write_config(self, content: dict[str, Any]) -> None:
+        atomic_write(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
     def require_unused(self) -> None:
-        """Raises InputError where something lives already: nothing is ever overwritten."""
+        """Raise InputError if the directory holds anything: nothing is ever overwritten."""
         if self.exists:
-            raise InputError(f"{self.path} holds a run already: go on with --resume, or choose another --out")
+            raise InputError(f"{self.path} already holds a run: continue it with --resume, or choose another --out")
         if self.path.is_dir() and any(path for path in self.path.iterdir() if not path.name.startswith(".")):
             raise InputError(f"{self.path} is not empty and holds no run: choose another --out")
 
-    def create(self, described: dict[str, Any]) -> None:
-        """Make the directory and its config.json. Raises InputError where something else lives there."""
+    def create(self, config: dict[str, Any]) -> None:
+        """Create the directory with its config.json. Raises InputError if something else is there."""
+        self.require_unused()
         try:
-            self.require_unused()
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_config(described)
+            self.write_config(config)
         except OSError as error:
             with suppress(OSError):
-                self.path.rmdir()  # made a moment ago: one that holds anything stays
+                self.path.rmdir()  # fails if it holds anything
             raise InputError(f"cannot write a run to {self.path}: {error.strerror or error}") from None
 
-    def write_config(self, described: dict[str, Any]) -> None:
-        atomic_write(self.path / "config.json", json.dumps(described, indent=2) + "\n")
+    @contextmanager
+    def lock(self) -> Generator[None]:
+        """Reserve the directory for this process, and create it if needed; on exit, remove it if it is empty.
+
+        Raises:
+            InputError: If another process trains in it, or it cannot be written.
+        """
+        path = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = acquire_lock(path)
+        except OSError as error:
+            raise InputError(f"cannot write a run to {self.path}: {error.strerror or error}") from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+            file.close()
+            with suppress(OSError):
+                self.path.rmdir()
 
     def remove(self) -> None:
-        """Take away what is ours, and the directory if nothing else is in it."""
-        for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html"):
+        """Remove the run's files, and the directory if nothing else is in it."""
+        for name in (*LOG_FILES, *OTHER_FILES):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         with suppress(OSError):
             self.path.rmdir()
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after the checkpoint that training goes on from, and the figures of the end."""
+        """Remove what was logged after a step, and the final figures."""
         (self.path / "figures.json").unlink(missing_ok=True)
         for name in ("metrics.jsonl", "timings.jsonl"):
-            rewrite_file(self.path / name, (line for at, line in read_records(self.path / name) if at <= step))
-        said = read_samples(self.path / "samples.txt")
-        rewrite_file(self.path / "samples.txt", (f"{head}\n{text}" for at, head, text in said if at <= step))
+            path = self.path / name
+            rewrite_file(path, (line for logged, line in read_records(path) if logged <= step))
+        path = self.path / "samples.txt"
+        rewrite_file(path, (f"{head}\n{text}" for logged, head, text in read_samples(path) if logged <= step))
+
+
+def acquire_lock(path: Path) -> IO[str]:
+    """Lock a file for this process and record in it who holds it.
+
+    The kernel releases the lock when the process ends, however it ends; a lock file left by a dead process is reused.
+
+    Returns:
+        The open file: the lock lasts until it is closed.
+
+    Raises:
+        InputError: If another process holds the lock.
+    """
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by the caller)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{path.parent} is being trained by {file.read().strip() or 'another process'}") from None
+        except OSError:
+            pass  # a file system without locks
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its previous holder removed it between our opening and locking it
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+# --- reading and writing its files ---
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The whole lines of a log: one cut off by a kill is left out."""
+    """Yield the complete lines of a log; one cut off by a kill is left out."""
     if path.exists():
         with open(path, encoding="utf-8") as file:
             yield from (line for line in file if line.endswith("\n"))
 
 
 def read_records(path: Path) -> Iterator[tuple[int, str]]:
-    """(step, line) of each record in a log. Raises InputError for a line that is none."""
+    """Yield (step, line) for each record of a log. Raises InputError for a line that is not a record."""
     for number, line in enumerate(read_lines(path), 1):
         try:
             yield int(json.loads(line)["step"]), line
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{path}, line {number}: {line[:40].strip()!r} is no record of a step: remove it"
+                f"{path}, line {number}: {line[:40].strip()!r} is not a record of a step: remove it"
             ) from None
 
 
 def read_samples(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(step, headline, text) of each sample."""
+    """Yield (step, headline, text) for each sample."""
     head, body = "", []
     for line in [*read_lines(path), "--- step -1 ---\n"]:
         if re.fullmatch(r"--- step -?\d+ ---\n", line):
@@ -128,13 +183,13 @@ def read_samples(path: Path) -> Iterator[tuple[int, str, str]]:
             body.append(line)
 
 
-def rewrite_file(path: Path, kept: Iterator[str]) -> None:
+def rewrite_file(path: Path, lines: Iterable[str]) -> None:
     if path.exists():
-        atomic_write(path, "".join(list(kept)))
+        atomic_write(path, "".join(list(lines)))
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """A file that is there whole or not at all."""
+    """Write a file such that it is either complete or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
@@ -144,25 +199,87 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 
 def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
-    """What config.json holds."""
+    """Return the content of config.json."""
     return {
         "recipe": name,
         "preset": preset,
-        "config": recipes.to_json(config),
+        "config": to_json(config),
         "seed": config.train.seed,
-        "versions": {"python": platform.python_version()} | {n: _version(n) for n in ("anyformer", "torch", "numpy")},
+        "versions": {"python": platform.python_version()}
+        | {package: package_version(package) for package in ("anyformer", "torch", "numpy")},
         "command": command,
     }
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
 
 
-def restore_or_init(run: RunDirectory, recipe: recipes.Recipe, config: Any, prepare: Callable[[nn.Module], Any]) -> TrainState:
+class RunLogs:
+    """The growing files of a run, as a context manager."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> "RunLogs":
+        try:
+            self.files = {
+                n: open(self.path / n, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+                for n in LOG_FILES
+            }
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            with suppress(OSError):  # a full disk was reported where it was noticed
+                file.close()
+
+    def log_metrics(self, record: dict[str, Any]) -> None:
+        self._write("metrics.jsonl", json.dumps(record) + "\n")
+
+    def log_timings(self, record: dict[str, Any]) -> None:
+        self._write("timings.jsonl", json.dumps(record) + "\n")
+
+    def log_sample(self, step: int, answer: dict[str, Any]) -> None:
+        for text in format_prediction(answer):
+            self._write("samples.txt", f"--- step {step} ---\n{text}\n")
+
+    def flush(self) -> None:
+        for name in self.files:
+            self._write(name, "", flush=True)
+
+    def _write(self, name: str, text: str, flush: bool = False) -> None:
+        try:
+            self.files[name].write(text)
+            if flush:
+                self.files[name].flush()
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path / name}: {error.strerror or error}; free some space and go on with --resume"
+            ) from None
+
+
+# --- until api uses training/job.py ---
+
+import time
+from collections.abc import Callable
+from itertools import islice
+
+from torch import nn
+
+from .. import recipe as recipes
+from . import checkpoints as checkpoint
+from .loop import TrainState, evaluate, init_state, is_finished, train
+
+
+def restore_or_init(
+    run: RunDirectory, recipe: recipes.Recipe, config: Any, prepare: Callable[[nn.Module], Any]
+) -> TrainState:
     """A fresh state, or the one of the run's last checkpoint; the logs are rewound to it. `prepare`: see `start`."""
     checkpoint.prune_checkpoints(run.checkpoints, config.train.average)
     last = checkpoint.find_latest(run.checkpoints)
@@ -178,6 +295,8 @@ def run_training(run: RunDirectory, recipe: recipes.Recipe, config: Any, state: 
 
     Raises Stopped after Ctrl-C or SIGTERM, when all is saved.
     """
+    from .job import catch_stop_signals
+
     described, saved, seen = run.read_config(), state.step, (state.stream_state or {}).get("tokens", 0)
     began = last = time.monotonic()
     with catch_stop_signals() as stop, RunLogs(run.path) as log:
@@ -185,12 +304,14 @@ def run_training(run: RunDirectory, recipe: recipes.Recipe, config: Any, state: 
             now = time.monotonic()
             seconds, speed = now - began, (record["tokens"] - seen) / max(now - last, 1e-9)
             seen = record["tokens"]
-            log.metrics(record)
+            log.log_metrics(record)
             if "val_loss" in record:
-                log.sample(record["step"], recipe.predict(state.model.eval(), {}))
+                log.log_sample(record["step"], recipe.predict(state.model.eval(), {}))
                 state.model.train()
             else:  # a step that validates says nothing about the speed of training
-                log.timings({"step": record["step"], "seconds": round(seconds, 3), "tokens_per_second": round(speed)})
+                log.log_timings(
+                    {"step": record["step"], "seconds": round(seconds, 3), "tokens_per_second": round(speed)}
+                )
             due = state.step % config.train.save_every == 0 or is_finished(state, config.train)
             if due or stop.is_set() or state.best.get("step") == state.step:
                 log.flush()
@@ -212,74 +333,6 @@ def average_checkpoints(run: RunDirectory, recipe: recipes.Recipe, config: Any, 
     checkpoint.load_average(last, state.model)
     batches = (batch for batch, _ in islice(recipe.batches(config, "val", None), config.train.eval_batches))
     loss = evaluate(recipe, state.model, batches, config.train.dtype)["loss"]
-    rest = {"step": state.step, "place": state.stream_state, "best": {"step": state.step, "val_loss": loss}}
+    rest = {"step": state.step, "stream_state": state.stream_state, "best": {"step": state.step, "val_loss": loss}}
     with checkpoint.atomic_directory(run.checkpoints / checkpoint.AVERAGE_DIR) as folder:
         checkpoint.write_model(folder, state.model, run.read_config(), rest)
-
-
-class RunLogs:
-    """The growing files of a run."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> "RunLogs":
-        try:
-            self.files = {
-                n: open(self.path / n, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
-                for n in LOG_FILES
-            }
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files.values():
-            with suppress(OSError):  # a full disk: that was said where it happened
-                file.close()
-
-    def metrics(self, record: dict[str, Any]) -> None:
-        self._put("metrics.jsonl", json.dumps(record) + "\n")
-
-    def timings(self, record: dict[str, Any]) -> None:
-        self._put("timings.jsonl", json.dumps(record) + "\n")
-
-    def sample(self, step: int, answer: dict[str, Any]) -> None:
-        """What the recipe's show-piece says."""
-        for text in recipes.format_prediction(answer):
-            self._put("samples.txt", f"--- step {step} ---\n{text}\n")
-
-    def flush(self) -> None:
-        for name in self.files:
-            self._put(name, "", flush=True)
-
-    def _put(self, name: str, text: str, flush: bool = False) -> None:
-        try:
-            self.files[name].write(text)
-            if flush:
-                self.files[name].flush()
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self.path / name}: {error.strerror or error}; free some space and go on with --resume"
-            ) from None
-
-
-@contextmanager
-def catch_stop_signals() -> Generator[threading.Event]:
-    """Ctrl-C and SIGTERM ask for a stop between two steps; a second Ctrl-C does not wait."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(signum: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
