@@ -1,4 +1,4 @@
-"""Clips and their text to batches. Pure functions: what a row holds depends on its draw alone.
+"""Clips and their transcripts to batches. Pure functions: an example depends on its random generator alone.
 
 Shapes: N samples, B batch, T frames, M mel bands, L tokens.
 """
@@ -9,92 +9,132 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import InputError
-from ..text.batches import NOTHING
-from ..tokenizers.characters import Tokenizer
-from . import features as audio
-from .read import Clips, joined
+from ..text.batches import IGNORE_INDEX
+from ..tokenizers.base import Tokenizer
+from .datasets import AudioDataset
+from .features import HOP_LENGTH, SAMPLE_RATE, log_mel
+
+MAX_GAP = SAMPLE_RATE // 2  # samples of silence between two clips that are joined
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a model takes."""
+class ExampleSpec:
+    """What a model takes, and how an example is made for it."""
 
     mels: int
-    nodes: int
-    """The longest sound, in pairs of frames."""
-    tokens: int
-    """The longest text, what begins it included."""
-    fewest: int = 1
-    most: int = 1
-    """Clips in a row."""
-    gaps: bool = False
-    """Clips have silence around them, a single one too."""
-    whole: bool = False
-    """Every sound is filled up with silence to the longest."""
+    max_nodes: int
+    """Of the longest sound, in pairs of frames."""
+    max_tokens: int
+    """Of the longest text, including its prompt."""
+    min_clips: int = 1
+    max_clips: int = 1
+    """Clips that are joined into one example."""
+    with_gaps: bool = False
+    """Silence surrounds the clips, even a single one."""
+    pad_to_context: bool = False
+    """Pad every sound with silence to the longest."""
     augment: bool = False
     prompt: tuple[int, ...] = ()
-    """What begins a text."""
+    """Tokens before every text."""
     end: int | None = None
 
     @property
-    def frames(self) -> int:
-        return 2 * self.nodes
+    def max_frames(self) -> int:
+        return 2 * self.max_nodes
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What is random in a row; `first`: the first clip is not drawn but this one of its part."""
-
-    rng: np.random.Philox
-    first: int | None = None
-
-
-def example(
-    shape: Shape, clips: Clips, part: np.ndarray, tokenizer: Tokenizer, draw: Draw
+def build_example(
+    spec: ExampleSpec,
+    dataset: AudioDataset,
+    indices: np.ndarray,
+    tokenizer: Tokenizer,
+    rng: np.random.Philox,
+    first: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One row: its mel spectrogram (M, T) and the ids of its text (L,). Raises InputError for a clip that does not fit;
-    where several in a row with their gaps are too long, the row says less."""
-    size, *words = draw.rng.random_raw(shape.most + 1).tolist()
-    which = part[[word % len(part) for word in words[: shape.fewest + size % (shape.most - shape.fewest + 1)]]]
-    if draw.first is not None:
-        which[0] = part[draw.first]
-    sound, text = clips.sound(which[0]), clips.texts[which[0]]
-    for n in range(len(which), 0, -1) if shape.gaps else ():
-        row, said = joined(clips, which[:n], draw.rng)
-        if len(row) <= shape.frames * audio.HOP:
-            sound, text = row, said
+    """Build an example: its mel spectrogram (M, T) and the token ids of its text (L,).
+
+    Where several clips with their gaps are too long, fewer of them are joined.
+
+    Args:
+        indices: the clips to draw from.
+        first: the first clip is indices[first] instead of a random one.
+
+    Raises:
+        InputError: a clip does not fit.
+    """
+    size, *words = rng.random_raw(spec.max_clips + 1).tolist()
+    count = spec.min_clips + size % (spec.max_clips - spec.min_clips + 1)
+    clips = indices[[word % len(indices) for word in words[:count]]]
+    if first is not None:
+        clips[0] = indices[first]
+    samples, text = dataset.read_clip(clips[0]), dataset.texts[clips[0]]
+    for n in range(len(clips), 0, -1) if spec.with_gaps else ():
+        joined, joined_text = join_clips(dataset, clips[:n], rng)
+        if len(joined) <= spec.max_frames * HOP_LENGTH:
+            samples, text = joined, joined_text
             break
-    where = clips.wheres[which[0]]
+    place = dataset.places[clips[0]]
     try:
         ids = tokenizer.encode(text)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    check(shape, len(sound), len(ids), where)
-    mel = audio.log_mel(sound, shape.mels, shape.frames if shape.whole else None)
-    return (audio.spec_augment(mel, draw.rng) if shape.augment else mel), ids
+        raise InputError(f"{place}: {error}") from None
+    check_length(spec, len(samples), len(ids), place)
+    mel = log_mel(samples, spec.mels, spec.max_frames if spec.pad_to_context else None)
+    return (spec_augment(mel, rng) if spec.augment else mel), ids
 
 
-def check(shape: Shape, samples: int, tokens: int, where: str) -> None:
-    """Raises InputError for what is longer than the model's contexts."""
-    nodes, need = -(-samples // (2 * audio.HOP)), tokens + len(shape.prompt)
-    if nodes > shape.nodes:
-        longest = shape.frames * audio.HOP / audio.RATE
-        found = f"{samples / audio.RATE:.1f} s long, and the model hears {longest:g} s"
-        raise InputError(f"{where}: {found}: cut it, or raise --encoder.context to {nodes}")
-    if need > shape.tokens:
-        raise InputError(f"{where}: a text of {tokens} tokens: shorten it, or raise --decoder.context to {need}")
+def join_clips(dataset: AudioDataset, clips: np.ndarray, rng: np.random.Philox) -> tuple[np.ndarray, str]:
+    """Join clips, each at up to 6 dB more or less, with up to half a second of silence before, between and after."""
+    words = rng.random_raw(2 * len(clips) + 1).tolist()
+    gaps = [np.zeros(word % MAX_GAP, np.float32) for word in words[: len(clips) + 1]]
+    pieces = [gaps[0]]
+    for i, gap, word in zip(clips, gaps[1:], words[len(clips) + 1 :]):
+        pieces += [dataset.read_clip(i) * 10 ** ((word % 1201 - 600) / 2000), gap]
+    return np.concatenate(pieces), " ".join(dataset.texts[i] for i in clips)
 
 
-def collate(shape: Shape, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    """mel (B, M, T), lengths (B,) in nodes, ids (B, L), and which comes next (B, L); padded on the right."""
-    mel = np.zeros((len(rows), shape.mels, max(one.shape[1] for one, _ in rows)), np.float32)
-    ends = [] if shape.end is None else [shape.end]
-    texts = [[*shape.prompt, *text.tolist(), *ends] for _, text in rows]
-    width, first = max(map(len, texts)) - 1, len(shape.prompt) - 1
-    ids, nexts = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), NOTHING)
-    for i, (one, _) in enumerate(rows):
-        mel[i, :, : one.shape[1]] = one
+def spec_augment(mel: np.ndarray, rng: np.random.Philox, masks: int = 2, max_share: float = 0.15) -> np.ndarray:
+    """Apply SpecAugment (1904.08779): replace bands of time and of frequency by the mean.
+
+    Args:
+        mel: (M, T); a changed copy is returned.
+        masks: number of bands on each axis.
+        max_share: of an axis that one band may cover.
+    """
+    masked, mean = mel.copy(), mel.mean()
+    words = iter(rng.random_raw(4 * masks).tolist())
+    for axis in (0, 1) * masks:
+        size = mel.shape[axis]
+        width = next(words) % (int(max_share * size) + 1)
+        start = next(words) % (size - width + 1)
+        masked[(slice(start, start + width),) if axis == 0 else (slice(None), slice(start, start + width))] = mean
+    return masked
+
+
+def check_length(spec: ExampleSpec, samples: int, tokens: int, place: str) -> None:
+    """Raise InputError for an example that is longer than the model's contexts."""
+    nodes, total_tokens = -(-samples // (2 * HOP_LENGTH)), tokens + len(spec.prompt)
+    if nodes > spec.max_nodes:
+        limit = spec.max_frames * HOP_LENGTH / SAMPLE_RATE
+        raise InputError(
+            f"{place}: {samples / SAMPLE_RATE:.1f} s long, the limit is {limit:g} s: cut it, or raise --encoder.context "
+            f"to {nodes}"
+        )
+    if total_tokens > spec.max_tokens:
+        raise InputError(
+            f"{place}: a text of {tokens} tokens: shorten it, or raise --decoder.context to {total_tokens}"
+        )
+
+
+def collate(spec: ExampleSpec, examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Pad examples to a batch: mel (B, M, T), lengths (B,) in nodes, ids (B, L) and labels (B, L), the next tokens."""
+    mels = np.zeros((len(examples), spec.mels, max(mel.shape[1] for mel, _ in examples)), np.float32)
+    ends = [] if spec.end is None else [spec.end]
+    texts = [[*spec.prompt, *ids.tolist(), *ends] for _, ids in examples]
+    width, start = max(map(len, texts)) - 1, len(spec.prompt) - 1
+    ids, labels = np.zeros((len(examples), width), np.int64), np.full((len(examples), width), IGNORE_INDEX)
+    for i, (mel, _) in enumerate(examples):
+        mels[i, :, : mel.shape[1]] = mel
         ids[i, : len(texts[i]) - 1] = texts[i][:-1]
-        nexts[i, first : len(texts[i]) - 1] = texts[i][first + 1 :]
-    lengths = np.array([one.shape[1] // 2 for one, _ in rows])
-    return {"mel": mel, "lengths": lengths, "ids": ids, "next": nexts}
+        labels[i, start : len(texts[i]) - 1] = texts[i][start + 1 :]
+    return {"mel": mels, "lengths": np.array([mel.shape[1] // 2 for mel, _ in examples]), "ids": ids, "labels": labels}

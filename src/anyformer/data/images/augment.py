@@ -1,6 +1,6 @@
-"""Images changed so that their class stays: pure functions of an image and a random generator.
+"""Random changes of training images that keep their class: pure functions of an image and a random generator.
 
-Shapes: an image is (H, W, C) uint8; B images (B, H, W, C) with labels (B,).
+Shapes: an image is (H, W, C) uint8; B images are (B, H, W, C) with labels (B,).
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ Random = np.random.Generator
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How training images are changed so that no image is ever quite the same."""
+    """Random changes of every training image."""
 
     flip: bool = False
-    """Left and right are swapped every other time."""
+    """Mirror every other image."""
     crop: int = 0
-    """Shifts by up to so many pixels."""
+    """Shift by up to this many pixels."""
     distort: int = 0
-    """How many distortions are drawn for each image (RandAugment, 1909.13719)."""
+    """Number of distortions of each image (RandAugment, 1909.13719)."""
     mix: float = 0.0
-    """Alpha of mixup (1710.09412) and cutmix (1905.04899), one step each in turn; 0 for none."""
+    """Alpha of mixup (1710.09412) and cutmix (1905.04899), which take turns step by step; 0 for neither."""
 
     def __post_init__(self) -> None:
         for name in ("crop", "distort", "mix"):
@@ -30,51 +30,57 @@ class Augment:
                 raise ValueError(f"augment.{name} is {getattr(self, name)}; it must be 0 or more")
 
 
-def batch(how: Augment, images: np.ndarray, labels: np.ndarray, seed: int, step: int) -> dict[str, np.ndarray]:
-    """A training batch, which depends on (seed, step) alone. images (B, H, W, C), labels (B,) -> "images", "label", and
-    where images are mixed, "other" and "share" (see `Mixed`)."""
+def augment_batch(
+    augment: Augment, images: np.ndarray, labels: np.ndarray, seed: int, step: int
+) -> dict[str, np.ndarray]:
+    """Augment a training batch; the result depends on (seed, step) and the images alone.
+
+    Returns "images" (B, H, W, C) and "labels" (B,); and where images are mixed "mixed_labels" and "mix_share", (B,):
+    image b is `mix_share[b]` of class `labels[b]` and the remainder of class `mixed_labels[b]`.
+    """
     rng = np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, 1, step)))
-    if how.flip or how.crop or how.distort:
-        images = np.stack([varied(how, image, rng) for image in images])
-    if not how.mix:
-        return {"images": images, "label": labels}
-    return vars((cutmix if step % 2 else mixup)(images, labels, rng, how.mix))
+    if augment.flip or augment.crop or augment.distort:
+        images = np.stack([augment_image(augment, image, rng) for image in images])
+    if not augment.mix:
+        return {"images": images, "labels": labels}
+    images, share = (cutmix if step % 2 else mixup)(images, rng, augment.mix)
+    return {"images": images, "labels": labels, "mixed_labels": np.roll(labels, 1), "mix_share": share}
 
 
-def varied(how: Augment, image: np.ndarray, rng: Random) -> np.ndarray:
-    image = flip(image, rng) if how.flip else image
-    image = crop(image, rng, how.crop) if how.crop else image
-    return distort(image, rng, how.distort) if how.distort else image
+def augment_image(augment: Augment, image: np.ndarray, rng: Random) -> np.ndarray:
+    image = random_flip(image, rng) if augment.flip else image
+    image = random_crop(image, rng, augment.crop) if augment.crop else image
+    return rand_augment(image, rng, augment.distort) if augment.distort else image
 
 
-def flip(image: np.ndarray, rng: Random) -> np.ndarray:
-    """Left becomes right, every other time."""
+def random_flip(image: np.ndarray, rng: Random) -> np.ndarray:
+    """Mirror every other image."""
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def crop(image: np.ndarray, rng: Random, by: int) -> np.ndarray:
-    """Shift by up to `by` pixels in either direction; what comes in from outside is black."""
+def random_crop(image: np.ndarray, rng: Random, padding: int) -> np.ndarray:
+    """Shift by up to `padding` pixels in either direction; what comes in is black."""
     height, width = image.shape[:2]
-    top, left = (int(n) for n in rng.integers(0, 2 * by + 1, 2))
-    padded = np.pad(image, ((by, by), (by, by), (0, 0)))
+    top, left = (int(n) for n in rng.integers(0, 2 * padding + 1, 2))
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     return padded[top : top + height, left : left + width]
 
 
-# --- what a distortion may be: RandAugment (1909.13719), with the operations that need nothing but arrays ---
+# --- the distortions of RandAugment (1909.13719) that need nothing but arrays ---
 
 
 def brightness(image: np.ndarray, rng: Random) -> np.ndarray:
-    return clipped(image * rng.uniform(0.6, 1.4))
+    return to_uint8(image * rng.uniform(0.6, 1.4))
 
 
 def contrast(image: np.ndarray, rng: Random) -> np.ndarray:
     mean = image.mean()
-    return clipped((image - mean) * rng.uniform(0.6, 1.4) + mean)
+    return to_uint8((image - mean) * rng.uniform(0.6, 1.4) + mean)
 
 
-def colour(image: np.ndarray, rng: Random) -> np.ndarray:
-    grey = image.mean(2, keepdims=True)
-    return clipped((image - grey) * rng.uniform(0.4, 1.6) + grey)
+def saturation(image: np.ndarray, rng: Random) -> np.ndarray:
+    gray = image.mean(2, keepdims=True)
+    return to_uint8((image - gray) * rng.uniform(0.4, 1.6) + gray)
 
 
 def solarize(image: np.ndarray, rng: Random) -> np.ndarray:
@@ -85,86 +91,74 @@ def posterize(image: np.ndarray, rng: Random) -> np.ndarray:
     return image & np.uint8(0xFF << int(rng.integers(1, 5)) & 0xFF)
 
 
-def stretch(image: np.ndarray, rng: Random) -> np.ndarray:
-    """The whole range of brightness is used (auto-contrast)."""
+def autocontrast(image: np.ndarray, rng: Random) -> np.ndarray:
     low, high = int(image.min()), int(image.max())
-    return image if high == low else clipped((image.astype(np.float32) - low) * (255 / (high - low)))
+    return image if high == low else to_uint8((image.astype(np.float32) - low) * (255 / (high - low)))
 
 
-def warp(image: np.ndarray, rng: Random) -> np.ndarray:
-    """A small turn, shear and change of size about the middle; each pixel is the nearest one of the old image."""
-    turn, shear, zoom = rng.uniform(-0.4, 0.4), rng.uniform(-0.2, 0.2), rng.uniform(0.85, 1.15)
+def affine(image: np.ndarray, rng: Random) -> np.ndarray:
+    """Rotate, shear and scale a little about the center, with nearest-neighbor sampling."""
+    angle, shear, zoom = rng.uniform(-0.4, 0.4), rng.uniform(-0.2, 0.2), rng.uniform(0.85, 1.15)
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width]
     y, x = y - (height - 1) / 2, x - (width - 1) / 2
-    across = (np.cos(turn) * x - np.sin(turn) * y + shear * y) / zoom
-    down = (np.sin(turn) * x + np.cos(turn) * y) / zoom
-    rows = np.clip(np.rint(down + (height - 1) / 2), 0, height - 1).astype(np.int64)
-    columns = np.clip(np.rint(across + (width - 1) / 2), 0, width - 1).astype(np.int64)
+    source_x = (np.cos(angle) * x - np.sin(angle) * y + shear * y) / zoom
+    source_y = (np.sin(angle) * x + np.cos(angle) * y) / zoom
+    rows = np.clip(np.rint(source_y + (height - 1) / 2), 0, height - 1).astype(np.int64)
+    columns = np.clip(np.rint(source_x + (width - 1) / 2), 0, width - 1).astype(np.int64)
     return image[rows, columns]
 
 
-def erase(image: np.ndarray, rng: Random) -> np.ndarray:
-    """A square of a quarter of the height becomes grey (cutout, 1708.04552)."""
-    side = max(1, image.shape[0] // 4)
-    top, left = (int(rng.integers(0, max(1, n - side + 1))) for n in image.shape[:2])
+def cutout(image: np.ndarray, rng: Random) -> np.ndarray:
+    """Gray out a square of a quarter of the height (1708.04552)."""
+    size = max(1, image.shape[0] // 4)
+    top, left = (int(rng.integers(0, max(1, n - size + 1))) for n in image.shape[:2])
     changed = image.copy()
-    changed[top : top + side, left : left + side] = 128
+    changed[top : top + size, left : left + size] = 128
     return changed
 
 
 DISTORTIONS: tuple[Callable[[np.ndarray, Random], np.ndarray], ...] = (
     brightness,
     contrast,
-    colour,
+    saturation,
     solarize,
     posterize,
-    stretch,
-    warp,
-    erase,
+    autocontrast,
+    affine,
+    cutout,
 )
 
 
-def distort(image: np.ndarray, rng: Random, times: int) -> np.ndarray:
-    """`times` distortions drawn at random, one after the other."""
-    for i in rng.integers(0, len(DISTORTIONS), times):
+def rand_augment(image: np.ndarray, rng: Random, count: int) -> np.ndarray:
+    """Apply `count` distortions drawn at random, one after the other."""
+    for i in rng.integers(0, len(DISTORTIONS), count):
         image = DISTORTIONS[int(i)](image, rng)
     return image
 
 
-def clipped(image: np.ndarray) -> np.ndarray:
+def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-# --- two images in one ---
+# --- two images in one: each is mixed with the one before it in the batch ---
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """images (B, H, W, C); image b is `share[b]` of class `label[b]`, the rest of class `other[b]`."""
-
-    images: np.ndarray
-    label: np.ndarray
-    other: np.ndarray
-    share: np.ndarray
-
-
-def mixup(images: np.ndarray, labels: np.ndarray, rng: Random, alpha: float) -> Mixed:
-    """Each image fades into the one before it (1710.09412), by a share drawn from Beta(alpha, alpha)."""
+def mixup(images: np.ndarray, rng: Random, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Blend pairs of images (1710.09412). Returns the images and the share of each that is its own, (B,)."""
     share = rng.beta(alpha, alpha, len(images)).astype(np.float32)
     weight = share[:, None, None, None]
-    faded = clipped(images * weight + np.roll(images, 1, axis=0) * (1 - weight))
-    return Mixed(faded, labels, np.roll(labels, 1), share)
+    return to_uint8(images * weight + np.roll(images, 1, axis=0) * (1 - weight)), share
 
 
-def cutmix(images: np.ndarray, labels: np.ndarray, rng: Random, alpha: float) -> Mixed:
-    """A rectangle of each image is that of the one before it (1905.04899); the share is the area that stays."""
+def cutmix(images: np.ndarray, rng: Random, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Paste a rectangle of the other image (1905.04899). Returns the images and the share that is their own, (B,)."""
     changed, others = images.copy(), np.roll(images, 1, axis=0)
     height, width = images.shape[1:3]
     share = np.empty(len(images), np.float32)
-    for i, cut in enumerate(np.sqrt(1 - rng.beta(alpha, alpha, len(images)))):
-        high, wide = round(height * cut), round(width * cut)
-        top, left = int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1))
-        changed[i, top : top + high, left : left + wide] = others[i, top : top + high, left : left + wide]
-        share[i] = 1 - high * wide / (height * width)
-    return Mixed(changed, labels, np.roll(labels, 1), share)
+    for i, side in enumerate(np.sqrt(1 - rng.beta(alpha, alpha, len(images)))):
+        rows, columns = round(height * side), round(width * side)
+        top, left = int(rng.integers(0, height - rows + 1)), int(rng.integers(0, width - columns + 1))
+        changed[i, top : top + rows, left : left + columns] = others[i, top : top + rows, left : left + columns]
+        share[i] = 1 - rows * columns / (height * width)
+    return changed, share

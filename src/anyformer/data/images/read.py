@@ -1,284 +1,388 @@
-"""Images with a class, from wherever they lie: found and counted here, decoded one by one when asked for.
+"""Images with class labels, from files and arrays. Files are listed first and decoded one at a time, on request.
 
-    FOLDER/CLASS/*.png           class folders, or train/ and val/ (or test/) with class folders each
-    list.csv                     columns path and label, optionally split (train, val, test)
-    *-images-idx3-ubyte[.gz]     with its *-labels-idx1-ubyte: one pair, or a folder with train-* and t10k-*
+    FOLDER/CLASS/*.png           class folders; or train/ and val/ (or test/) with class folders in each
+    list.csv                     columns path and label, optionally split (train, val, test); also .tsv and .jsonl
+    *-images-idx3-ubyte[.gz]     with the matching *-labels-idx1-ubyte: one pair, or a folder with train-* and t10k-*
     set.npz                      images (or x) and labels (or y), optionally is_test and classes; or x_train, y_train,
-                                 x_test, y_test; or data and offsets: the bytes of image files, one after the other
+                                 x_test, y_test; or data and offsets: the bytes of image files, concatenated
 
-Nothing in a file is executed, and no size that a file claims is believed before it was compared with a bound.
+Pillow decodes. No code in a file is executed, and every size that a file claims is checked before memory is allocated.
 """
 
-import csv
-import gzip
+import base64
 import hashlib
 import io
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import InputError, nearest
-from ...events import progress
-from ..io import resolve as sets
-from ..io.download import bounded
-from .decode import ENDINGS, from_bytes, from_file
+from ...errors import InputError, suggest
+from ...events import report_progress
+from ..io.checks import read_bounded
+from ..io.files import open_data
+from ..io.manifest import DELIMITERS, read_manifest
+from ..io.resolve import SETS, resolve
+from ..sampling import parse_split
 
-LARGEST = 8 << 30  # bytes of an array in memory
-HELD_OUT = ("val", "valid", "validation", "test")
-FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-IDX = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
+MAX_ARRAY_BYTES = 8 << 30  # of an array in memory
+MAX_PIXELS = 64 << 20  # of one image, checked before it is decoded
+MAX_FILE_BYTES = 256 << 20  # of one image file
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none of them runs a program, as EPS does
+FASHION_CLASSES = tuple(
+    ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+)
+IDX_NAMES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+RESAMPLE_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's numbers
+HEATMAP_COLOR = (214, 39, 40)
 
 
 @dataclass(frozen=True)
-class Source:
-    """N images, not yet decoded. `read(i)` gives (H, W) or (H, W, C) uint8 and raises InputError."""
+class ImageSource:
+    """N images that are not decoded yet.
+
+    Attributes:
+        read: index -> (H, W) or (H, W, C) uint8; raises InputError.
+        labels: (N,) int64, indices of `classes`.
+        is_val: (N,) bool, the validation split that the data define; None where they define none.
+        files: all files that are read, for the hash of the content.
+    """
 
     read: Callable[[int], np.ndarray]
     labels: np.ndarray
-    """(N,) int64, an index of `classes`."""
     classes: tuple[str, ...]
-    held_out: np.ndarray | None
-    """(N,) bool: the data's own validation part. None: they have none."""
+    is_val: np.ndarray | None
     files: tuple[Path, ...]
-    """All that was read, for a hash of the content."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def sha256(self) -> str:
-        """Of the content: the bytes of all files, and how they are labelled."""
+        """Hash the content: the bytes of all files, the labels and the split."""
         digest = hashlib.sha256(repr(self.classes).encode())
         digest.update(self.labels.tobytes())
-        digest.update(b"" if self.held_out is None else self.held_out.tobytes())
+        digest.update(b"" if self.is_val is None else self.is_val.tobytes())
         for i, path in enumerate(self.files, 1):
             digest.update(f"\n{path.stat().st_size}\n".encode())
             with open(path, "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
             if i % 64 == 0 or i == len(self.files):
-                progress("checking images", i, len(self.files))
+                report_progress("checking images", i, len(self.files))
         return digest.hexdigest()
 
 
-def find(data: str) -> Source:
-    """The images of a path or of a named set; an existing path wins over a name. Raises InputError."""
+NAMED_SETS: dict[str, Callable[[list[Path]], ImageSource]] = {
+    "digits": lambda paths: open_digits(paths[0]),
+    "fashion-mnist": lambda paths: open_idx(paths, FASHION_CLASSES),
+    "cifar10": lambda paths: open_npz(paths[0]),
+}
+
+
+def open_images(data: str) -> ImageSource:
+    """Open the images of a path or of a named set; an existing path takes precedence over a name.
+
+    Raises:
+        InputError: there are no such images, they cannot be read, or they have one class only.
+    """
     path = Path(data).expanduser()
     if data and path.exists():
-        source = folder(path) if path.is_dir() else one_file(path)
+        source = open_folder(path) if path.is_dir() else open_file(path)
+    elif data in SETS and data not in NAMED_SETS:
+        raise InputError(f"data '{data}' are no images: {suggest(data, NAMED_SETS)}")
     else:
-        paths = sets.resolve(data)
-        known: dict[str, Callable[[], Source]] = {
-            "digits": lambda: digits(paths[0]),
-            "fashion-mnist": lambda: idx(paths, FASHION),
-            "cifar10": lambda: npz(paths[0]),
-        }
-        if data not in known:
-            raise InputError(f"data '{data}' are no images: {nearest(data, known)}")
-        source = known[data]()
-    if len(there := np.unique(source.labels)) < 2:
-        raise InputError(f"data '{data}' have one class ({source.classes[there[0]]}): there is nothing to tell apart")
+        source = NAMED_SETS[data](resolve(data))
+    if len(present := np.unique(source.labels)) < 2:
+        only = source.classes[present[0]]
+        raise InputError(f"data '{data}' have one class ({only}): a classifier needs two or more")
     return source
 
 
-def one_file(path: Path) -> Source:
+def open_file(path: Path) -> ImageSource:
     name = path.name.removesuffix(".gz")
-    if name.endswith(".csv"):
-        return listed(path)
+    if name.endswith(tuple(DELIMITERS)):
+        return open_table(path)
     if name.endswith(".npz"):
-        return npz(path)
-    if name.endswith(IDX[0]):
-        return idx([path, path.with_name(path.name.replace(*IDX))])
-    raise InputError(f"{path}: images come as class folders, a .csv of path,label, a .npz, or *{IDX[0]}.gz")
+        return open_npz(path)
+    if name.endswith(IDX_NAMES[0]):
+        return open_idx([path])
+    raise InputError(f"{path}: images come as class folders, a .csv of path,label, a .npz, or *{IDX_NAMES[0]}.gz")
 
 
-# --- files of images ---
+# --- lists of image files ---
 
 
-def folder(path: Path) -> Source:
-    """Class folders, perhaps below train/ and val/; or idx files."""
-    if packed := sorted(p for p in path.iterdir() if p.name.removesuffix(".gz").endswith(IDX)):
-        return idx(packed)
-    parts = {p.name: p for p in sorted(path.iterdir()) if p.is_dir()}
-    later = next((name for name in HELD_OUT if name in parts), None)
-    splits = [parts["train"], parts[later]] if "train" in parts and later else [path]
+def open_folder(path: Path) -> ImageSource:
+    """Open class folders, possibly below train/ and val/, or idx files."""
+    if idx_files := sorted(p for p in path.iterdir() if p.name.removesuffix(".gz").endswith(IDX_NAMES)):
+        return open_idx(idx_files)
+    folders = {p.name: p for p in sorted(path.iterdir()) if p.is_dir()}
+    val = next((folders[name] for name in ("val", "valid", "validation", "test") if name in folders), None)
+    splits = [folders["train"], val] if "train" in folders and val else [path]
     rows = [
-        (image, kind.name, split is not splits[0])
+        (image, class_folder.name, split is not splits[0])
         for split in splits
-        for kind in sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
-        for image in images_in(kind)
+        for class_folder in sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
+        for image in list_images(class_folder)
     ]
     if not rows:
         raise InputError(f"{path} has no class folders with images in them: expected {path / 'CLASS' / 'image.png'}")
-    return of_rows(rows, len(splits) > 1, ())
+    return source_from_files(rows, len(splits) > 1)
 
 
-def images_in(kind: Path) -> list[Path]:
-    found = sorted(p for p in kind.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-    if not found:
-        raise InputError(f"the class folder {kind} holds no image: it needs {', '.join(ENDINGS)}")
-    return found
+def list_images(folder: Path) -> list[Path]:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith("."))
+    if not paths:
+        raise InputError(f"the class folder {folder} holds no image: it needs {', '.join(IMAGE_EXTENSIONS)}")
+    return paths
 
 
-def listed(path: Path) -> Source:
-    """A table of path,label; paths are meant from where the table lies."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from None
-    columns = set(table[0]) if table else set()
-    if missing := [name for name in ("path", "label") if name not in columns]:
-        raise InputError(f"{path} lacks the column {missing[0]}: its first line should be path,label")
-    rows = []
-    for number, row in enumerate(table, 2):
-        if not row["path"] or not row["label"]:
-            raise InputError(f"{path}, line {number}: the {'path' if row['label'] else 'label'} is empty")
-        image = path.parent / row["path"]
+def open_table(path: Path) -> ImageSource:
+    """Open a table of path,label; paths are relative to the folder of the table."""
+    rows, has_split = [], False
+    for row in read_manifest(path, ("path", "label"), ("split",)):
+        image, split = path.parent / row["path"], row["split"]
         if not image.is_file():
-            raise InputError(f"{path}, line {number}: there is no file {image}")
-        rows.append((image, row["label"], (row.get("split") or "train") in HELD_OUT))
-    return of_rows(rows, "split" in columns, (path,))
+            raise InputError(f"{row.where}: there is no file {image}")
+        rows.append((image, row["label"], bool(split) and parse_split(split, f"{row.where}: split")))
+        has_split |= bool(split)
+    return source_from_files(rows, has_split, (path,))
 
 
-def of_rows(rows: Sequence[tuple[Path, str, bool]], split: bool, more: tuple[Path, ...]) -> Source:
-    """(file, label, held out) of each image."""
+def source_from_files(
+    rows: Sequence[tuple[Path, str, bool]], has_split: bool, listings: tuple[Path, ...] = ()
+) -> ImageSource:
+    """Build a source from (file, label, is for validation) of each image."""
     files = tuple(row[0] for row in rows)
-    labels, classes = numbered([row[1] for row in rows])
-    held = np.array([row[2] for row in rows]) if split else None
-    return Source(lambda i: from_file(files[i]), labels, classes, held, (*more, *files))
+    labels, classes = number_classes([row[1] for row in rows])
+    is_val = np.array([row[2] for row in rows]) if has_split else None
+    return ImageSource(lambda i: read_image(files[i]), labels, classes, is_val, (*listings, *files))
 
 
-def numbered(names: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as numbers, and what they are called: in order of the number where they are numbers, else by name."""
-    texts = [str(name) for name in names]
-    whole = all(text.isdecimal() for text in texts)
-    classes = sorted(set(texts), key=lambda text: (int(text) if whole else 0, text))
-    place = {name: i for i, name in enumerate(classes)}
-    return np.array([place[text] for text in texts], np.int64), tuple(classes)
+def number_classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels as indices, and the class names, sorted as numbers where all are numbers, else as text."""
+    names = [str(label) for label in labels]
+    numeric = all(name.isdecimal() for name in names)
+    classes = sorted(set(names), key=lambda name: (int(name) if numeric else 0, name))
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[name] for name in names], np.int64), tuple(classes)
 
 
 # --- arrays of images ---
 
 
-def digits(path: Path) -> Source:
-    """Lines of 64 numbers from 0 to 16, and the digit."""
-    text = unzipped(path).decode("ascii", "replace")
+def open_digits(path: Path) -> ImageSource:
+    """Open scikit-learn's digits: lines of 64 numbers from 0 to 16, then the digit."""
+    text = read_bytes(path).decode("ascii", "replace")
     table = np.loadtxt(io.StringIO(text), delimiter=",")
     pixels = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    return of_arrays(pixels, table[:, 64].astype(np.int64), None, tuple("0123456789"), path)
+    return source_from_arrays(pixels, table[:, 64].astype(np.int64), None, tuple("0123456789"), path)
 
 
-def idx(paths: Sequence[Path], classes: tuple[str, ...] = ()) -> Source:
-    """Pairs of images and labels; those whose name does not begin with train are held out."""
-    pairs = [(p, p.with_name(p.name.replace(*IDX))) for p in paths if IDX[0] in p.name]
+def open_idx(paths: Sequence[Path], classes: tuple[str, ...] = ()) -> ImageSource:
+    """Open pairs of idx files; the pairs whose names do not begin with "train" are for validation."""
+    pairs = [(p, p.with_name(p.name.replace(*IDX_NAMES))) for p in paths if IDX_NAMES[0] in p.name]
     pairs.sort(key=lambda pair: not pair[0].name.startswith("train"))
     if missing := [labels for _, labels in pairs if not labels.is_file()]:
-        raise InputError(f"{missing[0]} does not exist: it should hold the labels of the images beside it")
-    pixels, labels = [idx_array(images, 3) for images, _ in pairs], [idx_array(labels, 1) for _, labels in pairs]
-    held = np.repeat([not images.name.startswith("train") for images, _ in pairs], [len(part) for part in pixels])
-    own_split = bool(held.any() and not held.all())
-    everything = tuple(path for pair in pairs for path in pair)
-    whole = np.concatenate(pixels), np.concatenate(labels)
-    return of_arrays(*whole, held if own_split else None, classes, *everything)
+        raise InputError(f"{missing[0]} does not exist: it should hold the labels of the images in the same folder")
+    pixels, labels = [read_idx(images, 3) for images, _ in pairs], [read_idx(labels, 1) for _, labels in pairs]
+    is_val = np.repeat([not images.name.startswith("train") for images, _ in pairs], [len(array) for array in pixels])
+    files = [path for pair in pairs for path in pair]
+    own_split = is_val if is_val.any() and not is_val.all() else None
+    return source_from_arrays(np.concatenate(pixels), np.concatenate(labels), own_split, classes, *files)
 
 
-def idx_array(path: Path, axes: int) -> np.ndarray:
-    """The format of MNIST: 0, 0, type 8 (uint8), how many axes, their lengths (big-endian uint32), the numbers."""
-    raw = unzipped(path)
-    shape = (
-        tuple(int(n) for n in np.frombuffer(raw[4 : 4 + 4 * axes], ">u4")) if raw[:4] == bytes([0, 0, 8, axes]) else ()
-    )
-    if len(shape) != axes or len(raw) - 4 - 4 * axes != np.prod([float(n) for n in shape]):
-        raise InputError(
-            f"{path} is not a whole idx file of {axes} axes: {len(raw):,} bytes, shape {shape or 'unknown'}"
-        )
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """Read MNIST's format: 0, 0, type 8 (uint8), number of axes, sizes (big-endian uint32), data."""
+    raw, start = read_bytes(path), 4 + 4 * ndim
+    is_idx = raw[:4] == bytes([0, 0, 8, ndim]) and len(raw) >= start
+    shape = tuple(int(n) for n in np.frombuffer(raw[4:start], ">u4")) if is_idx else ()
+    if not shape or len(raw) - start != np.prod([float(n) for n in shape]):
+        raise InputError(f"{path} is not a complete idx file of {ndim} axes: {len(raw):,} bytes, shape {shape or '?'}")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-def unzipped(path: Path) -> bytes:
-    """A file, or what a .gz holds, at most LARGEST bytes."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            raw = bounded(file, LARGEST)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    if len(raw) > LARGEST:
-        raise InputError(f"{path} holds more than {LARGEST >> 30} GiB")
+def read_bytes(path: Path) -> bytes:
+    """Read a file, or what a .gz holds, of at most MAX_ARRAY_BYTES."""
+    with open_data(path) as file:
+        raw = read_bounded(file, MAX_ARRAY_BYTES)
+    if len(raw) > MAX_ARRAY_BYTES:
+        raise InputError(f"{path} holds more than {MAX_ARRAY_BYTES >> 30} GiB")
     return raw
 
 
-def npz(path: Path) -> Source:
-    arrays = npz_arrays(path)
+def open_npz(path: Path) -> ImageSource:
+    arrays = read_npz(path)
     classes = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays else ()
     if {"data", "offsets", "labels"} <= arrays.keys():
-        return of_encoded(arrays, classes, path)
+        return source_from_encoded(arrays, classes, path)
     if {"x_train", "y_train"} <= arrays.keys():
-        parts = [name for name in ("train", "test") if {f"x_{name}", f"y_{name}"} <= arrays.keys()]
-        pixels = np.concatenate([arrays[f"x_{name}"] for name in parts])
-        labels = np.concatenate([arrays[f"y_{name}"].reshape(-1) for name in parts])
-        held = np.arange(len(pixels)) >= len(arrays["x_train"]) if len(parts) > 1 else None
-        return of_arrays(pixels, labels, held, classes, path)
+        splits = [name for name in ("train", "test") if {f"x_{name}", f"y_{name}"} <= arrays.keys()]
+        pixels = np.concatenate([arrays[f"x_{name}"] for name in splits])
+        labels = np.concatenate([arrays[f"y_{name}"].reshape(-1) for name in splits])
+        is_val = np.arange(len(pixels)) >= len(arrays["x_train"]) if len(splits) > 1 else None
+        return source_from_arrays(pixels, labels, is_val, classes, path)
     pixels, labels = arrays.get("images", arrays.get("x")), arrays.get("labels", arrays.get("y"))
     if pixels is None or labels is None:
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected images and labels (or x and y)")
-    return of_arrays(pixels, labels.reshape(-1), arrays.get("is_test"), classes, path)
+    return source_from_arrays(pixels, labels.reshape(-1), arrays.get("is_test"), classes, path)
 
 
-def npz_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of the file, without pickles, after a look at what they would take."""
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of a file, without pickles, after checking their total size."""
     try:
         with zipfile.ZipFile(path) as file:
             total = sum(member.file_size for member in file.infolist())
-        if total > LARGEST:
-            raise InputError(f"{path} unpacks to {total:,} bytes, more than {LARGEST >> 30} GiB")
+        if total > MAX_ARRAY_BYTES:
+            raise InputError(f"{path} unpacks to {total:,} bytes, more than {MAX_ARRAY_BYTES >> 30} GiB")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except InputError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} cannot be read as .npz: {error}") from None
 
 
-def of_encoded(arrays: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> Source:
-    """Image files in one array of bytes, the i-th from offsets[i] to offsets[i + 1]."""
+def source_from_encoded(arrays: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> ImageSource:
+    """Build a source from image files in one array of bytes, image i from offsets[i] to offsets[i + 1]."""
     data, offsets = arrays["data"], arrays["offsets"].astype(np.int64)
     if len(offsets) != len(arrays["labels"]) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(data):
-        raise InputError(
-            f"{path}: offsets do not cut data ({len(data):,} bytes) into as many images as there are labels"
-        )
-    labels, names = told(arrays["labels"], classes, path)
-    held = arrays["is_test"].astype(bool) if "is_test" in arrays else None
-    cut = lambda i: from_bytes(data[offsets[i] : offsets[i + 1]].tobytes(), f"{path}, image {i}")  # noqa: E731
-    return Source(cut, labels, names, held, (path,))
+        raise InputError(f"{path}: offsets do not divide data ({len(data):,} bytes) into one image for each label")
+    labels, classes = check_labels(arrays["labels"], classes, path)
+    is_val = arrays["is_test"].astype(bool) if "is_test" in arrays else None
+
+    def read(i: int) -> np.ndarray:
+        return decode_image(data[offsets[i] : offsets[i + 1]].tobytes(), f"{path}, image {i}")
+
+    return ImageSource(read, labels, classes, is_val, (path,))
 
 
-def of_arrays(
-    pixels: np.ndarray, labels: np.ndarray, held: np.ndarray | None, classes: tuple[str, ...], *files: Path
-) -> Source:
+def source_from_arrays(
+    pixels: np.ndarray, labels: np.ndarray, is_val: np.ndarray | None, classes: tuple[str, ...], *files: Path
+) -> ImageSource:
     if pixels.ndim not in (3, 4) or pixels.dtype != np.uint8 or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
-        found = f"{pixels.dtype} of shape {pixels.shape}"
+        actual = f"{pixels.dtype} of shape {pixels.shape}"
         raise InputError(
-            f"{files[0]}: images are {found}; they must be uint8 of (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+            f"{files[0]}: images are {actual}; they must be uint8 of (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
         )
-    if len(labels) != len(pixels) or (held is not None and len(held) != len(pixels)):
+    if len(labels) != len(pixels) or (is_val is not None and len(is_val) != len(pixels)):
         raise InputError(f"{files[0]}: {len(pixels):,} images but {len(labels):,} labels")
-    numbers, names = told(labels, classes, files[0])
-    return Source(lambda i: pixels[i], numbers, names, None if held is None else held.astype(bool), files)
+    labels, classes = check_labels(labels, classes, files[0])
+    return ImageSource(lambda i: pixels[i], labels, classes, None if is_val is None else is_val.astype(bool), files)
 
 
-def told(labels: np.ndarray, classes: tuple[str, ...], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as numbers of classes, whose names the data may say."""
+def check_labels(labels: np.ndarray, classes: tuple[str, ...], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels as indices, and the class names; without names, the labels are the names."""
     if not len(labels):
         raise InputError(f"{path} holds no image")
     if not classes:
-        return numbered(labels.tolist())
+        return number_classes(labels.tolist())
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
-        raise InputError(
-            f"{path}: labels must be numbers from 0 to {len(classes) - 1}, one of its {len(classes)} classes"
-        )
+        raise InputError(f"{path}: labels must be integers from 0 to {len(classes) - 1}, indices of its classes")
     return labels.astype(np.int64), classes
+
+
+# --- one image ---
+
+
+def import_pillow() -> Any:
+    """Return the module PIL.Image. Raises InputError where Pillow is not installed."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError("decoding images needs Pillow: pip install 'anyformer[vision]'") from None
+    return Image
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode an image file: (H, W) or (H, W, 3) uint8, rotated as its EXIF orientation says.
+
+    Raises:
+        InputError: the file is missing, too large, damaged, or not an 8-bit image of a supported format.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{path} has {size:,} bytes: the limit for an image is {MAX_FILE_BYTES >> 20} MiB")
+        return decode_image(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def decode_image(raw: bytes, place: str) -> np.ndarray:
+    """Decode the bytes of an image file, as `read_image` does; `place` names it in messages."""
+    Image = import_pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large images, which are refused here
+            with Image.open(io.BytesIO(raw), formats=PILLOW_FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(f"{place} has {width} x {height} pixels: the limit is {MAX_PIXELS:,}")
+                image.load()
+                return to_array(image, place)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{place} has too many pixels: the limit is {MAX_PIXELS:,}") from None
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{place} is not an image of a known format: {', '.join(PILLOW_FORMATS)}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError) as error:
+        raise InputError(f"{place} is damaged or cut off: {error}") from None
+
+
+def to_array(image: Any, place: str) -> np.ndarray:
+    from PIL import ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{place} has pixels of more than 8 bits ({image.mode}): save it with 8 bits a channel")
+    image = ImageOps.exif_transpose(image)
+    return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+
+
+def resize_image(
+    pixels: np.ndarray, height: int, width: int, channels: int, resample: Resample = "bilinear"
+) -> np.ndarray:
+    """Resize (H, W) or (H, W, 1 or 3) uint8 to (height, width, channels), and convert gray to color or back."""
+    pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    gray = pixels.ndim == 2
+    if pixels.shape[:2] != (height, width) or (channels == 1 and not gray):
+        image = import_pillow().fromarray(pixels).convert("L" if channels == 1 else "RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), RESAMPLE_FILTERS.index(resample))
+        return np.asarray(image).reshape(height, width, channels)
+    return np.repeat(pixels[:, :, None], channels, axis=2) if gray else pixels
+
+
+def encode_png(pixels: np.ndarray, height: int = 96) -> str:
+    """Encode (H, W, 1 or 3) uint8 as a base64 PNG of about this height: enlarged by whole factors, or shrunk."""
+    Image, buffer = import_pillow(), io.BytesIO()
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if pixels.shape[0] > height:
+        image.thumbnail((height * pixels.shape[1] // pixels.shape[0], height))
+    else:
+        factor = max(1, height // pixels.shape[0])
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def overlay_heatmap(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Show an image (H, W, 1 or 3) and, to its right, the same image with `heat` (rows, columns) in red over it.
+
+    Returns (H, 2 W + gap, 3).
+    """
+    Image, (height, width) = import_pillow(), pixels.shape[:2]
+    opacity = Image.fromarray((heat / max(float(heat.max()), 1e-9)).astype(np.float32))
+    opacity = np.asarray(opacity.resize((width, height), Image.Resampling.BILINEAR))[:, :, None] * 0.8
+    colors = np.repeat(pixels, 3 // pixels.shape[2], axis=2)
+    overlay = np.rint(colors * (1 - opacity) + np.array(HEATMAP_COLOR) * opacity).clip(0, 255).astype(np.uint8)
+    gap = np.full((height, max(1, width // 16), 3), 255, np.uint8)
+    return np.concatenate([colors, gap, overlay], axis=1)

@@ -1,6 +1,6 @@
-"""A value of a row to numbers, as its field keeps them: the same in training and in use.
+"""A value of a row to the numbers of its field: the same in training and in use.
 
-Shapes are the field's own (`Field.shape`); which of its nodes are there is a second array, (nodes,) bool.
+An encoded value is an array of `Field.shape` and an array (nodes,) bool that says which of the field's nodes exist.
 """
 
 import json
@@ -11,170 +11,179 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError, nearest
-from ..audio import features as audio
-from ..images.decode import fitted, from_file
-from ..tokenizers.build import Tokenizer, of_files
-from .read import missing
+from ...errors import InputError, suggest
+from ..audio.features import SAMPLE_RATE, log_mel
+from ..audio.read import read_audio
+from ..images.read import read_image, resize_image
+from ..tokenizers.build import TOKENIZER_FILE, Tokenizer, tokenizer_from_files
+from .read import is_missing
 from .schema import Field, Target
 
 Encoded = tuple[np.ndarray, np.ndarray]
-FEW = 8  # names that a message lists
+MAX_LISTED_NAMES = 8  # in a message
 
 
-class DamageError(InputError):
-    """A value that is there and damaged: it may be left out on request."""
+class DamagedValueError(InputError):
+    """A value is there and damaged: it may be left out on request."""
 
 
-def nothing(field: Field) -> Encoded:
-    """A field that a row lacks."""
+def encode_missing(field: Field) -> Encoded:
     return np.zeros(field.shape, field.dtype), np.zeros(field.nodes, bool)
 
 
-def encode(field: Field, value: Any, where: str, folder: Path = Path(), lenient: bool = False) -> Encoded:
-    """The numbers of a value, and which of the field's nodes are there.
+def encode_value(field: Field, value: Any, place: str, folder: Path = Path(), lenient: bool = False) -> Encoded:
+    """Encode a value of a field.
 
-    Raises DamageError for what is damaged (numbers that are not finite, a file that cannot be read), other InputErrors
-    for what does not belong here. lenient: readings that are not finite are let through, as NaN.
+    Args:
+        place: of the row, for messages.
+        folder: where relative paths start.
+        lenient: let readings that are not finite through, as NaN.
+
+    Raises:
+        DamagedValueError: numbers that are not finite, or a file that cannot be read.
+        InputError: any other value that does not fit the field.
     """
-    if missing(value):
-        return nothing(field)
+    if is_missing(value):
+        return encode_missing(field)
     try:
-        return READERS[field.kind](field, value, folder, lenient)
+        return ENCODERS[field.kind](field, value, folder, lenient)
     except InputError as error:
-        raise type(error)(f"{where}, {field.name}: {error}") from None
+        raise type(error)(f"{place}, {field.name}: {error}") from None
 
 
-def category(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    return np.array([index(value, field.values)]), np.ones(1, bool)
+def encode_target(target: Target, value: Any, place: str) -> float:
+    """Encode a target as its class index or number; NaN where it is missing. Raises InputError."""
+    if is_missing(value):
+        return float("nan")
+    try:
+        if target.kind == "class":
+            return float(find_category(value, target.values))
+        return float(require_finite(np.array(parse_number(value))))
+    except InputError as error:
+        raise InputError(f"{place}, {target.name}: {error}") from None
 
 
-def index(value: Any, values: tuple[str, ...]) -> int:
-    """Which of these a value is. Raises InputError."""
-    name = named(value)
+def encode_category(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    return np.array([find_category(value, field.values)]), np.ones(1, bool)
+
+
+def find_category(value: Any, values: tuple[str, ...]) -> int:
+    """Return the index of a value among `values`. Raises InputError."""
+    name = category_name(value)
     if name not in values:
-        near = nearest(name, values) if len(values) <= FEW else nearest(name, values).split("valid:")[0]
-        raise InputError(f"'{name}' was not seen in training: {near}" + ("" if len(values) <= FEW else f"{values[:3]}"))
+        hint = suggest(name, values)
+        if len(values) > MAX_LISTED_NAMES:
+            hint = f"{hint.split('valid:')[0]}{values[:3]}"
+        raise InputError(f"'{name}' was not seen in training: {hint}")
     return values.index(name)
 
 
-def named(value: Any) -> str:
+def category_name(value: Any) -> str:
     return str(value).strip()
 
 
-def scalar(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    return real(np.array([numeric(value)], np.float32)), np.ones(1, bool)
+def encode_scalar(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    return require_finite(np.array([parse_number(value)], np.float32)), np.ones(1, bool)
 
 
-def vector(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    found = numbers(value, folder)
-    if found.shape != (field.size,):
-        raise InputError(f"numbers of shape {found.shape}; the schema says {field.size} of them")
-    return real(found), np.ones(1, bool)
+def encode_vector(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    array = parse_array(value, folder)
+    if array.shape != (field.size,):
+        raise InputError(f"numbers of shape {array.shape}; the schema says {field.size} of them")
+    return require_finite(array), np.ones(1, bool)
 
 
-def series(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    found = numbers(value, folder)
-    found = found[:, None] if found.ndim == 1 else found
-    if found.ndim != 2 or found.shape[1] != field.channels or not len(found):
-        raise InputError(f"readings of shape {found.shape}; the schema says {field.channels} channels a reading")
-    if len(found) > field.length and not field.cut:
-        longest = f"{field.seconds:g} seconds at {field.rate:g} a second are {field.length}"
-        raise InputError(f"{len(found)} readings, and {longest}: raise seconds in the schema, or cut = true")
+def encode_series(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    readings = parse_array(value, folder)
+    readings = readings[:, None] if readings.ndim == 1 else readings
+    if readings.ndim != 2 or readings.shape[1] != field.channels or not len(readings):
+        raise InputError(f"readings of shape {readings.shape}; the schema says {field.channels} channels per reading")
+    if len(readings) > field.length and not field.cut:
+        limit = f"{field.seconds:g} seconds at {field.rate:g} per second are {field.length}"
+        raise InputError(f"{len(readings)} readings, and {limit}: raise seconds in the schema, or cut = true")
     if not lenient:
-        real(found)
-    kept = np.full(field.shape, np.nan, np.float32)
-    kept[: min(len(found), field.length)] = found[: field.length]
-    kept[~np.isfinite(kept)] = np.nan
-    return kept, np.isfinite(kept).reshape(field.nodes, -1).sum(1) > 0
+        require_finite(readings)
+    padded = np.full(field.shape, np.nan, np.float32)
+    padded[: min(len(readings), field.length)] = readings[: field.length]
+    padded[~np.isfinite(padded)] = np.nan
+    return padded, np.isfinite(padded).reshape(field.nodes, -1).any(1)
 
 
-def words(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+def encode_text(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
     if not isinstance(value, str):
         raise InputError(f"{value!r} is {type(value).__name__}, not a text")
-    ids = tokenizer(field.words).encode(value)
+    ids = load_tokenizer(field.words).encode(value)
     if len(ids) > field.tokens and not field.cut:
         raise InputError(f"a text of {len(ids)} tokens, and {field.tokens} fit: raise tokens, or cut = true")
-    kept = np.zeros(field.shape, field.dtype)
-    kept[: len(ids)] = ids[: field.tokens]
-    return kept, np.arange(field.tokens) < len(ids)
+    padded = np.zeros(field.shape, field.dtype)
+    padded[: len(ids)] = ids[: field.tokens]
+    return padded, np.arange(field.tokens) < len(ids)
 
 
 @lru_cache(maxsize=16)
-def tokenizer(text: str) -> Tokenizer:
-    return of_files({"tokenizer.json": text})
+def load_tokenizer(text: str) -> Tokenizer:
+    return tokenizer_from_files({TOKENIZER_FILE: text})
 
 
-def entries(field: Field) -> int:
-    """How many ids there are of a category or a text."""
-    return len(field.values) if field.kind == "category" else tokenizer(field.words).vocab_size
+def count_ids(field: Field) -> int:
+    """Return the vocabulary size of a category or a text."""
+    return len(field.values) if field.kind == "category" else load_tokenizer(field.words).vocab_size
 
 
-def image(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+def encode_image(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
     if isinstance(value, str):
         try:
-            pixels = from_file(folder / value)
+            pixels = read_image(folder / value)
         except InputError as error:
-            raise DamageError(str(error)) from None
+            raise DamagedValueError(str(error)) from None
     else:
         pixels = np.asarray(value)
         if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
             raise InputError("an image is the path of a file, or rows of pixels from 0 to 255")
-    made = fitted(pixels.astype(np.uint8), field.height, field.width, field.channels)
-    return made, np.ones(field.nodes, bool)
+    resized = resize_image(pixels.astype(np.uint8), field.height, field.width, field.channels)
+    return resized, np.ones(field.nodes, bool)
 
 
-def sound(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    longest = round(field.seconds * audio.RATE)
+def encode_audio(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    limit = round(field.seconds * SAMPLE_RATE)
     if isinstance(value, str):
         try:
-            samples = audio.read(folder / value)
+            samples = read_audio(folder / value)
         except InputError as error:
-            raise DamageError(str(error)) from None
+            raise DamagedValueError(str(error)) from None
     else:
-        samples = real(numbers(value, folder))
+        samples = require_finite(parse_array(value, folder))
         if samples.ndim != 1 or not len(samples):
-            raise InputError(f"a sound is the path of a file, or samples at {audio.RATE} Hz in one row")
-    if len(samples) > longest and not field.cut:
-        raise InputError(
-            f"{len(samples) / audio.RATE:.2f} s long, and {field.seconds:g} fit: raise seconds, or cut = true"
-        )
-    mel = audio.log_mel(samples[:longest], field.mels)[:, : 2 * field.nodes]
-    kept = np.zeros(field.shape, field.dtype)
-    kept[:, : mel.shape[1]] = mel
-    return kept, np.arange(field.nodes) < mel.shape[1] // 2
+            raise InputError(f"a sound is the path of a file, or one list of samples at {SAMPLE_RATE} Hz")
+    if len(samples) > limit and not field.cut:
+        seconds = len(samples) / SAMPLE_RATE
+        raise InputError(f"{seconds:.2f} s long, and {field.seconds:g} fit: raise seconds, or cut = true")
+    mel = log_mel(samples[:limit], field.mels)[:, : 2 * field.nodes]
+    padded = np.zeros(field.shape, field.dtype)
+    padded[:, : mel.shape[1]] = mel
+    return padded, np.arange(field.nodes) < mel.shape[1] // 2
 
 
-READERS: dict[str, Callable[[Field, Any, Path, bool], Encoded]] = {
-    "category": category,
-    "scalar": scalar,
-    "vector": vector,
-    "series": series,
-    "text": words,
-    "image": image,
-    "audio": sound,
+ENCODERS: dict[str, Callable[[Field, Any, Path, bool], Encoded]] = {
+    "category": encode_category,
+    "scalar": encode_scalar,
+    "vector": encode_vector,
+    "series": encode_series,
+    "text": encode_text,
+    "image": encode_image,
+    "audio": encode_audio,
 }
 
 
-def answer(target: Target, value: Any, where: str) -> float:
-    """A target as a number: which class, or how much; NaN where the row does not say."""
-    if missing(value):
-        return float("nan")
-    try:
-        return float(index(value, target.values)) if target.kind == "class" else float(real(np.array(numeric(value))))
-    except InputError as error:
-        raise InputError(f"{where}, {target.name}: {error}") from None
-
-
-def numeric(value: Any) -> float:
+def parse_number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{str(value)[:40]!r} is no number") from None
+        raise InputError(f"{str(value)[:40]!r} is not a number") from None
 
 
-def numbers(value: Any, folder: Path) -> np.ndarray:
-    """A list of numbers, or of such: as it is, as JSON, or in a .npy or .csv file."""
+def parse_array(value: Any, folder: Path) -> np.ndarray:
+    """Convert lists of numbers, their JSON, or a .npy or .csv file to a float32 array; None becomes NaN."""
     try:
         if isinstance(value, str) and value.lower().endswith(".npy"):
             value = np.load(folder / value, allow_pickle=False)
@@ -182,16 +191,16 @@ def numbers(value: Any, folder: Path) -> np.ndarray:
             value = np.loadtxt(folder / value, delimiter=",", ndmin=2)
         elif isinstance(value, str):
             value = json.loads(value)
-        return np.array(value, np.float32)  # None becomes NaN
+        return np.array(value, np.float32)
     except (OSError, EOFError) as error:
-        raise DamageError(f"{value} cannot be read: {error}") from None
+        raise DamagedValueError(f"{value} cannot be read: {error}") from None
     except (TypeError, ValueError, RecursionError):
-        raise InputError(f"{str(value)[:40]!r} are no numbers: a list such as [1.0, 2.5] is expected") from None
+        raise InputError(f"{str(value)[:40]!r} is not a list of numbers such as [1.0, 2.5]") from None
 
 
-def real(found: np.ndarray) -> np.ndarray:
-    """Raises DamageError unless every number is finite."""
-    if not np.isfinite(found).all():
-        bad = int((~np.isfinite(found)).sum())
-        raise DamageError(f"{bad} of {found.size} numbers are not finite (NaN); to leave them out: --lenient")
-    return found
+def require_finite(array: np.ndarray) -> np.ndarray:
+    """Return the array. Raises DamagedValueError unless every number is finite."""
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise DamagedValueError(f"{count} of {array.size} numbers are not finite (NaN); to leave them out: --lenient")
+    return array

@@ -1,4 +1,4 @@
-"""What a table seems to hold: a schema to look at, to correct, and to approve."""
+"""Infer a schema from the rows of a table, for the user to check and correct."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,58 +7,60 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError, nearest
-from ..images.decode import ENDINGS as IMAGES
-from .encode import named, numbers
-from .read import Table, missing
-from .schema import KINDS, Field, Schema, Target
+from ...errors import InputError, suggest
+from ..audio.read import AUDIO_EXTENSIONS
+from ..images.read import IMAGE_EXTENSIONS
+from .encode import category_name, parse_array
+from .read import Table, is_missing
+from .schema import FIELD_OPTIONS, Field, Schema, Target
 
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
-FEW = 32  # a column of texts with at most so many values is a category
-CLASSES = 10  # a target of at most so many whole numbers is a class
+MAX_CATEGORIES = 32  # a column of texts with at most this many values is a category
+MAX_INTEGER_CLASSES = 10  # a target of at most this many integers is a class
 
 
 @dataclass
-class Column:
-    """What was seen of a column."""
+class ColumnSummary:
+    """What the values of a column have in common.
+
+    Attributes:
+        is_list: every value is a list.
+        max_length, min_length: of the texts or lists.
+        item_shape: the shape of a list without its first axis.
+        extensions: of the file names, "" for other texts.
+        names: the values as categories, up to a limit.
+    """
 
     count: int = 0
-    numeric: bool = True
-    whole: bool = True
-    length: int = 0
-    """The longest text, or list."""
-    shortest: int = 1 << 30
-    """The shortest list."""
-    shape: tuple[int, ...] | None = None
-    """Of a list: what follows its first axis."""
-    listed: bool = True
-    endings: set[str] = field(default_factory=set)
-    values: set[str] = field(default_factory=set)
+    is_numeric: bool = True
+    is_integer: bool = True
+    is_list: bool = True
+    max_length: int = 0
+    min_length: int = 1 << 30
+    item_shape: tuple[int, ...] | None = None
+    extensions: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
 
-    def see(self, value: Any) -> None:
+    def add(self, value: Any) -> None:
         self.count += 1
-        text = isinstance(value, str)
-        if (text and value.lstrip().startswith("[")) or isinstance(value, list | np.ndarray):
-            self.see_list(value)
+        is_text = isinstance(value, str)
+        if (is_text and value.lstrip().startswith("[")) or isinstance(value, list | np.ndarray):
+            array = parse_array(value, Path())
+            self.is_numeric = False
+            self.max_length, self.min_length = max(self.max_length, len(array)), min(self.min_length, len(array))
+            self.item_shape = array.shape[1:]
             return
-        self.listed = False
-        if len(self.values) <= 4 * FEW:
-            self.values.add(named(value))
-        number = as_number(value)
-        self.numeric &= number is not None
-        self.whole &= number is not None and float(number).is_integer()
-        if text:
-            self.length = max(self.length, len(value))
-            self.endings.add(value[value.rfind(".") :].lower() if "." in value[-6:] else "")
-
-    def see_list(self, value: Any) -> None:
-        found = numbers(value, Path())
-        self.numeric = False
-        self.length, self.shortest = max(self.length, len(found)), min(self.shortest, len(found))
-        self.shape = found.shape[1:]
+        self.is_list = False
+        if len(self.names) <= 4 * MAX_CATEGORIES:
+            self.names.add(category_name(value))
+        number = to_number(value)
+        self.is_numeric &= number is not None
+        self.is_integer &= number is not None and float(number).is_integer()
+        if is_text:
+            self.max_length = max(self.max_length, len(value))
+            self.extensions.add(value[value.rfind(".") :].lower() if "." in value[-6:] else "")
 
 
-def as_number(value: Any) -> float | None:
+def to_number(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     try:
@@ -67,55 +69,53 @@ def as_number(value: Any) -> float | None:
         return None
 
 
-def infer(table: Table, targets: Sequence[str]) -> Schema:
-    """A schema of these rows with these columns as targets. Raises InputError."""
-    columns: dict[str, Column] = {}
-    for where, row in table.rows():
+def infer_schema(table: Table, targets: Sequence[str]) -> Schema:
+    """Infer a schema of the rows, with these columns as targets. Raises InputError."""
+    columns: dict[str, ColumnSummary] = {}
+    for place, row in table.rows():
         for name, value in row.items():
-            column = columns.setdefault(name, Column())
-            if not missing(value):
+            column = columns.setdefault(name, ColumnSummary())
+            if not is_missing(value):
                 try:
-                    column.see(value)
+                    column.add(value)
                 except InputError as error:
-                    raise InputError(f"{where}, {name}: {error}") from None
+                    raise InputError(f"{place}, {name}: {error}") from None
     if not targets:
-        raise InputError(f"which column is to be told? --target NAME: {', '.join(list(columns)[:12])}")
+        raise InputError(f"no target column: --target NAME, one of {', '.join(list(columns)[:12])}")
     for name in targets:
         if name not in columns:
-            raise InputError(f"the data have no column '{name}' to tell: {nearest(name, columns)}")
-    fields = [guess(name, column) for name, column in columns.items() if name not in targets]
-    found = tuple(one for one in fields if one is not None)
-    if not found:
-        raise InputError(f"the data have no column beside {', '.join(targets)}: there is nothing to tell it from")
-    return Schema(found, tuple(Target(name, told(columns[name])) for name in targets))
+            raise InputError(f"the data have no column '{name}' to predict: {suggest(name, columns)}")
+    fields = [infer_field(name, column) for name, column in columns.items() if name not in targets]
+    fields = tuple(field for field in fields if field is not None)
+    if not fields:
+        raise InputError(f"the data have no usable column besides {', '.join(targets)}: nothing to predict from")
+    return Schema(fields, tuple(Target(name, infer_target_kind(columns[name])) for name in targets))
 
 
-def told(column: Column) -> str:
-    number = column.numeric and not (column.whole and len(column.values) <= CLASSES)
-    return "number" if number else "class"
+def infer_target_kind(column: ColumnSummary) -> str:
+    is_class = column.is_integer and len(column.names) <= MAX_INTEGER_CLASSES
+    return "number" if column.is_numeric and not is_class else "class"
 
 
-def guess(name: str, column: Column) -> Field | None:
-    """The field that a column is most likely; None for one that says nothing, or names each row."""
-    if not column.count or (len(column.values) < 2 and not column.listed):
+def infer_field(name: str, column: ColumnSummary) -> Field | None:
+    """Return the most likely field of a column; None for one that is empty or constant."""
+    if not column.count or (len(column.names) < 2 and not column.is_list):
         return None
-    if column.listed:
-        if column.shape or column.shortest < column.length:
-            channels = column.shape[0] if column.shape else 1
-            return usual(name, "series", channels=channels, rate=1.0, seconds=float(column.length))
-        return usual(name, "vector", size=column.length)
-    if column.numeric:
-        return usual(name, "scalar")
-    if column.endings <= set(IMAGES):
-        return usual(name, "image")
-    if column.endings <= set(SOUNDS):
-        return usual(name, "audio", seconds=1.0, cut=True)
-    if len(column.values) <= FEW:
-        return usual(name, "category")
-    tokens = min(128, max(8, column.length // 2))
-    return usual(name, "text", tokens=tokens, cut=True)
+    if column.is_list:
+        if column.item_shape or column.min_length < column.max_length:
+            channels = column.item_shape[0] if column.item_shape else 1
+            return default_field(name, "series", channels=channels, rate=1.0, seconds=float(column.max_length))
+        return default_field(name, "vector", size=column.max_length)
+    if column.is_numeric:
+        return default_field(name, "scalar")
+    if column.extensions <= set(IMAGE_EXTENSIONS):
+        return default_field(name, "image")
+    if column.extensions <= set(AUDIO_EXTENSIONS):
+        return default_field(name, "audio", seconds=1.0, cut=True)
+    if len(column.names) <= MAX_CATEGORIES:
+        return default_field(name, "category")
+    return default_field(name, "text", tokens=min(128, max(8, column.max_length // 2)), cut=True)
 
 
-def usual(name: str, kind: str, **more: Any) -> Field:
-    """A field with what goes without saying of its kind, and `more`."""
-    return Field(name, kind, **{**KINDS[kind], **more})
+def default_field(name: str, kind: str, **options: Any) -> Field:
+    return Field(name, kind, **{**FIELD_OPTIONS[kind], **options})

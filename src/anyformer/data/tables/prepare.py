@@ -1,58 +1,133 @@
-"""A table, its schema and its rows, by what a person names: prepared once, and anew where a file has changed."""
+"""A table and its schema, loaded by what the user names, and the schema's measurements of the training rows.
 
-import os
-from functools import lru_cache
+Shapes: N rows.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ...errors import InputError
-from . import datasets as known
-from . import schema
-from . import statistics as measure
-from .cache import Rows, rows
-from .infer_schema import infer
-from .schema import Schema
+from ..io.cache import cache_by_files, data_files
+from .batches import node_slices
+from .cache import TableDataset, encode_table
+from .datasets import open_table
+from .encode import encode_value
+from .infer_schema import infer_schema
+from .read import Table, is_missing, to_json_value
+from .schema import NORMALIZED_KINDS, Field, Schema, Target, load_schema
 
-OWN, INFERRED = "own", "inferred"
+OWN, INFERRED = "own", "inferred"  # the schema of a named set, and one that is inferred from the rows
+MAX_EXAMPLES, MAX_EXAMPLE_ROW = 4, 2048  # examples are among the first rows
+MAX_VALUE_CHARS = 8 << 10  # of an example, as JSON
 
 
-def inferred(data: str, given: str, target: str) -> Schema | None:
-    """The schema that seems right for the table, where none is given and the set brings none along."""
-    if given not in (OWN, INFERRED):
+def infer_missing_schema(data: str, schema: str, target: str) -> Schema | None:
+    """Infer the schema of a table where none is given and the set has none; else return None."""
+    if schema not in (OWN, INFERRED):
         return None
-    found, targets = known.table(data), [one.strip() for one in target.split(",") if one.strip()]
-    if given == OWN and found.schema:
+    table, targets = open_table(data), [name.strip() for name in target.split(",") if name.strip()]
+    if schema == OWN and table.schema:
         if targets:
             raise InputError(f"'{data}' has a schema of its own, which names its targets: --schema inferred for others")
         return None
-    return infer(found, targets)
+    return infer_schema(table, targets)
 
 
-def schema_of(data: str, given: str, target: str) -> Schema:
-    """given: own, inferred, or a schema.toml or schema.json (its path, or what it holds). Raises InputError."""
-    found = inferred(data, given, target)
-    return found or schema.read(known.table(data).schema if given == OWN else given)
+def resolve_schema(data: str, schema: str, target: str) -> Schema:
+    """Return the schema of a table.
+
+    Args:
+        schema: own, inferred, or a schema.toml or schema.json (its path, or its content).
+        target: the target columns of an inferred schema, with commas between.
+    """
+    inferred = infer_missing_schema(data, schema, target)
+    return inferred or load_schema(open_table(data).schema if schema == OWN else schema)
 
 
-def rows_of(data: str, given: str, target: str, lenient: bool) -> Rows:
-    """The rows as arrays. Raises InputError, with the place."""
-    paths = [path for path in (data, given) if "\n" not in path and os.path.isfile(path)]
-    stamp = tuple((str(Path(p).resolve()), (s := os.stat(p)).st_mtime_ns, s.st_size) for p in paths)
-    return _rows(data, given, target, lenient, stamp)
+def source_files(data: str, schema: str, *_: Any) -> list[Path]:
+    is_text = "\n" in schema or schema.lstrip().startswith("{")
+    return data_files(data) + ([] if is_text else data_files(schema))
 
 
-@lru_cache(maxsize=4)
-def _rows(data: str, given: str, target: str, lenient: bool, stamp: tuple) -> Rows:
-    return rows(known.table(data), schema_of(data, given, target), lenient)
+@cache_by_files(source_files)
+def load_table(data: str, schema: str, target: str, lenient: bool) -> TableDataset:
+    """Load the rows as arrays. Raises InputError, with the place."""
+    return encode_table(open_table(data), resolve_schema(data, schema, target), lenient)
 
 
-def fitted(data: str, given: str, target: str, lenient: bool, fold: str) -> Schema:
-    """The schema with all that a model must know of the rows for training; a schema.json has it already."""
-    if given not in (OWN, INFERRED) and (found := schema.read(given)).measured:
-        return found
-    return _fitted(data, rows_of(data, given, target, lenient), fold)
+@cache_by_files(source_files)
+def fit_schema(data: str, schema: str, target: str, lenient: bool, fold: str) -> Schema:
+    """Return the schema with everything measured on the training rows that a model needs.
+
+    A schema.json that is complete is returned as it is.
+    """
+    if schema not in (OWN, INFERRED) and (complete := load_schema(schema)).is_measured:
+        return complete
+    dataset = load_table(data, schema, target, lenient)
+    train, val = (dataset.split(name, fold) for name in ("train", "val"))
+    return measure_schema(dataset, train, select_examples(open_table(data), dataset, val))
 
 
-@lru_cache(maxsize=4)
-def _fitted(data: str, found: Rows, fold: str) -> Schema:
-    train, val = (found.part(split, fold) for split in ("train", "val"))
-    return measure.measured(found, train, measure.examples(known.table(data), found, val))
+def measure_schema(dataset: TableDataset, rows: np.ndarray, examples: tuple[dict[str, Any], ...] = ()) -> Schema:
+    """Return the schema with the mean and deviation of every number on these rows; known ones are kept."""
+    schema, measurements = dataset.schema, {}
+    for field, values, nodes in zip(schema.fields, dataset.values, node_slices(schema), strict=True):
+        if field.kind in NORMALIZED_KINDS and not field.mean:
+            has_value = np.flatnonzero(dataset.present[:, nodes].any(1))
+            measurements[field.name] = mean_and_std(iterate_values(values, np.intersect1d(rows, has_value)))
+    for i, target in enumerate(schema.targets):
+        if target.kind == "number" and not target.mean:
+            measurements[target.name] = mean_and_std(iter([dataset.targets[rows, i : i + 1]]))
+    return replace(schema.with_measurements(measurements), examples=examples)
+
+
+def iterate_values(values: np.ndarray, rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield np.asarray(values[rows[start : start + size]], np.float64)
+
+
+def mean_and_std(blocks: Iterator[np.ndarray]) -> dict[str, tuple[float, ...]]:
+    """Measure mean and deviation over all but the last axis, without NaN; a constant has a deviation of 1."""
+    count, total, square = np.zeros(1), np.zeros(1), np.zeros(1)
+    for x in blocks:
+        x = x.reshape(-1, x.shape[-1])
+        count, total = count + np.isfinite(x).sum(0), total + np.nansum(x, 0)
+        square = square + np.nansum(x * x, 0)
+    mean = total / np.maximum(count, 1)
+    std = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean**2, 0))
+    std[std < 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
+    return {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
+
+
+# --- example rows ---
+
+
+def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> tuple[dict[str, Any], ...]:
+    """Pick a few of these rows as JSON values, one of each class; values that are too large are left out."""
+    candidates = rows[rows < MAX_EXAMPLE_ROW][:MAX_EXAMPLE_ROW]
+    _, firsts = np.unique(dataset.targets[candidates, 0], return_index=True)
+    chosen = {int(candidates[i]) for i in firsts[:MAX_EXAMPLES]}
+    examples = []
+    for number, (_, row) in enumerate(table.rows()):
+        if number in chosen:
+            columns = [column for column in dataset.schema.columns if column.name in row]
+            values = {column.name: to_example(column, row[column.name], table.folder) for column in columns}
+            examples.append({name: value for name, value in values.items() if value is not None})
+        if number >= max(chosen, default=0):
+            break
+    return tuple(json.loads(json.dumps(examples)))
+
+
+def to_example(column: Field | Target, value: Any, folder: Path) -> Any:
+    """Convert a value to JSON; None for one that is missing, too large, or in a file other than an image."""
+    if column.kind == "image" and isinstance(column, Field) and isinstance(value, str):
+        value = encode_value(column, value, "example", folder)[0][..., 0 if column.channels == 1 else slice(None)]
+    if column.kind in ("audio", "series", "vector") and isinstance(value, str) and not value.lstrip().startswith("["):
+        return None
+    value = None if is_missing(value) else to_json_value(value)
+    return value if len(json.dumps(value)) <= MAX_VALUE_CHARS else None

@@ -1,10 +1,10 @@
-"""Rows of named values: a table (csv, tsv, jsonl, parquet), or a set by name. Read anew each time they are asked for.
+"""Rows of named values, from csv, tsv, jsonl and parquet. A table is read again from the start each time.
 
-    table.csv        a header, a row a line; a list in a cell as JSON; the path of an image, a sound, a .npy
-    table.jsonl      {"age": 31, "motion": [[0.1, 0.2], ...], "photo": "a.png"}  an object a line
+    table.csv        a header, then a row per line; lists as JSON; images, sounds and .npy arrays as paths
+    table.jsonl      {"age": 31, "motion": [[0.1, 0.2], ...], "photo": "a.png"}  an object per line
     table.parquet    columns of numbers, texts and lists (needs pyarrow)
 
-An empty cell, a null or a name that a row lacks is a missing value. Paths are meant from where the table lies.
+An empty cell, a null or an absent name is a missing value. Relative paths start from the folder of the table.
 """
 
 import hashlib
@@ -16,86 +16,88 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ..audio.read import seal
-from ..images.decode import ENDINGS as PICTURES
-from ..io import manifest
+from ..audio.read import AUDIO_EXTENSIONS
+from ..images.read import IMAGE_EXTENSIONS
+from ..io.checks import sha256_file
+from ..io.files import suffix
+from ..io.manifest import DELIMITERS, read_rows
 
-Row = tuple[str, dict[str, Any]]  # where it stands, and its values by name
-ENDINGS = (*manifest.ENDINGS, ".parquet")
-FILES = (*PICTURES, ".wav", ".flac", ".ogg", ".mp3", ".npy", ".csv")  # what a cell may point to
-STEP = 1024  # rows of a parquet file that are held at a time
+Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
+TABLE_EXTENSIONS = (*DELIMITERS, ".parquet")
+CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  # of files that a cell may name
+PARQUET_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, each time from the first; the folder that paths in them are meant from."""
+    """Rows that can be read several times.
+
+    Attributes:
+        rows: yields all rows from the start.
+        folder: where relative paths in the rows start.
+        content: hash of the table itself.
+        schema: the TOML schema of a named set.
+        self_contained: the rows name no files.
+    """
 
     rows: Callable[[], Iterator[Row]]
     folder: Path
     content: str
-    """A hash of the file, or of all there is."""
     schema: str = ""
-    """What a set says of itself, as TOML."""
-    closed: bool = False
-    """Nothing in the rows points to other files."""
+    self_contained: bool = False
 
     def sha256(self) -> str:
-        """Of the content: the table, and every file that it names."""
+        """Hash the table and every file that it names."""
         digest = hashlib.sha256(self.content.encode())
-        for _, row in () if self.closed else self.rows():
+        for _, row in () if self.self_contained else self.rows():
             for value in row.values():
-                if isinstance(value, str) and value.lower().endswith(FILES):
-                    digest.update(f"\n{value}\n{seal(self.folder / value)}".encode())
+                if isinstance(value, str) and value.lower().endswith(CELL_FILE_EXTENSIONS):
+                    path = self.folder / value
+                    file_hash = sha256_file(*[path] if path.is_file() else [])  # a missing file is reported later
+                    digest.update(f"\n{value}\n{file_hash}".encode())
         return digest.hexdigest()
 
 
-def of_file(path: Path) -> Table:
-    """The rows of a file. Raises InputError."""
-    name = path.name.lower().removesuffix(".gz")
-    if not name.endswith(ENDINGS):
-        raise InputError(f"data '{path}': no table: expected {', '.join(ENDINGS)}")
-    read = parquet if name.endswith(".parquet") else text
-    return Table(lambda: checked(read(path), path), path.parent, seal(path))
+def read_table(path: Path) -> Table:
+    """Open a file of rows. Raises InputError."""
+    if suffix(path) not in TABLE_EXTENSIONS:
+        raise InputError(f"data '{path}': not a table: expected {', '.join(TABLE_EXTENSIONS)}")
+    read = read_parquet_rows if suffix(path) == ".parquet" else read_rows
+    return Table(lambda: require_rows(read(path), path), path.parent, sha256_file(path))
 
 
-def checked(rows: Iterable[Row], path: Path) -> Iterator[Row]:
-    empty = True
+def require_rows(rows: Iterable[Row], path: Path) -> Iterator[Row]:
+    is_empty = True
     for row in rows:
-        empty = False
+        is_empty = False
         yield row
-    if empty:
-        raise InputError(f"{path}: holds no rows: expected a header and a row a line")
+    if is_empty:
+        raise InputError(f"{path}: holds no rows: expected a header and a row per line")
 
 
-def text(path: Path) -> Iterator[Row]:
-    whole, delimiter = manifest.content(path), manifest.ENDINGS[Path(path.name.lower().removesuffix(".gz")).suffix]
-    yield from manifest.objects(whole, path) if delimiter is None else manifest.cells(whole, delimiter, path)
-
-
-def parquet(path: Path) -> Iterator[Row]:
+def read_parquet_rows(path: Path) -> Iterator[Row]:
     try:
         import pyarrow
-        from pyarrow import parquet as reader
+        from pyarrow import parquet
     except ImportError:
         raise InputError(f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'") from None
     number = 0
     try:
-        with reader.ParquetFile(path) as file:
-            for some in file.iter_batches(STEP):
-                for row in some.to_pylist():
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS):
+                for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
 
-def missing(value: Any) -> bool:
-    """Whether a cell holds nothing."""
+def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
+def to_json_value(value: Any) -> Any:
+    """Convert numpy arrays and scalars to plain Python values."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     return value.item() if isinstance(value, np.generic) else value

@@ -1,77 +1,80 @@
-"""What a table holds: which columns are fields, of what kind, and which are to be told from them.
+"""The schema of a table: which columns are fields, of what kind, and which are targets.
 
-    group = "subject"               rows of one group stay on one side of the split
-    split = "split"                 or a column says the side: train, val
+    group = "subject"               rows of one group stay in one split
+    split = "split"                 or a column names the split: train, val
 
     [fields.motion]
     kind = "series"                 category, scalar, vector, series, text, image, audio
     channels = 3
-    rate = 50.0                     readings a second
+    rate = 50.0                     readings per second
     seconds = 2.0
 
     [targets.exercise]
     kind = "class"                  or number
 
-As TOML to be written by hand; as JSON, with what was measured on the training rows, to be kept beside the weights.
+It is written by hand as TOML. As JSON, with what was measured on the training rows, it is stored beside the weights.
 """
 
 import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, nearest
+from ...errors import InputError, suggest
+from ..io.checks import is_finite_number
 
-LARGEST = 64 << 20  # bytes of such a file
-MOST = 1 << 16  # of anything that a field counts
-LINE = {"position": "learned"}
-KINDS: dict[str, dict[str, Any]] = {  # what may be said of each kind, and what goes without saying; None: must be said
+MAX_FILE_BYTES = 64 << 20
+MAX_COUNT = 1 << 16  # of every option that is an integer
+POSITION = {"position": "learned"}
+FIELD_OPTIONS: dict[str, dict[str, Any]] = {  # the options of each kind with their defaults; None: required
     "category": {},
     "scalar": {},
     "vector": {"size": None},
-    "series": {"channels": None, "rate": None, "seconds": None, "patch": 5, "cut": False} | LINE,
-    "text": {"tokens": 64, "tokenizer": "bpe", "cut": False} | LINE,
-    "image": {"height": 28, "width": 28, "channels": 1, "patch": 4} | LINE,
-    "audio": {"seconds": None, "mels": 40, "cut": False} | LINE,
+    "series": {"channels": None, "rate": None, "seconds": None, "patch": 5, "cut": False} | POSITION,
+    "text": {"tokens": 64, "tokenizer": "bpe", "cut": False} | POSITION,
+    "image": {"height": 28, "width": 28, "channels": 1, "patch": 4} | POSITION,
+    "audio": {"seconds": None, "mels": 40, "cut": False} | POSITION,
 }
-SCALED = ("scalar", "vector", "series", "image")  # by the mean and deviation of the training rows
-POSITIONS = ("learned", "fixed", "none")
-MEASURED = ("values", "mean", "std", "words")
+CHOICES = {"position": ("learned", "fixed", "none"), "tokenizer": ("bpe", "char", "byte"), "cut": (True, False)}
+NORMALIZED_KINDS = ("scalar", "vector", "series", "image")
+MEASURED_OPTIONS = ("values", "mean", "std", "words")
 
 
 @dataclass(frozen=True)
 class Field:
-    """A column that is read, and how it becomes nodes."""
+    """A column that the model reads, and how it becomes nodes.
+
+    Attributes:
+        position: of its nodes: learned, fixed (sinusoidal) or none.
+        rate, seconds: readings per second, and the longest duration.
+        patch: readings of a series, or side of a square of pixels, per node.
+        cut: cut longer values instead of refusing them.
+        values: measured: the categories.
+        mean, std: measured on the training rows: of each number, channel or color.
+        words: measured: the tokenizer.json of a text.
+    """
 
     name: str
     kind: str
     position: str = "none"
-    """Of its nodes among themselves: learned, fixed (sinusoidal), none."""
     size: int = 0
     channels: int = 0
     rate: float = 0.0
-    """Readings a second."""
     seconds: float = 0.0
-    """The longest there may be."""
     patch: int = 0
-    """Readings of a series, or the side of a square of pixels, that make a node."""
     cut: bool = False
-    """What is longer is cut, instead of refused."""
     tokens: int = 0
     tokenizer: str = ""
     height: int = 0
     width: int = 0
     mels: int = 0
     values: tuple[str, ...] = ()
-    """Measured: what a category can be."""
     mean: tuple[float, ...] = ()
-    """Measured on the training rows: of each number, channel or colour."""
     std: tuple[float, ...] = ()
     words: str = ""
-    """Measured: the tokenizer.json of a text."""
 
     @property
     def length(self) -> int:
@@ -80,7 +83,7 @@ class Field:
 
     @property
     def nodes(self) -> int:
-        """How many nodes it makes at most."""
+        """The largest number of nodes of a value."""
         if self.kind == "series":
             return -(-self.length // self.patch)
         if self.kind == "image":
@@ -91,7 +94,7 @@ class Field:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what is kept of a row."""
+        """The shape of an encoded value."""
         return {
             "category": (1,),
             "scalar": (1,),
@@ -104,13 +107,13 @@ class Field:
 
     @property
     def dtype(self) -> str:
-        kept = {"category": "int64", "text": "int32", "image": "uint8", "audio": "float16"}
-        return kept.get(self.kind, "float32")
+        dtypes = {"category": "int64", "text": "int32", "image": "uint8", "audio": "float16"}
+        return dtypes.get(self.kind, "float32")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A column that is to be told: one of `values`, or a number of this mean and deviation."""
+    """A column that the model predicts: one of `values`, or a number with this mean and deviation."""
 
     name: str
     kind: str
@@ -121,173 +124,186 @@ class Target:
 
 @dataclass(frozen=True)
 class Schema:
+    """The fields and targets of a table, and a few example rows to demonstrate a model on."""
+
     fields: tuple[Field, ...]
     targets: tuple[Target, ...]
     group: str = ""
     split: str = ""
     examples: tuple[dict[str, Any], ...] = ()
-    """A few rows to show what a model does."""
+
+    @property
+    def columns(self) -> tuple[Field | Target, ...]:
+        return (*self.fields, *self.targets)
 
     @property
     def nodes(self) -> int:
-        """The most nodes of a row, without a class node."""
+        """The largest number of nodes of a row, without a class node."""
         return sum(field.nodes for field in self.fields)
 
     @property
-    def learned(self) -> bool:
-        """Whether it knows the vocabularies of what it names."""
-        texts = all(field.words for field in self.fields if field.kind == "text")
-        named = [one.values for one in (*self.fields, *self.targets) if one.kind in ("category", "class")]
-        return texts and all(named)
+    def has_vocabularies(self) -> bool:
+        """Whether the categories, classes and tokenizers are known."""
+        return all(
+            column.words if isinstance(column, Field) and column.kind == "text" else column.values
+            for column in self.columns
+            if column.kind in ("category", "class", "text")
+        )
 
     @property
-    def measured(self) -> bool:
-        """Whether it knows the means and deviations too: all that a model needs."""
-        scaled = [field for field in self.fields if field.kind in SCALED]
-        numbers = [target for target in self.targets if target.kind == "number"]
-        return self.learned and all(one.mean for one in (*scaled, *numbers))
+    def is_measured(self) -> bool:
+        """Whether vocabularies, means and deviations are known: everything that a model needs."""
+        numeric = [column for column in self.columns if column.kind in (*NORMALIZED_KINDS, "number")]
+        return self.has_vocabularies and all(column.mean for column in numeric)
 
-    def plain(self, measured: tuple[str, ...] = ()) -> dict[str, Any]:
-        """As a TOML holds it: what a person says, and of what was measured these."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in ("group", "split") if getattr(self, name)}
-        for what in ("fields", "targets"):
-            found[what] = {one.name: said(one, measured) for one in getattr(self, what)}
-        return found
+    def with_measurements(self, measurements: Mapping[str, dict[str, Any]]) -> "Schema":
+        """Return the schema with these options of columns, by name of the column, replaced."""
+        fields = tuple(replace(field, **measurements.get(field.name, {})) for field in self.fields)
+        targets = tuple(replace(target, **measurements.get(target.name, {})) for target in self.targets)
+        return replace(self, fields=fields, targets=targets)
 
-    def json(self) -> str:
-        return json.dumps(self.plain(MEASURED) | {"examples": self.examples}, ensure_ascii=False)
+    def to_dict(self, measured: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Return what a hand-written TOML holds, and these of the measured options."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in ("group", "split") if getattr(self, name)}
+        for name in ("fields", "targets"):
+            values[name] = {column.name: column_to_dict(column, measured) for column in getattr(self, name)}
+        return values
 
-    def toml(self) -> str:
-        found, lines = self.plain(), []
-        for name in ("group", "split"):
-            lines += [f"{name} = {written(found[name])}"] if name in found else []
-        for what in ("fields", "targets"):
-            for name, options in found[what].items():
-                lines += ["", f"[{what}.{key(name)}]"] + [f"{k} = {written(v)}" for k, v in options.items()]
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(MEASURED_OPTIONS) | {"examples": self.examples}, ensure_ascii=False)
+
+    def to_toml(self) -> str:
+        values = self.to_dict()
+        lines = [f"{name} = {quote(values[name])}" for name in ("group", "split") if name in values]
+        for table in ("fields", "targets"):
+            for name, options in values[table].items():
+                lines += ["", f"[{table}.{quote_key(name)}]"] + [f"{k} = {quote(v)}" for k, v in options.items()]
         return "\n".join(lines).strip() + "\n"
 
 
-def said(one: Field | Target, measured: tuple[str, ...]) -> dict[str, Any]:
-    known = KINDS[one.kind] if isinstance(one, Field) else {}
-    found = {"kind": one.kind} | {name: getattr(one, name) for name in known}
-    found |= {name: value for name in measured if (value := getattr(one, name, ()))}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+def column_to_dict(column: Field | Target, measured: tuple[str, ...]) -> dict[str, Any]:
+    options = FIELD_OPTIONS[column.kind] if isinstance(column, Field) else {}
+    values = {"kind": column.kind} | {name: getattr(column, name) for name in options}
+    values |= {name: value for name in measured if (value := getattr(column, name, ()))}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # text, numbers and truth look alike in TOML
+def quote(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike in TOML
 
 
-def key(name: str) -> str:
-    return name if name.isascii() and name.replace("_", "").replace("-", "").isalnum() else written(name)
+def quote_key(name: str) -> str:
+    return name if name.isascii() and name.replace("_", "").replace("-", "").isalnum() else quote(name)
 
 
 # --- reading ---
 
 
-def read(given: str) -> Schema:
-    """A schema.toml or schema.json: its path, or what it holds. Raises InputError."""
-    inline = "\n" in given or given.lstrip().startswith("{")
-    where, text = ("schema", given) if inline else (given, "")
+def load_schema(path_or_text: str) -> Schema:
+    """Load a schema.toml or schema.json: its path, or its content. Raises InputError."""
+    is_text = "\n" in path_or_text or path_or_text.lstrip().startswith("{")
+    place, text = ("schema", path_or_text) if is_text else (path_or_text, "")
     try:
-        if not inline:
-            if Path(given).stat().st_size > LARGEST:
-                raise InputError(f"{given} is larger than {LARGEST >> 20} MiB, which no schema is")
-            text = Path(given).read_text(encoding="utf-8")
+        if not is_text:
+            if Path(path_or_text).stat().st_size > MAX_FILE_BYTES:
+                raise InputError(f"{path_or_text} is larger than {MAX_FILE_BYTES >> 20} MiB, the limit for a schema")
+            text = Path(path_or_text).read_text(encoding="utf-8")
         values = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except InputError:
+        raise
     except OSError as error:
-        raise InputError(f"schema '{given}' cannot be read: {error.strerror or error}") from None
+        raise InputError(f"schema '{path_or_text}' cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where} is no TOML (and no JSON): {error}") from None
-    return of(values, where)
+        raise InputError(f"{place} is not TOML (nor JSON): {error}") from None
+    return parse_schema(values, place)
 
 
-def of(values: Mapping[str, Any], where: str) -> Schema:
-    """The schema of what a file holds. Raises InputError that names the place."""
-    known = ("fields", "targets", "group", "split", "examples")
-    if strange := [name for name in values if name not in known]:
-        raise InputError(f"{where}: unknown '{strange[0]}': {nearest(strange[0], known)}")
+def parse_schema(values: Mapping[str, Any], place: str) -> Schema:
+    """Build the schema of the content of a file. Raises InputError that names the place."""
+    names = ("fields", "targets", "group", "split", "examples")
+    if unknown := [name for name in values if name not in names]:
+        raise InputError(f"{place}: unknown '{unknown[0]}': {suggest(unknown[0], names)}")
     for name in ("fields", "targets"):
         table = values.get(name)
-        if not isinstance(table, dict) or not table or not all(isinstance(one, dict) for one in table.values()):
-            raise InputError(f"{where} has no [{name}.NAME]: at least one is needed")
+        if not isinstance(table, dict) or not table or not all(isinstance(column, dict) for column in table.values()):
+            raise InputError(f"{place} has no [{name}.NAME]: at least one is needed")
     for name in ("group", "split"):
         if not isinstance(values.get(name, ""), str):
-            raise InputError(f"{where}: {name} is {values[name]!r}; it must be the name of a column")
-    fields = tuple(field(name, one, f"{where}, fields.{name}") for name, one in values["fields"].items())
-    targets = tuple(target(name, one, f"{where}, targets.{name}") for name, one in values["targets"].items())
-    if both := [one.name for one in fields if one.name in values["targets"]]:
-        raise InputError(f"{where}: '{both[0]}' is a field and a target: it can be one of them")
+            raise InputError(f"{place}: {name} is {values[name]!r}; it must be the name of a column")
+    fields = tuple(parse_field(name, column, f"{place}, fields.{name}") for name, column in values["fields"].items())
+    targets = tuple(
+        parse_target(name, column, f"{place}, targets.{name}") for name, column in values["targets"].items()
+    )
+    if both := [field.name for field in fields if field.name in values["targets"]]:
+        raise InputError(f"{place}: '{both[0]}' is a field and a target: choose one")
     examples = values.get("examples", [])
-    if not isinstance(examples, list) or not all(isinstance(one, dict) for one in examples):
-        raise InputError(f"{where}: examples must be a list of rows")
+    if not isinstance(examples, list) or not all(isinstance(example, dict) for example in examples):
+        raise InputError(f"{place}: examples must be a list of rows")
     return Schema(fields, targets, values.get("group", ""), values.get("split", ""), tuple(examples))
 
 
-def field(name: str, values: Mapping[str, Any], where: str) -> Field:
-    kind = kind_of(values, tuple(KINDS), where)
-    known = KINDS[kind]
-    told = {option: value for option, value in values.items() if option != "kind"}
-    if strange := [option for option in told if option not in known and option not in MEASURED]:
-        raise InputError(f"{where}: a {kind} has no '{strange[0]}': {nearest(strange[0], known or ['kind'])}")
-    if missing := [option for option, default in known.items() if default is None and option not in told]:
-        raise InputError(f"{where}: a {kind} needs {missing[0]}")
-    made = Field(name, kind, **known | {option: checked(option, value, where) for option, value in told.items()})
-    if kind == "image" and (made.height % made.patch or made.width % made.patch):
-        raise InputError(f"{where}: patches of {made.patch} pixels do not cut {made.height} x {made.width}")
-    if kind == "image" and made.channels not in (1, 3):
-        raise InputError(f"{where}: channels is {made.channels}; it must be 1 (grey) or 3 (colour)")
-    if made.mean and not len(made.mean) == len(made.std) == made.shape[-1]:
-        raise InputError(f"{where}: {len(made.mean)} means and {len(made.std)} deviations for {made.shape[-1]} numbers")
-    if made.nodes > MOST or math.prod(made.shape) > 1 << 28:
-        raise InputError(f"{where}: makes {made.nodes:,} nodes of a row: fewer seconds, or larger patches")
-    return made
+def parse_field(name: str, values: Mapping[str, Any], place: str) -> Field:
+    kind = parse_kind(values, tuple(FIELD_OPTIONS), place)
+    defaults, options = FIELD_OPTIONS[kind], {key: value for key, value in values.items() if key != "kind"}
+    if unknown := [option for option in options if option not in defaults and option not in MEASURED_OPTIONS]:
+        raise InputError(f"{place}: a {kind} has no '{unknown[0]}': {suggest(unknown[0], defaults or ['kind'])}")
+    if missing := [option for option, default in defaults.items() if default is None and option not in options]:
+        raise InputError(f"{place}: a {kind} needs {missing[0]}")
+    parsed = {option: parse_option(option, value, place) for option, value in options.items()}
+    field = Field(name, kind, **defaults | parsed)
+    if kind == "image" and (field.height % field.patch or field.width % field.patch):
+        raise InputError(f"{place}: patches of {field.patch} pixels do not divide {field.height} x {field.width}")
+    if kind == "image" and field.channels not in (1, 3):
+        raise InputError(f"{place}: channels is {field.channels}; it must be 1 (gray) or 3 (color)")
+    if field.mean and not len(field.mean) == len(field.std) == field.shape[-1]:
+        counts = f"{len(field.mean)} means and {len(field.std)} deviations"
+        raise InputError(f"{place}: {counts} for {field.shape[-1]} numbers")
+    if field.nodes > MAX_COUNT or math.prod(field.shape) > 1 << 28:
+        raise InputError(f"{place}: makes {field.nodes:,} nodes per row: fewer seconds, or larger patches")
+    return field
 
 
-def target(name: str, values: Mapping[str, Any], where: str) -> Target:
-    kind = kind_of(values, ("class", "number"), where)
-    told = {option: value for option, value in values.items() if option != "kind"}
-    if strange := [option for option in told if option not in ("values", "mean", "std")]:
-        raise InputError(f"{where}: a target has a kind alone, not '{strange[0]}'")
-    made = Target(name, kind, **{option: checked(option, value, where) for option, value in told.items()})
-    if made.mean and not len(made.mean) == len(made.std) == 1:
-        raise InputError(f"{where}: a number has one mean and one deviation")
-    if kind == "class" and made.values and len(made.values) < 2:
-        raise InputError(f"{where} has one class ({made.values[0]!r}): there is nothing to tell apart")
-    return made
+def parse_target(name: str, values: Mapping[str, Any], place: str) -> Target:
+    kind = parse_kind(values, ("class", "number"), place)
+    options = {key: value for key, value in values.items() if key != "kind"}
+    if unknown := [option for option in options if option not in ("values", "mean", "std")]:
+        raise InputError(f"{place}: a target has only a kind, not '{unknown[0]}'")
+    target = Target(name, kind, **{option: parse_option(option, value, place) for option, value in options.items()})
+    if target.mean and not len(target.mean) == len(target.std) == 1:
+        raise InputError(f"{place}: a number has one mean and one deviation")
+    if kind == "class" and target.values and len(target.values) < 2:
+        raise InputError(f"{place} has one class ({target.values[0]!r}): two or more are needed")
+    return target
 
 
-def kind_of(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> str:
+def parse_kind(values: Mapping[str, Any], kinds: tuple[str, ...], place: str) -> str:
     kind = values.get("kind")
-    if not isinstance(kind, str) or kind not in known:
-        raise InputError(f"{where}: kind is {kind!r}: {nearest(str(kind), known)}")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise InputError(f"{place}: kind is {kind!r}: {suggest(str(kind), kinds)}")
     return kind
 
 
-def checked(option: str, value: Any, where: str) -> Any:
-    """A value of this option, as the field keeps it. Raises InputError."""
+def parse_option(option: str, value: Any, place: str) -> Any:
+    """Check the value of an option and convert it to the type of the attribute. Raises InputError."""
     if option in ("rate", "seconds"):
-        if not number(value) or not value > 0:
-            what = "a rate of {} readings a second" if option == "rate" else "{} seconds"
-            raise InputError(f"{where}: {what.format(repr(value))}: it must be a number above 0")
+        if not is_finite_number(value) or not value > 0:
+            actual = f"a rate of {value!r} readings a second" if option == "rate" else f"{value!r} seconds"
+            raise InputError(f"{place}: {actual}: it must be a number above 0")
         return float(value)
     if option in ("mean", "std", "values"):
-        good = isinstance(value, list) and all(number(x) if option != "values" else isinstance(x, str) for x in value)
-        if not good or (option == "std" and min(value, default=1) <= 0):
-            raise InputError(f"{where}: {option} is not as it was measured: {str(value)[:60]}")
+        is_valid = (lambda x: isinstance(x, str)) if option == "values" else is_finite_number
+        if (
+            not isinstance(value, list)
+            or not all(map(is_valid, value))
+            or (option == "std" and min(value, default=1) <= 0)
+        ):
+            raise InputError(f"{place}: {option} is not as it was measured: {str(value)[:60]}")
         return tuple(value)
-    options = {"position": POSITIONS, "tokenizer": ("bpe", "char", "byte"), "cut": (True, False)}
-    if option in options or option == "words":
-        known = options.get(option, (value,))
-        if not isinstance(value, bool if option == "cut" else str) or value not in known:
-            raise InputError(f"{where}: {option} is {value!r}: {nearest(str(value), map(str, known))}")
+    if option in CHOICES or option == "words":
+        choices = CHOICES.get(option, (value,))
+        if not isinstance(value, bool if option == "cut" else str) or value not in choices:
+            raise InputError(f"{place}: {option} is {value!r}: {suggest(str(value), map(str, choices))}")
         return value
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST:
-        raise InputError(f"{where}: {option} is {value!r}; it must be a whole number from 1 to {MOST:,}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_COUNT:
+        raise InputError(f"{place}: {option} is {value!r}; it must be an integer from 1 to {MAX_COUNT:,}")
     return value
-
-
-def number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)

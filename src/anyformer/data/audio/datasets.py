@@ -1,0 +1,193 @@
+"""Sounds with transcripts, from a table of files or a named set, decoded once into the disk cache.
+
+    fsdd          3,000 spoken digits; the official test part (the first five takes of each) is for validation
+    tones         digits dialed on a telephone keypad, generated
+    clips.csv     (tsv, jsonl) columns path and text, optionally split: train or val
+
+    cache/sounds/HASH/samples.bin     16 kHz, little-endian int16, one clip after the other
+    cache/sounds/HASH/clips.json      where each clip starts, in samples
+
+The samples are memory-mapped, so that a set larger than memory can be trained on.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import InputError, suggest
+from ...events import report_progress
+from ..io.cache import build_directory, cache_by_files, cache_dir, data_files
+from ..io.checks import sha256_file
+from ..io.manifest import read_manifest
+from ..io.resolve import resolve
+from ..sampling import parse_split, select_split, split_by_mask
+from .features import SAMPLE_RATE
+from .read import read_blocks
+
+FORMAT_VERSION = 1  # to be raised when the stored content changes
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+KEYPAD_HZ = {0: (941, 1336)} | {i + 1: ((697, 770, 852)[i // 3], (1209, 1336, 1477)[i % 3]) for i in range(9)}
+NAMED_SETS = ("tones", "fsdd")
+
+
+@dataclass(frozen=True)
+class AudioEntry:
+    """A sound file with its transcript; `place` says where the data list it. `is_val` None: no split is given."""
+
+    place: str
+    path: Path
+    text: str
+    is_val: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AudioDataset:
+    """Clips with transcripts: clip i is samples[starts[i]:starts[i + 1]] and its text is texts[i].
+
+    Attributes:
+        samples: (N,) int16 at 16 kHz.
+        places: where the data list each clip, for messages.
+        is_val: bool, for each clip.
+        sha256: hash of the content.
+        skipped: number of files that could not be read.
+    """
+
+    samples: np.ndarray
+    starts: np.ndarray
+    texts: list[str]
+    places: list[str]
+    is_val: np.ndarray
+    sha256: str
+    skipped: int = 0
+
+    def read_clip(self, i: int) -> np.ndarray:
+        """Return the samples of clip i, float32 between -1 and 1."""
+        return self.samples[self.starts[i] : self.starts[i + 1]].astype(np.float32) / 32768
+
+    def split(self, name: str) -> np.ndarray:
+        """Return the indices of the clips of "train", "val" or "all". Raises InputError where there are none."""
+        indices = select_split(name, split_by_mask(self.is_val))
+        if not len(indices):
+            raise InputError(f"no clip of {len(self.is_val)} is left for {name}: add clips, or change --val-fraction")
+        return indices
+
+
+@cache_by_files(lambda data, *_, **__: data_files(data))
+def load_audio(data: str, val_fraction: float = 0.1, skip_broken: bool = False) -> AudioDataset:
+    """Load the clips of a table of files or of a named set.
+
+    Args:
+        val_fraction: share of the clips for validation, where the data do not name a split.
+        skip_broken: leave out files that cannot be read, and count them.
+
+    Raises:
+        InputError: the data cannot be read.
+    """
+    if not 0 < val_fraction < 1:
+        raise InputError(f"a validation fraction of {val_fraction} leaves a split empty: 0 < fraction < 1")
+    if data == "tones" and not Path(data).exists():
+        return load_tones()
+    entries = list_entries(data)
+    content = hash_entries(entries, skip_broken)
+    folder = cache_dir() / "sounds" / content
+    if not is_cached(folder):
+        with build_directory(folder, is_cached) as new:
+            decode_entries(entries, new, skip_broken)
+    stored = json.loads((folder / "clips.json").read_text("utf-8"))
+    entries = [entries[i] for i in stored["clips"]]
+    is_val = np.array([hash_to_val(entry, val_fraction) if entry.is_val is None else entry.is_val for entry in entries])
+    samples = np.memmap(folder / "samples.bin", np.dtype("<i2"), "r")
+    texts, places = [entry.text for entry in entries], [entry.place for entry in entries]
+    starts = np.array(stored["starts"], np.int64)
+    return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"])
+
+
+def list_entries(data: str) -> list[AudioEntry]:
+    """List the sound files of a table or of a named set. Raises InputError."""
+    path = Path(data).expanduser()
+    if path.is_file():
+        entries = []
+        for row in read_manifest(path, ("path", "text"), ("split",)):
+            is_val = parse_split(row["split"], f"{row.where}: split") if row["split"] else None
+            entries.append(AudioEntry(row.where, path.parent / row["path"], row["text"], is_val))
+        return entries
+    if data == "fsdd":
+        names = [(file, *file.stem.split("_")) for file in resolve(data)]  # DIGIT_SPEAKER_TAKE.wav
+        return [AudioEntry(str(f), f, DIGIT_WORDS[int(digit)], int(take) < 5) for f, digit, _, take in names]
+    if path.is_dir() or path.suffix or not data:
+        raise InputError(f"data '{data}': expected a table of files: a csv, tsv or jsonl with columns path and text")
+    raise InputError(f"data '{data}': no such table or set of sounds: {suggest(data, NAMED_SETS)}")
+
+
+def is_cached(folder: Path) -> bool:
+    return (folder / "clips.json").is_file()
+
+
+def hash_entries(entries: list[AudioEntry], skip_broken: bool) -> str:
+    """Hash the content of all files and their texts. A missing file counts as empty: decoding reports it."""
+    content = hashlib.sha256(f"{FORMAT_VERSION} {skip_broken}".encode())
+    for i, entry in enumerate(entries, 1):
+        file_hash = sha256_file(*[entry.path] if entry.path.is_file() else [])
+        content.update(f"\n{entry.text}\n{entry.is_val}\n{file_hash}".encode())
+        if i % 50 == 0 or i == len(entries):
+            report_progress("checking sounds", i, len(entries))
+    return content.hexdigest()
+
+
+def hash_to_val(entry: AudioEntry, fraction: float) -> bool:
+    """Decide by a hash of file name and text whether a clip is for validation, whatever the order of the clips."""
+    digest = hashlib.sha256(f"{entry.path.name}\n{entry.text}".encode()).digest()[:8]
+    return int.from_bytes(digest, "big") < fraction * (1 << 64)
+
+
+def decode_entries(entries: list[AudioEntry], folder: Path, skip_broken: bool) -> None:
+    """Decode all sounds into one file, a block at a time, so that memory stays bounded."""
+    starts, readable = [0], []
+    with open(folder / "samples.bin", "wb") as file:
+        for i, entry in enumerate(entries):
+            try:
+                for block in read_blocks(entry.path):
+                    file.write((np.clip(block, -1, 32767 / 32768) * 32768).round().astype("<i2").tobytes())
+            except InputError as error:
+                if not skip_broken:
+                    raise InputError(f"{error}; to leave such files out: --skip-broken") from None
+                file.truncate(2 * starts[-1])
+                file.seek(2 * starts[-1])
+                continue
+            readable.append(i)
+            starts.append(file.tell() // 2)
+            if i % 50 == 0:
+                report_progress("decoding sounds", i, len(entries))
+    if not readable:
+        raise InputError(f"none of {len(entries)} sound files can be read, the first is {entries[0].path}")
+    report_progress("decoding sounds", len(entries), len(entries))
+    stored = {"clips": readable, "starts": starts, "skipped": len(entries) - len(readable)}
+    (folder / "clips.json").write_text(json.dumps(stored), "utf-8")
+
+
+# --- generated ---
+
+
+def load_tones(takes: int = 24) -> AudioDataset:
+    """Generate every key `takes` times, 60 to 140 ms long, at various levels, in noise: always the same.
+
+    The last sixth of the takes is for validation.
+    """
+    n = 10 * takes
+    words = np.random.Philox(key=0).random_raw(3 * n)
+    clips = [generate_tone(i % 10, *words[3 * i : 3 * i + 3].tolist()) for i in range(n)]
+    samples, starts = np.concatenate(clips), np.cumsum([0, *map(len, clips)])
+    texts, places = [DIGIT_WORDS[i % 10] for i in range(n)], [f"tone {i}" for i in range(n)]
+    is_val = np.arange(n) // 10 >= takes - takes // 6
+    return AudioDataset(samples, starts, texts, places, is_val, hashlib.sha256(samples.tobytes()).hexdigest())
+
+
+def generate_tone(digit: int, length: int, level: int, key: int) -> np.ndarray:
+    """Generate the two frequencies of a key (ITU-T Q.23), with length, level and noise from random words: (N,) int16."""
+    t = np.arange(SAMPLE_RATE * (60 + length % 81) // 1000) / SAMPLE_RATE
+    wave = sum(np.sin(2 * np.pi * frequency * t) for frequency in KEYPAD_HZ[digit])
+    noise = np.random.Philox(key=key).random_raw(len(t)).astype(np.float64) / 2**63 - 1
+    return ((wave * (2000 + level % 8000) + 200 * noise).round()).astype(np.int16)
