@@ -1,0 +1,384 @@
+"""Multimodal: the numbers, categories, series, texts, images and sounds of one row as one set of nodes.
+
+raw    rows of a table (csv, tsv, jsonl, parquet) or a set by name; a schema says what each column is
+nodes  one for a number, a vector or a category; slices of a series, tokens, patches, mel frames; each carries its
+       field, and its position in the field or none; what a row lacks has no node
+edges  full, padding excepted
+head   a logit for each class, or a number, for each target, from a class node
+loss   cross-entropy of the class, squared error of the number, the mean over the known labels
+
+    anyformer train multimodal                                        three minutes on two cores: exercises from a watch
+    anyformer train multimodal --preset spoken-digits                 a spoken digit and a written one
+    anyformer train multimodal --preset table --data my.csv --target species
+
+For a table of your own the schema is inferred and shown before training: --print-schema > my.toml writes it to a file
+to correct, and --schema my.toml uses that. `anyformer worth RUN` measures what each field contributes.
+
+A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959); fields left out: ModDrop (1501.00102).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.sampling import sample_indices
+from ..data.tables import prepare
+from ..data.tables.augment import add_noise, drop_fields, rotate_vectors, stretch_time
+from ..data.tables.batches import build_batch, label_key, node_slices, value_key
+from ..data.tables.cache import TableDataset
+from ..data.tables.encode import count_ids
+from ..data.tables.schema import Field, Schema, Target
+from ..data.text.batches import IGNORE_INDEX
+from ..data.text.labeled import epoch_order
+from ..errors import InputError
+from ..inference.table_prediction import predict_rows, to_tensor
+from ..metrics import accuracy, confusion_matrix, macro_f1, regression_scores
+from ..model.config import TransformerConfig
+from ..model.edges import within
+from ..model.embeddings import (
+    FrameEmbedding,
+    MultiFieldEmbedding,
+    Normalized,
+    PatchEmbedding,
+    ScalarEmbedding,
+    SeriesPatchEmbedding,
+    TokenEmbedding,
+)
+from ..model.heads import Classifier, Regressor
+from ..model.init import initialize
+from ..model.transformer import Transformer
+from ..parsing import check_range, check_types, parse_dataclass, path_field
+from ..recipe import Graph, GraphInput, StreamState, init_stream
+from ..training.config import TrainConfig
+from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model of rows, its table and its training."""
+
+    data: str = path_field("watch")
+    """The name of a set (watch, breast-cancer, spoken-digits, sensors), a .csv, .tsv, .jsonl or .parquet."""
+    schema: str = path_field("own")
+    """What each column is: own (a set's own schema; for other tables it is inferred), inferred, or a schema.toml: its
+    path, or its content."""
+    target: str = ""
+    """Where the schema is inferred: the column to predict, or several with commas between."""
+    fold: str = "1/10"
+    """Which part of how many is for validation, where the data do not say: whole groups, or rows of each class."""
+    field_dropout: float = 0.1
+    """Probability that a field of a row is left out in training, though never all fields of a row."""
+    noise: float = 0.0
+    """Noise added in training to every number, reading or channel, in units of its standard deviation."""
+    stretch: float = 0.0
+    """Training plays the series of a row faster or slower by up to this share."""
+    max_rotation: float = 0.0
+    """Training rotates the series of three channels of a row, vectors in space, by up to so many degrees: a device is
+    never worn in exactly the same way."""
+    lenient: bool = False
+    """Leave out and count damaged values (a reading that is NaN, an image or sound that cannot be read)."""
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    """Its context bounds the nodes of a row; positions belong to the fields, so its own is none."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "field_dropout", at_least=0, below=1)
+        check_range(self, "noise", at_least=0, at_most=100)
+        check_range(self, "stretch", at_least=0, at_most=10)
+        check_range(self, "max_rotation", at_least=0, at_most=180)
+
+
+MODERN: dict[str, Any] = {"position": "none", "init": "zero"}
+ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
+MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
+PRESETS = {
+    # seconds: for tests
+    "tiny": Config(
+        data="sensors", fold="1/5", model=make_model_config(32, 2, 2, 64, position="none"), train=TINY_TRAIN
+    ),
+    # three minutes on two cores; a fold is a person
+    "watch": Config(
+        noise=0.1,
+        stretch=0.4,
+        max_rotation=20.0,
+        model=make_model_config(64, 3, 4, 64, position="none", dropout=0.1),
+        train=ADAMW,
+    ),
+    # seconds on two cores
+    "table": Config(
+        data="breast-cancer",
+        schema="inferred",
+        target="diagnosis",
+        noise=0.2,
+        model=make_model_config(64, 2, 4, 256, position="none", dropout=0.1),
+        train=replace(ADAMW, steps=300, lr=5e-4),
+    ),
+    # minutes on two cores
+    "spoken-digits": Config(
+        data="spoken-digits",
+        field_dropout=0.3,
+        model=make_modern_config(96, 3, 4, 128, dropout=0.1, **MODERN),
+        train=MUON_TRAIN,
+    ),
+    # for many rows of many kinds: bring --data and a GPU
+    "base": Config(
+        data="spoken-digits",
+        field_dropout=0.3,
+        lenient=True,
+        model=make_modern_config(512, 8, 8, 1024, dropout=0.1, **MODERN),
+        train=replace(MUON_TRAIN, steps=50_000, batch=128, warmup=1000),
+    ),
+}
+
+
+def build_field_embedding(field: Field, config: TransformerConfig) -> nn.Module:
+    """Build what turns the values of a field into nodes, with their position within the field."""
+    position = {"learned": "learned", "fixed": "sinusoidal", "none": "none"}[field.position]
+    config = replace(config, position=position, context=field.nodes, dropout=0.0)
+    if field.kind in ("category", "text"):
+        return TokenEmbedding(count_ids(field), config)
+    if field.kind == "audio":
+        return FrameEmbedding(field.mels, config)
+    if field.kind == "image":
+        patches = PatchEmbedding(field.patch, config, field.channels, cls_token=False)
+        return Normalized(patches, field.mean, field.std, image=True)
+    if field.kind == "series":
+        return Normalized(SeriesPatchEmbedding(field.patch, field.channels, config), field.mean, field.std)
+    return Normalized(ScalarEmbedding(field.shape[0], config), field.mean, field.std)
+
+
+class MultimodalTransformer(nn.Module):
+    """A Transformer over the fields of rows.
+
+    Shapes:
+        values of each field (B, *field.shape), present (B, N): which nodes exist -> for each target logits
+        (B, classes), or a number of mean 0 and deviation 1 (B, 1)
+    """
+
+    def __init__(self, config: Config, schema: Schema):
+        super().__init__()
+        self.schema, self.files = schema, {"schema.json": schema.to_json()}
+        embeddings = [build_field_embedding(field, config.model) for field in schema.fields]
+        self.nodes = MultiFieldEmbedding(embeddings, config.model)
+        self.body = Transformer(config.model)
+        dim = config.model.dim
+        self.heads = nn.ModuleList(
+            Classifier(dim, len(target.values), "first") if target.kind == "class" else Regressor(dim, 1, "first")
+            for target in schema.targets
+        )
+
+    def forward(self, values: Sequence[Tensor], present: Tensor) -> list[Tensor]:
+        x, lengths = self.nodes(values, present)
+        x = self.body(x, within(lengths))
+        return [head(x) for head in self.heads]
+
+    def predict_batch(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """Return the outputs for a batch of `batches`."""
+        return self([batch[value_key(field)] for field in self.schema.fields], batch["present"])
+
+
+# --- rows and their schema ---
+
+
+def load_rows(config: Config) -> TableDataset:
+    """Load the rows of the config, encoded once; files that have changed since are read again."""
+    return prepare.load_table(config.data, config.schema, config.target, config.lenient)
+
+
+def fit_schema(config: Config) -> Schema:
+    """Return the schema with everything that a model must know of the training rows.
+
+    Raises:
+        InputError: The model's position or context does not fit the schema.
+    """
+    c = config.model
+    schema = prepare.fit_schema(config.data, config.schema, config.target, config.lenient, config.fold)
+    if c.position != "none":
+        raise InputError(f"model.position is {c.position}: positions belong to the fields, so it must be none")
+    if schema.nodes >= c.context:
+        nodes = f"the fields make up to {schema.nodes} nodes and a class node, and the context is {c.context}"
+        raise InputError(f"{nodes}: --model.context {schema.nodes + 1}, or fewer of them in the schema")
+    return schema
+
+
+def read_schema(config: Config) -> Schema:
+    """Return what each column is, before anything is measured."""
+    return prepare.resolve_schema(config.data, config.schema, config.target)
+
+
+def infer_schema(config: Config) -> Schema | None:
+    """Return the inferred schema, for a person to approve; None where one is given."""
+    return prepare.infer_missing_schema(config.data, config.schema, config.target)
+
+
+def build(config: Config) -> MultimodalTransformer:
+    model = MultimodalTransformer(config, fit_schema(config))
+    initialize(model, config.model)
+    return model
+
+
+def batches(
+    config: Config, split: str, state: StreamState | None = None
+) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+    """Yield batches: the values of each field (B, *field.shape), present (B, N), and the labels of each target (B,).
+
+    "train" never ends and yields every row once an epoch, augmented. "val" and "all" yield every row once.
+    """
+    c, dataset = config.train, load_rows(config)
+    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped)
+    indices = dataset.split(split, config.fold)
+    if split != "train":
+        indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
+        for start in range(0, len(indices), c.batch):
+            yield to_tensors(build_batch(dataset, indices[start : start + c.batch])), state
+    schema = fit_schema(config)
+    while split == "train":
+        rows = sample_indices(indices, c.batch, c.seed, state["step"])
+        rng = np.random.Generator(np.random.Philox(key=c.seed, counter=(0, 0, state["step"], 3)))
+        batch = stretch_time(schema, build_batch(dataset, rows), config.stretch, rng)
+        batch = drop_fields(schema, rotate_vectors(schema, batch, config.max_rotation, rng), config.field_dropout, rng)
+        tensors = to_tensors(add_noise(schema, batch, config.noise, rng))
+        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + int(tensors["present"].sum()) + c.batch}
+        yield tensors, state
+
+
+def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: to_tensor(value) for name, value in batch.items()}
+
+
+# --- loss and evaluation ---
+
+
+class TargetResult(NamedTuple):
+    """The result of one target for a batch, (B,) each; `losses` is 0 where the label is not known."""
+
+    losses: Tensor
+    predictions: Tensor
+    labels: Tensor
+    is_known: Tensor
+
+
+def evaluate_targets(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Iterator[TargetResult]:
+    for target, output in zip(model.schema.targets, model.predict_batch(batch), strict=True):
+        output, labels = output.float(), batch[label_key(target)]
+        is_known = select_known(labels)
+        if target.kind == "class":
+            losses = F.cross_entropy(output, labels, reduction="none", ignore_index=IGNORE_INDEX)
+            yield TargetResult(losses, output.argmax(-1), labels, is_known)
+        else:
+            output, normalized = output[:, 0], (labels - target.mean[0]) / target.std[0]
+            losses = (output - torch.where(is_known, normalized, output)) ** 2
+            yield TargetResult(losses, output * target.std[0] + target.mean[0], labels, is_known)
+
+
+def select_known(labels: Tensor) -> Tensor:
+    """Return which labels are known: no NaN among numbers, no IGNORE_INDEX among classes."""
+    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE_INDEX
+
+
+def loss(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Tensor:
+    """Return the mean over the targets of the mean over the rows whose label is known."""
+    results = evaluate_targets(model, batch)
+    return torch.stack([r.losses.sum() / r.is_known.sum().clamp(min=1) for r in results]).mean()
+
+
+def loss_terms(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Tensor:
+    """Return the terms that `loss` is the sum of, one for each target: each is a mean over another number of rows."""
+    results = list(evaluate_targets(model, batch))
+    return torch.stack([r.losses.sum() / r.is_known.sum().clamp(min=1) / len(results) for r in results])
+
+
+def loss_weight(batch: dict[str, Tensor]) -> Tensor:
+    """Return the number of known labels of each target, (targets,)"""
+    return torch.stack([select_known(labels).sum() for name, labels in batch.items() if name.startswith("labels/")])
+
+
+def evaluate(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the loss; of a class accuracy and macro F1, of a number RMSE in its own unit and R2. With several targets,
+    each metric has the target's name in front."""
+    parts = [[[tensor.cpu() for tensor in result] for result in evaluate_targets(model, batch)] for batch in batches]
+    metrics, means, targets = {}, [], model.schema.targets
+    for i, target in enumerate(targets):
+        result = TargetResult(*(torch.cat([part[i][k] for part in parts]) for k in range(4)))
+        means.append(result.losses.double().sum().item() / max(1, int(result.is_known.sum())))
+        scores = score_target(target, result.labels[result.is_known], result.predictions[result.is_known])
+        metrics |= scores if len(targets) == 1 else {f"{target.name}_{name}": value for name, value in scores.items()}
+    return {"loss": sum(means) / len(means)} | metrics | {"rows": sum(len(part[0][0]) for part in parts)}
+
+
+def score_target(target: Target, labels: Tensor, predictions: Tensor) -> dict[str, float]:
+    """Return accuracy and macro F1 of a class, RMSE and R2 of a number. labels (N,), predictions (N,)"""
+    if target.kind == "number":
+        return regression_scores(labels, predictions)
+    confusion = confusion_matrix(labels, predictions, len(target.values))
+    return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
+
+
+def export_graph(model: MultimodalTransformer) -> Graph:
+    """Describe the model as a graph of the values of each field and which nodes exist (0 or 1)."""
+
+    def upper_bound(field: Field) -> int | None:
+        if field.kind in ("category", "text"):
+            return count_ids(field)
+        return 256 if field.kind == "image" else None
+
+    inputs = {
+        field.name: GraphInput(" ".join(["batch", *map(str, field.shape)]), upper_bound(field))
+        for field in model.schema.fields
+    }
+    inputs["present"] = GraphInput(f"batch {model.schema.nodes}", 2)
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(model(tensors[:-1], tensors[-1].bool()))
+
+    return Graph(call, inputs, tuple(target.name for target in model.schema.targets))
+
+
+@dataclass(frozen=True)
+class Request:
+    """Rows of which to predict the targets."""
+
+    input: Any = None
+    """A row {field: value}, its JSON, or the path of a table; or a list of such. None: a few rows of the validation
+    split, with their label as "truth"."""
+
+
+def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, Any]:
+    """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table. A field that
+    a row lacks is missing.
+
+    Returns {"results": [{"label", "probability", "probabilities"} or {"value"}, ...]}, with several targets each by its
+    name.
+    """
+    inputs = parse_dataclass(Request, request, "request").input
+    return {"results": predict_rows(model, list(model.schema.examples) if inputs is None else inputs)}
+
+
+# --- ablation: `anyformer worth` ---
+
+
+def field_names(config: Config) -> list[str]:
+    return [field.name for field in fit_schema(config).fields]
+
+
+def ablated_batches(
+    config: Config, split: str, kept: Sequence[str], shuffle: str = "", seed: int = 0
+) -> Iterator[dict[str, Tensor]]:
+    """Yield one pass with these fields only, the values of one of them taken from other rows."""
+    dataset = load_rows(config)
+    indices = dataset.split(split, config.fold)
+    others = indices[epoch_order(len(indices), seed, 2)]
+    fields = zip(dataset.schema.fields, node_slices(dataset.schema))
+    absent = [nodes for field, nodes in fields if field.name not in kept]
+    for start in range(0, len(indices), config.train.batch):
+        rows = slice(start, start + config.train.batch)
+        batch = to_tensors(build_batch(dataset, indices[rows], {shuffle: others[rows]}))
+        for nodes in absent:
+            batch["present"][:, nodes] = False
+        yield batch
