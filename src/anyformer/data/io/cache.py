@@ -27,7 +27,7 @@ def cache_dir() -> Path:
 
 
 def cache_by_files(
-    files: Callable[P, Iterable[str | Path]], maxsize: int = 4
+    files: Callable[..., Iterable[str | Path]], maxsize: int = 4
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Memoize a function on its arguments and on the state of the files that it reads.
 
@@ -49,7 +49,8 @@ def cache_by_files(
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            return compute(file_stamps(files(*args, **kwargs)), *args, **kwargs)
+            stamps = file_stamps(files(*args, **kwargs))
+            return compute(stamps, *args, **kwargs)  # ty: ignore[invalid-argument-type] (arguments are hashable)
 
         return wrapper
 

@@ -18,7 +18,6 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any
     Raises:
         InputError: the file cannot be read, is too large, is not JSON or has another top-level type.
     """
-    expected = {dict: "object", list: "list"}[kind]
     try:
         with open(path, "rb") as file:
             content = read_bounded(file, limit)
@@ -30,7 +29,28 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, kind):
+        expected = "object" if kind is dict else kind.__name__
         raise InputError(f"{path} should hold a JSON {expected}, found {type(value).__name__}")
+    return value
+
+
+def load_json(path_or_text: str, name: str, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any:
+    """Parse a JSON object or list that is given as text, or as the path of a file; `name` says what it is in messages.
+
+    Raises:
+        InputError: as `read_json`.
+    """
+    if not path_or_text.lstrip().startswith(("{", "[")):
+        try:
+            return read_json(Path(path_or_text), limit, kind)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+    try:
+        value = json.loads(path_or_text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} '{path_or_text[:60]}' cannot be read as JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise InputError(f"{name} '{path_or_text[:60]}' should hold {'an object' if kind is dict else 'a list'}")
     return value
 
 

@@ -18,14 +18,14 @@ def suffix(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def open_data(path: Path) -> Generator[Any]:
-    """Open a binary file for reading; one that ends in .gz is decompressed.
+def open_data(path: Path, decompress: bool = True) -> Generator[Any]:
+    """Open a binary file for reading; one that ends in .gz is decompressed, unless it is wanted as it is.
 
     Raises:
         InputError: inside the block too, where the file cannot be read or its compression is damaged.
     """
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        with gzip.open(path) if decompress and path.suffix.lower() == ".gz" else open(path, "rb") as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: damaged gzip file ({error}): fetch or compress it again") from None

@@ -1,32 +1,31 @@
-"""A table that says which file holds what: csv, tsv or jsonl with named columns, such as path and text.
+"""Tables that list files: csv, tsv or jsonl with named columns such as path and text.
 
-    clips.csv      path,text                        a header, then a line for each file
+    clips.csv      path,text                         a header, then a line for each file
     clips.tsv      the same with tabs
-    clips.jsonl    {"path": "a.wav", "text": "..."}  an object a line
+    clips.jsonl    {"path": "a.wav", "text": "..."}  an object in each line
 
-Paths are meant from the folder of the table. Each of these may be gzipped (.gz).
+Relative paths start from the folder of the table. Each of these may be gzipped (.gz).
 """
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, suggest
-from .download import bounded
+from .checks import read_bounded
+from .files import open_data, suffix
 
-MAX_FILE_BYTES = 1 << 30  # bytes of a table: it is kept in memory
+MAX_FILE_BYTES = 1 << 30  # the table is held in memory
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One line of the table: where it stands, and its columns."""
+    """A row of the table: its place for messages ("clips.csv, line 3") and its columns."""
 
     where: str
     values: dict[str, str]
@@ -36,55 +35,46 @@ class ManifestRow:
 
 
 def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[ManifestRow]:
-    """The lines of a table. Every one of `columns` has a text in each line; `optional` ones may lack.
+    """Read the rows of a table. Every row has a text in each of `columns`; `optional` columns may be missing or empty.
 
-    Raises InputError for a file that is no such table, a column that is missing, an empty value, and no lines.
+    Raises:
+        InputError: not such a table, a missing column, an empty value, or no rows.
     """
-    ending = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-    if ending not in DELIMITERS:
+    if suffix(path) not in DELIMITERS:
         raise InputError(f"{path}: not a table of files: expected {', '.join(DELIMITERS)} with {', '.join(columns)}")
-    text, delimiter = content(path), DELIMITERS[ending]
-    rows = objects(text, path) if delimiter is None else cells(text, delimiter, path)
-    found = []
-    for where, row in rows:
-        for column in columns:
-            if column not in row:
+    rows = []
+    for where, row in read_rows(path):
+        for column in (*columns, *optional):
+            if column in columns and column not in row:
                 raise InputError(f"{where}: there is no column '{column}': {suggest(column, map(str, row))}")
-            if not isinstance(row[column], str | None):
-                raise InputError(bad(where, column, row))
-            if not (row[column] or "").strip():
-                raise InputError(f"{where}: {column} is empty")
-        for column in optional:
             if not isinstance(row.get(column), str | None):
-                raise InputError(bad(where, column, row))
-        kept = {name: (row.get(name) or "").strip() for name in (*columns, *optional)}
-        found.append(ManifestRow(where, kept))
-    if not found:
+                raise InputError(f"{where}: {column} is {row[column]!r}; expected a text")
+            if column in columns and not (row[column] or "").strip():
+                raise InputError(f"{where}: {column} is empty")
+        rows.append(ManifestRow(where, {name: (row.get(name) or "").strip() for name in (*columns, *optional)}))
+    if not rows:
         raise InputError(f"{path}: holds no lines: expected a header and a line for each file")
-    return found
+    return rows
 
 
-def bad(where: str, column: str, row: dict[str, Any]) -> str:
-    return f"{where}: {column} is {row[column]!r}; expected a text"
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, row) of every line of a csv, tsv or jsonl file, whatever its columns. Raises InputError."""
+    text, delimiter = _read_text(path), DELIMITERS[suffix(path)]
+    return _read_json_lines(text, path) if delimiter is None else _read_separated(text, delimiter, path)
 
 
-def content(path: Path) -> str:
-    """The text of the file. Raises InputError."""
+def _read_text(path: Path) -> str:
+    with open_data(path) as file:
+        content = read_bounded(file, MAX_FILE_BYTES)
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB, and a table is kept in memory: cut it")
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            data = bounded(file, MAX_FILE_BYTES)
-        if len(data) > MAX_FILE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB, and a table is kept in memory: cut it")
-        return data.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8: save it as UTF-8") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip file ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def cells(text: str, delimiter: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_separated(text: str, delimiter: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="")
     try:
         for row in reader:
@@ -96,15 +86,19 @@ def cells(text: str, delimiter: str, path: Path) -> Iterator[tuple[str, dict[str
         raise InputError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def objects(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_json_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not JSON ({error}): an object a line is expected") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: {type(row).__name__}, not an object")
-        yield where, row
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_json_line(line, where)
+
+
+def parse_json_line(line: str, where: str, expected: str = "an object in each line is expected") -> dict[str, Any]:
+    """Parse a JSON object. Raises InputError with the place `where` and what is `expected`."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error}): {expected}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {type(value).__name__}, not an object: {expected}")
+    return value

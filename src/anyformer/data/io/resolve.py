@@ -1,7 +1,7 @@
-"""Data sets by name, and paths, to files that were checked.
+"""Resolve the name of a data set, or a path, to files.
 
-A name is looked for in the cache, in the folder $ANYFORMER_DATA, in the installed package that carries it, and at its
-URL. Wherever it comes from, its SHA-256 must be right.
+The files of a named set are looked for in the cache, in $ANYFORMER_DATA, in an installed package that carries them, and
+at its URL. Wherever they are found, their SHA-256 is verified.
 """
 
 import importlib.metadata
@@ -10,29 +10,23 @@ import os
 from pathlib import Path
 
 from ...errors import InputError, suggest
-from ..registry import SETS, DataSet
+from ..registry import GENERATED, SETS, DataSet
 from ..text.read import TEXT_EXTENSIONS, is_text_file
-from . import download as fetch
-
-
-def cache_dir() -> Path:
-    """The folder for all that can be made again: $ANYFORMER_CACHE, $XDG_CACHE_HOME/anyformer or ~/.cache/anyformer."""
-    if own := os.environ.get("ANYFORMER_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "anyformer"
+from .cache import cache_dir
+from .download import download, unpack, verify_sha256
 
 
 def resolve(name_or_path: str) -> list[Path]:
-    """The files of a path or of a named data set, sorted. An existing path wins over a name.
+    """Return the files of a path or of a named data set, sorted. An existing path takes precedence over a name.
 
-    Raises InputError for a path with nothing to read, an unknown name, a set that cannot be had, or a wrong SHA-256.
+    Raises:
+        InputError: a path without readable files, an unknown name, a set that cannot be obtained, a wrong SHA-256.
     """
     path = Path(name_or_path).expanduser()
     if not name_or_path:
         raise InputError(f"no data given: give a file, a folder or the name of a set ({', '.join(SETS)})")
     if path.is_dir():
-        return _list_files(path)
+        return _list_text_files(path)
     if path.is_file():
         return [path]
     if path.exists():
@@ -45,28 +39,31 @@ def resolve(name_or_path: str) -> list[Path]:
 
 
 def locate(name: str) -> str:
-    """Where a set would come from right now on this machine, in a few words; downloads nothing.
+    """Describe where a named set would be read from on this machine, without downloading anything.
 
-    Raises KeyError for a name that is not in SETS.
+    Raises:
+        KeyError: an unknown name.
     """
+    if name in GENERATED:
+        return "generated"
     dataset = SETS[name]
-    if (found := _find_local(dataset)) is not None:
-        return f"{found[0]}: {found[1]}"
+    if local := _find_local(dataset):
+        return f"{local[0]}: {local[1]}"
     return f"download: {dataset.url}" if dataset.direct else f"not here: {_how_to_get(dataset)}"
 
 
-def _list_files(folder: Path) -> list[Path]:
-    inside = sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).parts)
-    shown = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    if files := [p for p in shown if p.is_file() and is_text_file(p)]:
+def _list_text_files(folder: Path) -> list[Path]:
+    inside = sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts)
+    visible = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if files := [path for path in visible if path.is_file() and is_text_file(path)]:
         return files
-    raise InputError(f"data '{folder}': no readable file in this folder: it needs {', '.join(TEXT_EXTENSIONS)} (or with .gz)")
+    extensions = ", ".join(TEXT_EXTENSIONS)
+    raise InputError(f"data '{folder}': no readable file in this folder: it needs {extensions} (or with .gz)")
 
 
 def _find_local(dataset: DataSet) -> tuple[str, Path] | None:
-    """The first place on this machine that has the set, and its path there."""
-    cached = cache_dir() / "sets" / dataset.name
-    if cached.is_dir():
+    """Return the first source on this machine that has the set, and its path there."""
+    if (cached := _cache_path(dataset)).is_dir():
         return "cache", cached
     folder = os.environ.get("ANYFORMER_DATA")
     if folder and dataset.file and (path := Path(folder).expanduser() / dataset.file).exists():
@@ -76,8 +73,12 @@ def _find_local(dataset: DataSet) -> tuple[str, Path] | None:
     return None
 
 
+def _cache_path(dataset: DataSet) -> Path:
+    return cache_dir() / "sets" / dataset.name
+
+
 def _package_folder(requirement: str, module: str | None = None) -> Path | None:
-    """The folder of an installed package, found without running any of its code; None if this version is not here."""
+    """Find the folder of an installed package without running any of its code; None for another version."""
     name, _, version = requirement.partition("==")
     try:
         installed = importlib.metadata.version(name)
@@ -90,26 +91,27 @@ def _package_folder(requirement: str, module: str | None = None) -> Path | None:
 
 
 def _fetch_files(dataset: DataSet) -> list[Path]:
-    found = _find_local(dataset)
-    if found is None:
-        return _download(dataset)
-    place, path = found
+    local = _find_local(dataset)
+    if local is None:
+        return _download_set(dataset)
+    source, path = local
     if path.is_file() and dataset.unpacked:
-        fetch.verify_sha256([path], dataset.sha256, f"data set '{dataset.name}' at {path}")
-        fetch.unpack(path, cache_dir() / "sets" / dataset.name, tuple(Path(name).suffix for name in dataset.files))
-        path = cache_dir() / "sets" / dataset.name
-    files = [path] if path.is_file() else _members(dataset, path)
-    fetch.verify_sha256(files, dataset.unpacked or dataset.sha256, f"data set '{dataset.name}' from the {place} ({path})")
+        verify_sha256([path], dataset.sha256, f"data set '{dataset.name}' at {path}")
+        unpack(path, _cache_path(dataset), tuple(Path(name).suffix for name in dataset.files))
+        path = _cache_path(dataset)
+    files = [path] if path.is_file() else _match_files(dataset, path)
+    verify_sha256(files, dataset.unpacked or dataset.sha256, f"data set '{dataset.name}' from the {source} ({path})")
     return files
 
 
-def _members(dataset: DataSet, folder: Path) -> list[Path]:
+def _match_files(dataset: DataSet, folder: Path) -> list[Path]:
     patterns = dataset.files or (Path(dataset.file or "*").name,)
-    return sorted((p for pattern in patterns for p in folder.glob(pattern)), key=lambda p: p.relative_to(folder).parts)
+    files = (path for pattern in patterns for path in folder.glob(pattern))
+    return sorted(files, key=lambda path: path.relative_to(folder).parts)
 
 
-def _download(dataset: DataSet) -> list[Path]:
-    tried = [f"the cache ({cache_dir() / 'sets' / dataset.name})"]
+def _download_set(dataset: DataSet) -> list[Path]:
+    tried = [f"the cache ({_cache_path(dataset)})"]
     if dataset.file:
         folder = os.environ.get("ANYFORMER_DATA")
         tried.append(f"$ANYFORMER_DATA ({Path(folder) / dataset.file})" if folder else "$ANYFORMER_DATA (not set)")
@@ -117,13 +119,12 @@ def _download(dataset: DataSet) -> list[Path]:
         tried.append(f"the package {dataset.package} (not installed, or another version)")
     if dataset.direct:
         names = dataset.files or (Path(dataset.file or dataset.name).name,)
-        urls = {n: dataset.url + n if dataset.url.endswith("/") else dataset.url for n in names}
-        target = cache_dir() / "sets" / dataset.name
+        urls = {name: dataset.url + name if dataset.url.endswith("/") else dataset.url for name in names}
         try:
-            fetch.download(urls, target, dataset.sha256)
-            return _members(dataset, target)
-        except OSError as e:
-            tried.append(f"{dataset.url} ({getattr(e, 'reason', None) or e})")
+            download(urls, _cache_path(dataset), dataset.sha256)
+            return _match_files(dataset, _cache_path(dataset))
+        except OSError as error:
+            tried.append(f"{dataset.url} ({getattr(error, 'reason', None) or error})")
     raise InputError(
         f"data set '{dataset.name}' is not here: tried {', '.join(tried)}. To get it: {_how_to_get(dataset)}"
     )

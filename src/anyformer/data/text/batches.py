@@ -1,4 +1,4 @@
-"""Tokens to batches. Pure functions: the place in a stream is a number, so a stream can go on exactly where it stopped.
+"""Token ids to batches. Pure functions: a batch depends on the seed and the step, so that a stream resumes exactly.
 
 Shapes: B batch, T context.
 """
@@ -11,51 +11,86 @@ import numpy as np
 
 from ...errors import InputError
 
-IGNORE_INDEX = -100  # the target where there is nothing to predict: what cross-entropy leaves out
+IGNORE_INDEX = -100  # the label of a position where nothing is predicted; cross-entropy leaves it out
 
 
 def train_windows(
     tokens: np.ndarray, context: int, batch: int, seed: int, step: int, split: str = "train"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of training: inputs and next tokens, each (B, T) int64. Depends on (seed, step) and the tokens alone.
+    """Return a training batch: ids and labels (the next tokens), each (B, T) int64.
 
-    An epoch cuts the tokens side by side into windows, from a random place on, and reads each once, in strides of the
-    golden section: any run of batches is spread evenly over the whole text, and no list of windows is ever kept.
+    The result depends on the tokens, `seed` and `step` alone. An epoch cuts the tokens into adjacent windows, starting
+    at a random offset, and visits each window once in golden-section strides: any run of batches is spread evenly over
+    the text, and no list of windows is held in memory.
 
-    `split` only names the tokens in the message. Raises InputError for fewer than context + 1 tokens.
+    Args:
+        split: the name of these tokens in error messages.
+
+    Raises:
+        InputError: fewer than context + 1 tokens.
     """
     _check(tokens, context, context + 1, split)
-    n = max(1, (len(tokens) - context) // context)  # windows of an epoch
-    epoch, at = np.divmod(step * batch + np.arange(batch), n)  # (B,) each
-    stride = next(a for a in count(round(0.618 * n) or 1) if math.gcd(a, n) == 1)  # coprime: each window comes once
-    drawn = {int(e): _words(seed, int(e)) for e in np.unique(epoch)}
-    first = np.array([drawn[int(e)][0] % n for e in epoch], np.int64)
-    shift = np.array([drawn[int(e)][1] % min(context, len(tokens) - n * context) for e in epoch], np.int64)
-    starts = (first + at * stride) % n * context + shift
+    n_windows = max(1, (len(tokens) - context) // context)
+    epoch, offset = np.divmod(step * batch + np.arange(batch), n_windows)  # (B,) each
+    # Coprime to the number of windows, so that each window is visited once.
+    stride = next(a for a in count(round(0.618 * n_windows) or 1) if math.gcd(a, n_windows) == 1)
+    draws = {int(e): _epoch_draws(seed, int(e)) for e in np.unique(epoch)}
+    first = np.array([draws[int(e)][0] % n_windows for e in epoch], np.int64)
+    shift = np.array([draws[int(e)][1] % min(context, len(tokens) - n_windows * context) for e in epoch], np.int64)
+    starts = (first + offset * stride) % n_windows * context + shift
     rows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)].astype(np.int64)  # (B, T + 1)
     return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
 
-def _words(seed: int, epoch: int) -> list[int]:
-    """Two random words of an epoch. A counter-based generator (Philox, Salmon et al. 2011) jumps to it at no cost, and
-    its raw words, unlike numpy's distributions, are the same in every version of numpy."""
+def _epoch_draws(seed: int, epoch: int) -> list[int]:
+    """Return two random words of an epoch.
+
+    A counter-based generator (Philox, Salmon et al. 2011) jumps to any epoch at no cost, and its raw words, unlike
+    numpy's distributions, are the same in every version of numpy.
+    """
     return [int(word) for word in np.random.Philox(key=seed, counter=(0, 0, epoch, 0)).random_raw(2)]
 
 
-def eval_windows(tokens: np.ndarray, context: int, batch: int, split: str = "val") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One pass over all tokens in windows side by side: each token but the first is predicted exactly once.
+def eval_windows(
+    tokens: np.ndarray, context: int, batch: int, split: str = "val"
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ids and labels, each (<= B, T) int64, of adjacent windows: each token but the first is predicted once.
 
-    Yields inputs and targets, each (<= B, T) int64; the end of the last row is padded (input 0, target -100).
-    Raises InputError for fewer than 2 tokens.
+    The end of the last row is padded with id 0 and label IGNORE_INDEX.
+
+    Raises:
+        InputError: fewer than 2 tokens.
     """
     _check(tokens, context, 2, split)
     flat = np.asarray(tokens)
     for start in range(0, len(flat) - 1, batch * context):
         part = flat[start : start + batch * context + 1].astype(np.int64)
-        gap = -(len(part) - 1) % context
-        x = np.append(part[:-1], np.zeros(gap, np.int64)).reshape(-1, context)
-        y = np.append(part[1:], np.full(gap, IGNORE_INDEX)).reshape(-1, context)
-        yield x, y
+        padding = -(len(part) - 1) % context
+        ids = np.append(part[:-1], np.zeros(padding, np.int64)).reshape(-1, context)
+        labels = np.append(part[1:], np.full(padding, IGNORE_INDEX)).reshape(-1, context)
+        yield ids, labels
+
+
+def segment(ids: np.ndarray, separator: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Find the documents in rows of tokens, so that attention can be kept within each: `same(document)`.
+
+    A separator is the first token of the document that follows it, as an end-of-text token is the start of an empty
+    prompt. Every label is then predicted from its own document: the last token of a document predicts the separator,
+    and the separator, alone, predicts the first token of the next document.
+
+    Args:
+        ids: (B, T).
+        separator: the id between documents, `Corpus.separator`; None: each row is one document.
+
+    Returns:
+        document: (B, T) int64, the number of the document within its row, from 0.
+        positions: (B, T) int64, the position within the document (of what the row holds of it), from 0.
+    """
+    is_start = np.zeros(ids.shape, bool) if separator is None else ids == separator
+    is_start[:, :1] = False  # the first token of a row starts document 0, whatever it is
+    index = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    start = np.maximum.accumulate(np.where(is_start, index, 0), axis=1)
+    return np.cumsum(is_start, axis=1, dtype=np.int64), index - start
 
 
 def _check(tokens: np.ndarray, context: int, needed: int, split: str) -> None:

@@ -1,13 +1,11 @@
-"""Texts with a class each: a table (csv, tsv, jsonl), a file or a folder a class, or texts and labels side by side.
+"""Texts with a class each: a table (csv, tsv, jsonl), a file or folder for each class, or a file of labels.
 
-A text that comes twice with the same class is kept once, so that none is both learned and asked.
+A text that occurs twice with the same class is kept once, so that none is in training and in validation.
 """
 
 import csv
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InputError, suggest
+from ..io.files import read_lines, suffix
+from ..io.manifest import parse_json_line
 from ..io.resolve import resolve
 
-TABLES = (".csv", ".tsv", ".jsonl")  # each also with .gz added
-LONGEST = 1 << 20  # characters of a field
-PARTS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.0, 1.0)}
-Row = tuple[str, str, str]  # text, class, where it stands
+TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl")  # each also with .gz added
+SPLITS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.0, 1.0)}
+Row = tuple[str, str, str]  # text, class, place
 
 
 @dataclass(frozen=True)
 class LabeledTexts:
-    """texts (N), their classes (N,) as numbers, what the classes are called, where each text stands, and a hash."""
+    """N texts, their classes (N,) as indices of `names`, their places for messages, and a hash of the content."""
 
     texts: list[str]
     classes: np.ndarray
@@ -33,158 +32,148 @@ class LabeledTexts:
     places: list[str]
     sha256: str
 
-    def part(self, name: str, seed: int = 0) -> np.ndarray:
-        """Which texts are of this part: 80 % "train", 10 % "val", 10 % "test" of each class, or "all"; the same for the
-        same seed."""
-        if name not in PARTS:
-            raise InputError(f"split '{name}': {suggest(name, PARTS)}")
-        order, (start, stop) = epoch_order(len(self.texts), seed, 0), PARTS[name]
-        chosen = []
+    def split(self, name: str, seed: int = 0) -> np.ndarray:
+        """Return the indices of a split: 80 % "train", 10 % "val", 10 % "test" of each class, or "all".
+
+        They depend on the seed alone.
+        """
+        if name not in SPLITS:
+            raise InputError(f"split '{name}': {suggest(name, SPLITS)}")
+        order, (start, stop) = epoch_order(len(self.texts), seed, 0), SPLITS[name]
+        indices = []
         for number in range(len(self.names)):
-            own = order[self.classes[order] == number]
-            chosen.append(own[round(start * len(own)) : round(stop * len(own))])
-        return np.sort(np.concatenate(chosen))
+            members = order[self.classes[order] == number]
+            indices.append(members[round(start * len(members)) : round(stop * len(members))])
+        return np.sort(np.concatenate(indices))
 
 
-def read_labeled(data: str, columns: tuple[str, str] = ("text", "label"), names: Sequence[str] | None = None) -> LabeledTexts:
-    """The labelled texts of a path, a set by name, or files with commas between. names: the classes that are known, all
-    others are refused. Raises InputError, with the line."""
+def read_labeled(
+    data: str, columns: tuple[str, str] = ("text", "label"), names: Sequence[str] | None = None
+) -> LabeledTexts:
+    """Read the labeled texts of a path, a named set, or files with commas between.
+
+    Args:
+        columns: the names of the columns of a table.
+        names: the classes, if they are fixed; others are refused.
+
+    Raises:
+        InputError: with the place.
+    """
     paths = resolve_files(data)
     if len(paths) > 1 and any(path.stem == "labels" for path in paths):
-        found = list(side_by_side(paths))
+        rows = _read_two_files(paths)
     elif len(paths) > 1:
-        found = list(by_file(paths))
+        rows = _read_file_per_class(paths)
     else:
-        found = list(table(paths[0], columns))
-    unique = {(text, label): where for text, label, where in reversed(found)}
-    rows = [(text, label, where) for (text, label), where in reversed(unique.items())]
-    known = sorted({label for _, label, _ in rows}) if names is None else list(names)
-    if len(known) < 2:
-        raise InputError(f"data '{data}' has one class only, {known}: there is nothing to tell apart")
-    number = {name: i for i, name in enumerate(known)}
-    for _, label, where in rows:
+        rows = _read_table(paths[0], columns)
+    first_places = {(text, label): where for text, label, where in reversed(list(rows))}
+    unique = [(text, label, where) for (text, label), where in reversed(first_places.items())]
+    names = sorted({label for _, label, _ in unique}) if names is None else list(names)
+    if len(names) < 2:
+        raise InputError(f"data '{data}' has one class only, {names}: there is nothing to tell apart")
+    number = {name: i for i, name in enumerate(names)}
+    for _, label, where in unique:
         if label not in number:
-            raise InputError(f"{where}: the label '{label}' was not seen in training: {suggest(label, known)}")
-    digest = hashlib.sha256(json.dumps([row[:2] for row in rows]).encode()).hexdigest()
-    classes = np.array([number[label] for _, label, _ in rows], np.int64)
-    return LabeledTexts([row[0] for row in rows], classes, known, [row[2] for row in rows], digest)
+            raise InputError(f"{where}: the label '{label}' was not seen in training: {suggest(label, names)}")
+    digest = hashlib.sha256(json.dumps([row[:2] for row in unique]).encode()).hexdigest()
+    classes = np.array([number[label] for _, label, _ in unique], np.int64)
+    return LabeledTexts([row[0] for row in unique], classes, names, [row[2] for row in unique], digest)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """An order of n things that (seed, epoch) decide."""
+    """Return a permutation of n items that depends on (seed, epoch) alone."""
     return np.argsort(np.random.Philox(key=seed, counter=(0, 0, epoch, 2)).random_raw(n), kind="stable")
 
 
 def resolve_files(data: str) -> list[Path]:
+    """Return the files of a path, a named set, or several of these with commas between. Raises InputError."""
     if "," in data and not Path(data).exists():
         return [path for part in data.split(",") for path in resolve(part.strip())]
     return resolve(data)
 
 
-def ending(path: Path) -> str:
-    return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
-def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(line without its end, where it stands). Raises InputError."""
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}, line {number}"
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"), where
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path}: byte 0x{e.object[e.start]:02X} is not UTF-8: save it as UTF-8") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise InputError(f"{path}: damaged gzip file ({e}): fetch or compress it again") from None
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror or e})") from None
-
-
-def by_file(paths: Sequence[Path]) -> Iterator[Row]:
-    """A text a line; the class is the name of the folder, or if all files lie in one, the name of the file."""
-    named: list[str] = [path.parent.name for path in paths]
+def _read_file_per_class(paths: Sequence[Path]) -> Iterator[Row]:
+    """Read a text from each line; the class is the name of the folder, or of the file if all are in one folder."""
+    names: list[str] = [path.parent.name for path in paths]
     if len({path.parent for path in paths}) == 1:
         stems = [path.name.split(".")[0] for path in paths]
-        named = stems if len(set(stems)) == len(stems) else [path.suffix.removeprefix(".") for path in paths]
-    empty = dict.fromkeys(named, True)
-    for path, name in zip(paths, named):
-        for text, where in lines(path):
+        names = stems if len(set(stems)) == len(stems) else [path.suffix.removeprefix(".") for path in paths]
+    is_empty = dict.fromkeys(names, True)
+    for path, name in zip(paths, names):
+        for where, text in read_lines(path):
             if text.strip():
-                empty[name] = False
+                is_empty[name] = False
                 yield text.strip(), name, where
-    if bare := [name for name in empty if empty[name]]:
-        path = paths[named.index(bare[0])]
-        raise InputError(f"{path}: the class '{bare[0]}' is empty: give it texts, or leave it out")
+    if empty := [name for name in is_empty if is_empty[name]]:
+        path = paths[names.index(empty[0])]
+        raise InputError(f"{path}: the class '{empty[0]}' is empty: give it texts, or leave it out")
 
 
-def side_by_side(paths: Sequence[Path]) -> Iterator[Row]:
-    """A file of texts and one called labels, line by line."""
-    labels = next(path for path in paths if path.stem == "labels")
-    texts = [path for path in paths if path != labels]
-    if len(texts) != 1:
-        raise InputError(f"{labels}: there are {len(texts)} files of texts beside it: one is right")
-    told, asked = list(lines(labels)), list(lines(texts[0]))
-    if len(told) != len(asked):
-        raise InputError(f"{texts[0]} has {len(asked)} lines and {labels} has {len(told)}: as many are right")
-    for (text, where), (label, there) in zip(asked, told):
-        yield checked(text, label, where, there)
+def _read_two_files(paths: Sequence[Path]) -> Iterator[Row]:
+    """Read a file of texts and one called labels, line by line."""
+    labels_path = next(path for path in paths if path.stem == "labels")
+    text_paths = [path for path in paths if path != labels_path]
+    if len(text_paths) != 1:
+        raise InputError(f"{labels_path}: there are {len(text_paths)} files of texts beside it: one is right")
+    labels, texts = list(read_lines(labels_path)), list(read_lines(text_paths[0]))
+    if len(labels) != len(texts):
+        raise InputError(
+            f"{text_paths[0]} has {len(texts)} lines and {labels_path} has {len(labels)}: the counts must be equal"
+        )
+    for (where, text), (label_where, label) in zip(texts, labels):
+        yield _check_row(text, label, where, label_where)
 
 
-def table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    if ending(path) not in TABLES:
-        wanted = f"{', '.join(TABLES)}, a folder with a file a class, or files with commas between"
-        raise InputError(f"data '{path}' has no labels: expected {wanted}")
-    yield from jsonl(path, columns) if ending(path) == ".jsonl" else separated(path, columns)
+def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
+    if suffix(path) not in TABLE_EXTENSIONS:
+        expected = f"{', '.join(TABLE_EXTENSIONS)}, a folder with a file a class, or files with commas between"
+        raise InputError(f"data '{path}' has no labels: expected {expected}")
+    yield from _read_jsonl(path, columns) if suffix(path) == ".jsonl" else _read_separated(path, columns)
 
 
-def separated(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    tab, at = ending(path) == ".tsv", [""]
+def _read_separated(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
+    is_tsv, where = suffix(path) == ".tsv", str(path)
 
-    def source() -> Iterator[str]:
-        for line, where in lines(path):
-            at[0] = where
+    def lines() -> Iterator[str]:
+        nonlocal where
+        for place, line in read_lines(path):
+            where = place
             yield line + "\n"
 
-    quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
+    quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
     try:
-        rows = csv.reader(source(), delimiter="\t" if tab else ",", quoting=quoting)
+        rows = csv.reader(lines(), delimiter="\t" if is_tsv else ",", quoting=quoting)
         header = next(rows, [])
-        text, label = (column(name, header, path) for name in columns)
+        text, label = (_find_column(name, header, str(path)) for name in columns)
         for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise InputError(f"{at[0]}: {len(row)} fields, the header has {len(header)}")
-            yield checked(row[text], row[label], at[0], at[0])
-    except csv.Error as e:
-        raise InputError(f"{at[0]}: {e}") from None
+            if row:
+                if len(row) != len(header):
+                    raise InputError(f"{where}: {len(row)} fields, the header has {len(header)}")
+                yield _check_row(row[text], row[label], where)
+    except csv.Error as error:
+        raise InputError(f"{where}: {error}") from None
 
 
-def column(name: str, header: Sequence[str], path: Path) -> int:
+def _read_jsonl(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
+    expected = f"expected an object such as {json.dumps(dict.fromkeys(columns, '...'))}"
+    for where, line in read_lines(path):
+        if line.strip():
+            row = parse_json_line(line, where, expected)
+            text, label = (list(row.values())[_find_column(name, list(row), where)] for name in columns)
+            if not isinstance(text, str) or not isinstance(label, str | int):
+                raise InputError(f"{where}: {columns[0]} must be a text and {columns[1]} a text or a whole number")
+            yield _check_row(text, str(label), where)
+
+
+def _find_column(name: str, header: Sequence[str], where: str) -> int:
     if name not in header:
-        raise InputError(f"{path} has no column '{name}': {suggest(name, header)} (--columns TEXT,LABEL names them)")
+        raise InputError(f"{where} has no column '{name}': {suggest(name, header)} (--columns TEXT,LABEL names them)")
     return header.index(name)
 
 
-def jsonl(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    for line, where in lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise InputError(f"{where}: not JSON ({e})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: expected an object such as {json.dumps(dict.fromkeys(columns, '...'))}")
-        text, label = (list(row.values())[column(name, list(row), Path(where))] for name in columns)
-        if not isinstance(text, str) or not isinstance(label, str | int):
-            raise InputError(f"{where}: {columns[0]} must be a text and {columns[1]} a text or a whole number")
-        yield checked(text, str(label), where, where)
-
-
-def checked(text: str, label: str, where: str, there: str) -> Row:
+def _check_row(text: str, label: str, where: str, label_where: str = "") -> Row:
     if not text.strip():
         raise InputError(f"{where}: the text is empty: leave the line out")
     if not label.strip():
-        raise InputError(f"{there}: the label is empty: name a class")
+        raise InputError(f"{label_where or where}: the label is empty: name a class")
     return text.strip(), label.strip(), where

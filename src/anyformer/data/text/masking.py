@@ -1,10 +1,9 @@
-"""Hide some tokens of a text, for a model to find (BERT, 1810.04805, section 3.1), or whole words.
+"""Denoising: masks on tokens of a text (BERT, 1810.04805), and gaps in place of spans of tokens (T5, 1910.10683).
 
-Of each row a share is chosen (BERT: 15 %; more teaches more a step, 2202.08005); of these 80 % become the mask, 10 %
-some other token, 10 % stay as they are. What is chosen depends on (seed, step), so that every step hides something
-else (RoBERTa, 1907.11692).
+Pure functions: what is masked at a step depends on the seed and the step alone, and differs from step to step (RoBERTa,
+1907.11692).
 
-Shapes: B batch, T tokens, N chosen tokens of all rows, V entries of the vocabulary.
+Shapes: B batch, T tokens, N selected tokens of all rows, V entries of the vocabulary, S source, M target.
 """
 
 from dataclasses import dataclass
@@ -12,125 +11,154 @@ from dataclasses import dataclass
 import numpy as np
 import tokenizers
 
-from ..tokenizers.build import Subwords, Tokenizer
+from ..tokenizers.base import Tokenizer
+from ..tokenizers.subwords import Subwords
 
 MASK_FRACTION, RANDOM_FRACTION = 0.8, 0.1
 
 
 @dataclass(frozen=True)
 class MaskingPolicy:
-    """mask: the id that hides. vocab_size: random tokens are below. glue (V, 2): with it, words are hidden whole.
-    share: how much of a row is chosen."""
+    """Selects a fraction of each row to predict (BERT, section 3.1).
 
-    mask: int
+    Of the selected tokens 80 % become the mask, 10 % a random token, and 10 % stay as they are.
+    """
+
+    mask_id: int
     vocab_size: int
+    """Random tokens are drawn below this."""
     word_pieces: np.ndarray | None = None
-    share: float = 0.15
+    """(V, 2) from `word_pieces`: select whole words."""
+    rate: float = 0.15
+    """The fraction of a row that is selected; more predictions a step train faster (2202.08005)."""
 
     def __call__(
-        self, ids: np.ndarray, free: np.ndarray, seed: int, step: int
+        self, ids: np.ndarray, maskable: np.ndarray, seed: int, step: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids (B, T), of which those that are `free` (B, T) may be chosen -> ids with some hidden, which ones were
-        chosen (N,) as positions in the flat array, and what stood there (N,)."""
-        T = ids.shape[1]
-        order, fate, other = uniform(seed, step, (3, *ids.shape))
-        rows = [i * T + self.choose(ids[i], free[i], order[i]) for i in range(len(ids))]
-        where = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        hidden, target = ids.copy().reshape(-1), ids.reshape(-1)[where]
-        fate, other = fate.reshape(-1)[where], other.reshape(-1)[where]
-        new = np.where(fate < MASK_FRACTION, self.mask, (other * self.vocab_size).astype(np.int64))
-        hidden[where] = np.where(fate < MASK_FRACTION + RANDOM_FRACTION, new, target)
-        return hidden.reshape(ids.shape), where, target
+        """Mask a batch.
 
-    def choose(self, ids: np.ndarray, free: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Which positions of a row: its share of the free ones, at least one. order: (T,) random numbers."""
-        quota = max(1, round(self.share * free.sum()))
+        Args:
+            ids: (B, T).
+            maskable: (B, T) bool, which tokens may be selected.
+
+        Returns:
+            The masked ids (B, T), the selected positions (N,) as indices of the flat array, and their labels (N,).
+        """
+        T = ids.shape[1]
+        order, action, replacement = uniform(seed, step, (3, *ids.shape))
+        rows = [i * T + self.select(ids[i], maskable[i], order[i]) for i in range(len(ids))]
+        positions = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        masked, labels = ids.copy().reshape(-1), ids.reshape(-1)[positions]
+        action, replacement = action.reshape(-1)[positions], replacement.reshape(-1)[positions]
+        new = np.where(action < MASK_FRACTION, self.mask_id, (replacement * self.vocab_size).astype(np.int64))
+        masked[positions] = np.where(action < MASK_FRACTION + RANDOM_FRACTION, new, labels)
+        return masked.reshape(ids.shape), positions, labels
+
+    def select(self, ids: np.ndarray, maskable: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Select positions of a row, at least one. order: (T,) random numbers, which rank the positions."""
+        quota = max(1, round(self.rate * maskable.sum()))
         if self.word_pieces is None:
-            return np.sort(np.argsort(np.where(free, order, 2.0), kind="stable")[: min(quota, free.sum())])
-        word = word_indices(ids, free, self.word_pieces)
-        first = np.flatnonzero(np.diff(word, prepend=-1) & free)  # where each word begins
-        chosen: list[np.ndarray] = []
-        for at in first[np.argsort(order[first], kind="stable")]:
-            whole = np.flatnonzero(word == word[at])
-            if len(whole) <= quota or not chosen:  # a word longer than all that may be hidden is better than nothing
-                chosen.append(whole)
-                quota -= len(whole)
+            ranked = np.argsort(np.where(maskable, order, 2.0), kind="stable")
+            return np.sort(ranked[: min(quota, maskable.sum())])
+        word = word_indices(ids, maskable, self.word_pieces)
+        first = np.flatnonzero(np.diff(word, prepend=-1) & maskable)  # where each word starts
+        selected: list[np.ndarray] = []
+        for start in first[np.argsort(order[first], kind="stable")]:
+            tokens = np.flatnonzero(word == word[start])
+            if len(tokens) <= quota or not selected:  # a word that is longer than the quota, rather than nothing
+                selected.append(tokens)
+                quota -= len(tokens)
             if quota <= 0:
                 break
-        return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+        return np.sort(np.concatenate(selected)) if selected else np.zeros(0, np.int64)
 
 
 def uniform(seed: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Random numbers in [0, 1): raw words of a counter-based generator, the same in every version of numpy."""
+    """Draw numbers in [0, 1) from raw words of a counter-based generator, the same in every version of numpy."""
     words = np.random.Philox(key=seed, counter=(0, 0, step, 1)).random_raw(int(np.prod(shape)))
     return ((words >> np.uint64(11)) * 2.0**-53).reshape(shape)
 
 
 def word_pieces(tokenizer: Tokenizer) -> np.ndarray:
-    """Which tokens belong to a word with the one before, and with the one after, if that one agrees: (V, 2) bool.
-    WordPiece marks what goes on with ##; elsewhere letters and digits side by side are a word."""
+    """Return which tokens can continue the word before them, and which can be continued: (V, 2) bool.
+
+    Two neighbors are in the same word if both are true. WordPiece marks a continuation with ##; in other vocabularies,
+    adjacent letters and digits form a word.
+    """
     if isinstance(tokenizer, Subwords) and tokenizer.kind == "wordpiece":
-        goes_on = np.zeros(tokenizer.vocab_size, bool)
+        continues = np.zeros(tokenizer.vocab_size, bool)
         for token, i in tokenizers.Tokenizer.from_str(tokenizer.to_json()).get_vocab().items():
-            goes_on[i] = token.startswith("##")
-        return np.stack([goes_on, np.ones_like(goes_on)], axis=1)
+            continues[i] = token.startswith("##")
+        return np.stack([continues, np.ones_like(continues)], axis=1)
     texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
-    return np.array([[_inside(text[:1]), _inside(text[-1:])] for text in texts], bool)
+    return np.array([[_is_in_word(text[:1]), _is_in_word(text[-1:])] for text in texts], bool)
 
 
-def _inside(character: str) -> bool:
-    return character.isalnum() or character in ("'", "\ufffd")  # half a character of UTF-8 is in a word, most likely
+def _is_in_word(character: str) -> bool:
+    return character.isalnum() or character in ("'", "\ufffd")  # part of a UTF-8 character: most likely of a letter
 
 
-def word_indices(ids: np.ndarray, free: np.ndarray, glue: np.ndarray) -> np.ndarray:
-    """The number of the word that each token belongs to. (T,) -> (T,)"""
-    known = np.minimum(ids, len(glue) - 1)
-    joined = glue[known[1:], 0] & glue[known[:-1], 1] & free[1:] & free[:-1]
-    return np.concatenate([[0], np.cumsum(~joined)])
+def word_indices(ids: np.ndarray, maskable: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+    """Return the index of the word that each token belongs to. (T,) -> (T,)"""
+    rows = np.minimum(ids, len(pieces) - 1)
+    is_joined = pieces[rows[1:], 0] & pieces[rows[:-1], 1] & maskable[1:] & maskable[:-1]
+    return np.concatenate([[0], np.cumsum(~is_joined)])
 
 
 @dataclass(frozen=True)
 class SpanCorruption:
-    """How much of a window is hidden, in runs of which mean length; sentinels count down from `first`."""
+    """Replaces spans of a text by sentinels, and asks for them (T5, section 3.1.4).
+
+    text      Thank you for inviting me to your party last week
+    source    Thank you <0> me to your party <1> week
+    target    <0> for inviting <1> last
+    """
 
     rate: float
-    length: float
-    first: int
+    """The fraction of a window that is removed."""
+    mean_length: float
+    """Of the spans."""
+    first_sentinel: int
+    """The id of the first sentinel; the next ones count down."""
 
-    def hidden(self, tokens: int) -> tuple[int, int]:
-        """How many tokens of a window are hidden, and in how many runs."""
+    def count_removed(self, tokens: int) -> tuple[int, int]:
+        """Return how many tokens of a window are removed, and in how many spans."""
         count = min(max(1, round(tokens * self.rate)), tokens - 1)
-        return count, max(1, min(round(count / self.length), count, tokens - count))
+        return count, max(1, min(round(count / self.mean_length), count, tokens - count))
 
-    def sizes(self, tokens: int) -> tuple[int, int]:
-        """(S, N) of a window, without the token that ends each."""
-        count, runs = self.hidden(tokens)
-        return tokens - count + runs, count + runs
+    def side_lengths(self, tokens: int) -> tuple[int, int]:
+        """Return (S, M) for a window, without the token that ends each."""
+        count, n_spans = self.count_removed(tokens)
+        return tokens - count + n_spans, count + n_spans
 
-    def window(self, source: int, target: int, most: int) -> int:
-        """The longest window whose two sides fit into so many tokens, at most `most`; 0 if none does."""
-        fits = (n for n in range(most, 1, -1) if self.sizes(n)[0] <= source and self.sizes(n)[1] <= target)
-        return next(fits, 0)
+    def longest_window(self, source: int, target: int, limit: int) -> int:
+        """Return the longest window, at most `limit`, whose sides fit into so many tokens; 0 if there is none."""
+        for tokens in range(limit, 1, -1):
+            lengths = self.side_lengths(tokens)
+            if lengths[0] <= source and lengths[1] <= target:
+                return tokens
+        return 0
 
-    def __call__(self, x: np.ndarray, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Windows (B, T) -> sources (B, S) and targets (B, N)."""
-        count, runs = self.hidden(x.shape[1])
-        sentinels = self.first - np.arange(runs)
+    def __call__(self, windows: np.ndarray, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Corrupt windows (B, T): sources (B, S) and targets (B, M)."""
+        count, n_spans = self.count_removed(windows.shape[1])
+        sentinels = self.first_sentinel - np.arange(n_spans)
         sources, targets = [], []
-        for row, ids in enumerate(x):
-            drawn = np.random.Generator(np.random.Philox(key=seed, counter=(0, row, step, 1)))
-            gone, kept = random_partition(count, runs, drawn), random_partition(x.shape[1] - count, runs, drawn)
-            at, source, target = 0, [], []
-            for sentinel, stays, leaves in zip(sentinels, kept, gone, strict=True):  # a text begins with what stays
-                source += [*ids[at : at + stays], sentinel]
-                target += [sentinel, *ids[at + stays : at + stays + leaves]]
-                at += stays + leaves
+        for row, ids in enumerate(windows):
+            rng = np.random.Generator(np.random.Philox(key=seed, counter=(0, row, step, 1)))
+            removed = random_partition(count, n_spans, rng)
+            kept = random_partition(windows.shape[1] - count, n_spans, rng)
+            start, source, target = 0, [], []
+            for sentinel, n_kept, n_removed in zip(sentinels, kept, removed, strict=True):  # starts with kept tokens
+                source += [*ids[start : start + n_kept], sentinel]
+                target += [sentinel, *ids[start + n_kept : start + n_kept + n_removed]]
+                start += n_kept + n_removed
             sources.append(source)
             targets.append(target)
         return np.array(sources, np.int64), np.array(targets, np.int64)
 
 
-def random_partition(total: int, n: int, drawn: np.random.Generator) -> np.ndarray:
-    """`total` in n parts of at least one, every way as likely: (n,)"""
-    cuts = np.sort(drawn.choice(total - 1, n - 1, replace=False)) + 1 if n > 1 else np.zeros(0, np.int64)
+def random_partition(total: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Partition `total` into n parts of at least one, uniformly: (n,)"""
+    cuts = np.sort(rng.choice(total - 1, n - 1, replace=False)) + 1 if n > 1 else np.zeros(0, np.int64)
     return np.diff(np.concatenate([[0], cuts, [total]])).astype(np.int64)

@@ -1,13 +1,13 @@
-"""How often what follows what: n-grams with modified Kneser-Ney smoothing (Chen and Goodman 1999), interpolated.
+"""N-gram counts with modified Kneser-Ney smoothing, interpolated (Chen and Goodman 1999).
 
-The longest n-grams are counted as they occur; shorter ones by how many different tokens stand before them, since they
-are asked only where the longer ones know nothing. From each count a discount is taken (one for 1, for 2, for 3 and
-more), and what is taken goes to the next shorter n-gram.
+The longest n-grams are counted as they occur, shorter ones by the number of different tokens before them. A discount is
+subtracted from each count (one for a count of 1, one for 2, one for 3 and more), and its mass goes to the next shorter
+n-gram.
 
-A model that is trained beside its own counts must not be told what it is about to be asked: of a position in the text
-that was counted, its own occurrence is left out.
+Leave-one-out counts are for a model that is trained together with its counts: the occurrence of a position in the
+counted text is left out of its own prediction, to avoid leakage.
 
-Shapes: B rows, T tokens, V entries of the vocabulary; order k: n-grams of k tokens and the one that follows.
+Shapes: B rows, T tokens, N = B * T, V entries of the vocabulary, C contexts. An order k has contexts of k tokens.
 """
 
 import math
@@ -16,57 +16,99 @@ from functools import cached_property
 
 import numpy as np
 
-MAX_CODE_BITS = 62  # of a code: the tokens of an n-gram as digits of one number
-GROUND = 1 << 22  # probabilities of short n-grams that are mixed once for all contexts
+MAX_CODE_BITS = 62  # an n-gram is one integer, whose digits are its tokens
+MAX_DENSE_ENTRIES = 1 << 22  # probabilities of short n-grams that are computed once for all contexts
 
 
 @dataclass(frozen=True, eq=False)
 class NGramOrder:
-    """contexts (C,), sorted codes; behind context i came tokens[starts[i] : starts[i + 1]], as often as counts say."""
+    """The counts of one order: after context i came tokens[starts[i]:starts[i + 1]], as often as `counts` says."""
 
     contexts: np.ndarray
+    """(C,) codes, sorted."""
     starts: np.ndarray
+    """(C + 1,)"""
     tokens: np.ndarray
     counts: np.ndarray
     discounts: np.ndarray
-    """(4,): of a count of 0, 1, 2, 3 and more."""
+    """(4,), for a count of 0, 1, 2, 3 and more."""
     vocab_size: int
 
     @cached_property
-    def taken(self) -> np.ndarray:
-        """The discounts of all that follows a context together: (C,)"""
+    def discount_sums(self) -> np.ndarray:
+        """The sum of all discounts of a context: (C,)"""
         return np.add.reduceat(self.discounts[np.minimum(self.counts, 3)], self.starts[:-1])
 
     @cached_property
     def totals(self) -> np.ndarray:
-        """How often each context was seen: (C,)"""
+        """The sum of all counts of a context: (C,)"""
         return np.add.reduceat(self.counts, self.starts[:-1])
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """Context and token of each count as one number, in rising order."""
+        """Context and token of each count as one number, ascending."""
         return np.repeat(np.arange(len(self.contexts)), np.diff(self.starts)) * self.vocab_size + self.tokens
 
     def is_valid(self) -> bool:
-        """Whether every number can be what it stands for."""
-        starts, falling = self.starts, lambda x: bool((np.diff(x) <= 0).any())
-        whole = len(starts) == len(self.contexts) + 1 and starts[0] == 0 and starts[-1] == len(self.tokens)
-        if not whole or falling(starts) or falling(self.contexts) or len(self.counts) != len(self.tokens):
-            return False
-        taken = self.discounts[np.minimum(self.counts, 3)]
-        inside = (self.tokens >= 0).all() and (self.tokens < self.vocab_size).all() and not falling(self.keys)
-        return bool(inside and (self.counts > 0).all() and (taken >= 0).all() and (taken < self.counts).all())
+        """Whether the arrays, which may come from a file, are consistent."""
 
-    def entry(self, at: np.ndarray, token: np.ndarray) -> np.ndarray:
-        """Which count is that of this token behind this context, -1 where there is none. at, token (N,) -> (N,)"""
-        wanted = at * self.vocab_size + token
-        found = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where((at >= 0) & (token >= 0) & (self.keys[found] == wanted), found, -1)
+        def is_ascending(values: np.ndarray) -> bool:
+            return bool((np.diff(values) > 0).all())
+
+        starts, n = self.starts, len(self.tokens)
+        if len(starts) != len(self.contexts) + 1 or starts[0] != 0 or starts[-1] != n or len(self.counts) != n:
+            return False
+        if not is_ascending(starts) or not is_ascending(self.contexts):
+            return False
+        discounts = self.discounts[np.minimum(self.counts, 3)]
+        has_tokens = (self.tokens >= 0).all() and (self.tokens < self.vocab_size).all() and is_ascending(self.keys)
+        return bool(
+            has_tokens and (self.counts > 0).all() and (discounts >= 0).all() and (discounts < self.counts).all()
+        )
+
+    def find_entries(self, contexts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Return the index of the count of each token after each context, -1 if there is none: (N,)"""
+        keys = contexts * self.vocab_size + tokens
+        entries = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where((contexts >= 0) & (tokens >= 0) & (self.keys[entries] == keys), entries, -1)
+
+    def find_contexts(self, codes: np.ndarray, is_full: np.ndarray) -> np.ndarray:
+        """Return the index of each code that is full (long enough), -1 if it was never counted: (N,)"""
+        indices = np.minimum(np.searchsorted(self.contexts, codes), len(self.contexts) - 1)
+        return np.where(is_full & (self.contexts[indices] == codes), indices, -1)
+
+    def interpolate(
+        self, probabilities: np.ndarray, contexts: np.ndarray, own: np.ndarray | None, is_left_out: np.ndarray
+    ) -> None:
+        """Interpolate this order with the shorter ones, in place.
+
+        Args:
+            probabilities: (N, V), of the shorter orders.
+            contexts: (N,), the index of each row's context, or -1.
+            own: (N,), the row's own next token.
+            is_left_out: (N,) bool, whether one occurrence of `own` is left out.
+        """
+        rows = np.flatnonzero((contexts >= 0) & (self.totals[contexts] > is_left_out))
+        contexts, is_left_out = contexts[rows], is_left_out[rows]
+        totals, discount_sums = self.totals[contexts] - is_left_out, self.discount_sums[contexts].copy()
+        sizes = self.starts[contexts + 1] - self.starts[contexts]
+        offsets = np.cumsum(sizes) - sizes
+        entries = np.repeat(self.starts[contexts] - offsets, sizes) + np.arange(sizes.sum())
+        counts = self.counts[entries]
+        if own is not None and is_left_out.any():
+            own_entries = self.find_entries(contexts, own[rows])[is_left_out]
+            counts[(offsets - self.starts[contexts])[is_left_out] + own_entries] -= 1
+            old = np.minimum(self.counts[own_entries], 3)
+            new = np.maximum(old - (self.counts[own_entries] <= 3), 0)
+            discount_sums[is_left_out] += self.discounts[new] - self.discounts[old]
+        probabilities[rows] *= (discount_sums / totals)[:, None]
+        discounted = (counts - self.discounts[np.minimum(counts, 3)]) / np.repeat(totals, sizes)
+        probabilities[np.repeat(rows, sizes), self.tokens[entries]] += discounted
 
 
 @dataclass(frozen=True, eq=False)
 class NGramCounts:
-    """orders[k] knows what follows k tokens."""
+    """The counts of all orders: orders[k] has contexts of k tokens."""
 
     orders: tuple[NGramOrder, ...]
     vocab_size: int
@@ -76,66 +118,82 @@ class NGramCounts:
         return len(self.orders) - 1
 
     def is_valid(self) -> bool:
-        """Whether these are counts at all: what comes from a file is asked before it is used."""
+        """Whether the arrays, which may come from a file, are consistent."""
         return all(order.is_valid() for order in self.orders)
 
-    def probabilities(self, ids: np.ndarray, nexts: np.ndarray | None = None) -> np.ndarray:
-        """What follows each token, from as many before it as the row holds: ids (B, T) -> (B, T, V) float32. nexts
-        (B, T): what does follow, where the rows are of the text that was counted: each is then left out of its own
-        counts; below 0 where nothing is to be left out."""
-        B, T = ids.shape
-        found, ready = np.empty((B * T, self.vocab_size), np.float32), len(self.ground)
-        codes, real = encode_contexts(ids, self.max_order, self.vocab_size)
-        own = None if nexts is None else nexts.reshape(-1)
-        known = [find_contexts(order, code, there) for order, code, there in zip(self.orders, codes, real, strict=True)]
-        gone = self.leave_one_out(known, real, own)
-        for table, code, there in zip(self.ground, codes, real):
-            found[there] = table[code[there]]
-        if own is not None and ready:  # few: a short n-gram that was seen once
-            rows = np.flatnonzero(np.logical_or.reduce(gone[:ready]))
-            found[rows] = self.interpolate_short(ready, [at[rows] for at in known], own[rows], [less[rows] for less in gone])
-        for order, at, less in zip(self.orders[ready:], known[ready:], gone[ready:], strict=True):
-            interpolate(found, order, at, own, less)
-        return found.reshape(B, T, -1)
+    def probabilities(
+        self, ids: np.ndarray, labels: np.ndarray | None = None, positions: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the probabilities of the next token after each token: (B, T, V) float32.
 
-    def interpolate_short(self, orders: int, known: list[np.ndarray], own: np.ndarray | None, gone: list[np.ndarray]) -> np.ndarray:
-        """The shortest so many orders alone: known and gone by order, (N,) each -> (N, V)"""
-        found = np.full((len(known[0]), self.vocab_size), 1 / self.vocab_size, np.float32)
-        for order, at, less in zip(self.orders[:orders], known, gone):
-            interpolate(found, order, at, own, less)
-        return found
+        Args:
+            ids: (B, T).
+            labels: (B, T), the actual next tokens, if the rows are part of the counted text: each is left out of its
+                own counts; a label below 0 is not.
+            positions: (B, T), the position of each token in its document, which bounds its context; by default, in its
+                row.
+        """
+        B, T = ids.shape
+        n_dense = len(self.dense_tables)
+        codes, is_full = _encode_contexts(ids, self.max_order, self.vocab_size, positions)
+        own = None if labels is None else labels.reshape(-1)
+        contexts = [o.find_contexts(code, full) for o, code, full in zip(self.orders, codes, is_full, strict=True)]
+        left_out = self._left_out(contexts, is_full, own)
+        probabilities = np.empty((B * T, self.vocab_size), np.float32)
+        for table, code, full in zip(self.dense_tables, codes, is_full):
+            probabilities[full] = table[code[full]]
+        if own is not None and n_dense:  # few rows: short n-grams that occur once
+            rows = np.flatnonzero(np.logical_or.reduce(left_out[:n_dense]))
+            short = np.full((len(rows), self.vocab_size), 1 / self.vocab_size, np.float32)
+            for order, indices, out in zip(self.orders[:n_dense], contexts, left_out):
+                order.interpolate(short, indices[rows], own[rows], out[rows])
+            probabilities[rows] = short
+        for order, indices, out in zip(self.orders[n_dense:], contexts[n_dense:], left_out[n_dense:], strict=True):
+            order.interpolate(probabilities, indices, own, out)
+        return probabilities.reshape(B, T, -1)
 
     @cached_property
-    def ground(self) -> list[np.ndarray]:
-        """What the shortest orders say after every context there can be, (V ** k, V) for order k. They know something
-        of almost all, which makes them the slowest to look up."""
+    def dense_tables(self) -> list[np.ndarray]:
+        """The probabilities of the shortest orders after every possible context: (V ** k, V) for order k.
+
+        Almost all contexts of these orders occur, which makes them the slowest to look up.
+        """
         tables: list[np.ndarray] = []
         for k, order in enumerate(self.orders):
-            if k and self.vocab_size ** (k + 1) > GROUND:
+            if k and self.vocab_size ** (k + 1) > MAX_DENSE_ENTRIES:
                 break
             codes = np.arange(self.vocab_size**k)
-            before = tables[-1][codes % len(tables[-1])] if k else np.full((1, self.vocab_size), 1 / self.vocab_size)
-            tables.append(before.astype(np.float32))
-            interpolate(tables[-1], order, find_contexts(order, codes, np.ones(len(codes), bool)), None, np.zeros(len(codes), bool))
+            shorter = tables[-1][codes % len(tables[-1])] if k else np.full((1, self.vocab_size), 1 / self.vocab_size)
+            tables.append(shorter.astype(np.float32))
+            contexts = order.find_contexts(codes, np.ones(len(codes), bool))
+            order.interpolate(tables[-1], contexts, None, np.zeros(len(codes), bool))
         return tables
 
-    def leave_one_out(self, known: list[np.ndarray], real: list[np.ndarray], own: np.ndarray | None) -> list[np.ndarray]:
-        """Whether one less is counted of each position's own token, by order: (B * T,) bool each. Of shorter n-grams
-        one less is counted where a longer one is gone altogether; and where the row holds no longer one, to be safe."""
+    def _left_out(
+        self, contexts: list[np.ndarray], is_full: list[np.ndarray], own: np.ndarray | None
+    ) -> list[np.ndarray]:
+        """Return for each order whether one occurrence of each position's own token is left out: (N,) bool each.
+
+        A shorter n-gram loses one only if the longer one disappears (its count was 1), or if the row has no longer
+        context, to be safe.
+        """
         if own is None:
-            return [np.zeros(len(known[0]), bool)] * len(known)
-        gone, less, begun = [], np.zeros(len(own), bool), own < 0
-        for order, at, there in zip(reversed(self.orders), reversed(known), reversed(real), strict=True):
-            less, begun = less | (there & ~begun), begun | there
-            where = order.entry(at, own)
-            gone.append(less & (where >= 0))
-            less = less & ((where < 0) | (order.counts[where] == 1))
-        return gone[::-1]
+            return [np.zeros(len(contexts[0]), bool)] * len(contexts)
+        left_out, loses_one, has_longer = [], np.zeros(len(own), bool), own < 0
+        for order, indices, full in zip(reversed(self.orders), reversed(contexts), reversed(is_full), strict=True):
+            loses_one, has_longer = loses_one | (full & ~has_longer), has_longer | full
+            entries = order.find_entries(indices, own)
+            left_out.append(loses_one & (entries >= 0))
+            loses_one = loses_one & ((entries < 0) | (order.counts[entries] == 1))
+        return left_out[::-1]
 
 
 def count_ngrams(ids: np.ndarray, max_order: int, vocab_size: int) -> NGramCounts:
-    """The n-grams of a text, up to `longest` tokens and the one that follows. ids (N,). Raises ValueError where so many
-    tokens do not fit into a number."""
+    """Count the n-grams of a text (N,), with contexts of up to `max_order` tokens.
+
+    Raises:
+        ValueError: an n-gram has too many bits for one integer, or the text is too short.
+    """
     if (max_order + 1) * math.log2(max(2, vocab_size)) > MAX_CODE_BITS:
         raise ValueError(f"{max_order + 1} tokens of {vocab_size:,} make a number of more than {MAX_CODE_BITS} bits")
     if len(ids) <= max_order:
@@ -144,64 +202,40 @@ def count_ngrams(ids: np.ndarray, max_order: int, vocab_size: int) -> NGramCount
     for back in range(max_order, -1, -1):
         code = code * vocab_size + ids[max_order - back : len(ids) - back]
     grams, counts = np.unique(code, return_counts=True)
-    orders = [build_order(grams, counts, vocab_size)]
+    orders = [_build_order(grams, counts, vocab_size)]
     for k in range(max_order - 1, -1, -1):
         grams, counts = np.unique(grams % vocab_size ** (k + 1), return_counts=True)
-        orders.append(build_order(grams, counts, vocab_size))
+        orders.append(_build_order(grams, counts, vocab_size))
     return NGramCounts(tuple(reversed(orders)), vocab_size)
 
 
-def build_order(grams: np.ndarray, counts: np.ndarray, vocab_size: int) -> NGramOrder:
+def _build_order(grams: np.ndarray, counts: np.ndarray, vocab_size: int) -> NGramOrder:
     contexts, starts = np.unique(grams // vocab_size, return_index=True)
     starts = np.append(starts, len(grams)).astype(np.int64)
-    return NGramOrder(
-        contexts, starts, (grams % vocab_size).astype(np.int64), counts.astype(np.int64), kneser_ney_discounts(counts), vocab_size
-    )
+    tokens, discounts = (grams % vocab_size).astype(np.int64), kneser_ney_discounts(counts)
+    return NGramOrder(contexts, starts, tokens, counts.astype(np.int64), discounts, vocab_size)
 
 
 def kneser_ney_discounts(counts: np.ndarray) -> np.ndarray:
-    """How much is taken from a count of 0, 1, 2, 3 and more, from how many counts there are of 1, 2, 3 and 4."""
+    """Return the discounts of a count of 0, 1, 2, 3 and more, from how many counts of 1, 2, 3 and 4 there are."""
     n = [max(1, int((counts == c).sum())) for c in range(5)]
     y = n[1] / (n[1] + 2 * n[2])
-    taken = [0.0] + [c - (c + 1) * y * n[c + 1] / n[c] for c in (1, 2, 3)]
-    return np.clip(taken, 0, [0, 0.99, 1.99, 2.99])
+    discounts = [0.0] + [c - (c + 1) * y * n[c + 1] / n[c] for c in (1, 2, 3)]
+    return np.clip(discounts, 0, [0, 0.99, 1.99, 2.99])
 
 
-def encode_contexts(ids: np.ndarray, max_order: int, vocab_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """By order: the code of the k tokens up to each, and whether the row has so many: (B * T,) each."""
+def _encode_contexts(
+    ids: np.ndarray, max_order: int, vocab_size: int, positions: np.ndarray | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return for each order k the code of the k tokens up to each token, and whether there are so many: (N,) each."""
     B, T = ids.shape
-    codes, real = [np.zeros(B * T, np.int64)], [np.ones(B * T, bool)]
+    positions = np.arange(T) if positions is None else positions
+    codes, is_full = [np.zeros(B * T, np.int64)], [np.ones(B * T, bool)]
     code = np.zeros((B, T), np.int64)
     for k in range(1, max_order + 1):
         shifted = np.zeros((B, T), np.int64)
         shifted[:, k - 1 :] = ids[:, : max(0, T - k + 1)]
         code = code + shifted * vocab_size ** (k - 1)
         codes.append(code.reshape(-1))
-        real.append(np.broadcast_to(np.arange(T) >= k - 1, (B, T)).reshape(-1))
-    return codes, real
-
-
-def find_contexts(order: NGramOrder, codes: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Which context each code is, -1 where it was never seen."""
-    at = np.minimum(np.searchsorted(order.contexts, codes), len(order.contexts) - 1)
-    return np.where(real & (order.contexts[at] == codes), at, -1)
-
-
-def interpolate(found: np.ndarray, order: NGramOrder, at: np.ndarray, own: np.ndarray | None, less: np.ndarray) -> None:
-    """Put what this order knows in front of what the shorter ones have said, in place. found (N, V), at (N,): the
-    context of each row, or -1; own, less (N,): of which token one is left out, and where."""
-    rows = np.flatnonzero((at >= 0) & (order.totals[at] > less))
-    at, less = at[rows], less[rows]
-    total, taken = order.totals[at] - less, order.taken[at].copy()
-    sizes = order.starts[at + 1] - order.starts[at]
-    offsets = np.cumsum(sizes) - sizes
-    flat = np.repeat(order.starts[at] - offsets, sizes) + np.arange(sizes.sum())
-    counts = order.counts[flat]
-    if own is not None and less.any():
-        where = order.entry(at, own[rows])[less]
-        counts[(offsets - order.starts[at])[less] + where] -= 1
-        few = np.minimum(order.counts[where], 3)
-        taken[less] += order.discounts[np.maximum(few - (order.counts[where] <= 3), 0)] - order.discounts[few]
-    found[rows] *= (taken / total)[:, None]
-    kept = (counts - order.discounts[np.minimum(counts, 3)]) / np.repeat(total, sizes)
-    found[np.repeat(rows, sizes), order.tokens[flat]] += kept
+        is_full.append(np.broadcast_to(positions >= k - 1, (B, T)).reshape(-1))
+    return codes, is_full

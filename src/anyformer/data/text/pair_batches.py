@@ -1,7 +1,7 @@
-"""Pairs of token lists to batches of like length. Pure functions: which pairs step s gets depends on (seed, s) alone.
+"""Pairs of token sequences to batches of similar length. Pure functions: a batch depends on the seed and the step.
 
-A batch is filled by what it costs, rows times the longest side: many short pairs or few long ones. Pairs of like length
-stand together, so that little is padding.
+The size of a batch is bounded by its cost, rows times the longest side: many short pairs or few long ones. Pairs of
+similar length share a batch, so that there is little padding.
 
 Shapes: N pairs, B batch, S source, T target.
 """
@@ -13,23 +13,23 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...errors import InputError, suggest
-from ..tokenizers import build as tok
+from ...errors import InputError
+from ..tokenizers.build import Tokenizer, build_tokenizer, encode_each
 from .batches import IGNORE_INDEX
 from .pairs import Pairs
 
 
 @dataclass(frozen=True, eq=False)
 class RaggedArray:
-    """N lists of ids in one array: list i is ids[starts[i]:starts[i + 1]]."""
+    """N rows of ids in one array: row i is ids[starts[i]:starts[i + 1]]."""
 
     ids: np.ndarray
     starts: np.ndarray  # (N + 1,)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[np.ndarray], most: int) -> "RaggedArray":
-        """Each row's first `most` ids."""
-        cut = [row[:most] for row in rows]
+    def from_rows(cls, rows: Sequence[np.ndarray], max_length: int) -> "RaggedArray":
+        """Join the rows, each cut to its first `max_length` ids."""
+        cut = [row[:max_length] for row in rows]
         starts = np.concatenate([[0], np.cumsum([len(row) for row in cut])]).astype(np.int64)
         return cls(np.concatenate(cut) if cut else np.zeros(0, np.uint16), starts)
 
@@ -40,19 +40,19 @@ class RaggedArray:
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
-    def rows(self, at: np.ndarray, before: Sequence[int], after: Sequence[int], padding: int) -> np.ndarray:
-        """Some of the lists side by side, ids before and after each, padded on the right: (B, longest) int64"""
-        extra = len(before) + len(after)
-        made = np.full((len(at), int(self.lengths[at].max()) + extra), padding, np.int64)
-        for row, i in zip(made, at):
+    def pad(self, indices: np.ndarray, prefix: Sequence[int], suffix: Sequence[int], padding: int) -> np.ndarray:
+        """Return some rows, each with ids before and after it, padded on the right: (B, longest) int64."""
+        extra = len(prefix) + len(suffix)
+        padded = np.full((len(indices), int(self.lengths[indices].max()) + extra), padding, np.int64)
+        for row, i in zip(padded, indices):
             ids = self.ids[self.starts[i] : self.starts[i + 1]]
-            row[: len(ids) + extra] = [*before, *ids, *after]
-        return made
+            row[: len(ids) + extra] = [*prefix, *ids, *suffix]
+        return padded
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedPairs:
-    """Pairs as ids, without the tokens that begin and end them."""
+    """Pairs as ids, without start and end tokens."""
 
     source: RaggedArray
     target: RaggedArray
@@ -64,105 +64,105 @@ class EncodedPairs:
 
     @property
     def widths(self) -> np.ndarray:
-        """What each pair costs: its longer side, with the token that ends it. (N,)"""
+        """The cost of each pair: its longer side, with the end token. (N,)"""
         return np.maximum(self.source.lengths, self.target.lengths) + 1
 
 
 @lru_cache(maxsize=8)
-def build_side_tokenizer(pairs: Pairs, spec: str, vocab_size: int, sides: tuple[int, ...] = (0, 1)) -> tok.Tokenizer:
-    """One vocabulary for these sides: the characters of all pairs, or a BPE of those for training, or whatever else
-    `tokenizer.make` knows. Raises InputError."""
+def build_side_tokenizer(pairs: Pairs, spec: str, vocab_size: int, sides: tuple[int, ...] = (0, 1)) -> Tokenizer:
+    """Build one vocabulary for these sides: the characters of all pairs, or a BPE of the training pairs.
+
+    `spec` is whatever `build_tokenizer` takes. Raises InputError.
+    """
 
     def texts() -> Iterator[str]:
-        for name, part in pairs.parts.items():
-            if spec == "char" or name == "train":
-                yield from (pair[side] for pair in part for side in sides)
+        for pair in pairs.split("all" if spec == "char" else "train"):
+            yield from (pair[side] for side in sides)
 
-    return tok.build_tokenizer(spec, texts, vocab_size)
+    return build_tokenizer(spec, texts, vocab_size)
 
 
 @lru_cache(maxsize=8)
 def encode_pairs(
-    pairs: Pairs, split: str, known: tuple[tok.Tokenizer, tok.Tokenizer], rooms: tuple[int, int], cut: bool
+    pairs: Pairs, split: str, tokenizers: tuple[Tokenizer, Tokenizer], max_tokens: tuple[int, int], cut: bool
 ) -> EncodedPairs:
-    """The pairs of "train", "val" or "all" as ids, at most `rooms` of each side, each by its own tokenizer. Raises
-    InputError for a text that is longer, unless it may be `cut`, or that the vocabulary lacks."""
-    if split not in (*pairs.parts, "all"):
-        raise InputError(f"split '{split}': {suggest(split, [*pairs.parts, 'all'])}")
-    chosen = [pair for name, part in pairs.parts.items() if split in (name, "all") for pair in part]
-    sides, long = [], 0
-    for side, (name, room) in enumerate(zip(("source", "target"), rooms)):
-        rows = encode_side([pair[side] for pair in chosen], known[side], f"the {name} of pair", split)
-        over = [i for i, row in enumerate(rows) if len(row) > room]
-        if over and not cut:
-            raise InputError(describe_long_text(chosen[over[0]][side], len(rows[over[0]]), room, name, len(over)))
-        long += len(over)
-        sides.append(RaggedArray.from_rows(rows, room))
-    return EncodedPairs(*sides, long)
+    """Encode the pairs of "train", "val" or "all", each side with its tokenizer.
+
+    Args:
+        max_tokens: of each side.
+        cut: whether longer texts may be cut.
+
+    Raises:
+        InputError: a text is longer, or has tokens that the vocabulary lacks.
+    """
+    selected, sides, n_cut = pairs.split(split), [], 0
+    for side, (name, limit) in enumerate(zip(("source", "target"), max_tokens)):
+        texts = [pair[side] for pair in selected]
+        rows = encode_each(tokenizers[side], texts, lambda i, name=name: f"the {name} of pair {i + 1:,} of {split}")
+        too_long = [i for i, row in enumerate(rows) if len(row) > limit]
+        if too_long and not cut:
+            text, tokens = texts[too_long[0]], len(rows[too_long[0]])
+            raise InputError(_describe_long_text(text, tokens, limit, name, len(too_long)))
+        n_cut += len(too_long)
+        sides.append(RaggedArray.from_rows(rows, limit))
+    return EncodedPairs(*sides, n_cut)
 
 
-def encode_side(texts: list[str], known: tok.Tokenizer, what: str, split: str) -> list[np.ndarray]:
-    try:
-        return known.encode_batch(texts)
-    except InputError:
-        for number, text in enumerate(texts, start=1):  # again one by one, to say where
-            try:
-                known.encode(text)
-            except InputError as e:
-                raise InputError(f"{what} {number:,} of {split}: {e}") from None
-        raise
-
-
-def describe_long_text(text: str, tokens: int, room: int, side: str, count: int) -> str:
-    many = f"{count:,} texts" if count > 1 else "1 text"
+def _describe_long_text(text: str, tokens: int, limit: int, side: str, count: int) -> str:
+    texts = f"{count:,} texts" if count > 1 else "1 text"
     stack = "encoder" if side == "source" else "decoder"
     return (
-        f"{many} of the {side} side are longer than the context, the first with {tokens:,} tokens where {room:,} fit "
+        f"{texts} of the {side} side are longer than the context, the first with {tokens:,} tokens where {limit:,} fit "
         f"({text[:40]!r}...): raise --{stack}.context, or let them be cut (cut_long)"
     )
 
 
-def batch_bounds(widths: np.ndarray, room: int) -> np.ndarray:
-    """Where to cut pairs in order of width into batches of rows * widest <= room, at least one row each: (n + 1,)"""
-    ends, first = [0], 0
+def batch_bounds(widths: np.ndarray, max_cost: int) -> np.ndarray:
+    """Cut pairs in order of width into batches of rows * widest <= max_cost, at least one row each: (n + 1,)"""
+    bounds, first = [0], 0
     for i, width in enumerate(widths.tolist()):
-        if i > first and (i + 1 - first) * width > room:  # in rising order the newest is the widest
-            ends.append(i)
+        if i > first and (i + 1 - first) * width > max_cost:  # in ascending order the last is the widest
+            bounds.append(i)
             first = i
-    return np.array([*ends, len(widths)])
+    return np.array([*bounds, len(widths)])
 
 
 @lru_cache(maxsize=4)
-def epoch_batches(coded: EncodedPairs, room: int, seed: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs in the order of an epoch, where the batches are cut, and the order of the batches. Pairs of one width
-    are shuffled, then the batches are; where they are cut is the same in every epoch."""
-    words = np.random.Philox(key=seed, counter=(0, 0, number, 0)).random_raw(2 * len(coded))
-    order = np.lexsort((words[: len(coded)], coded.widths))
-    bounds = batch_bounds(coded.widths[order], room)
-    return order, bounds, np.argsort(words[len(coded) :][: len(bounds) - 1], kind="stable")
+def epoch_batches(
+    encoded: EncodedPairs, max_cost: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the order of the pairs in an epoch, the bounds of its batches, and the order of the batches.
+
+    Pairs of equal width are shuffled, then the batches are; the bounds are the same in every epoch.
+    """
+    words = np.random.Philox(key=seed, counter=(0, 0, epoch, 0)).random_raw(2 * len(encoded))
+    order = np.lexsort((words[: len(encoded)], encoded.widths))
+    bounds = batch_bounds(encoded.widths[order], max_cost)
+    return order, bounds, np.argsort(words[len(encoded) :][: len(bounds) - 1], kind="stable")
 
 
-def sample_indices(coded: EncodedPairs, room: int, seed: int, step: int) -> np.ndarray:
-    """Which pairs the batch of this step holds: each pair once an epoch. (B,)"""
-    batches = len(epoch_batches(coded, room, seed, 0)[1]) - 1
-    order, bounds, turn = epoch_batches(coded, room, seed, step // batches)
-    which = turn[step % batches]
-    return order[bounds[which] : bounds[which + 1]]
+def sample_indices(encoded: EncodedPairs, max_cost: int, seed: int, step: int) -> np.ndarray:
+    """Return the pairs of a training step; an epoch visits each pair once. (B,)"""
+    n_batches = len(epoch_batches(encoded, max_cost, seed, 0)[1]) - 1
+    order, bounds, batch_order = epoch_batches(encoded, max_cost, seed, step // n_batches)
+    batch = batch_order[step % n_batches]
+    return order[bounds[batch] : bounds[batch + 1]]
 
 
-def eval_indices(coded: EncodedPairs, room: int) -> Iterator[np.ndarray]:
-    """Every pair once, short ones first."""
-    order = np.argsort(coded.widths, kind="stable")
-    bounds = batch_bounds(coded.widths[order], room)
-    for first, last in pairwise(bounds):
+def eval_indices(encoded: EncodedPairs, max_cost: int) -> Iterator[np.ndarray]:
+    """Yield the pairs of batches that hold every pair once, short ones first."""
+    order = np.argsort(encoded.widths, kind="stable")
+    for first, last in pairwise(batch_bounds(encoded.widths[order], max_cost)):
         yield order[first:last]
 
 
-def collate(coded: EncodedPairs, at: np.ndarray, start: int, end: int, source_end: int) -> dict[str, np.ndarray]:
-    """source (B, S) with its end, its lengths (B,), target (B, T) from `start` on, and next (B, T): what follows."""
+def collate(
+    encoded: EncodedPairs, indices: np.ndarray, start_id: int, end_id: int, source_end_id: int
+) -> dict[str, np.ndarray]:
+    """Build a batch: source (B, S) with its end token and lengths (B,), target (B, T) with its start, labels (B, T)."""
     return {
-        "source": coded.source.rows(at, (), (source_end,), 0),
-        "lengths": coded.source.lengths[at] + 1,
-        "target": coded.target.rows(at, (start,), (), 0),
-        "labels": coded.target.rows(at, (), (end,), IGNORE_INDEX),
+        "source": encoded.source.pad(indices, (), (source_end_id,), 0),
+        "lengths": encoded.source.lengths[indices] + 1,
+        "target": encoded.target.pad(indices, (start_id,), (), 0),
+        "labels": encoded.target.pad(indices, (), (end_id,), IGNORE_INDEX),
     }

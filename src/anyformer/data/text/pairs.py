@@ -1,161 +1,155 @@
-"""Pairs of texts that say the same: from a table, from two files line by line, from JSON lines, or a set by name.
+"""Read pairs of texts: from a table, from two files line by line, from JSON lines, from a folder, or from a named set.
 
-    pairs.tsv               source TAB target; further columns are left out
+    pairs.tsv               source TAB target; further columns are ignored
     pairs.jsonl             {"source": ..., "target": ...}, or the only two texts of each line, under any names
     a.en,a.fr               two files, line by line
-    folder                  STEM.SIDE files, as train.en, train.fr, val.en, val.fr
-    multi30k                a set; multi30k/test_2016_flickr is that part of it
-    reverse                 strings of 5 to 20 digits and the same from behind, made on the spot
+    folder                  STEM.SIDE files: train.en, train.fr, val.en, val.fr
+    multi30k                a named set; multi30k/test_2016_flickr is that part of it
+    reverse                 strings of 5 to 20 digits and their reversals, generated
 
-Where there is no part for validation, one is split off by the first side, so that no sentence is on both.
+If there is no validation split, one is separated by the first side, so that no sentence is in both.
 """
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import InputError, suggest
-from ..io import resolve as sets
+from ..io.cache import cache_by_files, data_files
+from ..io.files import read_lines, suffix
+from ..io.manifest import parse_json_line
+from ..io.resolve import resolve
+from ..registry import SETS
 
-MAX_LINE_BYTES = 1 << 20  # bytes
-MAX_FILE_BYTES = 4 << 30  # bytes of a file: its pairs are kept in memory
-TABLES = (".tsv", ".txt", ".tab")
-VALIDATION = ("val", "valid", "validation", "dev")
+MAX_LINE_BYTES = 1 << 20
+MAX_FILE_BYTES = 4 << 30  # all pairs are held in memory
+TABLE_EXTENSIONS = (".tsv", ".txt", ".tab")
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 REVERSE = "reverse"
-WHAT = "source TAB target in a .tsv, two files A,B, a .jsonl, or a folder with train.en and train.fr"
+EXPECTED = "source TAB target in a .tsv, two files A,B, a .jsonl, or a folder with train.en and train.fr"
+EXPECTED_LINE = 'each line must be an object such as {"source": "...", "target": "..."}'
 
 Pair = tuple[str, str]
+Line = tuple[str, str, str]  # place, and the two sides; "" is a missing one
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Texts and what they become, by part: "train" and "val"."""
+    """Sources and targets of the splits "train" and "val"."""
 
-    parts: dict[str, list[Pair]]
+    splits: dict[str, list[Pair]]
     sha256: str
     """Of all pairs in order."""
     skipped: int = 0
     """Pairs with a missing side that were left out."""
 
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the data: where it stands, and its two sides; "" is one that is missing."""
-
-    where: str
-    first: str
-    second: str
+    def split(self, name: str) -> list[Pair]:
+        """Return the pairs of "train", "val" or "all". Raises InputError."""
+        if name not in (*self.splits, "all"):
+            raise InputError(f"split '{name}': {suggest(name, [*self.splits, 'all'])}")
+        return [pair for split, pairs in self.splits.items() if name in (split, "all") for pair in pairs]
 
 
-@lru_cache(maxsize=4)
-def read_pairs(
-    data: str, val_fraction: float = 0.1, backwards: bool = False, skip_missing: bool = False, stamp: tuple = ()
-) -> Pairs:
-    """The pairs of a file, two, a folder or a set. `backwards`: from the second side to the first. What was read is
-    kept while the `stamp` of the files is the same.
+@cache_by_files(lambda data, *_, **__: data_files(data))
+def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, skip_missing: bool = False) -> Pairs:
+    """Read the pairs of a file, two files, a folder or a named set; the result is kept until a file changes.
 
-    Raises InputError for what cannot be used; for pairs with a missing side (how many, and the first) unless
-    `skip_missing`; and where a part has no pairs.
+    Args:
+        backwards: swap source and target.
+        skip_missing: leave out pairs with a missing side.
+
+    Raises:
+        InputError: unusable data, pairs with a missing side (how many, and the first), or a split without pairs.
     """
     if not 0 < val_fraction < 1:
         raise InputError(f"a validation fraction of {val_fraction} leaves a part without pairs: 0 < fraction < 1")
     missing: list[str] = []
-    parts = {name: whole(lines, missing) for name, lines in find_parts(data).items()}
+    splits = {name: _complete_pairs(lines, missing) for name, lines in _find_splits(data).items()}
     if missing and not skip_missing:
         count = "1 pair has" if len(missing) == 1 else f"{len(missing):,} pairs have"
         raise InputError(
             f"{count} a missing side, the first at {missing[0]}: mend it, or leave such out (skip_missing)"
         )
-    if "val" not in parts:
-        parts = split_pairs(parts["train"], val_fraction)
-    for name, pairs in parts.items():
+    if "val" not in splits:
+        splits = _separate_validation(splits["train"], val_fraction)
+    for name, pairs in splits.items():
         if not pairs:
             raise InputError(f"data '{data}': no pair is left for {name}: bring more of them")
     if backwards:
-        parts = {name: [(target, source) for source, target in pairs] for name, pairs in parts.items()}
-    return Pairs(parts, hash_pairs(parts), len(missing))
+        splits = {name: [(target, source) for source, target in pairs] for name, pairs in splits.items()}
+    return Pairs(splits, _hash_pairs(splits), len(missing))
 
 
-def whole(lines: Iterable[Line], missing: list[str]) -> list[Pair]:
-    """The pairs that have both sides; where the others stand goes to `missing`."""
+def _complete_pairs(lines: Iterable[Line], missing: list[str]) -> list[Pair]:
+    """Return the pairs that have both sides; the places of the others are added to `missing`."""
     pairs = []
-    for line in lines:
-        if line.first and line.second:
-            pairs.append((line.first, line.second))
+    for where, source, target in lines:
+        if source and target:
+            pairs.append((source, target))
         else:
-            missing.append(line.where)
+            missing.append(where)
     return pairs
 
 
-def split_pairs(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:
-    """First sides are drawn by their hash: the same sentence is never in both parts, and the order decides nothing."""
-    firsts = {first for first, _ in pairs}
-    drawn = sorted(firsts, key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-    kept = set(drawn[: max(1, round(fraction * len(firsts)))])
+def _separate_validation(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:
+    """Select sources by their hash: a sentence is in one split only, and the order of the pairs does not matter."""
+    sources = {source for source, _ in pairs}
+    ranked = sorted(sources, key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    selected = set(ranked[: max(1, round(fraction * len(sources)))])
     return {
-        "train": [pair for pair in pairs if pair[0] not in kept],
-        "val": [pair for pair in pairs if pair[0] in kept],
+        "train": [pair for pair in pairs if pair[0] not in selected],
+        "val": [pair for pair in pairs if pair[0] in selected],
     }
 
 
-def hash_pairs(parts: dict[str, list[Pair]]) -> str:
+def _hash_pairs(splits: dict[str, list[Pair]]) -> str:
     sha256 = hashlib.sha256()
-    for name, pairs in parts.items():
+    for name, pairs in splits.items():
         sha256.update(f"{name} {len(pairs)}\n".encode())
         for source, target in pairs:
             sha256.update(f"{source}\t{target}\n".encode("utf-8", "surrogatepass"))
     return sha256.hexdigest()
 
 
-# --- where pairs come from ---
-
-
-def find_parts(data: str) -> dict[str, Iterable[Line]]:
-    """The lines of each part that there is: "train", and perhaps "val". Raises InputError."""
+def _find_splits(data: str) -> dict[str, Iterable[Line]]:
+    """Return the lines of "train", and of "val" if the data have one. Raises InputError."""
     path = Path(data).expanduser()
     if data and path.is_dir():
-        return folder(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), data)
+        return _read_folder(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), data)
     if data and path.exists():
-        return {"train": one_file(path)}
+        return {"train": _read_file(path)}
     if "," in data:
-        return {"train": two_files(*both([Path(name.strip()).expanduser() for name in data.split(",")], data))}
+        return {"train": _read_two_files(*_check_files([Path(p.strip()).expanduser() for p in data.split(",")], data))}
     if data == REVERSE:
         return reverse_pairs()
     name, _, part = data.partition("/")
-    if name in sets.SETS:
-        files = sets.resolve(name)
-        return {"train": one_file(files[0])} if len(files) == 1 and not part else folder(files, data, part)
+    if name in SETS:
+        files = resolve(name)
+        return {"train": _read_file(files[0])} if len(files) == 1 and not part else _read_folder(files, data, part)
     if not data or path.suffix or "/" in data:
-        raise InputError(f"data '{data}': no such file, folder or set (looked in {Path.cwd()}): {WHAT}")
-    raise InputError(f"data '{data}': no such file or data set: {suggest(data, [REVERSE, *sets.SETS])}")
+        raise InputError(f"data '{data}': no such file, folder or set (looked in {Path.cwd()}): {EXPECTED}")
+    raise InputError(f"data '{data}': no such file or data set: {suggest(data, [REVERSE, *SETS])}")
 
 
-def folder(files: list[Path], data: str, part: str = "") -> dict[str, Iterable[Line]]:
-    """Files STEM.SIDE, two of each stem, the sides in alphabetical order; a stem such as "train" or "val" is a part."""
+def _read_folder(files: list[Path], data: str, part: str = "") -> dict[str, Iterable[Line]]:
+    """Read files STEM.SIDE, two of each stem, the sides in alphabetical order; "train" and "val" are stems."""
     stems: dict[str, list[Path]] = {}
     for path in files:
         stems.setdefault(path.name.removesuffix(".gz").rpartition(".")[0], []).append(path)
-    paired = {stem: paths for stem, paths in stems.items() if stem and len(paths) == 2}
-    if part or "train" not in paired:
-        wanted = part or "train"
-        if wanted not in paired:
-            raise InputError(
-                f"data '{data}' has no two files {wanted}.*: {suggest(wanted, paired) if paired else WHAT}"
-            )
-        return {"train": two_files(*paired[wanted])}
-    val = next((paired[stem] for stem in VALIDATION if stem in paired), None)
-    return {"train": two_files(*paired["train"])} | ({} if val is None else {"val": two_files(*val)})
+    pairs = {stem: paths for stem, paths in stems.items() if stem and len(paths) == 2}
+    train = part or "train"
+    if train not in pairs:
+        raise InputError(f"data '{data}' has no two files {train}.*: {suggest(train, pairs) if pairs else EXPECTED}")
+    splits: dict[str, Iterable[Line]] = {"train": _read_two_files(*pairs[train])}
+    val = next((pairs[stem] for stem in VALIDATION_NAMES if stem in pairs), None)
+    return splits if part or val is None else splits | {"val": _read_two_files(*val)}
 
 
-def both(paths: list[Path], data: str) -> list[Path]:
+def _check_files(paths: list[Path], data: str) -> list[Path]:
     if len(paths) != 2:
         raise InputError(f"data '{data}' names {len(paths)} files; pairs need two, line by line")
     for path in paths:
@@ -164,14 +158,15 @@ def both(paths: list[Path], data: str) -> list[Path]:
     return paths
 
 
-def two_files(first: Path, second: Path) -> Iterator[Line]:
-    """Line by line. Raises InputError with both counts where one file has more lines."""
+def _read_two_files(first: Path, second: Path) -> Iterator[Line]:
+    """Read line by line. Raises InputError with both counts if one file has more lines."""
     counts = [0, 0]
-    for number, pair in enumerate(zip_longest(lines(first), lines(second)), start=1):
-        for side, line in enumerate(pair):
+    for lines in zip_longest(_read_lines(first), _read_lines(second)):
+        for side, line in enumerate(lines):
             counts[side] += line is not None
-        if None not in pair:
-            yield Line(f"{first}, line {number}", *(text.strip() for text in pair))
+        if None not in lines:
+            (where, source), (_, target) = lines
+            yield where, source.strip(), target.strip()
     if counts[0] != counts[1]:
         raise InputError(
             f"{first} has {counts[0]:,} lines and {second} has {counts[1]:,}: line n of one must belong to line n of "
@@ -179,71 +174,36 @@ def two_files(first: Path, second: Path) -> Iterator[Line]:
         )
 
 
-def one_file(path: Path) -> Iterator[Line]:
-    """A table or JSON lines, by the file's ending."""
-    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if ending not in (*TABLES, ".jsonl"):
-        raise InputError(f"data '{path}': cannot be read as pairs: {WHAT}")
-    for number, line in enumerate(lines(path), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        if ending == ".jsonl":
-            yield Line(where, *json_sides(line, where))
-        else:
-            first, _, rest = line.partition("\t")
-            yield Line(where, first.strip(), rest.partition("\t")[0].strip())
+def _read_file(path: Path) -> Iterator[Line]:
+    """Read a table or JSON lines, by the file's extension."""
+    extension = suffix(path)
+    if extension not in (*TABLE_EXTENSIONS, ".jsonl"):
+        raise InputError(f"data '{path}': cannot be read as pairs: {EXPECTED}")
+    for where, line in _read_lines(path):
+        if line.strip():
+            source, target, *_ = _json_sides(line, where) if extension == ".jsonl" else [*line.split("\t", 2), ""]
+            yield where, source.strip(), target.strip()
 
 
-def json_sides(line: str, where: str) -> tuple[str, str]:
-    """Missing or null sides are ""."""
-    wanted = 'each line must be an object such as {"source": "...", "target": "..."}'
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}): {wanted}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {type(value).__name__}: {wanted}")
+def _json_sides(line: str, where: str) -> list[str]:
+    """Return both sides; a missing or null one is ""."""
+    value = parse_json_line(line, where, EXPECTED_LINE)
     names = ("source", "target") if value.keys() & {"source", "target"} else tuple(value)
     if len(names) > 2 or not all(isinstance(value.get(name), str | None) for name in names):
-        raise InputError(f"{where}: has {', '.join(map(repr, list(value)[:5]))}: {wanted}")
-    sides = [(value.get(name) or "").strip() for name in names] + ["", ""]
-    return sides[0], sides[1]
+        raise InputError(f"{where}: has {', '.join(map(repr, list(value)[:5]))}: {EXPECTED_LINE}")
+    return [*(value.get(name) or "" for name in names), "", ""]
 
 
-def lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, perhaps gzipped, without their ends. Raises InputError with the line that is wrong."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB: the pairs are kept in memory, use fewer")
-        number = 0
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB: one pair a line")
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as e:
-        raise InputError(
-            f"{path}, line {number}: byte 0x{e.object[e.start]:02X} is not UTF-8: save it as UTF-8"
-        ) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise InputError(f"{path}: damaged gzip file ({e}): fetch or compress it again") from None
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror or e})") from None
+def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB: the pairs are kept in memory, use fewer")
+    return read_lines(path, MAX_LINE_BYTES)
 
 
 def reverse_pairs(train: int = 50_000, val: int = 1_000) -> dict[str, Iterable[Line]]:
-    """Strings of 5 to 20 digits, and the same from behind: always the same ones. No string is in both parts."""
+    """Generate strings of 5 to 20 digits and their reversals, always the same ones; no string is in both splits."""
     words = np.random.Philox(key=0).random_raw((train + 2 * val) * 21).reshape(-1, 21)
     sizes, digits = (words[:, 0] % 16 + 5).tolist(), (words[:, 1:] % 10 + ord("0")).astype(np.uint8)
     texts = list(dict.fromkeys(row.tobytes()[:size].decode() for row, size in zip(digits, sizes)))
-    made = [Line(f"string {i}", text, text[::-1]) for i, text in enumerate(texts[: train + val])]
-    return {"train": made[val:], "val": made[:val]}
-
-
-def pair_files(data: str) -> tuple:
-    """Which files the data are right now: changes when one of them does."""
-    named = [Path(data), *(Path(name.strip()) for name in data.split(","))] if data else []
-    files = [inner for path in named for inner in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    return tuple((str(p.resolve()), p.stat().st_mtime_ns, p.stat().st_size) for p in files if p.is_file())
+    lines = [(f"string {i}", text, text[::-1]) for i, text in enumerate(texts[: train + val])]
+    return {"train": lines[val:], "val": lines[:val]}

@@ -1,12 +1,13 @@
-"""What every tokenizer has, and the two that need no training: characters and bytes.
+"""The interface of every tokenizer, and the two that need no training: characters and bytes.
 
-Both are looked up in numpy tables, which is many times faster than the `tokenizers` library, and saved in its 
+Both look ids up in numpy tables, which is many times faster than the `tokenizers` library, and are saved in the layout
+of its `tokenizer.json`, so that any tool reads the same ids from the file.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,61 +21,62 @@ CODE_POINTS = 0x110000
 
 
 class Tokenizer:
-    """What every tokenizer has. `end` is the id that separates documents, or None; ids are uint16 where they fit."""
+    """Text to ids and back. Ids are uint16 where they fit, else uint32."""
 
     kind: str
     vocab_size: int
     end_id: int | None
+    """The id that ends a text and separates documents; None if there is none."""
     extra_files: Mapping[str, str] = MappingProxyType({})
-    """Files to keep with tokenizer.json, name -> text, so that the same tokenizer comes back."""
+    """Files to save beside tokenizer.json, name -> text, so that the same tokenizer is loaded again."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The ids that end a text; the first is `end`."""
+        """The ids that end a text; the first is `end_id`."""
         return () if self.end_id is None else (self.end_id,)
 
     def encode(self, text: Any) -> np.ndarray:
-        """(N,) ids of a text. Raises InputError for what the vocabulary lacks."""
-        raise NotImplementedError
-
-    def decode(self, ids: Any) -> str:
-        """The text of these ids without special tokens; what is no UTF-8 becomes U+FFFD."""
-        raise NotImplementedError
-
-    def encode_with_bos_eos(self, text: Any) -> np.ndarray:
-        """(N,) ids of a text that stands alone, with what its vocabulary puts around one: [CLS] ... [SEP], <s> ..."""
-        return self.encode(text)
-
-    def encode_prompt(self, text: Any) -> np.ndarray:
-        """(N,) ids of the beginning of a text, for a causal model to go on: what stands before one, and none after."""
-        return self.encode(text)
-
-    def token_to_id(self, token: str) -> int | None:
-        """The id of a token by its name, special ones included."""
-        return self.end_id if token == END else None
-
-    def encode_parsing_special(self, text: str) -> np.ndarray:
-        """(N,) ids of a rendered chat: here, and only here, the names of special tokens become these tokens."""
-        return self.encode(text)
-
-    def apply_chat_template(self, messages: Any) -> str:
-        """Messages, [{"role", "content"}, ...], as the model was trained to read them, up to where it answers."""
-        raise InputError("this tokenizer keeps no chat template: give a prompt instead of messages")
-
-    def count_bytes(self, ids: Any) -> int:
-        """How many UTF-8 bytes these ids stand for; special tokens count 0."""
-        raise NotImplementedError
-
-    def to_json(self) -> str:
-        """The content of tokenizer.json: the same tokenizer for the public library."""
+        """Return the ids of a text, (N,). Raises InputError for what the vocabulary lacks."""
         raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[Any]) -> list[np.ndarray]:
-        """The ids of each text by itself."""
+        """Return the ids of each text by itself."""
         return [self.encode(text) for text in texts]
 
+    def encode_with_bos_eos(self, text: Any) -> np.ndarray:
+        """Return the ids of a text with the special tokens that the vocabulary puts around one: [CLS] ... [SEP]."""
+        return self.encode(text)
+
+    def encode_prompt(self, text: Any) -> np.ndarray:
+        """Return the ids of a prompt to continue: with the special tokens before a text, without those after it."""
+        return self.encode(text)
+
+    def encode_parsing_special(self, text: str) -> np.ndarray:
+        """Return the ids of a rendered chat. Only here, the names of special tokens in the text become these tokens."""
+        return self.encode(text)
+
+    def apply_chat_template(self, messages: Any) -> str:
+        """Render messages, [{"role", "content"}, ...], as the model was trained to read them, ready for its answer."""
+        raise InputError("this tokenizer keeps no chat template: give a prompt instead of messages")
+
+    def decode(self, ids: Any) -> str:
+        """Return the text of ids without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        raise NotImplementedError
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token by its name, special tokens included."""
+        return self.end_id if token == END else None
+
+    def count_bytes(self, ids: Any) -> int:
+        """Return how many UTF-8 bytes these ids stand for; special tokens count 0."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Return the content of tokenizer.json: the same tokenizer for the public library."""
+        raise NotImplementedError
+
     def save(self, path: Path) -> None:
-        """Write tokenizer.json under a temporary name and rename it, so that no half a file is ever seen."""
+        """Write tokenizer.json under a temporary name and rename it, so that no partial file is ever visible."""
         path = Path(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -84,7 +86,7 @@ class Tokenizer:
 
 
 class Characters(Tokenizer):
-    """One id a character, in the order given; the last id is the end of a text."""
+    """One id for each character, in the given order; the last id is the end of a text."""
 
     kind = "char"
 
@@ -93,7 +95,7 @@ class Characters(Tokenizer):
         self.end_id = len(self.characters)
         self.vocab_size = self.end_id + 1
         self._codes = np.array([ord(c) for c in self.characters], dtype="<u4")  # id -> code point
-        # code point -> id; unknown ones look like `end`, which no character is
+        # code point -> id; unknown ones map to end_id, which no character has
         self._ids = np.full(CODE_POINTS, self.end_id, dtype_for(self.vocab_size))
         self._ids[self._codes] = np.arange(self.end_id)
         self._lengths = np.array([len(c.encode()) for c in self.characters] + [0], np.int64)
@@ -105,17 +107,17 @@ class Characters(Tokenizer):
         return ids
 
     def _refuse(self, text: str, ids: np.ndarray) -> None:
-        at = np.flatnonzero(ids == self.end_id)
-        strange = list(dict.fromkeys(text[i] for i in at[:1000]))
-        names = ", ".join(map(repr, strange[:5])) + (" and more" if len(strange) > 5 else "")
+        indices = np.flatnonzero(ids == self.end_id)
+        unknown = list(dict.fromkeys(text[i] for i in indices[:1000]))
+        names = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
         raise InputError(
-            f"the vocabulary of {self.end_id} characters has no {names} (first at character {at[0]}): "
+            f"the vocabulary of {self.end_id} characters has no {names} (first at character {indices[0]}): "
             "leave it out, or train with --tokenizer byte or bpe, which take anything"
         )
 
     def token_to_id(self, token: str) -> int | None:
-        known = len(token) == 1 and int(self._ids[ord(token)]) != self.end_id
-        return int(self._ids[ord(token)]) if known else super().token_to_id(token)
+        is_character = len(token) == 1 and int(self._ids[ord(token)]) != self.end_id
+        return int(self._ids[ord(token)]) if is_character else super().token_to_id(token)
 
     def decode(self, ids: Any) -> str:
         return self._codes[valid_ids(ids, len(self.characters))].tobytes().decode("utf-32-le")
@@ -124,7 +126,10 @@ class Characters(Tokenizer):
         return int(self._lengths[valid_ids(ids, len(self.characters))].sum())
 
     def to_json(self) -> str:
-        return characters_json(self.characters)
+        # Split at every character, look each up, join them.
+        split = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
+        vocab = {c: i for i, c in enumerate(self.characters)}
+        return _tokenizer_json({"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}, split, {"type": "Fuse"})
 
 
 class Bytes(Tokenizer):
@@ -135,7 +140,7 @@ class Bytes(Tokenizer):
     vocab_size = 257
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        # surrogateescape: bytes of a command line that were no UTF-8 come out as they went in
+        # surrogateescape: bytes of a command line that were not UTF-8 come out as they went in
         data = encode_utf8(text, "surrogateescape") if isinstance(text, str) else text
         return np.frombuffer(data, np.uint8).astype(np.uint16)
 
@@ -146,7 +151,55 @@ class Bytes(Tokenizer):
         return len(valid_ids(ids, 256))
 
     def to_json(self) -> str:
-        return bytes_json()
+        # A byte-level BPE without merges.
+        vocab = {c: i for i, c in enumerate(byte_alphabet())}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        return _tokenizer_json({"type": "BPE", "vocab": vocab, "merges": []}, level, level)
+
+
+def ids_json(vocab_size: int) -> str:
+    """Return a tokenizer.json for the numbers themselves, "12 7 3", for a model without a tokenizer. Nothing ends a
+    text."""
+    vocab = {str(i): i for i in range(vocab_size)}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    return json.dumps(json.loads(_tokenizer_json(model, {"type": "WhitespaceSplit"}, None)) | {"added_tokens": []})
+
+
+def byte_alphabet() -> str:
+    """Return the 256 printable characters that stand for the bytes 0..255 in a byte-level vocabulary, by byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # these stand for themselves
+    others = [b for b in range(256) if b not in printable]  # these are mapped to 256 and above, in order
+    return "".join(chr(b if b in printable else 256 + others.index(b)) for b in range(256))
+
+
+def _tokenizer_json(model: dict, pre_tokenizer: dict, decoder: dict | None) -> str:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    end = {"id": len(model["vocab"]), "content": END} | flags | {"special": True}
+    fields: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [end]}
+    fields |= {"normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": None}
+    fields |= {"decoder": decoder, "model": model}
+    return json.dumps(fields, ensure_ascii=False, indent=2)
+
+
+def is_equal_json(ours: Any, theirs: Any) -> bool:
+    """Whether two JSON values are equal, except for settings that the library adds and leaves off."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return ours == theirs
+    is_off = all(v is None or v is False for k, v in theirs.items() if k not in ours)
+    return is_off and all(k in theirs and is_equal_json(v, theirs[k]) for k, v in ours.items())
+
+
+def encode_each(tokenizer: Tokenizer, texts: Sequence[Any], where: Callable[[int], str]) -> list[np.ndarray]:
+    """Encode a batch. Raises InputError with `where(index)`, the place of the text that cannot be encoded."""
+    try:
+        return tokenizer.encode_batch(texts)
+    except InputError:
+        for index, text in enumerate(texts):  # again one by one, to find the place
+            try:
+                tokenizer.encode(text)
+            except InputError as error:
+                raise InputError(f"{where(index)}: {error}") from None
+        raise
 
 
 def dtype_for(vocab_size: int) -> type[np.unsignedinteger]:
@@ -156,65 +209,17 @@ def dtype_for(vocab_size: int) -> type[np.unsignedinteger]:
 def encode_utf8(text: str, errors: str = "strict") -> bytes:
     try:
         return text.encode("utf-8", errors)
-    except UnicodeEncodeError as e:
-        strange = text[e.start]
-        raise InputError(f"the text holds half a surrogate pair, {strange!r}, at character {e.start}") from None
+    except UnicodeEncodeError as error:
+        surrogate = text[error.start]
+        raise InputError(f"the text holds half a surrogate pair, {surrogate!r}, at character {error.start}") from None
 
 
 def code_points(text: str) -> np.ndarray:
-    # surrogatepass: a lone surrogate is then refused by its name, as any unknown character
+    # surrogatepass: a lone surrogate is then reported like any unknown character
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 def valid_ids(ids: Any, n: int) -> np.ndarray:
-    """The ids below n, as an array; a model with a padded vocabulary may give others, which stand for nothing."""
+    """Return the ids below n as an array; a model with a padded vocabulary may predict others, which mean nothing."""
     ids = np.asarray(ids).reshape(-1).astype(np.int64)
     return ids[(ids >= 0) & (ids < n)]
-
-
-# --- the layout of tokenizer.json ---
-
-
-def characters_json(characters: Sequence[str]) -> str:
-    """One id a character: split at every character, look each up, glue them together. The last id is the end."""
-    split = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
-    vocab = {c: i for i, c in enumerate(characters)}
-    return _layout({"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}, split, {"type": "Fuse"})
-
-
-def bytes_json() -> str:
-    """One id a byte: a byte-level BPE that merges nothing. The last id is the end."""
-    vocab = {c: i for i, c in enumerate(byte_alphabet())}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return _layout({"type": "BPE", "vocab": vocab, "merges": []}, level, level)
-
-
-def ids_json(vocab_size: int) -> str:
-    """The numbers themselves, "12 7 3", for a model that came without a tokenizer. No id ends a text."""
-    vocab = {str(i): i for i in range(vocab_size)}
-    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-    return json.dumps(json.loads(_layout(model, {"type": "WhitespaceSplit"}, None)) | {"added_tokens": []})
-
-
-def byte_alphabet() -> str:
-    """The 256 printable characters that stand for the bytes 0..255 in a byte-level vocabulary, in order of the byte."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # these stand for themselves
-    hidden = [b for b in range(256) if b not in shown]  # these are moved up, in order
-    return "".join(chr(b if b in shown else 256 + hidden.index(b)) for b in range(256))
-
-
-def is_equal_json(own: Any, other: Any) -> bool:
-    """Whether two JSON values are equal, but for settings that the library adds and leaves off."""
-    if not (isinstance(own, dict) and isinstance(other, dict)):
-        return own == other
-    off = all(v is None or v is False for k, v in other.items() if k not in own)
-    return off and all(k in other and is_equal_json(v, other[k]) for k, v in own.items())
-
-
-def _layout(model: dict, pre_tokenizer: dict, decoder: dict | None) -> str:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    end = {"id": len(model["vocab"]), "content": END} | flags | {"special": True}
-    fields: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [end]}
-    fields |= {"normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": None}
-    fields |= {"decoder": decoder, "model": model}
-    return json.dumps(fields, ensure_ascii=False, indent=2)

@@ -1,7 +1,7 @@
-"""Messages to text by a checkpoint's own chat template: a small program in Jinja, so it is run in a sandbox.
+"""Render messages with a checkpoint's chat template: a program in Jinja, which is run in a sandbox.
 
-The template sees what the public library shows it, and no more. What it may cost is bounded: the size of its source,
-how many steps it takes, and how long any text grows that it makes.
+The template gets the variables and functions of the public library and no others. Its cost is bounded: the size of its
+source, the number of lines that it runs, and the length of any text that it builds.
 """
 
 import functools
@@ -21,94 +21,100 @@ from jinja2.visitor import NodeTransformer
 
 from ...errors import InputError
 
-MAX_SOURCE_CHARACTERS = 1 << 18  # characters of a template
-MAX_TEXT_CHARACTERS = 1 << 22  # characters of anything it makes
-MAX_STEPS = 1_000_000  # lines of a template that are run
+MAX_SOURCE_CHARACTERS = 1 << 18
+MAX_TEXT_CHARACTERS = 1 << 22  # of any value that a template builds
+MAX_STEPS = 1_000_000  # lines of the template
 MAX_SECONDS = 20.0
-WIDENING = {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"}  # methods of texts
-FILTERS = ("center", "format", "indent", "batch", "slice", "wordwrap", "xmlattr", "pprint", "urlize")  # these too
+# Methods of texts, and filters, whose result can be much longer than the text.
+WIDENING_METHODS = {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"}
+WIDENING_FILTERS = ("center", "format", "indent", "batch", "slice", "wordwrap", "xmlattr", "pprint", "urlize")
 TOO_LONG = f"it makes a text of more than {MAX_TEXT_CHARACTERS:,} characters"
 
 
-def render_chat(template: str, messages: Any, names: Mapping[str, str], begin: bool = True) -> str:
-    """What the model reads: `messages` by the template, and (`begin`) the beginning of its answer.
+def render_chat(template: str, messages: Any, names: Mapping[str, str], add_generation_prompt: bool = True) -> str:
+    """Render messages by the template, followed by the start of the model's answer.
 
-    `names`: bos_token, eos_token and the like. Raises InputError for messages that are none, and for a template that
-    fails, refuses them, or would take too long.
+    Args:
+        messages: a list of {"role": ..., "content": ...}.
+        names: bos_token, eos_token and the like -> the token's text.
+        add_generation_prompt: whether to add the start of the answer.
+
+    Raises:
+        InputError: bad messages, or a template that fails, refuses them or exceeds a limit.
     """
-    check(messages)
+    _check_messages(messages)
     if len(template) > MAX_SOURCE_CHARACTERS:
         raise InputError(f"the chat template has {len(template):,} characters, more than {MAX_SOURCE_CHARACTERS:,}")
-    before = sys.gettrace()
+    previous_trace = sys.gettrace()
     try:
-        sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
+        sandbox = BoundedSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
         compiled = sandbox.from_string(template)
         values = {"messages": json.loads(json.dumps(messages)), "tools": None, "documents": None}
-        sys.settrace(Steps())
-        return compiled.render(**names, **values, add_generation_prompt=begin)
-    except Exception as e:  # a program of others may fail in any way
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
+        sys.settrace(StepLimit())
+        return compiled.render(**names, **values, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # foreign code may fail in any way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"the chat template cannot render these messages: {reason}") from None
     finally:
-        sys.settrace(before)
+        sys.settrace(previous_trace)
 
 
-def check(messages: Any) -> None:
-    """Raises InputError unless this is a list of {"role": ..., "content": ...}."""
+def _check_messages(messages: Any) -> None:
+    """Raise InputError unless this is a list of {"role": ..., "content": ...}."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InputError(f'messages should be a list of {{"role": ..., "content": ...}}, found {str(messages)[:60]!r}')
     for i, message in enumerate(messages):
-        fine = isinstance(message, Mapping) and {"role", "content"} <= message.keys()
-        if not fine or not all(isinstance(message[name], str) for name in ("role", "content")):
+        has_keys = isinstance(message, Mapping) and {"role", "content"} <= message.keys()
+        if not has_keys or not all(isinstance(message[name], str) for name in ("role", "content")):
             raise InputError(f"message {i}: expected an object with the texts role and content, found {message!r:.80}")
 
 
-class Steps:
-    """Counts the lines that a template runs, in this thread."""
+class StepLimit:
+    """A trace function that counts the lines of the template that this thread runs."""
 
     def __init__(self) -> None:
-        self.left, self.until = MAX_STEPS, time.monotonic() + MAX_SECONDS
+        self.steps_left, self.deadline = MAX_STEPS, time.monotonic() + MAX_SECONDS
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         if frame.f_code.co_filename != "<template>":
             return None
-        self.left -= 1
-        if self.left < 0 or time.monotonic() > self.until:
+        self.steps_left -= 1
+        if self.steps_left < 0 or time.monotonic() > self.deadline:
             raise jinja2.TemplateError(f"it takes more than {MAX_STEPS:,} steps or {MAX_SECONDS:.0f} seconds")
         return self
 
 
-class Joins(NodeTransformer):
-    """a ~ b, which no sandbox sees, becomes a filter, which ours bounds."""
+class ConcatToJoin(NodeTransformer):
+    """Replace a ~ b, which a sandbox cannot intercept, by the filter `join`, which is bounded."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 (the name is Jinja's)
         self.generic_visit(node)
         return nodes.Filter(nodes.List(node.nodes), "join", [], [], None, None, lineno=node.lineno)
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox of Jinja, which in addition lets no text grow without bound."""
+class BoundedSandbox(ImmutableSandboxedEnvironment):
+    """The sandbox of Jinja, with bounds on the length of texts and lists and on the size of numbers."""
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
 
-    def __init__(self, **more: Any):
-        super().__init__(finalize=weighed, **more)
+    def __init__(self, **options: Any):
+        super().__init__(finalize=check_size, **options)
         own: dict[str, Any] = {"tojson": tojson, "join": join, "replace": replace, "indent": indent}
-        kept = {name: value for name, value in self.filters.items() if name not in FILTERS}
-        self.filters = {name: careful(value) for name, value in (kept | own).items()}
-        seen: dict[str, Any] = self.globals
-        seen |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+        filters = {name: value for name, value in self.filters.items() if name not in WIDENING_FILTERS}
+        self.filters = {name: bound_filter(value) for name, value in (filters | own).items()}
+        functions: dict[str, Any] = self.globals
+        functions |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
         self.globals.pop("lipsum", None)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return Joins().visit(super()._parse(source, name, filename))
+        return ConcatToJoin().visit(super()._parse(source, name, filename))
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        return "".join(counted(parts))
+        return "".join(to_texts(parts))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return not (isinstance(obj, str) and attr in WIDENING) and super().is_safe_attribute(obj, attr, value)
+        return not (isinstance(obj, str) and attr in WIDENING_METHODS) and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and not (abs(left) < 1 << 20 and abs(right) <= 64):
@@ -116,22 +122,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if operator == "*":
             sizes = [len(x) if isinstance(x, str | list | tuple) else abs(x) for x in (left, right)]
             if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
-                bounded(range(int(sizes[0] * sizes[1])))
+                check_length(range(int(sizes[0] * sizes[1])))
         if operator == "%" and isinstance(left, str):
             raise jinja2.TemplateError("it formats with %, which is not supported")
-        return bounded(super().call_binop(context, operator, left, right))
+        return check_length(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, function: Any, /, *values: Any, **named: Any) -> Any:
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str) and name == "replace" and len(values) >= 2:
             return replace(owner, *values, **named)
         if isinstance(owner, str) and name == "join" and len(values) == 1:
-            return bounded(owner.join(counted(values[0], len(owner))))
+            return check_length(owner.join(to_texts(values[0], len(owner))))
         return super().call(context, function, *values, **named)
 
 
 class Generation(Extension):
-    """{% generation %} ... {% endgeneration %} marks what is learnt; here it is only read through."""
+    """{% generation %} ... {% endgeneration %} marks the trained part; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -140,7 +146,7 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def bounded(value: Any) -> Any:
+def check_length(value: Any) -> Any:
     if isinstance(value, str | list | tuple | range) and len(value) > MAX_TEXT_CHARACTERS:
         raise jinja2.TemplateError(TOO_LONG)
     if isinstance(value, int) and value.bit_length() > 4096:
@@ -148,50 +154,50 @@ def bounded(value: Any) -> Any:
     return value
 
 
-def weighed(value: Any) -> Any:
-    """The value, unless it is longer written out than it may be: a list can hold itself doubled, many times over."""
+def check_size(value: Any) -> Any:
+    """Return the value, unless it is too long when written out: a list may contain another one many times."""
     left, stack = MAX_TEXT_CHARACTERS, [value]
     while stack and isinstance(value, list | tuple | dict):
-        one = stack.pop()
-        left -= len(one) + 1 if isinstance(one, str | list | tuple | dict) else 1
+        item = stack.pop()
+        left -= len(item) + 1 if isinstance(item, str | list | tuple | dict) else 1
         if left < 0:
             raise jinja2.TemplateError(TOO_LONG)
-        if isinstance(one, dict):
-            stack += [*one.keys(), *one.values()]
-        elif isinstance(one, list | tuple):
-            stack += one
+        if isinstance(item, dict):
+            stack += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            stack += item
     return value
 
 
-def careful(filter: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is given and gives nothing too large."""
+def bound_filter(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the size of a filter's arguments and of its result."""
 
     @functools.wraps(filter)
-    def inner(*values: Any, **named: Any) -> Any:
+    def wrapper(*values: Any, **named: Any) -> Any:
         for value in (*values, *named.values()):
-            weighed(value)
-        return bounded(filter(*values, **named))
+            check_size(value)
+        return check_length(filter(*values, **named))
 
-    return inner
+    return wrapper
 
 
-def counted(parts: Iterable[Any], between: int = 0) -> list[str]:
-    """The parts as texts, as long as all together are not too long."""
-    found, total = [], 0
+def to_texts(parts: Iterable[Any], separator_length: int = 0) -> list[str]:
+    """Convert the parts to texts, unless they are too long together."""
+    texts, total = [], 0
     for part in parts:
-        found.append(str(weighed(part)))
-        total += len(found[-1]) + between
+        texts.append(str(check_size(part)))
+        total += len(texts[-1]) + separator_length
         if total > MAX_TEXT_CHARACTERS:
             raise jinja2.TemplateError(TOO_LONG)
-    return found
+    return texts
 
 
-# --- what a template may call ---
+# --- filters and functions of templates ---
 
 
 def join(value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
     parts = (part[attribute] for part in value) if attribute else value
-    return str(d).join(counted(parts, len(str(d))))
+    return str(d).join(to_texts(parts, len(str(d))))
 
 
 def replace(text: Any, old: Any, new: Any, count: int | None = -1) -> str:
@@ -204,8 +210,8 @@ def replace(text: Any, old: Any, new: Any, count: int | None = -1) -> str:
 def indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     space = width if isinstance(width, str) else " " * min(width, 100)
     lines = str(text).splitlines() or [""]
-    shown = [line if (i == 0 and not first) or not (line or blank) else space + line for i, line in enumerate(lines)]
-    return "\n".join(counted(shown))
+    indented = [line if (i == 0 and not first) or not (line or blank) else space + line for i, line in enumerate(lines)]
+    return "\n".join(to_texts(indented))
 
 
 def tojson(
@@ -216,7 +222,7 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     space = min(indent, 100) if isinstance(indent, int) else None
-    return bounded(
+    return check_length(
         json.dumps(value, ensure_ascii=ensure_ascii, indent=space, separators=separators, sort_keys=sort_keys)
     )
 

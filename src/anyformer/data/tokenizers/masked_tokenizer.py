@@ -1,4 +1,4 @@
-"""What an encoder wants around a text: its beginning and end, and an entry that hides a token.
+"""A tokenizer with what an encoder needs: special tokens around a text, and an id that masks a token.
 
 Shapes: B batch, T tokens.
 """
@@ -13,118 +13,145 @@ import numpy as np
 import tokenizers
 
 from ...errors import InputError
-from .build import Subwords, Tokenizer
+from ..text.batches import segment
+from .base import Tokenizer
+from .subwords import Subwords
 
 MASK = "[MASK]"
-MASK_TOKENS = (MASK, "<mask>")  # what tokenizers call it
+MASK_TOKENS = (MASK, "<mask>")  # usual names
 
 
 @dataclass(frozen=True)
 class MaskedTokenizer:
-    """A tokenizer; the ids it puts before and after a text ([CLS] and [SEP], where it has such a rule); and the id that
-    hides a token: the tokenizer's own, or one more entry after its ids (None where the vocabulary has no room)."""
+    """A tokenizer, the special tokens that it puts around a text, and the id that masks a token."""
 
     tokenizer: Tokenizer
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    mask: int | None = None
-    strips: bool = False
-    """The space before a mask belongs to what it hides, as a byte-level BPE has it."""
+    prefix_ids: tuple[int, ...] = ()
+    """Before a text: [CLS]."""
+    suffix_ids: tuple[int, ...] = ()
+    """After a text: [SEP]."""
+    mask_id: int | None = None
+    """The tokenizer's own, or an additional id after all others; None if the vocabulary has no room for it."""
+    mask_strips_space: bool = False
+    """Whether the space before a mask belongs to the masked token, as in a byte-level BPE."""
 
     @staticmethod
-    def from_tokenizer(tokenizer: Tokenizer, room: int | None = None) -> "MaskedTokenizer":
-        """room: entries of the vocabulary, where they are given."""
-        added = tokenizer.vocab_size if room is None or room > tokenizer.vocab_size else None
+    def from_tokenizer(tokenizer: Tokenizer, capacity: int | None = None) -> "MaskedTokenizer":
+        """Find the special tokens of a tokenizer. `capacity`: rows of the embedding, if they are fixed."""
+        additional = tokenizer.vocab_size if capacity is None or capacity > tokenizer.vocab_size else None
         if not isinstance(tokenizer, Subwords):
-            return MaskedTokenizer(tokenizer, mask=added)
+            return MaskedTokenizer(tokenizer, mask_id=additional)
         public = tokenizers.Tokenizer.from_str(tokenizer.to_json())
         public.no_truncation(), public.no_padding()
-        own = next((i for name in MASK_TOKENS if (i := public.token_to_id(name)) is not None), None)
-        known = {token["id"]: token for token in json.loads(tokenizer.to_json()).get("added_tokens") or []}
-        strips = tokenizer.kind == "bpe" if own is None else bool(known.get(own, {}).get("lstrip"))
-        return MaskedTokenizer(tokenizer, *special_affixes(public), added if own is None else own, strips)
+        mask_id = next((i for name in MASK_TOKENS if (i := public.token_to_id(name)) is not None), None)
+        if mask_id is None:
+            return MaskedTokenizer(tokenizer, *_special_affixes(public), additional, tokenizer.kind == "bpe")
+        added_tokens = json.loads(tokenizer.to_json()).get("added_tokens") or []
+        strips = any(token["id"] == mask_id and token.get("lstrip") for token in added_tokens)
+        return MaskedTokenizer(tokenizer, *_special_affixes(public), mask_id, strips)
 
     @property
     def vocab_size(self) -> int:
-        return max(self.tokenizer.vocab_size, 0 if self.mask is None else self.mask + 1)
+        return max(self.tokenizer.vocab_size, 0 if self.mask_id is None else self.mask_id + 1)
 
     @property
-    def extra(self) -> int:
-        """Tokens around each text."""
-        return len(self.before) + len(self.after)
+    def n_special(self) -> int:
+        """The number of special tokens around each text."""
+        return len(self.prefix_ids) + len(self.suffix_ids)
 
     def encode(self, text: Any, context: int | None = None, cut: bool = False) -> list[int]:
-        """The ids of a text, wrapped; [MASK] in it hides a token. Raises InputError for an empty text, and for one that
-        is longer than the context, unless it may be cut."""
+        """Return the ids of a text with the special tokens around it; [MASK] in the text masks a token.
+
+        Raises:
+            InputError: an empty text, or one longer than the context, unless it may be cut.
+        """
         if not isinstance(text, str):
             raise InputError(f"{text!r} is {type(text).__name__}, not a text")
         ids: list[int] = []
         *parts, last = re.split("|".join(map(re.escape, MASK_TOKENS)), text)
         for part in parts:
-            ids += [*self.plain(part.rstrip(" ") if self.strips else part), self.require_mask]
-        return self.fitted(ids + self.plain(last), context, cut, text)
+            ids += [*self._encode_part(part.rstrip(" ") if self.mask_strips_space else part), self.require_mask_id()]
+        return self._surround(ids + self._encode_part(last), context, cut, text)
 
-    def plain(self, part: str) -> list[int]:
+    def _encode_part(self, part: str) -> list[int]:
         return self.tokenizer.encode(part).tolist() if part else []
 
-    def fitted(self, ids: Sequence[int], context: int | None, cut: bool, text: str) -> list[int]:
-        """The ids between their beginning and end, if there is room for them."""
-        shown = repr(text if len(text) <= 40 else f"{text[:40]}...")
-        if not len(ids) + self.extra:
+    def _surround(self, ids: Sequence[int], context: int | None, cut: bool, text: str) -> list[int]:
+        length = len(ids) + self.n_special
+        if not length:
             raise InputError("an empty text has no nodes: give it a word")
-        if context is not None and len(ids) + self.extra > context:
+        if context is not None and length > context:
             if not cut:
+                start = repr(text if len(text) <= 40 else f"{text[:40]}...")
                 raise InputError(
-                    f"{shown} has {len(ids) + self.extra} tokens, the context holds {context}: shorten it, or let it "
-                    "be cut (cut)"
+                    f"{start} has {length} tokens, the context holds {context}: shorten it, or let it be cut (cut)"
                 )
-            ids = ids[: context - self.extra]
-        return [*self.before, *ids, *self.after]
+            ids = ids[: context - self.n_special]
+        return [*self.prefix_ids, *ids, *self.suffix_ids]
 
-    @property
-    def require_mask(self) -> int:
-        """The id that hides a token. Raises InputError where there is none."""
-        if self.mask is None:
+    def require_mask_id(self) -> int:
+        """Return the id that masks a token. Raises InputError if there is none."""
+        if self.mask_id is None:
             raise InputError(
                 f"the tokenizer has no {MASK}, and the vocabulary of {self.tokenizer.vocab_size} entries no room for "
                 "it: set padded_vocab higher"
             )
-        return self.mask
+        return self.mask_id
 
-    def rows(self, x: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of a long text, each wrapped: ids (B, T), how many of a row are real (B,), and which of these are text
-        (B, T) bool. x: (B, t), of which the first `lengths` are real."""
-        B, t = x.shape
-        ids = np.zeros((B, t + self.extra), np.int64)
-        ids[:, : len(self.before)] = self.before
-        ids[:, len(self.before) : len(self.before) + t] = x
-        at = np.arange(ids.shape[1])
-        ends = len(self.before) + lengths  # (B,) where the end begins
-        for i, token in enumerate(self.after):
+    def wrap_rows(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Put the special tokens around windows of a long text.
+
+        Args:
+            windows: (B, t), of which the first `lengths` (B,) are text.
+
+        Returns:
+            ids (B, T), lengths (B,), and whether an id is a token of the text (B, T) bool; the end-of-text token is
+            not.
+        """
+        B, t = windows.shape
+        n_prefix = len(self.prefix_ids)
+        ids = np.zeros((B, t + self.n_special), np.int64)
+        ids[:, :n_prefix] = self.prefix_ids
+        ids[:, n_prefix : n_prefix + t] = windows
+        ends = n_prefix + lengths  # (B,) where the suffix starts
+        for i, token in enumerate(self.suffix_ids):
             ids[np.arange(B), ends + i] = token
-        text = (at >= len(self.before)) & (at < ends[:, None])
-        return ids, lengths + self.extra, text & (ids != (-1 if self.tokenizer.end_id is None else self.tokenizer.end_id))
+        index = np.arange(ids.shape[1])
+        is_text = (index >= n_prefix) & (index < ends[:, None])
+        if self.tokenizer.end_id is not None:
+            is_text &= ids != self.tokenizer.end_id
+        return ids, lengths + self.n_special, is_text
 
-    def shown(self, token: int) -> str:
-        """A token for a person to read."""
-        if token >= self.tokenizer.vocab_size:
-            return MASK
-        return self.tokenizer.decode([token])
+    def segment_rows(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Find the documents in the rows of `wrap_rows`: document and positions (B, T), see `text.batches.segment`.
+
+        The special tokens before a window belong to its first document, those after it to its last.
+        """
+        document, _ = segment(windows, self.tokenizer.end_id)
+        index = np.arange(windows.shape[1] + self.n_special)
+        column = np.clip(index - len(self.prefix_ids), 0, np.maximum(lengths, 1)[:, None] - 1)  # (B, T)
+        document = np.take_along_axis(document, column, axis=1)
+        is_start = np.diff(document, axis=1, prepend=0) != 0
+        return document, index - np.maximum.accumulate(np.where(is_start, index, 0), axis=1)
+
+    def token_text(self, token: int) -> str:
+        """Return the text of a token, for display."""
+        return MASK if token >= self.tokenizer.vocab_size else self.tokenizer.decode([token])
 
 
-def special_affixes(public: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the tokenizer's post-processor puts before and after a text."""
+def _special_affixes(public: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that the tokenizer's post-processor puts before and after a text."""
     if public.post_processor is None:
         return (), ()
-    found = public.encode("a")
-    inside = [i for i, special in enumerate(found.special_tokens_mask) if not special]
+    encoding = public.encode("a")
+    inside = [i for i, is_special in enumerate(encoding.special_tokens_mask) if not is_special]
     if not inside:
-        return tuple(found.ids), ()
-    return tuple(found.ids[: inside[0]]), tuple(found.ids[inside[-1] + 1 :])
+        return tuple(encoding.ids), ()
+    return tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :])
 
 
 def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of unequal length as one array: ids (B, T), filled up with 0, and their lengths (B,)."""
+    """Pad rows of unequal length with 0: ids (B, T) and lengths (B,)."""
     lengths = np.array([len(row) for row in rows], np.int64)
     ids = np.zeros((len(rows), lengths.max(initial=0)), np.int64)
     for i, row in enumerate(rows):

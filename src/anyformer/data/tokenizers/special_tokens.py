@@ -1,7 +1,7 @@
-"""What stands beside a tokenizer.json in a checkpoint: which ids end a text, how a prompt begins, the chat template.
+"""What a checkpoint says of its tokenizer beside tokenizer.json: end ids, how a prompt begins, the chat template.
 
-The public layouts spread it over several files, which grew over the years; here it is read into one value, and written
-back as few and small files as say the same.
+Public checkpoints spread it over several files, which grew over the years. Here it is read into one value, and written
+back as few and small files that mean the same.
 """
 
 import json
@@ -12,82 +12,83 @@ from typing import Any
 
 from ...errors import InputError
 
-GENERATION, CONFIG, DESCRIBED, SPECIAL, TEMPLATE = NAMES = (
+GENERATION_CONFIG, CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE = METADATA_FILES = (
     "generation_config.json",
     "config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-ROLES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 FLAGS = ("add_bos_token", "add_eos_token")
-MAX_FILE_BYTES = 64 << 20  # bytes of any of these files
+MAX_FILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class TokenizerMetadata:
-    """Empty where nothing stands beside."""
+    """Empty where there are no such files."""
 
-    begin: int | None = None
+    bos_id: int | None = None
     end_ids: tuple[int, ...] = ()
-    """The ids with which generation stops, as the checkpoint says."""
+    """The ids that stop generation."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """bos_token, eos_token and the like: how these tokens are written."""
+    """bos_token, eos_token and the like -> the token's text."""
     flags: Mapping[str, bool] = field(default_factory=dict)
-    """add_bos_token, add_eos_token where they are said: they overrule what tokenizer.json does."""
+    """add_bos_token, add_eos_token, if specified: they take precedence over tokenizer.json."""
     template: str | None = None
 
-    def files(self) -> dict[str, str]:
-        """The files that say this, name -> text."""
-        found = {}
-        if self.end_ids or self.begin is not None:
-            ends = list(self.end_ids) if len(self.end_ids) != 1 else self.end_ids[0]
-            said = {"bos_token_id": self.begin, "eos_token_id": ends}
-            found[GENERATION] = json.dumps({k: v for k, v in said.items() if v not in (None, [])}, indent=2)
+    def to_files(self) -> dict[str, str]:
+        """Return the files that hold this, name -> text."""
+        files = {}
+        if self.end_ids or self.bos_id is not None:
+            end_ids = list(self.end_ids) if len(self.end_ids) != 1 else self.end_ids[0]
+            values = {"bos_token_id": self.bos_id, "eos_token_id": end_ids}
+            files[GENERATION_CONFIG] = json.dumps({k: v for k, v in values.items() if v not in (None, [])}, indent=2)
         if self.names or self.flags:
-            found[DESCRIBED] = json.dumps({**self.names, **self.flags}, indent=2)
+            files[TOKENIZER_CONFIG] = json.dumps({**self.names, **self.flags}, indent=2)
         if self.template is not None:
-            found[TEMPLATE] = self.template
-        return found
+            files[CHAT_TEMPLATE] = self.template
+        return files
 
 
 def read_metadata_files(folder: Path) -> dict[str, str]:
-    """The texts of these files in a folder, those that are there. Raises InputError."""
-    return {name: read_text(folder / name) for name in NAMES if (folder / name).is_file()}
+    """Return the texts of these files in a folder, those that exist. Raises InputError."""
+    return {name: read_text(folder / name) for name in METADATA_FILES if (folder / name).is_file()}
 
 
-def read_text(path: Path, largest: int = MAX_FILE_BYTES) -> str:
-    """A whole file of UTF-8, if it is no larger than it may be. Raises InputError."""
+def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
+    """Read a UTF-8 file of at most `limit` bytes. Raises InputError."""
     try:
-        if (size := path.stat().st_size) > largest:
-            raise InputError(f"{path}: {size:,} bytes, more than the {largest:,} that such a file may have")
+        if (size := path.stat().st_size) > limit:
+            raise InputError(f"{path}: {size:,} bytes, more than the {limit:,} that such a file may have")
         return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
 
 
-def read_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object. Raises InputError."""
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """Parse a JSON object. Raises InputError."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{where}: should hold a JSON object, found {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: should hold a JSON object, found {type(value).__name__}")
+    return value
 
 
 def parse_metadata(texts: Mapping[str, str], where: str = "") -> TokenizerMetadata:
-    """What these files say. `where` names their folder in errors. Raises InputError."""
-    objects = {name: read_object(texts[name], f"{where}{name}") for name in NAMES if name in texts and name != TEMPLATE}
-    described = objects.get(DESCRIBED, {})
-    names = _names(objects.get(SPECIAL, {})) | _names(described)
-    ids = [objects[name] for name in (GENERATION, CONFIG) if name in objects]
-    ends = next((found for said in ids if (found := _ids(said.get("eos_token_id")))), ())
-    begin = next((found[0] for said in ids if (found := _ids(said.get("bos_token_id")))), None)
-    flags = {name: described[name] for name in FLAGS if isinstance(described.get(name), bool)}
-    template = texts.get(TEMPLATE) or _template(described.get("chat_template"))
-    return TokenizerMetadata(begin, ends, names, flags, template)
+    """Parse these files. `where` names their folder in errors. Raises InputError."""
+    names = [name for name in METADATA_FILES if name in texts and name != CHAT_TEMPLATE]
+    objects = {name: parse_object(texts[name], f"{where}{name}") for name in names}
+    config = objects.get(TOKENIZER_CONFIG, {})
+    token_names = _token_names(objects.get(SPECIAL_TOKENS_MAP, {})) | _token_names(config)
+    sources = [objects[name] for name in (GENERATION_CONFIG, CONFIG) if name in objects]
+    end_ids = next((ids for source in sources if (ids := _ids(source.get("eos_token_id")))), ())
+    bos_id = next((ids[0] for source in sources if (ids := _ids(source.get("bos_token_id")))), None)
+    flags = {name: config[name] for name in FLAGS if isinstance(config.get(name), bool)}
+    template = texts.get(CHAT_TEMPLATE) or _default_template(config.get("chat_template"))
+    return TokenizerMetadata(bos_id, end_ids, token_names, flags, template)
 
 
 def _ids(value: Any) -> tuple[int, ...]:
@@ -95,16 +96,16 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for i in values if type(i) is int and i >= 0))
 
 
-def _names(said: Mapping[str, Any]) -> dict[str, str]:
-    """A token is written as its text, or as an object that has it as `content`."""
-    contents = {name: said.get(name) for name in ROLES}
-    contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in contents.items()}
-    return {name: value for name, value in contents.items() if isinstance(value, str)}
+def _token_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """A token is written as its text, or as an object with the text as `content`."""
+    values = {name: config.get(name) for name in TOKEN_NAMES}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def _template(value: Any) -> str | None:
-    """One template, or the default among several that are named."""
+def _default_template(value: Any) -> str | None:
+    """Return the only template, or the default of several named ones."""
     if isinstance(value, list):
-        named = {one.get("name"): one.get("template") for one in value if isinstance(one, dict)}
-        value = named.get("default")
+        templates = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = templates.get("default")
     return value if isinstance(value, str) else None
