@@ -4,21 +4,47 @@
     model = anyformer.train("language", data="my.txt", minutes=1)
     print(model.generate("Once upon a time")["samples"][0]["text"])
 
-Importing it loads no torch; the first call does.
+The names below are imported when they are first used: `import anyformer` loads no torch.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import Model, load, train
+    from .errors import InputError, Stopped, TrainingError
+    from .model import Transformer, TransformerConfig, causal, full, same, window
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "load", "train"]
+__all__ = [
+    "InputError",
+    "Model",
+    "Stopped",
+    "TrainingError",
+    "Transformer",
+    "TransformerConfig",
+    "__version__",
+    "causal",
+    "full",
+    "load",
+    "same",
+    "train",
+    "window",
+]
+
+_MODULES = {
+    ".api": ("Model", "load", "train"),
+    ".errors": ("InputError", "Stopped", "TrainingError"),
+    ".model": ("Transformer", "TransformerConfig", "causal", "full", "same", "window"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Model", "load", "train"):
-        from . import api
-
-        return getattr(api, name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module, __name__), name)
     raise AttributeError(f"module 'anyformer' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

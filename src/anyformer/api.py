@@ -5,38 +5,45 @@ print(model.generate("Once upon a time")["samples"][0]["text"])
 model = anyformer.load("runs/language-my-1")
 """
 
-import dataclasses
 import json
+import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import recipe as recipes
-from .checkpoints.hf_folder import TUNING
-from .errors import InputError, TrainingError
-from .loading import Model, anchored, begin_from, bring_in, config_of, load, prepare
+from .checkpoints import exports
+from .errors import Stopped
+from .loading import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
+from .recipe import SupportsFigures
 from .report.html import write_report
-from .training import budget as plan
-from .training import checkpoints as checkpoint
-from .training import loop
-from .training.config import LoRA
-from .training.device import device as find_device
-from .training.run_directory import Run, Stopped, average, begin, describe, fit, write
+from .report.progress import Progress
+from .resolve import expand_short_names, resolve_job
+from .training.job import RecordCallback, StartCallback, TrainingJob, run_job
+from .training.loop import TrainState
+from .training.run_directory import atomic_write
 
-__all__ = ["Model", "bring_in", "load", "run_config", "starting_point", "train"]
-Listener = Callable[[dict[str, Any]], None]
-Starter = Callable[[Run, Any, loop.State], None]
+__all__ = [
+    "Model",
+    "Stopped",
+    "export_checkpoint",
+    "import_checkpoint",
+    "load",
+    "resolve_job",
+    "select_eval_data",
+    "train",
+    "train_job",
+]
 
 
-def nobody(*_: Any) -> None:
-    """Nobody listens."""
+def ignore(*_: Any) -> None:
+    """Do nothing: the default of callbacks."""
 
 
 def train(
-    recipe: str,
+    recipe: Any,
     preset: str | None = None,
     *,
     minutes: float | None = None,
@@ -44,216 +51,164 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     lora: dict[str, Any] | None = None,
-    on_start: Starter = nobody,
-    on_record: Listener = nobody,
+    progress: bool | None = None,
+    on_start: StartCallback = ignore,
+    on_record: RecordCallback = ignore,
     **overrides: Any,
 ) -> Model:
-    """Train a recipe and give back its best model.
+    """Train a recipe and return its best model.
 
-    overrides: fields of the preset's config, nested ones as dicts: train("language", data="a.txt", train={"lr": 1e-3}).
-    minutes: instead of steps, as many as fit, and where neither a preset nor a field of model or train is given, of the
-    size that promises most (recipes with `sizes`). out: the run directory (a new one below runs/). resume: go on with
-    it. init: a run or public checkpoint to begin from (fine-tuning). lora: {"rank": 8} and so on, to train adapters
-    alone.
-    on_start(run, config, state) hears once, on_record(record) every step. Raises InputError, TrainingError, and Stopped
-    after Ctrl-C (everything is saved).
+    Args:
+        recipe: A name ("language"), a file ("./forecast.py"), a Python path ("mypackage.forecast") or a module.
+        preset: Where the defaults of the config come from.
+        minutes: Train as many steps as fit into this time. If neither a preset nor a field of model or train is given,
+            the model size with the lowest predicted loss is chosen (recipes with `sizes`).
+        out: The run directory. Default: a new one below runs/.
+        resume: Continue the run in `out`.
+        init: A run or public checkpoint to start from (fine-tuning).
+        lora: Train adapters only: {"rank": 8}.
+        progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
+        on_start: Called once with the job and the training state, before the first step.
+        on_record: Called after every step with its record.
+        overrides: Fields of the config, nested ones as dicts: data="a.txt", train={"lr": 1e-3}. Fields of the
+            training config may stand alone: steps=100.
+
+    Raises:
+        InputError: If something does not exist or does not make sense.
+        TrainingError: If training cannot continue.
+        Stopped: After Ctrl-C; everything is saved.
     """
-    module = recipes.load(recipe)
-    run = Run(Path(out)) if out is not None else None
-    source = None if init is None else Path(init)
-    began, asked = time.monotonic(), preset
-    preset, config = starting_point(module, recipe, preset, run if resume else None, source)
-    values = merged(recipes.to_json(config), overrides)
-    config = config_of(module, values, "overrides")
-    return run_config(
-        recipe,
+    module = recipes.load_recipe(recipe)
+    job = resolve_job(
+        module,
         preset,
-        config,
-        run=run,
+        expand_short_names(module, overrides),
+        minutes=minutes,
+        out=out,
         resume=resume,
-        init=source,
-        lora=adapters(lora or {}),
-        budget=budget_of(minutes, began, source is None and undecided(module, asked, config)),
-        on_start=on_start,
-        on_record=on_record,
-        command=f"anyformer.train({recipe!r}, ...)",
+        init=init,
+        lora=lora,
+        command=f"anyformer.train({recipes.recipe_name(module)!r}, ...)",
     )
+    with TrainingDisplay(is_interactive() if progress is None else progress) as display:
+
+        def show_start(job: TrainingJob, state: TrainState) -> None:
+            display.start(job, state)
+            on_start(job, state)
+
+        def show_record(record: dict[str, Any]) -> None:
+            display.update(record)
+            on_record(record)
+
+        return train_job(job, show_start, show_record)
 
 
-def budget_of(minutes: float | None, began: float, sizes: bool) -> plan.Budget | None:
-    return None if minutes is None else plan.Budget(minutes=minutes, began=began, sizes=sizes)
-
-
-def adapters(values: dict[str, Any]) -> LoRA:
-    return recipes.from_json(LoRA, values, "lora")
-
-
-def starting_point(
-    module: recipes.Recipe, name: str, preset: str | None, run: Run | None, init: Path | None = None
-) -> tuple[str, Any]:
-    """The preset and the config that overrides apply to: the stored ones of a run that goes on, else the preset's, with
-    the shape of the model it begins from."""
-    if run is None or not run.exists:
-        chosen = preset or recipes.default_preset(module)
-        config = recipes.preset(module, chosen)
-        return chosen, config if init is None else tuned(module, config, load(init, "cpu"), preset is None)
-    stored = run.config()
-    if stored.get("recipe") != name:
-        raise InputError(f"{run.path} is a run of recipe '{stored.get('recipe')}', not '{name}'")
-    if preset not in (None, stored.get("preset")):
-        raise InputError(f"{run.path} began with preset '{stored.get('preset')}', not '{preset}': leave --preset out")
-    return stored["preset"], config_of(module, stored["config"], str(run.path / "config.json"))
-
-
-def tuned(module: recipes.Recipe, config: Any, source: Model, gently: bool) -> Any:
-    """The config with the shape and the vocabulary of the model that it begins from, and unless a preset was asked for
-    by name, with the gentle training that a trained model wants."""
-    given, values = recipes.to_json(source.config), recipes.to_json(config)
-    same = {field: given[field] for field in values if field in given and field not in ("data", "labels", "train")}
-    data = {"data": given["data"]} if source.recipe is module and given["data"] else {}
-    train = {"train": TUNING | {"seed": values["train"]["seed"]}} if gently else {}
-    return config_of(module, values | same | data | train, f"{source.path}")
-
-
-def undecided(module: recipes.Recipe, preset: str | None, config: Any) -> bool:
-    """Whether nobody has said how large the model is and how it learns, and the recipe knows of sizes."""
-    default = recipes.preset(module, recipes.default_preset(module))
-    free = ("seed", "device", "dtype", "compile")
-    train = dataclasses.replace(default.train, **{name: getattr(config.train, name) for name in free})
-    return preset is None and hasattr(module, "sizes") and (config.model, config.train) == (default.model, train)
-
-
-def merged(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    inner = {
-        k: merged(values[k], v) for k, v in overrides.items() if isinstance(v, dict) and isinstance(values.get(k), dict)
-    }
-    return values | overrides | inner
-
-
-def run_config(
-    name: str,
-    preset: str,
-    config: Any,
-    *,
-    run: Run | None = None,
-    resume: bool = False,
-    init: Path | None = None,
-    lora: LoRA = LoRA(),  # noqa: B008 (frozen)
-    budget: plan.Budget | None = None,
-    on_start: Starter = nobody,
-    on_record: Listener = nobody,
-    command: str = "",
-) -> Model:
-    """Train this config in a run directory, as large and as long as a budget has it, or else exactly: what `train` and
-    the command line share."""
-    began = time.monotonic() if budget is None else budget.began
-    module, config = recipes.load(name), anchored(config)
-    run = run or Run(next_run(name, config))
-    goes_on = resume and run.exists
-    if goes_on:
-        if budget is not None:
-            raise InputError(f"--minutes plans a new run; {run.path} has {config.train.steps} steps: change --steps")
-        same_model(run, config_of(module, run.config()["config"], str(run.path / "config.json")), config)
-    else:
-        run.refuse_others()
-    usable(module, config, run)
-    found: dict[str, Any] = {}
-    if budget is not None:
-        config, found = planned(module, config, budget)
-    described = describe(name, preset, config, command) | beginnings(init, lora) | found
-    if not goes_on:
-        run.create(described)
-    with leaving_no_stub(run, goes_on):
-        state = begin(run, module, config, partial(prepare, described=run.config()))
-        if goes_on:
-            run.describe(run.config() | {"config": described["config"]})
-        on_start(run, config, state)
-        with reported(run):
-            for record in fit(run, module, config, state):
-                on_record(record)
-            average(run, module, config, state)
-    model = load(run.path, config.train.device)
-    write(run.path / "result.json", json.dumps(result(model, state, began), indent=2) + "\n")
-    if (figures := getattr(module, "figures", None)) is not None:
-        write(run.path / "figures.json", json.dumps(figures(model.module, model.config), ensure_ascii=False))
-    write_report(run.path)
+def train_job(job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore) -> Model:
+    """Run a job, evaluate its best checkpoint over the validation split, and write the report."""
+    started_at = time.monotonic() if job.budget is None else job.budget.started_at
+    with reporting(job):
+        job, state = run_job(job, on_start, on_record)
+    model = from_training(job, state)
+    result = evaluate_run(model, state, started_at)
+    atomic_write(job.run.path / "result.json", json.dumps(result, indent=2) + "\n")
+    if isinstance(job.recipe, SupportsFigures):
+        figures = job.recipe.figures(model.module, model.config)
+        atomic_write(job.run.path / "figures.json", json.dumps(figures, ensure_ascii=False))
+    write_report(job.run.path)
     return model
 
 
-def planned(module: recipes.Recipe, config: Any, budget: plan.Budget) -> tuple[Any, dict[str, Any]]:
-    """The config that fits into the time, and what a run's config.json says of how it was found."""
-    if not budget.sizes:
-        return plan.within(module, config, budget.left), {}
-    config, found = plan.chosen(module, config, budget.left)
-    return config, {"plan": {"minutes": budget.minutes} | found}
-
-
-def beginnings(init: Path | None, lora: LoRA) -> dict[str, Any]:
-    """What a run's config.json says of where it begins."""
-    if init is None and lora.rank:
-        raise InputError("--lora.rank trains adapters on a model that is there: say which with --init RUN")
-    found = {} if init is None else {"init": begin_from(init)}
-    return found | ({"lora": recipes.to_json(lora)} if lora.rank else {})
-
-
-def usable(module: recipes.Recipe, config: Any, run: Run) -> None:
-    """What is wrong with the device or the data is said before anything is written."""
-    find_device(config.train.device)
-    last = checkpoint.latest(run.checkpoints)
-    place = None if last is None else checkpoint.read_state(last)["place"]
-    for split, at in (("train", place), ("val", None)):
-        next(module.batches(config, split, at))
-
-
 @contextmanager
-def leaving_no_stub(run: Run, goes_on: bool) -> Generator[None]:
-    """A run that fails before its first checkpoint leaves nothing, unless the numbers it ended with tell why."""
-    try:
-        yield
-    except BaseException as error:  # Ctrl-C while the model is being made, too
-        tells = goes_on or isinstance(error, TrainingError | Stopped)
-        if not tells and checkpoint.latest(run.checkpoints) is None:
-            run.remove()
-        raise
-
-
-@contextmanager
-def reported(run: Run) -> Generator[None]:
-    """Whatever ends a run, its report is written, if the disk lets us."""
+def reporting(job: TrainingJob) -> Generator[None]:
+    """Write the report of a run however it ends."""
     try:
         yield
     finally:
-        with suppress(OSError):
-            write_report(run.path)
+        if job.run.exists:
+            with suppress(OSError):
+                write_report(job.run.path)
 
 
-def result(model: Model, state: loop.State, began: float) -> dict[str, Any]:
-    """How it ended: of the best checkpoint, over the whole validation split."""
-    found = {f"val_{name}": value for name, value in model.evaluate(every=model.config.train.final_every).items()}
-    found |= {"skipped": skipped} if (skipped := model.place.get("skipped")) else {}
-    return {"step": state.step, "best_step": model.step} | found | {"seconds": round(time.monotonic() - began, 2)}
+def evaluate_run(model: Model, state: TrainState, started_at: float) -> dict[str, Any]:
+    """Evaluate the best checkpoint over the whole validation split: the content of result.json."""
+    metrics = model.evaluate(every=model.config.train.final_every)
+    result: dict[str, Any] = {"step": state.step, "best_step": model.step}
+    result |= {f"val_{name}": value for name, value in metrics.items()}
+    if skipped := model.stream_state.get("skipped"):
+        result["skipped"] = skipped
+    return result | {"seconds": round(time.monotonic() - started_at, 2)}
 
 
-def same_model(run: Run, stored: Any, config: Any) -> None:
-    """A run may go on with other training settings, not with another model or other data."""
-    was, now = dict(flat(stored)), dict(flat(config))
-    for name in now:
-        if not name.startswith("train.") and was[name] != now[name]:
-            begun = f"{run.path} was begun with {name} {was[name]}, not {now[name]}"
-            raise InputError(f"{begun}: a run cannot change it, start a new one")
+# --- what a person sees of a training ---
 
 
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field by its dotted name, with its value."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from flat(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
+def is_interactive() -> bool:
+    """Whether a person looks on: stderr is a terminal, or this is Jupyter."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def next_run(name: str, config: Any) -> Path:
-    """runs/RECIPE-DATA-1, or the next number that is free."""
-    stem = f"{name}-{Path(config.data).name.split('.')[0] or 'data'}"
-    return next(path for i in range(1, 1 << 30) if not (path := Path("runs") / f"{stem}-{i}").exists())
+class TrainingDisplay:
+    """What a training is, and a progress bar, on stderr."""
+
+    def __init__(self, enabled: bool = True):
+        self.enabled = enabled
+        self.progress: Progress | None = None
+        self.is_closed = False
+
+    def __enter__(self) -> "TrainingDisplay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Draw the bar for the last time."""
+        if self.progress is not None and not self.is_closed:
+            self.progress.__exit__(None, None, None)
+            self.is_closed = True
+
+    def start(self, job: TrainingJob, state: TrainState) -> None:
+        """Print what is trained; as a StartCallback."""
+        if self.enabled:
+            print("\n".join(describe_start(job, state)), file=sys.stderr, flush=True)
+            self.progress = Progress(job.config.train.steps).__enter__()
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Update the bar; as a RecordCallback."""
+        if self.progress is not None:
+            self.progress.update(record)
+
+    @property
+    def last_val_loss(self) -> float | None:
+        """The last validation loss that the bar showed."""
+        return None if self.progress is None else self.progress.record.get("val_loss")
+
+
+def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
+    """Describe a training that starts, in lines for a person."""
+    size = sum(parameter.numel() for parameter in state.model.parameters())
+    device = next(state.model.parameters()).device
+    step = f" from step {state.step}" if state.step else ""
+    lines = [f"{job.recipe_name} · {job.preset} · {size:,} parameters on {device} · {job.run.path}{step}"]
+    if not step:
+        lines += [describe_plan(job.plan, job.config)] if job.plan else []
+        lines += describe_exports(job)
+    _, stream_state = next(job.recipe.batches(job.config, "train", None))
+    counts = {"skipped": "unusable items of the data left out", "cut": "items cut to the context"}
+    return lines + [f"{stream_state[name]:,} {text}" for name, text in counts.items() if stream_state.get(name)]
+
+
+def describe_plan(plan: dict[str, Any], config: Any) -> str:
+    """Describe the model size that was chosen for a time, and the loss to expect."""
+    model, train, (low, high) = config.model, config.train, plan["expects"]
+    shape = f"{model.n_layer} layers of {model.dim} channels, context {model.context}"
+    size = f"{plan['minutes']:g} minutes here: {shape}, {train.steps:,} steps of {train.batch} rows"
+    return f"{size} (of {len(plan['sizes'])} sizes tried); expect a validation loss from {low:.2f} to {high:.2f}"
+
+
+def describe_exports(job: TrainingJob) -> list[str]:
+    """Say which public formats the trained model can be exported to, and why not to the others."""
+    formats = exports(job.recipe, job.config)
+    good = [name for name, reason in formats.items() if reason is None]
+    lines = [f"can be exported to {', '.join(good)}" if good else "cannot be exported"]
+    return lines + [f"not to {name}: {reason}" for name, reason in formats.items() if reason is not None]

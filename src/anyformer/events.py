@@ -1,4 +1,4 @@
-"""How the rooms below say what they are busy with, without knowing who listens: a terminal, a notebook, nobody."""
+"""Progress of long work (downloads, tokenizing, decoding), reported without knowing who shows it."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,16 +9,16 @@ Listener = Callable[[str, int, int], None]
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
-def report_progress(what: str, done: int, total: int) -> None:
-    """Say that `done` of `total` units (bytes, tokens, images) of `what` are finished."""
+def report_progress(task: str, done: int, total: int) -> None:
+    """Report that `done` of `total` units (bytes, tokens, images) of a task are finished."""
     listener = _listener.get()
     if listener is not None:
-        listener(what, done, total)
+        listener(task, done, total)
 
 
 @contextmanager
 def listen(listener: Listener) -> Generator[None]:
-    """Hear all progress while the block runs."""
+    """Call the listener with all progress while the block runs."""
     token = _listener.set(listener)
     try:
         yield

@@ -1,9 +1,9 @@
-"""A model to ask: loaded from a run of ours or a public checkpoint, brought in from one, given out as one."""
+"""A trained model, `Model`; loaded from a run or a public checkpoint, imported and exported."""
 
-import dataclasses
-import hashlib
-from collections.abc import Mapping
-from contextlib import nullcontext
+import html
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,240 +13,342 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from . import recipe as recipes
-from .checkpoints import gguf, onnx
-from .checkpoints import hf_folder as directory
-from .checkpoints import peft as adapters
+from .checkpoints import gguf, hf_folder, onnx, peft
 from .errors import InputError
-from .model.quantization.quantize import Weights, narrow
-from .training import checkpoints as checkpoint
-from .training import loop, lora
-from .training.config import LoRA
-from .training.device import device as find_device
-from .training.run_directory import Run, describe
+from .model.quantization.quantize import WeightFormat, quantize
+from .parsing import parse_dataclass, to_json
+from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream, resolve_paths
+from .training import checkpoints, loop, lora
+from .training.config import LoRAConfig
+from .training.device import resolve_device
+from .training.job import TrainingJob
+from .training.run_directory import RunDirectory, describe_run
 
 
 class Model:
-    """A trained model with the recipe that knows what to ask of it."""
+    """A trained model, with the recipe that knows what to ask of it.
 
-    def __init__(self, name: str, config: Any, module: nn.Module, state: dict[str, Any], path: Path):
-        self.name, self.recipe = name, recipes.load(name)
+    Attributes:
+        name: The name of the recipe.
+        recipe: The recipe, a module.
+        config: The recipe's config.
+        module: The model itself, an `nn.Module` in evaluation mode.
+        path: The checkpoint that it was loaded from.
+        step: The training step.
+        stream_state: The position in the training data.
+        missing_keys: Tensors that a public checkpoint did not contain; they are random until trained.
+    """
+
+    def __init__(self, recipe: Any, config: Any, module: nn.Module, state: dict[str, Any], path: Path):
+        self.recipe: Recipe = recipes.load_recipe(recipe)
+        self.name = recipes.recipe_name(self.recipe)
         self.config, self.module, self.path = config, module.eval(), path
         self.step: int = state["step"]
-        self.place: recipes.Place = state.get("place") or {}
-        self.fresh: list[str] = state.get("fresh") or []
-        """Tensors that the public checkpoint it came from had nothing for: train them before you believe them."""
+        self.stream_state: StreamState = state.get("stream_state") or {}
+        self.missing_keys: list[str] = state.get("missing_keys") or []
+        self._best: dict[str, Any] = state.get("best") or {}
 
-    def predict(self, request: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-        """Plain values in and out; what a request may hold is the recipe's to say."""
-        return self.recipe.predict(self.module, (request or {}) | more)
+    def predict(self, request: Any = None, **settings: Any) -> dict[str, Any]:
+        """Answer a request; plain values in and out.
 
-    def generate(self, prompt: str | list[str] | None = None, **more: Any) -> dict[str, Any]:
-        """Continue a prompt (a new line, if there is none), or several at once:
-        {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
-        More: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages."""
-        return self.predict(more if prompt is None else {"prompt": prompt} | more)
+        Args:
+            request: The recipe's request, a dict; anything else is its "input": model.predict("x.csv").
+            settings: More values of the request: model.predict(rows, beam=4).
+
+        Raises:
+            InputError: If the recipe cannot answer the request.
+        """
+        if request is not None and not isinstance(request, dict):
+            request = {"input": request}
+        with torch.no_grad():
+            return self.recipe.predict(self.module, (request or {}) | settings)
+
+    def generate(self, prompt: str | list[str] | None = None, **settings: Any) -> dict[str, Any]:
+        """Continue a prompt (without one: a new line), or several in one batch.
+
+        Args:
+            prompt: One text or several.
+            settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages.
+
+        Returns:
+            {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}
+        """
+        return self.predict(settings if prompt is None else {"prompt": prompt} | settings)
+
+    def stream(self, prompt: str | None = None, **settings: Any) -> Iterator[str]:
+        """Yield a completion piece by piece, as it is generated.
+
+        Args:
+            prompt: The text to continue.
+            settings: As for `generate`, for one sample.
+        """
+        if not isinstance(self.recipe, SupportsStream):
+            raise InputError(f"the recipe '{self.name}' generates no text to stream")
+        request = settings if prompt is None else {"prompt": prompt} | settings
+        if isinstance(request.get("prompt", ""), list) or request.get("samples", 1) != 1:
+            raise InputError("stream yields one sample of one prompt: use generate for several")
+        rounds = self.recipe.stream(self.module, request)
+        while True:
+            with torch.no_grad():
+                completions = next(rounds, None)
+            if completions is None:
+                return
+            yield completions[0].new_text()
+
+    def embed(self, texts: list[str], cut: bool = False) -> list[list[float]]:
+        """Return a vector of length 1 for each text. `cut`: shorten texts that exceed the context."""
+        if not isinstance(self.recipe, SupportsEmbedding):
+            names = recipes.recipes_with(SupportsEmbedding)
+            raise InputError(f"{self.path} is a run of the recipe '{self.name}', which embeds no texts: {names} do")
+        with torch.no_grad():
+            return self.recipe.embed(self.module, texts, cut)
 
     def evaluate(self, data: str | None = None, every: int = 1) -> dict[str, float]:
-        """A fixed pass over the whole validation split, or every so many batches of it. Other data than the training's
-        is taken whole."""
-        config, split = for_data(self, data)
+        """Return metrics of one fixed pass over the whole validation split.
+
+        Args:
+            data: Other data than the training's; all of it is used.
+            every: Use only one batch in this many.
+        """
+        config, split = select_eval_data(self, data)
         batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
         return loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
 
-    def judge(self, data: str | None = None, **request: Any) -> dict[str, Any]:
-        """What takes longer than `evaluate` because the model has to answer: the scores its recipe knows, over the same
-        split. Raises InputError where it knows none."""
-        scores = getattr(self.recipe, "judge", None)
-        if scores is None:
-            raise InputError(f"the recipe '{self.name}' has no further scores than those of its evaluation")
-        config = self.config if data is None else anchored(dataclasses.replace(self.config, data=data))
-        _, place = next(self.recipe.batches(config, "val", None))
+    def score(self, data: str | None = None, **request: Any) -> dict[str, Any]:
+        """Return the metrics that need the model's answers, over the same split as `evaluate`.
+
+        Raises:
+            InputError: If the recipe has no such metrics.
+        """
+        if not isinstance(self.recipe, SupportsScore):
+            raise InputError(f"the recipe '{self.name}' has no metrics besides those of its evaluation")
+        config, split = select_eval_data(self, data)
         with torch.inference_mode():
-            return scores(self.module, config, "val" if place["data"] == self.place.get("data") else "all", **request)
+            return self.recipe.score(self.module, config, split, **request)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def run_path(self) -> Path:
+        """The run directory, if the model comes from one; else the checkpoint."""
+        run = self.path.parent.parent
+        return run if self.path.parent.name == "checkpoints" and RunDirectory(run).exists else self.path
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the model is: recipe, parameters, data, step, and the validation loss of its run."""
+        facts = {"recipe": self.name, "parameters": self.n_parameters, "data": self.config.data, "step": self.step}
+        result: dict[str, Any] = {}
+        with suppress(InputError):
+            result = checkpoints.read_json(self.run_path / "result.json")
+        if result.get("best_step") == self.step:
+            return facts | {"val_loss": result.get("val_loss")}
+        return facts | ({"val_loss": self._best["val_loss"]} if self._best.get("step") == self.step else {})
+
+    def __repr__(self) -> str:
+        facts = self.describe()
+        loss = f", validation loss {facts['val_loss']:.4f}" if facts.get("val_loss") is not None else ""
+        data = f" on {facts['data']}" if facts["data"] else ""
+        return f"<Model {self.name}{data}: {facts['parameters']:,} parameters, step {self.step:,}{loss}>"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks, with a link to the report."""
+        cells = {name.replace("_", " "): value for name, value in self.describe().items()}
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(format_fact(v))}</td></tr>" for name, v in cells.items())
+        report = self.run_path / "report.html"
+        link = f'<a href="{html.escape(str(report))}">{html.escape(str(report))}</a>' if report.is_file() else ""
+        return f"<table>{rows}</table>{link}"
 
 
-def for_data(model: Model, data: str | None = None) -> tuple[Any, str]:
-    """The model's config with this data, or its own, and which part of it the model was not trained on. Raises
-    InputError."""
+def format_fact(value: Any) -> str:
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def select_eval_data(model: Model, data: str | None = None) -> tuple[Any, str]:
+    """Return the config and the split that the model was not trained on.
+
+    Args:
+        model: The model.
+        data: The data to use instead of the model's own.
+
+    Raises:
+        InputError: If there are no data, or the model's own have changed.
+    """
     if data is None and not model.config.data:
         raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
-    config = model.config if data is None else anchored(dataclasses.replace(model.config, data=data))
-    _, place = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a part may be empty
-    if model.place.get("data") in (None, place.get("data")):
+    config = model.config if data is None else resolve_paths(replace(model.config, data=data))
+    _, state = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a split may be empty
+    if model.stream_state.get("data") in (None, state.get("data")):
         return config, "val"
     if data is None:
-        raise InputError(f"the data '{config.data}' has changed since this run began: bring it back, or name data")
+        raise InputError(f"the data '{config.data}' has changed since this run began: restore it, or name data")
     return config, "all"
 
 
-def load(path: str | Path, device: str = "auto", merged: bool = True, weights: Weights | None = None) -> Model:
-    """The best checkpoint of a run directory, the very checkpoint that is named, or a folder (or GGUF file) of a public
-    checkpoint, read where it lies. Adapters are folded into the weights they were trained on (`merged`). weights: None
-    leaves the model as it was trained, and to be trained on; float32 makes it ready for answering, with the same
-    answers; bfloat16 and int8 answer sooner still, and nearly the same. Raises InputError."""
-    model = load_whole(Path(path), device, merged)
+# --- load ---
+
+
+def load(
+    path: str | Path,
+    device: str = "auto",
+    merged: bool = True,
+    weights: WeightFormat | None = None,
+    recipe: Any = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        path: A run directory (its best checkpoint), a checkpoint, or a public checkpoint (a folder or a GGUF file).
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        merged: Merge LoRA adapters into the weights that they were trained on.
+        weights: Number format of the linear layers for inference: "float32" gives the same answers as the trained
+            model, "bfloat16" and "int8" are faster and nearly as exact. None: as trained, to train further.
+        recipe: The recipe of a run that was trained with one from outside the package: a module, a file or a Python
+            path, as for `train`.
+
+    Raises:
+        InputError: If there is no such model, or it is damaged.
+    """
+    model = load_trained(Path(path), device, merged, recipe)
     if weights is not None:
-        narrow(model.module, weights)
+        quantize(model.module, weights)
     return model
 
 
-def load_whole(path: Path, device: str, merged: bool) -> Model:
-    if path.is_file() or directory.foreign(path):
+def load_trained(path: Path, device: str, merged: bool, recipe: Any = None) -> Model:
+    """Load a model with its weights as they were trained."""
+    if path.is_file() or hf_folder.is_hf_folder(path):
         return load_public(path, device)
     folder = find_checkpoint(path)
-    described = checkpoint.read_json(folder / "config.json")
+    where = str(folder / "config.json")
+    stored = checkpoints.read_json(folder / "config.json")
     for name in ("recipe", "config"):
-        if name not in described:
-            raise InputError(f"{folder / 'config.json'} names no {name}: it is not a checkpoint of anyformer")
-    recipe = recipes.load(described["recipe"])
-    config = recipes.at_home(config_of(recipe, described["config"], f"{folder / 'config.json'}"), folder)
-    model = recipe.build(config)
-    if described.get("lora"):
-        prepare(model, described)
-    model = model.to(find_device(device))
-    checkpoint.load_model(folder, model)
+        if name not in stored:
+            raise InputError(f"{where} names no {name}: it is not a checkpoint of anyformer")
+    module = recipes.load_stored_recipe(stored["recipe"], recipe, path)
+    config = recipes.bind_checkpoint_files(recipes.parse_config(module, stored["config"], where), folder)
+    model = module.build(config)
+    if stored.get("lora"):
+        settings = parse_dataclass(LoRAConfig, stored["lora"], where)
+        source = load_source(stored["init"], where)
+        checkpoints.initialize_from(model, source.module, str(source.path), settings)
+    model = model.to(resolve_device(device))
+    checkpoints.load_weights(folder, model)
     if merged:
-        lora.merge(model)
-    return Model(described["recipe"], config, model, checkpoint.read_state(folder), folder)
+        lora.merge_lora(model)
+    return Model(module, config, model, checkpoints.read_state(folder), folder)
+
+
+def load_source(stored: dict[str, str], where: str, recipe: Any = None) -> Model:
+    """Load the model that adapters were trained on. Raises InputError if its weights have changed."""
+    source = load(stored["path"], "cpu", recipe=recipe)
+    if checkpoints.hash_weights(source.path) != stored["sha256"]:
+        raise InputError(f"{where}: {stored['path']} has changed since adapters were trained on it: restore it")
+    return source
 
 
 def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path names: itself, or the best one of a run. Raises InputError."""
     if not path.exists():
         raise InputError(f"there is no run at {path}")
     if (path / "model.safetensors").is_file():
         return path
-    found = checkpoint.best(path / "checkpoints")
-    if found is None:
+    best = checkpoints.find_best(path / "checkpoints")
+    if best is None:
         raise InputError(f"{path} has no checkpoint: expected {path / 'checkpoints' / 'step-N' / 'model.safetensors'}")
-    return found
+    return best
 
 
-def config_of(recipe: recipes.Recipe, values: dict[str, Any], where: str) -> Any:
-    return recipes.from_json(type(recipes.preset(recipe, recipes.default_preset(recipe))), values, where)
-
-
-def anchored(config: Any) -> Any:
-    """Files are meant from here, wherever the run is continued from."""
-    paths = {"data": config.data} if config.data and Path(config.data).exists() else {}
-    for name in ("tokenizer", "source_tokenizer", "schema"):
-        beside = str(getattr(config, name, ""))
-        if beside.endswith((".json", ".toml")) or Path(beside).is_absolute():
-            paths[name] = beside
-    return dataclasses.replace(config, **{name: str(Path(path).resolve()) for name, path in paths.items()})
+def from_training(job: TrainingJob, state: loop.TrainState) -> Model:
+    """Return the best model of a finished training; its checkpoint is read into the model that was trained."""
+    folder, model = find_checkpoint(job.run.path), state.model
+    model.zero_grad(set_to_none=True)
+    checkpoints.load_weights(folder, model)
+    lora.merge_lora(model)
+    config = recipes.bind_checkpoint_files(job.config, folder)
+    return Model(job.recipe, config, model, checkpoints.read_state(folder), folder)
 
 
 # --- public checkpoints ---
 
 
-class Unfilled(TorchFunctionMode):
-    """Modules are made without drawing their first weights, which a file is about to bring."""
+class SkipInit(TorchFunctionMode):
+    """Build modules without drawing their initial weights, which a file is about to replace."""
+
+    INITIALIZERS = ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        drawn = getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_")
-        return (args[0] if args else kwargs["tensor"]) if drawn else func(*args, **kwargs)
+        if getattr(func, "__name__", "") in self.INITIALIZERS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def load_public(path: Path, device: str = "auto") -> Model:
-    """A public checkpoint, read where it lies: every name and shape is checked before memory is taken."""
-    found = directory.open_folder(path) if path.is_dir() else directory.open_file(path)
-    recipe = recipes.load(found.recipe)
-    config = config_of(recipe, found.values, str(path))
-    with torch.device("meta"), Unfilled():
-        fresh = found.check(recipe.build(config))
-    with nullcontext() if fresh else Unfilled():
+    """Load a public checkpoint where it lies; names and shapes are checked before memory is allocated."""
+    source = hf_folder.open_checkpoint(path)
+    recipe = recipes.load_recipe(source.recipe)
+    config = recipes.parse_config(recipe, source.values, str(path))
+    with torch.device("meta"), SkipInit():
+        missing_keys = source.check(recipe.build(config))
+    with nullcontext() if missing_keys else SkipInit():
         model = recipe.build(config)
-    found.fill(model)
-    place = {"data": "", "tokens": 0}  # of which it has seen nothing that we know: other data is taken whole
-    return Model(found.recipe, config, model.to(find_device(device)), {"step": 0, "place": place, "fresh": fresh}, path)
+    source.load_weights(model)
+    stream_state = {"data": "", "tokens": 0}  # unknown training data: other data are evaluated as a whole
+    state = {"step": 0, "stream_state": stream_state, "missing_keys": missing_keys}
+    return Model(recipe, config, model.to(resolve_device(device)), state, path)
 
 
-def bring_in(source: Path, out: Path, command: str = "") -> Model:
-    """Turn a public checkpoint into a run of ours. Raises InputError; nothing half-written stays behind."""
-    run = Run(out)
-    run.refuse_others()
+def import_checkpoint(source: Path, out: Path, command: str = "") -> Model:
+    """Turn a public checkpoint into a run directory. Raises InputError; nothing half-written remains."""
+    run = RunDirectory(out)
+    if run.exists:
+        raise InputError(f"{out} is a run already: name another directory with --out")
+    run.require_unused()
     if not source.exists():
         raise InputError(f"there is no checkpoint at {source}")
-    if source.is_dir() and not directory.foreign(source):
+    if source.is_dir() and not hf_folder.is_hf_folder(source):
         raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")
     model = load_public(source, "cpu")
-    described = describe(model.name, "imported", model.config, command)
+    described = describe_run(model.name, "imported", model.config, command)
     run.create(described)
     try:
-        state = {"step": 0, "place": model.place, "best": {}, "fresh": model.fresh}
-        with checkpoint.whole(run.checkpoints / "step-0") as folder:
-            checkpoint.write_model(folder, model.module, described, state)
+        state = {"step": 0, "stream_state": model.stream_state, "best": {}, "missing_keys": model.missing_keys}
+        with checkpoints.atomic_directory(run.checkpoints / "step-0") as folder:
+            checkpoints.write_model(folder, model.module, described, state)
     except BaseException:
         run.remove()
         raise
     return model
 
 
-# --- from one model to the next ---
+def export_checkpoint(source: Path, to: str, folder: Path, recipe: Any = None) -> list[str]:
+    """Write a model in a public format.
 
+    Args:
+        source: A run or a checkpoint.
+        to: "hf", "gguf", "onnx" or "peft".
+        folder: A new or empty folder.
+        recipe: The recipe of a run from outside the package, as for `load`.
 
-def prepare(model: nn.Module, described: Mapping[str, Any]) -> list[str]:
-    """What a run begins from besides its config: the weights of another model, and adapters on them. Returns the
-    tensors that begin fresh all the same."""
-    init = described.get("init")
-    if init is None:
-        return []
-    source = load(init["path"], "cpu")
-    small = LoRA(**(described.get("lora") or {}))
-    if small.rank and seal(source.path) != init["sha256"]:
-        raise InputError(f"{init['path']} has changed since adapters were trained on it: bring the old weights back")
-    fresh = adopt(model, source)
-    if small.rank:
-        lora.adapt(model, small, fresh)
-    return fresh
+    Returns:
+        The names of the written files.
 
-
-def begin_from(source: Path) -> dict[str, str]:
-    """What a run's config.json says of the model it began from."""
-    return {"path": str(source.resolve()), "sha256": seal(load(source, "cpu").path)}
-
-
-def seal(folder: Path) -> str:
-    """sha256 of the weights in a checkpoint."""
-    digest = hashlib.sha256()
-    for path in [folder] if folder.is_file() else sorted(folder.glob("model*.safetensors")):
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def adopt(model: nn.Module, source: Model) -> list[str]:
-    """Take over the weights of another model: all of them, but for heads, which another task may need anew. Returns the
-    names that begin fresh. Raises InputError naming the first tensor that does not fit."""
-    own, given = checkpoint.tensors(model), checkpoint.tensors(source.module)
-    fresh = [name for name in own if name not in given or given[name].shape != own[name].shape]
-    if bad := [name for name in fresh if not name.startswith("head")]:
-        found = list(given[bad[0]].shape) if bad[0] in given else "nothing"
-        raise InputError(
-            f"{source.path} does not fit: {bad[0]} has shape {list(own[bad[0]].shape)} here, there {found}"
-        )
-    for name in own.keys() - set(fresh):
-        own[name].copy_(given[name])
-    return fresh
-
-
-def give_out(source: Path, to: str, folder: Path) -> list[str]:
-    """Write a model in a public format: hf, gguf, onnx or peft. Returns the names of the files. Raises InputError."""
+    Raises:
+        InputError: If the format cannot hold this model.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already and not empty: name a new folder")
+        raise InputError(f"{folder} exists and is not empty: name a new folder")
+    model = load(source, "cpu", merged=to != "peft", recipe=recipe)
+    values = to_json(model.config)
     if to == "peft":
-        model = load(source, "cpu", merged=False)
-        base = checkpoint.read_json(model.path / "config.json").get("init", {}).get("path", "")
-        adapters.write(folder, model.name, recipes.to_json(model.config), model.module, base)
-        return sorted(path.name for path in folder.iterdir())
-    model = load(source, "cpu")
-    values = recipes.to_json(model.config)
-    if to == "gguf":
-        gguf.write(folder, model.name, values, model.module)
+        base = checkpoints.read_json(model.path / "config.json").get("init", {}).get("path", "")
+        peft.write(folder, model.name, values, model.module, base)
     elif to == "onnx":
-        onnx.write(folder, model.name, values, model.module)
+        onnx.write(folder, model.recipe, values, model.module)
+    elif to == "gguf":
+        gguf.write(folder, model.name, values, model.module)
     else:
-        directory.export(folder, model.name, values, model.module)
+        hf_folder.write(folder, model.name, values, model.module)
     return sorted(path.name for path in folder.iterdir())

@@ -98,21 +98,23 @@ def check_range(
 
 
 def _parse_fields(kind: Any, values: Any, where: str, prefix: str) -> Any:
+    """Build a dataclass; `prefix` is its place in another one: "model."."""
+    subject = f"{where}{prefix.rstrip('.')}: " if prefix else where
     if not isinstance(values, Mapping):
-        subject = f"{prefix.rstrip('.')}: " if prefix else ""
-        raise InputError(f"{where}{subject}expected an object for {kind.__name__}, found {values!r}")
+        raise InputError(f"{subject}expected an object for {kind.__name__}, found {values!r}")
     hints, names = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
     arguments = {}
     for name, value in values.items():
         if name not in names and (renamed := RENAMED_FIELDS.get(name)) in names:
             name = renamed
         if name not in names:
-            raise InputError(f"{where}unknown field '{prefix}{name}': {suggest(str(name), names)}")
+            raise InputError(f"{subject}unknown field '{name}': {suggest(str(name), names)}")
         arguments[name] = _parse_value(hints[name], value, where, f"{prefix}{name}")
     try:
         return kind(**arguments)
     except (ValueError, TypeError) as error:  # of `__post_init__`
-        raise InputError(f"{where}{prefix}{error}") from None
+        names_field = str(error).partition(" ")[0] in names
+        raise InputError(f"{where}{prefix}{error}" if names_field else f"{subject}{error}") from None
 
 
 def _parse_value(hint: Any, value: Any, where: str, name: str) -> Any:

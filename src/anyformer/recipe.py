@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import pkgutil
 import sys
 import traceback
@@ -192,7 +193,7 @@ class SupportsSchema(Protocol):
     """The data are tables with a schema, which may be inferred."""
 
     def read_schema(self, config: Any) -> Any:
-        """Return the schema that applies to the data; its `toml()` is its text."""
+        """Return the schema that applies to the data; its `to_toml()` is its text."""
         ...
 
     def infer_schema(self, config: Any) -> Any | None:
@@ -221,6 +222,17 @@ class SupportsEmbedding(Protocol):
 
     def embed(self, model: Any, texts: list[str], cut: bool = False) -> list[list[float]]:
         """Return one vector of length 1 for each text."""
+        ...
+
+
+@runtime_checkable
+class SupportsPolicy(Protocol):
+    """The model can act in an environment: `anyformer rollout`."""
+
+    def make_policy(
+        self, model: Any, config: Any, env: str, target_return: float | None, temperature: float, seeds: Sequence[int]
+    ) -> tuple[Any, int]:
+        """Return a policy with one episode per seed, and the most steps of an episode."""
         ...
 
 
@@ -419,8 +431,9 @@ def resolve_paths(config: Any) -> Any:
             changes[field.name] = resolve_paths(value)
         elif field.metadata.get("path") and value:
             suffixes = field.metadata["suffixes"]
-            paths = [Path(part) for part in ([value] if Path(value).exists() else value.split(","))]
-            if all(path.exists() and (not suffixes or path.suffix in suffixes) for path in paths):
+            # os.path.exists: a value may also be JSON text, which is too long for Path.exists
+            paths = [Path(part) for part in ([value] if os.path.exists(value) else value.split(","))]
+            if all(os.path.exists(path) and (not suffixes or path.suffix in suffixes) for path in paths):
                 changes[field.name] = ",".join(str(path.resolve()) for path in paths)
     return dataclasses.replace(config, **changes)
 

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    from ..errors import InputError, TrainingError, nearest
+    from ..errors import InputError, TrainingError, suggest
 
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP)
@@ -60,8 +60,8 @@ def run(arguments: list[str]) -> int:
             print(__version__)
             return 0
         if verb not in VERBS:
-            raise InputError(f"there is no verb '{verb}': {nearest(verb, VERBS)}")
-        return importlib.import_module(f"{__name__}.{module_of(verb)}").run(rest)
+            raise InputError(f"there is no verb '{verb}': {suggest(verb, VERBS)}")
+        return importlib.import_module(f"{__name__}.{verb_module(verb)}").run(rest)
     except InputError as error:
         return complain(str(error), 2)
     except TrainingError as error:
@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
         return complain(short, 2)
 
 
-def module_of(verb: str) -> str:
+def verb_module(verb: str) -> str:
     """The file of a verb; a word of Python's own gets a trailing underscore."""
     return f"{verb}_" if keyword.iskeyword(verb) else verb
 

@@ -1,41 +1,37 @@
-"""anyformer bench: what this machine reaches."""
+"""anyformer bench: how fast this machine trains, generates and tokenizes."""
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
-from .parse import parse, say
-from .terminal import busy
+from .parse import DeviceFlag, JsonFlag, parse_arguments, print_status
+from .terminal import show_progress
 
 
 @dataclass(frozen=True)
 class Command:
-    """How fast this machine trains, answers and tokenizes, beside what its matrix products and its memory allow; all
-    of it measured, in well under a minute."""
+    """Measure how fast this machine trains, generates and tokenizes, next to what
+    its matrix products and its memory allow. Takes well under a minute."""
 
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
+    device: DeviceFlag = "auto"
     quick: bool = False
-    """A quarter of the time for each figure, which makes them rougher."""
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+    """Spend a quarter of the time on each figure, which makes them rougher."""
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, "anyformer bench")
+    options = parse_arguments(Command, arguments, "anyformer bench")
     from rich.console import Console
 
-    from ..labs import benchmark as bench
+    from ..labs import benchmark
     from ..report.benchmark import describe
-    from ..training.device import device
+    from ..training.device import resolve_device
 
-    where = str(device(asked.device))
-    say("measuring ...")
-    with busy():
-        found = bench.measure(where, bench.SECONDS / 4 if asked.quick else bench.SECONDS)
-    if asked.json:
-        print(json.dumps(found))
+    device = str(resolve_device(options.device))
+    print_status("measuring ...")
+    with show_progress():
+        facts = benchmark.measure(device, benchmark.SECONDS / 4 if options.quick else benchmark.SECONDS)
+    if options.json:
+        print(json.dumps(facts))
     else:
-        Console().print(describe(found))
+        Console().print(describe(facts))
     return 0

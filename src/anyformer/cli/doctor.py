@@ -2,30 +2,28 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
-from .parse import parse, say
+from .parse import JsonFlag, parse_arguments, print_status
 
 
 @dataclass(frozen=True)
 class Command:
-    """Devices, number formats, threads, measured GFLOP/s and GB/s, optional parts: what to expect of this machine."""
+    """Measure this machine: devices, number formats, threads, GFLOP/s, GB/s, and
+    which optional packages are installed."""
 
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, "anyformer doctor")
+    options = parse_arguments(Command, arguments, "anyformer doctor")
     from rich.console import Console
 
-    from ..report.doctor import describe, examine
+    from ..report import doctor
 
-    say("measuring ...")
-    facts = examine()
-    if asked.json:
+    print_status("measuring ...")
+    facts = doctor.examine()
+    if options.json:
         print(json.dumps(facts))
     else:
-        Console().print(describe(facts))
+        Console().print(doctor.describe(facts))
     return 0

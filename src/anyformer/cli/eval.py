@@ -1,45 +1,46 @@
-"""anyformer eval RUN: how good a trained model is, over the whole validation split."""
+"""anyformer eval RUN: metrics of a trained model over the whole validation split."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from .parse import parse
-from .terminal import busy
+from .parse import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
+from .terminal import show_progress
 
 
 @dataclass(frozen=True)
 class Command:
-    """A fixed pass over the whole validation split: every token predicted once, the same figures every time."""
+    """Evaluate a model in one fixed pass over the whole validation split.
 
-    run: tyro.conf.Positional[Path]
-    """A run directory (its best checkpoint), or a checkpoint."""
+    Every token is predicted once; the figures are the same every time."""
+
+    run: Annotated[Path, POSITIONAL]
+    """A run directory (its best checkpoint), a checkpoint, or a public checkpoint."""
     data: str | None = None
-    """Other data than the run's own: all of it is used, since none of it was trained on."""
+    """Other data than the run's own; all of it is used, because none was trained on."""
     scores: bool = False
-    """Also what takes longer: BLEU and chrF of translations, the returns that an agent achieves."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
+    """Add metrics that need the model's answers: BLEU and chrF of translations, returns of an agent."""
+    recipe: RecipeFlag = None
+    device: DeviceFlag = "auto"
     weights: Literal["float32", "bfloat16", "int8"] | None = None
-    """Of the linear maps, as it would answer with them. None: as it was trained."""
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+    """Number format of the linear layers. Default: as trained."""
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, "anyformer eval")
+    options = parse_arguments(Command, arguments, "anyformer eval")
     from .. import api
 
-    with busy():
-        model = api.load(asked.run, asked.device, weights=asked.weights)
-        found = model.evaluate(asked.data) | (model.judge(asked.data) if asked.scores else {})
-    if asked.json:
-        print(json.dumps(found | {"run": str(asked.run), "step": model.step, "data": asked.data or model.config.data}))
+    with show_progress():
+        model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+        metrics = model.evaluate(options.data) | (model.score(options.data) if options.scores else {})
+    data = options.data or model.config.data
+    if options.json:
+        print(json.dumps(metrics | {"run": str(options.run), "step": model.step, "data": data}))
         return 0
-    print(f"{asked.run} at step {model.step}, on {asked.data or model.config.data}")
-    for name, value in found.items():
-        shown = f"{value:,.4f}" if isinstance(value, float) else value if isinstance(value, str) else f"{value:,}"
-        print(f"  {name.replace('_', ' '):<14} {shown}")
+    print(f"{options.run} at step {model.step}, on {data}")
+    for name, value in metrics.items():
+        text = f"{value:,.4f}" if isinstance(value, float) else value if isinstance(value, str) else f"{value:,}"
+        print(f"  {name.replace('_', ' '):<14} {text}")
     return 0

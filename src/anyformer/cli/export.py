@@ -1,38 +1,41 @@
-"""anyformer export RUN --to FORMAT DIRECTORY: what we trained opens elsewhere."""
+"""anyformer export RUN --to FORMAT DIRECTORY: write a model in a public format."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from .parse import parse, say
-from .terminal import busy
+from .parse import POSITIONAL, JsonFlag, RecipeFlag, parse_arguments, print_status
+from .terminal import show_progress
 
 
 @dataclass(frozen=True)
 class Command:
-    """Write a run's best checkpoint as others read it. hf: a folder for transformers. gguf: a file for llama.cpp.
-    onnx: a graph of any batch and length. peft: the adapters of a LoRA run alone. Adapters are merged otherwise."""
+    """Write a run's best checkpoint in a public format.
 
-    run: tyro.conf.Positional[Path]
+    hf    a folder for transformers
+    gguf  a file for llama.cpp
+    onnx  a graph for any batch size and length
+    peft  the adapters of a LoRA run alone; other formats merge them"""
+
+    run: Annotated[Path, POSITIONAL]
     """A run directory (its best checkpoint), or a checkpoint."""
-    directory: tyro.conf.Positional[Path]
-    """Where to write: a folder that is new or empty."""
+    directory: Annotated[Path, POSITIONAL]
+    """Where to write: a new or empty folder."""
     to: Literal["hf", "gguf", "onnx", "peft"]
     """The format."""
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+    recipe: RecipeFlag = None
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, "anyformer export")
-    from ..loading import give_out
+    options = parse_arguments(Command, arguments, "anyformer export")
+    from .. import api
 
-    with busy():
-        files = give_out(asked.run, asked.to, asked.directory)
-    if asked.json:
-        print(json.dumps({"directory": str(asked.directory), "format": asked.to, "files": files}))
+    with show_progress():
+        files = api.export_checkpoint(options.run, options.to, options.directory, recipe=options.recipe)
+    if options.json:
+        print(json.dumps({"directory": str(options.directory), "format": options.to, "files": files}))
         return 0
-    say(f"{asked.directory}: {', '.join(files)}")
+    print_status(f"{options.directory}: {', '.join(files)}")
     return 0

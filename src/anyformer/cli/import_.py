@@ -1,4 +1,4 @@
-"""anyformer import SOURCE --out RUN: a public checkpoint becomes a run of ours."""
+"""anyformer import SOURCE --out RUN: turn a public checkpoint into a run."""
 
 import json
 import shlex
@@ -6,38 +6,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from .parse import parse, say
-from .terminal import busy
+from .parse import POSITIONAL, JsonFlag, parse_arguments, print_status
+from .terminal import show_progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Command:
-    """Bring in a public checkpoint: a folder with config.json and model.safetensors (gpt2, llama, bert, t5, vit,
-    whisper, decision_transformer), or a GGUF file (gpt2, llama). Nothing in it is executed."""
+    """Turn a public checkpoint into a run. Nothing in the checkpoint is executed.
 
-    source: tyro.conf.Positional[Path]
+    A folder with config.json and model.safetensors (gpt2, llama, qwen3, bert, t5,
+    vit, whisper, decision_transformer), or a GGUF file (gpt2, llama, qwen3)."""
+
+    source: Annotated[Path, POSITIONAL]
     """The folder or the file."""
     out: Path
-    """The run directory to make."""
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+    """The run directory to create."""
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, "anyformer import")
+    options = parse_arguments(Command, arguments, "anyformer import")
     from .. import api
+    from ..recipe import SupportsStream
 
-    with busy():
-        model = api.bring_in(asked.source, asked.out, shlex.join(["anyformer", "import", *arguments]))
-    size = sum(parameter.numel() for parameter in model.module.parameters())
-    if asked.json:
-        print(json.dumps({"run": str(asked.out), "recipe": model.name, "parameters": size, "fresh": model.fresh}))
+    with show_progress():
+        model = api.import_checkpoint(options.source, options.out, shlex.join(["anyformer", "import", *arguments]))
+    facts = {"run": str(options.out), "recipe": model.name, "parameters": model.n_parameters}
+    if options.json:
+        print(json.dumps(facts | {"fresh": model.missing_keys}))
         return 0
-    say(f"{model.name} · {size:,} parameters · {asked.out}")
-    if model.fresh:
-        say(f"not in the checkpoint, and random until trained: {', '.join(model.fresh)}")
-    verb = "sample" if hasattr(model.recipe, "stream") else "predict"
-    say(f"use    anyformer {verb} {shlex.quote(str(asked.out))}")
-    say(f"tune   anyformer train {model.name} --init {shlex.quote(str(asked.out))} --data DATA")
+    print_status(f"{model.name} · {model.n_parameters:,} parameters · {options.out}")
+    if model.missing_keys:
+        print_status(f"not in the checkpoint, and random until trained: {', '.join(model.missing_keys)}")
+    verb = "sample" if isinstance(model.recipe, SupportsStream) else "predict"
+    out = shlex.quote(str(options.out))
+    print_status(f"use    anyformer {verb} {out}")
+    print_status(f"tune   anyformer train {model.name} --init {out} --data DATA")
     return 0

@@ -1,66 +1,70 @@
-"""anyformer ladder --data DATA --minutes M: the rungs of history, trained alike and compared."""
+"""anyformer ladder --data DATA --minutes M: compare the Transformer with what came before it."""
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from ..errors import InputError
-from .parse import parse, say
+from .parse import DeviceFlag, JsonFlag, parse_arguments, print_status
 
 
 @dataclass(frozen=True)
 class Command:
-    """What came before the Transformer, and it, on the same data for the same time: one report. Pairs of texts: LSTM
-    pair, RNNsearch, Transformer. Text alone: the window of 2003, Transformer."""
+    """Train what came before the Transformer, and a Transformer, on the same data
+    for the same time, and write one report.
+
+    pairs of texts  LSTM pair (2014), RNNsearch (2014), Transformer (2017)
+    text            MLP over a window of words (2003), Transformer"""
 
     data: str = "multi30k"
     """Pairs (a set, .tsv, .jsonl, two files A,B, a folder with train.en and train.fr) or text."""
     minutes: float = 5.0
-    """Of training, for each rung."""
+    """Minutes of training for each model."""
     out: Path | None = None
     """Where to write. Default: a new folder below runs/."""
     sentences: int = 500
-    """How many of the validation part are translated."""
+    """Validation sentences that are translated."""
     seed: int = 1
-    """Of everything random."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+    """Seed of everything random."""
+    device: DeviceFlag = "auto"
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, "anyformer ladder")
-    if asked.sentences < 1:
-        raise InputError(f"--sentences is {asked.sentences}; it must be at least 1")
+    options = parse_arguments(Command, arguments, "anyformer ladder")
+    if options.sentences < 1:
+        raise InputError(f"--sentences is {options.sentences}; it must be at least 1")
     from ..labs import ladder
 
-    out = asked.out or next_folder(asked.data)
+    out = options.out or choose_folder(options.data)
 
-    def rung(name: str, preset: str) -> Any:
-        say(f"{name} ({preset}), {asked.minutes:g} min")
+    def start_rung(name: str, preset: str) -> Callable[[dict[str, Any]], None]:
+        print_status(f"{name} ({preset}), {options.minutes:g} min")
+        return print_record
 
-        def hear(record: dict[str, Any]) -> None:
-            if "val_loss" in record:
-                say(f"  step {record['step']:,}  {record['seconds']:.0f} s  validation loss {record['val_loss']:.4f}")
-
-        return hear
-
-    more = {"sentences": asked.sentences, "seed": asked.seed, "device": asked.device}
-    found = ladder.climb(asked.data, asked.minutes, out, on_rung=rung, **more)
-    if asked.json:
-        print(json.dumps({"out": str(out)} | found, ensure_ascii=False))
+    settings = {"sentences": options.sentences, "seed": options.seed, "device": options.device}
+    facts = ladder.climb(options.data, options.minutes, out, on_rung=start_rung, **settings)
+    if options.json:
+        print(json.dumps({"out": str(out)} | facts, ensure_ascii=False))
         return 0
-    for one in found["rungs"]:
-        bleu = f"  BLEU {one['scores']['bleu']:.1f}" if "scores" in one else ""
-        print(f"{one['title']:<20} loss {one['result']['val_loss']:.4f}{bleu}  {one['steps']:,} steps")
-    say(f"report  {shlex.quote(str(out / 'ladder.html'))}")
+    for rung in facts["rungs"]:
+        bleu = f"  BLEU {rung['scores']['bleu']:.1f}" if "scores" in rung else ""
+        print(f"{rung['title']:<20} loss {rung['result']['val_loss']:.4f}{bleu}  {rung['steps']:,} steps")
+    print_status(f"report  {shlex.quote(str(out / 'ladder.html'))}")
     return 0
 
 
-def next_folder(data: str) -> Path:
+def print_record(record: dict[str, Any]) -> None:
+    """Print the validation loss of a step, if it was measured."""
+    if "val_loss" in record:
+        step, seconds, loss = record["step"], record["seconds"], record["val_loss"]
+        print_status(f"  step {step:,}  {seconds:.0f} s  validation loss {loss:.4f}")
+
+
+def choose_folder(data: str) -> Path:
+    """Return runs/ladder-DATA-1, or the next number that is free."""
     stem = f"ladder-{Path(data).name.split('.')[0] or 'data'}"
     return next(path for i in range(1, 1 << 30) if not (path := Path("runs") / f"{stem}-{i}").exists())

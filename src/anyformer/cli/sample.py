@@ -1,127 +1,102 @@
-"""anyformer sample RUN: a trained language model writes on."""
+"""anyformer sample RUN: continue a prompt with a trained language model."""
 
 import json
+import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from ..errors import InputError
-from .parse import parse, say
+from .inputs import read_stdin, read_text
+from .parse import POSITIONAL, REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
 
-PROG = "anyformer sample"
+REQUEST_FIELDS = (
+    "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Command:
-    """Let a trained language model write on from a prompt: from a newline, unless you say otherwise."""
+    """Continue a prompt with a trained language model; without one, start a new line."""
 
-    run: tyro.conf.Positional[Path]
-    """A run directory (its best checkpoint), or a checkpoint."""
-    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What to continue; - reads stdin. Given several times, all are continued in one batch."""
-    prompt_file: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """A file to continue. May be given several times."""
+    run: Annotated[Path, POSITIONAL]
+    """A run directory (its best checkpoint), a checkpoint, or a public checkpoint."""
+    prompt: Annotated[tuple[str, ...], REPEATABLE] = ()
+    """The text to continue; - reads stdin. May be repeated: all prompts are continued in one batch."""
+    prompt_file: Annotated[tuple[Path, ...], REPEATABLE] = ()
+    """A file to continue. May be repeated."""
     chat: str | None = None
-    """Say this to a model that was trained to chat, by the template it came with, and show its answer."""
+    """A message to a chat model; its own chat template is applied."""
     tokens: int = 500
-    """The most new tokens of each sample."""
+    """Most new tokens of each sample."""
     samples: int = 1
     """Samples of each prompt."""
     temperature: float = 0.8
-    """0 always takes the likeliest token; above 1 is bolder than the model."""
+    """0 always takes the most probable token; above 1 flattens the distribution."""
     top_k: int | None = None
-    """Only the k likeliest tokens."""
+    """Keep only the k most probable tokens."""
     top_p: float | None = None
-    """Only the likeliest tokens that together reach probability p."""
+    """Keep only the most probable tokens that together reach probability p."""
     min_p: float | None = None
-    """Only tokens at least this fraction as likely as the likeliest."""
+    """Keep only tokens at least this fraction as probable as the most probable one."""
     repetition_penalty: float = 1.0
-    """Above 1: what was said becomes less likely."""
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A text that ends a sample. May be given several times."""
+    """Above 1, tokens that occurred already become less probable."""
+    stop: Annotated[tuple[str, ...], REPEATABLE] = ()
+    """A text that ends a sample. May be repeated."""
     keep: int | None = None
-    """Tokens that stay when the context is full and the oldest are cropped. Default: half the context."""
+    """Tokens that stay when the context is full and the oldest are dropped. Default: half the context."""
     seed: int = 0
-    """The same seed gives the same samples."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
+    """Seed of the random draws."""
+    recipe: RecipeFlag = None
+    device: DeviceFlag = "auto"
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Of the linear maps: fewer bits answer sooner, and nearly the same."""
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
-
-    def request(self) -> dict[str, Any]:
-        names = (
-            "tokens",
-            "samples",
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "stop",
-            "keep",
-            "seed",
-        )
-        prompts = self.prompts()  # where there is none, the recipe knows how to begin
-        if prompts and self.chat is not None:
-            raise InputError("--chat and --prompt exclude each other: a message, or a text to continue")
-        given: dict[str, Any] = {"prompt": prompts} if prompts else {}
-        if self.chat is not None:
-            given["messages"] = [{"role": "user", "content": self.chat}]
-        return given | {name: getattr(self, name) for name in names}
-
-    def prompts(self) -> list[str]:
-        given = [stdin() if prompt == "-" else prompt for prompt in self.prompt]
-        return given + [read(path) for path in self.prompt_file]
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}: a prompt is text") from None
-    except OSError as error:
-        raise InputError(f"cannot read the prompt {path}: {error.strerror or error}") from None
-
-
-def stdin() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not UTF-8 at byte {error.start}: a prompt is text") from None
+    """Number format of the linear layers: fewer bits are faster and nearly as exact."""
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, PROG)
-    request = asked.request()
+    options = parse_arguments(Command, arguments, "anyformer sample")
+    request = build_request(options)
     from .. import api
+    from ..recipe import SupportsStream
 
-    model = api.load(asked.run, asked.device, weights=asked.weights)
-    speak = getattr(model.recipe, "stream", None)
-    if speak is None:
-        raise InputError(f"{asked.run} is a run of a recipe that writes no text: sample needs one that does")
-    if asked.json:
+    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+    if not isinstance(model.recipe, SupportsStream):
+        hint = f"use anyformer predict {shlex.quote(str(options.run))}"
+        raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
+    if options.json:
         answer = model.predict(request)
-        print(json.dumps(answer | {"run": str(asked.run), "step": model.step, "seed": asked.seed}))
+        print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
         return 0
-    show(speak(model.module, request))
+    print_samples(model.recipe.stream(model.module, request))
     return 0
 
 
-def show(rounds: Any) -> None:
-    """The first sample as it comes, the others after it, each behind its prompt."""
-    voices: list[Any] = []
-    for i, voices in enumerate(rounds):
+def build_request(options: Command) -> dict[str, Any]:
+    """Build the recipe's request. Raises InputError."""
+    prompts = [read_stdin() if prompt == "-" else prompt for prompt in options.prompt]
+    prompts += [read_text(path) for path in options.prompt_file]
+    if prompts and options.chat is not None:
+        raise InputError("--chat and --prompt exclude each other: a message, or a text to continue")
+    request: dict[str, Any] = {"prompt": prompts} if prompts else {}
+    if options.chat is not None:
+        request["messages"] = [{"role": "user", "content": options.chat}]
+    return request | {name: getattr(options, name) for name in REQUEST_FIELDS}
+
+
+def print_samples(rounds: Iterator[list[Any]]) -> None:
+    """Print the first sample as it grows, and the others after it, each behind its prompt."""
+    completions: list[Any] = []
+    for i, completions in enumerate(rounds):
         if i == 0:
-            sys.stdout.write(voices[0].prompt)
-        sys.stdout.write(voices[0].fresh())
+            sys.stdout.write(completions[0].prompt)
+        sys.stdout.write(completions[0].new_text())
         sys.stdout.flush()
-    for voice in voices[1:]:
-        sys.stdout.write(f"\n{'-' * 20}\n{voice.prompt}{voice.text}")
+    for completion in completions[1:]:
+        sys.stdout.write(f"\n{'-' * 20}\n{completion.prompt}{completion.text}")
     sys.stdout.write("\n")
     sys.stdout.flush()
-    reasons = {"stop": "the text ended", "length": "as many tokens as asked"}
-    say(", ".join(f"{len(v.tokens)} tokens ({reasons[v.finish_reason]})" for v in voices))
+    reasons = {"stop": "the text ended", "length": "the limit of --tokens"}
+    print_status(", ".join(f"{len(c.tokens)} tokens ({reasons[c.finish_reason]})" for c in completions))

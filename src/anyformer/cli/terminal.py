@@ -1,31 +1,34 @@
-"""What the terminal shows while something takes its time."""
+"""What the terminal shows while data are prepared."""
 
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from ..events import listening
+from ..events import listen
+
+MIN_SECONDS = 1.0  # shorter work shows nothing
 
 
 @contextmanager
-def busy() -> Generator[None]:
-    """Show the progress of preparing data on stderr, once it has taken a second: small data passes unseen."""
-    began, last, seen, shown = 0.0, 0.0, 0, False
+def show_progress() -> Generator[None]:
+    """Show the progress of preparing data on stderr: a bar on a terminal, a line now and then elsewhere."""
+    started_at, drawn_at, last_done, is_drawn = 0.0, 0.0, 0, False
 
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal began, last, seen, shown
-        now = time.monotonic()
-        began, seen = (now if done <= seen else began or now), done  # less than before: a new pass
-        if now - began < 1 or now - last < (0.2 if sys.stderr.isatty() else 5):
+    def show(task: str, done: int, total: int) -> None:
+        nonlocal started_at, drawn_at, last_done, is_drawn
+        now, is_terminal = time.monotonic(), sys.stderr.isatty()
+        started_at = now if done <= last_done else started_at or now  # less than before: a new task
+        last_done = done
+        if now - started_at < MIN_SECONDS or now - drawn_at < (0.2 if is_terminal else 5):
             return
-        last, shown = now, True
-        share = min(1.0, done / max(1, total))  # of bytes, images, episodes
-        text = f"{what} {'━' * round(24 * share):┈<24} {share:.0%}" if sys.stderr.isatty() else f"{what} {share:.0%}"
-        sys.stderr.write(f"\r{text:<60}" if sys.stderr.isatty() else text + "\n")
+        drawn_at, is_drawn = now, True
+        fraction = min(1.0, done / max(1, total))
+        text = f"{task} {'━' * round(24 * fraction):┈<24} {fraction:.0%}" if is_terminal else f"{task} {fraction:.0%}"
+        sys.stderr.write(f"\r{text:<60}" if is_terminal else text + "\n")
         sys.stderr.flush()
 
-    with listening(show):
+    with listen(show):
         yield
-    if shown and sys.stderr.isatty():
+    if is_drawn and sys.stderr.isatty():
         sys.stderr.write("\r" + " " * 60 + "\r")

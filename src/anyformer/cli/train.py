@@ -1,237 +1,306 @@
-"""anyformer train RECIPE: the flags of the preset's config, and where, how long and whether to train."""
+"""anyformer train RECIPE: flags of the recipe's config, and where, how long and whether to train."""
 
-import argparse
+import dataclasses
+import itertools
 import json
 import shlex
 import sys
+import textwrap
 import time
-from contextlib import ExitStack
-from dataclasses import field, make_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from .. import recipe as recipes
 from ..errors import InputError
-from ..training.config import LoRA
-from .parse import parse, say
-from .terminal import busy
+from ..parsing import to_json
+from ..training.config import LoRAConfig
+from .parse import HELP, Flag, JsonFlag, format_help, list_flags, print_status, read_flags
+from .terminal import show_progress
+
+if TYPE_CHECKING:
+    from ..api import TrainingDisplay
+    from ..loading import Model
+    from ..training.job import TrainingJob
 
 PROG = "anyformer train"
-MINUTES = (
-    "Instead of steps: all of the training within this time, measured on this machine first; of the size that promises "
-    "most, where the recipe knows of sizes and neither a preset nor a flag of model or train is given."
-)
-SHORT = ("steps", "seed", "device", "dtype", "compile")  # --steps is --train.steps
+SHORT_NAMES = ("steps", "seed", "device", "dtype", "compile")  # --steps is --train.steps
+BASIC_FLAGS = (
+    "--data", "--preset", "--minutes", "--steps", "--out", "--resume", "--init", "--seed", "--device", "--dry-run",
+    "--json",
+)  # fmt: skip
+SCHEMA_FLAGS = ("--print-schema", "--yes")  # of recipes that read tables
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags of every training, besides those of the recipe's config."""
+
+    preset: str | None = None
+    """Where the defaults come from."""
+    minutes: float | None = None
+    """Train as many steps as fit into this time, measured first. Without a preset or a flag of model or train, recipes
+    with several sizes train the one with the lowest predicted loss."""
+    out: Path | None = None
+    """The run directory. Default: a new one below runs/."""
+    resume: bool = False
+    """Continue the run in --out, or start it if there is none yet."""
+    init: Path | None = None
+    """Start from this run or public checkpoint (fine-tuning)."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Adapters on the model of --init, which stays as it is (2106.09685)."""
+    dry_run: bool = False
+    """Print what training would take (parameters, FLOPs, memory, shapes), and stop."""
+    print_schema: bool = False
+    """Print the schema of a table, and stop."""
+    print_config: bool = False
+    """Print the resolved config, and stop."""
+    yes: bool = False
+    """Accept an inferred schema without asking."""
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
+    started_at = time.monotonic()
     if not arguments or arguments[0].startswith("-"):
-        if arguments and arguments[0] not in ("-h", "--help"):
-            raise InputError(f"{PROG} needs a recipe first: {', '.join(recipes.names())}")
-        print(f"usage: {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
-        print(f"recipes: {', '.join(recipes.names())}\n\n{PROG} RECIPE --help lists every flag of a recipe.")
-        return 0 if arguments else 2
-    began, name, rest = time.monotonic(), arguments[0], arguments[1:]
-    early = glance(rest)
-    module = recipes.load(name)
+        return print_usage(arguments)
+    source, words = arguments[0], arguments[1:]
+    command = TrainCommand(recipes.load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
+    if HELP & set(words):
+        print(command.format_help(show_all="--help-all" in words))
+        return 0
+    options, overrides = command.read()
     from .. import api
-    from ..training.run_directory import Run
 
-    if early.resume and early.out is None:
-        raise InputError(f"--resume needs --out RUN: {newest_run()}")
-    stored = Run(early.out) if early.resume else None
-    preset, config = api.starting_point(module, name, early.preset, stored, early.init)
-    asked = parse(questions(module, preset, config), rest, f"{PROG} {name}")
-    config = replace(asked.config, train=shortcuts(asked))
-    if asked.print_config:
-        print(json.dumps({"recipe": name, "preset": preset, "config": recipes.to_json(config)}, indent=2))
-        return 0
-    if asked.print_schema:
-        print(schema_of(name, module, config), end="")
-        return 0
-    if asked.minutes is not None and asked.steps is not None:
-        raise InputError("--steps and --minutes both say how long: give one of them")
-    sizes = early.init is None and api.undecided(module, early.preset, config)
-    if asked.dry_run:
-        return dry_run(name, module, config, asked, api.budget_of(asked.minutes, time.monotonic(), sizes))
-    if not asked.resume:
-        began += approve(module, config, asked.yes)
-    budget = api.budget_of(asked.minutes, began, sizes)
-    command = shlex.join(["anyformer", "train", *arguments])
-    return train(name, preset, config, asked, {"budget": budget, "command": command})
-
-
-def glance(arguments: list[str]) -> argparse.Namespace:
-    """The flags that decide which defaults the others have."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--preset")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--init", type=Path)
-    parser.add_argument("--resume", action="store_true")
     try:
-        return parser.parse_known_args(arguments)[0]
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}") from None
+        job = api.resolve_job(
+            command.recipe,
+            options.preset,
+            overrides,
+            minutes=options.minutes,
+            out=options.out,
+            resume=options.resume,
+            init=options.init,
+            lora=dataclasses.asdict(options.lora),
+            command=shlex.join(["anyformer", "train", *arguments]),
+        )
+    except InputError as error:
+        raise InputError(command.name_flags(str(error))) from None
+    if options.print_config:
+        print(json.dumps({"recipe": job.recipe_name, "preset": job.preset, "config": to_json(job.config)}, indent=2))
+        return 0
+    if options.print_schema:
+        print(read_schema(job), end="")
+        return 0
+    if options.dry_run:
+        return dry_run(job, options.json)
+    if not job.is_resumed:
+        seconds = confirm_schema(job, options.yes)
+        job = shift_budget(job, started_at + seconds)
+    return train(job, f"{PROG} {shlex.quote(source)}", options.json)
+
+
+def print_usage(arguments: list[str]) -> int:
+    """Print how the verb is used. Raises InputError if a flag stands where the recipe should."""
+    names = ", ".join(recipes.list_recipes())
+    if arguments and arguments[0] not in HELP:
+        raise InputError(f"{PROG} needs a recipe first: {names}")
+    print(f"usage: {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
+    print(textwrap.fill(f"recipes: {names}; or one of your own: ./forecast.py, mypackage.forecast", 80))
+    print(f"\n{PROG} RECIPE --help lists the flags of a recipe.")
+    return 0 if arguments else 2
+
+
+class TrainCommand:
+    """The flags of a recipe, and what the words of the command line make of them."""
+
+    def __init__(self, recipe: recipes.Recipe, words: Sequence[str], prog: str):
+        self.recipe, self.words, self.prog = recipe, words, prog
+        preset = next((word for flag, word in itertools.pairwise(words) if flag == "--preset"), None)
+        preset = next((word[9:] for word in words if word.startswith("--preset=")), preset)
+        self.preset = recipes.default_preset(recipe) if preset is None else preset
+        config = recipes.get_preset(recipe, self.preset)
+        self.options = list(list_flags(Options))
+        taken = [flag.name for flag in self.options] + [f"--{name}" for name in SHORT_NAMES]
+        self.fields = list(list_flags(type(config), config, taken=taken))
+        by_path = {flag.path: flag for flag in self.fields}
+        self.aliases = {f"--{name}": by_path["train", name] for name in SHORT_NAMES}
+
+    def read(self) -> tuple[Options, dict[str, Any]]:
+        """Return the options, and the config fields that were given, nested. Raises InputError."""
+        values = read_flags([*self.options, *self.fields], self.words, self.prog, self.aliases)
+        options: dict[str, Any] = nest((flag.path, values[flag.name]) for flag in self.options if flag.name in values)
+        if "lora" in options:
+            options["lora"] = recipes.parse_dataclass(LoRAConfig, options["lora"], "--lora")
+        overrides = nest((flag.path, values[flag.name]) for flag in self.fields if flag.name in values)
+        if "minutes" in options and "--train.steps" in values:
+            raise InputError("--steps and --minutes both say how long: give one of them")
+        if options.get("resume") and "out" not in options:
+            raise InputError(f"--resume needs --out RUN: {newest_run()}")
+        return Options(**options), overrides
+
+    def name_flags(self, message: str) -> str:
+        """Name the flag in a message about a config field: "train.steps is 0" -> "--steps is 0"."""
+        word, space, text = message.partition(" ")
+        names = {".".join(flag.path): flag.name for flag in (*self.fields, *self.options)}
+        if word not in names:
+            return message
+        aliases = [alias for alias, flag in self.aliases.items() if flag.name == names[word] and alias in self.words]
+        return f"{aliases[0] if aliases else names[word]}{space}{text}"
+
+    def format_help(self, show_all: bool) -> str:
+        """The help: a basic group with the other flags' names, or all flags."""
+        flags = [dataclasses.replace(flag, name=alias) for alias, flag in self.aliases.items()]
+        flags += [self.describe_preset(flag) if flag.name == "--preset" else flag for flag in self.options]
+        flags += self.fields
+        names = BASIC_FLAGS + (SCHEMA_FLAGS if isinstance(self.recipe, recipes.SupportsSchema) else ())
+        basic = [flag for name in names for flag in flags if flag.name == name]
+        others = [flag for flag in flags if flag not in basic]
+        about = (getattr(self.recipe, "__doc__", None) or "").strip()
+        if show_all:
+            return format_help(self.prog, about, basic + others)
+        groups = itertools.groupby(others, lambda flag: flag.name.partition(".")[0] if "." in flag.name else "")
+        lines = [" ".join(flag.name for flag in group) for _, group in groups]
+        names = "\n".join(textwrap.fill(line, 78, break_on_hyphens=False) for line in lines)
+        names = textwrap.indent(names, "  ")
+        return format_help(self.prog, about, basic, f"more flags, explained by {self.prog} --help-all:\n{names}")
+
+    def describe_preset(self, flag: Flag) -> Flag:
+        """The flag --preset, with the names of the presets."""
+        text = f"Where the defaults come from: {', '.join(self.recipe.PRESETS)}."
+        return dataclasses.replace(flag, help=text, default=self.preset)
+
+
+def nest(values: Any) -> dict[str, Any]:
+    """(("model", "dim"), 8) -> {"model": {"dim": 8}}."""
+    nested: dict[str, Any] = {}
+    for path, value in values:
+        inner = nested
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = value
+    return nested
 
 
 def newest_run() -> str:
-    found = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime)
-    return f"the newest is --out {found[-1].parent}" if found else "there is none below runs/ yet"
+    """Point to the newest run."""
+    runs = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    return f"the newest is --out {shlex.quote(str(runs[-1].parent))}" if runs else "there is none below runs/ yet"
 
 
-def questions(module: recipes.Recipe, preset: str, config: Any) -> type:
-    """The flags of this recipe: a config's own, with the preset's values as defaults, and those of every training."""
-    flags: list[tuple[str, Any, Any, str]] = [
-        ("preset", str, preset, "Where the defaults come from: " + ", ".join(module.PRESETS)),
-        ("steps", int | None, None, "Short for --train.steps."),
-        ("minutes", float | None, None, MINUTES),
-        ("out", Path | None, None, "The run directory. Default: a new one below runs/."),
-        ("resume", bool, False, "Go on with the run in --out (or begin it, if there is none yet)."),
-        ("init", Path | None, None, "Begin from this run or public checkpoint: fine-tuning."),
-        ("lora", LoRA, LoRA(), "Train small adapters on the model of --init, which stays as it is (2106.09685)."),
-        ("seed", int | None, None, "Short for --train.seed."),
-        ("device", str | None, None, "Short for --train.device."),
-        ("dtype", Literal["auto", "float32", "bfloat16"] | None, None, "Short for --train.dtype."),
-        ("compile", bool, False, "Short for --train.compile."),
-        ("dry_run", bool, False, "Say what it would take (parameters, FLOPs, memory, shapes) and train nothing."),
-        ("print_schema", bool, False, "Print the schema of a table (recipes that have one) and train nothing."),
-        ("yes", bool, False, "A schema that was inferred is right: do not ask."),
-        ("print_config", bool, False, "Print the resolved config and train nothing."),
-        ("json", bool, False, "One JSON object on stdout at the end, and nothing else there."),
-    ]
-    fields = [(n, Annotated[kind, tyro.conf.arg(help=text)], field(default=value)) for n, kind, value, text in flags]
-    annotated: Any = Annotated  # a type known only now
-    inner = ("config", annotated[type(config), tyro.conf.arg(name="")], field(default_factory=lambda: config))
-    whole = make_dataclass("Command", [*fields, inner], frozen=True)
-    whole.__doc__ = (getattr(module, "__doc__", None) or "").strip()
-    return whole
+# --- schemas of tables ---
 
 
-def schema_of(name: str, module: Any, config: Any) -> str:
-    """What the recipe takes the data for, as TOML. Raises InputError where it has no such thing."""
-    if not hasattr(module, "schema_of"):
-        raise InputError(f"--print-schema is for tables, and the recipe '{name}' takes none: multimodal does")
-    with busy():
-        return module.schema_of(config).toml()
+def read_schema(job: "TrainingJob") -> str:
+    """Return the schema that applies to the data, as TOML. Raises InputError for a recipe without one."""
+    if not isinstance(job.recipe, recipes.SupportsSchema):
+        names = recipes.recipes_with(recipes.SupportsSchema)
+        raise InputError(
+            f"--print-schema is for tables, which the recipe '{job.recipe_name}' does not read: {names} do"
+        )
+    with show_progress():
+        return job.recipe.read_schema(job.config).to_toml()
 
 
-def approve(module: Any, config: Any, yes: bool) -> float:
-    """A schema that was inferred is shown, and whoever sits at a terminal is asked. Returns for how many seconds: they
-    are not the training's. Raises InputError for a no."""
-    with busy():
-        found = module.inferred(config) if hasattr(module, "inferred") else None
-    if found is None:
+def confirm_schema(job: "TrainingJob", yes: bool) -> float:
+    """Show an inferred schema, and ask on a terminal whether it is right.
+
+    Returns:
+        The seconds that the answer took, which do not count as training.
+
+    Raises:
+        InputError: If the answer is no.
+    """
+    if not isinstance(job.recipe, recipes.SupportsSchema):
         return 0.0
-    say(f"{found.toml()}\nThis is what the data seem to hold. To correct it:")
-    say("  --print-schema > my.toml writes it out, --schema my.toml gives it back\n")
-    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        began = time.monotonic()
-        say("Train on this? [Y/n]")
-        if input().strip().lower() not in ("", "y", "yes"):
-            raise InputError("not trained: correct the schema (--print-schema > my.toml, then --schema my.toml)")
-        return time.monotonic() - began
-    return 0.0
+    with show_progress():
+        schema = job.recipe.infer_schema(job.config)
+    if schema is None:
+        return 0.0
+    print_status(f"{schema.to_toml()}\nThis schema was inferred from the data. To correct it:")
+    print_status("  --print-schema > my.toml writes it, --schema my.toml uses it\n")
+    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return 0.0
+    asked_at = time.monotonic()
+    print_status("Train on this? [Y/n]")
+    if input().strip().lower() not in ("", "y", "yes"):
+        raise InputError("not trained: correct the schema (--print-schema > my.toml, then --schema my.toml)")
+    return time.monotonic() - asked_at
 
 
-def shortcuts(asked: Any) -> Any:
-    given = {
-        name: getattr(asked, name)
-        for name in SHORT
-        if getattr(asked, name) is not None and getattr(asked, name) is not False
-    }
-    try:
-        return replace(asked.config.train, **given)
-    except ValueError as error:
-        raise InputError(f"--{error}") from None
+# --- training ---
 
 
-def dry_run(name: str, module: recipes.Recipe, config: Any, asked: Any, budget: Any) -> int:
+def shift_budget(job: "TrainingJob", started_at: float) -> "TrainingJob":
+    """Let the minutes count from another moment."""
+    if job.budget is None:
+        return job
+    return dataclasses.replace(job, budget=dataclasses.replace(job.budget, started_at=started_at))
+
+
+def dry_run(job: "TrainingJob", as_json: bool) -> int:
+    """Print what a training would take."""
     from .. import api
-    from ..training.estimate import describe, estimate
+    from ..training.estimate import estimate, format_estimate
+    from ..training.job import apply_budget
 
-    with busy():
-        found: dict[str, Any] = {}
-        if budget is not None:
-            config, found = api.planned(module, config, budget)
-        facts = estimate(module, config) | found
-    print(json.dumps(facts) if asked.json else describe(f"{name}, not trained: this is what it would take", facts))
-    if found and not asked.json:
-        print(f"  {'chosen for':<11} {why(found['plan'], config)}")
-    return 0
-
-
-def train(name: str, preset: str, config: Any, asked: Any, more: dict[str, Any]) -> int:
-    from .. import api
-    from ..report.progress import Progress
-    from ..training.run_directory import Run, Stopped
-
-    with ExitStack() as stack:
-        view: list[Progress] = []
-        begun: list[Run] = []
-
-        def on_start(run: Run, config: Any, state: Any) -> None:
-            begun.append(run)
-            size = sum(parameter.numel() for parameter in state.model.parameters())
-            where = next(state.model.parameters()).device
-            rest = f" from step {state.step}" if state.step else ""
-            say(f"{name} · {preset} · {size:,} parameters on {where} · {run.path}{rest}")
-            if not rest and (found := run.config().get("plan")):
-                say(why(found, config))
-            for remark in remarks(next(recipes.load(name).batches(config, "train", None))[1]):
-                say(remark)
-            total = config.train.steps
-            view.append(stack.enter_context(Progress(total)))
-
-        try:
-            with busy():
-                run = None if asked.out is None else Run(asked.out)
-                model = api.run_config(
-                    name,
-                    preset,
-                    config,
-                    run=run,
-                    resume=asked.resume,
-                    init=asked.init,
-                    lora=asked.lora,
-                    on_start=on_start,
-                    on_record=lambda record: view[0].update(record),
-                    **more,
-                )
-        except Stopped as stopped:
-            stack.close()
-            say(f"{stopped}. Go on with: anyformer train {name} --out {shlex.quote(str(begun[0].path))} --resume")
-            return 1
-    return finish(begun[0], model, asked.json)
-
-
-def why(plan: dict[str, Any], config: Any) -> str:
-    """The size that was chosen, and what to expect."""
-    model, c, (low, high) = config.model, config.train, plan["expects"]
-    shape = f"{model.n_layer} layers of {model.dim} channels, context {model.context}"
-    time = f"{plan['minutes']:g} minutes here: {shape}, {c.steps:,} steps of {c.batch} rows"
-    return f"{time} (of {len(plan['sizes'])} sizes tried); expect a validation loss from {low:.2f} to {high:.2f}"
-
-
-def remarks(place: recipes.Place) -> list[str]:
-    """What was done to the data on request, counted: nothing goes missing in silence."""
-    done = {"skipped": "of the data left out, which cannot be used", "cut": "cut to the context"}
-    return [f"{place[name]:,} {what}" for name, what in done.items() if place.get(name)]
-
-
-def finish(run: Any, model: Any, as_json: bool) -> int:
-    result = json.loads((run.path / "result.json").read_text())
+    with show_progress():
+        job = apply_budget(shift_budget(job, time.monotonic()))
+        facts = estimate(job.recipe, job.config) | ({"plan": job.plan} if job.plan else {})
     if as_json:
-        print(json.dumps({"run": str(run.path)} | result))
+        print(json.dumps(facts))
         return 0
-    print("\n".join(recipes.spoken(model.predict({}))) + "\n")
-    part = f"one batch in {every} of the split" if (every := model.config.train.final_every) > 1 else "the whole split"
-    say(f"validation loss {result['val_loss']:.4f} over {part} (step {model.step}, {result['seconds']:.0f} s)")
-    say(f"run     {run.path}")
-    say(f"report  {run.path / 'report.html'}")
-    if hasattr(model.recipe, "stream"):
-        say(f"sample  anyformer sample {run.path} --prompt TEXT")
-    else:
-        say(f"ask     anyformer predict {run.path} INPUT")
+    print(format_estimate(f"{job.recipe_name}, not trained: this is what it would take", facts))
+    if job.plan:
+        print(f"  {'chosen for':<11} {api.describe_plan(job.plan, job.config)}")
+    for line in api.describe_exports(job):
+        print(f"  {'export':<11} {line}")
     return 0
+
+
+def train(job: "TrainingJob", prog: str, as_json: bool) -> int:
+    """Train, and print the result."""
+    from .. import api
+
+    with api.TrainingDisplay() as display:
+        try:
+            with show_progress():
+                model = api.train_job(job, display.start, display.update)
+        except api.Stopped as stopped:
+            display.close()
+            print_status(f"{stopped}. Go on with: {prog} --out {shlex.quote(str(job.run.path))} --resume")
+            return 1
+    print_result(job, model, display, as_json)
+    return 0
+
+
+def print_result(job: "TrainingJob", model: "Model", display: "TrainingDisplay", as_json: bool) -> None:
+    """Print an answer of the model, its validation loss and where everything is."""
+    run, result = job.run.path, json.loads((job.run.path / "result.json").read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps({"run": str(run)} | result))
+        return
+    print("\n".join(recipes.format_prediction(model.predict({}))) + "\n")
+    train = model.config.train
+    split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"
+    print_status(f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})")
+    if display.last_val_loss is not None:
+        batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
+        print_status(f"while training, val {display.last_val_loss:.3f} at the last step was measured on {batches}")
+    print_status(f"trained in {result['seconds']:.0f} s")
+    print_status(f"run     {run}")
+    print_status(f"report  {run / 'report.html'}")
+    path, recipe = shlex.quote(str(run)), recipe_argument(job)
+    if isinstance(model.recipe, recipes.SupportsStream):
+        print_status(f"sample  anyformer sample {path} --prompt TEXT{recipe}")
+    else:
+        print_status(f"ask     anyformer predict {path} INPUT{recipe}")
+
+
+def recipe_argument(job: "TrainingJob") -> str:
+    """The flag --recipe that a run of an outside recipe needs."""
+    if job.recipe_name in recipes.list_recipes():
+        return ""
+    path = getattr(job.recipe, "__file__", None)
+    return f" --recipe {shlex.quote(str(path))}" if path else ""

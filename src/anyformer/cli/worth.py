@@ -6,56 +6,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from ..errors import InputError
-from .parse import parse, say
-from .terminal import busy
+from .parse import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
+from .terminal import show_progress
 
 
 @dataclass(frozen=True)
 class Command:
-    """How well a model of rows answers without each field, with it alone, and with its values taken from other rows, on
-    rows it was not trained on. Writes worth.json and a picture, worth.svg, into the run."""
+    """Measure what each field of a row is worth to a trained model.
 
-    run: tyro.conf.Positional[Path]
+    The model answers validation rows without the field, with it alone, and with
+    its values shuffled. Writes worth.json and worth.svg into the run."""
+
+    run: Annotated[Path, POSITIONAL]
     """A run directory (its best checkpoint), or a checkpoint."""
     data: str | None = None
-    """Other data than the run's own: all of it is used, since none of it was trained on."""
+    """Other data than the run's own; all of it is used, because none was trained on."""
     shuffles: int = 3
-    """How often the values of a field are shuffled: the mean is told."""
+    """How often the values of a field are shuffled; the mean is reported."""
     seed: int = 0
-    """Of the shuffling."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-    json: Annotated[bool, tyro.conf.arg(help="One JSON object on stdout, and nothing else there.")] = False
+    """Seed of the shuffling."""
+    recipe: RecipeFlag = None
+    device: DeviceFlag = "auto"
+    json: JsonFlag = False
 
 
 def run(arguments: list[str]) -> int:
-    asked = parse(Command, arguments, "anyformer worth")
-    if asked.shuffles < 1:
-        raise InputError(f"--shuffles is {asked.shuffles}; it must be at least 1")
+    options = parse_arguments(Command, arguments, "anyformer worth")
+    if options.shuffles < 1:
+        raise InputError(f"--shuffles is {options.shuffles}; it must be at least 1")
     from .. import api
-    from ..labs import field_importance as worth
+    from ..labs import field_importance
 
-    with busy():
-        model = api.load(asked.run, asked.device)
-        found = worth.measure(model, asked.data, asked.shuffles, asked.seed)
-    paths = worth.write_worth(asked.run, found)
-    if asked.json:
-        print(json.dumps({"run": str(asked.run), "step": model.step} | found, ensure_ascii=False))
+    with show_progress():
+        model = api.load(options.run, options.device, recipe=options.recipe)
+        facts = field_importance.measure(model, options.data, options.shuffles, options.seed)
+    paths = field_importance.write_worth(options.run, facts)
+    if options.json:
+        print(json.dumps({"run": str(options.run), "step": model.step} | facts, ensure_ascii=False))
         return 0
-    print("\n".join(table(found)))
-    say(f"picture  {shlex.quote(str(paths[1]))}")
+    print("\n".join(format_table(facts)))
+    print_status(f"picture  {shlex.quote(str(paths[1]))}")
     return 0
 
 
-def table(found: dict[str, Any]) -> list[str]:
-    """What is worth most first."""
-    wide = max(len(name) for name in (*found["fields"], "all fields"))
-    lines = [f"{found['score']} over {found['rows']:,} rows", ""]
-    lines += [f"{'':<{wide}}  {'without':>8} {'only':>8} {'shuffled':>8} {'worth':>8}"]
-    for name, one in sorted(found["fields"].items(), key=lambda pair: -pair[1]["worth"]):
-        cells = " ".join(f"{one[key]:8.4f}" for key in ("without", "only", "shuffled", "worth"))
-        lines.append(f"{name:<{wide}}  {cells}")
-    return [*lines, "", f"{'all fields':<{wide}}  {found['all']:8.4f}", f"{'none':<{wide}}  {found['none']:8.4f}"]
+def format_table(facts: dict[str, Any]) -> list[str]:
+    """Format the fields as a table, most valuable first."""
+    columns = ("without", "only", "shuffled", "worth")
+    width = max(len(name) for name in (*facts["fields"], "all fields"))
+    lines = [f"{facts['score']} over {facts['rows']:,} rows", ""]
+    lines += [f"{'':<{width}}  " + " ".join(f"{column:>8}" for column in columns)]
+    for name, values in sorted(facts["fields"].items(), key=lambda pair: -pair[1]["worth"]):
+        lines.append(f"{name:<{width}}  " + " ".join(f"{values[column]:8.4f}" for column in columns))
+    return [*lines, "", f"{'all fields':<{width}}  {facts['all']:8.4f}", f"{'none':<{width}}  {facts['none']:8.4f}"]
