@@ -1,7 +1,7 @@
-"""BERT (1810.04805), as the `bert` family of public checkpoints has it: with its head for masked tokens, or without.
+"""BERT (1810.04805): the `bert` family, with its head for masked tokens or without.
 
-Post-norm; the embedding is normed too, and tells which of two texts a token is of. What read the first node (pooler) or
-guessed the next sentence is passed over.
+Post-norm; the embedding is normalized too, and has a vector for each of two token types. The pooler and the
+next-sentence head are ignored.
 """
 
 from collections.abc import Mapping
@@ -9,103 +9,108 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..errors import InputError
-from .config_fields import Fields, activations
-from .safetensors_files import Weights
-from .tensor_map import Row, Values, affine, layers, row
+from .config_fields import (
+    ACTIVATIONS,
+    ConfigFields,
+    get_public_name,
+    require_plain_heads,
+    require_settings,
+    write_sizes,
+)
+from .family import Family
+from .tensor_map import ConfigDict, TensorMapping, WeightSource, map_affine, map_tensor, repeat_layers
 
-RECIPE = "masked"
-ARCHITECTURE = "BertForMaskedLM"
-PRESETS = ("bert",)
 IGNORED = ("pooler.", "cls.seq_relationship.", "embeddings.position_ids")
+SIZES = {
+    "hidden_size": ("dim", 768),
+    "num_hidden_layers": ("n_layer", 12),
+    "num_attention_heads": ("n_head", 12),
+    "intermediate_size": ("mlp_dim", 3072),
+    "max_position_embeddings": ("context", 512),
+}
+MODEL_SETTINGS = {
+    "position": ("learned",),
+    "norm": ("layernorm",),
+    "norm_place": ("post",),
+    "bias": (True,),
+    "qk_norm": (False,),
+    "scale": (None,),
+    "activation": tuple(ACTIVATIONS.values()),
+}
 
 
-def spelling(name: str) -> str | None:
-    """With or without `bert.`; gamma and beta are the weight and bias of a norm."""
-    bare = name.removeprefix("bert.")
-    if bare.startswith(IGNORED):
-        return None
-    for old, new in {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}.items():
-        bare = bare.replace(old, new)
-    return bare if bare.startswith("cls.") else f"bert.{bare}"
+class BERT(Family):
+    model_type, recipes, architecture = "bert", ("masked",), "BertForMaskedLM"
+
+    def normalize_name(self, name: str) -> str | None:
+        """Add the prefix `bert.`; old files call a norm's weight and bias gamma and beta."""
+        bare = name.removeprefix("bert.")
+        if bare.startswith(IGNORED):
+            return None
+        bare = bare.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        return bare if bare.startswith("cls.") else f"bert.{bare}"
+
+    def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
+        c.require(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+        model = c.get_sizes(SIZES, max_layers=len(weights.shapes)) | {
+            "norm_place": "post",
+            "norm_eps": c.get_number("layer_norm_eps", 1e-12),
+            "activation": c.get_choice("hidden_act", ACTIVATIONS, "gelu"),
+            "dropout": c.get_dropout("hidden_dropout_prob"),
+        }
+        return {
+            "model": model,
+            "tied": c.get_flag("tie_word_embeddings", True),
+            "padded_vocab": c.get_size("vocab_size", 30522),
+            "token_types": c.get_size("type_vocab_size", 2),
+            "embedding_norm": True,
+        }
+
+    def check_config(self, values: ConfigDict) -> None:
+        require_settings(values["model"], MODEL_SETTINGS)
+        require_settings(values, {"embedding_norm": (True,)})
+        require_plain_heads(values["model"])
+        if not values["token_types"]:
+            raise InputError("token_types is 0, not at least 1")
+
+    def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
+        model = values["model"]
+        return write_sizes(model, SIZES) | {
+            "vocab_size": len(tensors["nodes.token.weight"]),
+            "type_vocab_size": values["token_types"],
+            "layer_norm_eps": model["norm_eps"],
+            "hidden_act": get_public_name(model["activation"], ACTIVATIONS),
+            "tie_word_embeddings": values["tied"],
+            **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), model["dropout"]),
+        }
+
+    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+        local, public = "body.blocks.{i}", "bert.encoder.layer.{i}"
+        qkv = ("query", "key", "value")
+        block = [
+            *(m for n in qkv for m in map_affine(f"{local}.attn.{n}", f"{public}.attention.self.{n}")),
+            *map_affine(f"{local}.attn.output", f"{public}.attention.output.dense"),
+            *map_affine(f"{local}.attn_norm", f"{public}.attention.output.LayerNorm"),
+            *map_affine(f"{local}.mlp.up", f"{public}.intermediate.dense"),
+            *map_affine(f"{local}.mlp.down", f"{public}.output.dense"),
+            *map_affine(f"{local}.mlp_norm", f"{public}.output.LayerNorm"),
+        ]
+        tied, head = config.get("tie_word_embeddings", True), "cls.predictions"
+        matrix = "nodes.token.weight" if tied else "head.project.weight"
+        # Untied, transformers stores two biases and adds the decoder's.
+        decoder = {"duplicate": True} if tied else {"optional": True}
+        return [
+            map_tensor("nodes.token.weight", "bert.embeddings.word_embeddings.weight"),
+            map_tensor("nodes.position.weight", "bert.embeddings.position_embeddings.weight"),
+            map_tensor("nodes.kind.weight", "bert.embeddings.token_type_embeddings.weight"),
+            *map_affine("nodes.norm", "bert.embeddings.LayerNorm"),
+            *repeat_layers(config.get("num_hidden_layers", 12), block),
+            *map_affine("head.dense", f"{head}.transform.dense", optional=True),
+            *map_affine("head.norm", f"{head}.transform.LayerNorm", optional=True),
+            map_tensor("head.project.bias", f"{head}.bias", optional=True),
+            map_tensor(matrix, f"{head}.decoder.weight", **decoder),
+            map_tensor("head.project.bias", f"{head}.decoder.bias", **decoder),
+        ]
 
 
-def read(c: Fields, weights: Weights) -> Values:
-    """Their config -> the masked recipe's."""
-    c.must(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    dim = c.size("hidden_size", 768)
-    model = {
-        "dim": dim,
-        "n_layer": c.size("num_hidden_layers", 12, most=len(weights.shapes)),
-        "n_head": c.size("num_attention_heads", 12),
-        "mlp_dim": c.size("intermediate_size", 3072),
-        "context": c.size("max_position_embeddings", 512),
-        "norm_place": "post",
-        "norm_eps": c.number("layer_norm_eps", 1e-12),
-        "activation": c.choice("hidden_act", activations(), "gelu"),
-        "dropout": c.dropout("hidden_dropout_prob"),
-    }
-    return {
-        "model": model,
-        "tied": c.flag("tie_word_embeddings", True),
-        "padded_vocab": c.size("vocab_size", 30522),
-        "kinds": c.size("type_vocab_size", 2),
-        "normed": True,
-    }
-
-
-def write(values: Values, own: Mapping[str, Tensor]) -> Values:
-    """The masked recipe's config -> theirs. Raises InputError for what this family cannot say."""
-    m = values["model"]
-    wanted = {"position": "learned", "norm": "layernorm", "norm_place": "post", "bias": True, "qk_norm": False}
-    for name, right in (wanted | {"scale": None}).items():
-        if m[name] != right:
-            raise InputError(f"{name} is {m[name]}, not {right}")
-    if not values["normed"] or not values["kinds"]:
-        raise InputError("the nodes are not normed, or tell no kind")
-    if m["n_kv_head"] not in (None, m["n_head"]) or m["head_dim"] not in (None, m["dim"] // m["n_head"]):
-        raise InputError("heads of keys are fewer, or channels of heads are not dim / n_head")
-    known = {ours: theirs for theirs, ours in reversed(activations().items())}
-    if m["activation"] not in known:
-        raise InputError(f"the activation is {m['activation']}")
-    return {
-        "model_type": "bert",
-        "vocab_size": own["nodes.token.weight"].shape[0],
-        "hidden_size": m["dim"],
-        "num_hidden_layers": m["n_layer"],
-        "num_attention_heads": m["n_head"],
-        "intermediate_size": m["mlp_dim"] or 4 * m["dim"],
-        "max_position_embeddings": m["context"],
-        "type_vocab_size": values["kinds"],
-        "layer_norm_eps": m["norm_eps"],
-        "hidden_act": known[m["activation"]],
-        "tie_word_embeddings": values["tied"],
-        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), m["dropout"]),
-    }
-
-
-def rows(c: Values) -> list[Row]:
-    """Names of ours and of theirs, for a config of theirs."""
-    ours, theirs = "body.blocks.{i}", "bert.encoder.layer.{i}"
-    block = [
-        *(r for n in ("query", "key", "value") for r in affine(f"{ours}.attn.{n}", f"{theirs}.attention.self.{n}")),
-        *affine(f"{ours}.attn.output", f"{theirs}.attention.output.dense"),
-        *affine(f"{ours}.attn_norm", f"{theirs}.attention.output.LayerNorm"),
-        *affine(f"{ours}.mlp.up", f"{theirs}.intermediate.dense"),
-        *affine(f"{ours}.mlp.down", f"{theirs}.output.dense"),
-        *affine(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm"),
-    ]
-    tied, head = c.get("tie_word_embeddings", True), "cls.predictions.decoder"
-    own = ("nodes.token.weight", "head.project.bias") if tied else ("head.project.weight", "head.project.bias")
-    again = {"again": True} if tied else {"fresh": True}  # untied, the bias of the matrix is the one that counts
-    return [
-        row("nodes.token.weight", "bert.embeddings.word_embeddings.weight"),
-        row("nodes.position.weight", "bert.embeddings.position_embeddings.weight"),
-        row("nodes.kind.weight", "bert.embeddings.token_type_embeddings.weight"),
-        *affine("nodes.norm", "bert.embeddings.LayerNorm"),
-        *layers(c.get("num_hidden_layers", 12), block),
-        *affine("head.think", "cls.predictions.transform.dense", fresh=True),
-        *affine("head.norm", "cls.predictions.transform.LayerNorm", fresh=True),
-        row("head.project.bias", "cls.predictions.bias", fresh=True),
-        row(own[0], f"{head}.weight", **again),
-        row(own[1], f"{head}.bias", **again),
-    ]
+family = BERT()

@@ -1,170 +1,138 @@
-"""Decision Transformer (2106.01345), as the `decision_transformer` family of public checkpoints has it.
+"""Decision Transformer (2106.01345): the `decision_transformer` family.
 
-Its body is GPT-2's, linear maps stored [in, out]. It holds an embedding of words that nothing reads, and one of
-positions of which the first is added to every node: here it is folded into the bias of the norm before, and goes out as
-zeros. What the library does not keep (how states and returns are scaled) stands in config.json under `anyformer`, which
-the library passes over; without it, all numbers are taken as they are.
+Its body is GPT-2's. Files also hold a word embedding that nothing reads, and a table of positions whose first row is
+added to every node: on import that row is added to the bias of the norm before the body, on export it is zero. What
+transformers has no field for (how states and returns are scaled) is kept in config.json under `anyformer`; in a config
+without it, numbers are taken as they are.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.trajectories.normalizer import Space, finite, read_space
+from ..data.io.checks import is_finite_number
+from ..data.trajectories.normalizer import TrajectoryNormalizer, load_normalizer
 from ..errors import InputError
-from .config_fields import Fields, activations
-from .safetensors_files import Weights
-from .tensor_map import Row, Values, affine, layers, row
+from .config_fields import ConfigFields, require_plain_heads, require_settings
+from .family import Family
+from .gpt2 import MODEL_SETTINGS, map_body, read_body, write_body
+from .tensor_map import ConfigDict, TensorMapping, WeightSource, has_nonzero_bias, map_affine, map_tensor
 
-RECIPE = "control"
-ARCHITECTURE = "DecisionTransformerModel"
-PRESETS = ("small", "pendulum", "mujoco")
-WPE, BIAS = "encoder.wpe.weight", "embed_ln.bias"
-OWN = {"env": "", "wanted": 0.0, "scale": 1.0, "foresee": 0.0}  # of our config, with what an unknown one becomes
+SIZES = {
+    "hidden_size": ("dim", 128),
+    "n_layer": ("n_layer", 3),
+    "n_head": ("n_head", 1),
+    "n_inner": ("mlp_dim", None),
+    "n_positions": ("context", 1024),
+}
+POSITIONS, NORM_BIAS, WORDS = "encoder.wpe.weight", "embed_ln.bias", "encoder.wte.weight"
+# Fields of the recipe's config kept under `anyformer`: default, and the name in files written before version 0.2.
+OWN_FIELDS = {
+    "env": ("", "env"),
+    "target_return": (0.0, "wanted"),
+    "return_scale": (1.0, "scale"),
+    "aux_loss_weight": (0.0, "foresee"),
+}
 
 
-def spelling(name: str) -> str | None:
-    """The masks that old files carry and the embedding of words say nothing."""
-    return None if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "encoder.wte.weight" else name
+class DecisionTransformer(Family):
+    model_type, recipes, architecture = "decision_transformer", ("control",), "DecisionTransformerModel"
+
+    def normalize_name(self, name: str) -> str | None:
+        """Ignore the word embedding, and the causal masks of old files."""
+        return None if name.endswith((".attn.bias", ".attn.masked_bias")) or name == WORDS else name
+
+    def wrap_weights(self, weights: WeightSource) -> WeightSource:
+        return FoldedPosition(weights)
+
+    def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
+        c.get("vocab_size", 1)
+        model = read_body(c, weights, SIZES, "relu")
+        model |= {"position": "none", "bias": has_nonzero_bias(weights, "encoder.")}
+        squash = c.get_flag("action_tanh", True)
+        own = read_own_fields(c, c.get_size("state_dim", 17), c.get_size("act_dim", 4))
+        if squash and load_normalizer(own["space"]).discrete:
+            raise InputError(f"{c.where}: action_tanh is true, and the actions are discrete: tanh is for numbers")
+        return {"model": model, "max_episode_steps": c.get_size("max_ep_len", 4096), "squash": squash, **own}
+
+    def check_config(self, values: ConfigDict) -> None:
+        require_settings(values["model"], {"position": ("none",)} | MODEL_SETTINGS)
+        require_plain_heads(values["model"])
+        require_settings(values, {"conditioned": (True,)})
+
+    def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
+        return {
+            "state_dim": tensors["nodes.state.weight"].shape[1],
+            "act_dim": tensors["nodes.action.weight"].shape[1],
+            "max_ep_len": values["max_episode_steps"],
+            "action_tanh": values["squash"],
+            "vocab_size": 1,
+            **write_body(values["model"], SIZES),
+        }
+
+    def make_unused_tensors(self, config: ConfigDict) -> dict[str, Tensor]:
+        dim = config["hidden_size"]
+        return {POSITIONS: torch.zeros(config["n_positions"], dim), WORDS: torch.zeros(config["vocab_size"], dim)}
+
+    def write_extra_config(self, values: ConfigDict, files: Mapping[str, str]) -> ConfigDict:
+        own = {name: values[name] for name in OWN_FIELDS}
+        return {"anyformer": own | {"space": json.loads(files["space.json"])}}
+
+    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+        return [
+            *map_affine("nodes.return_to_go", "embed_return"),
+            *map_affine("nodes.state", "embed_state"),
+            *map_affine("nodes.action", "embed_action"),
+            map_tensor("nodes.timestep.weight", "embed_timestep.weight"),
+            *map_affine("nodes.norm", "embed_ln"),
+            *map_body(config.get("n_layer", 3), "encoder"),
+            *map_affine("action", "predict_action.0"),
+            *map_affine("state", "predict_state"),
+            *map_affine("return_to_go", "predict_return"),
+        ]
 
 
-class Folded:
-    """The file's tensors, the position that every node has added to the bias that every node gets."""
+class FoldedPosition:
+    """The file's tensors, with the position that every node receives added to the bias that every node receives."""
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: WeightSource):
         self.weights, self.where = weights, weights.where
-        self.shapes = {name: shape for name, shape in weights.shapes.items() if name != WPE}
-        if WPE not in weights.shapes or BIAS not in weights.shapes:
-            raise InputError(f"{self.where} lacks {BIAS if WPE in weights.shapes else WPE}")
-        found, wanted = weights.shapes[WPE][1:], weights.shapes[BIAS]
-        if found != wanted:
-            raise InputError(f"{self.where}: {WPE} has rows of shape {list(found)}, {BIAS} makes that {list(wanted)}")
+        self.shapes = {name: shape for name, shape in weights.shapes.items() if name != POSITIONS}
+        for name in (POSITIONS, NORM_BIAS):
+            if name not in weights.shapes:
+                raise InputError(f"{self.where} lacks {name}")
+        row, bias = list(weights.shapes[POSITIONS][1:]), list(weights.shapes[NORM_BIAS])
+        if row != bias:
+            raise InputError(f"{self.where}: {POSITIONS} has rows of shape {row}, {NORM_BIAS} makes that {bias}")
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        found = self.weights.rows(name, start, stop)
-        return found if name != BIAS else found + self.weights.rows(WPE, 0, 1)[0, start:stop]
-
-
-def folded(weights: Weights) -> Weights:
-    return Folded(weights)
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        rows = self.weights.read_rows(name, start, stop)
+        return rows if name != NORM_BIAS else rows + self.weights.read_rows(POSITIONS, 0, 1)[0, start:stop]
 
 
-def read(c: Fields, weights: Weights) -> Values:
-    """Their config -> the control recipe's."""
-    c.must(add_cross_attention=False, scale_attn_weights=True, reorder_and_upcast_attn=False)
-    c.must(scale_attn_by_inverse_layer_idx=False)
-    c.value("vocab_size", 1)
-    dim = c.size("hidden_size", 128)
-    model = {
-        "dim": dim,
-        "n_layer": c.size("n_layer", 3, most=len(weights.shapes)),
-        "n_head": c.size("n_head", 1),
-        "mlp_dim": c.size("n_inner", 4 * dim),
-        "context": c.size("n_positions", 1024),
-        "position": "none",
-        "activation": c.choice("activation_function", activations(), "relu"),
-        "norm_eps": c.number("layer_norm_epsilon", 1e-5),
-        "bias": biased(weights),
-        "dropout": c.dropout("resid_pdrop"),
-    }
-    steps, squash = c.size("max_ep_len", 4096), c.flag("action_tanh", True)
-    own = kept(c, c.size("state_dim", 17), c.size("act_dim", 4))
-    if squash and read_space(own["space"]).discrete:
-        raise InputError(f"{c.where}: action_tanh is true, and its actions are discrete: only numbers end in a tanh")
-    return {"model": model, "longest": steps, "squash": squash, **own}
+def read_own_fields(c: ConfigFields, states: int, actions: int) -> ConfigDict:
+    """Read the object `anyformer` of config.json."""
+    own = c.get("anyformer", {})
+    renamed = {old: name for name, (_, old) in OWN_FIELDS.items()}
+    if not isinstance(own, dict) or own.keys() - {*OWN_FIELDS, *renamed, "space"}:
+        raise InputError(f"{c.where}: anyformer is {own!r}; it must be an object of {', '.join(OWN_FIELDS)} and space")
+    own = {renamed.get(name, name): value for name, value in own.items()}
+    for name, (default, _) in OWN_FIELDS.items():
+        value = own.get(name, default)
+        if not (isinstance(value, str) if isinstance(default, str) else is_finite_number(value)):
+            raise InputError(f"{c.where}: anyformer.{name} is {value!r}; expected a value like {default!r}")
+    text = (
+        json.dumps(own["space"]) if "space" in own else TrajectoryNormalizer(states, actions, discrete=False).to_json()
+    )
+    space = load_normalizer(text)
+    if (space.states, space.actions) != (states, actions):
+        raise InputError(
+            f"{c.where}: anyformer.space has {space.states} states and {space.actions} actions, but state_dim is "
+            f"{states} and act_dim {actions}"
+        )
+    return {name: own.get(name, default) for name, (default, _) in OWN_FIELDS.items()} | {"space": text}
 
 
-def kept(c: Fields, states: int, actions: int) -> Values:
-    """What a checkpoint of ours says besides."""
-    own = c.value("anyformer", {})
-    if not isinstance(own, dict) or own.keys() - {*OWN, "space"}:
-        raise InputError(f"{c.where}: anyformer is {own!r}; it must be an object of {', '.join(OWN)} and space")
-    for name, default in OWN.items():
-        found = own.get(name, default)
-        if not (isinstance(found, str) if isinstance(default, str) else finite(found)):
-            raise InputError(f"{c.where}: anyformer.{name} is {found!r}; it must be like {default!r}")
-    space = json.dumps(own["space"]) if "space" in own else Space(states, actions, discrete=False).json()
-    found = read_space(space)
-    if (found.states, found.actions) != (states, actions):
-        sizes = f"state_dim {states} and act_dim {actions}"
-        raise InputError(f"{c.where}: anyformer.space has {found.states} and {found.actions}, not {sizes}")
-    return {name: own.get(name, default) for name, default in OWN.items()} | {"space": space}
-
-
-def biased(weights: Weights) -> bool:
-    """Whether any bias of the body is not zero."""
-    biases = [name for name in weights.shapes if name.startswith("encoder.") and name.endswith(".bias")]
-    return any(bool(weights.rows(name, 0, weights.shapes[name][0]).any()) for name in biases)
-
-
-def write(values: Values, own: Mapping[str, Tensor]) -> Values:
-    """The control recipe's config -> theirs. Raises InputError for what this family cannot say."""
-    m = values["model"]
-    wanted = {"position": "none", "norm": "layernorm", "norm_place": "pre", "qk_norm": False, "scale": None}
-    for name, right in wanted.items():
-        if m[name] != right:
-            raise InputError(f"{name} is {m[name]}, not {right}")
-    if m["n_kv_head"] not in (None, m["n_head"]) or m["head_dim"] not in (None, m["dim"] // m["n_head"]):
-        raise InputError("heads of keys are fewer, or channels of heads are not dim / n_head")
-    known = {ours: theirs for theirs, ours in reversed(activations().items())}
-    if m["activation"] not in known:
-        raise InputError(f"the activation is {m['activation']}")
-    if not values["conditioned"]:
-        raise InputError("it is not told the return (conditioned is false)")
-    return {
-        "model_type": "decision_transformer",
-        "state_dim": own["nodes.state.weight"].shape[1],
-        "act_dim": own["nodes.action.weight"].shape[1],
-        "max_ep_len": values["longest"],
-        "action_tanh": values["squash"],
-        "hidden_size": m["dim"],
-        "vocab_size": 1,
-        "n_positions": m["context"],
-        "n_layer": m["n_layer"],
-        "n_head": m["n_head"],
-        "n_inner": m["mlp_dim"] or 4 * m["dim"],
-        "activation_function": known[m["activation"]],
-        "layer_norm_epsilon": m["norm_eps"],
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), m["dropout"]),
-    }
-
-
-def unread(config: Values) -> dict[str, Tensor]:
-    """Tensors that the library wants and that change nothing."""
-    dim = config["hidden_size"]
-    return {WPE: torch.zeros(config["n_positions"], dim), "encoder.wte.weight": torch.zeros(config["vocab_size"], dim)}
-
-
-def besides(values: Values, texts: Mapping[str, str]) -> dict[str, Any]:
-    """What config.json also says: how the numbers outside become those of the model."""
-    own = {name: values[name] for name in OWN}
-    return {"anyformer": own | {"space": json.loads(texts["space.json"])}}
-
-
-def rows(c: Values) -> list[Row]:
-    """Names of ours and of theirs, for a config of theirs."""
-    ours, theirs = "body.blocks.{i}", "encoder.h.{i}"
-    told = [f"{ours}.attn.{name}" for name in ("query", "key", "value")]
-    block = [
-        *affine(f"{ours}.attn_norm", f"{theirs}.ln_1"),
-        *affine(told, f"{theirs}.attn.c_attn", flip=True),
-        *affine(f"{ours}.attn.output", f"{theirs}.attn.c_proj", flip=True),
-        *affine(f"{ours}.mlp_norm", f"{theirs}.ln_2"),
-        *affine(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc", flip=True),
-        *affine(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj", flip=True),
-    ]
-    return [
-        *affine("nodes.wanted", "embed_return"),
-        *affine("nodes.state", "embed_state"),
-        *affine("nodes.action", "embed_action"),
-        row("nodes.step.weight", "embed_timestep.weight"),
-        *affine("nodes.norm", "embed_ln"),
-        *layers(c.get("n_layer", 3), block),
-        *affine("body.norm", "encoder.ln_f"),
-        *affine("action", "predict_action.0"),
-        *affine("state", "predict_state"),
-        *affine("wanted", "predict_return"),
-    ]
+family = DecisionTransformer()

@@ -1,12 +1,13 @@
-"""GGUF files (llama.cpp's) of GPT-2's and Llama's kind, in and out.
+"""Read and write models in GGUF files (llama.cpp) of the architectures gpt2, llama and qwen3.
 
-Their names are other names for those of the public library's two families, so the tables here lead from one to the
-other and the families' own tables lead on. GPT-2's linear maps lie the other way round in them, and Llama's query and
-key have the channels that rotary positions turn together side by side, where the library has them half a head apart.
+GGUF's names are translated to those of the Hugging Face family, whose own table does the rest. GPT-2's linear maps are
+stored transposed with respect to the folder; Llama's query and key have the channels that a rotary position pairs next
+to each other, where the folder has them half a head apart.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,30 +15,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.io.gguf import File
-from ..data.tokenizers.characters import Tokenizer
-from ..data.tokenizers.gguf_write import to_gguf
-from ..errors import InputError, nearest
-from ..training.checkpoints import tensors, whole
-from .config_fields import Fields
-from .hf_folder import fitting
-from .safetensors_files import Weights
-from .tensor_map import Values, give
+from ..data.io.gguf import GGUFFile
+from ..data.tokenizers.base import Tokenizer
+from ..data.tokenizers.gguf import convert_to_gguf
+from ..errors import InputError, suggest
+from ..training.checkpoints import atomic_directory, collect_tensors
+from .config_fields import ConfigFields, require_settings
+from .family import Family, select_family
+from .tensor_map import ConfigDict, WeightSource, export_tensors
 
-# Their names of tensors -> the families', without .weight and .bias.
-GPT2 = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "blk.{i}.attn_norm": "transformer.h.{i}.ln_1",
-    "blk.{i}.attn_qkv": "transformer.h.{i}.attn.c_attn",
-    "blk.{i}.attn_output": "transformer.h.{i}.attn.c_proj",
-    "blk.{i}.ffn_norm": "transformer.h.{i}.ln_2",
-    "blk.{i}.ffn_up": "transformer.h.{i}.mlp.c_fc",
-    "blk.{i}.ffn_down": "transformer.h.{i}.mlp.c_proj",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-}
-LLAMA = {
+
+@dataclass(frozen=True)
+class Architecture:
+    """Names of GGUF and what they are in the Hugging Face family of the same name.
+
+    Attributes:
+        tensors: GGUF name -> name in the folder, both without .weight and .bias.
+        sizes: metadata key -> field of config.json with the same value.
+        activations: hidden activations that llama.cpp computes for this architecture; the first is set on reading.
+        transposed: pattern of tensors (by their names in the folder) that are stored transposed.
+        interleaved: pattern of query and key tensors whose rotary channels are interleaved; its group is q or k.
+    """
+
+    tensors: Mapping[str, str]
+    sizes: Mapping[str, str]
+    activations: tuple[str, ...]
+    transposed: str = ""
+    interleaved: str = ""
+
+
+LLAMA_TENSORS = {
     "token_embd": "model.embed_tokens",
     "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
     **{f"blk.{{i}}.attn_{x}": f"model.layers.{{i}}.self_attn.{x}_proj" for x in "qkv"},
@@ -47,192 +54,244 @@ LLAMA = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-NAMES = {"gpt2": GPT2, "llama": LLAMA}
-# Their names of sizes -> the families', where both have the value itself.
-SIZES = {
-    "gpt2": {
-        "block_count": "n_layer",
-        "context_length": "n_positions",
-        "embedding_length": "n_embd",
-        "feed_forward_length": "n_inner",
-        "attention.head_count": "n_head",
-        "attention.layer_norm_epsilon": "layer_norm_epsilon",
-    },
-    "llama": {
-        "block_count": "num_hidden_layers",
-        "context_length": "max_position_embeddings",
-        "embedding_length": "hidden_size",
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
-        "attention.head_count_kv": "num_key_value_heads",
-        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-        "attention.key_length": "head_dim",
-        "rope.freq_base": "rope_theta",
-    },
+LLAMA_SIZES = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim",
+    "rope.freq_base": "rope_theta",
 }
-ACTIVATIONS = {"gpt2": "gelu_new", "llama": "silu"}
-FLIPPED = re.compile(r"transformer\.h\.\d+\.(attn|mlp)\..*\.weight")
-TURNED = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(weight|bias)")
+ARCHITECTURES = {
+    "gpt2": Architecture(
+        tensors={
+            "token_embd": "transformer.wte",
+            "position_embd": "transformer.wpe",
+            "blk.{i}.attn_norm": "transformer.h.{i}.ln_1",
+            "blk.{i}.attn_qkv": "transformer.h.{i}.attn.c_attn",
+            "blk.{i}.attn_output": "transformer.h.{i}.attn.c_proj",
+            "blk.{i}.ffn_norm": "transformer.h.{i}.ln_2",
+            "blk.{i}.ffn_up": "transformer.h.{i}.mlp.c_fc",
+            "blk.{i}.ffn_down": "transformer.h.{i}.mlp.c_proj",
+            "output_norm": "transformer.ln_f",
+            "output": "lm_head",
+        },
+        sizes={
+            "block_count": "n_layer",
+            "context_length": "n_positions",
+            "embedding_length": "n_embd",
+            "feed_forward_length": "n_inner",
+            "attention.head_count": "n_head",
+            "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        },
+        activations=("gelu_tanh",),
+        transposed=r"transformer\.h\.\d+\.(attn|mlp)\..*\.weight",
+    ),
+    "llama": Architecture(
+        tensors=LLAMA_TENSORS,
+        sizes=LLAMA_SIZES,
+        activations=("swiglu",),
+        interleaved=r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(?:weight|bias)",
+    ),
+    "qwen3": Architecture(
+        tensors=LLAMA_TENSORS | {f"blk.{{i}}.attn_{x}_norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"},
+        sizes=LLAMA_SIZES,
+        activations=("swiglu",),
+    ),
+}
+PUBLIC_ACTIVATIONS = {"gelu_tanh": ("activation_function", "gelu_new"), "swiglu": ("hidden_act", "silu")}
 
 
-def read(path: Path) -> tuple[Values, Weights, bool]:
-    """The config that the library's folder would have, the tensors by the names they have there, and whether the file
-    holds a tokenizer. Raises InputError: not a whole GGUF file, another kind of model, or a value that would change the
-    maths."""
-    file = File(path)
-    kind = file.values.get("general.architecture")
-    if kind not in NAMES:
-        raise InputError(f"{path}: general.architecture is {kind!r}: {nearest(str(kind), NAMES)}")
-    if file.values.get("split.count", 1) not in (0, 1):
-        raise InputError(f"{path} is one of {file.values['split.count']} parts: join them first (gguf-split --merge)")
-    given = {name.removeprefix(f"{kind}."): v for name, v in file.values.items() if name.startswith(f"{kind}.")}
-    fields = Fields(given, f"{path}: {kind}")
-    config: Values = {"model_type": kind}
-    for theirs, name in SIZES[kind].items():
-        if (found := fields.value(theirs, None)) is not None:
-            config[name] = found
+def read(path: Path) -> tuple[ConfigDict, WeightSource, bool]:
+    """Open a GGUF file.
+
+    Returns:
+        The config and the tensors that a folder with this model would have, and whether the file has a tokenizer.
+
+    Raises:
+        InputError: the file is damaged, of another architecture, or has a value that would change the result.
+    """
+    file = GGUFFile(path)
+    name = file.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        valid = suggest(str(name), ARCHITECTURES)
+        raise InputError(f"{path}: general.architecture {name!r} is not supported; {valid}")
+    if file.metadata.get("split.count", 1) not in (0, 1):
+        raise InputError(f"{path} is one of {file.metadata['split.count']} parts: join them with gguf-split --merge")
+    own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
+    fields, architecture = ConfigFields(own, f"{path}: {name}"), ARCHITECTURES[name]
+    config: ConfigDict = {"model_type": name}
+    for key, field in architecture.sizes.items():
+        if (value := fields.get(key, None)) is not None:
+            config[field] = value
     if "token_embd.weight" not in file.tensors:
-        raise InputError(f"{path} lacks token_embd.weight: it is not a whole model")
+        raise InputError(f"{path} lacks token_embd.weight: it is not a complete model")
     config["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
-    config["tie_word_embeddings"] = "output.weight" not in file.tensors or file.same(
-        "token_embd.weight", "output.weight"
-    )
-    fields.must(**{"vocab_size": config["vocab_size"], "attention.causal": True, "expert_count": 0})
-    config |= gpt2(fields) if kind == "gpt2" else llama(fields, file.tensors, config)
-    fields.done()
-    return config, Tensors(file, kind, config), file.values.get("tokenizer.ggml.model", "none") != "none"
+    has_own_head = "output.weight" in file.tensors
+    config["tie_word_embeddings"] = not has_own_head or file.are_equal("token_embd.weight", "output.weight")
+    fields.require(**{"vocab_size": config["vocab_size"], "attention.causal": True, "expert_count": 0})
+    activation_field, activation = PUBLIC_ACTIVATIONS[architecture.activations[0]]
+    config[activation_field] = activation
+    if "rope.freq_base" in architecture.sizes:
+        config |= read_rotary_fields(fields, file)
+    fields.reject_unread()
+    has_tokenizer = file.metadata.get("tokenizer.ggml.model", "none") != "none"
+    return config, GGUFTensors(file, architecture, config), has_tokenizer
 
 
-def gpt2(fields: Fields) -> Values:
-    return {"activation_function": ACTIVATIONS["gpt2"]}
-
-
-def llama(fields: Fields, stored: Mapping[str, Any], config: Values) -> Values:
-    """What is said twice must agree; angles that are scaled, and turns of a part of a head, we do not have."""
-    heads = fields.size("attention.head_count")
-    width = fields.size("attention.key_length", fields.size("embedding_length") // heads)
-    fields.must(**{"attention.value_length": width, "rope.dimension_count": width})
-    fields.must(**{"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0})
-    fields.number("rope.freq_base", 10_000.0)
+def read_rotary_fields(fields: ConfigFields, file: GGUFFile) -> ConfigDict:
+    """Read what Llama's kind has besides sizes. Scaled angles and partially rotated heads are not supported."""
+    n_head = fields.get_size("attention.head_count")
+    channels = fields.get_size("attention.key_length", fields.get_size("embedding_length") // n_head)
+    fields.require(**{"attention.value_length": channels, "rope.dimension_count": channels})
+    fields.require(**{"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0})
+    fields.get_number("rope.freq_base", 10_000.0)
     biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
-    found: Values = {name: theirs in stored for name, theirs in biases.items()}
-    return found | {"head_dim": width, "hidden_act": ACTIVATIONS["llama"]}
+    return {"head_dim": channels} | {field: name in file.tensors for field, name in biases.items()}
 
 
-class Tensors:
-    """The tensors of a file by the names and in the order that the library's folder would have them."""
+class GGUFTensors:
+    """The tensors of a GGUF file, by the names and in the order of the folder."""
 
-    def __init__(self, file: File, kind: str, config: Values):
-        self.file, self.where = file, str(file.path)
-        self.heads = {"q": config.get("num_attention_heads"), "k": config.get("num_key_value_heads")}
-        self.heads["k"] = self.heads["k"] or self.heads["q"]
-        names = {renamed(name, NAMES[kind]): name for name in file.tensors}
-        self.names = {ours: theirs for ours, theirs in names.items() if not self._again(ours, config)}
-        self.shapes = {ours: self._shape(ours, theirs) for ours, theirs in self.names.items()}
+    def __init__(self, file: GGUFFile, architecture: Architecture, config: ConfigDict):
+        self.file, self.architecture, self.config, self.where = file, architecture, config, str(file.path)
+        names = {translate(name, architecture.tensors): name for name in file.tensors}
+        if config["tie_word_embeddings"]:
+            names.pop("lm_head.weight", None)
+        self.names = names
+        self.shapes = {name: self._shape(name) for name in names}
 
-    def _again(self, name: str, config: Values) -> bool:
-        return name == "lm_head.weight" and config["tie_word_embeddings"]
+    def _is_transposed(self, name: str) -> bool:
+        return bool(re.fullmatch(self.architecture.transposed, name))
 
-    def _shape(self, ours: str, theirs: str) -> tuple[int, ...]:
-        shape = self.file.tensors[theirs].shape
-        return shape[::-1] if FLIPPED.fullmatch(ours) else shape
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = self.file.tensors[self.names[name]].shape
+        return shape[::-1] if self._is_transposed(name) else shape
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         stored, shape = self.names[name], self.shapes[name]
-        if FLIPPED.fullmatch(name):
-            return torch.from_numpy(self.file.part(stored, slice(0, shape[1]), slice(start, stop)).T)
-        if found := TURNED.fullmatch(name):
-            at = turned(shape[0], self.heads[found[1]])[start:stop]
-            first = int(at.min())
-            return torch.from_numpy(self.file.part(stored, slice(first, int(at.max()) + 1))[at - first])
-        return torch.from_numpy(self.file.part(stored, slice(start, stop)))
+        if self._is_transposed(name):
+            return torch.from_numpy(self.file.read(stored, slice(0, shape[1]), slice(start, stop)).T)
+        if match := re.fullmatch(self.architecture.interleaved, name):
+            rows = find_interleaved_rows(shape[0], count_heads(self.config, match[1]))[start:stop]
+            first = int(rows.min())
+            return torch.from_numpy(self.file.read(stored, slice(first, int(rows.max()) + 1))[rows - first])
+        return torch.from_numpy(self.file.read(stored, slice(start, stop)))
 
 
-def turned(n: int, heads: Any) -> np.ndarray:
-    """(n,) at which row of theirs each row of the library's lies: of a head, (2, d/2) there and (d/2, 2) here."""
-    if not isinstance(heads, int) or heads < 1 or n % (2 * heads):
-        raise InputError(f"{n} rows of a query or key are not {heads!r} heads of an even width")
-    return np.arange(n).reshape(heads, n // heads // 2, 2).swapaxes(1, 2).reshape(n)
+def count_heads(config: ConfigDict, kind: str) -> Any:
+    """Return the number of heads of queries (q) or keys (k)."""
+    n_head = config.get("num_attention_heads")
+    return n_head if kind == "q" else config.get("num_key_value_heads") or n_head
 
 
-def renamed(name: str, table: Mapping[str, str]) -> str:
-    """A tensor's name by the table, or as it is where the table does not know it."""
-    found = re.fullmatch(r"(.*)\.(weight|bias)", name)
-    if found is None:
+def find_interleaved_rows(n: int, n_head: Any) -> np.ndarray:
+    """Return (n,), at which row of the GGUF tensor each row of the folder's lies.
+
+    A head's rows are (2, D/2) in the folder and (D/2, 2) in GGUF.
+    """
+    if type(n_head) is not int or n_head < 1 or n % (2 * n_head):
+        raise InputError(f"{n} rows of a query or key are not {n_head!r} heads of an even width")
+    return np.arange(n).reshape(n_head, n // n_head // 2, 2).swapaxes(1, 2).reshape(n)
+
+
+def translate(name: str, table: Mapping[str, str]) -> str:
+    """Translate a tensor's name by a table; return names that it lacks unchanged."""
+    match = re.fullmatch(r"(.*)\.(weight|bias)", name)
+    if match is None:
         return name
-    number = re.search(r"\.(\d+)\.", name)
-    bare = found[1] if number is None else found[1].replace(number[0], ".{i}.", 1)
-    known = table.get(bare)
-    return name if known is None else f"{known}.{found[2]}".replace("{i}", number[1] if number else "")
+    stem, suffix = match.groups()
+    layer = re.search(r"\.(\d+)\.", stem)
+    stem = stem if layer is None else stem.replace(layer[0], ".{i}.", 1)
+    return name if stem not in table else f"{table[stem]}.{suffix}".replace("{i}", layer[1] if layer else "")
 
 
-# --- ours -> theirs ---
+# --- local -> GGUF ---
 
 
-def write(folder: Path, name: str, values: Values, module: nn.Module) -> None:
-    """Write folder/model.gguf in float32. Raises InputError for a model that GGUF has no kind for."""
+def select_architecture(recipe: str, values: ConfigDict) -> Family:
+    """Find the family of GGUF that can express a model of this recipe and config. Raises InputError."""
+    return select_family(recipe, values, check_config, ARCHITECTURES, "GGUF architecture")
+
+
+def check_config(family: Family, values: ConfigDict) -> None:
+    """Raise InputError naming a setting that llama.cpp does not compute."""
+    family.check_config(values)
+    require_settings(values["model"], {"activation": ARCHITECTURES[family.model_type].activations})
+    require_settings(values, {"window": (None,)})
+
+
+def write(folder: Path, recipe: str, values: ConfigDict, model: nn.Module) -> None:
+    """Write folder/model.gguf in float32.
+
+    Args:
+        values: the recipe's config, as JSON values.
+
+    Raises:
+        InputError: GGUF has no architecture for the model, or no name for how its tokenizer splits words.
+    """
     try:
         import gguf
     except ImportError:
         raise InputError("writing GGUF needs the package gguf: pip install 'anyformer[gguf]'") from None
-    if name != "language":
-        raise InputError(f"GGUF files are written for the recipe language, not {name}: use --to hf or onnx")
-    own = tensors(module)
-    family, config = fitting(name, values, own)
-    kind = config["model_type"]
-    acting = config.get("activation_function", config.get("hidden_act"))
-    if acting not in (ACTIVATIONS[kind], "gelu_pytorch_tanh" if kind == "gpt2" else "silu"):
-        raise InputError(f"the activation is {acting}, and GGUF has {kind} with {ACTIVATIONS[kind]} only")
-    vocabulary = to_gguf(cast(Tokenizer, module.tokenizer), config["vocab_size"])
-    with whole(folder) as temporary:
-        writer = gguf.GGUFWriter(temporary / "model.gguf", kind)
-        for key, value in described(kind, config).items():
+    family, tensors = select_architecture(recipe, values), collect_tensors(model)
+    name, config = family.model_type, family.write_config(values, tensors)
+    tokenizer = convert_to_gguf(cast(Tokenizer, model.tokenizer), config["vocab_size"])
+    exported = dict(export_tensors(family.build_tensor_map(config), tensors))
+    with atomic_directory(folder) as temporary:
+        writer = gguf.GGUFWriter(temporary / "model.gguf", name)
+        for key, value in make_model_metadata(name, config).items():
             writer.add_float32(key, value) if isinstance(value, float) else writer.add_uint32(key, value)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-        speak(writer, vocabulary)
-        for theirs, numbers in named(kind, config, dict(give(family.rows(config), own))).items():
-            writer.add_tensor(theirs, numbers)
+        add_tokenizer(writer, tokenizer)
+        for stored, array in convert_tensors(ARCHITECTURES[name], config, exported).items():
+            writer.add_tensor(stored, array)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
 
 
-def described(kind: str, config: Values) -> Values:
-    """The sizes, by their names."""
-    found = {f"{kind}.{theirs}": config[name] for theirs, name in SIZES[kind].items() if name in config}
-    found[f"{kind}.vocab_size"] = config["vocab_size"]
-    if kind == "llama":
-        found |= dict.fromkeys(("llama.attention.value_length", "llama.rope.dimension_count"), config["head_dim"])
-    return found
+def make_model_metadata(name: str, config: ConfigDict) -> ConfigDict:
+    sizes = ARCHITECTURES[name].sizes.items()
+    metadata = {f"{name}.{key}": config[field] for key, field in sizes if field in config}
+    metadata[f"{name}.vocab_size"] = config["vocab_size"]
+    if "head_dim" in config:
+        keys = (f"{name}.attention.value_length", f"{name}.rope.dimension_count")
+        metadata |= dict.fromkeys(keys, config["head_dim"])
+    return metadata
 
 
-def speak(writer: Any, vocabulary: Mapping[str, Any]) -> None:
-    """The tokenizer, or that there is none."""
-    if not vocabulary:
+def add_tokenizer(writer: Any, metadata: Mapping[str, Any]) -> None:
+    if not metadata:
         writer.add_tokenizer_model("none")
-    for key, value in vocabulary.items():
+    for key, value in metadata.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
         elif isinstance(value, str):
             writer.add_string(key, value)
-        elif value:  # the format has no empty lists
+        elif value:  # GGUF has no empty arrays
             writer.add_array(key, value)
 
 
-def named(kind: str, config: Values, numbers: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """The tensors by their names, as they lie there."""
-    back = {theirs: name for name, theirs in NAMES[kind].items()}
-    found = {}
-    for theirs, tensor in numbers.items():
-        if FLIPPED.fullmatch(theirs):
+def convert_tensors(
+    architecture: Architecture, config: ConfigDict, tensors: Mapping[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """Return a folder's tensors by GGUF's names and in its layout."""
+    gguf_names = {public: name for name, public in architecture.tensors.items()}
+    converted = {}
+    for name, tensor in tensors.items():
+        if re.fullmatch(architecture.transposed, name):
             tensor = tensor.T
-        if turn := TURNED.fullmatch(theirs):
-            heads = config["num_attention_heads" if turn[1] == "q" else "num_key_value_heads"]
-            tensor = tensor[torch.from_numpy(np.argsort(turned(len(tensor), heads)))]
-        found[renamed(theirs, back)] = tensor.float().contiguous().numpy()
-    if kind == "gpt2" and config["tie_word_embeddings"]:
-        found["output.weight"] = found["token_embd.weight"]  # readers of GPT-2 expect a head of its own
-    return found
+        if match := re.fullmatch(architecture.interleaved, name):
+            rows = find_interleaved_rows(len(tensor), count_heads(config, match[1]))
+            tensor = tensor[torch.from_numpy(np.argsort(rows))]
+        converted[translate(name, gguf_names)] = tensor.float().contiguous().numpy()
+    if architecture is ARCHITECTURES["gpt2"] and config["tie_word_embeddings"]:
+        converted["output.weight"] = converted["token_embd.weight"]  # readers of GPT-2 expect an own head
+    return converted

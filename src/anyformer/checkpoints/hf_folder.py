@@ -1,27 +1,23 @@
-"""A folder as the public library writes it: config.json, model.safetensors, tokenizer.json and their kin.
+"""Open public checkpoints; write folders as transformers does: config.json, model.safetensors, tokenizer.json ..."""
 
-The family is named by `model_type` in config.json; a family is one file here with these names: RECIPE, ARCHITECTURE and
-PRESETS (which recipe it fills, what the library calls the model, presets of ours that it can say), `spelling` (one name
-for each tensor), `read` (their config -> the recipe's), `write` (and back) and `rows` (the table of names).
-"""
-
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import InputError, nearest
-from ..training.checkpoints import tensors, whole
-from .config_fields import Fields
-from .safetensors_files import Safetensors, Weights, read_json
-from .tensor_map import Row, Values, check, fill, give
+from ..data.io.checks import read_json
+from ..data.io.gguf import is_gguf_file
+from ..data.tokenizers.subwords import END_TOKENS
+from ..errors import InputError
+from ..training.checkpoints import atomic_directory, collect_tensors
+from .config_fields import ConfigFields
+from .family import load_family, select_family
+from .safetensors_files import PICKLES, SafetensorsFolder
+from .tensor_map import ConfigDict, WeightSource, check_shapes, export_tensors, load_weights
 
-FAMILIES = ("gpt2", "llama", "bert", "t5", "vit", "whisper", "decision_transformer")
-TUNING = {
+FINETUNING_DEFAULTS = {
     "steps": 500,
     "batch": 8,
     "lr": 1e-4,
@@ -30,161 +26,138 @@ TUNING = {
     "eval_every": 100,
     "save_every": 100,
 }
-"""How training goes on from a checkpoint of others, unless told otherwise."""
-TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "*.tiktoken", "tokenizer.model", "spiece.model")
+"""`train` fields of an imported checkpoint's config."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.tiktoken", "tokenizer.model", "spiece.model")
 
 
-class Family(Protocol):
-    """One file of this folder."""
-
-    RECIPE: str
-    ARCHITECTURE: str
-    PRESETS: tuple[str, ...]
-
-    def spelling(self, name: str) -> str | None: ...
-    def read(self, c: Fields, weights: Weights) -> Values: ...
-    def write(self, values: Values, own: Mapping[str, Tensor]) -> Values: ...
-    def rows(self, c: Values) -> list[Row]: ...
+def is_hf_folder(path: Path) -> bool:
+    """Return whether a folder holds a public checkpoint, not one of a run."""
+    config = path / "config.json"
+    return config.is_file() and "model_type" in read_json(config)
 
 
-def family(name: Any, where: str) -> Family:
-    if name not in FAMILIES:
-        raise InputError(f"{where}: model_type is {name!r}: {nearest(str(name), FAMILIES)}")
-    return cast(Family, importlib.import_module(f"{__package__}.{name}"))
+class PublicCheckpoint:
+    """An open public checkpoint.
 
+    Args:
+        config: the public config, as config.json has it.
+        where: the file that is named in errors.
+        tokenizer: the recipe's `tokenizer` setting, for families that have one.
 
-def foreign(path: Path) -> bool:
-    """Whether this is a checkpoint of the public library's, not one of ours."""
-    described = path / "config.json"
-    return described.is_file() and "model_type" in read_json(described)
+    Attributes:
+        recipe: name of the recipe that has models of this family.
+        values: that recipe's config, as JSON values.
+    """
 
-
-class Checkpoint:
-    """A public checkpoint, opened: which recipe it is for, that recipe's config, and numbers to fill its model with."""
-
-    def __init__(self, config: Values, weights: Weights, where: str, home: Path | None = None):
-        """config: theirs, as their config.json has it. home: the folder in which a tokenizer may lie."""
-        self.family = family(config.get("model_type"), where)
-        fold = getattr(self.family, "folded", lambda weights: weights)  # two tensors of theirs that are one of ours
-        self.config, self.weights = config, fold(weights)
-        self.recipe = self.family.RECIPE
-        fields = Fields(config, where)
-        self.values: Values = {"data": "", "train": TUNING} | self.family.read(fields, weights)
-        fields.done()
-        longest = max((side for shape in weights.shapes.values() for side in shape), default=0)
-        if self.values.get("padded_vocab", 0) > longest:
-            raise InputError(
-                f"{where}: vocab_size is {self.values['padded_vocab']}, but no tensor is longer than {longest}"
-            )
-        if home is not None and "padded_vocab" in self.values:
-            self.values.setdefault("tokenizer", tokenizer_in(home.resolve()))
+    def __init__(self, config: ConfigDict, weights: WeightSource, where: str, tokenizer: str):
+        self.family = load_family(config.get("model_type"), where)
+        self.weights, self.recipe = self.family.wrap_weights(weights), self.family.recipes[0]
+        fields = ConfigFields(config, where)
+        self.values: ConfigDict = {"data": "", "train": FINETUNING_DEFAULTS}
+        self.values |= self.family.read_config(fields, weights)
+        fields.reject_unread()
+        self.config = config | {"tie_word_embeddings": self.values.get("tied")}
+        longest = max((n for shape in weights.shapes.values() for n in shape), default=0)
+        vocab_size = self.values.get("padded_vocab")
+        if vocab_size is not None:
+            if vocab_size > longest:
+                raise InputError(f"{where}: vocab_size is {vocab_size}, but no tensor is longer than {longest}")
+            self.values["tokenizer"] = tokenizer
 
     def check(self, model: nn.Module) -> list[str]:
-        """Every name and shape, without reading a number: `model` may lie on the meta device. Returns the tensors that
-        the checkpoint has nothing for. Raises InputError."""
-        return check(self.family.rows(self.config), tensors(model), self.weights)
+        """Compare names and shapes with a model, which may lie on the meta device; see `check_shapes`."""
+        return check_shapes(self.family.build_tensor_map(self.config), collect_tensors(model), self.weights)
 
-    def fill(self, model: nn.Module) -> None:
-        """Read the numbers. Raises InputError."""
-        fill(self.family.rows(self.config), tensors(model), self.weights)
-
-
-def open_folder(folder: Path) -> Checkpoint:
-    """A folder of the public library's. Raises InputError."""
-    described = folder / "config.json"
-    config = read_json(described)
-    spelling = family(config.get("model_type"), str(described)).spelling
-    return Checkpoint(config, Safetensors(folder, spelling), str(described), folder)
+    def load_weights(self, model: nn.Module) -> None:
+        """Copy the values into a model. Raises InputError."""
+        load_weights(self.family.build_tensor_map(self.config), collect_tensors(model), self.weights)
 
 
-def open_file(path: Path) -> Checkpoint:
-    """A GGUF file. Raises InputError."""
-    from . import gguf
+def open_checkpoint(path: Path) -> PublicCheckpoint:
+    """Open a folder of transformers or a GGUF file. Raises InputError."""
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file() and is_gguf_file(path):
+        from . import gguf
 
-    config, weights, speaks = gguf.read(path)
-    found = Checkpoint(config, weights, str(path))
-    found.values["tokenizer"] = str(path.resolve()) if speaks else "ids"
-    return found
-
-
-def tokenizer_in(folder: Path) -> str:
-    """What a recipe's config says of the tokenizer in this folder."""
-    found = next((path for pattern in TOKENIZERS for path in folder.glob(pattern)), None)
-    return "ids" if found is None else str(found if found.name == "tokenizer.json" else folder)
-
-
-# --- ours -> theirs ---
+        config, weights, has_tokenizer = gguf.read(path)
+        return PublicCheckpoint(config, weights, str(path), str(path.resolve()) if has_tokenizer else "ids")
+    expected = "expected a run directory, a folder with config.json and model.safetensors, or a GGUF file"
+    if any(path.match(pattern) for pattern in ("*.safetensors", *PICKLES)):
+        expected = f"name the folder that holds its config.json: {path.parent}"
+    raise InputError(f"{path} is not a model: {expected}")
 
 
-def fitting(recipe: str, values: Values, own: Mapping[str, Tensor]) -> tuple[Family, Values]:
-    """The family that can say a model with these tensors, and its config. Raises InputError: why each one cannot."""
-    reasons, presets = [], []
-    for name in FAMILIES:
-        candidate = family(name, recipe)
-        if recipe != candidate.RECIPE:
-            continue
-        try:
-            return candidate, candidate.write(values, own)
-        except InputError as error:
-            reasons.append(f"{name}: {error}")
-            presets += candidate.PRESETS
-    if not reasons:
-        raise InputError(f"no public family is known for the recipe '{recipe}'")
-    raise InputError(
-        f"no public family has this architecture ({'; '.join(reasons)}): train with --preset {' or '.join(presets)}"
+def open_folder(folder: Path) -> PublicCheckpoint:
+    path = folder / "config.json"
+    config = read_json(path)
+    family = load_family(config.get("model_type"), str(path))
+    return PublicCheckpoint(
+        config, SafetensorsFolder(folder, family.normalize_name), str(path), find_tokenizer(folder.resolve())
     )
 
 
-def export(folder: Path, recipe: str, values: Values, model: nn.Module) -> Family:
-    """Write a folder that the public library opens. Raises InputError; nothing half-written stays behind."""
-    own = tensors(model)
-    found, config = fitting(recipe, values, own)
-    idle = getattr(found, "unread", lambda config: {})(config)  # tensors of theirs that change nothing
-    numbers = dict(give(found.rows(config), own)) | idle
-    texts = dict(getattr(model, "files", {}))
-    config |= getattr(found, "besides", lambda values, texts: {})(values, texts)
-    named = {"architectures": [found.ARCHITECTURE], "dtype": "float32", "torch_dtype": "float32"}
-    named |= getattr(found, "named", lambda texts: {})(texts)  # what a family's config says of what lies beside
-    config = named | special(texts) | config  # a family that knows its ids itself is right
-    also = getattr(found, "beside", lambda values, texts: {})(values, texts)  # what a family wants written besides
-    with whole(folder) as temporary:
-        save_file(numbers, temporary / "model.safetensors", {"format": "pt"})
-        for name, content in {"config.json": json.dumps(config, indent=2), **public(texts, config), **also}.items():
-            (temporary / name).write_text(content, encoding="utf-8")
-    return found
+def find_tokenizer(folder: Path) -> str:
+    """Return the `tokenizer` setting for the tokenizer in a folder: "ids" without one."""
+    path = next((path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)), None)
+    return "ids" if path is None else str(path if path.name == "tokenizer.json" else folder)
 
 
-def special(texts: Mapping[str, str]) -> Values:
-    """Which ids begin and end a text, for the library's own generation; it has guesses of its own for the unsaid."""
-    end = end_of(texts)
-    guessed = dict.fromkeys(("bos_token_id", "eos_token_id"), None if end is None else end[1])
-    kept = json.loads(texts.get("generation_config.json", "{}"))
-    return guessed | {name: kept[name] for name in guessed if name in kept}
+def write(folder: Path, recipe: str, values: ConfigDict, model: nn.Module) -> None:
+    """Write a folder that transformers opens.
+
+    Args:
+        values: the recipe's config, as JSON values.
+
+    Raises:
+        InputError: no family can express the model. No partial folder is left.
+    """
+    tensors, files = collect_tensors(model), dict(getattr(model, "files", {}))
+    family = select_family(recipe, values)
+    config: ConfigDict = {"model_type": family.model_type, "architectures": [family.architecture]}
+    config |= {"dtype": "float32", "torch_dtype": "float32"}
+    config |= (
+        get_special_token_ids(files) | family.write_config(values, tensors) | family.write_extra_config(values, files)
+    )
+    exported = dict(export_tensors(family.build_tensor_map(config), tensors)) | family.make_unused_tensors(config)
+    texts = {"config.json": json.dumps(config, indent=2)} | make_tokenizer_files(files, config)
+    texts |= family.write_extra_files(values, files)
+    with atomic_directory(folder) as temporary:
+        save_file(exported, temporary / "model.safetensors", {"format": "pt"})
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
-def public(texts: Mapping[str, str], config: Values) -> dict[str, str]:
-    """The files of a tokenizer, as both versions of the library read them."""
-    if "tokenizer.json" not in texts:
+def get_special_token_ids(files: Mapping[str, str]) -> ConfigDict:
+    """Return bos_token_id and eos_token_id; where they are unset, transformers assumes ids of its own."""
+    end = find_end_token(files)
+    defaults = dict.fromkeys(("bos_token_id", "eos_token_id"), None if end is None else end[1])
+    generation = json.loads(files.get("generation_config.json", "{}"))
+    return defaults | {name: generation[name] for name in defaults if name in generation}
+
+
+def make_tokenizer_files(files: Mapping[str, str], config: ConfigDict) -> dict[str, str]:
+    """Return the files of a tokenizer that versions 4 and 5 of transformers both read."""
+    if "tokenizer.json" not in files:
         return {}
-    described: Values = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    end = end_of(texts)
+    tokenizer: ConfigDict = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    end = find_end_token(files)
     if end is not None:
-        described["eos_token"] = end[0]
-    described |= json.loads(texts.get("tokenizer_config.json", "{}"))  # what it was called where it came from
-    known = {name: texts[name] for name in ("tokenizer.json", "chat_template.jinja") if name in texts}
-    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
-    kept = json.loads(texts["generation_config.json"]) if "generation_config.json" in texts else generation
-    return known | {
-        "tokenizer_config.json": json.dumps(described, indent=2),
-        "generation_config.json": json.dumps(kept, indent=2),
+        tokenizer["eos_token"] = end[0]
+    tokenizer |= json.loads(files.get("tokenizer_config.json", "{}"))
+    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
+    generation = json.loads(files["generation_config.json"]) if "generation_config.json" in files else ids
+    unchanged = {name: files[name] for name in ("tokenizer.json", "chat_template.jinja") if name in files}
+    return unchanged | {
+        "tokenizer_config.json": json.dumps(tokenizer, indent=2),
+        "generation_config.json": json.dumps(generation, indent=2),
     }
 
 
-def end_of(texts: Mapping[str, str]) -> tuple[str, int] | None:
-    """The token that ends a text, and its id."""
-    if "tokenizer.json" not in texts:
+def find_end_token(files: Mapping[str, str]) -> tuple[str, int] | None:
+    """Return the token that ends a text, and its id."""
+    if "tokenizer.json" not in files:
         return None
-    from ..data.tokenizers.build import ENDS
-
-    added = {token["content"]: token["id"] for token in json.loads(texts["tokenizer.json"]).get("added_tokens") or []}
-    return next(((name, added[name]) for name in ENDS if name in added), None)
+    added = json.loads(files["tokenizer.json"]).get("added_tokens") or []
+    ids = {token["content"]: token["id"] for token in added}
+    return next(((name, ids[name]) for name in END_TOKENS if name in ids), None)

@@ -1,120 +1,136 @@
-"""Llama (2302.13971 and after), as the `llama` family of public checkpoints has it.
+"""Llama (2302.13971 and later): the `llama` family.
 
-Rotary positions turn channel i with channel i + D/2, as ours do. Biases are there for attention, for the MLP, for both
-or for neither; ours has them everywhere or nowhere, and those that a file lacks are zero.
+Rotary positions rotate channel i with channel i + D/2, as anyformer's do. A file has biases in attention, in the MLP,
+in both or in neither; a local model has them everywhere or nowhere, and those that a file lacks are zero.
 """
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
 
 from ..errors import InputError
-from .config_fields import Fields
-from .safetensors_files import Weights
-from .tensor_map import Row, Values, affine, layers, lm_head, row, unbiased, zero
+from .config_fields import REQUIRED, ConfigFields, get_public_name, require_settings, write_sizes
+from .family import Family
+from .tensor_map import (
+    ConfigDict,
+    TensorMapping,
+    WeightSource,
+    are_all_zero,
+    map_affine,
+    map_lm_head,
+    map_tensor,
+    map_weight,
+    repeat_layers,
+)
 
-RECIPE = "language"
-ARCHITECTURE = "LlamaForCausalLM"
-PRESETS = ("llama",)
-ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
-ATTENTION, MLP = ("query", "key", "value", "output"), ("up", "gate", "down")
-
-
-def spelling(name: str) -> str | None:
-    """With or without `model.`; old files carry the frequencies of the rotary position."""
-    if name.endswith("rotary_emb.inv_freq"):
-        return None
-    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
-
-
-def read(c: Fields, weights: Weights) -> Values:
-    """Their config -> the language recipe's."""
-    c.must(pretraining_tp=1)
-    heads = c.size("num_attention_heads")
-    model = {
-        "dim": c.size("hidden_size"),
-        "n_layer": c.size("num_hidden_layers", most=len(weights.shapes)),
-        "n_head": heads,
-        "n_kv_head": c.size("num_key_value_heads", heads),
-        "head_dim": c.size("head_dim", None),
-        "mlp_dim": c.size("intermediate_size"),
-        "context": c.size("max_position_embeddings", 2048),
-        "position": "rotary",
-        "rotary_base": rotary_base(c),
-        "norm": "rmsnorm",
-        "norm_eps": c.number("rms_norm_eps", 1e-6),
-        "activation": c.choice("hidden_act", ACTIVATIONS, "silu"),
-        "bias": c.flag("attention_bias", False) | c.flag("mlp_bias", False),
-        "dropout": c.dropout("attention_dropout"),
-    }
-    return {"model": model, "tied": c.flag("tie_word_embeddings", False), "padded_vocab": c.size("vocab_size")}
+SIZES = {
+    "hidden_size": ("dim", REQUIRED),
+    "num_hidden_layers": ("n_layer", REQUIRED),
+    "num_attention_heads": ("n_head", REQUIRED),
+    "num_key_value_heads": ("n_kv_head", None),
+    "head_dim": ("head_dim", None),
+    "intermediate_size": ("mlp_dim", REQUIRED),
+    "max_position_embeddings": ("context", 2048),
+}
+GATED_ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
+ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
+MLP = {"up": "up_proj", "gate": "gate_proj", "down": "down_proj"}
 
 
-def rotary_base(c: Fields) -> float:
-    """Version 5 of the library nests it, version 4 does not. A scaling of the angles is one we do not have."""
-    nested = Fields(c.value("rope_parameters", {}), f"{c.where}: rope_parameters")
-    scaling = Fields(c.value("rope_scaling", {}), f"{c.where}: rope_scaling")
-    for kind in (nested, scaling):
-        kind.choice("rope_type", {"default": True}, "default")
-        kind.choice("type", {"default": True}, "default")
-        kind.must(partial_rotary_factor=1.0)
-    outer = c.number("rope_theta", nested.number("rope_theta", 10_000.0))
-    base = nested.number("rope_theta", outer)
+class Llama(Family):
+    model_type, recipes, architecture = "llama", ("language",), "LlamaForCausalLM"
+    activations, has_qk_norm = GATED_ACTIVATIONS, False
+
+    def normalize_name(self, name: str) -> str | None:
+        """Add the prefix `model.`; old files also store the rotary frequencies."""
+        if name.endswith("rotary_emb.inv_freq"):
+            return None
+        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
+    def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
+        c.require(pretraining_tp=1)
+        model = c.get_sizes(SIZES, max_layers=len(weights.shapes)) | {
+            "position": "rotary",
+            "rotary_base": read_rotary_base(c),
+            "norm": "rmsnorm",
+            "norm_eps": c.get_number("rms_norm_eps", 1e-6),
+            "qk_norm": self.has_qk_norm,
+            "activation": c.get_choice("hidden_act", self.activations, "silu"),
+            "bias": c.get_flag("attention_bias", False) | c.get_flag("mlp_bias", False),
+            "dropout": c.get_dropout("attention_dropout"),
+        }
+        model["n_kv_head"] = model["n_kv_head"] or model["n_head"]
+        return {
+            "model": model,
+            "tied": c.get_flag("tie_word_embeddings", False),
+            "padded_vocab": c.get_size("vocab_size"),
+        }
+
+    def check_config(self, values: ConfigDict) -> None:
+        supported: dict[str, tuple] = {"position": ("rotary",), "norm": ("rmsnorm",), "norm_place": ("pre",)}
+        supported |= {"scale": (None,), "qk_norm": (self.has_qk_norm,)}
+        supported |= {"activation": tuple(dict.fromkeys(self.activations.values()))}
+        require_settings(values["model"], supported)
+        require_settings(values, {"window": (None,)})
+
+    def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
+        model, base = values["model"], values["model"]["rotary_base"]
+        blocks = [f"body.blocks.{i}" for i in range(model["n_layer"])]
+        attention_biases = [f"{block}.attn.{name}.bias" for block in blocks for name in ATTENTION]
+        mlp_biases = [f"{block}.mlp.{name}.bias" for block in blocks for name in MLP]
+        return write_sizes(model, SIZES) | {
+            "vocab_size": len(tensors["nodes.token.weight"]),
+            "rope_theta": base,  # read by version 4 of transformers, the other by version 5
+            "rope_parameters": {"rope_type": "default", "rope_theta": base},
+            "rms_norm_eps": model["norm_eps"],
+            "hidden_act": get_public_name(model["activation"], self.activations),
+            "attention_bias": not are_all_zero(tensors, attention_biases),
+            "mlp_bias": not are_all_zero(tensors, mlp_biases),
+            "attention_dropout": model["dropout"],
+            "tie_word_embeddings": values["tied"],
+        }
+
+    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+        return [
+            map_tensor("nodes.token.weight", "model.embed_tokens.weight"),
+            *repeat_layers(config["num_hidden_layers"], self.map_block(config)),
+            map_tensor("body.norm.weight", "model.norm.weight"),
+            map_lm_head(config.get("tie_word_embeddings", False)),
+        ]
+
+    def list_mlp_maps(self, config: ConfigDict) -> Iterable[tuple[str, str]]:
+        """Return the linear maps of the MLP as (local name, public name)."""
+        return MLP.items()
+
+    def map_block(self, config: ConfigDict) -> list[TensorMapping]:
+        """Map one layer."""
+        local, public = "body.blocks.{i}", "model.layers.{i}"
+        attention = map_affine if config.get("attention_bias") else map_weight
+        mlp = map_affine if config.get("mlp_bias") else map_weight
+        return [
+            map_tensor(f"{local}.attn_norm.weight", f"{public}.input_layernorm.weight"),
+            *(m for a, b in ATTENTION.items() for m in attention(f"{local}.attn.{a}", f"{public}.self_attn.{b}")),
+            map_tensor(f"{local}.mlp_norm.weight", f"{public}.post_attention_layernorm.weight"),
+            *(m for a, b in self.list_mlp_maps(config) for m in mlp(f"{local}.mlp.{a}", f"{public}.mlp.{b}")),
+        ]
+
+
+def read_rotary_base(c: ConfigFields) -> float:
+    """Read rope_theta, which version 5 of transformers nests and version 4 does not; scaled angles are rejected."""
+    nested = ConfigFields(c.get("rope_parameters", {}), f"{c.where}: rope_parameters")
+    scaling = ConfigFields(c.get("rope_scaling", {}), f"{c.where}: rope_scaling")
+    for fields in (nested, scaling):
+        fields.get_choice("rope_type", {"default": True}, "default")
+        fields.get_choice("type", {"default": True}, "default")
+        fields.require(partial_rotary_factor=1.0)
+    outer = c.get_number("rope_theta", nested.get_number("rope_theta", 10_000.0))
+    base = nested.get_number("rope_theta", outer)
     if base != outer:
-        raise InputError(f"{c.where}: rope_theta is {outer:g}, and in rope_parameters {base:g}: which one is meant?")
-    c.must(partial_rotary_factor=1.0)
-    scaling.value("rope_theta", None)
-    nested.done(), scaling.done()
+        raise InputError(f"{c.where}: rope_theta is {outer:g}, and in rope_parameters {base:g}; they must be equal")
+    c.require(partial_rotary_factor=1.0)
+    scaling.get("rope_theta", None)
+    nested.reject_unread(), scaling.reject_unread()
     return base
 
 
-def write(values: Values, own: Any) -> Values:
-    """The language recipe's config -> theirs. Raises InputError for what this family cannot say."""
-    m = values["model"]
-    wanted = {"position": "rotary", "norm": "rmsnorm", "norm_place": "pre", "qk_norm": False, "scale": None}
-    for name, right in wanted.items():
-        if m[name] != right:
-            raise InputError(f"{name} is {m[name]}, not {right}")
-    if values["window"] is not None:
-        raise InputError("some layers are local")
-    known = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    if m["activation"] not in known:
-        raise InputError(f"the activation is {m['activation']}")
-    blocks = [f"body.blocks.{i}" for i in range(m["n_layer"])]
-    return {
-        "model_type": "llama",
-        "vocab_size": own["nodes.token.weight"].shape[0],
-        "hidden_size": m["dim"],
-        "num_hidden_layers": m["n_layer"],
-        "num_attention_heads": m["n_head"],
-        "num_key_value_heads": m["n_kv_head"] or m["n_head"],
-        "head_dim": m["head_dim"] or m["dim"] // m["n_head"],
-        "intermediate_size": m["mlp_dim"] or 4 * m["dim"],
-        "max_position_embeddings": m["context"],
-        "rope_theta": m["rotary_base"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": m["rotary_base"]},
-        "rms_norm_eps": m["norm_eps"],
-        "hidden_act": known[m["activation"]],
-        "attention_bias": not zero(own, *(f"{block}.attn.{name}.bias" for block in blocks for name in ATTENTION)),
-        "mlp_bias": not zero(own, *(f"{block}.mlp.{name}.bias" for block in blocks for name in MLP)),
-        "attention_dropout": m["dropout"],
-        "tie_word_embeddings": values["tied"],
-    }
-
-
-def rows(c: Values) -> list[Row]:
-    """Names of ours and of theirs, for a config of theirs."""
-    ours, theirs = "body.blocks.{i}", "model.layers.{i}"
-    attend = affine if c.get("attention_bias") else unbiased
-    think = affine if c.get("mlp_bias") else unbiased
-    short = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
-    block = [
-        row(f"{ours}.attn_norm.weight", f"{theirs}.input_layernorm.weight"),
-        *(r for name in ATTENTION for r in attend(f"{ours}.attn.{name}", f"{theirs}.self_attn.{short[name]}")),
-        row(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"),
-        *(r for name in MLP for r in think(f"{ours}.mlp.{name}", f"{theirs}.mlp.{name}_proj")),
-    ]
-    return [
-        row("nodes.token.weight", "model.embed_tokens.weight"),
-        *layers(c["num_hidden_layers"], block),
-        row("body.norm.weight", "model.norm.weight"),
-        lm_head(c.get("tie_word_embeddings", False)),
-    ]
+family = Llama()

@@ -1,7 +1,7 @@
-"""ONNX: the model as a graph that other runtimes run, for any batch and any length up to its context.
+"""Write ONNX: the model as a graph for other runtimes, with any batch size and any length up to its context.
 
-What goes in and what comes out is for each recipe to say (`graph`). The graph is run once, at sizes other than those it
-was traced with, and must say what the model says, before the file is there.
+A recipe describes its inputs and outputs (`export_graph`). The written graph is run at sizes other than those it was
+traced with and must agree with the model, before the file is put in place.
 """
 
 import json
@@ -18,63 +18,76 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import recipe as recipes
 from ..errors import InputError
-from ..recipe import Graph, Input
-from ..training.checkpoints import tensors, whole
-from .tensor_map import Values
+from ..recipe import Graph, GraphInput, SupportsExport, load_recipe, recipe_name
+from ..training.checkpoints import atomic_directory, collect_tensors
+from .tensor_map import ConfigDict
 
-TRACED, TRIED = {"batch": 2}, ({"batch": 3}, {"batch": 1})
-LARGEST = 1_800_000_000  # bytes of one file; a graph with more keeps its numbers in a second
-AGREE = 1e-4  # of the largest number there
+TRACED_SIZES, VERIFIED_SIZES = {"batch": 2}, ({"batch": 3}, {"batch": 1})
+MAX_SINGLE_FILE_BYTES = 1_800_000_000  # larger graphs keep their weights in a second file
+MAX_ERROR = 1e-4  # relative to the largest value of an output
 
 
-def write(folder: Path, name: str, values: Values, module: nn.Module) -> None:
-    """Write folder/model.onnx and the model's own files beside it. Raises InputError; nothing half-written stays."""
+def get_exporter(recipe: Any) -> SupportsExport:
+    """Return the recipe (its name or module), if it has `export_graph`. Raises InputError."""
+    module = load_recipe(recipe)
+    if not isinstance(module, SupportsExport):
+        name = recipe_name(module)
+        raise InputError(f"the recipe '{name}' cannot be exported to ONNX: it defines no `export_graph`")
+    return module
+
+
+def write(folder: Path, recipe: Any, values: ConfigDict, model: nn.Module) -> None:
+    """Write folder/model.onnx and the model's own files.
+
+    Raises:
+        InputError: a package is missing, the recipe has no graph, or the graph disagrees with the model. No partial
+            folder is left.
+    """
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"writing ONNX needs {error.name}: pip install 'anyformer[onnx]'") from None
-    described = getattr(recipes.load(name), "graph", None)
-    if described is None:
-        raise InputError(f"the recipe '{name}' does not say what its graph reads: it has no `graph`")
-    graph: Graph = described(module.eval())
-    large = sum(tensor.nbytes for tensor in tensors(module).values()) > LARGEST
-    with whole(folder) as temporary:
+    graph = get_exporter(recipe).export_graph(model.eval())
+    is_large = sum(tensor.nbytes for tensor in collect_tensors(model).values()) > MAX_SINGLE_FILE_BYTES
+    with atomic_directory(folder) as temporary:
         path = temporary / "model.onnx"
         with silence():
-            program = trace(graph, module)
-            program.model.metadata_props["anyformer"] = json.dumps({"recipe": name, "longest": dict(graph.longest)})
-            program.save(path, external_data=large)
-        check(path, graph)
-        for kept, text in getattr(module, "files", {}).items():
-            (temporary / kept).write_text(text, encoding="utf-8")
+            program = trace(graph, model)
+            metadata = {"recipe": recipe_name(load_recipe(recipe)), "longest": dict(graph.max_lengths)}
+            program.model.metadata_props["anyformer"] = json.dumps(metadata)
+            program.save(path, external_data=is_large)
+        verify(path, graph)
+        for name, text in getattr(model, "files", {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
-class Traced(nn.Module):
-    """The function of a graph, with the weights it reads."""
+class GraphModule(nn.Module):
+    """A graph's function as a module that owns the weights it uses."""
 
-    def __init__(self, graph: Graph, module: nn.Module):
+    def __init__(self, graph: Graph, model: nn.Module):
         super().__init__()
-        self.module, self.call = module, graph.call
+        self.model, self.call = model, graph.call
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.call(*inputs)
 
 
-def trace(graph: Graph, module: nn.Module) -> Any:
-    """The graph as the exporter sees it, with an axis left open for each name."""
-    names = {axis for one in graph.inputs.values() for axis in one.axes.split() if not axis.isdigit()}
-    open_axes = {name: torch.export.Dim(name, min=1, max=graph.longest.get(name, 1 << 20)) for name in sorted(names)}
-    shapes = [
-        {i: open_axes[axis] for i, axis in enumerate(one.axes.split()) if not axis.isdigit()}
-        for one in graph.inputs.values()
-    ]
+def find_open_axes(graph_input: GraphInput) -> dict[int, str]:
+    """Return the axes of an input whose size is not fixed: index -> name."""
+    return {i: axis for i, axis in enumerate(graph_input.axes.split()) if not axis.isdigit()}
+
+
+def trace(graph: Graph, model: nn.Module) -> Any:
+    """Export the graph, with a dynamic dimension for each named axis."""
+    names = sorted({axis for graph_input in graph.inputs.values() for axis in find_open_axes(graph_input).values()})
+    dims = {name: torch.export.Dim(name, min=1, max=graph.max_lengths.get(name, 1 << 20)) for name in names}
+    shapes = [{i: dims[axis] for i, axis in find_open_axes(x).items()} for x in graph.inputs.values()]
     return torch.onnx.export(
-        Traced(graph, module),
-        tuple(example(graph, TRACED, 0).values()),
+        GraphModule(graph, model),
+        tuple(make_example_inputs(graph, TRACED_SIZES, seed=0).values()),
         dynamo=True,
         dynamic_shapes=(tuple(shapes),),
         input_names=list(graph.inputs),
@@ -83,65 +96,64 @@ def trace(graph: Graph, module: nn.Module) -> Any:
     )
 
 
-def example(graph: Graph, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
-    """Random inputs; every axis that `sizes` does not name has a length of its own, small and within bounds."""
-    drawn = torch.Generator().manual_seed(seed)
-    known: dict[str, int] = dict(sizes)
-    for one in graph.inputs.values():
-        for axis in one.axes.split():
-            if not axis.isdigit():
-                known.setdefault(axis, max(1, min(graph.longest.get(axis, 64), 7 + 4 * seed + 2 * len(known))))
-    shortest = min((n for axis, n in known.items() if axis != "batch"), default=1)
-    return {name: numbers(one, known, shortest, drawn) for name, one in graph.inputs.items()}
+def make_example_inputs(graph: Graph, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+    """Draw random inputs; each axis that `sizes` does not name gets a small size of its own, within its bound."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = dict(sizes)
+    for graph_input in graph.inputs.values():
+        for axis in find_open_axes(graph_input).values():
+            sizes.setdefault(axis, max(1, min(graph.max_lengths.get(axis, 64), 7 + 4 * seed + 2 * len(sizes))))
+    shortest = min((n for axis, n in sizes.items() if axis != "batch"), default=1)
+    return {name: draw_input(x, sizes, shortest, generator) for name, x in graph.inputs.items()}
 
 
-def numbers(one: Input, known: Mapping[str, int], shortest: int, drawn: torch.Generator) -> Tensor:
-    shape = [int(axis) if axis.isdigit() else known[axis] for axis in one.axes.split()]
-    if one.counts:
-        return torch.randint(1, max(2, shortest // 2 + 1), shape, generator=drawn)
-    if one.below is not None:
-        return torch.randint(one.below, shape, generator=drawn)
-    return torch.randn(shape, generator=drawn)
+def draw_input(graph_input: GraphInput, sizes: Mapping[str, int], shortest: int, generator: torch.Generator) -> Tensor:
+    shape = [int(axis) if axis.isdigit() else sizes[axis] for axis in graph_input.axes.split()]
+    if graph_input.is_length:
+        return torch.randint(1, max(2, shortest // 2 + 1), shape, generator=generator)
+    if graph_input.upper_bound is not None:
+        return torch.randint(graph_input.upper_bound, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
 
 
-def check(path: Path, graph: Graph) -> None:
-    """The graph is whole, and says what the model says. Raises InputError."""
+def verify(path: Path, graph: Graph) -> None:
+    """Run the written graph and compare it with the model. Raises InputError."""
     import onnx
     import onnxruntime
 
     onnx.checker.check_model(path)
-    quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
-    read = {one.name for one in session.get_inputs()}  # what changes nothing is no input of the graph
-    for seed, sizes in enumerate(TRIED, 1):
-        inputs = example(graph, sizes, seed)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    used = {x.name for x in session.get_inputs()}  # inputs that affect no output are not in the graph
+    for seed, sizes in enumerate(VERIFIED_SIZES, 1):
+        inputs = make_example_inputs(graph, sizes, seed)
         with torch.inference_mode():
-            wanted = graph.call(*inputs.values())
-        found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items() if name in read})
-        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-        for name, ours, theirs in zip(graph.outputs, wanted, map(np.asarray, found), strict=True):
-            apart = distance(ours.numpy(), theirs)
-            if not apart <= AGREE:
+            expected = graph.call(*inputs.values())
+        actual = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items() if name in used})
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for name, a, b in zip(graph.outputs, expected, map(np.asarray, actual), strict=True):
+            error = compute_relative_error(a.numpy(), b)
+            if not error <= MAX_ERROR:
                 shapes = {key: list(tensor.shape) for key, tensor in inputs.items()}
-                raise InputError(f"the graph's {name} is not the model's (by {apart:.1e}) for inputs of shape {shapes}")
+                raise InputError(f"the graph's {name} differs from the model's by {error:.1e} for inputs {shapes}")
 
 
-def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, as a part of the largest number; infinite for other shapes."""
-    if ours.shape != theirs.shape:
+def compute_relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Return the largest difference divided by the largest expected value; infinity for other shapes."""
+    if expected.shape != actual.shape:
         return math.inf
-    return float(np.abs(ours - theirs).max(initial=0)) / max(float(np.abs(ours).max(initial=0)), 1e-6)
+    return float(np.abs(expected - actual).max(initial=0)) / max(float(np.abs(expected).max(initial=0)), 1e-6)
 
 
 @contextmanager
 def silence() -> Generator[None]:
-    """The exporter tells its progress and its worries at length; what counts is checked afterwards."""
-    before = logging.root.manager.disable
+    """Suppress the exporter's progress and warnings; its result is verified afterwards."""
+    level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)

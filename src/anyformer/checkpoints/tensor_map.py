@@ -1,207 +1,263 @@
-"""A family of checkpoints as a table of names, read in both directions.
+"""Name tables between anyformer's tensors and those of a public checkpoint, read in both directions.
 
-A row says: these tensors of ours, one below the other, are that tensor of theirs, perhaps flipped (some store a linear
-map as [in, out]). What is a bias may be missing on either side, and is then zero.
+An entry says: these local tensors, concatenated along the first axis, are that public tensor, perhaps transposed (some
+families store linear maps as [in, out]). A bias may be missing on either side and is then zero.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .safetensors_files import Weights
 
-CHUNK = 4 << 20  # bytes moved at once: a tensor never lies in memory twice
+PIECE_BYTES = 4 << 20  # copied at once, so that a tensor is never in memory twice
+ConfigDict = dict[str, Any]
+"""A recipe's config, or the config.json of a public checkpoint, as plain JSON values."""
+
+
+class WeightSource(Protocol):
+    """Named tensors of one or several files: shapes are known at once, values are read on demand."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return tensor[start:stop] in float32."""
+        ...
 
 
 @dataclass(frozen=True)
-class Row:
-    """One tensor of theirs. `theirs` None: their files have no such bias, so ours is zero."""
+class TensorMapping:
+    """One public tensor and the local tensors that it is made of."""
 
-    ours: tuple[str, ...]
-    theirs: str | None
-    flip: bool = False
-    """Theirs is [in, out]."""
-    lead: bool = False
-    """Theirs has one axis more, of length 1, in front."""
-    idle: bool = False
-    """With theirs None: ours changes nothing whatever it is, so it may be left out."""
-    fresh: bool = False
-    """Their file may lack it: a head that this checkpoint came without. Ours stays as it was made."""
-    again: bool = False
-    """A tied tensor that some files hold once more: passed over, and never written."""
-    made: Callable[[], Tensor] | None = None
-    """What ours computes where it has no such tensor, such as a fixed position: theirs holds just that."""
+    local: tuple[str, ...]
+    public: str | None
+    """None: the family has no such bias, so the local one must be zero."""
+    transposed: bool = False
+    """The public tensor is [in, out]."""
+    leading_axis: bool = False
+    """The public tensor has one more axis, of length 1, in front."""
+    ignorable: bool = False
+    """With public None: the local bias has no effect on the output, so export drops it whatever its value."""
+    optional: bool = False
+    """The file may lack it (a head that this checkpoint came without); the local tensor keeps its initial value."""
+    duplicate: bool = False
+    """A tied tensor that some files store a second time: skipped on import, never written."""
+    compute: Callable[[], Tensor] | None = None
+    """Where the model has no such tensor, what it computes instead (a fixed position); the public tensor holds that."""
 
-
-def row(ours: str | Sequence[str], theirs: str | None, **more: Any) -> Row:
-    return Row((ours,) if isinstance(ours, str) else tuple(ours), theirs, **more)
-
-
-def affine(ours: str | Sequence[str], theirs: str, flip: bool = False, **more: Any) -> list[Row]:
-    """Weight and bias of a linear map, a convolution or a norm."""
-    names = (ours,) if isinstance(ours, str) else tuple(ours)
-    weight = Row(tuple(f"{name}.weight" for name in names), f"{theirs}.weight", flip, **more)
-    return [weight, Row(tuple(f"{name}.bias" for name in names), f"{theirs}.bias", **more)]
+    def is_computed(self, tensors: Mapping[str, Tensor]) -> bool:
+        return self.compute is not None and not any(name in tensors for name in self.local)
 
 
-def unbiased(ours: str | Sequence[str], theirs: str, **more: Any) -> list[Row]:
-    """A linear map whose file has a weight only: our bias, if we have one, is zero."""
-    names = (ours,) if isinstance(ours, str) else tuple(ours)
-    weight = Row(tuple(f"{name}.weight" for name in names), f"{theirs}.weight")
-    return [weight, *(Row((f"{name}.bias",), None, **more) for name in names)]
+def map_tensor(local: str | Sequence[str], public: str | None, **options: Any) -> TensorMapping:
+    return TensorMapping((local,) if isinstance(local, str) else tuple(local), public, **options)
 
 
-def lm_head(tied: bool, theirs: str = "lm_head.weight") -> Row:
-    """The head's own matrix; tied, it is the embedding's, and some files hold it once more."""
-    return Row(("nodes.token.weight",), theirs, again=True) if tied else Row(("head.project.weight",), theirs)
+def map_affine(
+    local: str | Sequence[str], public: str, transposed: bool = False, **options: Any
+) -> list[TensorMapping]:
+    """Map the weight and the bias of a linear map, a convolution or a norm."""
+    names = (local,) if isinstance(local, str) else tuple(local)
+    weight = TensorMapping(tuple(f"{name}.weight" for name in names), f"{public}.weight", transposed, **options)
+    return [weight, TensorMapping(tuple(f"{name}.bias" for name in names), f"{public}.bias", **options)]
 
 
-def layers(n: int, rows: Iterable[Row]) -> list[Row]:
-    """The rows of one layer, for each: {i} in a name is the layer's number."""
-    made = list(rows)
+def map_weight(local: str, public: str, **options: Any) -> list[TensorMapping]:
+    """Map a linear map that has no bias in the public file: a local bias must be zero."""
+    return [map_tensor(f"{local}.weight", f"{public}.weight"), map_tensor(f"{local}.bias", None, **options)]
+
+
+def map_lm_head(tied: bool) -> TensorMapping:
+    """Map the output matrix; a tied one is the embedding, which some files store a second time."""
+    if tied:
+        return map_tensor("nodes.token.weight", "lm_head.weight", duplicate=True)
+    return map_tensor("head.project.weight", "lm_head.weight")
+
+
+def repeat_layers(n: int, block: Iterable[TensorMapping]) -> list[TensorMapping]:
+    """Repeat the table of one block for n layers: {i} in a name is the layer's number."""
+    block = list(block)
     return [
         replace(
-            r,
-            ours=tuple(name.replace("{i}", str(i)) for name in r.ours),
-            theirs=None if r.theirs is None else r.theirs.replace("{i}", str(i)),
+            mapping,
+            local=tuple(name.replace("{i}", str(i)) for name in mapping.local),
+            public=None if mapping.public is None else mapping.public.replace("{i}", str(i)),
         )
         for i in range(n)
-        for r in made
+        for mapping in block
     ]
 
 
-# --- theirs -> ours ---
+# --- public -> local ---
 
 
-def check(rows: Sequence[Row], own: Mapping[str, Tensor], weights: Weights) -> list[str]:
-    """Every name and shape, before anything is read. Returns the tensors of ours that the file has nothing for (a fresh
-    head). Raises InputError naming the key, the shape found and the shape expected."""
-    fresh: list[str] = []
-    for r in rows:
-        if r.theirs is None:
+def check_shapes(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor], weights: WeightSource) -> list[str]:
+    """Compare every name and shape of a file with a model, without reading values.
+
+    Args:
+        tensors: the model's tensors by name; they may lie on the meta device.
+
+    Returns:
+        The model's tensors that the file has no values for.
+
+    Raises:
+        InputError: names the tensor, its shape and the expected shape.
+    """
+    missing: list[str] = []
+    for mapping in table:
+        if mapping.public is None:
             continue
-        if r.theirs not in weights.shapes:
-            if not r.fresh and not r.again:
-                raise InputError(f"{weights.where} lacks {r.theirs}, expected with shape {expected(r, own)}")
-            fresh += [name for name in r.ours if name in own and r.fresh]
-        elif (wanted := expected(r, own)) != (found := list(weights.shapes[r.theirs])):
-            raise InputError(f"{weights.where}: {r.theirs} has shape {found}, its config.json makes that {wanted}")
-    there = {name for r in rows if r.theirs in weights.shapes and not r.again for name in r.ours}
-    fresh = [name for name in fresh if name not in there]
-    names = [r.theirs for r in rows if r.theirs is not None]
-    if strange := sorted(weights.shapes.keys() - set(names)):
+        expected = compute_public_shape(mapping, tensors)
+        if mapping.public not in weights.shapes:
+            if not mapping.optional and not mapping.duplicate:
+                raise InputError(f"{weights.where} lacks {mapping.public}, expected with shape {expected}")
+            missing += [name for name in mapping.local if name in tensors and mapping.optional]
+        elif expected != (shape := list(weights.shapes[mapping.public])):
+            raise InputError(
+                f"{weights.where}: {mapping.public} has shape {shape}, its config.json makes that {expected}"
+            )
+    loaded = {name for m in table if m.public in weights.shapes and not m.duplicate for name in m.local}
+    if unknown := sorted(weights.shapes.keys() - {mapping.public for mapping in table}):
         raise InputError(
-            f"{weights.where} has {strange[0]} (and {len(strange) - 1} more) with shape "
-            f"{list(weights.shapes[strange[0]])}, which its config.json says nothing of"
+            f"{weights.where} has {unknown[0]} (and {len(unknown) - 1} more) with shape "
+            f"{list(weights.shapes[unknown[0]])}, which its config.json does not account for"
         )
-    covered = {name for r in rows for name in r.ours}
-    if bare := sorted(own.keys() - covered):
-        raise InputError(f"{weights.where} says nothing of {bare[0]}: this family has no such tensor")
-    return fresh
+    check_complete(table, tensors, weights.where)
+    return [name for name in missing if name not in loaded]
 
 
-def expected(r: Row, own: Mapping[str, Tensor]) -> list[int]:
-    """The shape of theirs that fits ours."""
-    if computed(r, own):
-        return list(r.made().shape) if r.made else []
-    parts = [list(shape_of(name, own)) for name in r.ours]
-    whole = [sum(part[0] for part in parts), *parts[0][1:]]
-    whole = whole[::-1] if r.flip else whole
-    return [1, *whole] if r.lead else whole
+def check_complete(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise InputError for a tensor of the model that the table does not mention."""
+    if unmapped := sorted(tensors.keys() - {name for mapping in table for name in mapping.local}):
+        raise InputError(f"{where}: this family has no tensor for {unmapped[0]}")
 
 
-def computed(r: Row, own: Mapping[str, Tensor]) -> bool:
-    return r.made is not None and not any(name in own for name in r.ours)
+def compute_public_shape(mapping: TensorMapping, tensors: Mapping[str, Tensor]) -> list[int]:
+    """Return the shape of the public tensor that fits the local ones."""
+    if mapping.compute is not None and mapping.is_computed(tensors):
+        return list(mapping.compute().shape)
+    parts = [list(get_local_shape(name, tensors)) for name in mapping.local]
+    shape = [sum(part[0] for part in parts), *parts[0][1:]]
+    shape = shape[::-1] if mapping.transposed else shape
+    return [1, *shape] if mapping.leading_axis else shape
 
 
-def shape_of(name: str, own: Mapping[str, Tensor]) -> Sequence[int]:
-    """A bias we have none of is as long as its weight is high."""
-    return own[name].shape if name in own else own[name.removesuffix("bias") + "weight"].shape[:1]
+def get_local_shape(name: str, tensors: Mapping[str, Tensor]) -> Sequence[int]:
+    """Return a tensor's shape; a bias that the model lacks is as long as its weight has rows."""
+    return tensors[name].shape if name in tensors else tensors[name.removesuffix("bias") + "weight"].shape[:1]
+
+
+def get_or_zeros(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a tensor; zeros for a bias that the model lacks."""
+    return tensors[name] if name in tensors else torch.zeros(get_local_shape(name, tensors))
 
 
 @torch.no_grad()
-def fill(rows: Sequence[Row], own: Mapping[str, Tensor], weights: Weights) -> list[str]:
-    """Move the file's numbers into our tensors, a piece at a time. Returns what stayed fresh. Raises InputError."""
-    fresh = check(rows, own, weights)
-    for r in rows:
-        if r.theirs is None:
-            for name in r.ours:
-                if name in own:
-                    own[name].zero_()
-        elif r.theirs in weights.shapes and not r.again and not computed(r, own):
-            move(r, own, weights)
-    return fresh
+def load_weights(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor], weights: WeightSource) -> None:
+    """Copy the file's values into the model's tensors, piece by piece.
+
+    Raises:
+        InputError: names or shapes differ, or a bias that the model lacks is not zero in the file.
+    """
+    check_shapes(table, tensors, weights)
+    for mapping in table:
+        if mapping.public is None:
+            for name in mapping.local:
+                if name in tensors:
+                    tensors[name].zero_()
+        elif mapping.public in weights.shapes and not mapping.duplicate and not mapping.is_computed(tensors):
+            copy_tensor(mapping, mapping.public, tensors, weights)
 
 
-def move(r: Row, own: Mapping[str, Tensor], weights: Weights) -> None:
-    """One tensor of theirs into those of ours."""
-    assert r.theirs is not None
-    targets = [own[name] if name in own else torch.zeros(shape_of(name, own)) for name in r.ours]
-    at, high = 0, weights.shapes[r.theirs][0]
-    step = max(1, CHUNK * high // max(1, 4 * size(weights.shapes[r.theirs])))
-    for at in range(0, high, step):
-        piece = weights.rows(r.theirs, at, min(high, at + step))
-        piece = piece[0] if r.lead else piece
-        place(piece.T if r.flip else piece, targets, (0 if r.lead else at), r.flip)
-    for name, target in zip(r.ours, targets):
-        if name not in own and target.any():
-            raise InputError(f"{weights.where}: {r.theirs} is not zero, and this model has no {name}")
+def copy_tensor(mapping: TensorMapping, public: str, tensors: Mapping[str, Tensor], weights: WeightSource) -> None:
+    """Copy one public tensor into the local tensors that it is made of."""
+    targets = [get_or_zeros(name, tensors) for name in mapping.local]
+    shape = weights.shapes[public]
+    step = count_piece_rows(shape)
+    for start in range(0, shape[0], step):
+        piece = weights.read_rows(public, start, min(shape[0], start + step))
+        piece = piece[0] if mapping.leading_axis else piece
+        copy_piece(piece.T if mapping.transposed else piece, targets, start, mapping.transposed)
+    for name, target in zip(mapping.local, targets):
+        if name not in tensors and target.any():
+            raise InputError(f"{weights.where}: {public} is not zero, and this model has no {name}")
 
 
-def place(piece: Tensor, targets: Sequence[Tensor], at: int, flip: bool) -> None:
-    """A piece of the whole into the tensors that the whole is made of, which lie one below the other. Of a flipped
-    tensor, a piece has all rows and the columns from `at` on."""
-    first = 0
+def count_piece_rows(shape: Sequence[int]) -> int:
+    return max(1, PIECE_BYTES * shape[0] // max(1, 4 * math.prod(shape)))
+
+
+def copy_piece(piece: Tensor, targets: Sequence[Tensor], start: int, transposed: bool) -> None:
+    """Copy rows `start` and on of a tensor into the tensors that it is the concatenation of.
+
+    A piece of a transposed tensor has all rows, and the columns from `start` on.
+    """
+    offset = 0  # of the target's first row
     for target in targets:
-        if flip:
-            target[:, at : at + piece.shape[1]].copy_(piece[first : first + len(target)])
+        if transposed:
+            target[:, start : start + piece.shape[1]].copy_(piece[offset : offset + len(target)])
         else:
-            start, stop = max(first, at), min(first + len(target), at + len(piece))
-            if start < stop:
-                target[start - first : stop - first].copy_(piece[start - at : stop - at])
-        first += len(target)
+            first, last = max(offset, start), min(offset + len(target), start + len(piece))
+            if first < last:
+                target[first - offset : last - offset].copy_(piece[first - start : last - start])
+        offset += len(target)
 
 
-def size(shape: Sequence[int]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
+def has_nonzero_bias(weights: WeightSource, *prefixes: str) -> bool:
+    """Return whether any bias whose name begins with one of these prefixes (default: any bias) is not zero."""
+    biases = [name for name in weights.shapes if name.endswith(".bias") and name.startswith(prefixes or ("",))]
+    return any(bool(weights.read_rows(name, 0, weights.shapes[name][0]).any()) for name in biases)
 
 
-# --- ours -> theirs ---
+def are_equal(weights: WeightSource, first: str, second: str) -> bool:
+    """Return whether two stored tensors have the same values, compared piece by piece."""
+    shape = weights.shapes[first]
+    if shape != weights.shapes[second]:
+        return False
+    step = count_piece_rows(shape)
+    starts = range(0, shape[0], step)
+    pieces = ([weights.read_rows(name, i, min(shape[0], i + step)) for name in (first, second)] for i in starts)
+    return all(torch.equal(a, b) for a, b in pieces)
 
 
-def give(rows: Sequence[Row], own: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Their tensors, by their names. Raises InputError for a bias of ours that their files have no place for."""
-    given: set[tuple[str, ...]] = set()
-    for r in rows:
-        if r.again:
+# --- local -> public ---
+
+
+def export_tensors(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the public tensors with their names.
+
+    Raises:
+        InputError: the family has no place for a tensor of the model, or for a bias that is not zero.
+    """
+    check_complete(table, tensors, "export")
+    exported: set[tuple[str, ...]] = set()
+    for mapping in table:
+        if mapping.duplicate:
             continue
-        if r.theirs is None:
-            for name in r.ours:
-                if name in own and not r.idle and own[name].any():
+        if mapping.public is None:
+            for name in mapping.local:
+                if name in tensors and not mapping.ignorable and tensors[name].any():
                     raise InputError(f"{name} is not zero, and this family has no place for it")
             continue
-        if r.made is not None and computed(r, own):
-            yield r.theirs, r.made().contiguous()
+        if mapping.compute is not None and mapping.is_computed(tensors):
+            yield mapping.public, mapping.compute().contiguous()
             continue
-        parts = [own[name].detach() if name in own else torch.zeros(shape_of(name, own)) for name in r.ours]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        whole = whole.T if r.flip else whole
-        whole = whole.clone() if r.ours in given else whole  # a file does not hold one piece of memory twice
-        given.add(r.ours)
-        yield r.theirs, (whole[None] if r.lead else whole).contiguous()
+        parts = [get_or_zeros(name, tensors).detach() for name in mapping.local]
+        value = parts[0] if len(parts) == 1 else torch.cat(parts)
+        value = value.T if mapping.transposed else value
+        value = value.clone() if mapping.local in exported else value  # safetensors refuses shared memory
+        exported.add(mapping.local)
+        yield mapping.public, (value[None] if mapping.leading_axis else value).contiguous()
 
 
-def zero(own: Mapping[str, Tensor], *names: str) -> bool:
-    """Whether all of these tensors (those there are) are zero."""
-    return not any(bool(own[name].any()) for name in names if name in own)
-
-
-Values = dict[str, Any]
-"""A recipe's config, or theirs, as JSON has it."""
+def are_all_zero(tensors: Mapping[str, Tensor], names: Iterable[str]) -> bool:
+    """Return whether those of the named tensors that exist are all zero."""
+    return not any(bool(tensors[name].any()) for name in names if name in tensors)

@@ -1,8 +1,8 @@
-"""ViT (2010.11929), as the `vit` family of public checkpoints has it.
+"""ViT (2010.11929): the `vit` family.
 
-A class node in front, learned positions, pre-norm with biases; query, key and value may go without. What an image
-processor does to pixels lies beside, in preprocessor_config.json, and the names of the classes in config.json. A folder
-without a classifier has a head that is yet to be trained.
+A class node in front, learned positions, pre-norm with biases (optional for query, key and value). Pixel preprocessing
+is described by preprocessor_config.json, class names by config.json. A folder without a classifier is read with a head
+that is yet to be trained.
 """
 
 import json
@@ -11,196 +11,198 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data.images.decode import RESAMPLE
-from ..data.images.preprocessing import flat, read_looks
+from ..data.images.preprocessing import load_preprocessor, uniform_preprocessor
+from ..data.images.read import RESAMPLE_FILTERS
+from ..data.io.checks import read_json
 from ..errors import InputError
-from .config_fields import Fields, activations
-from .safetensors_files import Weights, read_json
-from .tensor_map import Row, Values, affine, layers, row, unbiased, zero
+from .config_fields import (
+    ACTIVATIONS,
+    ConfigFields,
+    get_public_name,
+    require_plain_heads,
+    require_settings,
+    write_sizes,
+)
+from .family import Family
+from .tensor_map import (
+    ConfigDict,
+    TensorMapping,
+    WeightSource,
+    are_all_zero,
+    has_nonzero_bias,
+    map_affine,
+    map_tensor,
+    map_weight,
+    repeat_layers,
+)
 
-RECIPE = "vision"
-ARCHITECTURE = "ViTForImageClassification"
-PRESETS = ("small", "vit-base")
-PROCESSOR = "preprocessor_config.json"
-TOLD = ("query", "key", "value")
-MOST_CLASSES = 1 << 20
-
-
-def spelling(name: str) -> str | None:
-    """With or without `vit.`; the pooler belongs to a training that is over."""
-    bare = name.removeprefix("vit.")
-    if bare.startswith("pooler."):
-        return None
-    return bare if bare.startswith("classifier.") else f"vit.{bare}"
-
-
-def read(c: Fields, weights: Weights) -> Values:
-    """Their config -> the vision recipe's."""
-    c.value("encoder_stride", None)  # of a head that paints patches: not this one
-    (height, width), (patch, other) = sides(c, "image_size", 224), sides(c, "patch_size", 16)
-    if patch != other or height % patch or width % patch:
-        raise InputError(
-            f"{c.where}: patches of {patch} x {other} on {height} x {width}; they must be squares that fit"
-        )
-    channels, dim = c.size("num_channels", 3, most=4), c.size("hidden_size", 768)
-    if channels not in (1, 3):
-        raise InputError(f"{c.where}: num_channels is {channels}; anyformer has images of 1 or 3")
-    c.flag("qkv_bias", True)
-    model = {
-        "dim": dim,
-        "n_layer": c.size("num_hidden_layers", 12, most=len(weights.shapes)),
-        "n_head": c.size("num_attention_heads", 12),
-        "mlp_dim": c.size("intermediate_size", 3072),
-        "context": 1 + (height // patch) * (width // patch),
-        "activation": c.choice("hidden_act", activations(), "gelu"),
-        "norm_eps": c.number("layer_norm_eps", 1e-12),
-        "bias": biased(weights),
-        "dropout": c.dropout("hidden_dropout_prob"),
-    }
-    image = {"height": height, "width": width, "channels": channels, "patch": patch}
-    return image | {"model": model, "labels": labels(c), "looks": looks(c, height, width, channels)}
+SIZES = {
+    "hidden_size": ("dim", 768),
+    "num_hidden_layers": ("n_layer", 12),
+    "num_attention_heads": ("n_head", 12),
+    "intermediate_size": ("mlp_dim", 3072),
+}
+MODEL_SETTINGS = {
+    "position": ("learned",),
+    "norm": ("layernorm",),
+    "norm_place": ("pre",),
+    "qk_norm": (False,),
+    "scale": (None,),
+    "activation": tuple(ACTIVATIONS.values()),
+}
+PROCESSOR, PREPROCESSING = "preprocessor_config.json", "preprocessing.json"  # transformers' file, and anyformer's
+QKV = ("query", "key", "value")
+MAX_CLASSES, MAX_IMAGE_SIZE = 1 << 20, 1 << 14
 
 
-def sides(c: Fields, name: str, default: int) -> tuple[int, int]:
-    """One number for both sides, or [height, width]."""
-    found = c.value(name, default)
-    pair = found if isinstance(found, list) else [found, found]
-    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= 1 << 14 for n in pair):
-        raise InputError(f"{c.where}: {name} is {found!r}; it must be a whole number, or two: [height, width]")
+class ViT(Family):
+    model_type, recipes, architecture = "vit", ("vision",), "ViTForImageClassification"
+
+    def normalize_name(self, name: str) -> str | None:
+        """Add the prefix `vit.`; the pooler is ignored."""
+        bare = name.removeprefix("vit.")
+        if bare.startswith("pooler."):
+            return None
+        return bare if bare.startswith("classifier.") else f"vit.{bare}"
+
+    def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
+        c.get("encoder_stride", None)  # of a head for masked images, which is not read
+        (height, width), patch = read_size(c, "image_size", 224), read_size(c, "patch_size", 16)
+        if patch[0] != patch[1] or height % patch[0] or width % patch[0]:
+            raise InputError(
+                f"{c.where}: patches of {patch[0]} x {patch[1]} on {height} x {width}; they must be squares that fit"
+            )
+        channels = c.get_size("num_channels", 3, limit=4)
+        if channels not in (1, 3):
+            raise InputError(f"{c.where}: num_channels is {channels}; images of 1 or 3 channels are supported")
+        c.get_flag("qkv_bias", True)
+        model = c.get_sizes(SIZES, max_layers=len(weights.shapes)) | {
+            "context": 1 + (height // patch[0]) * (width // patch[0]),
+            "activation": c.get_choice("hidden_act", ACTIVATIONS, "gelu"),
+            "norm_eps": c.get_number("layer_norm_eps", 1e-12),
+            "bias": has_nonzero_bias(weights, "vit.encoder.", "vit.layernorm."),
+            "dropout": c.get_dropout("hidden_dropout_prob"),
+        }
+        return {
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "patch": patch[0],
+            "model": model,
+            "labels": read_labels(c),
+            "preprocessing": read_preprocessing(c, height, width, channels),
+        }
+
+    def check_config(self, values: ConfigDict) -> None:
+        require_settings(values["model"], MODEL_SETTINGS)
+        require_settings(values, {"pool": ("first",), "local_layers": (0,)})
+        require_plain_heads(values["model"])
+
+    def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
+        model, height, width = values["model"], values["height"], values["width"]
+        qkv_biases = [f"body.blocks.{i}.attn.{name}.bias" for i in range(model["n_layer"]) for name in QKV]
+        return write_sizes(model, SIZES) | {
+            "image_size": height if height == width else [height, width],
+            "patch_size": values["patch"],
+            "num_channels": values["channels"],
+            "hidden_act": get_public_name(model["activation"], ACTIVATIONS),
+            "layer_norm_eps": model["norm_eps"],
+            "qkv_bias": not are_all_zero(tensors, qkv_biases),
+            **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), model["dropout"]),
+        }
+
+    def write_extra_config(self, values: ConfigDict, files: Mapping[str, str]) -> ConfigDict:
+        names = json.loads(files["labels.json"])
+        return {
+            "id2label": {str(i): name for i, name in enumerate(names)},
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
+
+    def write_extra_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, str]:
+        preprocessor = load_preprocessor(files[PREPROCESSING], values["channels"])
+        config = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": values["height"], "width": values["width"]},
+            "resample": RESAMPLE_FILTERS.index(preprocessor.resample),
+            "do_rescale": True,
+            "rescale_factor": preprocessor.scale,
+            "do_normalize": True,
+            "image_mean": preprocessor.mean,
+            "image_std": preprocessor.std,
+        }
+        return {PROCESSOR: json.dumps(config, indent=2)}
+
+    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+        local, public, embeddings = "body.blocks.{i}", "vit.encoder.layer.{i}", "vit.embeddings"
+        attention = map_affine if config.get("qkv_bias", True) else map_weight
+        block = [
+            *map_affine(f"{local}.attn_norm", f"{public}.layernorm_before"),
+            *(m for n in QKV for m in attention(f"{local}.attn.{n}", f"{public}.attention.attention.{n}")),
+            *map_affine(f"{local}.attn.output", f"{public}.attention.output.dense"),
+            *map_affine(f"{local}.mlp_norm", f"{public}.layernorm_after"),
+            *map_affine(f"{local}.mlp.up", f"{public}.intermediate.dense"),
+            *map_affine(f"{local}.mlp.down", f"{public}.output.dense"),
+        ]
+        return [
+            map_tensor("nodes.cls_token", f"{embeddings}.cls_token"),
+            map_tensor("nodes.position.weight", f"{embeddings}.position_embeddings", leading_axis=True),
+            *map_affine("nodes.project", f"{embeddings}.patch_embeddings.projection"),
+            *repeat_layers(config.get("num_hidden_layers", 12), block),
+            *map_affine("body.norm", "vit.layernorm"),
+            *map_affine("head.project", "classifier", optional=True),
+        ]
+
+
+def read_size(c: ConfigFields, name: str, default: int) -> tuple[int, int]:
+    """Read one number for both sides, or [height, width]."""
+    value = c.get(name, default)
+    pair = value if isinstance(value, list) else [value, value]
+    if len(pair) != 2 or not all(type(n) is int and 0 < n <= MAX_IMAGE_SIZE for n in pair):
+        raise InputError(f"{c.where}: {name} is {value!r}; it must be a whole number, or two: [height, width]")
     return pair[0], pair[1]
 
 
-def biased(weights: Weights) -> bool:
-    """Whether any bias of the body is not zero."""
-    body = ("vit.encoder.", "vit.layernorm.")
-    biases = [name for name in weights.shapes if name.endswith(".bias") and name.startswith(body)]
-    return any(bool(weights.rows(name, 0, weights.shapes[name][0]).any()) for name in biases)
+def read_labels(c: ConfigFields) -> str:
+    """Return the names of the classes in the order of their ids, as the JSON of a labels.json."""
+    names = c.get("id2label", None)
+    if names is None:
+        names = {str(i): f"LABEL_{i}" for i in range(c.get_size("num_labels", 2, limit=MAX_CLASSES))}
+    c.get("label2id", None)
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))} or not names:
+        raise InputError(f"{c.where}: id2label must name the classes 0, 1, 2 and so on")
+    return json.dumps([str(names[str(i)]) for i in range(len(names))])
 
 
-def labels(c: Fields) -> str:
-    """What the classes are called, in the order of their numbers, as a labels.json has it."""
-    found = c.value("id2label", None)
-    if found is None:
-        n = c.size("num_labels", 2, most=MOST_CLASSES)
-        found = {str(i): f"LABEL_{i}" for i in range(n)}
-    c.value("label2id", None)
-    if not isinstance(found, dict) or set(found) != {str(i) for i in range(len(found))} or not found:
-        raise InputError(f"{c.where}: id2label must name the classes 0, 1, 2 and on")
-    return json.dumps([str(found[str(i)]) for i in range(len(found))])
-
-
-def looks(c: Fields, height: int, width: int, channels: int) -> str:
-    """How pixels become numbers, as a looks.json has it. Without an image processor: from -1 to 1."""
+def read_preprocessing(c: ConfigFields, height: int, width: int, channels: int) -> str:
+    """Return the JSON of a preprocessing.json for the folder's image processor; without one, pixels go from -1 to 1."""
     path = Path(c.where).with_name(PROCESSOR)
     if not path.is_file():
-        return flat(0.5, channels).json()
-    p = Fields(read_json(path), str(path))
-    p.must(do_resize=True, do_center_crop=False, do_pad=False)
-    if (size := square(p)) != (height, width):
+        return uniform_preprocessor(0.5, channels).to_json()
+    p = ConfigFields(read_json(path), str(path))
+    p.require(do_resize=True, do_center_crop=False, do_pad=False)
+    if (size := read_processor_size(p)) != (height, width):
         raise InputError(f"{path}: size is {size[0]} x {size[1]}, but the model takes {height} x {width}")
-    rescale, normalize = p.flag("do_rescale", True), p.flag("do_normalize", True)
-    mean, std = p.value("image_mean", [0.5] * channels), p.value("image_std", [0.5] * channels)
-    given = {
+    rescale, normalize = p.get_flag("do_rescale", True), p.get_flag("do_normalize", True)
+    mean, std = p.get("image_mean", [0.5] * channels), p.get("image_std", [0.5] * channels)
+    values = {
         "mean": mean if normalize else [0.0] * channels,
         "std": std if normalize else [1.0] * channels,
-        "scale": p.number("rescale_factor", 1 / 255) if rescale else 1.0,
-        "resample": p.choice("resample", dict(enumerate(RESAMPLE)), 2),
+        "scale": p.get_number("rescale_factor", 1 / 255) if rescale else 1.0,
+        "resample": p.get_choice("resample", dict(enumerate(RESAMPLE_FILTERS)), 2),
     }
     try:
-        return read_looks(json.dumps(given), channels).json()
+        return load_preprocessor(json.dumps(values), channels).to_json()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def square(p: Fields) -> tuple[int, int]:
-    """The size that images are brought to: {"height", "width"}, or one number in old files."""
-    found = p.value("size", 224)
-    if isinstance(found, dict) and set(found) == {"height", "width"}:
-        found = [found["height"], found["width"]]
-    return sides(Fields({"size": found}, p.where), "size", 224)
+def read_processor_size(p: ConfigFields) -> tuple[int, int]:
+    """Read the size that images are resized to: {"height", "width"}, or one number in old files."""
+    value = p.get("size", 224)
+    if isinstance(value, dict) and set(value) == {"height", "width"}:
+        value = [value["height"], value["width"]]
+    return read_size(ConfigFields({"size": value}, p.where), "size", 224)
 
 
-# --- ours -> theirs ---
-
-
-def write(values: Values, own: Mapping[str, Tensor]) -> Values:
-    """The vision recipe's config -> theirs. Raises InputError for what this family cannot say."""
-    m = values["model"]
-    wanted = {"position": "learned", "norm": "layernorm", "norm_place": "pre", "qk_norm": False, "scale": None}
-    for name, right in wanted.items():
-        if m[name] != right:
-            raise InputError(f"{name} is {m[name]}, not {right}")
-    if values["pool"] != "first":
-        raise InputError("the head reads the mean node, there is no class node (pool first)")
-    if values["local"]:
-        raise InputError(f"the first {values['local']} layers are local")
-    if m["n_kv_head"] not in (None, m["n_head"]) or m["head_dim"] not in (None, m["dim"] // m["n_head"]):
-        raise InputError("heads of keys are fewer, or channels of heads are not dim / n_head")
-    known = {ours: theirs for theirs, ours in reversed(activations().items())}
-    if m["activation"] not in known:
-        raise InputError(f"the activation is {m['activation']}")
-    told = [f"body.blocks.{i}.attn.{name}.bias" for i in range(m["n_layer"]) for name in TOLD]
-    side = values["height"]
-    return {
-        "model_type": "vit",
-        "image_size": side if side == values["width"] else [side, values["width"]],
-        "patch_size": values["patch"],
-        "num_channels": values["channels"],
-        "hidden_size": m["dim"],
-        "num_hidden_layers": m["n_layer"],
-        "num_attention_heads": m["n_head"],
-        "intermediate_size": m["mlp_dim"] or 4 * m["dim"],
-        "hidden_act": known[m["activation"]],
-        "layer_norm_eps": m["norm_eps"],
-        "qkv_bias": not zero(own, *told),
-        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), m["dropout"]),
-    }
-
-
-def named(texts: Mapping[str, str]) -> Values:
-    """What their config says of the classes."""
-    names = json.loads(texts["labels.json"])
-    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
-
-
-def beside(values: Values, texts: Mapping[str, str]) -> dict[str, str]:
-    """The file of the image processor."""
-    found = read_looks(texts["looks.json"], values["channels"])
-    return {
-        PROCESSOR: json.dumps(
-            {
-                "image_processor_type": "ViTImageProcessor",
-                "do_resize": True,
-                "size": {"height": values["height"], "width": values["width"]},
-                "resample": RESAMPLE.index(found.resample),
-                "do_rescale": True,
-                "rescale_factor": found.scale,
-                "do_normalize": True,
-                "image_mean": found.mean,
-                "image_std": found.std,
-            },
-            indent=2,
-        )
-    }
-
-
-def rows(c: Values) -> list[Row]:
-    """Names of ours and of theirs, for a config of theirs."""
-    ours, theirs = "body.blocks.{i}", "vit.encoder.layer.{i}"
-    attend = affine if c.get("qkv_bias", True) else unbiased
-    block = [
-        *affine(f"{ours}.attn_norm", f"{theirs}.layernorm_before"),
-        *(r for name in TOLD for r in attend(f"{ours}.attn.{name}", f"{theirs}.attention.attention.{name}")),
-        *affine(f"{ours}.attn.output", f"{theirs}.attention.output.dense"),
-        *affine(f"{ours}.mlp_norm", f"{theirs}.layernorm_after"),
-        *affine(f"{ours}.mlp.up", f"{theirs}.intermediate.dense"),
-        *affine(f"{ours}.mlp.down", f"{theirs}.output.dense"),
-    ]
-    return [
-        row("nodes.first", "vit.embeddings.cls_token"),
-        row("nodes.position.weight", "vit.embeddings.position_embeddings", lead=True),
-        *affine("nodes.project", "vit.embeddings.patch_embeddings.projection"),
-        *layers(c.get("num_hidden_layers", 12), block),
-        *affine("body.norm", "vit.layernorm"),
-        *affine("head.project", "classifier", fresh=True),
-    ]
+family = ViT()

@@ -1,8 +1,8 @@
-"""Whisper (2212.04356), as the `whisper` family of public checkpoints has it.
+"""Whisper (2212.04356): the `whisper` family.
 
-A key has no bias there: it would shift all scores of a query alike, and the softmax takes that back. Ours is zero after
-import and left out on export. The encoder's position is stored although it is fixed; where it is the one we compute,
-ours stores none.
+Keys have no bias there: it would shift all scores of a query equally, which the softmax cancels. The local one is zero
+after import and dropped on export. The encoder's position is stored although it is fixed; where it equals the computed
+one, the local model stores none.
 """
 
 import json
@@ -12,208 +12,204 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..data.audio.features import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from ..errors import InputError
-from ..model.positions import Sinusoidal
-from .config_fields import Fields, activations
-from .safetensors_files import Weights
-from .tensor_map import Row, Values, affine, layers, row, unbiased
+from ..model.positions import SinusoidalPosition
+from .config_fields import (
+    ACTIVATIONS,
+    ConfigFields,
+    get_public_name,
+    require_plain_heads,
+    require_settings,
+    write_sizes,
+)
+from .family import Family
+from .tensor_map import (
+    ConfigDict,
+    TensorMapping,
+    WeightSource,
+    map_affine,
+    map_tensor,
+    map_weight,
+    repeat_layers,
+)
 
-RECIPE = "speech"
-ARCHITECTURE = "WhisperForConditionalGeneration"
-PRESETS = ("whisper",)
 STACKS = ("encoder", "decoder")
-AT = "model.encoder.embed_positions.weight"
-# What begins an English transcript, by the size of the vocabulary: English only, many languages, one more of them.
+POSITION = "model.encoder.embed_positions.weight"
+# The ids that begin an English transcript, by vocabulary size: English only, multilingual, one more language.
 PROMPTS = {
     51864: (50257, 50362),
     51865: (50258, 50259, 50359, 50363),
     51866: (50258, 50259, 50360, 50364),
 }
+MODEL_SETTINGS = {
+    "norm": ("layernorm",),
+    "norm_eps": (1e-5,),
+    "norm_place": ("pre",),
+    "qk_norm": (False,),
+    "scale": (None,),
+    "bias": (True,),
+    "activation": tuple(ACTIVATIONS.values()),
+}
 
 
-def spelling(name: str) -> str | None:
-    """With or without `model.`; the tied head says nothing new."""
-    return None if name == "proj_out.weight" else f"model.{name.removeprefix('model.')}"
+class Whisper(Family):
+    model_type, recipes, architecture = "whisper", ("speech",), "WhisperForConditionalGeneration"
 
+    def normalize_name(self, name: str) -> str | None:
+        """Add the prefix `model.`; the tied head is ignored."""
+        return None if name == "proj_out.weight" else f"model.{name.removeprefix('model.')}"
 
-def read(c: Fields, weights: Weights) -> Values:
-    """Their config -> the speech recipe's."""
-    c.must(scale_embedding=False, tie_word_embeddings=True)
-    dim, vocab = c.size("d_model", 384), c.size("vocab_size", 51865)
-    activation = c.choice("activation_function", activations(), "gelu")
-    stacks, most = {}, len(weights.shapes)
-    for stack, context in zip(STACKS, (c.size("max_source_positions", 1500), c.size("max_target_positions", 448))):
-        stacks[stack] = {
-            "dim": dim,
-            "n_layer": c.size(f"{stack}_layers", 4, most=most),
-            "n_head": c.size(f"{stack}_attention_heads", 6),
-            "mlp_dim": c.size(f"{stack}_ffn_dim", 1536),
-            "context": context,
-            "activation": activation,
-            "dropout": c.dropout("dropout"),
+    def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
+        c.require(scale_embedding=False, tie_word_embeddings=True)
+        dim, vocab_size = c.get_size("d_model", 384), c.get_size("vocab_size", 51865)
+        activation = c.get_choice("activation_function", ACTIVATIONS, "gelu")
+        contexts = c.get_size("max_source_positions", 1500), c.get_size("max_target_positions", 448)
+        stacks = {
+            stack: c.get_sizes(get_stack_sizes(stack), max_layers=len(weights.shapes))
+            | {"dim": dim, "context": context, "activation": activation, "dropout": c.get_dropout("dropout")}
+            for stack, context in zip(STACKS, contexts)
         }
-    c.must(num_hidden_layers=stacks["encoder"]["n_layer"])
-    end = c.value("eos_token_id", 50257 if vocab > 50257 else None)
-    stacks["encoder"]["position"] = "sinusoidal" if fixed(stacks["encoder"], weights) else "learned"
+        c.require(num_hidden_layers=stacks["encoder"]["n_layer"])
+        stacks["encoder"]["position"] = "sinusoidal" if is_sinusoidal(stacks["encoder"], weights) else "learned"
+        return {
+            **stacks,
+            "mels": c.get_size("num_mel_bins", 80),
+            "pad_to_context": True,
+            "padded_vocab": vocab_size,
+            "prompt": " ".join(map(str, read_prompt(c, vocab_size))),
+            "end": c.get_token_id("eos_token_id", 50257 if vocab_size > 50257 else None, vocab_size),
+        }
+
+    def check_config(self, values: ConfigDict) -> None:
+        encoder, decoder = values["encoder"], values["decoder"]
+        require_settings(values, {"pad_to_context": (True,)})
+        require_settings(encoder, MODEL_SETTINGS | {"position": ("sinusoidal", "learned")}, "encoder.")
+        settings = MODEL_SETTINGS | {"position": ("learned",), "activation": (encoder["activation"],)}
+        require_settings(decoder, settings, "decoder.")
+        for stack in STACKS:
+            require_plain_heads(values[stack], f"{stack}.")
+
+    def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
+        encoder, decoder = values["encoder"], values["decoder"]
+        start, *forced = map(int, values["prompt"].split() or [values["end"]])
+        vocab_size = len(tensors["target.token.weight"])
+        is_usual = not forced or PROMPTS.get(vocab_size) == (start, *forced)
+        return {
+            "is_encoder_decoder": True,
+            "vocab_size": vocab_size,
+            "d_model": encoder["dim"],
+            **write_sizes(encoder, get_stack_sizes("encoder")),
+            **write_sizes(decoder, get_stack_sizes("decoder")),
+            "num_hidden_layers": encoder["n_layer"],
+            "num_mel_bins": values["mels"],
+            "max_source_positions": encoder["context"],
+            "max_target_positions": decoder["context"],
+            "activation_function": get_public_name(encoder["activation"], ACTIVATIONS),
+            "scale_embedding": False,
+            "tie_word_embeddings": True,
+            "dropout": encoder["dropout"],
+            **({} if is_usual else {"forced_decoder_ids": [[i, token] for i, token in enumerate(forced, start=1)]}),
+            **get_token_ids(values),
+        }
+
+    def write_extra_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, str]:
+        """Return the settings of the feature extractor and of generation."""
+        samples = values["encoder"]["context"] * 2 * HOP_LENGTH
+        features = {
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "processor_class": "WhisperProcessor",
+            "feature_size": values["mels"],
+            "sampling_rate": SAMPLE_RATE,
+            "n_fft": N_FFT,
+            "hop_length": HOP_LENGTH,
+            "chunk_length": samples // SAMPLE_RATE,
+            "n_samples": samples,
+            "nb_max_frames": samples // HOP_LENGTH,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": False,
+            "dither": 0.0,
+        }
+        generation = get_token_ids(values) | {"max_length": values["decoder"]["context"], "return_timestamps": False}
+        configs = {"preprocessor_config.json": features, "generation_config.json": generation}
+        return {name: json.dumps(config, indent=2) for name, config in configs.items()}
+
+    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+        position = partial(make_sinusoidal_table, config.get("max_source_positions", 1500), config.get("d_model", 384))
+        return [
+            *map_affine("source.conv1", "model.encoder.conv1"),
+            *map_affine("source.conv2", "model.encoder.conv2"),
+            map_tensor("source.position.weight", POSITION, compute=position),
+            *repeat_layers(config.get("encoder_layers", 4), map_block("encoder")),
+            *map_affine("encoder.norm", "model.encoder.layer_norm"),
+            map_tensor("target.token.weight", "model.decoder.embed_tokens.weight"),
+            map_tensor("target.position.weight", "model.decoder.embed_positions.weight"),
+            *repeat_layers(config.get("decoder_layers", 4), map_block("decoder")),
+            *map_affine("decoder.norm", "model.decoder.layer_norm"),
+        ]
+
+
+def get_stack_sizes(stack: str) -> dict[str, tuple[str, int]]:
     return {
-        **stacks,
-        "mels": c.size("num_mel_bins", 80),
-        "whole": True,
-        "padded_vocab": vocab,
-        "prompt": " ".join(map(str, prompt(c, vocab))),
-        "end": None if end is None else token(end, vocab, f"{c.where}: eos_token_id"),
+        f"{stack}_layers": ("n_layer", 4),
+        f"{stack}_attention_heads": ("n_head", 6),
+        f"{stack}_ffn_dim": ("mlp_dim", 1536),
     }
 
 
-def fixed(encoder: Values, weights: Weights) -> bool:
-    """Whether the position in the file is the one we compute."""
+def is_sinusoidal(encoder: ConfigDict, weights: WeightSource) -> bool:
+    """Return whether the encoder's stored position is the computed one."""
     shape = (encoder["context"], encoder["dim"])
-    if weights.shapes.get(AT) != shape:
-        return False  # `check` says what is wrong
-    return bool((weights.rows(AT, 0, shape[0]) - waves(*shape)).abs().max() <= 1e-6)
+    if weights.shapes.get(POSITION) != shape:
+        return False  # check_shapes reports it
+    return bool((weights.read_rows(POSITION, 0, shape[0]) - make_sinusoidal_table(*shape)).abs().max() <= 1e-6)
 
 
-def waves(context: int, dim: int) -> Tensor:
-    """Our fixed position of all nodes: (context, C)"""
+def make_sinusoidal_table(context: int, dim: int) -> Tensor:
+    """Return the fixed positions of all nodes, (context, C), on the CPU even while a model is built elsewhere."""
     with torch.device("cpu"):
-        return Sinusoidal(dim)(torch.arange(context))
+        return SinusoidalPosition(dim)(torch.arange(context))
 
 
-def prompt(c: Fields, vocab: int) -> list[int]:
-    """What begins a transcript: what is usual for a vocabulary of this size, else what the file forces."""
-    start = token(c.value("decoder_start_token_id", 50257), vocab, f"{c.where}: decoder_start_token_id")
-    forced = c.value("forced_decoder_ids", [])
-    if not isinstance(forced, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in forced):
-        raise InputError(f"{c.where}: forced_decoder_ids is {forced!r}; expected pairs of a place and an id")
-    if usual := PROMPTS.get(vocab):
+def read_prompt(c: ConfigFields, vocab_size: int) -> list[int]:
+    """Return the ids that begin a transcript: the usual ones for this vocabulary size, else those of config.json."""
+    start = c.get_token_id("decoder_start_token_id", 50257, vocab_size)
+    pairs = c.get("forced_decoder_ids", [])
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise InputError(f"{c.where}: forced_decoder_ids is {pairs!r}; expected pairs of a position and an id")
+    if usual := PROMPTS.get(vocab_size):
         return list(usual) if start in (usual[0], 50257) else [start]
-    ids = {place: token(found, vocab, f"{c.where}: forced_decoder_ids") for place, found in forced if found is not None}
-    return [start, *(ids[place] for place in sorted(ids))]
+    ids = {position: token for position, token in pairs if token is not None}
+    if not all(type(token) is int and 0 <= token < vocab_size for token in ids.values()):
+        raise InputError(f"{c.where}: forced_decoder_ids is {pairs!r}; ids must be from 0 to {vocab_size - 1}")
+    return [start, *(ids[position] for position in sorted(ids))]
 
 
-def token(found: object, vocab: int, where: str) -> int:
-    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < vocab:
-        raise InputError(f"{where} is {found!r}; it must be an id from 0 to {vocab - 1}")
-    return found
-
-
-def write(values: Values, own: Mapping[str, Tensor]) -> Values:
-    """The speech recipe's config -> theirs. Raises InputError for what this family cannot say."""
-    e, d = values["encoder"], values["decoder"]
-    if not values["whole"]:
-        raise InputError("whole is False: sounds are not filled up to the encoder's context")
-    check(e, "encoder", {"position": ("sinusoidal", "learned")})
-    check(d, "decoder", {"position": ("learned",), "activation": (e["activation"],)})
-    known = {ours: theirs for theirs, ours in reversed(activations().items())}
-    if e["activation"] not in known:
-        raise InputError(f"the activation is {e['activation']}")
-    start, *rest = map(int, values["prompt"].split() or [values["end"]])
-    vocab = own["target.token.weight"].shape[0]
-    forced = [] if PROMPTS.get(vocab) == (start, *rest) else [[i, found] for i, found in enumerate(rest, start=1)]
-    sizes = {
-        f"{stack}_{theirs}": made
-        for stack, m in (("encoder", e), ("decoder", d))
-        for theirs, made in (
-            ("layers", m["n_layer"]),
-            ("attention_heads", m["n_head"]),
-            ("ffn_dim", m["mlp_dim"] or 4 * m["dim"]),
-        )
-    }
-    return {
-        "model_type": "whisper",
-        "is_encoder_decoder": True,
-        "vocab_size": vocab,
-        "d_model": e["dim"],
-        **sizes,
-        "num_hidden_layers": e["n_layer"],
-        "num_mel_bins": values["mels"],
-        "max_source_positions": e["context"],
-        "max_target_positions": d["context"],
-        "activation_function": known[e["activation"]],
-        "scale_embedding": False,
-        "tie_word_embeddings": True,
-        "dropout": e["dropout"],
-        **{name: found for name, found in {"forced_decoder_ids": forced}.items() if found},
-        **ids(values),
-    }
-
-
-def check(m: Values, stack: str, more: Mapping[str, tuple]) -> None:
-    heads, channels = (None, m["n_head"]), (None, m["dim"] // m["n_head"])
-    wanted: dict[str, tuple] = {
-        "norm": ("layernorm",),
-        "norm_eps": (1e-5,),
-        "norm_place": ("pre",),
-        "qk_norm": (False,),
-    }
-    wanted |= {"scale": (None,), "bias": (True,), "n_kv_head": heads, "head_dim": channels, **more}
-    for name, right in wanted.items():
-        if m[name] not in right:
-            raise InputError(f"{stack}.{name} is {m[name]}, not {' or '.join(map(str, right))}")
-
-
-def ids(values: Values) -> Values:
-    """Which tokens begin and end a text."""
+def get_token_ids(values: ConfigDict) -> ConfigDict:
+    """Return the ids that begin and end a transcript."""
     end = values["end"]
     start = int((values["prompt"].split() or [end])[0])
     return {"decoder_start_token_id": start, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
 
 
-def beside(values: Values, texts: Mapping[str, str]) -> dict[str, str]:
-    """How sound becomes mel frames, and how text is generated, for the library."""
-    from ..data.audio.features import HOP, RATE, WINDOW
-
-    samples = values["encoder"]["context"] * 2 * HOP
-    sound = {
-        "feature_extractor_type": "WhisperFeatureExtractor",
-        "processor_class": "WhisperProcessor",
-        "feature_size": values["mels"],
-        "sampling_rate": RATE,
-        "n_fft": WINDOW,
-        "hop_length": HOP,
-        "chunk_length": samples // RATE,
-        "n_samples": samples,
-        "nb_max_frames": samples // HOP,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-        "dither": 0.0,
-    }
-    generation = ids(values) | {"max_length": values["decoder"]["context"], "return_timestamps": False}
-    made = {"preprocessor_config.json": sound, "generation_config.json": generation}
-    return {name: json.dumps(content, indent=2) for name, content in made.items()}
-
-
-def rows(c: Values) -> list[Row]:
-    """Names of ours and of theirs, for a config of theirs."""
-    place = partial(waves, c.get("max_source_positions", 1500), c.get("d_model", 384))
+def map_block(stack: str) -> list[TensorMapping]:
+    """Map one layer; the decoder's also has cross-attention."""
+    local, public = f"{stack}.blocks.{{i}}", f"model.{stack}.layers.{{i}}"
+    attention = {"attn": "self_attn"} | ({"cross": "encoder_attn"} if stack == "decoder" else {})
+    block: list[TensorMapping] = []
+    for a, b in attention.items():
+        block += map_affine(f"{local}.{a}_norm", f"{public}.{b}_layer_norm")
+        block += map_affine(f"{local}.{a}.query", f"{public}.{b}.q_proj")
+        block += map_weight(f"{local}.{a}.key", f"{public}.{b}.k_proj", ignorable=True)
+        block += map_affine(f"{local}.{a}.value", f"{public}.{b}.v_proj")
+        block += map_affine(f"{local}.{a}.output", f"{public}.{b}.out_proj")
     return [
-        *affine("source.conv1", "model.encoder.conv1"),
-        *affine("source.conv2", "model.encoder.conv2"),
-        row("source.position.weight", AT, made=place),
-        *layers(c.get("encoder_layers", 4), block("encoder")),
-        *affine("encoder.norm", "model.encoder.layer_norm"),
-        row("target.token.weight", "model.decoder.embed_tokens.weight"),
-        row("target.position.weight", "model.decoder.embed_positions.weight"),
-        *layers(c.get("decoder_layers", 4), block("decoder")),
-        *affine("decoder.norm", "model.decoder.layer_norm"),
+        *block,
+        *map_affine(f"{local}.mlp_norm", f"{public}.final_layer_norm"),
+        *map_affine(f"{local}.mlp.up", f"{public}.fc1"),
+        *map_affine(f"{local}.mlp.down", f"{public}.fc2"),
     ]
 
 
-def block(stack: str) -> list[Row]:
-    """One layer; the decoder's reads the encoder too."""
-    ours, theirs = f"{stack}.blocks.{{i}}", f"model.{stack}.layers.{{i}}"
-    attend = {"attn": "self_attn"} | ({"cross": "encoder_attn"} if stack == "decoder" else {})
-    made: list[Row] = []
-    for one, other in attend.items():
-        made += affine(f"{ours}.{one}_norm", f"{theirs}.{other}_layer_norm")
-        made += affine(f"{ours}.{one}.query", f"{theirs}.{other}.q_proj")
-        made += unbiased(f"{ours}.{one}.key", f"{theirs}.{other}.k_proj", idle=True)
-        made += affine(f"{ours}.{one}.value", f"{theirs}.{other}.v_proj")
-        made += affine(f"{ours}.{one}.output", f"{theirs}.{other}.out_proj")
-    return [
-        *made,
-        *affine(f"{ours}.mlp_norm", f"{theirs}.final_layer_norm"),
-        *affine(f"{ours}.mlp.up", f"{theirs}.fc1"),
-        *affine(f"{ours}.mlp.down", f"{theirs}.fc2"),
-    ]
+family = Whisper()

@@ -22,7 +22,7 @@ DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20  # of tensor data, in bytes
 MAX_METADATA, MAX_TENSORS, MAX_ARRAY_ITEMS = 65_536, 65_536, 4_000_000
 MAX_NAME_BYTES, MAX_STRING_BYTES = 65_535, 64 << 20
 MAX_AXES = 4
-COMPARE_BYTES = 4 << 20  # compared at once by `tensors_equal`
+COMPARE_BYTES = 4 << 20  # compared at once by `are_equal`
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 FLOAT32, STRING, ARRAY = 6, 8, 9
 
@@ -173,7 +173,7 @@ class GGUFFile:
                 f"byte {info.start:,} on, and the file has {self.n_bytes:,}"
             )
 
-    def tensors_equal(self, first: str, second: str) -> bool:
+    def are_equal(self, first: str, second: str) -> bool:
         """Return whether two tensors are stored with the same bytes."""
         a, b = self.tensors[first], self.tensors[second]
         if (a.shape, a.storage) != (b.shape, b.storage):

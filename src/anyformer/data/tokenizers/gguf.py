@@ -191,8 +191,9 @@ def convert_to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     is_words = model["type"] == "WordLevel"
     if is_words and (content["pre_tokenizer"] or {}).get("type") == "WhitespaceSplit":
         return {}
+    values: dict[str, Any]
     if model["type"] == "BPE" and "ByteLevel" in json.dumps(content["decoder"]):
-        values: dict[str, Any] = convert_byte_level(content)
+        values = convert_byte_level(content)
     elif model["type"] == "BPE":
         values = convert_sentencepiece(content)
     elif is_words:
