@@ -15,13 +15,14 @@ import torch
 
 import anyformer
 from anyformer import api
-from anyformer.errors import InputError, TrainingError
+from anyformer.errors import InputError, Stopped, TrainingError
+from anyformer.parsing import to_json
 from anyformer.recipes import language
 from anyformer.training import checkpoints as checkpoint
 from anyformer.training import loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.optimizers import Optimizer, get_lr
-from anyformer.training.run_directory import RunDirectory, Stopped, read_samples
+from anyformer.training.run_directory import read_samples
 from cli_kit import call
 
 STEPS = 24
@@ -35,7 +36,7 @@ def config(text: Path, **train) -> language.Config:
 
 
 def fit(text: Path, out: Path, **train) -> api.Model:
-    return api.run_config("language", "tiny", config(text, **train), run=RunDirectory(out), resume=True)
+    return api.train("language", "tiny", out=out, resume=True, **to_json(config(text, **train)))
 
 
 def evidence(run: Path) -> dict[str, bytes]:
@@ -72,7 +73,7 @@ def test_resumed_equals_uninterrupted(text: Path, tmp_path: Path, stop: int, opt
 
     settings = config(text, **more)
     with pytest.raises(Stopped, match="everything is saved"):
-        api.run_config("language", "tiny", settings, run=RunDirectory(tmp_path / "part"), on_record=interrupt)
+        api.train("language", "tiny", out=tmp_path / "part", on_record=interrupt, **to_json(settings))
     fit(text, tmp_path / "part", **more)
     whole, part = evidence(tmp_path / "whole"), evidence(tmp_path / "part")
     assert {name for name in whole if whole[name] != part[name]} == set()
@@ -226,7 +227,7 @@ def test_a_run_cannot_change_its_model_or_data(text: Path, tmp_path: Path):
     other = config(text)
     changed = replace(other, model=replace(other.model, n_layer=3))
     with pytest.raises(InputError, match="was begun with model"):
-        api.run_config("language", "tiny", changed, run=RunDirectory(tmp_path / "run"), resume=True)
+        api.train("language", "tiny", out=tmp_path / "run", resume=True, **to_json(changed))
     text.write_text(text.read_text() + "more")
     with pytest.raises(InputError, match="has changed since this run began"):
         fit(text, tmp_path / "run", steps=8)

@@ -1,4 +1,4 @@
-"""Measured limits of a device: how fast it multiplies matrices and moves memory. No training or inference exceeds them."""
+"""Measured limits of a device: the speed of its matrix products and of its memory."""
 
 import time
 from collections.abc import Callable

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..data.io.checks import read_json
-from ..errors import InputError, Stopped
+from ..errors import InputError
 from ..parsing import to_json
 from ..recipe import format_prediction
 
 try:
     import fcntl
 except ImportError:  # Windows: runs are not locked there
-    fcntl = None  # ty: ignore[invalid-assignment]
+    fcntl = None
 
 LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.txt")
 OTHER_FILES = ("config.json", "result.json", "figures.json", "report.html")
@@ -262,77 +262,3 @@ class RunLogs:
             raise InputError(
                 f"cannot write {self.path / name}: {error.strerror or error}; free some space and go on with --resume"
             ) from None
-
-
-# --- until api uses training/job.py ---
-
-import time
-from collections.abc import Callable
-from itertools import islice
-
-from torch import nn
-
-from .. import recipe as recipes
-from . import checkpoints as checkpoint
-from .loop import TrainState, evaluate, init_state, is_finished, train
-
-
-def restore_or_init(
-    run: RunDirectory, recipe: recipes.Recipe, config: Any, prepare: Callable[[nn.Module], Any]
-) -> TrainState:
-    """A fresh state, or the one of the run's last checkpoint; the logs are rewound to it. `prepare`: see `start`."""
-    checkpoint.prune_checkpoints(run.checkpoints, config.train.average)
-    last = checkpoint.find_latest(run.checkpoints)
-    state = init_state(recipe, config if last is None else recipes.bind_checkpoint_files(config, last), prepare)
-    if last is not None:
-        checkpoint.load_checkpoint(last, state)
-    run.rewind(state.step)
-    return state
-
-
-def run_training(run: RunDirectory, recipe: recipes.Recipe, config: Any, state: TrainState) -> Iterator[dict[str, Any]]:
-    """Train in a run directory: log, sample and save as it goes; yields each record with its speed.
-
-    Raises Stopped after Ctrl-C or SIGTERM, when all is saved.
-    """
-    from .job import catch_stop_signals
-
-    described, saved, seen = run.read_config(), state.step, (state.stream_state or {}).get("tokens", 0)
-    began = last = time.monotonic()
-    with catch_stop_signals() as stop, RunLogs(run.path) as log:
-        for record in train(recipe, config, state):
-            now = time.monotonic()
-            seconds, speed = now - began, (record["tokens"] - seen) / max(now - last, 1e-9)
-            seen = record["tokens"]
-            log.log_metrics(record)
-            if "val_loss" in record:
-                log.log_sample(record["step"], recipe.predict(state.model.eval(), {}))
-                state.model.train()
-            else:  # a step that validates says nothing about the speed of training
-                log.log_timings(
-                    {"step": record["step"], "seconds": round(seconds, 3), "tokens_per_second": round(speed)}
-                )
-            due = state.step % config.train.save_every == 0 or is_finished(state, config.train)
-            if due or stop.is_set() or state.best.get("step") == state.step:
-                log.flush()
-                checkpoint.save_checkpoint(run.checkpoints, state, described)
-                checkpoint.prune_checkpoints(run.checkpoints, config.train.average)
-                saved = state.step
-            last = time.monotonic()  # what the caller does with a record, and saving, is not the model's speed
-            yield record | {"seconds": seconds, "tokens_per_second": speed, "saved": saved}
-            if stop.is_set():
-                raise Stopped(f"stopped at step {state.step} of {config.train.steps}; everything is saved")
-
-
-def average_checkpoints(run: RunDirectory, recipe: recipes.Recipe, config: Any, state: TrainState) -> None:
-    """Beside the checkpoints of a run that has ended, the mean of the last ones, with its validation loss: `best` takes
-    it where that is the lowest. The model in `state` becomes it."""
-    last = checkpoint.list_checkpoints(run.checkpoints)[-config.train.average :]
-    if len(last) < 2:
-        return
-    checkpoint.load_average(last, state.model)
-    batches = (batch for batch, _ in islice(recipe.batches(config, "val", None), config.train.eval_batches))
-    loss = evaluate(recipe, state.model, batches, config.train.dtype)["loss"]
-    rest = {"step": state.step, "stream_state": state.stream_state, "best": {"step": state.step, "val_loss": loss}}
-    with checkpoint.atomic_directory(run.checkpoints / checkpoint.AVERAGE_DIR) as folder:
-        checkpoint.write_model(folder, state.model, run.read_config(), rest)
