@@ -93,4 +93,3 @@ def parse_row(item: Any, where: str) -> dict[str, Any]:
         expected = "a row is expected, {field: value, ...}, or a table's path"
         raise InputError(f"{where} is {type(row).__name__}; {expected}")
     return row
-

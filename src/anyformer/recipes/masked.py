@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.resolve import resolve
-from ..data.sequences import fasta
+from ..data.sequences.prepare import prepare_sequences, residue_tokenizer
+from ..data.sequences.read import FASTA_EXTENSIONS, is_fasta
 from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
 from ..data.text.masking import MaskingPolicy, word_pieces
 from ..data.text.prepare import Corpus, prepare_corpus
@@ -180,7 +181,7 @@ def build(config: Config) -> MaskedModel:
 
 def load_text_tokenizer(config: Config) -> Tokenizer:
     if config.tokenizer == "residues":
-        return fasta.residue_tokenizer()
+        return residue_tokenizer()
     return load_config_tokenizer(
         config.tokenizer, lambda: load_corpus(config).tokenizer, config.vocab_size, config.padded_vocab
     )
@@ -194,12 +195,13 @@ def load_corpus(config: Config) -> Corpus:
 @cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
     paths = resolve(data)
-    if any(fasta.is_fasta(path) for path in paths):
+    if any(is_fasta(path) for path in paths):
         file = Path(tokenizer)
-        reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else fasta.residue_tokenizer()
-        return fasta.prepare_sequences(paths, reader, val_fraction)
+        reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else residue_tokenizer()
+        return prepare_sequences(paths, reader, val_fraction)
     if tokenizer == "residues":
-        raise InputError(f"data '{data}' is no FASTA file ({', '.join(fasta.ENDINGS)}), which residues are read from")
+        endings = ", ".join(FASTA_EXTENSIONS)
+        raise InputError(f"data '{data}' is no FASTA file ({endings}), which residues are read from")
     return prepare_corpus(data, tokenizer, vocab_size, val_fraction, report_progress)
 
 
