@@ -1,11 +1,11 @@
-"""Beam search: the likeliest continuations, not one that was drawn.
+"""Beam search: the likeliest continuations of a prompt.
 
-At each step every hypothesis is continued by every token and the best `beam` of them live on. One that takes the end
-token is finished; the others of its prompt go on until `beam` are finished, or none that lives can still come before
-the best that are finished. With one beam this is the greedy choice (1409.3215, section 3.2).
+At each step every hypothesis is extended by every token, and the best `beam` of them are kept. A hypothesis that takes
+the end token is finished; the search of a prompt ends when `beam` hypotheses have ended, or when no live one can still
+come before the best finished ones. With one beam this is greedy decoding (1409.3215, section 3.2).
 
-A hypothesis is scored by its log-probability over its length to the power of `penalty` (1609.08144, section 7, without
-its constant): 0 favours short ones, 1 compares the mean of a token, above 1 favours long ones.
+The score of a hypothesis is its log-probability over its length to the power of `penalty` (1609.08144, section 7,
+without its constant): 0 prefers short hypotheses, 1 compares the mean per token, above 1 prefers long ones.
 
 Shapes: B prompts, K beams, V vocabulary. Row b * K + i of a batch is hypothesis i of prompt b.
 """
@@ -13,6 +13,7 @@ Shapes: B prompts, K beams, V vocabulary. Row b * K + i of a batch is hypothesis
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,22 +23,30 @@ from .decode import Decoder, new_cache, prefill, step
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A continuation: its tokens without the end, and how good it is."""
+    """A continuation: its tokens without the end token, and its score."""
 
     tokens: list[int]
     score: float
     log_prob: float
-    """Of all tokens, the end too, in nats."""
+    """Of all tokens, the end token included, in nats."""
     finished: bool
-    """Whether it ended by itself, not because there were enough tokens."""
+    """Whether it has ended with the end token, not at the maximum length."""
+
+
+class Candidate(NamedTuple):
+    """A live hypothesis extended by a token."""
+
+    log_prob: float
+    parent: int
+    token: int
 
 
 @dataclass
-class Search:
+class BeamState:
     """The hypotheses of one prompt."""
 
     beam: int
-    limit: int
+    max_tokens: int
     end: int | None
     n_best: int
     penalty: float
@@ -45,47 +54,46 @@ class Search:
     finished: list[Hypothesis] = field(default_factory=list)
     done: bool = False
 
-    def take(self, candidates: Sequence[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
-        """The next step: (log-probability, hypothesis, token), best first. Returns those that live on."""
-        kept: list[tuple[float, int, int]] = []
-        for rank, (log_prob, parent, token) in enumerate(candidates):
-            if log_prob == -math.inf or len(kept) == self.beam:
+    def advance(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Take one step with the candidates, best first. Returns those that stay live."""
+        kept: list[Candidate] = []
+        for rank, candidate in enumerate(candidates):
+            if candidate.log_prob == -math.inf or len(kept) == self.beam:
                 break
-            if token != self.end:
-                kept.append((log_prob, parent, token))
-            elif rank < self.beam:  # one that ends stands where it would stand if it went on
-                self.finish(self.live[parent][1], log_prob, len(self.live[parent][1]) + 1)
+            parent_tokens = self.live[candidate.parent][1]
+            if candidate.token != self.end:
+                kept.append(candidate)
+            elif rank < self.beam:  # an end competes with the candidates that go on
+                self.finish(parent_tokens, candidate.log_prob, len(parent_tokens) + 1)
         self.live = [(log_prob, [*self.live[parent][1], token]) for log_prob, parent, token in kept]
-        if self.live and len(self.live[0][1]) == self.limit:
+        if self.live and len(self.live[0][1]) == self.max_tokens:
             for log_prob, tokens in self.live:
-                self.finish(tokens, log_prob, len(tokens), by_itself=False)
+                self.finish(tokens, log_prob, len(tokens), finished=False)
             self.live = []
-        self.done = not self.live or len(self.ended) >= self.beam or self.settled
+        ended = sum(hypothesis.finished for hypothesis in self.finished)
+        self.done = not self.live or ended >= self.beam or self.is_settled
         return kept
 
-    def finish(self, tokens: list[int], log_prob: float, length: int, by_itself: bool = True) -> None:
-        self.finished.append(Hypothesis(tokens, log_prob / length**self.penalty, log_prob, by_itself))
+    def finish(self, tokens: list[int], log_prob: float, length: int, finished: bool = True) -> None:
+        self.finished.append(Hypothesis(tokens, log_prob / length**self.penalty, log_prob, finished))
 
     @property
-    def ended(self) -> list[Hypothesis]:
-        return [hypothesis for hypothesis in self.finished if hypothesis.finished]
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing that lives can still come among the best: log-probabilities only fall."""
+    def is_settled(self) -> bool:
+        """Whether no live hypothesis can still come among the best: log-probabilities only fall."""
         best = self.best()
         if len(best) < self.n_best:
             return False
         log_prob, tokens = self.live[0]
-        length = self.limit if self.penalty > 0 else len(tokens) + 1
+        length = self.max_tokens if self.penalty > 0 else len(tokens) + 1
         return log_prob / length**self.penalty <= best[-1].score
 
     def best(self) -> list[Hypothesis]:
+        """Return the n_best finished hypotheses, best first."""
         return sorted(self.finished, key=lambda hypothesis: -hypothesis.score)[: self.n_best]
 
 
 @torch.inference_mode()
-def search(
+def beam_search(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
@@ -95,43 +103,54 @@ def search(
     n_best: int = 1,
     penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
-    """The `n_best` continuations of each prompt, best first.
+    """Return the `n_best` continuations of each prompt, best first.
 
-    model: reads B * K rows; what it knows of a row besides its tokens (a memory) is the same for all K of a prompt.
-    tokens: the most new ones. end: the token that finishes, None where there is none. Raises ValueError where prompt
-    and new tokens do not fit into the model's context.
+    Args:
+        model: reads B * K rows; a memory that it reads must be the same for all K rows of a prompt.
+        prompts: ids of each row, at least one.
+        beam: hypotheses that are kept at each step.
+        tokens: the most new tokens.
+        end: the token that ends a hypothesis; None if there is none.
+        n_best: continuations of each prompt, at most `beam`.
+        penalty: power of the length that scores are divided by.
+
+    Raises:
+        ValueError: prompt and new tokens exceed the model's context.
     """
     longest, context = max(map(len, prompts)), model.body.config.context
     if longest + tokens - 1 > context:
         raise ValueError(f"a prompt of {longest} and {tokens} new tokens are more than the context of {context}")
-    searches = [Search(beam, tokens, end, min(n_best, beam), penalty) for _ in prompts]
+    states = [BeamState(beam, tokens, end, min(n_best, beam), penalty) for _ in prompts]
     rows = [prompt for prompt in prompts for _ in range(beam)]
     cache = new_cache(model, len(rows), longest + tokens - 1)
     logits = prefill(model, rows, cache)
-    score = torch.full((len(prompts), beam), -math.inf, dtype=torch.float64, device=logits.device)
-    score[:, 0] = 0  # they all begin the same: one is enough
+    log_probs = torch.full((len(prompts), beam), -math.inf, dtype=torch.float64, device=logits.device)
+    log_probs[:, 0] = 0  # all beams of a prompt start equal: one of them counts
     while True:
-        kept = [found.take(c) if not found.done else [] for found, c in zip(searches, candidates(logits, score))]
-        if all(found.done for found in searches):
-            return [found.best() for found in searches]
-        gap = (-math.inf, 0, 0)
-        filled = [(row + [gap] * beam)[:beam] for row in kept]  # (B, K) of (log-probability, hypothesis, token)
-        score = score.new_tensor([[log_prob for log_prob, _, _ in row] for row in filled])
-        parents = [b * beam + parent for b, row in enumerate(filled) for _, parent, _ in row]
+        candidates = top_candidates(logits, log_probs)
+        kept = [[] if state.done else state.advance(row) for state, row in zip(states, candidates)]
+        if all(state.done for state in states):
+            return [state.best() for state in states]
+        filler = Candidate(-math.inf, 0, 0)
+        padded = [(row + [filler] * beam)[:beam] for row in kept]  # (B, K)
+        log_probs = log_probs.new_tensor([[candidate.log_prob for candidate in row] for row in padded])
+        parents = [b * beam + candidate.parent for b, row in enumerate(padded) for candidate in row]
         if parents != list(range(len(parents))):
-            cache.pick(torch.tensor(parents))
-        new = torch.tensor([token for row in filled for _, _, token in row], device=logits.device)
+            cache.reorder(torch.tensor(parents))
+        new = torch.tensor([candidate.token for row in padded for candidate in row], device=logits.device)
         logits = step(model, new, cache)
 
 
-def candidates(logits: Tensor, score: Tensor) -> list[list[tuple[float, int, int]]]:
-    """The best continuations of each prompt: (log-probability, hypothesis, token), best first. Twice as many as there
-    are beams, since half of them at most can end. logits (B * K, V), score (B, K)"""
-    (B, K), V = score.shape, logits.shape[-1]
-    # In float64, where rounding does not make equals of two tokens of which one is likelier.
-    total = score[:, :, None] + logits.double().log_softmax(-1).view(B, K, V)
-    best, at = total.flatten(1).topk(min(2 * K, K * V))
+def top_candidates(logits: Tensor, log_probs: Tensor) -> list[list[Candidate]]:
+    """Return the best candidates of each prompt, best first: 2 K of them, since at most K can end.
+
+    logits (B * K, V), log_probs (B, K)
+    """
+    (B, K), V = log_probs.shape, logits.shape[-1]
+    # In float64, so that rounding does not make two tokens equal of which one is likelier.
+    total = log_probs[:, :, None] + logits.double().log_softmax(-1).view(B, K, V)
+    best, index = total.flatten(1).topk(min(2 * K, K * V))
     return [
-        [(log_prob, place // V, place % V) for log_prob, place in zip(row, places)]
-        for row, places in zip(best.tolist(), at.tolist())
+        [Candidate(log_prob, i // V, i % V) for log_prob, i in zip(row, indices)]
+        for row, indices in zip(best.tolist(), index.tolist())
     ]

@@ -1,40 +1,41 @@
-"""Text in, text out: prompts to ids, ids to text as it grows, and when to stop.
-
-Knows a tokenizer by what it does, not by its kind.
-"""
+"""Text completion: prompts to ids, ids to text as it grows, and when to stop."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import InputError, nearest
+from ..errors import InputError
+from ..parsing import check_range, check_types
 from .decode import Decoder, generate
-from .sampling import Rules
+from .sampling import SamplingParams
 
-HALF = "\ufffd"  # what decoding shows for a character of which only the first bytes are there
+REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
+CONTEXT_TOKENS = 8  # tokens of the prompt that new tokens are decoded with: a word may depend on the one before it
 
 
 class Tokenizer(Protocol):
-    end: int | None
+    """What completion needs of a tokenizer."""
+
+    end_id: int | None
 
     @property
-    def ends(self) -> Sequence[int]: ...
+    def end_ids(self) -> Sequence[int]: ...
     def encode(self, text: Any) -> Any: ...
-    def prompt(self, text: Any) -> Any: ...
-    def chat(self, messages: Any) -> str: ...
-    def encode_special(self, text: str) -> Any: ...
+    def encode_prompt(self, text: Any) -> Any: ...
+    def apply_chat_template(self, messages: Any) -> str: ...
+    def encode_parsing_special(self, text: str) -> Any: ...
     def decode(self, ids: Any) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to continue and how. Plain values, so that it can come from a command line or over a wire."""
+class CompletionRequest:
+    """What to continue and how, in plain values. Raises InputError on values that make no sense."""
 
     prompt: str | Sequence[str] = "\n"
     """One text or several; an empty one starts from the end-of-text token."""
-    messages: Sequence[dict[str, str]] = ()
-    """Instead of a prompt: what was said so far, {"role": ..., "content": ...} each, by the model's chat template."""
+    messages: Sequence[dict[str, Any]] = ()
+    """Instead of a prompt, a chat: {"role": ..., "content": ...} each, formatted by the model's chat template."""
     tokens: int = 200
     """The most new tokens."""
     samples: int = 1
@@ -44,33 +45,20 @@ class Request:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
-    stop: Sequence[str] = ()
+    stop: str | Sequence[str] = ()
     """Texts that end a continuation; they are not part of it."""
     seed: int = 0
     """Sample i of every prompt draws from stream (seed, i), whatever else is in the batch."""
     keep: int | None = None
-    """Tokens that stay when the context is full and the oldest are cropped. None: half the context."""
-
-    @staticmethod
-    def of(values: dict[str, Any]) -> "Request":
-        """From plain values. Raises InputError on unknown names and values that mean nothing."""
-        names = [field.name for field in dataclasses.fields(Request)]
-        for name in values:
-            if name not in names:
-                raise InputError(f"a request has no '{name}': {nearest(name, names)}")
-        return Request(**values)
+    """Tokens that stay when the context is full and the oldest are dropped. None: half of the context."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.keep is not None and self.keep < 1:
-            raise InputError(f"keep is {self.keep}; it must be at least 1")
-        if not 0 <= self.seed < 1 << 40:
-            raise InputError(f"seed is {self.seed}; it must be between 0 and 2^40")
+        check_types(self)
+        check_range(self, "tokens", "samples", "keep", at_least=1)
+        check_range(self, "seed", at_least=0, below=1 << 40)
         if not self.prompts:
             raise InputError("there is no prompt to continue")
-        _ = self.rules
+        _ = self.sampling
 
     @property
     def prompts(self) -> list[str]:
@@ -81,98 +69,92 @@ class Request:
         return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop) if text]
 
     @property
-    def rules(self) -> Rules:
-        names = [field.name for field in dataclasses.fields(Rules)]
-        try:
-            return Rules(**{name: getattr(self, name) for name in names})
-        except ValueError as error:
-            raise InputError(str(error)) from None
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SamplingParams)})
 
 
-class Voice:
-    """One continuation as it grows."""
+class Completion:
+    """One continuation of a prompt, as it grows."""
 
     def __init__(self, prompt: str, ids: list[int], tokenizer: Tokenizer, stops: Sequence[str]):
         self.prompt, self.tokenizer, self.stops = prompt, tokenizer, stops
-        self.before = ids[-8:]  # some tokenizers write a word differently after another: keep a little of the prompt
-        self.skip = len(tokenizer.decode(self.before))
+        self.context_ids = ids[-CONTEXT_TOKENS:]
+        self.context_length = len(tokenizer.decode(self.context_ids))
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
-        self.shown = 0
+        self.shown_length = 0
 
     def add(self, token: int) -> bool:
-        """Hear one more token; says whether the continuation ends with it."""
-        if token in self.tokenizer.ends:
+        """Append a token. Returns whether the continuation ends with it."""
+        if token in self.tokenizer.end_ids:
             self.finish_reason = "stop"
             return True
         self.tokens.append(token)
-        if self.stops and self.ending() is not None:
+        if self.stops and len(self.text) < len(self.decode()):
             self.finish_reason = "stop"
         return self.finish_reason is not None
 
-    def whole(self) -> str:
-        return self.tokenizer.decode(self.before + self.tokens)[self.skip :]
-
-    def ending(self) -> int | None:
-        """Where the first stop text begins, if there is one."""
-        text = self.whole()
-        return min((at for at in map(text.find, self.stops) if at >= 0), default=None)
+    def decode(self) -> str:
+        """Return the text of all tokens, a stop text included."""
+        return self.tokenizer.decode(self.context_ids + self.tokens)[self.context_length :]
 
     @property
     def text(self) -> str:
-        return self.whole()[: self.ending()]
+        """The text before the first stop text."""
+        text = self.decode()
+        return text[: min((i for i in map(text.find, self.stops) if i >= 0), default=None)]
 
-    def fresh(self) -> str:
-        """What can be shown since the last call: no half character, nothing that may be the start of a stop text."""
+    def new_text(self) -> str:
+        """Return the text added since the last call, without incomplete characters and without what may become a stop
+        text."""
         text = self.text
         if self.finish_reason is None:
-            text = text.rstrip(HALF)
-            held = max((n for stop in self.stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
-            text = text[: len(text) - held]
-        new, self.shown = text[self.shown :], max(self.shown, len(text))
+            text = text.rstrip(REPLACEMENT_CHARACTER)
+            withheld = max((n for stop in self.stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
+            text = text[: len(text) - withheld]
+        new, self.shown_length = text[self.shown_length :], max(self.shown_length, len(text))
         return new
 
     def result(self) -> dict[str, Any]:
         return {"prompt": self.prompt, "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
 
 
-def speak(model: Decoder, tokenizer: Tokenizer, request: Request) -> Iterator[list[Voice]]:
-    """Continue all prompts in one batch; yields all voices after each token, at the end with their finish reasons.
-    Sample j of prompt i is voice i * samples + j."""
-    texts, ids = read(request, tokenizer)
-    rows = [(text, row) for text, row in zip(texts, ids) for _ in range(request.samples)]
-    voices = [Voice(text, row, tokenizer, request.stops) for text, row in rows]
-    seeds = [request.seed * 1_000_003 + j for _ in ids for j in range(request.samples)]
+def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionRequest) -> Iterator[list[Completion]]:
+    """Continue all prompts in one batch; yield all completions after every token, and at the end with their finish
+    reasons. Sample j of prompt i is completion i * samples + j."""
+    prompts = [row for row in encode_prompts(request, tokenizer) for _ in range(request.samples)]
+    completions = [Completion(text, ids, tokenizer, request.stops) for text, ids in prompts]
+    seeds = [request.seed * 1_000_003 + i % request.samples for i in range(len(prompts))]
     steps = generate(
         model,
-        [row for _, row in rows],
+        [ids for _, ids in prompts],
         tokens=request.tokens,
-        rules=request.rules,
+        sampling=request.sampling,
         seeds=seeds,
-        stop=lambda row, token: voices[row].add(token),
+        stop=lambda row, token: completions[row].add(token),
         keep=request.keep,
     )
     for _ in steps:
-        yield voices
-    for voice in voices:
-        voice.finish_reason = voice.finish_reason or "length"
-    yield voices
+        yield completions
+    for completion in completions:
+        completion.finish_reason = completion.finish_reason or "length"
+    yield completions
 
 
-def read(request: Request, tokenizer: Tokenizer) -> tuple[list[str], list[list[int]]]:
-    """What is shown of each prompt, and its ids. Of a chat nothing is shown: the answer speaks for itself."""
+def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+    """Return the text that is shown of each prompt (of a chat, nothing) and its ids. Raises InputError."""
     if not request.messages:
-        return request.prompts, [encode(text, tokenizer) for text in request.prompts]
-    ids = [int(i) for i in tokenizer.encode_special(tokenizer.chat(request.messages))]
+        return [(text, encode_prompt(text, tokenizer)) for text in request.prompts]
+    ids = [int(i) for i in tokenizer.encode_parsing_special(tokenizer.apply_chat_template(request.messages))]
     if not ids:
-        raise InputError("the chat template makes nothing of these messages")
-    return [""], [ids]
+        raise InputError("the chat template returns an empty text for these messages")
+    return [("", ids)]
 
 
-def encode(text: str, tokenizer: Tokenizer) -> list[int]:
-    ids = [int(i) for i in tokenizer.prompt(text)]
-    if not ids and tokenizer.end is not None:
-        return [tokenizer.end]
+def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
+    ids = [int(i) for i in tokenizer.encode_prompt(text)]
+    if not ids and tokenizer.end_id is not None:
+        return [tokenizer.end_id]
     if not ids:
         raise InputError("the prompt is empty and this vocabulary has no end-of-text token to start from")
     return ids

@@ -1,28 +1,27 @@
-"""Decoding: what a causal model says next, again and again.
+"""Decoding: generate tokens from a causal model, one after the other.
 
-The prompt is read at once (prefill), then each new token alone (step), against the cache of what was read. When a
-row outgrows the model's context, its oldest tokens are cropped and the newest `keep` are read again from position 0:
-memory never grows, and what was cropped is forgotten. keep = context crops one token at a time, at the price of
-reading the whole context for each new token; the default keeps half, so that one read serves context / 2 tokens. Where
-all layers are local, the cache keeps their windows only and is never full: nothing is cropped or read again.
+The prompt is read in one pass (prefill), then every new token alone (step), with the keys and values of what was read
+in a cache. When a row outgrows the model's context, its oldest tokens are dropped and the newest `keep` are read again
+from position 0, so that memory is bounded. keep = context drops one token at a time and reads the whole context for
+every new token; the default keeps half, so that one pass serves context / 2 tokens. Where all layers are local, the
+cache holds their windows only and never fills: nothing is dropped or read again.
 
-Shapes: B rows, T nodes, C channels, V vocabulary.
+Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..model.block import Transformer
 from ..model.cache import KVCache
-from .sampling import Rules, choose
+from ..model.transformer import Transformer
+from .sampling import SamplingParams, select_next
 
 
 class Decoder(Protocol):
-    """What can be decoded: ids (B, T), perhaps after those in a cache, to nodes (B, T, C), to logits (B, T, V). One
-    that remembers otherwise than by keys and values makes its own cache (`new_cache`)."""
+    """A causal model: ids (B, T), after those in the cache if there is one, to nodes (B, T, C), to logits (B, T, V)."""
 
     @property
     def body(self) -> Transformer: ...
@@ -33,28 +32,44 @@ class Decoder(Protocol):
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor: ...
 
 
+@runtime_checkable
+class HasOwnCache(Protocol):
+    """A decoder whose state is not only keys and values."""
+
+    def new_cache(self, batch: int, size: int | None = None) -> KVCache: ...
+
+
 def new_cache(model: Decoder, batch: int, size: int | None = None) -> KVCache:
-    if (own := getattr(model, "new_cache", None)) is not None:
-        return own(batch, size)
+    """Create an empty cache of `batch` rows of at most `size` tokens (default: the model's context)."""
+    if isinstance(model, HasOwnCache):
+        return model.new_cache(batch, size)
     return KVCache(model.body.config, batch, size, next(model.body.parameters()).device)
 
 
 def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Read the rows, of any lengths, into the cache from position 0 on; logits of what follows each: (B, V).
-    Shorter rows are padded on the right: a causal node never reads what comes after it."""
-    lengths = torch.tensor([len(row) for row in rows])
-    cache.lengths, cache.real = 0, lengths
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
+    """Read rows of any length into the cache, from position 0, and return the logits of what follows each: (B, V).
+
+    Shorter rows are padded on the right: in a causal model no token reads what comes after it.
+    """
+    ids, lengths = pad_rows(rows)
+    cache.lengths, cache.prefill_lengths = 0, lengths
     x = model.hidden(ids.to(cache.device), cache)
     cache.trim(lengths)
     last = (lengths - 1).to(x.device)
     return model.head(x[torch.arange(len(rows), device=x.device), last])
 
 
+def pad_rows(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return rows of ids, padded with 0 on the right, (B, T), and their lengths, (B,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for padded, row in zip(ids, rows):
+        padded[: len(row)] = torch.tensor(row)
+    return ids.to(device), lengths.to(device)
+
+
 def step(model: Decoder, new: Tensor, cache: KVCache) -> Tensor:
-    """Read one more token of each row: (B,) -> logits (B, V)."""
+    """Read one more token of each row, (B,), and return the logits of what follows: (B, V)."""
     return model.head(model.hidden(new[:, None], cache)[:, 0])
 
 
@@ -64,39 +79,55 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     tokens: int,
-    rules: Rules,
+    sampling: SamplingParams,
     seeds: Sequence[int],
     stop: Callable[[int, int], bool] = lambda row, token: False,
     keep: int | None = None,
 ) -> Iterator[list[int | None]]:
-    """Continue every prompt; yields the new token of each row, None for rows that have stopped.
+    """Continue every prompt; yield the new token of each row, None for rows that have stopped.
 
-    prompts: ids, at least one each. tokens: the most new tokens a row gets. seeds: one for each row. `stop(row, token)`
-    says whether the row ends with this token. keep: how many tokens stay when a row is full (default: half of it).
+    Args:
+        model: the decoder.
+        prompts: ids of each row, at least one.
+        tokens: the most new tokens of a row.
+        sampling: how the next token is chosen.
+        seeds: one for each row.
+        stop: `stop(row, token)` returns whether the row ends with this token.
+        keep: tokens that stay when a row exceeds the context; half of the context by default.
     """
     context = model.body.config.context
     keep = min(keep or max(1, context // 2), context)
-    rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-    windows = [list(prompt[-context:]) for prompt in prompts]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    windows = [list(prompt[-context:]) for prompt in prompts]  # what a row reads again when it exceeds the context
     cache = new_cache(model, len(prompts), min(context, max(map(len, windows)) + tokens))
-    live = [True] * len(prompts)
+    is_live = [True] * len(prompts)
     logits = prefill(model, windows, cache)
-    seen = torch.zeros_like(logits, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        seen[row, list(prompt)] = True
-    for left in range(tokens, 0, -1):
-        new = choose(logits, seen, rules, rngs)
-        seen[torch.arange(len(new)), new] = True
-        said = new.tolist()
-        heard = [token if alive else None for token, alive in zip(said, live)]
-        live = [alive and not stop(row, token) for row, (token, alive) in enumerate(zip(said, live))]
-        yield heard
-        if left == 1 or not any(live):
+    seen = mark_tokens(logits, prompts) if sampling.repetition_penalty != 1 else None
+    for remaining in range(tokens, 0, -1):
+        new = select_next(logits, seen, sampling, generators)
+        if seen is not None:
+            seen.scatter_(1, new[:, None], True)
+        new_tokens = new.tolist()
+        step_tokens = [token if live else None for token, live in zip(new_tokens, is_live)]
+        is_live = [live and not stop(row, token) for row, (token, live) in enumerate(zip(new_tokens, is_live))]
+        yield step_tokens
+        if remaining == 1 or not any(is_live):
             return
-        for window, token in zip(windows, said):
+        if cache.unbounded:  # nothing is ever read again
+            logits = step(model, new, cache)
+            continue
+        for window, token in zip(windows, new_tokens):
             window.append(token)
-        if cache.endless or max(map(len, windows)) <= context:
+        if max(map(len, windows)) <= context:
             logits = step(model, new, cache)
         else:
             windows = [window[-keep:] if len(window) > context else window for window in windows]
             logits = prefill(model, windows, cache)
+
+
+def mark_tokens(logits: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return which tokens of the vocabulary occur in each row: (B, V) bool, on the device of the logits (B, V)."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, ids in enumerate(rows):
+        seen[row, list(ids)] = True
+    return seen

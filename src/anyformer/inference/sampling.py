@@ -1,6 +1,6 @@
-"""Sampling: a pipe of small functions from logits to the next token.
+"""Sampling: a chain of small functions from logits to the next token.
 
-Shapes: B rows, V vocabulary. Every function takes and gives logits (B, V); -inf is a token that cannot come.
+Shapes: B rows, V entries of the vocabulary. Every filter maps logits (B, V) to logits; a token of -inf cannot be drawn.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FIRST = 1024  # tokens, which nearly always hold as much probability as is asked for
+from ..parsing import check_range, check_types
+
+TOP_P_CANDIDATES = 1024  # likeliest tokens that nearly always hold the probability of top-p
+MAX_DRAW_ELEMENTS = 1 << 22  # probabilities that are computed at once in float64, which bounds the memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How the next token is chosen. Raises ValueError on values that mean nothing."""
+class SamplingParams:
+    """How the next token is chosen. Raises InputError on values that make no sense."""
 
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the likeliest token."""
+    """Divides the logits; 0 takes the likeliest token."""
     top_k: int | None = None
     """Only the k likeliest tokens (1805.04833)."""
     top_p: float | None = None
@@ -25,78 +28,90 @@ class Rules:
     min_p: float | None = None
     """Only tokens at least this fraction as likely as the likeliest (2407.01082)."""
     repetition_penalty: float = 1.0
-    """Tokens already seen are made less likely (1909.05858); 1 changes nothing."""
+    """Makes tokens that occurred before less likely (1909.05858); 1 changes nothing."""
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0, 1e6)
-        _within("top-k", self.top_k, 1, 1 << 31)
-        _within("top-p", self.top_p, 1e-9, 1)
-        _within("min-p", self.min_p, 0, 1)
-        _within("repetition-penalty", self.repetition_penalty, 1e-3, 1e3)
-
-
-def _within(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:  # also refuses nan
-        raise ValueError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+        check_types(self)
+        check_range(self, "temperature", at_least=0, at_most=1e6)
+        check_range(self, "top_k", at_least=1, at_most=1 << 31)
+        check_range(self, "top_p", at_least=1e-9, at_most=1)
+        check_range(self, "min_p", at_least=0, at_most=1)
+        check_range(self, "repetition_penalty", at_least=1e-3, at_most=1e3)
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < least, -torch.inf)
+    """Keep the k likeliest tokens, and those as likely as the last of them."""
+    threshold = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < threshold, -torch.inf)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """The likeliest tokens until their sum reaches p; always at least one."""
-    chance = logits.softmax(-1)
-    for some in (min(FIRST, chance.shape[-1]), chance.shape[-1]):
-        likeliest, index = chance.topk(some)
+    """Keep the likeliest tokens until their sum reaches p; always at least one."""
+    probabilities = logits.softmax(-1)
+    for count in (min(TOP_P_CANDIDATES, probabilities.shape[-1]), probabilities.shape[-1]):
+        likeliest, index = probabilities.topk(count)
         total = likeliest.cumsum(-1)
-        if (total[:, -1] >= p).all():  # all others stay behind, and need not be put in order
+        if (total[:, -1] >= p).all():  # no other token is kept, so the others need not be sorted
             break
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, total - likeliest < p)
-    return logits.masked_fill(~kept, -torch.inf)
+    is_kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, total - likeliest < p)
+    return logits.masked_fill(~is_kept, -torch.inf)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
-    chance = logits.softmax(-1)
-    return logits.masked_fill(chance < p * chance.amax(-1, keepdim=True), -torch.inf)
+    """Keep tokens at least p times as likely as the likeliest."""
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
-def repeat_less(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """seen (B, V) bool: positive logits of seen tokens are divided by the penalty, negative ones multiplied."""
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Divide positive logits of tokens seen before by the penalty, and multiply negative ones. seen: (B, V) bool"""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def shape(logits: Tensor, seen: Tensor, rules: Rules) -> Tensor:
-    """All rules in their usual order: penalty, temperature, top-k, top-p, min-p."""
+def process_logits(logits: Tensor, seen: Tensor | None, sampling: SamplingParams) -> Tensor:
+    """Apply all filters in the usual order: repetition penalty, temperature, top-k, top-p, min-p."""
     logits = logits.float()
-    if rules.repetition_penalty != 1:
-        logits = repeat_less(logits, seen, rules.repetition_penalty)
-    if rules.temperature == 0:
+    if seen is not None and sampling.repetition_penalty != 1:
+        logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
         return logits
-    if rules.temperature != 1:
-        logits = logits / rules.temperature
-    if rules.top_k is not None:
-        logits = top_k(logits, rules.top_k)
-    if rules.top_p is not None and rules.top_p < 1:
-        logits = top_p(logits, rules.top_p)
-    if rules.min_p:
-        logits = min_p(logits, rules.min_p)
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        logits = top_k(logits, sampling.top_k)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        logits = top_p(logits, sampling.top_p)
+    if sampling.min_p:
+        logits = min_p(logits, sampling.min_p)
     return logits
 
 
-def pick(logits: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-    """Draw one token a row, each row from its own stream, so that what a row draws does not depend on its company.
-    (B, V) -> (B,)"""
-    drawn = []
-    for row, rng in zip(logits.cpu(), rngs):  # one by one, so that the memory of one serves the next
-        chance = row.double().softmax(-1).cumsum(-1)
-        draw = torch.rand(1, dtype=torch.float64, generator=rng)
-        drawn.append(torch.searchsorted(chance, draw * chance[-1], right=True))
-    return torch.cat(drawn).to(logits.device)
+def sample_tokens(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw one token for each row: (B, V) -> (B,)
+
+    Every row draws one number from its own generator (on the CPU), so that its tokens do not depend on the other rows
+    of the batch, nor on the device.
+    """
+    device = logits.device if logits.is_cuda else torch.device("cpu")  # MPS has no float64
+    draws = torch.cat([torch.rand(1, 1, dtype=torch.float64, generator=g) for g in generators]).to(device)
+    tokens = []
+    rows = max(1, MAX_DRAW_ELEMENTS // logits.shape[-1])
+    for row_logits, draw in zip(logits.to(device).split(rows), draws.split(rows)):
+        cumulative = row_logits.double().softmax(-1).cumsum(-1)
+        tokens.append(torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)[:, 0])
+    return torch.cat(tokens).clamp_(max=logits.shape[-1] - 1).to(logits.device)
 
 
-def choose(logits: Tensor, seen: Tensor, rules: Rules, rngs: Sequence[torch.Generator]) -> Tensor:
-    """The next token of each row. (B, V) -> (B,)"""
-    logits = shape(logits, seen, rules)
-    return logits.argmax(-1) if rules.temperature == 0 else pick(logits, rngs)
+def select_next(
+    logits: Tensor, seen: Tensor | None, sampling: SamplingParams, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Choose the next token of each row: (B, V) -> (B,)
+
+    Args:
+        logits: of the next token.
+        seen: (B, V) bool, the tokens that occurred before; None where there is no repetition penalty.
+        sampling: how the token is chosen.
+        generators: one for each row; not used at temperature 0.
+    """
+    logits = process_logits(logits, seen, sampling)
+    return logits.argmax(-1) if sampling.temperature == 0 else sample_tokens(logits, generators)

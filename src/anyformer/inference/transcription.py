@@ -1,4 +1,4 @@
-"""What a decoder writes of a source that is read already, and how wrong that is.
+"""Transcription: greedy decoding of a source that is already encoded, and a picture of its attention over time.
 
 Shapes: B rows, L tokens, S nodes of the source.
 """
@@ -12,36 +12,45 @@ from .decode import Decoder, generate
 from .sampling import SamplingParams
 from .translation import select_sharpest_layer
 
-MOMENTS = 48  # columns of a picture
-TICKS = 6  # of them with a time
+MAX_COLUMNS = 48  # of a picture of attention
+MAX_LABELS = 6  # columns with a label
 
 
-def decode_greedily(given: Decoder, rows: int, prompt: Sequence[int], end: int | None) -> list[list[int]]:
-    """The likeliest token, again and again, until `end` or the end of the context: what each row says between them."""
-    said: list[list[int]] = [[] for _ in range(rows)]
-    most = given.body.config.context - len(prompt) + 1  # the last one need not be read
-    stream = generate(
-        given,
+def decode_greedily(decoder: Decoder, rows: int, prompt: Sequence[int], end: int | None) -> list[list[int]]:
+    """Take the likeliest token again and again, until `end` or the end of the context.
+
+    Returns the new tokens of each row, without `end`.
+    """
+    texts: list[list[int]] = [[] for _ in range(rows)]
+    steps = generate(
+        decoder,
         [prompt] * rows,
-        tokens=most,
+        tokens=decoder.body.config.context - len(prompt) + 1,  # the last token need not be read
         sampling=SamplingParams(temperature=0),
         seeds=[0] * rows,
         stop=lambda row, token: token == end,
     )
-    for step in stream:
-        for row, token in zip(said, step):
+    for new_tokens in steps:
+        for text, token in zip(texts, new_tokens):
             if token is not None and token != end:
-                row.append(token)
-    return said
+                text.append(token)
+    return texts
 
 
 def bin_attention_by_time(weights: Tensor, seconds: float) -> dict[str, Any]:
-    """Where each token listens: cross-attention (layers, heads, L, S), nodes of `seconds`, in at most MOMENTS
-    columns -> {"values" [L][moments], "columns"}. Of several layers, the most decided one."""
+    """Sum cross-attention weights in at most MAX_COLUMNS bins of time, in the layer with the sharpest attention.
+
+    Args:
+        weights: (layers, heads, L, S)
+        seconds: duration of a node of the source.
+
+    Returns:
+        {"values" [L][bins], "columns"}: the labels of the bins are their start in seconds, empty for most of them.
+    """
     mean = select_sharpest_layer(weights.float().cpu())  # (L, S)
-    wide = -(-mean.shape[1] // MOMENTS)
-    pieces = mean.split(wide, dim=1)
-    step = max(1, len(pieces) // TICKS)
-    columns = [f"{i * wide * seconds:.1f}" if i % step == 0 else "" for i in range(len(pieces))]
-    values = [[round(piece[row].sum().item(), 4) for piece in pieces] for row in range(len(mean))]
+    width = -(-mean.shape[1] // MAX_COLUMNS)
+    bins = mean.split(width, dim=1)
+    label_every = max(1, len(bins) // MAX_LABELS)
+    columns = [f"{i * width * seconds:.1f}" if i % label_every == 0 else "" for i in range(len(bins))]
+    values = [[round(part[row].sum().item(), 4) for part in bins] for row in range(len(mean))]
     return {"values": values, "columns": columns}

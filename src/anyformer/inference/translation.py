@@ -1,9 +1,8 @@
-"""Text in, another text out: sources are read whole, then their translations are searched for, in batches.
+"""Translation: encode source texts, then search for the likeliest targets, in batches.
 
-Knows tokenizers by what they do (encode, decode), not by their kind.
+Shapes: B texts, K beams, S tokens of a source, T tokens of a target, C channels.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,36 +10,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InputError, suggest
+from ..data.tokenizers.pair_tokenizer import PairTokenizer
+from ..errors import InputError
 from ..model.edges import Edges, within
 from ..model.encoder_decoder import ConditionedDecoder
+from ..parsing import check_range, check_types
 from .beam import Hypothesis, beam_search
-from .completion import Tokenizer
+from .decode import pad_rows
 
-BEAMS = 256  # the most
-NODES = 1 << 14  # of a cache, in all rows together: bounds the memory of a batch
-
-
-class Words(Protocol):
-    """A tokenizer for each side, and the ids that begin and end a text."""
-
-    @property
-    def source(self) -> Tokenizer: ...
-    @property
-    def target(self) -> Tokenizer: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def source_end(self) -> int: ...
+MAX_BEAMS = 256
+MAX_CACHE_NODES = 1 << 14  # in all rows of a batch together, which bounds its memory
 
 
-class Pair(Protocol):
-    """An encoder and decoder of texts, and their words."""
+class Translator(Protocol):
+    """An encoder and a decoder of texts, with their tokenizers."""
 
-    pair_tokenizer: Any  # Words
-    source: Any
+    pair_tokenizer: PairTokenizer
     encoder: Any
     decoder: Any
 
@@ -50,7 +35,7 @@ class Pair(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationRequest:
-    """What to translate and how. Plain values, so that it can come from a command line or over a wire."""
+    """What to translate and how, in plain values. Raises InputError on values that make no sense."""
 
     input: str | Sequence[str]
     """One text or several."""
@@ -61,108 +46,114 @@ class TranslationRequest:
     tokens: int | None = None
     """The most new tokens. None: as many as the decoder's context holds."""
     length_penalty: float = 1.0
-    """Log-probabilities are divided by their length to this power: 0 favours short ones."""
+    """Scores are log-probabilities divided by the length to this power: 0 prefers short translations."""
     cut: bool = False
-    """Cut a source that is longer than the context instead of refusing it."""
-
-    @staticmethod
-    def of(values: dict[str, Any]) -> "TranslationRequest":
-        """From plain values. Raises InputError on unknown names and values that mean nothing."""
-        names = [field.name for field in dataclasses.fields(TranslationRequest)]
-        for name in values:
-            if name not in names:
-                raise InputError(f"a request has no '{name}': {suggest(name, names)}")
-        return TranslationRequest(**values)
+    """Cut a source that exceeds the context instead of refusing it."""
 
     def __post_init__(self) -> None:
-        if not all(isinstance(text, str) for text in self.texts):
-            raise InputError("input must be a text, or a list of texts")
-        for name, most in {"beam": BEAMS, "n_best": self.beam, "tokens": 1 << 31}.items():
-            value = getattr(self, name)
-            if not (value is None and name == "tokens") and not (type(value) is int and 1 <= value <= most):
-                raise InputError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
-        if not isinstance(self.length_penalty, int | float) or not -10 <= self.length_penalty <= 10:
-            raise InputError(f"length_penalty is {self.length_penalty!r}; it must be between -10 and 10")
+        check_types(self)
+        check_range(self, "beam", at_least=1, at_most=MAX_BEAMS)
+        check_range(self, "n_best", at_least=1, at_most=self.beam)
+        check_range(self, "tokens", at_least=1)
+        check_range(self, "length_penalty", at_least=-10, at_most=10)
 
     @property
     def texts(self) -> list[str]:
         return [self.input] if isinstance(self.input, str) else list(self.input)
 
 
-def translate(model: Pair, request: TranslationRequest) -> list[dict[str, Any]]:
-    """The answer to each text, in their order: {"input", "text", "score", "finish_reason"}; "candidates", best first,
-    where more than one is wanted; "cut", how many tokens of the source were left out, where some were. Raises
-    InputError for a text that is too long or that the vocabulary lacks."""
-    words: Words = model.pair_tokenizer
-    room, answers = model.encoder.config.context - 1, {}
-    rows = [[int(i) for i in words.source.encode(text)] for text in request.texts]
+def translate(model: Translator, request: TranslationRequest) -> list[dict[str, Any]]:
+    """Translate every text of a request.
+
+    Returns:
+        For each text {"input", "text", "score", "finish_reason"}; also "candidates", best first, where `n_best` > 1,
+        and "cut", the number of tokens that a source was cut by.
+
+    Raises:
+        InputError: a text exceeds the context, or has characters that are not in the vocabulary.
+    """
+    tokenizers, max_source = model.pair_tokenizer, model.encoder.config.context - 1
+    rows = [[int(i) for i in tokenizers.source.encode(text)] for text in request.texts]
     for text, row in zip(request.texts, rows):
-        if len(row) > room and not request.cut:
-            begins = f"the source {text[:40]!r}... has {len(row):,} tokens"
-            raise InputError(f"{begins}, and {room:,} fit into the context: shorten it, or let it be cut (cut)")
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # like lengths together
-    width = max(1, NODES // (request.beam * length(model, request)))
-    for first in range(0, len(order), width):
-        some = order[first : first + width]
-        for i, found in zip(some, search_translations(model, [[*rows[i][:room], words.source_end_id] for i in some], request)):
-            answers[i] = answer(request, request.texts[i], len(rows[i]) - room, found, words.target)
-    return [answers[i] for i in range(len(rows))]
+        if len(row) > max_source and not request.cut:
+            about = f"the source {text[:40]!r}... has {len(row):,} tokens"
+            raise InputError(f"{about}, and {max_source:,} fit into the context: shorten it, or let it be cut (cut)")
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of similar length share a batch
+    size = max(1, MAX_CACHE_NODES // (request.beam * max_target_tokens(model, request)))
+    results = {}
+    for start in range(0, len(order), size):
+        indices = order[start : start + size]
+        sources = [[*rows[i][:max_source], tokenizers.source_end_id] for i in indices]
+        for i, hypotheses in zip(indices, search_translations(model, sources, request)):
+            cut = max(0, len(rows[i]) - max_source)
+            results[i] = format_result(model, request, request.texts[i], hypotheses, cut)
+    return [results[i] for i in range(len(rows))]
 
 
-def length(model: Pair, request: TranslationRequest) -> int:
-    """The most tokens that a translation may have."""
+def max_target_tokens(model: Translator, request: TranslationRequest) -> int:
     context = model.decoder.config.context
     return min(request.tokens or context, context)
 
 
 @torch.inference_mode()
-def search_translations(model: Pair, sources: list[list[int]], request: TranslationRequest) -> list[list[Hypothesis]]:
-    """The best translations of each source, all read in one batch."""
-    where, beam = next(model.decoder.parameters()).device, request.beam
-    lengths = torch.tensor([len(row) for row in sources], device=where)
-    ids = torch.zeros(len(sources), max(map(len, sources)), dtype=torch.long)
-    for padded, row in zip(ids, sources):
-        padded[: len(row)] = torch.tensor(row)
-    memory = model.encode(ids.to(where), within(lengths)).repeat_interleave(beam, 0)  # (B * K, S, C)
+def search_translations(
+    model: Translator, sources: list[list[int]], request: TranslationRequest
+) -> list[list[Hypothesis]]:
+    """Return the best translations of each source (ids with the end), computed in one batch."""
+    ids, lengths = pad_rows(sources, next(model.decoder.parameters()).device)
+    memory = model.encode(ids, within(lengths)).repeat_interleave(request.beam, 0)  # (B * K, S, C)
     return beam_search(
-        model.condition(memory, within(lengths.repeat_interleave(beam))),
+        model.condition(memory, within(lengths.repeat_interleave(request.beam))),
         [[model.pair_tokenizer.start_id]] * len(sources),
-        beam=beam,
-        tokens=length(model, request),
+        beam=request.beam,
+        tokens=max_target_tokens(model, request),
         end=model.pair_tokenizer.end_id,
         n_best=request.n_best,
         penalty=request.length_penalty,
     )
 
 
-def answer(request: TranslationRequest, text: str, over: int, found: list[Hypothesis], tokenizer: Tokenizer) -> dict[str, Any]:
-    said = [
-        {"text": tokenizer.decode(h.tokens), "score": h.score, "finish_reason": "stop" if h.finished else "length"}
-        for h in found
+def format_result(
+    model: Translator, request: TranslationRequest, text: str, hypotheses: list[Hypothesis], cut: int
+) -> dict[str, Any]:
+    candidates = [
+        {
+            "text": model.pair_tokenizer.target.decode(hypothesis.tokens),
+            "score": hypothesis.score,
+            "finish_reason": "stop" if hypothesis.finished else "length",
+        }
+        for hypothesis in hypotheses
     ]
-    more = {"candidates": said} if request.n_best > 1 else {}
-    return {"input": text, **said[0], **more, **({"cut": over} if over > 0 else {})}
+    result = {"input": text, **candidates[0]}
+    return result | ({"candidates": candidates} if request.n_best > 1 else {}) | ({"cut": cut} if cut else {})
 
 
-# --- where it looks ---
+# --- attention between the texts ---
 
 
 @torch.inference_mode()
 def align_translation(model: Any, source: str, target: str) -> dict[str, Any]:
-    """Where a model that looks back looks before each token of a translation: {"weights" [T][S], "rows", "columns"},
-    the tokens of both sides. Of several layers, the most decided one."""
-    words, where = model.pair_tokenizer, next(model.parameters()).device
-    ids = [known.encode(text).tolist() for known, text in zip((words.source, words.target), (source, target))]
-    read = torch.tensor([[*ids[0], words.source_end_id]], device=where)
-    said = torch.tensor([[words.start_id, *ids[1]]], device=where)
-    weights = model.alignment(read, said, within(torch.tensor([read.shape[1]], device=where)))
+    """Return the cross-attention of a pair of texts, in the layer where it is sharpest.
+
+    Returns:
+        {"weights" [T][S], "rows", "columns"}: the weights, and the tokens of the target and of the source.
+    """
+    tokenizers, device = model.pair_tokenizer, next(model.parameters()).device
+    source_ids, target_ids = tokenizers.source.encode(source).tolist(), tokenizers.target.encode(target).tolist()
+    encoder_input = torch.tensor([[*source_ids, tokenizers.source_end_id]], device=device)
+    decoder_input = torch.tensor([[tokenizers.start_id, *target_ids]], device=device)
+    lengths = torch.tensor([encoder_input.shape[1]], device=device)
+    weights = model.alignment(encoder_input, decoder_input, within(lengths))
     weights = select_sharpest_layer(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
-    columns, rows = ([*(known.decode([i]) for i in row), "·"] for known, row in zip((words.source, words.target), ids))
-    return {"weights": [[round(w, 4) for w in row] for row in weights.tolist()], "rows": rows, "columns": columns}
+    return {
+        "weights": [[round(weight, 4) for weight in row] for row in weights.tolist()],
+        "rows": [*(tokenizers.target.decode([i]) for i in target_ids), "·"],
+        "columns": [*(tokenizers.source.decode([i]) for i in source_ids), "·"],
+    }
 
 
 def select_sharpest_layer(weights: Tensor) -> Tensor:
-    """Of all layers, the mean of the heads where it is most decided. (layers, heads, T, S) -> (T, S)"""
+    """Return the mean over heads of the layer with the lowest entropy: (layers, heads, T, S) -> (T, S)"""
     mean = weights.mean(1)
-    spread = -(mean * mean.clamp(min=1e-9).log()).sum(-1).mean(-1)
-    return mean[int(spread.argmin())]
+    entropy = -(mean * mean.clamp(min=1e-9).log()).sum(-1).mean(-1)
+    return mean[int(entropy.argmin())]

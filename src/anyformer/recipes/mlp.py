@@ -14,12 +14,13 @@ Bengio, Ducharme, Vincent and Jauvin: A Neural Probabilistic Language Model (JML
 
 from dataclasses import dataclass, field, replace
 
-from ..baselines.recurrent import WindowLM
+from ..baselines.window_lm import WindowLM
 from ..data.tokenizers.build import Tokenizer
+from ..parsing import check_range, check_types
 from ..recipe import Graph, GraphInput
 from ..training.config import TrainConfig
 from ._shared.language import batches, evaluate, loss, predict, stream
-from ._shared.presets import TINY_TRAIN, check_sizes
+from ._shared.presets import MAX_SIZE, TINY_TRAIN
 from ._shared.text import TextConfig, load_text_tokenizer
 
 __all__ = ["PRESETS", "batches", "build", "evaluate", "export_graph", "loss", "predict", "stream"]
@@ -27,7 +28,7 @@ __all__ = ["PRESETS", "batches", "build", "evaluate", "export_graph", "loss", "p
 
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig:
-    """The shape of the model. Raises ValueError where a number makes no sense."""
+    """The shape of the model."""
 
     words: int = 8
     """Tokens from which the next one is predicted."""
@@ -42,7 +43,9 @@ class WindowConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_sizes(self, ("words", "dim", "hidden", "context"))
+        check_types(self)
+        check_range(self, "words", "dim", "hidden", "context", at_least=1, at_most=MAX_SIZE)
+        check_range(self, "dropout", at_least=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,5 +89,5 @@ def build(config: Config) -> WindowModel:
 
 
 def export_graph(model: WindowModel) -> Graph:
-    ids = GraphInput("batch length", model.answer.out_features)
+    ids = GraphInput("batch length", model.output.out_features)
     return Graph(model, {"ids": ids}, ("logits",), {"length": model.body.config.context})

@@ -32,7 +32,7 @@ from ..model.cache import KVCache
 from ..model.init import initialize
 from ..model.ngram_mixture import NGramMixture, TokenCache
 from ..parsing import path_field
-from ._shared.language import LanguageConfig, LanguageModel, batches, evaluate, predict, stream
+from ._shared.language import LanguageConfig, LanguageModel, batches, compute_logits, evaluate, predict, stream
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import load_corpus, load_text_tokenizer
 
@@ -106,28 +106,45 @@ class RecallModel(LanguageModel):
             self._counts = counts
         return self._counts
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None, labels: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        document: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """Return the nodes after the last block, followed by the n-gram log-probabilities: (B, T, C + V).
 
-        labels: the next tokens, where the rows are part of the text that was counted.
+        Args:
+            ids, cache, document, positions: as of a language model.
+            labels: the next tokens, where the rows are part of the text that was counted.
         """
         if isinstance(cache, TokenCache):
             groups = cache.append_ids(ids, self.counts.max_order)
             log_probs = torch.cat([self.look_up(rows)[:, -ids.shape[1] :] for rows in groups])[cache.order]
         else:
-            log_probs = self.look_up(ids, labels)
-        return torch.cat([super().hidden(ids, cache), log_probs], dim=-1)
+            log_probs = self.look_up(ids, labels, positions)
+        return torch.cat([super().hidden(ids, cache, document, positions), log_probs], dim=-1)
 
-    def look_up(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the log-probabilities of what follows each token: (B, T, V)"""
+    def look_up(self, ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Return the log-probabilities of what follows each token, from the tokens of its own document: (B, T, V)"""
         if ids.is_meta:  # only shapes are computed
             return torch.empty(*ids.shape, self.nodes.token.num_embeddings, device="meta")
         own = None if labels is None else labels.masked_fill(labels == IGNORE_INDEX, -1).cpu().numpy()
-        probabilities = self.counts.probabilities(ids.cpu().numpy(), own)
+        starts = None if positions is None else positions.cpu().numpy()
+        probabilities = self.counts.probabilities(ids.cpu().numpy(), own, starts)
         return torch.from_numpy(probabilities).clamp_(min=1e-9).log_().to(ids.device)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, labels: Tensor | None = None) -> Tensor:
-        return self.head(self.hidden(ids, cache, labels))
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        document: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        return self.head(self.hidden(ids, cache, document, positions, labels))
 
     def new_cache(self, batch: int, size: int | None = None) -> KVCache:
         return TokenCache(self.body.config, batch, size, next(self.body.parameters()).device)
@@ -189,5 +206,5 @@ def _count(corpus: Corpus, max_order: int, vocab_size: int) -> NGramCounts:
 
 
 def loss(model: RecallModel, batch: dict[str, Tensor]) -> Tensor:
-    logits = model(batch["ids"], labels=batch["labels"] if model.training else None)
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+    logits = compute_logits(model, batch, labels=batch["labels"] if model.training else None)
+    return F.cross_entropy(logits, batch["labels"].flatten())

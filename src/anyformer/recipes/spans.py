@@ -28,6 +28,7 @@ from ..data.tokenizers.build import Tokenizer
 from ..data.tokenizers.pair_tokenizer import build_pair_tokenizer
 from ..errors import InputError
 from ..inference.translation import TranslationRequest, search_translations
+from ..parsing import check_range, parse_dataclass
 from ..recipe import StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.pairs import evaluate, loss
@@ -54,9 +55,9 @@ class Config(TranslatorConfig):
         super().__post_init__()
         if self.source_tokenizer:
             raise ValueError("source_tokenizer: source and target are parts of one text: leave it out")
-        if not 0 < self.rate < 1 or not self.span >= 1 or self.sentinels < 1:
-            numbers = f"rate {self.rate} must be above 0 and below 1, span {self.span} and sentinels {self.sentinels}"
-            raise ValueError(f"{numbers} at least 1")
+        check_range(self, "rate", above=0, below=1)
+        check_range(self, "span", at_least=1)
+        check_range(self, "sentinels", at_least=1)
 
 
 PRESETS = {
@@ -106,8 +107,8 @@ def fit_corruption(config: Config) -> tuple[SpanCorruption, int]:
     """Return how windows are corrupted, and how long they are. Raises InputError where no window fits."""
     corruption = SpanCorruption(config.rate, config.span, (config.padded_vocab or 0) - 1)
     max_source, max_target = config.contexts[0] - 1, config.contexts[1] - 1
-    length = corruption.window(max_source, max_target, 2 * (max_source + max_target))
-    while length and corruption.hidden(length)[1] > config.sentinels:
+    length = corruption.longest_window(max_source, max_target, 2 * (max_source + max_target))
+    while length and corruption.count_removed(length)[1] > config.sentinels:
         length -= 1
     if not length:
         raise InputError(f"no text fits into contexts of {max_source + 1} and {max_target + 1} tokens: increase them")
@@ -155,7 +156,7 @@ def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
     Returns {"results": [{"input", "text", "gaps", "score"}, ...]}; "gaps" are the texts that fill each gap.
     """
     default = {"input": default_input(model.pair_tokenizer.source)}
-    parsed = TranslationRequest.of(default | request)
+    parsed = parse_dataclass(TranslationRequest, default | request, "request")
     return {"results": [fill_gaps(model, text, parsed) for text in parsed.texts]}
 
 

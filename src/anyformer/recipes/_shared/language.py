@@ -7,23 +7,24 @@ Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.text.batches import IGNORE_INDEX, eval_windows, train_windows
+from ...data.text.batches import IGNORE_INDEX, eval_windows, segment, train_windows
 from ...data.tokenizers.build import Tokenizer
 from ...errors import InputError
 from ...inference.completion import Completion, CompletionRequest, generate_text
 from ...model.cache import KVCache
 from ...model.config import TransformerConfig
-from ...model.edges import Edges, causal, window
+from ...model.edges import Edges, causal, same, window
 from ...model.embeddings import TokenEmbedding
 from ...model.heads import LMHead
 from ...model.transformer import Transformer
+from ...parsing import check_range, parse_dataclass
 from ...recipe import Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
 from .text import TextConfig, load_corpus
@@ -39,14 +40,15 @@ class LanguageConfig(TextConfig):
     """Nodes that a local layer reads, the node itself included. None: all layers are global."""
     global_every: int = 2
     """With a window: every how many layers one is global."""
+    documents: Literal["joined", "apart"] = "joined"
+    """Documents of the data (files, lines of a jsonl) in one window: joined, the model learns to ignore what is before
+    an end-of-text token; or apart, each reads itself only, at positions from 0."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("window", "global_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_range(self, "window", "global_every", at_least=1)
 
 
 class LanguageModel(nn.Module):
@@ -61,13 +63,37 @@ class LanguageModel(nn.Module):
         self.head = LMHead(config.model.dim, vocab_size, self.nodes.token if config.tied else None)
         self.edges = layer_edges(config)
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the nodes after the last block, (B, T, C); with a cache, ids are the next ones of each row."""
-        positions = None if cache is None else cache.positions(ids.shape[1])
-        return self.body(self.nodes(ids, positions), self.edges, cache=cache)
+    def hidden(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        document: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Return the nodes after the last block: (B, T, C)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        return self.head(self.hidden(ids, cache))
+        Args:
+            ids: (B, T); with a cache, the next ones of each row.
+            cache: keys and values of the tokens before them.
+            document: (B, T), the document of each token where a row holds several that are kept apart.
+            positions: (B, T), the position of each token in its document.
+        """
+        edges = self.edges
+        if document is not None:
+            apart = {rule: rule & same(document) for rule in set(edges)}  # layers that share a rule go on sharing it
+            edges = [apart[rule] for rule in edges]
+        if cache is not None:
+            positions = cache.positions(ids.shape[1])
+        return self.body(self.nodes(ids, positions), edges, cache=cache)
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        document: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        return self.head(self.hidden(ids, cache, document, positions))
 
 
 def layer_edges(config: LanguageConfig) -> list[Edges]:
@@ -85,24 +111,37 @@ def batches(
 
     "train": random windows without end. "val" and "all": one pass in which every token is predicted once.
     """
-    c, text = config.train, load_corpus(config)
-    state = init_stream(state, config.data, text.meta["sha256"])
-    tokens, context = text.split(split), config.model.context
+    c, corpus = config.train, load_corpus(config)
+    state = init_stream(state, config.data, corpus.meta["sha256"])
+    tokens, context = corpus.split(split), config.model.context
+    is_apart = isinstance(config, LanguageConfig) and config.documents == "apart"
+    separator = corpus.separator if is_apart and corpus.n_documents > 1 else None
     if split != "train":
         for ids, labels in eval_windows(tokens, context, c.batch, split):
-            yield make_batch(ids, labels), state
+            yield make_batch(ids, labels, separator), state
     while split == "train":
         ids, labels = train_windows(tokens, context, c.batch, c.seed, state["step"], split)
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
-        yield make_batch(ids, labels), state
+        yield make_batch(ids, labels, separator), state
 
 
-def make_batch(ids: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
-    return {"ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+def make_batch(ids: np.ndarray, labels: np.ndarray, separator: int | None) -> dict[str, Tensor]:
+    """Return ids and labels; where a row holds several documents to be kept apart, also document and positions."""
+    batch = {"ids": ids, "labels": labels}
+    if separator is not None:
+        document, positions = segment(ids, separator)
+        batch |= {"document": document, "positions": positions} if document.any() else {}
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def compute_logits(model: nn.Module, batch: dict[str, Tensor], **arguments: Any) -> Tensor:
+    """Return the logits of every next token: (B * T, V)"""
+    arguments |= {name: batch[name] for name in ("document", "positions") if name in batch}
+    return model(batch["ids"], **arguments).flatten(0, 1).float()
 
 
 def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch["ids"]).flatten(0, 1).float(), batch["labels"].flatten())
+    return F.cross_entropy(compute_logits(model, batch), batch["labels"].flatten())
 
 
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
@@ -112,7 +151,7 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
     for batch in batches:
         labels = batch["labels"].flatten()
         predicted = labels[labels != IGNORE_INDEX]
-        nats += F.cross_entropy(model(batch["ids"]).flatten(0, 1).float(), labels, reduction="sum").item()
+        nats += F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
         tokens += len(predicted)
         n_bytes += model.tokenizer.count_bytes(predicted.cpu().numpy())
     mean = nats / max(1, tokens)
@@ -133,11 +172,11 @@ def stream(model: Any, request: dict[str, Any]) -> Iterator[list[Completion]]:
     """As `predict`, token by token: yield all completions after every token."""
     request = {"prompt" if name == "input" else name: value for name, value in request.items()}
     request = {"prompt": default_prompt(model.tokenizer)} | request
-    return generate_text(model, model.tokenizer, CompletionRequest.of(request))
+    return generate_text(model, model.tokenizer, parse_dataclass(CompletionRequest, request, "request"))
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
-    """Return a prompt that the vocabulary can encode: a line break, else nothing (the end of a text), else any token."""
+    """Return a prompt that the vocabulary can encode: a line break, else the end of a text, else any token."""
     try:
         if len(tokenizer.encode("\n")):
             return "\n"

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from ...data.text import pair_batches
 from ...data.text.batches import IGNORE_INDEX
-from ...data.text.pairs import Pairs, pair_files, read_pairs
+from ...data.text.pairs import Pairs, read_pairs
 from ...data.tokenizers.build import Tokenizer
 from ...data.tokenizers.pair_tokenizer import PairTokenizer, build_pair_tokenizer
 from ...errors import InputError
 from ...inference.translation import TranslationRequest, align_translation, translate
 from ...metrics import score_translations
 from ...model.edges import within
-from ...parsing import path_field
+from ...parsing import check_range, check_types, parse_dataclass, path_field
 from ...recipe import Figure, StreamState, init_stream
-from .text import check_vocabulary, load_config_tokenizer
+from .text import MAX_VOCAB_SIZE, load_config_tokenizer
 
 MAX_FIGURES = 3  # pairs whose attention is drawn
 MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
@@ -63,14 +63,11 @@ class PairConfig:
     """Share of the target's probability that is spread over the vocabulary (1512.00567)."""
 
     def __post_init__(self) -> None:
-        check_vocabulary(self.vocab_size, self.padded_vocab)
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction is {self.val_fraction}; it must be above 0 and below 1")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
-        for name in ("start", "end"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ValueError(f"{name} is {value}; it must be an id, at least 0")
+        check_types(self)
+        check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
+        check_range(self, "val_fraction", above=0, below=1)
+        check_range(self, "start", "end", at_least=0)
+        check_range(self, "label_smoothing", at_least=0, below=1)
 
     @property
     def contexts(self) -> tuple[int, int]:
@@ -80,7 +77,7 @@ class PairConfig:
 
 def load_pairs(config: Any) -> Pairs:
     """Return the pairs of the config's data, read once; a file that has changed is read again."""
-    return read_pairs(config.data, config.val_fraction, config.backwards, config.skip_missing, pair_files(config.data))
+    return read_pairs(config.data, config.val_fraction, config.backwards, config.skip_missing)
 
 
 def load_tokenizers(config: Any) -> PairTokenizer:
@@ -155,7 +152,7 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     """
     if "input" not in request:
         request = {"input": default_input(model.pair_tokenizer.source), "cut": True} | request
-    return {"results": translate(model, TranslationRequest.of(request))}
+    return {"results": translate(model, parse_dataclass(TranslationRequest, request, "request"))}
 
 
 def default_input(tokenizer: Tokenizer) -> str:
@@ -178,7 +175,7 @@ def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[s
     Raises:
         InputError: sacrebleu is not installed.
     """
-    parts = load_pairs(config).parts
+    parts = load_pairs(config).splits
     pairs = [pair for name in parts if split in (name, "all") for pair in parts[name]]
     request = {"cut": config.cut_long} | request | {"input": [source for source, _ in pairs]}
     texts = [result["text"] for result in predict(model, request)["results"]]
@@ -188,7 +185,7 @@ def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[s
 def figures(model: Any, config: Any) -> list[Figure]:
     """Draw the weights of cross-attention on a few pairs of the validation split."""
     matrices: list[Figure] = []
-    for source, target in load_pairs(config).parts["val"]:
+    for source, target in load_pairs(config).split("val"):
         sizes = [len(side.encode(text)) for side, text in zip(model.pair_tokenizer.tokenizers, (source, target))]
         longest = min(MAX_FIGURE_TOKENS, *(context - 1 for context in config.contexts))
         if MAX_FIGURE_TOKENS // 3 <= max(sizes) <= longest:

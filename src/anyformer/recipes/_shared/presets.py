@@ -1,6 +1,5 @@
 """What presets of several recipes have in common: shapes of Transformers and ways of training."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,11 +66,5 @@ MINUTE_TRAIN = TrainConfig(
 )
 """A minute on two cores for a model of the default size."""
 
-
-def check_sizes(config: Any, names: Sequence[str]) -> None:
-    """Check that these fields are at least 1, and that `dropout` is a probability below 1. Raises ValueError."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout is {config.dropout}; it must be at least 0 and below 1")
+MAX_SIZE = 1 << 20
+"""Of a dimension or a context: larger ones are mistakes that would exhaust memory."""

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...data.tokenizers.pair_tokenizer import PairTokenizer
+from ...parsing import check_range
 from ...training.config import TrainConfig
 from .pairs import PairConfig
-from .presets import TINY_PAIRS_TRAIN, check_sizes
+from .presets import MAX_SIZE, TINY_PAIRS_TRAIN
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentConfig(PairConfig):
-    """A recurrent encoder and decoder, their pairs and their training. Raises ValueError where a number makes no
-    sense."""
+    """A recurrent encoder and decoder, their pairs and their training."""
 
     dim: int = 256
     """Channels of an embedding."""
@@ -28,7 +28,8 @@ class RecurrentConfig(PairConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self, ("dim", "hidden", "layers", "context"))
+        check_range(self, "dim", "hidden", "layers", "context", at_least=1, at_most=MAX_SIZE)
+        check_range(self, "dropout", at_least=0, below=1)
 
     @property
     def contexts(self) -> tuple[int, int]:
@@ -38,7 +39,7 @@ class RecurrentConfig(PairConfig):
 def model_arguments(config: RecurrentConfig, pair_tokenizer: PairTokenizer) -> dict[str, Any]:
     """Return the arguments of a model of `baselines.recurrent`."""
     names = ("dim", "hidden", "layers", "context", "dropout")
-    vocab_sizes = pair_tokenizer.sizes(config.padded_vocab)
+    vocab_sizes = pair_tokenizer.vocab_sizes(config.padded_vocab)
     return {"vocab_sizes": vocab_sizes} | {name: getattr(config, name) for name in names}
 
 

@@ -9,7 +9,9 @@ from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...events import report_progress
-from ...parsing import path_field
+from ...parsing import check_range, check_types, path_field
+
+MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +31,9 @@ class TextConfig:
     """Rows of the embedding, if there are more than the tokenizer has ids."""
 
     def __post_init__(self) -> None:
-        check_vocabulary(self.vocab_size, self.padded_vocab)
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1")
-
-
-def check_vocabulary(vocab_size: int, padded_vocab: int | None) -> None:
-    """Check the sizes of a vocabulary in a config. Raises ValueError."""
-    for name, size in (("vocab_size", vocab_size), ("padded_vocab", padded_vocab)):
-        if size is not None and not 1 <= size <= MAX_VOCAB_SIZE:
-            raise ValueError(f"{name} is {size}; it must be from 1 to {MAX_VOCAB_SIZE:,}")
-
-
-MAX_VOCAB_SIZE = 1 << 24  # ids are stored in at most 32 bits; the largest public vocabularies have 2^18
+        check_types(self)
+        check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
+        check_range(self, "val_fraction", at_least=0, below=1)
 
 
 def load_corpus(config: TextConfig) -> Corpus:

@@ -52,7 +52,7 @@ class Translator(EncoderDecoder):
     target: TokenEmbedding
 
     def __init__(self, config: TranslatorConfig, pair_tokenizer: PairTokenizer):
-        source_size, target_size = pair_tokenizer.sizes(config.padded_vocab)
+        source_size, target_size = pair_tokenizer.vocab_sizes(config.padded_vocab)
         source, target = TokenEmbedding(source_size, config.encoder), TokenEmbedding(target_size, config.decoder)
         if config.shared:
             target.token = source.token

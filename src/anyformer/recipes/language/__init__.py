@@ -2,7 +2,7 @@
 
 raw    text files, or a set by name: characters, bytes or BPE
 nodes  tokens, with a position
-edges  causal; in local layers the last `window` nodes only
+edges  causal; in local layers the last `window` nodes only; within a document where `documents` is apart
 head   a logit for each token of the vocabulary, tied to the embedding
 loss   cross-entropy of the next token
 
@@ -119,6 +119,7 @@ PRESETS = {
     "bloom": Config(model=make_model_config(128, 4, 4, 128, position="alibi"), train=MINUTE_TRAIN),  # 2211.05100
     "llama": Config(  # 2407.21783
         tied=False,
+        documents="apart",
         model=make_model_config(
             128,
             4,
