@@ -209,7 +209,7 @@ class SupportsAblation(Protocol):
         """Return the names of the fields."""
         ...
 
-    def ablated_batches(
+    def ablate_fields(
         self, config: Any, split: str, kept: Sequence[str], shuffle: str = "", seed: int = 0
     ) -> Iterator[dict[str, Any]]:
         """Yield one pass with these fields only, the values of one of them taken from other rows."""
@@ -298,9 +298,9 @@ def load_recipe(source: Any) -> Recipe:
         return check_recipe(import_by(points[source].load, source), source)
     if "." in source:
         return check_recipe(import_by(lambda: import_from_here(source), source), source)
-    names = [*list_recipes(), *points]
-    file = f"; for a file, write ./{source}.py" if Path(f"{source}.py").is_file() else ""
-    raise InputError(f"there is no recipe '{source}': {suggest(source, names)}{file}")
+    if Path(f"{source}.py").is_file():
+        raise InputError(f"there is no recipe '{source}': for the file here, write ./{source}.py")
+    raise InputError(f"there is no recipe '{source}': {suggest(source, [*list_recipes(), *points])}")
 
 
 def load_stored_recipe(name: str, recipe: Any, where: Path) -> Recipe:
@@ -323,7 +323,7 @@ def load_stored_recipe(name: str, recipe: Any, where: Path) -> Recipe:
         return load_recipe(name)
     raise InputError(
         f"{where} was trained with the recipe '{name}', which is not part of anyformer: "
-        f"name it with --recipe ./{name}.py (in Python: recipe=module); {suggest(name, list_recipes())}"
+        f"name it with --recipe, for example --recipe ./{name}.py (in Python: load(..., recipe=module))"
     )
 
 

@@ -337,8 +337,9 @@ def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
     fields = parse_dataclass(Request, request, "request")
     if fields.embed is not None:
         return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
-    if not 1 <= fields.top <= (largest := model.masked_tokenizer.tokenizer.vocab_size):
-        raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {largest}")
+    vocab_size = model.masked_tokenizer.tokenizer.vocab_size
+    if not 1 <= fields.top <= vocab_size:
+        raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {vocab_size}")
     texts = [default_prompt(model)] if fields.input is None else as_list(fields.input)
     return {"results": [fill_masks(model, text, fields.top, fields.cut) for text in texts]}
 

@@ -367,7 +367,7 @@ def field_names(config: Config) -> list[str]:
     return [field.name for field in fit_schema(config).fields]
 
 
-def ablated_batches(
+def ablate_fields(
     config: Config, split: str, kept: Sequence[str], shuffle: str = "", seed: int = 0
 ) -> Iterator[dict[str, Tensor]]:
     """Yield one pass with these fields only, the values of one of them taken from other rows."""
