@@ -1,0 +1,85 @@
+"""The Transformer and its edges, in pure PyTorch.
+
+from anyformer.model import Transformer, TransformerConfig, causal
+
+model = Transformer(TransformerConfig(dim=64, n_layer=2))
+y = model(torch.randn(8, 32, 64), causal)
+"""
+
+from .cache import KVCache
+from .config import TransformerConfig
+from .edges import (
+    Edges,
+    MaskMod,
+    as_edges,
+    between,
+    causal,
+    every,
+    from_mask,
+    full,
+    hops,
+    leak,
+    neighbors,
+    prefix,
+    reach,
+    same,
+    window,
+    within,
+)
+from .embeddings import (
+    FrameEmbedding,
+    MultiFieldEmbedding,
+    Normalized,
+    PatchEmbedding,
+    ScalarEmbedding,
+    SensorEmbedding,
+    SeriesPatchEmbedding,
+    TokenEmbedding,
+    TrajectoryEmbedding,
+)
+from .encoder_decoder import Encoder, EncoderDecoder
+from .heads import Classifier, LMHead, MaskedHead, Regressor
+from .init import initialize
+from .transformer import MLP, Attention, Block, Transformer, attention_weights
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "Block",
+    "Classifier",
+    "Edges",
+    "Encoder",
+    "EncoderDecoder",
+    "FrameEmbedding",
+    "KVCache",
+    "LMHead",
+    "MaskMod",
+    "MaskedHead",
+    "MultiFieldEmbedding",
+    "Normalized",
+    "PatchEmbedding",
+    "Regressor",
+    "ScalarEmbedding",
+    "SensorEmbedding",
+    "SeriesPatchEmbedding",
+    "TokenEmbedding",
+    "TrajectoryEmbedding",
+    "Transformer",
+    "TransformerConfig",
+    "as_edges",
+    "attention_weights",
+    "between",
+    "causal",
+    "every",
+    "from_mask",
+    "full",
+    "hops",
+    "initialize",
+    "leak",
+    "neighbors",
+    "prefix",
+    "reach",
+    "same",
+    "window",
+    "within",
+]

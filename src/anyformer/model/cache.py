@@ -1,4 +1,4 @@
-"""KVCache: what a stack has read stays read. The next node costs one step, not the whole text again.
+"""KVCache: the keys and values of nodes that a stack has read, so that the next node costs one step.
 
 Shapes: B batch, Q new nodes, K nodes that are read, H heads, D channels of a head.
 """
@@ -12,13 +12,16 @@ from .config import TransformerConfig
 
 
 class KVCache:
-    """Keys and values of the nodes already read, one pair for each layer, in memory taken once, when the layer is first
-    asked.
+    """Keys and values of the nodes already read, a pair for each layer, allocated at the first use of the layer.
 
-    Row b holds `lengths[b]` nodes, at positions 0, 1, ... Rows may differ (`trim`), which is how prompts of unequal
-    length share a batch. A layer whose rule reaches back a few nodes keeps only so many, in a ring: node p in slot
-    p % room, where it takes the place of node p - room. What was computed from a memory (cross-attention) is kept too:
-    a memory does not change.
+    Row b holds `lengths[b]` nodes, at positions 0, 1 ... Rows may differ in length (`trim`), so that prompts of unequal
+    length share a batch. A layer whose rule has a finite left span keeps only that many nodes, in a ring buffer: node p
+    in slot p % capacity, where it overwrites node p - capacity. Keys and values of a memory (cross-attention) are kept
+    too: a memory does not change.
+
+    Args:
+        batch: number of rows.
+        size: the most nodes of a row; the context of the stack by default.
     """
 
     def __init__(
@@ -27,111 +30,128 @@ class KVCache:
         self.batch, self.size, self.device = batch, size or config.context, torch.device(device)
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
         self.memory: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
-        self.placed = config.position in ("learned", "sinusoidal")
+        self.embeds_positions = config.position in ("learned", "sinusoidal")
         self.lengths = 0
         self.prefill_lengths: Tensor | None = None
-        """How many nodes of each row are no padding, (B,), where they are read from position 0 on. A ring must know
-        before: it would let go of what `trim` comes back to."""
+        """Length of each row without padding, (B,), set before a prefill of padded rows. A ring buffer needs it before
+        padding overwrites keys."""
 
     @property
     def lengths(self) -> int | Tensor:
-        """Nodes in each row: one number, or (B,) where they differ."""
+        """Nodes in each row: one number, or (B,) where rows differ."""
         return self._lengths
 
     @lengths.setter
     def lengths(self, lengths: int | Tensor) -> None:
         self._lengths = lengths
-        self._filled = lengths if isinstance(lengths, int) else int(lengths.max())
+        self._max_length = lengths if isinstance(lengths, int) else int(lengths.max())
 
     @property
     def max_length(self) -> int:
         """Nodes in the longest row."""
-        return self._filled
+        return self._max_length
 
     @property
     def unbounded(self) -> bool:
-        """Whether it never fills: every layer keeps a ring, and no node carries its position in itself."""
-        return not self.placed and all(pair is not None and pair[0].shape[2] < self.size for pair in self.layers)
+        """Whether it never fills: every layer keeps a ring buffer, and no position is added to the nodes."""
+        return not self.embeds_positions and all(kv is not None and kv[0].shape[2] < self.size for kv in self.layers)
 
     def positions(self, new: int) -> Tensor:
-        """Where the next `new` nodes of each row will stand: (new,) or (B, new)."""
-        ahead = torch.arange(new, device=self.device)
-        return ahead + (self.lengths if isinstance(self.lengths, int) else self.lengths[:, None])
+        """The positions of the next `new` nodes of each row: (new,) or (B, new)."""
+        steps = torch.arange(new, device=self.device)
+        return steps + (self.lengths if isinstance(self.lengths, int) else self.lengths[:, None])
 
     def advance(self, new: int) -> None:
+        """Count `new` more nodes in each row, after all layers have stored them."""
         self.lengths = self.lengths + new
 
     def trim(self, lengths: Tensor) -> None:
-        """Row b keeps its first lengths[b] nodes (what came after was padding). lengths: (B,). Raises ValueError where
-        a ring has let go of nodes that would have to come back."""
-        told, self.prefill_lengths = self.prefill_lengths is not None and torch.equal(self.prefill_lengths, lengths.to(self.prefill_lengths.device)), None
-        turned = any(pair is not None and pair[0].shape[2] < self.max_length for pair in self.layers)
-        if turned and not told and bool((lengths < self.max_length).any()):
-            raise ValueError("a layer that keeps a window only cannot go back: say before how many nodes are `real`")
+        """Keep the first lengths[b] nodes of row b. lengths: (B,)
+
+        Raises:
+            ValueError: if a ring buffer has already overwritten nodes that would be needed again.
+        """
+        prefill_lengths, self.prefill_lengths = self.prefill_lengths, None
+        is_announced = prefill_lengths is not None and torch.equal(prefill_lengths, lengths.to(prefill_lengths.device))
+        has_overwritten = any(kv is not None and kv[0].shape[2] < self.max_length for kv in self.layers)
+        if has_overwritten and not is_announced and bool((lengths < self.max_length).any()):
+            raise ValueError("a layer that keeps a window cannot go back: set `prefill_lengths` before reading")
         self.lengths = int(lengths[0]) if bool((lengths == lengths[0]).all()) else lengths.to(self.device)
 
     def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was, memory included: a beam drops some rows and doubles others. rows: (B,)"""
+        """Make row i a copy of row rows[i], memory included, as beam search needs. rows: (B,)"""
         rows = rows.to(self.device)
-        for tensor in (tensor for pair in self.layers if pair is not None for tensor in pair):
+        for tensor in (tensor for kv in self.layers if kv is not None for tensor in kv):
             tensor[:, :, : self.max_length] = tensor[rows, :, : self.max_length]
-        self.memory = [pair and (pair[0][rows], pair[1][rows]) for pair in self.memory]
+        self.memory = [kv and (kv[0][rows], kv[1][rows]) for kv in self.memory]
         if not isinstance(self.lengths, int):
             self.lengths = self.lengths[rows]
 
     def capacity(self, left_span: float) -> int:
-        """How many nodes a layer keeps whose rule reaches back so far."""
+        """How many nodes a layer with this left span keeps."""
         return int(min(self.size, left_span + 1))
 
     def slot_positions(self, left_span: float, new: int) -> Tensor | None:
-        """Where the nodes stand whose keys `append` will give back, (K,) or (B, K), below 0 where there is none; or
-        None: in their order, from 0 on."""
-        room = self.capacity(left_span)
-        if self.max_length == 0 or self.max_length + new <= room:
+        """The positions of the keys that `update` will return, (K,) or (B, K), below 0 for an empty slot; None if they
+        are 0, 1 ... in order."""
+        capacity = self.capacity(left_span)
+        if self.max_length == 0 or self.max_length + new <= capacity:
             return None
         if new == 1:
-            return self.slots(room, 1)
-        before, coming = self.slots(room, 0)[..., : self.max_length], self.positions(new)
-        return torch.cat([before, coming], dim=-1)
+            return self._ring_positions(capacity, 1)
+        stored = self._ring_positions(capacity, 0)[..., : self.max_length]
+        return torch.cat([stored, self.positions(new)], dim=-1)
 
-    def slots(self, capacity: int, new: int) -> Tensor:
-        """Which node each slot of a ring holds after `new` more, below 0 for none: (room,) or (B, room)."""
+    def _ring_positions(self, capacity: int, new: int) -> Tensor:
+        """The position in each slot of a ring buffer after `new` more nodes: (capacity,) or (B, capacity)."""
         last = (self.lengths if isinstance(self.lengths, int) else self.lengths[:, None]) + new - 1
         return last - (last - torch.arange(capacity, device=self.device)) % capacity
 
-    def append(self, layer: int, k: Tensor, v: Tensor, left_span: float = math.inf) -> tuple[Tensor, Tensor]:
-        """Write the new nodes' keys and values, give back those of all nodes that the rule may reach: (B, H, Q, D) ->
-        (B, H, K, D). Raises ValueError where they do not fit, or the rule reaches further than it did."""
-        room, end = self.capacity(left_span), self.max_length + k.shape[2]
-        if room == self.size < end:
+    def update(self, layer: int, k: Tensor, v: Tensor, left_span: float = math.inf) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of new nodes, and return those of all nodes that the rule may reach.
+
+        Shapes:
+            k, v: (B, H, Q, D)
+            returns: (B, H, K, D) each
+
+        Raises:
+            ValueError: if they do not fit, or if the left span of the layer has changed.
+        """
+        capacity, end = self.capacity(left_span), self.max_length + k.shape[2]
+        if capacity == self.size < end:
             raise ValueError(f"the cache holds {self.size} nodes and would need {end}: make it larger or crop")
-        keys, values = pair = self.layers[layer] or self.take(room, k)
-        if keys.shape[2] != room:
-            raise ValueError(f"layer {layer} keeps {keys.shape[2]} nodes, and its rule now reads {room}")
-        self.layers[layer] = pair
-        if end <= room or k.shape[2] == 1:
-            self.put(pair, k, v)
-            return keys[:, :, :end], values[:, :, :end]
-        read = k, v
-        if self.max_length:  # the new nodes read some whose places they are about to take
-            read = torch.cat([keys[:, :, : self.max_length], k], 2), torch.cat([values[:, :, : self.max_length], v], 2)
-        self.put(pair, k, v)
-        return read
+        kv = self.layers[layer]
+        if kv is None:
+            shape = (self.batch, k.shape[1], capacity, k.shape[3])
+            kv = self.layers[layer] = k.new_zeros(shape), k.new_zeros(shape)
+        if kv[0].shape[2] != capacity:
+            raise ValueError(f"layer {layer} keeps {kv[0].shape[2]} nodes, but its rule now reads {capacity}")
+        if end <= capacity or k.shape[2] == 1:
+            self.write(kv, k, v)
+            return self.read(kv, end)
+        keys, values = k, v
+        if self.max_length:  # new nodes read some that they are about to overwrite
+            stored_keys, stored_values = self.read(kv, self.max_length)
+            keys, values = torch.cat([stored_keys, k], 2), torch.cat([stored_values, v], 2)
+        self.write(kv, k, v)
+        return keys, values
 
-    def take(self, capacity: int, k: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (self.batch, k.shape[1], capacity, k.shape[3])
-        return k.new_zeros(shape), k.new_zeros(shape)
+    def read(self, kv: tuple[Tensor, Tensor], end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `end` slots."""
+        return kv[0][:, :, :end], kv[1][:, :, :end]
 
-    def put(self, pair: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> None:
-        """Each new node into its slot; of more than there are slots, the last real ones of each row."""
-        new, room = k.shape[2], pair[0].shape[2]
-        if isinstance(self.lengths, int) and (first := self.lengths % room) + new <= room:
-            for kept, one in zip(pair, (k, v)):
-                kept[:, :, first : first + new] = one
+    def write(self, kv: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> None:
+        """Write each new node into its slot; of more nodes than slots, the last of each row that are not padding."""
+        new, capacity = k.shape[2], kv[0].shape[2]
+        if isinstance(self.lengths, int) and (first := self.lengths % capacity) + new <= capacity:
+            for stored, source in zip(kv, (k, v)):
+                stored[:, :, first : first + new] = source
             return
-        count, row = min(new, room), torch.arange(len(k), device=k.device)[:, None]
-        real = k.new_full((len(k),), new, dtype=torch.long) if self.max_length or self.prefill_lengths is None else self.prefill_lengths
-        last = (real.to(k.device)[:, None] - count + torch.arange(count, device=k.device)).clamp(min=0)  # (B, count)
-        slot = self.positions(new).expand(len(k), -1).gather(1, last) % room
-        for kept, one in zip(pair, (k, v)):
-            kept[row, :, slot] = one[row, :, last]
+        count, row = min(new, capacity), torch.arange(len(k), device=k.device)[:, None]
+        is_padded = self.max_length == 0 and self.prefill_lengths is not None
+        lengths = self.prefill_lengths if is_padded else k.new_full((len(k),), new, dtype=torch.long)
+        last = lengths.to(k.device)[:, None] - count + torch.arange(count, device=k.device)
+        last = last.clamp(min=0)  # (B, count)
+        slot = self.positions(new).expand(len(k), -1).gather(1, last) % capacity
+        for stored, source in zip(kv, (k, v)):
+            stored[row, :, slot] = source[row, :, last]

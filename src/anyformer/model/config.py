@@ -1,20 +1,47 @@
 """The shape of a Transformer, in one frozen record. Every field is set by some preset of some recipe."""
 
+import difflib
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi"]
+Norm = Literal["layernorm", "rmsnorm"]
+NormPlace = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"]
+Init = Literal["gpt2", "zero"]
+
+CHOICES = {
+    "position": get_args(Position),
+    "norm": get_args(Norm),
+    "norm_place": get_args(NormPlace),
+    "activation": get_args(Activation),
+    "init": get_args(Init),
+}
+ALIASES = {"rope": "rotary", "silu": "swiglu"}  # common names that no spelling distance would find
+MAX_SIZES = {
+    "dim": 1 << 20,
+    "n_layer": 1 << 14,
+    "n_head": 1 << 14,
+    "n_kv_head": 1 << 14,
+    "head_dim": 1 << 16,
+    "mlp_dim": 1 << 22,
+    "context": 1 << 31,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What the body is made of. Raises ValueError, naming both numbers, where they do not fit together."""
+    """What a Transformer is made of.
+
+    Raises:
+        ValueError: if a value is out of range, misspelt or of the wrong type, or if two values do not fit together.
+    """
 
     dim: int = 128
     """Channels of the residual stream."""
     n_layer: int = 4
-    """Blocks in a row."""
+    """Number of blocks."""
     n_head: int = 4
     """Attention heads: message passing in parallel."""
     n_kv_head: int | None = None
@@ -24,17 +51,17 @@ class TransformerConfig:
     mlp_dim: int | None = None
     """Hidden channels of the MLP. None: 4 * dim."""
     context: int = 64
-    """The most nodes the model is trained to take."""
+    """The longest sequence the model is trained on, in nodes."""
     position: Position = "learned"
-    """What tells nodes apart: none, learned or sinusoidal vectors (1706.03762), rotary (2104.09864),
+    """How nodes carry their position: none, learned or sinusoidal vectors (1706.03762), rotary (2104.09864),
     relative buckets (T5, 1910.10683), ALiBi (2108.12409)."""
     rotary_base: float = 10_000.0
     """Longest wavelength of the rotary position, in nodes / 2 pi."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm: Norm = "layernorm"
     """LayerNorm (1607.06450) or RMSNorm (1910.07467)."""
     norm_eps: float = 1e-5
     """Added to the variance."""
-    norm_place: Literal["pre", "post"] = "pre"
+    norm_place: NormPlace = "pre"
     """Before each sublayer (GPT-2 and later) or after its residual sum (2017, BERT)."""
     activation: Activation = "gelu"
     """Of the MLP; swiglu and geglu are gated (2002.05202), relu2 is squared ReLU (2109.08668)."""
@@ -45,28 +72,36 @@ class TransformerConfig:
     qk_norm: bool = False
     """RMSNorm on each head's queries and keys (2302.05442)."""
     dropout: float = 0.0
-    """On the nodes, the attention weights and what each sublayer writes."""
-    init: Literal["gpt2", "zero"] = "gpt2"
-    """What writes to the residual stream starts small (GPT-2) or at zero, so that each block begins as the identity."""
+    """On the embeddings, the attention weights and the output of each sublayer."""
+    init: Init = "gpt2"
+    """Output maps of the sublayers start small (GPT-2) or at zero, where each block starts as the identity."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "n_layer", "n_head", "n_kv_head", "head_dim", "mlp_dim", "context"):
+        for name, choices in CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        for name, maximum in MAX_SIZES.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            if not (value is None and name in ("n_kv_head", "head_dim", "mlp_dim")):
+                _check_size(name, value, maximum)
+        for name in ("bias", "qk_norm"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        _check_number("rotary_base", self.rotary_base, 1, 1e12)
+        _check_number("norm_eps", self.norm_eps, 1e-30, 1)
+        if self.scale is not None:
+            _check_number("scale", self.scale, 1e-30, 1e6)
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
+        self._check_heads()
+
+    def _check_heads(self) -> None:
         if self.head_dim is None and self.dim % self.n_head:
-            raise ValueError(f"n_head {self.n_head} does not divide dim {self.dim}: {_divisors(self.dim)} would")
+            raise ValueError(f"n_head {self.n_head} does not divide dim {self.dim}; divisors: {_divisors(self.dim)}")
         if self.n_head % self.kv_heads:
-            near = _divisors(self.n_head)
-            raise ValueError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}: {near} would")
+            divisors = _divisors(self.n_head)
+            raise ValueError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}; divisors: {divisors}")
         if self.position == "rotary" and self.head_channels % 2:
-            raise ValueError(
-                f"rotary positions turn pairs of channels, but a head has {self.head_channels}: make it even"
-            )
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"scale is {self.scale}; it must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+            raise ValueError(f"a head has {self.head_channels} channels; rotary positions need an even number")
 
     @property
     def head_channels(self) -> int:
@@ -79,6 +114,29 @@ class TransformerConfig:
     @property
     def hidden(self) -> int:
         return self.mlp_dim or 4 * self.dim
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(ALIASES.get(str(value), str(value)), choices, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ValueError(f"{name} is {value!r}: {hint}valid: {', '.join(choices)}")
+
+
+def _check_size(name: str, value: Any, maximum: int) -> None:
+    if type(value) is int and value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 1")
+    if type(value) is not int or value > maximum:
+        raise ValueError(f"{name} is {value!r}; it must be an integer from 1 to {maximum:,}")
+
+
+def _check_number(name: str, value: Any, minimum: float, maximum: float) -> None:
+    if not _is_number(value) or not minimum <= value <= maximum:
+        raise ValueError(f"{name} is {value!r}; it must be a number from {minimum:g} to {maximum:g}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _divisors(n: int) -> str:

@@ -1,4 +1,4 @@
-"""Nodes: raw input -> vectors (B, T, C). The only part of a model that knows what the input was.
+"""Embeddings: raw input -> nodes (B, T, C). The only part of a model that knows what the input was.
 
 Shapes: B batch, T nodes, C channels.
 """
@@ -14,34 +14,49 @@ from .norm import build_norm
 from .positions import GridPosition, LearnedPosition, build_position_embedding
 
 
+def add_position(x: Tensor, position: nn.Module | None, positions: Tensor | None = None) -> Tensor:
+    """Add the vectors of `positions` to the nodes; None for 0, 1, 2 ..."""
+    if position is None:
+        return x
+    return x + position(torch.arange(x.shape[1], device=x.device) if positions is None else positions)
+
+
 class TokenEmbedding(nn.Module):
-    """Ids of a vocabulary -> nodes. ids (B, T), positions (T,) or (B, T) or None for 0, 1, 2 ... -> (B, T, C)
+    """Token ids -> nodes.
 
-    BERT (1810.04805) also says which of its texts a token belongs to, kind (B, T) of `kinds`, all 0 unless told, and
-    norms the sum (`normed`)."""
+    Args:
+        token_types: number of token types, which BERT adds to tell two texts apart (1810.04805). 0: none.
+        embedding_norm: norm the sum, as BERT does.
 
-    def __init__(self, vocab_size: int, config: TransformerConfig, kinds: int = 0, normed: bool = False):
+    Shapes:
+        ids: (B, T); positions: (T,) or (B, T), None for 0, 1, 2 ...; token_types: (B, T), None for 0
+        returns: (B, T, C)
+    """
+
+    def __init__(self, vocab_size: int, config: TransformerConfig, token_types: int = 0, embedding_norm: bool = False):
         super().__init__()
         self.token = nn.Embedding(vocab_size, config.dim)
         self.position = build_position_embedding(config)
-        self.kind = nn.Embedding(kinds, config.dim) if kinds else None
-        self.norm = build_norm(config) if normed else nn.Identity()
+        self.kind = nn.Embedding(token_types, config.dim) if token_types else None
+        self.norm = build_norm(config) if embedding_norm else nn.Identity()
         self.drop = Dropout(config.dropout)
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None, kind: Tensor | None = None) -> Tensor:
-        x = self.token(ids)
-        if self.position is not None:
-            x = x + self.position(torch.arange(ids.shape[1], device=ids.device) if positions is None else positions)
+    def forward(self, ids: Tensor, positions: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
+        x = add_position(self.token(ids), self.position, positions)
         if self.kind is not None:
-            x = x + self.kind(torch.zeros_like(ids) if kind is None else kind)
+            x = x + self.kind(torch.zeros_like(ids) if token_types is None else token_types)
         return self.drop(self.norm(x))
 
 
 class PatchEmbedding(nn.Module):
-    """An image in squares, row by row, behind a class node if there is one (ViT, 2010.11929).
-    image (B, channels, H, W) -> (B, HW/p^2, C), with a class node (`first`) one more.
+    """Square patches of an image, row by row, after a class token if there is one (ViT, 2010.11929).
 
-    A learned position is one of the row of nodes, a sinusoidal one of the grid's two axes; the class node is off it."""
+    Learned positions number the nodes; sinusoidal ones the rows and columns of the patches, and not the class token.
+
+    Shapes:
+        image: (B, channels, H, W)
+        returns: (B, H * W / patch^2, C), and one node more with a class token
+    """
 
     def __init__(self, patch: int, config: TransformerConfig, channels: int = 3, cls_token: bool = True):
         super().__init__()
@@ -59,13 +74,11 @@ class PatchEmbedding(nn.Module):
             x = x + self.grid(rows, columns)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        if self.position is not None:
-            x = x + self.position(torch.arange(x.shape[1], device=x.device))
-        return self.drop(x)
+        return self.drop(add_position(x, self.position))
 
 
 class FrameEmbedding(nn.Module):
-    """Sound as slices of a mel spectrogram, two convolutions (Whisper, 2212.04356). mel (B, mels, T) -> (B, T/2, C)"""
+    """Frames of a mel spectrogram by two convolutions (Whisper, 2212.04356): (B, mels, T) -> (B, T/2, C)."""
 
     def __init__(self, mels: int, config: TransformerConfig):
         super().__init__()
@@ -76,13 +89,11 @@ class FrameEmbedding(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         x = nn.functional.gelu(self.conv2(nn.functional.gelu(self.conv1(mel)))).transpose(1, 2)
-        if self.position is not None:
-            x = x + self.position(torch.arange(x.shape[1], device=x.device))
-        return self.drop(x)
+        return self.drop(add_position(x, self.position))
 
 
 class SensorEmbedding(nn.Module):
-    """Measurements of several kinds, a set: what was read plus which sensor it was, no position.
+    """Measurements of several sensors as a set: the value plus a vector for the sensor, without position.
     value (B, T, features), kind (B, T) ids -> (B, T, C)"""
 
     def __init__(self, kinds: int, features: int, config: TransformerConfig):
@@ -96,8 +107,13 @@ class SensorEmbedding(nn.Module):
 
 
 class TrajectoryEmbedding(nn.Module):
-    """Return to go, state, action, return to go, state ...: three nodes a time step, which tell the step (Decision
-    Transformer, 2106.01345). wanted (B, K, 1), state (B, K, S), action (B, K, A), at (B, K) -> (B, 3 K, C)"""
+    """Return to go, state, action, return to go ...: three nodes for each time step, which carry the step (Decision
+    Transformer, 2106.01345).
+
+    Shapes:
+        return_to_go: (B, K, 1); state: (B, K, S); action: (B, K, A); timestep: (B, K)
+        returns: (B, 3 K, C)
+    """
 
     def __init__(self, states: int, actions: int, steps: int, config: TransformerConfig):
         super().__init__()
@@ -105,16 +121,17 @@ class TrajectoryEmbedding(nn.Module):
         self.state = nn.Linear(states, config.dim)
         self.action = nn.Linear(actions, config.dim)
         self.timestep = LearnedPosition(steps, config.dim)
-        self.norm = nn.LayerNorm(config.dim)  # the stem's own, whatever the body's is
+        self.norm = nn.LayerNorm(config.dim)  # always LayerNorm with defaults, whatever the norm of the body
         self.drop = Dropout(config.dropout)
 
     def forward(self, return_to_go: Tensor, state: Tensor, action: Tensor, timestep: Tensor) -> Tensor:
-        kinds = torch.stack([self.return_to_go(return_to_go), self.state(state), self.action(action)], dim=2)  # (B, K, 3, C)
-        return self.drop(self.norm((kinds + self.timestep(timestep)[:, :, None]).flatten(1, 2)))
+        nodes = [self.return_to_go(return_to_go), self.state(state), self.action(action)]
+        x = torch.stack(nodes, dim=2) + self.timestep(timestep)[:, :, None]  # (B, K, 3, C)
+        return self.drop(self.norm(x.flatten(1, 2)))
 
 
 class ScalarEmbedding(nn.Module):
-    """A few numbers that belong together as one node. (B, features) -> (B, 1, C)"""
+    """A few numbers as one node: (B, features) -> (B, 1, C)."""
 
     def __init__(self, features: int, config: TransformerConfig):
         super().__init__()
@@ -125,7 +142,7 @@ class ScalarEmbedding(nn.Module):
 
 
 class SeriesPatchEmbedding(nn.Module):
-    """A series of readings in slices: what a patch is to an image, along time. (B, T, channels) -> (B, T/size, C)"""
+    """Patches of a time series, each of `size` steps: (B, T, channels) -> (B, T/size, C)."""
 
     def __init__(self, size: int, channels: int, config: TransformerConfig):
         super().__init__()
@@ -133,15 +150,15 @@ class SeriesPatchEmbedding(nn.Module):
         self.position = build_position_embedding(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.project(x.transpose(1, 2)).transpose(1, 2)
-        if self.position is not None:
-            x = x + self.position(torch.arange(x.shape[1], device=x.device))
-        return x
+        return add_position(self.project(x.transpose(1, 2)).transpose(1, 2), self.position)
 
 
 class Normalized(nn.Module):
-    """The nodes of measurements in their own units: (x - mean) / std for each number of the last axis; what is no
-    number becomes the mean. (B, ..., features), or of an `image` (B, H, W, channels)"""
+    """Another embedding's input normalized: (x - mean) / std for each entry of the last axis; nan becomes the mean.
+
+    Shapes:
+        x: (B, ..., features); with `image` (B, H, W, channels), which `nodes` gets as (B, channels, H, W)
+    """
 
     mean: Tensor
     std: Tensor
@@ -158,10 +175,13 @@ class Normalized(nn.Module):
 
 
 class MultiFieldEmbedding(nn.Module):
-    """Fields of several kinds as one set of nodes behind a class node; each node tells which field it is of. Those that
-    are not there are left out: the others close ranks, and what is left at the end of a row is padding.
+    """Fields of several kinds as one set of nodes after a class token; each node carries its field. Absent fields are
+    removed and padding moves to the right.
 
-    inputs: one for each of `parts`; present (B, N) bool, N nodes of all parts -> nodes (B, 1 + N, C), lengths (B,)"""
+    Shapes:
+        inputs: one for each of `parts`; present: (B, N) bool, for the N nodes of all parts
+        returns: nodes (B, 1 + N, C), lengths (B,)
+    """
 
     def __init__(self, parts: Sequence[nn.Module], config: TransformerConfig):
         super().__init__()
@@ -173,8 +193,8 @@ class MultiFieldEmbedding(nn.Module):
     def forward(self, inputs: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         nodes = [part(x) + self.kind.weight[i] for i, (part, x) in enumerate(zip(self.parts, inputs, strict=True))]
         x = torch.cat([self.cls_token.expand(present.shape[0], -1, -1), *nodes], dim=1)
-        there = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
-        at = torch.arange(x.shape[1], device=x.device)
-        order = (at + x.shape[1] * ~there).argsort(dim=1)  # those that are there first, each in its turn
+        is_present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
+        index = torch.arange(x.shape[1], device=x.device)
+        order = (index + x.shape[1] * ~is_present).argsort(dim=1)  # present nodes first, in their order
         x = x.gather(1, order[..., None].expand_as(x))
-        return self.drop(x), there.sum(1)
+        return self.drop(x), is_present.sum(1)

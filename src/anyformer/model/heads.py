@@ -1,4 +1,4 @@
-"""Heads: what turns nodes into an answer.
+"""Heads: nodes -> predictions.
 
 Shapes: B batch, T nodes, C channels.
 """
@@ -8,24 +8,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .transformer import ACTIVATIONS
 from .config import TransformerConfig
 from .kernels.linear import Linear
 from .norm import build_norm
+from .transformer import ACTIVATIONS
 
 
 class LMHead(nn.Module):
-    """Which token: a logit for each entry of the vocabulary. (B, T, C) -> (B, T, vocab_size)
+    """A logit for each token of the vocabulary: (B, T, C) -> (B, T, vocab_size).
 
-    `tied` to an embedding, the map is the embedding's own weight (1608.05859): one parameter, two readers. T5 then
-    multiplies what is read by `scale`, 1 / sqrt(dim), since its embeddings are large (1910.10683).
+    Args:
+        tied: an embedding whose weight this map shares (1608.05859).
+        scale: multiplies the nodes; T5 has 1 / sqrt(dim) where weights are tied (1910.10683).
     """
 
     def __init__(self, dim: int, vocab_size: int, tied: nn.Embedding | None = None, scale: float = 1.0):
         super().__init__()
         self.scale = scale
+        # On "meta" a matrix that is about to be replaced, often the largest of the model, is never allocated.
         self.project = Linear(dim, vocab_size, bias=False, device=None if tied is None else "meta")
-        if tied is not None:  # a matrix of its own, made only to be thrown away, would be the largest of all
+        if tied is not None:
             self.project.weight = tied.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,8 +35,8 @@ class LMHead(nn.Module):
 
 
 class MaskedHead(nn.Module):
-    """Which token was hidden: each node thinks once more, then a logit for each entry of the vocabulary, with a bias
-    (BERT, 1810.04805). (B, T, C) -> (B, T, vocab_size)"""
+    """BERT's head for masked tokens (1810.04805): a hidden layer, then a logit for each token of the vocabulary, with a
+    bias. (B, T, C) -> (B, T, vocab_size)"""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, tied: nn.Embedding | None = None):
         super().__init__()
@@ -50,9 +52,9 @@ class MaskedHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Which class: pooled nodes -> logits. (B, T, C) -> (B, classes)"""
+    """Pooled nodes -> a logit for each class: (B, T, C) -> (B, classes)."""
 
-    def __init__(self, dim: int, classes: int, pool: Literal["mean_pool", "first_pool"] = "mean"):
+    def __init__(self, dim: int, classes: int, pool: Literal["mean", "first"] = "mean"):
         super().__init__()
         self.pool = {"mean": mean_pool, "first": first_pool}[pool]
         self.project = nn.Linear(dim, classes)
@@ -62,17 +64,17 @@ class Classifier(nn.Module):
 
 
 class Regressor(Classifier):
-    """How much: pooled nodes -> numbers. (B, T, C) -> (B, outputs). The same map as a classifier's, read as numbers."""
+    """Pooled nodes -> numbers: (B, T, C) -> (B, outputs)."""
 
 
 def mean_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The mean node, padding left out. (B, T, C), lengths (B,) -> (B, C)"""
+    """The mean node, without padding. (B, T, C), lengths (B,) -> (B, C)"""
     if lengths is None:
         return x.mean(1)
-    real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (B, T)
-    return (x * real[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
+    is_real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (B, T)
+    return (x * is_real[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
 
 
 def first_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The first node, where a class node stands. (B, T, C) -> (B, C)"""
+    """The first node, the position of a class token. (B, T, C) -> (B, C)"""
     return x[:, 0]

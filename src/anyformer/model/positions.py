@@ -1,7 +1,7 @@
-"""Positions: attention works on sets, so where a node stands is something it carries.
+"""Positions: attention works on sets, so a position is something that a node carries.
 
-Three ways to carry it: a vector added to the node (learned, sinusoidal), a turn of its queries and keys (rotary), or a
-bias on the edge, by the distance between its ends (relative, ALiBi).
+Three ways to carry it: a vector added to the node (learned, sinusoidal), a rotation of queries and keys (rotary), or a
+bias on the edge that depends on the distance between its ends (relative, ALiBi).
 
 Shapes: B batch, T nodes, C channels, H heads, D channels of a head, Q queries, K keys.
 """
@@ -15,7 +15,7 @@ from .config import TransformerConfig
 
 
 class LearnedPosition(nn.Module):
-    """A vector hangs at each place. positions (...) -> (..., C)"""
+    """One learned vector for each position: (...) -> (..., C)."""
 
     def __init__(self, context: int, dim: int):
         super().__init__()
@@ -26,8 +26,8 @@ class LearnedPosition(nn.Module):
 
 
 class SinusoidalPosition(nn.Module):
-    """Sines and cosines of geometric wavelengths from 2 pi to 10000 * 2 pi (1706.03762, section 3.5), sines first, as
-    in the authors' own code and in Whisper. positions (...) -> (..., C)"""
+    """Sines and cosines of geometric wavelengths from 2 pi to 10000 * 2 pi (1706.03762, section 3.5), sines first as in
+    the authors' code and in Whisper: (...) -> (..., C)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -43,7 +43,7 @@ class SinusoidalPosition(nn.Module):
 
 
 class GridPosition(nn.Module):
-    """Sinusoidal positions of a grid's cells: half of the channels tell the row, half the column (2104.02057).
+    """Sinusoidal positions of the cells of a grid: half of the channels for the row, half for the column (2104.02057).
     rows, columns -> (rows * columns, C), row by row"""
 
     def __init__(self, dim: int):
@@ -56,14 +56,14 @@ class GridPosition(nn.Module):
         return torch.cat([row.expand(shape), column.expand(shape)], dim=-1).flatten(0, 1)
 
 
-def build_position_embedding(config: TransformerConfig) -> nn.Module | None:
-    """The position that is added to the nodes, or None where the position is told elsewhere (or not at all)."""
+def build_position_embedding(config: TransformerConfig) -> LearnedPosition | SinusoidalPosition | None:
+    """The position that is added to the nodes; None for kinds that act within attention, or for none."""
     if config.position == "learned":
         return LearnedPosition(config.context, config.dim)
     return SinusoidalPosition(config.dim) if config.position == "sinusoidal" else None
 
 
-CosSin = tuple[Tensor, Tensor]  # cosine and sine that each channel is multiplied with, each (1 or B, 1, T, D)
+CosSin = tuple[Tensor, Tensor]  # what each channel and its partner are multiplied by: (1 or B, 1, T, D) each
 
 
 def rotary_cos_sin(positions: Tensor, channels: int, base: float) -> CosSin:
@@ -75,50 +75,54 @@ def rotary_cos_sin(positions: Tensor, channels: int, base: float) -> CosSin:
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def apply_rotary(x: Tensor, turn: CosSin) -> Tensor:
-    """Turn channel i with channel i + D/2 by the position's angle. x: (B, H, T, D)"""
-    cos, sin = turn
+def apply_rotary(x: Tensor, cos_sin: CosSin) -> Tensor:
+    """Rotate channels i and i + D/2, as a pair, by the angle of the position. x: (B, H, T, D)"""
+    cos, sin = cos_sin
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * cos + wide.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
 
 
 class RelativeBias(nn.Module):
-    """T5's buckets (1910.10683, section 2.1): near distances one by one, far ones in logarithmic steps, one learned
-    number for each bucket and head, shared by all layers."""
+    """T5's relative positions (1910.10683, section 2.1): a learned bias for each bucket of distances and each head,
+    shared by all layers. Near distances have a bucket each, far ones share buckets of growing width."""
 
-    def __init__(self, n_head: int, buckets: int = 32, furthest: int = 128):
+    def __init__(self, n_head: int, buckets: int = 32, max_distance: int = 128):
         super().__init__()
-        self.buckets, self.furthest = buckets, furthest
+        self.buckets, self.max_distance = buckets, max_distance
         self.weight = nn.Parameter(torch.empty(buckets, n_head).normal_(std=0.02))
 
-    def forward(self, h: Tensor, q: Tensor, k: Tensor, right_span: bool) -> Tensor:
-        """The bias of each edge, broadcast over (h, q, k). `ahead`: half of the buckets serve keys after the query."""
-        return self.weight[self.bucket(k - q, right_span), h]
+    def forward(self, h: Tensor, q: Tensor, k: Tensor, bidirectional: bool) -> Tensor:
+        """The bias of each edge. With `bidirectional`, half of the buckets are for keys after the query.
 
-    def bucket(self, distance: Tensor, right_span: bool) -> Tensor:
-        buckets = self.buckets // 2 if right_span else self.buckets
-        side = (distance > 0) * buckets if right_span else 0
-        distance = distance.abs() if right_span else -distance.clamp(max=0)
-        near = buckets // 2
-        steps = (distance.clamp(min=1).float() / near).log() / math.log(self.furthest / near) * (buckets - near)
-        far = near + steps.long()
-        return side + torch.where(distance < near, distance, far.clamp(max=buckets - 1))
+        Shapes:
+            h, q, k: indices that broadcast together, as for a rule of edges
+        """
+        return self.weight[self.bucket(k - q, bidirectional), h]
+
+    def bucket(self, offset: Tensor, bidirectional: bool) -> Tensor:
+        buckets = self.buckets // 2 if bidirectional else self.buckets
+        first = (offset > 0) * buckets if bidirectional else 0
+        distance = offset.abs() if bidirectional else -offset.clamp(max=0)
+        exact = buckets // 2
+        steps = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact) * (buckets - exact)
+        far = exact + steps.long()
+        return first + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
 
 
 class Alibi(nn.Module):
-    """Attention with linear biases (2108.12409): nothing learned, each head forgets with distance at its own rate."""
+    """Attention with linear biases (2108.12409): scores fall with distance, at a fixed rate for each head."""
 
     slope: Tensor
 
     def __init__(self, n_head: int):
         super().__init__()
-        whole = 2 ** math.floor(math.log2(n_head))
-        rates = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
-        rates += [2 ** (-4 * (2 * i + 1) / whole) for i in range(n_head - whole)]  # the paper's rule for other counts
-        self.register_buffer("slope", torch.tensor(rates), persistent=False)
+        power = 2 ** math.floor(math.log2(n_head))
+        slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+        slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(n_head - power)]  # the paper's rule for other counts
+        self.register_buffer("slope", torch.tensor(slopes), persistent=False)
 
-    def forward(self, h: Tensor, q: Tensor, k: Tensor, right_span: bool) -> Tensor:
-        return -self.slope[h] * (q - k).abs()
+    def forward(self, h: Tensor, q: Tensor, k: Tensor, bidirectional: bool) -> Tensor:
+        return -self.slope.to(q.device)[h] * (q - k).abs()
 
 
 def build_position_bias(config: TransformerConfig) -> RelativeBias | Alibi | None:

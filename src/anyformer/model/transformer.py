@@ -1,10 +1,15 @@
-"""The Transformer."""
+"""The Transformer: nodes communicate along edges (attention), then each computes by itself (MLP), block after block.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+A node emits a query (what it looks for), a key (what it has) and a value (what it passes on). The query meets the keys
+of all nodes that have an edge to it; the softmax of the dot products weighs their values (1706.03762).
+
+Shapes: B batch, T nodes (Q as queries, K as keys), C channels, H heads, D channels of a head, M nodes of a memory.
+"""
+
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,85 +17,115 @@ from torch import Tensor, nn
 
 from .cache import KVCache
 from .config import TransformerConfig
-from .edges import Edges, full, within
+from .edges import Edges, MaskMod, as_edges, full, within
 from .kernels.dropout import Dropout
 from .kernels.linear import Linear
-from .kernels.select import AttentionKernel, AttentionSpec, select_kernel
+from .kernels.select import AttentionKernel, AttentionSpec, PositionBias, select_kernel
 from .norm import build_head_norm, build_norm
 from .positions import CosSin, apply_rotary, build_position_bias, rotary_cos_sin
 
-@dataclass(frozen=True)
-class AttentionContext:
-    """The edges of one forward, made ready: the path messages take, the turn of the positions, and how far back a node
-    may read."""
 
-    path: AttentionKernel
-    turn: CosSin | None = None
-    left_span: float = math.inf
-
-
-class Attention(nn.Module):
-    """Communicate. x (B, Q, C), read from themselves or from `memory` (B, K, C) -> (B, Q, C)"""
-
-    def __init__(self, config: TransformerConfig, layer: int):
-        super().__init__()
-        C, D = config.dim, config.head_channels
-        self.layer, self.channels, self.dropout, self.scale = layer, D, config.dropout, config.scale
-        self.query = Linear(C, config.n_head * D, config.bias)
-        self.key = Linear(C, config.kv_heads * D, config.bias)
-        self.value = Linear(C, config.kv_heads * D, config.bias)
-        self.output = Linear(config.n_head * D, C, config.bias)
-        self.query_norm, self.key_norm = build_head_norm(config), build_head_norm(config)
-
-    def forward(self, x: Tensor, wires: AttentionContext, memory: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        if memory is None:
-            q, k, v = self.emits(x, wires)  # (B, H, Q, D) each
-            k, v = (k, v) if cache is None else cache.append(self.layer, k, v, wires.left_span)  # (B, H, K, D)
-        else:
-            q, (k, v) = self.query_norm(self.heads(self.query(x))), self.told_by(memory, cache)
-        y = wires.path(q, k, v, self.dropout if self.training else 0.0, self.scale)  # (B, H, Q, D)
-        return self.output(y.transpose(1, 2).flatten(2))
-
-    def emits(self, x: Tensor, wires: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
-        """What each node looks for, has and tells: (B, H, Q, D) each."""
-        q, k, v = map(self.heads, self.maps(x))
-        q, k = self.query_norm(q), self.key_norm(k)
-        return (q, k, v) if wires.turn is None else (apply_rotary(q, wires.turn), apply_rotary(k, wires.turn), v)
-
-    def maps(self, x: Tensor) -> Sequence[Tensor]:
-        """(B, Q, C) -> three of (B, Q, H * D)"""
-        return self.query(x), self.key(x), self.value(x)
-
-    @torch.no_grad()
-    def looks(self, x: Tensor, wires: AttentionContext, memory: Tensor) -> Tensor:
-        """How much each query reads of each node of a memory, (B, H, Q, K): what arrives where every node tells its own
-        name, so whatever path the messages take, these are its weights."""
-        q, k = self.query_norm(self.heads(self.query(x))), self.key_norm(self.heads(self.key(memory)))
-        names = torch.eye(k.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
-        return wires.path(q, k, names, 0.0, self.scale)
-
-    def told_by(self, memory: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of the memory, computed once a cache: (B, H, K, D) each."""
-        kept = cache.memory[self.layer] if cache is not None else None
-        if kept is None:
-            kept = self.key_norm(self.heads(self.key(memory))), self.heads(self.value(memory))
-            if cache is not None:
-                kept = cache.memory[self.layer] = kept[0].contiguous(), kept[1].contiguous()  # read at every step
-        return kept
-
-    def heads(self, x: Tensor) -> Tensor:
-        """(B, T, H * D) -> (B, H, T, D)"""
-        return x.unflatten(-1, (-1, self.channels)).transpose(1, 2)
+def relu2(x: Tensor) -> Tensor:
+    """Squared ReLU."""
+    return F.relu(x) * x
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x) * x,  # the square, with one pass less
+    "relu2": relu2,
     "swiglu": F.silu,
     "geglu": partial(F.gelu, approximate="tanh"),
 }
+
+
+class AttentionContext(NamedTuple):
+    """Edges made ready for one forward. A stack prepares them once for all layers that share a rule."""
+
+    kernel: AttentionKernel
+    cos_sin: CosSin | None = None
+    left_span: float = math.inf
+
+
+AnyEdges = Edges | MaskMod | AttentionContext
+"""A rule, a bare mask_mod function, or what a stack has prepared of either."""
+
+
+class Attention(nn.Module):
+    """Communicate: each node reads a weighted mean of the nodes it has an edge to.
+
+    Args:
+        layer: where a cache keeps the keys and values.
+
+    Shapes:
+        x: (B, Q, C); memory: (B, K, C)
+        returns: (B, Q, C), with `need_weights` also the attention weights (B, H, Q, K)
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int = 0):
+        super().__init__()
+        C, D = config.dim, config.head_channels
+        self.config, self.layer, self.head_channels = config, layer, D
+        self.query = Linear(C, config.n_head * D, config.bias)
+        self.key = Linear(C, config.kv_heads * D, config.bias)
+        self.value = Linear(C, config.kv_heads * D, config.bias)
+        self.output = Linear(config.n_head * D, C, config.bias)
+        self.query_norm, self.key_norm = build_head_norm(config), build_head_norm(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        edges: AnyEdges = full,
+        memory: Tensor | None = None,
+        cache: KVCache | None = None,
+        need_weights: bool = False,
+    ) -> Any:
+        """Read the nodes of x themselves, or of `memory`. Without a stack, the caller advances the cache."""
+        context = edges if isinstance(edges, AttentionContext) else prepare_edges(self, x, [edges], memory, cache)[0]
+        if memory is None:
+            q, k, v = self.qkv(x, context.cos_sin)  # (B, H, Q, D) each
+            k, v = (k, v) if cache is None else cache.update(self.layer, k, v, context.left_span)  # (B, H, K, D)
+        else:
+            q, (k, v) = self.query_norm(self.split_heads(self.query(x))), self.memory_kv(memory, cache)
+        dropout_p = self.config.dropout if self.training else 0.0
+        y = context.kernel(q, k, v, dropout_p, self.config.scale)  # (B, H, Q, D)
+        y = self.output(y.transpose(1, 2).flatten(2))
+        return (y, self.attention_weights(q, k, context.kernel)) if need_weights else y
+
+    def qkv(self, x: Tensor, cos_sin: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = map(self.split_heads, self.project_qkv(x))
+        q, k = self.query_norm(q), self.key_norm(k)
+        return (q, k, v) if cos_sin is None else (apply_rotary(q, cos_sin), apply_rotary(k, cos_sin), v)
+
+    def project_qkv(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, Q, C) -> three of (B, Q, H * D)"""
+        return self.query(x), self.key(x), self.value(x)
+
+    def memory_kv(self, memory: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the memory, computed once for each cache: (B, H, K, D) each."""
+        kv = None if cache is None else cache.memory[self.layer]
+        if kv is None:
+            kv = self.key_norm(self.split_heads(self.key(memory))), self.split_heads(self.value(memory))
+            if cache is not None:
+                kv = cache.memory[self.layer] = kv[0].contiguous(), kv[1].contiguous()  # they are read at every step
+        return kv
+
+    def attention_weights(self, q: Tensor, k: Tensor, kernel: AttentionKernel) -> Tensor:
+        """What arrives if node i passes on the i-th unit vector: exact for every kernel. (B, H, Q, K)"""
+        units = torch.eye(k.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
+        return kernel(q, k, units, 0.0, self.config.scale)
+
+    @property
+    def bias(self) -> PositionBias | None:
+        """The position bias of a layer without a stack."""
+        if self.config.position == "relative":
+            raise ValueError("relative positions are weights that the layers of a stack share: call a Transformer")
+        return build_position_bias(self.config)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, T, H * D) -> (B, H, T, D)"""
+        return x.unflatten(-1, (-1, self.head_channels)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -99,8 +134,8 @@ class MLP(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.up = Linear(config.dim, config.hidden, config.bias)
-        gated = config.activation in ("swiglu", "geglu")
-        self.gate = Linear(config.dim, config.hidden, config.bias) if gated else None
+        is_gated = config.activation in ("swiglu", "geglu")
+        self.gate = Linear(config.dim, config.hidden, config.bias) if is_gated else None
         self.down = Linear(config.hidden, config.dim, config.bias)
         self.activation = ACTIVATIONS[config.activation]
 
@@ -111,10 +146,19 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: each sublayer reads the normed stream and adds to the bare one. `cross`: also reads a memory."""
+    """Communicate, then compute: (B, T, C) -> (B, T, C).
 
-    def __init__(self, config: TransformerConfig, layer: int, cross: bool = False):
+    Pre-norm: each sublayer reads the normed stream and adds to the bare one. Post-norm, as in 2017 and in BERT: the
+    stream itself is normed after each sum.
+
+    Args:
+        layer: where a cache keeps the keys and values.
+        cross: also read a memory (B, M, C), along `memory_edges`.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int = 0, cross: bool = False):
         super().__init__()
+        self.config, self.reads_memory = config, cross
         self.attn_norm, self.attn = build_norm(config), Attention(config, layer)
         if cross:
             self.cross_norm, self.cross = build_norm(config), Attention(config, layer)
@@ -124,123 +168,131 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        wires: AttentionContext,
+        edges: AnyEdges = full,
         memory: Tensor | None = None,
-        seen: AttentionContext | None = None,
+        memory_edges: AnyEdges = full,
         cache: KVCache | None = None,
     ) -> Tensor:
-        x = x + self.drop(self.attn(self.attn_norm(x), wires, cache=cache))  # nodes talk
-        if memory is not None:
-            x = x + self.drop(self.cross(self.cross_norm(x), seen, memory, cache))  # nodes listen
+        check_nodes("x", x, self.config)
+        if self.reads_memory != (memory is not None):
+            raise ValueError("a block built with cross=True reads a memory, one built without does not")
+        if self.config.norm_place == "post":
+            return self.forward_post_norm(x, edges, memory, memory_edges, cache)
+        x = x + self.drop(self.attn(self.attn_norm(x), edges, cache=cache))  # nodes talk
+        if self.reads_memory:
+            x = x + self.drop(self.cross(self.cross_norm(x), memory_edges, memory, cache))  # nodes listen
         return x + self.drop(self.mlp(self.mlp_norm(x)))  # each node thinks
 
-
-class PostNormBlock(Block):
-    """Post-norm, as in 2017 and in BERT: the stream itself is normed after each sum."""
-
-    def forward(
-        self,
-        x: Tensor,
-        wires: AttentionContext,
-        memory: Tensor | None = None,
-        seen: AttentionContext | None = None,
-        cache: KVCache | None = None,
+    def forward_post_norm(
+        self, x: Tensor, edges: AnyEdges, memory: Tensor | None, memory_edges: AnyEdges, cache: KVCache | None
     ) -> Tensor:
-        x = self.attn_norm(x + self.drop(self.attn(x, wires, cache=cache)))
-        if memory is not None:
-            x = self.cross_norm(x + self.drop(self.cross(x, seen, memory, cache)))
+        x = self.attn_norm(x + self.drop(self.attn(x, edges, cache=cache)))
+        if self.reads_memory:
+            x = self.cross_norm(x + self.drop(self.cross(x, memory_edges, memory, cache)))
         return self.mlp_norm(x + self.drop(self.mlp(x)))
 
 
 class Transformer(nn.Module):
-    """Nodes in, nodes out: (B, T, C) -> (B, T, C). It knows nothing of words, pixels or sound.
+    """Blocks in a row: (B, T, C) -> (B, T, C). It knows nothing of words, pixels or sound.
 
-    edges: one rule for all layers, or one for each. memory (B, M, C) with `memory_edges` is read by cross-attention.
-    With a cache, x are the next nodes of each row, and the rule is still asked by absolute position.
+    Args:
+        cross: every block also reads a memory (B, M, C), along `memory_edges`.
     """
 
     def __init__(self, config: TransformerConfig, cross: bool = False):
         super().__init__()
         self.config, self.cross = config, cross
         self.bias = build_position_bias(config)
-        block = Block if config.norm_place == "pre" else PostNormBlock
-        self.blocks = nn.ModuleList(block(config, layer, cross) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config, layer, cross) for layer in range(config.n_layer))
         self.norm = build_norm(config) if config.norm_place == "pre" else nn.Identity()
 
     def forward(
         self,
         x: Tensor,
-        edges: Edges | Sequence[Edges] = full,
+        edges: Edges | MaskMod | Sequence[Edges | MaskMod] = full,
         memory: Tensor | None = None,
-        memory_edges: Edges = full,
+        memory_edges: Edges | MaskMod = full,
         cache: KVCache | None = None,
     ) -> Tensor:
-        if self.cross != (memory is not None):
-            raise ValueError("a stack built with cross=True reads a memory, one built without does not")
-        wires = self.prepare(x, edges, cache)
-        seen = None if memory is None else self.wire_memory(x, memory, memory_edges, cache)
-        for block, wire in zip(self.blocks, wires, strict=True):
-            x = block(x, wire, memory, seen, cache)
+        """With a cache, x are the next nodes of each row; rules are still evaluated at absolute positions.
+
+        Args:
+            edges: one rule for all layers, or one for each.
+
+        Raises:
+            ValueError: if the channels of x, the number of rules or the memory do not fit the stack.
+            TypeError: if `edges` is no rule.
+        """
+        rules = list(edges) if isinstance(edges, list | tuple) else [edges] * self.config.n_layer
+        if len(rules) != self.config.n_layer:
+            raise ValueError(f"{len(rules)} rules of edges for {self.config.n_layer} layers: give one, or one for each")
+        contexts = prepare_edges(self, x, rules, None, cache)
+        memory_context: AnyEdges = full
+        if memory is not None:
+            memory_context = prepare_edges(self, x, [memory_edges], memory, cache)[0]
+        for block, context in zip(self.blocks, contexts, strict=True):
+            x = block(x, context, memory, memory_context, cache)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)
 
-    @property
-    def dropout(self) -> float:
-        return self.config.dropout if self.training else 0.0
 
-    def prepare(self, x: Tensor, edges: Edges | Sequence[Edges], cache: KVCache | None = None) -> list[AttentionContext]:
-        """The wires of each layer; layers that share a rule share them."""
-        B, Q, _ = x.shape
-        start = 0 if cache is None else cache.lengths
-        at = torch.arange(Q, device=x.device) if cache is None else cache.positions(Q)
-        rotary = self.config.position == "rotary"
-        angles = rotary_cos_sin(at, self.config.head_channels, self.config.rotary_base) if rotary else None
-        rules = [edges] * self.config.n_layer if isinstance(edges, Edges) else list(edges)
-        if len(rules) != self.config.n_layer:
-            raise ValueError(f"{len(rules)} rules of edges for {self.config.n_layer} layers: give one, or one for each")
+def prepare_edges(
+    module: Attention | Transformer, x: Tensor, rules: Sequence[Any], memory: Tensor | None, cache: KVCache | None
+) -> list[AttentionContext]:
+    """The context of each layer; layers with the same rule share one."""
+    check_nodes("x", x, module.config)
+    if memory is not None:
+        check_nodes("memory", memory, module.config)
+    config, (batch, queries, _), is_self = module.config, x.shape, memory is None
+    start = 0 if cache is None else cache.lengths
+    bias, cos_sin = module.bias if is_self else None, None
+    if is_self and config.position == "rotary":
+        positions = torch.arange(queries, device=x.device) if cache is None else cache.positions(queries)
+        cos_sin = rotary_cos_sin(positions, config.head_channels, config.rotary_base)
 
-        def ready(rule: Edges) -> AttentionContext:
-            held = None if cache is None else cache.slot_positions(rule.left_span, Q)
-            keys = held.shape[-1] if held is not None else Q if cache is None else cache.max_length + Q
-            asked = AttentionSpec(B, self.config.n_head, Q, keys, start, x.device, self.dropout, held)
-            return AttentionContext(select_kernel(standing(rule, start, Q), self.bias, asked), angles, rule.left_span)
+    def prepare(edges: Edges) -> AttentionContext:
+        keys, slots = queries if memory is None else memory.shape[1], None
+        if is_self and cache is not None:
+            slots = cache.slot_positions(edges.left_span, queries)
+            keys = cache.max_length + queries if slots is None else slots.shape[-1]
+        dropout_p = config.dropout if module.training else 0.0
+        spec = AttentionSpec(batch, config.n_head, queries, keys, start, x.device, dropout_p, slots)
+        kernel = select_kernel(mask_unfilled(edges, start, queries) if is_self else edges, bias, spec)
+        return AttentionContext(kernel, cos_sin, edges.left_span)
 
-        made = {rule: ready(rule) for rule in set(rules)}
-        return [made[rule] for rule in rules]
-
-    def wire_memory(self, x: Tensor, memory: Tensor, edges: Edges, cache: KVCache | None) -> AttentionContext:
-        start = 0 if cache is None else cache.lengths
-        asked = AttentionSpec(x.shape[0], self.config.n_head, x.shape[1], memory.shape[1], start, x.device, self.dropout)
-        return AttentionContext(select_kernel(edges, None, asked))
+    contexts = {rule: prepare(as_edges(rule)) for rule in dict.fromkeys(rules)}
+    return [contexts[rule] for rule in rules]
 
 
-def standing(rule: Edges, start: int | Tensor, new: int) -> Edges:
-    """The rule where rows of a cache differ in length: the shorter ones have slots that nothing stands in yet, which a
-    rule that looks ahead must not read."""
-    return rule if isinstance(start, int) or rule.right_span == 0 else rule & within(start + new)
+def mask_unfilled(edges: Edges, start: int | Tensor, new: int) -> Edges:
+    """Where rows of a cache differ in length, a rule that looks ahead must not read the empty slots of shorter rows."""
+    return edges if isinstance(start, int) or edges.right_span == 0 else edges & within(start + new)
+
+
+def check_nodes(name: str, x: Tensor, config: TransformerConfig) -> None:
+    if x.ndim != 3 or x.shape[-1] != config.dim:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, T, C) with C = dim = {config.dim}")
 
 
 @torch.no_grad()
-def attention_weights(body: Transformer, forward: Callable[[], Any]) -> Tensor:
-    """How much each node reads of each in every layer while `forward()` runs: (layers, B, H, T, T), [query, key]. For
-    stacks that read themselves, without a cache."""
-    found: list[Tensor] = []
+def attention_weights(body: Transformer, forward: Callable[[], Any], sublayer: str = "attn") -> Tensor:
+    """The weights of each layer's `sublayer` ("attn" or "cross") while `forward()` runs: (layers, B, H, Q, K)."""
+    layers: list[Tensor] = []
 
-    def note(attention: Attention, heard: tuple[Tensor, AttentionContext]) -> None:
-        found.append(weights(attention, *heard[:2]))
+    def request_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, kwargs | {"need_weights": True}
 
-    hooks = [block.get_submodule("attn").register_forward_pre_hook(note) for block in body.blocks]
+    def keep_weights(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> Tensor:
+        layers.append(output[1])
+        return output[0]
+
+    modules = [block.get_submodule(sublayer) for block in body.blocks]
+    hooks = [module.register_forward_pre_hook(request_weights, with_kwargs=True) for module in modules]
+    hooks += [module.register_forward_hook(keep_weights) for module in modules]
     try:
         forward()
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(found)
-
-
-def weights(attention: Attention, x: Tensor, wires: AttentionContext) -> Tensor:
-    """Of one layer, (B, H, T, T): what arrives where every node tells its own name, whatever path the messages take."""
-    q, k, _ = attention.emits(x, wires)
-    names = torch.eye(k.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
-    return wires.path(q, k, names, 0.0, attention.scale)
+    return torch.stack(layers)

@@ -1,0 +1,69 @@
+"""Attention under rules of finite span, in blocks: time and memory grow with T * (W + span) instead of T * T.
+
+Each block of W nodes reads itself and as many nodes on its sides as the span reaches. Plain tensor operations, which
+have a backward and dropout.
+
+Shapes: B batch, H heads, T nodes, D channels of a head, n blocks, W nodes of a block, L and R nodes on its sides.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..edges import Edges
+from .dense import finish_mask
+from .sdpa import attend
+
+if TYPE_CHECKING:
+    from .select import AttentionSpec, PositionBias
+
+
+class BlockLocal:
+    """The rule as one mask for each block: (n or B * n, 1 or H, W, L + W + R)."""
+
+    def __init__(self, edges: Edges, bias: "PositionBias | None", spec: "AttentionSpec"):
+        self.left, self.right = (min(int(span), spec.queries) for span in (edges.left_span, edges.right_span))
+        self.width = max(self.left, self.right, 32)
+        n = -(-spec.queries // self.width)
+        start = torch.arange(n, device=spec.device).view(1, 1, n, 1, 1) * self.width
+        q = start + torch.arange(self.width, device=spec.device).view(1, 1, 1, -1, 1)
+        k = start + torch.arange(-self.left, self.width + self.right, device=spec.device).view(1, 1, 1, 1, -1)
+        last = spec.queries - 1
+        mask = edges.evaluate(q.clamp(0, last), k.clamp(0, last), spec.batch, spec.heads)
+        mask = mask & (k >= 0) & (k < spec.keys) & (q < spec.queries)
+        mask, fully_masked = finish_mask(mask, edges, bias, q, k, spec.heads)
+        self.mask = _fold_blocks(mask)
+        self.fully_masked = None if fully_masked is None else _fold_blocks(fully_masked)
+
+    @staticmethod
+    def is_worth(edges: Edges, nodes: int) -> bool:
+        """Whether the span is short enough to gain from blocks."""
+        return nodes >= 4 * max(edges.left_span + edges.right_span, 32)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, scale: float | None = None) -> Tensor:
+        (B, H, T, _), D = q.shape, v.shape[-1]
+        q = self._cut(q, 0, 0)
+        k, v = self._cut(k, self.left, self.right), self._cut(v, self.left, self.right)
+        mask = self.mask if len(self.mask) == len(q) else self.mask.repeat(B, 1, 1, 1)
+        y = attend(q, k, v, mask, dropout_p, scale)  # (B * n, H, W, D)
+        if self.fully_masked is not None:
+            y = y.view(-1, len(self.fully_masked), *y.shape[1:]).masked_fill(self.fully_masked, 0)
+        return y.view(B, -1, H, self.width, D).transpose(1, 2).reshape(B, H, -1, D)[:, :, :T]
+
+    def _cut(self, x: Tensor, left: int, right: int) -> Tensor:
+        """Cut the nodes into blocks with their sides: (B, H, T, D) -> (B * n, H, left + W + right, D)."""
+        B, H, T, D = x.shape
+        W = self.width
+        n = -(-T // W)
+        x = F.pad(x, (0, 0, left, n * W - T + right)).transpose(1, 2)  # (B, left + n W + right, H, D)
+        blocks = x[:, left : left + n * W].view(B, n, W, H, D)
+        left_sides = x[:, : n * W].view(B, n, W, H, D)[:, :, :left]
+        right_sides = x[:, left + right : left + right + n * W].view(B, n, W, H, D)[:, :, W - right :]
+        return torch.cat([left_sides, blocks, right_sides], dim=2).transpose(2, 3).flatten(0, 1)
+
+
+def _fold_blocks(x: Tensor) -> Tensor:
+    """(B or 1, H or 1, n, W, K) -> (B * n or n, H or 1, W, K)"""
+    return x.transpose(1, 2).flatten(0, 1)
