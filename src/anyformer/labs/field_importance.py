@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..events import progress
-from ..loading import Model, for_data
+from ..events import report_progress
+from ..recipe import SupportsAblation
+from ..loading import Model, select_eval_data
 from ..report.bars import Bar, bars
 from ..training import loop
-from ..training.run_directory import write
+from ..training.run_directory import atomic_write
 
 SCORES = ("accuracy", "r2")  # of a class, of a number: 1 is best of both
 
@@ -25,20 +26,20 @@ def measure(model: Model, data: str | None = None, shuffles: int = 3, seed: int 
     is measured: the accuracy of a class, R2 of a number, the mean of several. "worth" is what is lost where the values
     are shuffled, the mean of so many `shuffles`. Raises InputError for a recipe without fields."""
     recipe: Any = model.recipe
-    if not hasattr(recipe, "fields"):
+    if not isinstance(recipe, SupportsAblation):
         raise InputError(f"'{model.name}' is no recipe with fields: what they are worth is asked of multimodal runs")
     if shuffles < 1:
         raise InputError(f"shuffles is {shuffles}; it must be at least 1")
-    config, split = for_data(model, data)
-    names: list[str] = recipe.fields(config)
+    config, split = select_eval_data(model, data)
+    names: list[str] = recipe.field_names(config)
     asked = [(names, "", 0), ([], "", 0)]
     for name in names:
         asked += [([other for other in names if other != name], "", 0), ([name], "", 0)]
         asked += [(names, name, seed + i) for i in range(shuffles)]
     told = []
     for done, (kept, shuffled, drawn) in enumerate(asked):
-        progress("passes over the rows", done, len(asked))
-        batches = recipe.changed(config, split, kept, shuffled, drawn)
+        report_progress("passes over the rows", done, len(asked))
+        batches = recipe.ablate_fields(config, split, kept, shuffled, drawn)
         told.append(loop.evaluate(recipe, model.module, batches, config.train.dtype))
     every, none, *rest = [score(one) for one in told]
     fields = {}
@@ -78,5 +79,5 @@ def write_worth(folder: Path, found: dict[str, Any]) -> list[Path]:
     """worth.json and worth.svg. Returns their paths."""
     paths = [folder / "worth.json", folder / "worth.svg"]
     for path, text in zip(paths, (json.dumps(found, indent=2, ensure_ascii=False) + "\n", picture(found)), strict=True):
-        write(path, text)
+        atomic_write(path, text)
     return paths

@@ -56,9 +56,9 @@ class Config:
     line, named after its class; of two files, one may be labels.txt."""
     columns: str = "text,label"
     """Names of a table's columns (or fields) of the text and of its class."""
-    labels: str = path_field()
+    labels: str = path_field("", [".json"])
     """A labels.json with the names of the classes. Empty: those of the data."""
-    tokenizer: str = path_field("bpe")
+    tokenizer: str = path_field("bpe", [".json"])
     """char, byte, bpe (trained on the data), or the path of a tokenizer.json."""
     vocab_size: int = 4096
     """Of a BPE trained on the data."""
@@ -80,7 +80,7 @@ class Config:
         check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
         check_range(self, "token_types", at_least=0)
         if len([name for name in self.columns.split(",", 1) if name]) != 2:
-            raise ValueError(f"columns is '{self.columns}'; it must name two, such as text,label")
+            raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 
 
 PRESETS = {
