@@ -1,4 +1,4 @@
-"""Images, sounds and episodes that cannot be used: on the command line each is one line, exit code 2, and no run."""
+"""Images, sounds and episodes on the command line: what cannot be used is one line and exit code 2, without a run."""
 
 import io
 import sys
@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from anyformer import events
-from anyformer.data.audio import features as audio
-from anyformer.data.audio import read as clips
-from anyformer.data.images import cache as album
+from anyformer.data.audio import read as audio_files
+from anyformer.data.audio.datasets import load_audio
+from anyformer.data.images.cache import load_images
+from anyformer.data.sampling import sample_indices
 from cli_kit import call, refused
 
 RNG = np.random.default_rng(0)
+SHORT = ("--preset", "tiny", "--device", "cpu", "--steps", 2, "--train.batch", 2)
 
 
-def images(root: Path) -> Path:
-    """Two class folders with four images each."""
+def write_images(root: Path) -> Path:
+    """Write two class folders with four images each."""
     image = pytest.importorskip("PIL.Image", reason="images are decoded by Pillow: pip install 'anyformer[vision]'")
     for i in range(8):
         path = root / ("ant", "bee")[i % 2] / f"{i}.png"
@@ -28,8 +30,8 @@ def images(root: Path) -> Path:
     return root
 
 
-def sounds(root: Path, text: str = "one") -> Path:
-    """A table of eight sounds."""
+def write_sounds(root: Path, text: str = "one") -> Path:
+    """Write a table of eight sounds."""
     soundfile = pytest.importorskip("soundfile", reason="sound is read through it: pip install 'anyformer[audio]'")
     root.mkdir(parents=True, exist_ok=True)
     for i in range(8):
@@ -40,24 +42,12 @@ def sounds(root: Path, text: str = "one") -> Path:
 
 
 def cut_image(root: Path) -> Path:
-    path = images(root) / "bee" / "3.png"
+    path = write_images(root) / "bee" / "3.png"
     path.write_bytes(path.read_bytes()[:60])
     return root
 
 
-def empty_class(root: Path) -> Path:
-    (images(root) / "cow").mkdir()
-    return root
-
-
-def one_class(root: Path) -> Path:
-    for path in (images(root) / "bee").iterdir():
-        path.unlink()
-    (root / "bee").rmdir()
-    return root
-
-
-def one_label(root: Path) -> Path:
+def single_class(root: Path) -> Path:
     root.mkdir()
     names = np.array(["cat", "dog"])
     np.savez(root / "a.npz", images=np.zeros((8, 8, 8), np.uint8), labels=np.zeros(8, int), classes=names)
@@ -65,59 +55,37 @@ def one_label(root: Path) -> Path:
 
 
 def cut_sound(root: Path) -> Path:
-    table = sounds(root)
+    table = write_sounds(root)
     (root / "3.wav").write_bytes((root / "3.wav").read_bytes()[:1000])
     return table
 
 
-def rate_of_zero(root: Path) -> Path:
-    table = sounds(root)
-    raw = (root / "3.wav").read_bytes()
-    (root / "3.wav").write_bytes(raw[:24] + bytes(4) + raw[28:])
-    return table
-
-
-def sound_that_is_no_number(root: Path) -> Path:
-    table = sounds(root)
-    sys.modules["soundfile"].write(root / "3.wav", np.full(3200, np.nan), 16_000, subtype="FLOAT")
-    return table
-
-
-def episodes(root: Path, **changes: np.ndarray) -> Path:
+def write_episodes(root: Path, **changes: np.ndarray) -> Path:
     root.mkdir()
-    good = {"states": np.zeros((40, 2)), "actions": np.arange(40) % 2, "rewards": np.ones(40), "ends": [20, 40]}
-    np.savez(root / "a.npz", **(good | changes))
+    arrays = {"states": np.zeros((40, 2)), "actions": np.arange(40) % 2, "rewards": np.ones(40), "ends": [20, 40]}
+    np.savez(root / "a.npz", **(arrays | changes))
     return root / "a.npz"
 
 
 CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {
-    "a truncated image": ("vision", cut_image, ("3.png", "damaged or cut off", "--skip-unreadable")),
-    "a class folder without images": ("vision", empty_class, ("class folder", "cow", "holds no image")),
-    "a folder with one class": ("vision", one_class, ("one class (ant)", "nothing to tell apart")),
-    "labels of one class": ("vision", one_label, ("one class (cat)", "nothing to tell apart")),
-    "a truncated sound": ("speech", cut_sound, ("3.wav", "cut short", "--skip-broken")),
-    "a sample rate of zero": ("speech", rate_of_zero, ("3.wav",)),
-    "a sound of NaN": ("speech", sound_that_is_no_number, ("3.wav", "no finite numbers")),
-    "an empty transcript": ("speech", lambda root: sounds(root, ""), ("clips.csv, line 2", "text is empty")),
-    "a reading of NaN": ("control", lambda p: episodes(p, states=np.full((40, 2), np.nan)), ("states of step 0",)),
-    "an action below 0": ("control", lambda p: episodes(p, actions=np.arange(40) % 2 - 1), ("action -1 at step 0",)),
-    "one action": (
-        "control",
-        lambda p: episodes(p, actions=np.zeros(40, int)),
-        ("one action (0)", "nothing to choose"),
-    ),
+    "truncated image": ("vision", cut_image, ("3.png", "damaged or cut off", "--skip-unreadable")),
+    "images of one class": ("vision", single_class, ("one class (cat)", "two or more")),
+    "truncated sound": ("speech", cut_sound, ("3.wav", "cut short", "--skip-broken")),
+    "empty transcript": ("speech", lambda root: write_sounds(root, ""), ("clips.csv, line 2", "text is empty")),
+    "NaN state": ("control", lambda p: write_episodes(p, states=np.full((40, 2), np.nan)), ("states of step 0",)),
+    "one action": ("control", lambda p: write_episodes(p, actions=np.zeros(40, int)), ("one action (0)",)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_data_that_cannot_be_used_is_one_line(case: str, tmp_path: Path):
+def test_unusable_data_are_one_line(case: str, tmp_path: Path):
     recipe, make, parts = CASES[case]
     data, out = make(tmp_path / "data"), tmp_path / "run"
-    refused(call("train", recipe, "--preset", "tiny", "--device", "cpu", "--data", data, "--out", out), *parts)
+    refused(call("train", recipe, *SHORT, "--data", data, "--out", out), *parts)
     assert not out.exists()
 
 
-def test_an_environment_that_does_not_exist_is_one_line(tmp_path: Path):
+def test_an_unknown_environment_is_one_line():
     pytest.importorskip("gymnasium", reason="environments are gymnasium's: pip install 'anyformer[control]'")
     refused(call("rollout", "CartPol-v1"), "there is no environment 'CartPol-v1'", "did you mean 'CartPole-v1'")
 
@@ -125,29 +93,29 @@ def test_an_environment_that_does_not_exist_is_one_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("recipe", "make", "flag"), [("vision", cut_image, "unreadable"), ("speech", cut_sound, "broken")]
 )
-def test_what_is_left_out_on_request_is_counted(recipe: str, make: Callable, flag: str, tmp_path: Path):
-    few = ("--preset", "tiny", "--device", "cpu", "--steps", 2, "--train.batch", 2, f"--skip-{flag}")
-    said = call("train", recipe, *few, "--data", make(tmp_path / "data"), "--out", tmp_path / "run").well()
-    assert "1 of the data left out" in said.err
+def test_data_left_out_on_request_are_counted(recipe: str, make: Callable, flag: str, tmp_path: Path):
+    flags = (*SHORT, f"--skip-{flag}", "--data", make(tmp_path / "data"), "--out", tmp_path / "run")
+    assert "1 of the data left out" in call("train", recipe, *flags).well().err
 
 
-def test_decoding_tells_how_far_it_is(tmp_path: Path):
-    told: list[tuple[str, int, int]] = []
-    with events.listening(lambda *step: told.append(step)):
-        album.album(str(images(tmp_path / "images")), 8, 8, 1)
-        clips.read(str(sounds(tmp_path / "sounds")), progress=events.progress)
+def test_decoding_reports_progress(tmp_path: Path):
+    steps: list[tuple[str, int, int]] = []
+    with events.listen(lambda *step: steps.append(step)):
+        load_images(str(write_images(tmp_path / "images")), 8, 8, 1)
+        load_audio(str(write_sounds(tmp_path / "sounds")))
     for what in ("checking images", "decoding images", "checking sounds", "decoding sounds"):
-        assert (what, 8, 8) in told
+        assert (what, 8, 8) in steps
 
 
 # --- through a pipe ---
 
 
 @pytest.mark.parametrize("recipe", ["vision", "speech"])
-def test_a_file_comes_through_stdin(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run, few = tmp_path / "run", ("--preset", "tiny", "--device", "cpu", "--steps", 2, "--train.batch", 2)
-    call("train", recipe, *few, "--out", run).well()
-    file = images(tmp_path / "d") / "ant" / "0.png" if recipe == "vision" else sounds(tmp_path / "d").with_name("0.wav")
+def test_a_file_can_be_piped_in(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = tmp_path / "run"
+    call("train", recipe, *SHORT, "--out", run).well()
+    folder = tmp_path / "d"
+    file = write_images(folder) / "ant" / "0.png" if recipe == "vision" else write_sounds(folder).with_name("0.wav")
     direct = call("predict", run, file, "--device", "cpu", "--json").well().json["results"]
     for content, name in ((file.read_bytes(), "-"), (f"{file}\n".encode(), str(file))):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -160,31 +128,31 @@ def test_a_file_comes_through_stdin(recipe: str, tmp_path: Path, monkeypatch: py
 # --- memory ---
 
 
-def test_a_folder_larger_than_memory_would_do(tmp_path: Path):
-    """Decoding, measuring and drawing batches hold a few images at a time, whatever the folder holds."""
+def test_a_folder_of_images_need_not_fit_in_memory(tmp_path: Path):
+    """Decoding, measuring and drawing batches hold a few images at a time."""
     image = pytest.importorskip("PIL.Image", reason="images are decoded by Pillow: pip install 'anyformer[vision]'")
     for i in range(60):
         path = tmp_path / ("ant", "bee")[i % 2] / f"{i}.jpg"
         path.parent.mkdir(exist_ok=True)
         image.new("RGB", (64, 64), (i, 0, 0)).save(path)
     tracemalloc.start()
-    found = album.album(str(tmp_path), 512, 512, 3)
-    batch = found.pixels[album.drawn(found.split("train"), 2, 1, 0)]
-    peak, whole = tracemalloc.get_traced_memory()[1], found.pixels.nbytes
+    dataset = load_images(str(tmp_path), 512, 512, 3)
+    batch = dataset.pixels[sample_indices(dataset.split("train"), 2, 1, 0)]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert whole == 60 * 512 * 512 * 3 and batch.nbytes * 30 == whole
-    assert peak < whole / 5, f"{peak:,} bytes for a folder of {whole:,}"
+    assert dataset.pixels.nbytes == 60 * 512 * 512 * 3 == batch.nbytes * 30
+    assert peak < dataset.pixels.nbytes / 5, f"{peak:,} bytes"
 
 
-def test_sounds_longer_than_memory_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Decoding holds a block of a file at a time, and clips are read from disk as they are needed."""
+def test_sounds_need_not_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Decoding holds a block of a file at a time."""
     soundfile = pytest.importorskip("soundfile", reason="sound is read through it: pip install 'anyformer[audio]'")
-    monkeypatch.setattr(audio, "BLOCK", 1 << 14)
+    monkeypatch.setattr(audio_files, "BLOCK_SAMPLES", 1 << 14)
     for i in range(4):
         soundfile.write(tmp_path / f"{i}.wav", np.zeros(1_000_000), 16_000)
     (tmp_path / "clips.csv").write_text("path,text\n" + "\n".join(f"{i}.wav,one" for i in range(4)))
     tracemalloc.start()
-    found = clips.read(str(tmp_path / "clips.csv"))
+    dataset = load_audio(str(tmp_path / "clips.csv"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(found.samples) == 4_000_000 and peak < found.samples.nbytes / 3, f"{peak:,} bytes"
+    assert len(dataset.samples) == 4_000_000 and peak < dataset.samples.nbytes / 3, f"{peak:,} bytes"

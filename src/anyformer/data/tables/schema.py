@@ -189,7 +189,8 @@ def column_to_dict(column: Field | Target, measured: tuple[str, ...]) -> dict[st
 
 
 def quote(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike in TOML
+    """Write a string, number or boolean as TOML does: as JSON, but for DEL, which TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def quote_key(name: str) -> str:
