@@ -1,16 +1,16 @@
-"""Chat templates: the same text as the public library makes, and nothing that a template can do hurts."""
+"""Chat templates: the same text as the public library renders, and bounds on what a template can do."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from anyformer import api
 from anyformer.data.tokenizers import build as tok
-from anyformer.data.tokenizers.chat_template import LARGEST_SOURCE, render
+from anyformer.data.tokenizers import chat_template
+from anyformer.data.tokenizers.chat_template import MAX_SOURCE_CHARACTERS, render_chat
 from anyformer.errors import InputError
-from anyformer.inference.completion import Request
 from cli_kit import call, refused, train
 from data_kit import SAMPLE, refuses
 
@@ -68,13 +68,11 @@ TALKS = [
 
 
 def with_template(template: str = CHATML) -> tok.Subwords:
-    """A small tokenizer that keeps a template."""
-    import tokenizers
-
-    made = tokenizers.Tokenizer.from_str(tok.train_bpe([SAMPLE], 300).json())
-    made.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    described = {"eos_token": {"content": "<|im_end|>"}, "bos_token": tok.END, "chat_template": template}
-    return tok.Subwords(made.to_str(), {"tokenizer_config.json": json.dumps(described)})
+    """Build a small tokenizer with a template."""
+    public = tokenizers.Tokenizer.from_str(tok.train_bpe([SAMPLE], 300).to_json())
+    public.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    config = {"eos_token": {"content": "<|im_end|>"}, "bos_token": tok.END, "chat_template": template}
+    return tok.Subwords(public.to_str(), {"tokenizer_config.json": json.dumps(config)})
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA, STRICT], ids=["chatml", "llama", "strict"])
@@ -82,22 +80,20 @@ def with_template(template: str = CHATML) -> tok.Subwords:
 def test_the_public_library_renders_the_same(template: str, talk: list[dict[str, str]]):
     transformers = pytest.importorskip("transformers")
     own = with_template(template)
-    import tokenizers
-
     public = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(own.json()), bos_token=tok.END, eos_token="<|im_end|>"
+        tokenizer_object=tokenizers.Tokenizer.from_str(own.to_json()), bos_token=tok.END, eos_token="<|im_end|>"
     )
     public.chat_template = template
     if template is STRICT and talk[0]["role"] == "system":
         with pytest.raises(Exception, match="alternate"):
             public.apply_chat_template(talk, tokenize=False)
         with refuses("cannot render", "Roles must alternate!"):
-            own.chat(talk)
+            own.apply_chat_template(talk)
         return
     expected = public.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-    assert own.chat(talk) == expected
+    assert own.apply_chat_template(talk) == expected
     ids = public.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
-    assert own.encode_special(own.chat(talk)).tolist() == ids
+    assert own.encode_parsing_special(own.apply_chat_template(talk)).tolist() == ids
 
 
 @pytest.mark.parametrize(
@@ -127,58 +123,55 @@ def test_the_public_library_renders_the_same(template: str, talk: list[dict[str,
         "{% if %}",
         "{{ nothing.at.all }}",
         "(" * 1000 + "{{" + "(" * 1000,
-        " " * (LARGEST_SOURCE + 1),
+        " " * (MAX_SOURCE_CHARACTERS + 1),
     ],
 )
-def test_a_hostile_template_is_one_line_and_soon(template: str):
-    began = time.monotonic()
+def test_a_hostile_template_is_refused_in_one_line(monkeypatch, template: str):
+    monkeypatch.setattr(chat_template, "MAX_TEXT_CHARACTERS", 1 << 16)  # the same bounds, reached sooner
+    monkeypatch.setattr(chat_template, "MAX_STEPS", 100_000)
     with refuses("chat template"):
-        render(template, TALKS[0], {})
-    assert time.monotonic() - began < 25
+        render_chat(template, TALKS[0], {})
 
 
 @pytest.mark.parametrize(
     "messages", ["hi", [], [1], [{"role": "user"}], [{"role": "user", "content": 3}], {"role": "u"}]
 )
-def test_messages_that_are_none(messages):
+def test_bad_messages(messages):
     with refuses("message", "role"):
-        with_template().chat(messages)
+        with_template().apply_chat_template(messages)
 
 
 def test_a_tokenizer_without_a_template_says_so():
     for own in (tok.Bytes(), tok.train_bpe([SAMPLE], 300)):
         with refuses("keeps no chat template", "prompt"):
-            own.chat(TALKS[0])
+            own.apply_chat_template(TALKS[0])
 
 
 def test_a_named_template_and_its_file(tmp_path: Path):
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
     own = with_template(named)
-    assert own.chat(TALKS[0]) == "yes" and own.beside["chat_template.jinja"] == "yes"
-    for name, text in {"tokenizer.json": own.json(), **own.beside}.items():
+    assert own.apply_chat_template(TALKS[0]) == "yes" and own.extra_files["chat_template.jinja"] == "yes"
+    for name, text in {"tokenizer.json": own.to_json(), **own.extra_files}.items():
         (tmp_path / name).write_text(text)
-    again = tok.load(tmp_path / "tokenizer.json")
-    assert again.beside == own.beside and again.chat(TALKS[0]) == "yes"
-    assert (again.end, again.ends) == (own.end, own.ends) == (own.id_of("<|im_end|>"), (own.id_of("<|im_end|>"),))
+    loaded = tok.load_tokenizer(tmp_path / "tokenizer.json")
+    assert loaded.extra_files == own.extra_files and loaded.apply_chat_template(TALKS[0]) == "yes"
+    end_id = own.token_to_id("<|im_end|>")
+    assert loaded.end_ids == own.end_ids == (end_id,)
 
 
 def test_a_run_keeps_its_template_and_answers(text: Path, tmp_path: Path):
     home = tmp_path / "home"
     home.mkdir()
     own = with_template()
-    for name, content in {"tokenizer.json": own.json(), **own.beside}.items():
+    for name, content in {"tokenizer.json": own.to_json(), **own.extra_files}.items():
         (home / name).write_text(content)
     train(text, tmp_path / "run", "--tokenizer", str(home / "tokenizer.json"))
     model = api.load(tmp_path / "run")
-    assert model.module.tokenizer.beside == own.beside
+    assert model.module.tokenizer.extra_files == own.extra_files
     answer = model.generate(messages=TALKS[0], tokens=3)["samples"][0]
     assert answer["prompt"] == "" and len(answer["tokens"]) <= 3
-    said = call("sample", tmp_path / "run", "--chat", "hello", "--tokens", 3, "--seed", 1, "--json").well()
-    assert said.json["samples"][0]["prompt"] == ""
-    refused(call("sample", tmp_path / "run", "--chat", "hello", "--prompt", "x"), "exclude each other")
-
-
-def test_a_request_takes_messages():
-    assert Request.of({"messages": TALKS[0]}).messages == TALKS[0]
     with pytest.raises(InputError, match="messages"):
-        Request.of({"message": TALKS[0]})
+        model.generate(message=TALKS[0])
+    result = call("sample", tmp_path / "run", "--chat", "hello", "--tokens", 3, "--seed", 1, "--json").well()
+    assert result.json["samples"][0]["prompt"] == ""
+    refused(call("sample", tmp_path / "run", "--chat", "hello", "--prompt", "x"), "exclude each other")

@@ -1,4 +1,4 @@
-"""Names and paths to files: where they are looked for, and that nothing wrong is taken for the right thing."""
+"""Names and paths to files: where they are looked for, and that wrong content is never accepted."""
 
 import importlib
 import os
@@ -12,12 +12,15 @@ import pytest
 
 from anyformer.data.io import download as fetch
 from anyformer.data.io import resolve as sets
+from anyformer.data.registry import GENERATED, list_data_sets
 from data_kit import needs_data, refuses, write
+
+KINDS = {"text", "pairs", "labeled text", "protein", "images", "audio", "tables", "trajectories"}
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has a cache of its own."""
+    """Give every test its own cache."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("ANYFORMER_CACHE", str(folder))
     return folder
@@ -26,8 +29,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_folder(tmp_path):
     for name in ("b.txt", "a/z.md.gz", "a/b.jsonl", ".git/c.txt", ".d.txt", "e.png"):
         write(tmp_path / "d" / name, "x")
-    found = [p.relative_to(tmp_path / "d").as_posix() for p in sets.resolve(str(tmp_path / "d"))]
-    assert found == ["a/b.jsonl", "a/z.md.gz", "b.txt"]
+    files = [p.relative_to(tmp_path / "d").as_posix() for p in sets.resolve(str(tmp_path / "d"))]
+    assert files == ["a/b.jsonl", "a/z.md.gz", "b.txt"]
 
 
 def test_bad_names(tmp_path):
@@ -49,7 +52,7 @@ def test_bad_names(tmp_path):
 def test_sets_in_the_data_folder(tmp_path, monkeypatch):
     assert [p.name for p in sets.resolve("shakespeare")] == ["shakespeare.txt"]
     assert [p.name for p in sets.resolve("wikitext-2")] == ["test.txt", "valid.txt"]
-    assert sets.where("shakespeare").startswith("$ANYFORMER_DATA: ")
+    assert sets.locate("shakespeare").startswith("$ANYFORMER_DATA: ")
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "shakespeare", "mine")
     assert sets.resolve("shakespeare") == [Path("shakespeare")], "an existing path wins"
@@ -62,9 +65,9 @@ def sha(content: bytes) -> str:
 def make_set(monkeypatch, content: bytes, **fields) -> sets.DataSet:
     monkeypatch.delenv("ANYFORMER_DATA", raising=False)
     fields = {"url": "https://example.org/a.txt", "sha256": sha(content), "file": "a.txt"} | fields
-    made = sets.DataSet(name="toy", about="a toy", licence="CC0", **fields)
-    monkeypatch.setitem(sets.SETS, "toy", made)
-    return made
+    dataset = sets.DataSet(name="toy", kind="text", about="a toy", license="CC0", **fields)
+    monkeypatch.setitem(sets.SETS, "toy", dataset)
+    return dataset
 
 
 class Response(BytesIO):
@@ -73,14 +76,14 @@ class Response(BytesIO):
 
 def test_download_once(monkeypatch, cache):
     make_set(monkeypatch, b"hello")
-    asked = []
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, timeout: asked.append(url) or Response(b"hello"))
-    assert sets.where("toy") == "download: https://example.org/a.txt" and not asked
+    urls = []
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, timeout: urls.append(url) or Response(b"hello"))
+    assert sets.locate("toy") == "download: https://example.org/a.txt" and not urls
     for _ in range(2):
         assert sets.resolve("toy") == [cache / "sets" / "toy" / "a.txt"]
-    assert asked == ["https://example.org/a.txt"] and sets.where("toy").startswith("cache: ")
-    write(cache / "sets" / "toy" / "a.txt", "spoilt")
-    with refuses("'toy'", "cache", sha(b"spoilt"), sha(b"hello")):
+    assert urls == ["https://example.org/a.txt"] and sets.locate("toy").startswith("cache: ")
+    write(cache / "sets" / "toy" / "a.txt", "damaged")
+    with refuses("'toy'", "cache", sha(b"damaged"), sha(b"hello")):
         sets.resolve("toy")
 
 
@@ -98,11 +101,11 @@ def test_bad_download(monkeypatch, cache):
     with refuses("not https"):
         sets.resolve("toy")
     Response.url = before
-    monkeypatch.setattr(fetch, "LARGEST", 3)
+    monkeypatch.setattr(fetch, "MAX_BYTES", 3)
     answer(Response(b"hello"))
     with refuses("'toy' is not here: tried the cache", "$ANYFORMER_DATA (not set)", "more than", "To get it: bring"):
         sets.resolve("toy")
-    assert list((cache / "sets").iterdir()) == [], "nothing half done may stay"
+    assert list((cache / "sets").iterdir()) == [], "no partial download may stay"
 
 
 def test_no_network(monkeypatch):
@@ -129,11 +132,11 @@ def test_package(monkeypatch, tmp_path):
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert [p.name for p in sets.resolve("toy")] == ["a.md", "b.md"]
-    assert sets.where("toy").startswith("package toyplays==1.0: ")
+    assert sets.locate("toy").startswith("package toyplays==1.0: ")
     about.parent.rename(tmp_path / "site/toyplays-2.0.dist-info")
     write(tmp_path / "site/toyplays-2.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toyplays\nVersion: 2.0\n")
     importlib.invalidate_caches()
-    assert sets.where("toy").startswith("not here: pip install")
+    assert sets.locate("toy").startswith("not here: pip install")
 
 
 def test_archive(monkeypatch, tmp_path, cache):
@@ -145,22 +148,22 @@ def test_archive(monkeypatch, tmp_path, cache):
             member.type = tarfile.REGTYPE if content else tarfile.SYMTYPE
             tar.addfile(member, BytesIO(content or b""))
     archive = write(tmp_path / "data" / "toy.tar.xz", packed.getvalue())
-    made = make_set(
+    dataset = make_set(
         monkeypatch, packed.getvalue(), file="toy.tar.xz", files=("**/*.txt",), unpacked=sha(b"onetwo"), direct=False
     )
     with refuses("'toy' is not here", "bring toy.tar.xz (project: https://example.org/a.txt) to $ANYFORMER_DATA"):
         sets.resolve("toy")
     monkeypatch.setenv("ANYFORMER_DATA", str(archive.parent))
     for _ in range(2):
-        found = sets.resolve("toy")
-        assert [p.relative_to(cache / "sets" / "toy").as_posix() for p in found] == ["d/a.txt", "d/b.txt"]
+        files = sets.resolve("toy")
+        assert [p.relative_to(cache / "sets" / "toy").as_posix() for p in files] == ["d/a.txt", "d/b.txt"]
     archive.write_bytes(packed.getvalue()[:-8])
-    assert sets.where(made.name).startswith("cache: "), "the archive is needed no more"
-    monkeypatch.setattr(fetch, "LARGEST", 3)
+    assert sets.locate(dataset.name).startswith("cache: "), "the archive is no longer needed"
+    monkeypatch.setattr(fetch, "MAX_BYTES", 3)
     archive.write_bytes(packed.getvalue())
     with refuses("holds more than"):
         fetch.unpack(archive, tmp_path / "elsewhere")
-    monkeypatch.setattr(fetch, "LARGEST", 1000)
+    monkeypatch.setattr(fetch, "MAX_BYTES", 1000)
     with refuses("toy.tar.xz: cannot be unpacked"):
         fetch.unpack(write(archive, packed.getvalue()[:100]), tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
@@ -174,7 +177,21 @@ def test_archive_cannot_leave_its_folder(tmp_path):
     assert not list(tmp_path.rglob("outside.txt"))
 
 
-def test_every_set_is_whole():
-    for name, one in sets.SETS.items():
-        assert one.name == name and len(one.sha256) == 64 and one.url.startswith("https://") and one.licence
-        assert one.package or one.file, f"{name} must be found somewhere"
+def test_every_entry_has_what_it_needs():
+    names = [dataset.name for dataset in list_data_sets()]
+    assert len(set(names)) == len(names) and {dataset.kind for dataset in list_data_sets()} == KINDS
+    for name, dataset in sets.SETS.items():
+        assert dataset.name == name and len(dataset.sha256) == 64 and dataset.url.startswith("https://")
+        assert dataset.license and (dataset.package or dataset.file), f"{name} must be somewhere"
+
+
+@pytest.mark.parametrize("kind", ["audio", "tables", "trajectories"])
+def test_the_catalogue_lists_every_named_set_of_a_room(kind: str):
+    """Generated sets too: cartpole, pendulum, line, tones, spoken-digits, sensors."""
+    module = importlib.import_module(f"anyformer.data.{kind}.datasets")
+    assert {dataset.name for dataset in list_data_sets(kind)} == set(module.NAMED_SETS)
+    assert all(sets.locate(dataset.name) == "generated" for dataset in GENERATED.values())
+
+
+def test_reverse_is_a_set_of_pairs():
+    assert "reverse" in {dataset.name for dataset in list_data_sets("pairs")}

@@ -1,20 +1,21 @@
-"""What the tests of the data room share."""
+"""Helpers of the data tests: sample texts, files, and the form of errors."""
 
 import hashlib
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import tokenizers
 from hypothesis import strategies as st
 
-from anyformer.data.tables.read import Table
 from anyformer.data.text import read as text
 from anyformer.data.tokenizers import build as tok
 from anyformer.errors import InputError
+
+if TYPE_CHECKING:
+    from anyformer.data.tables.read import Table
 
 DATA = os.environ.get("ANYFORMER_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="ANYFORMER_DATA is not set: no real texts or tokenizers here")
@@ -23,41 +24,37 @@ ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 
 
 def refuses(*parts: str):
-    """One line that holds these parts in this order."""
+    """Expect an InputError of one line that holds these parts in this order."""
     return pytest.raises(InputError, match=r"\A[^\n]*" + "[^\n]*".join(map(re.escape, parts)) + r"[^\n]*\Z")
 
 
 def write(path: Path, content: str | bytes) -> Path:
-    """Write a file, with the folders above it."""
+    """Write a file and create the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
-def documents(*paths: Path, size: int = text.PIECE) -> list[bytes]:
-    """The documents of these files, each put together again from its pieces."""
-    found, part = [], b""
-    for piece in text.pieces(paths, size):
+def read_documents(*paths: Path, size: int = text.PIECE_BYTES) -> list[bytes]:
+    """Return the documents of these files, each joined from its pieces."""
+    documents, part = [], b""
+    for piece in text.read_pieces(paths, size):
         part += piece.data
         if piece.last:
-            found.append(part)
+            documents.append(part)
             part = b""
     assert part == b"", "the last piece must end its document"
-    return found
+    return documents
 
 
-def gpt2() -> tok.Subwords:
-    """The tokenizer of GPT-2, from its two files."""
-    folder = Path(DATA or "") / "tokenizers" / "gpt2"
-    bpe = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    public = tokenizers.Tokenizer(bpe)
-    public.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    public.decoder = tokenizers.decoders.ByteLevel()
-    public.add_special_tokens([tok.END])
-    return tok.Subwords(public.to_str())
+def load_gpt2() -> tok.Tokenizer:
+    """Load the tokenizer of GPT-2 from its two files."""
+    return tok.load_tokenizer(Path(DATA or "") / "tokenizers" / "gpt2")
 
 
-def of_list(rows: list[dict[str, Any]]) -> Table:
-    """A table of rows that are there already."""
+def make_table(rows: list[dict[str, Any]]) -> "Table":
+    """Build a table of these rows."""
+    from anyformer.data.tables.read import Table
+
     content = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    return Table(lambda: ((f"row {i}", row) for i, row in enumerate(rows)), Path(), content, closed=True)
+    return Table(lambda: ((f"row {i}", row) for i, row in enumerate(rows)), Path(), content, self_contained=True)

@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,6 +93,21 @@ def build_directory(target: Path, is_complete: Callable[[Path], bool] = Path.is_
         _install(folder, target, is_complete)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def build_cached(folder: Path, name: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of the JSON file `name` of a cached directory; without that file, build the directory first.
+
+    `write` fills an empty directory and returns the content of the file.
+    """
+
+    def is_complete(path: Path) -> bool:
+        return (path / name).is_file()
+
+    if not is_complete(folder):
+        with build_directory(folder, is_complete) as new:
+            (new / name).write_text(json.dumps(write(new)), "utf-8")
+    return json.loads((folder / name).read_text("utf-8"))
 
 
 def _install(folder: Path, target: Path, is_complete: Callable[[Path], bool]) -> None:
