@@ -64,7 +64,7 @@ def sha(content: bytes) -> str:
 
 def make_set(monkeypatch, content: bytes, **fields) -> sets.DataSet:
     monkeypatch.delenv("ANYFORMER_DATA", raising=False)
-    fields = {"url": "https://example.org/a.txt", "sha256": sha(content), "file": "a.txt"} | fields
+    fields = {"url": "https://example.org/a.txt", "sha256": sha(content), "file": "a.txt", "is_direct": True} | fields
     dataset = sets.DataSet(name="toy", kind="text", about="a toy", license="CC0", **fields)
     monkeypatch.setitem(sets.SETS, "toy", dataset)
     return dataset
@@ -121,7 +121,7 @@ def test_no_network(monkeypatch):
 
 def test_package(monkeypatch, tmp_path):
     """A package is found without running its code, and only in the right version."""
-    make_set(monkeypatch, b"onetwo", package="toyplays==1.0", files=("plays/*.md",), direct=False, file=None)
+    make_set(monkeypatch, b"onetwo", package="toyplays==1.0", files=("plays/*.md",), is_direct=False, file=None)
     with refuses("toyplays==1.0 (not installed", "pip install --no-deps toyplays==1.0"):
         sets.resolve("toy")
     write(tmp_path / "site/toyplays/__init__.py", "raise RuntimeError('this code was run')")
@@ -149,7 +149,7 @@ def test_archive(monkeypatch, tmp_path, cache):
             tar.addfile(member, BytesIO(content or b""))
     archive = write(tmp_path / "data" / "toy.tar.xz", packed.getvalue())
     dataset = make_set(
-        monkeypatch, packed.getvalue(), file="toy.tar.xz", files=("**/*.txt",), unpacked=sha(b"onetwo"), direct=False
+        monkeypatch, packed.getvalue(), file="toy.tar.xz", files=("**/*.txt",), unpacked=sha(b"onetwo"), is_direct=False
     )
     with refuses("'toy' is not here", "bring toy.tar.xz (project: https://example.org/a.txt) to $ANYFORMER_DATA"):
         sets.resolve("toy")

@@ -15,7 +15,7 @@ import torch
 from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.data.text.labeled import read_labeled
-from cli_kit import call, refused
+from cli_kit import call, assert_refused
 from data_kit import needs_data, refuses, write
 
 classify: Any = recipes.load_recipe("classify")
@@ -169,11 +169,11 @@ def test_it_starts_from_a_masked_model(folder: Path, tmp_path: Path):
     ("files", "parts"),
     [
         ({"a.csv": "txet,label\nx,y\n"}, ("no column 'text'", "did you mean 'txet'")),
-        ({"a.csv": "text,label\nx,y\nz\n"}, ("a.csv, line 3: 1 fields, the header has 2",)),
+        ({"a.csv": "text,label\nx,y\nz\n"}, ("a.csv, line 3: the label is empty",)),
         ({"a.csv": "text,label\nx,y\nz,\n"}, ("line 3: the label is empty",)),
         ({"a.csv": "text,label\nx,y\n  ,y\n"}, ("line 3: the text is empty",)),
         ({"a.csv": "text,label\nx,y\nz,y\n"}, ("one class only, ['y']",)),
-        ({"a.jsonl": '{"text": "x", "lable": "y"}\n'}, ("line 1 has no column 'label'", "'lable'")),
+        ({"a.jsonl": '{"text": "x", "lable": "y"}\n'}, ("line 1: there is no column 'label'", "'lable'")),
         ({"a.jsonl": '{"text": 1, "label": "y"}\n'}, ("line 1: text must be a text",)),
         ({"a.txt": "x\n"}, ("a.txt' has no labels", ".csv")),
         ({"d/pos.txt": "x\n", "d/neg.txt": "\n"}, ("neg.txt: the class 'neg' is empty",)),
@@ -189,7 +189,7 @@ def test_data_that_cannot_be_used(files: dict[str, str], parts: tuple[str, ...],
 
 def test_a_label_unseen_in_training(run: api.Model, tmp_path: Path):
     other = write(tmp_path / "other.csv", "text,label\na good film,poss\na bad film,neg\n")
-    refused(call("eval", run.path, "--data", other), "line 2", "'poss' was not seen", "did you mean 'pos'?")
+    assert_refused(call("eval", run.path, "--data", other), "line 2", "'poss' was not seen", "did you mean 'pos'?")
 
 
 def test_texts_longer_than_the_context_are_counted(tmp_path: Path):

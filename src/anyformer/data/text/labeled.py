@@ -3,7 +3,6 @@
 A text that occurs twice with the same class is kept once, so that none is in training and in validation.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,10 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ..io.files import read_lines, suffix
-from ..io.manifest import parse_json_line
+from ..io.manifest import DELIMITERS, read_rows
 from ..io.resolve import resolve
+from ..sampling import select_split
 
-TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl")  # each also with .gz added
 SPLITS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.0, 1.0)}
 Row = tuple[str, str, str]  # text, class, place
 
@@ -37,9 +36,7 @@ class LabeledTexts:
 
         They depend on the seed alone.
         """
-        if name not in SPLITS:
-            raise InputError(f"split '{name}': {suggest(name, SPLITS)}")
-        order, (start, stop) = epoch_order(len(self.texts), seed, 0), SPLITS[name]
+        order, (start, stop) = epoch_order(len(self.texts), seed, 0), select_split(name, SPLITS)
         indices = []
         for number in range(len(self.names)):
             members = order[self.classes[order] == number]
@@ -125,50 +122,18 @@ def _read_two_files(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    if suffix(path) not in TABLE_EXTENSIONS:
-        expected = f"{', '.join(TABLE_EXTENSIONS)}, a folder with a file a class, or files with commas between"
+    if suffix(path) not in DELIMITERS:
+        expected = f"{', '.join(DELIMITERS)}, a folder with a file a class, or files with commas between"
         raise InputError(f"data '{path}' has no labels: expected {expected}")
-    yield from _read_jsonl(path, columns) if suffix(path) == ".jsonl" else _read_separated(path, columns)
-
-
-def _read_separated(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    is_tsv, where = suffix(path) == ".tsv", str(path)
-
-    def lines() -> Iterator[str]:
-        nonlocal where
-        for place, line in read_lines(path):
-            where = place
-            yield line + "\n"
-
-    quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
-    try:
-        rows = csv.reader(lines(), delimiter="\t" if is_tsv else ",", quoting=quoting)
-        header = next(rows, [])
-        text, label = (_find_column(name, header, str(path)) for name in columns)
-        for row in rows:
-            if row:
-                if len(row) != len(header):
-                    raise InputError(f"{where}: {len(row)} fields, the header has {len(header)}")
-                yield _check_row(row[text], row[label], where)
-    except csv.Error as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _read_jsonl(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    expected = f"expected an object such as {json.dumps(dict.fromkeys(columns, '...'))}"
-    for where, line in read_lines(path):
-        if line.strip():
-            row = parse_json_line(line, where, expected)
-            text, label = (list(row.values())[_find_column(name, list(row), where)] for name in columns)
-            if not isinstance(text, str) or not isinstance(label, str | int):
-                raise InputError(f"{where}: {columns[0]} must be a text and {columns[1]} a text or a whole number")
-            yield _check_row(text, str(label), where)
-
-
-def _find_column(name: str, header: Sequence[str], where: str) -> int:
-    if name not in header:
-        raise InputError(f"{where} has no column '{name}': {suggest(name, header)} (--columns TEXT,LABEL names them)")
-    return header.index(name)
+    for where, row in read_rows(path, tsv_quotes=False):
+        for name in columns:
+            if name not in row:
+                hint = f"{suggest(name, row)} (--columns TEXT,LABEL names them)"
+                raise InputError(f"{where}: there is no column '{name}': {hint}")
+        text, label = ("" if row[name] is None else row[name] for name in columns)
+        if not isinstance(text, str) or not isinstance(label, str | int):
+            raise InputError(f"{where}: {columns[0]} must be a text and {columns[1]} a text or a whole number")
+        yield _check_row(text, str(label), where)
 
 
 def _check_row(text: str, label: str, where: str, label_where: str = "") -> Row:

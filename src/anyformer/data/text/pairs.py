@@ -24,6 +24,7 @@ from ..io.files import read_lines, suffix
 from ..io.manifest import parse_json_line
 from ..io.resolve import resolve
 from ..registry import SETS
+from ..sampling import select_split
 
 MAX_LINE_BYTES = 1 << 20
 MAX_FILE_BYTES = 4 << 30  # all pairs are held in memory
@@ -49,9 +50,7 @@ class Pairs:
 
     def split(self, name: str) -> list[Pair]:
         """Return the pairs of "train", "val" or "all". Raises InputError."""
-        if name not in (*self.splits, "all"):
-            raise InputError(f"split '{name}': {suggest(name, [*self.splits, 'all'])}")
-        return [pair for split, pairs in self.splits.items() if name in (split, "all") for pair in pairs]
+        return select_split(name, {**self.splits, "all": [pair for pairs in self.splits.values() for pair in pairs]})
 
 
 @cache_by_files(lambda data, *_, **__: data_files(data))

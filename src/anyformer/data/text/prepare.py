@@ -19,10 +19,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...errors import InputError, suggest
+from ...errors import InputError
 from ..io.cache import build_directory, cache_dir, file_stamps
 from ..io.files import open_data
 from ..io.resolve import resolve
+from ..sampling import select_split
 from ..tokenizers import build as tok
 from .read import Piece, decode_piece, read_pieces, text_format
 
@@ -48,9 +49,7 @@ class Corpus:
     def split(self, name: str) -> np.ndarray:
         """Return a view of the tokens of "train", "val" or "all": (N,)."""
         slices = {"train": slice(self.n_train), "val": slice(self.n_train, None), "all": slice(None)}
-        if name not in slices:
-            raise InputError(f"split '{name}': {suggest(name, slices)}")
-        return np.asarray(self.tokens)[slices[name]]
+        return np.asarray(self.tokens)[select_split(name, slices)]
 
     @property
     def n_documents(self) -> int:
