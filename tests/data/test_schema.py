@@ -156,13 +156,13 @@ def test_rows_are_encoded_once_and_progress_is_reported():
 @pytest.mark.parametrize(
     ("schema", "parts"),
     [
-        (field_schema("series", channels=1, rate=0, seconds=2), ("my.toml, fields.x", "a rate of 0", "above 0")),
+        (field_schema("series", channels=1, rate=0, seconds=2), ("my.toml, fields.x", "rate is 0", "above 0")),
         (field_schema("series", channels=1, seconds=2), ("fields.x", "a series needs rate")),
         (field_schema("serie"), ("kind is 'serie'", "did you mean 'series'?")),
         (field_schema("scalar", chanels=1), ("fields.x", "a scalar has no 'chanels'")),
         (field_schema("image", patch=5), ("patches of 5 pixels do not divide 28 x 28",)),
         (field_schema("image", position="top"), ("position is 'top'", "learned")),
-        (field_schema("text", tokens=0), ("tokens is 0", "1 to")),
+        (field_schema("text", tokens=0), ("tokens is 0", "above 0")),
         (field_schema("vector", size="three"), ("size is 'three'",)),
         (field_schema("audio", seconds=1e9), ("nodes per row",)),
         (field_schema("scalar") | {"groups": "who"}, ("unknown 'groups'", "did you mean 'group'?")),

@@ -22,20 +22,14 @@ class ExampleSpec:
     """What a model takes, and how an example is made for it."""
 
     mels: int
-    max_nodes: int
-    """Of the longest sound, in pairs of frames."""
-    max_tokens: int
-    """Of the longest text, including its prompt."""
-    min_clips: int = 1
+    max_nodes: int  # of a sound, in pairs of frames
+    max_tokens: int  # of a text, including its prompt
+    min_clips: int = 1  # that are joined into one example
     max_clips: int = 1
-    """Clips that are joined into one example."""
-    with_gaps: bool = False
-    """Silence surrounds the clips, even a single one."""
-    pad_to_context: bool = False
-    """Pad every sound with silence to the longest."""
+    with_gaps: bool = False  # silence surrounds the clips, even a single one
+    pad_to_context: bool = False  # every sound is padded with silence to max_nodes
     augment: bool = False
-    prompt: tuple[int, ...] = ()
-    """Tokens before every text."""
+    prompt: tuple[int, ...] = ()  # tokens before every text
     end: int | None = None
 
     @property
@@ -51,16 +45,10 @@ def build_example(
     rng: np.random.Philox,
     first: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Build an example: its mel spectrogram (M, T) and the token ids of its text (L,).
+    """Build an example: its mel spectrogram (M, T) and the token ids of its text (L,). Raises InputError.
 
-    Where several clips with their gaps are too long, fewer of them are joined.
-
-    Args:
-        indices: the clips to draw from.
-        first: the first clip is indices[first] instead of a random one.
-
-    Raises:
-        InputError: a clip does not fit.
+    The clips are drawn from `indices`; with `first`, the first clip is indices[first]. Where several clips with their
+    gaps are too long, fewer are joined.
     """
     size, *words = rng.random_raw(spec.max_clips + 1).tolist()
     count = spec.min_clips + size % (spec.max_clips - spec.min_clips + 1)
@@ -94,12 +82,9 @@ def join_clips(dataset: AudioDataset, clips: np.ndarray, rng: np.random.Philox) 
 
 
 def spec_augment(mel: np.ndarray, rng: np.random.Philox, masks: int = 2, max_share: float = 0.15) -> np.ndarray:
-    """Apply SpecAugment (1904.08779): replace bands of time and of frequency by the mean.
+    """Replace `masks` bands of time and of frequency, each at most this share of its axis, by the mean of (M, T).
 
-    Args:
-        mel: (M, T); a changed copy is returned.
-        masks: number of bands on each axis.
-        max_share: of an axis that one band may cover.
+    References: SpecAugment, 1904.08779.
     """
     masked, mean = mel.copy(), mel.mean()
     words = iter(rng.random_raw(4 * masks).tolist())
@@ -113,17 +98,12 @@ def spec_augment(mel: np.ndarray, rng: np.random.Philox, masks: int = 2, max_sha
 
 def check_length(spec: ExampleSpec, samples: int, tokens: int, place: str) -> None:
     """Raise InputError for an example that is longer than the model's contexts."""
-    nodes, total_tokens = -(-samples // (2 * HOP_LENGTH)), tokens + len(spec.prompt)
+    nodes, context = -(-samples // (2 * HOP_LENGTH)), tokens + len(spec.prompt)
     if nodes > spec.max_nodes:
-        limit = spec.max_frames * HOP_LENGTH / SAMPLE_RATE
-        raise InputError(
-            f"{place}: {samples / SAMPLE_RATE:.1f} s long, the limit is {limit:g} s: cut it, or raise --encoder.context "
-            f"to {nodes}"
-        )
-    if total_tokens > spec.max_tokens:
-        raise InputError(
-            f"{place}: a text of {tokens} tokens: shorten it, or raise --decoder.context to {total_tokens}"
-        )
+        lengths = f"{samples / SAMPLE_RATE:.1f} s long, the limit is {spec.max_frames * HOP_LENGTH / SAMPLE_RATE:g} s"
+        raise InputError(f"{place}: {lengths}: cut it, or raise --encoder.context to {nodes}")
+    if context > spec.max_tokens:
+        raise InputError(f"{place}: a text of {tokens} tokens: shorten it, or raise --decoder.context to {context}")
 
 
 def collate(spec: ExampleSpec, examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

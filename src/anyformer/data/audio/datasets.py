@@ -11,15 +11,15 @@ The samples are memory-mapped, so that a set larger than memory can be trained o
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_progress
-from ..io.cache import build_directory, cache_by_files, cache_dir, data_files
+from ..io.cache import build_cached, cache_by_files, cache_dir, data_files
 from ..io.checks import sha256_file
 from ..io.manifest import read_manifest
 from ..io.resolve import resolve
@@ -45,23 +45,15 @@ class AudioEntry:
 
 @dataclass(frozen=True, eq=False)
 class AudioDataset:
-    """Clips with transcripts: clip i is samples[starts[i]:starts[i + 1]] and its text is texts[i].
+    """Clips with transcripts: clip i is samples[starts[i]:starts[i + 1]] and its text is texts[i]."""
 
-    Attributes:
-        samples: (N,) int16 at 16 kHz.
-        places: where the data list each clip, for messages.
-        is_val: bool, for each clip.
-        sha256: hash of the content.
-        skipped: number of files that could not be read.
-    """
-
-    samples: np.ndarray
+    samples: np.ndarray  # (N,) int16 at 16 kHz
     starts: np.ndarray
     texts: list[str]
-    places: list[str]
-    is_val: np.ndarray
-    sha256: str
-    skipped: int = 0
+    places: list[str]  # where the data list each clip, for messages
+    is_val: np.ndarray  # bool, for each clip
+    sha256: str  # of the content
+    skipped: int = 0  # files that could not be read
 
     def read_clip(self, i: int) -> np.ndarray:
         """Return the samples of clip i, float32 between -1 and 1."""
@@ -77,14 +69,10 @@ class AudioDataset:
 
 @cache_by_files(lambda data, *_, **__: data_files(data))
 def load_audio(data: str, val_fraction: float = 0.1, skip_broken: bool = False) -> AudioDataset:
-    """Load the clips of a table of files or of a named set.
+    """Load the clips of a table of files or of a named set. Raises InputError.
 
-    Args:
-        val_fraction: share of the clips for validation, where the data do not name a split.
-        skip_broken: leave out files that cannot be read, and count them.
-
-    Raises:
-        InputError: the data cannot be read.
+    Where the data name no split, `val_fraction` of the clips are for validation. With `skip_broken`, files that cannot
+    be read are left out and counted.
     """
     if not 0 < val_fraction < 1:
         raise InputError(f"a validation fraction of {val_fraction} leaves a split empty: 0 < fraction < 1")
@@ -93,10 +81,7 @@ def load_audio(data: str, val_fraction: float = 0.1, skip_broken: bool = False) 
     entries = list_entries(data)
     content = hash_entries(entries, skip_broken)
     folder = cache_dir() / "sounds" / content
-    if not is_cached(folder):
-        with build_directory(folder, is_cached) as new:
-            decode_entries(entries, new, skip_broken)
-    stored = json.loads((folder / "clips.json").read_text("utf-8"))
+    stored = build_cached(folder, "clips.json", lambda new: decode_entries(entries, new, skip_broken))
     entries = [entries[i] for i in stored["clips"]]
     is_val = np.array([hash_to_val(entry, val_fraction) if entry.is_val is None else entry.is_val for entry in entries])
     samples = np.memmap(folder / "samples.bin", np.dtype("<i2"), "r")
@@ -122,10 +107,6 @@ def list_entries(data: str) -> list[AudioEntry]:
     raise InputError(f"data '{data}': no such table or set of sounds: {suggest(data, NAMED_SETS)}")
 
 
-def is_cached(folder: Path) -> bool:
-    return (folder / "clips.json").is_file()
-
-
 def hash_entries(entries: list[AudioEntry], skip_broken: bool) -> str:
     """Hash the content of all files and their texts. A missing file counts as empty: decoding reports it."""
     content = hashlib.sha256(f"{FORMAT_VERSION} {skip_broken}".encode())
@@ -143,8 +124,8 @@ def hash_to_val(entry: AudioEntry, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * (1 << 64)
 
 
-def decode_entries(entries: list[AudioEntry], folder: Path, skip_broken: bool) -> None:
-    """Decode all sounds into one file, a block at a time, so that memory stays bounded."""
+def decode_entries(entries: list[AudioEntry], folder: Path, skip_broken: bool) -> dict[str, Any]:
+    """Decode all sounds into one file, a block at a time to bound memory. Returns what clips.json holds."""
     starts, readable = [0], []
     with open(folder / "samples.bin", "wb") as file:
         for i, entry in enumerate(entries):
@@ -164,18 +145,14 @@ def decode_entries(entries: list[AudioEntry], folder: Path, skip_broken: bool) -
     if not readable:
         raise InputError(f"none of {len(entries)} sound files can be read, the first is {entries[0].path}")
     report_progress("decoding sounds", len(entries), len(entries))
-    stored = {"clips": readable, "starts": starts, "skipped": len(entries) - len(readable)}
-    (folder / "clips.json").write_text(json.dumps(stored), "utf-8")
+    return {"clips": readable, "starts": starts, "skipped": len(entries) - len(readable)}
 
 
 # --- generated ---
 
 
 def load_tones(takes: int = 24) -> AudioDataset:
-    """Generate every key `takes` times, 60 to 140 ms long, at various levels, in noise: always the same.
-
-    The last sixth of the takes is for validation.
-    """
+    """Generate every key `takes` times, 60 to 140 ms long, at various levels, in noise; the last sixth is "val"."""
     n = 10 * takes
     words = np.random.Philox(key=0).random_raw(3 * n)
     clips = [generate_tone(i % 10, *words[3 * i : 3 * i + 3].tolist()) for i in range(n)]
@@ -186,7 +163,7 @@ def load_tones(takes: int = 24) -> AudioDataset:
 
 
 def generate_tone(digit: int, length: int, level: int, key: int) -> np.ndarray:
-    """Generate the two frequencies of a key (ITU-T Q.23), with length, level and noise from random words: (N,) int16."""
+    """Generate the two tones of a key (ITU-T Q.23), with length, level and noise from random words: (N,) int16."""
     t = np.arange(SAMPLE_RATE * (60 + length % 81) // 1000) / SAMPLE_RATE
     wave = sum(np.sin(2 * np.pi * frequency * t) for frequency in KEYPAD_HZ[digit])
     noise = np.random.Philox(key=key).random_raw(len(t)).astype(np.float64) / 2**63 - 1

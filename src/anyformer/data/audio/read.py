@@ -20,8 +20,7 @@ AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 def read_blocks(path: Path) -> Iterator[np.ndarray]:
     """Yield the samples of a sound file, mono at 16 kHz, float32, in blocks.
 
-    Raises:
-        InputError: the file is missing, not a sound, cut short, empty, or holds values that are not finite.
+    Raises InputError where the file is missing, not a sound, cut short, empty, or holds values that are not finite.
     """
     soundfile, soxr = import_libraries()
     if not path.is_file():

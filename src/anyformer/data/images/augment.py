@@ -3,7 +3,6 @@
 Shapes: an image is (H, W, C) uint8; B images are (B, H, W, C) with labels (B,).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,16 +117,7 @@ def cutout(image: np.ndarray, rng: Random) -> np.ndarray:
     return changed
 
 
-DISTORTIONS: tuple[Callable[[np.ndarray, Random], np.ndarray], ...] = (
-    brightness,
-    contrast,
-    saturation,
-    solarize,
-    posterize,
-    autocontrast,
-    affine,
-    cutout,
-)
+DISTORTIONS = (brightness, contrast, saturation, solarize, posterize, autocontrast, affine, cutout)
 
 
 def rand_augment(image: np.ndarray, rng: Random, count: int) -> np.ndarray:

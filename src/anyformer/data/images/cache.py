@@ -7,16 +7,16 @@ The pixels are memory-mapped, so that a set larger than memory can be trained on
 """
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...errors import InputError
 from ...events import report_progress
-from ..io.cache import build_directory, cache_by_files, cache_dir, data_files
+from ..io.cache import build_cached, cache_by_files, cache_dir, data_files
 from ..sampling import select_split
 from .read import ImageSource, Resample, open_images, resize_image
 
@@ -25,22 +25,14 @@ FORMAT_VERSION = 1  # to be raised when the stored content changes
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Images of one size with labels.
+    """Images of one size with labels."""
 
-    Attributes:
-        pixels: (N, H, W, C) uint8.
-        labels: (N,) int64, indices of `classes`.
-        splits: the indices of "train", "val" and "all".
-        sha256: hash of the content, whatever the size.
-        skipped: number of images that could not be read and are in no split.
-    """
-
-    pixels: np.ndarray
-    labels: np.ndarray
+    pixels: np.ndarray  # (N, H, W, C) uint8
+    labels: np.ndarray  # (N,) int64, indices of `classes`
     classes: tuple[str, ...]
-    splits: dict[str, np.ndarray]
-    sha256: str
-    skipped: int = 0
+    splits: dict[str, np.ndarray]  # the indices of "train", "val" and "all"
+    sha256: str  # of the content, whatever the size
+    skipped: int = 0  # images that could not be read, which are in no split
 
     def split(self, name: str) -> np.ndarray:
         """Return the indices of "train", "val" or "all"."""
@@ -57,12 +49,9 @@ def load_images(
     val_fraction: float = 0.1,
     skip_unreadable: bool = False,
 ) -> ImageDataset:
-    """Load the images of a path or of a named set.
+    """Load the images of a path or of a named set. Raises InputError.
 
     The data's own validation (or test) split is kept; without one, a fixed random `val_fraction` of the images is used.
-
-    Raises:
-        InputError: the data cannot be read, or a split is empty.
     """
     if not 0 < val_fraction < 1:
         raise InputError(f"a validation fraction of {val_fraction}: it must be above 0 and below 1")
@@ -71,11 +60,11 @@ def load_images(
     shape = (len(source), height, width, channels)
     key = f"{FORMAT_VERSION} {content} {shape} {resample} {skip_unreadable}"
     folder = cache_dir() / "images" / hashlib.sha256(key.encode()).hexdigest()
-    if not is_cached(folder):
-        with build_directory(folder, is_cached) as new:
-            unreadable = decode_images(new / "pixels.bin", source, shape, resample, skip_unreadable)
-            (new / "meta.json").write_text(json.dumps({"shape": shape, "unreadable": unreadable}), encoding="utf-8")
-    unreadable = json.loads((folder / "meta.json").read_text("utf-8"))["unreadable"]
+
+    def write(new: Path) -> dict[str, Any]:
+        return {"shape": shape, "unreadable": decode_images(new, source, shape, resample, skip_unreadable)}
+
+    unreadable = build_cached(folder, "meta.json", write)["unreadable"]
     pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r", shape=shape)
     splits = split_indices(source, np.setdiff1d(np.arange(len(source)), unreadable), val_fraction)
     for name, indices in splits.items():
@@ -84,16 +73,9 @@ def load_images(
     return ImageDataset(pixels, source.labels, source.classes, splits, content, len(unreadable))
 
 
-def is_cached(folder: Path) -> bool:
-    return (folder / "meta.json").is_file()
-
-
 def split_indices(source: ImageSource, usable: np.ndarray, val_fraction: float) -> dict[str, np.ndarray]:
-    """Return the indices of each split.
-
-    The validation split is in a fixed random order: data often come class by class, and an evaluation during training
-    reads only the first few batches.
-    """
+    """Return the indices of each split; "val" is in a fixed random order, because data often come class by class, and
+    an evaluation during training reads only its first batches."""
     order = np.random.Generator(np.random.Philox(key=0)).permutation(usable)
     if source.is_val is not None:
         is_val = source.is_val[order]
@@ -103,12 +85,12 @@ def split_indices(source: ImageSource, usable: np.ndarray, val_fraction: float) 
 
 
 def decode_images(
-    path: Path, source: ImageSource, shape: tuple[int, ...], resample: Resample, skip_unreadable: bool
+    folder: Path, source: ImageSource, shape: tuple[int, ...], resample: Resample, skip_unreadable: bool
 ) -> list[int]:
-    """Write the pixels of all images, one after the other. Returns the indices of the unreadable ones."""
+    """Write the pixels of all images into one file. Returns the indices of the unreadable ones."""
     unreadable: list[int] = []
     height, width, channels = shape[1:]
-    with open(path, "wb") as file:
+    with open(folder / "pixels.bin", "wb") as file:
         for i in range(len(source)):
             try:
                 pixels = resize_image(source.read(i), height, width, channels, resample)
@@ -124,10 +106,8 @@ def decode_images(
 
 
 def channel_statistics(dataset: ImageDataset, max_images: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure the mean and standard deviation of each channel, on a scale of 0 to 1, over the training images.
-
-    At most `max_images` of them are read, evenly spaced. A constant channel has a deviation of 1.
-    """
+    """Measure mean and deviation (1 for a constant) of each channel, from 0 to 1, over at most `max_images` training
+    images, evenly spaced."""
     train = dataset.split("train")
     indices = train[:: math.ceil(len(train) / max_images)]
     total, square, count = 0.0, 0.0, 0

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ...errors import InputError, suggest
-from ..io.checks import is_finite_number, load_json
+from ...errors import InputError
+from ...parsing import check_range, parse_dataclass
+from ..io.checks import load_json
 from .cache import ImageDataset, channel_statistics
-from .read import RESAMPLE_FILTERS, Resample
+from .read import Resample
 
 MAX_FILE_BYTES = 16 << 20
 MAX_EXAMPLES, MAX_EXAMPLE_BYTES = 8, 64 << 10  # images kept in preprocessing.json, and bytes of all of them
@@ -23,17 +24,19 @@ MAX_EXAMPLES, MAX_EXAMPLE_BYTES = 8, 64 << 10  # images kept in preprocessing.js
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """Resamples images to the model's size, then maps pixels p from 0 to 255 to (p * scale - mean) / std, by channel.
+    """Resamples images to the model's size, then maps pixels p of 0 to 255 to (p * scale - mean) / std, by channel."""
 
-    Attributes:
-        examples: images to demonstrate the model on: {"label": class name, "pixels": (H, W, C) uint8 in base64}.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     scale: float = 1 / 255
     resample: Resample = "bilinear"
     examples: tuple[dict[str, str], ...] = ()
+    """Images to demonstrate the model on: {"label": class name, "pixels": (H, W, C) uint8 in base64}."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "scale", above=0)
+        if min(self.std, default=1) <= 0:
+            raise InputError(f"std is {self.std}; it must be above 0")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -63,34 +66,18 @@ def select_examples(dataset: ImageDataset) -> tuple[dict[str, str], ...]:
     labels = dataset.labels[val]
     firsts = [int(val[np.flatnonzero(labels == c)[0]]) for c in np.unique(labels)]
     indices = firsts + [int(i) for i in val if int(i) not in set(firsts)]
-    return tuple(
-        {
-            "label": dataset.classes[dataset.labels[i]],
-            "pixels": base64.b64encode(dataset.pixels[i].tobytes()).decode(),
-        }
-        for i in indices[: min(MAX_EXAMPLES, MAX_EXAMPLE_BYTES // size)]
-    )
+    indices = indices[: min(MAX_EXAMPLES, MAX_EXAMPLE_BYTES // size)]
+    pixels = [base64.b64encode(dataset.pixels[i].tobytes()).decode() for i in indices]
+    return tuple({"label": dataset.classes[dataset.labels[i]], "pixels": text} for i, text in zip(indices, pixels))
 
 
 def load_preprocessor(text: str, channels: int) -> ImagePreprocessor:
     """Load a preprocessing.json: its path, or its content. Raises InputError."""
     values = load_json(text, "preprocessing", MAX_FILE_BYTES)
-    fields = ("mean", "std", "scale", "resample", "examples")
-    if unknown := sorted(values.keys() - set(fields)):
-        raise InputError(f"preprocessing: unknown field '{unknown[0]}': {suggest(unknown[0], fields)}")
-    for name in ("mean", "std"):
-        row = values.get(name)
-        if not isinstance(row, list) or len(row) != channels or not all(map(is_finite_number, row)):
-            raise InputError(f"preprocessing: {name} is {row!r}; it must be {channels} numbers, one per channel")
-    scale, resample = values.get("scale", 1 / 255), values.get("resample", "bilinear")
-    if not is_finite_number(scale) or scale <= 0 or min(values["std"]) <= 0:
-        raise InputError(f"preprocessing: scale is {scale!r} and std {values['std']}; they must be above 0")
-    if resample not in RESAMPLE_FILTERS:
-        raise InputError(f"preprocessing: resample is {resample!r}: {suggest(str(resample), RESAMPLE_FILTERS)}")
-    examples = values.get("examples", [])
-    if not isinstance(examples, list) or not all(isinstance(example, dict) for example in examples):
-        raise InputError("preprocessing: examples must be a list of objects with label and pixels")
-    return ImagePreprocessor(tuple(values["mean"]), tuple(values["std"]), float(scale), resample, tuple(examples))
+    preprocessor = parse_dataclass(ImagePreprocessor, values, "preprocessing")
+    if not len(preprocessor.mean) == len(preprocessor.std) == channels:
+        raise InputError(f"preprocessing: mean and std must be {channels} numbers each, one per channel")
+    return preprocessor
 
 
 def load_class_names(text: str) -> tuple[str, ...]:

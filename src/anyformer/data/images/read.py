@@ -25,7 +25,7 @@ import numpy as np
 from ...errors import InputError, suggest
 from ...events import report_progress
 from ..io.checks import read_bounded
-from ..io.files import open_data
+from ..io.files import open_data, suffix
 from ..io.manifest import DELIMITERS, read_manifest
 from ..io.resolve import SETS, resolve
 from ..sampling import parse_split
@@ -46,20 +46,13 @@ HEATMAP_COLOR = (214, 39, 40)
 
 @dataclass(frozen=True)
 class ImageSource:
-    """N images that are not decoded yet.
+    """N images that are not decoded yet."""
 
-    Attributes:
-        read: index -> (H, W) or (H, W, C) uint8; raises InputError.
-        labels: (N,) int64, indices of `classes`.
-        is_val: (N,) bool, the validation split that the data define; None where they define none.
-        files: all files that are read, for the hash of the content.
-    """
-
-    read: Callable[[int], np.ndarray]
-    labels: np.ndarray
+    read: Callable[[int], np.ndarray]  # index -> (H, W) or (H, W, C) uint8; raises InputError
+    labels: np.ndarray  # (N,) int64, indices of `classes`
     classes: tuple[str, ...]
-    is_val: np.ndarray | None
-    files: tuple[Path, ...]
+    is_val: np.ndarray | None  # (N,) bool, the validation split of the data; None where they define none
+    files: tuple[Path, ...]  # everything that is read, for the hash of the content
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,14 +80,10 @@ NAMED_SETS: dict[str, Callable[[list[Path]], ImageSource]] = {
 
 
 def open_images(data: str) -> ImageSource:
-    """Open the images of a path or of a named set; an existing path takes precedence over a name.
-
-    Raises:
-        InputError: there are no such images, they cannot be read, or they have one class only.
-    """
+    """Open the images of a path or of a named set; an existing path takes precedence over a name. Raises InputError."""
     path = Path(data).expanduser()
     if data and path.exists():
-        source = open_folder(path) if path.is_dir() else open_file(path)
+        source = open_path(path)
     elif data in SETS and data not in NAMED_SETS:
         raise InputError(f"data '{data}' are no images: {suggest(data, NAMED_SETS)}")
     else:
@@ -105,9 +94,11 @@ def open_images(data: str) -> ImageSource:
     return source
 
 
-def open_file(path: Path) -> ImageSource:
+def open_path(path: Path) -> ImageSource:
     name = path.name.removesuffix(".gz")
-    if name.endswith(tuple(DELIMITERS)):
+    if path.is_dir():
+        return open_folder(path)
+    if suffix(path) in DELIMITERS:
         return open_table(path)
     if name.endswith(".npz"):
         return open_npz(path)
@@ -153,12 +144,10 @@ def open_table(path: Path) -> ImageSource:
             raise InputError(f"{row.where}: there is no file {image}")
         rows.append((image, row["label"], bool(split) and parse_split(split, f"{row.where}: split")))
         has_split |= bool(split)
-    return source_from_files(rows, has_split, (path,))
+    return source_from_files(rows, has_split, path)
 
 
-def source_from_files(
-    rows: Sequence[tuple[Path, str, bool]], has_split: bool, listings: tuple[Path, ...] = ()
-) -> ImageSource:
+def source_from_files(rows: list[tuple[Path, str, bool]], has_split: bool, *listings: Path) -> ImageSource:
     """Build a source from (file, label, is for validation) of each image."""
     files = tuple(row[0] for row in rows)
     labels, classes = number_classes([row[1] for row in rows])
@@ -258,20 +247,16 @@ def source_from_encoded(arrays: dict[str, np.ndarray], classes: tuple[str, ...],
     labels, classes = check_labels(arrays["labels"], classes, path)
     is_val = arrays["is_test"].astype(bool) if "is_test" in arrays else None
 
-    def read(i: int) -> np.ndarray:
-        return decode_image(data[offsets[i] : offsets[i + 1]].tobytes(), f"{path}, image {i}")
-
-    return ImageSource(read, labels, classes, is_val, (path,))
+    decode = lambda i: decode_image(data[offsets[i] : offsets[i + 1]].tobytes(), f"{path}, image {i}")  # noqa: E731
+    return ImageSource(decode, labels, classes, is_val, (path,))
 
 
 def source_from_arrays(
     pixels: np.ndarray, labels: np.ndarray, is_val: np.ndarray | None, classes: tuple[str, ...], *files: Path
 ) -> ImageSource:
     if pixels.ndim not in (3, 4) or pixels.dtype != np.uint8 or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
-        actual = f"{pixels.dtype} of shape {pixels.shape}"
-        raise InputError(
-            f"{files[0]}: images are {actual}; they must be uint8 of (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
-        )
+        expected = "uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+        raise InputError(f"{files[0]}: images are {pixels.dtype} of shape {pixels.shape}; they must be {expected}")
     if len(labels) != len(pixels) or (is_val is not None and len(is_val) != len(pixels)):
         raise InputError(f"{files[0]}: {len(pixels):,} images but {len(labels):,} labels")
     labels, classes = check_labels(labels, classes, files[0])
@@ -302,14 +287,9 @@ def import_pillow() -> Any:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode an image file: (H, W) or (H, W, 3) uint8, rotated as its EXIF orientation says.
-
-    Raises:
-        InputError: the file is missing, too large, damaged, or not an 8-bit image of a supported format.
-    """
+    """Decode an image file: (H, W) or (H, W, 3) uint8, rotated as its EXIF orientation says. Raises InputError."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise InputError(f"{path} has {size:,} bytes: the limit for an image is {MAX_FILE_BYTES >> 20} MiB")
         return decode_image(path.read_bytes(), str(path))
     except OSError as error:
@@ -342,7 +322,7 @@ def to_array(image: Any, place: str) -> np.ndarray:
     from PIL import ImageOps
 
     if image.mode.startswith(("I", "F")):
-        raise InputError(f"{place} has pixels of more than 8 bits ({image.mode}): save it with 8 bits a channel")
+        raise InputError(f"{place} has pixels of more than 8 bits ({image.mode}): save it with 8 bits per channel")
     image = ImageOps.exif_transpose(image)
     return np.asarray(image if image.mode == "L" else image.convert("RGB"))
 
@@ -375,10 +355,7 @@ def encode_png(pixels: np.ndarray, height: int = 96) -> str:
 
 
 def overlay_heatmap(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Show an image (H, W, 1 or 3) and, to its right, the same image with `heat` (rows, columns) in red over it.
-
-    Returns (H, 2 W + gap, 3).
-    """
+    """Return an image (H, W, 1 or 3) and, to its right, the same with `heat` (rows, columns) over it in red."""
     Image, (height, width) = import_pillow(), pixels.shape[:2]
     opacity = Image.fromarray((heat / max(float(heat.max()), 1e-9)).astype(np.float32))
     opacity = np.asarray(opacity.resize((width, height), Image.Resampling.BILINEAR))[:, :, None] * 0.8

@@ -17,10 +17,7 @@ STALE_SECONDS = 24 * 3600  # after which the temporary directory of a killed pro
 
 
 def cache_dir() -> Path:
-    """Return the directory of everything that can be rebuilt.
-
-    It is $ANYFORMER_CACHE, else $XDG_CACHE_HOME/anyformer, else ~/.cache/anyformer.
-    """
+    """Return $ANYFORMER_CACHE, else $XDG_CACHE_HOME/anyformer, else ~/.cache/anyformer: all in it can be rebuilt."""
     if path := os.environ.get("ANYFORMER_CACHE"):
         return Path(path).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -30,17 +27,12 @@ def cache_dir() -> Path:
 def cache_by_files(
     files: Callable[..., Iterable[str | Path]], maxsize: int = 4
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Memoize a function on its arguments and on the state of the files that it reads.
+    """Memoize a function on its arguments and on the path, modification time and size of the files that it reads.
 
     Args:
-        files: called with the same arguments; returns the files (or directories, meant with all below them) that the
-            result depends on. What does not exist is ignored. The result is computed again when the path,
-            modification time or size of any of them has changed.
+        files: called with the same arguments; returns the files that the result depends on. Of a directory, all files
+            below it count; what does not exist is ignored.
         maxsize: the number of results that are kept.
-
-    Example:
-        @cache_by_files(lambda data, size: data_files(data))
-        def load(data, size): ...
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -59,10 +51,7 @@ def cache_by_files(
 
 
 def data_files(data: str) -> list[Path]:
-    """Return the existing files and directories that a `data` argument names: a path, or paths with commas between.
-
-    A named data set gives none: its content is fixed by its hash.
-    """
+    """Return the existing files and directories that a `data` argument names; none for a named set, which is fixed."""
     paths = [Path(data).expanduser(), *(Path(part.strip()).expanduser() for part in data.split(","))] if data else []
     return [path for path in dict.fromkeys(paths) if path.exists()]
 
@@ -80,10 +69,9 @@ def file_stamps(paths: Iterable[str | Path]) -> tuple[tuple[str, int, int], ...]
 
 @contextlib.contextmanager
 def build_directory(target: Path, is_complete: Callable[[Path], bool] = Path.is_dir) -> Generator[Path]:
-    """Yield a temporary directory beside `target` that is renamed to `target` when the block succeeds.
+    """Yield a temporary directory that is renamed to `target` when the block succeeds.
 
-    Where another process was faster, its directory is kept if `is_complete`, else replaced: several processes that
-    build the same content all succeed.
+    If another process was faster, its directory is kept if `is_complete`, else replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(target.parent)

@@ -32,11 +32,10 @@ def node_slices(schema: Schema) -> list[slice]:
 
 
 def build_batch(dataset: TableDataset, rows: np.ndarray, other_rows: Mapping[str, np.ndarray] | None = None) -> Batch:
-    """Collect the rows of a batch, (B,); the values of some fields, by name, from other rows.
+    """Collect the rows of a batch, (B,); the values of some fields, by name, come from other rows.
 
-    Returns:
-        "value of FIELD" (B, *shape) for each field; "present" (B, N) bool; "labels/TARGET" (B,) for each target: class
-        indices int64 (IGNORE_INDEX where unknown), or numbers float32 (NaN where unknown).
+    Returns "value of FIELD" (B, *shape) for each field, "present" (B, N) bool, and "labels/TARGET" (B,) of each target:
+    class indices int64 (IGNORE_INDEX where unknown), or numbers float32 (NaN where unknown).
     """
     batch, present = {}, []
     for field, values, nodes in zip(dataset.schema.fields, dataset.values, node_slices(dataset.schema), strict=True):

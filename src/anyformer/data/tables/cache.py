@@ -24,7 +24,7 @@ import numpy as np
 from ...errors import InputError, suggest
 from ...events import report_progress
 from ..images.read import number_classes
-from ..io.cache import build_directory, cache_dir
+from ..io.cache import build_cached, cache_dir
 from ..sampling import parse_split, select_split, split_by_mask
 from ..tokenizers.build import build_tokenizer
 from .encode import DamagedValueError, Encoded, category_name, encode_missing, encode_target, encode_value
@@ -39,35 +39,25 @@ MAX_CATEGORY_VALUES = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class TableDataset:
-    """N encoded rows.
-
-    Attributes:
-        values: of each field, (N, *shape).
-        present: (N, nodes) bool.
-        targets: (N, targets): a class index or a number; NaN where the row has none.
-        groups: (N,) int64; -1 without groups.
-        val_flags: (N,) 1: for validation, 0: for training, -1: the data do not say.
-        sha256: hash of the content.
-        skipped: number of damaged values that were left out.
-    """
+    """N encoded rows."""
 
     schema: Schema
-    values: tuple[np.ndarray, ...]
-    present: np.ndarray
-    targets: np.ndarray
-    groups: np.ndarray
-    val_flags: np.ndarray
-    sha256: str
-    skipped: int = 0
+    values: tuple[np.ndarray, ...]  # of each field (N, *shape)
+    present: np.ndarray  # (N, nodes) bool
+    targets: np.ndarray  # (N, targets), a class index or a number; NaN where the row has none
+    groups: np.ndarray  # (N,) int64; -1 without groups
+    val_flags: np.ndarray  # (N,) 1: for validation, 0: for training, -1: the data do not say
+    sha256: str  # of the content
+    skipped: int = 0  # damaged values that were left out
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def split(self, name: str, fold: str = "1/10") -> np.ndarray:
-        """Return the rows of "train", "val" or "all".
+        """Return the rows of "train", "val" or "all". Raises InputError where no row is left.
 
         Where the data define no split, the k-th of n folds ("k/n") is for validation: of whole groups, or of rows with
-        every class in equal proportion. Raises InputError where no row is left.
+        every class in equal proportion.
         """
         k, folds = parse_fold(fold)
         is_val = self.val_flags == 1 if (self.val_flags >= 0).any() else self.assign_folds(folds) == k - 1
@@ -104,24 +94,16 @@ def shuffle(n: int) -> np.ndarray:
 
 
 def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDataset:
-    """Encode the rows of a table, or load them from the cache.
+    """Encode the rows of a table, or load them from the cache. Raises InputError, with the place.
 
-    Args:
-        schema: without vocabularies, those of the rows are learned.
-        lenient: leave out damaged values, and count them.
-
-    Raises:
-        InputError: with the place of the value.
+    A schema without vocabularies gets those of the rows. With `lenient`, damaged values are left out and counted.
     """
     content = hashlib.sha256(f"{FORMAT_VERSION} {table.sha256()} {schema.to_dict()} {lenient}".encode()).hexdigest()
     if not schema.has_vocabularies:
         schema = learn_vocabularies(table, schema, cache_dir() / "fields" / f"{content}.json")
     key = f"{content} {schema.to_dict(('values', 'words'))}"
     folder = cache_dir() / "fields" / hashlib.sha256(key.encode()).hexdigest()
-    if not is_cached(folder):
-        with build_directory(folder, is_cached) as new:
-            write_rows(new, table, schema, lenient)
-    meta = json.loads((folder / "meta.json").read_text("utf-8"))
+    meta = build_cached(folder, "meta.json", lambda new: write_rows(new, table, schema, lenient))
     n = len(meta["groups"])
     values = tuple(
         np.memmap(folder / f"{i}.bin", field.dtype, "r", shape=(n, *field.shape))
@@ -131,10 +113,6 @@ def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDa
     targets = np.array([[np.nan if x is None else x for x in row] for row in meta["targets"]], np.float64)
     groups, val_flags = (np.array(meta[name], np.int64) for name in ("groups", "held"))
     return TableDataset(schema, values, present, targets, groups, val_flags, content, meta["skipped"])
-
-
-def is_cached(folder: Path) -> bool:
-    return (folder / "meta.json").is_file()
 
 
 # --- vocabularies: one pass over the rows ---
@@ -157,8 +135,7 @@ def learn_vocabularies(table: Table, schema: Schema, path: Path) -> Schema:
 def collect_vocabularies(table: Table, schema: Schema) -> dict[str, list[str]]:
     """Return the sorted values of each category and class, and the tokenizer of each text.
 
-    Raises:
-        InputError: the table lacks a column of the schema, or a class has one value.
+    Raises InputError where the table lacks a column of the schema, or a class has one value.
     """
     columns, values, texts = scan_columns(table, schema)
     for name in (*(column.name for column in schema.columns), *filter(None, (schema.group, schema.split))):
@@ -200,8 +177,8 @@ def scan_columns(table: Table, schema: Schema) -> tuple[set[str], dict[str, set[
 # --- rows to files ---
 
 
-def write_rows(folder: Path, table: Table, schema: Schema, lenient: bool) -> None:
-    """Encode every row into the files of a folder."""
+def write_rows(folder: Path, table: Table, schema: Schema, lenient: bool) -> dict[str, Any]:
+    """Encode every row into the files of a folder. Returns what meta.json holds."""
     meta: dict[str, list] = {"targets": [], "groups": [], "held": []}
     skipped, group_ids = 0, {}
     total = sum(1 for _ in table.rows())
@@ -222,7 +199,7 @@ def write_rows(folder: Path, table: Table, schema: Schema, lenient: bool) -> Non
             meta["held"].append(val_flag(schema.split, row, place))
             if number % 64 == 0 or number == total:
                 report_progress("decoding rows", number, total)
-    (folder / "meta.json").write_text(json.dumps(meta | {"skipped": skipped}), "utf-8")
+    return meta | {"skipped": skipped}
 
 
 def encode_or_skip(field: Field, value: Any, place: str, folder: Path, lenient: bool) -> tuple[Encoded, bool]:

@@ -22,66 +22,34 @@ from ..io.resolve import resolve
 from .read import Row, Table, read_table
 
 SENSORS = """\
-[fields.device]
-kind = "category"
-[fields.power]
-kind = "scalar"
-[fields.axes]
-kind = "vector"
-size = 3
-[fields.motion]
-kind = "series"
-channels = 2
-rate = 20.0
-seconds = 1.0
-[fields.note]
-kind = "text"
-tokens = 12
-tokenizer = "char"
-[fields.picture]
-kind = "image"
-height = 8
-width = 8
-[fields.hum]
-kind = "audio"
-seconds = 0.1
-mels = 8
-position = "fixed"
-[targets.state]
-kind = "class"
-[targets.load]
-kind = "number"
+[fields]
+device = { kind = "category" }
+power = { kind = "scalar" }
+axes = { kind = "vector", size = 3 }
+motion = { kind = "series", channels = 2, rate = 20.0, seconds = 1.0 }
+note = { kind = "text", tokens = 12, tokenizer = "char" }
+picture = { kind = "image", height = 8, width = 8 }
+hum = { kind = "audio", seconds = 0.1, mels = 8, position = "fixed" }
+[targets]
+state = { kind = "class" }
+load = { kind = "number" }
 """
 WATCH = """\
 group = "subject"
-[fields.accelerations]
-kind = "series"
-channels = 3
-rate = 50.0
-seconds = 2.0
-[fields.rotations]
-kind = "series"
-channels = 3
-rate = 50.0
-seconds = 2.0
-[fields.side]
-kind = "category"
-[targets.exercise]
-kind = "class"
+[fields]
+accelerations = { kind = "series", channels = 3, rate = 50.0, seconds = 2.0 }
+rotations = { kind = "series", channels = 3, rate = 50.0, seconds = 2.0 }
+side = { kind = "category" }
+[targets]
+exercise = { kind = "class" }
 """
 SPOKEN_DIGITS = """\
 split = "split"
-[fields.image]
-kind = "image"
-height = 28
-width = 28
-patch = 7
-[fields.sound]
-kind = "audio"
-seconds = 1.0
-cut = true
-[targets.digit]
-kind = "class"
+[fields]
+image = { kind = "image", height = 28, width = 28, patch = 7 }
+sound = { kind = "audio", seconds = 1.0, cut = true }
+[targets]
+digit = { kind = "class" }
 """
 
 

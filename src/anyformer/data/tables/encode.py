@@ -32,12 +32,9 @@ def encode_missing(field: Field) -> Encoded:
 
 
 def encode_value(field: Field, value: Any, place: str, folder: Path = Path(), lenient: bool = False) -> Encoded:
-    """Encode a value of a field.
+    """Encode a value of a field; `place` names its row in messages, and relative paths start from `folder`.
 
-    Args:
-        place: of the row, for messages.
-        folder: where relative paths start.
-        lenient: let readings that are not finite through, as NaN.
+    With `lenient`, readings that are not finite become NaN.
 
     Raises:
         DamagedValueError: numbers that are not finite, or a file that cannot be read.
@@ -106,7 +103,7 @@ def encode_series(field: Field, value: Any, folder: Path, lenient: bool) -> Enco
     padded = np.full(field.shape, np.nan, np.float32)
     padded[: min(len(readings), field.length)] = readings[: field.length]
     padded[~np.isfinite(padded)] = np.nan
-    return padded, np.isfinite(padded).reshape(field.nodes, -1).any(1)
+    return padded, np.isfinite(padded).reshape(field.nodes, -1).sum(1) > 0
 
 
 def encode_text(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:

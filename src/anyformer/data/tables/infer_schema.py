@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -92,14 +92,14 @@ def infer_schema(table: Table, targets: Sequence[str]) -> Schema:
     return Schema(fields, tuple(Target(name, infer_target_kind(columns[name])) for name in targets))
 
 
-def infer_target_kind(column: ColumnSummary) -> str:
+def infer_target_kind(column: ColumnSummary) -> Literal["class", "number"]:
     is_class = column.is_integer and len(column.names) <= MAX_INTEGER_CLASSES
     return "number" if column.is_numeric and not is_class else "class"
 
 
 def infer_field(name: str, column: ColumnSummary) -> Field | None:
     """Return the most likely field of a column; None for one that is empty or constant."""
-    if not column.count or (len(column.names) < 2 and not column.is_list):
+    if not column.count or (len(column.names) < 2 and not column.is_list) or (column.is_list and not column.max_length):
         return None
     if column.is_list:
         if column.item_shape or column.min_length < column.max_length:

@@ -30,21 +30,13 @@ PARQUET_BATCH_ROWS = 1024
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that can be read several times.
+    """Rows that can be read several times."""
 
-    Attributes:
-        rows: yields all rows from the start.
-        folder: where relative paths in the rows start.
-        content: hash of the table itself.
-        schema: the TOML schema of a named set.
-        self_contained: the rows name no files.
-    """
-
-    rows: Callable[[], Iterator[Row]]
-    folder: Path
-    content: str
-    schema: str = ""
-    self_contained: bool = False
+    rows: Callable[[], Iterator[Row]]  # yields all rows from the start
+    folder: Path  # where relative paths in the rows start
+    content: str  # hash of the table itself
+    schema: str = ""  # TOML, of a named set
+    self_contained: bool = False  # the rows name no files
 
     def sha256(self) -> str:
         """Hash the table and every file that it names."""

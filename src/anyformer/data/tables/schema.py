@@ -21,10 +21,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import InputError, suggest
-from ..io.checks import is_finite_number
+from ...parsing import check_range, parse_dataclass
 
 MAX_FILE_BYTES = 64 << 20
 MAX_COUNT = 1 << 16  # of every option that is an integer
@@ -38,43 +38,44 @@ FIELD_OPTIONS: dict[str, dict[str, Any]] = {  # the options of each kind with th
     "image": {"height": 28, "width": 28, "channels": 1, "patch": 4} | POSITION,
     "audio": {"seconds": None, "mels": 40, "cut": False} | POSITION,
 }
-CHOICES = {"position": ("learned", "fixed", "none"), "tokenizer": ("bpe", "char", "byte"), "cut": (True, False)}
 NORMALIZED_KINDS = ("scalar", "vector", "series", "image")
 MEASURED_OPTIONS = ("values", "mean", "std", "words")
 
 
 @dataclass(frozen=True)
 class Field:
-    """A column that the model reads, and how it becomes nodes.
-
-    Attributes:
-        position: of its nodes: learned, fixed (sinusoidal) or none.
-        rate, seconds: readings per second, and the longest duration.
-        patch: readings of a series, or side of a square of pixels, per node.
-        cut: cut longer values instead of refusing them.
-        values: measured: the categories.
-        mean, std: measured on the training rows: of each number, channel or color.
-        words: measured: the tokenizer.json of a text.
-    """
+    """A column that the model reads, and how it becomes nodes. The last four are measured."""
 
     name: str
     kind: str
-    position: str = "none"
+    position: Literal["learned", "fixed", "none"] = "none"  # of its nodes; fixed: sinusoidal
     size: int = 0
     channels: int = 0
-    rate: float = 0.0
-    seconds: float = 0.0
-    patch: int = 0
-    cut: bool = False
+    rate: float = 0.0  # readings per second
+    seconds: float = 0.0  # the longest duration
+    patch: int = 0  # readings of a series, or side of a square of pixels, per node
+    cut: bool = False  # longer values are cut instead of refused
     tokens: int = 0
-    tokenizer: str = ""
+    tokenizer: Literal["bpe", "char", "byte"] = "bpe"
     height: int = 0
     width: int = 0
     mels: int = 0
-    values: tuple[str, ...] = ()
-    mean: tuple[float, ...] = ()
+    values: tuple[str, ...] = ()  # the categories
+    mean: tuple[float, ...] = ()  # on the training rows: of each number, channel or color
     std: tuple[float, ...] = ()
-    words: str = ""
+    words: str = ""  # the tokenizer.json of a text
+
+    def __post_init__(self) -> None:
+        options = [name for name in FIELD_OPTIONS[self.kind] if name not in ("position", "tokenizer", "cut")]
+        check_range(self, *options, above=0)
+        check_range(self, *(name for name in options if name not in ("rate", "seconds")), at_most=MAX_COUNT)
+        if self.kind == "image" and (self.height % self.patch or self.width % self.patch):
+            raise InputError(f"patches of {self.patch} pixels do not divide {self.height} x {self.width}")
+        if self.kind == "image" and self.channels not in (1, 3):
+            raise InputError(f"channels is {self.channels}; it must be 1 (gray) or 3 (color)")
+        if self.nodes > MAX_COUNT or math.prod(self.shape) > 1 << 28:
+            raise InputError(f"makes {self.nodes:,} nodes per row: fewer seconds, or larger patches")
+        check_statistics(self.mean, self.std, self.shape[-1])
 
     @property
     def length(self) -> int:
@@ -107,8 +108,7 @@ class Field:
 
     @property
     def dtype(self) -> str:
-        dtypes = {"category": "int64", "text": "int32", "image": "uint8", "audio": "float16"}
-        return dtypes.get(self.kind, "float32")
+        return {"category": "int64", "text": "int32", "image": "uint8", "audio": "float16"}.get(self.kind, "float32")
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,22 @@ class Target:
     """A column that the model predicts: one of `values`, or a number with this mean and deviation."""
 
     name: str
-    kind: str
+    kind: Literal["class", "number"]
     values: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind == "class" and len(self.values) == 1:
+            raise InputError(f"one class ({self.values[0]!r}): two or more are needed")
+        check_statistics(self.mean, self.std, 1)
+
+
+def check_statistics(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> None:
+    if mean and not len(mean) == len(std) == size:
+        raise InputError(f"{len(mean)} means and {len(std)} deviations for {size} numbers")
+    if min(std, default=1) <= 0:
+        raise InputError(f"std is {min(std)}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -144,17 +156,13 @@ class Schema:
     @property
     def has_vocabularies(self) -> bool:
         """Whether the categories, classes and tokenizers are known."""
-        return all(
-            column.words if isinstance(column, Field) and column.kind == "text" else column.values
-            for column in self.columns
-            if column.kind in ("category", "class", "text")
-        )
+        texts = all(field.words for field in self.fields if field.kind == "text")
+        return texts and all(column.values for column in self.columns if column.kind in ("category", "class"))
 
     @property
     def is_measured(self) -> bool:
         """Whether vocabularies, means and deviations are known: everything that a model needs."""
-        numeric = [column for column in self.columns if column.kind in (*NORMALIZED_KINDS, "number")]
-        return self.has_vocabularies and all(column.mean for column in numeric)
+        return self.has_vocabularies and all(c.mean for c in self.columns if c.kind in (*NORMALIZED_KINDS, "number"))
 
     def with_measurements(self, measurements: Mapping[str, dict[str, Any]]) -> "Schema":
         """Return the schema with these options of columns, by name of the column, replaced."""
@@ -245,36 +253,17 @@ def parse_schema(values: Mapping[str, Any], place: str) -> Schema:
 
 def parse_field(name: str, values: Mapping[str, Any], place: str) -> Field:
     kind = parse_kind(values, tuple(FIELD_OPTIONS), place)
-    defaults, options = FIELD_OPTIONS[kind], {key: value for key, value in values.items() if key != "kind"}
-    if unknown := [option for option in options if option not in defaults and option not in MEASURED_OPTIONS]:
+    defaults = FIELD_OPTIONS[kind]
+    if unknown := [option for option in values if option not in ("kind", *defaults, *MEASURED_OPTIONS)]:
         raise InputError(f"{place}: a {kind} has no '{unknown[0]}': {suggest(unknown[0], defaults or ['kind'])}")
-    if missing := [option for option, default in defaults.items() if default is None and option not in options]:
+    if missing := [option for option, default in defaults.items() if default is None and option not in values]:
         raise InputError(f"{place}: a {kind} needs {missing[0]}")
-    parsed = {option: parse_option(option, value, place) for option, value in options.items()}
-    field = Field(name, kind, **defaults | parsed)
-    if kind == "image" and (field.height % field.patch or field.width % field.patch):
-        raise InputError(f"{place}: patches of {field.patch} pixels do not divide {field.height} x {field.width}")
-    if kind == "image" and field.channels not in (1, 3):
-        raise InputError(f"{place}: channels is {field.channels}; it must be 1 (gray) or 3 (color)")
-    if field.mean and not len(field.mean) == len(field.std) == field.shape[-1]:
-        counts = f"{len(field.mean)} means and {len(field.std)} deviations"
-        raise InputError(f"{place}: {counts} for {field.shape[-1]} numbers")
-    if field.nodes > MAX_COUNT or math.prod(field.shape) > 1 << 28:
-        raise InputError(f"{place}: makes {field.nodes:,} nodes per row: fewer seconds, or larger patches")
-    return field
+    return parse_dataclass(Field, {"name": name, **defaults, **values}, place)
 
 
 def parse_target(name: str, values: Mapping[str, Any], place: str) -> Target:
-    kind = parse_kind(values, ("class", "number"), place)
-    options = {key: value for key, value in values.items() if key != "kind"}
-    if unknown := [option for option in options if option not in ("values", "mean", "std")]:
-        raise InputError(f"{place}: a target has only a kind, not '{unknown[0]}'")
-    target = Target(name, kind, **{option: parse_option(option, value, place) for option, value in options.items()})
-    if target.mean and not len(target.mean) == len(target.std) == 1:
-        raise InputError(f"{place}: a number has one mean and one deviation")
-    if kind == "class" and target.values and len(target.values) < 2:
-        raise InputError(f"{place} has one class ({target.values[0]!r}): two or more are needed")
-    return target
+    parse_kind(values, ("class", "number"), place)
+    return parse_dataclass(Target, {"name": name, **values}, place)
 
 
 def parse_kind(values: Mapping[str, Any], kinds: tuple[str, ...], place: str) -> str:
@@ -282,29 +271,3 @@ def parse_kind(values: Mapping[str, Any], kinds: tuple[str, ...], place: str) ->
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{place}: kind is {kind!r}: {suggest(str(kind), kinds)}")
     return kind
-
-
-def parse_option(option: str, value: Any, place: str) -> Any:
-    """Check the value of an option and convert it to the type of the attribute. Raises InputError."""
-    if option in ("rate", "seconds"):
-        if not is_finite_number(value) or not value > 0:
-            actual = f"a rate of {value!r} readings a second" if option == "rate" else f"{value!r} seconds"
-            raise InputError(f"{place}: {actual}: it must be a number above 0")
-        return float(value)
-    if option in ("mean", "std", "values"):
-        is_valid = (lambda x: isinstance(x, str)) if option == "values" else is_finite_number
-        if (
-            not isinstance(value, list)
-            or not all(map(is_valid, value))
-            or (option == "std" and min(value, default=1) <= 0)
-        ):
-            raise InputError(f"{place}: {option} is not as it was measured: {str(value)[:60]}")
-        return tuple(value)
-    if option in CHOICES or option == "words":
-        choices = CHOICES.get(option, (value,))
-        if not isinstance(value, bool if option == "cut" else str) or value not in choices:
-            raise InputError(f"{place}: {option} is {value!r}: {suggest(str(value), map(str, choices))}")
-        return value
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_COUNT:
-        raise InputError(f"{place}: {option} is {value!r}; it must be an integer from 1 to {MAX_COUNT:,}")
-    return value

@@ -9,7 +9,7 @@ from .read import Trajectories
 
 
 def build_windows(data: Trajectories, starts: np.ndarray, context: int) -> dict[str, np.ndarray]:
-    """Cut windows of `context` steps that begin at `starts` (B,) and stay in their episode.
+    """Cut windows of `context` steps that begin at `starts` (B,).
 
     Returns state (B, K, S), action (B, K[, A]), return_to_go (B, K, 1), timestep (B, K), and real (B, K) bool: False
     past the end of an episode, where everything else is 0.
@@ -18,17 +18,11 @@ def build_windows(data: Trajectories, starts: np.ndarray, context: int) -> dict[
     ends = data.ends[data.episode_ids[starts]][:, None]
     real = steps < ends
     steps = np.minimum(steps, ends - 1)
-    arrays = {
-        "state": data.states,
-        "action": data.actions,
-        "return_to_go": data.return_to_go[:, None],
-        "timestep": data.timesteps,
-    }
+    arrays = {"state": data.states, "action": data.actions, "timestep": data.timesteps}
+    arrays["return_to_go"] = data.return_to_go[:, None]
     windows = {name: array[steps] for name, array in arrays.items()}
-    return {
-        name: np.where(real.reshape(*real.shape, *[1] * (window.ndim - 2)), window, 0)
-        for name, window in windows.items()
-    } | {"real": real}
+    masks = {name: real.reshape(*real.shape, *[1] * (window.ndim - 2)) for name, window in windows.items()}
+    return {name: np.where(masks[name], window, 0) for name, window in windows.items()} | {"real": real}
 
 
 def sample_starts(data: Trajectories, episodes: np.ndarray, batch: int, seed: int, step: int) -> np.ndarray:

@@ -14,14 +14,10 @@ from .read import MINARI_PREFIX, Trajectories, read_minari, read_trajectories, w
 
 @dataclass(frozen=True)
 class MixedEpisodes:
-    """Episodes of mixed quality: those of the expert's rule with a share `epsilon` of random actions.
-
-    Attributes:
-        episodes: number of episodes for each epsilon.
-    """
+    """Episodes of mixed quality: those of the expert's rule with a share `epsilon` of random actions."""
 
     env: str
-    episodes: int
+    episodes: int  # for each epsilon
     epsilon: tuple[float, ...]
     seed: int = 0
 

@@ -20,11 +20,8 @@ LINE = "Line-v0"
 
 
 class Policy(Protocol):
-    """Chooses the action of every running episode.
-
-    Takes their states (n, S), their indices (n,), the rewards of their last steps (n,) and the step index t; returns
-    actions, (n,) int or (n, A) float.
-    """
+    """Chooses the actions, (n,) int or (n, A) float, of the running episodes: of their states (n, S), their indices
+    (n,), the rewards of their last steps (n,) and the step index t."""
 
     def __call__(self, states: np.ndarray, rows: np.ndarray, rewards: np.ndarray, t: int) -> np.ndarray: ...
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError, suggest
-from ..io.checks import is_finite_number, load_json
+from ...errors import InputError
+from ...parsing import check_range, parse_dataclass
+from ..io.checks import load_json
 from .read import Trajectories
 
 MAX_FILE_BYTES = 1 << 20
@@ -20,22 +21,24 @@ EXAMPLE_STEPS = 5
 
 @dataclass(frozen=True)
 class TrajectoryNormalizer:
-    """Maps states s to (s - mean) / std, and actions a to one-hot vectors or to a / reach.
+    """Maps states s to (s - mean) / std, and actions a to one-hot vectors or to a / reach."""
 
-    Attributes:
-        states: numbers per state.
-        actions: number of discrete actions, or numbers per action.
-        mean, std, reach: empty where states or actions are used as they are.
-        example: the beginning of an episode to demonstrate the model on: {"states", "actions", "returns"}.
-    """
-
-    states: int
-    actions: int
+    states: int  # numbers per state
+    actions: int  # discrete actions, or numbers per action
     discrete: bool
-    mean: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()  # empty: states are used as they are
     std: tuple[float, ...] = ()
-    reach: tuple[float, ...] = ()
+    reach: tuple[float, ...] = ()  # empty: actions are used as they are
     example: dict[str, Any] = field(default_factory=dict)
+    """The beginning of an episode to demonstrate the model on: {"states", "actions", "returns"}."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "states", "actions", above=0, at_most=MAX_DIM)
+        for name, size in (("mean", self.states), ("std", self.states), ("reach", self.actions)):
+            if len(getattr(self, name)) not in (0, size):
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {size} numbers, or none")
+        if len(self.mean) != len(self.std) or min(self.std + self.reach, default=1) <= 0:
+            raise InputError("mean and std must be given together, and std and reach must be above 0")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -64,11 +67,9 @@ class TrajectoryNormalizer:
             raise InputError(f"the data have {other} actions, the model has {model} ones")
         if data.states.shape[1] != self.states:
             raise InputError(f"the data's states have {data.states.shape[1]} numbers, the model's {self.states}")
-        if self.discrete and data.actions.max() >= self.actions:
-            step = int(data.actions.argmax())
-            raise InputError(
-                f"action {data.actions.max()} at step {step} does not exist: valid are 0 to {self.actions - 1}"
-            )
+        if self.discrete and (action := data.actions.max()) >= self.actions:
+            step = data.actions.argmax()
+            raise InputError(f"action {action} at step {step} does not exist: valid are 0 to {self.actions - 1}")
         if not self.discrete and data.actions.shape[1] != self.actions:
             raise InputError(f"the data's actions have {data.actions.shape[1]} numbers, the model's {self.actions}")
 
@@ -94,25 +95,4 @@ def fit_normalizer(data: Trajectories, normalize: bool) -> TrajectoryNormalizer:
 
 def load_normalizer(text: str) -> TrajectoryNormalizer:
     """Load a space.json: its path, or its content. Raises InputError."""
-    values = load_json(text, "space", MAX_FILE_BYTES)
-    fields = tuple(TrajectoryNormalizer.__dataclass_fields__)
-    if unknown := [name for name in values if name not in fields]:
-        raise InputError(f"space: unknown field '{unknown[0]}': {suggest(unknown[0], fields)}")
-    for name in ("states", "actions"):
-        size = values.get(name)
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MAX_DIM:
-            raise InputError(f"space: {name} is {size!r}; it must be an integer from 1 to {MAX_DIM}")
-    if not isinstance(values.get("discrete"), bool):
-        raise InputError(f"space: discrete is {values.get('discrete')!r}; it must be true or false")
-    rows = {}
-    for name, size in (("mean", values["states"]), ("std", values["states"]), ("reach", values["actions"])):
-        row = values.get(name) or []
-        if not isinstance(row, list) or len(row) not in (0, size) or not all(map(is_finite_number, row)):
-            raise InputError(f"space: {name} is {row!r}; it must be {size} numbers, or none")
-        rows[name] = tuple(map(float, row))
-    if len(rows["mean"]) != len(rows["std"]) or min(rows["std"] + rows["reach"], default=1) <= 0:
-        raise InputError("space: mean and std must be given together, and std and reach must be above 0")
-    example = values.get("example") or {}
-    if not isinstance(example, dict):
-        raise InputError("space: example must be an object with states, actions and returns")
-    return TrajectoryNormalizer(values["states"], values["actions"], values["discrete"], **rows, example=example)
+    return parse_dataclass(TrajectoryNormalizer, load_json(text, "space", MAX_FILE_BYTES), "space")

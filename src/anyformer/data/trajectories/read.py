@@ -32,27 +32,18 @@ MINARI_PREFIX = "minari:"
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Validated episodes. Raises InputError where the arrays do not fit together.
+    """Validated episodes. Raises InputError where the arrays do not fit together."""
 
-    Attributes:
-        states: (N, S) float32.
-        actions: discrete: (N,) int64 from 0 on; continuous: (N, A) float32.
-        rewards: (N,) float32.
-        ends: (E,) int64, the step after the last of each episode.
-    """
-
-    states: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    ends: np.ndarray
+    states: np.ndarray  # (N, S) float32
+    actions: np.ndarray  # discrete: (N,) int64 from 0 on; continuous: (N, A) float32
+    rewards: np.ndarray  # (N,) float32
+    ends: np.ndarray  # (E,) int64, the step after the last of each episode
 
     def __post_init__(self) -> None:
         n = len(self.states)
         if self.states.ndim != 2 or self.actions.ndim > 2 or self.rewards.ndim != 1:
-            raise InputError(
-                f"trajectories: states {self.states.shape}, actions {self.actions.shape} and rewards "
-                f"{self.rewards.shape} must be (steps, numbers), (steps,) or (steps, numbers), and (steps,)"
-            )
+            shapes = f"states {self.states.shape}, actions {self.actions.shape} and rewards {self.rewards.shape}"
+            raise InputError(f"trajectories: {shapes} must be (steps, numbers), (steps[, numbers]) and (steps,)")
         for name in ("actions", "rewards"):
             if len(getattr(self, name)) != n:
                 raise InputError(f"trajectories: {n} states but {len(getattr(self, name))} {name}: one per step")
@@ -119,10 +110,8 @@ class Trajectories:
         if name == "all":
             return episodes
         if not 0 < val_fraction < 1 or len(episodes) < 2:
-            raise InputError(
-                f"{len(episodes)} episodes and a val_fraction of {val_fraction}: training needs two or more episodes, "
-                "and a fraction above 0 and below 1"
-            )
+            counts = f"{len(episodes)} episodes and a val_fraction of {val_fraction}"
+            raise InputError(f"{counts}: training needs two or more episodes, and a fraction above 0 and below 1")
         stride = min(len(episodes), max(2, round(1 / val_fraction)))
         is_val = episodes % stride == stride - 1
         return select_split(name, {"train": episodes[~is_val], "val": episodes[is_val], "all": episodes})
