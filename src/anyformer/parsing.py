@@ -43,7 +43,7 @@ def path_field(default: str = "", suffixes: Sequence[str] = ()) -> Any:
 
     Args:
         default: The default value.
-        suffixes: If given, only values that end in one of them name a file.
+        suffixes: If given, a value without a folder names a file only if it ends in one of them.
     """
     return dataclasses.field(default=default, metadata={"path": True, "suffixes": tuple(suffixes)})
 

@@ -430,12 +430,23 @@ def resolve_paths(config: Any) -> Any:
         if dataclasses.is_dataclass(value):
             changes[field.name] = resolve_paths(value)
         elif field.metadata.get("path") and value:
+            parts = [value] if path_exists(value) else value.split(",")
             suffixes = field.metadata["suffixes"]
-            # os.path.exists: a value may also be JSON text, which is too long for Path.exists
-            paths = [Path(part) for part in ([value] if os.path.exists(value) else value.split(","))]
-            if all(os.path.exists(path) and (not suffixes or path.suffix in suffixes) for path in paths):
-                changes[field.name] = ",".join(str(path.resolve()) for path in paths)
+            if all(path_exists(part) and is_path(part, suffixes) for part in parts):
+                changes[field.name] = ",".join(str(Path(part).resolve()) for part in parts)
     return dataclasses.replace(config, **changes)
+
+
+def path_exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # a text that no path can be
+        return False
+
+
+def is_path(text: str, suffixes: Sequence[str]) -> bool:
+    """Whether a value names a file rather than something else, where only these suffixes are files."""
+    return not suffixes or text.endswith(tuple(suffixes)) or len(Path(text).parts) > 1
 
 
 def bind_checkpoint_files(config: Any, folder: Path) -> Any:

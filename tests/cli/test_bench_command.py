@@ -13,7 +13,7 @@ from anyformer.model.quantization.quantize import Int8Linear
 from anyformer.recipes import language
 from anyformer.report import benchmark as view
 from anyformer.training import hardware as ceilings
-from cli_kit import call, refused
+from cli_kit import assert_refused, call
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "BPE", 300)
     monkeypatch.setattr(bench, "SECONDS", 0.04)
     monkeypatch.setattr(bench, "documentation", lambda: "the cat sat on the mat. " * 500)
-    monkeypatch.setattr(ceilings, "LARGE", 1 << 20)
-    monkeypatch.setattr(ceilings, "PATIENCE", 1e-3)
+    monkeypatch.setattr(ceilings, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(ceilings, "MIN_MATMUL_SECONDS", 1e-3)
 
 
 def screen(found: dict[str, Any], width: int = 80) -> str:
@@ -35,7 +35,7 @@ def screen(found: dict[str, Any], width: int = 80) -> str:
 
 
 def test_the_command_measures_and_answers_with_one_json_object(small: None):
-    said = call("bench", "--quick", "--device", "cpu", "--json").well()
+    said = call("bench", "--quick", "--device", "cpu", "--json").ok()
     found = said.json
     assert "measuring" in said.err and found["device"] == "cpu" and found["threads"] == torch.get_num_threads()
     assert found.keys() >= {"ceilings", "training", "generation", "tokenizing", "seconds", "torch", "name"}
@@ -56,7 +56,7 @@ def test_the_command_measures_and_answers_with_one_json_object(small: None):
 
 
 def test_a_person_sees_it_all_in_eighty_columns(small: None):
-    said = call("bench", "--quick", "--device", "cpu").well()
+    said = call("bench", "--quick", "--device", "cpu").ok()
     lines = said.out.splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in said.out
     for word in ("matrix products, bfloat16", "reading memory", "tiny", "int8", "BPE of 300", "GB/s", "MB/s"):
@@ -110,7 +110,7 @@ def test_what_cannot_be_measured_says_why_and_the_rest_goes_on(small: None, monk
     def missing() -> str:
         raise ModuleNotFoundError("No module named 'pydoc_data'")
 
-    monkeypatch.setattr(ceilings, "matmul_gflops", refuse)
+    monkeypatch.setattr(ceilings, "measure_matmul_gflops", refuse)
     monkeypatch.setattr(bench, "documentation", missing)
     found = bench.measure("cpu", 0.01)
     assert [one["problem"] for one in found["ceilings"]] == ["no such product"] * 2 + [None]
@@ -135,5 +135,5 @@ def test_the_weights_come_back_as_they_were():
 
 
 def test_mistakes_are_one_line():
-    refused(call("bench", "--quik"), "no flag --quik", "--quick?")
-    refused(call("bench", "--device", "gpu"), "--device gpu is not on this machine", "valid: auto, cpu")
+    assert_refused(call("bench", "--quik"), "no flag --quik", "--quick?")
+    assert_refused(call("bench", "--device", "gpu"), "--device gpu is not on this machine", "valid: auto, cpu")

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from anyformer.data.io import download as fetch
-from cli_kit import TINY, call, nothing_changes, refused, train, write
+from cli_kit import TINY, assert_refused, call, nothing_changes, train, write
 
 
 def refuses_to_train(folder: Path, *flags: object, says: tuple[str, ...]) -> None:
     """`anyformer train ... FLAGS` is refused with these words, and the folder holds what it held."""
     with nothing_changes(folder):
-        refused(call(*TINY, "--out", folder / "new", *flags), *says)
+        assert_refused(call(*TINY, "--out", folder / "new", *flags), *says)
 
 
 # --- data ---
@@ -51,7 +51,7 @@ def test_a_data_set_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetch.urllib.request, "urlopen", offline)
     says = ("'shakespeare' is not here: tried the cache", "input.txt (no route to host)", "To get it: bring https://")
-    refused(call(*TINY, "--data", "shakespeare", "--out", tmp_path / "new"), *says)
+    assert_refused(call(*TINY, "--data", "shakespeare", "--out", tmp_path / "new"), *says)
     assert not (tmp_path / "new").exists()
 
 
@@ -82,7 +82,7 @@ def test_a_data_set_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.M
 def test_a_typo_is_told_the_nearest_name(command: tuple, says: tuple[str, ...], tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with nothing_changes(tmp_path):
-        refused(call(*command), *says)
+        assert_refused(call(*command), *says)
 
 
 # --- values ---
@@ -120,8 +120,8 @@ def test_a_gpu_that_is_not_there(text: Path, run: Path):
     says = ("--device cuda is not on this machine", "valid: auto, cpu")
     refuses_to_train(text.parent, "--data", text, "--device", "cuda", says=says)
     with nothing_changes(run):
-        refused(call("eval", run, "--device", "cuda"), *says)
-        refused(call("train", "language", "--out", run, "--resume", "--steps", 9, "--device", "cuda"), *says)
+        assert_refused(call("eval", run, "--device", "cuda"), *says)
+        assert_refused(call("train", "language", "--out", run, "--resume", "--steps", 9, "--device", "cuda"), *says)
 
 
 @pytest.mark.parametrize("flags", [("--model.dim", 10**14, "--model.n-head", 1), ("--train.batch", 10**15)])
@@ -130,7 +130,7 @@ def test_more_than_the_memory_holds(text: Path, tmp_path: Path, flags: tuple):
     for folder in (tmp_path / "new", tmp_path / "project"):
         (tmp_path / "project" / ".git").mkdir(parents=True, exist_ok=True)  # what was there before us stays there
         with nothing_changes(tmp_path):
-            refused(call(*TINY, "--data", text, "--out", folder, *flags), "out of memory: lower --train.batch")
+            assert_refused(call(*TINY, "--data", text, "--out", folder, *flags), "out of memory: lower --train.batch")
 
 
 def test_a_model_larger_than_the_memory_says_so_when_its_run_began(text: Path, tmp_path: Path, monkeypatch):
@@ -169,4 +169,4 @@ def test_a_loss_that_is_not_finite(text: Path, tmp_path: Path):
     ],
 )
 def test_a_request_that_cannot_be_answered(run: Path, flags: tuple, says: tuple[str, ...]):
-    refused(call("sample", run, *flags), *says)
+    assert_refused(call("sample", run, *flags), *says)

@@ -14,7 +14,7 @@ from anyformer.data.audio import read as audio_files
 from anyformer.data.audio.datasets import load_audio
 from anyformer.data.images.cache import load_images
 from anyformer.data.sampling import sample_indices
-from cli_kit import call, refused
+from cli_kit import assert_refused, call
 
 RNG = np.random.default_rng(0)
 SHORT = ("--preset", "tiny", "--device", "cpu", "--steps", 2, "--train.batch", 2)
@@ -81,13 +81,13 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {
 def test_unusable_data_are_one_line(case: str, tmp_path: Path):
     recipe, make, parts = CASES[case]
     data, out = make(tmp_path / "data"), tmp_path / "run"
-    refused(call("train", recipe, *SHORT, "--data", data, "--out", out), *parts)
+    assert_refused(call("train", recipe, *SHORT, "--data", data, "--out", out), *parts)
     assert not out.exists()
 
 
 def test_an_unknown_environment_is_one_line():
     pytest.importorskip("gymnasium", reason="environments are gymnasium's: pip install 'anyformer[control]'")
-    refused(call("rollout", "CartPol-v1"), "there is no environment 'CartPol-v1'", "did you mean 'CartPole-v1'")
+    assert_refused(call("rollout", "CartPol-v1"), "there is no environment 'CartPol-v1'", "did you mean 'CartPole-v1'")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_an_unknown_environment_is_one_line():
 )
 def test_data_left_out_on_request_are_counted(recipe: str, make: Callable, flag: str, tmp_path: Path):
     flags = (*SHORT, f"--skip-{flag}", "--data", make(tmp_path / "data"), "--out", tmp_path / "run")
-    assert "1 of the data left out" in call("train", recipe, *flags).well().err
+    assert "1 of the data left out" in call("train", recipe, *flags).ok().err
 
 
 def test_decoding_reports_progress(tmp_path: Path):
@@ -113,16 +113,16 @@ def test_decoding_reports_progress(tmp_path: Path):
 @pytest.mark.parametrize("recipe", ["vision", "speech"])
 def test_a_file_can_be_piped_in(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = tmp_path / "run"
-    call("train", recipe, *SHORT, "--out", run).well()
+    call("train", recipe, *SHORT, "--out", run).ok()
     folder = tmp_path / "d"
     file = write_images(folder) / "ant" / "0.png" if recipe == "vision" else write_sounds(folder).with_name("0.wav")
-    direct = call("predict", run, file, "--device", "cpu", "--json").well().json["results"]
+    direct = call("predict", run, file, "--device", "cpu", "--json").ok().json["results"]
     for content, name in ((file.read_bytes(), "-"), (f"{file}\n".encode(), str(file))):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        piped = call("predict", run, "-", "--device", "cpu", "--json").well().json["results"]
+        piped = call("predict", run, "-", "--device", "cpu", "--json").ok().json["results"]
         assert piped == [direct[0] | {"input": name}]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
-    refused(call("predict", run, "-", "--device", "cpu"), "stdin is not UTF-8 at byte 3")
+    assert_refused(call("predict", run, "-", "--device", "cpu"), "stdin is not UTF-8 at byte 3")
 
 
 # --- memory ---
