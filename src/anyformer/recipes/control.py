@@ -55,7 +55,7 @@ class Config:
     """The name of a set (line, cartpole, pendulum), a .npz or a .parquet of trajectories, or minari:NAME."""
     env: str = "CartPole-v1"
     """The environment to act in: Line-v0, or one of gymnasium."""
-    space: str = path_field("measured")
+    space: str = path_field("measured", [".json"])
     """How states and actions become numbers: measured (states of mean 0 and deviation 1, actions up to 1), raw (as they
     are), or a space.json: its path, or its content."""
     conditioned: bool = True

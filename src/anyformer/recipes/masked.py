@@ -52,7 +52,7 @@ from ._shared.text import TextConfig, load_config_tokenizer
 class Config(TextConfig):
     """An encoder, its text and its training. A FASTA file as `data` has residues as its tokens."""
 
-    tokenizer: str = path_field("bpe")
+    tokenizer: str = path_field("bpe", [".json"])
     """char, byte, bpe (trained on the data), residues (of FASTA), ids (numbers, for a model that came without any), or
     the path of a tokenizer.json."""
     vocab_size: int = 4096

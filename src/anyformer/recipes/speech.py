@@ -63,7 +63,7 @@ class Config:
     """Leave out sound files that cannot be read, instead of stopping at the first."""
     augment: bool = False
     """Hide bands of time and frequency in training (SpecAugment)."""
-    tokenizer: str = path_field("char")
+    tokenizer: str = path_field("char", [".json"])
     """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
     tokenizer.json."""
     vocab_size: int = 1024

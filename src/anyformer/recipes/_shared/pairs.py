@@ -47,9 +47,9 @@ class PairConfig:
     """Cut texts that are longer than the context instead of refusing the data."""
     val_fraction: float = 0.1
     """Kept for validation, where the data have no part for it."""
-    tokenizer: str = path_field("bpe")
+    tokenizer: str = path_field("bpe", [".json"])
     """char, bpe (trained on both sides), ids (numbers), or the path of a tokenizer.json."""
-    source_tokenizer: str = path_field()
+    source_tokenizer: str = path_field("", [".json"])
     """The same of the source alone; `tokenizer` is then the target's alone. Empty: one vocabulary for both sides."""
     vocab_size: int = 8000
     """Of a BPE trained on the data."""

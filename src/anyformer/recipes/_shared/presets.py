@@ -41,7 +41,7 @@ def make_modern_config(dim: int, n_layer: int, n_head: int, context: int, **fiel
 
 def make_stacks(
     dim: int, n_layer: int | tuple[int, int], n_head: int, context: int | tuple[int, int], **fields: Any
-) -> dict[str, TransformerConfig]:
+) -> dict[str, Any]:
     """Build the configs of an encoder and a decoder of the same width; depth and context may be given for each."""
     depths = n_layer if isinstance(n_layer, tuple) else (n_layer, n_layer)
     contexts = context if isinstance(context, tuple) else (context, context)

@@ -20,7 +20,7 @@ class TextConfig:
 
     data: str = path_field("plays")
     """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
-    tokenizer: str = path_field("char")
+    tokenizer: str = path_field("char", [".json"])
     """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
     tokenizer.json or of a folder with a public vocabulary."""
     vocab_size: int = 1024

@@ -61,9 +61,9 @@ class Config:
     data: str = path_field("fashion-mnist")
     """The name of a set (digits, fashion-mnist, cifar10), a folder of class folders, a .csv of path,label, a .npz, or a
     folder of idx files."""
-    labels: str = path_field()
+    labels: str = path_field("", [".json"])
     """A labels.json with the names of the classes: its path, or its content. Empty: those of the data."""
-    preprocessing: str = path_field("measured")
+    preprocessing: str = path_field("measured", [".json"])
     """How pixels become numbers: measured (mean 0 and deviation 1 on the training images), half (from -1 to 1), or a
     preprocessing.json: its path, or its content."""
     height: int = 28
