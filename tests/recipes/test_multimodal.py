@@ -1,12 +1,12 @@
-"""Rows of many kinds: what is missing is no node, padding and company change nothing, positions are asked for."""
+"""Multimodal: a missing field has no node, padding, order and positions of fields, the terms of the loss, requests."""
 
 import contextlib
 import dataclasses
 import io
 import json
-import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,167 +14,184 @@ import pytest
 import torch
 
 from anyformer import api
-from anyformer.cli import train as verb
-from anyformer.data.tables import datasets as known
-from anyformer.data.tables import schema
-from anyformer.data.tables.augment import batch, key, nodes_in
-from anyformer.data.tables.cache import rows
+from anyformer import recipe as recipes
+from anyformer.cli.train import confirm_schema
+from anyformer.data.tables.batches import build_batch, node_slices, value_key
+from anyformer.data.tables.cache import encode_table
+from anyformer.data.tables.datasets import SPOKEN_DIGITS, WATCH, open_sensors, open_table
+from anyformer.data.tables.schema import Schema, load_schema
 from anyformer.errors import InputError
-from anyformer.recipes import multimodal
 from anyformer.training import loop
-from cli_kit import call, refused
-from data_kit import needs_data
+from cli_kit import assert_refused, call
+from data_kit import needs_data, refuses, write
 
+multimodal: Any = recipes.load_recipe("multimodal")
 TINY = multimodal.PRESETS["tiny"]
+N_FIELDS = 7
 
 
-def built(seed: int = 0, given: schema.Schema | None = None) -> multimodal.MultimodalTransformer:
-    """The tiny model with weights large enough to matter."""
-    torch.manual_seed(seed)
-    model = multimodal.MultimodalTransformer(TINY, given or multimodal.fitted(TINY))
+def build_model(schema: Schema | None = None) -> Any:
+    """Build the tiny model with weights that are large enough to matter."""
+    torch.manual_seed(0)
+    model = multimodal.MultimodalTransformer(TINY, schema or multimodal.fit_schema(TINY))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
 
-def some(n: int = 6) -> dict[str, torch.Tensor]:
-    """Rows that have every field."""
-    found = multimodal.rows(TINY)
-    whole = [i for i in range(len(found)) if all(found.present[i, nodes].any() for nodes in nodes_in(found.schema))]
-    return multimodal.tensors(batch(found, np.array(whole[:n])))
+def complete_rows(n: int = 6) -> dict[str, torch.Tensor]:
+    """A batch of rows that have every field."""
+    data = multimodal.load_rows(TINY)
+    slices = node_slices(data.schema)
+    rows = [i for i in range(len(data)) if all(data.present[i, nodes].any() for nodes in slices)]
+    return multimodal.to_tensors(build_batch(data, np.array(rows[:n])))
 
 
-def asked(model: Any, made: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    with torch.inference_mode():
-        return model.answers(made)
+@torch.inference_mode()
+def predict(model: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return model.predict_batch(batch)
 
 
-def near(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
-    for one, other in zip(a, b, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+def assert_close(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
 
 
-def row(i: int = 3) -> dict[str, Any]:
-    """A row of the sensors, without what is to be told."""
-    found = next(one for k, (_, one) in enumerate(known.sensors().rows()) if k == i)
-    return {name: value for name, value in found.items() if name not in ("state", "load")}
+def sensor_rows(n: int) -> list[dict[str, Any]]:
+    """Rows of the sensors, without their targets; some lack fields."""
+    rows = [row for _, row in zip(range(n), (row for _, row in open_sensors().rows()))]
+    return [{name: value for name, value in row.items() if name not in ("state", "load")} for row in rows]
 
 
-@pytest.mark.parametrize("i", range(7))
+# --- fields ---
+
+
+@pytest.mark.parametrize("i", range(N_FIELDS))
 def test_a_missing_field_is_a_missing_node(i: int):
-    """A model that never had the field, but for its kind, says the same of a row that lacks it."""
-    model, made = built(), some()
-    full = model.schema
-    made["present"][:, nodes_in(full)[i]] = False
-    made[key(full.fields[i])] = made[key(full.fields[i])] * 0 + 1  # what stands there is not read
-    small = built(given=dataclasses.replace(full, fields=full.fields[:i] + full.fields[i + 1 :]))
-    kept = [k for k in range(7) if k != i]
+    """A model without the field has the same outputs for a row that lacks it."""
+    model, batch = build_model(), complete_rows()
+    fields, nodes = model.schema.fields, node_slices(model.schema)[i]
+    batch["present"][:, nodes] = False
+    batch[value_key(fields[i])] = batch[value_key(fields[i])] * 0 + 1  # not read
+    small = build_model(dataclasses.replace(model.schema, fields=fields[:i] + fields[i + 1 :]))
+    kept = [k for k in range(N_FIELDS) if k != i]
     with torch.no_grad():
-        for parts in zip((small.nodes.parts[k] for k in range(6)), (model.nodes.parts[k] for k in kept)):
-            parts[0].load_state_dict(parts[1].state_dict())
+        for new, old in zip(small.nodes.parts, (model.nodes.parts[k] for k in kept), strict=True):
+            new.load_state_dict(old.state_dict())
         small.nodes.kind.weight.copy_(model.nodes.kind.weight[kept])
-        small.nodes.first.copy_(model.nodes.first)
+        small.nodes.cls_token.copy_(model.nodes.cls_token)
     small.body.load_state_dict(model.body.state_dict())
     small.heads.load_state_dict(model.heads.state_dict())
-    at = nodes_in(full)[i]
-    fewer = made | {"present": torch.cat([made["present"][:, : at.start], made["present"][:, at.stop :]], 1)}
-    near(asked(model, made), asked(small, fewer))
+    present = torch.cat([batch["present"][:, : nodes.start], batch["present"][:, nodes.stop :]], 1)
+    assert_close(predict(model, batch), predict(small, batch | {"present": present}))
 
 
-def test_a_field_that_is_there_is_read():
-    model, made = built(), some()
-    for one, nodes in zip(model.schema.fields, nodes_in(model.schema), strict=True):
-        gone = made["present"].clone()
-        gone[:, nodes] = False
-        assert (asked(model, made | {"present": gone})[0] - asked(model, made)[0]).abs().max() > 1e-3, one.name
+def test_every_field_is_read():
+    model, batch = build_model(), complete_rows()
+    before = predict(model, batch)[0]
+    for field, nodes in zip(model.schema.fields, node_slices(model.schema), strict=True):
+        present = batch["present"].clone()
+        present[:, nodes] = False
+        assert (predict(model, batch | {"present": present})[0] - before).abs().max() > 1e-3, field.name
 
 
-def test_absent_in_a_request_is_dropped_in_training():
-    """A row without a field, as a person asks it, is the row of which training left the field out."""
-    model, given = built(), row()
-    with_all = [multimodal.predict(model, {"input": given})["results"][0]]
-    for name in list(given):
-        lacks = {key: value for key, value in given.items() if key != name}
-        null = multimodal.predict(model, {"input": given | {name: None}})["results"][0]
-        assert multimodal.predict(model, {"input": lacks})["results"][0] == null != with_all[0]
+def test_a_field_that_a_request_lacks_is_missing():
+    model, (row,) = build_model(), sensor_rows(4)[3:]
+    complete = multimodal.predict(model, {"input": row})["results"]
+    for name in row:
+        absent = multimodal.predict(model, {"input": {key: value for key, value in row.items() if key != name}})
+        null = multimodal.predict(model, {"input": row | {name: None}})
+        assert absent["results"] == null["results"] != complete
 
 
-def test_batched_is_single_and_padding_changes_nothing():
-    model = built()
-    given = [row(i) for i in range(12)]  # some lack fields: shorter rows beside longer ones
-    together = multimodal.predict(model, {"input": given})["results"]
-    for one, told in zip(given, together, strict=True):
-        (alone,) = multimodal.predict(model, {"input": one})["results"]
-        assert alone["load"]["value"] == pytest.approx(told["load"]["value"], abs=1e-4)
-        assert alone["state"]["probabilities"] == pytest.approx(told["state"]["probabilities"], abs=1e-4)
+def test_batched_equals_single():
+    model, rows = build_model(), sensor_rows(12)
+    together = multimodal.predict(model, {"input": rows})["results"]
+    for row, result in zip(rows, together, strict=True):
+        (alone,) = multimodal.predict(model, {"input": row})["results"]
+        assert alone["load"]["value"] == pytest.approx(result["load"]["value"], abs=1e-4)
+        assert alone["state"]["probabilities"] == pytest.approx(result["state"]["probabilities"], abs=1e-4)
 
 
-def test_what_is_not_there_is_not_read_even_if_it_is_no_number():
-    model, made = built(), some()
-    made["present"][:, nodes_in(model.schema)[3]] = False
-    before = asked(model, made)
-    made["value of motion"] = torch.full_like(made["value of motion"], torch.nan)
-    near(before, asked(model, made))
+def test_a_missing_value_is_not_read_even_if_it_is_nan():
+    model, batch = build_model(), complete_rows()
+    batch["present"][:, node_slices(model.schema)[3]] = False
+    before = predict(model, batch)
+    batch["value of motion"] = torch.full_like(batch["value of motion"], torch.nan)
+    assert_close(before, predict(model, batch))
 
 
 def test_the_order_of_fields_does_not_matter():
     """Fields are a set: positions are those of nodes within a field."""
-    model, made = built(), some()
-    full, turned = model.schema, [4, 0, 6, 2, 5, 1, 3]
-    other = built(given=dataclasses.replace(full, fields=tuple(full.fields[i] for i in turned)))
+    model, batch, order = build_model(), complete_rows(), [4, 0, 6, 2, 5, 1, 3]
+    other = build_model(dataclasses.replace(model.schema, fields=tuple(model.schema.fields[i] for i in order)))
     state = model.state_dict()
     moved = {name: value for name, value in state.items() if not name.startswith("nodes.parts.")}
-    for new, old in enumerate(turned):
-        start = f"nodes.parts.{old}."
-        moved |= {f"nodes.parts.{new}.{n.removeprefix(start)}": v for n, v in state.items() if n.startswith(start)}
-    moved["nodes.kind.weight"] = state["nodes.kind.weight"][turned]
+    for new, old in enumerate(order):
+        prefix = f"nodes.parts.{old}."
+        moved |= {f"nodes.parts.{new}.{n.removeprefix(prefix)}": v for n, v in state.items() if n.startswith(prefix)}
+    moved["nodes.kind.weight"] = state["nodes.kind.weight"][order]
     other.load_state_dict(moved)
-    at = nodes_in(full)
-    present = torch.cat([made["present"][:, at[i]] for i in turned], 1)
-    near(asked(model, made), asked(other, made | {"present": present}))
+    slices = node_slices(model.schema)
+    present = torch.cat([batch["present"][:, slices[i]] for i in order], 1)
+    assert_close(predict(model, batch), predict(other, batch | {"present": present}))
 
 
-@pytest.mark.parametrize(("position", "moves"), [("none", False), ("learned", True), ("fixed", True)])
-def test_positions_are_asked_for(position: str, moves: bool):
-    """Slices of a series in another order are the same set where they have no position."""
-    full = multimodal.fitted(TINY)
-    fields = [dataclasses.replace(one, position=position) if one.kind == "series" else one for one in full.fields]
-    model, made = built(given=dataclasses.replace(full, fields=tuple(fields))), some()
-    turned = made["value of motion"].view(6, 4, 5, 2)[:, [2, 0, 3, 1]].reshape(6, 20, 2)
-    apart = (asked(model, made)[0] - asked(model, made | {"value of motion": turned})[0]).abs().max()
-    assert (apart > 1e-3) == moves
+@pytest.mark.parametrize(("position", "matters"), [("none", False), ("learned", True), ("fixed", True)])
+def test_the_order_within_a_field_matters_where_it_has_positions(position: str, matters: bool):
+    schema = multimodal.fit_schema(TINY)
+    fields = [dataclasses.replace(f, position=position) if f.kind == "series" else f for f in schema.fields]
+    model, batch = build_model(dataclasses.replace(schema, fields=tuple(fields))), complete_rows()
+    swapped = batch["value of motion"].view(6, 4, 5, 2)[:, [2, 0, 3, 1]].reshape(6, 20, 2)
+    difference = predict(model, batch)[0] - predict(model, batch | {"value of motion": swapped})[0]
+    assert (difference.abs().max() > 1e-3) == matters
 
 
-def test_it_learns_what_there_is_to_learn():
-    config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, steps=120, batch=32, lr=3e-3))
-    state = loop.start(multimodal, config)
+# --- loss and scores ---
+
+
+def test_it_learns_both_targets():
+    config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, steps=60, batch=16, lr=8e-3))
+    state = loop.init_state(multimodal, config)
     for _ in loop.train(multimodal, config, state):
         pass
-    every = (made for made, _ in multimodal.batches(config, "val"))
-    found = loop.evaluate(multimodal, state.model, every)
-    assert found["state_accuracy"] > 0.9 and found["load_r2"] > 0.6
+    metrics = loop.evaluate(multimodal, state.model, (batch for batch, _ in multimodal.batches(config, "val")))
+    assert metrics["state_accuracy"] > 0.9 and metrics["load_r2"] > 0.6
 
 
-def test_scores_are_what_they_say():
-    model = built()
-    made = multimodal.tensors(batch(multimodal.rows(TINY), np.arange(60)))
-    found = loop.evaluate(multimodal, model, iter([made]))
-    state, load = asked(model, made)
+def test_metrics_by_hand():
+    model = build_model()
+    batch = multimodal.to_tensors(build_batch(multimodal.load_rows(TINY), np.arange(60)))
+    metrics = loop.evaluate(multimodal, model, iter([batch]))
+    state, load = predict(model, batch)
     target = model.schema.targets[1]
-    said = load[:, 0] * target.std[0] + target.mean[0]
-    assert found["state_accuracy"] == pytest.approx((state.argmax(1) == made["targets"][:, 0]).float().mean().item())
-    assert found["load_rmse"] == pytest.approx((said - made["targets"][:, 1]).square().mean().sqrt().item(), rel=1e-4)
-    assert multimodal.loss(model, made).item() == pytest.approx(found["loss"], rel=1e-4)
+    predictions = load[:, 0] * target.std[0] + target.mean[0]
+    accuracy = (state.argmax(1) == batch["labels/state"]).float().mean().item()
+    assert metrics["state_accuracy"] == pytest.approx(accuracy)
+    rmse = (predictions - batch["labels/load"]).square().mean().sqrt().item()
+    assert metrics["load_rmse"] == pytest.approx(rmse, rel=1e-4)
+    assert multimodal.loss(model, batch).item() == pytest.approx(metrics["loss"], rel=1e-4)
 
 
-def test_a_target_that_a_row_does_not_tell_is_not_asked(tmp_path: Path):
-    path = tmp_path / "t.jsonl"
-    lines = [{"x": i, "kind": "ab"[i % 2]} | ({"size": 2 * i} if i % 3 else {}) for i in range(40)]
-    path.write_text("\n".join(map(json.dumps, lines)))
+def test_unknown_labels_do_not_count(tmp_path: Path):
+    """The terms of the loss are means over the known labels, and their weights count these."""
+    rows = [
+        {"x": i} | ({"kind": "ab"[i % 2]} if i % 4 else {}) | ({"size": 2 * i} if i % 4 != 1 else {}) for i in range(40)
+    ]
+    path = write(tmp_path / "t.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
     config = dataclasses.replace(TINY, data=str(path), target="kind,size")
-    made, _ = next(multimodal.batches(config, "all"))
+    batches = [batch for batch, _ in multimodal.batches(config, "all")]
     model = multimodal.build(config)
-    assert made["targets"][:, 1].isnan().any() and multimodal.loss(model, made).isfinite()
+    for batch in batches:
+        known = ~batch["labels/size"].isnan(), batch["labels/kind"] >= 0
+        assert multimodal.loss_weight(batch).tolist() == [int(known[1].sum()), int(known[0].sum())]
+        kind, size = predict(model, batch)
+        target = model.schema.targets[1]
+        nats = torch.nn.functional.cross_entropy(kind[known[1]], batch["labels/kind"][known[1]])
+        error = (size[:, 0] - (batch["labels/size"] - target.mean[0]) / target.std[0])[known[0]].square().mean()
+        torch.testing.assert_close(multimodal.loss_terms(model, batch), torch.stack([nats, error]) / 2)
+        torch.testing.assert_close(multimodal.loss(model, batch), (nats + error) / 2)
+    assert any(batch["labels/kind"].min() < 0 for batch in batches)
 
 
 # --- from the command line ---
@@ -188,44 +205,42 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for i in range(120):
         length = "" if i % 10 == 9 else f"{rng.normal(4 + 2 * (i % 3), 0.4):.2f}"
         lines.append(f"{length},{('clay', 'sand')[i // 3 % 2]},{('setosa', 'versicolor', 'virginica')[i % 3]}")
-    (folder / "flowers.csv").write_text("\n".join(lines) + "\n")
+    table = write(folder / "flowers.csv", "\n".join(lines) + "\n")
     few = ("--steps", 60, "--train.batch", 32, "--train.lr", 0.003, "--train.eval-every", 30, "--device", "cpu")
-    data = ("--data", folder / "flowers.csv", "--target", "species")
-    said = call("train", "multimodal", "--preset", "tiny", *data, *few, "--out", folder / "run", "--json").well()
-    assert said.json["val_accuracy"] > 0.8
-    assert '[fields.length]\nkind = "scalar"' in said.err and "--print-schema > my.toml" in said.err
-    return folder / "flowers.csv", folder / "run"
+    data = ("--data", table, "--target", "species")
+    result = call("train", "multimodal", "--preset", "tiny", *data, *few, "--out", folder / "run", "--json").ok()
+    assert result.json["val_accuracy"] > 0.8
+    assert '[fields.length]\nkind = "scalar"' in result.err and "--print-schema > my.toml" in result.err
+    return table, folder / "run"
 
 
-def test_a_run_answers_without_its_data(trained: tuple[Path, Path], tmp_path: Path):
+def test_a_run_predicts_without_its_data(trained: tuple[Path, Path], tmp_path: Path):
     table, run = trained
-    moved = tmp_path / "elsewhere"
-    run.rename(moved)
-    table.rename(tmp_path / "gone.csv")
+    run, table = run.rename(tmp_path / "elsewhere"), table.rename(tmp_path / "gone.csv")
     try:
-        (told,) = api.load(moved, "cpu").predict({"input": {"length": 8.1}})["results"]
-        assert told["label"] == "virginica" and sum(told["probabilities"].values()) == pytest.approx(1)
-        said = call(
-            "predict", moved, '{"length": 3.9, "soil": "clay"}', tmp_path / "gone.csv", "--device", "cpu"
-        ).well()
-        results = [json.loads(line) for line in said.out.splitlines()]
+        model = api.load(run, "cpu")
+        (result,) = model.predict([{"length": 8.1}])["results"]
+        assert result["label"] == "virginica" and sum(result["probabilities"].values()) == pytest.approx(1)
+        assert len(model.predict(str(table))["results"]) == 120
+        inputs = ('{"length": 3.9, "soil": "clay"}', table)
+        lines = call("predict", run, *inputs, "--device", "cpu").ok().out.splitlines()
+        results = [json.loads(line) for line in lines]
         assert len(results) == 121 and results[0]["label"] == "setosa" and results[2]["truth"] == "versicolor"
-        found = call("eval", moved, "--data", tmp_path / "gone.csv", "--json").well().json
-        assert found["rows"] == 24, "the same data elsewhere: its validation part"
+        rows = call("eval", run, "--data", table, "--json").ok().json["rows"]
+        assert rows == 24, "the same data in another place: its validation split"
     finally:
-        moved.rename(run)
-        (tmp_path / "gone.csv").rename(table)
+        run.rename(trained[1])
+        table.rename(trained[0])
 
 
-def test_a_schema_is_written_out_and_given_back(trained: tuple[Path, Path], tmp_path: Path):
-    table, _ = trained
-    asked = ("train", "multimodal", "--preset", "tiny", "--data", table, "--device", "cpu")
-    text = call(*asked, "--target", "species", "--print-schema").well().out
-    (tmp_path / "my.toml").write_text(text.replace("[fields.soil]", "[fields.length2]"))
-    refused(call(*asked, "--schema", tmp_path / "my.toml", "--out", tmp_path / "run"), "'length2'", "no such column")
-    (tmp_path / "my.toml").write_text(text)
-    said = call(*asked, "--schema", tmp_path / "my.toml", "--steps", 1, "--out", tmp_path / "run").well()
-    assert "seem to hold" not in said.err, "what was given is not asked about"
+def test_a_schema_is_printed_and_used(trained: tuple[Path, Path], tmp_path: Path):
+    command = ("train", "multimodal", "--preset", "tiny", "--data", trained[0], "--device", "cpu")
+    text = call(*command, "--target", "species", "--print-schema").ok().out
+    wrong = write(tmp_path / "wrong.toml", text.replace("[fields.soil]", "[fields.length2]"))
+    assert_refused(call(*command, "--schema", wrong, "--out", tmp_path / "run"), "'length2'", "no such column")
+    schema = write(tmp_path / "my.toml", text)
+    result = call(*command, "--schema", schema, "--steps", 1, "--out", tmp_path / "run").ok()
+    assert "inferred" not in result.err, "a given schema is not asked about"
 
 
 class Terminal(io.StringIO):
@@ -233,61 +248,66 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("says", "goes_on"), [("n\n", False), ("\n", True), ("Yes\n", True)])
-def test_whoever_sits_at_a_terminal_is_asked(
-    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, says: str, goes_on: bool
+@pytest.mark.parametrize(("answer", "goes_on"), [("n\n", False), ("\n", True), ("Yes\n", True)])
+def test_a_person_at_a_terminal_is_asked(
+    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, answer: str, goes_on: bool
 ):
     config = dataclasses.replace(TINY, data=str(trained[0]), target="species")
-    monkeypatch.setattr(sys, "stdin", Terminal(says))
+    job: Any = SimpleNamespace(recipe=multimodal, config=config)
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
     monkeypatch.setattr(sys, "stderr", Terminal())
     with contextlib.nullcontext() if goes_on else pytest.raises(InputError, match="not trained"):
-        assert verb.approve(multimodal, config, yes=False) > 0  # for so long nobody was training
+        assert confirm_schema(job, yes=False) > 0, "the seconds that do not count as training"
     assert "[Y/n]" in sys.stderr.getvalue() and "[targets.species]" in sys.stderr.getvalue()
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
-    assert verb.approve(multimodal, config, yes=True) == 0
-    assert verb.approve(multimodal, TINY, yes=False) == 0  # the set's own schema needs no approval
+    assert confirm_schema(job, yes=True) == 0
+    job.config = TINY
+    assert confirm_schema(job, yes=False) == 0, "the set's own schema needs no approval"
 
 
-def test_what_cannot_be_asked_is_one_line(trained: tuple[Path, Path]):
-    _, run = trained
-    cases = {
-        '{"lenght": 4}': ("'lenght'", "did you mean 'length'?"),
-        '{"length": "long"}': ("input 0, length: 'long' is no number",),
-        '{"length": NaN}': ("not finite",),
-        '{"soil": "clays"}': ("'clays' was not seen in training", "clay"),
-        "{length": ("not JSON",),
-        "nowhere.csv": ("nowhere.csv", "no such table"),
-    }
-    for given, parts in cases.items():
-        refused(call("predict", run, given, "--device", "cpu"), *parts)
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ('{"lenght": 4}', ("'lenght'", "did you mean 'length'?")),
+        ('{"length": "long"}', ("input 0, length: 'long' is not a number",)),
+        ('{"length": NaN}', ("not finite",)),
+        ('{"soil": "clays"}', ("'clays' was not seen in training", "clay")),
+        ("{length", ("not JSON",)),
+        ("nowhere.csv", ("nowhere.csv", "no such table")),
+        (3, ("input 0 is int; a row is expected",)),
+    ],
+)
+def test_requests_that_cannot_be_answered(trained: tuple[Path, Path], row: Any, parts: tuple[str, ...]):
+    with refuses(*parts):
+        api.load(trained[1], "cpu").predict(input=row)
 
 
 @needs_data
-def test_the_real_sets_are_what_they_say():
-    found = rows(known.table("watch"), schema.read(known.WATCH))
-    assert len(found) == 4695 or len(found) > 4000
-    parts = [found.groups[found.part(split, "3/10")] for split in ("train", "val")]
-    assert len(np.unique(parts[1])) == 1 and not set(parts[0]) & set(parts[1]), "a person is on one side"
-    pairs = rows(known.table("spoken-digits"), schema.read(known.DIGITS))
-    assert len(pairs.part("val")) == 300 and len(pairs.part("train")) == 8100
+def test_the_real_sets_are_complete():
+    watch = encode_table(open_table("watch"), load_schema(WATCH))
+    assert len(watch) > 4000
+    groups = [watch.groups[watch.split(split, "3/10")] for split in ("train", "val")]
+    assert len(np.unique(groups[1])) == 1 and not set(groups[0]) & set(groups[1]), "a person is in one split"
+    digits = encode_table(open_table("spoken-digits"), load_schema(SPOKEN_DIGITS))
+    assert len(digits.split("val")) == 300 and len(digits.split("train")) == 8100
 
 
-def started(config: multimodal.Config) -> None:
-    multimodal.build(config)
-    next(multimodal.batches(config, "train"))
-
-
-def test_sizes_that_do_not_fit_are_one_line():
-    cases: list[tuple[dict[str, Any], str]] = [
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"model": dataclasses.replace(TINY.model, context=8)}, "--model.context 29"),
         ({"model": dataclasses.replace(TINY.model, position="rotary")}, "positions belong to the fields"),
-        ({"absent": 1.0}, "absent is 1.0"),
-        ({"noise": -1.0}, "noise -1.0"),
+        ({"field_dropout": 1.0}, "field_dropout is 1.0; it must be at least 0 and below 1"),
+        ({"noise": -1.0}, "noise is -1.0"),
+        ({"max_rotation": 1e30}, "max_rotation is 1e+30; it must be at least 0 and at most 180"),
         ({"fold": "7/5"}, "fold is '7/5'"),
         ({"target": "load"}, "a schema of its own"),
         ({"data": "wacth"}, "did you mean 'watch'?"),
         ({"data": "nowhere.csv"}, "nowhere.csv"),
-    ]
-    for more, said in cases:
-        with pytest.raises(InputError, match=re.escape(said)):
-            started(dataclasses.replace(TINY, **more))
+    ],
+)
+def test_configs_that_make_no_sense(changes: dict[str, Any], message: str):
+    with refuses(message):
+        config = dataclasses.replace(TINY, **changes)
+        multimodal.build(config)
+        next(multimodal.batches(config, "train"))
