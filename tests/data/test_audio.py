@@ -197,7 +197,7 @@ def test_tones_have_every_digit_in_both_splits():
         ("a.csv", b"path,text\n\xff\n", "not UTF-8"),
         ("a.jsonl", "{'path'}\n", "line 1: not JSON"),
         ("a.jsonl", '{"path": "a.wav", "text": 3}\n', "text is 3; expected a text"),
-        ("a.jsonl", "[1]\n", "list, not an object"),
+        ("a.jsonl", "[1]\n", "should hold a JSON object, found list"),
         ("a.xml", "<x/>", "not a table of files"),
     ],
 )

@@ -79,9 +79,9 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("[1]", ["a.json should hold a JSON object, found list"]),
-        ("{", ["a.json cannot be read as JSON"]),
-        ("[" * 100_000, ["a.json cannot be read as JSON"]),
+        ("[1]", ["a.json: should hold a JSON object, found list"]),
+        ("{\n", ["a.json: not JSON", "column 2"]),
+        ("[" * 100_000, ["a.json: not JSON"]),
         (b"\xff", ["a.json cannot be read as JSON", "utf-8"]),
         ('{"long": "....................."}', ["a.json is larger than"]),
         (None, ["a.json cannot be read as JSON"]),

@@ -77,7 +77,7 @@ def test_where_pieces_end():
         ("a.txt", b"\xef\xbb\xbf", ["a.txt: empty"]),
         ("a.jsonl", b"\n\n", ["a.jsonl: empty"]),
         ("a.jsonl", b'{"text": "a"}\n{"txt": 1}\n', ["a.jsonl, line 2: no field 'text'", "has 'txt'"]),
-        ("a.jsonl", b"[1]", ["a.jsonl, line 1: no field 'text'", "no object"]),
+        ("a.jsonl", b"[1]", ["a.jsonl, line 1: should hold a JSON object, found list", "each line"]),
         ("a.jsonl", b"\n{oops}", ["a.jsonl, line 2: not JSON", "column 2"]),
         ("a.jsonl", b'{"text": null}', ["line 1: 'text' is NoneType"]),
         ("a.jsonl", b'{"text": "\xff"}', ["line 1: byte 0xFF at offset 10"]),

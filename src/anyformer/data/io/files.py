@@ -19,11 +19,7 @@ def suffix(path: Path) -> str:
 
 @contextlib.contextmanager
 def open_data(path: Path, decompress: bool = True) -> Generator[Any]:
-    """Open a binary file for reading; one that ends in .gz is decompressed, unless it is wanted as it is.
-
-    Raises:
-        InputError: inside the block too, where the file cannot be read or its compression is damaged.
-    """
+    """Open a binary file for reading and decompress it if it ends in .gz. Raises InputError, within the block too."""
     try:
         with gzip.open(path) if decompress and path.suffix.lower() == ".gz" else open(path, "rb") as file:
             yield file
@@ -34,11 +30,7 @@ def open_data(path: Path, decompress: bool = True) -> Generator[Any]:
 
 
 def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
-    """Yield (place, line without its end) of every line of a UTF-8 file; a place reads "FILE, line 3".
-
-    Raises:
-        InputError: with the place, for bytes that are not UTF-8 and for a line that is too long.
-    """
+    """Yield (place, line without its end) of a UTF-8 file; a place is "FILE, line 3". Raises InputError with it."""
     with open_data(path) as file:
         number = 0
         while line := file.readline(max_line_bytes + 1):

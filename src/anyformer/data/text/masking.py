@@ -35,14 +35,10 @@ class MaskingPolicy:
     def __call__(
         self, ids: np.ndarray, maskable: np.ndarray, seed: int, step: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mask a batch.
-
-        Args:
-            ids: (B, T).
-            maskable: (B, T) bool, which tokens may be selected.
+        """Mask ids (B, T), of which those that are maskable (B, T) may be selected.
 
         Returns:
-            The masked ids (B, T), the selected positions (N,) as indices of the flat array, and their labels (N,).
+            Masked ids (B, T), the selected positions (N,) in the flat array, and their labels (N,).
         """
         T = ids.shape[1]
         order, action, replacement = uniform(seed, step, (3, *ids.shape))

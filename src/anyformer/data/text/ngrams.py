@@ -80,13 +80,10 @@ class NGramOrder:
     def interpolate(
         self, probabilities: np.ndarray, contexts: np.ndarray, own: np.ndarray | None, is_left_out: np.ndarray
     ) -> None:
-        """Interpolate this order with the shorter ones, in place.
+        """Interpolate this order with the probabilities (N, V) of the shorter ones, in place.
 
-        Args:
-            probabilities: (N, V), of the shorter orders.
-            contexts: (N,), the index of each row's context, or -1.
-            own: (N,), the row's own next token.
-            is_left_out: (N,) bool, whether one occurrence of `own` is left out.
+        contexts (N,): the index of each row's context, or -1. own (N,): its next token, of which one occurrence is not
+        counted where it is_left_out (N,).
         """
         rows = np.flatnonzero((contexts >= 0) & (self.totals[contexts] > is_left_out))
         contexts, is_left_out = contexts[rows], is_left_out[rows]
@@ -154,10 +151,7 @@ class NGramCounts:
 
     @cached_property
     def dense_tables(self) -> list[np.ndarray]:
-        """The probabilities of the shortest orders after every possible context: (V ** k, V) for order k.
-
-        Almost all contexts of these orders occur, which makes them the slowest to look up.
-        """
+        """The probabilities after every possible context of the shortest orders, most of which occur: (V ** k, V)"""
         tables: list[np.ndarray] = []
         for k, order in enumerate(self.orders):
             if k and self.vocab_size ** (k + 1) > MAX_DENSE_ENTRIES:
@@ -189,11 +183,7 @@ class NGramCounts:
 
 
 def count_ngrams(ids: np.ndarray, max_order: int, vocab_size: int) -> NGramCounts:
-    """Count the n-grams of a text (N,), with contexts of up to `max_order` tokens.
-
-    Raises:
-        ValueError: an n-gram has too many bits for one integer, or the text is too short.
-    """
+    """Count the n-grams of a text (N,), with contexts of up to `max_order` tokens. Raises ValueError."""
     if (max_order + 1) * math.log2(max(2, vocab_size)) > MAX_CODE_BITS:
         raise ValueError(f"{max_order + 1} tokens of {vocab_size:,} make a number of more than {MAX_CODE_BITS} bits")
     if len(ids) <= max_order:

@@ -70,10 +70,7 @@ class EncodedPairs:
 
 @lru_cache(maxsize=8)
 def build_side_tokenizer(pairs: Pairs, spec: str, vocab_size: int, sides: tuple[int, ...] = (0, 1)) -> Tokenizer:
-    """Build one vocabulary for these sides: the characters of all pairs, or a BPE of the training pairs.
-
-    `spec` is whatever `build_tokenizer` takes. Raises InputError.
-    """
+    """Build one vocabulary for these sides: the characters of all pairs, or a BPE of the training pairs."""
 
     def texts() -> Iterator[str]:
         for pair in pairs.split("all" if spec == "char" else "train"):
@@ -86,14 +83,10 @@ def build_side_tokenizer(pairs: Pairs, spec: str, vocab_size: int, sides: tuple[
 def encode_pairs(
     pairs: Pairs, split: str, tokenizers: tuple[Tokenizer, Tokenizer], max_tokens: tuple[int, int], cut: bool
 ) -> EncodedPairs:
-    """Encode the pairs of "train", "val" or "all", each side with its tokenizer.
+    """Encode the pairs of a split, each side with its tokenizer.
 
-    Args:
-        max_tokens: of each side.
-        cut: whether longer texts may be cut.
-
-    Raises:
-        InputError: a text is longer, or has tokens that the vocabulary lacks.
+    Raises InputError for a text that has more than the `max_tokens` of its side, unless it may be `cut`, and for one
+    that the vocabulary cannot encode.
     """
     selected, sides, n_cut = pairs.split(split), [], 0
     for side, (name, limit) in enumerate(zip(("source", "target"), max_tokens)):
@@ -131,10 +124,7 @@ def batch_bounds(widths: np.ndarray, max_cost: int) -> np.ndarray:
 def epoch_batches(
     encoded: EncodedPairs, max_cost: int, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order of the pairs in an epoch, the bounds of its batches, and the order of the batches.
-
-    Pairs of equal width are shuffled, then the batches are; the bounds are the same in every epoch.
-    """
+    """Return the order of the pairs in an epoch, the bounds of its batches, and the order of the batches."""
     words = np.random.Philox(key=seed, counter=(0, 0, epoch, 0)).random_raw(2 * len(encoded))
     order = np.lexsort((words[: len(encoded)], encoded.widths))
     bounds = batch_bounds(encoded.widths[order], max_cost)

@@ -20,8 +20,8 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ..io.cache import cache_by_files, data_files
+from ..io.checks import parse_json
 from ..io.files import read_lines, suffix
-from ..io.manifest import parse_json_line
 from ..io.resolve import resolve
 from ..registry import SETS
 from ..sampling import select_split
@@ -55,14 +55,11 @@ class Pairs:
 
 @cache_by_files(lambda data, *_, **__: data_files(data))
 def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, skip_missing: bool = False) -> Pairs:
-    """Read the pairs of a file, two files, a folder or a named set; the result is kept until a file changes.
+    """Read the pairs of a file, two files, a folder or a named set. Raises InputError.
 
     Args:
         backwards: swap source and target.
-        skip_missing: leave out pairs with a missing side.
-
-    Raises:
-        InputError: unusable data, pairs with a missing side (how many, and the first), or a split without pairs.
+        skip_missing: leave out pairs with a missing side; else they are an error.
     """
     if not 0 < val_fraction < 1:
         raise InputError(f"a validation fraction of {val_fraction} leaves a part without pairs: 0 < fraction < 1")
@@ -186,7 +183,7 @@ def _read_file(path: Path) -> Iterator[Line]:
 
 def _json_sides(line: str, where: str) -> list[str]:
     """Return both sides; a missing or null one is ""."""
-    value = parse_json_line(line, where, EXPECTED_LINE)
+    value = parse_json(line, where, hint=f": {EXPECTED_LINE}")
     names = ("source", "target") if value.keys() & {"source", "target"} else tuple(value)
     if len(names) > 2 or not all(isinstance(value.get(name), str | None) for name in names):
         raise InputError(f"{where}: has {', '.join(map(repr, list(value)[:5]))}: {EXPECTED_LINE}")

@@ -68,16 +68,12 @@ def prepare_corpus(
     val_fraction: float = 0.1,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Return the tokens of a file, a folder or a named set, from the cache if they were prepared before.
+    """Return the tokens of a file, a folder or a named set, from the cache if it has them. Raises InputError.
 
     Args:
-        tokenizer: char, byte, bpe (trained on the data) or the path of a tokenizer.json.
-        vocab_size: of a trained BPE.
+        tokenizer: char, byte, bpe (trained on the data, with `vocab_size` ids) or the path of a tokenizer.json.
         val_fraction: the fraction of the tokens, at the end, that is for validation.
         progress: is called as `progress(what, done, total)`, in bytes.
-
-    Raises:
-        InputError: what cannot be used.
     """
     files = _open_files(data, progress)
     if tokenizer == "bpe":

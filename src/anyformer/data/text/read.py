@@ -6,13 +6,13 @@ the document at once.
 """
 
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import InputError
+from ..io.checks import parse_json
 from ..io.files import MAX_LINE_BYTES, open_data, suffix
 
 TEXT_EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")  # each also with .gz added
@@ -58,11 +58,7 @@ def is_text_file(path: Path) -> bool:
 
 
 def read_pieces(paths: Sequence[Path], size: int = PIECE_BYTES) -> Iterator[Piece]:
-    """Yield the documents of these files in order, as pieces of at most `size` bytes (at least 4); skip empty ones.
-
-    Raises:
-        InputError: a file cannot be read, or there is no text in any of them.
-    """
+    """Yield the documents of these files as pieces of at most `size` bytes (at least 4). Raises InputError."""
     size, is_empty = max(size, 4), True  # 4 bytes hold any one character
     for path in paths:
         for piece in _read_file(path, size):
@@ -154,18 +150,14 @@ def _read_jsonl(file: Any, path: Path, size: int) -> Iterator[Piece]:
 
 def _parse_text_field(line: bytes, source: str) -> Any:
     try:
-        value = json.loads(line.decode("utf-8"))
+        text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{source}: byte 0x{line[error.start]:02X} at offset {error.start} is not UTF-8: save it as UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{source}: not JSON ({error.msg}, column {error.colno}): {EXPECTED_LINE}") from None
-    except RecursionError:
-        raise InputError(f"{source}: nested too deeply: {EXPECTED_LINE}") from None
-    if not isinstance(value, dict) or "text" not in value:
-        has = f"has {', '.join(map(repr, list(value)[:5])) or 'nothing'}" if isinstance(value, dict) else "is no object"
-        raise InputError(f"{source}: no field 'text' ({has}): {EXPECTED_LINE}")
+        byte = f"byte 0x{line[error.start]:02X} at offset {error.start}"
+        raise InputError(f"{source}: {byte} is not UTF-8: save it as UTF-8") from None
+    value = parse_json(text, source, hint=f": {EXPECTED_LINE}")
+    if "text" not in value:
+        names = ", ".join(map(repr, list(value)[:5])) or "nothing"
+        raise InputError(f"{source}: no field 'text' (has {names}): {EXPECTED_LINE}")
     return value["text"]
 
 

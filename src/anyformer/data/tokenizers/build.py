@@ -40,15 +40,9 @@ MAX_TRAIN_CHARACTERS = 50_000_000  # a BPE is trained on at most this much, spre
 
 
 def build_tokenizer(spec: str, make_texts: Callable[[], Iterator[str]], vocab_size: int) -> Tokenizer:
-    """Build the tokenizer that `spec` names.
+    """Build the tokenizer that `spec` names: char, byte, bpe or the path of a tokenizer.json. Raises InputError.
 
-    Args:
-        spec: char, byte, bpe or the path of a tokenizer.json.
-        make_texts: starts a pass over the data, in texts of bounded size.
-        vocab_size: of a BPE.
-
-    Raises:
-        InputError: an unknown kind or a bad file.
+    `make_texts` starts a pass over the data, in texts of bounded size; `vocab_size` is of a BPE.
     """
     if spec == "char":
         return Characters(collect_characters(make_texts()))

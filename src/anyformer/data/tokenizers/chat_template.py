@@ -32,15 +32,10 @@ TOO_LONG = f"it makes a text of more than {MAX_TEXT_CHARACTERS:,} characters"
 
 
 def render_chat(template: str, messages: Any, names: Mapping[str, str], add_generation_prompt: bool = True) -> str:
-    """Render messages by the template, followed by the start of the model's answer.
+    """Render messages, [{"role": ..., "content": ...}, ...], followed by the start of the model's answer.
 
-    Args:
-        messages: a list of {"role": ..., "content": ...}.
-        names: bos_token, eos_token and the like -> the token's text.
-        add_generation_prompt: whether to add the start of the answer.
-
-    Raises:
-        InputError: bad messages, or a template that fails, refuses them or exceeds a limit.
+    `names`: bos_token, eos_token and the like -> the token's text. Raises InputError for bad messages, and for a
+    template that fails, refuses them or exceeds a limit.
     """
     _check_messages(messages)
     if len(template) > MAX_SOURCE_CHARACTERS:

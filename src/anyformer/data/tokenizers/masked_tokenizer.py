@@ -60,10 +60,9 @@ class MaskedTokenizer:
         return len(self.prefix_ids) + len(self.suffix_ids)
 
     def encode(self, text: Any, context: int | None = None, cut: bool = False) -> list[int]:
-        """Return the ids of a text with the special tokens around it; [MASK] in the text masks a token.
+        """Return the ids of a text with the special tokens around it; [MASK] in it masks a token.
 
-        Raises:
-            InputError: an empty text, or one longer than the context, unless it may be cut.
+        Raises InputError for an empty text, and for one that is longer than the context, unless it may be cut.
         """
         if not isinstance(text, str):
             raise InputError(f"{text!r} is {type(text).__name__}, not a text")
@@ -99,14 +98,10 @@ class MaskedTokenizer:
         return self.mask_id
 
     def wrap_rows(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Put the special tokens around windows of a long text.
-
-        Args:
-            windows: (B, t), of which the first `lengths` (B,) are text.
+        """Put the special tokens around windows (B, t) of a long text, of which the first `lengths` (B,) are text.
 
         Returns:
-            ids (B, T), lengths (B,), and whether an id is a token of the text (B, T) bool; the end-of-text token is
-            not.
+            ids (B, T), lengths (B,), and which ids are text (B, T) bool; the end-of-text token is not.
         """
         B, t = windows.shape
         n_prefix = len(self.prefix_ids)

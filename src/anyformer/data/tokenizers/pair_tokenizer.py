@@ -40,11 +40,7 @@ class PairTokenizer:
 def build_pair_tokenizer(
     target: Tokenizer, source: Tokenizer | None = None, start: int | None = None, end: int | None = None
 ) -> PairTokenizer:
-    """Build a PairTokenizer; `source` is None if the target's tokenizer serves both.
-
-    Raises:
-        InputError: no token ends a text, or `end` is another token than the tokenizer's own.
-    """
+    """Build a PairTokenizer; `source` is None if the target's tokenizer serves both. Raises InputError."""
     end_id = find_end_id(target, end)
     start_id = end_id if start is None else start
     return PairTokenizer(source or target, target, start_id, end_id, find_end_id(source) if source else end_id)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ..io.checks import parse_json
 
 GENERATION_CONFIG, CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE = METADATA_FILES = (
     "generation_config.json",
@@ -66,21 +67,10 @@ def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
 
 
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """Parse a JSON object. Raises InputError."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: should hold a JSON object, found {type(value).__name__}")
-    return value
-
-
 def parse_metadata(texts: Mapping[str, str], where: str = "") -> TokenizerMetadata:
     """Parse these files. `where` names their folder in errors. Raises InputError."""
     names = [name for name in METADATA_FILES if name in texts and name != CHAT_TEMPLATE]
-    objects = {name: parse_object(texts[name], f"{where}{name}") for name in names}
+    objects = {name: parse_json(texts[name], f"{where}{name}") for name in names}
     config = objects.get(TOKENIZER_CONFIG, {})
     token_names = _token_names(objects.get(SPECIAL_TOKENS_MAP, {})) | _token_names(config)
     sources = [objects[name] for name in (GENERATION_CONFIG, CONFIG) if name in objects]

@@ -15,8 +15,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from ...errors import InputError
+from ..io.checks import parse_json
 from .base import END, byte_alphabet
-from .special_tokens import CONFIG, TOKENIZER_CONFIG, parse_object, read_text
+from .special_tokens import CONFIG, TOKENIZER_CONFIG, read_text
 
 MAX_TOKENS = 2_000_000
 MAX_TOKEN_LENGTH = 512  # bytes or characters; splitting a token below takes quadratic time
@@ -47,7 +48,7 @@ def convert_folder(folder: Path, metadata: Mapping[str, str]) -> str:
 
 
 def _config(metadata: Mapping[str, str], name: str, folder: Path) -> dict[str, Any]:
-    return parse_object(metadata[name], str(folder / name)) if name in metadata else {}
+    return parse_json(metadata[name], str(folder / name)) if name in metadata else {}
 
 
 # --- byte-level BPE: vocab.json and merges.txt ---
@@ -55,7 +56,7 @@ def _config(metadata: Mapping[str, str], name: str, folder: Path) -> dict[str, A
 
 def convert_gpt2(vocab: Path, merges: Path) -> str:
     """Convert GPT-2's two files: token -> id, and a merge on each line, the earliest first."""
-    ids = check_vocab(parse_object(read_text(vocab), str(vocab)), str(vocab))
+    ids = check_vocab(parse_json(read_text(vocab), str(vocab)), str(vocab))
     pairs = []
     for number, line in enumerate(read_text(merges).split("\n"), 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
