@@ -37,7 +37,6 @@ from ..errors import InputError
 from ..events import report_progress
 from ..inference.text_embedding import embed_texts, pad_rows
 from ..model.config import TransformerConfig
-from ..model.edges import same, within
 from ..model.encoder_decoder import Encoder
 from ..model.heads import MaskedHead
 from ..model.init import initialize
@@ -143,20 +142,6 @@ class MaskedModel(Encoder):
         self.head = MaskedHead(config.model, vocab_size, self.nodes.token if config.tied else None)
         self.masked_tokenizer, self.context = masked_tokenizer, config.model.context
         self.files = {"tokenizer.json": tokenizer.to_json()}
-
-    def hidden(
-        self,
-        ids: Tensor,
-        lengths: Tensor | None = None,
-        token_types: Tensor | None = None,
-        document: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Return the nodes after the last block, (B, T, C); with `document`, each reads its own document only."""
-        if document is None:
-            return super().hidden(ids, lengths, token_types)
-        edges = same(document) if lengths is None else same(document) & within(lengths)
-        return self.body(self.nodes(ids, positions, token_types), edges)
 
     def forward(
         self,

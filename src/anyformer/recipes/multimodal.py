@@ -64,7 +64,7 @@ class Config:
 
     data: str = path_field("watch")
     """The name of a set (watch, breast-cancer, spoken-digits, sensors), a .csv, .tsv, .jsonl or .parquet."""
-    schema: str = path_field("own", [".toml"])
+    schema: str = path_field("own", [".toml", ".json"])
     """What each column is: own (a set's own schema; for other tables it is inferred), inferred, or a schema.toml: its
     path, or its content."""
     target: str = ""
