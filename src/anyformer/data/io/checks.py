@@ -25,6 +25,16 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any
     return parse_json(text, str(path), kind)
 
 
+def load_json(path_or_text: str, name: str, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any:
+    """Parse JSON that is given as text or as the path of a file; `name` is for errors. Raises InputError."""
+    if path_or_text.lstrip().startswith(("{", "[")):
+        return parse_json(path_or_text, f"{name} '{path_or_text[:60]}'", kind)
+    try:
+        return read_json(Path(path_or_text), limit, kind)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
 def parse_json(text: str, where: str, kind: type = dict, hint: str = "") -> Any:
     """Parse JSON whose top level is of type `kind`. Raises InputError, from the place `where` to the `hint`."""
     try:
