@@ -4,11 +4,11 @@ A recipe's `TransformerConfig` and a public config name the same sizes different
 (local field, default) and is read in both directions.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.io.checks import is_finite_number
 from ..errors import InputError
 from .tensor_map import ConfigDict
 
@@ -79,7 +79,7 @@ class ConfigFields:
 
     def get_number(self, name: str, default: float) -> float:
         value = self.get(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise InputError(f"{self.where}: {name} is {value!r}; it must be a number")
         return float(value)
 
