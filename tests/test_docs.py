@@ -25,8 +25,8 @@ import pytest
 
 from anyformer import recipe as recipes
 from anyformer.cli import VERBS, verb_module
-from anyformer.cli import train as train_command
 from anyformer.cli.parse import parse_arguments
+from anyformer.cli.train import TrainCommand
 from anyformer.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -186,22 +186,13 @@ def check_command(words: list[str]) -> None:
     assert arguments[:1] == ["--help"] or arguments[0] in VERBS, words
     if "--help" in arguments:
         return
-    if arguments[0] == "train":
-        if not arguments[1:]:  # the verb by its name
-            return
-        recipe = recipes.load_recipe(arguments[1])
-        preset = train_command.glance(arguments[2:]).preset or recipes.default_preset(recipe)
-        parse_arguments(
-            train_command.build_command(recipe, preset, recipes.get_preset(recipe, preset)),
-            arguments[2:],
-            train_command.PROG,
-        )
-    else:
-        parse_arguments(
-            importlib.import_module(f"anyformer.cli.{verb_module(arguments[0])}").Command,
-            arguments[1:],
-            f"anyformer {arguments[0]}",
-        )
+    if arguments[0] != "train":
+        module = importlib.import_module(f"anyformer.cli.{verb_module(arguments[0])}")
+        parse_arguments(module.Command, arguments[1:], f"anyformer {arguments[0]}")
+    elif arguments[1:]:
+        name = arguments[1]
+        source = ROOT / "docs" / "examples" / name if name.endswith(".py") else name
+        TrainCommand(recipes.load_recipe(source), arguments[2:], "anyformer train").read()
 
 
 @all_pages
