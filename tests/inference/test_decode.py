@@ -1,0 +1,91 @@
+"""Decoding with a cache: equal to decoding without one, whatever the position encoding, the batch and the context."""
+
+import pytest
+import torch
+
+from anyformer.data.tokenizers.build import Characters
+from anyformer.inference import decode
+from anyformer.inference.sampling import SamplingParams
+from anyformer.model.config import TransformerConfig
+from anyformer.recipes import language
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz \n"
+POSITIONS = ["none", "learned", "sinusoidal", "rotary", "relative", "alibi"]
+
+
+def build_model(position: str = "rotary", window: int | None = None, global_every: int = 2, **fields):
+    torch.manual_seed(0)
+    shape = TransformerConfig(**{"dim": 32, "n_layer": 3, "n_head": 4, "context": 16} | fields, position=position)
+    config = language.Config(model=shape, window=window, global_every=global_every)
+    model = language.LanguageModel(config, Characters(ALPHABET))
+    for parameter in model.parameters():  # large weights, so that a wrong key changes the result
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def decode_uncached(model: language.LanguageModel, prompt: list[int], tokens: int, keep: int | None = None):
+    """Greedy decoding that reads the whole window again for every token."""
+    context = model.body.config.context
+    window, generated = prompt[-context:], []
+    for _ in range(tokens):
+        generated.append(int(model(torch.tensor([window]))[0, -1].argmax()))
+        window = [*window, generated[-1]]
+        window = window[-(keep or context // 2) :] if len(window) > context else window
+    return generated
+
+
+def decode_greedily(model: language.LanguageModel, prompts: list[list[int]], tokens: int, keep: int | None = None):
+    greedy = SamplingParams(temperature=0)
+    steps = decode.generate(model, prompts, tokens=tokens, sampling=greedy, seeds=[0] * len(prompts), keep=keep)
+    return [list(row) for row in zip(*steps)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_cached_equals_uncached_within_and_beyond_the_context(position: str, window: int | None):
+    model = build_model(position, window, n_kv_head=2)
+    assert decode_greedily(model, [[3, 1, 4]], 40) == [decode_uncached(model, [3, 1, 4], 40)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("keep", [1, 7, 16])
+def test_the_newest_tokens_are_kept(keep: int):
+    """keep = context drops one token at a time, as nanoGPT does."""
+    model = build_model("learned")
+    assert decode_greedily(model, [[3, 1, 4]], 40, keep) == [decode_uncached(model, [3, 1, 4], 40, keep)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("position", POSITIONS)
+def test_prompts_of_unequal_length_decode_together_as_alone(position: str):
+    model = build_model(position, window=6)
+    prompts = [[1], [2, 3, 4, 5, 6], list(range(20)), [7, 8]]
+    assert decode_greedily(model, prompts, 30) == [decode_greedily(model, [prompt], 30)[0] for prompt in prompts]
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    caches = []
+    new_cache = decode.new_cache
+    monkeypatch.setattr(decode, "new_cache", lambda *arguments: caches.append(new_cache(*arguments)) or caches[-1])
+    decode_greedily(build_model(), [[1, 2]], 100)
+    assert [cache.size for cache in caches] == [16]
+
+
+def test_an_unbounded_cache_keeps_no_list_of_all_tokens(monkeypatch: pytest.MonkeyPatch):
+    model, prefills = build_model(window=4, global_every=99), []
+    prefill = decode.prefill
+    monkeypatch.setattr(decode, "prefill", lambda m, rows, c: prefills.append((rows, c)) or prefill(m, rows, c))
+    decode_greedily(model, [[1, 2]], 100)
+    ((rows, cache),) = prefills
+    assert cache.unbounded and rows == [[1, 2]]
+
+
+@torch.inference_mode()
+def test_the_repetition_penalty_counts_prompt_and_generated_tokens():
+    """With a huge penalty no token comes twice while there are others, and tokens of the prompt do not come."""
+    sampling = SamplingParams(temperature=0, repetition_penalty=1000.0)
+    model = build_model(context=64)
+    torch.nn.init.uniform_(model.head.project.weight, 0.01, 0.02)  # all logits of one sign
+    (row,) = zip(*decode.generate(model, [[0, 1, 2]], tokens=20, sampling=sampling, seeds=[0]))
+    assert len({0, 1, 2, *row}) == 23
