@@ -1,8 +1,8 @@
-"""The oracle: message passing as the lecture tells it, node by node, in plain Python numbers. Slow and obvious.
+"""The oracle: message passing node by node, in plain Python numbers. Slow and obvious; everything fast must equal it.
 
-A node holds private data. By its head's linear maps it emits a query (what I look for), a key (what I have) and a value
-(what I tell). Its query meets the keys of all nodes that point to it, in any order; the softmax of the dot products
-weighs their values. All updates are applied at the end of the round. Everything fast must equal this.
+A node holds private data. The linear maps of a head give its query (what it looks for), key (what it has) and value
+(what it passes on). Its query meets the keys of all nodes with an edge to it, in any order; the softmax of the dot
+products weighs their values. All updates are applied at the end of the round.
 
 Shapes: B batch, H heads, G heads of keys and values, Q queries, K keys, T nodes, C channels, D channels of a head.
 """
@@ -27,13 +27,13 @@ def add(a: Vector, b: Vector) -> Vector:
     return [x + y for x, y in zip(a, b, strict=True)]
 
 
-def times(a: Vector, b: Vector) -> Vector:
+def multiply(a: Vector, b: Vector) -> Vector:
     return [x * y for x, y in zip(a, b, strict=True)]
 
 
 def softmax(scores: Vector) -> Vector:
-    top = max(scores, default=0.0)
-    weights = [math.exp(score - top) for score in scores]
+    maximum = max(scores, default=0.0)
+    weights = [math.exp(score - maximum) for score in scores]
     total = sum(weights)
     return [weight / total for weight in weights]
 
@@ -43,7 +43,7 @@ def softmax(scores: Vector) -> Vector:
 
 @dataclass(frozen=True)
 class Head:
-    """What a node looks for, what it has, what it tells: three maps of a node."""
+    """Query, key and value of a node: three maps."""
 
     query: Callable[["Node"], Vector]
     key: Callable[["Node"], Vector]
@@ -52,31 +52,32 @@ class Head:
 
 @dataclass
 class Node:
-    """Private data, and the place it stands at (which a head may feel or not)."""
+    """Private data, and a position, which a head may use or not."""
 
     data: Vector
-    at: int = 0
+    position: int = 0
 
-    def hear(self, head: Head, incoming: Sequence[tuple["Node", float]]) -> Vector:
-        """What comes in over edges from other nodes, each with a number added to its score."""
-        query = head.query(self)
-        return listen(query, [(head.key(node), head.value(node), bias) for node, bias in incoming])
+    def receive(self, head: Head, incoming: Sequence[tuple["Node", float]]) -> Vector:
+        """The message over edges from other nodes, each with a bias that is added to its score."""
+        messages = [(head.key(node), head.value(node), bias) for node, bias in incoming]
+        return mean_value(head.query(self), messages)
 
 
-def listen(query: Vector, messages: Sequence[tuple[Vector, Vector, float]]) -> Vector:
-    """The mean of the values, weighted by how well their keys meet the query. No messages: nothing was heard, 0."""
-    heard = [0.0] * len(query)
-    weights = softmax([dot(query, key) / math.sqrt(len(query)) + bias for key, _, bias in messages])
+def mean_value(query: Vector, messages: Sequence[tuple[Vector, Vector, float]]) -> Vector:
+    """The mean of the values, weighted by how well their keys meet the query; 0 without messages."""
+    mean = [0.0] * len(query)
+    scale = 1 / math.sqrt(len(query))
+    weights = softmax([dot(query, key) * scale + bias for key, _, bias in messages])
     for weight, (_, value, _) in zip(weights, messages, strict=True):
-        heard = add(heard, [weight * x for x in value])
-    return heard
+        mean = add(mean, [weight * x for x in value])
+    return mean
 
 
 # --- attention over tensors, and its gradients by hand ---
 
 
-def ask(edges: Rule, B: int, H: int, Q: int, K: int, start: int | Tensor = 0) -> Tensor:
-    """The rule asked of every single pair: (B, H, Q, K) bool. `start`: where the first query stands, a row or all."""
+def evaluate_rule(edges: Rule, B: int, H: int, Q: int, K: int, start: int | Tensor = 0) -> Tensor:
+    """The rule for every single pair: (B, H, Q, K) bool. start: position of the first query, or (B,)"""
     b, h = torch.arange(B).view(-1, 1, 1, 1), torch.arange(H).view(1, -1, 1, 1)
     q, k = torch.arange(Q).view(1, 1, -1, 1), torch.arange(K).view(1, 1, 1, -1)
     b, h, q, k = torch.broadcast_tensors(b, h, q + torch.as_tensor(start).view(-1, 1, 1, 1), k)
@@ -84,86 +85,86 @@ def ask(edges: Rule, B: int, H: int, Q: int, K: int, start: int | Tensor = 0) ->
 
 
 def _queries(q: Tensor, k: Tensor, edges: Rule, bias: Tensor | None, start: int | Tensor) -> Iterator[tuple]:
-    """(b, h, g, i, edges' ends, edges' biases) of each query node; g is the key and value head that serves head h."""
+    """(b, h, g, i, keys of its edges, their biases) of each query; g is the key and value head that serves head h."""
     (B, H, Q, _), (_, G, K, _) = q.shape, k.shape
-    table = ask(edges, B, H, Q, K, start).tolist()
-    numbers = (torch.zeros(1) if bias is None else bias).detach().expand(B, H, Q, K).tolist()
+    mask = evaluate_rule(edges, B, H, Q, K, start).tolist()
+    biases = (torch.zeros(1) if bias is None else bias).detach().expand(B, H, Q, K).tolist()
     for b in range(B):
         for h in range(H):
             for i in range(Q):
-                ends = [j for j in range(K) if table[b][h][i][j]]
-                yield b, h, h // (H // G), i, ends, [numbers[b][h][i][j] for j in ends]
+                ends = [j for j in range(K) if mask[b][h][i][j]]
+                yield b, h, h // (H // G), i, ends, [biases[b][h][i][j] for j in ends]
 
 
 def attend_slowly(
     q: Tensor, k: Tensor, v: Tensor, edges: Rule, bias: Tensor | None = None, start: int | Tensor = 0
 ) -> Tensor:
     """q (B, H, Q, D), k and v (B, G, K, D), bias (B or 1, H or 1, Q, K) -> (B, H, Q, D)"""
-    asks, has, tells = q.tolist(), k.tolist(), v.tolist()
+    queries, keys, values = q.tolist(), k.tolist(), v.tolist()
     y = torch.zeros(q.shape).tolist()
-    for b, h, g, i, ends, numbers in _queries(q, k, edges, bias, start):
-        messages = [(has[b][g][j], tells[b][g][j], number) for j, number in zip(ends, numbers, strict=True)]
-        y[b][h][i] = listen(asks[b][h][i], messages)
+    for b, h, g, i, ends, biases in _queries(q, k, edges, bias, start):
+        messages = [(keys[b][g][j], values[b][g][j], number) for j, number in zip(ends, biases, strict=True)]
+        y[b][h][i] = mean_value(queries[b][h][i], messages)
     return torch.tensor(y, dtype=torch.float64)
 
 
 def gradients_slowly(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, edges: Rule, bias: Tensor | None = None, start: int | Tensor = 0
 ) -> tuple[Tensor, ...]:
-    """How (dy * y).sum() changes with q, k, v and the bias of each edge (B, H, Q, K): the chain rule, edge by edge.
+    """The gradients of (dy * y).sum() for q, k, v and the bias of each edge (B, H, Q, K): the chain rule, edge by edge.
 
     y = sum_j w_j v_j, w = softmax(s), s_j = q . k_j / sqrt(D) + bias_j, hence ds_j = w_j (dy . v_j - dy . y).
     """
-    asks, has, tells, back = q.tolist(), k.tolist(), v.tolist(), dy.tolist()
+    queries, keys, values, grads = q.tolist(), k.tolist(), v.tolist(), dy.tolist()
     dq, dk, dv = (torch.zeros(x.shape).tolist() for x in (q, k, v))
     dbias = torch.zeros(*q.shape[:3], k.shape[2]).tolist()
     root = math.sqrt(q.shape[-1])
-    for b, h, g, i, ends, numbers in _queries(q, k, edges, bias, start):
-        query, heard = asks[b][h][i], back[b][h][i]
-        scores = [dot(query, has[b][g][j]) / root + number for j, number in zip(ends, numbers, strict=True)]
+    for b, h, g, i, ends, biases in _queries(q, k, edges, bias, start):
+        query, grad = queries[b][h][i], grads[b][h][i]
+        scores = [dot(query, keys[b][g][j]) / root + number for j, number in zip(ends, biases, strict=True)]
         weights = softmax(scores)
-        gains = [dot(heard, tells[b][g][j]) for j in ends]
+        gains = [dot(grad, values[b][g][j]) for j in ends]
         mean = dot(weights, gains)
         for j, weight, gain in zip(ends, weights, gains, strict=True):
             change = weight * (gain - mean)
             dbias[b][h][i][j] = change
-            dq[b][h][i] = add(dq[b][h][i], [change / root * x for x in has[b][g][j]])
+            dq[b][h][i] = add(dq[b][h][i], [change / root * x for x in keys[b][g][j]])
             dk[b][g][j] = add(dk[b][g][j], [change / root * x for x in query])
-            dv[b][g][j] = add(dv[b][g][j], [weight * x for x in heard])
+            dv[b][g][j] = add(dv[b][g][j], [weight * x for x in grad])
     return tuple(torch.tensor(x, dtype=torch.float64) for x in (dq, dk, dv, dbias))
 
 
 # --- positions ---
 
 
-def turned(x: Vector, at: int, base: float) -> Vector:
-    """Rotary: channels i and i + D/2 are a complex number, turned by at * base^(-2i/D) (2104.09864, eq. 34)."""
+def rotate_slowly(x: Vector, position: int, base: float) -> Vector:
+    """Rotary: channels i and i + D/2 are a complex number, turned by position * base^(-2i/D) (2104.09864, eq. 34)."""
     half = len(x) // 2
-    angles = [at * base ** (-2 * i / len(x)) for i in range(half)]
+    angles = [position * base ** (-2 * i / len(x)) for i in range(half)]
     pairs = [complex(x[i], x[i + half]) * complex(math.cos(a), math.sin(a)) for i, a in enumerate(angles)]
     return [pair.real for pair in pairs] + [pair.imag for pair in pairs]
 
 
-def bucket_slowly(offset: int, both_sides: bool, buckets: int = 32, furthest: int = 128) -> int:
-    """T5 (1910.10683, section 2.1): which bucket an edge to a key `offset` nodes after the query falls into.
+def bucket_slowly(offset: int, bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> int:
+    """T5 (1910.10683, section 2.1): the bucket of an edge to a key `offset` nodes after the query.
 
-    Half of a side's buckets hold one distance each; the rest grow as a geometric series up to `furthest`; the last
-    takes all beyond. Half of all buckets serve keys after the query, or, where only one side counts, bucket 0 does.
+    Half of a side's buckets hold one distance each; the others grow as a geometric series up to `max_distance`; the
+    last takes all beyond. Half of all buckets serve keys after the query, or, in one direction, bucket 0 does.
     """
     first = 0
-    if both_sides:
+    if bidirectional:
         buckets //= 2
         first = buckets if offset > 0 else 0
         distance = abs(offset)
     else:
         distance = max(-offset, 0)
-    single = buckets // 2
-    if distance < single:
+    exact = buckets // 2
+    if distance < exact:
         return first + distance
-    steps = buckets - single
-    # step j begins at single * (furthest / single)^(j / steps); in whole numbers, so that no rounding decides
-    begun = [j for j in range(steps) if distance**steps * single**j >= furthest**j * single**steps]
-    return first + single + begun[-1]
+    steps = buckets - exact
+    # step j begins at exact * (max_distance / exact)^(j / steps); in integers, so that no rounding decides
+    begun = [j for j in range(steps) if distance**steps * exact**j >= max_distance**j * exact**steps]
+    return first + exact + begun[-1]
 
 
 def slopes_slowly(n_head: int) -> Vector:
@@ -175,7 +176,7 @@ def slopes_slowly(n_head: int) -> Vector:
     return slopes_slowly(below) + slopes_slowly(2 * below)[::2][: n_head - below]
 
 
-# --- a whole Transformer ---
+# --- a complete Transformer ---
 
 UNIT: dict[str, Callable[[float], float]] = {
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
@@ -202,77 +203,78 @@ class SlowTransformer:
         memory_edges: Rule | None = None,
     ) -> Tensor:
         """x (T, C), one rule a layer, memory (M, C) -> (T, C)"""
-        nodes = [Node(data, at) for at, data in enumerate(x.tolist())]
-        told = None if memory is None else [Node(data, at) for at, data in enumerate(memory.tolist())]
+        nodes = [Node(data, position) for position, data in enumerate(x.tolist())]
+        sources = None if memory is None else [Node(data, position) for position, data in enumerate(memory.tolist())]
         for layer, edges in enumerate(layers):
-            place = f"blocks.{layer}."
-            self.round(nodes, place + "attn", lambda data, p=place, e=edges: self.attend(p + "attn", data, None, e))
-            if told is not None:
+            block = f"blocks.{layer}."
+            self.round(nodes, block + "attn", lambda data, p=block, e=edges: self.attend(p + "attn", data, None, e))
+            if sources is not None:
                 self.round(
-                    nodes, place + "cross", lambda data, p=place: self.attend(p + "cross", data, told, memory_edges)
+                    nodes, block + "cross", lambda data, p=block: self.attend(p + "cross", data, sources, memory_edges)
                 )
-            self.round(nodes, place + "mlp", lambda data, p=place: [self.think(p + "mlp", node.data) for node in data])
+            self.round(nodes, block + "mlp", lambda data, p=block: [self.mlp(p + "mlp", node.data) for node in data])
         end = self.norm("norm") if self.config.norm_place == "pre" else list
         return torch.tensor([end(node.data) for node in nodes], dtype=torch.float64)
 
     def round(self, nodes: list[Node], name: str, sublayer: Callable[[list[Node]], list[Vector]]) -> None:
-        """All updates are worked out on what the nodes were, then applied."""
+        """All updates are computed from what the nodes were, then applied."""
         norm = self.norm(f"{name}_norm")
         if self.config.norm_place == "pre":
-            updates = sublayer([Node(norm(node.data), node.at) for node in nodes])
+            updates = sublayer([Node(norm(node.data), node.position) for node in nodes])
             for node, update in zip(nodes, updates, strict=True):
                 node.data = add(node.data, update)
         else:
             for node, update in zip(nodes, sublayer(nodes), strict=True):
                 node.data = norm(add(node.data, update))
 
-    def attend(self, name: str, nodes: list[Node], told: list[Node] | None, edges: Rule) -> list[Vector]:
-        config, ends = self.config, nodes if told is None else told
-        table = ask(edges, 1, config.n_head, len(nodes), len(ends))[0].tolist()
-        both = told is None and getattr(edges, "ahead", 1) > 0
+    def attend(self, name: str, nodes: list[Node], memory: list[Node] | None, edges: Rule) -> list[Vector]:
+        config, sources = self.config, nodes if memory is None else memory
+        mask = evaluate_rule(edges, 1, config.n_head, len(nodes), len(sources))[0].tolist()
+        bidirectional = memory is None and getattr(edges, "right_span", 1) > 0
         output = self.linear(f"{name}.output")
         updates = []
         for node in nodes:
-            heard: Vector = []
+            message: Vector = []
             for h in range(config.n_head):
                 incoming = [
-                    (end, 0.0 if told is not None else self.bias(h, end.at - node.at, both))
-                    for end in reversed(ends)  # in any order
-                    if table[h][node.at][end.at]
+                    (source, 0.0 if memory else self.bias(h, source.position - node.position, bidirectional))
+                    for source in reversed(sources)  # in any order
+                    if mask[h][node.position][source.position]
                 ]
-                heard += node.hear(self.head(name, h, placed=told is None), incoming)
-            updates.append(output(heard))
+                message += node.receive(self.head(name, h, is_self=memory is None), incoming)
+            updates.append(output(message))
         return updates
 
-    def head(self, name: str, h: int, placed: bool) -> Head:
+    def head(self, name: str, h: int, is_self: bool) -> Head:
         config = self.config
         D, g = config.head_channels, h // (config.n_head // config.kv_heads)
 
-        def feel(x: Vector, kind: str, at: int) -> Vector:
+        def finish(x: Vector, kind: str, position: int) -> Vector:
             if config.qk_norm:
                 x = self.rms(x, self.weights[f"{name}.{kind}_norm.weight"])
-            return turned(x, at, config.rotary_base) if placed and config.position == "rotary" else x
+            is_rotary = is_self and config.position == "rotary"
+            return rotate_slowly(x, position, config.rotary_base) if is_rotary else x
 
         query = self.linear(f"{name}.query", slice(h * D, (h + 1) * D))
         key = self.linear(f"{name}.key", slice(g * D, (g + 1) * D))
         value = self.linear(f"{name}.value", slice(g * D, (g + 1) * D))
         return Head(
-            lambda node: feel(query(node.data), "query", node.at),
-            lambda node: feel(key(node.data), "key", node.at),
+            lambda node: finish(query(node.data), "query", node.position),
+            lambda node: finish(key(node.data), "key", node.position),
             lambda node: value(node.data),
         )
 
-    def bias(self, h: int, offset: int, both_sides: bool) -> float:
+    def bias(self, h: int, offset: int, bidirectional: bool) -> float:
         if self.config.position == "alibi":
             return -slopes_slowly(self.config.n_head)[h] * abs(offset)
         if self.config.position == "relative":
-            return self.weights["bias.weight"][bucket_slowly(offset, both_sides)][h]
+            return self.weights["bias.weight"][bucket_slowly(offset, bidirectional)][h]
         return 0.0
 
-    def think(self, name: str, x: Vector) -> Vector:
+    def mlp(self, name: str, x: Vector) -> Vector:
         unit = UNIT[self.config.activation]
         if self.config.activation in ("swiglu", "geglu"):
-            hidden = times([unit(a) for a in self.linear(f"{name}.gate")(x)], self.linear(f"{name}.up")(x))
+            hidden = multiply([unit(a) for a in self.linear(f"{name}.gate")(x)], self.linear(f"{name}.up")(x))
         else:
             hidden = [unit(a) for a in self.linear(f"{name}.up")(x)]
         return self.linear(f"{name}.down")(hidden)

@@ -6,66 +6,67 @@ import pytest
 import torch
 
 from anyformer.model.config import TransformerConfig
-from anyformer.model.positions import Alibi, LearnedPosition, RelativeBias, SinusoidalPosition, build_position_embedding, build_position_bias, apply_rotary, rotary_cos_sin
-from reference import bucket_slowly, slopes_slowly, turned
+from anyformer.model.positions import (
+    Alibi,
+    LearnedPosition,
+    RelativeBias,
+    SinusoidalPosition,
+    apply_rotary,
+    build_position_bias,
+    build_position_embedding,
+    rotary_cos_sin,
+)
+from reference import bucket_slowly, rotate_slowly, slopes_slowly
 
 
-def rotated(x: torch.Tensor, at: int, base: float = 10_000.0) -> torch.Tensor:
-    return apply_rotary(x.view(1, 1, 1, -1), rotary_cos_sin(torch.tensor([at]), x.numel(), base)).flatten()
+def rotate(x: torch.Tensor, position: int, base: float = 10_000.0) -> torch.Tensor:
+    return apply_rotary(x.view(1, 1, 1, -1), rotary_cos_sin(torch.tensor([position]), x.numel(), base)).flatten()
 
 
 @pytest.mark.parametrize("shift", [1, 40, 1000])
 def test_rotary_dot_products_depend_on_distance_only(shift):
     torch.manual_seed(0)
     q, k = torch.randn(2, 16).double()
-    near = rotated(q, 9).dot(rotated(k, 4))
-    torch.testing.assert_close(rotated(q, 9 + shift).dot(rotated(k, 4 + shift)), near, rtol=1e-3, atol=1e-3)
-    assert abs(near - rotated(q, 9).dot(rotated(k, 5))) > 1e-2
+    product = rotate(q, 9).dot(rotate(k, 4))
+    torch.testing.assert_close(rotate(q, 9 + shift).dot(rotate(k, 4 + shift)), product, rtol=1e-3, atol=1e-3)
+    assert abs(product - rotate(q, 9).dot(rotate(k, 5))) > 1e-2
 
 
-@pytest.mark.parametrize(("at", "base"), [(0, 10_000.0), (1, 10_000.0), (7, 500_000.0)])
-def test_rotary_is_a_turn_of_complex_numbers(at, base):
+@pytest.mark.parametrize(("position", "base"), [(0, 10_000.0), (1, 10_000.0), (7, 500_000.0)])
+def test_rotary_turns_complex_numbers(position, base):
     x = torch.linspace(-1, 1, 8).double()
-    assert rotated(x, at, base).tolist() == pytest.approx(turned(x.tolist(), at, base), abs=1e-6)
+    assert rotate(x, position, base).tolist() == pytest.approx(rotate_slowly(x.tolist(), position, base), abs=1e-6)
 
 
 def test_rotary_turns_each_row_by_its_own_position():
-    x, at = torch.randn(2, 3, 4, 8), torch.tensor([[0, 1, 2, 3], [5, 6, 7, 8]])
-    rows = [apply_rotary(x[b : b + 1], rotary_cos_sin(at[b], 8, 10_000.0)) for b in range(2)]
-    torch.testing.assert_close(apply_rotary(x, rotary_cos_sin(at, 8, 10_000.0)), torch.cat(rows))
+    x, positions = torch.randn(2, 3, 4, 8), torch.tensor([[0, 1, 2, 3], [5, 6, 7, 8]])
+    rows = [apply_rotary(x[b : b + 1], rotary_cos_sin(positions[b], 8, 10_000.0)) for b in range(2)]
+    torch.testing.assert_close(apply_rotary(x, rotary_cos_sin(positions, 8, 10_000.0)), torch.cat(rows))
 
 
-@pytest.mark.parametrize("both_sides", [False, True])
-@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (16, 64), (8, 20)])
-def test_relative_buckets_are_t5s(both_sides, buckets, furthest):
-    offsets = range(-3 * furthest, 3 * furthest + 1)
-    got = RelativeBias(1, buckets, furthest).bucket(torch.tensor(list(offsets)), both_sides)
-    assert got.tolist() == [bucket_slowly(offset, both_sides, buckets, furthest) for offset in offsets]
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (16, 64), (8, 20)])
+def test_relative_buckets_are_those_of_t5(bidirectional, buckets, max_distance):
+    offsets = range(-3 * max_distance, 3 * max_distance + 1)
+    result = RelativeBias(1, buckets, max_distance).bucket(torch.tensor(list(offsets)), bidirectional)
+    assert result.tolist() == [bucket_slowly(offset, bidirectional, buckets, max_distance) for offset in offsets]
 
 
 def test_relative_buckets_by_hand():
-    buckets = RelativeBias(1).bucket
-    assert buckets(torch.tensor([0, -1, -15, -16, -127, -128, -900, 1]), False).tolist() == [
-        0,
-        1,
-        15,
-        16,
-        31,
-        31,
-        31,
-        0,
-    ]
-    assert buckets(torch.tensor([0, -7, -8, -16, -900, 1, 7, 900]), True).tolist() == [0, 7, 8, 10, 15, 17, 23, 31]
+    offsets = torch.tensor([0, -1, -15, -16, -127, -128, -900, 1])
+    assert RelativeBias(1).bucket(offsets, False).tolist() == [0, 1, 15, 16, 31, 31, 31, 0]
+    offsets = torch.tensor([0, -7, -8, -16, -900, 1, 7, 900])
+    assert RelativeBias(1).bucket(offsets, True).tolist() == [0, 7, 8, 10, 15, 17, 23, 31]
 
 
-def test_relative_bias_is_one_learned_number_a_bucket_and_head():
+def test_relative_bias_is_one_weight_for_each_bucket_and_head():
     bias = RelativeBias(3)
     q, k = torch.tensor(9), torch.tensor([9, 8, 2])
     assert torch.equal(bias(torch.tensor(2), q, k, False), bias.weight[[0, 1, 7], 2])
 
 
 @pytest.mark.parametrize(
-    ("n_head", "table"),
+    ("n_head", "slopes"),
     [
         (8, [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]),
         (16, [2 ** (-i / 2) for i in range(1, 17)]),
@@ -73,9 +74,9 @@ def test_relative_bias_is_one_learned_number_a_bucket_and_head():
         (1, [1 / 256]),
     ],
 )
-def test_alibi_slopes_are_the_papers(n_head, table):
-    assert Alibi(n_head).slope.tolist() == pytest.approx(table)
-    assert slopes_slowly(n_head) == pytest.approx(table)
+def test_alibi_slopes_are_those_of_the_paper(n_head, slopes):
+    assert Alibi(n_head).slope.tolist() == pytest.approx(slopes)
+    assert slopes_slowly(n_head) == pytest.approx(slopes)
 
 
 def test_alibi_falls_with_distance_on_either_side():
@@ -85,23 +86,23 @@ def test_alibi_falls_with_distance_on_either_side():
 
 @pytest.mark.parametrize("dim", [8, 7])
 def test_sinusoids_are_those_of_2017(dim):
-    got = SinusoidalPosition(dim)(torch.arange(60))
-    for at in range(60):
+    result = SinusoidalPosition(dim)(torch.arange(60))
+    for position in range(60):
         # the paper has 2 i / dim, and sines and cosines in turn; its code (tensor2tensor) is what others followed
-        waves = [at / 10_000 ** (i / (dim // 2 - 1)) for i in range(dim // 2)]
-        want = [*map(math.sin, waves), *map(math.cos, waves), *[0.0] * (dim % 2)]
-        assert got[at].tolist() == pytest.approx(want, abs=1e-5)
+        waves = [position / 10_000 ** (i / (dim // 2 - 1)) for i in range(dim // 2)]
+        expected = [*map(math.sin, waves), *map(math.cos, waves), *[0.0] * (dim % 2)]
+        assert result[position].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_learned_position_beyond_the_context_is_refused():
+def test_a_learned_position_beyond_the_context_is_rejected():
     learned = LearnedPosition(4, 8)
     assert torch.equal(learned(torch.tensor([3, 0])), learned.weight[[3, 0]])
     with pytest.raises(IndexError):
         learned(torch.tensor([4]))
 
 
-def test_each_kind_is_told_in_one_place():
-    """Added to the nodes, or turned, or a bias on the edges: never two of them."""
+def test_each_kind_of_position_acts_in_one_place():
+    """Added to the nodes, or a rotation, or a bias on the edges: never two of them."""
     places = {}
     for position in ("none", "learned", "sinusoidal", "rotary", "relative", "alibi"):
         config = TransformerConfig(position=position)

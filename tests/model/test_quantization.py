@@ -18,8 +18,8 @@ from anyformer.model.kernels import linear as ways
 from anyformer.model.kernels.linear import Linear, has_onednn
 from anyformer.model.quantization.fusion import fuse_linears
 from anyformer.model.quantization.quantize import FEW, MANY, FloatLinear, Int8Linear, quantize
-from anyformer.recipes.language import corpus
-from cli_kit import call, refused
+from anyformer.recipes.language import load_corpus
+from cli_kit import call, assert_refused
 
 ROUND = 2**-8  # what bfloat16 loses of a number at most
 
@@ -138,8 +138,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 def test_perplexity_rises_by_less_than_one_percent(learned: Path, weights: str):
-    whole = call("eval", learned, "--json").well().json
-    few = call("eval", learned, "--weights", weights, "--json").well().json
+    whole = call("eval", learned, "--json").ok().json
+    few = call("eval", learned, "--weights", weights, "--json").ok().json
     assert whole["perplexity"] < 3 and few["loss"] != whole["loss"]
     assert abs(few["perplexity"] / whole["perplexity"] - 1) < 0.01
 
@@ -150,7 +150,7 @@ def test_perplexity_rises_by_less_than_one_percent(learned: Path, weights: str):
 def test_perplexity_is_nearly_the_same_however_many_rows_share_a_product(learned: Path, weights, rows: int, nodes: int):
     """As in a step of one text, in a step of many, and where a prompt is read: each has a way of its own."""
     models = [api.load(learned, "cpu"), api.load(learned, "cpu", weights=weights)]
-    text = torch.from_numpy(corpus(models[0].config).split("val").astype("int64"))
+    text = torch.from_numpy(load_corpus(models[0].config).split("val").astype("int64"))
     ids = text[: len(text) // (nodes + 1) * (nodes + 1)].view(-1, nodes + 1)[: 256 // nodes * 8 // rows * rows]
     nats = [
         sum(F.cross_entropy(one.module(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()).item() for x in ids.split(rows))
@@ -176,6 +176,6 @@ def test_cached_is_uncached_and_says_the_same(learned: Path, weights: str):
 
 
 def test_formats_there_are_none_of(learned: Path):
-    refused(call("sample", learned, "--weights", "int3"), "int3", "int8")
-    answer = call("sample", learned, "--weights", "int8", "--tokens", 5, "--json").well()
+    assert_refused(call("sample", learned, "--weights", "int3"), "int3", "int8")
+    answer = call("sample", learned, "--weights", "int8", "--tokens", 5, "--json").ok()
     assert len(json.loads(answer.out)["samples"][0]["text"]) == 5

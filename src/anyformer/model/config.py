@@ -1,7 +1,6 @@
 """The shape of a Transformer, in one frozen record. Every field is set by some preset of some recipe."""
 
 import difflib
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -136,7 +135,7 @@ def _check_number(name: str, value: Any, minimum: float, maximum: float) -> None
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float)
 
 
 def _divisors(n: int) -> str:
