@@ -344,11 +344,11 @@ def export_checkpoint(source: Path, to: str, folder: Path, recipe: Any = None) -
     values = to_json(model.config)
     if to == "peft":
         base = checkpoints.read_json(model.path / "config.json").get("init", {}).get("path", "")
-        peft.write(folder, model.name, values, model.module, base)
+        peft.write(folder, model.recipe, values, model.module, base)
     elif to == "onnx":
         onnx.write(folder, model.recipe, values, model.module)
     elif to == "gguf":
-        gguf.write(folder, model.name, values, model.module)
+        gguf.write(folder, model.recipe, values, model.module)
     else:
-        hf_folder.write(folder, model.name, values, model.module)
+        hf_folder.write(folder, model.recipe, values, model.module)
     return sorted(path.name for path in folder.iterdir())

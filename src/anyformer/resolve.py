@@ -8,13 +8,13 @@ from typing import Any
 
 from . import recipe as recipes
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
-from .errors import InputError
+from .errors import InputError, suggest
 from .loading import Model, load, load_source
-from .parsing import parse_dataclass, to_json
+from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
 from .recipe import Recipe, SupportsSizes, parse_config, resolve_paths
 from .training import checkpoints
 from .training.budget import Budget
-from .training.config import LoRAConfig, TrainConfig
+from .training.config import LoRAConfig
 from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory
 
@@ -145,21 +145,22 @@ def merge_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[s
 def expand_short_names(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, Any]:
     """Move fields of the training config to their place: {"steps": 3} -> {"train": {"steps": 3}}.
 
-    Raises InputError with the right spelling for fields of other nested configs.
+    Raises InputError for an unknown name, with the right place for a field of another nested config.
     """
     config = recipes.get_preset(recipe, recipes.default_preset(recipe))
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    train_fields = [field.name for field in dataclasses.fields(TrainConfig)]
+    places = {path: path.rpartition(".")[0] for path, _ in flatten(config)}
+    names = [field.name for field in dataclasses.fields(config)]
     expanded: dict[str, Any] = {}
     for name, value in overrides.items():
-        if name in fields or name not in train_fields:
-            expanded = merge_overrides(expanded, {name: value})
-        else:
-            expanded = merge_overrides(expanded, {"train": {name: value}})
-        places = [place for place, nested in fields.items() if hasattr(nested, "__dataclass_fields__")]
-        for place in places if name not in (*fields, *train_fields) else ():
-            if name in fields[place].__dataclass_fields__:
-                raise InputError(f"unknown field '{name}': write {place}={{'{name}': {value!r}}}")
+        if name not in names and f"train.{name}" in places:
+            value, name = {name: value}, "train"
+        elif name not in names and RENAMED_FIELDS.get(name) not in names:
+            for path, place in places.items():
+                if place and path == f"{place}.{name}":
+                    raise InputError(f"unknown field '{name}': write {place}={{'{name}': {value!r}}}")
+            known = [path.removeprefix("train.") for path in places]
+            raise InputError(f"unknown field '{name}': {suggest(name, dict.fromkeys([*names, *known]))}")
+        expanded = merge_overrides(expanded, {name: value})
     return expanded
 
 

@@ -1,6 +1,6 @@
 """The command line: anyformer VERB ...
 
-Answers go to stdout, progress and complaints to stderr. Exit 0: done. 2: the input was wrong, in one line that says
+Answers go to stdout, progress and errors to stderr. Exit code 0: done. 2: the input was wrong, in one line that says
 what, where, and what would be right. 1: anything else.
 """
 
@@ -13,29 +13,30 @@ import traceback
 from typing import NoReturn
 
 VERBS = {
-    "train": "train a recipe on data of yours or a set by name",
-    "sample": "let a trained language model write on from a prompt",
-    "predict": "ask a trained model of any recipe: texts, files",
-    "embed": "texts become vectors, to compare and to search",
-    "rollout": "play episodes in an environment, to keep and learn from",
-    "eval": "loss and its kin over the whole validation split",
-    "ladder": "what came before the Transformer beside it: same data, same time",
+    "train": "train a recipe on your data or a data set by name",
+    "sample": "continue a prompt with a trained language model",
+    "predict": "ask a trained model of any recipe",
+    "embed": "turn texts into vectors",
+    "rollout": "play episodes in an environment, to learn from",
+    "eval": "metrics over the whole validation split",
+    "ladder": "compare the Transformer with what came before it",
     "worth": "what each field of a row is worth to a trained model",
-    "import": "a public checkpoint (a folder, a GGUF file) becomes a run",
-    "export": "a run becomes a public checkpoint, a GGUF or an ONNX file",
+    "import": "turn a public checkpoint into a run",
+    "export": "write a run as a public checkpoint, a GGUF or an ONNX file",
     "list": "recipes, presets with their sizes, data sets",
     "doctor": "what this machine can do",
-    "bench": "what this machine reaches: training, answers, tokens",
+    "bench": "how fast this machine trains, generates and tokenizes",
 }
 
 HELP = f"""anyformer: any data, one Transformer
 
 usage: anyformer VERB ... [--help]
 
-{chr(10).join(f"  {verb:<8} {what}" for verb, what in VERBS.items())}
+{chr(10).join(f"  {verb:<8} {text}" for verb, text in VERBS.items())}
 
-  anyformer train language                     a minute on two cores: the plays of Shakespeare
-  anyformer train language --data my.txt       on your own text
+  anyformer train language                   a minute on two cores: plays
+  anyformer train language --data my.txt     on your own text
+  anyformer train ./forecast.py              a recipe of your own
   anyformer sample runs/language-my-1 --prompt "Once upon a time"
 """
 
@@ -46,13 +47,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     from ..errors import InputError, TrainingError, suggest
 
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0 if arguments else 2
-    verb, rest = arguments[0], arguments[1:]
+    verb, *words = arguments
     try:
         if verb == "--version":
             from .. import __version__
@@ -61,50 +62,49 @@ def run(arguments: list[str]) -> int:
             return 0
         if verb not in VERBS:
             raise InputError(f"there is no verb '{verb}': {suggest(verb, VERBS)}")
-        return importlib.import_module(f"{__name__}.{verb_module(verb)}").run(rest)
+        return importlib.import_module(f"{__name__}.{verb_module(verb)}").run(words)
     except InputError as error:
-        return complain(str(error), 2)
+        return print_error(str(error), 2)
     except TrainingError as error:
-        return complain(str(error), 1)
+        return print_error(str(error), 1)
     except KeyboardInterrupt:
-        return complain("interrupted", 1)
-    except BrokenPipeError:  # whoever read our output has gone; nobody is left to tell
+        return print_error("interrupted", 1)
+    except BrokenPipeError:  # nobody reads our output anymore
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
-        if (short := lacking(error)) is None:
+        if (message := describe_shortage(error)) is None:
             raise
-        return complain(short, 2)
+        return print_error(message, 2)
 
 
 def verb_module(verb: str) -> str:
-    """The file of a verb; a word of Python's own gets a trailing underscore."""
+    """The module of a verb; keywords of Python get a trailing underscore."""
     return f"{verb}_" if keyword.iskeyword(verb) else verb
 
 
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-LOWER = "--train.batch (and raise --train.accumulate as much), --model.context or the size of the model"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
-def lacking(error: BaseException) -> str | None:
-    """What the machine has too little of, and what to do about it; None if that is not what went wrong."""
-    if isinstance(error, OSError) and error.errno in REFUSALS:
+def describe_shortage(error: BaseException) -> str | None:
+    """Say what the machine has too little of, and what to do about it; None for any other error."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk refuses ({error}): free some space, or point --out or $ANYFORMER_CACHE elsewhere"
-    return f"out of memory: lower {LOWER} ({first_line(error)})" if out_of_memory(error) else None
+    if not is_out_of_memory(error):
+        return None
+    remedy = "lower --train.batch (and raise --train.accumulate as much), --model.context or the size of the model"
+    first_line = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"out of memory: {remedy} ({first_line})"
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     text = f"{type(error).__name__} {error}".lower()
-    return (
-        isinstance(error, MemoryError) or "outofmemory" in text or "out of memory" in text or "allocate memory" in text
-    )
+    phrases = ("outofmemory", "out of memory", "allocate memory")
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
 
 
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def complain(text: str, code: int) -> int:
+def print_error(text: str, code: int) -> int:
+    """Print one line on stderr, and a traceback if $ANYFORMER_TRACEBACK is set; return the exit code."""
     if os.environ.get("ANYFORMER_TRACEBACK"):
         traceback.print_exc()
     print("anyformer: " + " ".join(text.split()), file=sys.stderr)
