@@ -156,6 +156,8 @@ def build(config: Config) -> RecallModel:
     nn.init.zeros_(model.get_parameter("head.weigh.weight"))
     if config.counts.isdigit():
         model.store_counts(count_text(config))
+    if config.train.compile:  # numpy would be traced, in dozens of graphs; here, since decorating loads the compiler
+        model.look_up = torch.compiler.disable(model.look_up)
     return model
 
 

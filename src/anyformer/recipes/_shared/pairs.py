@@ -175,8 +175,7 @@ def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[s
     Raises:
         InputError: sacrebleu is not installed.
     """
-    parts = load_pairs(config).splits
-    pairs = [pair for name in parts if split in (name, "all") for pair in parts[name]]
+    pairs = load_pairs(config).split(split)
     request = {"cut": config.cut_long} | request | {"input": [source for source, _ in pairs]}
     texts = [result["text"] for result in predict(model, request)["results"]]
     return score_translations(texts, [target for _, target in pairs])
