@@ -192,10 +192,12 @@ def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
     lines = [f"{job.recipe_name} · {job.preset} · {size:,} parameters on {device} · {job.run.path}{step}"]
     if not step:
         lines += [describe_plan(job.plan, job.config)] if job.plan else []
-        lines += describe_exports(job)
+        lines.append(describe_exports(job))
     _, stream_state = next(job.recipe.batches(job.config, "train", None))
-    counts = {"skipped": "unusable items of the data left out", "cut": "items cut to the context"}
-    return lines + [f"{stream_state[name]:,} {text}" for name, text in counts.items() if stream_state.get(name)]
+    counts = {"skipped": "left out because they cannot be used", "cut": "cut to the context"}
+    return lines + [
+        f"{stream_state[name]:,} of the data {text}" for name, text in counts.items() if stream_state.get(name)
+    ]
 
 
 def describe_plan(plan: dict[str, Any], config: Any) -> str:
@@ -206,9 +208,10 @@ def describe_plan(plan: dict[str, Any], config: Any) -> str:
     return f"{size} (of {len(plan['sizes'])} sizes tried); expect a validation loss from {low:.2f} to {high:.2f}"
 
 
-def describe_exports(job: TrainingJob) -> list[str]:
-    """Say which public formats the trained model can be exported to, and why not to the others."""
+def describe_exports(job: TrainingJob, explain: bool = False) -> str:
+    """Say to which public formats the trained model can be exported; `explain`: and why not to the others."""
     formats = exports(job.recipe, job.config)
     good = [name for name, reason in formats.items() if reason is None]
-    lines = [f"can be exported to {', '.join(good)}" if good else "cannot be exported"]
-    return lines + [f"not to {name}: {reason}" for name, reason in formats.items() if reason is not None]
+    text = f"can be exported to {', '.join(good)}" if good else "cannot be exported"
+    bad = [f"{name} ({reason})" if explain else name for name, reason in formats.items() if reason is not None]
+    return f"{text}; not to {', '.join(bad)}" + ("" if explain else " (--dry-run says why)") if bad else text

@@ -50,7 +50,7 @@ def test_train_ends_with_a_sample_and_what_to_do_next(text: Path, tmp_path: Path
     during = json.loads((tmp_path / "a run" / "metrics.jsonl").read_text().splitlines()[-1])["val_loss"]
     assert f"while training, val {during:.3f} at the last step was measured on one batch of it" in lines
     assert f"sample  anyformer sample '{tmp_path / 'a run'}' --prompt TEXT" in lines, "commands are quoted"
-    assert "can be exported to hf, onnx" in lines and any(line.startswith("not to gguf: ") for line in lines)
+    assert "can be exported to hf, onnx; not to gguf (--dry-run says why)" in lines
 
 
 def test_a_run_is_a_directory_of_known_files(run: Path):
@@ -98,7 +98,8 @@ def test_a_dry_run_tells_what_training_would_take(text: Path):
     assert facts["batch"]["ids"] == {"shape": [8, 32], "dtype": "int64"}
     larger = call(*TINY, "--data", text, "--dry-run", "--json", "--model.n-layer", 4).ok().json
     assert larger["parameters"] > facts["parameters"] and larger["flops"] > facts["flops"]
-    assert "can be exported to hf, onnx" in call(*TINY, "--data", text, "--dry-run").ok().out
+    text_output = call(*TINY, "--data", text, "--dry-run").ok().out
+    assert "can be exported to hf, onnx; not to gguf (" in text_output and "--preset gpt2" in text_output
 
 
 # --- resume ---

@@ -254,8 +254,7 @@ def dry_run(job: "TrainingJob", as_json: bool) -> int:
     print(format_estimate(f"{job.recipe_name}, not trained: this is what it would take", facts))
     if job.plan:
         print(f"  {'chosen for':<11} {api.describe_plan(job.plan, job.config)}")
-    for line in api.describe_exports(job):
-        print(f"  {'export':<11} {line}")
+    print(f"  {'export':<11} {api.describe_exports(job, explain=True)}")
     return 0
 
 
