@@ -11,7 +11,7 @@ from anyformer.data.tokenizers import build as tok
 from anyformer.data.tokenizers import chat_template
 from anyformer.data.tokenizers.chat_template import MAX_SOURCE_CHARACTERS, render_chat
 from anyformer.errors import InputError
-from cli_kit import call, refused, train
+from cli_kit import call, assert_refused, train
 from data_kit import SAMPLE, refuses
 
 CHATML = (
@@ -172,6 +172,6 @@ def test_a_run_keeps_its_template_and_answers(text: Path, tmp_path: Path):
     assert answer["prompt"] == "" and len(answer["tokens"]) <= 3
     with pytest.raises(InputError, match="messages"):
         model.generate(message=TALKS[0])
-    result = call("sample", tmp_path / "run", "--chat", "hello", "--tokens", 3, "--seed", 1, "--json").well()
+    result = call("sample", tmp_path / "run", "--chat", "hello", "--tokens", 3, "--seed", 1, "--json").ok()
     assert result.json["samples"][0]["prompt"] == ""
-    refused(call("sample", tmp_path / "run", "--chat", "hello", "--prompt", "x"), "exclude each other")
+    assert_refused(call("sample", tmp_path / "run", "--chat", "hello", "--prompt", "x"), "exclude each other")

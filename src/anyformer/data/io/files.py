@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import importlib
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -43,3 +44,11 @@ def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tup
             except UnicodeDecodeError as error:
                 raise InputError(f"{place}: byte 0x{line[error.start]:02X} is not UTF-8: save it as UTF-8") from None
             yield place, text.rstrip("\r\n")
+
+
+def import_optional(module: str, message: str) -> Any:
+    """Import a module of an optional dependency. Raises InputError with this message where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError):  # OSError: a package without its shared library
+        raise InputError(message) from None
