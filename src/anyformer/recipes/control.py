@@ -13,7 +13,7 @@ loss   cross-entropy of the action (or its squared error, where actions are numb
 Decision Transformer (Chen et al. 2021, 2106.01345); cloning of all episodes or the best is its baseline.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -30,7 +30,8 @@ from ..data.trajectories.environments import LINE
 from ..data.trajectories.normalizer import TrajectoryNormalizer, fit_normalizer, load_normalizer
 from ..data.trajectories.read import Trajectories
 from ..errors import InputError
-from ..inference.rollouts import predict_next_action, roll_out
+from ..inference.agent import Actor
+from ..inference.rollouts import check_environment, predict_next_action, roll_out
 from ..model.config import TransformerConfig
 from ..model.edges import causal
 from ..model.embeddings import TrajectoryEmbedding
@@ -308,6 +309,20 @@ def export_graph(model: DecisionTransformer) -> Graph:
     inputs = {name: GraphInput(f"batch length {size}") for name, size in sizes.items()}
     inputs["timestep"] = GraphInput("batch length", model.max_episode_steps)
     return Graph(model, inputs, ("next_action", "next_state", "next_return_to_go"), {"length": model.context})
+
+
+def make_policy(
+    model: DecisionTransformer,
+    config: Config,
+    env: str,
+    target_return: float | None,
+    temperature: float,
+    seeds: Sequence[int],
+) -> tuple[Actor, int]:
+    """Return the model as a policy in an environment, with one episode per seed, and the most steps of an episode."""
+    check_environment(model, env)
+    target = config.target_return if target_return is None else target_return
+    return Actor(model, [target] * len(seeds), temperature, seeds), model.max_episode_steps
 
 
 def score(model: DecisionTransformer, config: Config, split: str = "val", **request: Any) -> dict[str, float]:
