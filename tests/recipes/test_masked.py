@@ -179,8 +179,8 @@ def test_one_document_gives_the_same_batches_in_both_ways(tmp_path: Path):
     joined = dataclasses.replace(TINY, data=str(tmp_path / "long.txt"))
     apart = dataclasses.replace(joined, documents="apart")
     for split in ("train", "val"):
-        one, other = first(joined, split), first(apart, split)
-        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+        a, b = first(joined, split), first(apart, split)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_last_row_of_an_evaluation_is_padded(short_documents: Path):

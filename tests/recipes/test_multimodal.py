@@ -183,12 +183,12 @@ def test_unknown_labels_do_not_count(tmp_path: Path):
     batches = [batch for batch, _ in multimodal.batches(config, "all")]
     model = multimodal.build(config)
     for batch in batches:
-        known = ~batch["labels/size"].isnan(), batch["labels/kind"] >= 0
-        assert multimodal.loss_weight(batch).tolist() == [int(known[1].sum()), int(known[0].sum())]
+        is_known = ~batch["labels/size"].isnan(), batch["labels/kind"] >= 0
+        assert multimodal.loss_weight(batch).tolist() == [int(is_known[1].sum()), int(is_known[0].sum())]
         kind, size = predict(model, batch)
         target = model.schema.targets[1]
-        nats = torch.nn.functional.cross_entropy(kind[known[1]], batch["labels/kind"][known[1]])
-        error = (size[:, 0] - (batch["labels/size"] - target.mean[0]) / target.std[0])[known[0]].square().mean()
+        nats = torch.nn.functional.cross_entropy(kind[is_known[1]], batch["labels/kind"][is_known[1]])
+        error = (size[:, 0] - (batch["labels/size"] - target.mean[0]) / target.std[0])[is_known[0]].square().mean()
         torch.testing.assert_close(multimodal.loss_terms(model, batch), torch.stack([nats, error]) / 2)
         torch.testing.assert_close(multimodal.loss(model, batch), (nats + error) / 2)
     assert any(batch["labels/kind"].min() < 0 for batch in batches)

@@ -82,7 +82,7 @@ class Config(TextConfig):
 
 
 MODERN: dict[str, Any] = {"activation": "gelu", "init": "zero"}
-TRAIN: dict[str, Any] = {"batch": 32, "lr": 4e-3, "weight_decay": 0.01, **MUON}
+TRAIN: dict[str, Any] = {"lr": 4e-3, "weight_decay": 0.01, **MUON}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(tokenizer="char", documents="apart", model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
@@ -91,7 +91,7 @@ PRESETS = {
         documents="apart",
         whole_words=True,
         model=make_modern_config(128, 4, 4, 128, **MODERN),
-        train=TrainConfig(steps=2000, **TRAIN),
+        train=TrainConfig(steps=2000, batch=32, **TRAIN),
     ),
     # to start `classify` from: 20 minutes on two cores, with --minutes 20
     "novels": Config(
@@ -101,7 +101,7 @@ PRESETS = {
         documents="apart",
         mask_rate=0.4,
         model=make_modern_config(128, 3, 4, 128, **MODERN),
-        train=TrainConfig(steps=4000, **TRAIN),
+        train=TrainConfig(steps=4000, batch=32, **TRAIN),
     ),
     # residues of 20,000 proteins
     "protein": Config(
@@ -110,7 +110,7 @@ PRESETS = {
         documents="apart",
         tied=False,
         model=make_modern_config(128, 4, 4, 256, **MODERN),
-        train=TrainConfig(steps=3000, **TRAIN | {"batch": 16}),
+        train=TrainConfig(steps=3000, batch=16, **TRAIN),
     ),
     # BERT-base (1810.04805), 110 M: bring --data, --tokenizer (its vocab.txt) and a GPU
     "bert": Config(
