@@ -11,7 +11,7 @@ from anyformer.data.tokenizers import build as tok
 from anyformer.data.tokenizers import chat_template
 from anyformer.data.tokenizers.chat_template import MAX_SOURCE_CHARACTERS, render_chat
 from anyformer.errors import InputError
-from cli_kit import call, assert_refused, train
+from cli_kit import assert_refused, call, train
 from data_kit import SAMPLE, refuses
 
 CHATML = (

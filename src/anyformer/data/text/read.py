@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ...errors import InputError
 from ..io.checks import parse_json
-from ..io.files import MAX_LINE_BYTES, open_data, suffix
+from ..io.files import MAX_LINE_BYTES, import_optional, open_data, suffix
 
 TEXT_EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")  # each also with .gz added
 PIECE_BYTES = 4 << 20
@@ -162,11 +162,8 @@ def _parse_text_field(line: bytes, source: str) -> Any:
 
 
 def _read_parquet(file: Any, path: Path, size: int) -> Iterator[Piece]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise InputError(f'{path}: a .parquet file needs pyarrow: pip install "anyformer[parquet]"') from None
+    message = f'{path}: a .parquet file needs pyarrow: pip install "anyformer[parquet]"'
+    pyarrow, parquet = import_optional("pyarrow", message), import_optional("pyarrow.parquet", message)
     row = 0
     try:
         table = parquet.ParquetFile(file, buffer_size=1 << 20)  # unbuffered, a whole column chunk would be in memory
