@@ -1,193 +1,256 @@
-"""What every recipe promises, tried on its tiny preset. A recipe that is added to recipes/ is tried too, as it is."""
+"""The contract of a recipe, tested on the tiny preset of every recipe in recipes/, a new one included."""
 
 import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.errors import InputError
+from anyformer.parsing import parse_dataclass, to_json
 from anyformer.report.figures import drawn
-from anyformer.training import checkpoints as checkpoint
-from anyformer.training import loop
+from anyformer.training import checkpoints, loop
 from anyformer.training.config import TrainConfig
+from anyformer.training.estimate import estimate
 from anyformer.training.run_directory import describe_run
 from cli_kit import call
 
-STEPS, SOME = 4, 3
+TRAIN = {"steps": 4, "batch": 4, "eval_every": 2, "eval_batches": 2, "device": "cpu", "dtype": "float32"}
 pytestmark = pytest.mark.parametrize("name", recipes.list_recipes())
 
 
-@lru_cache
-def tiny(name: str) -> tuple[recipes.Recipe, Any]:
-    """The recipe, and its tiny preset with a few small steps on a CPU."""
+def tiny(name: str, **train: Any) -> tuple[recipes.Recipe, Any]:
+    """Return a recipe, and its tiny preset with a few small steps on the CPU."""
     recipe = recipes.load_recipe(name)
     config = recipe.PRESETS["tiny"]
-    few = {"steps": STEPS, "batch": 4, "eval_every": 2, "eval_batches": 2, "device": "cpu", "dtype": "float32"}
-    return recipe, dataclasses.replace(config, train=dataclasses.replace(config.train, **few))
+    return recipe, dataclasses.replace(config, train=dataclasses.replace(config.train, **TRAIN | train))
 
 
-def batches(name: str, split: str, state: recipes.StreamState | None = None) -> Iterator[tuple[dict, recipes.StreamState]]:
-    recipe, config = tiny(name)
+def read_batches(name: str, split: str, state: recipes.StreamState | None = None, **train: Any) -> Iterator[Any]:
+    recipe, config = tiny(name, **train)
     return recipe.batches(config, split, state)
 
 
-def some(name: str, split: str = "val") -> Iterator[dict]:
-    return (batch for batch, _ in islice(batches(name, split), SOME))
+def val_batches(name: str) -> Iterator[dict]:
+    return (batch for batch, _ in islice(read_batches(name, "val"), 3))
 
 
-def built(name: str, seed: int = 0) -> torch.nn.Module:
+def build(name: str, seed: int = 0) -> torch.nn.Module:
     recipe, config = tiny(name)
     torch.manual_seed(seed)
     return recipe.build(config)
 
 
-def trained(name: str) -> tuple[loop.TrainState, list[dict]]:
+def train(name: str) -> tuple[loop.TrainState, list[dict]]:
     recipe, config = tiny(name)
     state = loop.init_state(recipe, config)
     return state, list(loop.train(recipe, config, state))
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+train_once = cache(train)  # for tests that leave the model as it is
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_its_flags_do_not_clash(name: str, tmp_path: Path):
-    """`anyformer train NAME` knows each field by its name, and some of all recipes' by short ones (--steps)."""
-    few = ("--steps", 1, "--device", "cpu", "--train.batch", 2, "--train.eval-batches", 1)
-    call("train", name, "--preset", "tiny", *few, "--out", tmp_path / "run").well()
+# --- names, presets, the command line ---
 
 
-def test_it_has_the_six_names_and_says_what_it_is(name: str):
+def test_command_line_trains_it(name: str, tmp_path: Path):
+    """Its fields do not clash with the flags that all recipes share (--steps)."""
+    flags = ("--steps", 1, "--device", "cpu", "--train.batch", 2, "--train.eval-batches", 1)
+    call("train", name, "--preset", "tiny", *flags, "--train.final-every", 100_000, "--out", tmp_path / "run").ok()
+
+
+def test_docstring_and_presets(name: str):
     recipe, _ = tiny(name)
-    for function in ("build", "batches", "loss", "evaluate", "predict"):
-        assert callable(getattr(recipe, function)), function
-    about = (recipe.__doc__ or "").splitlines()[0]
-    assert about.endswith(".") and len(about) <= 120, "the first line says what it does"
-    assert f"anyformer train {name}" in (recipe.__doc__ or ""), "the docstring names the command"
-
-
-def test_presets_are_frozen_and_come_back_from_json(name: str):
-    recipe, _ = tiny(name)
+    assert isinstance(recipe, recipes.Recipe)
+    summary = (recipe.__doc__ or "").splitlines()[0]
+    assert summary.endswith(".") and len(summary) <= 120, "the first line is a summary"
+    assert f"anyformer train {name}" in (recipe.__doc__ or ""), "the docstring contains the command"
     assert next(iter(recipe.PRESETS)) == "tiny"
     for preset, config in recipe.PRESETS.items():
         assert isinstance(config.train, TrainConfig), preset
         with pytest.raises(dataclasses.FrozenInstanceError):
             config.train = None
-        stored = json.loads(json.dumps(recipes.to_json(config)))
-        assert recipes.parse_dataclass(type(config), stored, preset) == config
-
-
-def test_a_config_with_an_unknown_name_is_refused(name: str):
-    _, config = tiny(name)
+        assert parse_dataclass(type(config), json.loads(json.dumps(to_json(config))), preset) == config
     with pytest.raises(InputError, match="unknown field 'trian': did you mean 'train'"):
-        recipes.parse_dataclass(type(config), {"trian": {}}, "here")
+        parse_dataclass(type(config), {"trian": {}}, "here")
 
 
-def test_the_same_seed_builds_the_same_model(name: str):
-    first, again, other = built(name).state_dict(), built(name).state_dict(), built(name, seed=1).state_dict()
-    assert same(first, again) and not same(first, other)
-
-
-@pytest.mark.parametrize("stop", [0, 2])
-def test_training_batches_go_on_from_any_place(name: str, stop: int):
-    straight = list(islice(batches(name, "train"), stop + 4))
-    place = json.loads(json.dumps(straight[stop][1]))
-    assert isinstance(place["tokens"], int) and isinstance(place["data"], str)
-    for (batch, at), (resumed, there) in zip(straight[stop + 1 :], batches(name, "train", place)):
-        assert same(batch, resumed) and json.loads(json.dumps(at)) == json.loads(json.dumps(there))
-    assert not same(straight[0][0], straight[1][0]), "a stream that stands still"
-
-
-def test_the_seed_decides_the_batches(name: str):
+def test_estimate_needs_no_training(name: str):
     recipe, config = tiny(name)
-    other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.train.seed + 1))
-    first, _ = next(batches(name, "train"))
-    assert same(first, next(batches(name, "train"))[0]) and not same(first, next(recipe.batches(other, "train"))[0])
+    facts = estimate(recipe, config)
+    model = build(name)
+    assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert facts["flops_per_step"] > facts["parameters"] and facts["memory_bytes"]["activations"] > 0
+    batch, _ = next(read_batches(name, "train"))
+    assert {key: value["shape"] for key, value in facts["batch"].items()} == {
+        key: list(value.shape) for key, value in batch.items()
+    }
+    million = estimate(*tiny(name, batch=4_000_000))  # from a small batch, scaled up
+    rows = {value["shape"][0] for value in million["batch"].values()}
+    assert min(rows) >= 4_000_000 and million["flops_per_step"] > 100_000 * facts["flops_per_step"]
 
 
-def test_validation_ends_and_is_the_same_each_time(name: str):
-    count = 0
-    for (batch, _), (again, _) in zip(batches(name, "val"), batches(name, "val"), strict=True):
-        assert same(batch, again)
-        count += 1
-    assert count > 0
+# --- batches ---
 
 
-def test_the_loss_is_finite_and_reaches_every_weight(name: str):
-    recipe, _ = tiny(name)
-    model = built(name)
-    loss = recipe.loss(model, next(batches(name, "train"))[0])
-    assert loss.shape == () and math.isfinite(loss.item())
-    loss.backward()
-    gradients = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
-    assert {key for key, g in gradients.items() if g is None or not g.isfinite().all()} == set()
-    assert any(g.abs().sum() > 0 for g in gradients.values())
+def test_training_stream_continues_from_its_state(name: str):
+    stream = list(islice(read_batches(name, "train"), 5))
+    state = json.loads(json.dumps(stream[1][1]))
+    assert isinstance(state["tokens"], int) and isinstance(state["data"], str)
+    for (batch, after), (resumed, after_resumed) in zip(stream[2:], read_batches(name, "train", state)):
+        assert equal(batch, resumed) and json.loads(json.dumps(after)) == json.loads(json.dumps(after_resumed))
+    assert not equal(stream[0][0], stream[1][0]), "the stream stands still"
+    assert not equal(stream[0][0], next(read_batches(name, "train", seed=TrainConfig().seed + 1))[0])
 
 
-def test_training_on_one_batch_learns_it(name: str):
+def test_validation_ends_and_repeats(name: str):
+    first, second = (list(islice(read_batches(name, "val"), 3)) for _ in range(2))
+    assert first and all(equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
+    assert sum(1 for _ in read_batches(name, "val", batch=4096)) < 10_000
+
+
+# --- model and training ---
+
+
+def test_seed_decides_the_model(name: str):
+    assert equal(build(name).state_dict(), build(name).state_dict())
+    assert not equal(build(name).state_dict(), build(name, seed=1).state_dict())
+
+
+def test_loss_reaches_every_weight_and_falls(name: str):
     recipe, config = tiny(name)
-    state, (batch, _) = loop.init_state(recipe, config), next(batches(name, "train"))
+    state, (batch, _) = loop.init_state(recipe, config), next(read_batches(name, "train"))
     losses = []
     for _ in range(20):
         loss = recipe.loss(state.model, batch)
+        assert loss.shape == ()
         loss.backward()
+        if not losses:
+            gradients = {key: p.grad for key, p in state.model.named_parameters() if p.requires_grad}
+            assert {key for key, grad in gradients.items() if grad is None or not grad.isfinite().all()} == set()
         state.optimizer.step(config.train.lr)
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 
 
-def test_training_is_the_same_for_the_same_seed(name: str):
-    (a, records), (b, again) = trained(name), trained(name)
-    assert same(a.model.state_dict(), b.model.state_dict()) and records == again
+def test_training_repeats(name: str):
+    (state, records), (state_again, records_again) = train_once(name), train(name)
+    assert equal(state.model.state_dict(), state_again.model.state_dict()) and records == records_again
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert all(math.isfinite(record["loss"]) for record in records)
     assert {record["step"] for record in records if "val_loss" in record} == {2, 4}
-    assert not same(a.model.state_dict(), loop.init_state(*tiny(name)).model.state_dict()), "nothing was learned"
+    assert not equal(state.model.state_dict(), loop.init_state(*tiny(name)).model.state_dict()), "nothing was learned"
 
 
-def test_evaluation_is_the_same_each_time(name: str):
+def without_dropout(config: Any) -> Any:
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = without_dropout(value)
+        elif field.name == "dropout":
+            changes[field.name] = 0.0
+    return dataclasses.replace(config, **changes)
+
+
+def test_accumulated_batches_equal_one_large_batch(name: str):
+    """In loss and gradient, also if the micro-batches have different numbers of rows and labels."""
+    recipe, config = tiny(name, batch=8)
+    config = without_dropout(config)
+    batch, _ = next(recipe.batches(config, "train"))
+    rows = max(len(value) for value in batch.values())
+
+    def compute_gradient(*cuts: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        state = loop.init_state(recipe, config)
+        state.model.train()
+        parts = [
+            {key: value[start:end] for key, value in batch.items()} for start, end in zip((0, *cuts), (*cuts, rows))
+        ]
+        function = loop.select_loss(recipe, dataclasses.replace(config.train, accumulate=len(parts)))
+        loss = loop.backward(recipe, function, state, parts, "float32")
+        return loss, {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
+
+    loss, gradient = compute_gradient()
+    for cuts in ((rows - 1,), (1, rows - 2)):
+        accumulated_loss, accumulated = compute_gradient(*cuts)
+        torch.testing.assert_close(accumulated_loss, loss, atol=1e-6, rtol=1e-6)
+        for key, grad in gradient.items():
+            torch.testing.assert_close(
+                accumulated[key], grad, atol=2e-6, rtol=2e-5, msg=lambda text, key=key: key + text
+            )
+
+
+def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    recipe, config = tiny(name)
+    batch, _ = next(read_batches(name, "train"))
+    results = []
+    for is_compiled in (False, True):
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=is_compiled))
+        state = loop.init_state(recipe, config)
+        state.model.train()
+        torch.manual_seed(0)
+        function = loop.select_loss(recipe, config.train)
+        loss = loop.backward(recipe, function, state, [batch], "float32")
+        results.append(
+            {"loss": loss} | {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
+        )
+    assert equal(*results)
+
+
+# --- the trained model ---
+
+
+def test_evaluation_repeats(name: str):
     recipe, _ = tiny(name)
-    model = built(name).train()
-    found = loop.evaluate(recipe, model, some(name))
-    assert math.isfinite(found["loss"]) and all(type(value) in (int, float) for value in found.values())
-    assert loop.evaluate(recipe, model, some(name)) == found and model.training
+    model = build(name).train()
+    metrics = loop.evaluate(recipe, model, val_batches(name))
+    assert math.isfinite(metrics["loss"]) and all(type(value) in (int, float) for value in metrics.values())
+    assert loop.evaluate(recipe, model, val_batches(name)) == metrics and model.training
 
 
-def test_prediction_takes_nothing_and_gives_plain_values(name: str):
+def test_prediction_is_plain_and_repeats(name: str):
     recipe, _ = tiny(name)
-    model = built(name).eval()
-    with torch.inference_mode():
+    model = build(name).eval()
+
+    def fail(tensor: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("predict builds an autograd graph")
+
+    with saved_tensors_hooks(fail, fail):
         answer = recipe.predict(model, {})
-        assert json.loads(json.dumps(answer)) == answer and recipe.predict(model, {}) == answer
-        with pytest.raises(InputError):
-            recipe.predict(model, {"no such thing": 1})
+    assert json.loads(json.dumps(answer)) == answer and recipe.predict(model, {}) == answer
+    with pytest.raises(InputError):
+        recipe.predict(model, {"no such thing": 1})
 
 
-def test_its_figures_can_be_drawn(name: str):
-    """`figures` is a name that a recipe may leave out."""
+def test_figures_can_be_drawn(name: str):
     recipe, config = tiny(name)
-    for figure in getattr(recipe, "figures", lambda model, config: [])(built(name).eval(), config):
-        assert drawn(json.loads(json.dumps(figure))) is not None, figure["title"]
+    if isinstance(recipe, recipes.SupportsFigures):
+        for figure in recipe.figures(build(name).eval(), config):
+            assert drawn(json.loads(json.dumps(figure))) is not None, figure["title"]
 
 
-def test_saved_and_loaded_is_the_same_model(name: str, tmp_path: Path):
+def test_loaded_equals_saved(name: str, tmp_path: Path):
     recipe, config = tiny(name)
-    state, _ = trained(name)
-    folder = checkpoint.save_checkpoint(tmp_path, state, describe_run(name, "tiny", config, ""))
+    state, _ = train_once(name)
+    folder = checkpoints.save_checkpoint(tmp_path, state, describe_run(name, "tiny", config, ""))
     for file, text in getattr(state.model, "files", {}).items():
         assert (folder / file).read_text(encoding="utf-8") == text
     loaded = api.load(folder, "cpu")
-    assert same(state.model.state_dict(), loaded.module.state_dict())
-    found = loop.evaluate(recipe, state.model, some(name))
-    assert loop.evaluate(recipe, loaded.module, some(name)) == found
-    with torch.inference_mode():
-        assert loaded.predict({}) == recipe.predict(state.model.eval(), {})
+    assert equal(state.model.state_dict(), loaded.module.state_dict())
+    metrics = loop.evaluate(recipe, state.model, val_batches(name))
+    assert loop.evaluate(recipe, loaded.module, val_batches(name)) == metrics
+    assert loaded.predict({}) == recipe.predict(state.model.eval(), {})
