@@ -44,7 +44,7 @@ def blocks(page: str, kind: str) -> Iterator[tuple[int, str]]:
         yield page[: match.start(1)].count("\n"), match[1]
 
 
-def expected_output(statement: ast.stmt, lines: list[str]) -> str | None:
+def read_output_comment(statement: ast.stmt, lines: list[str]) -> str | None:
     """Return the output that the comment behind or below a statement promises, or None."""
     if not any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(statement)):
         return None
@@ -81,7 +81,7 @@ def run_blocks(page: str, name: str = "page") -> int:
     count = 0
     for above, code in blocks(page, "python"):
         for statement in ast.parse(code).body:
-            expected = expected_output(statement, code.splitlines())
+            expected = read_output_comment(statement, code.splitlines())
             tree = ast.increment_lineno(ast.Module([statement], []), above)
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(compile(tree, name, "exec"), namespace)
