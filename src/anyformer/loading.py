@@ -99,7 +99,7 @@ class Model:
         """Return a vector of length 1 for each text. `cut`: shorten texts that exceed the context."""
         if not isinstance(self.recipe, SupportsEmbedding):
             names = recipes.recipes_with(SupportsEmbedding)
-            raise InputError(f"{self.path} is a run of the recipe '{self.name}', which embeds no texts: {names} do")
+            raise InputError(f"{self.path} is a run of '{self.name}', not of {names}: it embeds no texts")
         with torch.no_grad():
             return self.recipe.embed(self.module, texts, cut)
 

@@ -128,9 +128,8 @@ def load_policy(options: Command, seeds: list[int]) -> tuple["Policy", int]:
 
     model = api.load(options.policy, options.device, recipe=options.recipe)
     if not isinstance(model.recipe, SupportsPolicy):
-        names = recipes_with(SupportsPolicy)
         raise InputError(
-            f"{options.policy} is a run of the recipe '{model.name}', which cannot act: use one of {names}"
+            f"{options.policy} is a run of '{model.name}', not of {recipes_with(SupportsPolicy)}: it cannot act"
         )
     settings = {"target_return": options.wanted, "temperature": options.temperature, "seeds": seeds}
     return model.recipe.make_policy(model.module, model.config, options.env, **settings)

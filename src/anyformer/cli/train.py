@@ -196,9 +196,7 @@ def read_schema(job: "TrainingJob") -> str:
     """Return the schema that applies to the data, as TOML. Raises InputError for a recipe without one."""
     if not isinstance(job.recipe, recipes.SupportsSchema):
         names = recipes.recipes_with(recipes.SupportsSchema)
-        raise InputError(
-            f"--print-schema is for tables, which the recipe '{job.recipe_name}' does not read: {names} do"
-        )
+        raise InputError(f"--print-schema is for recipes of tables ({names}), not for '{job.recipe_name}'")
     with show_progress():
         return job.recipe.read_schema(job.config).to_toml()
 
