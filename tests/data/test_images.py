@@ -13,6 +13,7 @@ from anyformer.data.images import augment, cache, read
 from anyformer.data.images.augment import Augment, augment_batch
 from anyformer.data.images.cache import load_images
 from anyformer.data.images.read import ImageSource, open_images, read_image, resize_image
+from anyformer.data.registry import list_data_sets
 from anyformer.data.sampling import Dataset, epoch_permutation, sample_indices
 from data_kit import needs_data, refuses
 
@@ -189,7 +190,7 @@ def test_bad_lists_of_images(tmp_path: Path):
     write_png(tmp_path / "one" / "ant" / "a.png", PIXELS[0])
     with refuses("one class (ant)"):
         open_images(str(tmp_path / "one"))
-    with refuses("data 'plays' are no images", "valid: digits, fashion-mnist, cifar10"):
+    with refuses("data 'plays' are no images", "valid: digits, fashion-mnist, mnist-t10k, cifar10"):
         open_images("plays")
     for text, message in (
         ("file,label\nx.png,a\n", "no column 'path'"),
@@ -250,6 +251,10 @@ def test_named_sets(name: str, n: int, n_val: int, first: int):
     assert source.is_val is not None
     assert len(source) == n and source.is_val.sum() == n_val and len(source.classes) == 10
     assert source.labels[0] == first and source.read(0).dtype == np.uint8
+
+
+def test_the_registry_lists_the_named_sets():
+    assert {dataset.name for dataset in list_data_sets("images")} == set(read.NAMED_SETS)
 
 
 def test_digits_are_those_of_scikit_learn():

@@ -165,10 +165,11 @@ def test_rows_are_encoded_once_and_progress_is_reported():
         (field_schema("text", tokens=0), ("tokens is 0", "above 0")),
         (field_schema("vector", size="three"), ("size is 'three'",)),
         (field_schema("audio", seconds=1e9), ("nodes per row",)),
-        (field_schema("scalar") | {"groups": "who"}, ("unknown 'groups'", "did you mean 'group'?")),
+        (field_schema("scalar") | {"groups": "who"}, ("unknown field 'groups'", "did you mean 'group'?")),
         ({"fields": {"x": {"kind": "scalar"}}}, ("no [targets.NAME]",)),
         ({"fields": {"y": {"kind": "scalar"}}, "targets": {"y": {"kind": "class"}}}, ("'y' is a field and a target",)),
         ({"fields": {"x": {"kind": "scalar"}}, "targets": {"y": {"kind": "clas"}}}, ("did you mean 'class'?",)),
+        ({"fields": {"x": {"kind": "scalar"}}, "targets": {"y": {"kind": "class", "name": "z"}}}, ("not 'name'",)),
     ],
 )
 def test_bad_schemas(schema: dict[str, Any], parts: tuple[str, ...]):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ..io.files import import_optional
 from .features import SAMPLE_RATE
 
 BLOCK_SAMPLES = 1 << 19  # read at a time
@@ -22,7 +23,8 @@ def read_blocks(path: Path) -> Iterator[np.ndarray]:
 
     Raises InputError where the file is missing, not a sound, cut short, empty, or holds values that are not finite.
     """
-    soundfile, soxr = import_libraries()
+    message = "sound files need soundfile and soxr: pip install 'anyformer[audio]'"
+    soundfile, soxr = (import_optional(module, message) for module in ("soundfile", "soxr"))
     if not path.is_file():
         raise InputError(f"{path}: there is no such sound file")
     try:
@@ -41,16 +43,6 @@ def read_blocks(path: Path) -> Iterator[np.ndarray]:
     except soundfile.SoundFileError as error:
         reason = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
         raise InputError(f"{path}: cannot be read as sound ({reason}): expected a complete wav or flac file") from None
-
-
-def import_libraries() -> tuple[Any, Any]:
-    """Return the modules soundfile and soxr. Raises InputError where they are not installed."""
-    try:
-        import soundfile
-        import soxr
-    except (ImportError, OSError):  # OSError: soundfile without its own library
-        raise InputError("sound files need soundfile and soxr: pip install 'anyformer[audio]'") from None
-    return soundfile, soxr
 
 
 def check_header(file: Any, path: Path) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from ...errors import InputError, suggest
 from ...events import report_progress
 from ..io.checks import read_bounded
-from ..io.files import open_data, suffix
+from ..io.files import import_optional, open_data, suffix
 from ..io.manifest import DELIMITERS, read_manifest
 from ..io.resolve import SETS, resolve
 from ..sampling import parse_split
@@ -75,6 +75,7 @@ class ImageSource:
 NAMED_SETS: dict[str, Callable[[list[Path]], ImageSource]] = {
     "digits": lambda paths: open_digits(paths[0]),
     "fashion-mnist": lambda paths: open_idx(paths, FASHION_CLASSES),
+    "mnist-t10k": lambda paths: open_idx(paths),
     "cifar10": lambda paths: open_npz(paths[0]),
 }
 
@@ -228,9 +229,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read all arrays of a file, without pickles, after checking their total size."""
     try:
         with zipfile.ZipFile(path) as file:
-            total = sum(member.file_size for member in file.infolist())
-        if total > MAX_ARRAY_BYTES:
-            raise InputError(f"{path} unpacks to {total:,} bytes, more than {MAX_ARRAY_BYTES >> 30} GiB")
+            size = sum(member.file_size for member in file.infolist())
+        if size > MAX_ARRAY_BYTES:
+            raise InputError(f"{path} unpacks to {size:,} bytes, more than {MAX_ARRAY_BYTES >> 30} GiB")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except InputError:
@@ -278,12 +279,7 @@ def check_labels(labels: np.ndarray, classes: tuple[str, ...], path: Path) -> tu
 
 
 def import_pillow() -> Any:
-    """Return the module PIL.Image. Raises InputError where Pillow is not installed."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise InputError("decoding images needs Pillow: pip install 'anyformer[vision]'") from None
-    return Image
+    return import_optional("PIL.Image", "decoding images needs Pillow: pip install 'anyformer[vision]'")
 
 
 def read_image(path: Path) -> np.ndarray:

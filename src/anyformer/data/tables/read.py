@@ -19,7 +19,7 @@ from ...errors import InputError
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
 from ..io.checks import sha256_file
-from ..io.files import suffix
+from ..io.files import import_optional, suffix
 from ..io.manifest import DELIMITERS, read_rows
 
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
@@ -68,11 +68,8 @@ def require_rows(rows: Iterable[Row], path: Path) -> Iterator[Row]:
 
 
 def read_parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'") from None
+    message = f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'"
+    pyarrow, parquet = (import_optional(module, message) for module in ("pyarrow", "pyarrow.parquet"))
     number = 0
     try:
         with parquet.ParquetFile(path) as file:

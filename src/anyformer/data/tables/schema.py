@@ -229,26 +229,15 @@ def load_schema(path_or_text: str) -> Schema:
 
 def parse_schema(values: Mapping[str, Any], place: str) -> Schema:
     """Build the schema of the content of a file. Raises InputError that names the place."""
-    names = ("fields", "targets", "group", "split", "examples")
-    if unknown := [name for name in values if name not in names]:
-        raise InputError(f"{place}: unknown '{unknown[0]}': {suggest(unknown[0], names)}")
-    for name in ("fields", "targets"):
-        table = values.get(name)
-        if not isinstance(table, dict) or not table or not all(isinstance(column, dict) for column in table.values()):
-            raise InputError(f"{place} has no [{name}.NAME]: at least one is needed")
-    for name in ("group", "split"):
-        if not isinstance(values.get(name, ""), str):
-            raise InputError(f"{place}: {name} is {values[name]!r}; it must be the name of a column")
-    fields = tuple(parse_field(name, column, f"{place}, fields.{name}") for name, column in values["fields"].items())
-    targets = tuple(
-        parse_target(name, column, f"{place}, targets.{name}") for name, column in values["targets"].items()
-    )
-    if both := [field.name for field in fields if field.name in values["targets"]]:
+    columns: dict[str, tuple[Any, ...]] = {}
+    for table, parse in (("fields", parse_field), ("targets", parse_target)):
+        items = values.get(table)
+        if not isinstance(items, dict) or not items or not all(isinstance(item, dict) for item in items.values()):
+            raise InputError(f"{place} has no [{table}.NAME]: at least one is needed")
+        columns[table] = tuple(parse(name, item, f"{place}, {table}.{name}") for name, item in items.items())
+    if both := [name for name in values["fields"] if name in values["targets"]]:
         raise InputError(f"{place}: '{both[0]}' is a field and a target: choose one")
-    examples = values.get("examples", [])
-    if not isinstance(examples, list) or not all(isinstance(example, dict) for example in examples):
-        raise InputError(f"{place}: examples must be a list of rows")
-    return Schema(fields, targets, values.get("group", ""), values.get("split", ""), tuple(examples))
+    return parse_dataclass(Schema, {**values, **columns}, place)
 
 
 def parse_field(name: str, values: Mapping[str, Any], place: str) -> Field:
@@ -263,6 +252,8 @@ def parse_field(name: str, values: Mapping[str, Any], place: str) -> Field:
 
 def parse_target(name: str, values: Mapping[str, Any], place: str) -> Target:
     parse_kind(values, ("class", "number"), place)
+    if unknown := [option for option in values if option not in ("kind", *MEASURED_OPTIONS[:3])]:
+        raise InputError(f"{place}: a target has only a kind, not '{unknown[0]}'")
     return parse_dataclass(Target, {"name": name, **values}, place)
 
 

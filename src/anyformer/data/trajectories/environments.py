@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_progress
+from ..io.files import import_optional
 from .read import Trajectories
 
 MAX_STEPS = 10_000  # of an episode, for environments that never end by themselves
@@ -71,10 +72,8 @@ def make_envs(name: str, count: int) -> tuple[list[Any], EnvSpec]:
     """Create `count` environments of this name. Raises InputError."""
     if name == LINE:
         return [LineEnv() for _ in range(count)], EnvSpec(2, 2)
-    try:
-        import gymnasium
-    except ImportError:
-        raise InputError(f"the environment '{name}' needs gymnasium: pip install 'anyformer[control]'") from None
+    message = f"the environment '{name}' needs gymnasium: pip install 'anyformer[control]'"
+    gymnasium = import_optional("gymnasium", message)
     if name not in gymnasium.registry:  # a name with a colon would import a module of the caller's choice
         hint = suggest(name, [LINE, *gymnasium.registry]).split("valid:")[0]  # there are dozens
         few = f"CartPole-v1, Pendulum-v1, {LINE} and the others of gymnasium"

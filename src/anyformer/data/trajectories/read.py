@@ -10,7 +10,6 @@ Shapes: N steps of all episodes, one after the other; E episodes; S numbers per 
 """
 
 import hashlib
-import importlib
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_progress
+from ..io.files import import_optional
 from ..sampling import select_split
 
 MAX_ARRAY_BYTES = 16 << 30  # of all arrays together
@@ -194,10 +194,7 @@ def check_numeric(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def read_parquet(path: Path) -> Trajectories:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise InputError("parquet needs pyarrow: pip install 'anyformer[parquet]'") from None
+    parquet = import_optional("pyarrow.parquet", "parquet needs pyarrow: pip install 'anyformer[parquet]'")
     file = parquet.ParquetFile(path)
     check_size(sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)))
     columns = ["episode", "state", "action", "reward"]
@@ -235,10 +232,7 @@ def write_trajectories(path: Path, data: Trajectories) -> None:
 
 def read_minari(data: str) -> Trajectories:
     """Read a dataset that Minari has downloaded, named `minari:NAME`. Raises InputError."""
-    try:
-        minari: Any = importlib.import_module("minari")
-    except ImportError:
-        raise InputError(f"data '{data}' needs Minari: pip install 'minari[arrow,hdf5]'") from None
+    minari = import_optional("minari", f"data '{data}' needs Minari: pip install 'minari[arrow,hdf5]'")
     name, local = data.removeprefix(MINARI_PREFIX), sorted(minari.list_local_datasets())
     if name not in local:
         hint = suggest(name, local) if local else "it has none yet"
