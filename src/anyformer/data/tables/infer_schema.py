@@ -20,25 +20,17 @@ MAX_INTEGER_CLASSES = 10  # a target of at most this many integers is a class
 
 @dataclass
 class ColumnSummary:
-    """What the values of a column have in common.
-
-    Attributes:
-        is_list: every value is a list.
-        max_length, min_length: of the texts or lists.
-        item_shape: the shape of a list without its first axis.
-        extensions: of the file names, "" for other texts.
-        names: the values as categories, up to a limit.
-    """
+    """What the values of a column have in common."""
 
     count: int = 0
     is_numeric: bool = True
     is_integer: bool = True
-    is_list: bool = True
-    max_length: int = 0
-    min_length: int = 1 << 30
-    item_shape: tuple[int, ...] | None = None
-    extensions: set[str] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)
+    is_list: bool = True  # every value is a list
+    max_length: int = 0  # of the texts or lists
+    min_length: int = 1 << 30  # of the lists
+    item_shape: tuple[int, ...] | None = None  # of a list, without its first axis
+    extensions: set[str] = field(default_factory=set)  # of the file names; "" for other texts
+    names: set[str] = field(default_factory=set)  # the values as categories, up to a limit
 
     def add(self, value: Any) -> None:
         self.count += 1
