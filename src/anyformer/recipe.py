@@ -10,7 +10,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import pkgutil
 import sys
 import traceback
@@ -27,6 +26,9 @@ from .parsing import RENAMED_FIELDS, parse_dataclass
 StreamState = dict[str, Any]
 """The position of a stream of batches, as JSON; passed back to `batches`, the stream continues exactly there.
 "step": batches so far; "tokens": nodes so far; "data": a hash of the data's content."""
+
+BatchStream = Iterator[tuple[dict[str, Any], StreamState]]
+"""What `batches` yields: each batch, and the state to continue from after it."""
 
 Figure = dict[str, Any]
 """A figure for the report of a run, as plain values: {"kind", "title", "note"} and, by its kind,
@@ -54,9 +56,7 @@ class Recipe(Protocol):
         """Build the model, an initialized `nn.Module`."""
         ...
 
-    def batches(
-        self, config: Any, split: str, state: StreamState | None = None
-    ) -> Iterator[tuple[dict[str, Any], StreamState]]:
+    def batches(self, config: Any, split: str, state: StreamState | None = None) -> BatchStream:
         """Yield batches, each with the state that continues after it: endless for "train", one pass for "val" and
         "all"."""
         ...

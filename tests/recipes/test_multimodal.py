@@ -198,7 +198,7 @@ def test_unknown_labels_do_not_count(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def table_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A table and a run on it."""
     folder = tmp_path_factory.mktemp("table")
     rng, lines = np.random.default_rng(0), ["length,soil,species"]
@@ -214,8 +214,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return table, folder / "run"
 
 
-def test_a_run_predicts_without_its_data(trained: tuple[Path, Path], tmp_path: Path):
-    table, run = trained
+def test_a_run_predicts_without_its_data(table_run: tuple[Path, Path], tmp_path: Path):
+    table, run = table_run
     run, table = run.rename(tmp_path / "elsewhere"), table.rename(tmp_path / "gone.csv")
     try:
         model = api.load(run, "cpu")
@@ -229,12 +229,12 @@ def test_a_run_predicts_without_its_data(trained: tuple[Path, Path], tmp_path: P
         rows = call("eval", run, "--data", table, "--json").ok().json["rows"]
         assert rows == 24, "the same data in another place: its validation split"
     finally:
-        run.rename(trained[1])
-        table.rename(trained[0])
+        run.rename(table_run[1])
+        table.rename(table_run[0])
 
 
-def test_a_schema_is_printed_and_used(trained: tuple[Path, Path], tmp_path: Path):
-    command = ("train", "multimodal", "--preset", "tiny", "--data", trained[0], "--device", "cpu")
+def test_a_schema_is_printed_and_used(table_run: tuple[Path, Path], tmp_path: Path):
+    command = ("train", "multimodal", "--preset", "tiny", "--data", table_run[0], "--device", "cpu")
     text = call(*command, "--target", "species", "--print-schema").ok().out
     wrong = write(tmp_path / "wrong.toml", text.replace("[fields.soil]", "[fields.length2]"))
     assert_refused(call(*command, "--schema", wrong, "--out", tmp_path / "run"), "'length2'", "no such column")
@@ -250,9 +250,9 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize(("answer", "goes_on"), [("n\n", False), ("\n", True), ("Yes\n", True)])
 def test_a_person_at_a_terminal_is_asked(
-    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, answer: str, goes_on: bool
+    table_run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, answer: str, goes_on: bool
 ):
-    config = dataclasses.replace(TINY, data=str(trained[0]), target="species")
+    config = dataclasses.replace(TINY, data=str(table_run[0]), target="species")
     job: Any = SimpleNamespace(recipe=multimodal, config=config)
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -277,9 +277,9 @@ def test_a_person_at_a_terminal_is_asked(
         (3, ("input 0 is int; a row is expected",)),
     ],
 )
-def test_requests_that_cannot_be_answered(trained: tuple[Path, Path], row: Any, parts: tuple[str, ...]):
+def test_requests_that_cannot_be_answered(table_run: tuple[Path, Path], row: Any, parts: tuple[str, ...]):
     with refuses(*parts):
-        api.load(trained[1], "cpu").predict(input=row)
+        api.load(table_run[1], "cpu").predict(input=row)
 
 
 @needs_data

@@ -15,7 +15,6 @@ BERT's fine-tuning (1810.04805, section 4.1).
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,15 +30,16 @@ from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer, pad_ids
 from ..errors import InputError
-from ..inference.text_embedding import embed_texts, pad_rows
+from ..inference.classification import describe_classes
+from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model.config import TransformerConfig
-from ..model.encoder_decoder import Encoder
 from ..model.heads import Classifier
 from ..model.init import initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, StreamState, init_stream
 from ..training.config import TrainConfig
+from ._shared.encoder import TextEncoder, TextRequest, as_list, embed
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
 
@@ -105,17 +105,14 @@ PRESETS = {
 }
 
 
-class ClassifyModel(Encoder):
+class ClassifyModel(TextEncoder):
     """ids (B, T), lengths (B,) -> logits (B, classes)"""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, names: Sequence[str]):
-        masked_tokenizer = MaskedTokenizer.from_tokenizer(tokenizer, config.padded_vocab)
-        vocab_size = max(masked_tokenizer.vocab_size, config.padded_vocab or 0)
-        super().__init__(vocab_size, config.model, config.token_types, config.embedding_norm)
+        super().__init__(config, tokenizer)
         self.head = Classifier(config.model.dim, len(names), config.pool)
-        self.masked_tokenizer, self.context, self.names = masked_tokenizer, config.model.context, list(names)
-        labels = json.dumps(self.names, ensure_ascii=False)
-        self.files = {"tokenizer.json": tokenizer.to_json(), "labels.json": labels}
+        self.names = list(names)
+        self.files["labels.json"] = json.dumps(self.names, ensure_ascii=False)
 
     def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.head(self.hidden(ids, lengths), lengths)
@@ -138,38 +135,31 @@ def read_class_names(config: Config) -> tuple[str, ...] | None:
     return tuple(names)
 
 
+def config_files(config: Config) -> list[Path]:
+    return [path for name in (config.data, config.labels, config.tokenizer) for path in data_files(name)]
+
+
+@cache_by_files(config_files)
 def load_texts(config: Config) -> LabeledTexts:
     """Return the labeled texts, read once; a file that has changed since is read again."""
-    return _read(config.data, config.columns, read_class_names(config))
+    text, _, label = config.columns.partition(",")
+    return read_labeled(config.data, (text, label), read_class_names(config))
 
 
-@cache_by_files(lambda data, *_: data_files(data))
-def _read(data: str, columns: str, names: tuple[str, ...] | None) -> LabeledTexts:
-    text, _, label = columns.partition(",")
-    return read_labeled(data, (text, label), names)
-
-
+@cache_by_files(config_files)
 def load_text_tokenizer(config: Config) -> Tokenizer:
     def train() -> Tokenizer:
-        return _train_tokenizer(config.tokenizer, config.vocab_size, tuple(load_texts(config).texts))
+        return build_tokenizer(config.tokenizer, lambda: iter(load_texts(config).texts), config.vocab_size)
 
     return load_config_tokenizer(config.tokenizer, train, config.vocab_size, config.padded_vocab)
 
 
-@lru_cache(maxsize=4)
-def _train_tokenizer(kind: str, vocab_size: int, texts: tuple[str, ...]) -> Tokenizer:
-    return build_tokenizer(kind, lambda: iter(texts), vocab_size)
-
-
-@lru_cache(maxsize=4)
-def encode_texts(config: Config, sha256: str) -> list[list[int]]:
-    """Return the ids of every text of the data that has this hash. Raises InputError that counts those longer than the
-    context, unless they may be cut."""
-    tokenizer, data = (
-        MaskedTokenizer.from_tokenizer(load_text_tokenizer(config), config.padded_vocab),
-        load_texts(config),
-    )
-    width = config.model.context - tokenizer.n_special
+@cache_by_files(config_files)
+def encode_texts(config: Config) -> list[list[int]]:
+    """Return the ids of every text. Raises InputError that counts those longer than the context, unless they may be
+    cut."""
+    tokenizer = MaskedTokenizer.from_tokenizer(load_text_tokenizer(config), config.padded_vocab)
+    data, width = load_texts(config), config.model.context - tokenizer.n_special
     rows = [ids.tolist() for ids in tokenizer.tokenizer.encode_batch(data.texts)]
     if not config.cut and (long := [i for i, ids in enumerate(rows) if len(ids) > width]):
         raise InputError(
@@ -179,9 +169,7 @@ def encode_texts(config: Config, sha256: str) -> list[list[int]]:
     return [[*tokenizer.prefix_ids, *ids[:width], *tokenizer.suffix_ids] for ids in rows]
 
 
-def batches(
-    config: Config, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield batches: ids (B, T), lengths (B,), labels (B,).
 
     "train" never ends and yields each text once an epoch, texts of similar length together; "val", "test" and "all"
@@ -192,7 +180,7 @@ def batches(
     indices = data.split(split)
     if not len(indices):
         raise InputError(f"data '{config.data}' leaves no text for {split}: bring more than {len(data.texts)}")
-    rows = encode_texts(config, data.sha256)
+    rows = encode_texts(config)
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
         for start in range(0, len(indices), c.batch):
@@ -248,12 +236,6 @@ def count_confusions(model: ClassifyModel, batches: Iterator[dict[str, Tensor]])
     return nats, confusion
 
 
-def export_graph(model: ClassifyModel) -> Graph:
-    vocab_size = model.nodes.token.num_embeddings
-    inputs = {"ids": GraphInput("batch length", vocab_size), "lengths": GraphInput("batch", is_length=True)}
-    return Graph(model, inputs, ("logits",), {"length": model.context})
-
-
 @torch.inference_mode()
 def figures(model: ClassifyModel, config: Config) -> list[Figure]:
     """Draw the confusion matrix of the validation split."""
@@ -266,42 +248,18 @@ def figures(model: ClassifyModel, config: Config) -> list[Figure]:
     return [figure | {"rows": model.names, "columns": model.names}] if len(model.names) <= MAX_FIGURE_CLASSES else []
 
 
-# --- requests ---
-
-
-@dataclass(frozen=True)
-class Request:
-    """Texts to classify or to embed."""
-
-    input: str | list[str] | None = None
-    """A text, or several. None: an example."""
-    embed: str | list[str] | None = None
-    """A text, or several, to turn into vectors."""
-    cut: bool = False
-    """Cut texts that are longer than the context instead of refusing them."""
-
-
 @torch.inference_mode()
 def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Classify texts, or embed them: the fields of `Request`.
+    """Classify texts, or embed them: the fields of `TextRequest`.
 
     {"input": "a text"} returns {"results": [{"input", "label", "probability", "probabilities": {class: p}}]};
     {"embed": [text, ...]} returns {"vectors": [[...], ...]}, of length 1.
     """
-    fields = parse_dataclass(Request, request, "request")
+    fields = parse_dataclass(TextRequest, request, "request")
     if fields.embed is not None:
         return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
     texts = [default_text(model.masked_tokenizer.tokenizer)] if fields.input is None else as_list(fields.input)
     return {"results": [classify_text(model, text, fields.cut) for text in texts]}
-
-
-def embed(model: ClassifyModel, texts: list[str], cut: bool = False) -> list[list[float]]:
-    """Return a vector of length 1 for each text: the mean of its nodes after the last block."""
-    return embed_texts(model, texts, cut=cut).tolist()
-
-
-def as_list(texts: str | list[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else texts
 
 
 def default_text(tokenizer: Tokenizer) -> str:
@@ -315,6 +273,4 @@ def default_text(tokenizer: Tokenizer) -> str:
 
 def classify_text(model: ClassifyModel, text: str, cut: bool) -> dict[str, Any]:
     ids, lengths = pad_rows([model.masked_tokenizer.encode(text, model.context, cut)], next(model.parameters()).device)
-    probabilities = model(ids, lengths)[0].float().softmax(-1).tolist()
-    ranked = sorted(zip(model.names, probabilities), key=lambda pair: -pair[1])
-    return {"input": text, "label": ranked[0][0], "probability": ranked[0][1], "probabilities": dict(ranked)}
+    return {"input": text} | describe_classes(model(ids, lengths)[0].float().softmax(-1), model.names)

@@ -15,7 +15,6 @@ Decision Transformer (Chen et al. 2021, 2106.01345); cloning of all episodes or 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ from ..model.embeddings import TrajectoryEmbedding
 from ..model.init import initialize
 from ..model.transformer import Transformer
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import TINY_TRAIN, make_model_config
 
@@ -194,11 +193,6 @@ def load_episodes(config: Config) -> Trajectories:
     return data
 
 
-@lru_cache(maxsize=4)
-def select_best(data: Trajectories, fraction: float) -> Trajectories:
-    return data.select_best(fraction)
-
-
 def build_normalizer(config: Config) -> TrajectoryNormalizer:
     if config.space not in ("measured", "raw"):
         return load_normalizer(config.space)
@@ -216,9 +210,7 @@ def build(config: Config) -> DecisionTransformer:
     return model
 
 
-def batches(
-    config: Config, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield batches of windows of episodes: state (B, K, S), action (B, K, A), return_to_go (B, K, 1), timestep (B, K),
     real (B, K), False after the end of an episode; and labels, the actions: ids (B, K), or (B, K, A).
 
@@ -228,7 +220,7 @@ def batches(
     normalizer.check(data)
     context = config.model.context // 3
     state = init_stream(state, config.data, data.sha256)
-    data = select_best(data, config.best_fraction) if split != "all" else data
+    data = data.select_best(config.best_fraction) if split != "all" else data
     episodes = data.split(split, config.val_fraction)
     if split != "train":
         starts = eval_starts(data, episodes, context)

@@ -35,14 +35,14 @@ from ..data.tokenizers.build import load_tokenizer
 from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..errors import InputError
 from ..events import report_progress
-from ..inference.text_embedding import embed_texts, pad_rows
+from ..inference.decode import pad_rows
 from ..model.config import TransformerConfig
-from ..model.encoder_decoder import Encoder
 from ..model.heads import MaskedHead
 from ..model.init import initialize
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, StreamState, init_stream
 from ..training.config import TrainConfig
+from ._shared.encoder import TextEncoder, TextRequest, as_list, embed
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import TextConfig, load_config_tokenizer
 
@@ -127,7 +127,7 @@ PRESETS = {
 }
 
 
-class MaskedModel(Encoder):
+class MaskedModel(TextEncoder):
     """An encoder with a head that predicts tokens.
 
     Shapes:
@@ -136,12 +136,8 @@ class MaskedModel(Encoder):
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
-        masked_tokenizer = MaskedTokenizer.from_tokenizer(tokenizer, config.padded_vocab)
-        vocab_size = max(masked_tokenizer.vocab_size, config.padded_vocab or 0)
-        super().__init__(vocab_size, config.model, config.token_types, config.embedding_norm)
-        self.head = MaskedHead(config.model, vocab_size, self.nodes.token if config.tied else None)
-        self.masked_tokenizer, self.context = masked_tokenizer, config.model.context
-        self.files = {"tokenizer.json": tokenizer.to_json()}
+        super().__init__(config, tokenizer)
+        self.head = MaskedHead(config.model, self.vocab_size, self.nodes.token if config.tied else None)
 
     def forward(
         self,
@@ -190,9 +186,7 @@ def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) ->
     return prepare_corpus(data, tokenizer, vocab_size, val_fraction, report_progress)
 
 
-def batches(
-    config: Config, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield batches; the keys are those of `make_batch`.
 
     "train" never ends and yields random windows, hidden anew at each step. "val" and "all" yield every window once,
@@ -288,27 +282,12 @@ def evaluate(model: MaskedModel, batches: Iterator[dict[str, Tensor]]) -> dict[s
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / count, "tokens": tokens}
 
 
-def export_graph(model: MaskedModel) -> Graph:
-    vocab_size = model.nodes.token.num_embeddings
-    inputs = {"ids": GraphInput("batch length", vocab_size), "lengths": GraphInput("batch", is_length=True)}
-    return Graph(model, inputs, ("logits",), {"length": model.context})
-
-
-# --- requests ---
-
-
 @dataclass(frozen=True)
-class Request:
-    """Texts with hidden tokens to predict, or texts to embed."""
+class Request(TextRequest):
+    """Texts with [MASK] for the tokens to predict, or texts to embed."""
 
-    input: str | list[str] | None = None
-    """A text, or several; [MASK] stands for a token to predict. None: an example."""
     top: int = 5
     """How many tokens to name for each mask, likeliest first."""
-    embed: str | list[str] | None = None
-    """A text, or several, to turn into vectors."""
-    cut: bool = False
-    """Cut texts that are longer than the context instead of refusing them."""
 
 
 @torch.inference_mode()
@@ -327,15 +306,6 @@ def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {vocab_size}")
     texts = [default_prompt(model)] if fields.input is None else as_list(fields.input)
     return {"results": [fill_masks(model, text, fields.top, fields.cut) for text in texts]}
-
-
-def embed(model: MaskedModel, texts: list[str], cut: bool = False) -> list[list[float]]:
-    """Return a vector of length 1 for each text: the mean of its nodes after the last block."""
-    return embed_texts(model, texts, cut=cut).tolist()
-
-
-def as_list(texts: str | list[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else texts
 
 
 def default_prompt(model: MaskedModel) -> str:

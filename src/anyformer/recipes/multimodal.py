@@ -53,7 +53,7 @@ from ..model.heads import Classifier, Regressor
 from ..model.init import initialize
 from ..model.transformer import Transformer
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 
@@ -223,9 +223,7 @@ def build(config: Config) -> MultimodalTransformer:
     return model
 
 
-def batches(
-    config: Config, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield batches: the values of each field (B, *field.shape), present (B, N), and the labels of each target (B,).
 
     "train" never ends and yields every row once an epoch, augmented. "val" and "all" yield every row once.

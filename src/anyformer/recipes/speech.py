@@ -41,7 +41,7 @@ from ..model.encoder_decoder import EncoderDecoder
 from ..model.heads import LMHead
 from ..model.init import initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, TINY_TRAIN, make_stacks
 from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
@@ -202,9 +202,7 @@ def load_clips(config: Config) -> AudioDataset:
     return load_audio(config.data, config.val_fraction, config.skip_broken)
 
 
-def batches(
-    config: Config, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield batches: mel (B, M, T), lengths (B,) in nodes, ids and labels (B, L).
 
     "train" never ends and draws random clips, joined where the config says so. "val" and "all" yield as many examples

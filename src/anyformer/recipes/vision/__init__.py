@@ -46,7 +46,7 @@ from ...model.heads import Classifier
 from ...model.init import initialize
 from ...model.transformer import Transformer
 from ...parsing import check_range, check_types, parse_dataclass, path_field
-from ...recipe import Figure, Graph, GraphInput, StreamState, init_stream
+from ...recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
 from .._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from .drawing import draw_figures
@@ -254,9 +254,7 @@ def build(config: Config) -> VisionTransformer:
     return model
 
 
-def batches(
-    config: Config, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield batches: pixels (B, channels, H, W) uint8 and labels (B,); where images are mixed in pairs, also
     mixed_labels and mix_share (B,).
 
