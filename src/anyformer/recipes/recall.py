@@ -136,16 +136,6 @@ class RecallModel(LanguageModel):
         probabilities = self.counts.probabilities(ids.cpu().numpy(), own, starts)
         return torch.from_numpy(probabilities).clamp_(min=1e-9).log_().to(ids.device)
 
-    def forward(
-        self,
-        ids: Tensor,
-        cache: KVCache | None = None,
-        document: Tensor | None = None,
-        positions: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        return self.head(self.hidden(ids, cache, document, positions, labels))
-
     def new_cache(self, batch: int, size: int | None = None) -> KVCache:
         return TokenCache(self.body.config, batch, size, next(self.body.parameters()).device)
 

@@ -14,10 +14,9 @@ Bahdanau, Cho and Bengio: Neural Machine Translation by Jointly Learning to Alig
 
 from dataclasses import replace
 
-from ..baselines.recurrent import RNNSearch
-from ..data.tokenizers.pair_tokenizer import PairTokenizer
-from ._shared.pairs import batches, evaluate, figures, load_tokenizers, loss, predict, score
-from ._shared.recurrent import LARGE, MULTI30K, REVERSE, TINY, model_arguments
+from ..baselines.recurrent import RecurrentSeq2Seq, RNNSearch
+from ._shared.pairs import batches, evaluate, figures, loss, predict, score
+from ._shared.recurrent import LARGE, MULTI30K, REVERSE, TINY, build_recurrent
 from ._shared.recurrent import RecurrentConfig as Config
 
 __all__ = ["PRESETS", "Config", "batches", "build", "evaluate", "figures", "loss", "predict", "score"]
@@ -32,14 +31,5 @@ PRESETS = {
 }
 
 
-class RNNSearchModel(RNNSearch):
-    """source (B, S) ids, target (B, T) ids -> logits (B, T, V)"""
-
-    def __init__(self, config: Config, pair_tokenizer: PairTokenizer):
-        super().__init__(**model_arguments(config, pair_tokenizer))
-        self.pair_tokenizer, self.files = pair_tokenizer, pair_tokenizer.files
-        self.label_smoothing = config.label_smoothing
-
-
-def build(config: Config) -> RNNSearchModel:
-    return RNNSearchModel(config, load_tokenizers(config))
+def build(config: Config) -> RecurrentSeq2Seq:
+    return build_recurrent(RNNSearch, config)

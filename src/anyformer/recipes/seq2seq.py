@@ -14,10 +14,9 @@ Sutskever, Vinyals and Le: Sequence to Sequence Learning with Neural Networks (1
 
 from dataclasses import replace
 
-from ..baselines.recurrent import Seq2SeqLSTM
-from ..data.tokenizers.pair_tokenizer import PairTokenizer
-from ._shared.pairs import batches, evaluate, load_tokenizers, loss, predict, score
-from ._shared.recurrent import LARGE, MULTI30K, REVERSE, TINY, model_arguments
+from ..baselines.recurrent import RecurrentSeq2Seq, Seq2SeqLSTM
+from ._shared.pairs import batches, evaluate, loss, predict, score
+from ._shared.recurrent import LARGE, MULTI30K, REVERSE, TINY, build_recurrent
 from ._shared.recurrent import RecurrentConfig as Config
 
 __all__ = ["PRESETS", "Config", "batches", "build", "evaluate", "loss", "predict", "score"]
@@ -32,14 +31,5 @@ PRESETS = {
 }
 
 
-class Seq2SeqModel(Seq2SeqLSTM):
-    """source (B, S) ids, target (B, T) ids -> logits (B, T, V)"""
-
-    def __init__(self, config: Config, pair_tokenizer: PairTokenizer):
-        super().__init__(**model_arguments(config, pair_tokenizer))
-        self.pair_tokenizer, self.files = pair_tokenizer, pair_tokenizer.files
-        self.label_smoothing = config.label_smoothing
-
-
-def build(config: Config) -> Seq2SeqModel:
-    return Seq2SeqModel(config, load_tokenizers(config))
+def build(config: Config) -> RecurrentSeq2Seq:
+    return build_recurrent(Seq2SeqLSTM, config)

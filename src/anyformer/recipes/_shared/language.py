@@ -86,14 +86,9 @@ class LanguageModel(nn.Module):
             positions = cache.positions(ids.shape[1])
         return self.body(self.nodes(ids, positions), edges, cache=cache)
 
-    def forward(
-        self,
-        ids: Tensor,
-        cache: KVCache | None = None,
-        document: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        return self.head(self.hidden(ids, cache, document, positions))
+    def forward(self, ids: Tensor, cache: KVCache | None = None, **inputs: Tensor | None) -> Tensor:
+        """inputs: the further arguments of `hidden`."""
+        return self.head(self.hidden(ids, cache, **inputs))
 
 
 def layer_edges(config: LanguageConfig) -> list[Edges]:

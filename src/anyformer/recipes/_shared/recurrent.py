@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...data.tokenizers.pair_tokenizer import PairTokenizer
+from ...baselines.recurrent import RecurrentSeq2Seq
 from ...parsing import check_range
 from ...training.config import TrainConfig
-from .pairs import PairConfig
+from .pairs import PairConfig, load_tokenizers
 from .presets import MAX_SIZE, TINY_PAIRS_TRAIN
 
 
@@ -36,11 +36,14 @@ class RecurrentConfig(PairConfig):
         return self.context, self.context
 
 
-def model_arguments(config: RecurrentConfig, pair_tokenizer: PairTokenizer) -> dict[str, Any]:
-    """Return the arguments of a model of `baselines.recurrent`."""
+def build_recurrent(model_class: type[RecurrentSeq2Seq], config: RecurrentConfig) -> RecurrentSeq2Seq:
+    """Build a model of `baselines.recurrent`, with its tokenizers."""
+    pair = load_tokenizers(config)
     names = ("dim", "hidden", "layers", "context", "dropout")
-    vocab_sizes = pair_tokenizer.vocab_sizes(config.padded_vocab)
-    return {"vocab_sizes": vocab_sizes} | {name: getattr(config, name) for name in names}
+    arguments = {name: getattr(config, name) for name in names}
+    model: Any = model_class(vocab_sizes=pair.vocab_sizes(config.padded_vocab), **arguments)
+    model.pair_tokenizer, model.files, model.label_smoothing = pair, pair.files, config.label_smoothing
+    return model
 
 
 CAPTIONS_TRAIN = TrainConfig(
