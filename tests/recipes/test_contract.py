@@ -68,7 +68,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_command_line_trains_it(name: str, tmp_path: Path):
     """Its fields do not clash with the flags that all recipes share (--steps)."""
-    flags = ("--steps", 1, "--device", "cpu", "--train.batch", 2, "--train.eval-batches", 1)
+    flags = ("--steps", 1, "--device", "cpu", "--train.batch", 64, "--train.eval-batches", 1)
     call("train", name, "--preset", "tiny", *flags, "--train.final-every", 100_000, "--out", tmp_path / "run").ok()
 
 
@@ -237,7 +237,7 @@ def test_prediction_is_plain_and_repeats(name: str):
 
 
 def test_figures_can_be_drawn(name: str):
-    recipe, config = tiny(name)
+    recipe, config = tiny(name, batch=64)
     if isinstance(recipe, recipes.SupportsFigures):
         for figure in recipe.figures(build(name).eval(), config):
             assert drawn(json.loads(json.dumps(figure))) is not None, figure["title"]
