@@ -166,7 +166,7 @@ def theirs(here: Here, config: language.Config) -> Iterator[Any]:
     for batch, _ in random_ids(config, "train", None):
         batch = loop.move_batch(batch, here.device)
         with autocast(here.device, torch.bfloat16):
-            _, loss = run(batch["ids"], batch["next"])
+            _, loss = run(batch["ids"], batch["labels"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip)
         optimizer.step()
@@ -194,7 +194,7 @@ def shakespeare(here: Here) -> Iterator[Work]:
     with TemporaryDirectory() as folder:
         data = here.asked.shakespeare or ("shakespeare" if not here.dry else written(Path(folder) / "text.txt"))
         for name, config in candidates(here, str(data)).items():
-            language.corpus(config)  # prepared before the clock starts
+            language.load_corpus(config)  # prepared before the clock starts
             for compiled in (False, True):
                 how = "compiled" if compiled else "eager"
                 yield f"shakespeare, {name}, {how}", lambda c=config, with_=compiled: learned(here, c, with_)

@@ -53,7 +53,7 @@ def peak() -> float:
 
 def ours(path: Path, spec: str) -> dict:
     """Time `prepare` in an empty cache; returns seconds for all and for each stage, MB, and counts."""
-    from anyformer.data.text.prepare import prepare
+    from anyformer.data.text.prepare import prepare_corpus
 
     stages: dict[str, float] = {}
     last = ["checking", time.perf_counter()]
@@ -64,7 +64,7 @@ def ours(path: Path, spec: str) -> dict:
         last[:] = [what, now]
 
     before, start = peak(), time.perf_counter()
-    corpus = prepare(str(path), spec, vocab_size=1024, progress=progress)
+    corpus = prepare_corpus(str(path), spec, vocab_size=1024, progress=progress)
     seconds = time.perf_counter() - start
     result = {"seconds": seconds, "stages": stages, "peak_mb": peak(), "imports_mb": before}
     return result | {
@@ -88,7 +88,7 @@ def by_tiktoken(path: Path, tokenizer: str) -> dict:
     """The same by tiktoken's encode_ordinary_batch: the pattern of GPT-2, and our vocabulary as its ranks."""
     import tiktoken
 
-    from anyformer.data.tokenizers.json_layout import byte_alphabet
+    from anyformer.data.tokenizers.base import byte_alphabet
 
     byte = {letter: i for i, letter in enumerate(byte_alphabet())}
     vocab = json.loads(Path(tokenizer).read_text())["model"]["vocab"]

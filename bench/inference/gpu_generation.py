@@ -13,7 +13,7 @@ from torch import Tensor
 from anyformer.inference.decode import generate, new_cache, prefill, step
 from anyformer.inference.sampling import SamplingParams
 from anyformer.model.cache import KVCache
-from anyformer.model.quantization.quantize import narrow
+from anyformer.model.quantization.quantize import quantize
 from anyformer.recipes import language
 
 PROMPT, NEW = 32, 128
@@ -186,5 +186,5 @@ def sharp(here: Any) -> Any:
 
 def narrowed(here: Any) -> Any:
     model = sharp(here)
-    narrow(model, "bfloat16")
+    quantize(model, "bfloat16")
     return model

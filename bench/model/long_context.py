@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from anyformer.model.block import Transformer
+from anyformer.model.transformer import Transformer
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, window
 from anyformer.report.chart import Series, line_chart

@@ -36,7 +36,7 @@ def side(preset: str, wanted: tuple[int, ...], asked: argparse.Namespace, folder
     began = time.monotonic()
     model = api.train("control", preset, minutes=asked.minutes, out=folder / preset, train={"seed": asked.seed})
     trained = time.monotonic() - began
-    goals = list(wanted) if model.config.conditioned else [model.config.wanted]
+    goals = list(wanted) if model.config.conditioned else [model.config.target_return]
     play = {"wanted": goals, "episodes": asked.episodes, "seed": STARTS, "temperature": asked.temperature}
     names = ("wanted", "achieved", "low", "high")
     played = [{name: one[name] for name in names} for one in model.predict({"rollout": play})["results"]]

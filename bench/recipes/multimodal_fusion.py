@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from anyformer import api
-from anyformer.data.audio import features as audio
+from anyformer.data.audio.features import SAMPLE_RATE
+from anyformer.data.audio.read import read_audio
 from anyformer.data.tables import datasets as known
 from anyformer.data.tables import read as rows
 from anyformer.events import report_progress
@@ -36,12 +37,12 @@ TARGET = '[targets.digit]\nkind = "class"\n'
 
 def pairs() -> list[dict[str, Any]]:
     """Every pair with its sound decoded."""
-    found = [row for _, row in known.table("spoken-digits").rows()]
+    found = [row for _, row in known.open_table("spoken-digits").rows()]
     heard: dict[str, np.ndarray] = {}
     for i, row in enumerate(found):
         path = row["sound"]
         if path not in heard:
-            heard[path] = audio.read(Path(path))[: audio.RATE]
+            heard[path] = read_audio(Path(path))[:SAMPLE_RATE]
         row["sound"] = heard[path]
         report_progress("reading sounds", i, len(found))
     return found
@@ -64,7 +65,7 @@ def table(found: list[dict[str, Any]], seed: int, sound: float | None = None, im
             loud, dim = float(rng.choice(SOUND)), float(rng.choice(IMAGE))
             yield f"pair {i}", worse(row, loud if sound is None else sound, dim if image is None else image, rng)
 
-    return rows.Table(noisy, Path(), f"fused 1 {seed} {sound} {image} {len(found)}", closed=True)
+    return rows.Table(noisy, Path(), f"fused 1 {seed} {sound} {image} {len(found)}", self_contained=True)
 
 
 def trained(fields: list[str], steps: int, seed: int, folder: Path) -> Any:
@@ -87,7 +88,7 @@ def main(steps: int, seed: int, examples: int) -> dict[str, Any]:
     every = pairs()
     val = [row for row in every if row["split"] == "val"]
     val = val[:: max(1, len(val) // examples)]
-    known.KNOWN["noisy-pairs"] = lambda: table(every, seed)
+    known.NAMED_SETS["noisy-pairs"] = lambda: table(every, seed)
     with TemporaryDirectory() as folder:
         kinds = {"fused": ["image", "sound"], "image alone": ["image"], "sound alone": ["sound"]}
         models = {name: trained(fields, steps, seed, Path(folder) / name) for name, fields in kinds.items()}

@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 
 from anyformer import api
-from anyformer.data.text.batches import NOTHING
-from anyformer.data.text.ngrams import count
+from anyformer.data.text.batches import IGNORE_INDEX
+from anyformer.data.text.ngrams import count_ngrams
 from anyformer.recipes import language, recall
 
 
 def counts_alone(data: str, longest: int) -> dict[str, Any]:
     """Seconds of counting, and the loss of what was counted."""
     config = replace(recall.PRESETS["small"], data=data)
-    text = language.corpus(config)
+    text = language.load_corpus(config)
     began = time.perf_counter()
-    known = count(np.asarray(text.split("train"), np.int64), longest, text.tokenizer.vocab_size)
+    known = count_ngrams(np.asarray(text.split("train"), np.int64), longest, text.tokenizer.vocab_size)
     seconds = time.perf_counter() - began
     total, n = 0.0, 0
     for batch, _ in language.batches(config, "val"):
-        nexts = batch["next"].numpy()
+        nexts = batch["labels"].numpy()
         said = known.probabilities(batch["ids"].numpy())
-        real = nexts != NOTHING
+        real = nexts != IGNORE_INDEX
         total -= np.log(np.take_along_axis(said, np.where(real, nexts, 0)[..., None], -1)[..., 0][real]).sum()
         n += int(real.sum())
     return {"seconds": round(seconds, 2), "loss": total / n}

@@ -33,7 +33,7 @@ def cell(data: str, position: str, edges: str, how_long: dict[str, Any], folder:
         "vision",
         preset,
         data=str(folder / "images.npz"),
-        local=EDGES[edges],
+        local_layers=EDGES[edges],
         radius=1,
         model={"position": POSITIONS[position]},
         train=train,

@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 
 from anyformer import api
-from anyformer.data.text import labelled
+from anyformer.data.text import labeled
 from anyformer.training import loop
 
 DATA = "sentence-polarity"
@@ -28,8 +28,8 @@ DATA = "sentence-polarity"
 
 def baseline() -> dict[str, float]:
     """Words and pairs of words, weighed; how strongly to regularise is chosen on the validation part."""
-    found = labelled.read(DATA)
-    parts = {name: found.part(name) for name in ("train", "val", "test")}
+    found = labeled.read_labeled(DATA)
+    parts = {name: found.split(name) for name in ("train", "val", "test")}
     texts = {name: [found.texts[i] for i in at] for name, at in parts.items()}
     right = {name: found.classes[at] for name, at in parts.items()}
     tried = []

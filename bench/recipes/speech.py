@@ -24,7 +24,7 @@ from sklearn.svm import SVC
 
 from anyformer import api
 from anyformer.data.audio import features as audio
-from anyformer.data.audio import read as clips
+from anyformer.data.audio import datasets as clips
 
 VAL, TEST = (5, 6), 5  # takes for validation; those below this are the test's
 MINUTES = {"digits": 4.0, "strings": 20.0}  # by preset
@@ -34,7 +34,7 @@ CEPSTRA = 13
 def tables(folder: Path) -> dict[str, Path]:
     """fsdd as tables: "train", with what validates marked, and "test"."""
     rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
-    for entry in clips.listed("fsdd"):
+    for entry in clips.list_entries("fsdd"):
         take = int(entry.path.stem.split("_")[2])
         name, side = ("test", "") if take < TEST else ("train", "val" if take in VAL else "train")
         rows[name].append((str(entry.path.resolve()), entry.text, side))
@@ -66,14 +66,14 @@ def mfcc(sound: np.ndarray) -> np.ndarray:
 def theirs(table: dict[str, Path], seed: int) -> dict[str, Any]:
     """A word of ten: which is wrong as often as the word error rate says."""
     began = time.monotonic()
-    heard, test = clips.read(str(table["train"])), clips.read(str(table["test"]))
-    x, y = np.stack([mfcc(heard.sound(i)) for i in range(len(heard.texts))]), np.array(heard.texts)
+    heard, test = clips.load_audio(str(table["train"])), clips.load_audio(str(table["test"]))
+    x, y = np.stack([mfcc(heard.read_clip(i)) for i in range(len(heard.texts))]), np.array(heard.texts)
     tried = []
     for strength in (1.0, 3.0, 10.0, 30.0, 100.0):
-        model = make_pipeline(StandardScaler(), SVC(C=strength, random_state=seed)).fit(x[~heard.val], y[~heard.val])
-        tried.append((model.score(x[heard.val], y[heard.val]), -strength, model))
+        model = make_pipeline(StandardScaler(), SVC(C=strength, random_state=seed)).fit(x[~heard.is_val], y[~heard.is_val])
+        tried.append((model.score(x[heard.is_val], y[heard.is_val]), -strength, model))
     _, strength, model = max(tried, key=lambda one: one[:2])
-    right = model.score(np.stack([mfcc(test.sound(i)) for i in range(len(test.texts))]), np.array(test.texts))
+    right = model.score(np.stack([mfcc(test.read_clip(i)) for i in range(len(test.texts))]), np.array(test.texts))
     return {"wer": 1 - right, "C": -strength, "seconds": time.monotonic() - began}
 
 

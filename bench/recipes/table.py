@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from anyformer import api
-from anyformer.data.tables.augment import batch
+from anyformer.data.tables.batches import build_batch
 from anyformer.inference.table_prediction import to_tensor
 from anyformer.recipes import multimodal
 from anyformer.training import checkpoints as checkpoint
@@ -53,7 +53,7 @@ def ours(fold: str, seed: int, steps: int) -> np.ndarray:
         assert last is not None
         model: Any = api.load(last, "cpu").module
     found = multimodal.load_rows(multimodal.PRESETS["table"])
-    made = {name: to_tensor(value) for name, value in batch(found, found.part("val", fold)).items()}
+    made = {name: to_tensor(value) for name, value in build_batch(found, found.split("val", fold)).items()}
     (answer,) = model.answers(made)
     return answer.detach().double().softmax(-1).numpy()
 
@@ -63,7 +63,7 @@ def main(folds: int, seeds: int, steps: int) -> dict[str, Any]:
     x, y = np.concatenate(found.values, 1), found.targets[:, 0].astype(int)
     told: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *PEERS)}
     for fold in (f"{i}/{folds}" for i in range(1, folds + 1)):
-        train, val = (found.part(split, fold) for split in ("train", "val"))
+        train, val = (found.split(split, fold) for split in ("train", "val"))
         for seed in range(1, seeds + 1):
             began = time.monotonic()
             told["ours"].append(scored(y[val], ours(fold, seed, steps)) | {"seconds": time.monotonic() - began})

@@ -49,7 +49,7 @@ def forest(config: Any, seed: int) -> dict[str, float]:
     found = multimodal.load_rows(config)
     x = np.concatenate([features(np.concatenate(found.values[:2], 2)), found.values[2]], 1)
     y = found.targets[:, 0].astype(int)
-    train, val = (found.part(split, config.fold) for split in ("train", "val"))
+    train, val = (found.split(split, config.fold) for split in ("train", "val"))
     model = RandomForestClassifier(500, n_jobs=1, random_state=seed).fit(x[train], y[train])
     guess = model.predict(x[val])
     return {"accuracy": accuracy_score(y[val], guess), "macro_f1": f1_score(y[val], guess, average="macro")}

@@ -24,14 +24,14 @@ from scipy.optimize import least_squares
 from anyformer import api
 from anyformer.parsing import to_json
 from anyformer.recipes import language
-from anyformer.recipes.language import budget
+from anyformer.recipes.language import scaling
 
 
 def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, seed: int) -> dict[str, Any]:
     config = language.Config(data=data, tokenizer=tokenizer, vocab_size=vocab_size)
-    text = language.corpus(config)
+    text = language.load_corpus(config)
     config = replace(config, train=replace(config.train, seed=seed))
-    config = budget.grown(config, *budget.SIZES[which])
+    config = scaling.resize(config, *scaling.SIZES[which])
     with TemporaryDirectory() as folder:
         found = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **to_json(config))
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
@@ -40,11 +40,11 @@ def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, 
         "tokenizer": tokenizer,
         "size": which,
         "minutes": minutes,
-        "parameters": budget.inner(config.model),
+        "parameters": scaling.count_block_weights(config.model),
         "unique": len(text.split("train")),
         "vocab": text.tokenizer.vocab_size,
         "tokens": found.config.train.steps * config.train.batch * config.model.context,
-        "difficulty": budget.difficulty(text),
+        "difficulty": scaling.measure_difficulty(text),
         "loss": result["val_loss"],
         "seconds": result["seconds"],
         "steps": [result["best_step"], result["step"]],
@@ -57,11 +57,11 @@ def fit(points: list[dict[str, Any]], floor: float) -> Iterator[str]:
     def off(law: np.ndarray) -> np.ndarray:
         said = []
         for one in points:
-            text = budget.Text(one["difficulty"], one["unique"], one["vocab"])
-            said.append(budget.law(text, one["parameters"], one["tokens"], floor, *law) / one["loss"])
+            text = scaling.TextStatistics(one["difficulty"], one["unique"], one["vocab"])
+            said.append(scaling.predict_loss(text, one["parameters"], one["tokens"], floor, *law) / one["loss"])
         return np.log(said)
 
-    first = np.array(budget.LAW[1:])
+    first = np.array(scaling.LAW[1:])
     found = least_squares(off, first, bounds=(0, np.inf), x_scale=first, loss="soft_l1", f_scale=0.02)
     yield "E, A, a, B, b, v = " + ", ".join(f"{x:.4g}" for x in (floor, *found.x))
     for point, error in zip(points, off(found.x)):
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokenizer", default="char")
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--floor", type=float, default=budget.LAW[0], help="E of the law")
+    parser.add_argument("--floor", type=float, default=scaling.LAW[0], help="E of the law")
     parser.add_argument("--fit", type=Path, help="a file with what this script has printed, or several put together")
     asked = parser.parse_args()
     if asked.fit:

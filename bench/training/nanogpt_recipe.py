@@ -17,7 +17,7 @@ from statistics import mean
 
 import torch
 
-from anyformer.data.text.prepare import Corpus, prepare
+from anyformer.data.text.prepare import Corpus, prepare_corpus
 from bench._common import arguments, nanogpt, report, shakespeare, whole_split_loss, write_nanogpt_data
 
 RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)"
@@ -68,7 +68,7 @@ def main() -> None:
                 scratch / "cache"
             )  # prepare the text within the time, as a newcomer would
             sides[0].append(ours(text, scratch, asked.steps, seed))
-            sides[1].append(theirs(asked.nanogpt, scratch, prepare(str(text)), asked.steps, seed))
+            sides[1].append(theirs(asked.nanogpt, scratch, prepare_corpus(str(text)), asked.steps, seed))
         rows[f"seed {seed}: wall time"] = (sides[0][-1][0], sides[1][-1][0], "s")
         rows[f"seed {seed}: loss, whole split"] = (sides[0][-1][1], sides[1][-1][1], "nats")
     for i, (what, unit) in enumerate((("wall time", "s"), ("loss, whole split", "nats"))):

@@ -43,14 +43,14 @@ def ours(c: Any) -> Iterator[float]:
 def theirs(module: Any, c: Any) -> Iterator[float]:
     """nanoGPT's loop on the same batches: what its train.py does in each step, but for the batch."""
     torch.manual_seed(c.train.seed)
-    shape, vocab = c.model, language.corpus(c).tokenizer.vocab_size
+    shape, vocab = c.model, language.load_corpus(c).tokenizer.vocab_size
     sizes = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.dim, "block_size": shape.context}
     model = module.GPT(module.GPTConfig(**sizes, vocab_size=vocab, dropout=shape.dropout, bias=shape.bias))
     optimizer = model.configure_optimizers(c.train.weight_decay, c.train.lr, (0.9, c.train.beta2), "cpu")
     run = torch.compile(model) if c.train.compile else model
     for batch, _ in language.batches(c, "train"):
         with autocast(torch.device("cpu"), getattr(torch, c.train.dtype)):
-            _, loss = run(batch["ids"], batch["next"])
+            _, loss = run(batch["ids"], batch["labels"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

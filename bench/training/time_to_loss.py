@@ -21,8 +21,8 @@ from statistics import mean
 from typing import Any
 
 from anyformer.data.io.resolve import resolve
-from anyformer.data.text.prepare import prepare
-from anyformer.data.text.read import pieces
+from anyformer.data.text.prepare import prepare_corpus
+from anyformer.data.text.read import read_pieces
 from bench._common import arguments
 from bench.training.nanogpt_recipe import theirs
 
@@ -40,7 +40,7 @@ def text_of(data: str, megabytes: float | None, folder: Path) -> str:
         return data
     path, left = folder / "slice.txt", int(megabytes * 1e6)
     with open(path, "wb") as file:
-        for piece in pieces(resolve(data)):
+        for piece in read_pieces(resolve(data)):
             file.write(piece.data[:left])
             left -= len(piece.data)
             if left <= 0:
@@ -66,7 +66,7 @@ def once(asked: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
         words = ["--data", text, "--tokenizer", asked.tokenizer, "--vocab-size", str(asked.vocab_size)]
         counts = ["--counts", str(asked.counts)]
         if not asked.alone:
-            ready = prepare(text, asked.tokenizer, asked.vocab_size)
+            ready = prepare_corpus(text, asked.tokenizer, asked.vocab_size)
             seconds, loss = theirs(asked.nanogpt, Path(name), ready, 2000, seed)
             found["nanoGPT"] = {"seconds": seconds, "loss": loss, "steps": 2000}
         for side in asked.sides:

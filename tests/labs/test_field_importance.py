@@ -9,7 +9,7 @@ import pytest
 from anyformer import api
 from anyformer.labs import field_importance as worth
 from anyformer.report.bars import Bar, bars
-from cli_kit import SHORT, TINY, call, refused
+from cli_kit import SHORT, TINY, call, assert_refused
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "t.csv").write_text("\n".join(lines) + "\n")
     few = ("--steps", 150, "--train.batch", 32, "--train.lr", 0.003, "--absent", 0.3, "--device", "cpu")
     asked = ("--data", folder / "t.csv", "--target", "kind", "--out", folder / "run")
-    call("train", "multimodal", "--preset", "tiny", *asked, *few).well()
+    call("train", "multimodal", "--preset", "tiny", *asked, *few).ok()
     return folder / "run"
 
 
@@ -46,11 +46,11 @@ def test_shuffling_is_the_same_for_the_same_seed(run: Path):
 
 
 def test_the_command_tells_and_draws(run: Path):
-    said = call("worth", run, "--device", "cpu").well()
+    said = call("worth", run, "--device", "cpu").ok()
     assert said.out.splitlines()[0] == "accuracy over 60 rows" and "worth.svg" in said.err
     order = [line.split()[0] for line in said.out.splitlines() if line.startswith(("tells", "hints", "noise"))]
     assert order[0] == "tells"
-    found = call("worth", run, "--device", "cpu", "--json").well().json
+    found = call("worth", run, "--device", "cpu", "--json").ok().json
     assert json.loads((run / "worth.json").read_text()) == {k: v for k, v in found.items() if k not in ("run", "step")}
     picture = (run / "worth.svg").read_text()
     assert picture.startswith("<svg") and picture.count("<rect") == 3 * 3 + 3 and "all fields" in picture
@@ -59,14 +59,14 @@ def test_the_command_tells_and_draws(run: Path):
 def test_other_data_are_taken_whole(run: Path, tmp_path: Path):
     lines = (run.parent / "t.csv").read_text().splitlines()
     (tmp_path / "other.csv").write_text("\n".join(lines[:101]) + "\n")
-    assert call("worth", run, "--data", tmp_path / "other.csv", "--device", "cpu", "--json").well().json["rows"] == 100
+    assert call("worth", run, "--data", tmp_path / "other.csv", "--device", "cpu", "--json").ok().json["rows"] == 100
 
 
 def test_what_has_no_fields_is_one_line(run: Path, text: Path, tmp_path: Path):
-    call(*TINY, "--data", text, "--out", tmp_path / "words", *SHORT).well()
-    refused(call("worth", tmp_path / "words", "--device", "cpu"), "'language' is no recipe with fields", "multimodal")
-    refused(call("worth", run, "--shuffles", 0), "--shuffles is 0")
-    refused(call("worth", tmp_path / "nowhere"), "there is no run at")
+    call(*TINY, "--data", text, "--out", tmp_path / "words", *SHORT).ok()
+    assert_refused(call("worth", tmp_path / "words", "--device", "cpu"), "'language' is no recipe with fields", "multimodal")
+    assert_refused(call("worth", run, "--shuffles", 0), "--shuffles is 0")
+    assert_refused(call("worth", tmp_path / "nowhere"), "there is no run at")
 
 
 def test_bars_are_drawn_to_scale():

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyformer.inference.translation import sharpest
+from anyformer.inference.translation import select_sharpest_layer
 from anyformer.labs import ladder
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import within
-from anyformer.model.embeddings import Tokens
+from anyformer.model.embeddings import TokenEmbedding
 from anyformer.model.encoder_decoder import EncoderDecoder
 from anyformer.model.heads import LMHead
-from cli_kit import call, refused
+from cli_kit import call, assert_refused
 
 
 def test_where_it_looks_is_the_softmax_of_queries_and_keys():
     """Cross-attention told slowly, for grouped heads and rows of unequal length."""
     torch.manual_seed(0)
     shape = TransformerConfig(dim=16, n_layer=2, n_head=4, n_kv_head=2, context=12, position="rotary")
-    source, target = Tokens(19, shape), Tokens(19, shape)
+    source, target = TokenEmbedding(19, shape), TokenEmbedding(19, shape)
     model = EncoderDecoder(source, shape, target, shape, LMHead(16, 19)).eval()
     ids, said, lengths = torch.randint(19, (2, 7)), torch.randint(19, (2, 5)), torch.tensor([7, 4])
     looks = model.alignment(ids, said, within(lengths))
@@ -41,13 +41,13 @@ def test_where_it_looks_is_the_softmax_of_queries_and_keys():
 
 def test_the_sharpest_layer_is_the_most_decided():
     flat, sharp = torch.full((1, 2, 3, 4), 0.25), torch.eye(4)[:3].expand(1, 2, 3, 4)
-    torch.testing.assert_close(sharpest(torch.cat([flat, sharp])), torch.eye(4)[:3])
+    torch.testing.assert_close(select_sharpest_layer(torch.cat([flat, sharp])), torch.eye(4)[:3])
 
 
 @pytest.fixture(scope="module")
 def climbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("ladder") / "out"
-    said = call("ladder", "--data", "reverse", "--minutes", 0.05, "--sentences", 60, "--out", out, "--json").well()
+    said = call("ladder", "--data", "reverse", "--minutes", 0.05, "--sentences", 60, "--out", out, "--json").ok()
     return out, said.json
 
 
@@ -58,7 +58,7 @@ def test_every_rung_is_there_and_can_be_asked(climbed: tuple[Path, dict]):
     for rung in found["rungs"]:
         assert rung["result"]["val_loss"] > 0 and rung["losses"] and rung["steps_per_second"] > 0
         assert sum(bucket["sentences"] for bucket in rung["by_length"]) <= 60
-        call("predict", out / rung["name"], "31415", "--device", "cpu").well()
+        call("predict", out / rung["name"], "31415", "--device", "cpu").ok()
 
 
 def test_it_is_measured_not_written_down(climbed: tuple[Path, dict]):
@@ -82,7 +82,7 @@ def test_those_that_look_back_are_drawn(climbed: tuple[Path, dict]):
 def test_on_text_the_window_of_2003_stands_beside_the_transformer(tmp_path: Path):
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 200)
     asked = ("--data", tmp_path / "text.txt", "--minutes", 0.03, "--out", tmp_path / "out", "--json")
-    found = call("ladder", *asked).well().json
+    found = call("ladder", *asked).ok().json
     assert [rung["name"] for rung in found["rungs"]] == ["mlp", "language"]
     assert not found["pairs"] and (tmp_path / "out" / "ladder.html").is_file()
 
@@ -101,8 +101,8 @@ def test_what_is_pairs_and_what_is_text(tmp_path: Path):
 def test_mistakes_are_one_line(tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    refused(call("ladder", "--data", "reverse", "--out", tmp_path / "full"), "full is not empty")
-    refused(call("ladder", "--data", "nowhere.tsv", "--out", tmp_path / "out"), "nowhere.tsv", "no such file")
-    refused(call("ladder", "--data", "reverse", "--minutes", 0, "--out", tmp_path / "out"), "minutes")
-    refused(call("ladder", "--sentences", 0), "--sentences is 0")
+    assert_refused(call("ladder", "--data", "reverse", "--out", tmp_path / "full"), "full is not empty")
+    assert_refused(call("ladder", "--data", "nowhere.tsv", "--out", tmp_path / "out"), "nowhere.tsv", "no such file")
+    assert_refused(call("ladder", "--data", "reverse", "--minutes", 0, "--out", tmp_path / "out"), "minutes")
+    assert_refused(call("ladder", "--sentences", 0), "--sentences is 0")
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anyformer import api
-from anyformer.inference.translation import looks
+from anyformer.inference.translation import align_translation
 from anyformer.report.figures import PNG, read_figures
 from anyformer.report.html import write_report
 from cli_kit import call
@@ -26,7 +26,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         table.write_text("text\tlabel\n" + "\n".join(rows))
         data = ["--data", table]
     few = ("--preset", "tiny", "--steps", 3, "--device", "cpu", "--dtype", "float32")
-    call("train", request.param, *few, *data, "--out", out).well()
+    call("train", request.param, *few, *data, "--out", out).ok()
     return out
 
 
@@ -46,7 +46,7 @@ def test_what_is_drawn_is_what_the_model_does(run: Path):
     figures = json.loads((run / "figures.json").read_text())
     assert figures == json.loads(json.dumps(model.recipe.figures(model.module, model.config)))
     if model.name == "translation":
-        again = looks(model.module, figures[0]["note"], figures[0]["title"])
+        again = align_translation(model.module, figures[0]["note"], figures[0]["title"])
         assert again["weights"] == figures[0]["values"]
     else:
         found = model.evaluate()
@@ -59,7 +59,7 @@ def test_a_run_that_goes_on_shows_no_picture_of_before(run: Path):
     config = json.loads((run / "config.json").read_text())
     few = ("--resume", "--out", run, "--steps", 4, "--dtype", "float32", "--device", "cpu")
     (run / "figures.json").write_text("[]")
-    call("train", config["recipe"], *few).well()
+    call("train", config["recipe"], *few).ok()
     assert json.loads((run / "figures.json").read_text())
 
 

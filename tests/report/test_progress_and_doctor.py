@@ -74,7 +74,7 @@ def test_speeds_and_times_are_written_for_people():
 
 
 def test_the_doctor_measures_this_machine_and_says_so(monkeypatch):
-    monkeypatch.setattr(ceilings, "LARGE", 16 * 2**20)
+    monkeypatch.setattr(ceilings, "COPY_BYTES", 16 * 2**20)
     facts = json.loads(json.dumps(doctor.examine()))
     cpu = facts["devices"][0]
     assert cpu["device"] == "cpu" and cpu["problem"] is None
@@ -101,9 +101,9 @@ def test_the_preparing_of_small_data_passes_unseen(monkeypatch, capsys):
     """A pass is shown once it has taken a second, however long ago the one before it was."""
     now = iter([100.0, 100.1, 160.0, 160.5, 162.0])
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
-    with terminal.busy():
+    with terminal.show_progress():
         for done in (5, 10, 5, 10):
-            events.progress("checking", done * 10**6, 10**7)
+            events.report_progress("checking", done * 10**6, 10**7)
         assert capsys.readouterr().err == ""
-        events.progress("checking", 12 * 10**6, 2 * 10**7)
+        events.report_progress("checking", 12 * 10**6, 2 * 10**7)
     assert capsys.readouterr().err == "checking 60%\n"

@@ -22,22 +22,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.text.prepare import SMALL
+from ..data.text.prepare import SUBWORD_BLOCK
 from ..data.tokenizers.build import train_bpe
-from ..events import progress
+from ..events import report_progress
 from ..inference.decode import generate
-from ..inference.sampling import Rules
-from ..model.quantization.quantize import FloatLinear, Int8Linear, Weights, narrow
-from ..recipe import Place, Recipe
+from ..inference.sampling import SamplingParams
+from ..model.quantization.quantize import FloatLinear, Int8Linear, WeightFormat, quantize
+from ..recipe import StreamState, Recipe
 from ..recipes import language
 from ..report.doctor import processor_name
 from ..training import hardware as ceilings
-from ..training.device import device as find_device
+from ..training.device import resolve_device as find_device
 from ..training.estimate import estimate
 from ..training.loop import train
 
 DTYPES = ("float32", "bfloat16")
-WEIGHTS: tuple[Weights, ...] = typing.get_args(Weights)
+WEIGHTS: tuple[WeightFormat, ...] = typing.get_args(WeightFormat)
 TRAINED = ("nanogpt-cpu", "nanogpt-gpu")  # presets of the language recipe
 ANSWERING = "gpt2"  # the preset whose shape answers: 124 million weights
 CHARACTERS = 65  # of tiny Shakespeare, which the two presets are for
@@ -69,7 +69,7 @@ def measure(device: str = "auto", seconds: float = SECONDS) -> dict[str, Any]:
     parts += [("ceilings", "reading memory", partial(reads, where))]  # again: neighbours may have been reading before
     rows: dict[str, list[dict[str, Any]]] = {}
     for done, (section, what, work) in enumerate(parts):
-        progress(what, done, len(parts))
+        report_progress(what, done, len(parts))
         rows.setdefault(section, []).extend({"what": what} | one for one in attempted(work))
     *products, early, late = rows["ceilings"]
     rows["ceilings"] = [*products, max(early, late, key=lambda one: one.get("gb_per_s", 0.0))]
@@ -86,8 +86,8 @@ def attempted(work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The rows of a part, or one that says why there is none."""
     try:
         return [one | {"problem": None} for one in work()]
-    except (*ceilings.REFUSALS, ImportError, MemoryError) as error:
-        return [{"problem": ceilings.reason(error)}]
+    except (*ceilings.UNSUPPORTED_ERRORS, ImportError, MemoryError) as error:
+        return [{"problem": ceilings.first_line(error)}]
 
 
 def shared(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -105,11 +105,11 @@ def shared(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def multiplies(where: torch.device, dtype: str) -> list[dict[str, Any]]:
-    return [{"dtype": dtype, "gflops": ceilings.matmul_gflops(str(where), dtype)}]
+    return [{"dtype": dtype, "gflops": ceilings.measure_matmul_gflops(str(where), dtype)}]
 
 
 def reads(where: torch.device) -> list[dict[str, Any]]:
-    return [{"gb_per_s": ceilings.read_speed(str(where))}]
+    return [{"gb_per_s": ceilings.measure_read_bandwidth(str(where))}]
 
 
 # --- training ---
@@ -145,13 +145,13 @@ def brief(name: str, where: torch.device) -> language.Config:
 
 
 def random_ids(
-    config: language.Config, split: str, place: Place | None
-) -> Iterator[tuple[dict[str, torch.Tensor], Place]]:
+    config: language.Config, split: str, state: StreamState | None
+) -> Iterator[tuple[dict[str, torch.Tensor], StreamState]]:
     """Batches as the language recipe makes them, of ids that mean nothing."""
     shape = (config.train.batch, config.model.context)
     while True:
         ids, nexts = torch.randint(config.padded_vocab or config.vocab_size, (2, *shape))
-        yield {"ids": ids, "next": nexts}, {"tokens": ids.numel()}
+        yield {"ids": ids, "labels": nexts}, {"tokens": ids.numel()}
 
 
 # --- answering ---
@@ -163,7 +163,7 @@ def answerer(where: torch.device) -> language.LanguageModel:
     return language.build(config).to(where).eval()
 
 
-def answers(model: Callable[[], language.LanguageModel], weights: Weights, seconds: float) -> list[dict[str, Any]]:
+def answers(model: Callable[[], language.LanguageModel], weights: WeightFormat, seconds: float) -> list[dict[str, Any]]:
     """Tokens a second in this format of the weights, for each batch; the prompt is not part of the time."""
     with narrowed(model(), weights) as made:
         about = {"weights": weights, "bytes_a_step": bytes_a_step(made)}
@@ -171,10 +171,10 @@ def answers(model: Callable[[], language.LanguageModel], weights: Weights, secon
 
 
 @contextmanager
-def narrowed(model: language.LanguageModel, weights: Weights) -> Generator[language.LanguageModel]:
+def narrowed(model: language.LanguageModel, weights: WeightFormat) -> Generator[language.LanguageModel]:
     """The model with its linear maps in this format, for a while."""
     maps = [(parent, *named) for parent in model.modules() for named in parent.named_children()]
-    narrow(model, weights)
+    quantize(model, weights)
     try:
         yield model
     finally:
@@ -193,7 +193,7 @@ def speed(model: language.LanguageModel, batch: int, seconds: float) -> float:
     prompt = min(PROMPT, model.body.config.context // 2)
     new = min(NEW, model.body.config.context - prompt)
     prompts = torch.randint(model.nodes.token.num_embeddings, (batch, prompt)).tolist()
-    steps = generate(model, prompts, tokens=new, rules=Rules(temperature=0), seeds=[0] * batch)
+    steps = generate(model, prompts, tokens=new, sampling=SamplingParams(temperature=0), seeds=[0] * batch)
     next(steps), next(steps)  # the prompt, and a step to warm up
     began, done = time.perf_counter(), 0
     for done, _ in enumerate(steps, 1):  # noqa: B007 (how many there were)
@@ -208,7 +208,7 @@ def speed(model: language.LanguageModel, batch: int, seconds: float) -> float:
 def tokenizes(seconds: float) -> list[dict[str, Any]]:
     """A byte-level BPE reads the text that it learned from, again and again, in pieces as training data come in."""
     text = documentation()
-    parts = [text[start : start + SMALL] for start in range(0, len(text), SMALL)]
+    parts = [text[start : start + SUBWORD_BLOCK] for start in range(0, len(text), SUBWORD_BLOCK)]
     tokenizer, times = train_bpe(parts, BPE), []
     while len(times) < 2 or sum(times) < seconds:
         began = time.perf_counter()

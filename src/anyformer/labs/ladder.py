@@ -19,7 +19,8 @@ from ..loading import Model
 from ..metrics import score_translations
 from ..recipes._shared.pairs import load_pairs
 from ..report.ladder import render
-from ..training.run_directory import read_lines, atomic_write
+from ..training.job import RecordCallback
+from ..training.run_directory import atomic_write, read_lines
 
 PAIRS, TEXT = ("seq2seq", "rnnsearch", "translation"), ("mlp", "language")
 NAMES = {"mlp": "MLP (2003)", "seq2seq": "LSTM pair (2014)", "rnnsearch": "RNNsearch (2014)"}
@@ -36,7 +37,7 @@ def climb(
     sentences: int = 500,
     seed: int = 1,
     device: str = "auto",
-    on_rung: Callable[[str, str], api.Listener] = lambda name, preset: api.nobody,
+    on_rung: Callable[[str, str], RecordCallback] = lambda name, preset: api.ignore,
 ) -> dict[str, Any]:
     """Train every rung for `minutes` and compare them on the same validation data. Returns what ladder.json holds.
 
@@ -55,7 +56,7 @@ def climb(
         more: dict[str, Any] = {"train": often | {"seed": seed, "device": device, "dtype": "float32"}}
         more |= {"cut_long": True} if pairs else {}
         began, listener = time.monotonic(), on_rung(name, preset)
-        models.append(api.train(name, preset, data=data, minutes=minutes, out=out / name, on_record=listener, **more))
+        models.append(api.train(name, preset, data=data, minutes=minutes, out=out / name, progress=False, on_record=listener, **more))
         rungs.append(told(name, out / name, models[-1], time.monotonic() - began) | {"preset": preset})
     found: dict[str, Any] = {"data": data, "minutes": minutes, "seed": seed, "pairs": pairs}
     if pairs:
@@ -116,7 +117,7 @@ def told(name: str, run: Path, model: Model, seconds: float) -> dict[str, Any]:
 def beside(models: Sequence[Model], rungs: list[dict[str, Any]], sentences: int) -> dict[str, Any]:
     """The same sentences for each: BLEU over the length of the source, and where they looked."""
     config = models[0].config
-    pairs = load_pairs(config).parts["val"][:sentences]
+    pairs = load_pairs(config).split("val")[:sentences]
     reads: Any = models[0].module
     sizes = [len(reads.pair_tokenizer.source.encode(source)) for source, _ in pairs]
     for model, rung in zip(models, rungs, strict=True):

@@ -117,9 +117,9 @@ def _optional(module: str, distribution: str, purpose: str) -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    from anyformer.training.device import native_bfloat16
+    from anyformer.training.device import has_native_bfloat16
 
-    facts = {"device": "cpu", "name": processor_name(), "bfloat16": native_bfloat16()}
+    facts = {"device": "cpu", "name": processor_name(), "bfloat16": has_native_bfloat16()}
     return facts | _measured("cpu", ("float32", "bfloat16"))  # float16 needs a GPU to be worth having
 
 
@@ -149,10 +149,10 @@ def _measured(device: str, dtypes: tuple[str, ...]) -> dict[str, Any]:
     speeds: dict[str, float | None] = {}
     try:
         for name in dtypes:
-            speeds[name] = ceilings.matmul_gflops(device, name)
-        return {"matmul_gflops": speeds, "copy_gb_per_s": ceilings.copy_speed(device), "problem": None}
-    except ceilings.REFUSALS as error:
-        return {"matmul_gflops": speeds, "copy_gb_per_s": None, "problem": ceilings.reason(error)}
+            speeds[name] = ceilings.measure_matmul_gflops(device, name)
+        return {"matmul_gflops": speeds, "copy_gb_per_s": ceilings.measure_copy_bandwidth(device), "problem": None}
+    except ceilings.UNSUPPORTED_ERRORS as error:
+        return {"matmul_gflops": speeds, "copy_gb_per_s": None, "problem": ceilings.first_line(error)}
 
 
 def advice(facts: dict[str, Any]) -> str:

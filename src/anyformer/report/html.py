@@ -231,7 +231,7 @@ def written(value: object) -> str:
 def commands(run: Path, recipe: Any) -> list[tuple[str, str]]:
     """How to go on: (what it does, a line for the shell)."""
     place = shlex.quote(str(run))
-    speaks = recipe in recipes.names() and hasattr(recipes.load(recipe), "stream")
+    speaks = recipe in recipes.list_recipes() and hasattr(recipes.load_recipe(recipe), "stream")
     use = ("let it write", f"anyformer sample {place}") if speaks else ("ask it", f"anyformer predict {place}")
     again = [("train on", f"anyformer train {shlex.quote(str(recipe))} --out {place} --resume")] if recipe else []
     return [use, ("measure it", f"anyformer eval {place}"), *again]
