@@ -6,20 +6,23 @@ from typing import Any
 def exports(recipe: Any, config: Any) -> dict[str, str | None]:
     """List the formats that a model with this config can be exported to. No model is built.
 
+    Args:
+        recipe: a recipe's module.
+        config: a config of this recipe.
+
     Returns:
         format name ("hf", "gguf", "onnx") -> None where it can be exported, else the reason why not.
     """
     from ..errors import InputError
     from ..parsing import to_json
-    from ..recipe import load_recipe, recipe_name
     from . import gguf, onnx
     from .family import select_family
 
-    own_name, values = recipe_name(load_recipe(recipe)), to_json(config)
+    values = to_json(config)
     checks = {
-        "hf": lambda: select_family(own_name, values),
-        "gguf": lambda: gguf.select_architecture(own_name, values),
-        "onnx": lambda: onnx.get_exporter(recipe),
+        "hf": lambda: select_family(recipe, values),
+        "gguf": lambda: gguf.select_architecture(recipe, values),
+        "onnx": lambda: onnx.require_export(recipe),
     }
     reasons: dict[str, str | None] = dict.fromkeys(checks)
     for name, check in checks.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError, suggest
 from ..parsing import to_json
-from ..recipe import load_recipe
+from ..recipe import Recipe, recipe_name
 from .config_fields import ConfigFields
 from .tensor_map import ConfigDict, TensorMapping, WeightSource
 
@@ -79,7 +79,7 @@ def check_config(family: Family, values: ConfigDict) -> None:
 
 
 def select_family(
-    recipe: str,
+    recipe: Recipe,
     values: ConfigDict,
     check: Callable[[Family, ConfigDict], None] = check_config,
     candidates: Iterable[str] = FAMILIES,
@@ -95,9 +95,10 @@ def select_family(
     Raises:
         InputError: says why each family of the recipe cannot, and which presets could be exported.
     """
-    families = [family for name in candidates if recipe in (family := load_family(name, "")).recipes]
+    own_name = recipe_name(recipe)
+    families = [family for name in candidates if own_name in (family := load_family(name, "")).recipes]
     if not families:
-        raise InputError(f"no {kind} has models of the recipe '{recipe}'")
+        raise InputError(f"no {kind} has models of the recipe '{own_name}'")
     reasons = []
     for family in families:
         try:
@@ -105,8 +106,7 @@ def select_family(
             return family
         except InputError as error:
             reasons.append(f"{family.model_type}: {error}")
-    presets = load_recipe(recipe).PRESETS.items()
-    valid = [name for name, preset in presets if can_express(families, to_json(preset), check)]
+    valid = [name for name, preset in recipe.PRESETS.items() if can_express(families, to_json(preset), check)]
     hint = f"; train with --preset {' or '.join(valid)}" if valid else ""
     raise InputError(f"no {kind} can express this model ({'; '.join(reasons)}){hint}")
 

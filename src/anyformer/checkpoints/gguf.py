@@ -19,6 +19,7 @@ from ..data.io.gguf import GGUFFile
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.gguf import convert_to_gguf
 from ..errors import InputError, suggest
+from ..recipe import Recipe
 from ..training.checkpoints import atomic_directory, collect_tensors
 from .config_fields import ConfigFields, require_settings
 from .family import Family, select_family
@@ -212,7 +213,7 @@ def translate(name: str, table: Mapping[str, str]) -> str:
 # --- local -> GGUF ---
 
 
-def select_architecture(recipe: str, values: ConfigDict) -> Family:
+def select_architecture(recipe: Recipe, values: ConfigDict) -> Family:
     """Find the family of GGUF that can express a model of this recipe and config. Raises InputError."""
     return select_family(recipe, values, check_config, ARCHITECTURES, "GGUF architecture")
 
@@ -224,7 +225,7 @@ def check_config(family: Family, values: ConfigDict) -> None:
     require_settings(values, {"window": (None,)})
 
 
-def write(folder: Path, recipe: str, values: ConfigDict, model: nn.Module) -> None:
+def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) -> None:
     """Write folder/model.gguf in float32.
 
     Args:

@@ -11,6 +11,7 @@ from ..data.io.checks import read_json
 from ..data.io.gguf import is_gguf_file
 from ..data.tokenizers.subwords import END_TOKENS
 from ..errors import InputError
+from ..recipe import Recipe
 from ..training.checkpoints import atomic_directory, collect_tensors
 from .config_fields import ConfigFields
 from .family import load_family, select_family
@@ -103,7 +104,7 @@ def find_tokenizer(folder: Path) -> str:
     return "ids" if path is None else str(path if path.name == "tokenizer.json" else folder)
 
 
-def write(folder: Path, recipe: str, values: ConfigDict, model: nn.Module) -> None:
+def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) -> None:
     """Write a folder that transformers opens.
 
     Args:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..recipe import Graph, GraphInput, SupportsExport, load_recipe, recipe_name
+from ..recipe import Graph, GraphInput, Recipe, SupportsExport, recipe_name
 from ..training.checkpoints import atomic_directory, collect_tensors
 from .tensor_map import ConfigDict
 
@@ -28,16 +28,14 @@ MAX_SINGLE_FILE_BYTES = 1_800_000_000  # larger graphs keep their weights in a s
 MAX_ERROR = 1e-4  # relative to the largest value of an output
 
 
-def get_exporter(recipe: Any) -> SupportsExport:
-    """Return the recipe (its name or module), if it has `export_graph`. Raises InputError."""
-    module = load_recipe(recipe)
-    if not isinstance(module, SupportsExport):
-        name = recipe_name(module)
-        raise InputError(f"the recipe '{name}' cannot be exported to ONNX: it defines no `export_graph`")
-    return module
+def require_export(recipe: Recipe) -> SupportsExport:
+    """Return the recipe, if it has `export_graph`. Raises InputError."""
+    if not isinstance(recipe, SupportsExport):
+        raise InputError(f"the recipe '{recipe_name(recipe)}' cannot be exported to ONNX: it defines no `export_graph`")
+    return recipe
 
 
-def write(folder: Path, recipe: Any, values: ConfigDict, model: nn.Module) -> None:
+def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) -> None:
     """Write folder/model.onnx and the model's own files.
 
     Raises:
@@ -50,13 +48,13 @@ def write(folder: Path, recipe: Any, values: ConfigDict, model: nn.Module) -> No
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"writing ONNX needs {error.name}: pip install 'anyformer[onnx]'") from None
-    graph = get_exporter(recipe).export_graph(model.eval())
+    graph = require_export(recipe).export_graph(model.eval())
     is_large = sum(tensor.nbytes for tensor in collect_tensors(model).values()) > MAX_SINGLE_FILE_BYTES
     with atomic_directory(folder) as temporary:
         path = temporary / "model.onnx"
         with silence():
             program = trace(graph, model)
-            metadata = {"recipe": recipe_name(load_recipe(recipe)), "longest": dict(graph.max_lengths)}
+            metadata = {"recipe": recipe_name(recipe), "longest": dict(graph.max_lengths)}
             program.model.metadata_props["anyformer"] = json.dumps(metadata)
             program.save(path, external_data=is_large)
         verify(path, graph)

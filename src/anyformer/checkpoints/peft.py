@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..recipe import Recipe
 from ..training.checkpoints import atomic_directory
 from ..training.lora import LoRALinear
 from .family import select_family
 from .tensor_map import ConfigDict, TensorMapping
 
 
-def write(folder: Path, recipe: str, values: ConfigDict, model: nn.Module, base: str) -> None:
+def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module, base: str) -> None:
     """Write the adapters of a model with LoRA.
 
     Args:

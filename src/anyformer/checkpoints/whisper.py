@@ -89,6 +89,8 @@ class Whisper(Family):
         require_settings(decoder, settings, "decoder.")
         for stack in STACKS:
             require_plain_heads(values[stack], f"{stack}.")
+        if not values["prompt"] and values["end"] is None:
+            raise InputError("prompt and end, the ids that begin and end a transcript, are not set")
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
         encoder, decoder = values["encoder"], values["decoder"]
