@@ -1,26 +1,35 @@
-"""Public checkpoints as files: shards, old spellings, damage, lies and pickles; what is said and what is left."""
+"""Public checkpoints as files: the commands, shards, old names, damaged and false files, pickles."""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anyformer import api
-from checkpoint_kit import close, opened, saved, shaken, transformers
-from cli_kit import call, refused
+import anyformer
+from checkpoint_kit import assert_close, build_reference, edit_config, open_reference, save, transformers
+from cli_kit import CommandResult, assert_refused, call
 
-SIZES = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 32, "vocab_size": 53}
-ENDS = {"bos_token_id": None, "eos_token_id": None}
+ENDS = {"bos_token_id": None, "eos_token_id": None, "vocab_size": 53}
+GPT2 = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 32, **ENDS}
+LLAMA = {"hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4, **ENDS}
+FEW = {"steps": 2, "batch": 2, "eval_every": 2, "eval_batches": 1, "device": "cpu", "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES | ENDS))
-    return saved(shaken(model, 0), tmp_path_factory.mktemp("gpt2"))
+    reference = build_reference("GPT2LMHeadModel", transformers.GPT2Config(**GPT2))
+    return save(reference, tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    reference = build_reference("LlamaForCausalLM", transformers.LlamaConfig(**LLAMA))
+    return save(reference, tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture
@@ -28,116 +37,241 @@ def copy(gpt2: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(gpt2, tmp_path / "copy"))
 
 
-def edit(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def renamed(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path, {"format": "pt"})
 
 
-# --- the verbs ---
+def import_folder(folder: Path) -> CommandResult:
+    """Try to import; a failure leaves nothing behind."""
+    run = folder.with_name("run")
+    result = call("import", folder, "--out", run)
+    assert (result.code == 0) == run.exists()
+    return result
 
 
-def test_import_makes_a_run_that_the_other_verbs_take(gpt2: Path, tmp_path: Path):
-    run = tmp_path / "run"
-    said = call("import", gpt2, "--out", run, "--json").well().json
-    assert said["recipe"] == "language" and said["fresh"] == [] and said["run"] == str(run)
-    assert said["parameters"] == sum(p.numel() for p in opened(transformers.GPT2LMHeadModel, gpt2).parameters())
+# --- the commands ---
+
+
+def test_an_imported_folder_is_a_run(gpt2: Path, tmp_path: Path):
+    run, reference = tmp_path / "run", open_reference(transformers.GPT2LMHeadModel, gpt2)
+    imported = call("import", gpt2, "--out", run, "--json").ok().json
+    assert imported["recipe"] == "language" and imported["fresh"] == [] and imported["run"] == str(run)
+    assert imported["parameters"] == sum(p.numel() for p in reference.parameters())
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json"]
-    asked = ("--prompt", "7 1 30", "--temperature", "0", "--tokens", "12", "--json")
-    answers = [call("sample", where, *asked).well().json["samples"][0] for where in (run, gpt2)]
-    assert answers[0] == answers[1]
-    want = opened(transformers.GPT2LMHeadModel, gpt2).generate(
-        torch.tensor([[7, 1, 30]]), max_new_tokens=12, do_sample=False
-    )
-    assert answers[0]["tokens"] == want[0, 3:].tolist()
-    line = call("predict", run, "7 1 30", "--request", '{"tokens": 12, "temperature": 0}', "--device", "cpu").well().out
-    assert json.loads(line)["tokens"] == answers[0]["tokens"]
+    request = ("--prompt", "7 1 30", "--temperature", "0", "--tokens", "12", "--json")
+    samples = [call("sample", path, *request).ok().json["samples"][0] for path in (run, gpt2)]
+    assert samples[0] == samples[1]
+    expected = reference.generate(torch.tensor([[7, 1, 30]]), max_new_tokens=12, do_sample=False)[0, 3:].tolist()
+    assert samples[0]["tokens"] == expected
+    request = ("7 1 30", "--request", '{"tokens": 12, "temperature": 0}', "--device", "cpu")
+    assert json.loads(call("predict", run, *request).ok().out)["tokens"] == expected
+    assert_refused(call("import", gpt2, "--out", run), str(run))
 
 
-def test_an_imported_run_is_evaluated_and_tuned_on_data(gpt2: Path, tmp_path: Path):
+def test_an_imported_run_is_evaluated_and_fine_tuned_on_data(gpt2: Path, tmp_path: Path):
     run, text = tmp_path / "run", tmp_path / "numbers.txt"
     text.write_text(" ".join(str(i * 7 % 53) for i in range(4000)))
-    call("import", gpt2, "--out", run).well()
-    refused(call("eval", run), "came without data", "--data")
-    before = call("eval", run, "--data", text, "--json").well().json["loss"]
+    call("import", gpt2, "--out", run).ok()
+    assert_refused(call("eval", run), "came without data", "--data")
+    before = call("eval", run, "--data", text, "--json").ok().json["loss"]
     few = ("--steps", "20", "--train.lr", "1e-2", "--train.eval-every", "10", "--dtype", "float32", "--device", "cpu")
-    call("train", "language", "--init", run, "--data", text, "--out", tmp_path / "tuned", *few).well()
-    assert call("eval", tmp_path / "tuned", "--json").well().json["loss"] < before - 0.5
-    tuned = api.load(tmp_path / "tuned", "cpu")
-    assert tuned.config.model == api.load(gpt2, "cpu").config.model and tuned.config.tokenizer != "ids"
+    call("train", "language", "--init", run, "--data", text, "--out", tmp_path / "tuned", *few).ok()
+    assert call("eval", tmp_path / "tuned", "--json").ok().json["loss"] < before - 0.5
+    tuned = anyformer.load(tmp_path / "tuned", "cpu")
+    assert tuned.config.model == anyformer.load(gpt2, "cpu").config.model and tuned.config.tokenizer != "ids"
 
 
-def test_export_and_import_by_the_command_line(gpt2: Path, tmp_path: Path):
-    call("import", gpt2, "--out", tmp_path / "run").well()
-    said = call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf", "--json").well().json
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(said["files"])
-    ids = torch.randint(53, (2, 9))
+def test_a_run_is_exported_with_its_tokenizer(gpt2: Path, tmp_path: Path):
+    call("import", gpt2, "--out", tmp_path / "run").ok()
+    files = call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf", "--json").ok().json["files"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
+    ids, reference = torch.randint(53, (2, 9)), open_reference(transformers.GPT2LMHeadModel, tmp_path / "hf")
     with torch.no_grad():
-        close(api.load(gpt2, "cpu").module(ids), opened(transformers.GPT2LMHeadModel, tmp_path / "hf")(ids).logits)
-    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    assert words("7 1 30").input_ids == [7, 1, 30]
-    refused(call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf"), "hf", "not empty")
-    refused(call("import", gpt2, "--out", tmp_path / "run"), str(tmp_path / "run"))
+        assert_close(anyformer.load(gpt2, "cpu").module(ids), reference(ids).logits)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("7 1 30").input_ids == [7, 1, 30]
+    assert_refused(call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf"), "hf", "not empty")
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
-def test_what_we_train_opens_in_the_library_with_its_tokenizer(tokenizer: str, tmp_path: Path):
-    few = {"steps": 4, "batch": 4, "eval_every": 2, "eval_batches": 2, "device": "cpu", "dtype": "float32"}
-    model = api.train("language", "tiny", out=tmp_path / "run", train=few, tokenizer=tokenizer, vocab_size=300)
-    call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf").well()
-    theirs = opened(transformers.AutoModelForCausalLM, tmp_path / "hf")
-    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+def test_a_trained_model_opens_in_transformers_with_its_tokenizer(tokenizer: str, tmp_path: Path):
+    fields = {"train": FEW, "tokenizer": tokenizer, "vocab_size": 300}
+    model = anyformer.train("language", "tiny", out=tmp_path / "run", **fields)
+    call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf").ok()
+    reference = open_reference(transformers.AutoModelForCausalLM, tmp_path / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     text = "To be, or not to be:\nthat is"
-    ids = words(text).input_ids
-    assert ids == model.module.tokenizer.encode(text).tolist() and words.decode(ids) == text
-    assert words.eos_token_id == model.module.tokenizer.end
-    want = theirs.generate(torch.tensor([ids]), max_new_tokens=20 if len(ids) < 12 else 2, do_sample=False)
-    got = model.generate(text, tokens=want.shape[1] - len(ids), temperature=0)["samples"][0]["tokens"]
-    assert got == want[0, len(ids) :].tolist()
+    ids = tokenizer(text).input_ids
+    assert ids == model.module.tokenizer.encode(text).tolist() and tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == model.module.tokenizer.end_id
+    n = 20 if len(ids) < 12 else 2
+    expected = reference.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0, len(ids) :].tolist()
+    assert model.generate(text, tokens=len(expected), temperature=0)["samples"][0]["tokens"] == expected
 
 
-def test_what_no_family_has_is_said_with_the_preset_that_one_has(tmp_path: Path):
-    few = {"steps": 2, "batch": 2, "eval_every": 2, "eval_batches": 1, "device": "cpu"}
-    shape = {"dim": 32, "n_layer": 1, "n_head": 2, "context": 16}
-    api.train("language", "small", out=tmp_path / "run", train=few, model=shape)
-    refused(call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf"), "gpt2: ", "llama: ", "--preset")
+def test_a_model_without_a_family_is_refused_with_a_preset_that_has_one(tmp_path: Path):
+    sizes = {"dim": 32, "n_layer": 1, "n_head": 2, "context": 16}
+    anyformer.train("language", "bloom", out=tmp_path / "run", train=FEW, model=sizes)
+    parts = ("gpt2: position is alibi", "llama: ", "qwen3: ", "--preset")
+    assert_refused(call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf"), *parts)
     assert not (tmp_path / "hf").exists()
-    refused(call("export", tmp_path / "run", "--to", "peft", tmp_path / "peft"), "no adapters")
+    assert_refused(call("export", tmp_path / "run", "--to", "peft", tmp_path / "peft"), "no adapters")
 
 
-# --- shards and spellings ---
+# --- shards, names and number formats ---
 
 
-def same_logits(gpt2: Path, other: Path) -> None:
+def assert_same_logits(first: Path, second: Path) -> None:
     ids = torch.randint(53, (2, 9))
     with torch.no_grad():
-        assert torch.equal(api.load(gpt2, "cpu").module(ids), api.load(other, "cpu").module(ids))
+        assert torch.equal(anyformer.load(first, "cpu").module(ids), anyformer.load(second, "cpu").module(ids))
 
 
 def test_shards_are_one_checkpoint(gpt2: Path, tmp_path: Path):
-    model = transformers.GPT2LMHeadModel.from_pretrained(gpt2)
-    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    reference = transformers.GPT2LMHeadModel.from_pretrained(gpt2)
+    reference.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    same_logits(gpt2, tmp_path / "shards")
+    assert_same_logits(gpt2, tmp_path / "shards")
 
 
-def test_old_spellings(gpt2: Path, copy: Path):
-    def bare(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def test_old_names_are_read(gpt2: Path, copy: Path):
+    def use_old_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32).tril() for i in range(2)}
-        head = {"lm_head.weight": found["transformer.wte.weight"].clone()}
-        return {name.removeprefix("transformer."): t for name, t in found.items()} | masks | head
+        head = {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+        return {name.removeprefix("transformer."): value for name, value in tensors.items()} | masks | head
 
-    renamed(copy, bare)
-    same_logits(gpt2, copy)
+    change_tensors(copy, use_old_names)
+    assert_same_logits(gpt2, copy)
 
 
-@pytest.mark.parametrize("number", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_number_formats_are_read_as_float32(number: torch.dtype, copy: Path):
-    renamed(copy, lambda found: {name: t.to(number) for name, t in found.items()})
-    model = api.load(copy, "cpu").module
-    want = load_file(copy / "model.safetensors")["transformer.wte.weight"].float()
-    assert model.nodes.token.weight.dtype == torch.float32 and torch.equal(model.nodes.token.weight, want)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_number_formats_are_read_as_float32(dtype: torch.dtype, copy: Path):
+    change_tensors(copy, lambda tensors: {name: value.to(dtype) for name, value in tensors.items()})
+    weight = anyformer.load(copy, "cpu").module.nodes.token.weight
+    expected = load_file(copy / "model.safetensors")["transformer.wte.weight"].float()
+    assert weight.dtype == torch.float32 and torch.equal(weight, expected)
+
+
+# --- configs that do not fit ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"n_embd": 48}, ["wte.weight has shape [53, 24]", "[53, 48]"]),
+        ({"n_embd": 3 << 18}, ["has shape", "[53, 786432]"]),
+        ({"n_embd": 1e9}, ["n_embd is 1000000000.0"]),
+        ({"vocab_size": 10**9}, ["vocab_size is 1000000000", "no tensor is longer than 96"]),
+        ({"n_layer": 10**9}, ["n_layer is 1000000000"]),
+        ({"n_layer": 3}, ["lacks transformer.h.2", "expected with shape"]),
+        ({"n_layer": 1}, ["transformer.h.1", "more) with shape", "does not account for"]),
+        ({"n_layer": 0}, ["n_layer is 0", "whole number from 1"]),
+        ({"n_head": 5}, ["n_head 5 does not divide dim 24"]),
+        ({"n_head": "3"}, ["n_head is '3'"]),
+        ({"layer_norm_epsilon": "tiny"}, ["layer_norm_epsilon is 'tiny'"]),
+        ({"activation_function": "mish"}, ["activation_function is 'mish'", "gelu_new"]),
+        ({"activation_function": ["relu"]}, ["activation_function is ['relu']"]),
+        ({"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx is True", "False"]),
+        ({"scale_attn_weights": False}, ["scale_attn_weights is False", "True"]),
+        ({"logit_softcap": 30.0}, ["logit_softcap = 30.0 is unknown"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
+        ({"model_type": "gpt3"}, ["model_type 'gpt3' is not supported", "did you mean 'gpt2'"]),
+        ({"model_type": "gpt_neox"}, ["model_type 'gpt_neox' is not supported; valid: gpt2, llama, qwen3"]),
+        ({"model_type": 7}, ["model_type 7 is not supported"]),
+        ({"model_type": "../gpt2"}, ["model_type '../gpt2' is not supported"]),
+    ],
+)
+def test_a_gpt2_config_that_does_not_fit_is_refused(fields: dict[str, Any], parts: list[str], copy: Path):
+    edit_config(copy, **fields)
+    assert_refused(import_folder(copy), str(copy), *parts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, ["rope_type is 'llama3'"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["type is 'linear'"]),
+        (
+            {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            ["rope_theta is 500000", "must be equal"],
+        ),
+        ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'"]),
+        ({"pretraining_tp": 2}, ["pretraining_tp is 2"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
+        ({"num_key_value_heads": 3}, ["n_kv_head 3 does not divide n_head 4"]),
+        ({"sliding_window": 16}, ["sliding_window = 16 is unknown"]),
+        ({"head_dim": 7}, ["even"]),
+    ],
+)
+def test_a_llama_config_that_does_not_fit_is_refused(
+    fields: dict[str, Any], parts: list[str], llama: Path, tmp_path: Path
+):
+    folder = Path(shutil.copytree(llama, tmp_path / "copy"))
+    edit_config(folder, **fields)
+    assert_refused(import_folder(folder), *parts)
+
+
+def test_fields_that_change_no_result_are_ignored(copy: Path):
+    training = {"gradient_checkpointing": True, "initializer_range": 0.5, "use_cache": False, "temperature": 0.3}
+    unset = {"some_new_switch": False, "other": None}
+    edit_config(copy, _name_or_path="x", transformers_version="9.9", summary_type="mean", **training, **unset)
+    assert import_folder(copy).code == 0
+
+
+# --- damaged and false files ---
+
+
+def test_a_pickle_is_not_read_and_the_message_says_how_to_convert_it(copy: Path):
+    (copy / "model.safetensors").unlink()
+    assert_refused(import_folder(copy), "has no model.safetensors")
+    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+    assert_refused(import_folder(copy), "pytorch_model.bin is a pickle", "save_pretrained")
+
+
+@pytest.mark.parametrize("n_bytes", [0, 4, 100, 2000, -1])
+def test_a_truncated_file_is_refused(n_bytes: int, copy: Path):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    assert_refused(import_folder(copy), "model.safetensors", "safetensors file")
+
+
+def test_a_header_that_declares_more_than_the_file_has_is_refused(copy: Path):
+    path = copy / "model.safetensors"
+    path.write_bytes((1 << 40).to_bytes(8, "little") + path.read_bytes()[8:])
+    assert_refused(import_folder(copy), "safetensors file")
+
+
+def test_integers_are_refused(copy: Path):
+    change_tensors(copy, lambda tensors: {name: value.to(torch.int64) for name, value in tensors.items()})
+    assert_refused(import_folder(copy), "has dtype I64", "F32")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({}, "has no weight_map"),
+        ({"weight_map": {"wte.weight": "../../etc/passwd"}}, "names the file '../../etc/passwd'"),
+        ({"weight_map": {"wte.weight": "a.bin"}}, "names the file 'a.bin'"),
+        ({"weight_map": {"wte.weight": "a.safetensors"}}, "a.safetensors does not exist"),
+        ({"weight_map": {"nothing": "real.safetensors"}}, "lists nothing in real.safetensors"),
+        ({"weight_map": {str(i): f"{i}.safetensors" for i in range(5000)}}, "5,000 files"),
+        ([1], "should hold a JSON object"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_false_index_of_shards_is_refused(index: object, message: str, copy: Path):
+    (copy / "model.safetensors").rename(copy / "real.safetensors")
+    text = index if isinstance(index, str) else json.dumps(index)
+    (copy / "model.safetensors.index.json").write_text(text)
+    assert_refused(import_folder(copy), message)
+
+
+def test_paths_that_are_no_checkpoint_are_refused(gpt2: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    assert_refused(import_folder(tmp_path / "empty"), "no config.json with a model_type")
+    assert_refused(call("import", tmp_path / "none", "--out", tmp_path / "run"), "there is no checkpoint at")
+    (tmp_path / "report.html").write_text("<!doctype html>")
+    expected = "report.html is not a model: expected a run directory, a folder with config.json", "or a GGUF file"
+    assert_refused(call("sample", tmp_path / "report.html"), *expected)
+    file = gpt2 / "model.safetensors"
+    assert_refused(call("sample", file), f"{file} is not a model: name the folder that holds its config.json: {gpt2}")

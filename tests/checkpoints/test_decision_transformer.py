@@ -1,4 +1,4 @@
-"""Decision Transformer: the library's actions, states and returns, there and back."""
+"""Decision Transformer: predicted actions, states and returns equal those of transformers, in both directions."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anyformer import api
+import anyformer
 from anyformer import recipe as recipes
-from anyformer.checkpoints import hf_folder as directory
 from anyformer.errors import InputError
-from anyformer.recipe import to_json
-from checkpoint_kit import close, opened, same_tensors, saved, shaken, transformers
+from anyformer.loading import Model
+from anyformer.parsing import to_json
+from checkpoint_kit import (
+    Exchange,
+    assert_close,
+    assert_same_tensors,
+    build_reference,
+    edit_config,
+    export,
+    open_reference,
+    randomize,
+    save,
+    transformers,
+)
 
-DT: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "state_dim": 5,
     "act_dim": 3,
     "hidden_size": 24,
@@ -26,104 +37,121 @@ DT: dict[str, Any] = {
 }
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "no tanh": {"action_tanh": False},
-    "one layer, one head": {"n_layer": 1, "n_head": 1, "state_dim": 1, "act_dim": 1},
-    "gelu_new, narrow mlp": {"activation_function": "gelu_new", "n_inner": 17, "n_positions": 31},
-    "another eps": {"layer_norm_epsilon": 1e-2, "action_tanh": False},
-}
+    "no tanh, one layer, one head": {"action_tanh": False, "n_layer": 1, "n_head": 1, "state_dim": 1, "act_dim": 1},
+    "gelu_new, narrow MLP, another eps": {
+        "activation_function": "gelu_new", "n_inner": 17, "n_positions": 31, "layer_norm_epsilon": 1e-2
+    },
+}  # fmt: skip
+KIND = transformers.DecisionTransformerModel
+Episode = dict[str, torch.Tensor]
 
 
-def library(case: str, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    config = transformers.DecisionTransformerConfig(**DT | CASES[case])
-    return shaken(transformers.DecisionTransformerModel(config), seed)
+def build(case: str) -> Any:
+    config = transformers.DecisionTransformerConfig(**SIZES | CASES[case])
+    return build_reference("DecisionTransformerModel", config)
 
 
-def episode(case: str, steps: int, seed: int = 0, rows: int = 3) -> dict[str, torch.Tensor]:
-    made, shape = torch.Generator().manual_seed(seed), DT | CASES[case]
-    start = torch.randint(shape["max_ep_len"] - steps + 1, (rows, 1), generator=made)
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exchange:
+    return Exchange(build(request.param), tmp_path_factory.mktemp("case"))
+
+
+def random_episodes(config: Any, steps: int) -> Episode:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(config.max_ep_len - steps + 1, (3, 1), generator=generator)
     return {
-        "wanted": torch.randn(rows, steps, 1, generator=made),
-        "state": torch.randn(rows, steps, shape["state_dim"], generator=made),
-        "action": torch.randn(rows, steps, shape["act_dim"], generator=made),
-        "at": start + torch.arange(steps),
+        "return_to_go": torch.randn(3, steps, 1, generator=generator),
+        "state": torch.randn(3, steps, config.state_dim, generator=generator),
+        "action": torch.randn(3, steps, config.act_dim, generator=generator),
+        "timestep": start + torch.arange(steps),
     }
 
 
+def assert_same_predictions(module: Any, reference: Any, episode: Episode) -> None:
+    with torch.no_grad():
+        for actual, expected in zip(module(*episode.values()), predict_reference(reference, episode), strict=True):
+            assert_close(actual, expected)
+
+
 @torch.no_grad()
-def theirs_of(model: Any, seen: dict[str, torch.Tensor], **more: torch.Tensor) -> list[torch.Tensor]:
-    found = model(
-        states=seen["state"], actions=seen["action"], returns_to_go=seen["wanted"], timesteps=seen["at"], **more
-    )
-    return [found.action_preds, found.state_preds, found.return_preds]
+def predict_reference(model: Any, episode: Episode, **options: torch.Tensor) -> list[torch.Tensor]:
+    names = {"states": "state", "actions": "action", "returns_to_go": "return_to_go", "timesteps": "timestep"}
+    output = model(**{theirs: episode[ours] for theirs, ours in names.items()}, **options)
+    return [output.action_preds, output.state_preds, output.return_preds]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("steps", [1, 4, 10])
-def test_predictions_are_the_librarys(case: str, steps: int, seed: int, tmp_path: Path):
-    theirs, seen = library(case, seed), episode(case, steps, seed)
-    ours = api.load(saved(theirs, tmp_path), "cpu")
-    with torch.no_grad():
-        for mine, other in zip(ours.module(**seen), theirs_of(theirs, seen), strict=True):
-            close(mine, other)
+@pytest.mark.parametrize("steps", [1, 10])
+def test_predictions_equal_those_of_transformers(steps: int, case: Exchange):
+    assert_same_predictions(case.module, case.reference, random_episodes(case.reference.config, steps))
 
 
-def test_their_padding_in_front_is_ours_behind(tmp_path: Path):
-    theirs, seen = library("plain"), episode("plain", 4)
-    ours = api.load(saved(theirs, tmp_path), "cpu")
-    padded = {name: torch.cat([torch.zeros_like(part[:, :3]), part], 1) for name, part in seen.items()}
+def test_an_exported_folder_opens_in_transformers_and_comes_back_bit_for_bit(case: Exchange):
+    reference = case.open_exported()
+    assert_same_predictions(case.module, reference, random_episodes(reference.config, 7))
+    case.load_exported()
+
+
+def test_left_padding_there_equals_right_padding_here(tmp_path: Path):
+    reference = build("plain")
+    model, episode = anyformer.load(save(reference, tmp_path), "cpu"), random_episodes(reference.config, 4)
+    left = {name: torch.cat([torch.zeros_like(part[:, :3]), part], 1) for name, part in episode.items()}
+    right = {name: torch.cat([part, torch.zeros_like(part[:, :3])], 1) for name, part in episode.items()}
     mask = torch.tensor([[0] * 3 + [1] * 4] * 3)
-    behind = {name: torch.cat([part, torch.zeros_like(part[:, :3])], 1) for name, part in seen.items()}
     with torch.no_grad():
-        for mine, other in zip(ours.module(**behind), theirs_of(theirs, padded, attention_mask=mask), strict=True):
-            close(mine[:, :4], other[:, 3:])
+        pairs = zip(model.module(*right.values()), predict_reference(reference, left, attention_mask=mask), strict=True)
+        for actual, expected in pairs:
+            assert_close(actual[:, :4], expected[:, 3:])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_what_goes_out_opens_there_and_comes_back_bit_for_bit(case: str, tmp_path: Path):
-    ours = api.load(saved(library(case, 1), tmp_path / "theirs"), "cpu")
-    directory.export(tmp_path / "ours", ours.name, to_json(ours.config), ours.module)
-    theirs, seen = opened(transformers.DecisionTransformerModel, tmp_path / "ours"), episode(case, 7)
-    with torch.no_grad():
-        for mine, other in zip(ours.module(**seen), theirs_of(theirs, seen), strict=True):
-            close(mine, other)
-    back = api.load(tmp_path / "ours", "cpu")
-    same_tensors(ours.module, back.module)
-    assert back.config == ours.config
+# --- models of anyformer's own presets ---
+
+
+def build_preset(preset: str, **fields: Any) -> Model:
+    recipe = recipes.load_recipe("control")
+    values = to_json(recipe.PRESETS[preset]) | {"data": ""} | fields
+    config = recipes.parse_config(recipe, values, "test")
+    torch.manual_seed(0)
+    return Model(recipe, config, randomize(recipe.build(config)), {"step": 0}, Path("unsaved"))
 
 
 @pytest.mark.parametrize("preset", ["tiny", "pendulum"])
-def test_a_model_of_ours_keeps_its_space(preset: str, tmp_path: Path):
-    recipe = recipes.load("control")
+def test_an_exported_model_keeps_its_normalization_and_scale(preset: str, tmp_path: Path):
     space = {"states": 2, "actions": 2, "discrete": preset == "tiny", "mean": [0.5, 1], "std": [1, 2]}
-    values = to_json(recipe.PRESETS[preset]) | {"space": json.dumps(space), "data": ""}
-    config = recipes.from_json(type(recipe.PRESETS["tiny"]), values, "here")
-    torch.manual_seed(0)
-    model = shaken(recipe.build(config), 0)
-    directory.export(tmp_path / "out", "control", to_json(config), model)
-    theirs, back = opened(transformers.DecisionTransformerModel, tmp_path / "out"), api.load(tmp_path / "out", "cpu")
-    same_tensors(model, back.module)
-    assert back.module.space == model.space and (back.config.env, back.config.scale) == (config.env, config.scale)
-    seen = {"wanted": torch.rand(2, 4, 1), "state": torch.rand(2, 4, 2), "action": torch.rand(2, 4, 2)}
-    seen["at"] = torch.arange(4).expand(2, 4)
+    model = build_preset(preset, space=json.dumps(space))
+    folder = export(model, tmp_path / "out")
+    reference, again = open_reference(KIND, folder), anyformer.load(folder, "cpu")
+    assert_same_tensors(model.module, again.module)
+    config = model.config
+    assert again.module.files == model.module.files
+    assert (again.config.env, again.config.return_scale) == (config.env, config.return_scale)
+    episode = random_episodes(reference.config, 4)
+    expected = predict_reference(reference, episode | {"return_to_go": episode["return_to_go"] / config.return_scale})
     with torch.no_grad():
-        close(model(**seen)[0], theirs_of(theirs, seen | {"wanted": seen["wanted"] / config.scale})[0])
-    asked = {"input": {"states": [[1, 2]], "wanted": 3}}
-    assert back.predict(asked) == recipe.predict(model, asked)
+        assert_close(model.module(*episode.values())[0], expected[0])
+    request = {"input": {"states": [[1, 2]], "wanted": 3}}
+    assert again.predict(request) == model.predict(request)
 
 
-def test_cloning_has_no_public_family(tmp_path: Path):
-    recipe = recipes.load("control")
-    config = recipes.from_json(
-        type(recipe.PRESETS["tiny"]), to_json(recipe.PRESETS["tiny"]) | {"conditioned": False}, "here"
-    )
-    with pytest.raises(InputError, match=r"conditioned is false.*--preset small"):
-        directory.export(tmp_path / "out", "control", to_json(config), recipe.build(config))
+def test_folders_with_the_field_names_of_version_0_1_are_read(tmp_path: Path):
+    model = build_preset("tiny", space=json.dumps({"states": 2, "actions": 2, "discrete": True}))
+    folder = export(model, tmp_path / "out")
+    own = json.loads((folder / "config.json").read_text())["anyformer"]
+    old_names = {"target_return": "wanted", "return_scale": "scale", "aux_loss_weight": "foresee"}
+    edit_config(folder, anyformer={old_names.get(name, name): value for name, value in own.items()})
+    again = anyformer.load(folder, "cpu").config
+    assert all(getattr(again, name) == getattr(model.config, name) for name in old_names)
+
+
+def test_behavior_cloning_has_no_public_family(tmp_path: Path):
+    with pytest.raises(InputError, match=r"conditioned is False, not True.*--preset tiny or small"):
+        export(build_preset("tiny", conditioned=False, data="line"), tmp_path / "out")
+
+
+# --- files ---
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("fields", "message"),
     [
         ({"n_inner": 19}, "c_fc"),
         ({"state_dim": 6}, r"embed_state.weight has shape \[24, 5\].*\[24, 6\]"),
@@ -133,18 +161,16 @@ def test_cloning_has_no_public_family(tmp_path: Path):
         ({"n_positions": 2}, "context is 2 nodes"),
     ],
 )
-def test_a_config_that_lies_is_refused(changes: dict[str, Any], says: str, tmp_path: Path):
-    saved(library("plain"), tmp_path)
-    described = json.loads((tmp_path / "config.json").read_text()) | changes
-    (tmp_path / "config.json").write_text(json.dumps(described))
-    with pytest.raises(InputError, match=says):
-        api.load(tmp_path, "cpu")
+def test_a_config_that_does_not_fit_is_refused(fields: dict[str, Any], message: str, tmp_path: Path):
+    edit_config(save(build("plain"), tmp_path), **fields)
+    with pytest.raises(InputError, match=message):
+        anyformer.load(tmp_path, "cpu")
 
 
 def test_a_file_without_positions_is_refused(tmp_path: Path):
-    saved(library("plain"), tmp_path)
-    stored = load_file(tmp_path / "model.safetensors")
-    del stored["encoder.wpe.weight"]
-    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    save(build("plain"), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["encoder.wpe.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"lacks encoder\.wpe\.weight"):
-        api.load(tmp_path, "cpu")
+        anyformer.load(tmp_path, "cpu")

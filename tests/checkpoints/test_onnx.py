@@ -1,4 +1,4 @@
-"""ONNX: another runtime says what the model says, for any batch and any length."""
+"""ONNX: onnxruntime returns what the model returns, for any batch size and any length."""
 
 import dataclasses
 import json
@@ -11,114 +11,119 @@ import pytest
 import torch
 
 from anyformer import recipe as recipes
-from anyformer.checkpoints import onnx as ours
+from anyformer.checkpoints import onnx
 from anyformer.errors import InputError
-from checkpoint_kit import saved, shaken, transformers
-from cli_kit import call, refused, train
+from anyformer.parsing import to_json
+from checkpoint_kit import build_reference, randomize, save, transformers
+from cli_kit import assert_refused, call, train
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the oracle of these tests: pip install onnxruntime")
+# Two generate token by token, which is no graph for any length, and one looks up n-grams outside of tensors.
+WITHOUT_GRAPH = ["recall", "rnnsearch", "seq2seq"]
+CASES = [(name, "tiny") for name in recipes.list_recipes() if name not in WITHOUT_GRAPH]
+CASES += [("language", preset) for preset in ("vaswani", "lamda", "bloom", "llama", "local")]
+Inputs = dict[str, torch.Tensor]
 
 
-def small(config: Any) -> Any:
-    """The same kind of model in a size that is written in a second."""
-    sizes = {"dim": 32, "n_layer": 2, "n_head": 4, "context": 48, "head_dim": None, "mlp_dim": 64}
-    sizes |= {"n_kv_head": 2 if config.model.n_kv_head else None}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes), tokenizer="ids", vocab_size=61)
-
-
-def built(name: str, preset: str) -> tuple[Any, Any]:
-    config = recipes.load(name).PRESETS[preset]
-    config = small(config) if (name, preset) != ("language", "tiny") and name == "language" else config
+def build(name: str, preset: str) -> tuple[Any, Any, Any]:
+    """Build a model of a preset; those of language, but for tiny, with small sizes."""
+    recipe = recipes.load_recipe(name)
+    config = recipe.PRESETS[preset]
+    if name == "language" and preset != "tiny":
+        sizes = {"dim": 32, "n_layer": 2, "n_head": 4, "context": 48, "head_dim": None, "mlp_dim": 64}
+        sizes |= {"n_kv_head": 2 if config.model.n_kv_head else None}
+        model = dataclasses.replace(config.model, **sizes)
+        config = dataclasses.replace(config, model=model, tokenizer="ids", vocab_size=61)
     torch.manual_seed(0)
-    return config, shaken(recipes.load(name).build(config), 0)
+    return recipe, config, randomize(recipe.build(config))
 
 
-def written(name: str, preset: str, folder: Path) -> tuple[Any, Any, Any]:
-    """What the recipe says of its graph, the model, and the graph in the other runtime."""
-    config, model = built(name, preset)
-    ours.write(folder, name, recipes.to_json(config), model)
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    return recipes.load(name).graph(model), model, session
+def write(name: str, preset: str, folder: Path) -> tuple[Any, Any, Any]:
+    """Write a model; return its graph, the model and the session of the written file."""
+    recipe, config, model = build(name, preset)
+    onnx.write(folder, recipe, to_json(config), model)
+    return recipe.export_graph(model), model, open_session(folder)
 
 
-def agree(graph: Any, session: Any, inputs: dict[str, torch.Tensor]) -> None:
+def open_session(folder: Path) -> Any:
+    return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, inputs: Inputs) -> list[np.ndarray]:
+    used = {x.name for x in session.get_inputs()}
+    return session.run(None, {name: value.numpy() for name, value in inputs.items() if name in used})
+
+
+def assert_same_outputs(graph: Any, session: Any, inputs: Inputs) -> None:
     with torch.inference_mode():
-        want = graph.call(*inputs.values())
-    read = {one.name for one in session.get_inputs()}
-    found = session.run(None, {name: value.numpy() for name, value in inputs.items() if name in read})
-    for one, other in zip(want if isinstance(want, tuple) else (want,), found, strict=True):
-        assert one.shape == other.shape
-        assert np.abs(one.numpy() - other).max() <= max(1e-5 * float(one.abs().max()), 1e-6)
-
-
-# Two go word by word, which is no graph for any length, and one looks up in tables that are no tensors' business.
-LOOPS = ["recall", "rnnsearch", "seq2seq"]
-CASES = [(name, "tiny") for name in recipes.names() if name not in LOOPS]
-CASES += [("language", preset) for preset in ("vaswani", "lamda", "bloom", "llama", "local", "gpt2")]
+        expected = graph.call(*inputs.values())
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for a, b in zip(expected, run(session, inputs), strict=True):
+        assert a.shape == b.shape
+        assert np.abs(a.numpy() - b).max() <= max(1e-5 * float(a.abs().max()), 1e-6)
 
 
 @pytest.mark.parametrize(("name", "preset"), CASES)
-def test_another_runtime_says_the_same_at_other_sizes(name: str, preset: str, tmp_path: Path):
-    graph, model, session = written(name, preset, tmp_path / "out")
-    open_axes = {axis for one in graph.inputs.values() for axis in one.axes.split() if not axis.isdigit()}
-    sizes = [{"batch": 1}, {"batch": 5}]
-    lengths = sorted(open_axes - {"batch"})
-    sizes += [dict.fromkeys(lengths, 2) | {"batch": 2}, {axis: graph.longest[axis] for axis in lengths} | {"batch": 1}]
-    sizes += [dict.fromkeys(lengths, 1) | {"batch": 1}]
+def test_outputs_are_the_same_at_other_sizes(name: str, preset: str, tmp_path: Path):
+    graph, model, session = write(name, preset, tmp_path / "out")
+    axes = {axis for graph_input in graph.inputs.values() for axis in onnx.find_open_axes(graph_input).values()}
+    lengths = sorted(axes - {"batch"})
+    longest = {axis: graph.max_lengths[axis] for axis in lengths}
+    sizes = [{"batch": 5}, longest | {"batch": 1}, dict.fromkeys(lengths, 1) | {"batch": 1}]
     for seed, size in enumerate(sizes):
-        agree(graph, session, ours.example(graph, size, seed))
-    assert [one.name for one in session.get_outputs()] == list(graph.outputs)
-    described = json.loads(session.get_modelmeta().custom_metadata_map["anyformer"])
-    assert described == {"recipe": name, "longest": dict(graph.longest)}
+        assert_same_outputs(graph, session, onnx.make_example_inputs(graph, size, seed))
+    assert [output.name for output in session.get_outputs()] == list(graph.outputs)
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["anyformer"])
+    assert metadata == {"recipe": name, "longest": dict(graph.max_lengths)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", *getattr(model, "files", {})}
 
 
-def test_every_recipe_lets_its_model_out_or_says_that_it_cannot(tmp_path: Path):
-    assert [name for name in recipes.names() if not hasattr(recipes.load(name), "graph")] == LOOPS
-    with pytest.raises(InputError, match="the recipe 'seq2seq' does not say what its graph reads"):
-        written("seq2seq", "tiny", tmp_path / "out")
+def test_recipes_without_a_graph_say_so(tmp_path: Path):
+    names = [n for n in recipes.list_recipes() if not isinstance(recipes.load_recipe(n), recipes.SupportsExport)]
+    assert names == WITHOUT_GRAPH
+    with pytest.raises(InputError, match="the recipe 'seq2seq' cannot be exported to ONNX"):
+        write("seq2seq", "tiny", tmp_path / "out")
 
 
-def test_a_public_checkpoint_goes_on_to_onnx(tmp_path: Path):
+def test_a_public_checkpoint_is_exported_to_onnx(tmp_path: Path):
     config = transformers.GPT2Config(n_embd=24, n_layer=2, n_head=3, n_positions=32, vocab_size=53)
-    theirs = shaken(transformers.GPT2LMHeadModel(config), 0)
-    call("export", saved(theirs, tmp_path / "gpt2"), "--to", "onnx", tmp_path / "out").well()
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    reference = build_reference("GPT2LMHeadModel", config)
+    call("export", save(reference, tmp_path / "gpt2"), "--to", "onnx", tmp_path / "out").ok()
     ids = torch.randint(53, (3, 19))
     with torch.no_grad():
-        want = theirs(ids).logits.numpy()
-    (found,) = session.run(None, {"ids": ids.numpy()})
-    assert np.abs(want - found).max() <= 1e-5 * np.abs(want).max()
+        expected = reference(ids).logits.numpy()
+    (actual,) = run(open_session(tmp_path / "out"), {"ids": ids})
+    assert np.abs(expected - actual).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_the_command_says_what_it_wrote_and_nothing_else(tmp_path: Path):
+def test_the_command_lists_its_files_and_prints_nothing_else(tmp_path: Path):
     (tmp_path / "text.txt").write_text("to be or not to be\n" * 40)
     train(tmp_path / "text.txt", tmp_path / "run")
-    said = call("export", tmp_path / "run", "--to", "onnx", tmp_path / "out", "--json").well()
-    assert said.json["files"] == ["model.onnx", "tokenizer.json"]
-    assert said.err == ""
-    refused(call("export", tmp_path / "run", "--to", "onnx", tmp_path / "out"), "out is there already and not empty")
+    result = call("export", tmp_path / "run", "--to", "onnx", tmp_path / "out", "--json").ok()
+    assert result.json["files"] == ["model.onnx", "tokenizer.json"]
+    assert result.err == ""
+    assert_refused(call("export", tmp_path / "run", "--to", "onnx", tmp_path / "out"), "out", "not empty")
 
 
 def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    config, model = built("language", "vaswani")
+    recipe, config, model = build("language", "vaswani")
     with pytest.raises(InputError, match=r"needs onnxscript: pip install 'anyformer\[onnx\]'"):
-        ours.write(tmp_path / "out", "language", recipes.to_json(config), model)
+        onnx.write(tmp_path / "out", recipe, to_json(config), model)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The check runs the model again: one that has changed in between stands for an exporter's mistake."""
-    config, model = built("language", "vaswani")
-    check = ours.check
+def test_a_graph_that_differs_from_the_model_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The model is changed before verification, as if the exporter had made a mistake."""
+    recipe, config, model = build("language", "vaswani")
+    verify = onnx.verify
 
-    def changed(path: Path, graph: recipes.Graph) -> None:
+    def change_and_verify(path: Path, graph: recipes.Graph) -> None:
         with torch.no_grad():
             model.nodes.token.weight.mul_(2)
-        check(path, graph)
+        verify(path, graph)
 
-    monkeypatch.setattr(ours, "check", changed)
-    with pytest.raises(InputError, match="the graph's logits is not the model's"):
-        ours.write(tmp_path / "out", "language", recipes.to_json(config), model)
+    monkeypatch.setattr(onnx, "verify", change_and_verify)
+    with pytest.raises(InputError, match="the graph's logits differs from the model's"):
+        onnx.write(tmp_path / "out", recipe, to_json(config), model)
     assert not (tmp_path / "out").exists()

