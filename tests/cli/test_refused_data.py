@@ -90,12 +90,9 @@ def test_an_unknown_environment_is_one_line():
     assert_refused(call("rollout", "CartPol-v1"), "there is no environment 'CartPol-v1'", "did you mean 'CartPole-v1'")
 
 
-@pytest.mark.parametrize(
-    ("recipe", "make", "flag"), [("vision", cut_image, "unreadable"), ("speech", cut_sound, "broken")]
-)
-def test_data_left_out_on_request_are_counted(recipe: str, make: Callable, flag: str, tmp_path: Path):
-    flags = (*SHORT, f"--skip-{flag}", "--data", make(tmp_path / "data"), "--out", tmp_path / "run")
-    assert "1 of the data left out" in call("train", recipe, *flags).ok().err
+def test_data_left_out_on_request_are_counted(tmp_path: Path):
+    flags = (*SHORT, "--skip-broken", "--data", cut_sound(tmp_path / "data"), "--out", tmp_path / "run")
+    assert "1 of the data left out" in call("train", "speech", *flags).well().err
 
 
 def test_decoding_reports_progress(tmp_path: Path):
