@@ -131,6 +131,8 @@ def test_a_model_is_built_from_its_tokenizer_without_data(tmp_path: Path):
     assert (pair.start_id, pair.end_id, pair.source_end_id) == (0, 1, 1)
     with refuses("no token that ends a text", "--end"):
         build_model(make_config(data="", tokenizer="ids", padded_vocab=20))
+    with refuses("start is 99", "0 to 10"):
+        build_model(make_config(data="", tokenizer=str(path), start=99))
     with refuses("end is 3", "ends a text with 10"):
         build_model(make_config(data="", tokenizer=str(path), end=3))
 

@@ -25,13 +25,12 @@ from torch import Tensor
 from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
 from ..data.text.masking import SpanCorruption
 from ..data.tokenizers.build import Tokenizer
-from ..data.tokenizers.pair_tokenizer import build_pair_tokenizer
 from ..errors import InputError
 from ..inference.translation import TranslationRequest, search_translations
 from ..parsing import check_range, parse_dataclass
 from ..recipe import StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.pairs import evaluate, loss
+from ._shared.pairs import build_pair, evaluate, loss
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.text import TextConfig, load_corpus, load_text_tokenizer
 from ._shared.translator import Translator, TranslatorConfig, build_translator, export_graph
@@ -93,7 +92,7 @@ def build(config: Config) -> Translator:
     if (config.padded_vocab or 0) < size:
         about = f"padded_vocab is {config.padded_vocab}; {tokenizer.vocab_size} tokens and {config.sentinels} sentinels"
         raise InputError(f"{about} need {size}: --padded-vocab {size}")
-    model = build_translator(config, build_pair_tokenizer(tokenizer, None, config.start, config.end))
+    model = build_translator(config, build_pair(config, tokenizer))
     model.sentinels = config.sentinels
     return model
 
@@ -125,7 +124,7 @@ def batches(
     c, text = config.train, load_corpus(text_config(config))
     state = init_stream(state, config.data, text.meta["sha256"])
     corruption, length = fit_corruption(config)
-    pair = build_pair_tokenizer(text.tokenizer, None, config.start, config.end)
+    pair = build_pair(config, text.tokenizer)
     tokens = text.split(split)
     if split != "train":
         for i, (ids, labels) in enumerate(eval_windows(tokens, length, c.batch, split)):

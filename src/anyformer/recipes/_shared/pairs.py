@@ -91,7 +91,19 @@ def load_tokenizers(config: Any) -> PairTokenizer:
 
     source = load(config.source_tokenizer, (0,)) if config.source_tokenizer else None
     target = load(config.tokenizer, (1,) if source else (0, 1))
-    return build_pair_tokenizer(target, source, config.start, config.end)
+    return build_pair(config, target, source)
+
+
+def build_pair(config: Any, target: Tokenizer, source: Tokenizer | None = None) -> PairTokenizer:
+    """Combine the tokenizers of both sides (`source` None: one for both) with the config's start and end. Raises
+    InputError where the vocabulary does not have these ids."""
+    pair = build_pair_tokenizer(target, source, config.start, config.end)
+    source_size, target_size = pair.vocab_sizes(config.padded_vocab)
+    ids = (("start", pair.start_id, target_size), ("end", pair.end_id, target_size))
+    for name, i, size in (*ids, ("end", pair.source_end_id, source_size)):
+        if i >= size:
+            raise InputError(f"{name} is {i}, but the vocabulary has {size:,} ids: 0 to {size - 1}")
+    return pair
 
 
 def batches(
