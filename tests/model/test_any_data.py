@@ -1,4 +1,4 @@
-"""The core takes raw vectors of any kind: for each field its nodes, its edges and its head, and the loss comes down.
+"""Inputs of every kind: each has its embedding, edges and head, and the loss falls.
 
 Shapes: B batch, T nodes, C channels, M nodes of a memory.
 """
@@ -10,13 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyformer.model.transformer import Transformer
-from anyformer.model.config import TransformerConfig
-from anyformer.model.edges import Edges, causal, full, neighbors, window, within
-from anyformer.model.embeddings import FrameEmbedding, PatchEmbedding, SensorEmbedding, TokenEmbedding
-from anyformer.model.heads import Classifier, LMHead, Regressor
-from anyformer.model.init import initialize
-from anyformer.model.positions import LearnedPosition, SinusoidalPosition
+from anyformer.model import (
+    Classifier,
+    Edges,
+    FrameEmbedding,
+    LMHead,
+    PatchEmbedding,
+    Regressor,
+    SensorEmbedding,
+    TokenEmbedding,
+    TrajectoryEmbedding,
+    Transformer,
+    TransformerConfig,
+    causal,
+    full,
+    initialize,
+    neighbors,
+    window,
+    within,
+)
+from anyformer.model.positions import SinusoidalPosition
 
 B, C, VOCAB = 4, 16, 11
 LENGTHS = torch.tensor([6, 3, 1, 5])
@@ -24,75 +37,76 @@ LENGTHS = torch.tensor([6, 3, 1, 5])
 Loss = Callable[[nn.ModuleDict], Tensor]
 
 
-def config(**changes) -> TransformerConfig:
+def make_config(**changes) -> TransformerConfig:
     return TransformerConfig(**{"dim": C, "n_layer": 2, "n_head": 4, "context": 32} | changes)
 
 
-def entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=-1)
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-1)
 
 
 def causal_text() -> tuple[nn.ModuleDict, Loss]:
-    shape = config(n_kv_head=2, activation="swiglu", norm="rmsnorm", bias=False, position="rotary")
-    nodes = TokenEmbedding(VOCAB, shape)
-    model = nn.ModuleDict({"nodes": nodes, "body": Transformer(shape), "head": LMHead(C, VOCAB, tied=nodes.token)})
+    config = make_config(n_kv_head=2, activation="swiglu", norm="rmsnorm", bias=False, position="rotary")
+    nodes = TokenEmbedding(VOCAB, config)
+    model = nn.ModuleDict({"nodes": nodes, "body": Transformer(config), "head": LMHead(C, VOCAB, tied=nodes.token)})
     ids = torch.randint(VOCAB, (B, 13))
-    return model, lambda m: entropy(m.head(m.body(m.nodes(ids[:, :-1]), causal)), ids[:, 1:])
+    return model, lambda m: cross_entropy(m.head(m.body(m.nodes(ids[:, :-1]), causal)), ids[:, 1:])
 
 
 def masked_text() -> tuple[nn.ModuleDict, Loss]:
-    shape = config(norm_place="post")
-    model = nn.ModuleDict({"nodes": TokenEmbedding(VOCAB, shape), "body": Transformer(shape), "head": LMHead(C, VOCAB)})
-    ids, hidden = torch.randint(1, VOCAB, (B, 6)), torch.arange(6) % 2 == 0
-    target = ids.masked_fill(~hidden | (torch.arange(6) >= LENGTHS[:, None]), -1)
-    return model, lambda m: entropy(m.head(m.body(m.nodes(ids.masked_fill(hidden, 0)), within(LENGTHS))), target)
+    config = make_config(norm_place="post")
+    parts = {"nodes": TokenEmbedding(VOCAB, config), "body": Transformer(config), "head": LMHead(C, VOCAB)}
+    ids, is_masked = torch.randint(1, VOCAB, (B, 6)), torch.arange(6) % 2 == 0
+    labels = ids.masked_fill(~is_masked | (torch.arange(6) >= LENGTHS[:, None]), -1)
+    inputs = ids.masked_fill(is_masked, 0)
+    return nn.ModuleDict(parts), lambda m: cross_entropy(m.head(m.body(m.nodes(inputs), within(LENGTHS))), labels)
 
 
 def translation() -> tuple[nn.ModuleDict, Loss]:
-    shape = config(position="relative", norm="rmsnorm", activation="relu", bias=False)
+    config = make_config(position="relative", norm="rmsnorm", activation="relu", bias=False)
     model = nn.ModuleDict(
         {
-            "source": TokenEmbedding(VOCAB, shape),
-            "encoder": Transformer(shape),
-            "target": TokenEmbedding(VOCAB, shape),
-            "decoder": Transformer(shape, cross=True),
+            "source": TokenEmbedding(VOCAB, config),
+            "encoder": Transformer(config),
+            "target": TokenEmbedding(VOCAB, config),
+            "decoder": Transformer(config, cross=True),
             "head": LMHead(C, VOCAB),
         }
     )
-    source, target, seen = torch.randint(VOCAB, (B, 6)), torch.randint(VOCAB, (B, 8)), within(LENGTHS)
+    source, target, mask = torch.randint(VOCAB, (B, 6)), torch.randint(VOCAB, (B, 8)), within(LENGTHS)
 
     def loss(m: nn.ModuleDict) -> Tensor:
-        memory = m.encoder(m.source(source), seen)
-        return entropy(m.head(m.decoder(m.target(target[:, :-1]), causal, memory, seen)), target[:, 1:])
+        memory = m.encoder(m.source(source), mask)
+        return cross_entropy(m.head(m.decoder(m.target(target[:, :-1]), causal, memory, mask)), target[:, 1:])
 
     return model, loss
 
 
 def image() -> tuple[nn.ModuleDict, Loss]:
-    shape = config()
-    parts = {"nodes": PatchEmbedding(4, shape), "body": Transformer(shape), "head": Classifier(C, 3, pool="first")}
+    config = make_config()
+    parts = {"nodes": PatchEmbedding(4, config), "body": Transformer(config), "head": Classifier(C, 3, pool="first")}
     pixels, labels = torch.randn(B, 3, 12, 16), torch.tensor([0, 1, 2, 0])
     return nn.ModuleDict(parts), lambda m: F.cross_entropy(m.head(m.body(m.nodes(pixels), full)), labels)
 
 
-def image_with_neighbours() -> tuple[nn.ModuleDict, Loss]:
-    """The class node stands in front of the grid: it reads all and is read by all; early layers look around only."""
-    shape, grid = config(n_layer=3), neighbors(3, 4, 1)
-    around = Edges(lambda b, h, q, k: (q == 0) | (k == 0) | grid(b, h, q - 1, k - 1), uses_batch=False, uses_head=False)
-    parts = {"nodes": PatchEmbedding(4, shape), "body": Transformer(shape), "head": Classifier(C, 3, pool="mean")}
+def image_with_neighbors() -> tuple[nn.ModuleDict, Loss]:
+    """The class token stands before the grid: it reads all and is read by all; early layers read neighbors only."""
+    config = make_config(n_layer=3)
+    hub = Edges(lambda b, h, q, k: (q == 0) | (k == 0), uses_batch=False, uses_head=False)
+    parts = {"nodes": PatchEmbedding(4, config), "body": Transformer(config), "head": Classifier(C, 3, pool="mean")}
     pixels, labels = torch.randn(B, 3, 12, 16), torch.tensor([0, 1, 2, 0])
-    rules = [around, around, full]
+    rules = [hub | neighbors(3, 4, 1, offset=1)] * 2 + [full]
     return nn.ModuleDict(parts), lambda m: F.cross_entropy(m.head(m.body(m.nodes(pixels), rules)), labels)
 
 
 def speech() -> tuple[nn.ModuleDict, Loss]:
-    shape = config()
+    config = make_config()
     model = nn.ModuleDict(
         {
-            "sound": FrameEmbedding(8, shape),
-            "encoder": Transformer(shape),
-            "text": TokenEmbedding(VOCAB, shape),
-            "decoder": Transformer(shape, cross=True),
+            "sound": FrameEmbedding(8, config),
+            "encoder": Transformer(config),
+            "text": TokenEmbedding(VOCAB, config),
+            "decoder": Transformer(config, cross=True),
             "head": LMHead(C, VOCAB),
         }
     )
@@ -100,56 +114,47 @@ def speech() -> tuple[nn.ModuleDict, Loss]:
 
     def loss(m: nn.ModuleDict) -> Tensor:
         memory = m.encoder(m.sound(mel), full)
-        return entropy(m.head(m.decoder(m.text(ids[:, :-1]), causal, memory)), ids[:, 1:])
+        return cross_entropy(m.head(m.decoder(m.text(ids[:, :-1]), causal, memory)), ids[:, 1:])
 
     return model, loss
 
 
 def trajectories() -> tuple[nn.ModuleDict, Loss]:
     """Return, state, action, return, state, action ...: after each state, which action?"""
-    shape, steps = config(position="none"), 5
-    model = nn.ModuleDict(
-        {
-            "returns": nn.Linear(1, C),
-            "state": nn.Linear(3, C),
-            "action": nn.Linear(2, C),
-            "step": LearnedPosition(steps, C),
-            "body": Transformer(shape),
-            "head": nn.Linear(C, 2),
-        }
-    )
-    returns, state, action = torch.randn(B, steps, 1), torch.randn(B, steps, 3), torch.randn(B, steps, 2)
+    config, steps = make_config(position="none"), 5
+    parts = {"nodes": TrajectoryEmbedding(3, 2, steps, config), "body": Transformer(config), "head": nn.Linear(C, 2)}
+    returns, state, action = (torch.randn(B, steps, size) for size in (1, 3, 2))
+    timestep = torch.arange(steps).expand(B, -1)
 
     def loss(m: nn.ModuleDict) -> Tensor:
-        at = m.step(torch.arange(steps))
-        nodes = torch.stack([m.returns(returns) + at, m.state(state) + at, m.action(action) + at], dim=2)
-        return F.mse_loss(m.head(m.body(nodes.flatten(1, 2), causal)[:, 1::3]), action)
+        x = m.body(m.nodes(returns, state, action, timestep), causal)
+        return F.mse_loss(m.head(x[:, 1::3]), action)
 
-    return model, loss
+    return nn.ModuleDict(parts), loss
 
 
 def sensors() -> tuple[nn.ModuleDict, Loss]:
-    shape = config(position="none", qk_norm=True)
-    parts = {"nodes": SensorEmbedding(5, 2, shape), "body": Transformer(shape), "head": Regressor(C, 1)}
-    value, kind, target = torch.randn(B, 6, 2), torch.randint(5, (B, 6)), torch.randn(B, 1)
+    config = make_config(position="none", qk_norm=True)
+    parts = {"nodes": SensorEmbedding(5, 2, config), "body": Transformer(config), "head": Regressor(C, 1)}
+    value, kind, labels = torch.randn(B, 6, 2), torch.randint(5, (B, 6)), torch.randn(B, 1)
     rule = full & within(LENGTHS)
-    return nn.ModuleDict(parts), lambda m: F.mse_loss(m.head(m.body(m.nodes(value, kind), rule), LENGTHS), target)
+    return nn.ModuleDict(parts), lambda m: F.mse_loss(m.head(m.body(m.nodes(value, kind), rule), LENGTHS), labels)
 
 
 def long_sound() -> tuple[nn.ModuleDict, Loss]:
-    """Many frames, each of which hears those near it: the path in blocks."""
-    shape = config(position="alibi")
-    parts = {"nodes": FrameEmbedding(8, shape), "body": Transformer(shape), "head": Classifier(C, 3)}
+    """Many frames, each of which reads those near it: attention in blocks."""
+    config = make_config(position="alibi")
+    parts = {"nodes": FrameEmbedding(8, config), "body": Transformer(config), "head": Classifier(C, 3)}
     mel, labels = torch.randn(B, 8, 300), torch.tensor([0, 1, 2, 0])
     return nn.ModuleDict(parts), lambda m: F.cross_entropy(m.head(m.body(m.nodes(mel), window(5))), labels)
 
 
-FIELDS = [
+KINDS = [
     causal_text,
     masked_text,
     translation,
     image,
-    image_with_neighbours,
+    image_with_neighbors,
     speech,
     trajectories,
     sensors,
@@ -157,68 +162,62 @@ FIELDS = [
 ]
 
 
-def never_matters(name: str, model: nn.ModuleDict) -> bool:
-    """A bias of all keys adds the same q . bias to all scores of a query, and the softmax takes no notice. (Not so
-    where a norm or a turn comes between: then the same bias is another number for each key.)"""
+def has_no_effect(name: str, model: nn.ModuleDict) -> bool:
+    """A bias of all keys adds the same q . bias to all scores of a query, which the softmax ignores. (Not so where a
+    norm or a rotation comes between.)"""
     stack = next(part for part in model.values() if isinstance(part, Transformer))
     return name.endswith(".key.bias") and not stack.config.qk_norm and stack.config.position != "rotary"
 
 
-def build(field: Callable[[], tuple[nn.ModuleDict, Loss]]) -> tuple[nn.ModuleDict, Loss]:
+def build(kind: Callable[[], tuple[nn.ModuleDict, Loss]]) -> tuple[nn.ModuleDict, Loss]:
     torch.manual_seed(0)
-    model, loss = field()
+    model, loss = kind()
     return initialize(model, next(part.config for part in model.values() if isinstance(part, Transformer))), loss
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.__name__)
-def test_every_parameter_learns(field):
-    model, loss = build(field)
-    loss(model).backward()
-    for name, weight in model.named_parameters():
-        assert weight.grad is not None and weight.grad.isfinite().all(), name
-        moved = weight.grad.abs().max()
-        assert moved < 1e-6 if never_matters(name, model) else moved > 1e-9, name
-
-
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.__name__)
-def test_the_loss_comes_down(field):
-    model, loss = build(field)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_parameter_has_a_gradient_and_the_loss_falls(kind):
+    model, loss = build(kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     before = loss(model)
     before.backward()
-    optimiser.step()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+        largest = weight.grad.abs().max()
+        assert largest < 1e-6 if has_no_effect(name, model) else largest > 1e-9, name
+    optimizer.step()
     assert loss(model) < before.detach() - 1e-5
 
 
-@pytest.mark.parametrize("field", [causal_text, masked_text, image, speech], ids=lambda field: field.__name__)
-def test_at_the_start_every_answer_is_about_equally_likely(field):
-    model, loss = build(field)
+@pytest.mark.parametrize("kind", [causal_text, masked_text, image, speech], ids=lambda kind: kind.__name__)
+def test_initially_all_answers_are_about_equally_likely(kind):
+    model, loss = build(kind)
     assert loss(model).item() == pytest.approx(torch.tensor(model.head.project.out_features).log().item(), rel=0.05)
 
 
-def test_blocks_that_write_zero_begin_as_the_identity():
-    shape = config(init="zero")
-    body, x = initialize(Transformer(shape), shape), torch.randn(B, 6, C)
+def test_blocks_initialized_with_zero_are_the_identity():
+    config = make_config(init="zero")
+    body, x = initialize(Transformer(config), config), torch.randn(B, 6, C)
     torch.testing.assert_close(body(x, causal), F.layer_norm(x, (C,)))
 
 
 @torch.no_grad()
-def test_a_set_of_readings_has_no_order():
+def test_a_set_of_measurements_has_no_order():
     model, _ = build(sensors)
     for weight in model.parameters():
         nn.init.normal_(weight, std=0.3)
     value, kind, order = torch.randn(B, 6, 2), torch.randint(5, (B, 6)), torch.randperm(6)
 
-    def answer(value: Tensor, kind: Tensor) -> Tensor:
+    def predict(value: Tensor, kind: Tensor) -> Tensor:
         return model.head(model.body(model.nodes(value, kind), full))
 
-    torch.testing.assert_close(answer(value[:, order], kind[:, order]), answer(value, kind), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(answer(value, kind[:, order]), answer(value, kind), atol=1e-3)
+    torch.testing.assert_close(predict(value[:, order], kind[:, order]), predict(value, kind), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(predict(value, kind[:, order]), predict(value, kind), atol=1e-3)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("pool", ["mean", "first"])
-def test_an_answer_for_the_whole_ignores_padding(pool):
+def test_pooling_ignores_padding(pool):
     torch.manual_seed(0)
     head, x = Classifier(C, 3, pool), torch.randn(B, 6, C)
     for row, length in enumerate(LENGTHS.tolist()):
@@ -233,21 +232,18 @@ def test_a_tied_head_and_its_embedding_are_one_parameter():
     loss(model).backward()
 
 
-def test_patches_are_read_row_by_row_after_the_class_node():
-    shape = config(position="none")
-    nodes = PatchEmbedding(4, shape)
+def test_patches_are_read_row_by_row_after_the_class_token():
+    config = make_config(position="none")
+    nodes = PatchEmbedding(4, config)
     pixels = torch.randn(1, 3, 8, 12)
-    got = nodes(pixels)
-    assert got.shape == (1, 1 + 2 * 3, C)
-    assert torch.equal(got[0, 0], nodes.cls_token[0, 0])
-    alone = nodes(pixels[:, :, 4:8, 8:12])[0, 1]  # the last cell
-    torch.testing.assert_close(got[0, 6], alone)
-    torch.testing.assert_close(got[0, 3], nodes(pixels[:, :, :4, 8:12])[0, 1])
+    x = nodes(pixels)
+    assert x.shape == (1, 1 + 2 * 3, C)
+    assert torch.equal(x[0, 0], nodes.cls_token[0, 0])
+    torch.testing.assert_close(x[0, 6], nodes(pixels[:, :, 4:8, 8:12])[0, 1])  # the last cell alone
+    torch.testing.assert_close(x[0, 3], nodes(pixels[:, :, :4, 8:12])[0, 1])
 
 
-def test_two_frames_of_sound_make_a_node_that_knows_when_it_was():
-    nodes = FrameEmbedding(8, config(position="sinusoidal"))(torch.zeros(1, 8, 20))[
-        0
-    ]  # (10, C): silence, so that they differ by their time alone
-    same = nodes - SinusoidalPosition(C)(torch.arange(10))
-    torch.testing.assert_close(same[2:-2], same[2:3].expand(6, C))
+def test_two_frames_of_sound_make_a_node_with_a_position():
+    nodes = FrameEmbedding(8, make_config(position="sinusoidal"))(torch.zeros(1, 8, 20))[0]  # (10, C), of silence
+    content = nodes - SinusoidalPosition(C)(torch.arange(10))
+    torch.testing.assert_close(content[2:-2], content[2:3].expand(6, C))

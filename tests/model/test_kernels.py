@@ -147,7 +147,7 @@ def test_block_local_with_spans_longer_than_a_block(edges):
 
 
 @uncompiled
-@pytest.mark.parametrize(("rule", "position"), zip(RULES, POSITIONS * len(RULES)))
+@pytest.mark.parametrize(("rule", "position"), list(zip(RULES, POSITIONS * len(RULES))))
 def test_flex(rule, position):
     edges, bias, qkv = RULES[rule](B, T), make_bias(position), make_qkv(groups=2)
     check_values(Flex(edges, bias, spec_of(*qkv[:2]), compiled=False), edges, qkv, bias)

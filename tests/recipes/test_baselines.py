@@ -1,4 +1,7 @@
-"""What came before: the window of 2003, the vector of 2014, the first attention; each against a slow telling of it."""
+"""Models before the Transformer (2003, 2014), each against a slow version of its formula.
+
+Shapes: B batch, S source, T target.
+"""
 
 from pathlib import Path
 
@@ -7,22 +10,23 @@ import torch
 from torch import nn
 
 from anyformer import api
-from anyformer.baselines.recurrent import Pair, Search, SequenceToSequence, Window
+from anyformer.baselines.recurrent import RecurrentSeq2Seq, RNNSearch, Seq2SeqLSTM
+from anyformer.baselines.window_lm import WindowLM
 from anyformer.inference.decode import new_cache, prefill, step
-from anyformer.model.edges import within
-from cli_kit import call, refused
+from anyformer.model import within
+from cli_kit import assert_refused, call
 
 SIZES = {"vocab_sizes": (23, 23), "dim": 8, "hidden": 12, "layers": 2, "context": 16, "dropout": 0.0}
-KINDS = {"seq2seq": SequenceToSequence, "rnnsearch": Search}
+MODELS = {"seq2seq": Seq2SeqLSTM, "rnnsearch": RNNSearch}
 
 
-def pair(kind: str, seed: int = 0) -> Pair:
+def build(name: str, seed: int = 0) -> RecurrentSeq2Seq:
     torch.manual_seed(seed)
-    return KINDS[kind](**SIZES).eval()
+    return MODELS[name](**SIZES).eval()
 
 
-def texts(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sources padded on the right, and how long they are."""
+def make_sources(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sources padded on the right, and their lengths."""
     ids = torch.randint(23, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
     return ids, torch.tensor(lengths)
 
@@ -31,96 +35,91 @@ def texts(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_the_window_sees_its_words_and_nothing_else(direct: bool):
+@torch.no_grad()
+def test_the_window_lm_reads_its_words_and_nothing_else(direct: bool):
     torch.manual_seed(0)
-    model = Window(11, 5, 7, words=3, context=16, direct=direct, dropout=0.0).eval()
+    model = WindowLM(11, 5, 7, words=3, context=16, direct=direct, dropout=0.0).eval()
     ids = torch.randint(11, (2, 9))
-    nothing = torch.full((2, 2), 11)  # the entry that stands before a text
-    told = torch.cat([nothing, ids], dim=1)
-    with torch.no_grad():
-        for t in range(9):
-            x = torch.cat([model.token.weight[told[:, t + i]] for i in range(3)], dim=-1)
-            want = model.answer(torch.tanh(model.body.net(x)))
-            want = want if model.direct is None else want + model.direct(x)
-            torch.testing.assert_close(model(ids)[:, t], want)
+    padded = torch.cat([torch.full((2, 2), 11), ids], dim=1)  # entry 11 stands before a text
+    for t in range(9):
+        x = torch.cat([model.token.weight[padded[:, t + i]] for i in range(3)], dim=-1)
+        expected = model.output(torch.tanh(model.body.net(x)))
+        expected = expected if model.direct is None else expected + model.direct(x)
+        torch.testing.assert_close(model(ids)[:, t], expected)
 
 
-def test_the_window_remembers_what_it_read():
-    """Rows of unequal length, then word by word: as if each had been read whole."""
+@torch.no_grad()
+def test_the_window_lm_cached_is_uncached():
+    """Rows of unequal length, then token by token."""
     torch.manual_seed(0)
-    model = Window(11, 5, 7, words=4, context=16, direct=True, dropout=0.0).eval()
+    model = WindowLM(11, 5, 7, words=4, context=16, direct=True, dropout=0.0).eval()
     rows = [[1, 2, 3, 4, 5, 6], [7], [8, 9, 10]]
-    with torch.no_grad():
-        cache = new_cache(model, 3)
-        got = prefill(model, rows, cache)
-        for new in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
-            for row, logits in zip(rows, got, strict=True):
-                torch.testing.assert_close(logits, model(torch.tensor([row]))[0, -1])
-            rows = [[*row, one] for row, one in zip(rows, new, strict=True)]
-            got = step(model, torch.tensor(new), cache)
+    cache = new_cache(model, 3)
+    logits = prefill(model, rows, cache)
+    for new in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
+        for row, row_logits in zip(rows, logits, strict=True):
+            torch.testing.assert_close(row_logits, model(torch.tensor([row]))[0, -1])
+        rows = [[*row, token] for row, token in zip(rows, new, strict=True)]
+        logits = step(model, torch.tensor(new), cache)
 
 
 # --- 2014 ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_padding_changes_nothing(kind: str):
-    model, (source, lengths) = pair(kind), texts([7, 3, 5])
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_padding_changes_nothing(name: str):
+    model, (source, lengths) = build(name), make_sources([7, 3, 5])
     ids = torch.randint(23, (3, 6))
-    with torch.no_grad():
-        whole = model(source, ids, within(lengths))
-        for i, n in enumerate(lengths.tolist()):
-            torch.testing.assert_close(whole[i : i + 1], model(source[i : i + 1, :n], ids[i : i + 1]))
-        source[1, 3:] = 0
-        torch.testing.assert_close(model(source, ids, within(lengths)), whole)
+    logits = model(source, ids, within(lengths))
+    for i, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(logits[i : i + 1], model(source[i : i + 1, :length], ids[i : i + 1]))
+    source[1, 3:] = 0
+    torch.testing.assert_close(model(source, ids, within(lengths)), logits)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_word_by_word_is_all_at_once(kind: str):
-    model, (source, lengths) = pair(kind, 1), texts([4, 6])
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_token_by_token_is_all_at_once(name: str):
+    model, (source, lengths) = build(name, 1), make_sources([4, 6])
     ids = torch.randint(23, (2, 7))
-    with torch.no_grad():
-        whole = model(source, ids, within(lengths))
-        given = model.given(model.encode(source, within(lengths)), within(lengths))
-        cache = new_cache(given, 2)
-        got = prefill(given, [[int(row[0])] for row in ids], cache)
-        for t in range(1, 7):
-            torch.testing.assert_close(got, whole[:, t - 1])
-            got = step(given, ids[:, t], cache)
-        cache.pick(torch.tensor([1, 1]))
-        again = step(given, torch.tensor([3, 3]), cache)
-    torch.testing.assert_close(again.isfinite(), torch.ones_like(again, dtype=torch.bool))
+    expected = model(source, ids, within(lengths))
+    decoder = model.condition(model.encode(source, within(lengths)), within(lengths))
+    cache = new_cache(decoder, 2)
+    logits = prefill(decoder, [[int(row[0])] for row in ids], cache)
+    for t in range(1, 7):
+        torch.testing.assert_close(logits, expected[:, t - 1])
+        logits = step(decoder, ids[:, t], cache)
+    cache.reorder(torch.tensor([1, 1]))
+    assert step(decoder, torch.tensor([3, 3]), cache).isfinite().all()
+    with pytest.raises(ValueError, match="prompts of one length"):
+        prefill(decoder, [[1, 2], [3]], new_cache(decoder, 2))
 
 
-def test_one_vector_of_fixed_size_is_all_that_passes():
-    model, (source, lengths) = pair("seq2seq"), texts([9, 2])
-    with torch.no_grad():
-        memory = model.encode(source, within(lengths))
-        assert memory.shape == (2, 1, 2 * 2 * 12)
-        lstm = model.encoder.net
-        _, (h, c) = lstm(model.source(source[1:, :2].flip(1)))  # from behind
-        torch.testing.assert_close(memory[1, 0], torch.cat([h, c]).transpose(0, 1).flatten())
+@torch.no_grad()
+def test_seq2seq_passes_one_vector_of_fixed_size():
+    model, (source, lengths) = build("seq2seq"), make_sources([9, 2])
+    memory = model.encode(source, within(lengths))
+    assert memory.shape == (2, 1, 2 * 2 * 12)
+    _, (h, c) = model.encoder.net(model.source(source[1:, :2].flip(1)))  # in reverse
+    torch.testing.assert_close(memory[1, 0], torch.cat([h, c]).transpose(0, 1).flatten())
 
 
-def test_looking_back_is_a_softmax_over_the_source():
-    """e_ij = v tanh(W s_(i-1) + U h_j), told slowly (1409.0473, section 3.1)."""
-    model, (source, lengths) = pair("rnnsearch"), texts([5, 3])
-    ids = torch.randint(23, (2, 4))
-    looks = model.alignment(source, ids, within(lengths))
-    assert looks.shape == (2, 4, 5)
-    torch.testing.assert_close(looks.sum(-1), torch.ones(2, 4))
-    assert (looks[1, :, 3:] == 0).all()
-    with torch.no_grad():
-        memory = model.encode(source, within(lengths))
-        s = model.begin(memory)[0]
-        scores = torch.zeros(3)
-        for j in range(3):
-            scores[j] = model.fits(torch.tanh(model.asks(s[1]) + model.has(memory[1, j])))
-        torch.testing.assert_close(looks[1, 0, :3], scores.softmax(-1))
+@torch.no_grad()
+def test_rnnsearch_weighs_the_source_by_a_softmax():
+    """e_ij = v tanh(W s_(i-1) + U h_j), computed slowly (1409.0473, section 3.1)."""
+    model, (source, lengths) = build("rnnsearch"), make_sources([5, 3])
+    weights = model.alignment(source, torch.randint(23, (2, 4)), within(lengths))
+    assert weights.shape == (2, 4, 5) and (weights[1, :, 3:] == 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4))
+    memory = model.encode(source, within(lengths))
+    s = model.init_state(memory)[0]
+    scores = [model.score(torch.tanh(model.query(s[1]) + model.key(memory[1, j]))) for j in range(3)]
+    torch.testing.assert_close(weights[1, 0, :3], torch.cat(scores).softmax(-1))
 
 
 @pytest.mark.parametrize(
-    ("recipe", "flags", "says"),
+    ("recipe", "flags", "message"),
     [
         ("seq2seq", ("--hidden", 0), "hidden is 0; it must be at least 1"),
         ("rnnsearch", ("--dropout", 1.5), "dropout is 1.5; it must be at least 0 and below 1"),
@@ -128,17 +127,17 @@ def test_looking_back_is_a_softmax_over_the_source():
         ("translation", ("--encoder.dim", 16), "encoder.dim is 16 and decoder.dim 32"),
     ],
 )
-def test_numbers_that_make_no_sense_are_one_line(recipe: str, flags: tuple, says: str, tmp_path: Path):
-    refused(call("train", recipe, "--preset", "tiny", *flags, "--out", tmp_path / "run"), says)
+def test_impossible_sizes_are_one_line(recipe: str, flags: tuple, message: str, tmp_path: Path):
+    assert_refused(call("train", recipe, "--preset", "tiny", *flags, "--out", tmp_path / "run"), message)
 
 
-@pytest.mark.parametrize("recipe", KINDS)
-def test_it_is_trained_asked_and_measured(recipe: str, tmp_path: Path):
-    few = ("--preset", "tiny", "--steps", 30, "--device", "cpu", "--train.eval-batches", 2)
-    call("train", recipe, *few, "--out", tmp_path / "run").well()
-    one = call("predict", tmp_path / "run", "31415", "27", "--request", '{"beam": 2}', "--json").well().json
-    alone = call("predict", tmp_path / "run", "27", "--request", '{"beam": 2}', "--json").well().json
-    assert one["results"][1]["text"] == alone["results"][0]["text"]
-    assert one["results"][1]["score"] == pytest.approx(alone["results"][0]["score"], abs=1e-6)
+@pytest.mark.parametrize("recipe", MODELS)
+def test_a_baseline_is_trained_evaluated_and_predicts(recipe: str, tmp_path: Path):
+    flags = ("--preset", "tiny", "--steps", 30, "--device", "cpu", "--train.eval-batches", 2)
+    call("train", recipe, *flags, "--out", tmp_path / "run").ok()
+    together = call("predict", tmp_path / "run", "31415", "27", "--request", '{"beam": 2}', "--json").ok().json
+    alone = call("predict", tmp_path / "run", "27", "--request", '{"beam": 2}', "--json").ok().json
+    assert together["results"][1]["text"] == alone["results"][0]["text"]
+    assert together["results"][1]["score"] == pytest.approx(alone["results"][0]["score"], abs=1e-6)
     model = api.load(tmp_path / "run", "cpu")
     assert isinstance(model.module, nn.Module) and model.evaluate()["loss"] > 0
