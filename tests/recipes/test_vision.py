@@ -38,7 +38,7 @@ def test_without_position_the_class_node_reads_a_set():
 
 
 def test_local_layers_read_nearby_patches_and_the_class_node_all():
-    local, last = vision.layer_edges(LAYER)
+    local, last = vision.build_layer_edges(LAYER)
     assert last is full
     mask = local.build_mask(1, 17, 17)[0, 0]
     assert mask[0].all() and mask[:, 0].all()
@@ -46,7 +46,7 @@ def test_local_layers_read_nearby_patches_and_the_class_node_all():
         for k in range(16):
             assert mask[q + 1, k + 1] == (abs(q // 4 - k // 4) <= 1 and abs(q % 4 - k % 4) <= 1)
     assert hops([local, last], 17).max() == 1
-    without = vision.layer_edges(dataclasses.replace(LAYER, pool="mean"))[0]
+    without = vision.build_layer_edges(dataclasses.replace(LAYER, pool="mean"))[0]
     assert torch.equal(without.build_mask(1, 16, 16)[0, 0], mask[1:, 1:]) and without.left_span == 5
 
 

@@ -61,7 +61,7 @@ class LanguageModel(nn.Module):
         self.nodes = TokenEmbedding(vocab_size, config.model)
         self.body = Transformer(config.model)
         self.head = LMHead(config.model.dim, vocab_size, self.nodes.token if config.tied else None)
-        self.edges = layer_edges(config)
+        self.edges = build_layer_edges(config)
 
     def hidden(
         self,
@@ -91,7 +91,7 @@ class LanguageModel(nn.Module):
         return self.head(self.hidden(ids, cache, **inputs))
 
 
-def layer_edges(config: LanguageConfig) -> list[Edges]:
+def build_layer_edges(config: LanguageConfig) -> list[Edges]:
     """Return the rule of each layer: causal, and local except in every `global_every`-th layer."""
     if config.window is None:
         return [causal] * config.model.n_layer

@@ -187,7 +187,7 @@ class VisionTransformer(nn.Module):
         self.nodes = PatchEmbedding(config.patch, config.model, config.channels, config.pool == "first")
         self.body = Transformer(config.model)
         self.head = Classifier(config.model.dim, len(classes), config.pool)
-        self.edges, self.smoothing = layer_edges(config), config.smoothing
+        self.edges, self.smoothing = build_layer_edges(config), config.smoothing
         self.register_buffer("mean", torch.tensor(preprocessor.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessor.std).view(-1, 1, 1), persistent=False)
 
@@ -207,7 +207,7 @@ HUB = Edges(_hub, "hub", uses_batch=False, uses_head=False)
 """The class node reads all and is read by all."""
 
 
-def layer_edges(config: Config) -> list[Edges]:
+def build_layer_edges(config: Config) -> list[Edges]:
     """Return the rule of each layer: nearby patches in the first `local_layers`, then full."""
     grid, has_class_node = (config.height // config.patch, config.width // config.patch), config.pool == "first"
     local = neighbors(*grid, config.radius, int(has_class_node)) if config.local_layers else full
