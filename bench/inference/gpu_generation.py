@@ -40,7 +40,7 @@ class Still(KVCache):
         self.lengths = torch.zeros(cache.batch, dtype=torch.long, device=cache.device)
 
     @property
-    def filled(self) -> int:
+    def max_length(self) -> int:
         return self.size - 1  # with the node that is read, all of it
 
     def advance(self, new: int) -> None:
@@ -80,7 +80,7 @@ class Stepper:
 
     def compiled(self, dry: bool = False) -> "Stepper":
         """The step by torch.compile, which makes fewer kernels of it and captures them; dry: only traced."""
-        kept = [tensor for pair in self.cache.kept for tensor in pair or ()]
+        kept = [tensor for pair in self.cache.layers for tensor in pair or ()]
         for fixed in (*kept, self.still.lengths, self.new):
             torch._dynamo.mark_static_address(fixed)
         if dry:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyformer.model.kernels.select import matmul_attention, is_matmul_faster
+from anyformer.model.kernels.sdpa import is_matmul_faster, matmul_attention
 
 SHAPES = ("12,4,64,32", "64,4,64,32", "16,4,256,32", "64,6,256,64", "8,6,512,64", "4,12,1024,64")  # B, H, T, D
 DTYPES, EDGES, PASSES = ("float32", "bfloat16"), ("causal", "full"), ("forward", "training", "step")
@@ -35,7 +35,7 @@ def by_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """As `Plain` calls them: the triangle is made anew each time, and that is part of the time."""
+    """As `SDPA` calls them: the triangle is made anew each time, and that is part of the time."""
     T = q.shape[2]
     return matmul_attention(q, k, v, q.new_full((1, 1, T, T), -math.inf).triu(1) if causal else None, 0.0, None)
 

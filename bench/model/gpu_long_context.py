@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from anyformer.model.edges import causal, window
-from anyformer.model.kernels.select import AttentionSpec, DenseMask, build_flex
+from anyformer.model.kernels.dense import DenseMask
+from anyformer.model.kernels.flex import Flex
+from anyformer.model.kernels.select import AttentionSpec
 from anyformer.training import hardware as ceilings
 
 Row = dict[str, Any]
@@ -40,10 +42,10 @@ def one_window(here: Any, nodes: int, width: int) -> Row:
     x = takes(x)
     edges, asked = causal & window(width), AttentionSpec(1, 8, nodes, nodes, 0, here.device)
     made: list[Any] = []
-    table = ceilings.time_fastest(lambda: made.append(build_flex(edges, None, asked, not here.dry)), str(here.device), 2)
+    table = ceilings.time_fastest(lambda: made.append(Flex(edges, None, asked, not here.dry)), str(here.device), 2)
     if nodes <= 1024:
         with torch.no_grad():
-            apart = (made[-1](*x) - DenseMask.of(edges, None, asked)(*x)).abs().max().item()
+            apart = (made[-1](*x) - DenseMask(edges, None, asked)(*x)).abs().max().item()
         assert apart < 0.05, f"it lies {apart:.2g} from a dense table"
     return passes(here, made[-1], x, told) | {"table_ms": 1e3 * table}
 

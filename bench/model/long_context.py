@@ -36,7 +36,7 @@ def measure(side: str, nodes: int, width: int) -> dict[str, float]:
     before, times = peak(), []
     while len(times) < 4 or (len(times) < 5 and sum(times) < PATIENCE / 10):
         began = time.perf_counter()
-        layer(x, body.wire(x, edges)[0]).square().mean().backward()
+        layer(x, edges).square().mean().backward()
         times.append(time.perf_counter() - began)
         if times[0] > PATIENCE / 2:
             break

@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 from anyformer import api
-from anyformer.model.kernels import select as paths
+from anyformer.model.kernels import sdpa
 
 COUNTS = "counts beside it"
 MUON = {"optimizer": "muon", "lr": 4e-3, "warmup": 20, "weight_decay": 0.01, "clip": 0.0}
@@ -47,10 +47,10 @@ def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def run(name: str, overrides: dict[str, Any], data: str, minutes: float, seed: int) -> dict[str, float]:
     """Loss and steps of a training with torch's attention up to the rung that leaves it."""
     own = name not in ("nanoGPT's recipe, float32", "bfloat16")
-    pays = paths.is_matmul_faster if own else lambda q, k, drop=0.0: False
+    pays = sdpa.is_matmul_faster if own else lambda q, k, dropout_p=0.0: False
     recipe, preset = ("recall", "counts") if name == COUNTS else ("language", "nanogpt-cpu")
     given = merged(overrides, {"train": {"seed": seed, "eval_every": 1 << 30, "save_every": 1 << 30}})
-    with TemporaryDirectory() as folder, patch.object(paths, "products_pay", pays):
+    with TemporaryDirectory() as folder, patch.object(sdpa, "is_matmul_faster", pays):
         model = api.train(recipe, preset, data=data, minutes=minutes, out=Path(folder) / "run", **given)
         return {"loss": model.evaluate()["loss"], "steps": model.step}
 
