@@ -53,7 +53,7 @@ def causal_text() -> tuple[nn.ModuleDict, Loss]:
     return model, lambda m: cross_entropy(m.head(m.body(m.nodes(ids[:, :-1]), causal)), ids[:, 1:])
 
 
-def masked_text() -> tuple[nn.ModuleDict, Loss]:
+def text_with_masks() -> tuple[nn.ModuleDict, Loss]:
     config = make_config(norm_place="post")
     parts = {"nodes": TokenEmbedding(VOCAB, config), "body": Transformer(config), "head": LMHead(C, VOCAB)}
     ids, is_masked = torch.randint(1, VOCAB, (B, 6)), torch.arange(6) % 2 == 0
@@ -151,7 +151,7 @@ def long_sound() -> tuple[nn.ModuleDict, Loss]:
 
 KINDS = [
     causal_text,
-    masked_text,
+    text_with_masks,
     translation,
     image,
     image_with_neighbors,
@@ -189,7 +189,7 @@ def test_every_parameter_has_a_gradient_and_the_loss_falls(kind):
     assert loss(model) < before.detach() - 1e-5
 
 
-@pytest.mark.parametrize("kind", [causal_text, masked_text, image, speech], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [causal_text, text_with_masks, image, speech], ids=lambda kind: kind.__name__)
 def test_initially_all_answers_are_about_equally_likely(kind):
     model, loss = build(kind)
     assert loss(model).item() == pytest.approx(torch.tensor(model.head.project.out_features).log().item(), rel=0.05)

@@ -82,7 +82,7 @@ def test_far_past_its_size_cached_is_uncached(setting):
     cache = stack.new_cache()
     parts = [stack(stack.x[:, :prompt], cache), *(stack(stack.x[:, t : t + 1], cache) for t in range(prompt, T))]
     assert_close(torch.cat(parts, dim=1), stack(stack.x))
-    assert capacities(cache) == [int(rule.left_span) + 1 for rule in edges] and cache.unbounded
+    assert capacities(cache) == [int(rule.left_span) + 1 for rule in edges] and cache.is_unbounded
 
 
 @pytest.mark.parametrize("layers", LAYERS)
@@ -144,7 +144,7 @@ def test_each_layer_keeps_what_its_rule_needs():
     cache = stack.new_cache()
     parts = [stack(stack.x[:, :7], cache), *(stack(stack.x[:, t : t + 1], cache) for t in range(7, SIZE))]
     assert_close(torch.cat(parts, dim=1), stack(stack.x[:, :SIZE]))
-    assert capacities(cache) == [3, SIZE, SIZE, 5] and not cache.unbounded
+    assert capacities(cache) == [3, SIZE, SIZE, 5] and not cache.is_unbounded
     with pytest.raises(ValueError, match=f"holds {SIZE} nodes and would need {SIZE + 1}"):
         stack(stack.x[:, SIZE : SIZE + 1], cache)
 

@@ -209,7 +209,7 @@ def test_every_recipe_predicts_the_same_in_float32_and_runs_in_fewer_bits(name: 
 
 
 @pytest.fixture(scope="module")
-def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small language model, trained for a few seconds."""
     folder = tmp_path_factory.mktemp("quantization")
     (folder / "a.txt").write_text("".join(f"the {n} cats sat on the {n % 7} mats. " for n in range(2000)))
@@ -220,19 +220,19 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-def test_perplexity_rises_by_less_than_one_percent(trained_run: Path, weights: str):
-    exact = call("eval", trained_run, "--json").ok().json
-    quantized = call("eval", trained_run, "--weights", weights, "--json").ok().json
+def test_perplexity_rises_by_less_than_one_percent(small_run: Path, weights: str):
+    exact = call("eval", small_run, "--json").ok().json
+    quantized = call("eval", small_run, "--weights", weights, "--json").ok().json
     assert exact["perplexity"] < 3 and quantized["loss"] != exact["loss"]
     assert abs(quantized["perplexity"] / exact["perplexity"] - 1) < 0.01
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-def test_perplexity_hardly_depends_on_the_number_of_rows(trained_run: Path, weights: str):
+def test_perplexity_hardly_depends_on_the_number_of_rows(small_run: Path, weights: str):
     """A step of one text, a step of several, and the reading of a prompt are computed in different ways."""
-    text = (trained_run.parent / "a.txt").read_text()[-2048:]
-    models = [api.load(trained_run, "cpu"), api.load(trained_run, "cpu", weights=weights)]
+    text = (small_run.parent / "a.txt").read_text()[-2048:]
+    models = [api.load(small_run, "cpu"), api.load(small_run, "cpu", weights=weights)]
     for rows, length in [(1, MAX_INT8PACK_ROWS), (MAX_INTEGER_ROWS // 64, 64), (4 * MAX_INTEGER_ROWS // 64, 64)]:
         ids = torch.tensor(models[0].module.tokenizer.encode(text).tolist())
         batches = ids[: len(ids) // (length + 1) * (length + 1)].view(-1, length + 1)[: 256 // length * 8].split(rows)
@@ -245,8 +245,8 @@ def test_perplexity_hardly_depends_on_the_number_of_rows(trained_run: Path, weig
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @torch.inference_mode()
-def test_cached_is_uncached_and_generates_the_same_text(trained_run: Path, weights: str):
-    exact, quantized = api.load(trained_run, "cpu"), api.load(trained_run, "cpu", weights=weights)
+def test_cached_is_uncached_and_generates_the_same_text(small_run: Path, weights: str):
+    exact, quantized = api.load(small_run, "cpu"), api.load(small_run, "cpu", weights=weights)
     ids = [int(i) for i in exact.module.tokenizer.encode("the 7 cats sat on")]
     cache = new_cache(quantized.module, 1)
     prefill(quantized.module, [ids[:9]], cache)
@@ -258,7 +258,7 @@ def test_cached_is_uncached_and_generates_the_same_text(trained_run: Path, weigh
     assert texts[0] == texts[1]
 
 
-def test_an_unknown_format_is_rejected(trained_run: Path):
-    assert_refused(call("sample", trained_run, "--weights", "int3"), "int3", "int8")
-    result = call("sample", trained_run, "--weights", "int8", "--tokens", 5, "--json").ok()
+def test_an_unknown_format_is_rejected(small_run: Path):
+    assert_refused(call("sample", small_run, "--weights", "int3"), "int3", "int8")
+    result = call("sample", small_run, "--weights", "int8", "--tokens", 5, "--json").ok()
     assert len(json.loads(result.out)["samples"][0]["text"]) == 5

@@ -22,7 +22,7 @@ State = tuple[Tensor, ...]  # each (B, ...)
 class RecurrentState:
     """The cache of a recurrent decoder: a state for each row, with the methods of KVCache that decoding calls."""
 
-    unbounded = False
+    is_unbounded = False
 
     def __init__(self, device: torch.device):
         self.device, self.lengths = device, 0

@@ -52,7 +52,7 @@ class KVCache:
         return self._max_length
 
     @property
-    def unbounded(self) -> bool:
+    def is_unbounded(self) -> bool:
         """Whether it never fills: every layer keeps a ring buffer, and no position is added to the nodes."""
         return not self.embeds_positions and all(kv is not None and kv[0].shape[2] < self.size for kv in self.layers)
 

@@ -39,7 +39,7 @@ class TokenCache(KVCache):
         """Where each row of the batch is in the concatenation of what `append_ids` yields."""
 
     @property
-    def unbounded(self) -> bool:
+    def is_unbounded(self) -> bool:
         return False  # the ids of all nodes are kept
 
     def append_ids(self, ids: Tensor, before: int) -> Iterator[Tensor]:
