@@ -54,7 +54,7 @@ def ours(fold: str, seed: int, steps: int) -> np.ndarray:
         model: Any = api.load(last, "cpu").module
     found = multimodal.load_rows(multimodal.PRESETS["table"])
     made = {name: to_tensor(value) for name, value in build_batch(found, found.split("val", fold)).items()}
-    (answer,) = model.answers(made)
+    (answer,) = model.predict_batch(made)
     return answer.detach().double().softmax(-1).numpy()
 
 

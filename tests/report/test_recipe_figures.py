@@ -114,7 +114,7 @@ def test_an_image_is_enlarged_by_a_whole_number_or_shrunk(side: int, channels: i
 def test_without_pillow_only_the_matrix_is_drawn(monkeypatch: pytest.MonkeyPatch):
     config, model = build_tiny(vision)
     vision.load_images(config)
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     assert [figure["kind"] for figure in vision.figures(model, config)] == ["matrix"]
 
 
