@@ -9,16 +9,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..errors import InputError
-from .config_fields import (
-    ACTIVATIONS,
-    ConfigFields,
-    get_public_name,
-    require_plain_heads,
-    require_settings,
-    write_sizes,
-)
+from .config_fields import ACTIVATIONS, ConfigFields, get_public_name, require_layernorm, require_settings, write_sizes
 from .family import Family
-from .tensor_map import ConfigDict, TensorMapping, WeightSource, map_affine, map_tensor, repeat_layers
+from .tensor_map import ConfigDict, TensorMap, WeightSource, map_affine, map_layers, map_tensor
 
 IGNORED = ("pooler.", "cls.seq_relationship.", "embeddings.position_ids")
 SIZES = {
@@ -27,15 +20,6 @@ SIZES = {
     "num_attention_heads": ("n_head", 12),
     "intermediate_size": ("mlp_dim", 3072),
     "max_position_embeddings": ("context", 512),
-}
-MODEL_SETTINGS = {
-    "position": ("learned",),
-    "norm": ("layernorm",),
-    "norm_place": ("post",),
-    "bias": (True,),
-    "qk_norm": (False,),
-    "scale": (None,),
-    "activation": tuple(ACTIVATIONS.values()),
 }
 
 
@@ -67,9 +51,8 @@ class BERT(Family):
         }
 
     def check_config(self, values: ConfigDict) -> None:
-        require_settings(values["model"], MODEL_SETTINGS)
+        require_layernorm(values["model"], position=("learned",), norm_place=("post",), bias=(True,))
         require_settings(values, {"embedding_norm": (True,)})
-        require_plain_heads(values["model"])
         if not values["token_types"]:
             raise InputError("token_types is 0, not at least 1")
 
@@ -84,7 +67,7 @@ class BERT(Family):
             **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), model["dropout"]),
         }
 
-    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
         local, public = "body.blocks.{i}", "bert.encoder.layer.{i}"
         qkv = ("query", "key", "value")
         block = [
@@ -104,7 +87,7 @@ class BERT(Family):
             map_tensor("nodes.position.weight", "bert.embeddings.position_embeddings.weight"),
             map_tensor("nodes.kind.weight", "bert.embeddings.token_type_embeddings.weight"),
             *map_affine("nodes.norm", "bert.embeddings.LayerNorm"),
-            *repeat_layers(config.get("num_hidden_layers", 12), block),
+            *map_layers(config.get("num_hidden_layers", 12), block),
             *map_affine("head.dense", f"{head}.transform.dense", optional=True),
             *map_affine("head.norm", f"{head}.transform.LayerNorm", optional=True),
             map_tensor("head.project.bias", f"{head}.bias", optional=True),

@@ -142,10 +142,12 @@ def require_settings(values: ConfigDict, supported: Mapping[str, tuple], where: 
             raise InputError(f"{where}{name} is {values[name]}, not {' or '.join(map(str, valid))}")
 
 
-def require_plain_heads(model: ConfigDict, where: str = "") -> None:
-    """Check that keys have as many heads as queries and that a head has dim / n_head channels."""
+def require_layernorm(model: ConfigDict, where: str = "", **supported: tuple) -> None:
+    """Check a `TransformerConfig` for the families of the kind of GPT-2 and BERT: LayerNorm, an MLP without a gate, as
+    many heads of keys as of queries, dim / n_head channels in a head; `supported`: further settings."""
+    supported |= {"norm": ("layernorm",), "activation": tuple(ACTIVATIONS.values()), "qk_norm": (False,)}
     heads, channels = (None, model["n_head"]), (None, model["dim"] // model["n_head"])
-    require_settings(model, {"n_kv_head": heads, "head_dim": channels}, where)
+    require_settings(model, supported | {"scale": (None,), "n_kv_head": heads, "head_dim": channels}, where)
 
 
 def write_sizes(model: ConfigDict, table: SizeTable) -> ConfigDict:

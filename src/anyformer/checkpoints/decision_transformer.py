@@ -15,10 +15,10 @@ from torch import Tensor
 from ..data.io.checks import is_finite_number
 from ..data.trajectories.normalizer import TrajectoryNormalizer, load_normalizer
 from ..errors import InputError
-from .config_fields import ConfigFields, require_plain_heads, require_settings
+from .config_fields import ConfigFields, require_layernorm, require_settings
 from .family import Family
-from .gpt2 import MODEL_SETTINGS, map_body, read_body, write_body
-from .tensor_map import ConfigDict, TensorMapping, WeightSource, has_nonzero_bias, map_affine, map_tensor
+from .gpt2 import map_body, read_body, write_body
+from .tensor_map import ConfigDict, TensorMap, WeightSource, has_biases, map_affine, map_tensor
 
 SIZES = {
     "hidden_size": ("dim", 128),
@@ -50,7 +50,7 @@ class DecisionTransformer(Family):
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.get("vocab_size", 1)
         model = read_body(c, weights, SIZES, "relu")
-        model |= {"position": "none", "bias": has_nonzero_bias(weights, "encoder.")}
+        model |= {"position": "none", "bias": has_biases(weights, "encoder.")}
         squash = c.get_flag("action_tanh", True)
         own = read_own_fields(c, c.get_size("state_dim", 17), c.get_size("act_dim", 4))
         if squash and load_normalizer(own["space"]).discrete:
@@ -58,8 +58,7 @@ class DecisionTransformer(Family):
         return {"model": model, "max_episode_steps": c.get_size("max_ep_len", 4096), "squash": squash, **own}
 
     def check_config(self, values: ConfigDict) -> None:
-        require_settings(values["model"], {"position": ("none",)} | MODEL_SETTINGS)
-        require_plain_heads(values["model"])
+        require_layernorm(values["model"], position=("none",), norm_place=("pre",))
         require_settings(values, {"conditioned": (True,)})
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
@@ -80,7 +79,7 @@ class DecisionTransformer(Family):
         own = {name: values[name] for name in OWN_FIELDS}
         return {"anyformer": own | {"space": json.loads(files["space.json"])}}
 
-    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
         return [
             *map_affine("nodes.return_to_go", "embed_return"),
             *map_affine("nodes.state", "embed_state"),

@@ -13,7 +13,7 @@ from ..errors import InputError, suggest
 from ..parsing import to_json
 from ..recipe import Recipe, recipe_name
 from .config_fields import ConfigFields
-from .tensor_map import ConfigDict, TensorMapping, WeightSource
+from .tensor_map import ConfigDict, TensorMap, WeightSource
 
 FAMILIES = ("gpt2", "llama", "qwen3", "bert", "t5", "vit", "whisper", "decision_transformer")
 
@@ -51,7 +51,7 @@ class Family:
         """Return the public config, but for `model_type`, for a recipe's config that `check_config` accepts."""
         raise NotImplementedError
 
-    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
         """Return the name table for a public config."""
         raise NotImplementedError
 

@@ -8,25 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .config_fields import (
-    ACTIVATIONS,
-    ConfigFields,
-    get_public_name,
-    require_plain_heads,
-    require_settings,
-    write_sizes,
-)
+from .config_fields import ACTIVATIONS, ConfigFields, get_public_name, require_layernorm, require_settings, write_sizes
 from .family import Family
-from .tensor_map import (
-    ConfigDict,
-    TensorMapping,
-    WeightSource,
-    has_nonzero_bias,
-    map_affine,
-    map_lm_head,
-    map_tensor,
-    repeat_layers,
-)
+from .tensor_map import ConfigDict, TensorMap, WeightSource, has_biases, map_affine, map_layers, map_lm_head, map_tensor
 
 SIZES = {
     "n_embd": ("dim", 768),
@@ -36,13 +20,6 @@ SIZES = {
     "n_positions": ("context", 1024),
 }
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-MODEL_SETTINGS = {
-    "norm": ("layernorm",),
-    "norm_place": ("pre",),
-    "qk_norm": (False,),
-    "scale": (None,),
-    "activation": tuple(ACTIVATIONS.values()),
-}
 
 
 class GPT2(Family):
@@ -56,7 +33,7 @@ class GPT2(Family):
         return bare if bare == "lm_head.weight" else f"transformer.{bare}"
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
-        model = read_body(c, weights, SIZES, "gelu_new") | {"bias": has_nonzero_bias(weights)}
+        model = read_body(c, weights, SIZES, "gelu_new") | {"bias": has_biases(weights)}
         return {
             "model": model,
             "tied": c.get_flag("tie_word_embeddings", True),
@@ -64,9 +41,8 @@ class GPT2(Family):
         }
 
     def check_config(self, values: ConfigDict) -> None:
-        require_settings(values["model"], {"position": ("learned",)} | MODEL_SETTINGS)
+        require_layernorm(values["model"], position=("learned",), norm_place=("pre",))
         require_settings(values, {"window": (None,)})
-        require_plain_heads(values["model"])
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
         return {
@@ -76,7 +52,7 @@ class GPT2(Family):
             **write_body(values["model"], SIZES),
         }
 
-    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
         return [
             map_tensor("nodes.token.weight", "transformer.wte.weight"),
             map_tensor("nodes.position.weight", "transformer.wpe.weight"),
@@ -106,7 +82,7 @@ def write_body(model: ConfigDict, sizes: Mapping) -> ConfigDict:
     }
 
 
-def map_body(n_layer: int, prefix: str) -> list[TensorMapping]:
+def map_body(n_layer: int, prefix: str) -> TensorMap:
     """Map the blocks and the final norm."""
     local, public = "body.blocks.{i}", f"{prefix}.h.{{i}}"
     qkv = [f"{local}.attn.{name}" for name in ("query", "key", "value")]
@@ -118,7 +94,7 @@ def map_body(n_layer: int, prefix: str) -> list[TensorMapping]:
         *map_affine(f"{local}.mlp.up", f"{public}.mlp.c_fc", transposed=True),
         *map_affine(f"{local}.mlp.down", f"{public}.mlp.c_proj", transposed=True),
     ]
-    return [*repeat_layers(n_layer, block), *map_affine("body.norm", f"{prefix}.ln_f")]
+    return [*map_layers(n_layer, block), *map_affine("body.norm", f"{prefix}.ln_f")]
 
 
 family = GPT2()

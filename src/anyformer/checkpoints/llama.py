@@ -13,14 +13,14 @@ from .config_fields import REQUIRED, ConfigFields, get_public_name, require_sett
 from .family import Family
 from .tensor_map import (
     ConfigDict,
-    TensorMapping,
+    TensorMap,
     WeightSource,
-    are_all_zero,
+    are_zero,
     map_affine,
+    map_layers,
     map_lm_head,
     map_tensor,
     map_weight,
-    repeat_layers,
 )
 
 SIZES = {
@@ -84,16 +84,16 @@ class Llama(Family):
             "rope_parameters": {"rope_type": "default", "rope_theta": base},
             "rms_norm_eps": model["norm_eps"],
             "hidden_act": get_public_name(model["activation"], self.activations),
-            "attention_bias": not are_all_zero(tensors, attention_biases),
-            "mlp_bias": not are_all_zero(tensors, mlp_biases),
+            "attention_bias": not are_zero(tensors, attention_biases),
+            "mlp_bias": not are_zero(tensors, mlp_biases),
             "attention_dropout": model["dropout"],
             "tie_word_embeddings": values["tied"],
         }
 
-    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
         return [
             map_tensor("nodes.token.weight", "model.embed_tokens.weight"),
-            *repeat_layers(config["num_hidden_layers"], self.map_block(config)),
+            *map_layers(config["num_hidden_layers"], self.map_block(config)),
             map_tensor("body.norm.weight", "model.norm.weight"),
             map_lm_head(config.get("tie_word_embeddings", False)),
         ]
@@ -102,7 +102,7 @@ class Llama(Family):
         """Return the linear maps of the MLP as (local name, public name)."""
         return MLP.items()
 
-    def map_block(self, config: ConfigDict) -> list[TensorMapping]:
+    def map_block(self, config: ConfigDict) -> TensorMap:
         """Map one layer."""
         local, public = "body.blocks.{i}", "model.layers.{i}"
         attention = map_affine if config.get("attention_bias") else map_weight

@@ -18,7 +18,7 @@ from ..recipe import Recipe
 from ..training.checkpoints import atomic_directory
 from ..training.lora import LoRALinear
 from .family import select_family
-from .tensor_map import ConfigDict, TensorMapping
+from .tensor_map import ConfigDict, TensorMap, TensorMapping
 
 
 def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module, base: str) -> None:
@@ -58,7 +58,7 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module, ba
 
 
 def group_adapters(
-    table: list[TensorMapping], adapters: dict[str, LoRALinear]
+    table: TensorMap, adapters: dict[str, LoRALinear]
 ) -> Iterator[tuple[TensorMapping, list[LoRALinear]]]:
     """Yield the entries of the table whose tensor has adapters, with these."""
     for mapping in table:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from .config_fields import ConfigFields, require_settings
 from .llama import GATED_ACTIVATIONS, MLP, Llama
-from .tensor_map import ConfigDict, TensorMapping, WeightSource, are_equal, map_tensor
+from .tensor_map import ConfigDict, TensorMap, WeightSource, are_equal, map_tensor
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
@@ -48,7 +48,7 @@ class Qwen3(Llama):
         gate = "up" if self.activations[config["hidden_act"]] == "relu2" else "gate"
         return [(gate if local == "gate" else local, public) for local, public in MLP.items()]
 
-    def map_block(self, config: ConfigDict) -> list[TensorMapping]:
+    def map_block(self, config: ConfigDict) -> TensorMap:
         local, public = "body.blocks.{i}.attn", "model.layers.{i}.self_attn"
         norms = {"query_norm": "q_norm", "key_norm": "k_norm"}
         maps = [map_tensor(f"{local}.{a}.weight", f"{public}.{b}.weight") for a, b in norms.items()]

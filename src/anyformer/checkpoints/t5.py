@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from .config_fields import ConfigFields, get_public_name, require_settings, write_sizes
 from .family import Family
-from .tensor_map import ConfigDict, TensorMapping, WeightSource, map_lm_head, map_tensor, repeat_layers
+from .tensor_map import ConfigDict, TensorMap, WeightSource, map_layers, map_lm_head, map_tensor
 
 SIZES = {
     "d_model": ("dim", 512),
@@ -113,7 +113,7 @@ class T5(Family):
             "generation_config.json": files.get("generation_config.json", json.dumps(get_token_ids(values), indent=2))
         }
 
-    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
         n_layer, tied = config.get("num_layers", 6), config.get("tie_word_embeddings", True)
         head = map_tensor("source.token.weight", "lm_head.weight", duplicate=True) if tied else map_lm_head(tied=False)
         return [
@@ -134,7 +134,7 @@ def get_token_ids(values: ConfigDict) -> ConfigDict:
     }
 
 
-def map_stack(stack: str, n_layer: int, config: ConfigDict) -> list[TensorMapping]:
+def map_stack(stack: str, n_layer: int, config: ConfigDict) -> TensorMap:
     """Map the encoder or the decoder, whose blocks also have cross-attention."""
     local, public = f"{stack}.blocks.{{i}}", f"{stack}.block.{{i}}.layer"
     is_decoder, mlp_layer = stack == "decoder", 2 if stack == "decoder" else 1
@@ -150,13 +150,13 @@ def map_stack(stack: str, n_layer: int, config: ConfigDict) -> list[TensorMappin
         map_tensor(f"{local}.mlp_norm.weight", f"{public}.{mlp_layer}.layer_norm.weight"),
     ]
     return [
-        *repeat_layers(n_layer, block),
+        *map_layers(n_layer, block),
         map_tensor(f"{stack}.bias.weight", f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
         map_tensor(f"{stack}.norm.weight", f"{stack}.final_layer_norm.weight"),
     ]
 
 
-def map_attention(local: str, public: str, kind: str) -> list[TensorMapping]:
+def map_attention(local: str, public: str, kind: str) -> TensorMap:
     """Map an attention and the norm before it."""
     maps = [map_tensor(f"{local}.{a}.weight", f"{public}.{kind}.{b}.weight") for a, b in ATTENTION.items()]
     return [*maps, map_tensor(f"{local}_norm.weight", f"{public}.layer_norm.weight")]

@@ -57,20 +57,21 @@ class TensorMapping:
         return self.compute is not None and not any(name in tensors for name in self.local)
 
 
+TensorMap = list[TensorMapping]
+
+
 def map_tensor(local: str | Sequence[str], public: str | None, **options: Any) -> TensorMapping:
     return TensorMapping((local,) if isinstance(local, str) else tuple(local), public, **options)
 
 
-def map_affine(
-    local: str | Sequence[str], public: str, transposed: bool = False, **options: Any
-) -> list[TensorMapping]:
+def map_affine(local: str | Sequence[str], public: str, transposed: bool = False, **options: Any) -> TensorMap:
     """Map the weight and the bias of a linear map, a convolution or a norm."""
     names = (local,) if isinstance(local, str) else tuple(local)
     weight = TensorMapping(tuple(f"{name}.weight" for name in names), f"{public}.weight", transposed, **options)
     return [weight, TensorMapping(tuple(f"{name}.bias" for name in names), f"{public}.bias", **options)]
 
 
-def map_weight(local: str, public: str, **options: Any) -> list[TensorMapping]:
+def map_weight(local: str, public: str, **options: Any) -> TensorMap:
     """Map a linear map that has no bias in the public file: a local bias must be zero."""
     return [map_tensor(f"{local}.weight", f"{public}.weight"), map_tensor(f"{local}.bias", None, **options)]
 
@@ -82,7 +83,7 @@ def map_lm_head(tied: bool) -> TensorMapping:
     return map_tensor("head.project.weight", "lm_head.weight")
 
 
-def repeat_layers(n: int, block: Iterable[TensorMapping]) -> list[TensorMapping]:
+def map_layers(n: int, block: TensorMap) -> TensorMap:
     """Repeat the table of one block for n layers: {i} in a name is the layer's number."""
     block = list(block)
     return [
@@ -99,7 +100,7 @@ def repeat_layers(n: int, block: Iterable[TensorMapping]) -> list[TensorMapping]
 # --- public -> local ---
 
 
-def check_shapes(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor], weights: WeightSource) -> list[str]:
+def check_shapes(table: TensorMap, tensors: Mapping[str, Tensor], weights: WeightSource) -> list[str]:
     """Compare every name and shape of a file with a model, without reading values.
 
     Args:
@@ -134,7 +135,7 @@ def check_shapes(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor], 
     return [name for name in missing if name not in loaded]
 
 
-def check_complete(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor], where: str) -> None:
+def check_complete(table: TensorMap, tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise InputError for a tensor of the model that the table does not mention."""
     if unmapped := sorted(tensors.keys() - {name for mapping in table for name in mapping.local}):
         raise InputError(f"{where}: this family has no tensor for {unmapped[0]}")
@@ -161,7 +162,7 @@ def get_or_zeros(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def load_weights(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor], weights: WeightSource) -> None:
+def load_weights(table: TensorMap, tensors: Mapping[str, Tensor], weights: WeightSource) -> None:
     """Copy the file's values into the model's tensors, piece by piece.
 
     Raises:
@@ -211,7 +212,7 @@ def copy_piece(piece: Tensor, targets: Sequence[Tensor], start: int, transposed:
         offset += len(target)
 
 
-def has_nonzero_bias(weights: WeightSource, *prefixes: str) -> bool:
+def has_biases(weights: WeightSource, *prefixes: str) -> bool:
     """Return whether any bias whose name begins with one of these prefixes (default: any bias) is not zero."""
     biases = [name for name in weights.shapes if name.endswith(".bias") and name.startswith(prefixes or ("",))]
     return any(bool(weights.read_rows(name, 0, weights.shapes[name][0]).any()) for name in biases)
@@ -231,7 +232,7 @@ def are_equal(weights: WeightSource, first: str, second: str) -> bool:
 # --- local -> public ---
 
 
-def export_tensors(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def export_tensors(table: TensorMap, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield the public tensors with their names.
 
     Raises:
@@ -258,6 +259,6 @@ def export_tensors(table: Sequence[TensorMapping], tensors: Mapping[str, Tensor]
         yield mapping.public, (value[None] if mapping.leading_axis else value).contiguous()
 
 
-def are_all_zero(tensors: Mapping[str, Tensor], names: Iterable[str]) -> bool:
+def are_zero(tensors: Mapping[str, Tensor], names: Iterable[str]) -> bool:
     """Return whether those of the named tensors that exist are all zero."""
     return not any(bool(tensors[name].any()) for name in names if name in tensors)

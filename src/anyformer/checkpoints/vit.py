@@ -15,25 +15,18 @@ from ..data.images.preprocessing import load_preprocessor, uniform_preprocessor
 from ..data.images.read import RESAMPLE_FILTERS
 from ..data.io.checks import read_json
 from ..errors import InputError
-from .config_fields import (
-    ACTIVATIONS,
-    ConfigFields,
-    get_public_name,
-    require_plain_heads,
-    require_settings,
-    write_sizes,
-)
+from .config_fields import ACTIVATIONS, ConfigFields, get_public_name, require_layernorm, require_settings, write_sizes
 from .family import Family
 from .tensor_map import (
     ConfigDict,
-    TensorMapping,
+    TensorMap,
     WeightSource,
-    are_all_zero,
-    has_nonzero_bias,
+    are_zero,
+    has_biases,
     map_affine,
+    map_layers,
     map_tensor,
     map_weight,
-    repeat_layers,
 )
 
 SIZES = {
@@ -41,14 +34,6 @@ SIZES = {
     "num_hidden_layers": ("n_layer", 12),
     "num_attention_heads": ("n_head", 12),
     "intermediate_size": ("mlp_dim", 3072),
-}
-MODEL_SETTINGS = {
-    "position": ("learned",),
-    "norm": ("layernorm",),
-    "norm_place": ("pre",),
-    "qk_norm": (False,),
-    "scale": (None,),
-    "activation": tuple(ACTIVATIONS.values()),
 }
 PROCESSOR, PREPROCESSING = "preprocessor_config.json", "preprocessing.json"  # transformers' file, and anyformer's
 QKV = ("query", "key", "value")
@@ -80,7 +65,7 @@ class ViT(Family):
             "context": 1 + (height // patch[0]) * (width // patch[0]),
             "activation": c.get_choice("hidden_act", ACTIVATIONS, "gelu"),
             "norm_eps": c.get_number("layer_norm_eps", 1e-12),
-            "bias": has_nonzero_bias(weights, "vit.encoder.", "vit.layernorm."),
+            "bias": has_biases(weights, "vit.encoder.", "vit.layernorm."),
             "dropout": c.get_dropout("hidden_dropout_prob"),
         }
         return {
@@ -94,9 +79,8 @@ class ViT(Family):
         }
 
     def check_config(self, values: ConfigDict) -> None:
-        require_settings(values["model"], MODEL_SETTINGS)
+        require_layernorm(values["model"], position=("learned",), norm_place=("pre",))
         require_settings(values, {"pool": ("first",), "local_layers": (0,)})
-        require_plain_heads(values["model"])
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
         model, height, width = values["model"], values["height"], values["width"]
@@ -107,7 +91,7 @@ class ViT(Family):
             "num_channels": values["channels"],
             "hidden_act": get_public_name(model["activation"], ACTIVATIONS),
             "layer_norm_eps": model["norm_eps"],
-            "qkv_bias": not are_all_zero(tensors, qkv_biases),
+            "qkv_bias": not are_zero(tensors, qkv_biases),
             **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), model["dropout"]),
         }
 
@@ -133,7 +117,7 @@ class ViT(Family):
         }
         return {PROCESSOR: json.dumps(config, indent=2)}
 
-    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
         local, public, embeddings = "body.blocks.{i}", "vit.encoder.layer.{i}", "vit.embeddings"
         attention = map_affine if config.get("qkv_bias", True) else map_weight
         block = [
@@ -148,7 +132,7 @@ class ViT(Family):
             map_tensor("nodes.cls_token", f"{embeddings}.cls_token"),
             map_tensor("nodes.position.weight", f"{embeddings}.position_embeddings", leading_axis=True),
             *map_affine("nodes.project", f"{embeddings}.patch_embeddings.projection"),
-            *repeat_layers(config.get("num_hidden_layers", 12), block),
+            *map_layers(config.get("num_hidden_layers", 12), block),
             *map_affine("body.norm", "vit.layernorm"),
             *map_affine("head.project", "classifier", optional=True),
         ]

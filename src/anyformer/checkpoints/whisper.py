@@ -15,24 +15,9 @@ from torch import Tensor
 from ..data.audio.features import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from ..errors import InputError
 from ..model.positions import SinusoidalPosition
-from .config_fields import (
-    ACTIVATIONS,
-    ConfigFields,
-    get_public_name,
-    require_plain_heads,
-    require_settings,
-    write_sizes,
-)
+from .config_fields import ACTIVATIONS, ConfigFields, get_public_name, require_layernorm, require_settings, write_sizes
 from .family import Family
-from .tensor_map import (
-    ConfigDict,
-    TensorMapping,
-    WeightSource,
-    map_affine,
-    map_tensor,
-    map_weight,
-    repeat_layers,
-)
+from .tensor_map import ConfigDict, TensorMap, WeightSource, map_affine, map_layers, map_tensor, map_weight
 
 STACKS = ("encoder", "decoder")
 POSITION = "model.encoder.embed_positions.weight"
@@ -41,15 +26,6 @@ PROMPTS = {
     51864: (50257, 50362),
     51865: (50258, 50259, 50359, 50363),
     51866: (50258, 50259, 50360, 50364),
-}
-MODEL_SETTINGS = {
-    "norm": ("layernorm",),
-    "norm_eps": (1e-5,),
-    "norm_place": ("pre",),
-    "qk_norm": (False,),
-    "scale": (None,),
-    "bias": (True,),
-    "activation": tuple(ACTIVATIONS.values()),
 }
 
 
@@ -84,11 +60,10 @@ class Whisper(Family):
     def check_config(self, values: ConfigDict) -> None:
         encoder, decoder = values["encoder"], values["decoder"]
         require_settings(values, {"pad_to_context": (True,)})
-        require_settings(encoder, MODEL_SETTINGS | {"position": ("sinusoidal", "learned")}, "encoder.")
-        settings = MODEL_SETTINGS | {"position": ("learned",), "activation": (encoder["activation"],)}
-        require_settings(decoder, settings, "decoder.")
-        for stack in STACKS:
-            require_plain_heads(values[stack], f"{stack}.")
+        settings = {"norm_place": ("pre",), "norm_eps": (1e-5,), "bias": (True,)}
+        require_layernorm(encoder, "encoder.", position=("sinusoidal", "learned"), **settings)
+        require_layernorm(decoder, "decoder.", position=("learned",), **settings)
+        require_settings(decoder, {"activation": (encoder["activation"],)}, "decoder.")
         if not values["prompt"] and values["end"] is None:
             raise InputError("prompt and end, the ids that begin and end a transcript, are not set")
 
@@ -137,17 +112,17 @@ class Whisper(Family):
         configs = {"preprocessor_config.json": features, "generation_config.json": generation}
         return {name: json.dumps(config, indent=2) for name, config in configs.items()}
 
-    def build_tensor_map(self, config: ConfigDict) -> list[TensorMapping]:
+    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
         position = partial(make_sinusoidal_table, config.get("max_source_positions", 1500), config.get("d_model", 384))
         return [
             *map_affine("source.conv1", "model.encoder.conv1"),
             *map_affine("source.conv2", "model.encoder.conv2"),
             map_tensor("source.position.weight", POSITION, compute=position),
-            *repeat_layers(config.get("encoder_layers", 4), map_block("encoder")),
+            *map_layers(config.get("encoder_layers", 4), map_block("encoder")),
             *map_affine("encoder.norm", "model.encoder.layer_norm"),
             map_tensor("target.token.weight", "model.decoder.embed_tokens.weight"),
             map_tensor("target.position.weight", "model.decoder.embed_positions.weight"),
-            *repeat_layers(config.get("decoder_layers", 4), map_block("decoder")),
+            *map_layers(config.get("decoder_layers", 4), map_block("decoder")),
             *map_affine("decoder.norm", "model.decoder.layer_norm"),
         ]
 
@@ -195,11 +170,11 @@ def get_token_ids(values: ConfigDict) -> ConfigDict:
     return {"decoder_start_token_id": start, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
 
 
-def map_block(stack: str) -> list[TensorMapping]:
+def map_block(stack: str) -> TensorMap:
     """Map one layer; the decoder's also has cross-attention."""
     local, public = f"{stack}.blocks.{{i}}", f"model.{stack}.layers.{{i}}"
     attention = {"attn": "self_attn"} | ({"cross": "encoder_attn"} if stack == "decoder" else {})
-    block: list[TensorMapping] = []
+    block: TensorMap = []
     for a, b in attention.items():
         block += map_affine(f"{local}.{a}_norm", f"{public}.{b}_layer_norm")
         block += map_affine(f"{local}.{a}.query", f"{public}.{b}.q_proj")
