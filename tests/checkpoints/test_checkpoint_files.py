@@ -17,6 +17,7 @@ from cli_kit import CommandResult, assert_refused, call
 ENDS = {"bos_token_id": None, "eos_token_id": None, "vocab_size": 53}
 GPT2 = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 32, **ENDS}
 LLAMA = {"hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4, **ENDS}
+TEXT = "To be, or not to be:\nthat is the question\n" * 30
 FEW = {"steps": 2, "batch": 2, "eval_every": 2, "eval_batches": 1, "device": "cpu", "dtype": "float32"}
 
 
@@ -95,12 +96,13 @@ def test_a_run_is_exported_with_its_tokenizer(gpt2: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
 def test_a_trained_model_opens_in_transformers_with_its_tokenizer(tokenizer: str, tmp_path: Path):
-    fields = {"train": FEW, "tokenizer": tokenizer, "vocab_size": 300}
+    (tmp_path / "text.txt").write_text(TEXT)
+    fields = {"train": FEW, "data": str(tmp_path / "text.txt"), "tokenizer": tokenizer, "vocab_size": 280}
     model = anyformer.train("language", "tiny", out=tmp_path / "run", **fields)
     call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf").ok()
     reference = open_reference(transformers.AutoModelForCausalLM, tmp_path / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    text = "To be, or not to be:\nthat is"
+    text = TEXT[:29]
     ids = tokenizer(text).input_ids
     assert ids == model.module.tokenizer.encode(text).tolist() and tokenizer.decode(ids) == text
     assert tokenizer.eos_token_id == model.module.tokenizer.end_id
@@ -110,8 +112,9 @@ def test_a_trained_model_opens_in_transformers_with_its_tokenizer(tokenizer: str
 
 
 def test_a_model_without_a_family_is_refused_with_a_preset_that_has_one(tmp_path: Path):
-    sizes = {"dim": 32, "n_layer": 1, "n_head": 2, "context": 16}
-    anyformer.train("language", "bloom", out=tmp_path / "run", train=FEW, model=sizes)
+    (tmp_path / "text.txt").write_text(TEXT)
+    fields = {"data": str(tmp_path / "text.txt"), "model": {"dim": 32, "n_layer": 1, "n_head": 2, "context": 16}}
+    anyformer.train("language", "bloom", out=tmp_path / "run", train=FEW, **fields)
     parts = ("gpt2: position is alibi", "llama: ", "qwen3: ", "--preset")
     assert_refused(call("export", tmp_path / "run", "--to", "hf", tmp_path / "hf"), *parts)
     assert not (tmp_path / "hf").exists()
