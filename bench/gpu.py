@@ -31,48 +31,48 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from anyformer.labs.benchmark import random_ids
+from anyformer.labs.benchmark import random_batches
 from anyformer.recipe import Recipe
 from anyformer.recipes import language
-from anyformer.training import hardware as ceilings
+from anyformer.training import hardware as hardware
 from anyformer.training import loop
 from anyformer.training.device import autocast
-from anyformer.training.device import resolve_device as find_device
-from bench._common import nanogpt
-from bench.inference.gpu_generation import generation
-from bench.model.gpu_long_context import windows
+from anyformer.training.device import resolve_device as resolve_device
+from bench._common import import_nanogpt
+from bench.inference.gpu_generation import list_generation
+from bench.model.gpu_long_context import list_windows
 
-PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, TFLOP/s, as sold
-FOR_EVER = 1 << 30
-TARGET = 1.4697
-TRIES = (64, 32, 16, 8, 4)  # rows of a batch of training
-SETTLING = 5  # updates that do not count
+PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, TFLOP/s, as sold
+NEVER = 1 << 30
+TARGET_LOSS = 1.4697
+BATCH_SIZES = (64, 32, 16, 8, 4)  # rows of a batch of training
+WARMUP_STEPS = 5  # updates that do not count
 Row = dict[str, Any]
-Work = tuple[str, Callable[[], Row]]  # of a row: what it is called, and how it is measured
+Measurement = tuple[str, Callable[[], Row]]  # of a row: what it is called, and how it is measured
 
 
-class Here:
+class Setup:
     """Where it runs, and how large things are."""
 
-    def __init__(self, asked: argparse.Namespace):
-        self.asked, self.dry = asked, asked.dry
-        self.device = find_device(asked.device)
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.dry = options, options.dry
+        self.device = resolve_device(options.device)
         self.backend = "eager" if self.dry else "inductor"  # tracing is tried, compiling is not
         gpt2 = language.PRESETS["gpt2"]
         small = replace(gpt2.model, dim=64, n_layer=2, n_head=2, context=64)
-        words = {"data": "", "tokenizer": "ids", "padded_vocab": 512 if self.dry else gpt2.padded_vocab}
-        self.gpt2 = replace(gpt2, **words, model=small if self.dry else gpt2.model)
+        text = {"data": "", "tokenizer": "ids", "padded_vocab": 512 if self.dry else gpt2.padded_vocab}
+        self.gpt2 = replace(gpt2, **text, model=small if self.dry else gpt2.model)
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def peak(self) -> float | None:
+    def peak_flops(self) -> float | None:
         """FLOP/s in bfloat16, as told or as sold."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        sold = next((tera for kind, tera in PEAKS.items() if kind in name), None)
-        tera = self.asked.peak or sold
-        return None if tera is None else 1e12 * tera
+        known_tflops = next((tflops for kind, tflops in PEAK_TFLOPS.items() if kind in name), None)
+        tflops = self.options.peak_flops or known_tflops
+        return None if tflops is None else 1e12 * tflops
 
 
 def attempt(name: str, work: Callable[[], Row]) -> Row:
@@ -80,7 +80,7 @@ def attempt(name: str, work: Callable[[], Row]) -> Row:
     try:
         row = {"what": name} | work()
     except (Exception, SystemExit) as error:
-        row = {"what": name, "problem": why(error)}
+        row = {"what": name, "problem": describe_error(error)}
     figures = (f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
     print("  ".join(figures).removeprefix("what "), flush=True)
     torch._dynamo.reset()
@@ -89,84 +89,84 @@ def attempt(name: str, work: Callable[[], Row]) -> Row:
     return row
 
 
-def why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {ceilings.first_line(error)}"
+def describe_error(error: BaseException) -> str:
+    return f"{type(error).__name__}: {hardware.first_line(error)}"
 
 
 # --- training ---
 
 
-def training(here: Here) -> Iterator[Work]:
-    batch = largest(here) if here.asked.batch is None else here.asked.batch
-    config = for_batch(here, batch)
+def list_training(setup: Setup) -> Iterator[Measurement]:
+    batch = find_largest_batch(setup) if setup.options.batch is None else setup.options.batch
+    config = make_config(setup, batch)
     shape = config.model
     with torch.device("meta"):
         weights = sum(p.numel() for name, p in language.build(config).named_parameters() if "position" not in name)
     flops = 6 * weights + 12 * shape.n_layer * shape.dim * shape.context  # of a token, as nanoGPT counts them
-    sides: dict[str, Callable[[], Iterator[Any]]] = {
-        "anyformer": lambda: ours(here, config),
-        "anyformer, the loss compiled too": lambda: ours(here, config, whole=True),
-        "nanoGPT": lambda: theirs(here, config),
+    contenders: dict[str, Callable[[], Iterator[Any]]] = {
+        "anyformer": lambda: step_anyformer(setup, config),
+        "anyformer, the loss compiled too": lambda: step_anyformer(setup, config, compile_loss=True),
+        "nanoGPT": lambda: step_nanogpt(setup, config),
     }
-    for name, run in sides.items():
+    for name, run in contenders.items():
 
-        def measured(run: Callable[[], Iterator[Any]] = run) -> Row:
+        def measure(run: Callable[[], Iterator[Any]] = run) -> Row:
             counters.clear()
-            speed = batch * shape.context / seconds(here, run())
-            mfu = speed * flops / peak if (peak := here.peak()) else None
-            about = {"batch": batch, "context": shape.context, "graphs": counters["stats"]["unique_graphs"]}
-            return about | {"tokens_per_second": speed, "mfu": mfu}
+            speed = batch * shape.context / time_step(setup, run())
+            mfu = speed * flops / peak if (peak := setup.peak_flops()) else None
+            row = {"batch": batch, "context": shape.context, "graphs": counters["stats"]["unique_graphs"]}
+            return row | {"tokens_per_second": speed, "mfu": mfu}
 
-        yield f"training, {name}", measured
-    best = lambda: {"tflops": ceilings.measure_matmul_gflops(str(here.device), "bfloat16") / 1e3}  # noqa: E731
+        yield f"training, {name}", measure
+    best = lambda: {"tflops": hardware.measure_matmul_gflops(str(setup.device), "bfloat16") / 1e3}  # noqa: E731
     yield "best product of two matrices", best
 
 
-def for_batch(here: Here, batch: int) -> language.Config:
-    often = {"steps": FOR_EVER, "eval_every": FOR_EVER, "accumulate": 1, "batch": batch}
-    where = {"device": str(here.device), "dtype": "bfloat16", "compile": False}
-    return replace(here.gpt2, train=replace(here.gpt2.train, **often, **where))
+def make_config(setup: Setup, batch: int) -> language.Config:
+    settings = {"steps": NEVER, "eval_every": NEVER, "accumulate": 1, "batch": batch}
+    device = {"device": str(setup.device), "dtype": "bfloat16", "compile": False}
+    return replace(setup.gpt2, train=replace(setup.gpt2.train, **settings, **device))
 
 
-def recipe(loss: Callable[..., Any] = language.loss) -> Recipe:
+def make_recipe(loss: Callable[..., Any] = language.loss) -> Recipe:
     """The language recipe on random ids."""
-    return typing.cast(Recipe, SimpleNamespace(build=language.build, loss=loss, batches=random_ids))
+    return typing.cast(Recipe, SimpleNamespace(build=language.build, loss=loss, batches=random_batches))
 
 
-def largest(here: Here) -> int:
+def find_largest_batch(setup: Setup) -> int:
     """The batch that memory holds even where nothing is compiled, which keeps more."""
-    for batch in (2,) if here.dry else TRIES:
+    for batch in (2,) if setup.dry else BATCH_SIZES:
         with contextlib.suppress(torch.OutOfMemoryError):
-            next(loop.train(recipe(), for_batch(here, batch)))
+            next(loop.train(make_recipe(), make_config(setup, batch)))
             return batch
         torch.cuda.empty_cache()
-    raise RuntimeError(f"a batch of {TRIES[-1]} is too large for this GPU")
+    raise RuntimeError(f"a batch of {BATCH_SIZES[-1]} is too large for this GPU")
 
 
-def ours(here: Here, config: language.Config, whole: bool = False) -> Iterator[Any]:
+def step_anyformer(setup: Setup, config: language.Config, compile_loss: bool = False) -> Iterator[Any]:
     """Updates of our loop, the model compiled as `--train.compile` does it, or the loss with it."""
-    if whole:
-        yield from loop.train(recipe(torch.compile(language.loss, backend=here.backend)), config)
+    if compile_loss:
+        yield from loop.train(make_recipe(torch.compile(language.loss, backend=setup.backend)), config)
         return
-    state = loop.init_state(recipe(), config)
-    state.model.compile(backend=here.backend)
-    yield from loop.train(recipe(), config, state)
+    state = loop.init_state(make_recipe(), config)
+    state.model.compile(backend=setup.backend)
+    yield from loop.train(make_recipe(), config, state)
 
 
-def theirs(here: Here, config: language.Config) -> Iterator[Any]:
+def step_nanogpt(setup: Setup, config: language.Config) -> Iterator[Any]:
     """Updates as nanoGPT's train.py makes them: it waits for the loss only where it prints one."""
-    if here.asked.nanogpt is None:
+    if setup.options.nanogpt is None:
         raise SystemExit("no --nanogpt: a checkout of github.com/karpathy/nanoGPT")
-    module, shape, c = nanogpt(here.asked.nanogpt), config.model, config.train
+    module, shape, c = import_nanogpt(setup.options.nanogpt), config.model, config.train
     sizes = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.dim, "block_size": shape.context}
     model = module.GPT(module.GPTConfig(**sizes, vocab_size=config.padded_vocab, dropout=0.0, bias=True))
-    model.to(here.device)
-    optimizer = model.configure_optimizers(c.weight_decay, c.lr, (0.9, c.beta2), here.device.type)
-    run = torch.compile(model, backend=here.backend)
-    for batch, _ in random_ids(config, "train", None):
-        batch = loop.move_batch(batch, here.device)
-        with autocast(here.device, torch.bfloat16):
-            _, loss = run(batch["ids"], batch["labels"])
+    model.to(setup.device)
+    optimizer = model.configure_optimizers(c.weight_decay, c.lr, (0.9, c.beta2), setup.device.type)
+    forward = torch.compile(model, backend=setup.backend)
+    for batch, _ in random_batches(config, "train", None):
+        batch = loop.move_batch(batch, setup.device)
+        with autocast(setup.device, torch.bfloat16):
+            _, loss = forward(batch["ids"], batch["labels"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip)
         optimizer.step()
@@ -174,100 +174,100 @@ def theirs(here: Here, config: language.Config) -> Iterator[Any]:
         yield loss
 
 
-def seconds(here: Here, updates: Iterator[Any]) -> float:
+def time_step(setup: Setup, updates: Iterator[Any]) -> float:
     """Of an update, the mean over some time."""
-    for _ in range(SETTLING):
+    for _ in range(WARMUP_STEPS):
         next(updates)
-    here.wait()
-    began, done = time.perf_counter(), 0
-    while done < 5 or time.perf_counter() - began < here.asked.patience:
+    setup.synchronize()
+    start, done = time.perf_counter(), 0
+    while done < 5 or time.perf_counter() - start < setup.options.patience:
         next(updates)
         done += 1
-    here.wait()
-    return (time.perf_counter() - began) / done
+    setup.synchronize()
+    return (time.perf_counter() - start) / done
 
 
 # --- shakespeare ---
 
 
-def shakespeare(here: Here) -> Iterator[Work]:
+def list_shakespeare(setup: Setup) -> Iterator[Measurement]:
     with TemporaryDirectory() as folder:
-        data = here.asked.shakespeare or ("shakespeare" if not here.dry else written(Path(folder) / "text.txt"))
-        for name, config in candidates(here, str(data)).items():
+        data = setup.options.shakespeare or ("shakespeare" if not setup.dry else write_text(Path(folder) / "text.txt"))
+        for name, config in make_candidates(setup, str(data)).items():
             language.load_corpus(config)  # prepared before the clock starts
-            for compiled in (False, True):
-                how = "compiled" if compiled else "eager"
-                yield f"shakespeare, {name}, {how}", lambda c=config, with_=compiled: learned(here, c, with_)
+            for compile_model in (False, True):
+                mode = "compiled" if compile_model else "eager"
+                yield f"shakespeare, {name}, {mode}", lambda c=config, compile_model=compile_model: train_to_target(setup, c, compile_model)
 
 
-def written(path: Path) -> Path:
+def write_text(path: Path) -> Path:
     path.write_text("the cat sat on the mat. the dog sat on the log.\n" * 60)
     return path
 
 
-def candidates(here: Here, data: str) -> dict[str, language.Config]:
+def make_candidates(setup: Setup, data: str) -> dict[str, language.Config]:
     """Presets of the language recipe, each with its own steps; and "modern": nanoGPT's shape in the manner of the
     preset `small`. Its steps and learning rate were never tuned: --steps and --lr."""
-    asked, presets = here.asked, language.PRESETS
-    base, small = (presets["tiny" if here.dry else name] for name in ("nanogpt-gpu", "small"))
+    options, presets = setup.options, language.PRESETS
+    base, small = (presets["tiny" if setup.dry else name] for name in ("nanogpt-gpu", "small"))
     sizes = {name: getattr(base.model, name) for name in ("dim", "n_layer", "n_head", "context", "dropout")}
-    steps = 4 if here.dry else asked.steps
-    train = {"steps": steps, "lr": asked.lr, "batch": base.train.batch, "warmup": steps // 20}
+    steps = 4 if setup.dry else options.steps
+    train = {"steps": steps, "lr": options.lr, "batch": base.train.batch, "warmup": steps // 20}
     modern = replace(small, model=replace(small.model, **sizes), train=replace(small.train, **train))
-    known = presets | {"modern": modern} | ({"nanogpt-gpu": base} if here.dry else {})
-    if unknown := [name for name in asked.presets if name not in known]:
-        raise SystemExit(f"there is no preset {unknown[0]}: {', '.join(known)}")
-    often: Row = {"eval_every": 2 if here.dry else asked.every, "eval_batches": FOR_EVER}
-    often |= {"dtype": "bfloat16", "device": str(here.device)}
-    return {n: replace(known[n], data=data, train=replace(known[n].train, **often)) for n in asked.presets}
+    configs = presets | {"modern": modern} | ({"nanogpt-gpu": base} if setup.dry else {})
+    if unknown := [name for name in options.presets if name not in configs]:
+        raise SystemExit(f"there is no preset {unknown[0]}: {', '.join(configs)}")
+    settings: Row = {"eval_every": 2 if setup.dry else options.every, "eval_batches": NEVER}
+    settings |= {"dtype": "bfloat16", "device": str(setup.device)}
+    return {n: replace(configs[n], data=data, train=replace(configs[n].train, **settings)) for n in options.presets}
 
 
-def learned(here: Here, config: language.Config, compiled: bool) -> Row:
+def train_to_target(setup: Setup, config: language.Config, compile_model: bool) -> Row:
     """Seconds from the making of the model on, validations and compiling among them."""
-    target, best, record = 99.0 if here.dry else here.asked.target, math.inf, {}
-    began = time.perf_counter()
+    target, best, record = 99.0 if setup.dry else setup.options.target, math.inf, {}
+    start = time.perf_counter()
     state = loop.init_state(typing.cast(Recipe, language), config)
-    if compiled:
-        state.model.compile(backend=here.backend)
+    if compile_model:
+        state.model.compile(backend=setup.backend)
     for record in loop.train(typing.cast(Recipe, language), config, state):
-        passed = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         best = min(best, record.get("val_loss", math.inf))
-        if best <= target or passed > 60 * here.asked.minutes:
+        if best <= target or seconds > 60 * setup.options.minutes:
             break
-    about = {"reached": best <= target, "seconds": time.perf_counter() - began, "steps": record["step"]}
-    return about | {"best_loss": best, "target": target}
+    row = {"reached": best <= target, "seconds": time.perf_counter() - start, "steps": record["step"]}
+    return row | {"best_loss": best, "target": target}
 
 
-PARTS: dict[str, Callable[[Any], Iterator[Work]]] = {
-    "training": training,
-    "shakespeare": shakespeare,
-    "generation": generation,
-    "window": windows,
+PARTS: dict[str, Callable[[Any], Iterator[Measurement]]] = {
+    "training": list_training,
+    "shakespeare": list_shakespeare,
+    "generation": list_generation,
+    "window": list_windows,
 }
 
 
-def rows(name: str, here: Here) -> Iterator[Row]:
+def measure_part(name: str, setup: Setup) -> Iterator[Row]:
     """All rows of a part; where it ends before its end, the last says why."""
     try:
-        for what, work in PARTS[name](here):
-            yield attempt(what, work)
+        for title, work in PARTS[name](setup):
+            yield attempt(title, work)
     except (Exception, SystemExit) as error:
-        yield {"what": name, "problem": why(error)}
-        print(name, why(error), flush=True)
+        yield {"what": name, "problem": describe_error(error)}
+        print(name, describe_error(error), flush=True)
 
 
-def main(asked: argparse.Namespace) -> None:
-    here = Here(asked)
-    if here.device.type != "cuda" and not here.dry:
+def main(options: argparse.Namespace) -> None:
+    setup = Setup(options)
+    if setup.device.type != "cuda" and not setup.dry:
         sys.exit("there is no NVIDIA GPU here: --dry tries the script without one")
-    name = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else str(here.device)
-    found: Row = {"device": name, "torch": torch.__version__, "peak": here.peak(), "dry": here.dry}
-    with contextlib.redirect_stdout(sys.stderr) if asked.json else contextlib.nullcontext():
+    name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else str(setup.device)
+    results: Row = {"device": name, "torch": torch.__version__, "peak": setup.peak_flops(), "dry": setup.dry}
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         print(f"{name}, torch {torch.__version__}", flush=True)
-        for part in asked.only:
-            found[part] = list(rows(part, here))
-    if asked.json:
-        print(json.dumps(found))
+        for part in options.only:
+            results[part] = list(measure_part(part, setup))
+    if options.json:
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":
@@ -281,7 +281,7 @@ if __name__ == "__main__":
     parser.add_argument("--patience", type=float, default=10.0, help="seconds of measuring a side of training")
     parser.add_argument("--shakespeare", type=Path, help="input.txt; else the set by name, from where it lies")
     parser.add_argument("--presets", nargs="+", default=["nanogpt-gpu", "modern"], help="of language, for shakespeare")
-    parser.add_argument("--target", type=float, default=TARGET, help="loss over the whole validation split")
+    parser.add_argument("--target", type=float, default=TARGET_LOSS, help="loss over the whole validation split")
     parser.add_argument("--minutes", type=float, default=2.0, help="the most of each run of shakespeare")
     parser.add_argument("--every", type=int, default=100, help="steps from one validation to the next")
     parser.add_argument("--steps", type=int, default=1000, help="of the modern one")

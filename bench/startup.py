@@ -19,9 +19,9 @@ def main() -> None:
     for name, command in COMMANDS.items():
         times = []
         for _ in range(5):
-            began = time.perf_counter()
+            start = time.perf_counter()
             subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
         print(f"{name:<20} {sorted(times)[2]:.3f} s")
 
 

@@ -21,8 +21,7 @@ import torch
 from anyformer import api
 from anyformer.labs import ladder
 from anyformer.model.edges import Edges, causal, full, neighbors, prefix, same, window
-from anyformer.report.chart import PALETTE, Series, line_chart
-from anyformer.report.heatmap import heatmap
+from anyformer.report.chart import PALETTE, Series, heatmap, line_chart
 
 NODES = 9
 RULES: list[tuple[Edges, str, str]] = [
@@ -101,7 +100,7 @@ def draw_ladder(run: Path) -> str:
             rung["title"],
             [(bucket["from"] + bucket["to"]) / 2 for bucket in rung["by_length"]],
             [bucket["bleu"] for bucket in rung["by_length"]],
-            colour=i,
+            color=i,
             dots=True,
         )
         for i, rung in enumerate(result["rungs"])

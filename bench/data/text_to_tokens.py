@@ -21,20 +21,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # GPT-2's words
-LIMIT = 600  # MB of resident memory that 2 GB of text may take
+MAX_MEGABYTES = 600  # MB of resident memory that 2 GB of text may take
 
 
 def write_text(path: Path, size: int, source: Path | None) -> None:
     """A file of `size` bytes in about 2 MB blocks, each with a line of its own so that no two are the same."""
-    block = source.read_bytes()[: 2 << 20] if source else made_up_words(2 << 20)
+    block = source.read_bytes()[: 2 << 20] if source else random_words(2 << 20)
     with open(path, "wb") as file:
         number = 0
-        while (left := size - file.tell()) > 0:
-            part = block + b"\nblock %d\n" % (number := number + 1)
-            file.write(part if len(part) <= left else part[:left].decode("utf-8", "ignore").encode().ljust(left))
+        while (remaining := size - file.tell()) > 0:
+            piece = block + b"\nblock %d\n" % (number := number + 1)
+            file.write(piece if len(piece) <= remaining else piece[:remaining].decode("utf-8", "ignore").encode().ljust(remaining))
 
 
-def made_up_words(size: int) -> bytes:
+def random_words(size: int) -> bytes:
     """Words whose frequencies fall as in natural text (Zipf), 12 to a line."""
     rng = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
@@ -45,13 +45,13 @@ def made_up_words(size: int) -> bytes:
     return "".join(lines).encode()[:size]
 
 
-def peak() -> float:
+def peak_megabytes() -> float:
     """Peak resident memory of this process in MB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def ours(path: Path, spec: str) -> dict:
+def measure_anyformer(path: Path, spec: str) -> dict:
     """Time `prepare` in an empty cache; returns seconds for all and for each stage, MB, and counts."""
     from anyformer.data.text.prepare import prepare_corpus
 
@@ -63,17 +63,17 @@ def ours(path: Path, spec: str) -> dict:
         stages[what] = stages.get(what, 0) + now - last[1]
         last[:] = [what, now]
 
-    before, start = peak(), time.perf_counter()
+    before, start = peak_megabytes(), time.perf_counter()
     corpus = prepare_corpus(str(path), spec, vocab_size=1024, progress=progress)
     seconds = time.perf_counter() - start
-    result = {"seconds": seconds, "stages": stages, "peak_mb": peak(), "imports_mb": before}
+    result = {"seconds": seconds, "stages": stages, "peak_mb": peak_megabytes(), "imports_mb": before}
     return result | {
         "n_tokens": len(corpus.tokens),
         "tokenizer": next(iter(Path(os.environ["ANYFORMER_CACHE"]).rglob("tokenizer.json"))).as_posix(),
     }
 
 
-def by_tokenizers(path: Path, tokenizer: str) -> dict:
+def measure_tokenizers(path: Path, tokenizer: str) -> dict:
     """Time the library's own encode_batch on the same bytes: about 64 KiB of whole lines a text, 4 MiB a batch."""
     import tokenizers
 
@@ -81,23 +81,23 @@ def by_tokenizers(path: Path, tokenizer: str) -> dict:
     n_tokens, start = 0, time.perf_counter()
     for batch in _line_batches(path):
         n_tokens += sum(len(e.ids) for e in encoder.encode_batch(batch, add_special_tokens=False))
-    return {"seconds": time.perf_counter() - start, "peak_mb": peak(), "n_tokens": n_tokens}
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak_megabytes(), "n_tokens": n_tokens}
 
 
-def by_tiktoken(path: Path, tokenizer: str) -> dict:
+def measure_tiktoken(path: Path, tokenizer: str) -> dict:
     """The same by tiktoken's encode_ordinary_batch: the pattern of GPT-2, and our vocabulary as its ranks."""
     import tiktoken
 
     from anyformer.data.tokenizers.base import byte_alphabet
 
-    byte = {letter: i for i, letter in enumerate(byte_alphabet())}
+    byte_of = {letter: i for i, letter in enumerate(byte_alphabet())}
     vocab = json.loads(Path(tokenizer).read_text())["model"]["vocab"]
-    ranks = {bytes(byte[letter] for letter in word): i - 1 for word, i in vocab.items() if i}  # 0 is the end of a text
+    ranks = {bytes(byte_of[letter] for letter in word): i - 1 for word, i in vocab.items() if i}  # 0 is the end of a text
     encoder = tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     n_tokens, start = 0, time.perf_counter()
     for batch in _line_batches(path):
         n_tokens += sum(map(len, encoder.encode_ordinary_batch(batch, num_threads=os.cpu_count() or 1)))
-    return {"seconds": time.perf_counter() - start, "peak_mb": peak(), "n_tokens": n_tokens}
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak_megabytes(), "n_tokens": n_tokens}
 
 
 def _line_batches(path: Path) -> Iterator[list[str]]:
@@ -106,31 +106,31 @@ def _line_batches(path: Path) -> Iterator[list[str]]:
             yield batch
 
 
-def in_child(case: str, path: Path, detail: str, cache: Path) -> dict:
+def run_child(case: str, path: Path, detail: str, cache: Path) -> dict:
     """Run one case in a fresh process and return what it reports."""
     command = [sys.executable, __file__, "--child", case, str(path), detail]
-    done = subprocess.run(command, env=os.environ | {"ANYFORMER_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+    process = subprocess.run(command, env=os.environ | {"ANYFORMER_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True)
+    return json.loads(process.stdout)
 
 
 def measure(folder: Path, spec: str, gigabytes: float, source: Path | None, rounds: int) -> dict:
     """One tokenizer on a text of this size."""
     path, size = folder / "text.txt", int(gigabytes * 1e9)
     write_text(path, size, source)
-    result = in_child("ours", path, spec, folder / "cache-0")
+    result = run_child("ours", path, spec, folder / "cache-0")
     result |= {"case": spec, "gigabytes": gigabytes, "mb_per_s": size / 1e6 / result["seconds"]}
     if spec == "bpe":
-        encode, sides = [result["stages"]["encoding"]], {side: [] for side in ("tokenizers", "tiktoken")}
+        encode_seconds, libraries = [result["stages"]["encoding"]], {library: [] for library in ("tokenizers", "tiktoken")}
         for i in range(1, rounds + 1):  # in turn, so that a busy machine slows all
-            for side, found in sides.items():
-                found.append(in_child(side, path, result["tokenizer"], folder))
+            for library, results in libraries.items():
+                results.append(run_child(library, path, result["tokenizer"], folder))
             if i < rounds:
-                encode.append(in_child("ours", path, spec, folder / f"cache-{i}")["stages"]["encoding"])
-        result["encode_mb_per_s"] = size / 1e6 / min(encode)
-        for side, found in sides.items():
-            best = min(found, key=lambda r: r["seconds"])
-            rate = {"mb_per_s": size / 1e6 / best["seconds"], "ratio": best["seconds"] / min(encode)}
-            result[side] = rate | {"n_tokens": best["n_tokens"], "peak_mb": best["peak_mb"]}
+                encode_seconds.append(run_child("ours", path, spec, folder / f"cache-{i}")["stages"]["encoding"])
+        result["encode_mb_per_s"] = size / 1e6 / min(encode_seconds)
+        for library, results in libraries.items():
+            best = min(results, key=lambda r: r["seconds"])
+            rate = {"mb_per_s": size / 1e6 / best["seconds"], "ratio": best["seconds"] / min(encode_seconds)}
+            result[library] = rate | {"n_tokens": best["n_tokens"], "peak_mb": best["peak_mb"]}
     del result["tokenizer"]
     return result
 
@@ -149,7 +149,7 @@ def main() -> int:
     if args.child:
         case, path, detail = args.child
         print(
-            json.dumps({"ours": ours, "tokenizers": by_tokenizers, "tiktoken": by_tiktoken}[case](Path(path), detail))
+            json.dumps({"ours": measure_anyformer, "tokenizers": measure_tokenizers, "tiktoken": measure_tiktoken}[case](Path(path), detail))
         )
         return 0
     results = []
@@ -157,17 +157,17 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             size = args.bpe_gigabytes if spec == "bpe" else args.gigabytes
             results.append(measure(Path(folder), spec, size, args.text, args.rounds))
-    print(json.dumps(results) if args.json else "\n".join(map(line, results)))
-    return int(any(r["peak_mb"] > LIMIT for r in results))
+    print(json.dumps(results) if args.json else "\n".join(map(format_result, results)))
+    return int(any(r["peak_mb"] > MAX_MEGABYTES for r in results))
 
 
-def line(r: dict) -> str:
+def format_result(r: dict) -> str:
     """One result for a person."""
-    text = f"{r['case']}: {r['gigabytes']} GB, {r['mb_per_s']:.1f} MB/s, peak {r['peak_mb']:.0f} MB (limit {LIMIT})"
+    text = f"{r['case']}: {r['gigabytes']} GB, {r['mb_per_s']:.1f} MB/s, peak {r['peak_mb']:.0f} MB (limit {MAX_MEGABYTES})"
     if "tokenizers" in r:
         text += f"; encoding {r['encode_mb_per_s']:.1f} MB/s"
-        for side in ("tokenizers", "tiktoken"):
-            text += f", {side} {r[side]['mb_per_s']:.1f} MB/s (we are {r[side]['ratio']:.2f} times as fast)"
+        for library in ("tokenizers", "tiktoken"):
+            text += f", {library} {r[library]['mb_per_s']:.1f} MB/s (we are {r[library]['ratio']:.2f} times as fast)"
     return text
 
 

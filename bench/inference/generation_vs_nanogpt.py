@@ -17,17 +17,17 @@ from anyformer.data.tokenizers.build import Characters
 from anyformer.inference.decode import generate
 from anyformer.inference.sampling import SamplingParams
 from anyformer.recipes import language
-from bench._common import arguments, nanogpt, report, shakespeare
+from bench._common import make_parser, import_nanogpt, print_report, find_shakespeare
 
-NEW = 200
+NEW_TOKENS = 200
 
 
-def twins(peer: ModuleType, preset: str, text: str) -> tuple[Any, language.LanguageModel]:
+def build_pair(module: ModuleType, preset: str, text: str) -> tuple[Any, language.LanguageModel]:
     """A nanoGPT model and ours with its weights."""
     config = language.PRESETS[preset]
     m, tokenizer = replace(config.model, dropout=0.0), Characters(text)
     shape = {"block_size": m.context, "n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.dim}
-    theirs = peer.GPT(peer.GPTConfig(vocab_size=tokenizer.vocab_size, dropout=0.0, bias=False, **shape)).eval()
+    theirs = module.GPT(module.GPTConfig(vocab_size=tokenizer.vocab_size, dropout=0.0, bias=False, **shape)).eval()
     torch.manual_seed(0)
     for parameter in theirs.parameters():  # sharper than at birth, so that the likeliest token is clear
         torch.nn.init.normal_(parameter, std=0.08) if parameter.ndim > 1 else None
@@ -38,50 +38,50 @@ def twins(peer: ModuleType, preset: str, text: str) -> tuple[Any, language.Langu
         "body.norm.weight": theirs.transformer.ln_f.weight,
     }
     for i, block in enumerate(theirs.transformer.h):
-        here = f"body.blocks.{i}."
+        prefix = f"body.blocks.{i}."
         state |= {
-            here + f"attn.{n}.weight": w for n, w in zip(("query", "key", "value"), block.attn.c_attn.weight.chunk(3))
+            prefix + f"attn.{n}.weight": w for n, w in zip(("query", "key", "value"), block.attn.c_attn.weight.chunk(3))
         }
-        state |= {here + "attn.output.weight": block.attn.c_proj.weight, here + "attn_norm.weight": block.ln_1.weight}
-        state |= {here + "mlp.up.weight": block.mlp.c_fc.weight, here + "mlp.down.weight": block.mlp.c_proj.weight}
-        state |= {here + "mlp_norm.weight": block.ln_2.weight}
+        state |= {prefix + "attn.output.weight": block.attn.c_proj.weight, prefix + "attn_norm.weight": block.ln_1.weight}
+        state |= {prefix + "mlp.up.weight": block.mlp.c_fc.weight, prefix + "mlp.down.weight": block.mlp.c_proj.weight}
+        state |= {prefix + "mlp_norm.weight": block.ln_2.weight}
     ours.load_state_dict(state)
     return theirs, ours
 
 
-def theirs_says(model: Any, rows: int) -> list[list[int]]:
-    return model.generate(torch.zeros(rows, 1, dtype=torch.long), NEW, top_k=1)[:, 1:].tolist()
+def generate_theirs(model: Any, rows: int) -> list[list[int]]:
+    return model.generate(torch.zeros(rows, 1, dtype=torch.long), NEW_TOKENS, top_k=1)[:, 1:].tolist()
 
 
-def ours_says(model: language.LanguageModel, rows: int, keep: int | None = None) -> list[list[int]]:
+def generate_ours(model: language.LanguageModel, rows: int, keep: int | None = None) -> list[list[int]]:
     steps = generate(
-        model, [[0]] * rows, tokens=NEW, sampling=SamplingParams(temperature=0), seeds=[0] * rows, keep=keep
+        model, [[0]] * rows, tokens=NEW_TOKENS, sampling=SamplingParams(temperature=0), seeds=[0] * rows, keep=keep
     )
     return [list(row) for row in zip(*steps)]
 
 
-def seconds(what: Callable[[], object], rounds: int = 3) -> float:
+def time_median(work: Callable[[], object], rounds: int = 3) -> float:
     times = []
     for _ in range(rounds):
-        began = time.perf_counter()
-        what()
-        times.append(time.perf_counter() - began)
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
 
 
 def main() -> None:
-    asked = arguments(__doc__.splitlines()[0]).parse_args()
-    peer, rows = nanogpt(asked.nanogpt), {}
-    text = shakespeare(asked.nanogpt).read_text()
+    options = make_parser(__doc__.splitlines()[0]).parse_args()
+    module, rows = import_nanogpt(options.nanogpt), {}
+    text = find_shakespeare(options.nanogpt).read_text()
     for preset in ("nanogpt-gpu", "nanogpt-cpu"):
-        theirs, ours = twins(peer, preset, text)
+        theirs, ours = build_pair(module, preset, text)
         context = ours.body.config.context
-        if theirs_says(theirs, 1) != ours_says(ours, 1, keep=context):
+        if generate_theirs(theirs, 1) != generate_ours(ours, 1, keep=context):
             raise SystemExit(f"{preset}: the two sides do not say the same")
         for batch in (1, 8):
-            mine, other = seconds(lambda: ours_says(ours, batch)), seconds(lambda: theirs_says(theirs, batch))  # noqa: B023
-            rows[f"{preset}, context {context}, batch {batch}"] = (NEW * batch / mine, NEW * batch / other, "tok/s")
-    report(f"{NEW} new tokens, the same weights, the same words, {torch.get_num_threads()} threads", rows, asked.json)
+            our_seconds, their_seconds = time_median(lambda: generate_ours(ours, batch)), time_median(lambda: generate_theirs(theirs, batch))  # noqa: B023
+            rows[f"{preset}, context {context}, batch {batch}"] = (NEW_TOKENS * batch / our_seconds, NEW_TOKENS * batch / their_seconds, "tok/s")
+    print_report(f"{NEW_TOKENS} new tokens, the same weights, the same words, {torch.get_num_threads()} threads", rows, options.json)
 
 
 if __name__ == "__main__":

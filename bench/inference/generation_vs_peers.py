@@ -28,23 +28,23 @@ from anyformer.inference.decode import generate
 from anyformer.inference.sampling import SamplingParams
 from anyformer.training.hardware import measure_read_bandwidth
 
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-Say = Callable[[list[list[int]], int], list[list[int]]]
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}
+Generate = Callable[[list[list[int]], int], list[list[int]]]
 
 
 @dataclass
-class Side:
+class Contender:
     """One of those who answer, and how many seconds its rounds took."""
 
     name: str
-    say: Say
-    reading: list[float] = field(default_factory=list)
-    writing: list[float] = field(default_factory=list)
+    generate_rows: Generate
+    prefill_seconds: list[float] = field(default_factory=list)
+    decode_seconds: list[float] = field(default_factory=list)
 
-    def round(self, prompts: list[list[int]], new: int) -> None:
-        first, whole = seconds(self.say, prompts, 1), seconds(self.say, prompts, new)
-        self.reading.append(first)
-        self.writing.append(whole - first)
+    def measure_round(self, prompts: list[list[int]], new_tokens: int) -> None:
+        prefill, total = time_generation(self.generate_rows, prompts, 1), time_generation(self.generate_rows, prompts, new_tokens)
+        self.prefill_seconds.append(prefill)
+        self.decode_seconds.append(total - prefill)
 
 
 def write_checkpoint(folder: Path) -> int:
@@ -64,108 +64,108 @@ def write_checkpoint(folder: Path) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and "wpe" not in name)
 
 
-def by_transformers(folder: Path, dtype: torch.dtype) -> Say:
+def load_transformers(folder: Path, dtype: torch.dtype) -> Generate:
     model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
 
-    def say(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    def generate_rows(prompts: list[list[int]], tokens: int) -> list[list[int]]:
         ids = torch.tensor(prompts)
         with torch.inference_mode():
-            more = {"attention_mask": torch.ones_like(ids), "do_sample": False, "min_new_tokens": tokens}
-            return model.generate(ids, max_new_tokens=tokens, pad_token_id=0, **more)[:, ids.shape[1] :].tolist()
+            arguments = {"attention_mask": torch.ones_like(ids), "do_sample": False, "min_new_tokens": tokens}
+            return model.generate(ids, max_new_tokens=tokens, pad_token_id=0, **arguments)[:, ids.shape[1] :].tolist()
 
-    return say
+    return generate_rows
 
 
-def by_ctranslate2(folder: Path, weights: str) -> Say:
+def load_ctranslate2(folder: Path, weights: str) -> Generate:
     out = folder / f"ctranslate2-{weights}"
     ctranslate2.converters.TransformersConverter(str(folder)).convert(str(out), quantization=weights)
     threads = torch.get_num_threads()
     model = ctranslate2.Generator(str(out), device="cpu", compute_type=weights, intra_threads=threads)
 
-    def say(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    def generate_rows(prompts: list[list[int]], tokens: int) -> list[list[int]]:
         words = [[f"t{i}" for i in prompt] for prompt in prompts]
         length = {"max_length": tokens, "min_length": tokens, "include_prompt_in_result": False, "end_token": []}
-        return [one.sequences_ids[0] for one in model.generate_batch(words, max_batch_size=len(words), **length)]
+        return [output.sequences_ids[0] for output in model.generate_batch(words, max_batch_size=len(words), **length)]
 
-    return say
+    return generate_rows
 
 
-def by_us(folder: Path, weights: Any) -> Say:
+def load_anyformer(folder: Path, weights: Any) -> Generate:
     model: Any = api.load(folder, "cpu", weights=weights).module
 
-    def say(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    def generate_rows(prompts: list[list[int]], tokens: int) -> list[list[int]]:
         rounds = generate(
             model, prompts, tokens=tokens, sampling=SamplingParams(temperature=0), seeds=[0] * len(prompts)
         )
         return [list(row) for row in zip(*rounds)]
 
-    return say
+    return generate_rows
 
 
-def seconds(say: Say, prompts: list[list[int]], new: int) -> float:
-    began = time.perf_counter()
-    said = say(prompts, new)
-    took = time.perf_counter() - began
-    assert [len(row) for row in said] == [new] * len(prompts)
-    return took
+def time_generation(generate_rows: Generate, prompts: list[list[int]], new_tokens: int) -> float:
+    start = time.perf_counter()
+    rows = generate_rows(prompts, new_tokens)
+    seconds = time.perf_counter() - start
+    assert [len(row) for row in rows] == [new_tokens] * len(prompts)
+    return seconds
 
 
-def sides(folder: Path) -> list[Side]:
+def load_contenders(folder: Path) -> list[Contender]:
     """All who answer, from the very same weights. Raises AssertionError where we do not say what transformers says."""
-    known = ctranslate2.get_supported_compute_types("cpu")
-    made = [Side(f"transformers {w}", by_transformers(folder, getattr(torch, w))) for w in ("float32", "bfloat16")]
-    made += [Side(f"CTranslate2 {w}", by_ctranslate2(folder, w)) for w in BYTES if w in known]
-    made += [Side(f"anyformer {w}", by_us(folder, w)) for w in BYTES]
-    prompts, whole = [list(range(10, 42))], {side.name: side.say for side in made if side.name.endswith("float32")}
-    wanted = whole["transformers float32"](prompts, 32)
-    assert whole["anyformer float32"](prompts, 32) == wanted, "the two do not say the same"
-    return made
+    supported = ctranslate2.get_supported_compute_types("cpu")
+    contenders = [Contender(f"transformers {w}", load_transformers(folder, getattr(torch, w))) for w in ("float32", "bfloat16")]
+    contenders += [Contender(f"CTranslate2 {w}", load_ctranslate2(folder, w)) for w in BYTES_PER_WEIGHT if w in supported]
+    contenders += [Contender(f"anyformer {w}", load_anyformer(folder, w)) for w in BYTES_PER_WEIGHT]
+    prompts, generators = [list(range(10, 42))], {contender.name: contender.generate_rows for contender in contenders if contender.name.endswith("float32")}
+    expected = generators["transformers float32"](prompts, 32)
+    assert generators["anyformer float32"](prompts, 32) == expected, "the two do not say the same"
+    return contenders
 
 
-def measure(made: list[Side], batch: int, asked: argparse.Namespace) -> dict[str, dict[str, float]]:
+def measure(contenders: list[Contender], batch: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Tokens a second of each side, read and written: medians of some rounds."""
     torch.manual_seed(1)
-    prompts = torch.randint(1, 50000, (batch, asked.prompt)).tolist()
-    for side in made:
-        side.say(prompts, 4)
-        side.reading, side.writing = [], []
-    for _ in range(asked.rounds):
-        for side in made:
-            side.round(prompts, asked.new)
+    prompts = torch.randint(1, 50000, (batch, options.prompt)).tolist()
+    for contender in contenders:
+        contender.generate_rows(prompts, 4)
+        contender.prefill_seconds, contender.decode_seconds = [], []
+    for _ in range(options.rounds):
+        for contender in contenders:
+            contender.measure_round(prompts, options.new)
     return {
-        side.name: {
-            "read": batch * asked.prompt / statistics.median(side.reading),
-            "written": batch * (asked.new - 1) / statistics.median(side.writing),
+        contender.name: {
+            "read": batch * options.prompt / statistics.median(contender.prefill_seconds),
+            "written": batch * (options.new - 1) / statistics.median(contender.decode_seconds),
         }
-        for side in made
+        for contender in contenders
     }
 
 
-def compare(found: dict[str, dict[str, float]], batch: int, weights: int, ceiling: float) -> str:
+def format_comparison(results: dict[str, dict[str, float]], batch: int, weights: int, ceiling: float) -> str:
     """Beside each side's speed its share of the ceiling, and how it stands to the best peer that writes."""
-    peers = [name for name in found if not name.startswith("anyformer")]
-    best = max(peers, key=lambda name: found[name]["written"])
+    peers = [name for name in results if not name.startswith("anyformer")]
+    best = max(peers, key=lambda name: results[name]["written"])
     lines = [f"\n{f'batch {batch}':<24}{'read':>8}{'written':>10} tok/s{'share':>9}   beside {best}"]
-    for name, row in found.items():
-        row["share"] = row["written"] / batch * weights * BYTES[name.split()[1]] / (ceiling * 1e9)
-        row["beside the best peer"] = row["written"] / found[best]["written"]
+    for name, row in results.items():
+        row["share"] = row["written"] / batch * weights * BYTES_PER_WEIGHT[name.split()[1]] / (ceiling * 1e9)
+        row["beside the best peer"] = row["written"] / results[best]["written"]
         ratio = "" if name in peers else f"{row['beside the best peer']:.2f}"
         lines.append(f"{name:<24}{row['read']:>8.0f}{row['written']:>10.1f}{row['share']:>15.0%}   {ratio}")
     return "\n".join(lines)
 
 
-def main(asked: argparse.Namespace) -> None:
-    ceiling, found = measure_read_bandwidth("cpu"), {}
-    to = sys.stderr if asked.json else sys.stdout
-    print(f"{torch.get_num_threads()} threads, which read {ceiling} GB/s", file=to, flush=True)
+def main(options: argparse.Namespace) -> None:
+    ceiling, results = measure_read_bandwidth("cpu"), {}
+    stream = sys.stderr if options.json else sys.stdout
+    print(f"{torch.get_num_threads()} threads, which read {ceiling} GB/s", file=stream, flush=True)
     with TemporaryDirectory() as name:
         weights = write_checkpoint(Path(name))
-        made = sides(Path(name))
-        for batch in asked.batches:
-            found[batch] = measure(made, batch, asked)
-            print(compare(found[batch], batch, weights, ceiling), file=to, flush=True)
-    if asked.json:
-        print(json.dumps({"threads": torch.get_num_threads(), "read_gb_per_s": ceiling, "batches": found}))
+        contenders = load_contenders(Path(name))
+        for batch in options.batches:
+            results[batch] = measure(contenders, batch, options)
+            print(format_comparison(results[batch], batch, weights, ceiling), file=stream, flush=True)
+    if options.json:
+        print(json.dumps({"threads": torch.get_num_threads(), "read_gb_per_s": ceiling, "batches": results}))
 
 
 if __name__ == "__main__":

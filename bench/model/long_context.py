@@ -23,56 +23,56 @@ from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, window
 from anyformer.report.chart import Series, line_chart
 
-PATIENCE = 60.0  # seconds of a measurement, after which longer ones of that side are left out
+MAX_SECONDS = 60.0  # seconds of a measurement, after which longer ones of that side are left out
 RULES = {"window": lambda width: causal & window(width), "dense": lambda width: causal}
 
 
-def measure(side: str, nodes: int, width: int) -> dict[str, float]:
+def measure(rule: str, nodes: int, width: int) -> dict[str, float]:
     """Seconds of a forward and a backward, the best of four or five, and the bytes they took beyond those before."""
     torch.manual_seed(0)
     body = Transformer(TransformerConfig(dim=512, n_layer=1, n_head=8, context=nodes, position="rotary"))
-    layer, edges = body.blocks[0].get_submodule("attn"), RULES[side](width)
+    layer, edges = body.blocks[0].get_submodule("attn"), RULES[rule](width)
     x = torch.randn(1, nodes, 512, requires_grad=True)
-    before, times = peak(), []
-    while len(times) < 4 or (len(times) < 5 and sum(times) < PATIENCE / 10):
-        began = time.perf_counter()
+    before, times = peak_bytes(), []
+    while len(times) < 4 or (len(times) < 5 and sum(times) < MAX_SECONDS / 10):
+        start = time.perf_counter()
         layer(x, edges).square().mean().backward()
-        times.append(time.perf_counter() - began)
-        if times[0] > PATIENCE / 2:
+        times.append(time.perf_counter() - start)
+        if times[0] > MAX_SECONDS / 2:
             break
-    return {"seconds": min(times), "bytes": peak() - before}
+    return {"seconds": min(times), "bytes": peak_bytes() - before}
 
 
-def peak() -> int:
+def peak_bytes() -> int:
     """The most bytes that this process ever held. (What getrusage tells a child is its parent's.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def child(side: str, nodes: int, width: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", side, str(nodes), "--width", str(width)]
+def measure_in_child(rule: str, nodes: int, width: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", rule, str(nodes), "--width", str(width)]
     pages = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=pages).stdout)
 
 
-def sweep(lengths: list[int], width: int, told: Any) -> dict[str, dict[int, dict[str, float]]]:
-    found: dict[str, dict[int, dict[str, float]]] = {side: {} for side in RULES}
-    for side in RULES:
+def measure_lengths(lengths: list[int], width: int, report: Any) -> dict[str, dict[int, dict[str, float]]]:
+    results: dict[str, dict[int, dict[str, float]]] = {rule: {} for rule in RULES}
+    for rule in RULES:
         for nodes in lengths:
-            one = found[side][nodes] = child(side, nodes, width)
-            each = f"{1e6 * one['seconds'] / nodes:8.2f} us and {one['bytes'] / nodes / 1024:7.1f} KiB a node"
-            told(f"{side:<7} context {nodes:>6,}  {each}")
-            if one["seconds"] * (1 if side == "window" else 4) > PATIENCE:
+            result = results[rule][nodes] = measure_in_child(rule, nodes, width)
+            text = f"{1e6 * result['seconds'] / nodes:8.2f} us and {result['bytes'] / nodes / 1024:7.1f} KiB a node"
+            report(f"{rule:<7} context {nodes:>6,}  {text}")
+            if result["seconds"] * (1 if rule == "window" else 4) > MAX_SECONDS:
                 break
-    return found
+    return results
 
 
-def picture(found: dict[str, dict[int, dict[str, float]]], width: int) -> str:
+def draw(results: dict[str, dict[int, dict[str, float]]], width: int) -> str:
     """Microseconds a node over the length, both sides."""
     names = {"window": f"causal & window({width})", "dense": "causal, all of the past"}
     series = [
-        Series(names[side], list(rows), [1e6 * one["seconds"] / nodes for nodes, one in rows.items()], i, dots=True)
-        for i, (side, rows) in enumerate(found.items())
+        Series(names[rule], list(rows), [1e6 * result["seconds"] / nodes for nodes, result in rows.items()], i, dots=True)
+        for i, (rule, rows) in enumerate(results.items())
     ]
     title = "Forward and backward of one layer, microseconds a node"
     return line_chart(series, title=title, x_label="context", log=True, heading=False)
@@ -85,19 +85,19 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, help="a picture, .svg")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--measure", nargs=2, metavar=("SIDE", "NODES"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        print(json.dumps(measure(asked.measure[0], int(asked.measure[1]), asked.width)))
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure[0], int(options.measure[1]), options.width)))
     else:
-        rows = sweep(
-            asked.lengths, asked.width, (lambda text: None) if asked.json else lambda text: print(text, flush=True)
+        rows = measure_lengths(
+            options.lengths, options.width, (lambda text: None) if options.json else lambda text: print(text, flush=True)
         )
-        both = [n for n in rows["window"] if n in rows["dense"]]
-        crossing = next((n for n in both if rows["window"][n]["seconds"] < rows["dense"][n]["seconds"]), None)
+        common = [n for n in rows["window"] if n in rows["dense"]]
+        crossing = next((n for n in common if rows["window"][n]["seconds"] < rows["dense"][n]["seconds"]), None)
         print(
-            json.dumps({"width": asked.width, **rows, "crossing": crossing})
-            if asked.json
+            json.dumps({"width": options.width, **rows, "crossing": crossing})
+            if options.json
             else f"crossing at {crossing}"
         )
-        if asked.out:
-            asked.out.write_text(picture(rows, asked.width), encoding="utf-8")
+        if options.out:
+            options.out.write_text(draw(rows, options.width), encoding="utf-8")

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 
 from anyformer import api
-from bench.recipes.vision import Parts, accuracy, kept, parts
+from bench.recipes.vision import ImageSplits, measure_accuracy, save_images, split_images
 
 POSITIONS = {"none": "none", "fixed": "sinusoidal", "learned": "learned"}
 EDGES = {"full": 0, "neighbourhood": 3}  # of the first layers
 PRESETS = {"fashion-mnist": "local", "cifar10": "cifar10", "digits": "digits"}
 
 
-def cell(data: str, position: str, edges: str, how_long: dict[str, Any], folder: Path, seed: int) -> api.Model:
+def train_cell(data: str, position: str, edges: str, budget: dict[str, Any], folder: Path, seed: int) -> api.Model:
     """One training. The same shape and the same training for all of a set."""
     preset = PRESETS[data]
-    train = {"seed": seed, "eval_every": 100, "save_every": 1 << 30} | how_long.get("train", {})
+    train = {"seed": seed, "eval_every": 100, "save_every": 1 << 30} | budget.get("train", {})
     return api.train(
         "vision",
         preset,
@@ -38,53 +38,53 @@ def cell(data: str, position: str, edges: str, how_long: dict[str, Any], folder:
         model={"position": POSITIONS[position]},
         train=train,
         out=folder / f"{position}-{edges}-{seed}",
-        minutes=how_long.get("minutes"),
+        minutes=budget.get("minutes"),
     )
 
 
-def table(data: str, few: int, how_long: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
+def measure_cells(data: str, small_size: int, budget: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
     """Every cell with its accuracies, one a seed."""
-    made = []
-    for images in (few, None):
-        found = parts(data, PRESETS[data], images)
+    cells = []
+    for images in (small_size, None):
+        splits = split_images(data, PRESETS[data], images)
         with TemporaryDirectory() as folder:
-            kept(found, Path(folder) / "images.npz")
+            save_images(splits, Path(folder) / "images.npz")
             for position, edges in product(POSITIONS, EDGES):
                 scores, steps = [], []
                 for seed in seeds:
-                    model = cell(data, position, edges, how_long, Path(folder), seed)
-                    scores.append(accuracy(model, found))
+                    model = train_cell(data, position, edges, budget, Path(folder), seed)
+                    scores.append(measure_accuracy(model, splits))
                     steps.append(model.config.train.steps)
-                made.append(about(found, position, edges, scores, steps))
-                print(line(made[-1]), flush=True)
-    return made
+                cells.append(describe_cell(splits, position, edges, scores, steps))
+                print(format_cell(cells[-1]), flush=True)
+    return cells
 
 
-def about(found: Parts, position: str, edges: str, scores: list[float], steps: list[int]) -> dict[str, Any]:
-    where = {"images": len(found.train), "position": position, "edges": edges}
+def describe_cell(splits: ImageSplits, position: str, edges: str, scores: list[float], steps: list[int]) -> dict[str, Any]:
+    setting = {"images": len(splits.train), "position": position, "edges": edges}
     spread = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
-    return where | {"accuracy": float(np.mean(scores)), "deviation": spread, "scores": scores, "steps": steps}
+    return setting | {"accuracy": float(np.mean(scores)), "deviation": spread, "scores": scores, "steps": steps}
 
 
-def line(one: dict[str, Any]) -> str:
-    spread = "" if one["deviation"] is None else f" ± {one['deviation']:.4f}"
-    place = f"{one['images']:>7,} images  position {one['position']:<8} edges {one['edges']:<14}"
-    return f"{place} accuracy {one['accuracy']:.4f}{spread}  steps {one['steps']}"
+def format_cell(cell: dict[str, Any]) -> str:
+    spread = "" if cell["deviation"] is None else f" ± {cell['deviation']:.4f}"
+    setting = f"{cell['images']:>7,} images  position {cell['position']:<8} edges {cell['edges']:<14}"
+    return f"{setting} accuracy {cell['accuracy']:.4f}{spread}  steps {cell['steps']}"
 
 
-def verdict(made: list[dict[str, Any]]) -> str:
+def summarize(cells: list[dict[str, Any]]) -> str:
     """What near edges and a position are worth, with few images and with all: differences of mean accuracy."""
-    said = []
-    for images in dict.fromkeys(one["images"] for one in made):
-        rows = [one for one in made if one["images"] == images]
-        mean = {key: np.mean([r["accuracy"] for r in rows if key in (r["position"], r["edges"])]) for key in KEYS}
-        near, fixed, learned = mean["neighbourhood"] - mean["full"], mean["fixed"], mean["learned"]
+    lines = []
+    for images in dict.fromkeys(cell["images"] for cell in cells):
+        rows = [cell for cell in cells if cell["images"] == images]
+        mean = {key: np.mean([r["accuracy"] for r in rows if key in (r["position"], r["edges"])]) for key in SETTINGS}
+        local, fixed, learned = mean["neighbourhood"] - mean["full"], mean["fixed"], mean["learned"]
         positions = f"fixed position {fixed - mean['none']:+.4f}, learned {learned - mean['none']:+.4f}"
-        said.append(f"{images:>7,} images: near edges first {near:+.4f}; over none, {positions}")
-    return "\n".join(said)
+        lines.append(f"{images:>7,} images: near edges first {local:+.4f}; over none, {positions}")
+    return "\n".join(lines)
 
 
-KEYS = (*POSITIONS, *EDGES)
+SETTINGS = (*POSITIONS, *EDGES)
 
 
 if __name__ == "__main__":
@@ -95,9 +95,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, help="of each training, instead of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
-    asked = parser.parse_args()
-    how_long = {"minutes": asked.minutes} if asked.steps is None else {"train": {"steps": asked.steps}}
-    made = table(asked.data, asked.few, how_long, asked.seeds)
-    print(verdict(made))
-    if asked.json:
-        print(json.dumps({"data": asked.data, **how_long, "cells": made}))
+    options = parser.parse_args()
+    budget = {"minutes": options.minutes} if options.steps is None else {"train": {"steps": options.steps}}
+    cells = measure_cells(options.data, options.few, budget, options.seeds)
+    print(summarize(cells))
+    if options.json:
+        print(json.dumps({"data": options.data, **budget, "cells": cells}))

@@ -17,44 +17,44 @@ import numpy as np
 from anyformer import api
 from anyformer.recipes import masked
 
-ORDERS = 3
+MAX_ORDER = 3
 
 
-def counted(ids: np.ndarray, size: int) -> list[np.ndarray]:
+def count_ngrams(ids: np.ndarray, size: int) -> list[np.ndarray]:
     """How often each residue follows the last 0, 1 and 2: (size ** order, size) each."""
     tables = []
-    for order in range(ORDERS):
+    for order in range(MAX_ORDER):
         context = np.zeros(len(ids) - order, np.int64)
-        for back in range(order):
-            context = context * size + ids[back : len(ids) - order + back]
+        for offset in range(order):
+            context = context * size + ids[offset : len(ids) - order + offset]
         table = np.zeros((size**order, size))
         np.add.at(table, (context, ids[order:]), 1)
         tables.append(table)
     return tables
 
 
-def probabilities(tables: list[np.ndarray], ids: np.ndarray, size: int) -> np.ndarray:
+def predict_orders(tables: list[np.ndarray], ids: np.ndarray, size: int) -> np.ndarray:
     """What each order says of each residue from the third on: (orders, N)"""
-    found = []
+    rows = []
     for order, table in enumerate(tables):
-        at = ids[ORDERS - 1 :]
-        context = np.zeros(len(at), np.int64)
-        for back in range(order, 0, -1):
-            context = context * size + ids[ORDERS - 1 - back : len(ids) - back]
+        targets = ids[MAX_ORDER - 1 :]
+        context = np.zeros(len(targets), np.int64)
+        for offset in range(order, 0, -1):
+            context = context * size + ids[MAX_ORDER - 1 - offset : len(ids) - offset]
         total = table.sum(1)
-        found.append((table[context, at] + 0.1) / (total[context] + 0.1 * size))
-    return np.stack(found)
+        rows.append((table[context, targets] + 0.1) / (total[context] + 0.1 * size))
+    return np.stack(rows)
 
 
-def perplexity(weights: np.ndarray, told: np.ndarray) -> float:
-    return math.exp(-np.log(weights @ told).mean())
+def perplexity(weights: np.ndarray, probabilities: np.ndarray) -> float:
+    return math.exp(-np.log(weights @ probabilities).mean())
 
 
-def fitted(told: np.ndarray) -> np.ndarray:
+def fit_mixture(probabilities: np.ndarray) -> np.ndarray:
     """The weights of a mixture, by expectation and maximisation."""
-    weights = np.full(len(told), 1 / len(told))
+    weights = np.full(len(probabilities), 1 / len(probabilities))
     for _ in range(100):
-        share = weights[:, None] * told
+        share = weights[:, None] * probabilities
         weights = (share / share.sum(0)).mean(1)
     return weights
 
@@ -62,15 +62,15 @@ def fitted(told: np.ndarray) -> np.ndarray:
 def main(minutes: float, seed: int) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         model = api.train("masked", "protein", minutes=minutes, out=Path(folder) / "run", train={"seed": seed})
-        text = masked.load_corpus(masked.PRESETS["protein"])
-        train, val = (text.split(name).astype(np.int64) for name in ("train", "val"))
-        size, edge = int(max(train.max(), val.max())) + 1, len(train) // 10
-        weights = fitted(probabilities(counted(train[edge:], size), train[:edge], size))
-        tables = counted(train, size)
-        told = probabilities(tables, val, size)
+        corpus = masked.load_corpus(masked.PRESETS["protein"])
+        train, val = (corpus.split(name).astype(np.int64) for name in ("train", "val"))
+        size, n_fit = int(max(train.max(), val.max())) + 1, len(train) // 10
+        weights = fit_mixture(predict_orders(count_ngrams(train[n_fit:], size), train[:n_fit], size))
+        tables = count_ngrams(train, size)
+        probabilities = predict_orders(tables, val, size)
         return {
-            "unigram": perplexity(np.eye(ORDERS)[0], told),
-            "trigram": perplexity(weights, told),
+            "unigram": perplexity(np.eye(MAX_ORDER)[0], probabilities),
+            "trigram": perplexity(weights, probabilities),
             "ours": model.evaluate()["perplexity"],
         }
 
@@ -80,10 +80,10 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    asked = parser.parse_args()
-    found = main(asked.minutes, asked.seed)
-    if asked.json:
-        print(json.dumps(found))
+    options = parser.parse_args()
+    results = main(options.minutes, options.seed)
+    if options.json:
+        print(json.dumps(results))
     else:
-        for name, value in found.items():
+        for name, value in results.items():
             print(f"{name:<8} perplexity of a residue {value:.3f}")

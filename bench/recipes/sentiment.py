@@ -26,52 +26,52 @@ from anyformer.training import loop
 DATA = "sentence-polarity"
 
 
-def baseline() -> dict[str, float]:
+def measure_tfidf() -> dict[str, float]:
     """Words and pairs of words, weighed; how strongly to regularise is chosen on the validation part."""
-    found = labeled.read_labeled(DATA)
-    parts = {name: found.split(name) for name in ("train", "val", "test")}
-    texts = {name: [found.texts[i] for i in at] for name, at in parts.items()}
-    right = {name: found.classes[at] for name, at in parts.items()}
-    tried = []
+    data = labeled.read_labeled(DATA)
+    splits = {name: data.split(name) for name in ("train", "val", "test")}
+    texts = {name: [data.texts[i] for i in indices] for name, indices in splits.items()}
+    labels = {name: data.classes[indices] for name, indices in splits.items()}
+    candidates = []
     for strength in (0.3, 1.0, 3.0, 10.0, 30.0):
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
-        model = make_pipeline(words, LogisticRegression(C=strength, max_iter=1000)).fit(texts["train"], right["train"])
-        tried.append((model.score(texts["val"], right["val"]), model))
-    guess = max(tried, key=lambda one: one[0])[1].predict(texts["test"])
+        model = make_pipeline(words, LogisticRegression(C=strength, max_iter=1000)).fit(texts["train"], labels["train"])
+        candidates.append((model.score(texts["val"], labels["val"]), model))
+    predictions = max(candidates, key=lambda candidate: candidate[0])[1].predict(texts["test"])
     return {
-        "accuracy": accuracy_score(right["test"], guess),
-        "macro_f1": f1_score(right["test"], guess, average="macro"),
+        "accuracy": accuracy_score(labels["test"], predictions),
+        "macro_f1": f1_score(labels["test"], predictions, average="macro"),
     }
 
 
-def scored(model: api.Model) -> dict[str, float]:
+def score_test(model: api.Model) -> dict[str, float]:
     """Accuracy and F1 on the test part, which no run has looked at."""
     batches = (batch for batch, _ in model.recipe.batches(model.config, "test"))
-    found = loop.evaluate(model.recipe, model.module, batches)
-    return {name: found[name] for name in ("accuracy", "macro_f1")}
+    metrics = loop.evaluate(model.recipe, model.module, batches)
+    return {name: metrics[name] for name in ("accuracy", "macro_f1")}
 
 
-def ours(minutes: float, reader: Path | None, minilm: Path | None, out: Path, seed: int) -> dict[str, dict[str, Any]]:
+def measure_ours(minutes: float, pretrained: Path | None, minilm: Path | None, out: Path, seed: int) -> dict[str, dict[str, Any]]:
     """Each way by its name, with what it scored and how long it took."""
-    found = {}
+    results = {}
 
-    def note(name: str, began: float, **more: Any) -> None:
-        model = api.train("classify", data=DATA, out=out / name.replace(" ", "-"), **more)
-        found[name] = scored(model) | {"seconds": round(time.monotonic() - began, 1)}
-        print(f"{name:<24} {found[name]}", flush=True)
+    def train_and_score(name: str, start: float, **options: Any) -> None:
+        model = api.train("classify", data=DATA, out=out / name.replace(" ", "-"), **options)
+        results[name] = score_test(model) | {"seconds": round(time.monotonic() - start, 1)}
+        print(f"{name:<24} {results[name]}", flush=True)
 
-    often = {"eval_every": 100, "save_every": 100, "seed": seed}
-    note("from scratch", time.monotonic(), train={"seed": seed})
-    began = time.monotonic()
-    if reader is None:
-        reader = out / "novels"
-        api.train("masked", "novels", minutes=minutes, out=reader, train={"seed": seed})
-    brief = often | {"steps": 800, "batch": 32, "lr": 2e-3, "warmup": 50}  # chosen on the validation part
-    note("after reading novels", began, init=reader, model={"dropout": 0.3}, train=brief)
+    settings = {"eval_every": 100, "save_every": 100, "seed": seed}
+    train_and_score("from scratch", time.monotonic(), train={"seed": seed})
+    start = time.monotonic()
+    if pretrained is None:
+        pretrained = out / "novels"
+        api.train("masked", "novels", minutes=minutes, out=pretrained, train={"seed": seed})
+    scratch_settings = settings | {"steps": 800, "batch": 32, "lr": 2e-3, "warmup": 50}  # chosen on the validation part
+    train_and_score("after reading novels", start, init=pretrained, model={"dropout": 0.3}, train=scratch_settings)
     if minilm is not None:
-        gently = often | {"steps": 600, "batch": 32, "lr": 5e-5, "warmup": 80}
-        note("from MiniLM", time.monotonic(), init=minilm, train=gently)
-    return found
+        minilm_settings = settings | {"steps": 600, "batch": 32, "lr": 5e-5, "warmup": 80}
+        train_and_score("from MiniLM", time.monotonic(), init=minilm, train=minilm_settings)
+    return results
 
 
 if __name__ == "__main__":
@@ -81,12 +81,12 @@ if __name__ == "__main__":
     parser.add_argument("--minilm", type=Path, help="a folder with MiniLM's weights (make weights)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
-    asked = parser.parse_args()
-    sides: dict[str, Any] = {"TF-IDF and regression": baseline()}
-    print(f"{'TF-IDF and regression':<24} {sides['TF-IDF and regression']}", flush=True)
+    options = parser.parse_args()
+    results: dict[str, Any] = {"TF-IDF and regression": measure_tfidf()}
+    print(f"{'TF-IDF and regression':<24} {results['TF-IDF and regression']}", flush=True)
     with TemporaryDirectory() as folder:
-        sides |= ours(asked.minutes, asked.reader, asked.minilm, Path(folder), asked.seed)
-    if asked.json:
-        print(json.dumps(sides, default=float))
-    for name, side in sides.items():
-        print(f"{name:<24} accuracy {np.round(side['accuracy'], 4)}  macro F1 {np.round(side['macro_f1'], 4)}")
+        results |= measure_ours(options.minutes, options.reader, options.minilm, Path(folder), options.seed)
+    if options.json:
+        print(json.dumps(results, default=float))
+    for name, scores in results.items():
+        print(f"{name:<24} accuracy {np.round(scores['accuracy'], 4)}  macro F1 {np.round(scores['macro_f1'], 4)}")

@@ -23,69 +23,69 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from anyformer import api
-from anyformer.data.audio import features as audio
-from anyformer.data.audio import datasets as clips
+from anyformer.data.audio import features as features
+from anyformer.data.audio import datasets as audio_sets
 
-VAL, TEST = (5, 6), 5  # takes for validation; those below this are the test's
+VAL_TAKES, N_TEST_TAKES = (5, 6), 5  # takes for validation; those below this are the test's
 MINUTES = {"digits": 4.0, "strings": 20.0}  # by preset
 CEPSTRA = 13
 
 
-def tables(folder: Path) -> dict[str, Path]:
+def write_tables(folder: Path) -> dict[str, Path]:
     """fsdd as tables: "train", with what validates marked, and "test"."""
     rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
-    for entry in clips.list_entries("fsdd"):
+    for entry in audio_sets.list_entries("fsdd"):
         take = int(entry.path.stem.split("_")[2])
-        name, side = ("test", "") if take < TEST else ("train", "val" if take in VAL else "train")
-        rows[name].append((str(entry.path.resolve()), entry.text, side))
+        name, split = ("test", "") if take < N_TEST_TAKES else ("train", "val" if take in VAL_TAKES else "train")
+        rows[name].append((str(entry.path.resolve()), entry.text, split))
     for name, lines in rows.items():
         with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("path", "text", "split"), *lines])
     return {name: folder / f"{name}.csv" for name in rows}
 
 
-def ours(preset: str, minutes: float, table: dict[str, Path], folder: Path, seed: int) -> dict[str, Any]:
+def measure_ours(preset: str, minutes: float, table: dict[str, Path], folder: Path, seed: int) -> dict[str, Any]:
     """Trained, and evaluated on the test part: all of it, since none of it was trained on."""
-    began = time.monotonic()
+    start = time.monotonic()
     data, out = str(table["train"]), folder / preset
     model = api.train("speech", preset, data=data, minutes=minutes, out=out, train={"seed": seed})
-    trained = time.monotonic() - began
-    found = model.evaluate(str(table["test"]))
-    size = sum(parameter.numel() for parameter in model.module.parameters())
-    about = {"steps": model.config.train.steps, "parameters": size, "seconds": trained}
-    return {"wer": found["wer"], "cer": found["cer"]} | about
+    seconds = time.monotonic() - start
+    metrics = model.evaluate(str(table["test"]))
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    facts = {"steps": model.config.train.steps, "parameters": parameters, "seconds": seconds}
+    return {"wer": metrics["wer"], "cer": metrics["cer"]} | facts
 
 
 def mfcc(sound: np.ndarray) -> np.ndarray:
     """The cepstra of a sound, how they vary, and how they change from frame to frame: (4 * CEPSTRA,)"""
-    frames = dct(audio.log_mel(sound, 40), axis=0, norm="ortho")[:CEPSTRA]
-    change = np.diff(frames, axis=1)
-    return np.concatenate([frames.mean(1), frames.std(1), change.mean(1), change.std(1)])
+    frames = dct(features.log_mel(sound, 40), axis=0, norm="ortho")[:CEPSTRA]
+    deltas = np.diff(frames, axis=1)
+    return np.concatenate([frames.mean(1), frames.std(1), deltas.mean(1), deltas.std(1)])
 
 
-def theirs(table: dict[str, Path], seed: int) -> dict[str, Any]:
+def measure_svm(table: dict[str, Path], seed: int) -> dict[str, Any]:
     """A word of ten: which is wrong as often as the word error rate says."""
-    began = time.monotonic()
-    heard, test = clips.load_audio(str(table["train"])), clips.load_audio(str(table["test"]))
-    x, y = np.stack([mfcc(heard.read_clip(i)) for i in range(len(heard.texts))]), np.array(heard.texts)
-    tried = []
+    start = time.monotonic()
+    clips, test = audio_sets.load_audio(str(table["train"])), audio_sets.load_audio(str(table["test"]))
+    x, y = np.stack([mfcc(clips.read_clip(i)) for i in range(len(clips.texts))]), np.array(clips.texts)
+    candidates = []
     for strength in (1.0, 3.0, 10.0, 30.0, 100.0):
-        model = make_pipeline(StandardScaler(), SVC(C=strength, random_state=seed)).fit(x[~heard.is_val], y[~heard.is_val])
-        tried.append((model.score(x[heard.is_val], y[heard.is_val]), -strength, model))
-    _, strength, model = max(tried, key=lambda one: one[:2])
-    right = model.score(np.stack([mfcc(test.read_clip(i)) for i in range(len(test.texts))]), np.array(test.texts))
-    return {"wer": 1 - right, "C": -strength, "seconds": time.monotonic() - began}
+        model = make_pipeline(StandardScaler(), SVC(C=strength, random_state=seed)).fit(x[~clips.is_val], y[~clips.is_val])
+        candidates.append((model.score(x[clips.is_val], y[clips.is_val]), -strength, model))
+    _, strength, model = max(candidates, key=lambda candidate: candidate[:2])
+    accuracy = model.score(np.stack([mfcc(test.read_clip(i)) for i in range(len(test.texts))]), np.array(test.texts))
+    return {"wer": 1 - accuracy, "C": -strength, "seconds": time.monotonic() - start}
 
 
-def compared(presets: list[str], minutes: float | None, seed: int, out: Path | None) -> dict[str, Any]:
-    made = {}
+def compare(presets: list[str], minutes: float | None, seed: int, out: Path | None) -> dict[str, Any]:
+    results = {}
     with TemporaryDirectory() as folder:
-        table = tables(Path(folder))
+        table = write_tables(Path(folder))
         for preset in presets:
             if preset == "digits":
-                made["digits: MFCC and SVM"] = theirs(table, seed)
-            made[f"{preset}: ours"] = ours(preset, minutes or MINUTES[preset], table, out or Path(folder), seed)
-    return made
+                results["digits: MFCC and SVM"] = measure_svm(table, seed)
+            results[f"{preset}: ours"] = measure_ours(preset, minutes or MINUTES[preset], table, out or Path(folder), seed)
+    return results
 
 
 if __name__ == "__main__":
@@ -95,10 +95,10 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     parser.add_argument("--out", type=Path, help="keep the runs here")
-    asked = parser.parse_args()
-    sides = compared([asked.only] if asked.only else list(MINUTES), asked.minutes, asked.seed, asked.out)
-    for name, side in sides.items():
-        letters = f"  CER {side['cer']:.4f}" if "cer" in side else ""
-        print(f"{name:<24} WER {side['wer']:.4f}{letters}  {side['seconds']:,.0f} s")
-    if asked.json:
-        print(json.dumps(sides))
+    options = parser.parse_args()
+    results = compare([options.only] if options.only else list(MINUTES), options.minutes, options.seed, options.out)
+    for name, result in results.items():
+        cer = f"  CER {result['cer']:.4f}" if "cer" in result else ""
+        print(f"{name:<24} WER {result['wer']:.4f}{cer}  {result['seconds']:,.0f} s")
+    if options.json:
+        print(json.dumps(results))

@@ -27,7 +27,7 @@ from anyformer import api
 from anyformer.data.tables.batches import build_batch
 from anyformer.inference.table_prediction import to_tensor
 from anyformer.recipes import multimodal
-from anyformer.training import checkpoints as checkpoint
+from anyformer.training import checkpoints as checkpoints
 
 PEERS: dict[str, Callable[[int], Any]] = {
     "gradient boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),
@@ -35,47 +35,47 @@ PEERS: dict[str, Callable[[int], Any]] = {
 }
 
 
-def scored(right: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     return {
-        "accuracy": accuracy_score(right, shares.argmax(1)),
-        "auc": roc_auc_score(right, shares[:, 1]),
-        "loss": log_loss(right, shares),
+        "accuracy": accuracy_score(labels, probabilities.argmax(1)),
+        "auc": roc_auc_score(labels, probabilities[:, 1]),
+        "loss": log_loss(labels, probabilities),
     }
 
 
-def ours(fold: str, seed: int, steps: int) -> np.ndarray:
+def measure_ours(fold: str, seed: int, steps: int) -> np.ndarray:
     """The probabilities of the part left out, (N, 2)."""
     with TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         train = {"steps": steps, "seed": seed, "eval_every": steps, "save_every": steps, "device": "cpu"}
         api.train("multimodal", "table", fold=fold, out=run, train=train)
-        last = checkpoint.find_latest(run / "checkpoints")
+        last = checkpoints.find_latest(run / "checkpoints")
         assert last is not None
         model: Any = api.load(last, "cpu").module
-    found = multimodal.load_rows(multimodal.PRESETS["table"])
-    made = {name: to_tensor(value) for name, value in build_batch(found, found.split("val", fold)).items()}
-    (answer,) = model.predict_batch(made)
-    return answer.detach().double().softmax(-1).numpy()
+    dataset = multimodal.load_rows(multimodal.PRESETS["table"])
+    batch = {name: to_tensor(value) for name, value in build_batch(dataset, dataset.split("val", fold)).items()}
+    (output,) = model.predict_batch(batch)
+    return output.detach().double().softmax(-1).numpy()
 
 
 def main(folds: int, seeds: int, steps: int) -> dict[str, Any]:
-    found = multimodal.load_rows(multimodal.PRESETS["table"])
-    x, y = np.concatenate(found.values, 1), found.targets[:, 0].astype(int)
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *PEERS)}
+    dataset = multimodal.load_rows(multimodal.PRESETS["table"])
+    x, y = np.concatenate(dataset.values, 1), dataset.targets[:, 0].astype(int)
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *PEERS)}
     for fold in (f"{i}/{folds}" for i in range(1, folds + 1)):
-        train, val = (found.split(split, fold) for split in ("train", "val"))
+        train, val = (dataset.split(split, fold) for split in ("train", "val"))
         for seed in range(1, seeds + 1):
-            began = time.monotonic()
-            told["ours"].append(scored(y[val], ours(fold, seed, steps)) | {"seconds": time.monotonic() - began})
-            for name, make in PEERS.items():
-                began = time.monotonic()
-                shares = make(seed).fit(x[train], y[train]).predict_proba(x[val])
-                told[name].append(scored(y[val], shares) | {"seconds": time.monotonic() - began})
-            line = "  ".join(f"{name} {each[-1]['accuracy']:.4f}" for name, each in told.items())
+            start = time.monotonic()
+            scores["ours"].append(score(y[val], measure_ours(fold, seed, steps)) | {"seconds": time.monotonic() - start})
+            for name, build in PEERS.items():
+                start = time.monotonic()
+                probabilities = build(seed).fit(x[train], y[train]).predict_proba(x[val])
+                scores[name].append(score(y[val], probabilities) | {"seconds": time.monotonic() - start})
+            line = "  ".join(f"{name} {runs[-1]['accuracy']:.4f}" for name, runs in scores.items())
             print(f"fold {fold} seed {seed}  {line}", flush=True)
-    mean = {name: {k: float(np.mean([one[k] for one in each])) for k in each[0]} for name, each in told.items()}
-    spread = {name: float(np.std([one["accuracy"] for one in each])) for name, each in told.items()}
-    return {"mean": mean, "spread": spread, "folds": folds, "seeds": seeds, "all": told}
+    mean = {name: {k: float(np.mean([run[k] for run in runs])) for k in runs[0]} for name, runs in scores.items()}
+    deviation = {name: float(np.std([run["accuracy"] for run in runs])) for name, runs in scores.items()}
+    return {"mean": mean, "spread": deviation, "folds": folds, "seeds": seeds, "all": scores}
 
 
 if __name__ == "__main__":
@@ -84,10 +84,10 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=multimodal.PRESETS["table"].train.steps)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
-    asked = parser.parse_args()
-    found = main(asked.folds, asked.seeds, asked.steps)
-    if asked.json:
-        print(json.dumps(found))
-    for name, one in sorted(found["mean"].items(), key=lambda pair: -pair[1]["accuracy"]):
-        scores = f"{one['accuracy']:.4f} +- {found['spread'][name]:.4f}  AUC {one['auc']:.4f}  loss {one['loss']:.4f}"
-        print(f"{name:<20} accuracy {scores}  {one['seconds']:.1f} s a fit")
+    options = parser.parse_args()
+    results = main(options.folds, options.seeds, options.steps)
+    if options.json:
+        print(json.dumps(results))
+    for name, means in sorted(results["mean"].items(), key=lambda pair: -pair[1]["accuracy"]):
+        text = f"{means['accuracy']:.4f} +- {results['spread'][name]:.4f}  AUC {means['auc']:.4f}  loss {means['loss']:.4f}"
+        print(f"{name:<20} accuracy {text}  {means['seconds']:.1f} s a fit")

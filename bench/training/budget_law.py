@@ -27,47 +27,47 @@ from anyformer.recipes import language
 from anyformer.recipes.language import scaling
 
 
-def one(data: str, which: int, minutes: float, tokenizer: str, vocab_size: int, seed: int) -> dict[str, Any]:
+def measure_size(data: str, size: int, minutes: float, tokenizer: str, vocab_size: int, seed: int) -> dict[str, Any]:
     config = language.Config(data=data, tokenizer=tokenizer, vocab_size=vocab_size)
-    text = language.load_corpus(config)
+    corpus = language.load_corpus(config)
     config = replace(config, train=replace(config.train, seed=seed))
-    config = scaling.resize(config, *scaling.SIZES[which])
+    config = scaling.resize(config, *scaling.SIZES[size])
     with TemporaryDirectory() as folder:
-        found = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **to_json(config))
+        model = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **to_json(config))
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
     return {
         "data": data,
         "tokenizer": tokenizer,
-        "size": which,
+        "size": size,
         "minutes": minutes,
         "parameters": scaling.count_block_weights(config.model),
-        "unique": len(text.split("train")),
-        "vocab": text.tokenizer.vocab_size,
-        "tokens": found.config.train.steps * config.train.batch * config.model.context,
-        "difficulty": scaling.measure_difficulty(text),
+        "unique": len(corpus.split("train")),
+        "vocab": corpus.tokenizer.vocab_size,
+        "tokens": model.config.train.steps * config.train.batch * config.model.context,
+        "difficulty": scaling.measure_difficulty(corpus),
         "loss": result["val_loss"],
         "seconds": result["seconds"],
         "steps": [result["best_step"], result["step"]],
     }
 
 
-def fit(points: list[dict[str, Any]], floor: float) -> Iterator[str]:
+def fit_law(points: list[dict[str, Any]], floor: float) -> Iterator[str]:
     """The numbers of the law, and how far off each point they are."""
 
-    def off(law: np.ndarray) -> np.ndarray:
-        said = []
-        for one in points:
-            text = scaling.TextStatistics(one["difficulty"], one["unique"], one["vocab"])
-            said.append(scaling.predict_loss(text, one["parameters"], one["tokens"], floor, *law) / one["loss"])
-        return np.log(said)
+    def log_errors(law: np.ndarray) -> np.ndarray:
+        ratios = []
+        for point in points:
+            statistics = scaling.TextStatistics(point["difficulty"], point["unique"], point["vocab"])
+            ratios.append(scaling.predict_loss(statistics, point["parameters"], point["tokens"], floor, *law) / point["loss"])
+        return np.log(ratios)
 
-    first = np.array(scaling.LAW[1:])
-    found = least_squares(off, first, bounds=(0, np.inf), x_scale=first, loss="soft_l1", f_scale=0.02)
-    yield "E, A, a, B, b, v = " + ", ".join(f"{x:.4g}" for x in (floor, *found.x))
-    for point, error in zip(points, off(found.x)):
-        about = f"{point['data']:<12} {point['tokenizer']:<5} {point['minutes']:>5} min  size {point['size']}"
-        yield f"{about}  loss {point['loss']:.4f}, said {point['loss'] * math.exp(error):.4f}"
-    yield f"off by {math.sqrt((off(found.x) ** 2).mean()):.1%} in the mean (root of squares)"
+    initial = np.array(scaling.LAW[1:])
+    solution = least_squares(log_errors, initial, bounds=(0, np.inf), x_scale=initial, loss="soft_l1", f_scale=0.02)
+    yield "E, A, a, B, b, v = " + ", ".join(f"{x:.4g}" for x in (floor, *solution.x))
+    for point, error in zip(points, log_errors(solution.x)):
+        setting = f"{point['data']:<12} {point['tokenizer']:<5} {point['minutes']:>5} min  size {point['size']}"
+        yield f"{setting}  loss {point['loss']:.4f}, said {point['loss'] * math.exp(error):.4f}"
+    yield f"off by {math.sqrt((log_errors(solution.x) ** 2).mean()):.1%} in the mean (root of squares)"
 
 
 if __name__ == "__main__":
@@ -80,12 +80,12 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--floor", type=float, default=scaling.LAW[0], help="E of the law")
     parser.add_argument("--fit", type=Path, help="a file with what this script has printed, or several put together")
-    asked = parser.parse_args()
-    if asked.fit:
-        print("\n".join(fit([json.loads(line) for line in asked.fit.read_text().splitlines()], asked.floor)))
+    options = parser.parse_args()
+    if options.fit:
+        print("\n".join(fit_law([json.loads(line) for line in options.fit.read_text().splitlines()], options.floor)))
         sys.exit()
-    for minutes in asked.minutes:
-        for data in asked.data:
-            for which in asked.sizes:
-                found = one(data, which, minutes, asked.tokenizer, asked.vocab_size, asked.seed)
-                print(json.dumps(found), flush=True)
+    for minutes in options.minutes:
+        for data in options.data:
+            for size in options.sizes:
+                point = measure_size(data, size, minutes, options.tokenizer, options.vocab_size, options.seed)
+                print(json.dumps(point), flush=True)

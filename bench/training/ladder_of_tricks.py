@@ -23,7 +23,7 @@ from unittest.mock import patch
 from anyformer import api
 from anyformer.model.kernels import sdpa
 
-COUNTS = "counts beside it"
+COUNTS_RUNG = "counts beside it"
 MUON = {"optimizer": "muon", "lr": 4e-3, "warmup": 20, "weight_decay": 0.01, "clip": 0.0}
 RUNGS: dict[str, dict[str, Any]] = {  # what changes, as overrides of the config
     "nanoGPT's recipe, float32": {"train": {"dtype": "float32", "batch": 16}},
@@ -35,55 +35,55 @@ RUNGS: dict[str, dict[str, Any]] = {  # what changes, as overrides of the config
     "Muon": {"train": MUON},
     "trapezoid to zero": {"train": {"schedule": "trapezoid", "min_lr": 0.0}},
     "context 256": {"model": {"context": 256}, "train": {"batch": 8}},
-    COUNTS: {"model": {"dim": 128, "n_layer": 4}, "train": {"eval_batches": 10}},
+    COUNTS_RUNG: {"model": {"dim": 128, "n_layer": 4}, "train": {"eval_batches": 10}},
 }
-TRIED: dict[str, dict[str, Any]] = {"outputs from zero": {"model": {"init": "zero"}}}
+REJECTED: dict[str, dict[str, Any]] = {"outputs from zero": {"model": {"init": "zero"}}}
 
 
-def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    return a | {k: merged(a.get(k, {}), v) if isinstance(v, dict) else v for k, v in b.items()}
+def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    return a | {k: merge(a.get(k, {}), v) if isinstance(v, dict) else v for k, v in b.items()}
 
 
-def run(name: str, overrides: dict[str, Any], data: str, minutes: float, seed: int) -> dict[str, float]:
+def train_rung(name: str, overrides: dict[str, Any], data: str, minutes: float, seed: int) -> dict[str, float]:
     """Loss and steps of a training with torch's attention up to the rung that leaves it."""
-    own = name not in ("nanoGPT's recipe, float32", "bfloat16")
-    pays = sdpa.is_matmul_faster if own else lambda q, k, dropout_p=0.0: False
-    recipe, preset = ("recall", "counts") if name == COUNTS else ("language", "nanogpt-cpu")
-    given = merged(overrides, {"train": {"seed": seed, "eval_every": 1 << 30, "save_every": 1 << 30}})
-    with TemporaryDirectory() as folder, patch.object(sdpa, "is_matmul_faster", pays):
-        model = api.train(recipe, preset, data=data, minutes=minutes, out=Path(folder) / "run", **given)
+    uses_matmul = name not in ("nanoGPT's recipe, float32", "bfloat16")
+    select = sdpa.is_matmul_faster if uses_matmul else lambda q, k, dropout_p=0.0: False
+    recipe, preset = ("recall", "counts") if name == COUNTS_RUNG else ("language", "nanogpt-cpu")
+    settings = merge(overrides, {"train": {"seed": seed, "eval_every": 1 << 30, "save_every": 1 << 30}})
+    with TemporaryDirectory() as folder, patch.object(sdpa, "is_matmul_faster", select):
+        model = api.train(recipe, preset, data=data, minutes=minutes, out=Path(folder) / "run", **settings)
         return {"loss": model.evaluate()["loss"], "steps": model.step}
 
 
-def climb() -> Iterator[tuple[str, str, dict[str, Any]]]:
+def list_rungs() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each rung: what it is called, which it is, and all changes up to it."""
     overrides: dict[str, Any] = {}
     for name, change in RUNGS.items():
-        overrides = merged(overrides, change)
+        overrides = merge(overrides, change)
         yield name, name, overrides
 
 
-def apart(without: list[str], more: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def list_ablations(without: list[str], added: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """The last rung before the counts, without each of these, and with each of those."""
-    top = [name for name in RUNGS if name != COUNTS]
-    for gone in (None, *without):
-        changes = [RUNGS[name] for name in top if name != gone]
-        yield "all of it" if gone is None else f"without {gone}", top[-1], reduce(merged, changes, {})
-    for name in more:
-        yield f"with {name}", top[-1], reduce(merged, [*(RUNGS[rung] for rung in top), TRIED[name]], {})
+    names = [name for name in RUNGS if name != COUNTS_RUNG]
+    for removed in (None, *without):
+        changes = [RUNGS[name] for name in names if name != removed]
+        yield "all of it" if removed is None else f"without {removed}", names[-1], reduce(merge, changes, {})
+    for name in added:
+        yield f"with {name}", names[-1], reduce(merge, [*(RUNGS[rung] for rung in names), REJECTED[name]], {})
 
 
-def main(rungs: Iterable[tuple[str, str, dict[str, Any]]], asked: argparse.Namespace) -> None:
-    found = {}
+def main(rungs: Iterable[tuple[str, str, dict[str, Any]]], options: argparse.Namespace) -> None:
+    results = {}
     for title, name, overrides in rungs:
-        runs = [run(name, overrides, asked.data, asked.minutes, seed) for seed in asked.seeds]
-        found[title] = {"losses": [one["loss"] for one in runs], "steps": [one["steps"] for one in runs]}
-        if not asked.json:
-            each = ", ".join(f"{loss:.4f}" for loss in found[title]["losses"])
-            loss, steps = (mean(found[title][what]) for what in ("losses", "steps"))
-            print(f"{title:<26} loss {loss:.4f} ({each})  {steps:>7,.0f} steps", flush=True)
-    if asked.json:
-        print(json.dumps({"data": asked.data, "minutes": asked.minutes, "seeds": asked.seeds, "rungs": found}))
+        runs = [train_rung(name, overrides, options.data, options.minutes, seed) for seed in options.seeds]
+        results[title] = {"losses": [result["loss"] for result in runs], "steps": [result["steps"] for result in runs]}
+        if not options.json:
+            single = ", ".join(f"{loss:.4f}" for loss in results[title]["losses"])
+            loss, steps = (mean(results[title][key]) for key in ("losses", "steps"))
+            print(f"{title:<26} loss {loss:.4f} ({single})  {steps:>7,.0f} steps", flush=True)
+    if options.json:
+        print(json.dumps({"data": options.data, "minutes": options.minutes, "seeds": options.seeds, "rungs": results}))
 
 
 if __name__ == "__main__":
@@ -92,8 +92,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=1.0, help="of training, for each rung and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    rungs = [name for name in RUNGS if name != COUNTS]
+    rungs = [name for name in RUNGS if name != COUNTS_RUNG]
     parser.add_argument("--without", nargs="+", metavar="RUNG", choices=rungs, default=[])
-    parser.add_argument("--with", nargs="+", metavar="CHANGE", choices=TRIED, default=[], dest="more")
-    asked = parser.parse_args()
-    main(apart(asked.without, asked.more) if asked.without or asked.more else climb(), asked)
+    parser.add_argument("--with", nargs="+", metavar="CHANGE", choices=REJECTED, default=[], dest="more")
+    options = parser.parse_args()
+    main(list_ablations(options.without, options.added) if options.without or options.added else list_rungs(), options)

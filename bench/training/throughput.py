@@ -22,35 +22,35 @@ from anyformer.recipes import language
 from anyformer.training import loop
 from anyformer.training.device import autocast
 from anyformer.training.hardware import measure_matmul_gflops
-from bench._common import arguments, nanogpt
+from bench._common import make_parser, import_nanogpt
 
 BATCH = {"nanogpt-cpu": 12, "nanogpt-gpu": 16}  # of the larger shape as much as a small machine stands
-SETTLING = 4  # updates that do not count
+WARMUP_STEPS = 4  # updates that do not count
 
 
-def config(preset: str, batch: int, dtype: str, compiled: bool) -> Any:
-    found = recipe.get_preset(recipe.load_recipe("language"), preset)
-    train = {"steps": 1 << 30, "eval_every": 1 << 30, "batch": batch, "dtype": dtype, "compile": compiled}
-    return replace(found, train=replace(found.train, **train))
+def make_config(preset: str, batch: int, dtype: str, compile_model: bool) -> Any:
+    preset_config = recipe.get_preset(recipe.load_recipe("language"), preset)
+    train = {"steps": 1 << 30, "eval_every": 1 << 30, "batch": batch, "dtype": dtype, "compile": compile_model}
+    return replace(preset_config, train=replace(preset_config.train, **train))
 
 
-def ours(c: Any) -> Iterator[float]:
+def step_anyformer(config: Any) -> Iterator[float]:
     """When each update ends."""
-    for _ in loop.train(recipe.load_recipe("language"), c):
+    for _ in loop.train(recipe.load_recipe("language"), config):
         yield time.perf_counter()
 
 
-def theirs(module: Any, c: Any) -> Iterator[float]:
+def step_nanogpt(module: Any, config: Any) -> Iterator[float]:
     """nanoGPT's loop on the same batches: what its train.py does in each step, but for the batch."""
-    torch.manual_seed(c.train.seed)
-    shape, vocab = c.model, language.load_corpus(c).tokenizer.vocab_size
+    torch.manual_seed(config.train.seed)
+    shape, vocab = config.model, language.load_corpus(config).tokenizer.vocab_size
     sizes = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.dim, "block_size": shape.context}
     model = module.GPT(module.GPTConfig(**sizes, vocab_size=vocab, dropout=shape.dropout, bias=shape.bias))
-    optimizer = model.configure_optimizers(c.train.weight_decay, c.train.lr, (0.9, c.train.beta2), "cpu")
-    run = torch.compile(model) if c.train.compile else model
-    for batch, _ in language.batches(c, "train"):
-        with autocast(torch.device("cpu"), getattr(torch, c.train.dtype)):
-            _, loss = run(batch["ids"], batch["labels"])
+    optimizer = model.configure_optimizers(config.train.weight_decay, config.train.lr, (0.9, config.train.beta2), "cpu")
+    forward = torch.compile(model) if config.train.compile else model
+    for batch, _ in language.batches(config, "train"):
+        with autocast(torch.device("cpu"), getattr(torch, config.train.dtype)):
+            _, loss = forward(batch["ids"], batch["labels"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -59,68 +59,68 @@ def theirs(module: Any, c: Any) -> Iterator[float]:
         yield time.perf_counter()
 
 
-def seconds(ends: Iterator[float], patience: float) -> float:
+def time_step(ends: Iterator[float], min_seconds: float) -> float:
     """Of an update, the median over some time."""
     times: list[float] = []
-    for at in ends:
-        times.append(at)
-        if len(times) > SETTLING + 5 and times[-1] - times[SETTLING] > patience:
+    for end in ends:
+        times.append(end)
+        if len(times) > WARMUP_STEPS + 5 and times[-1] - times[WARMUP_STEPS] > min_seconds:
             break
-    return statistics.median(b - a for a, b in zip(times[SETTLING:], times[SETTLING + 1 :]))
+    return statistics.median(b - a for a, b in zip(times[WARMUP_STEPS:], times[WARMUP_STEPS + 1 :]))
 
 
-def waiting(c: Any) -> float:
+def measure_waiting(config: Any) -> float:
     """Seconds that an update waits for its batch, once the text is open."""
-    stream = language.batches(c, "train")
+    stream = language.batches(config, "train")
     next(stream)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(200):
         next(stream)
-    return (time.perf_counter() - began) / 200
+    return (time.perf_counter() - start) / 200
 
 
-def flops(c: Any) -> float:
+def count_flops(config: Any) -> float:
     """Of a token, forward and backward."""
     with torch.device("meta"):
-        model = language.build(c)
+        model = language.build(config)
     weights = sum(p.numel() for name, p in model.named_parameters() if "position" not in name)
-    return 6 * weights + 12 * c.model.n_layer * c.model.dim * c.model.context
+    return 6 * weights + 12 * config.model.n_layer * config.model.dim * config.model.context
 
 
-def measure(module: Any, preset: str, compiled: bool, patience: float, ceilings: dict[str, float]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+def measure(module: Any, preset: str, compile_model: bool, min_seconds: float, ceilings: dict[str, float]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
     for dtype in ceilings:
-        c = config(preset, BATCH[preset], dtype, compiled)
-        tokens = c.train.batch * c.model.context
-        for side, run in (("nanoGPT", theirs(module, c)), ("anyformer", ours(c))):
-            speed = tokens / seconds(run, patience)
-            share = speed * flops(c) / 1e9 / ceilings[dtype]
-            made[f"{side} {dtype}"] = {"tokens_per_second": speed, "share_of_ceiling": share}
+        config = make_config(preset, BATCH[preset], dtype, compile_model)
+        tokens = config.train.batch * config.model.context
+        for name, steps in (("nanoGPT", step_nanogpt(module, config)), ("anyformer", step_anyformer(config))):
+            speed = tokens / time_step(steps, min_seconds)
+            share = speed * count_flops(config) / 1e9 / ceilings[dtype]
+            results[f"{name} {dtype}"] = {"tokens_per_second": speed, "share_of_ceiling": share}
             print(
-                f"{preset}, batch {c.train.batch}: {side:<9} {dtype:<8} {speed:>9,.0f} tokens/s, {share:.0%} of ceiling"
+                f"{preset}, batch {config.train.batch}: {name:<9} {dtype:<8} {speed:>9,.0f} tokens/s, {share:.0%} of ceiling"
             )
-    made["waiting_for_data"] = waiting(c) * speed / tokens
-    print(f"{preset}: {made['waiting_for_data']:.2%} of an update is waiting for data")
-    fastest = max(made[f"anyformer {dtype}"]["tokens_per_second"] for dtype in ceilings)
-    made["ratios"] = {f"to nanoGPT {d}": fastest / made[f"nanoGPT {d}"]["tokens_per_second"] for d in ceilings}
+    results["waiting_for_data"] = measure_waiting(config) * speed / tokens
+    print(f"{preset}: {results['waiting_for_data']:.2%} of an update is waiting for data")
+    fastest = max(results[f"anyformer {dtype}"]["tokens_per_second"] for dtype in ceilings)
+    results["ratios"] = {f"to nanoGPT {d}": fastest / results[f"nanoGPT {d}"]["tokens_per_second"] for d in ceilings}
     print(
-        f"{preset}: " + ", ".join(f"{ratio:.2f} times {name[3:]}" for name, ratio in made["ratios"].items()), flush=True
+        f"{preset}: " + ", ".join(f"{ratio:.2f} times {label[3:]}" for label, ratio in results["ratios"].items()), flush=True
     )
-    return made
+    return results
 
 
 if __name__ == "__main__":
-    parser = arguments((__doc__ or "").splitlines()[0])
+    parser = make_parser((__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=BATCH, default=list(BATCH))
     parser.add_argument("--compile", action="store_true", help="torch.compile both")
     parser.add_argument("--patience", type=float, default=10.0, help="seconds of measuring for each")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     ceilings = {dtype: measure_matmul_gflops("cpu", dtype) for dtype in ("float32", "bfloat16")}
     print(
         f"{torch.get_num_threads()} threads, ceilings: "
         + ", ".join(f"{d} {g:,.0f} GFLOP/s" for d, g in ceilings.items())
     )
-    module = nanogpt(asked.nanogpt)
-    found = {shape: measure(module, shape, asked.compile, asked.patience, ceilings) for shape in asked.shapes}
-    if asked.json:
-        print(json.dumps({"ceilings": ceilings, "threads": torch.get_num_threads(), **found}))
+    module = import_nanogpt(options.nanogpt)
+    results = {shape: measure(module, shape, options.compile, options.patience, ceilings) for shape in options.shapes}
+    if options.json:
+        print(json.dumps({"ceilings": ceilings, "threads": torch.get_num_threads(), **results}))

@@ -23,10 +23,10 @@ from typing import Any
 from anyformer.data.io.resolve import resolve
 from anyformer.data.text.prepare import prepare_corpus
 from anyformer.data.text.read import read_pieces
-from bench._common import arguments
-from bench.training.nanogpt_recipe import theirs
+from bench._common import make_parser
+from bench.training.nanogpt_recipe import train_nanogpt
 
-SIDES = {  # recipe, preset
+METHODS = {  # recipe, preset
     "counts at once": ("recall", "counts"),
     "the Transformer": ("language", "fast"),
     "counts and Transformer": ("recall", "fast"),
@@ -34,67 +34,67 @@ SIDES = {  # recipe, preset
 }
 
 
-def text_of(data: str, megabytes: float | None, folder: Path) -> str:
+def prepare_text(data: str, megabytes: float | None, folder: Path) -> str:
     """The set or file itself, or a file with its beginning."""
     if megabytes is None:
         return data
-    path, left = folder / "slice.txt", int(megabytes * 1e6)
+    path, remaining = folder / "slice.txt", int(megabytes * 1e6)
     with open(path, "wb") as file:
         for piece in read_pieces(resolve(data)):
-            file.write(piece.data[:left])
-            left -= len(piece.data)
-            if left <= 0:
+            file.write(piece.data[:remaining])
+            remaining -= len(piece.data)
+            if remaining <= 0:
                 break
     path.write_bytes(path.read_bytes().decode(errors="ignore").encode())
     return str(path)
 
 
-def ours(recipe: str, preset: str, words: list[str], seed: int, scratch: Path) -> dict[str, float]:
+def train_anyformer(recipe: str, preset: str, flags: list[str], seed: int, scratch: Path) -> dict[str, float]:
     """Seconds of the whole process, loss and steps."""
     os.environ["ANYFORMER_CACHE"] = str(scratch / "cache")
     command = [sys.executable, "-m", "anyformer", "train", recipe, "--preset", preset, "--seed", str(seed), "--json"]
-    began = time.perf_counter()
-    done = subprocess.run([*command, *words, "--out", str(scratch / "run")], check=True, stdout=subprocess.PIPE)
-    seconds, told = time.perf_counter() - began, json.loads(done.stdout)
-    return {"seconds": seconds, "loss": told["val_loss"], "steps": told["step"]}
+    start = time.perf_counter()
+    process = subprocess.run([*command, *flags, "--out", str(scratch / "run")], check=True, stdout=subprocess.PIPE)
+    seconds, result = time.perf_counter() - start, json.loads(process.stdout)
+    return {"seconds": seconds, "loss": result["val_loss"], "steps": result["step"]}
 
 
-def once(asked: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
-    found = {}
+def measure_seed(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+    results = {}
     with tempfile.TemporaryDirectory() as name:
-        text = text_of(asked.data, asked.megabytes, Path(name))
-        words = ["--data", text, "--tokenizer", asked.tokenizer, "--vocab-size", str(asked.vocab_size)]
-        counts = ["--counts", str(asked.counts)]
-        if not asked.alone:
-            ready = prepare_corpus(text, asked.tokenizer, asked.vocab_size)
-            seconds, loss = theirs(asked.nanogpt, Path(name), ready, 2000, seed)
-            found["nanoGPT"] = {"seconds": seconds, "loss": loss, "steps": 2000}
-        for side in asked.sides:
+        text = prepare_text(options.data, options.megabytes, Path(name))
+        flags = ["--data", text, "--tokenizer", options.tokenizer, "--vocab-size", str(options.vocab_size)]
+        counts = ["--counts", str(options.counts)]
+        if not options.alone:
+            corpus = prepare_corpus(text, options.tokenizer, options.vocab_size)
+            seconds, loss = train_nanogpt(options.nanogpt, Path(name), corpus, 2000, seed)
+            results["nanoGPT"] = {"seconds": seconds, "loss": loss, "steps": 2000}
+        for method in options.sides:
             with tempfile.TemporaryDirectory() as scratch:
-                found[side] = ours(*SIDES[side], words + counts * (SIDES[side][0] == "recall"), seed, Path(scratch))
-    for side, one in found.items():
-        print(f"seed {seed}  {side:<24} {one['seconds']:>7.1f} s   loss {one['loss']:.4f}", file=sys.stderr, flush=True)
-    return found
+                results[method] = train_anyformer(*METHODS[method], flags + counts * (METHODS[method][0] == "recall"), seed, Path(scratch))
+    for method, result in results.items():
+        print(f"seed {seed}  {method:<24} {result['seconds']:>7.1f} s   loss {result['loss']:.4f}", file=sys.stderr, flush=True)
+    return results
 
 
-def told(runs: list[dict[str, Any]]) -> None:
-    for side in runs[0]:
-        seconds, losses = ([run[side][what] for run in runs] for what in ("seconds", "loss"))
+def print_summary(runs: list[dict[str, Any]]) -> None:
+    for method in runs[0]:
+        seconds, losses = ([run[method][key] for run in runs] for key in ("seconds", "loss"))
         times = mean(run["nanoGPT"]["seconds"] for run in runs) / mean(seconds) if "nanoGPT" in runs[0] else 1.0
-        each = ", ".join(f"{loss:.4f}" for loss in losses)
-        print(f"{side:<24} {mean(seconds):>7.1f} s  {times:>6.1f} x sooner   loss {mean(losses):.4f} ({each})")
+        single = ", ".join(f"{loss:.4f}" for loss in losses)
+        print(f"{method:<24} {mean(seconds):>7.1f} s  {times:>6.1f} x sooner   loss {mean(losses):.4f} ({single})")
 
 
 if __name__ == "__main__":
-    parser = arguments((__doc__ or "").splitlines()[0])
+    parser = make_parser((__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="shakespeare")
     parser.add_argument("--megabytes", type=float, help="of the data, from its beginning; by default all")
     parser.add_argument("--tokenizer", choices=("char", "byte", "bpe"), default="char")
     parser.add_argument("--vocab-size", type=int, default=1024, help="of a BPE")
     parser.add_argument("--counts", type=int, default=6, help="the longest n-gram of recall; shorter for a BPE")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--alone", action="store_true", help="without nanoGPT")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    asked = parser.parse_args()
-    runs = [once(asked, seed) for seed in asked.seeds]
-    print(json.dumps(runs)) if asked.json else told(runs)
+    options = parser.parse_args()
+    runs = [measure_seed(options, seed) for seed in options.seeds]
+    print(json.dumps(runs)) if options.json else print_summary(runs)

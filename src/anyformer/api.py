@@ -17,7 +17,7 @@ from . import recipe as recipes
 from .checkpoints import exports
 from .errors import Stopped
 from .loading import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
-from .recipe import SupportsFigures
+from .recipe import SupportsBaselines, SupportsFigures
 from .report.html import write_report
 from .report.progress import Progress
 from .resolve import expand_short_names, resolve_job
@@ -61,8 +61,8 @@ def train(
     Args:
         recipe: A name ("language"), a file ("./forecast.py"), a Python path ("mypackage.forecast") or a module.
         preset: Where the defaults of the config come from.
-        minutes: Train as many steps as fit into this time. If neither a preset nor a field of model or train is given,
-            the model size with the lowest predicted loss is chosen (recipes with `sizes`).
+        minutes: Train as many steps as fit into this time. Without a preset and fields of model or train, recipes
+            with `sizes` choose the model size with the lowest predicted loss.
         out: The run directory. Default: a new one below runs/.
         resume: Continue the run in `out`.
         init: A run or public checkpoint to start from (fine-tuning).
@@ -79,37 +79,22 @@ def train(
         Stopped: After Ctrl-C; everything is saved.
     """
     module = recipes.load_recipe(recipe)
-    job = resolve_job(
-        module,
-        preset,
-        expand_short_names(module, overrides),
-        minutes=minutes,
-        out=out,
-        resume=resume,
-        init=init,
-        lora=lora,
-        command=f"anyformer.train({recipes.recipe_name(module)!r}, ...)",
-    )
-    with TrainingDisplay(is_interactive() if progress is None else progress) as display:
-
-        def show_start(job: TrainingJob, state: TrainState) -> None:
-            display.start(job, state)
-            on_start(job, state)
-
-        def show_record(record: dict[str, Any]) -> None:
-            display.update(record)
-            on_record(record)
-
-        return train_job(job, show_start, show_record)
+    overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
+    where = {"out": out, "resume": resume, "init": init}
+    job = resolve_job(module, preset, overrides, minutes=minutes, lora=lora, command=command, **where)
+    with TrainingDisplay(is_interactive() if progress is None else progress, on_start, on_record) as display:
+        return train_job(job, display.start, display.update)
 
 
 def train_job(job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore) -> Model:
     """Run a job, evaluate its best checkpoint over the validation split, and write the report."""
     started_at = time.monotonic() if job.budget is None else job.budget.started_at
-    with reporting(job):
-        job, state = run_job(job, on_start, on_record)
+    with reporting(job, on_start) as start:
+        job, state = run_job(job, start, on_record)
     model = from_training(job, state)
     result = evaluate_run(model, state, started_at)
+    if isinstance(job.recipe, SupportsBaselines):
+        result["baselines"] = job.recipe.baselines(job.config)
     atomic_write(job.run.path / "result.json", json.dumps(result, indent=2) + "\n")
     if isinstance(job.recipe, SupportsFigures):
         figures = job.recipe.figures(model.module, model.config)
@@ -119,12 +104,19 @@ def train_job(job: TrainingJob, on_start: StartCallback = ignore, on_record: Rec
 
 
 @contextmanager
-def reporting(job: TrainingJob) -> Generator[None]:
-    """Write the report of a run however it ends."""
+def reporting(job: TrainingJob, on_start: StartCallback) -> Generator[StartCallback]:
+    """Write the report of a run that has started, however it ends. Yields the callback to start it with."""
+    has_started = False
+
+    def start(job: TrainingJob, state: TrainState) -> None:
+        nonlocal has_started
+        has_started = True
+        on_start(job, state)
+
     try:
-        yield
+        yield start
     finally:
-        if job.run.exists:
+        if has_started and job.run.exists:
             with suppress(OSError):
                 write_report(job.run.path)
 
@@ -148,10 +140,12 @@ def is_interactive() -> bool:
 
 
 class TrainingDisplay:
-    """What a training is, and a progress bar, on stderr."""
+    """What a training is, and a progress bar, on stderr; then calls other callbacks."""
 
-    def __init__(self, enabled: bool = True):
-        self.enabled = enabled
+    def __init__(
+        self, enabled: bool = True, on_start: StartCallback = ignore, on_record: RecordCallback = ignore
+    ) -> None:
+        self.enabled, self.on_start, self.on_record = enabled, on_start, on_record
         self.progress: Progress | None = None
         self.is_closed = False
 
@@ -172,11 +166,13 @@ class TrainingDisplay:
         if self.enabled:
             print("\n".join(describe_start(job, state)), file=sys.stderr, flush=True)
             self.progress = Progress(job.config.train.steps).__enter__()
+        self.on_start(job, state)
 
     def update(self, record: dict[str, Any]) -> None:
         """Update the bar; as a RecordCallback."""
         if self.progress is not None:
             self.progress.update(record)
+        self.on_record(record)
 
     @property
     def last_val_loss(self) -> float | None:

@@ -162,6 +162,16 @@ class SupportsFigures(Protocol):
 
 
 @runtime_checkable
+class SupportsBaselines(Protocol):
+    """The result of a training is compared with predictions that need no Transformer."""
+
+    def baselines(self, config: Any) -> dict[str, dict[str, float]]:
+        """Return metric of `evaluate` -> name of the baseline -> its value on the validation split, learned from the
+        training split alone."""
+        ...
+
+
+@runtime_checkable
 class SupportsScore(Protocol):
     """Metrics that need the model's answers (BLEU, returns of episodes): `anyformer eval --scores`."""
 
@@ -172,7 +182,7 @@ class SupportsScore(Protocol):
 
 @runtime_checkable
 class SupportsSizes(Protocol):
-    """Several model sizes, of which `--minutes` chooses one."""
+    """Several model sizes, of which `--minutes` chooses one; the config has a field `model`."""
 
     def sizes(self, config: Any) -> Iterator[SizeOption]:
         """Yield the options, from small to large."""
@@ -471,7 +481,16 @@ def format_prediction(answer: Mapping[str, Any]) -> list[str]:
 
 
 def _format_result(result: Any) -> str:
-    text = result.get("text", result.get("label")) if isinstance(result, dict) else None
-    if isinstance(text, str) and isinstance(result.get("input"), str):
-        return f"{result['input']} → {text}"
+    """Format a result: "input → text", "label, probability 0.93 (truth: label)"; of several targets each by its name;
+    anything else as JSON."""
+    if isinstance(result, dict) and isinstance(result.get("input"), str):
+        text = result.get("text", result.get("label"))
+        if isinstance(text, str):
+            return f"{result['input']} → {text}"
+    if isinstance(result, dict) and isinstance(result.get("label", result.get("value")), str | int | float):
+        text = str(result["label"]) if "label" in result else f"{result['value']:.4g}"
+        text += f", probability {result['probability']:.2f}" if "probability" in result else ""
+        return text + (f" (truth: {result['truth']})" if "truth" in result else "")
+    if isinstance(result, dict) and result and all(isinstance(value, dict) for value in result.values()):
+        return "; ".join(f"{name}: {_format_result(value)}" for name, value in result.items())
     return json.dumps(result, ensure_ascii=False)

@@ -17,7 +17,7 @@ from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.errors import InputError
 from anyformer.parsing import parse_dataclass, to_json
-from anyformer.report.figures import drawn
+from anyformer.report.figures import draw_figure
 from anyformer.training import checkpoints, loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.estimate import estimate
@@ -240,7 +240,7 @@ def test_figures_can_be_drawn(name: str):
     recipe, config = tiny(name, batch=64)
     if isinstance(recipe, recipes.SupportsFigures):
         for figure in recipe.figures(build(name).eval(), config):
-            assert drawn(json.loads(json.dumps(figure))) is not None, figure["title"]
+            assert draw_figure(json.loads(json.dumps(figure))) is not None, figure["title"]
 
 
 def test_loaded_equals_saved(name: str, tmp_path: Path):

@@ -1,6 +1,7 @@
 """anyformer train RECIPE: flags of the recipe's config, and where, how long and whether to train."""
 
 import dataclasses
+import inspect
 import itertools
 import json
 import shlex
@@ -10,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import recipe as recipes
 from ..errors import InputError
@@ -157,7 +158,7 @@ class TrainCommand:
         names = BASIC_FLAGS + (SCHEMA_FLAGS if isinstance(self.recipe, recipes.SupportsSchema) else ())
         basic = [flag for name in names for flag in flags if flag.name == name]
         others = [flag for flag in flags if flag not in basic]
-        about = (getattr(self.recipe, "__doc__", None) or "").strip()
+        about = inspect.getdoc(self.recipe) or ""
         if show_all:
             return format_help(self.prog, about, basic + others)
         groups = itertools.groupby(others, lambda flag: flag.name.partition(".")[0] if "." in flag.name else "")
@@ -274,6 +275,8 @@ def train(job: "TrainingJob", prog: str, as_json: bool) -> int:
 
 def print_result(job: "TrainingJob", model: "Model", display: "TrainingDisplay", as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
+    from ..report.html import describe_baselines
+
     run, result = job.run.path, json.loads((job.run.path / "result.json").read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps({"run": str(run)} | result))
@@ -282,6 +285,8 @@ def print_result(job: "TrainingJob", model: "Model", display: "TrainingDisplay",
     train = model.config.train
     split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"
     print_status(f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})")
+    for sentence in describe_baselines(result):
+        print_status(sentence)
     if display.last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
         print_status(f"while training, val {display.last_val_loss:.3f} at the last step was measured on {batches}")
@@ -299,5 +304,4 @@ def recipe_argument(job: "TrainingJob") -> str:
     """The flag --recipe that a run of an outside recipe needs."""
     if job.recipe_name in recipes.list_recipes():
         return ""
-    path = getattr(job.recipe, "__file__", None)
-    return f" --recipe {shlex.quote(str(path))}" if path else ""
+    return f" --recipe {shlex.quote(inspect.getfile(cast(Any, job.recipe)))}"

@@ -1,16 +1,17 @@
-"""What this machine reaches: how near training and answering come to what its products and its memory allow.
+"""Measure how fast this machine trains, generates and tokenizes, and how near that is to the limits of its matrix
+products and its memory.
 
-    found = measure()   # plain values, ready for --json; view/bench.py tells them to a person
+    facts = measure()   # plain values, ready for --json; report/benchmark.py formats them
 
-Every figure is measured here and now. One that could not be measured is None, and its row's "problem" says why. The
-models have random weights and read random ids: that changes what they say, not how long it takes them.
+All figures are measured; one that could not be measured is None, and the "problem" of its row says why. Models have
+random weights and read random ids, which does not change how long they take.
 """
 
 import importlib
 import platform
 import time
 import typing
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -28,197 +29,211 @@ from ..events import report_progress
 from ..inference.decode import generate
 from ..inference.sampling import SamplingParams
 from ..model.quantization.quantize import FloatLinear, Int8Linear, WeightFormat, quantize
-from ..recipe import StreamState, Recipe
+from ..recipe import BatchStream, Recipe, StreamState
 from ..recipes import language
 from ..report.doctor import processor_name
-from ..training import hardware as ceilings
-from ..training.device import resolve_device as find_device
+from ..training import hardware
+from ..training.device import resolve_device
 from ..training.estimate import estimate
 from ..training.loop import train
 
 DTYPES = ("float32", "bfloat16")
-WEIGHTS: tuple[WeightFormat, ...] = typing.get_args(WeightFormat)
-TRAINED = ("nanogpt-cpu", "nanogpt-gpu")  # presets of the language recipe
-ANSWERING = "gpt2"  # the preset whose shape answers: 124 million weights
-CHARACTERS = 65  # of tiny Shakespeare, which the two presets are for
-CPU_TOKENS = 2048  # the most in a batch of training on a CPU, where that of the larger preset would take too long
-BATCHES, PROMPT, NEW = (1, 8), 32, 128  # of answering: rows, and tokens of each
-BPE = 4096  # entries of the vocabulary
-SECONDS = 2.0  # that one figure may take, once it has warmed up
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = typing.get_args(WeightFormat)
+TRAINING_PRESETS = ("nanogpt-cpu", "nanogpt-gpu")  # of the language recipe
+GENERATION_PRESET = "gpt2"  # 124 million weights
+TRAINING_VOCAB_SIZE = 65  # characters of tiny Shakespeare
+MAX_CPU_TOKENS = 2048  # of a training batch
+BATCH_SIZES, PROMPT_TOKENS, NEW_TOKENS = (1, 8), 32, 128  # of generation
+BPE_VOCAB_SIZE = 4096
+SECONDS = 2.0  # of measuring one figure, after a warm-up
+
+Row = dict[str, Any]
 
 
 def measure(device: str = "auto", seconds: float = SECONDS) -> dict[str, Any]:
-    """{"device", "threads", ..., "ceilings": [row], "training": [row], "generation": [row], "tokenizing": [row]}.
+    """Measure this machine; takes 1.5 GB of memory.
 
-    Speeds are GFLOP/s, GB/s and MB/s (10^9 and 10^6) and tokens/s. A row of training has its "share" of the matrix
-    products in its dtype; one of generation has "at_most", the tokens/s of a machine that does nothing but read all
-    linear maps once a step, and its share of that. seconds: what one figure may take. Takes 1.5 GB of memory. Raises
-    InputError for a device that is not here.
+    Args:
+        device: What to measure.
+        seconds: Time for each figure.
+
+    Returns:
+        {"device", "threads", ..., "ceilings": [row], "training": [row], "generation": [row], "tokenizing": [row]}.
+        Speeds are GFLOP/s, GB/s and MB/s (10^9 and 10^6) and tokens/s. A row of training has its "share" of the matrix
+        products in its dtype. A row of generation has "at_most", the tokens/s if nothing but reading all linear layers
+        once per step took time, and its share of that.
+
+    Raises:
+        InputError: If there is no such device.
     """
-    where, began = find_device(device), time.monotonic()
-    model = cache(partial(answerer, where))
-    parts: list[tuple[str, str, Callable[[], list[dict[str, Any]]]]] = []
-    parts += [("ceilings", f"matrix products, {dtype}", partial(multiplies, where, dtype)) for dtype in DTYPES]
-    parts += [("ceilings", "reading memory", partial(reads, where))]
-    parts += [("training", f"training {name}", partial(trains, where, name, seconds)) for name in TRAINED]
-    parts += [
-        ("generation", f"answering, {weights} weights", partial(answers, model, weights, seconds))
-        for weights in WEIGHTS
+    target, started_at = resolve_device(device), time.monotonic()
+    model = cache(partial(build_generator, target))
+    read_memory = ("ceilings", "reading memory", partial(measure_bandwidth, target))
+    parts: list[tuple[str, str, Callable[[], list[Row]]]] = [
+        *(("ceilings", f"matrix products, {dtype}", partial(measure_matmul, target, dtype)) for dtype in DTYPES),
+        read_memory,
+        *(("training", f"training {n}", partial(measure_training, target, n, seconds)) for n in TRAINING_PRESETS),
+        *(
+            ("generation", f"answering, {weights} weights", partial(measure_generation, model, weights, seconds))
+            for weights in WEIGHT_FORMATS
+        ),
+        ("tokenizing", f"BPE of {BPE_VOCAB_SIZE:,}", partial(measure_tokenizing, seconds)),
+        read_memory,  # again: other processes may have used the memory before
     ]
-    parts += [("tokenizing", f"BPE of {BPE:,}", partial(tokenizes, seconds))]
-    parts += [("ceilings", "reading memory", partial(reads, where))]  # again: neighbours may have been reading before
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for done, (section, what, work) in enumerate(parts):
-        report_progress(what, done, len(parts))
-        rows.setdefault(section, []).extend({"what": what} | one for one in attempted(work))
-    *products, early, late = rows["ceilings"]
-    rows["ceilings"] = [*products, max(early, late, key=lambda one: one.get("gb_per_s", 0.0))]
-    about = {"device": str(where), "name": name_of(where), "threads": torch.get_num_threads()}
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
-    return about | versions | shared(rows) | {"seconds": round(time.monotonic() - began, 1)}
+    rows: dict[str, list[Row]] = {}
+    for done, (section, name, work) in enumerate(parts):
+        report_progress(name, done, len(parts))
+        rows.setdefault(section, []).extend({"what": name} | row for row in attempt(work))
+    *products, first, second = rows["ceilings"]
+    rows["ceilings"] = [*products, max(first, second, key=lambda row: row.get("gb_per_s", 0.0))]
+    name = torch.cuda.get_device_name(target) if target.type == "cuda" else processor_name()
+    facts = {"device": str(target), "name": name, "threads": torch.get_num_threads()}
+    facts |= {"torch": torch.__version__, "python": platform.python_version()}
+    return facts | add_shares(rows) | {"seconds": round(time.monotonic() - started_at, 1)}
 
 
-def name_of(where: torch.device) -> str | None:
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else processor_name()
-
-
-def attempted(work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of a part, or one that says why there is none."""
+def attempt(work: Callable[[], list[Row]]) -> list[Row]:
+    """Return the rows of a part, or a single one with the problem."""
     try:
-        return [one | {"problem": None} for one in work()]
-    except (*ceilings.UNSUPPORTED_ERRORS, ImportError, MemoryError) as error:
-        return [{"problem": ceilings.first_line(error)}]
+        return [row | {"problem": None} for row in work()]
+    except (*hardware.UNSUPPORTED_ERRORS, ImportError, MemoryError) as error:
+        return [{"problem": hardware.first_line(error)}]
 
 
-def shared(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The rows with their share of the ceiling, where both were measured."""
-    products = {one["dtype"]: one["gflops"] for one in rows["ceilings"] if "gflops" in one}
-    memory = next((one["gb_per_s"] for one in rows["ceilings"] if "gb_per_s" in one), None)
-    for one in rows["training"]:
-        top = products.get(one.get("dtype"))
-        one["share"] = round(one["gflops"] / top, 3) if top else None
-    for one in rows["generation"]:
-        known = memory and one["problem"] is None
-        one["at_most"] = round(one["batch"] * memory * 1e9 / one["bytes_a_step"], 1) if known else None
-        one["share"] = round(one["tokens_per_second"] / one["at_most"], 3) if known else None
+def add_shares(rows: dict[str, list[Row]]) -> dict[str, Any]:
+    """Add to each row its share of the ceiling, where both were measured."""
+    products = {row["dtype"]: row["gflops"] for row in rows["ceilings"] if "gflops" in row}
+    bandwidth = next((row["gb_per_s"] for row in rows["ceilings"] if "gb_per_s" in row), None)
+    for row in rows["training"]:
+        ceiling = products.get(row.get("dtype"))
+        row["share"] = round(row["gflops"] / ceiling, 3) if ceiling else None
+    for row in rows["generation"]:
+        is_measured = bandwidth and row["problem"] is None
+        row["at_most"] = round(row["batch"] * bandwidth * 1e9 / row["bytes_a_step"], 1) if is_measured else None
+        row["share"] = round(row["tokens_per_second"] / row["at_most"], 3) if is_measured else None
     return rows
 
 
-def multiplies(where: torch.device, dtype: str) -> list[dict[str, Any]]:
-    return [{"dtype": dtype, "gflops": ceilings.measure_matmul_gflops(str(where), dtype)}]
+def measure_matmul(device: torch.device, dtype: str) -> list[Row]:
+    return [{"dtype": dtype, "gflops": hardware.measure_matmul_gflops(str(device), dtype)}]
 
 
-def reads(where: torch.device) -> list[dict[str, Any]]:
-    return [{"gb_per_s": ceilings.measure_read_bandwidth(str(where))}]
+def measure_bandwidth(device: torch.device) -> list[Row]:
+    return [{"gb_per_s": hardware.measure_read_bandwidth(str(device))}]
 
 
 # --- training ---
 
 
-def trains(where: torch.device, name: str, seconds: float) -> list[dict[str, Any]]:
-    """Some steps of a preset by the loop that `anyformer train` runs: the median step after the first."""
-    config = brief(name, where)
-    # the recipe's own model and loss, and nothing to read from a disk
-    recipe = typing.cast(Recipe, SimpleNamespace(build=language.build, loss=language.loss, batches=random_ids))
+def measure_training(device: torch.device, name: str, seconds: float) -> list[Row]:
+    """Train a preset for some steps with the loop of `anyformer train`; the median step after the first counts."""
+    config = make_config(name, device)
+    recipe = make_random_recipe()
     facts = estimate(recipe, config)
     times: list[float] = []
     for _ in train(recipe, config):
         times.append(time.perf_counter())
         if len(times) > 1 and times[-1] - times[0] > seconds * (1 if len(times) > 3 else 4):
             break
-    step = median(late - early for early, late in pairwise(times))
-    about = {"preset": name, "parameters": facts["parameters"], "dtype": facts["dtype"]}
-    about |= {"batch": config.train.batch, "context": config.model.context, "steps": len(times)}
-    speeds = {"tokens_per_second": round(facts["tokens_per_step"] / step, 1)}
-    return [about | speeds | {"gflops": round(facts["flops_per_step"] / step / 1e9, 1)}]
+    step = median(end - start for start, end in pairwise(times))
+    row = {"preset": name, "parameters": facts["parameters"], "dtype": facts["dtype"]}
+    row |= {"batch": config.train.batch, "context": config.model.context, "steps": len(times)}
+    row |= {"tokens_per_second": round(facts["tokens_per_step"] / step, 1)}
+    return [row | {"gflops": round(facts["flops_per_step"] / step / 1e9, 1)}]
 
 
-def brief(name: str, where: torch.device) -> language.Config:
-    """A preset without data, its batch on a CPU no larger than that stands."""
+def make_config(name: str, device: torch.device) -> language.Config:
+    """Return a preset without data; on a CPU its batch is limited."""
     config = language.PRESETS[name]
     batch = config.train.batch
-    if where.type == "cpu":
-        batch = max(1, min(batch, CPU_TOKENS // config.model.context))
-    shown = {"batch": batch, "accumulate": 1, "device": str(where), "steps": 1 << 30, "eval_every": 1 << 30}
-    words = {"data": "", "tokenizer": "ids", "vocab_size": CHARACTERS}
-    return replace(config, **words, train=replace(config.train, **shown))
+    if device.type == "cpu":
+        batch = max(1, min(batch, MAX_CPU_TOKENS // config.model.context))
+    train = {"batch": batch, "accumulate": 1, "device": str(device), "steps": 1 << 30, "eval_every": 1 << 30}
+    text = {"data": "", "tokenizer": "ids", "vocab_size": TRAINING_VOCAB_SIZE}
+    return replace(config, **text, train=replace(config.train, **train))
 
 
-def random_ids(
-    config: language.Config, split: str, state: StreamState | None
-) -> Iterator[tuple[dict[str, torch.Tensor], StreamState]]:
-    """Batches as the language recipe makes them, of ids that mean nothing."""
+def make_random_recipe(loss: Callable[..., Any] = language.loss) -> Recipe:
+    """Return the language recipe on random ids."""
+    return typing.cast(Recipe, SimpleNamespace(build=language.build, loss=loss, batches=random_batches))
+
+
+def random_batches(config: language.Config, split: str, state: StreamState | None = None) -> BatchStream:
+    """Yield batches of random ids in the form of the language recipe."""
     shape = (config.train.batch, config.model.context)
     while True:
-        ids, nexts = torch.randint(config.padded_vocab or config.vocab_size, (2, *shape))
-        yield {"ids": ids, "labels": nexts}, {"tokens": ids.numel()}
+        ids, labels = torch.randint(config.padded_vocab or config.vocab_size, (2, *shape))
+        yield {"ids": ids, "labels": labels}, {"tokens": ids.numel()}
 
 
-# --- answering ---
+# --- generation ---
 
 
-def answerer(where: torch.device) -> language.LanguageModel:
+def build_generator(device: torch.device) -> language.LanguageModel:
     torch.manual_seed(0)
-    config = replace(language.PRESETS[ANSWERING], data="", tokenizer="ids")
-    return language.build(config).to(where).eval()
+    config = replace(language.PRESETS[GENERATION_PRESET], data="", tokenizer="ids")
+    return language.build(config).to(device).eval()
 
 
-def answers(model: Callable[[], language.LanguageModel], weights: WeightFormat, seconds: float) -> list[dict[str, Any]]:
-    """Tokens a second in this format of the weights, for each batch; the prompt is not part of the time."""
-    with narrowed(model(), weights) as made:
-        about = {"weights": weights, "bytes_a_step": bytes_a_step(made)}
-        return [about | {"batch": n, "tokens_per_second": speed(made, n, seconds / len(BATCHES))} for n in BATCHES]
+def measure_generation(model: Callable[[], language.LanguageModel], weights: WeightFormat, seconds: float) -> list[Row]:
+    """Measure tokens per second with weights in a format, for each batch size; the prompt does not count."""
+    with use_weight_format(model(), weights) as generator:
+        row = {"weights": weights, "bytes_a_step": count_linear_bytes(generator)}
+        return [
+            row | {"batch": n, "tokens_per_second": measure_speed(generator, n, seconds / len(BATCH_SIZES))}
+            for n in BATCH_SIZES
+        ]
 
 
 @contextmanager
-def narrowed(model: language.LanguageModel, weights: WeightFormat) -> Generator[language.LanguageModel]:
-    """The model with its linear maps in this format, for a while."""
-    maps = [(parent, *named) for parent in model.modules() for named in parent.named_children()]
+def use_weight_format(model: language.LanguageModel, weights: WeightFormat) -> Generator[language.LanguageModel]:
+    """Convert the linear layers of the model to a format; restore them afterwards."""
+    layers = [(parent, *item) for parent in model.modules() for item in parent.named_children()]
     quantize(model, weights)
     try:
         yield model
     finally:
-        for parent, name, child in maps:
+        for parent, name, child in layers:
             setattr(parent, name, child)
 
 
-def bytes_a_step(model: nn.Module) -> int:
-    """What the linear maps hold: of everything else, a step reads little."""
-    maps = [module.weight for module in model.modules() if isinstance(module, nn.Linear | FloatLinear | Int8Linear)]
-    return sum(weight.numel() * weight.element_size() for weight in maps)
+def count_linear_bytes(model: nn.Module) -> int:
+    """Return the bytes of the linear layers, which are most of what a step reads."""
+    layers = [module.weight for module in model.modules() if isinstance(module, nn.Linear | FloatLinear | Int8Linear)]
+    return sum(weight.numel() * weight.element_size() for weight in layers)
 
 
-def speed(model: language.LanguageModel, batch: int, seconds: float) -> float:
-    """Tokens a second, all rows together, of the likeliest tokens."""
-    prompt = min(PROMPT, model.body.config.context // 2)
-    new = min(NEW, model.body.config.context - prompt)
+def measure_speed(model: language.LanguageModel, batch: int, seconds: float) -> float:
+    """Return the tokens per second of greedy decoding, all rows together."""
+    prompt = min(PROMPT_TOKENS, model.body.config.context // 2)
+    new = min(NEW_TOKENS, model.body.config.context - prompt)
     prompts = torch.randint(model.nodes.token.num_embeddings, (batch, prompt)).tolist()
     steps = generate(model, prompts, tokens=new, sampling=SamplingParams(temperature=0), seeds=[0] * batch)
     next(steps), next(steps)  # the prompt, and a step to warm up
-    began, done = time.perf_counter(), 0
-    for done, _ in enumerate(steps, 1):  # noqa: B007 (how many there were)
-        if time.perf_counter() - began > seconds:
+    started_at, done = time.perf_counter(), 0
+    for done, _ in enumerate(steps, 1):  # noqa: B007 (counts the steps)
+        if time.perf_counter() - started_at > seconds:
             break
-    return round(batch * done / (time.perf_counter() - began), 1)
+    return round(batch * done / (time.perf_counter() - started_at), 1)
 
 
 # --- tokenizing ---
 
 
-def tokenizes(seconds: float) -> list[dict[str, Any]]:
-    """A byte-level BPE reads the text that it learned from, again and again, in pieces as training data come in."""
-    text = documentation()
-    parts = [text[start : start + SUBWORD_BLOCK] for start in range(0, len(text), SUBWORD_BLOCK)]
-    tokenizer, times = train_bpe(parts, BPE), []
+def measure_tokenizing(seconds: float) -> list[Row]:
+    """Encode the text that a byte-level BPE was trained on, in the blocks in which training data are read."""
+    text = load_documentation()
+    blocks = [text[start : start + SUBWORD_BLOCK] for start in range(0, len(text), SUBWORD_BLOCK)]
+    tokenizer, times = train_bpe(blocks, BPE_VOCAB_SIZE), []
     while len(times) < 2 or sum(times) < seconds:
-        began = time.perf_counter()
-        tokenizer.encode_batch(parts)
-        times.append(time.perf_counter() - began)
+        started_at = time.perf_counter()
+        tokenizer.encode_batch(blocks)
+        times.append(time.perf_counter() - started_at)
     size = len(text.encode())
-    about = {"vocab_size": tokenizer.vocab_size, "text": "Python's own documentation", "bytes": size}
-    return [about | {"mb_per_s": round(size / median(times) / 1e6, 1)}]
+    row = {"vocab_size": tokenizer.vocab_size, "text": "Python's own documentation", "bytes": size}
+    return [row | {"mb_per_s": round(size / median(times) / 1e6, 1)}]
 
 
-def documentation() -> str:
-    """Some 700 kB of English that come with Python. Raises ImportError where its packager left them out."""
+def load_documentation() -> str:
+    """Return about 700 kB of English that come with Python. Raises ImportError if its packager left them out."""
     return "\n".join(importlib.import_module("pydoc_data.topics").topics.values())

@@ -39,13 +39,14 @@ from ..model.init import initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, StreamState, init_stream
 from ..training.config import TrainConfig
+from ._shared.baselines import Baselines, score_majority, score_naive_bayes
 from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph
+from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
 
 __all__ = ["PRESETS", "batches", "build", "embed", "evaluate", "export_graph", "figures", "loss", "predict"]
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
-MAX_FIGURE_CLASSES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,11 +243,14 @@ def figures(model: ClassifyModel, config: Config) -> list[Figure]:
     """Draw the confusion matrix of the validation split."""
     device = next(model.parameters()).device
     moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
-    confusion = count_confusions(model, moved)[1]
-    shares = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).tolist()
-    note = "a row for each class, a column for each prediction: darker for a larger share of the row"
-    figure = {"kind": "matrix", "title": "Confusion matrix", "note": note, "top": 1.0, "values": shares}
-    return [figure | {"rows": model.names, "columns": model.names}] if len(model.names) <= MAX_FIGURE_CLASSES else []
+    return draw_confusion(count_confusions(model, moved)[1], model.names, "texts")
+
+
+def baselines(config: Config) -> Baselines:
+    data = load_texts(config)
+    train, val = data.split("train"), data.split("val")
+    bayes = score_naive_bayes(encode_texts(config), data.classes, train, val)
+    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"naive Bayes": bayes}}
 
 
 @torch.inference_mode()

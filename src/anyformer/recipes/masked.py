@@ -42,11 +42,12 @@ from ..model.init import initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, StreamState, init_stream
 from ..training.config import TrainConfig
+from ._shared.baselines import Baselines, score_token_frequencies
 from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import TextConfig, load_config_tokenizer
 
-__all__ = ["PRESETS", "batches", "build", "embed", "evaluate", "export_graph", "loss", "predict"]
+__all__ = ["PRESETS", "baselines", "batches", "build", "embed", "evaluate", "export_graph", "loss", "predict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,10 @@ def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) ->
         endings = ", ".join(FASTA_EXTENSIONS)
         raise InputError(f"data '{data}' is no FASTA file ({endings}), which residues are read from")
     return prepare_corpus(data, tokenizer, vocab_size, val_fraction, report_progress)
+
+
+def baselines(config: Config) -> Baselines:
+    return score_token_frequencies(load_corpus(config), config.tokenizer)
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:

@@ -53,8 +53,10 @@ from ..model.heads import Classifier, Regressor
 from ..model.init import initialize
 from ..model.transformer import Transformer
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
+from ._shared.baselines import Baselines, score_target
+from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 
 
@@ -94,6 +96,7 @@ class Config:
         check_range(self, "max_rotation", at_least=0, at_most=180)
 
 
+MAX_ONE_HOT = 100  # categories of a field that the linear baseline reads
 MODERN: dict[str, Any] = {"position": "none", "init": "zero"}
 ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
 MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
@@ -305,17 +308,65 @@ def evaluate(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]])
     for i, target in enumerate(targets):
         result = TargetResult(*(torch.cat([part[i][k] for part in parts]) for k in range(4)))
         means.append(result.losses.double().sum().item() / max(1, int(result.is_known.sum())))
-        scores = score_target(target, result.labels[result.is_known], result.predictions[result.is_known])
+        scores = compute_scores(target, result.labels[result.is_known], result.predictions[result.is_known])
         metrics |= scores if len(targets) == 1 else {f"{target.name}_{name}": value for name, value in scores.items()}
     return {"loss": sum(means) / len(means)} | metrics | {"rows": sum(len(part[0][0]) for part in parts)}
 
 
-def score_target(target: Target, labels: Tensor, predictions: Tensor) -> dict[str, float]:
+def compute_scores(target: Target, labels: Tensor, predictions: Tensor) -> dict[str, float]:
     """Return accuracy and macro F1 of a class, RMSE and R2 of a number. labels (N,), predictions (N,)"""
     if target.kind == "number":
         return regression_scores(labels, predictions)
     confusion = confusion_matrix(labels, predictions, len(target.values))
     return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
+
+
+@torch.inference_mode()
+def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
+    """Draw the confusion matrix of each target that is a class, on the validation split."""
+    device, targets = next(model.parameters()).device, model.schema.targets
+    confusions = [torch.zeros(len(target.values), len(target.values), dtype=torch.long) for target in targets]
+    for batch, _ in batches(config, "val"):
+        results = evaluate_targets(model, {name: value.to(device) for name, value in batch.items()})
+        for i, (target, result) in enumerate(zip(targets, results, strict=True)):
+            if target.kind == "class":
+                labels, predictions = result.labels[result.is_known], result.predictions[result.is_known]
+                confusions[i] += confusion_matrix(labels, predictions, len(target.values))
+    return [
+        figure
+        for target, confusion in zip(targets, confusions, strict=True)
+        if target.kind == "class"
+        for figure in draw_confusion(confusion, target.values, "rows", f"Confusion matrix of {target.name}")
+    ]
+
+
+def baselines(config: Config) -> Baselines:
+    """Score the most frequent class or the mean, and a linear model of the fields that are numbers."""
+    dataset, schema = load_rows(config), fit_schema(config)
+    features = numeric_features(dataset)
+    train, val = (dataset.split(split, config.fold) for split in ("train", "val"))
+    metrics: Baselines = {}
+    for i, target in enumerate(schema.targets):
+        labels = dataset.targets[:, i]
+        rows, val_rows = (indices[~np.isnan(labels[indices])] for indices in (train, val))
+        if len(rows) and len(val_rows):
+            scores = score_target(target, labels[rows], labels[val_rows], features[rows], features[val_rows])
+            prefix = "" if len(schema.targets) == 1 else f"{target.name}_"
+            metrics |= {prefix + metric: values for metric, values in scores.items()}
+    return metrics
+
+
+def numeric_features(dataset: TableDataset) -> np.ndarray:
+    """Return the numbers, categories (one-hot) and means and deviations of series, (N, F); 0 where there is none."""
+    columns = [np.zeros((len(dataset), 0))]
+    for column, values in zip(dataset.schema.fields, dataset.values, strict=True):
+        if column.kind in ("scalar", "vector"):
+            columns.append(values)
+        elif column.kind == "category" and len(column.values) <= MAX_ONE_HOT:
+            columns.append(values == np.arange(len(column.values)))
+        elif column.kind == "series":
+            columns += [np.nanmean(values, 1), np.nanstd(values, 1)]
+    return np.nan_to_num(np.concatenate(columns, 1).astype(np.float64))
 
 
 def export_graph(model: MultimodalTransformer) -> Graph:

@@ -32,11 +32,20 @@ from ..model.cache import KVCache
 from ..model.init import initialize
 from ..model.ngram_mixture import NGramMixture, TokenCache
 from ..parsing import path_field
-from ._shared.language import LanguageConfig, LanguageModel, batches, compute_logits, evaluate, predict, stream
+from ._shared.language import (
+    LanguageConfig,
+    LanguageModel,
+    baselines,
+    batches,
+    compute_logits,
+    evaluate,
+    predict,
+    stream,
+)
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import load_corpus, load_text_tokenizer
 
-__all__ = ["PRESETS", "batches", "build", "evaluate", "loss", "predict", "stream"]
+__all__ = ["PRESETS", "baselines", "batches", "build", "evaluate", "loss", "predict", "stream"]
 MAX_ORDER = 16  # tokens of an n-gram before the one that follows
 BUFFERS = ("contexts", "starts", "tokens", "counts")  # of each order, by the fields of NGramOrder
 

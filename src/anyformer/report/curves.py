@@ -1,7 +1,7 @@
-"""What happened during a run: metrics read as a stream and thinned to what a picture can show.
+"""Metrics of a run, read as a stream and thinned to what a chart can show.
 
-A log may hold 600,000 lines or end in half a line; it is never in memory as a whole, and nothing in it is trusted to be
-there.
+A log may hold 600,000 lines and may end in the middle of one. It is never held in memory as a whole, and malformed
+lines are skipped.
 """
 
 import json
@@ -17,22 +17,22 @@ SPLITS = ("val_", "valid_", "validation_", "eval_", "test_", "train_")
 
 @dataclass
 class Curve:
-    """One metric over the steps in bounded memory: buckets that double their width whenever there are too many.
+    """A metric over the steps in bounded memory: buckets, whose width is doubled when there are too many.
 
-    Each bucket keeps its mean (for the smoothed line) and its lowest and highest point (so that a spike of one step
-    stays visible among 600,000). A step that was seen before replaces what came after it: a run that was killed
-    and resumed from an older checkpoint writes those steps twice.
+    Each bucket keeps its mean, for the smoothed line, and its lowest and highest point, so that a spike of a single
+    step stays visible. A step that is added again replaces all later ones: a run that was killed and resumed from an
+    older checkpoint logs those steps twice.
     """
 
-    most: int = 750
+    max_buckets: int = 750
     width: int = 1
     buckets: list[list[float]] = field(default_factory=list)  # [count, sum x, sum y, x of low, low, x of high, high]
     last: tuple[float, float] = (-math.inf, math.nan)
-    broken: list[float] = field(default_factory=list)  # the first steps at which the value was not finite
+    nonfinite_steps: list[float] = field(default_factory=list)  # the first three
 
     def add(self, x: float, y: float) -> None:
         if not math.isfinite(y):
-            self.broken += [x] if len(self.broken) < 3 else []
+            self.nonfinite_steps += [x] if len(self.nonfinite_steps) < 3 else []
             return
         if x <= self.last[0]:
             self.buckets = [b for b in self.buckets if max(b[3], b[5]) < x]
@@ -45,41 +45,41 @@ class Curve:
                 bucket[5:7] = x, y
         else:
             self.buckets.append([1, x, y, x, y, x, y])
-            if len(self.buckets) > self.most:
-                self._halve()
+            if len(self.buckets) > self.max_buckets:
+                self._merge_pairs()
         self.last = (x, y)
 
-    def _halve(self) -> None:
+    def _merge_pairs(self) -> None:
         pairs = [self.buckets[i : i + 2] for i in range(0, len(self.buckets), 2)]
-        self.buckets, self.width = [_join(*pair) for pair in pairs], self.width * 2
+        self.buckets, self.width = [_merge_buckets(*pair) for pair in pairs], self.width * 2
 
     def lowest(self) -> tuple[float, float]:
-        """(step, value) of the smallest value."""
+        """Return the (step, value) of the smallest value."""
         return min(((b[3], b[4]) for b in self.buckets), key=lambda point: point[1])
 
     def points(self) -> tuple[list[float], list[float]]:
-        """At most two points a bucket, its lowest and its highest, in the order in which they happened."""
+        """Return the lowest and the highest point of each bucket, in the order of the steps."""
         chosen = [p for b in self.buckets for p in sorted({(b[3], b[4]), (b[5], b[6])})]
         return [x for x, _ in chosen], [y for _, y in chosen]
 
     def smooth(self) -> tuple[list[float], list[float]]:
-        """The bucket means, averaged over a centred window of 3 %; at the start the window is as wide as fits."""
+        """Return the bucket means, averaged over a centered window of 3 %, which is narrower at both ends."""
         n, half = len(self.buckets), max(2, len(self.buckets) // 66)
         xs, ys = [], []
         for i, bucket in enumerate(self.buckets):
-            near = self.buckets[i - min(i, half) : i + min(i, half) + 1]
+            window = self.buckets[i - min(i, half) : i + min(i, half) + 1]
             xs.append(bucket[1] / bucket[0])
-            ys.append(sum(b[2] for b in near) / sum(b[0] for b in near))
+            ys.append(sum(b[2] for b in window) / sum(b[0] for b in window))
         return (xs, ys) if n else ([], [])
 
     def is_noisy(self) -> bool:
-        """Whether the line goes up and down so much that a smoothed one helps: its travel is many times its range."""
+        """Whether the line needs smoothing: its total variation is many times its range."""
         ys = self.points()[1]
         ranked = sorted(ys)[len(ys) // 20 : -(len(ys) // 20) or None]  # the range without a rare spike
         return len(ys) > 60 and sum(abs(b - a) for a, b in pairwise(ys)) > 8 * (ranked[-1] - ranked[0])
 
 
-def _join(a: list[float], b: list[float] | None = None) -> list[float]:
+def _merge_buckets(a: list[float], b: list[float] | None = None) -> list[float]:
     if b is None:
         return a
     low, high = (a if a[4] <= b[4] else b), (a if a[6] >= b[6] else b)
@@ -87,7 +87,7 @@ def _join(a: list[float], b: list[float] | None = None) -> list[float]:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a `.jsonl` file, one at a time; lines that are not whole are skipped, no file is no lines."""
+    """Yield the JSON objects of a `.jsonl` file; malformed lines are skipped, a missing file has none."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -95,53 +95,57 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError:
-                continue  # a kill can leave half a line, and a resumed run writes on behind it
+                continue  # a killed process leaves half a line, and a resumed run appends to it
             if isinstance(record, dict):
                 yield record
 
 
 def read_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
-    """metric -> its thinned curve, for every key that holds numbers. Records without a step are counted instead."""
+    """Return the curve of each metric. A record without a step has its index as step.
+
+    Counts of a validation split (integers: rows, cells of a confusion matrix) are no metrics.
+    """
     curves: dict[str, Curve] = {}
     for index, record in enumerate(records):
         step = record.get("step")
         step = step if is_number(step) else index
         for key, value in record.items():
-            if is_number(value):
+            if is_number(value) and not (is_validation(key) and isinstance(value, int)):
                 if key not in curves:
                     curves[key] = Curve()
                 curves[key].add(step, value)
-    return {key: curve for key, curve in curves.items() if curve.buckets or curve.broken}
+    return {key: curve for key, curve in curves.items() if curve.buckets or curve.nonfinite_steps}
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def stem(key: str) -> str:
-    """The metric without its split: val_loss -> loss."""
+def strip_split(key: str) -> str:
+    """Return the metric without its split: val_loss -> loss."""
     return next((key.removeprefix(split) for split in SPLITS if key.startswith(split)), key)
 
 
 def is_validation(key: str) -> bool:
-    """Whether a metric was measured on data that were not trained on."""
+    """Whether a metric was measured on held-out data."""
     return key.startswith(SPLITS) and not key.startswith("train_")
 
 
-def families(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Metrics that belong on one chart: those that end alike. {"loss": ["loss", "val_loss", "policy_loss"], ...}"""
+def group_metrics(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Group metrics that share a chart, those with the same ending: {"loss": ["loss", "val_loss", "policy_loss"]}."""
     keys = list(keys)
-    stems = sorted({stem(key) for key in keys}, key=len)
-    found: dict[str, list[str]] = {}
+    bases = sorted({strip_split(key) for key in keys}, key=len)
+    groups: dict[str, list[str]] = {}
     for key in keys:
-        name = stem(key)
-        home = next((base for base in stems if name == base or name.endswith(f"_{base}")), name)
-        found.setdefault(home, []).append(key)
-    return found
+        name = strip_split(key)
+        group = next((base for base in bases if name == base or name.endswith(f"_{base}")), name)
+        groups.setdefault(group, []).append(key)
+    return groups
 
 
-def elapsed(curve: Curve) -> float:
-    """Seconds that a run took, from its "seconds": a clock, which begins again after a resume, or each step's own."""
+def total_seconds(curve: Curve) -> float:
+    """Return the seconds that a run took, from the curve of "seconds": a clock, which restarts when a run is resumed,
+    or the duration of each step."""
     means = [b[2] / b[0] for b in curve.buckets]
     rises = sum(b > a for a, b in pairwise(means))
     if rises < 0.9 * (len(means) - 1) or len(means) < 3:

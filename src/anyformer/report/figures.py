@@ -1,77 +1,114 @@
-"""What a recipe draws of its model, from figures.json to markup. Nothing in it is trusted: what is not as it should be
-is left out, every text is escaped, and an image is shown only if it is a PNG in base64.
+"""Figures of a run as markup: what its recipe draws (figures.json), and what its fields are worth (worth.json).
+
+Nothing in the files is trusted: what is malformed is left out, all text is escaped, and an image is shown only if it is
+a PNG in base64.
 """
 
 import base64
 import binascii
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from .chart import Series, line_chart
-from .heatmap import heatmap
+from .chart import BarGroup, Series, bar_chart, heatmap, line_chart
 
-PNG = b"\x89PNG\r\n\x1a\n"
-LARGEST = 1 << 26  # bytes of figures.json
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_FILE_BYTES = 1 << 26
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
-def read_figures(path: Path) -> list[dict[str, Any]]:
-    """The figures that can be drawn, in their order: {"title", "note", "svg"}, or {"title", "note", "images"}."""
+def read_figures(run: Path) -> list[dict[str, Any]]:
+    """Return the figures that can be drawn, in order: {"title", "note"} and "svg" or "images"."""
+    figures = read_untrusted(run / "figures.json")
+    drawn = [draw_figure(figure) for figure in figures] if isinstance(figures, list) else []
+    return [figure for figure in [*drawn, read_worth(run / "worth.json")] if figure is not None]
+
+
+def read_untrusted(path: Path) -> Any:
+    """Return the content of a JSON file, or None if it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LARGEST else []
+        return json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= MAX_FILE_BYTES else None
     except (OSError, ValueError, RecursionError):
-        return []
-    return [made for one in found if (made := drawn(one)) is not None] if isinstance(found, list) else []
-
-
-def drawn(figure: Any) -> dict[str, Any] | None:
-    """One figure, or None where it cannot be drawn."""
-    if not isinstance(figure, dict) or figure.get("kind") not in KINDS:
         return None
+
+
+def draw_figure(figure: Any) -> dict[str, Any] | None:
+    """Draw a figure; None where it cannot be drawn."""
     try:
-        made = KINDS[figure["kind"]](figure)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        markup = KINDS[figure["kind"]](figure)
+    except MALFORMED:
         return None
-    return {"title": str(figure.get("title", "")), "note": str(figure.get("note", "")), **made}
+    return {"title": str(figure.get("title", "")), "note": str(figure.get("note", "")), **markup}
 
 
-def matrix(figure: dict[str, Any]) -> dict[str, Any]:
-    rows, columns = ([str(text) for text in figure.get(side) or ()] for side in ("rows", "columns"))
-    cell = 11 if len(figure["values"]) > 12 else 18
-    top = figure.get("top")
-    svg = heatmap(figure["values"], title="", rows=rows, columns=columns, cell=cell, top=top, standalone=False)
-    return {"svg": Markup(svg)}  # ours, its texts escaped
+def draw_matrix(figure: dict[str, Any]) -> dict[str, Any]:
+    rows, columns = ([str(text) for text in figure.get(axis) or ()] for axis in ("rows", "columns"))
+    values, top = figure["values"], figure.get("top")
+    is_small = len(values) <= 10 and rows == columns
+    options: dict[str, Any] = {"cell": 36 if is_small else 11 if len(values) > 12 else 18, "show_values": is_small}
+    svg = heatmap(values, title="", rows=rows, columns=columns, top=top, standalone=False, **options)
+    return {"svg": Markup(svg)}  # our own markup, its text escaped
 
 
-def lines(figure: dict[str, Any]) -> dict[str, Any]:
+def draw_lines(figure: dict[str, Any]) -> dict[str, Any]:
     series = []
-    for i, one in enumerate(figure["lines"]):
-        points = [(float(x), float(y)) for x, y in zip(one["x"], one["y"], strict=True)]
+    for i, line in enumerate(figure["lines"]):
+        points = [(float(x), float(y)) for x, y in zip(line["x"], line["y"], strict=True)]
         points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        few = len(points) <= 60
-        series.append(Series(str(one["name"]), [x for x, _ in points], [y for _, y in points], colour=i, dots=few))
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        series.append(Series(str(line["name"]), xs, ys, color=i, dots=len(points) <= 60))
     label, zero = str(figure.get("x_label", "")), bool(figure.get("zero", False))
     svg = line_chart(series, title=str(figure.get("title", "")), x_label=label, zero=zero, standalone=False)
-    return {"svg": Markup(svg)}  # ours, its texts escaped
+    return {"svg": Markup(svg)}  # our own markup, its text escaped
 
 
-def images(figure: dict[str, Any]) -> dict[str, Any]:
-    return {"images": [(png(one["png"]), str(one.get("caption", ""))) for one in figure["images"]]}
+def draw_images(figure: dict[str, Any]) -> dict[str, Any]:
+    return {"images": [(check_png(image["png"]), str(image.get("caption", ""))) for image in figure["images"]]}
 
 
-def png(text: str) -> str:
-    """The same base64, if it is a PNG. Raises ValueError."""
+def check_png(text: str) -> str:
+    """Return the text if it is a PNG in base64. Raises ValueError."""
     try:
         content = base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError(f"no base64: {error}") from None
-    if not content.startswith(PNG):
+    if not content.startswith(PNG_SIGNATURE):
         raise ValueError("no PNG")
     return text
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"matrix": matrix, "lines": lines, "images": images}
+KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "matrix": draw_matrix,
+    "lines": draw_lines,
+    "images": draw_images,
+}
+
+
+# --- what fields are worth ---
+
+
+def read_worth(path: Path) -> dict[str, Any] | None:
+    """Draw what `anyformer worth` measured, if it was run."""
+    facts = read_untrusted(path)
+    try:
+        svg = draw_worth(facts, standalone=False)
+        note = (
+            f"{facts['score']} over {facts['rows']:,} rows: without a field, with it alone, and with its values "
+            "taken from other rows"
+        )
+    except MALFORMED:
+        return None
+    return {"title": "What each field is worth", "note": note, "svg": Markup(svg)}
+
+
+def draw_worth(facts: Mapping[str, Any], standalone: bool = True) -> str:
+    """Draw the result of `field_importance.measure` as SVG, most valuable field first."""
+    fields = sorted(facts["fields"].items(), key=lambda item: -item[1]["worth"])
+    groups = [BarGroup(name, [values[kind] for kind in ("without", "only", "shuffled")]) for name, values in fields]
+    marks = {"all fields": facts["all"], "none": facts["none"]}
+    title = f"What each field is worth: {facts['score']}" if standalone else ""
+    return bar_chart(groups, ("without it", "it alone", "shuffled"), title=title, marks=marks, standalone=standalone)

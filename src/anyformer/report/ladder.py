@@ -1,93 +1,70 @@
-"""The ladder of history as one offline page."""
+"""The page of `anyformer ladder`: the Transformer and its predecessors on the same data."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .chart import PALETTE, Series, line_chart
-from .heatmap import heatmap
+from .chart import Series, heatmap, line_chart
+from .html import render_template
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """The page of what ladder.json holds."""
-    rungs = found["rungs"]
-    losses = [
-        Series(one["title"], *map(list, zip(*one["losses"], strict=True)), colour=i, dots=True)
-        for i, one in enumerate(rungs)
-        if one["losses"]
+def render_ladder(facts: Mapping[str, Any]) -> str:
+    """Render the content of ladder.json as an HTML page."""
+    rungs, is_pairs = facts["rungs"], facts["pairs"]
+    losses = {rung["title"]: rung["losses"] for rung in rungs}
+    scores = {rung["title"]: score_by_length(rung["by_length"], facts["measure"]) for rung in rungs if is_pairs}
+    label = {"bleu": "BLEU", "exact": "exact, %"}[facts["measure"]] if is_pairs else ""
+    return render_template(
+        "ladder.html.j2",
+        facts=facts,
+        rows=[format_row(rung) for rung in rungs],
+        losses=draw_lines(losses, "Validation loss", "seconds"),
+        scores=draw_lines(scores, label, "tokens", zero=True),
+        alignments=[draw_alignment(pair) for pair in facts.get("alignments", [])],
+        translations=list_translations(facts) if is_pairs else [],
+    )
+
+
+def draw_lines(points: Mapping[str, list], title: str, x_label: str, zero: bool = False) -> str:
+    """Draw a line for each rung that has points [[x, y], ...]; "" if none has."""
+    series = [
+        Series(name, *map(list, zip(*pairs, strict=True)), color=i, dots=True)
+        for i, (name, pairs) in enumerate(points.items())
+        if pairs
     ]
-    room = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return room.get_template("ladder.html.j2").render(
-        palette=Markup(PALETTE),
-        found=found,
-        rows=[row(one) for one in rungs],
-        losses=Markup(line_chart(losses, title="Validation loss", x_label="seconds", standalone=False))
-        if losses
-        else "",
-        lengths=[Markup(svg) for svg in lengths(rungs, found["measure"])] if found["pairs"] else [],
-        alignments=[alignments(one) for one in found.get("alignments", [])],
-        said=said(found) if found["pairs"] else [],
-    )
+    return Markup(line_chart(series, title=title, x_label=x_label, zero=zero, standalone=False)) if series else ""
 
 
-def row(one: Mapping[str, Any]) -> list[str]:
-    """A rung as a row of the table."""
-    scores, path = one.get("scores", {}), one.get("path")
-    cells = [one["title"], f"{one['parameters'] / 1e6:.2f} M", f"{one['result']['val_loss']:.4f}"]
+def score_by_length(buckets: list[Mapping[str, Any]], measure: str) -> list[tuple[float, float]]:
+    """Return (mean length of the source, BLEU or exact matches in %) of each bucket."""
+    return [
+        ((bucket["from"] + bucket["to"]) / 2, 100 * bucket["exact"] if measure == "exact" else bucket["bleu"])
+        for bucket in buckets
+    ]
+
+
+def format_row(rung: Mapping[str, Any]) -> list[str]:
+    """Format a rung as a row of the table."""
+    scores, path = rung.get("scores", {}), rung.get("path")
+    cells = [rung["title"], f"{rung['parameters'] / 1e6:.2f} M", f"{rung['result']['val_loss']:.4f}"]
     cells += [f"{scores['bleu']:.1f}", f"{scores['exact']:.1%}"] if scores else []
-    cells += [
-        f"{one['steps']:,}",
-        f"{one['steps_per_second']:g}" if one["steps_per_second"] else "",
-    ]
+    cells += [f"{rung['steps']:,}", f"{rung['steps_per_second']:g}" if rung["steps_per_second"] else ""]
     return cells + ([f"{path[0]} to {path[1]}"] if path else [])
 
 
-def lengths(rungs: list[Mapping[str, Any]], measure: str) -> list[str]:
-    """BLEU (of single words: how many are exact) over the length of the source."""
-    series = [
-        Series(
-            one["title"],
-            [(bucket["from"] + bucket["to"]) / 2 for bucket in one["by_length"]],
-            [100 * bucket["exact"] if measure == "exact" else bucket["bleu"] for bucket in one["by_length"]],
-            colour=i,
-            dots=True,
-        )
-        for i, one in enumerate(rungs)
-        if one["by_length"]
-    ]
-    if not series:
-        return []
-    return [
-        line_chart(
-            series, title={"bleu": "BLEU", "exact": "exact, %"}[measure], x_label="tokens", zero=True, standalone=False
-        )
-    ]
-
-
-def alignments(one: Mapping[str, Any]) -> dict[str, Any]:
+def draw_alignment(pair: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {"cell": 11, "top": 1.0, "standalone": False}
     maps = [
-        Markup(
-            heatmap(
-                m["weights"], title=m["title"], rows=m["rows"], columns=m["columns"], cell=11, top=1.0, standalone=False
-            )
-        )
-        for m in one["maps"]
+        Markup(heatmap(m["weights"], title=m["title"], rows=m["rows"], columns=m["columns"], **options))
+        for m in pair["maps"]
     ]
-    return {"source": one["source"], "target": one["target"], "maps": maps}
+    return {"source": pair["source"], "target": pair["target"], "maps": maps}
 
 
-def said(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each example with what every rung makes of it."""
+def list_translations(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each example with the translation of every rung."""
     return [
-        {"source": source, "target": target, "says": [(one["title"], one["says"][i]) for one in found["rungs"]]}
-        for i, (source, target) in enumerate(found["examples"])
+        {"source": source, "target": target, "texts": [(rung["title"], rung["says"][i]) for rung in facts["rungs"]]}
+        for i, (source, target) in enumerate(facts["examples"])
     ]

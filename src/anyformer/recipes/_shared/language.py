@@ -27,6 +27,7 @@ from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
 from ...recipe import Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
+from .baselines import Baselines, score_token_frequencies
 from .text import TextConfig, load_corpus
 
 
@@ -152,6 +153,10 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
     mean = nats / max(1, tokens)
     bits = nats / math.log(2) / max(1, n_bytes)
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": tokens}
+
+
+def baselines(config: LanguageConfig) -> Baselines:
+    return score_token_frequencies(load_corpus(config), config.tokenizer)
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ...training.config import TrainConfig
 from .._shared.language import LanguageConfig as Config
 from .._shared.language import (
     LanguageModel,
+    baselines,
     batches,
     build_layer_edges,
     evaluate,
@@ -35,6 +36,7 @@ __all__ = [
     "PRESETS",
     "Config",
     "LanguageModel",
+    "baselines",
     "batches",
     "build",
     "build_layer_edges",

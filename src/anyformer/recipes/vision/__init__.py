@@ -48,6 +48,7 @@ from ...model.transformer import Transformer
 from ...parsing import check_range, check_types, parse_dataclass, path_field
 from ...recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
+from .._shared.baselines import Baselines, score_majority, score_nearest_mean
 from .._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from .drawing import draw_figures
 
@@ -319,6 +320,13 @@ def figures(model: VisionTransformer, config: Config) -> list[Figure]:
     """Draw a confusion matrix, the most confident mistakes, and the attention to patches, of the validation split."""
     dataset = load_images(config)
     return draw_figures(model, dataset, class_indices(config, dataset))
+
+
+def baselines(config: Config) -> Baselines:
+    dataset = load_images(config)
+    train, val, labels = dataset.split("train"), dataset.split("val"), dataset.labels
+    nearest = score_nearest_mean(dataset.pixels, labels, train, val)
+    return {"accuracy": score_majority(labels[train], labels[val]) | {"the nearest mean image": nearest}}
 
 
 def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]:

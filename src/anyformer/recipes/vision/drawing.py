@@ -18,12 +18,12 @@ from ...inference.classification import unique_names
 from ...metrics import confusion_matrix
 from ...model.transformer import attention_weights
 from ...recipe import Figure
+from .._shared.figures import draw_confusion
 
 MAX_IMAGES = 2000  # of the validation split
 BATCH_SIZE = 100
 MAX_MISTAKES = 12
 ATTENTION_IMAGES = 6
-MAX_CLASSES = 64  # of a confusion matrix
 
 
 def draw_figures(model: Any, dataset: ImageDataset, labels: np.ndarray) -> list[Figure]:
@@ -41,7 +41,8 @@ def draw_figures(model: Any, dataset: ImageDataset, labels: np.ndarray) -> list[
     indices = val[np.linspace(0, len(val) - 1, min(MAX_IMAGES, len(val))).round().astype(int)]
     predictions, confidences = predict_classes(model, dataset.pixels, indices)
     truths, names = labels[indices], unique_names(model.classes)
-    matrix = [draw_confusion(truths, predictions, names)] if len(names) <= MAX_CLASSES else []
+    confusion = confusion_matrix(torch.from_numpy(truths), torch.from_numpy(predictions), len(names))
+    matrix = draw_confusion(confusion, names, "images")
     try:
         mistakes = draw_mistakes(dataset.pixels, indices, truths, predictions, confidences, names)
         return [*matrix, *mistakes, *draw_attention(model, dataset.pixels, indices)]
@@ -63,15 +64,6 @@ def predict_classes(model: Any, pixels: np.ndarray, indices: np.ndarray) -> tupl
 
 def to_tensor(images: np.ndarray, model: Any) -> Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(model.mean.device)
-
-
-def draw_confusion(truths: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> Figure:
-    confusion = confusion_matrix(torch.from_numpy(truths), torch.from_numpy(predictions), len(names)).numpy()
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    right = f"{int(confusion.trace()):,} of {len(truths):,} images of the validation split are right"
-    note = f"{right}; a row for each class, a column for each prediction, darker for a larger share of the row"
-    figure = {"kind": "matrix", "title": "Confusion matrix", "note": note, "top": 1.0}
-    return figure | {"values": shares.round(4).tolist(), "rows": list(names), "columns": list(names)}
 
 
 def draw_mistakes(
