@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_the_command_line_reports_skipped_and_cut_pairs(tmp_path: Path):
     (tmp_path / "a.tsv").write_text("".join(f"{'x' * 30}{i}\ty\n" for i in range(20)) + "a\t\n")
     flags = ("--preset", "tiny", *SHORT, "--device", "cpu", "--out", tmp_path / "run", "--skip-missing", "--cut-long")
     err = call("train", "translation", "--data", tmp_path / "a.tsv", *flags).well().err
-    assert "1 unusable items of the data left out" in err and "18 items cut to the context" in err
+    assert re.search(r"\b1 .*left out", err) and re.search(r"\b18 .*cut to the context", err)
 
 
 def test_the_command_line_trains_translates_and_scores(tmp_path: Path):

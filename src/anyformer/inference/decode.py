@@ -113,7 +113,7 @@ def generate(
         yield step_tokens
         if remaining == 1 or not any(is_live):
             return
-        if cache.unbounded:  # nothing is ever read again
+        if cache.is_unbounded:  # nothing is ever read again
             logits = step(model, new, cache)
             continue
         for window, token in zip(windows, new_tokens):
