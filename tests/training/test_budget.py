@@ -13,14 +13,16 @@ import pytest
 import torch
 
 import anyformer
-from anyformer import api
+from anyformer import resolve
 from anyformer.errors import InputError
 from anyformer.parsing import to_json
-from anyformer.recipe import SizeOption
+from anyformer.recipe import SizeOption, load_recipe, parse_config
 from anyformer.recipes import language
 from anyformer.recipes.language import scaling
 from anyformer.training import budget as plan
 from anyformer.training import loop
+from anyformer.training.job import TrainingJob, apply_budget
+from anyformer.training.run_directory import RunDirectory
 from cli_kit import call
 
 TINY = language.PRESETS["tiny"]
@@ -96,9 +98,12 @@ def test_no_time_and_no_end_of_it_are_refused_before_anything_is_read(minutes: f
 def test_reading_the_data_is_part_of_the_time(text: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[float] = []
     monkeypatch.setattr(plan, "fit_steps", lambda recipe, config, seconds: asked.append(seconds))
-    monkeypatch.setattr(api.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(plan.time, "monotonic", lambda: 100.0)
+    job = TrainingJob(
+        recipe=language, recipe_name="language", preset="tiny", config=config(text), run=RunDirectory(text / "run")
+    )
     for began in (100.0, 70.0, 0.0):
-        api.apply_budget(language, config(text), plan.Budget(minutes=1.0, started_at=began))
+        apply_budget(replace(job, budget=plan.Budget(minutes=1.0, started_at=began)))
     assert asked == [60.0, 30.0, 15.0]  # a quarter is left in any case
 
 
@@ -168,10 +173,11 @@ def test_memory_that_does_not_hold_even_the_smallest_is_said(text: Path, monkeyp
 )
 def test_a_flag_of_the_model_or_its_training_is_a_choice(own: dict, free: bool):
     base = language.PRESETS["small"]
-    mine = api.parse_config(language, api.merge_overrides(to_json(base), own), "test")
-    assert api.can_choose_size(language, None, mine) == free
-    assert not api.can_choose_size(language, "small", mine)
-    assert not api.can_choose_size(anyformer.recipe.load_recipe("vision"), None, anyformer.recipe.load_recipe("vision").PRESETS["tiny"])
+    mine = parse_config(language, resolve.merge_overrides(to_json(base), own), "test")
+    assert resolve.can_choose_size(language, None, mine) == free
+    assert not resolve.can_choose_size(language, "small", mine)
+    vision = load_recipe("vision")
+    assert not resolve.can_choose_size(vision, None, vision.PRESETS["tiny"])
 
 
 # --- what a language model expects ---
@@ -250,9 +256,9 @@ def test_a_size_whose_context_the_text_cannot_fill_is_not_offered(tmp_path: Path
 def test_minutes_from_the_command_line(tmp_path: Path):
     (tmp_path / "a.txt").write_text("".join(random.Random(0).choices("abcd ", k=20_000)))
     asked = ("train", "language", "--data", tmp_path / "a.txt", "--minutes", 0.05, "--device", "cpu")
-    facts = json.loads(call(*asked, "--dry-run", "--json").well().out)
+    facts = json.loads(call(*asked, "--dry-run", "--json").ok().out)
     assert facts["plan"]["minutes"] == 0.05 and facts["steps"] >= 2
-    said = call(*asked, "--out", tmp_path / "run").well()
+    said = call(*asked, "--out", tmp_path / "run").ok()
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     low, high = stored["plan"]["expects"]
     assert f"expect a validation loss from {low:.2f} to {high:.2f}" in said.err
@@ -260,4 +266,4 @@ def test_minutes_from_the_command_line(tmp_path: Path):
     assert stored["config"]["model"]["position"] == "rotary" and stored["config"]["train"]["steps"] >= 2
     report = (tmp_path / "run" / "report.html").read_text()
     assert "over the whole split, at step" in report and f", expected {low:.2f} to {high:.2f}" in report
-    assert "expect" not in call(*asked, "--out", tmp_path / "small", "--preset", "tiny").well().err
+    assert "expect" not in call(*asked, "--out", tmp_path / "small", "--preset", "tiny").ok().err

@@ -1,4 +1,4 @@
-"""What a run survives: people who would change or overwrite it, damaged files, a full disk, an impatient hand."""
+"""What a run survives: commands that would change or overwrite it, damaged files, a full disk, Ctrl-C."""
 
 import contextlib
 import json
@@ -12,10 +12,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from anyformer import api
 from anyformer.data.tokenizers.build import Bytes, Characters
 from anyformer.report import progress
-from cli_kit import TINY, CommandResult, call, read_folder, nothing_changes, assert_refused, train, write
+from anyformer.training import job
+from cli_kit import TINY, CommandResult, assert_refused, call, nothing_changes, read_folder, train, write
+
+TEXT = "the cat sat on the mat. the dog sat on the log.\n" * 60
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(write(folder / "text.txt", TEXT.encode()), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a run of four steps."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -23,27 +38,29 @@ def last(run: Path) -> Path:
     return run / "checkpoints" / "step-4"
 
 
-# --- a run that is there ---
+def resume(run: Path, *flags: object) -> CommandResult:
+    return call("train", "language", "--out", run, "--resume", "--steps", 9, *flags)
 
 
-def test_another_run_is_never_overwritten(run: Path, text: Path):
-    with nothing_changes(text.parent):
-        assert_refused(call(*TINY, "--data", text, "--out", run), f"{run} holds a run already", "--resume", "another --out")
+# --- commands that would change or overwrite something ---
 
 
-@pytest.mark.parametrize("resume", [(), ("--resume",)])
-def test_foreign_files_are_never_overwritten(text: Path, tmp_path: Path, resume: tuple):
+def test_nothing_is_overwritten(run: Path, text: Path, tmp_path: Path):
+    write(tmp_path / "photos.jpg", b"jpeg")
     (tmp_path / "photos").mkdir()
-    write(tmp_path / "photos" / "cat.jpg", b"jpeg")
+    (tmp_path / "photos.jpg").rename(tmp_path / "photos" / "cat.jpg")
     with nothing_changes(tmp_path):
-        said = call(*TINY, "--data", text, "--out", tmp_path / "photos", *resume)
-        assert_refused(said, "photos is not empty and holds no run", "another --out")
-        assert_refused(call(*TINY, "--data", text, "--out", text, *resume), "cannot write a run to", "File exists")
+        assert_refused(call(*TINY, "--data", text, "--out", run), f"{run} already holds a run", "--resume", "--out")
+        for flags in ((), ("--resume",)):
+            result = call(*TINY, "--data", text, "--out", tmp_path / "photos", *flags)
+            assert_refused(result, "photos is not empty and holds no run", "another --out")
+            result = call(*TINY, "--data", text, "--out", text, *flags)
+            assert_refused(result, "cannot write a run to", "File exists")
         assert_refused(call("eval", tmp_path / "photos"), "photos has no checkpoint", "step-N/model.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (("--model.n-layer", 3), "begun with model.n_layer 2, not 3"),
         (("--tokenizer", "byte"), "begun with tokenizer char, not byte"),
@@ -52,38 +69,39 @@ def test_foreign_files_are_never_overwritten(text: Path, tmp_path: Path, resume:
         (("--train.optimizer", "muon"), "belongs to another model or optimizer"),
     ],
 )
-def test_a_run_cannot_change_what_it_is(run: Path, flags: tuple, says: str):
+def test_a_run_cannot_change_model_or_data(run: Path, flags: tuple, message: str):
     with nothing_changes(run):
-        assert_refused(call("train", "language", "--out", run, "--resume", "--steps", 9, *flags), says)
+        assert_refused(resume(run, *flags), message)
 
 
 def test_minutes_plan_a_new_run_only(run: Path):
-    said = call("train", "language", "--out", run, "--resume", "--minutes", 1)
-    assert_refused(said, "--minutes plans a new run", "change --steps")
+    result = call("train", "language", "--out", run, "--resume", "--minutes", 1)
+    assert_refused(result, "--minutes plans a new run", "change --steps")
 
 
-def test_data_that_changed_since(run: Path, text: Path):
-    write(text, b"the cat sat on the log. the dog sat on the mat.\n" * 60)
+def test_data_that_changed(text: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    train(text, run)
+    write(text, TEXT.replace("cat", "dog").encode())
     with nothing_changes(run):
-        again = ("train", "language", "--out", run, "--resume", "--steps", 9)
-        assert_refused(call(*again), "has changed since this run began: bring it back")
-        assert_refused(call("eval", run), "has changed since this run began: bring it back")
+        for result in (resume(run), call("eval", run)):
+            assert_refused(result, "has changed since this run began: restore it")
 
 
-def test_a_run_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert_refused(call("eval", "nowhere"), "there is no run at nowhere")
     assert_refused(call("sample", "nowhere"), "there is no run at nowhere")
     assert_refused(call("train", "language", "--resume"), "--resume needs --out RUN")
 
 
-# --- files of a checkpoint that are not what they should be ---
+# --- damaged files ---
 
 GIANT = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("tokenizer.json", Bytes().to_json().encode(), "not the file that these weights were trained with"),
         ("tokenizer.json", Characters("abcdefghijklmno").to_json().encode(), "not the file that these weights"),
@@ -91,125 +109,112 @@ GIANT = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0
         ("model.safetensors", b"", "(0 bytes) is not a complete safetensors file"),
         ("model.safetensors", "half", "is not a complete safetensors file"),
         ("model.safetensors", struct.pack("<Q", 1 << 62) + b"{}", "not a complete safetensors file"),
-        ("model.safetensors", struct.pack("<Q", 99_000_000) + b"{}", "not a complete safetensors file"),
         ("model.safetensors", struct.pack("<Q", len(GIANT)) + GIANT, "not a complete safetensors file"),
         ("model.safetensors", save({"wte": torch.zeros(3)}), "lacks body.blocks.0"),
+        ("model.safetensors", {"nodes.token.weight": torch.zeros(9, 32)}, "has shape [9, 32], the model expects [16, "),
+        ("model.safetensors", {"extra": torch.zeros(1)}, "has extra (and 0 more) that this model does not know"),
         ("config.json", b"{}", "names no recipe: it is not a checkpoint"),
-        (
-            "config.json",
-            b'{"recipe": "language", "config": {"modle": {}}}',
-            "unknown field 'modle': did you mean 'model'?",
-        ),
+        ("config.json", b'{"recipe": "language", "config": {"modle": {}}}', "unknown field 'modle': did you mean 'mod"),
         ("state.json", b"{}", "step is None, not int"),
-        ("state.json", b'{"step', "not JSON"),
+        ("state.json", b'{"step', "state.json: not JSON"),
+        ("state.json", b'{"step": 4, "place": {}, "best": []}', "best is [], not dict"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole(run: Path, last: Path, name: str, content: bytes | str, says: str):
-    write(last / name, (last / name).read_bytes()[:5000] if content == "half" else content)
+def test_a_damaged_checkpoint(run: Path, last: Path, name: str, content: bytes | str | dict, message: str):
+    path = last / name
+    if isinstance(content, dict):
+        save_file(load_file(path) | content, path)
+    else:
+        write(path, path.read_bytes()[:5000] if content == "half" else content)
     with nothing_changes(run):
-        assert_refused(call("eval", run), f"{last / name}", says)
-        assert_refused(call("sample", run, "--prompt", "the"), f"{last / name}", says)
+        assert_refused(call("eval", run), str(path), message)
         if name != "config.json":  # a run has its own
-            assert_refused(call("train", "language", "--out", run, "--resume", "--steps", 9), f"{last / name}", says)
+            assert_refused(resume(run), str(path), message)
 
 
-def test_weights_of_another_shape(run: Path, last: Path):
-    named = load_file(last / "model.safetensors")
-    save_file(named | {"nodes.token.weight": torch.zeros(9, 32)}, last / "model.safetensors")
-    assert_refused(call("eval", run), "nodes.token.weight has shape [9, 32], the model expects [16, 32]")
-    save_file(named | {"more": torch.zeros(1)}, last / "model.safetensors")
-    assert_refused(call("eval", run), "has more (and 0 more) that this model does not know")
+def test_the_state_of_another_optimizer(run: Path, last: Path):
+    for tensors in ({}, {"a": torch.zeros(3)}, {"0.0.exp_avg": torch.zeros(3)}, {"0.999.exp_avg": torch.zeros(3)}):
+        save_file(tensors, last / "optimizer.safetensors")
+        with nothing_changes(run):
+            assert_refused(resume(run), "optimizer.safetensors belongs to another model or optimizer")
 
 
-@pytest.mark.parametrize(
-    "foreign", [{}, {"a": torch.zeros(3)}, {"0.0.exp_avg": torch.zeros(3)}, {"0.999.exp_avg": torch.zeros(3)}]
-)
-def test_the_state_of_another_optimizer(run: Path, last: Path, foreign: dict):
-    save_file(foreign, last / "optimizer.safetensors")
-    with nothing_changes(run):
-        said = call("train", "language", "--out", run, "--resume", "--steps", 9)
-        assert_refused(said, "optimizer.safetensors belongs to another model or optimizer")
-
-
-def test_a_run_whose_own_files_are_damaged(run: Path):
-    again = ("train", "language", "--out", run, "--resume", "--steps", 9)
-    good = {name: (run / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
-    for name, damaged, says in (
-        ("config.json", b"{}", "names no recipe: it is not the config of a run"),
+def test_damaged_files_of_the_run(run: Path):
+    for name, damaged, message in (
+        ("config.json", b"{}", "has no 'recipe': it is not the config of a run"),
         ("config.json", b"{", "config.json: not JSON"),
-        ("metrics.jsonl", b"what is this\n", "metrics.jsonl, line 1: 'what is this' is no record of a step"),
+        ("metrics.jsonl", b"what is this\n", "metrics.jsonl, line 1: 'what is this' is not a record of a step"),
     ):
+        content = (run / name).read_bytes()
         write(run / name, damaged)
         with nothing_changes(run):
-            assert_refused(call(*again), says)
-        write(run / name, good[name])
-    call(*again).ok()
+            assert_refused(resume(run), message)
+        write(run / name, content)
+    resume(run).ok()
 
 
-# --- the disk is full, the person is impatient ---
+# --- a full disk, Ctrl-C ---
 
 
-def with_a_small_disk(limit: int, *arguments: object) -> CommandResult:
-    """The command in a child that can write no file larger than `limit` bytes: what it said comes through a pipe."""
-    ear, mouth = os.pipe()
+def call_with_small_disk(limit: int, *arguments: object) -> CommandResult:
+    """Run a command in a child process that can write no file larger than `limit` bytes."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            said = call(*arguments)
-            os.write(mouth, json.dumps([said.code, said.out, said.err]).encode())
+            result = call(*arguments)
+            os.write(writer, json.dumps([result.code, result.out, result.err]).encode())
         os._exit(0)
-    os.close(mouth)
-    with os.fdopen(ear) as file:
-        said = CommandResult(*json.loads(file.read() or '[-1, "", "the child died"]'))
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        result = CommandResult(*json.loads(file.read() or '[-1, "", "the child died"]'))
     os.waitpid(child, 0)
-    return said
+    return result
 
 
-@pytest.mark.parametrize("limit", [60_000, 150_000], ids=["no room for the model", "no room for its optimizer"])
-def test_a_full_disk_keeps_the_last_good_checkpoint(run: Path, last: Path, limit: int):
+@pytest.mark.parametrize("limit", [60_000, 150_000], ids=["model", "optimizer"])
+def test_a_full_disk_leaves_the_last_good_checkpoint(run: Path, last: Path, limit: int):
+    """The limit is below the size of the model's file, or only of the optimizer's."""
     sizes = [(last / name).stat().st_size for name in ("model.safetensors", "optimizer.safetensors")]
     assert 60_000 < sizes[0] < 150_000 < sizes[1]
-    again = ("train", "language", "--out", run, "--resume", "--steps", 8)
+    command = ("train", "language", "--out", run, "--resume", "--steps", 8)
     with nothing_changes(last):
-        said = with_a_small_disk(limit, *again)
-    final = said.err.splitlines()[-1]
-    assert said.code == 2 and said.out == "" and "Traceback" not in said.err, said.err
-    assert final.startswith("anyformer: could not save ") and "step-6: " in final
-    assert f"the last good checkpoint is {last}: free some space and go on with --resume" in final
+        result = call_with_small_disk(limit, *command)
+    line = result.err.splitlines()[-1]
+    assert result.code == 2 and result.out == "" and "Traceback" not in result.err, result.err
+    assert line.startswith("anyformer: could not save ") and "step-6: " in line
+    assert f"the last good checkpoint is {last}: free some space and continue with --resume" in line
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-4"]
-    assert not [name for name in content(run) if "/." in f"/{name}"]
-    call("eval", run).ok()
-    assert call(*again, "--json").ok().to_json["step"] == 8
+    assert not [name for name in read_folder(run) if "/." in f"/{name}"]
+    assert call(*command, "--json").ok().json["step"] == 8
 
 
 @pytest.mark.parametrize("limit", [100, 60_000])
-def test_a_disk_that_was_full_from_the_start(text: Path, tmp_path: Path, limit: int):
-    train(text, tmp_path / "warm")  # the prepared tokens are there already
-    shutil.rmtree(tmp_path / "warm")
+def test_a_disk_that_is_full_from_the_start(trained: Path, tmp_path: Path, limit: int):
+    text = trained.with_name("text.txt")  # its tokens are in the cache
     with nothing_changes(tmp_path):
-        said = with_a_small_disk(limit, *TINY, "--data", text, "--out", tmp_path / "new")
-    assert said.code == 2 and "Traceback" not in said.err
-    assert said.err.splitlines()[-1].startswith("anyformer: c") and "File too large" in said.err
+        result = call_with_small_disk(limit, *TINY, "--data", text, "--out", tmp_path / "new")
+    assert result.code == 2 and "Traceback" not in result.err
+    assert result.err.splitlines()[-1].startswith("anyformer: c") and "File too large" in result.err
 
 
-def test_a_full_disk_while_the_data_is_prepared(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_while_data_are_prepared(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "cache"))
-    write(text, text.read_bytes() + b"never seen before")
-    said = with_a_small_disk(100, *TINY, "--data", text, "--out", tmp_path / "new")
-    assert_refused(said, "the disk refuses (", "File too large", "$ANYFORMER_CACHE")
+    result = call_with_small_disk(100, *TINY, "--data", text, "--out", tmp_path / "new")
+    assert_refused(result, "File too large", "$ANYFORMER_CACHE")
     assert not (tmp_path / "new").exists() and not any((tmp_path / "cache" / "tokens").iterdir())
 
 
-def test_an_impatient_person(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ctrl-C before training began, and twice in a row while it goes on."""
+def test_ctrl_c(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before training starts, and twice in a row while it goes on."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, nothing_changes(tmp_path):
-        patch.setattr(api, "usable", interrupt)
+        patch.setattr(job, "check_inputs", interrupt)
         assert_refused(call(*TINY, "--data", text, "--out", tmp_path / "new"), "interrupted", code=1)
     monkeypatch.setattr(progress.Progress, "update", interrupt)
-    said = call(*TINY, "--data", text, "--out", tmp_path / "new")
-    assert said.code == 1 and said.err.endswith("anyformer: interrupted\n")
+    result = call(*TINY, "--data", text, "--out", tmp_path / "new")
+    assert result.code == 1 and result.err.endswith("anyformer: interrupted\n")
