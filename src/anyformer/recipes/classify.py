@@ -80,7 +80,7 @@ class Config:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
-        check_range(self, "token_types", at_least=0)
+        check_range(self, "token_types", at_least=0, at_most=1000)
         if len([name for name in self.columns.split(",", 1) if name]) != 2:
             raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 

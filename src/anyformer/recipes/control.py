@@ -81,9 +81,9 @@ class Config:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "best_fraction", above=0, at_most=1)
-        check_range(self, "return_scale", above=0)
+        check_range(self, "return_scale", at_least=1e-9, at_most=1e9)
         check_range(self, "max_episode_steps", at_least=1, at_most=MAX_STEPS)
-        check_range(self, "aux_loss_weight", at_least=0)
+        check_range(self, "aux_loss_weight", at_least=0, at_most=1e6)
         check_range(self, "val_fraction", above=0, below=1)
         if self.model.context < 3:
             nodes = f"model.context is {self.model.context} nodes"

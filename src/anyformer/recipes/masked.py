@@ -81,7 +81,7 @@ class Config(TextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "mask_rate", above=0, below=1)
-        check_range(self, "token_types", at_least=0)
+        check_range(self, "token_types", at_least=0, at_most=1000)
 
 
 MODERN: dict[str, Any] = {"activation": "gelu", "init": "zero"}
