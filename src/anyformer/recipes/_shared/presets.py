@@ -29,7 +29,9 @@ MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "trapezoid", "min_lr": 
 """Muon with a trapezoid schedule that ends at zero."""
 
 
-def make_model_config(dim: int, n_layer: int, n_head: int, context: int, **fields: Any) -> TransformerConfig:
+def make_model_config(
+    dim: int = 128, n_layer: int = 4, n_head: int = 4, context: int = 128, **fields: Any
+) -> TransformerConfig:
     """Build a TransformerConfig of this size."""
     return TransformerConfig(dim=dim, n_layer=n_layer, n_head=n_head, context=context, **fields)
 

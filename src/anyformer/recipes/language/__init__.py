@@ -99,34 +99,19 @@ PRESETS = {
     ),
     # The default size, trained for the same minute, with the choices of other models (1706.03762 first).
     "vaswani": Config(
-        model=make_model_config(128, 4, 4, 128, position="sinusoidal", norm_place="post", activation="relu"),
-        train=MINUTE_TRAIN,
+        model=make_model_config(position="sinusoidal", norm_place="post", activation="relu"), train=MINUTE_TRAIN
     ),
     "lamda": Config(  # 2201.08239
         model=make_model_config(
-            128,
-            4,
-            4,
-            128,
-            position="relative",
-            norm="rmsnorm",
-            norm_eps=1e-6,
-            activation="geglu",
-            head_dim=64,
-            scale=1.0,
-            bias=False,
+            position="relative", norm="rmsnorm", norm_eps=1e-6, activation="geglu", head_dim=64, scale=1.0, bias=False
         ),
         train=MINUTE_TRAIN,
     ),
-    "bloom": Config(model=make_model_config(128, 4, 4, 128, position="alibi"), train=MINUTE_TRAIN),  # 2211.05100
+    "bloom": Config(model=make_model_config(position="alibi"), train=MINUTE_TRAIN),  # 2211.05100
     "llama": Config(  # 2407.21783
         tied=False,
         documents="apart",
         model=make_model_config(
-            128,
-            4,
-            4,
-            128,
             position="rotary",
             rotary_base=500_000.0,
             norm="rmsnorm",
