@@ -116,7 +116,7 @@ GIANT = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0
         ("config.json", b"{}", "names no recipe: it is not a checkpoint"),
         ("config.json", b'{"recipe": "language", "config": {"modle": {}}}', "unknown field 'modle': did you mean 'mod"),
         ("state.json", b"{}", "step is None, not int"),
-        ("state.json", b'{"step', "state.json: not JSON"),
+        ("state.json", b'{"step', ": not JSON (Unterminated"),
         ("state.json", b'{"step": 4, "place": {}, "best": []}', "best is [], not dict"),
     ],
 )
