@@ -17,7 +17,6 @@ from anyformer.model import (
     LMHead,
     PatchEmbedding,
     Regressor,
-    SensorEmbedding,
     TokenEmbedding,
     TrajectoryEmbedding,
     Transformer,
@@ -133,9 +132,20 @@ def trajectories() -> tuple[nn.ModuleDict, Loss]:
     return nn.ModuleDict(parts), loss
 
 
+class SensorEmbedding(nn.Module):
+    """Measurements of several sensors as a set: the value plus a vector for the sensor, without position."""
+
+    def __init__(self, kinds: int, features: int):
+        super().__init__()
+        self.value, self.kind = nn.Linear(features, C), nn.Embedding(kinds, C)
+
+    def forward(self, value: Tensor, kind: Tensor) -> Tensor:
+        return self.value(value) + self.kind(kind)
+
+
 def sensors() -> tuple[nn.ModuleDict, Loss]:
     config = make_config(position="none", qk_norm=True)
-    parts = {"nodes": SensorEmbedding(5, 2, config), "body": Transformer(config), "head": Regressor(C, 1)}
+    parts = {"nodes": SensorEmbedding(5, 2), "body": Transformer(config), "head": Regressor(C, 1)}
     value, kind, labels = torch.randn(B, 6, 2), torch.randint(5, (B, 6)), torch.randn(B, 1)
     rule = full & within(LENGTHS)
     return nn.ModuleDict(parts), lambda m: F.mse_loss(m.head(m.body(m.nodes(value, kind), rule), LENGTHS), labels)

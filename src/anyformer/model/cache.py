@@ -14,14 +14,10 @@ from .config import TransformerConfig
 class KVCache:
     """Keys and values of the nodes already read, a pair for each layer, allocated at the first use of the layer.
 
-    Row b holds `lengths[b]` nodes, at positions 0, 1 ... Rows may differ in length (`trim`), so that prompts of unequal
-    length share a batch. A layer whose rule has a finite left span keeps only that many nodes, in a ring buffer: node p
-    in slot p % capacity, where it overwrites node p - capacity. Keys and values of a memory (cross-attention) are kept
-    too: a memory does not change.
-
-    Args:
-        batch: number of rows.
-        size: the most nodes of a row; the context of the stack by default.
+    Row b holds `lengths[b]` nodes, at positions 0, 1 ...; at most `size`, the context by default. Rows may differ in
+    length (`trim`), so that prompts of unequal length share a batch. A layer whose rule has a finite left span keeps
+    only that many nodes, in a ring buffer: node p in slot p % capacity, where it overwrites node p - capacity. Keys and
+    values of a memory (cross-attention) are kept too: a memory does not change.
     """
 
     def __init__(
@@ -66,11 +62,7 @@ class KVCache:
         self.lengths = self.lengths + new
 
     def trim(self, lengths: Tensor) -> None:
-        """Keep the first lengths[b] nodes of row b. lengths: (B,)
-
-        Raises:
-            ValueError: if a ring buffer has already overwritten nodes that would be needed again.
-        """
+        """Keep the first lengths[b] nodes of row b. Raises ValueError if a ring buffer has overwritten some of them."""
         prefill_lengths, self.prefill_lengths = self.prefill_lengths, None
         is_announced = prefill_lengths is not None and torch.equal(prefill_lengths, lengths.to(prefill_lengths.device))
         has_overwritten = any(kv is not None and kv[0].shape[2] < self.max_length for kv in self.layers)
@@ -108,15 +100,8 @@ class KVCache:
         return last - (last - torch.arange(capacity, device=self.device)) % capacity
 
     def update(self, layer: int, k: Tensor, v: Tensor, left_span: float = math.inf) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of new nodes, and return those of all nodes that the rule may reach.
-
-        Shapes:
-            k, v: (B, H, Q, D)
-            returns: (B, H, K, D) each
-
-        Raises:
-            ValueError: if they do not fit, or if the left span of the layer has changed.
-        """
+        """Store the keys and values of new nodes, (B, H, Q, D) each, and return those of all nodes that the rule may
+        reach, (B, H, K, D). Raises ValueError if they do not fit, or if the left span of the layer has changed."""
         capacity, end = self.capacity(left_span), self.max_length + k.shape[2]
         if capacity == self.size < end:
             raise ValueError(f"the cache holds {self.size} nodes and would need {end}: make it larger or crop")

@@ -1,44 +1,44 @@
 """Edges: which node may read which. One idea, used everywhere.
 
 A rule is a function (b, h, q, k) -> bool over absolute positions, FlexAttention's `mask_mod`: in batch row b and head
-h, may the node at position q read the node at position k? Rules combine with &, | and ~. All rules here can be pickled.
+h, may the node at position q read the node at position k? Rules combine with &, | and ~, and can be pickled.
 
 Shapes: B batch, H heads, Q queries, K keys, T nodes. The arguments are integer tensors that broadcast together.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+P = ParamSpec("P")
 
 
+@dataclass(eq=False)
 class Edges:
-    """A rule, and what is known of it without evaluating every pair.
+    """A rule, and what is known of it without evaluating every pair."""
 
-    Args:
-        mask_mod: the rule, (b, h, q, k) -> bool.
-        name: shown by `repr`.
-        left_span, right_span: how far before and after a query its keys may lie. Where both are finite, the cost of
-            attention grows with T * (left_span + right_span) instead of T * T.
-        uses_batch, uses_head: whether the rule depends on b and on h.
-    """
+    mask_mod: MaskMod
+    name: str = "custom"
+    left_span: float = math.inf
+    """How far before a query its keys may lie. If both spans are finite, attention costs T * span instead of T * T."""
+    right_span: float = math.inf
+    """How far after it."""
+    uses_batch: bool = True
+    """Whether the rule depends on b; and on h:"""
+    uses_head: bool = True
+    origin: Any = None
+    """How it is pickled: as the call that made it, or as the name of a global."""
 
-    def __init__(
-        self,
-        mask_mod: MaskMod,
-        name: str = "custom",
-        left_span: float = math.inf,
-        right_span: float = math.inf,
-        uses_batch: bool = True,
-        uses_head: bool = True,
-    ):
-        self.mask_mod, self.name = mask_mod, name
-        self.left_span, self.right_span = left_span, right_span
-        self.uses_batch, self.uses_head = uses_batch, uses_head
+    def __reduce__(self) -> Any:
+        spans = (self.left_span, self.right_span, self.uses_batch, self.uses_head)
+        return self.origin or (Edges, (self.mask_mod, self.name, *spans))
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.mask_mod(b, h, q, k)
@@ -48,38 +48,28 @@ class Edges:
 
     def __and__(self, other: "Edges | MaskMod") -> "Edges":
         other = as_edges(other)
-        if self.is_full or self is other:
+        if self is full or self is other:
             return other
-        if other.is_full:
-            return self
-        left_span, right_span = min(self.left_span, other.left_span), min(self.right_span, other.right_span)
-        return self._combine(_and, other, "&", left_span, right_span)
+        return self if other is full else self._combine(other, operator.and_, "&", min)
 
     def __or__(self, other: "Edges | MaskMod") -> "Edges":
-        other = as_edges(other)
-        left_span, right_span = max(self.left_span, other.left_span), max(self.right_span, other.right_span)
-        return self._combine(_or, other, "|", left_span, right_span)
+        return self._combine(as_edges(other), operator.or_, "|", max)
 
     def __invert__(self) -> "Edges":
-        name = f"~{_parenthesize(self.name)}"
-        return Edges(partial(_not, self), name, uses_batch=self.uses_batch, uses_head=self.uses_head)
+        name, origin = f"~{_parenthesize(self.name)}", (operator.invert, (self,))
+        uses = (self.uses_batch, self.uses_head)
+        return Edges(lambda b, h, q, k: ~self(b, h, q, k), name, math.inf, math.inf, *uses, origin)
 
-    def _combine(
-        self, combine: Callable[..., Tensor], other: "Edges", sign: str, left_span: float, right_span: float
-    ) -> "Edges":
-        name = f"{_parenthesize(self.name)} {sign} {_parenthesize(other.name)}"
-        uses_batch, uses_head = self.uses_batch or other.uses_batch, self.uses_head or other.uses_head
-        return Edges(partial(combine, self, other), name, left_span, right_span, uses_batch, uses_head)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether this is `full`, or a copy of it."""
-        return self.mask_mod is _full
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether this is `causal`, or a copy of it."""
-        return self.mask_mod is _causal
+    def _combine(self, other: "Edges", combine: Callable[[Any, Any], Any], sign: str, span: Callable) -> "Edges":
+        return Edges(
+            lambda b, h, q, k: combine(self(b, h, q, k), other(b, h, q, k)),
+            f"{_parenthesize(self.name)} {sign} {_parenthesize(other.name)}",
+            span(self.left_span, other.left_span),
+            span(self.right_span, other.right_span),
+            self.uses_batch or other.uses_batch,
+            self.uses_head or other.uses_head,
+            (combine, (self, other)),
+        )
 
     def evaluate(self, q: Tensor, k: Tensor, batch: int = 1, heads: int = 1) -> Tensor:
         """Evaluate the rule for many pairs at once.
@@ -121,144 +111,108 @@ def _parenthesize(name: str) -> str:
     return f"({name})" if " " in name else name
 
 
-def _and(first: Edges, second: Edges, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return first(b, h, q, k) & second(b, h, q, k)
+def _record_origin(rule: Callable[P, Edges]) -> Callable[P, Edges]:
+    """Pickle the edges that a function returns as a call of that function."""
+
+    @wraps(rule)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Edges:
+        edges = rule(*args, **kwargs)
+        edges.origin = (partial(make, *args, **kwargs), ())
+        return edges
+
+    return make
 
 
-def _or(first: Edges, second: Edges, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return first(b, h, q, k) | second(b, h, q, k)
+# --- the rules ---
 
-
-def _not(edges: Edges, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return ~edges(b, h, q, k)
-
-
-# --- the rules; their functions are module-level, with parameters bound by `partial`, so that they can be pickled ---
-
-
-def _full(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return (q >= 0) & (k >= 0)
-
-
-def _causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return q >= k
-
-
-full = Edges(_full, "full", uses_batch=False, uses_head=False)
+full = Edges(lambda b, h, q, k: (q >= 0) & (k >= 0), "full", math.inf, math.inf, False, False, origin="full")
 """Every node reads every node: BERT, ViT, any set."""
-
-causal = Edges(_causal, "causal", right_span=0, uses_batch=False, uses_head=False)
+causal = Edges(lambda b, h, q, k: q >= k, "causal", math.inf, 0, False, False, origin="causal")
 """Each node reads itself and the past: GPT, any decoder."""
 
 
+@_record_origin
 def window(size: int) -> Edges:
     """Each node reads itself and size - 1 nodes on either side. With `causal`: local attention (2004.05150)."""
-    _check_positive(window=size)
-    return Edges(partial(_window, size), f"window({size})", size - 1, size - 1, False, False)
+    _check_positive("window", size)
+    return Edges(lambda b, h, q, k: (q - k).abs() < size, f"window({size})", size - 1, size - 1, False, False)
 
 
-def _window(size: int, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return (q - k).abs() < size
-
-
+@_record_origin
 def every(stride: int) -> Edges:
     """Each node reads the nodes a multiple of `stride` away: strided attention of Sparse Transformers (1904.10509)."""
-    _check_positive(stride=stride)
-    return Edges(partial(_every, stride), f"every({stride})", uses_batch=False, uses_head=False)
+    _check_positive("stride", stride)
+    return Edges(lambda b, h, q, k: (q - k) % stride == 0, f"every({stride})", uses_batch=False, uses_head=False)
 
 
-def _every(stride: int, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return (q - k) % stride == 0
-
-
+@_record_origin
 def neighbors(height: int, width: int, radius: int, offset: int = 0) -> Edges:
     """Nodes from position `offset` on are the cells of a grid, row by row; each reads the square of `radius` cells
     around it. Nodes outside the grid (a class token) have no edges by this rule."""
-    _check_positive(height=height, width=width, radius=radius)
+    _check_positive("height", height), _check_positive("width", width), _check_positive("radius", radius)
+
+    def is_near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        q, k = q - offset, k - offset
+        is_near_row = (q // width - k // width).abs() <= radius
+        is_near_column = (q % width - k % width).abs() <= radius
+        return is_near_row & is_near_column & (q >= 0) & (k >= 0) & (q < height * width) & (k < height * width)
+
     span, shift = radius * width + radius, f", {offset}" if offset else ""
-    rule = partial(_neighbors, height, width, radius, offset)
-    return Edges(rule, f"neighbors({height}, {width}, {radius}{shift})", span, span, False, False)
+    return Edges(is_near, f"neighbors({height}, {width}, {radius}{shift})", span, span, False, False)
 
 
-def _neighbors(height: int, width: int, radius: int, offset: int, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    q, k = q - offset, k - offset
-    is_near_row = (q // width - k // width).abs() <= radius
-    is_near_column = (q % width - k % width).abs() <= radius
-    is_inside = (q >= 0) & (k >= 0) & (q < height * width) & (k < height * width)
-    return is_near_row & is_near_column & is_inside
-
-
+@_record_origin
 def within(lengths: Tensor) -> Edges:
     """Keys past the end of their row are padding, which no node reads. lengths: (B,)"""
-    return Edges(partial(_within, lengths), "within", uses_head=False)
+    return Edges(lambda b, h, q, k: k < lengths[b], "within", uses_head=False)
 
 
-def _within(lengths: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return k < lengths[b]
-
-
+@_record_origin
 def prefix(lengths: Tensor) -> Edges:
     """Every node reads the first nodes of its row; `causal | prefix(n)` is a prefix language model. lengths: (B,)"""
-    return Edges(partial(_prefix, lengths), "prefix", uses_head=False)
+    return Edges(lambda b, h, q, k: (k < lengths[b]) & (q >= 0), "prefix", uses_head=False)
 
 
-def _prefix(lengths: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return (k < lengths[b]) & (q >= 0)
-
-
+@_record_origin
 def same(segment: Tensor) -> Edges:
     """A node reads its own segment only: packed documents, rows or columns of a grid. segment: (T,) or (B, T) ids"""
-    return Edges(partial(_same, segment), "same", uses_batch=segment.ndim > 1, uses_head=False)
+    return _compare_kinds(segment, "same", torch.eq)
 
 
-def _same(segment: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return _look_up(segment, b, q) == _look_up(segment, b, k)
-
-
+@_record_origin
 def between(kinds: Tensor, reads: Tensor | None = None) -> Edges:
-    """Nodes of some kinds read nodes of others.
-
-    Args:
-        kinds: (T,) or (B, T) ids.
-        reads: (kinds, kinds) bool, [kind of the query, kind of the key]. None: unlike kinds read each other.
-    """
-    return Edges(partial(_between, kinds, reads), "between", uses_batch=kinds.ndim > 1, uses_head=False)
+    """Nodes of some kinds read nodes of others. kinds: (T,) or (B, T) ids; reads: (kinds, kinds) bool, [kind of the
+    query, kind of the key]. Without `reads`: unlike kinds read each other."""
+    return _compare_kinds(kinds, "between", torch.ne if reads is None else lambda query, key: reads[query, key])
 
 
-def _between(kinds: Tensor, reads: Tensor | None, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    query_kind, key_kind = _look_up(kinds, b, q), _look_up(kinds, b, k)
-    return query_kind != key_kind if reads is None else reads[query_kind, key_kind]
+def _compare_kinds(kinds: Tensor, name: str, may_read: Callable[[Tensor, Tensor], Tensor]) -> Edges:
+    if kinds.ndim == 1:
+        return Edges(lambda b, h, q, k: may_read(kinds[q], kinds[k]), name, uses_batch=False, uses_head=False)
+    return Edges(lambda b, h, q, k: may_read(kinds[b, q], kinds[b, k]), name, uses_head=False)
 
 
+@_record_origin
 def from_mask(mask: Tensor) -> Edges:
     """A mask as a rule: (T, T) or (B, H, T, T) bool, [query, key], True where the query reads the key."""
     if mask.dtype != torch.bool or mask.ndim not in (2, 4):
         raise ValueError(f"a mask is bool, (T, T) or (B, H, T, T), not {mask.dtype} {tuple(mask.shape)}")
-    return Edges(partial(_from_mask, mask), "from_mask", uses_batch=mask.ndim == 4, uses_head=mask.ndim == 4)
+    if mask.ndim == 2:
+        return Edges(lambda b, h, q, k: mask[q, k], "from_mask", uses_batch=False, uses_head=False)
+    return Edges(lambda b, h, q, k: mask[b, h, q, k], "from_mask")
 
 
-def _from_mask(mask: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    return mask[q, k] if mask.ndim == 2 else mask[b, h, q, k]
-
-
-def _look_up(ids: Tensor, b: Tensor, position: Tensor) -> Tensor:
-    return ids[position] if ids.ndim == 1 else ids[b, position]
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if type(size) is not int or size < 1:
-            raise ValueError(f"{name} is {size}; it must be an integer of at least 1")
+def _check_positive(name: str, size: int) -> None:
+    if type(size) is not int or size < 1:
+        raise ValueError(f"{name} is {size}; it must be an integer of at least 1")
 
 
 # --- questions to a stack of rules, one for each layer ---
 
 
 def reach(layers: Sequence[Edges | MaskMod], nodes: int) -> Tensor:
-    """Whether anything of node k has arrived at node q after all layers: (T, T) bool, [q, k].
-
-    The residual stream keeps what a node already had. Rules that depend on batch or head: row 0, head 0.
-    """
+    """Whether anything of node k has arrived at node q after all layers: (T, T) bool, [q, k]. The residual stream keeps
+    what a node already had. Rules that depend on batch or head: row 0, head 0."""
     return hops(layers, nodes) >= 0
 
 

@@ -22,16 +22,8 @@ def add_position(x: Tensor, position: nn.Module | None, positions: Tensor | None
 
 
 class TokenEmbedding(nn.Module):
-    """Token ids -> nodes.
-
-    Args:
-        token_types: number of token types, which BERT adds to tell two texts apart (1810.04805). 0: none.
-        embedding_norm: norm the sum, as BERT does.
-
-    Shapes:
-        ids: (B, T); positions: (T,) or (B, T), None for 0, 1, 2 ...; token_types: (B, T), None for 0
-        returns: (B, T, C)
-    """
+    """ids (B, T), positions (T,) or (B, T) or None for 0, 1 ... -> (B, T, C). BERT (1810.04805) also adds a vector for
+    the type of each token, one of `token_types`, to tell two texts apart, and norms the sum (`embedding_norm`)."""
 
     def __init__(self, vocab_size: int, config: TransformerConfig, token_types: int = 0, embedding_norm: bool = False):
         super().__init__()
@@ -50,13 +42,9 @@ class TokenEmbedding(nn.Module):
 
 class PatchEmbedding(nn.Module):
     """Square patches of an image, row by row, after a class token if there is one (ViT, 2010.11929).
+    image (B, channels, H, W) -> (B, HW/p^2, C), and one node more with a class token
 
-    Learned positions number the nodes; sinusoidal ones the rows and columns of the patches, and not the class token.
-
-    Shapes:
-        image: (B, channels, H, W)
-        returns: (B, H * W / patch^2, C), and one node more with a class token
-    """
+    Learned positions number the nodes; sinusoidal ones the rows and columns of patches, and not the class token."""
 
     def __init__(self, patch: int, config: TransformerConfig, channels: int = 3, cls_token: bool = True):
         super().__init__()
@@ -92,28 +80,9 @@ class FrameEmbedding(nn.Module):
         return self.drop(add_position(x, self.position))
 
 
-class SensorEmbedding(nn.Module):
-    """Measurements of several sensors as a set: the value plus a vector for the sensor, without position.
-    value (B, T, features), kind (B, T) ids -> (B, T, C)"""
-
-    def __init__(self, kinds: int, features: int, config: TransformerConfig):
-        super().__init__()
-        self.value = nn.Linear(features, config.dim)
-        self.kind = nn.Embedding(kinds, config.dim)
-        self.drop = Dropout(config.dropout)
-
-    def forward(self, value: Tensor, kind: Tensor) -> Tensor:
-        return self.drop(self.value(value) + self.kind(kind))
-
-
 class TrajectoryEmbedding(nn.Module):
-    """Return to go, state, action, return to go ...: three nodes for each time step, which carry the step (Decision
-    Transformer, 2106.01345).
-
-    Shapes:
-        return_to_go: (B, K, 1); state: (B, K, S); action: (B, K, A); timestep: (B, K)
-        returns: (B, 3 K, C)
-    """
+    """Return to go, state, action, return to go ...: three nodes for each time step (Decision Transformer, 2106.01345).
+    return_to_go (B, K, 1), state (B, K, S), action (B, K, A), timestep (B, K) -> (B, 3 K, C)"""
 
     def __init__(self, states: int, actions: int, steps: int, config: TransformerConfig):
         super().__init__()
@@ -154,11 +123,8 @@ class SeriesPatchEmbedding(nn.Module):
 
 
 class Normalized(nn.Module):
-    """Another embedding's input normalized: (x - mean) / std for each entry of the last axis; nan becomes the mean.
-
-    Shapes:
-        x: (B, ..., features); with `image` (B, H, W, channels), which `nodes` gets as (B, channels, H, W)
-    """
+    """Normalize the input of another embedding: (x - mean) / std for each entry of the last axis; nan becomes the mean.
+    x (B, ..., features), or with `image` (B, H, W, channels), which `nodes` gets as (B, channels, H, W)"""
 
     mean: Tensor
     std: Tensor
@@ -176,12 +142,8 @@ class Normalized(nn.Module):
 
 class MultiFieldEmbedding(nn.Module):
     """Fields of several kinds as one set of nodes after a class token; each node carries its field. Absent fields are
-    removed and padding moves to the right.
-
-    Shapes:
-        inputs: one for each of `parts`; present: (B, N) bool, for the N nodes of all parts
-        returns: nodes (B, 1 + N, C), lengths (B,)
-    """
+    removed and padding moves to the right. inputs: one for each of `parts`; present (B, N) bool, for the N nodes of all
+    parts -> nodes (B, 1 + N, C), lengths (B,)"""
 
     def __init__(self, parts: Sequence[nn.Module], config: TransformerConfig):
         super().__init__()

@@ -173,7 +173,8 @@ class Block(nn.Module):
         memory_edges: AnyEdges = full,
         cache: KVCache | None = None,
     ) -> Tensor:
-        check_nodes("x", x, self.config)
+        if not isinstance(edges, AttentionContext):
+            check_nodes("x", x, self.config)
         if self.reads_memory != (memory is not None):
             raise ValueError("a block built with cross=True reads a memory, one built without does not")
         if self.config.norm_place == "post":
@@ -214,15 +215,8 @@ class Transformer(nn.Module):
         memory_edges: Edges | MaskMod = full,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """With a cache, x are the next nodes of each row; rules are still evaluated at absolute positions.
-
-        Args:
-            edges: one rule for all layers, or one for each.
-
-        Raises:
-            ValueError: if the channels of x, the number of rules or the memory do not fit the stack.
-            TypeError: if `edges` is no rule.
-        """
+        """edges: one rule for all layers, or one for each. With a cache, x are the next nodes of each row; rules are
+        evaluated at absolute positions. Raises ValueError for shapes that do not fit, TypeError for what is no rule."""
         rules = list(edges) if isinstance(edges, list | tuple) else [edges] * self.config.n_layer
         if len(rules) != self.config.n_layer:
             raise ValueError(f"{len(rules)} rules of edges for {self.config.n_layer} layers: give one, or one for each")

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..edges import Edges
+from ..edges import Edges, causal, full
 from .block_local import BlockLocal
 from .dense import DenseMask
 from .flex import Flex
@@ -53,9 +53,9 @@ class AttentionSpec(NamedTuple):
 
 def select_kernel(edges: Edges, bias: PositionBias | None, spec: AttentionSpec) -> AttentionKernel:
     """The fastest kernel that computes this rule exactly."""
-    if bias is None and edges.is_full:
+    if bias is None and edges is full:
         return SDPA()
-    if bias is None and edges.is_causal and isinstance(spec.start, int):
+    if bias is None and edges is causal and isinstance(spec.start, int):
         if spec.is_from_start:
             return SDPA(is_causal=True)
         if spec.queries == 1 and spec.keys == spec.start + 1:
