@@ -64,8 +64,8 @@ class Config(TextConfig):
     padded_vocab: int | None = None
     """Entries of the embedding. None: the tokenizer's ids, and one more for the mask where it has none of its own."""
     documents: Literal["joined", "apart"] = "joined"  # as in runs from before this field
-    """Documents of the data (files, lines of a jsonl, protein sequences) in one window: joined, they read each other; or
-    apart, each reads itself only, at positions from 0."""
+    """Documents of the data (files, lines of a jsonl, proteins) in one window: joined, they read each other; or apart,
+    each reads itself only, at positions from 0."""
     tied: bool = True
     """The head reads the embedding's own weights (1608.05859)."""
     token_types: int = 0
