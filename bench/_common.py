@@ -1,4 +1,4 @@
-"""What the benchmarks share: nanoGPT as a peer, fetched by whoever runs them (git clone karpathy/nanoGPT)."""
+"""Shared by the benchmarks: nanoGPT as a peer, from a checkout of github.com/karpathy/nanoGPT."""
 
 import argparse
 import importlib
@@ -24,7 +24,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def import_nanogpt(path: Path) -> ModuleType:
-    """nanoGPT's model.py."""
+    """Import nanoGPT's model.py."""
     if not (path / "model.py").is_file():
         sys.exit(f"{path} is no checkout of nanoGPT: model.py is missing")
     sys.path.insert(0, str(path.resolve()))
@@ -32,14 +32,13 @@ def import_nanogpt(path: Path) -> ModuleType:
 
 
 def find_shakespeare(checkout: Path) -> Path:
-    """Tiny Shakespeare: the copy that nanoGPT's prepare.py fetched, or the set by name."""
+    """Return tiny Shakespeare: the copy that nanoGPT's prepare.py downloaded, or the set by name."""
     path = checkout / "data" / "shakespeare_char" / "input.txt"
     return path.resolve() if path.is_file() else resolve("shakespeare")[0]
 
 
 def write_nanogpt_data(corpus: Corpus, folder: Path) -> None:
-    """train.bin, val.bin and meta.pkl as nanoGPT's own prepare.py makes them, with our ids: its training does not look
-    at what they mean."""
+    """Write train.bin, val.bin and meta.pkl as nanoGPT's prepare.py does, with our token ids."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "val"):
         corpus.split(split).astype(np.uint16).tofile(folder / f"{split}.bin")
@@ -48,7 +47,7 @@ def write_nanogpt_data(corpus: Corpus, folder: Path) -> None:
 
 @torch.inference_mode()
 def split_loss(model: Any, val: np.ndarray, context: int) -> float:
-    """Mean loss of a nanoGPT model over the whole split in windows side by side, the remainder included."""
+    """Return the mean loss of a nanoGPT model over a split in consecutive windows, the last one shorter."""
     total = 0.0
     for start in range(0, len(val) - 1, context):
         window = torch.from_numpy(val[start : start + context + 1].astype(np.int64))[None]
@@ -57,7 +56,7 @@ def split_loss(model: Any, val: np.ndarray, context: int) -> float:
 
 
 def print_report(title: str, rows: dict[str, tuple[float, float, str]], as_json: bool) -> None:
-    """Both sides of each figure and the ratio anyformer / nanoGPT."""
+    """Print both values of each metric and the ratio anyformer / nanoGPT."""
     if as_json:
         print(
             json.dumps({k: {"anyformer": a, "nanogpt": b, "ratio": a / b, "unit": u} for k, (a, b, u) in rows.items()})

@@ -1,17 +1,17 @@
-"""What one NVIDIA GPU makes of it: training, a text learned, answers, and windows of edges, each beside a peer.
+"""Benchmarks on one NVIDIA GPU: training, time to a loss, generation, and windowed attention, each next to a peer.
 
     python -m bench.gpu --nanogpt ../nanoGPT --shakespeare input.txt
     python -m bench.gpu --only window training --json
-    python -m bench.gpu --dry                  tiny shapes on whatever is here: does every part still run?
+    python -m bench.gpu --dry                  tiny shapes on any machine: checks that every part runs
 
-training      GPT-2's 124M shape, context 1024, bfloat16, torch.compile: nanoGPT's model and ours, tokens/s and MFU,
-              and into how many graphs the model fell, since each break costs
-shakespeare   seconds until the whole validation split of tiny Shakespeare has a loss of 1.4697, which is nanoGPT's own
-generation    GPT-2's 124M shape, a prompt of 32 tokens, 128 new ones: ours, eager, captured and compiled, transformers
-window        one layer of causal & window(256) through FlexAttention, beside all of the past through SDPA
+training      GPT-2's 124M shape, context 1024, bfloat16, torch.compile: tokens/s and MFU of nanoGPT's model and ours,
+              and the number of graphs, since each graph break costs time
+shakespeare   seconds until the loss over the validation split of tiny Shakespeare is 1.4697, which nanoGPT reports
+generation    GPT-2's 124M shape, a prompt of 32 tokens, 128 new tokens: eager, captured, compiled, and transformers
+window        one layer of causal & window(256) through FlexAttention, and full causal attention through SDPA
 
-Nothing is downloaded, and no command line of ours is run: torch, numpy, tokenizers and rich are enough. A part, or a
-row of one, that fails says why in a line, and the others go on.
+Nothing is downloaded; torch, numpy, tokenizers and rich are enough. If a part or a row fails, the reason is reported
+and the others continue.
 """
 
 import argparse
@@ -25,39 +25,41 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
 
-from anyformer.labs.benchmark import random_batches
+from anyformer.labs.benchmark import make_random_recipe, random_batches
 from anyformer.recipe import Recipe
 from anyformer.recipes import language
-from anyformer.training import hardware as hardware
-from anyformer.training import loop
-from anyformer.training.device import autocast
-from anyformer.training.device import resolve_device as resolve_device
+from anyformer.training import hardware, loop
+from anyformer.training.device import autocast, resolve_device
+
+if __package__ in (None, ""):  # python bench/gpu.py
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from bench._common import import_nanogpt
 from bench.inference.gpu_generation import list_generation
 from bench.model.gpu_long_context import list_windows
 
-PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}  # dense bfloat16, TFLOP/s, as sold
+# dense bfloat16, by name
+PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
 NEVER = 1 << 30
 TARGET_LOSS = 1.4697
-BATCH_SIZES = (64, 32, 16, 8, 4)  # rows of a batch of training
-WARMUP_STEPS = 5  # updates that do not count
+BATCH_SIZES = (64, 32, 16, 8, 4)  # tried in training, from the largest
+WARMUP_STEPS = 5  # not measured
 Row = dict[str, Any]
-Measurement = tuple[str, Callable[[], Row]]  # of a row: what it is called, and how it is measured
+Measurement = tuple[str, Callable[[], Row]]  # name of a row, and the function that measures it
 
 
 class Setup:
-    """Where it runs, and how large things are."""
+    """The device, the options and the shapes."""
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.dry = options, options.dry
         self.device = resolve_device(options.device)
-        self.backend = "eager" if self.dry else "inductor"  # tracing is tried, compiling is not
+        self.backend = "eager" if self.dry else "inductor"  # eager: traced, not compiled
         gpt2 = language.PRESETS["gpt2"]
         small = replace(gpt2.model, dim=64, n_layer=2, n_head=2, context=64)
         text = {"data": "", "tokenizer": "ids", "padded_vocab": 512 if self.dry else gpt2.padded_vocab}
@@ -68,7 +70,7 @@ class Setup:
             torch.cuda.synchronize()
 
     def peak_flops(self) -> float | None:
-        """FLOP/s in bfloat16, as told or as sold."""
+        """Return the peak FLOP/s in bfloat16: --peak, or known for this GPU."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         known_tflops = next((tflops for kind, tflops in PEAK_TFLOPS.items() if kind in name), None)
         tflops = self.options.peak_flops or known_tflops
@@ -76,7 +78,7 @@ class Setup:
 
 
 def attempt(name: str, work: Callable[[], Row]) -> Row:
-    """A row, told as soon as it is there; or why there is none."""
+    """Measure and print a row; if it fails, the row has the problem."""
     try:
         row = {"what": name} | work()
     except (Exception, SystemExit) as error:
@@ -128,33 +130,28 @@ def make_config(setup: Setup, batch: int) -> language.Config:
     return replace(setup.gpt2, train=replace(setup.gpt2.train, **settings, **device))
 
 
-def make_recipe(loss: Callable[..., Any] = language.loss) -> Recipe:
-    """The language recipe on random ids."""
-    return typing.cast(Recipe, SimpleNamespace(build=language.build, loss=loss, batches=random_batches))
-
-
 def find_largest_batch(setup: Setup) -> int:
-    """The batch that memory holds even where nothing is compiled, which keeps more."""
+    """Return the largest batch that fits into memory without compilation, which stores more activations."""
     for batch in (2,) if setup.dry else BATCH_SIZES:
         with contextlib.suppress(torch.OutOfMemoryError):
-            next(loop.train(make_recipe(), make_config(setup, batch)))
+            next(loop.train(make_random_recipe(), make_config(setup, batch)))
             return batch
         torch.cuda.empty_cache()
     raise RuntimeError(f"a batch of {BATCH_SIZES[-1]} is too large for this GPU")
 
 
 def step_anyformer(setup: Setup, config: language.Config, compile_loss: bool = False) -> Iterator[Any]:
-    """Updates of our loop, the model compiled as `--train.compile` does it, or the loss with it."""
+    """Yield after each update of our loop, with the model compiled as by `--train.compile`, or the loss with it."""
     if compile_loss:
-        yield from loop.train(make_recipe(torch.compile(language.loss, backend=setup.backend)), config)
+        yield from loop.train(make_random_recipe(torch.compile(language.loss, backend=setup.backend)), config)
         return
-    state = loop.init_state(make_recipe(), config)
+    state = loop.init_state(make_random_recipe(), config)
     state.model.compile(backend=setup.backend)
-    yield from loop.train(make_recipe(), config, state)
+    yield from loop.train(make_random_recipe(), config, state)
 
 
 def step_nanogpt(setup: Setup, config: language.Config) -> Iterator[Any]:
-    """Updates as nanoGPT's train.py makes them: it waits for the loss only where it prints one."""
+    """Yield after each update as in nanoGPT's train.py, which reads the loss only when it prints it."""
     if setup.options.nanogpt is None:
         raise SystemExit("no --nanogpt: a checkout of github.com/karpathy/nanoGPT")
     module, shape, c = import_nanogpt(setup.options.nanogpt), config.model, config.train
@@ -175,7 +172,7 @@ def step_nanogpt(setup: Setup, config: language.Config) -> Iterator[Any]:
 
 
 def time_step(setup: Setup, updates: Iterator[Any]) -> float:
-    """Of an update, the mean over some time."""
+    """Return the mean seconds of an update."""
     for _ in range(WARMUP_STEPS):
         next(updates)
     setup.synchronize()
@@ -194,10 +191,13 @@ def list_shakespeare(setup: Setup) -> Iterator[Measurement]:
     with TemporaryDirectory() as folder:
         data = setup.options.shakespeare or ("shakespeare" if not setup.dry else write_text(Path(folder) / "text.txt"))
         for name, config in make_candidates(setup, str(data)).items():
-            language.load_corpus(config)  # prepared before the clock starts
+            language.load_corpus(config)  # prepared before the time starts
             for compile_model in (False, True):
                 mode = "compiled" if compile_model else "eager"
-                yield f"shakespeare, {name}, {mode}", lambda c=config, compile_model=compile_model: train_to_target(setup, c, compile_model)
+                yield (
+                    f"shakespeare, {name}, {mode}",
+                    lambda c=config, compile_model=compile_model: train_to_target(setup, c, compile_model),
+                )
 
 
 def write_text(path: Path) -> Path:
@@ -206,8 +206,9 @@ def write_text(path: Path) -> Path:
 
 
 def make_candidates(setup: Setup, data: str) -> dict[str, language.Config]:
-    """Presets of the language recipe, each with its own steps; and "modern": nanoGPT's shape in the manner of the
-    preset `small`. Its steps and learning rate were never tuned: --steps and --lr."""
+    """Return presets of the language recipe with their own steps, and "modern": nanoGPT's shape with the settings of
+    the preset `small`, whose steps (--steps) and learning rate (--lr) are not tuned.
+    """
     options, presets = setup.options, language.PRESETS
     base, small = (presets["tiny" if setup.dry else name] for name in ("nanogpt-gpu", "small"))
     sizes = {name: getattr(base.model, name) for name in ("dim", "n_layer", "n_head", "context", "dropout")}
@@ -223,7 +224,7 @@ def make_candidates(setup: Setup, data: str) -> dict[str, language.Config]:
 
 
 def train_to_target(setup: Setup, config: language.Config, compile_model: bool) -> Row:
-    """Seconds from the making of the model on, validations and compiling among them."""
+    """Return the seconds from building the model to the target loss, validation and compilation included."""
     target, best, record = 99.0 if setup.dry else setup.options.target, math.inf, {}
     start = time.perf_counter()
     state = loop.init_state(typing.cast(Recipe, language), config)
@@ -247,7 +248,7 @@ PARTS: dict[str, Callable[[Any], Iterator[Measurement]]] = {
 
 
 def measure_part(name: str, setup: Setup) -> Iterator[Row]:
-    """All rows of a part; where it ends before its end, the last says why."""
+    """Yield all rows of a part; if it ends early, the last row has the problem."""
     try:
         for title, work in PARTS[name](setup):
             yield attempt(title, work)
@@ -259,7 +260,7 @@ def measure_part(name: str, setup: Setup) -> Iterator[Row]:
 def main(options: argparse.Namespace) -> None:
     setup = Setup(options)
     if setup.device.type != "cuda" and not setup.dry:
-        sys.exit("there is no NVIDIA GPU here: --dry tries the script without one")
+        sys.exit("there is no NVIDIA GPU here: --dry runs the script without one")
     name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else str(setup.device)
     results: Row = {"device": name, "torch": torch.__version__, "peak": setup.peak_flops(), "dry": setup.dry}
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
@@ -276,16 +277,16 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dry", action="store_true", help="tiny shapes, nothing compiled, on a CPU too")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of github.com/karpathy/nanoGPT")
-    parser.add_argument("--peak", type=float, help="dense bfloat16 TFLOP/s of this GPU; known for some by their name")
-    parser.add_argument("--batch", type=int, help="of training; else as much as memory holds")
-    parser.add_argument("--patience", type=float, default=10.0, help="seconds of measuring a side of training")
-    parser.add_argument("--shakespeare", type=Path, help="input.txt; else the set by name, from where it lies")
+    parser.add_argument("--peak", type=float, help="dense bfloat16 TFLOP/s of this GPU; by default from a table")
+    parser.add_argument("--batch", type=int, help="of training; by default the largest that fits")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds of measuring each contender in training")
+    parser.add_argument("--shakespeare", type=Path, help="input.txt; by default the set by name")
     parser.add_argument("--presets", nargs="+", default=["nanogpt-gpu", "modern"], help="of language, for shakespeare")
     parser.add_argument("--target", type=float, default=TARGET_LOSS, help="loss over the whole validation split")
-    parser.add_argument("--minutes", type=float, default=2.0, help="the most of each run of shakespeare")
-    parser.add_argument("--every", type=int, default=100, help="steps from one validation to the next")
-    parser.add_argument("--steps", type=int, default=1000, help="of the modern one")
-    parser.add_argument("--lr", type=float, default=2e-3, help="of the modern one")
+    parser.add_argument("--minutes", type=float, default=2.0, help="time limit of each run of shakespeare")
+    parser.add_argument("--every", type=int, default=100, help="steps between validations")
+    parser.add_argument("--steps", type=int, default=1000, help="of the preset modern")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of the preset modern")
     parser.add_argument("--rounds", type=int, default=3, help="of generation")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1 << i for i in range(10, 17)])
     parser.add_argument("--width", type=int, default=256, help="of the window")

@@ -1,4 +1,4 @@
-"""How long the door takes to open: `import anyformer` and `anyformer --help`, beside `import torch`.
+"""Startup time: `import anyformer` and `anyformer --help`, compared with `import torch`.
 
 python -m bench.startup
 """

@@ -1,11 +1,12 @@
-"""How fast a large text becomes tokens, and in how much memory; for BPE beside `tokenizers` and `tiktoken`.
+"""Time and memory of turning a large text into tokens; BPE is compared with `tokenizers` and `tiktoken`.
 
-    python -m bench.data.text_to_tokens [--gigabytes 2] [--bpe-gigabytes 0.05] [--tokenizers char,byte,bpe] [--text F] [--rounds 3]
+    python -m bench.data.text_to_tokens
+    python -m bench.data.text_to_tokens --bpe-gigabytes 0.05 --tokenizers bpe --rounds 3
 
-The text repeats FILE, or made-up words where none is given. Each case runs in a fresh process, so that its peak
-resident memory is its own. Rates are in MB/s of text (10^6 bytes), over the whole of `prepare`: hash, vocabulary or
-BPE training, encoding, writing. For BPE, `encode` leaves the hash and the training out, as the libraries' figures do:
-they read the same file and encode it in batches on all cores, with the same vocabulary, and write nothing.
+The text repeats --text FILE, or random words. Each case runs in a new process, so that its peak resident memory is its
+own. Rates are in MB/s of text (10^6 bytes) and cover hashing, vocabulary or BPE training, encoding and writing. For
+BPE, `encode` covers the encoding alone, as the figures of the libraries do: they read the same file and encode it in
+batches on all cores with the same vocabulary, and write nothing.
 """
 
 import argparse
@@ -20,22 +21,26 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # GPT-2's words
-MAX_MEGABYTES = 600  # MB of resident memory that 2 GB of text may take
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # GPT-2's pattern
+MAX_MEGABYTES = 600  # of resident memory, for 2 GB of text
 
 
 def write_text(path: Path, size: int, source: Path | None) -> None:
-    """A file of `size` bytes in about 2 MB blocks, each with a line of its own so that no two are the same."""
+    """Write a file of `size` bytes in blocks of about 2 MB, each with a line of its own so that no two are equal."""
     block = source.read_bytes()[: 2 << 20] if source else random_words(2 << 20)
     with open(path, "wb") as file:
         number = 0
         while (remaining := size - file.tell()) > 0:
             piece = block + b"\nblock %d\n" % (number := number + 1)
-            file.write(piece if len(piece) <= remaining else piece[:remaining].decode("utf-8", "ignore").encode().ljust(remaining))
+            file.write(
+                piece
+                if len(piece) <= remaining
+                else piece[:remaining].decode("utf-8", "ignore").encode().ljust(remaining)
+            )
 
 
 def random_words(size: int) -> bytes:
-    """Words whose frequencies fall as in natural text (Zipf), 12 to a line."""
+    """Return random words with the frequencies of natural text (Zipf), 12 a line."""
     rng = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     words = ["".join(rng.choices(letters, range(26, 0, -1), k=rng.randint(2, 9))) for _ in range(20_000)]
@@ -46,13 +51,13 @@ def random_words(size: int) -> bytes:
 
 
 def peak_megabytes() -> float:
-    """Peak resident memory of this process in MB."""
+    """Return the peak resident memory of this process in MB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def measure_anyformer(path: Path, spec: str) -> dict:
-    """Time `prepare` in an empty cache; returns seconds for all and for each stage, MB, and counts."""
+    """Time `prepare_corpus` with an empty cache: seconds in all and of each stage, MB, and counts."""
     from anyformer.data.text.prepare import prepare_corpus
 
     stages: dict[str, float] = {}
@@ -74,7 +79,7 @@ def measure_anyformer(path: Path, spec: str) -> dict:
 
 
 def measure_tokenizers(path: Path, tokenizer: str) -> dict:
-    """Time the library's own encode_batch on the same bytes: about 64 KiB of whole lines a text, 4 MiB a batch."""
+    """Time the library's encode_batch on the same bytes: texts of about 64 KiB of complete lines, 4 MiB a batch."""
     import tokenizers
 
     encoder = tokenizers.Tokenizer.from_file(tokenizer)
@@ -85,14 +90,16 @@ def measure_tokenizers(path: Path, tokenizer: str) -> dict:
 
 
 def measure_tiktoken(path: Path, tokenizer: str) -> dict:
-    """The same by tiktoken's encode_ordinary_batch: the pattern of GPT-2, and our vocabulary as its ranks."""
+    """Time tiktoken's encode_ordinary_batch with GPT-2's pattern and our vocabulary as its ranks."""
     import tiktoken
 
     from anyformer.data.tokenizers.base import byte_alphabet
 
     byte_of = {letter: i for i, letter in enumerate(byte_alphabet())}
     vocab = json.loads(Path(tokenizer).read_text())["model"]["vocab"]
-    ranks = {bytes(byte_of[letter] for letter in word): i - 1 for word, i in vocab.items() if i}  # 0 is the end of a text
+    ranks = {
+        bytes(byte_of[letter] for letter in word): i - 1 for word, i in vocab.items() if i
+    }  # 0 is the end-of-text token
     encoder = tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     n_tokens, start = 0, time.perf_counter()
     for batch in _line_batches(path):
@@ -107,21 +114,26 @@ def _line_batches(path: Path) -> Iterator[list[str]]:
 
 
 def run_child(case: str, path: Path, detail: str, cache: Path) -> dict:
-    """Run one case in a fresh process and return what it reports."""
+    """Run a case in a new process and return its report."""
     command = [sys.executable, __file__, "--child", case, str(path), detail]
-    process = subprocess.run(command, env=os.environ | {"ANYFORMER_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True)
+    process = subprocess.run(
+        command, env=os.environ | {"ANYFORMER_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True
+    )
     return json.loads(process.stdout)
 
 
 def measure(folder: Path, spec: str, gigabytes: float, source: Path | None, rounds: int) -> dict:
-    """One tokenizer on a text of this size."""
+    """Measure a tokenizer on a text of this size."""
     path, size = folder / "text.txt", int(gigabytes * 1e9)
     write_text(path, size, source)
     result = run_child("ours", path, spec, folder / "cache-0")
     result |= {"case": spec, "gigabytes": gigabytes, "mb_per_s": size / 1e6 / result["seconds"]}
     if spec == "bpe":
-        encode_seconds, libraries = [result["stages"]["encoding"]], {library: [] for library in ("tokenizers", "tiktoken")}
-        for i in range(1, rounds + 1):  # in turn, so that a busy machine slows all
+        encode_seconds, libraries = (
+            [result["stages"]["encoding"]],
+            {library: [] for library in ("tokenizers", "tiktoken")},
+        )
+        for i in range(1, rounds + 1):  # in turn, so that load on the machine affects all
             for library, results in libraries.items():
                 results.append(run_child(library, path, result["tokenizer"], folder))
             if i < rounds:
@@ -136,20 +148,24 @@ def measure(folder: Path, spec: str, gigabytes: float, source: Path | None, roun
 
 
 def main() -> int:
-    """Measure, print, and exit with 1 where more memory was taken than allowed."""
+    """Measure, print, and return 1 if the memory limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2)
     parser.add_argument("--bpe-gigabytes", type=float, default=0.05)
     parser.add_argument("--tokenizers", default="char,byte,bpe")
     parser.add_argument("--text", type=Path)
-    parser.add_argument("--rounds", type=int, default=3, help="of BPE, the best of which counts")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions for BPE; the best counts")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         case, path, detail = args.child
         print(
-            json.dumps({"ours": measure_anyformer, "tokenizers": measure_tokenizers, "tiktoken": measure_tiktoken}[case](Path(path), detail))
+            json.dumps(
+                {"ours": measure_anyformer, "tokenizers": measure_tokenizers, "tiktoken": measure_tiktoken}[case](
+                    Path(path), detail
+                )
+            )
         )
         return 0
     results = []
@@ -162,12 +178,14 @@ def main() -> int:
 
 
 def format_result(r: dict) -> str:
-    """One result for a person."""
-    text = f"{r['case']}: {r['gigabytes']} GB, {r['mb_per_s']:.1f} MB/s, peak {r['peak_mb']:.0f} MB (limit {MAX_MEGABYTES})"
+    text = f"{r['case']}: {r['gigabytes']} GB, {r['mb_per_s']:.1f} MB/s, "
+    text += f"peak {r['peak_mb']:.0f} MB (limit {MAX_MEGABYTES})"
     if "tokenizers" in r:
         text += f"; encoding {r['encode_mb_per_s']:.1f} MB/s"
         for library in ("tokenizers", "tiktoken"):
-            text += f", {library} {r[library]['mb_per_s']:.1f} MB/s (we are {r[library]['ratio']:.2f} times as fast)"
+            text += (
+                f", {library} {r[library]['mb_per_s']:.1f} MB/s (anyformer is {r[library]['ratio']:.2f} times as fast)"
+            )
     return text
 
 

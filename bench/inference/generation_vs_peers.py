@@ -1,11 +1,11 @@
-"""Generate with a model of GPT-2's 124M shape on a CPU: transformers, CTranslate2 and ours, the very same weights.
+"""Generation with GPT-2's 124M shape on a CPU: transformers, CTranslate2 and anyformer, from the same weights.
 
-    python -m bench.inference.generation_vs_peers             # needs the packages transformers and ctranslate2 (pip install -e '.[bench]')
+    python -m bench.inference.generation_vs_peers      needs transformers and ctranslate2: pip install -e '.[bench]'
 
-Always the likeliest token; in float32 we must agree with transformers on every one before anything is timed. Reading a
-prompt and writing on are told apart: one new token is all reading, and what more tokens take longer is all steps. The
-sides take turns, so that whatever else the machine does meets them all. The ceiling is how quickly the cores read
-memory: a step reads every weight once, whatever the batch, and `share` is how near to it a side's steps come.
+All decode greedily; in float32 anyformer must agree with transformers on every token before anything is timed. Prefill
+and decoding are separated: generating one token is prefill, and the additional time of further tokens is decoding. The
+libraries are measured in turns, so that load on the machine affects all. The ceiling is the memory bandwidth: a
+decoding step reads every weight once, at any batch size, and `share` is the fraction of that limit.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Generate = Callable[[list[list[int]], int], list[list[int]]]
 
 @dataclass
 class Contender:
-    """One of those who answer, and how many seconds its rounds took."""
+    """A library with a weight format, and the seconds of its rounds."""
 
     name: str
     generate_rows: Generate
@@ -42,14 +42,20 @@ class Contender:
     decode_seconds: list[float] = field(default_factory=list)
 
     def measure_round(self, prompts: list[list[int]], new_tokens: int) -> None:
-        prefill, total = time_generation(self.generate_rows, prompts, 1), time_generation(self.generate_rows, prompts, new_tokens)
+        prefill, total = (
+            time_generation(self.generate_rows, prompts, 1),
+            time_generation(self.generate_rows, prompts, new_tokens),
+        )
         self.prefill_seconds.append(prefill)
         self.decode_seconds.append(total - prefill)
 
 
 def write_checkpoint(folder: Path) -> int:
-    """GPT-2's shape with random weights, sharper than at birth so that the likeliest token is clear. Returns how many
-    weights are read for each token."""
+    """Write random weights of GPT-2's shape, larger than at initialization so that the largest logit is clear.
+
+    Returns:
+        The number of weights that are read for each token.
+    """
     torch.manual_seed(0)
     config = transformers.GPT2Config(bos_token_id=0, eos_token_id=0)
     model = transformers.GPT2LMHeadModel(config)
@@ -111,19 +117,26 @@ def time_generation(generate_rows: Generate, prompts: list[list[int]], new_token
 
 
 def load_contenders(folder: Path) -> list[Contender]:
-    """All who answer, from the very same weights. Raises AssertionError where we do not say what transformers says."""
+    """Load all contenders from the same weights. Raises AssertionError if anyformer and transformers disagree."""
     supported = ctranslate2.get_supported_compute_types("cpu")
-    contenders = [Contender(f"transformers {w}", load_transformers(folder, getattr(torch, w))) for w in ("float32", "bfloat16")]
-    contenders += [Contender(f"CTranslate2 {w}", load_ctranslate2(folder, w)) for w in BYTES_PER_WEIGHT if w in supported]
+    contenders = [
+        Contender(f"transformers {w}", load_transformers(folder, getattr(torch, w))) for w in ("float32", "bfloat16")
+    ]
+    contenders += [
+        Contender(f"CTranslate2 {w}", load_ctranslate2(folder, w)) for w in BYTES_PER_WEIGHT if w in supported
+    ]
     contenders += [Contender(f"anyformer {w}", load_anyformer(folder, w)) for w in BYTES_PER_WEIGHT]
-    prompts, generators = [list(range(10, 42))], {contender.name: contender.generate_rows for contender in contenders if contender.name.endswith("float32")}
+    prompts, generators = (
+        [list(range(10, 42))],
+        {contender.name: contender.generate_rows for contender in contenders if contender.name.endswith("float32")},
+    )
     expected = generators["transformers float32"](prompts, 32)
-    assert generators["anyformer float32"](prompts, 32) == expected, "the two do not say the same"
+    assert generators["anyformer float32"](prompts, 32) == expected, "the two disagree"
     return contenders
 
 
 def measure(contenders: list[Contender], batch: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Tokens a second of each side, read and written: medians of some rounds."""
+    """Return the median tokens per second of each contender in prefill ("read") and decoding ("written")."""
     torch.manual_seed(1)
     prompts = torch.randint(1, 50000, (batch, options.prompt)).tolist()
     for contender in contenders:
@@ -142,10 +155,10 @@ def measure(contenders: list[Contender], batch: int, options: argparse.Namespace
 
 
 def format_comparison(results: dict[str, dict[str, float]], batch: int, weights: int, ceiling: float) -> str:
-    """Beside each side's speed its share of the ceiling, and how it stands to the best peer that writes."""
+    """Format the speeds, shares of the ceiling and ratios to the fastest peer; adds the latter two to `results`."""
     peers = [name for name in results if not name.startswith("anyformer")]
     best = max(peers, key=lambda name: results[name]["written"])
-    lines = [f"\n{f'batch {batch}':<24}{'read':>8}{'written':>10} tok/s{'share':>9}   beside {best}"]
+    lines = [f"\n{f'batch {batch}':<24}{'read':>8}{'written':>10} tok/s{'share':>9}   ratio to {best}"]
     for name, row in results.items():
         row["share"] = row["written"] / batch * weights * BYTES_PER_WEIGHT[name.split()[1]] / (ceiling * 1e9)
         row["beside the best peer"] = row["written"] / results[best]["written"]
@@ -157,7 +170,7 @@ def format_comparison(results: dict[str, dict[str, float]], batch: int, weights:
 def main(options: argparse.Namespace) -> None:
     ceiling, results = measure_read_bandwidth("cpu"), {}
     stream = sys.stderr if options.json else sys.stdout
-    print(f"{torch.get_num_threads()} threads, which read {ceiling} GB/s", file=stream, flush=True)
+    print(f"{torch.get_num_threads()} threads, memory bandwidth {ceiling} GB/s", file=stream, flush=True)
     with TemporaryDirectory() as name:
         weights = write_checkpoint(Path(name))
         contenders = load_contenders(Path(name))
@@ -172,7 +185,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
-    parser.add_argument("--new", type=int, default=128, help="tokens that follow it")
+    parser.add_argument("--new", type=int, default=128, help="tokens that are generated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     main(parser.parse_args())

@@ -1,5 +1,6 @@
-"""Answers of a model of GPT-2's shape on a GPU, for bench/gpu.py: ways to let it say the likeliest tokens, and their
-speed. (On a CPU: bench/inference/generation_vs_peers.py.)"""
+"""Generation with GPT-2's shape on a GPU, for bench/gpu.py: ways to run greedy decoding, and their speed.
+(On a CPU: bench/inference/generation_vs_peers.py.)
+"""
 
 import statistics
 import time
@@ -22,7 +23,7 @@ Generate = Callable[[list[list[int]], int], list[list[int]]]
 
 
 def use_generate(model: Any) -> Generate:
-    """As the library does it."""
+    """Decode with the library's `generate`."""
 
     def generate_rows(prompts: list[list[int]], new: int) -> list[list[int]]:
         steps = generate(model, prompts, tokens=new, sampling=SamplingParams(temperature=0), seeds=[0] * len(prompts))
@@ -32,43 +33,44 @@ def use_generate(model: Any) -> Generate:
 
 
 class StaticCache(KVCache):
-    """A cache whose shapes are the same in every step, as a graph that was captured once needs them. All of its slots
-    are read each time, one node at a time: the causal rule hides those that nothing stands in yet."""
+    """A cache whose shapes are the same in every step, as a captured graph needs. All slots are read in each step; the
+    causal rule masks those that are not filled yet.
+    """
 
     def __init__(self, cache: KVCache):
-        vars(self).update(vars(cache))  # the same memory
+        vars(self).update(vars(cache))  # shares its tensors
         self.lengths = torch.zeros(cache.batch, dtype=torch.long, device=cache.device)
 
     @property
     def max_length(self) -> int:
-        return self.size - 1  # with the node that is read, all of it
+        return self.size - 1  # all slots, the current token included
 
     def advance(self, new: int) -> None:
-        self._lengths += new  # in place, and nobody asks for the longest: the graph knows this tensor
+        self._lengths += new  # in place: the graph holds this tensor
 
 
 class GreedyDecoder:
-    """Steps that leave every tensor where it is: as they are, captured as a CUDA graph, or compiled."""
+    """Greedy decoding in which every tensor keeps its address: eager, captured as a CUDA graph, or compiled."""
 
     def __init__(self, model: Any, batch: int, size: int):
         self.model, self.cache = model, new_cache(model, batch, size)
         with torch.no_grad():
-            prefill(model, [[0]] * batch, self.cache)  # which takes its memory
+            prefill(model, [[0]] * batch, self.cache)  # allocates the cache
         self.static_cache = StaticCache(self.cache)
         self.new = torch.zeros(batch, dtype=torch.long, device=self.cache.device)
         self.advance: Callable[[], None] = self.decode_token
 
     def decode_token(self) -> None:
-        """Read the newest token of each row; the likeliest to follow takes its place."""
+        """Decode one token of each row: the argmax replaces `self.new`."""
         self.new.copy_(step(self.model, self.new, self.static_cache).argmax(-1))
 
     @torch.no_grad()
     def capture(self) -> "GreedyDecoder":
-        """The step as one graph: the kernels of all its operations are launched at once."""
+        """Capture the step as a CUDA graph, which launches all kernels at once."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries take their memory now
+            for _ in range(3):  # libraries allocate their workspaces
                 self.decode_token()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -79,7 +81,7 @@ class GreedyDecoder:
         return self
 
     def compile_step(self, dry: bool = False) -> "GreedyDecoder":
-        """The step by torch.compile, which makes fewer kernels of it and captures them; dry: only traced."""
+        """Compile the step, which fuses and captures its kernels; with `dry`, only trace it."""
         buffers = [tensor for pair in self.cache.layers for tensor in pair or ()]
         for tensor in (*buffers, self.static_cache.lengths, self.new):
             torch._dynamo.mark_static_address(tensor)
@@ -91,9 +93,9 @@ class GreedyDecoder:
 
     @torch.no_grad()
     def generate_rows(self, prompts: list[list[int]], new: int) -> list[list[int]]:
-        """Raises ValueError where prompts and new tokens do not fit into the cache."""
+        """Decode `new` tokens. Raises ValueError if prompts and new tokens exceed the cache."""
         if len(prompts[0]) + new > self.cache.size:
-            raise ValueError(f"{len(prompts[0])} and {new} tokens do not fit into a cache of {self.cache.size}")
+            raise ValueError(f"{len(prompts[0])} and {new} tokens exceed a cache of {self.cache.size}")
         self.new.copy_(prefill(self.model, prompts, self.cache).argmax(-1))
         self.static_cache.lengths.fill_(len(prompts[0]))
         rows: list[list[int]] = [self.new.tolist()]
@@ -104,7 +106,7 @@ class GreedyDecoder:
 
 
 def trace_as_on_gpu(step: Callable[[], None]) -> Callable[[], None]:
-    """Traced on a CPU along the branch that a GPU takes: a rule's table is not asked whether some rows are empty."""
+    """Trace on a CPU the branch that a GPU takes, which does not check a mask for empty rows."""
 
     def run() -> None:
         with patch("torch.compiler.is_exporting", lambda: True):
@@ -114,8 +116,11 @@ def trace_as_on_gpu(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def use_transformers(config: Any, device: torch.device) -> Generate:
-    """A model of its own with the same shape, in bfloat16, with its static cache; on a GPU the library then compiles
-    the step by itself. Raises ImportError where it is not installed."""
+    """Build a model of the same shape in bfloat16 with a static cache; on a GPU transformers compiles the step itself.
+
+    Raises:
+        ImportError: If transformers is not installed.
+    """
     import transformers
 
     shape = config.model
@@ -134,12 +139,12 @@ def use_transformers(config: Any, device: torch.device) -> Generate:
 
 
 def list_generation(setup: Any) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Every side for each batch. here: device, dry, gpt2 (the shape) and asked.rounds."""
+    """Yield the measurements of each backend at each batch size, for the `Setup` of bench/gpu.py."""
     prompt, new = (4, 6) if setup.dry else (PROMPT_TOKENS, NEW_TOKENS)
     model = build_sharp_model(setup)
     size, vocab = prompt + new, setup.gpt2.padded_vocab
     prompts = torch.randint(vocab, (32, prompt)).tolist()
-    yield "a cache of one size says the same, float32", lambda: check_agreement(model, prompts[:2], min(new, 16))
+    yield "static cache equals generate, float32", lambda: check_agreement(model, prompts[:2], min(new, 16))
 
     def build_decoder(batch: int) -> GreedyDecoder:
         return GreedyDecoder(build_sharp_model(setup).bfloat16(), batch, size)
@@ -168,14 +173,14 @@ def list_generation(setup: Any) -> Iterator[tuple[str, Callable[[], Row]]]:
 
 
 def check_agreement(model: Any, prompts: list[list[int]], new: int) -> Row:
-    """Raises AssertionError where a cache of one size would say something else."""
+    """Raise AssertionError if the static cache changes the output."""
     rows = GreedyDecoder(model, len(prompts), len(prompts[0]) + new).generate_rows(prompts, new)
-    assert rows == use_generate(model)(prompts, new), "a cache of one size says something else"
+    assert rows == use_generate(model)(prompts, new), "the static cache changes the output"
     return {"same": True}
 
 
 def build_sharp_model(setup: Any) -> Any:
-    """Random weights, sharper than at birth so that the likeliest token is clear."""
+    """Build a model whose random weights are larger than at initialization, so that the largest logit is clear."""
     torch.manual_seed(0)
     model: Any = language.build(setup.gpt2).to(setup.device).eval()
     with torch.no_grad():

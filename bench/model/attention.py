@@ -1,10 +1,12 @@
-"""Attention on a CPU: torch's kernel (SDPA) beside our batched products: forward, with the backward, a step of writing.
+"""Attention on a CPU: torch's kernel (SDPA) and our batched matrix products, in the forward pass, in training, and in a
+decoding step.
 
     python -m bench.model.attention                                                    60 rows, some minutes
     python -m bench.model.attention --shapes 64,6,256,64 --dtypes bfloat16 --edges causal
 
-The two must agree, gradients too, before anything is timed. They take turns, and the median of each is told; the ratio
-is how many times as quick the products are. A star stands where the library takes them (`products_pay`).
+Outputs and gradients must agree before anything is timed. The backends are measured in turns and the median counts; the
+ratio is time of the kernel / time of the products. A star marks the rows where the library selects the products
+(`is_matmul_faster`).
 """
 
 import argparse
@@ -25,8 +27,8 @@ from anyformer.model.kernels.sdpa import is_matmul_faster, matmul_attention
 
 SHAPES = ("12,4,64,32", "64,4,64,32", "16,4,256,32", "64,6,256,64", "8,6,512,64", "4,12,1024,64")  # B, H, T, D
 DTYPES, EDGES, PASSES = ("float32", "bfloat16"), ("causal", "full"), ("forward", "training", "step")
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # how far the sides may lie apart: their roundings differ
-MIN_ROUNDS = 5  # of each side, at least
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the difference, relative to the largest output
+MIN_ROUNDS = 5  # of each backend
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -35,7 +37,7 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 
 def attend_matmul(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """As `SDPA` calls them: the triangle is made anew each time, and that is part of the time."""
+    """Attend as the library does; building the causal mask is part of the time."""
     T = q.shape[2]
     return matmul_attention(q, k, v, q.new_full((1, 1, T, T), -math.inf).triu(1) if causal else None, 0.0, None)
 
@@ -46,20 +48,20 @@ def forward(attend: Attend, qkv: list[Tensor], gradient: Tensor) -> tuple[Tensor
 
 
 def step(attend: Attend, qkv: list[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
-    """The newest node alone reads all there are, as it does where a text is written."""
+    """Attend with the newest node alone, as in decoding."""
     q, k, v = qkv
     with torch.no_grad():
         return (attend(q[:, :, -1:], k, v),)
 
 
 def training(attend: Attend, qkv: list[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
-    """The answer and what the gradient `told` of it is for queries, keys and values."""
+    """Return the output and the gradients of queries, keys and values."""
     y = attend(*qkv)
     return y, *torch.autograd.grad(y, qkv, gradient)
 
 
 def measure(shape: tuple[int, ...], dtype: str, edges: str, pass_name: str, min_seconds: float) -> dict[str, Any]:
-    """Seconds of both sides. Raises SystemExit where they do not agree."""
+    """Return the seconds of both backends. Raises SystemExit if they disagree."""
     torch.manual_seed(0)
     *qkv, gradient = (torch.randn(shape).to(getattr(torch, dtype)) for _ in range(4))
     qkv = [x.requires_grad_() for x in qkv]
@@ -68,11 +70,11 @@ def measure(shape: tuple[int, ...], dtype: str, edges: str, pass_name: str, min_
         "kernel": partial(attend_sdpa, causal=edges == "causal"),
         "products": partial(attend_matmul, causal=edges == "causal"),
     }
-    outputs = [run(attend, qkv, gradient) for attend in backends.values()]  # both have warmed up now
+    outputs = [run(attend, qkv, gradient) for attend in backends.values()]  # also the warm-up
     difference = max((ours.float() - theirs.float()).abs().max().item() for ours, theirs in zip(*outputs))
     scale = max(ours.float().abs().max().item() for ours in outputs[0])
     if not difference <= TOLERANCE[dtype] * scale:
-        raise SystemExit(f"{shape} {dtype} {edges} {pass_name}: the sides lie {difference:.2g} apart, of {scale:.2g}")
+        raise SystemExit(f"{shape} {dtype} {edges} {pass_name}: the backends differ by {difference:.2g} of {scale:.2g}")
     times: dict[str, list[float]] = {name: [] for name in backends}
     while len(times["products"]) < MIN_ROUNDS or sum(map(sum, times.values())) < min_seconds:
         for name, attend in backends.items():
@@ -95,7 +97,7 @@ def format_row(row: dict[str, Any]) -> str:
 def parse_shape(text: str) -> tuple[int, ...]:
     numbers = tuple(int(part) for part in text.split(","))
     if len(numbers) != 4 or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no batch,heads,nodes,channels")
+        raise argparse.ArgumentTypeError(f"{text} is not of the form batch,heads,nodes,channels")
     return numbers
 
 
@@ -110,7 +112,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     rows = []
     for shape, dtype, edges, pass_name in product(options.shapes, options.dtypes, options.edges, options.passes):
-        if pass_name == "step" and edges == "causal":  # to the newest node all is past
+        if pass_name == "step" and edges == "causal":  # the same as full: all keys are in the past
             continue
         rows.append(measure(shape, dtype, edges, pass_name, options.patience))
         if not options.json:

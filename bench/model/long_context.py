@@ -1,10 +1,10 @@
-"""One layer of attention over long contexts on a CPU: a causal window beside all of the past, forward and backward.
+"""One layer of attention over long contexts on a CPU: a causal window and full causal attention, forward and backward.
 
     python -m bench.model.long_context --out long.svg
 
-Both sides are the same `Attention` (512 channels, 8 heads) under another rule of edges; all of the past takes the fused
-kernel of torch (SDPA). Time and memory are each a process's own, by the length of the context, in huge pages where the
-system gives some (torch's THP_MEM_ALLOC_ENABLE): handing out small ones takes half of the time of the longest.
+Both are the same `Attention` (512 channels, 8 heads) under different edges; full causal attention uses torch's fused
+kernel (SDPA). Time and memory are measured in a process of their own for each length, with huge pages where the system
+offers them (torch's THP_MEM_ALLOC_ENABLE): allocating small pages takes half of the time at the largest lengths.
 """
 
 import argparse
@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
-from anyformer.model.transformer import Transformer
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, window
+from anyformer.model.transformer import Transformer
 from anyformer.report.chart import Series, line_chart
 
-MAX_SECONDS = 60.0  # seconds of a measurement, after which longer ones of that side are left out
+MAX_SECONDS = 60.0  # of a measurement; longer contexts of that rule are skipped
 RULES = {"window": lambda width: causal & window(width), "dense": lambda width: causal}
 
 
 def measure(rule: str, nodes: int, width: int) -> dict[str, float]:
-    """Seconds of a forward and a backward, the best of four or five, and the bytes they took beyond those before."""
+    """Return the seconds of forward and backward, the best of four or five, and the additional bytes they took."""
     torch.manual_seed(0)
     body = Transformer(TransformerConfig(dim=512, n_layer=1, n_head=8, context=nodes, position="rotary"))
     layer, edges = body.blocks[0].get_submodule("attn"), RULES[rule](width)
@@ -44,7 +44,7 @@ def measure(rule: str, nodes: int, width: int) -> dict[str, float]:
 
 
 def peak_bytes() -> int:
-    """The most bytes that this process ever held. (What getrusage tells a child is its parent's.)"""
+    """Return the peak memory of this process. (A child inherits the value that getrusage reports.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -60,7 +60,7 @@ def measure_lengths(lengths: list[int], width: int, report: Any) -> dict[str, di
     for rule in RULES:
         for nodes in lengths:
             result = results[rule][nodes] = measure_in_child(rule, nodes, width)
-            text = f"{1e6 * result['seconds'] / nodes:8.2f} us and {result['bytes'] / nodes / 1024:7.1f} KiB a node"
+            text = f"{1e6 * result['seconds'] / nodes:8.2f} us and {result['bytes'] / nodes / 1024:7.1f} KiB per node"
             report(f"{rule:<7} context {nodes:>6,}  {text}")
             if result["seconds"] * (1 if rule == "window" else 4) > MAX_SECONDS:
                 break
@@ -68,13 +68,15 @@ def measure_lengths(lengths: list[int], width: int, report: Any) -> dict[str, di
 
 
 def draw(results: dict[str, dict[int, dict[str, float]]], width: int) -> str:
-    """Microseconds a node over the length, both sides."""
-    names = {"window": f"causal & window({width})", "dense": "causal, all of the past"}
+    """Draw microseconds per node by length, for both rules."""
+    names = {"window": f"causal & window({width})", "dense": "causal"}
     series = [
-        Series(names[rule], list(rows), [1e6 * result["seconds"] / nodes for nodes, result in rows.items()], i, dots=True)
+        Series(
+            names[rule], list(rows), [1e6 * result["seconds"] / nodes for nodes, result in rows.items()], i, dots=True
+        )
         for i, (rule, rows) in enumerate(results.items())
     ]
-    title = "Forward and backward of one layer, microseconds a node"
+    title = "Forward and backward of one layer, microseconds per node"
     return line_chart(series, title=title, x_label="context", log=True, heading=False)
 
 
@@ -82,7 +84,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1 << i for i in range(10, 17)])
     parser.add_argument("--width", type=int, default=256, help="of the window")
-    parser.add_argument("--out", type=Path, help="a picture, .svg")
+    parser.add_argument("--out", type=Path, help="write a chart, .svg")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--measure", nargs=2, metavar=("SIDE", "NODES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -90,7 +92,9 @@ if __name__ == "__main__":
         print(json.dumps(measure(options.measure[0], int(options.measure[1]), options.width)))
     else:
         rows = measure_lengths(
-            options.lengths, options.width, (lambda text: None) if options.json else lambda text: print(text, flush=True)
+            options.lengths,
+            options.width,
+            (lambda text: None) if options.json else lambda text: print(text, flush=True),
         )
         common = [n for n in rows["window"] if n in rows["dense"]]
         crossing = next((n for n in common if rows["window"][n]["seconds"] < rows["dense"][n]["seconds"]), None)

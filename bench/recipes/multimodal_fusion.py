@@ -1,12 +1,12 @@
-"""A spoken and a written digit under noise: both senses together beside each alone.
+"""A spoken and a written digit under noise: both modalities together, compared with each alone.
 
-    python -m bench.recipes.multimodal_fusion                  three models of 1,500 steps, four levels of noise on either side
+    python -m bench.recipes.multimodal_fusion        three models of 1,500 steps, four noise levels of each modality
     python -m bench.recipes.multimodal_fusion --steps 300
 
-Three models with the same body, steps and pairs of training, which come with noise of every level: one takes both
-senses, two take one. Each is asked about the same 300 validation pairs at every level, each pair under three draws of
-noise, the one of both also without one of its senses. Sound and image are made worse before they are decoded: noise of
-so many times the sound's own deviation, and of so many grey values. A level is won by whoever is right more often.
+Three models with the same body, steps and training pairs, which have noise of random levels: one reads both modalities,
+two read one. Each predicts the same 300 validation pairs at every level, each pair with three samples of noise; the
+model of both also without one of them. Noise is added before encoding: relative to the standard deviation of the sound,
+and in gray values of the image. A level is won by the model with the higher accuracy.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from anyformer.data.audio.read import read_audio
 from anyformer.data.tables import datasets as table_sets
 from anyformer.data.tables import read as table_read
 from anyformer.events import report_progress
-from anyformer.training import checkpoints as checkpoints
+from anyformer.training import checkpoints
 
-DRAWS = 3  # of noise, for each pair
+DRAWS = 3  # samples of noise for each pair
 SOUND, IMAGE = (0.0, 0.5, 1.0, 2.0), (0.0, 60.0, 120.0, 240.0)
 FIELDS = {
     "image": '[fields.image]\nkind = "image"\nheight = 28\nwidth = 28\npatch = 7\n',
@@ -36,7 +36,7 @@ TARGET = '[targets.digit]\nkind = "class"\n'
 
 
 def read_pairs() -> list[dict[str, Any]]:
-    """Every pair with its sound decoded."""
+    """Return all pairs with decoded sound."""
     pairs = [row for _, row in table_sets.open_table("spoken-digits").rows()]
     clips: dict[str, np.ndarray] = {}
     for i, row in enumerate(pairs):
@@ -49,21 +49,26 @@ def read_pairs() -> list[dict[str, Any]]:
 
 
 def add_noise(row: dict[str, Any], sound: float, image: float, rng: np.random.Generator) -> dict[str, Any]:
-    """A pair with noise on either side."""
+    """Add noise to both modalities of a pair."""
     waveform, pixels = row["sound"], row["image"]
     waveform = waveform + sound * waveform.std() * rng.standard_normal(len(waveform))
     pixels = (pixels + image * rng.standard_normal(pixels.shape)).clip(0, 255).astype(np.uint8)
     return row | {"sound": waveform.astype(np.float32), "image": pixels}
 
 
-def make_table(pairs: list[dict[str, Any]], seed: int, sound: float | None = None, image: float | None = None) -> table_read.Table:
-    """Pairs with this noise, or with a level drawn for each: made as they are read."""
+def make_table(
+    pairs: list[dict[str, Any]], seed: int, sound: float | None = None, image: float | None = None
+) -> table_read.Table:
+    """Return the pairs as a table with this noise, or with random levels: made as they are read."""
 
     def noisy() -> Iterator[table_read.Row]:
         for i, row in enumerate(pairs):
             rng = np.random.default_rng((seed, i))
             sound_noise, image_noise = float(rng.choice(SOUND)), float(rng.choice(IMAGE))
-            yield f"pair {i}", add_noise(row, sound_noise if sound is None else sound, image_noise if image is None else image, rng)
+            yield (
+                f"pair {i}",
+                add_noise(row, sound_noise if sound is None else sound, image_noise if image is None else image, rng),
+            )
 
     return table_read.Table(noisy, Path(), f"fused 1 {seed} {sound} {image} {len(pairs)}", self_contained=True)
 
@@ -78,10 +83,14 @@ def train_fields(fields: list[str], steps: int, seed: int, folder: Path) -> Any:
 
 
 def measure_accuracy(model: Any, tables: list[table_read.Table], without: str = "") -> float:
-    """How often it is right on these, with the senses that it has, but for one."""
+    """Return the accuracy on tables, optionally without one modality."""
     kept = {field.name for field in model.module.schema.fields} - {without} | {"digit"}
-    inputs = [{name: value for name, value in row.items() if name in kept} for result in tables for _, row in result.rows()]
-    return float(np.mean([result["label"] == result["truth"] for result in model.predict({"input": inputs})["results"]]))
+    inputs = [
+        {name: value for name, value in row.items() if name in kept} for result in tables for _, row in result.rows()
+    ]
+    return float(
+        np.mean([result["label"] == result["truth"] for result in model.predict({"input": inputs})["results"]])
+    )
 
 
 def main(steps: int, seed: int, examples: int) -> dict[str, Any]:
@@ -98,7 +107,9 @@ def main(steps: int, seed: int, examples: int) -> dict[str, Any]:
                 tables = [make_table(val, 1000 * draw + seed, sound, image) for draw in range(1, DRAWS + 1)]
                 cell: dict[str, Any] = {"sound": sound, "image": image}
                 cell |= {name: measure_accuracy(model, tables) for name, model in models.items()}
-                cell |= {f"fused, no {name}": measure_accuracy(models["fused"], tables, name) for name in ("image", "sound")}
+                cell |= {
+                    f"fused, no {name}": measure_accuracy(models["fused"], tables, name) for name in ("image", "sound")
+                }
                 cells.append(cell)
                 print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else k for k, v in cell.items()), flush=True)
     leads = [cell["fused"] - max(cell["image alone"], cell["sound alone"]) for cell in cells]
@@ -111,13 +122,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=300, help="validation pairs asked at each level")
+    parser.add_argument("--pairs", type=int, default=300, help="validation pairs at each level")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     options = parser.parse_args()
     results = main(options.steps, options.seed, options.pairs)
     if options.json:
         print(json.dumps(results))
-    print(f"of {results['levels']} levels of noise fused wins {results['won']}, {results['even']} are even")
+    print(f"of {results['levels']} noise levels, fused wins {results['won']}, {results['even']} are ties")
     print(f"its smallest lead: {results['closest']:+.4f}")
     names = ("fused", "image alone", "sound alone", "fused, no image", "fused, no sound")
     for name in names:

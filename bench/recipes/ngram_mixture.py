@@ -1,8 +1,8 @@
-"""What counts of n-grams are worth beside a Transformer: alone, and together, for the same time on the same text.
+"""N-gram counts and a Transformer: each alone and both together, for the same time on the same text.
 
     python -m bench.recipes.ngram_mixture --data shakespeare --minutes 1 --seeds 1 2 3
 
-Loss over the whole validation split, in windows of the context side by side. The counts alone are not trained at all.
+Loss over the validation split in consecutive windows of the context. The counts alone are not trained.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from anyformer.recipes import language, recall
 
 
 def measure_counts(data: str, max_order: int) -> dict[str, Any]:
-    """Seconds of counting, and the loss of what was counted."""
+    """Return the seconds of counting, and the loss of the counts alone."""
     config = replace(recall.PRESETS["small"], data=data)
     corpus = language.load_corpus(config)
     start = time.perf_counter()
@@ -34,13 +34,15 @@ def measure_counts(data: str, max_order: int) -> dict[str, Any]:
         labels = batch["labels"].numpy()
         probabilities = counts.probabilities(batch["ids"].numpy())
         is_label = labels != IGNORE_INDEX
-        total -= np.log(np.take_along_axis(probabilities, np.where(is_label, labels, 0)[..., None], -1)[..., 0][is_label]).sum()
+        total -= np.log(
+            np.take_along_axis(probabilities, np.where(is_label, labels, 0)[..., None], -1)[..., 0][is_label]
+        ).sum()
         n += int(is_label.sum())
     return {"seconds": round(seconds, 2), "loss": total / n}
 
 
 def measure_training(name: str, data: str, minutes: float, seeds: list[int]) -> dict[str, Any]:
-    """Seconds of each whole training and its loss."""
+    """Return the seconds and the loss of each training."""
     runs: list[tuple[float, float]] = []
     for seed in seeds:
         with TemporaryDirectory() as folder:
@@ -60,7 +62,10 @@ def main(data: str, minutes: float, seeds: list[int], as_json: bool) -> None:
         results[name] = result = measure_training(name, data, minutes, seeds)
         if not as_json:
             losses = ", ".join(f"{loss:.4f}" for loss in result["losses"])
-            print(f"{name:<14} {mean(result['seconds']):>7.2f} s   loss {mean(result['losses']):.4f} ({losses})", flush=True)
+            print(
+                f"{name:<14} {mean(result['seconds']):>7.2f} s   loss {mean(result['losses']):.4f} ({losses})",
+                flush=True,
+            )
     if as_json:
         print(json.dumps(results))
 
@@ -68,7 +73,7 @@ def main(data: str, minutes: float, seeds: list[int], as_json: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="shakespeare")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of training, for each side and seed")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Does little data want more bias? Position none, fixed or learned, with edges to all patches or first to near ones.
+"""Inductive bias by amount of data: position none, fixed or learned; edges to all patches, or first to nearby ones.
 
     python -m bench.recipes.position_bias --minutes 2                                 24 minutes: 12 cells, one seed
     python -m bench.recipes.position_bias --minutes 4 --seeds 1 2 3 --few 1000 --data cifar10
 
-Each cell is trained for the same time, on few images and on all, its checkpoint chosen on a validation part, and tried
-on the same test images. A position tells the model where patches lie, near edges that near ones belong together; a set
-has neither. ViT (2010.11929, section 4.3) found that with enough data it needs no such help.
+Each cell trains for the same time, on few images and on all; its checkpoint is chosen on a validation split and
+measured on the same test images. A position tells the model where patches are; nearby edges tell it that neighbors
+belong together. ViT (2010.11929, section 4.3) found that with enough data neither is needed.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from anyformer import api
 from bench.recipes.vision import ImageSplits, measure_accuracy, save_images, split_images
 
 POSITIONS = {"none": "none", "fixed": "sinusoidal", "learned": "learned"}
-EDGES = {"full": 0, "neighbourhood": 3}  # of the first layers
+EDGES = {"full": 0, "neighborhood": 3}  # of the first layers
 PRESETS = {"fashion-mnist": "local", "cifar10": "cifar10", "digits": "digits"}
 
 
 def train_cell(data: str, position: str, edges: str, budget: dict[str, Any], folder: Path, seed: int) -> api.Model:
-    """One training. The same shape and the same training for all of a set."""
+    """Train a cell; shape and training are the same for all cells of a set."""
     preset = PRESETS[data]
     train = {"seed": seed, "eval_every": 100, "save_every": 1 << 30} | budget.get("train", {})
     return api.train(
@@ -43,7 +43,7 @@ def train_cell(data: str, position: str, edges: str, budget: dict[str, Any], fol
 
 
 def measure_cells(data: str, small_size: int, budget: dict[str, Any], seeds: list[int]) -> list[dict[str, Any]]:
-    """Every cell with its accuracies, one a seed."""
+    """Return every cell with its accuracies, one for each seed."""
     cells = []
     for images in (small_size, None):
         splits = split_images(data, PRESETS[data], images)
@@ -60,7 +60,9 @@ def measure_cells(data: str, small_size: int, budget: dict[str, Any], seeds: lis
     return cells
 
 
-def describe_cell(splits: ImageSplits, position: str, edges: str, scores: list[float], steps: list[int]) -> dict[str, Any]:
+def describe_cell(
+    splits: ImageSplits, position: str, edges: str, scores: list[float], steps: list[int]
+) -> dict[str, Any]:
     setting = {"images": len(splits.train), "position": position, "edges": edges}
     spread = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
     return setting | {"accuracy": float(np.mean(scores)), "deviation": spread, "scores": scores, "steps": steps}
@@ -73,14 +75,14 @@ def format_cell(cell: dict[str, Any]) -> str:
 
 
 def summarize(cells: list[dict[str, Any]]) -> str:
-    """What near edges and a position are worth, with few images and with all: differences of mean accuracy."""
+    """Return what nearby edges and a position are worth with few and with all images: differences of mean accuracy."""
     lines = []
     for images in dict.fromkeys(cell["images"] for cell in cells):
         rows = [cell for cell in cells if cell["images"] == images]
         mean = {key: np.mean([r["accuracy"] for r in rows if key in (r["position"], r["edges"])]) for key in SETTINGS}
-        local, fixed, learned = mean["neighbourhood"] - mean["full"], mean["fixed"], mean["learned"]
+        local, fixed, learned = mean["neighborhood"] - mean["full"], mean["fixed"], mean["learned"]
         positions = f"fixed position {fixed - mean['none']:+.4f}, learned {learned - mean['none']:+.4f}"
-        lines.append(f"{images:>7,} images: near edges first {local:+.4f}; over none, {positions}")
+        lines.append(f"{images:>7,} images: nearby edges first {local:+.4f}; over none, {positions}")
     return "\n".join(lines)
 
 
@@ -90,7 +92,7 @@ SETTINGS = (*POSITIONS, *EDGES)
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", choices=PRESETS, default="fashion-mnist")
-    parser.add_argument("--few", type=int, default=1000, help="images of the small data")
+    parser.add_argument("--few", type=int, default=1000, help="images of the small training set")
     parser.add_argument("--minutes", type=float, default=2, help="of each training")
     parser.add_argument("--steps", type=int, help="of each training, instead of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])

@@ -1,9 +1,9 @@
-"""Proteins: how well a hidden residue is guessed, beside what single residues and the two before it tell.
+"""Proteins: the perplexity of a hidden residue, compared with unigrams and an interpolated trigram model.
 
     python -m bench.recipes.protein --minutes 5
 
-Perplexity of a residue in sequences that no near-identical one was trained on. The trigram model is interpolated with
-shorter ones, its weights chosen on a tenth of the training part; ours reads both sides of what is hidden.
+Sequences nearly identical to training sequences are not in the validation split. The trigram model is interpolated with
+lower orders, with weights fitted on a tenth of the training split; ours reads both sides of a hidden residue.
 """
 
 import argparse
@@ -21,7 +21,7 @@ MAX_ORDER = 3
 
 
 def count_ngrams(ids: np.ndarray, size: int) -> list[np.ndarray]:
-    """How often each residue follows the last 0, 1 and 2: (size ** order, size) each."""
+    """Count how often each residue follows the last 0, 1 and 2: (size ** order, size) each."""
     tables = []
     for order in range(MAX_ORDER):
         context = np.zeros(len(ids) - order, np.int64)
@@ -34,7 +34,7 @@ def count_ngrams(ids: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def predict_orders(tables: list[np.ndarray], ids: np.ndarray, size: int) -> np.ndarray:
-    """What each order says of each residue from the third on: (orders, N)"""
+    """Return the probability of each residue from the third on, by order: (orders, N)."""
     rows = []
     for order, table in enumerate(tables):
         targets = ids[MAX_ORDER - 1 :]
@@ -51,7 +51,7 @@ def perplexity(weights: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def fit_mixture(probabilities: np.ndarray) -> np.ndarray:
-    """The weights of a mixture, by expectation and maximisation."""
+    """Fit the weights of a mixture by expectation maximization."""
     weights = np.full(len(probabilities), 1 / len(probabilities))
     for _ in range(100):
         share = weights[:, None] * probabilities

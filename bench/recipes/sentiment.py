@@ -1,9 +1,10 @@
-"""Film reviews, good or bad: from scratch, after novels, and from MiniLM, beside TF-IDF with logistic regression.
+"""Film reviews, positive or negative: from scratch, after pretraining on novels, from MiniLM, and TF-IDF with logistic
+regression.
 
     python -m bench.recipes.sentiment --minutes 20 --minilm build/weights/minilm
 
-One split (80/10/10 of each class, fixed), accuracy on the test part, all sides in one run. The set is sentence-polarity
-(Pang and Lee 2005).
+One fixed split (80/10/10 of each class), accuracy on the test split, all in one run. The set is sentence-polarity (Pang
+and Lee 2005).
 """
 
 import argparse
@@ -27,7 +28,7 @@ DATA = "sentence-polarity"
 
 
 def measure_tfidf() -> dict[str, float]:
-    """Words and pairs of words, weighed; how strongly to regularise is chosen on the validation part."""
+    """Score unigrams and bigrams; the regularization is chosen on the validation split."""
     data = labeled.read_labeled(DATA)
     splits = {name: data.split(name) for name in ("train", "val", "test")}
     texts = {name: [data.texts[i] for i in indices] for name, indices in splits.items()}
@@ -45,14 +46,16 @@ def measure_tfidf() -> dict[str, float]:
 
 
 def score_test(model: api.Model) -> dict[str, float]:
-    """Accuracy and F1 on the test part, which no run has looked at."""
+    """Return accuracy and F1 on the test split, which no training uses."""
     batches = (batch for batch, _ in model.recipe.batches(model.config, "test"))
     metrics = loop.evaluate(model.recipe, model.module, batches)
     return {name: metrics[name] for name in ("accuracy", "macro_f1")}
 
 
-def measure_ours(minutes: float, pretrained: Path | None, minilm: Path | None, out: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """Each way by its name, with what it scored and how long it took."""
+def measure_ours(
+    minutes: float, pretrained: Path | None, minilm: Path | None, out: Path, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return the scores and seconds of each model, by name."""
     results = {}
 
     def train_and_score(name: str, start: float, **options: Any) -> None:
@@ -66,7 +69,12 @@ def measure_ours(minutes: float, pretrained: Path | None, minilm: Path | None, o
     if pretrained is None:
         pretrained = out / "novels"
         api.train("masked", "novels", minutes=minutes, out=pretrained, train={"seed": seed})
-    scratch_settings = settings | {"steps": 800, "batch": 32, "lr": 2e-3, "warmup": 50}  # chosen on the validation part
+    scratch_settings = settings | {
+        "steps": 800,
+        "batch": 32,
+        "lr": 2e-3,
+        "warmup": 50,
+    }  # chosen on the validation split
     train_and_score("after reading novels", start, init=pretrained, model={"dropout": 0.3}, train=scratch_settings)
     if minilm is not None:
         minilm_settings = settings | {"steps": 600, "batch": 32, "lr": 5e-5, "warmup": 80}
@@ -76,8 +84,8 @@ def measure_ours(minutes: float, pretrained: Path | None, minilm: Path | None, o
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20, help="of reading novels")
-    parser.add_argument("--reader", type=Path, help="a run of --preset novels to take instead of training one")
+    parser.add_argument("--minutes", type=float, default=20, help="of pretraining on novels")
+    parser.add_argument("--reader", type=Path, help="a run of --preset novels to use instead of pretraining")
     parser.add_argument("--minilm", type=Path, help="a folder with MiniLM's weights (make weights)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")

@@ -1,11 +1,12 @@
-"""Spoken digits: isolated ones beside a support vector machine on MFCC, and strings of two to six.
+"""Spoken digits: isolated ones, compared with a support vector machine on MFCC, and strings of two to six.
 
     python -m bench.recipes.speech                                    4 and 20 minutes of training
     python -m bench.recipes.speech --only strings --minutes 20 --json
 
-The set is fsdd, and its official test part (takes 0 to 4 of each digit and speaker) is heard only at the end. Of the
-rest, takes 5 and 6 are for validation: the best checkpoint is chosen there, and the SVM's strength. Strings are joined
-from the test part's clips, with up to half a second of silence around each and up to 6 dB softer or louder.
+The set is fsdd; its official test split (takes 0 to 4 of each digit and speaker) is used only at the end. Of the
+others, takes 5 and 6 are the validation split, on which the best checkpoint and the regularization of the SVM are
+chosen. Strings are concatenated test clips, with up to half a second of silence around each and up to 6 dB softer or
+louder.
 """
 
 import argparse
@@ -23,16 +24,16 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from anyformer import api
-from anyformer.data.audio import features as features
 from anyformer.data.audio import datasets as audio_sets
+from anyformer.data.audio import features
 
-VAL_TAKES, N_TEST_TAKES = (5, 6), 5  # takes for validation; those below this are the test's
+VAL_TAKES, N_TEST_TAKES = (5, 6), 5  # takes for validation; takes below this are the test split
 MINUTES = {"digits": 4.0, "strings": 20.0}  # by preset
 CEPSTRA = 13
 
 
 def write_tables(folder: Path) -> dict[str, Path]:
-    """fsdd as tables: "train", with what validates marked, and "test"."""
+    """Write fsdd as tables: "train", with the validation rows marked, and "test"."""
     rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
     for entry in audio_sets.list_entries("fsdd"):
         take = int(entry.path.stem.split("_")[2])
@@ -45,7 +46,7 @@ def write_tables(folder: Path) -> dict[str, Path]:
 
 
 def measure_ours(preset: str, minutes: float, table: dict[str, Path], folder: Path, seed: int) -> dict[str, Any]:
-    """Trained, and evaluated on the test part: all of it, since none of it was trained on."""
+    """Train, and evaluate on the test split."""
     start = time.monotonic()
     data, out = str(table["train"]), folder / preset
     model = api.train("speech", preset, data=data, minutes=minutes, out=out, train={"seed": seed})
@@ -57,20 +58,22 @@ def measure_ours(preset: str, minutes: float, table: dict[str, Path], folder: Pa
 
 
 def mfcc(sound: np.ndarray) -> np.ndarray:
-    """The cepstra of a sound, how they vary, and how they change from frame to frame: (4 * CEPSTRA,)"""
+    """Return mean and deviation of the cepstra and of their differences between frames: (4 * CEPSTRA,)."""
     frames = dct(features.log_mel(sound, 40), axis=0, norm="ortho")[:CEPSTRA]
     deltas = np.diff(frames, axis=1)
     return np.concatenate([frames.mean(1), frames.std(1), deltas.mean(1), deltas.std(1)])
 
 
 def measure_svm(table: dict[str, Path], seed: int) -> dict[str, Any]:
-    """A word of ten: which is wrong as often as the word error rate says."""
+    """Classify isolated digits; the error rate of a single word is its word error rate."""
     start = time.monotonic()
     clips, test = audio_sets.load_audio(str(table["train"])), audio_sets.load_audio(str(table["test"]))
     x, y = np.stack([mfcc(clips.read_clip(i)) for i in range(len(clips.texts))]), np.array(clips.texts)
     candidates = []
     for strength in (1.0, 3.0, 10.0, 30.0, 100.0):
-        model = make_pipeline(StandardScaler(), SVC(C=strength, random_state=seed)).fit(x[~clips.is_val], y[~clips.is_val])
+        model = make_pipeline(StandardScaler(), SVC(C=strength, random_state=seed)).fit(
+            x[~clips.is_val], y[~clips.is_val]
+        )
         candidates.append((model.score(x[clips.is_val], y[clips.is_val]), -strength, model))
     _, strength, model = max(candidates, key=lambda candidate: candidate[:2])
     accuracy = model.score(np.stack([mfcc(test.read_clip(i)) for i in range(len(test.texts))]), np.array(test.texts))
@@ -84,7 +87,9 @@ def compare(presets: list[str], minutes: float | None, seed: int, out: Path | No
         for preset in presets:
             if preset == "digits":
                 results["digits: MFCC and SVM"] = measure_svm(table, seed)
-            results[f"{preset}: ours"] = measure_ours(preset, minutes or MINUTES[preset], table, out or Path(folder), seed)
+            results[f"{preset}: ours"] = measure_ours(
+                preset, minutes or MINUTES[preset], table, out or Path(folder), seed
+            )
     return results
 
 

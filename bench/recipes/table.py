@@ -1,11 +1,11 @@
-"""A plain table: ours beside gradient boosting and logistic regression, the same folds.
+"""A table: ours, gradient boosting and logistic regression on the same folds.
 
     python -m bench.recipes.table                        breast-cancer: five folds, three seeds
     python -m bench.recipes.table --folds 2 --seeds 1
 
-Accuracy, area under the ROC curve and cross-entropy on the part left out. Ours takes its preset as it is, with its last
-checkpoint; the others their library's defaults: no checkpoint is chosen on the part left out. (The preset was: three
-settings of it were compared on five such folds.) The table is scikit-learn's.
+Accuracy, area under the ROC curve and cross-entropy on the held-out fold. Ours uses its preset and its last checkpoint,
+the others the defaults of scikit-learn: nothing is chosen on the held-out fold. (The preset was chosen among three
+settings on five such folds.)
 """
 
 import argparse
@@ -27,7 +27,7 @@ from anyformer import api
 from anyformer.data.tables.batches import build_batch
 from anyformer.inference.table_prediction import to_tensor
 from anyformer.recipes import multimodal
-from anyformer.training import checkpoints as checkpoints
+from anyformer.training import checkpoints
 
 PEERS: dict[str, Callable[[int], Any]] = {
     "gradient boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),
@@ -44,7 +44,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def measure_ours(fold: str, seed: int, steps: int) -> np.ndarray:
-    """The probabilities of the part left out, (N, 2)."""
+    """Return the probabilities of the held-out fold, (N, 2)."""
     with TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         train = {"steps": steps, "seed": seed, "eval_every": steps, "save_every": steps, "device": "cpu"}
@@ -66,7 +66,9 @@ def main(folds: int, seeds: int, steps: int) -> dict[str, Any]:
         train, val = (dataset.split(split, fold) for split in ("train", "val"))
         for seed in range(1, seeds + 1):
             start = time.monotonic()
-            scores["ours"].append(score(y[val], measure_ours(fold, seed, steps)) | {"seconds": time.monotonic() - start})
+            scores["ours"].append(
+                score(y[val], measure_ours(fold, seed, steps)) | {"seconds": time.monotonic() - start}
+            )
             for name, build in PEERS.items():
                 start = time.monotonic()
                 probabilities = build(seed).fit(x[train], y[train]).predict_proba(x[val])
@@ -89,5 +91,7 @@ if __name__ == "__main__":
     if options.json:
         print(json.dumps(results))
     for name, means in sorted(results["mean"].items(), key=lambda pair: -pair[1]["accuracy"]):
-        text = f"{means['accuracy']:.4f} +- {results['spread'][name]:.4f}  AUC {means['auc']:.4f}  loss {means['loss']:.4f}"
-        print(f"{name:<20} accuracy {text}  {means['seconds']:.1f} s a fit")
+        accuracy = f"accuracy {means['accuracy']:.4f} +- {results['spread'][name]:.4f}"
+        print(
+            f"{name:<20} {accuracy}  AUC {means['auc']:.4f}  loss {means['loss']:.4f}  {means['seconds']:.1f} s per fit"
+        )

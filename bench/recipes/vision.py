@@ -1,11 +1,10 @@
-"""Images: a small Transformer beside the pipeline of 2011, HOG and colour histograms into a linear SVM.
+"""Images: a small Transformer, compared with a linear SVM on HOG and color histograms.
 
     python -m bench.recipes.vision --sets digits fashion-mnist cifar10       1, 15 and 30 minutes of training
     python -m bench.recipes.vision --sets cifar10 --minutes 5 --json
 
-The same training and test images for both, in one run. A tenth of the training images is for validation: the SVM's
-cells and strength are chosen there, and the best checkpoint; nothing is chosen on the test images. HOG is of Dalal and
-Triggs (2005).
+Both use the same training and test images. A tenth of the training images is the validation split, on which the cells
+and the regularization of the SVM and the best checkpoint are chosen. HOG is of Dalal and Triggs (2005).
 """
 
 import argparse
@@ -30,14 +29,14 @@ from anyformer.recipes import vision
 from anyformer.recipes.vision.drawing import predict_classes
 
 SETS = {"digits": ("digits", 1.0), "fashion-mnist": ("small", 15.0), "cifar10": ("cifar10", 30.0)}  # preset, minutes
-CELL_SIZES = {8: (2, 4), 28: (4, 7), 32: (4, 8)}  # pixels of a cell of HOG, by the side of the image
+CELL_SIZES = {8: (2, 4), 28: (4, 7), 32: (4, 8)}  # pixels of a HOG cell, by image height
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
-MAX_SELECTION_IMAGES = 10_000  # training images that cells and strength are tried on
+MAX_SELECTION_IMAGES = 10_000  # on which cells and regularization are tried
 
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """pixels (N, H, W, C) uint8, labels (N,); indexes of what is for training, validation and the test."""
+    """pixels (N, H, W, C) uint8, labels (N,), and the indices of each split."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -48,49 +47,66 @@ class ImageSplits:
 
 
 def split_images(name: str, preset: str, images: int | None = None) -> ImageSplits:
-    """A set whose held-out part is for the test alone. images: how many are left to learn from, a tenth as many (but at
-    least 500) to choose on; None: all."""
+    """Split a set; its held-out part is the test split.
+
+    Args:
+        name: Of the set.
+        preset: Of the vision recipe.
+        images: Of the training split; the validation split has a tenth as many, at least 500. None: all.
+    """
     config = recipe.get_preset(recipe.load_recipe("vision"), preset)
     dataset = vision.load_images(config)
     order = np.random.default_rng(0).permutation(dataset.split("train"))
     n_val = len(order) // 10 if images is None else max(500, images // 10)
     train = order[n_val:] if images is None else order[n_val : n_val + images]
-    return ImageSplits(dataset.pixels, dataset.labels, dataset.classes, np.sort(train), np.sort(order[:n_val]), dataset.split("val"))
+    return ImageSplits(
+        dataset.pixels, dataset.labels, dataset.classes, np.sort(train), np.sort(order[:n_val]), dataset.split("val")
+    )
 
 
 # --- ours ---
 
 
 def save_images(splits: ImageSplits, path: Path) -> Path:
-    """What may be learned from, as a file; its validation part is marked."""
+    """Save the training and validation images, the latter marked."""
     indices = np.concatenate([splits.train, splits.val])
     is_test = np.arange(len(indices)) >= len(splits.train)
-    np.savez(path, images=splits.pixels[indices], labels=splits.labels[indices], is_test=is_test, classes=splits.classes)
+    np.savez(
+        path, images=splits.pixels[indices], labels=splits.labels[indices], is_test=is_test, classes=splits.classes
+    )
     return path
 
 
 def measure_accuracy(model: api.Model, splits: ImageSplits) -> float:
-    """On the test images."""
+    """Return the accuracy on the test images."""
     predictions, _ = predict_classes(model.module, splits.pixels, splits.test)
     return float((predictions == splits.labels[splits.test]).mean())
 
 
-def measure_ours(splits: ImageSplits, preset: str, minutes: float, seed: int, folder: Path, out: Path | None) -> dict[str, Any]:
+def measure_ours(
+    splits: ImageSplits, preset: str, minutes: float, seed: int, folder: Path, out: Path | None
+) -> dict[str, Any]:
     start = time.monotonic()
     data = save_images(splits, folder / "images.npz")
     run = out or folder / "run"
     model = api.train("vision", preset, data=str(data), minutes=minutes, out=run, train={"seed": seed})
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     facts = {"preset": preset, "steps": json.loads((run / "result.json").read_text())["step"]}
-    return {"accuracy": measure_accuracy(model, splits), **facts, "parameters": parameters, "seconds": time.monotonic() - start}
+    return {
+        "accuracy": measure_accuracy(model, splits),
+        **facts,
+        "parameters": parameters,
+        "seconds": time.monotonic() - start,
+    }
 
 
-# --- the pipeline of 2011 ---
+# --- HOG and SVM ---
 
 
 def extract_features(image: np.ndarray, cell: int) -> np.ndarray:
-    """An image (H, W, C) as numbers: gradients by direction in cells, and histograms of colour (of grey, where there is
-    no colour) of the whole and of its quarters, their roots taken."""
+    """Return the features of an image (H, W, C): HOG, and square roots of the color (or gray) histograms of the
+    image and its quarters.
+    """
     is_color = image.shape[2] == 3
     gradients = hog(
         image if is_color else image[:, :, 0],
@@ -104,7 +120,13 @@ def extract_features(image: np.ndarray, cell: int) -> np.ndarray:
     bins = 4 if is_color else 16
     codes = (image.astype(np.int64) * bins // 256) @ (bins ** np.arange(image.shape[2]))
     half_height, half_width = (n // 2 for n in codes.shape)
-    regions = [codes, codes[:half_height, :half_width], codes[:half_height, half_width:], codes[half_height:, :half_width], codes[half_height:, half_width:]]
+    regions = [
+        codes,
+        codes[:half_height, :half_width],
+        codes[:half_height, half_width:],
+        codes[half_height:, :half_width],
+        codes[half_height:, half_width:],
+    ]
     counts = [np.bincount(region.ravel(), minlength=bins ** image.shape[2]) / region.size for region in regions]
     return np.concatenate([gradients, np.sqrt(np.concatenate(counts))]).astype(np.float32)
 
@@ -119,7 +141,7 @@ def build_svm(strength: float, seed: int) -> Any:
 
 
 def measure_svm(splits: ImageSplits, seed: int) -> dict[str, Any]:
-    """Cells and strength chosen on the validation part, then learned from all training images."""
+    """Choose cells and regularization on the validation split, then fit on all training images."""
     start, candidates = time.monotonic(), []
     subset = splits.train[:: max(1, len(splits.train) // MAX_SELECTION_IMAGES)]
     for cell in CELL_SIZES[splits.pixels.shape[1]]:
@@ -141,11 +163,13 @@ def compare(
         preset, default_minutes = SETS[name]
         splits = split_images(name, preset, images)
         sizes = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
-        results[name] = {"images": sizes, "HOG, colours, SVM": measure_svm(splits, seed)}
+        results[name] = {"images": sizes, "HOG, color, SVM": measure_svm(splits, seed)}
         with TemporaryDirectory() as folder:
-            results[name]["ours"] = measure_ours(splits, preset, minutes or default_minutes, seed, Path(folder), out and out / name)
+            results[name]["ours"] = measure_ours(
+                splits, preset, minutes or default_minutes, seed, Path(folder), out and out / name
+            )
         print(f"{name}: {sizes}", flush=True)
-        for method in ("HOG, colours, SVM", "ours"):
+        for method in ("HOG, color, SVM", "ours"):
             result = results[name][method]
             print(f"  {method:<18} accuracy {result['accuracy']:.4f}  {result['seconds']:,.0f} s  {result}", flush=True)
     return results
@@ -155,10 +179,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--minutes", type=float, help="of training, for each set; by default 1, 15 and 30")
-    parser.add_argument("--images", type=int, help="to learn from; by default all")
+    parser.add_argument("--images", type=int, help="training images; by default all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
-    parser.add_argument("--out", type=Path, help="keep the runs here, one a set")
+    parser.add_argument("--out", type=Path, help="keep the runs here, one for each set")
     options = parser.parse_args()
     results = compare(options.sets, options.minutes, options.images, options.seed, options.out)
     if options.json:

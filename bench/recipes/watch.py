@@ -1,10 +1,10 @@
-"""Exercises from a watch: ours beside a random forest on features made by hand, each person left out in turn.
+"""Exercises from a watch: ours and a random forest on hand-made features, with each person held out in turn.
 
     python -m bench.recipes.watch                       ten folds, ten people
     python -m bench.recipes.watch --folds 0 3 --steps 500
 
-Accuracy on windows of two seconds of people that were not trained on; both sides learn from the same windows. Ours is
-the last checkpoint: nothing is chosen on the person left out. The set is of Burns et al. (2018, 1802.01489).
+Accuracy on windows of two seconds of people that were not trained on; both train on the same windows. Ours uses its
+last checkpoint: nothing is chosen on the held-out person. The set is of Burns et al. (2018, 1802.01489).
 """
 
 import argparse
@@ -19,15 +19,15 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, f1_score
 
 from anyformer import api
-from anyformer.labs import field_importance as field_importance
+from anyformer.labs import field_importance
 from anyformer.recipes import multimodal
-from anyformer.training import checkpoints as checkpoints
+from anyformer.training import checkpoints
 
 RATE = 50  # readings a second
 
 
 def extract_features(window: np.ndarray) -> np.ndarray:
-    """What a person would measure of a window (B, T, channels): (B, features)."""
+    """Return hand-made features of windows (B, T, channels): (B, features)."""
     x = window.astype(np.float64)
     quantiles = np.percentile(x, [5, 25, 50, 75, 95], axis=1)
     power = np.abs(np.fft.rfft(x - x.mean(1, keepdims=True), axis=1)) ** 2
@@ -45,7 +45,7 @@ def extract_features(window: np.ndarray) -> np.ndarray:
 
 
 def measure_forest(config: Any, seed: int) -> dict[str, float]:
-    """The same fold, the same windows, which arm told to it too."""
+    """Fit a random forest on the same fold and windows; it also reads which arm wears the watch."""
     dataset = multimodal.load_rows(config)
     x = np.concatenate([extract_features(np.concatenate(dataset.values[:2], 2)), dataset.values[2]], 1)
     y = dataset.targets[:, 0].astype(int)
@@ -64,7 +64,9 @@ def measure_ours(config: Any, steps: int, seed: int, folder: Path) -> dict[str, 
     model = api.load(last, "cpu")
     metrics = model.evaluate()
     fields = field_importance.measure(model)["fields"]
-    fields_worth = {name: {key: fields[name][key] for key in ("without", "only")} for name in ("accelerations", "rotations")}
+    fields_worth = {
+        name: {key: fields[name][key] for key in ("without", "only")} for name in ("accelerations", "rotations")
+    }
     return {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"], "worth": fields_worth} | {
         "seconds": round(time.monotonic() - start, 1)
     }

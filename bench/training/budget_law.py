@@ -1,11 +1,11 @@
-"""What each size of a language model reaches in how much time, and the law that `train --minutes` chooses by.
+"""The loss that each size of a language model reaches by training time, and the law that `train --minutes` chooses by.
 
     python -m bench.training.budget_law --minutes 0.5 1 2 4 --data shakespeare eltec > more.jsonl
-    python -m bench.training.budget_law --fit bench/training/budget_law.jsonl         the trainings that the law comes from
+    python -m bench.training.budget_law --fit bench/training/budget_law.jsonl    fit the law to stored trainings
 
-One training of each size for each time and text. The law, fitted to them by least squares: the loss over what n-grams
-leave open (`difficulty`) is E + A / parameters^a + B / tokens^b, over vocabulary^v; tokens that are read again count
-for less, and embeddings are no parameters. A floor E is only seen far beyond what minutes reach, so that it is given.
+One training of each size for each time and text. The law is fitted by least squares: the ratio of the loss to that of
+n-grams (`difficulty`) is (E + A / parameters^a + B / tokens^b) / vocabulary^v. Repeated tokens count less, and
+embeddings are not counted as parameters. E is given (--floor), since it is visible only far beyond minutes of training.
 """
 
 import argparse
@@ -52,13 +52,15 @@ def measure_size(data: str, size: int, minutes: float, tokenizer: str, vocab_siz
 
 
 def fit_law(points: list[dict[str, Any]], floor: float) -> Iterator[str]:
-    """The numbers of the law, and how far off each point they are."""
+    """Yield the constants of the law, and its error at each point."""
 
     def log_errors(law: np.ndarray) -> np.ndarray:
         ratios = []
         for point in points:
             statistics = scaling.TextStatistics(point["difficulty"], point["unique"], point["vocab"])
-            ratios.append(scaling.predict_loss(statistics, point["parameters"], point["tokens"], floor, *law) / point["loss"])
+            ratios.append(
+                scaling.predict_loss(statistics, point["parameters"], point["tokens"], floor, *law) / point["loss"]
+            )
         return np.log(ratios)
 
     initial = np.array(scaling.LAW[1:])
@@ -66,8 +68,8 @@ def fit_law(points: list[dict[str, Any]], floor: float) -> Iterator[str]:
     yield "E, A, a, B, b, v = " + ", ".join(f"{x:.4g}" for x in (floor, *solution.x))
     for point, error in zip(points, log_errors(solution.x)):
         setting = f"{point['data']:<12} {point['tokenizer']:<5} {point['minutes']:>5} min  size {point['size']}"
-        yield f"{setting}  loss {point['loss']:.4f}, said {point['loss'] * math.exp(error):.4f}"
-    yield f"off by {math.sqrt((log_errors(solution.x) ** 2).mean()):.1%} in the mean (root of squares)"
+        yield f"{setting}  loss {point['loss']:.4f}, predicted {point['loss'] * math.exp(error):.4f}"
+    yield f"mean error {math.sqrt((log_errors(solution.x) ** 2).mean()):.1%} (root mean square)"
 
 
 if __name__ == "__main__":
@@ -79,7 +81,7 @@ if __name__ == "__main__":
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--floor", type=float, default=scaling.LAW[0], help="E of the law")
-    parser.add_argument("--fit", type=Path, help="a file with what this script has printed, or several put together")
+    parser.add_argument("--fit", type=Path, help="a file of lines that this script printed")
     options = parser.parse_args()
     if options.fit:
         print("\n".join(fit_law([json.loads(line) for line in options.fit.read_text().splitlines()], options.floor)))

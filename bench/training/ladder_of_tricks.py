@@ -1,13 +1,13 @@
-"""The fast recipe as a ladder: what each change buys, one after the other, in the same time on the same text.
+"""What each change of the fast recipe is worth: added one after the other, with the same time on the same text.
 
-    python -m bench.training.ladder_of_tricks                                    every rung for a minute, two seeds: 22 minutes
+    python -m bench.training.ladder_of_tricks                            a minute for each rung, two seeds: 22 minutes
     python -m bench.training.ladder_of_tricks --minutes 2 --data eltec --seeds 1 2 3
-    python -m bench.training.ladder_of_tricks --without "RMSNorm, QK-norm" Muon  the Transformer at the top, but for one of them each time
-    python -m bench.training.ladder_of_tricks --with "outputs from zero"         and with what was tried and left out
+    python -m bench.training.ladder_of_tricks --without "RMSNorm, QK-norm" Muon      ablations of the last Transformer
+    python -m bench.training.ladder_of_tricks --with "outputs from zero"             and changes that were rejected
 
-The first rung is nanoGPT's CPU recipe as we have it (`nanogpt-cpu`) but for the number of steps, which is what fits
-into the time; each further one keeps the changes before it. Loss over the whole validation split, each at its own
-context. The time is that of a whole run: what `--minutes` plans.
+The first rung is nanoGPT's CPU recipe (preset `nanogpt-cpu`) with as many steps as fit into the time; each rung keeps
+the changes before it. Loss over the validation split, each at its own context. The time is that of a complete run, as
+planned by `--minutes`.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from unittest.mock import patch
 from anyformer import api
 from anyformer.model.kernels import sdpa
 
-COUNTS_RUNG = "counts beside it"
+COUNTS_RUNG = "with n-gram counts"
 MUON = {"optimizer": "muon", "lr": 4e-3, "warmup": 20, "weight_decay": 0.01, "clip": 0.0}
-RUNGS: dict[str, dict[str, Any]] = {  # what changes, as overrides of the config
+RUNGS: dict[str, dict[str, Any]] = {  # overrides of the config
     "nanoGPT's recipe, float32": {"train": {"dtype": "float32", "batch": 16}},
     "bfloat16": {"train": {"dtype": "bfloat16"}},
-    "attention in products": {},
+    "attention by matmul": {},
     "rotary positions": {"model": {"position": "rotary"}},
     "RMSNorm, QK-norm": {"model": {"norm": "rmsnorm", "qk_norm": True}},
     "squared ReLU": {"model": {"activation": "relu2"}},
@@ -45,7 +45,7 @@ def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_rung(name: str, overrides: dict[str, Any], data: str, minutes: float, seed: int) -> dict[str, float]:
-    """Loss and steps of a training with torch's attention up to the rung that leaves it."""
+    """Return loss and steps of a training; torch's attention is used up to the rung that replaces it."""
     uses_matmul = name not in ("nanoGPT's recipe, float32", "bfloat16")
     select = sdpa.is_matmul_faster if uses_matmul else lambda q, k, dropout_p=0.0: False
     recipe, preset = ("recall", "counts") if name == COUNTS_RUNG else ("language", "nanogpt-cpu")
@@ -56,7 +56,7 @@ def train_rung(name: str, overrides: dict[str, Any], data: str, minutes: float, 
 
 
 def list_rungs() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each rung: what it is called, which it is, and all changes up to it."""
+    """Yield (title, rung, all overrides up to it) of each rung."""
     overrides: dict[str, Any] = {}
     for name, change in RUNGS.items():
         overrides = merge(overrides, change)
@@ -64,11 +64,11 @@ def list_rungs() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def list_ablations(without: list[str], added: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The last rung before the counts, without each of these, and with each of those."""
+    """Yield the last rung before the counts, without each of these changes, and with each of those."""
     names = [name for name in RUNGS if name != COUNTS_RUNG]
     for removed in (None, *without):
         changes = [RUNGS[name] for name in names if name != removed]
-        yield "all of it" if removed is None else f"without {removed}", names[-1], reduce(merge, changes, {})
+        yield "all changes" if removed is None else f"without {removed}", names[-1], reduce(merge, changes, {})
     for name in added:
         yield f"with {name}", names[-1], reduce(merge, [*(RUNGS[rung] for rung in names), REJECTED[name]], {})
 

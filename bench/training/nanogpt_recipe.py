@@ -1,8 +1,8 @@
-"""Train nanoGPT's CPU recipe and our `nanogpt-cpu` preset on the same text, as whole processes: time and loss of both.
+"""nanoGPT's CPU recipe and our preset `nanogpt-cpu` on the same text, as complete processes: time and loss.
 
     python -m bench.training.nanogpt_recipe --nanogpt ../nanoGPT
 
-The loss is over the whole validation split at context 64, in windows side by side, for both.
+The loss is over the validation split at context 64, in consecutive windows, for both.
 """
 
 import json
@@ -18,7 +18,7 @@ from statistics import mean
 import torch
 
 from anyformer.data.text.prepare import Corpus, prepare_corpus
-from bench._common import make_parser, import_nanogpt, print_report, find_shakespeare, split_loss, write_nanogpt_data
+from bench._common import find_shakespeare, import_nanogpt, make_parser, print_report, split_loss, write_nanogpt_data
 
 RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)"
     "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "
@@ -27,7 +27,7 @@ RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)
 
 
 def train_nanogpt(checkout: Path, scratch: Path, corpus: Corpus, steps: int, seed: int) -> tuple[float, float]:
-    """(seconds, loss) of nanoGPT. The text is ready before the clock starts."""
+    """Return (seconds, loss) of nanoGPT; its text is prepared before the time starts."""
     folder = scratch / "nanoGPT"
     shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(".git", "out*"))
     write_nanogpt_data(corpus, folder / "data" / "shakespeare_char")
@@ -46,7 +46,7 @@ def train_nanogpt(checkout: Path, scratch: Path, corpus: Corpus, steps: int, see
 
 
 def train_anyformer(text: Path, scratch: Path, steps: int, seed: int) -> tuple[float, float]:
-    """(seconds, loss) of anyformer."""
+    """Return (seconds, loss) of anyformer."""
     command = [sys.executable, "-m", "anyformer", "train", "language", "--preset", "nanogpt-cpu", "--json"]
     command += ["--data", str(text), "--steps", str(steps), "--seed", str(seed), "--out", str(scratch / "run")]
     start = time.perf_counter()
@@ -57,21 +57,19 @@ def train_anyformer(text: Path, scratch: Path, steps: int, seed: int) -> tuple[f
 def main() -> None:
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a run of each side for each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one training of each for each seed")
     options = parser.parse_args()
     text, rows = find_shakespeare(options.nanogpt), {}
     runs: list[list[tuple[float, float]]] = [[], []]
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
-            os.environ["ANYFORMER_CACHE"] = str(
-                scratch / "cache"
-            )  # prepare the text within the time, as a newcomer would
+            os.environ["ANYFORMER_CACHE"] = str(scratch / "cache")  # empty, so that preparing the text counts
             runs[0].append(train_anyformer(text, scratch, options.steps, seed))
             runs[1].append(train_nanogpt(options.nanogpt, scratch, prepare_corpus(str(text)), options.steps, seed))
         rows[f"seed {seed}: wall time"] = (runs[0][-1][0], runs[1][-1][0], "s")
-        rows[f"seed {seed}: loss, whole split"] = (runs[0][-1][1], runs[1][-1][1], "nats")
-    for i, (metric, unit) in enumerate((("wall time", "s"), ("loss, whole split", "nats"))):
+        rows[f"seed {seed}: loss, validation split"] = (runs[0][-1][1], runs[1][-1][1], "nats")
+    for i, (metric, unit) in enumerate((("wall time", "s"), ("loss, validation split", "nats"))):
         rows[f"mean: {metric}"] = (mean(run[i] for run in runs[0]), mean(run[i] for run in runs[1]), unit)
     print_report(f"tiny Shakespeare, {options.steps} steps, {torch.get_num_threads()} threads", rows, options.json)
 

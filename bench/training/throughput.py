@@ -1,11 +1,11 @@
-"""Tokens a second in training at equal architecture: nanoGPT's model and loop beside ours, on the same machine.
+"""Training throughput at equal architecture: nanoGPT's model and loop, and ours, on the same machine.
 
     python -m bench.training.throughput --nanogpt ../nanoGPT
     python -m bench.training.throughput --nanogpt ../nanoGPT --shapes nanogpt-cpu --compile
 
-Whole updates: batch, forward, backward, clipping, AdamW. nanoGPT's CPU recipe computes in float32; what it would do in
-bfloat16 is measured too. The FLOPs of a token are those of nanoGPT's own count: 6 a weight, and 12 a layer, channel and
-place of the context. The ceiling is the best product of two matrices on this machine, in the same format.
+Complete updates: batch, forward, backward, clipping, AdamW. nanoGPT's CPU recipe trains in float32; bfloat16 is
+measured too. FLOPs per token are counted as by nanoGPT: 6 for each weight, and 12 for each layer, channel and position
+of the context. The ceiling is the fastest matrix product on this machine in the same dtype.
 """
 
 import json
@@ -22,10 +22,10 @@ from anyformer.recipes import language
 from anyformer.training import loop
 from anyformer.training.device import autocast
 from anyformer.training.hardware import measure_matmul_gflops
-from bench._common import make_parser, import_nanogpt
+from bench._common import import_nanogpt, make_parser
 
-BATCH = {"nanogpt-cpu": 12, "nanogpt-gpu": 16}  # of the larger shape as much as a small machine stands
-WARMUP_STEPS = 4  # updates that do not count
+BATCH = {"nanogpt-cpu": 12, "nanogpt-gpu": 16}  # small enough for a small machine
+WARMUP_STEPS = 4  # not measured
 
 
 def make_config(preset: str, batch: int, dtype: str, compile_model: bool) -> Any:
@@ -35,13 +35,13 @@ def make_config(preset: str, batch: int, dtype: str, compile_model: bool) -> Any
 
 
 def step_anyformer(config: Any) -> Iterator[float]:
-    """When each update ends."""
+    """Yield the time at which each update ends."""
     for _ in loop.train(recipe.load_recipe("language"), config):
         yield time.perf_counter()
 
 
 def step_nanogpt(module: Any, config: Any) -> Iterator[float]:
-    """nanoGPT's loop on the same batches: what its train.py does in each step, but for the batch."""
+    """Yield the same of nanoGPT's loop on the same batches: each step of its train.py, except for loading the batch."""
     torch.manual_seed(config.train.seed)
     shape, vocab = config.model, language.load_corpus(config).tokenizer.vocab_size
     sizes = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.dim, "block_size": shape.context}
@@ -60,7 +60,7 @@ def step_nanogpt(module: Any, config: Any) -> Iterator[float]:
 
 
 def time_step(ends: Iterator[float], min_seconds: float) -> float:
-    """Of an update, the median over some time."""
+    """Return the median seconds of an update."""
     times: list[float] = []
     for end in ends:
         times.append(end)
@@ -70,7 +70,7 @@ def time_step(ends: Iterator[float], min_seconds: float) -> float:
 
 
 def measure_waiting(config: Any) -> float:
-    """Seconds that an update waits for its batch, once the text is open."""
+    """Return the seconds that an update waits for its batch."""
     stream = language.batches(config, "train")
     next(stream)
     start = time.perf_counter()
@@ -80,14 +80,16 @@ def measure_waiting(config: Any) -> float:
 
 
 def count_flops(config: Any) -> float:
-    """Of a token, forward and backward."""
+    """Return the FLOPs per token, forward and backward."""
     with torch.device("meta"):
         model = language.build(config)
     weights = sum(p.numel() for name, p in model.named_parameters() if "position" not in name)
     return 6 * weights + 12 * config.model.n_layer * config.model.dim * config.model.context
 
 
-def measure(module: Any, preset: str, compile_model: bool, min_seconds: float, ceilings: dict[str, float]) -> dict[str, Any]:
+def measure(
+    module: Any, preset: str, compile_model: bool, min_seconds: float, ceilings: dict[str, float]
+) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for dtype in ceilings:
         config = make_config(preset, BATCH[preset], dtype, compile_model)
@@ -96,15 +98,15 @@ def measure(module: Any, preset: str, compile_model: bool, min_seconds: float, c
             speed = tokens / time_step(steps, min_seconds)
             share = speed * count_flops(config) / 1e9 / ceilings[dtype]
             results[f"{name} {dtype}"] = {"tokens_per_second": speed, "share_of_ceiling": share}
-            print(
-                f"{preset}, batch {config.train.batch}: {name:<9} {dtype:<8} {speed:>9,.0f} tokens/s, {share:.0%} of ceiling"
-            )
+            setting = f"{preset}, batch {config.train.batch}: {name:<9} {dtype:<8}"
+            print(f"{setting} {speed:>9,.0f} tokens/s, {share:.0%} of ceiling")
     results["waiting_for_data"] = measure_waiting(config) * speed / tokens
     print(f"{preset}: {results['waiting_for_data']:.2%} of an update is waiting for data")
     fastest = max(results[f"anyformer {dtype}"]["tokens_per_second"] for dtype in ceilings)
     results["ratios"] = {f"to nanoGPT {d}": fastest / results[f"nanoGPT {d}"]["tokens_per_second"] for d in ceilings}
     print(
-        f"{preset}: " + ", ".join(f"{ratio:.2f} times {label[3:]}" for label, ratio in results["ratios"].items()), flush=True
+        f"{preset}: " + ", ".join(f"{ratio:.2f} times {label[3:]}" for label, ratio in results["ratios"].items()),
+        flush=True,
     )
     return results
 
@@ -113,7 +115,7 @@ if __name__ == "__main__":
     parser = make_parser((__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=BATCH, default=list(BATCH))
     parser.add_argument("--compile", action="store_true", help="torch.compile both")
-    parser.add_argument("--patience", type=float, default=10.0, help="seconds of measuring for each")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds of each measurement")
     options = parser.parse_args()
     ceilings = {dtype: measure_matmul_gflops("cpu", dtype) for dtype in ("float32", "bfloat16")}
     print(
