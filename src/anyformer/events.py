@@ -4,9 +4,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-Listener = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
-_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_listener: ContextVar[ProgressCallback | None] = ContextVar("listener", default=None)
 
 
 def report_progress(task: str, done: int, total: int) -> None:
@@ -17,7 +17,7 @@ def report_progress(task: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def listen(listener: Listener) -> Generator[None]:
+def listen(listener: ProgressCallback) -> Generator[None]:
     """Call the listener with all progress while the block runs."""
     token = _listener.set(listener)
     try:

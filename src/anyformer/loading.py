@@ -231,7 +231,7 @@ def load_trained(path: Path, device: str, merged: bool, recipe: Any = None) -> M
     model = module.build(config)
     if stored.get("lora"):
         settings = parse_dataclass(LoRAConfig, stored["lora"], where)
-        source = load_source(stored["init"], where)
+        source = load_source(Path(stored["init"]["path"]), module, stored["init"]["sha256"])
         checkpoints.initialize_from(model, source.module, str(source.path), settings)
     model = model.to(resolve_device(device))
     checkpoints.load_weights(folder, model)
@@ -240,11 +240,21 @@ def load_trained(path: Path, device: str, merged: bool, recipe: Any = None) -> M
     return Model(module, config, model, checkpoints.read_state(folder), folder)
 
 
-def load_source(stored: dict[str, str], where: str, recipe: Any = None) -> Model:
-    """Load the model that adapters were trained on. Raises InputError if its weights have changed."""
-    source = load(stored["path"], "cpu", recipe=recipe)
-    if checkpoints.hash_weights(source.path) != stored["sha256"]:
-        raise InputError(f"{where}: {stored['path']} has changed since adapters were trained on it: restore it")
+def load_source(path: Path, recipe: Recipe, sha256: str | None = None) -> Model:
+    """Load a model to start from: a public checkpoint, or a run of this or of another recipe of the package.
+
+    Args:
+        path: The run or checkpoint.
+        recipe: The recipe that starts from it.
+        sha256: What its weights must be, if adapters were trained on them already.
+    """
+    stored: dict[str, Any] = {}
+    if path.is_dir() and not hf_folder.is_hf_folder(path):
+        stored = checkpoints.read_json(find_checkpoint(path) / "config.json")
+    is_same = stored.get("recipe") == recipes.recipe_name(recipe)
+    source = load(path, "cpu", recipe=recipe if is_same else None)
+    if sha256 is not None and checkpoints.hash_weights(source.path) != sha256:
+        raise InputError(f"{path} has changed since adapters were trained on it: restore the old weights")
     return source
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from . import recipe as recipes
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
 from .errors import InputError, suggest
-from .loading import Model, load, load_source
+from .loading import Model, load_source
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
 from .recipe import Recipe, SupportsSizes, parse_config, resolve_paths
 from .training import checkpoints
@@ -33,7 +33,7 @@ def resolve_job(
     lora: dict[str, Any] | None = None,
     command: str = "",
 ) -> TrainingJob:
-    """Resolve everything that decides a training, once. Nothing is written.
+    """Resolve everything that decides a training, once; nothing is written. Raises InputError.
 
     Args:
         recipe: What `load_recipe` takes: a name, a Python path, a file, a module.
@@ -45,12 +45,9 @@ def resolve_job(
         init: A run or public checkpoint to start from.
         lora: Settings of adapters, to be trained on the model of `init`.
         command: The command line or call, for config.json.
-
-    Raises:
-        InputError: If something does not exist or does not make sense.
     """
     started_at, module = time.monotonic(), recipes.load_recipe(recipe)
-    settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
+    name, settings = recipes.recipe_name(module), parse_dataclass(LoRAConfig, lora or {}, "lora")
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and resume and run.exists:
         if minutes is not None:
@@ -58,19 +55,17 @@ def resolve_job(
         return resume_job(module, preset, overrides or {}, run, command)
     if init is None and settings.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
-    source = None if init is None else load_init(module, Path(init))
+    source = None if init is None else load_source(Path(init), module)
     config = build_config(module, preset, overrides or {}, source)
-    budget = None
-    if minutes is not None:
-        free_size = source is None and can_choose_size(module, preset, config)
-        budget = Budget(minutes=minutes, started_at=started_at, choose_size=free_size)
+    choose_size = source is None and can_choose_size(module, preset, config)
+    budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, choose_size=choose_size)
     return TrainingJob(
         recipe=module,
-        recipe_name=recipes.recipe_name(module),
+        recipe_name=name,
         preset=preset or recipes.default_preset(module),
         config=config,
-        run=run or choose_run(recipes.recipe_name(module), config),
-        init=None if source is None else init_weights(source, Path(str(init))),
+        run=run or choose_run(name, config),
+        init=init_weights(source, init),
         lora=settings,
         budget=budget,
         command=command,
@@ -91,7 +86,8 @@ def resume_job(
     check_same_model(run, resolve_paths(old), config)
     settings = parse_dataclass(LoRAConfig, stored.get("lora") or {}, where)
     needs_source = settings.rank or checkpoints.find_latest(run.checkpoints) is None
-    source = load_source(stored["init"], where, module) if needs_source and "init" in stored else None
+    init = stored.get("init") if needs_source else None
+    source = None if init is None else load_source(Path(init["path"]), module, init["sha256"])
     return TrainingJob(
         recipe=module,
         recipe_name=name,
@@ -99,7 +95,7 @@ def resume_job(
         config=config,
         run=run,
         is_resumed=True,
-        init=None if source is None else init_weights(source, Path(stored["init"]["path"])),
+        init=init_weights(source, stored.get("init", {}).get("path")),
         lora=settings,
         command=command,
     )
@@ -158,8 +154,8 @@ def expand_short_names(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, A
             for path, place in places.items():
                 if place and path == f"{place}.{name}":
                     raise InputError(f"unknown field '{name}': write {place}={{'{name}': {value!r}}}")
-            known = [path.removeprefix("train.") for path in places]
-            raise InputError(f"unknown field '{name}': {suggest(name, dict.fromkeys([*names, *known]))}")
+            valid = dict.fromkeys([*names, *(path.removeprefix("train.") for path in places)])
+            raise InputError(f"unknown field '{name}': {suggest(name, valid)}")
         expanded = merge_overrides(expanded, {name: value})
     return expanded
 
@@ -177,15 +173,11 @@ def can_choose_size(module: Recipe, preset: str | None, config: Any) -> bool:
 # --- weights and directories ---
 
 
-def load_init(module: Recipe, path: Path) -> Model:
-    """Load the model to start from; a run of an outside recipe needs the recipe that is trained now."""
-    stored = RunDirectory(path).read_config() if RunDirectory(path).exists else {}
-    same = stored.get("recipe") == recipes.recipe_name(module)
-    return load(path, "cpu", recipe=module if same else None)
-
-
-def init_weights(source: Model, path: Path) -> InitWeights:
-    return InitWeights(source.module, path.resolve(), checkpoints.hash_weights(source.path))
+def init_weights(source: Model | None, path: str | Path | None) -> InitWeights | None:
+    """Return the weights of the model to start from, with the path by which the user named it."""
+    if source is None or path is None:
+        return None
+    return InitWeights(source.module, Path(path).resolve(), checkpoints.hash_weights(source.path))
 
 
 def check_same_model(run: RunDirectory, old: Any, new: Any) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import anyformer
-from anyformer import resolve
 from anyformer.errors import InputError
 from anyformer.recipes import language
 from cli_kit import call, read_folder
@@ -121,13 +120,13 @@ def test_python_and_the_command_line_resolve_the_same_job(text: Path, tmp_path: 
 
 def test_a_model_to_start_from_is_loaded_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     loads: list[str] = []
-    real = resolve.load
+    real = anyformer.load
 
     def count(path: Path, *args: object, **kwargs: object) -> anyformer.Model:
         loads.append(str(path))
         return real(path, *args, **kwargs)
 
-    for module in ("resolve", "loading", "api"):
+    for module in ("loading", "api"):
         monkeypatch.setattr(f"anyformer.{module}.load", count)
     for number, settings in enumerate(({}, {"lora": {"rank": 2}})):
         loads.clear()

@@ -55,7 +55,7 @@ def test_preparing_a_large_text_needs_little_memory(tokenizer: str, tmp_path: Pa
         for _ in range(400):
             file.write(text.read_text() * (1_000_000 // text.stat().st_size))
     code = (
-        "import sys; from anyformer.data.text.prepare import prepare; prepare(sys.argv[1], sys.argv[2]);"
+        "import sys; from anyformer.data.text.prepare import prepare_corpus; prepare_corpus(sys.argv[1], sys.argv[2]);"
         "import re, pathlib; status = pathlib.Path('/proc/self/status').read_text();"
         "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) // 1024)"
     )

@@ -1,6 +1,7 @@
 """anyformer list: recipes, presets with their sizes, data sets."""
 
 import dataclasses
+import inspect
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ def run(arguments: list[str]) -> int:
 
 def describe_recipe(name: str) -> dict[str, Any]:
     recipe = recipes.load_recipe(name)
-    about = (getattr(recipe, "__doc__", None) or name).strip().splitlines()[0]
+    about = (inspect.getdoc(recipe) or name).splitlines()[0]
     presets = {preset: describe_preset(recipe, config) for preset, config in recipe.PRESETS.items()}
     return {"name": name, "about": about, "default": recipes.default_preset(recipe), "presets": presets}
 

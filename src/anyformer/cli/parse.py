@@ -272,7 +272,7 @@ def suggest_flag(word: str, names: list[str]) -> str:
 COLUMN = 26  # where the text of a flag starts
 
 
-def format_help(prog: str, about: str, flags: Sequence[Flag], more: str = "") -> str:
+def format_help(prog: str, about: str, flags: Sequence[Flag], footer: str = "") -> str:
     """The help of a verb, as wide as the terminal (from 60 to 100 columns)."""
     width = min(100, max(60, shutil.get_terminal_size().columns))
     places = [flag for flag in flags if flag.is_positional]
@@ -281,7 +281,7 @@ def format_help(prog: str, about: str, flags: Sequence[Flag], more: str = "") ->
     if places:
         parts.append("\n".join(format_flag(flag, width) for flag in places))
     parts.append("\n".join(format_flag(flag, width) for flag in flags if not flag.is_positional))
-    return "\n\n".join(part for part in (*parts, more) if part)
+    return "\n\n".join(part for part in (*parts, footer) if part)
 
 
 def format_positional(flag: Flag) -> str:

@@ -28,7 +28,7 @@ class Command:
     state @ w > 0, or action = state @ w); or a run of the control recipe."""
     epsilon: tuple[float, ...] = (0.0,)
     """Fraction of random actions; several values play --episodes each."""
-    wanted: float | None = None
+    target_return: float | None = None
     """For a run: the return to reach. Default: the one it was trained with."""
     temperature: float = 1.0
     """For a run with discrete actions; 0 takes the most probable."""
@@ -131,5 +131,5 @@ def load_policy(options: Command, seeds: list[int]) -> tuple["Policy", int]:
         raise InputError(
             f"{options.policy} is a run of '{model.name}', not of {recipes_with(SupportsPolicy)}: it cannot act"
         )
-    settings = {"target_return": options.wanted, "temperature": options.temperature, "seeds": seeds}
+    settings = {"target_return": options.target_return, "temperature": options.temperature, "seeds": seeds}
     return model.recipe.make_policy(model.module, model.config, options.env, **settings)
