@@ -69,7 +69,8 @@ def read_batch(recipe: Recipe, config: Any, max_rows: int) -> tuple[dict[str, Te
     rows = min(config.train.batch, max_rows)
     smaller = replace(config, train=replace(config.train, batch=rows))
     batch, state = next(recipe.batches(smaller, "train", None))
-    return batch, state.get("tokens", 0), config.train.batch / rows
+    is_all_data = max(value.shape[0] for value in batch.values()) < rows
+    return batch, state.get("tokens", 0), 1.0 if is_all_data else config.train.batch / rows
 
 
 def measure_step(recipe: Recipe, model: nn.Module, batch: dict[str, Tensor]) -> StepCost:

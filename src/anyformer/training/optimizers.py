@@ -43,7 +43,7 @@ class Optimizer:
         ]
         fused = all(p.device.type in ("cpu", "cuda") for p in by_adamw)
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, config.lr, (0.9, config.beta2), fused=fused)
+            torch.optim.AdamW(groups, config.lr, (0.9, float(config.beta2)), fused=fused)
         ]
         if by_muon:
             matrices = [p for p in model.parameters() if p in by_muon]  # in the model's order, not the set's

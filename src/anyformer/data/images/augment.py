@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...parsing import check_range, check_types
+
 Random = np.random.Generator
 
 
@@ -24,9 +26,8 @@ class Augment:
     """Alpha of mixup (1710.09412) and cutmix (1905.04899), which take turns step by step; 0 for neither."""
 
     def __post_init__(self) -> None:
-        for name in ("crop", "distort", "mix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"augment.{name} is {getattr(self, name)}; it must be 0 or more")
+        check_types(self)
+        check_range(self, "crop", "distort", "mix", at_least=0)
 
 
 def augment_batch(
