@@ -73,7 +73,7 @@ class Setup:
         """Return the peak FLOP/s in bfloat16: --peak, or known for this GPU."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         known_tflops = next((tflops for kind, tflops in PEAK_TFLOPS.items() if kind in name), None)
-        tflops = self.options.peak_flops or known_tflops
+        tflops = self.options.peak or known_tflops
         return None if tflops is None else 1e12 * tflops
 
 

@@ -301,7 +301,8 @@ def _draw_mark(frame: _Frame, mark: Mark, obstacles: Sequence[Point]) -> str:
     x, y = frame.to_pixels(mark.x, mark.y)
     color = f"stroke:var(--c{mark.color % N_COLORS})"
     half = CHAR_WIDTH * len(mark.text) / 2
-    centers = [(x + dx, y + dy) for dy in (-16, 26, -36, 46, -60, 70, -90, 100, -130) for dx in (0, -half, half)]
+    columns = (0, -half, half, -half - 14, half + 14)
+    centers = [(x + dx, y + dy) for dy in (-16, 26, 4, -36, 46, -60, 70, -90, 100, -130) for dx in columns]
     text_x, text_y = _place_label(frame, mark.text, centers, obstacles)
     end = text_y + 5 if text_y < y else text_y - 13
     leader = f'<path style="{color};stroke-width:.75" d="M{text_x:.1f} {end:.1f}L{x:.1f} {y:.1f}"/>'
