@@ -15,7 +15,7 @@ import torch
 from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.data.text.labeled import read_labeled
-from cli_kit import call, assert_refused
+from cli_kit import assert_refused, call
 from data_kit import needs_data, refuses, write
 
 classify: Any = recipes.load_recipe("classify")
