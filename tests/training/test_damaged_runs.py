@@ -21,16 +21,16 @@ TEXT = "the cat sat on the mat. the dog sat on the log.\n" * 60
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     train(write(folder / "text.txt", TEXT.encode()), folder / "run")
     return folder / "run"
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
+def run(base_run: Path, tmp_path: Path) -> Path:
     """A copy of a run of four steps."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+    return Path(shutil.copytree(base_run, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -191,8 +191,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(run: Path, last: Path, limi
 
 
 @pytest.mark.parametrize("limit", [100, 60_000])
-def test_a_disk_that_is_full_from_the_start(trained: Path, tmp_path: Path, limit: int):
-    text = trained.with_name("text.txt")  # its tokens are in the cache
+def test_a_disk_that_is_full_from_the_start(base_run: Path, tmp_path: Path, limit: int):
+    text = base_run.with_name("text.txt")  # its tokens are in the cache
     with nothing_changes(tmp_path):
         result = call_with_small_disk(limit, *TINY, "--data", text, "--out", tmp_path / "new")
     assert result.code == 2 and "Traceback" not in result.err

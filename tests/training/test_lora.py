@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter_run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "run"
     api.train("language", out=out, init=base, lora={"rank": 3}, train=TUNE)
     return out
@@ -41,18 +41,18 @@ def find_weights(run: Path) -> Path:
     return api.load(run, "cpu").path / "model.safetensors"
 
 
-def test_only_adapters_are_saved_and_the_base_is_unchanged(base: Path, tuned: Path):
-    saved = load_file(find_weights(tuned))
+def test_only_adapters_are_saved_and_the_base_is_unchanged(base: Path, adapter_run: Path):
+    saved = load_file(find_weights(adapter_run))
     assert saved and all(".lora_" in name for name in saved)
     assert {tuple(t.shape) for name, t in saved.items() if name.endswith("attn.key.lora_B")} == {(16, 3)}
     assert any(t.any() for name, t in saved.items() if name.endswith("lora_B"))
-    unmerged, expected = api.load(tuned, "cpu", merged=False).module, api.load(base, "cpu").module.state_dict()
+    unmerged, expected = api.load(adapter_run, "cpu", merged=False).module, api.load(base, "cpu").module.state_dict()
     frozen = {name.replace(".base.", "."): t for name, t in unmerged.state_dict().items() if ".lora_" not in name}
     assert frozen.keys() == expected.keys() and all(torch.equal(frozen[name], expected[name]) for name in frozen)
 
 
-def test_merged_equals_unmerged(tuned: Path):
-    unmerged, merged = api.load(tuned, "cpu", merged=False).module, api.load(tuned, "cpu").module
+def test_merged_equals_unmerged(adapter_run: Path):
+    unmerged, merged = api.load(adapter_run, "cpu", merged=False).module, api.load(adapter_run, "cpu").module
     assert not any(isinstance(module, lora.LoRALinear) for module in merged.modules())
     ids = torch.randint(257, (2, 20))
     with torch.no_grad():
@@ -82,13 +82,13 @@ def test_resumed_equals_uninterrupted(base: Path, tmp_path: Path, optimizer: str
     assert resumed.keys() == expected.keys() and all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
-def test_another_base_is_refused(base: Path, tuned: Path, tmp_path: Path):
-    sha256 = json.loads((tuned / "config.json").read_text())["init"]["sha256"]
+def test_another_base_is_refused(base: Path, adapter_run: Path, tmp_path: Path):
+    sha256 = json.loads((adapter_run / "config.json").read_text())["init"]["sha256"]
     copy = tmp_path / "copy"
-    for path in tuned.rglob("*"):
+    for path in adapter_run.rglob("*"):
         if path.is_file():
-            (copy / path.relative_to(tuned)).parent.mkdir(parents=True, exist_ok=True)
-            (copy / path.relative_to(tuned)).write_bytes(path.read_bytes().replace(sha256.encode(), b"0" * 64))
+            (copy / path.relative_to(adapter_run)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(adapter_run)).write_bytes(path.read_bytes().replace(sha256.encode(), b"0" * 64))
     assert_refused(call("sample", copy), "has changed since adapters were trained")
     assert_refused(call("train", "language", "--out", copy, "--resume"), "has changed since adapters were trained")
 
