@@ -94,6 +94,6 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     rungs = [name for name in RUNGS if name != COUNTS_RUNG]
     parser.add_argument("--without", nargs="+", metavar="RUNG", choices=rungs, default=[])
-    parser.add_argument("--with", nargs="+", metavar="CHANGE", choices=REJECTED, default=[], dest="more")
+    parser.add_argument("--with", nargs="+", metavar="CHANGE", choices=REJECTED, default=[], dest="added")
     options = parser.parse_args()
     main(list_ablations(options.without, options.added) if options.without or options.added else list_rungs(), options)

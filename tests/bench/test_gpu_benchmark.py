@@ -42,7 +42,7 @@ def test_every_part_runs_and_a_failing_one_does_not_stop_the_others(tmp_path: Pa
     result = dry_run("--shakespeare", str(tmp_path / "missing.txt"))
     assert [row["problem"] for row in result["shakespeare"]] != [] == find_problems(result["window"])
     assert find_problems(result["generation"], (*CUDA_ONLY, "transformers")) == []
-    assert result["generation"][0] == {"what": "a cache of one size says the same, float32", "same": True}
+    assert result["generation"][0] == {"what": "static cache equals generate, float32", "same": True}
     assert "--nanogpt" in find_problems(result["training"])[0]["problem"]
     assert len(find_problems(result["training"])) == 1
     rows = dry_run("--only", "shakespeare")["shakespeare"]
