@@ -69,12 +69,8 @@ def measure_ours(
     if pretrained is None:
         pretrained = out / "novels"
         api.train("masked", "novels", minutes=minutes, out=pretrained, train={"seed": seed})
-    scratch_settings = settings | {
-        "steps": 800,
-        "batch": 32,
-        "lr": 2e-3,
-        "warmup": 50,
-    }  # chosen on the validation split
+    # chosen on the validation split
+    scratch_settings = settings | {"steps": 800, "batch": 32, "lr": 2e-3, "warmup": 50}
     train_and_score("after reading novels", start, init=pretrained, model={"dropout": 0.3}, train=scratch_settings)
     if minilm is not None:
         minilm_settings = settings | {"steps": 600, "batch": 32, "lr": 5e-5, "warmup": 80}

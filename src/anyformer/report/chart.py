@@ -161,11 +161,7 @@ def line_chart(
 
     Args:
         series: The lines; with more than one name there is a legend.
-        title: For screen readers, and above the plot with `heading`.
-        width: In pixels.
-        height: In pixels.
-        x_label: The name of the x axis.
-        heading: Print the title.
+        title: For screen readers; printed above the plot with `heading`.
         log: A logarithmic y axis (all y > 0).
         zero: The y axis starts at 0.
         x_range: Widens the x axis, so that several charts share it.
@@ -194,11 +190,15 @@ def line_chart(
     visible = [line for line in series if not line.faint and len(line.y)]
     summary = "; ".join(f"{line.name}: from {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in visible)
     label = f"{title}. {summary}." + (f" {mark.text}." if mark else "")
+    return _wrap_svg(width, height, label, "".join(parts), standalone, _format_scales(frame, x_label))
+
+
+def _format_scales(frame: _Frame, x_label: str) -> str:
+    """Return the attributes from which the script of a page reads values off the lines."""
     plot = (frame.left, frame.top, frame.right, frame.bottom)
-    scales = {"plot": plot, "x": frame.x, "y": frame.y, "log": (int(log),)}
+    scales = {"plot": plot, "x": frame.x, "y": frame.y, "log": (int(frame.log),)}
     data = [f'data-{name}="{" ".join(f"{value:.8g}" for value in values)}"' for name, values in scales.items()]
-    data.append(f'data-label="{escape(x_label)}"')
-    return _wrap_svg(width, height, label, "".join(parts), standalone, " ".join(data))
+    return f'{" ".join(data)} data-label="{escape(x_label)}"'
 
 
 def _build_frame(series: Sequence[Series], size, x_range, log: bool, zero: bool, reference, x_label: str) -> _Frame:
@@ -331,7 +331,7 @@ def bar_chart(
         title: Above the chart.
         marks: Values by name, drawn as lines across all rows.
         width: In pixels.
-        standalone: Add the palette and the namespace that a file needs.
+        standalone: As in `line_chart`.
 
     Raises:
         ValueError: If a group does not have one value for each name.
@@ -404,7 +404,7 @@ def heatmap(
         cell: Pixels of a square.
         top: The value of the darkest color; None: the largest.
         show_values: Print each value in its square.
-        standalone: Add the palette and the namespace that a file needs.
+        standalone: As in `line_chart`.
 
     Raises:
         ValueError: If the rows differ in length.
@@ -422,15 +422,7 @@ def heatmap(
     for q, row in enumerate(values):
         for k, value in enumerate(row):
             ink = min(value / darkest, 1.0) if math.isfinite(value) and value > 0 else 0.0
-            style = f"fill:var(--c0);fill-opacity:{ink:.3f};stroke:var(--hair);stroke-width:.5"
-            box = f'x="{left + k * cell:.1f}" y="{above + q * cell:.1f}" width="{cell}" height="{cell}"'
-            parts.append(f'<rect {box} style="{style}"><title>{value:.3g}</title></rect>')
-            if show_values:
-                color, x, y = "--paper" if ink > 0.5 else "--ink", left + (k + 0.5) * cell, above + (q + 0.5) * cell + 4
-                text = (
-                    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" style="fill:var({color})">{value:.2f}</text>'
-                )
-                parts.append(text)
+            parts.append(_draw_cell(left + k * cell, above + q * cell, cell, ink, value, show_values))
     for q, text in enumerate(rows):
         y = above + (q + 0.5) * cell + 4
         parts.append(f'<text x="{left - 6:.1f}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>')
@@ -441,6 +433,16 @@ def heatmap(
     # a small matrix is not enlarged to the width of the page
     style = f'style="width:{width:.0f}px;max-width:100%"'
     return _wrap_svg(math.ceil(width), math.ceil(height), label, "".join(parts), standalone, style)
+
+
+def _draw_cell(x: float, y: float, size: int, ink: float, value: float, show_value: bool) -> str:
+    style = f"fill:var(--c0);fill-opacity:{ink:.3f};stroke:var(--hair);stroke-width:.5"
+    box = f'<rect x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}" style="{style}">'
+    text, color = "", "--paper" if ink > 0.5 else "--ink"
+    if show_value:
+        place = f'x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle"'
+        text = f'<text {place} style="fill:var({color})">{value:.2f}</text>'
+    return f"{box}<title>{value:.3g}</title></rect>{text}"
 
 
 def _wrap_svg(width: int, height: int, label: str, body: str, standalone: bool, attributes: str = "") -> str:

@@ -124,7 +124,7 @@ def _describe_column(options: Any) -> str:
 
 
 def read_plan(setup: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the model size was chosen: {"minutes", "low", "high", "rows": [[size, batch, speed, loss, chosen]]}."""
+    """Return how the size was chosen: {"minutes", "low", "high", "rows": [[size, batch, speed, loss, chosen]]}."""
     plan, shape = as_mapping(setup.get("plan")), as_mapping(as_mapping(setup.get("config")).get("model"))
     rows = []
     for size in plan.get("sizes") or ():
