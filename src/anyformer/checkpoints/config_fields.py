@@ -139,12 +139,13 @@ def require_settings(values: ConfigDict, supported: Mapping[str, tuple], where: 
     """
     for name, valid in supported.items():
         if values[name] not in valid:
-            raise InputError(f"{where}{name} is {values[name]}, not {' or '.join(map(str, valid))}")
+            names = " or ".join(map(str, dict.fromkeys(valid)))
+            raise InputError(f"{where}{name} is {values[name]}, not {names}")
 
 
 def require_layernorm(model: ConfigDict, where: str = "", **supported: tuple) -> None:
-    """Check a `TransformerConfig` for the families of the kind of GPT-2 and BERT: LayerNorm, an MLP without a gate, as
-    many heads of keys as of queries, dim / n_head channels in a head; `supported`: further settings."""
+    """Check a `TransformerConfig` for families like GPT-2 and BERT: LayerNorm, an MLP without a gate, as many heads of
+    keys as of queries, dim / n_head channels in a head; `supported`: further settings."""
     supported |= {"norm": ("layernorm",), "activation": tuple(ACTIVATIONS.values()), "qk_norm": (False,)}
     heads, channels = (None, model["n_head"]), (None, model["dim"] // model["n_head"])
     require_settings(model, supported | {"scale": (None,), "n_kv_head": heads, "head_dim": channels}, where)

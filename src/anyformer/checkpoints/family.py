@@ -99,23 +99,23 @@ def select_family(
     families = [family for name in candidates if own_name in (family := load_family(name, "")).recipes]
     if not families:
         raise InputError(f"no {kind} has models of the recipe '{own_name}'")
-    reasons = []
+    reasons = {}
     for family in families:
-        try:
-            check(family, values)
+        reason = explain(check, family, values)
+        if reason is None:
             return family
-        except InputError as error:
-            reasons.append(f"{family.model_type}: {error}")
-    valid = [name for name, preset in recipe.PRESETS.items() if can_express(families, to_json(preset), check)]
+        reasons[family.model_type] = reason
+    presets = {name: to_json(preset) for name, preset in recipe.PRESETS.items()}
+    valid = [name for name, preset in presets.items() if None in (explain(check, f, preset) for f in families)]
     hint = f"; train with --preset {' or '.join(valid)}" if valid else ""
-    raise InputError(f"no {kind} can express this model ({'; '.join(reasons)}){hint}")
+    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise InputError(f"no {kind} can express this model ({listed}){hint}")
 
 
-def can_express(families: Iterable[Family], values: ConfigDict, check: Callable[[Family, ConfigDict], None]) -> bool:
-    for family in families:
-        try:
-            check(family, values)
-            return True
-        except InputError:
-            continue
-    return False
+def explain(check: Callable[[Family, ConfigDict], None], family: Family, values: ConfigDict) -> str | None:
+    """Return why a family cannot express a config; None if it can."""
+    try:
+        check(family, values)
+    except InputError as error:
+        return str(error)
+    return None

@@ -69,7 +69,7 @@ class Llama(Family):
     def check_config(self, values: ConfigDict) -> None:
         supported: dict[str, tuple] = {"position": ("rotary",), "norm": ("rmsnorm",), "norm_place": ("pre",)}
         supported |= {"scale": (None,), "qk_norm": (self.has_qk_norm,)}
-        supported |= {"activation": tuple(dict.fromkeys(self.activations.values()))}
+        supported |= {"activation": tuple(self.activations.values())}
         require_settings(values["model"], supported)
         require_settings(values, {"window": (None,)})
 
