@@ -5,6 +5,7 @@ Shapes: B batch, T nodes, C channels.
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +192,14 @@ def is_close(actual: Any, expected: Any) -> bool:
 @torch.inference_mode()
 @pytest.mark.parametrize("name", recipes.list_recipes())
 def test_every_recipe_predicts_the_same_in_float32_and_runs_in_fewer_bits(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Models are pickled on the way, as to a spawned process."""
     monkeypatch.setattr(linear_module, "MIN_PACKED_WEIGHTS", 1 << 8)
     recipe, expected = recipes.load_recipe(name), None
     for weights in ("float32", "bfloat16", "int8"):
         torch.manual_seed(0)
         model = recipe.build(recipe.PRESETS["tiny"]).eval()
         expected = recipe.predict(model, {}) if expected is None else expected
+        model = pickle.loads(pickle.dumps(model))
         fuse_linears(model)
         widths = [module.in_features for module in model.modules() if isinstance(module, nn.Linear)]
         quantize(model, weights)
