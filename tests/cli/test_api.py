@@ -4,12 +4,15 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import anyformer
+from anyformer import api
 from anyformer.errors import InputError
 from anyformer.recipes import language
+from anyformer.report import progress
 from cli_kit import call, read_folder
 
 FEW = {"steps": 2, "eval_every": 2, "device": "cpu", "dtype": "float32"}
@@ -96,6 +99,16 @@ def test_progress_from_python_is_on_stderr(text: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "stderr", terminal)
     anyformer.train("language", "tiny", out=tmp_path / "terminal", **settings)
     assert "step 2/2" in terminal.getvalue()
+
+
+def test_jupyter_counts_as_interactive(monkeypatch: pytest.MonkeyPatch):
+    assert not api.is_interactive() and not progress.has_live_output()
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    assert api.is_interactive()
+    for has_widgets in (False, True):  # without widgets rich cannot draw there: lines are printed
+        monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: has_widgets or None)
+        with progress.Progress(2, stream=io.StringIO()) as view:
+            assert (view.bar is not None) == has_widgets
 
 
 # --- one job, resolved once ---

@@ -5,6 +5,7 @@ with Progress(2000, "language on plays") as progress:
         progress.update(record)   # step   250/2000 · loss 2.104 · val 2.087 · 61k tok/s · 0:42 left
 """
 
+import importlib.util
 import math
 import sys
 import time
@@ -46,7 +47,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.title:
             self.note(self.title)
-        if self.enabled and self.stream.isatty():
+        if self.enabled and (self.stream.isatty() or has_live_output()):
             self.bar = rich_progress.Progress(
                 rich_progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
                 rich_progress.TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True)),
@@ -127,6 +128,11 @@ class Progress:
         if self.start is None or self.total is None or step <= self.start[0] or step >= self.total:
             return None
         return (time.monotonic() - self.start[1]) / (step - self.start[0]) * (self.total - step)
+
+
+def has_live_output() -> bool:
+    """Return whether this is Jupyter with ipywidgets, where rich draws a bar in the output of the cell."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
 
 
 def format_speed(value: float) -> str:
