@@ -106,7 +106,7 @@ def test_jupyter_counts_as_interactive(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     assert api.is_interactive()
     for has_widgets in (False, True):  # without widgets rich cannot draw there: lines are printed
-        monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: has_widgets or None)
+        monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name, has=has_widgets: has or None)
         with progress.Progress(2, stream=io.StringIO()) as view:
             assert (view.bar is not None) == has_widgets
 

@@ -276,12 +276,11 @@ def format_help(prog: str, about: str, flags: Sequence[Flag], footer: str = "") 
     """The help of a verb, as wide as the terminal (from 60 to 100 columns)."""
     width = min(100, max(60, shutil.get_terminal_size().columns))
     places = [flag for flag in flags if flag.is_positional]
-    usage = " ".join([prog, *map(format_positional, places), "[flags]"])
-    parts = [f"usage: {usage}", wrap_docstring(about, width)]
-    if places:
-        parts.append("\n".join(format_flag(flag, width) for flag in places))
-    parts.append("\n".join(format_flag(flag, width) for flag in flags if not flag.is_positional))
-    return "\n\n".join(part for part in (*parts, footer) if part)
+    others = [flag for flag in flags if not flag.is_positional]
+    required = [f"{flag.name} {flag.metavar}" for flag in others if flag.default is REQUIRED]
+    usage = " ".join([prog, *map(format_positional, places), *required, "[flags]"])
+    groups = ["\n".join(format_flag(flag, width) for flag in group) for group in (places, others)]
+    return "\n\n".join(part for part in (f"usage: {usage}", wrap_docstring(about, width), *groups, footer) if part)
 
 
 def format_positional(flag: Flag) -> str:
@@ -291,20 +290,26 @@ def format_positional(flag: Flag) -> str:
 
 def format_flag(flag: Flag, width: int) -> str:
     """A flag and its text: in two columns, or on two lines where the flag is long."""
-    head = format_positional(flag).strip("[]") if flag.is_positional else flag.name
-    if not flag.is_positional and not flag.is_switch:
-        head += f" {flag.metavar}"
-    hints_at_default = re.search(r"\b[Dd]efault: ", flag.help)
-    shows = flag.default not in (None, "", (), REQUIRED, False) and not hints_at_default and not flag.is_positional
-    default = " ".join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
-    if flag.is_switch and flag.default is True:
-        head, default = f"{flag.name}, {flag_name([*flag.path[:-1], 'no_' + flag.path[-1]])}", "on"
-    text = f"{flag.help} (default: {default})" if shows else flag.help
-    lines = textwrap.wrap(text, width - COLUMN, break_on_hyphens=False) or [""]
+    head = flag.name if flag.is_switch else f"{flag.name} {flag.metavar}"
+    if flag.is_positional:
+        head = format_positional(flag).strip("[]")
+    elif flag.default is True:
+        head = f"{flag.name}, {flag_name([*flag.path[:-1], 'no_' + flag.path[-1]])}"
+    lines = textwrap.wrap(flag.help + format_default(flag), width - COLUMN, break_on_hyphens=False) or [""]
     first = f"  {head:<{COLUMN - 4}}  "
     if len(first) > COLUMN:
         return "\n".join([first.rstrip(), *(" " * COLUMN + line for line in lines)])
     return "\n".join([first + lines[0], *(" " * COLUMN + line for line in lines[1:])]).rstrip()
+
+
+def format_default(flag: Flag) -> str:
+    """ " (default: 5)"; nothing if there is none, or if the help names it."""
+    default = flag.default
+    if flag.is_positional or default in (None, "", (), [], REQUIRED) or default is False or "Default: " in flag.help:
+        return ""
+    if isinstance(default, tuple | list):
+        default = " ".join(map(str, default))
+    return f" (default: {'on' if default is True else default})"
 
 
 def wrap_docstring(text: str, width: int) -> str:
