@@ -11,19 +11,20 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import recipe as recipes
 from .checkpoints import exports
 from .errors import Stopped
 from .loading import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
 from .recipe import SupportsBaselines, SupportsFigures
-from .report.html import write_report
-from .report.progress import Progress
 from .resolve import expand_short_names, resolve_job
 from .training.job import RecordCallback, StartCallback, TrainingJob, run_job
 from .training.loop import TrainState
 from .training.run_directory import atomic_write
+
+if TYPE_CHECKING:
+    from .report.progress import Progress
 
 __all__ = [
     "Model",
@@ -103,6 +104,13 @@ def train_job(job: TrainingJob, on_start: StartCallback = ignore, on_record: Rec
     return model
 
 
+def write_report(path: Path) -> None:
+    """Write the report of a run; what draws it is imported only here, to load models faster."""
+    from .report.html import write_report
+
+    write_report(path)
+
+
 @contextmanager
 def reporting(job: TrainingJob, on_start: StartCallback) -> Generator[StartCallback]:
     """Write the report of a run that has started, however it ends. Yields the callback to start it with."""
@@ -163,6 +171,8 @@ class TrainingDisplay:
 
     def start(self, job: TrainingJob, state: TrainState) -> None:
         """Print what is trained; as a StartCallback."""
+        from .report.progress import Progress
+
         if self.enabled:
             print("\n".join(describe_start(job, state)), file=sys.stderr, flush=True)
             self.progress = Progress(job.config.train.steps).__enter__()

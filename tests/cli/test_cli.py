@@ -107,10 +107,10 @@ def test_a_dry_run_tells_what_training_would_take(text: Path):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(text: Path, tmp_path: Path):
     settings = ["--train.warmup", 8, "--train.schedule", "trapezoid", "--steps"]
-    whole = train(text, tmp_path / "whole", *settings, 8, "--json")
+    full = train(text, tmp_path / "whole", *settings, 8, "--json")
     train(text, tmp_path / "part", *settings, 4)  # the learning rate of the first steps does not depend on the number
     result = call("train", "language", "--out", tmp_path / "part", "--resume", "--steps", 8, "--json").ok()
-    assert "from step 4" in result.err and result.json["val_loss"] == whole.json["val_loss"]
+    assert "from step 4" in result.err and result.json["val_loss"] == full.json["val_loss"]
     assert read_weights(tmp_path / "part")["step-8"] == read_weights(tmp_path / "whole")["step-8"]
     assert read_config(tmp_path / "part")["config"]["train"]["steps"] == 8
 

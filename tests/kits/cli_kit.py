@@ -77,7 +77,3 @@ def nothing_changes(folder: Path, but: Callable[[str], bool] = lambda name: Fals
     yield
     after = read_folder(folder)
     assert {name for name in before | after if before.get(name, 0) != after.get(name, 0) and not but(name)} == set()
-
-
-refused, Said = assert_refused, CommandResult  # old names, until every test uses the new ones
-CommandResult.well = CommandResult.ok  # type: ignore[attr-defined]
