@@ -302,6 +302,8 @@ def load_recipe(source: Any) -> Recipe:
         return typing.cast(Recipe, importlib.import_module(f"{__package__}.recipes.{source}"))
     if isinstance(source, types.ModuleType):
         return check_recipe(source, source.__name__)
+    if not isinstance(source, str | Path):
+        raise InputError(f"a recipe is a name, a file, a Python path or a module, not {source!r}")
     if isinstance(source, Path) or source.endswith(".py") or "/" in source or "\\" in source:
         return check_recipe(import_file(Path(source)), str(source))
     if source in (points := list_entry_points()):

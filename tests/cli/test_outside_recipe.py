@@ -83,6 +83,13 @@ def test_every_way_to_name_a_recipe(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(folder)
     assert recipes.load_recipe(module) is recipes.load_recipe("prophet") is module
     assert recipes.load_recipe(Path("forecast.py")) is recipes.load_recipe("./forecast.py") is not module
+    (folder / "prophecy").mkdir()  # a recipe that has grown into a folder
+    (folder / "prophecy" / "parts.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
+    names = ", ".join(recipes.NAMES)
+    (folder / "prophecy" / "__init__.py").write_text(f"from .parts import {names}")
+    assert recipes.recipe_name(recipes.load_recipe("./prophecy")) == "prophecy"
+    with pytest.raises(InputError, match="a recipe is a name, a file, a Python path or a module, not 3"):
+        anyformer.train(3)
     model = anyformer.train(module, "tiny", steps=2, device="cpu", out="run")
     assert (model.name, model.recipe) == ("forecast", module)
     assert anyformer.load("run", recipe=module).predict() == model.predict()
@@ -121,7 +128,8 @@ def test_config_fields_of_every_type_and_name(folder: Path):
 """
     code = EXAMPLE.read_text(encoding="utf-8").replace('    scale: str = ""\n', fields)
     (folder / "forecast.py").write_text(
-        "from typing import Literal\n" + code.replace('"""Forecast', 'D = """Forecast', 1)
+        "from __future__ import annotations\n\nfrom typing import Literal\n"
+        + code.replace('"""Forecast', 'D = """Forecast', 1)
     )
     flags = ("--sizes", 3, 4, 5, "--mode", "slow", "--state", "liquid", "--config", "x", "--config.out", "y")
     call(*TINY, *flags, "--config.seed", 2, "--seed", 7, "--steps", 2, "--out", "run").ok()

@@ -195,7 +195,7 @@ def test_skipped_pairs_are_counted(tmp_path: Path):
 def test_the_command_line_reports_skipped_and_cut_pairs(tmp_path: Path):
     (tmp_path / "a.tsv").write_text("".join(f"{'x' * 30}{i}\ty\n" for i in range(20)) + "a\t\n")
     flags = ("--preset", "tiny", *SHORT, "--device", "cpu", "--out", tmp_path / "run", "--skip-missing", "--cut-long")
-    err = call("train", "translation", "--data", tmp_path / "a.tsv", *flags).well().err
+    err = call("train", "translation", "--data", tmp_path / "a.tsv", *flags).ok().err
     assert re.search(r"\b1 .*left out", err) and re.search(r"\b18 .*cut to the context", err)
 
 
@@ -203,13 +203,13 @@ def test_the_command_line_trains_translates_and_scores(tmp_path: Path):
     pytest.importorskip("sacrebleu", reason="BLEU and chrF: pip install sacrebleu")
     data, run = write_pairs(tmp_path / "a.tsv"), tmp_path / "run"
     flags = ("--preset", "tiny", "--data", data, *SHORT, "--device", "cpu", "--out", run)
-    assert " → " in call("train", "translation", *flags).well().out and " → " in (run / "samples.txt").read_text()
+    assert " → " in call("train", "translation", *flags).ok().out and " → " in (run / "samples.txt").read_text()
     assert "anyformer predict" in (run / "report.html").read_text()
-    scores = call("eval", run, "--scores", "--json").well().json
+    scores = call("eval", run, "--scores", "--json").ok().json
     assert scores["sentences"] == 8 and scores["bleu"] >= 0 and "tok:13a" in scores["signature"]
     other = write_pairs(tmp_path / "b.tsv", [("cat", "chat"), ("dog", "chien")])
-    assert call("eval", run, "--data", other, "--scores", "--json").well().json["sentences"] == 2, "all of other data"
-    answer = call("predict", run, "the cat", "dog", "--request", '{"beam": 2}', "--json", "--device", "cpu").well().json
+    assert call("eval", run, "--data", other, "--scores", "--json").ok().json["sentences"] == 2, "all of other data"
+    answer = call("predict", run, "the cat", "dog", "--request", '{"beam": 2}', "--json", "--device", "cpu").ok().json
     assert [result["input"] for result in answer["results"]] == ["the cat", "dog"]
 
 
