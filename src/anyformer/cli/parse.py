@@ -18,7 +18,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError, suggest
@@ -82,7 +82,9 @@ class Flag:
         return REPEATABLE in self.marks
 
 
-def list_flags(kind: Any, values: Any = None, path: tuple[str, ...] = (), taken: Iterable[str] = ()) -> Iterator[Flag]:
+def list_flags(
+    kind: Any, values: Any = None, path: tuple[str, ...] = (), taken: Collection[str] = ()
+) -> Iterator[Flag]:
     """Yield the flags of a dataclass and of the dataclasses in it.
 
     Args:
@@ -91,17 +93,17 @@ def list_flags(kind: Any, values: Any = None, path: tuple[str, ...] = (), taken:
         path: Where the dataclass stands in another.
         taken: Names of flags that exist already; a field of this name becomes `--config.NAME`.
     """
-    hints, helps, names = typing.get_type_hints(kind, include_extras=True), read_field_docs(kind), set(taken)
+    hints, helps = typing.get_type_hints(kind, include_extras=True), read_field_docs(kind)
     for field in dataclasses.fields(kind):
         hint, marks = hints[field.name], getattr(hints[field.name], "__metadata__", ())
         hint = hint.__origin__ if marks else hint
         default = field.default if field.default_factory is REQUIRED else field.default_factory()
         default = default if values is None else getattr(values, field.name)
         if dataclasses.is_dataclass(hint):
-            yield from list_flags(hint, default, (*path, field.name))
+            yield from list_flags(hint, default, (*path, field.name), taken)
             continue
         name = field.name if POSITIONAL in marks else flag_name((*path, field.name))
-        name = f"--config.{name[2:]}" if name in names else name
+        name = f"--config.{name[2:]}" if name in taken else name
         text = next((mark for mark in marks if mark not in (POSITIONAL, REPEATABLE)), helps.get(field.name, ""))
         yield Flag(name, (*path, field.name), hint, default, text, marks)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import recipe as recipes
 from ..errors import InputError
-from ..parsing import to_json
+from ..parsing import parse_dataclass, to_json
 from ..training.config import LoRAConfig
 from .parse import HELP, Flag, JsonFlag, format_help, list_flags, print_status, read_flags
 from .terminal import show_progress
@@ -133,7 +133,7 @@ class TrainCommand:
         values = read_flags([*self.options, *self.fields], self.words, self.prog, self.aliases)
         options: dict[str, Any] = nest((flag.path, values[flag.name]) for flag in self.options if flag.name in values)
         if "lora" in options:
-            options["lora"] = recipes.parse_dataclass(LoRAConfig, options["lora"], "--lora")
+            options["lora"] = parse_dataclass(LoRAConfig, options["lora"], "--lora")
         overrides = nest((flag.path, values[flag.name]) for flag in self.fields if flag.name in values)
         if "minutes" in options and "--train.steps" in values:
             raise InputError("--steps and --minutes both say how long: give one of them")
@@ -163,9 +163,8 @@ class TrainCommand:
             return format_help(self.prog, about, basic + others)
         groups = itertools.groupby(others, lambda flag: flag.name.partition(".")[0] if "." in flag.name else "")
         lines = [" ".join(flag.name for flag in group) for _, group in groups]
-        names = "\n".join(textwrap.fill(line, 78, break_on_hyphens=False) for line in lines)
-        names = textwrap.indent(names, "  ")
-        return format_help(self.prog, about, basic, f"more flags, explained by {self.prog} --help-all:\n{names}")
+        text = textwrap.indent("\n".join(textwrap.fill(line, 78, break_on_hyphens=False) for line in lines), "  ")
+        return format_help(self.prog, about, basic, f"more flags, explained by {self.prog} --help-all:\n{text}")
 
     def describe_preset(self, flag: Flag) -> Flag:
         """The flag --preset, with the names of the presets."""
