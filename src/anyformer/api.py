@@ -171,9 +171,9 @@ class TrainingDisplay:
 
     def start(self, job: TrainingJob, state: TrainState) -> None:
         """Print what is trained; as a StartCallback."""
-        from .report.progress import Progress
-
         if self.enabled:
+            from .report.progress import Progress
+
             print("\n".join(describe_start(job, state)), file=sys.stderr, flush=True)
             self.progress = Progress(job.config.train.steps).__enter__()
         self.on_start(job, state)

@@ -107,11 +107,11 @@ def test_a_dry_run_tells_what_training_would_take(text: Path):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(text: Path, tmp_path: Path):
     settings = ["--train.warmup", 8, "--train.schedule", "trapezoid", "--steps"]
-    full = train(text, tmp_path / "whole", *settings, 8, "--json")
+    full = train(text, tmp_path / "uninterrupted", *settings, 8, "--json")
     train(text, tmp_path / "part", *settings, 4)  # the learning rate of the first steps does not depend on the number
     result = call("train", "language", "--out", tmp_path / "part", "--resume", "--steps", 8, "--json").ok()
     assert "from step 4" in result.err and result.json["val_loss"] == full.json["val_loss"]
-    assert read_weights(tmp_path / "part")["step-8"] == read_weights(tmp_path / "whole")["step-8"]
+    assert read_weights(tmp_path / "part")["step-8"] == read_weights(tmp_path / "uninterrupted")["step-8"]
     assert read_config(tmp_path / "part")["config"]["train"]["steps"] == 8
 
 
@@ -129,7 +129,7 @@ def test_resuming_a_run_that_does_not_exist_starts_it(text: Path, tmp_path: Path
 
 
 def test_ctrl_c_saves_and_prints_how_to_resume(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    train(text, tmp_path / "whole", "--steps", 8, "--train.save-every", 100)
+    train(text, tmp_path / "uninterrupted", "--steps", 8, "--train.save-every", 100)
     real = Progress.update
 
     def update(self: Progress, record: dict) -> None:
@@ -147,7 +147,7 @@ def test_ctrl_c_saves_and_prints_how_to_resume(text: Path, tmp_path: Path, monke
     command = shlex.split(last.split("Go on with: ")[1])
     assert command[0] == "anyformer"
     call(*command[1:]).ok()
-    assert read_weights(out)["step-8"] == read_weights(tmp_path / "whole")["step-8"]
+    assert read_weights(out)["step-8"] == read_weights(tmp_path / "uninterrupted")["step-8"]
 
 
 # --- sample ---
