@@ -18,7 +18,7 @@ from anyformer import recipe as recipes
 from anyformer.errors import InputError
 from anyformer.parsing import parse_dataclass, to_json
 from anyformer.report.figures import draw_figure
-from anyformer.training import checkpoints, loop
+from anyformer.training import checkpoints, gradients, loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.estimate import estimate
 from anyformer.training.run_directory import describe_run
@@ -184,8 +184,8 @@ def test_accumulated_batches_equal_one_large_batch(name: str):
         parts = [
             {key: value[start:end] for key, value in batch.items()} for start, end in zip((0, *cuts), (*cuts, rows))
         ]
-        function = loop.select_loss(recipe, dataclasses.replace(config.train, accumulate=len(parts)))
-        loss = loop.backward(recipe, function, state, parts, "float32")
+        function = gradients.select_loss(recipe, dataclasses.replace(config.train, accumulate=len(parts)))
+        loss = gradients.compute_gradient(recipe, function, state.model, state.scaler, parts, "float32")
         return loss, {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
 
     loss, gradient = compute_gradient()
@@ -208,8 +208,8 @@ def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
         state = loop.init_state(recipe, config)
         state.model.train()
         torch.manual_seed(0)
-        function = loop.select_loss(recipe, config.train)
-        loss = loop.backward(recipe, function, state, [batch], "float32")
+        function = gradients.select_loss(recipe, config.train)
+        loss = gradients.compute_gradient(recipe, function, state.model, state.scaler, [batch], "float32")
         results.append(
             {"loss": loss} | {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
         )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyformer.errors import InputError, TrainingError
 from anyformer.recipes import language
-from anyformer.training import device, loop
+from anyformer.training import device, gradients, loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.optimizers import Optimizer, get_lr
 
@@ -49,7 +50,7 @@ def test_a_part_without_labels_is_left_out(text: Path):
     state = loop.init_state(language, config)
     batches = [batch for batch, _ in islice(language.batches(config, "train"), 2)]
     batches[1]["labels"][:] = -100
-    loss = loop.backward(language, language.loss, state, batches, "float32")
+    loss = gradients.compute_gradient(language, language.loss, state.model, state.scaler, batches, "float32")
     assert loss.item() == pytest.approx(language.loss(state.model, batches[0]).item())
     assert all(p.grad.isfinite().all() for p in state.model.parameters())
 
@@ -98,6 +99,17 @@ def test_compile_reaches_the_loop(text: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", lambda function: lambda *arguments: 2 * function(*arguments))
     plain, compiled = (next(loop.train(language, configure(text, compile=flag)))["loss"] for flag in (False, True))
     assert compiled == pytest.approx(2 * plain)
+
+
+def test_a_machine_that_cannot_compile(text: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(graph: Any, inputs: Any) -> None:
+        raise RuntimeError("no working C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    with pytest.raises(
+        InputError, match=r"^--compile fails on this machine: leave it out \(.*no working C\+\+ comp.*\)$"
+    ):
+        next(loop.train(language, configure(text, compile=True)))
 
 
 # --- what is not finite ---

@@ -133,7 +133,8 @@ def measure_eval(recipe: Recipe, config: Any, state: TrainState) -> EvalCost:
     validate(recipe, config, state)
     seconds = time.monotonic() - started_at
     n_batches = sum(1 for _ in islice(recipe.batches(config, "val"), config.train.eval_batches))
-    recipe.predict(state.model.eval(), {})
+    with torch.no_grad():
+        recipe.predict(state.model.eval(), {})
     return EvalCost(time.monotonic() - started_at, seconds / max(1, n_batches))
 
 

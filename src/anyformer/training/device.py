@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,3 +56,11 @@ def has_native_bfloat16() -> bool | None:
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Compute matrix products in `dtype`, and norms, softmax and the loss in float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Move a batch to a device; from CPU to CUDA asynchronously, through pinned memory."""
+    if device.type != "cuda":
+        return {name: value.to(device) for name, value in batch.items()}
+    pinned = {name: value.pin_memory() if value.device.type == "cpu" else value for name, value in batch.items()}
+    return {name: value.to(device, non_blocking=True) for name, value in pinned.items()}

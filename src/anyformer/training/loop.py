@@ -1,19 +1,19 @@
 """The training loop. It knows no domain and reads from top to bottom."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..data.text.batches import IGNORE_INDEX
 from ..errors import TrainingError
-from ..recipe import Recipe, StreamState, SupportsLossTerms, SupportsLossWeight
+from ..recipe import Recipe, StreamState
 from .config import TrainConfig
-from .device import autocast, resolve_device, resolve_dtype
+from .device import autocast, move_batch, resolve_device, resolve_dtype
+from .gradients import clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
 
 
@@ -76,97 +76,37 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
         for _ in range(c.accumulate):
             batch, state.stream_state = next(stream)
             batches.append(batch)
-        loss = backward(recipe, loss_function, state, batches, c.dtype)
-        loss, grad_norm = clip_gradients(state, loss, c.clip, lr)
-        if grad_norm is not None:
+        mean = compute_gradient(recipe, loss_function, state.model, state.scaler, batches, c.dtype)
+        loss, grad_norm = clip_gradient(state.model, state.optimizer, state.scaler, mean, c.clip)
+        has_update = check_finite(loss, grad_norm, state, lr)
+        if has_update:
             state.optimizer.step(lr)
         state.optimizer.zero_grad()
         state.scaler.update()
         state.step += 1
 
-        record = {"step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+        record = {"step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm if has_update else None}
         record["tokens"] = (state.stream_state or {}).get("tokens", 0)
-        if grad_norm is None:
+        if not has_update:
             record |= {"skipped_update": True, "loss_scale": state.scaler.get_scale()}
         if state.step % c.eval_every == 0 or state.step == c.steps:
             record |= validate(recipe, config, state)
         yield record
 
 
-def select_loss(recipe: Recipe, config: TrainConfig) -> Callable[[nn.Module, dict[str, Any]], Tensor]:
-    """Return the function whose result is differentiated, compiled if the config says so.
-
-    The loss is compiled, not the model: this includes the cross-entropy in the graph, and works for recipes whose loss
-    does not call the model's `forward`.
-    """
-    has_terms = config.accumulate > 1 and isinstance(recipe, SupportsLossTerms)
-    function = recipe.loss_terms if has_terms else recipe.loss
-    return torch.compile(function) if config.compile else function
-
-
-def backward(
-    recipe: Recipe, loss_function: Callable[..., Tensor], state: TrainState, batches: Sequence[dict], dtype: str
-) -> Tensor:
-    """Add the gradient of the mean loss over all predictions in several batches.
-
-    Each batch contributes in proportion to its number of predictions, so that the gradient equals that of one large
-    batch. Returns the mean loss, detached.
-    """
-    device = next(state.model.parameters()).device
-    mean = torch.zeros((), device=device)
-    for batch, share in zip(batches, compute_shares(recipe, batches)):
-        if share is not None and not share.any():
-            continue  # it predicts nothing, and its mean is undefined
-        with autocast(device, resolve_dtype(dtype, device)):
-            loss = loss_function(state.model, move_batch(batch, device))
-            if share is not None:
-                loss = (loss * move_batch({"share": share}, device)["share"]).sum()
-        state.scaler.scale(loss).backward()
-        mean += loss.detach()
-    return mean
-
-
-def compute_shares(recipe: Recipe, batches: Sequence[dict]) -> list[Tensor | None]:
-    """Return the weight of each batch in the mean over all of them: (), or (k,) for a loss of k terms.
-
-    None stands for 1: a single batch needs no weight.
-    """
-    if len(batches) == 1:
-        return [None]
-    weights = torch.stack([count_predictions(recipe, batch) for batch in batches]).double()
-    return list((weights / weights.sum(0).clamp(min=1)).float())
-
-
-def count_predictions(recipe: Recipe, batch: dict[str, Any]) -> Tensor:
-    """Return how many predictions the loss of a batch is the mean of."""
-    if isinstance(recipe, SupportsLossWeight):
-        return torch.as_tensor(recipe.loss_weight(batch))
-    labels = [value for name, value in batch.items() if name.split("/")[0] == "labels"]
-    if not labels:
-        return torch.tensor(len(next(iter(batch.values()))))
-    return torch.stack([(value != IGNORE_INDEX).sum() for value in labels]).sum()
-
-
-def clip_gradients(state: TrainState, loss: Tensor, max_norm: float, lr: float) -> tuple[float, float | None]:
-    """Clip the gradient, and check it together with the loss in a single transfer from the device.
-
-    Returns:
-        The loss and the gradient's norm before clipping; None if gradients overflowed because of the loss scale.
+def check_finite(loss: float, grad_norm: float, state: TrainState, lr: float) -> bool:
+    """Return whether the update can be made; not if float16 gradients overflowed because of the loss scale.
 
     Raises:
         TrainingError: If the loss or the gradient is not finite for any other reason.
     """
-    for optimizer in state.optimizer.optimizers:
-        state.scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_norm or math.inf)
-    loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
-    if math.isfinite(loss_value) and math.isfinite(norm_value):
-        return loss_value, norm_value
-    if math.isfinite(loss_value) and state.scaler.get_scale() > 1:
-        return loss_value, None
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return True
+    if math.isfinite(loss) and state.scaler.get_scale() > 1:
+        return False
     raise TrainingError(
-        f"the loss is {loss_value:g} and the gradient's norm {norm_value:g} at step {state.step + 1} with learning "
-        f"rate {lr:.3g}: try --train.lr {lr / 3:.1g}, a longer --train.warmup, or --dtype float32"
+        f"the loss is {loss:g} and the gradient's norm {grad_norm:g} at step {state.step + 1} with learning rate "
+        f"{lr:.3g}: try --train.lr {lr / 3:.1g}, a longer --train.warmup, or --dtype float32"
     )
 
 
@@ -197,11 +137,3 @@ def evaluate(recipe: Recipe, model: nn.Module, batches: Iterator[dict], dtype: s
             return recipe.evaluate(model, (move_batch(batch, device) for batch in batches))
     finally:
         model.train(was_training)
-
-
-def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move a batch to a device; from CPU to CUDA asynchronously, through pinned memory."""
-    if device.type != "cuda":
-        return {name: value.to(device) for name, value in batch.items()}
-    pinned = {name: value.pin_memory() if value.device.type == "cpu" else value for name, value in batch.items()}
-    return {name: value.to(device, non_blocking=True) for name, value in pinned.items()}

@@ -1,0 +1,107 @@
+"""The gradient of one update: accumulated over several batches, scaled in float16, compiled, clipped."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.text.batches import IGNORE_INDEX
+from ..errors import InputError
+from ..recipe import Recipe, SupportsLossTerms, SupportsLossWeight
+from .config import TrainConfig
+from .device import autocast, move_batch, resolve_dtype
+from .optimizers import Optimizer
+
+LossFunction = Callable[[nn.Module, dict[str, Any]], Tensor]
+
+
+def select_loss(recipe: Recipe, config: TrainConfig) -> LossFunction:
+    """Return the function whose result is differentiated, compiled if the config says so.
+
+    The loss is compiled, not the model: this includes the cross-entropy in the graph, and works for recipes whose loss
+    does not call the model's `forward`.
+    """
+    has_terms = config.accumulate > 1 and isinstance(recipe, SupportsLossTerms)
+    function = recipe.loss_terms if has_terms else recipe.loss
+    return compile_loss(function) if config.compile else function
+
+
+def compile_loss(function: LossFunction) -> LossFunction:
+    """Compile a loss. Calling the result raises InputError if the machine cannot compile."""
+    compiled = torch.compile(function)
+
+    def compute_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        try:
+            return compiled(model, batch)
+        except RuntimeError as error:
+            cause = getattr(error, "inner_exception", None)  # of dynamo's BackendCompilerFailed
+            if cause is None:
+                raise
+            reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+            raise InputError(f"--compile fails on this machine: leave it out ({reason})") from error
+
+    return compute_loss
+
+
+def compute_gradient(
+    recipe: Recipe,
+    loss_function: LossFunction,
+    model: nn.Module,
+    scaler: torch.amp.GradScaler,
+    batches: Sequence[dict[str, Any]],
+    dtype: str,
+) -> Tensor:
+    """Add the gradient of the mean loss over all predictions in several batches to the model's parameters.
+
+    Each batch contributes in proportion to its number of predictions, so that the gradient equals that of one large
+    batch. Returns the mean loss, detached.
+    """
+    device = next(model.parameters()).device
+    mean = torch.zeros((), device=device)
+    for batch, share in zip(batches, compute_shares(recipe, batches)):
+        if share is not None and not share.any():
+            continue  # it predicts nothing, and its mean is undefined
+        with autocast(device, resolve_dtype(dtype, device)):
+            loss = loss_function(model, move_batch(batch, device))
+            if share is not None:
+                loss = (loss * move_batch({"share": share}, device)["share"]).sum()
+        scaler.scale(loss).backward()
+        mean += loss.detach()
+    return mean
+
+
+def compute_shares(recipe: Recipe, batches: Sequence[dict[str, Any]]) -> list[Tensor | None]:
+    """Return the weight of each batch in the mean over all of them: (), or (k,) for a loss of k terms.
+
+    None stands for 1: a single batch needs no weight.
+    """
+    if len(batches) == 1:
+        return [None]
+    weights = torch.stack([count_predictions(recipe, batch) for batch in batches]).double()
+    return list((weights / weights.sum(0).clamp(min=1)).float())
+
+
+def count_predictions(recipe: Recipe, batch: dict[str, Any]) -> Tensor:
+    """Return how many predictions the loss of a batch is the mean of."""
+    if isinstance(recipe, SupportsLossWeight):
+        return torch.as_tensor(recipe.loss_weight(batch))
+    labels = [value for name, value in batch.items() if name.split("/")[0] == "labels"]
+    if not labels:
+        return torch.tensor(len(next(iter(batch.values()))))
+    return torch.stack([(value != IGNORE_INDEX).sum() for value in labels]).sum()
+
+
+def clip_gradient(
+    model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, max_norm: float
+) -> tuple[float, float]:
+    """Undo the loss scale, and clip the gradient's norm; 0 does not clip.
+
+    Returns the loss and the norm before clipping, read in a single transfer from the device.
+    """
+    for part in optimizer.optimizers:
+        scaler.unscale_(part)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
+    loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
+    return loss_value, norm_value
