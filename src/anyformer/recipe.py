@@ -54,24 +54,19 @@ class Recipe(Protocol):
 
     def build(self, config: Any) -> Any:
         """Build the model, an initialized `nn.Module`."""
-        ...
 
     def batches(self, config: Any, split: str, state: StreamState | None = None) -> BatchStream:
         """Yield batches, each with the state that continues after it: endless for "train", one pass for "val" and
         "all"."""
-        ...
 
     def loss(self, model: Any, batch: dict[str, Any]) -> Any:
         """Return the mean loss over the predictions in a batch, a scalar tensor."""
-        ...
 
     def evaluate(self, model: Any, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         """Return metrics over all batches, among them "loss" (lower is better)."""
-        ...
 
     def predict(self, model: Any, request: dict[str, Any]) -> dict[str, Any]:
         """Answer a request; plain values in and out. An empty request returns an example."""
-        ...
 
 
 NAMES = ("PRESETS", "build", "batches", "loss", "evaluate", "predict")
@@ -149,7 +144,6 @@ class SupportsExport(Protocol):
 
     def export_graph(self, model: Any) -> Graph:
         """Describe the model as a graph."""
-        ...
 
 
 @runtime_checkable
@@ -158,7 +152,6 @@ class SupportsFigures(Protocol):
 
     def figures(self, model: Any, config: Any) -> list[Figure]:
         """Draw figures of a trained model."""
-        ...
 
 
 @runtime_checkable
@@ -168,7 +161,6 @@ class SupportsBaselines(Protocol):
     def baselines(self, config: Any) -> dict[str, dict[str, float]]:
         """Return metric of `evaluate` -> name of the baseline -> its value on the validation split, learned from the
         training split alone."""
-        ...
 
 
 @runtime_checkable
@@ -177,7 +169,6 @@ class SupportsScore(Protocol):
 
     def score(self, model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]:
         """Let the model answer a split, and score its answers."""
-        ...
 
 
 @runtime_checkable
@@ -186,7 +177,6 @@ class SupportsSizes(Protocol):
 
     def sizes(self, config: Any) -> Iterator[SizeOption]:
         """Yield the options, from small to large."""
-        ...
 
 
 @runtime_checkable
@@ -195,7 +185,6 @@ class SupportsStream(Protocol):
 
     def stream(self, model: Any, request: dict[str, Any]) -> Iterator[list[Any]]:
         """Yield the unfinished completions after every token."""
-        ...
 
 
 @runtime_checkable
@@ -204,11 +193,9 @@ class SupportsSchema(Protocol):
 
     def read_schema(self, config: Any) -> Any:
         """Return the schema that applies to the data; its `to_toml()` is its text."""
-        ...
 
     def infer_schema(self, config: Any) -> Any | None:
         """Return the schema if it is inferred from the data, None if the user gave one."""
-        ...
 
 
 @runtime_checkable
@@ -217,13 +204,11 @@ class SupportsAblation(Protocol):
 
     def field_names(self, config: Any) -> list[str]:
         """Return the names of the fields."""
-        ...
 
     def ablate_fields(
         self, config: Any, split: str, kept: Sequence[str], shuffle: str = "", seed: int = 0
     ) -> Iterator[dict[str, Any]]:
         """Yield one pass with these fields only, the values of one of them taken from other rows."""
-        ...
 
 
 @runtime_checkable
@@ -232,7 +217,6 @@ class SupportsEmbedding(Protocol):
 
     def embed(self, model: Any, texts: list[str], cut: bool = False) -> list[list[float]]:
         """Return one vector of length 1 for each text."""
-        ...
 
 
 @runtime_checkable
@@ -243,7 +227,6 @@ class SupportsPolicy(Protocol):
         self, model: Any, config: Any, env: str, target_return: float | None, temperature: float, seeds: Sequence[int]
     ) -> tuple[Any, int]:
         """Return a policy with one episode per seed, and the most steps of an episode."""
-        ...
 
 
 @runtime_checkable
@@ -252,7 +235,6 @@ class SupportsLossWeight(Protocol):
 
     def loss_weight(self, batch: dict[str, Any]) -> Any:
         """Return the number of predictions that `loss` is the mean of."""
-        ...
 
 
 @runtime_checkable
@@ -261,7 +243,6 @@ class SupportsLossTerms(SupportsLossWeight, Protocol):
 
     def loss_terms(self, model: Any, batch: dict[str, Any]) -> Any:
         """Return the terms, (k,); their sum is `loss`."""
-        ...
 
 
 def recipes_with(ability: Any) -> str:
