@@ -262,7 +262,9 @@ def test_causal_layers_do_not_leak(layers):
 
 
 @pytest.mark.parametrize(
-    "layers", [[full], [causal, window(2)], [causal | prefix(torch.tensor([3]))], [lambda b, h, q, k: q < k]], ids=str
+    "layers",
+    [[full], [causal, window(2)], [causal | prefix(torch.tensor([3]))], [lambda b, h, q, k: q < k]],
+    ids=["full", "window", "prefix", "function"],
 )
 def test_one_layer_that_reads_the_future_leaks(layers):
     assert len(leak(layers, 8))

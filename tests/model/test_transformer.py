@@ -144,7 +144,7 @@ def test_a_memory_is_read_along_a_bare_function():
 
 
 @pytest.mark.parametrize("position", ["none", "rotary", "alibi"])
-@pytest.mark.parametrize("edges", [full, causal, causal & window(2), first_is_read], ids=str)
+@pytest.mark.parametrize("edges", [full, causal, causal & window(2), first_is_read], ids=["full", "causal", "local", "function"])
 @torch.no_grad()
 def test_blocks_in_a_row_are_a_transformer(position, edges):
     for norm_place in ("pre", "post"):
