@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from anyformer import api
 from anyformer.loading import export_checkpoint
-from anyformer.training import lora
+from anyformer.training import checkpoints, lora
 from anyformer.training.config import LoRAConfig
 from checkpoint_kit import assert_close, build_reference, open_reference, save, transformers
 from cli_kit import assert_refused, call
@@ -80,6 +80,17 @@ def test_resumed_equals_uninterrupted(base: Path, tmp_path: Path, optimizer: str
     api.train("language", out=tmp_path / "uninterrupted", train=settings, **start)
     resumed, expected = (load_file(find_weights(tmp_path / name)) for name in ("resumed", "uninterrupted"))
     assert resumed.keys() == expected.keys() and all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"rank": 3}], ids=["all weights", "adapters"])
+def test_the_base_is_read_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict):
+    folders: list[Path] = []
+    load_weights = checkpoints.load_weights
+    monkeypatch.setattr(
+        checkpoints, "load_weights", lambda folder, model: folders.append(folder) or load_weights(folder, model)
+    )
+    api.train("language", out=tmp_path / "run", init=base, lora=settings, train=TUNE | {"steps": 1})
+    assert [folder.is_relative_to(base) for folder in folders].count(True) == 1
 
 
 def test_another_base_is_refused(base: Path, adapter_run: Path, tmp_path: Path):
