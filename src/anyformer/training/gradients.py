@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.text.batches import IGNORE_INDEX
-from ..errors import InputError
+from ..errors import InputError, TrainingError
 from ..recipe import Recipe, SupportsLossTerms, SupportsLossWeight
 from .config import TrainConfig
 from .device import autocast, move_batch, resolve_dtype
@@ -105,3 +105,19 @@ def clip_gradient(
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
     loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
     return loss_value, norm_value
+
+
+def check_finite(scaler: torch.amp.GradScaler, loss: float, grad_norm: float, step: int, lr: float) -> bool:
+    """Return whether the update can be made; not if float16 gradients overflowed because of the loss scale.
+
+    Raises:
+        TrainingError: If the loss or the gradient is not finite for any other reason.
+    """
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return True
+    if math.isfinite(loss) and scaler.get_scale() > 1:
+        return False
+    raise TrainingError(
+        f"the loss is {loss:g} and the gradient's norm {grad_norm:g} at step {step + 1} with learning rate {lr:.3g}: "
+        f"try --train.lr {lr / 3:.1g}, a longer --train.warmup, or --dtype float32"
+    )

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import TrainingError
 from ..recipe import Recipe, StreamState
 from .config import TrainConfig
 from .device import autocast, move_batch, resolve_device, resolve_dtype
-from .gradients import clip_gradient, compute_gradient, select_loss
+from .gradients import check_finite, clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
 
 
@@ -78,7 +77,7 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
             batches.append(batch)
         mean = compute_gradient(recipe, loss_function, state.model, state.scaler, batches, c.dtype)
         loss, grad_norm = clip_gradient(state.model, state.optimizer, state.scaler, mean, c.clip)
-        has_update = check_finite(loss, grad_norm, state, lr)
+        has_update = check_finite(state.scaler, loss, grad_norm, state.step, lr)
         if has_update:
             state.optimizer.step(lr)
         state.optimizer.zero_grad()
@@ -92,22 +91,6 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
         if state.step % c.eval_every == 0 or state.step == c.steps:
             record |= validate(recipe, config, state)
         yield record
-
-
-def check_finite(loss: float, grad_norm: float, state: TrainState, lr: float) -> bool:
-    """Return whether the update can be made; not if float16 gradients overflowed because of the loss scale.
-
-    Raises:
-        TrainingError: If the loss or the gradient is not finite for any other reason.
-    """
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return True
-    if math.isfinite(loss) and state.scaler.get_scale() > 1:
-        return False
-    raise TrainingError(
-        f"the loss is {loss:g} and the gradient's norm {grad_norm:g} at step {state.step + 1} with learning rate "
-        f"{lr:.3g}: try --train.lr {lr / 3:.1g}, a longer --train.warmup, or --dtype float32"
-    )
 
 
 def is_finished(state: TrainState, config: TrainConfig) -> bool:
