@@ -78,7 +78,7 @@ def test_an_unbounded_cache_keeps_no_list_of_all_tokens(monkeypatch: pytest.Monk
     monkeypatch.setattr(decode, "prefill", lambda m, rows, c: prefills.append((rows, c)) or prefill(m, rows, c))
     decode_greedily(model, [[1, 2]], 100)
     ((rows, cache),) = prefills
-    assert cache.unbounded and rows == [[1, 2]]
+    assert cache.is_unbounded and rows == [[1, 2]]
 
 
 @torch.inference_mode()

@@ -17,7 +17,8 @@ from anyformer.data.images import read as images
 from anyformer.inference.translation import select_sharpest_layer
 from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import full, neighbors
-from anyformer.model.transformer import Transformer, attention_weights
+from anyformer.model.inspection import attention_weights
+from anyformer.model.transformer import Transformer
 from anyformer.recipes.vision.drawing import attention_heat
 from anyformer.training import loop
 

@@ -1,10 +1,8 @@
 """Decoding: generate tokens from a causal model, one after the other.
 
-The prompt is read in one pass (prefill), then every new token alone (step), with the keys and values of what was read
-in a cache. When a row outgrows the model's context, its oldest tokens are dropped and the newest `keep` are read again
-from position 0, so that memory is bounded. keep = context drops one token at a time and reads the whole context for
-every new token; the default keeps half, so that one pass serves context / 2 tokens. Where all layers are local, the
-cache holds their windows only and never fills: nothing is dropped or read again.
+The prompt is read in one pass (prefill), then every new token alone (step), with keys and values in a cache. When a row
+outgrows the model's context, its oldest tokens are dropped and the newest `keep` are read again from position 0; half
+of the context by default, so that one pass serves context / 2 tokens. A cache of local layers never fills.
 
 Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 """
@@ -87,13 +85,10 @@ def generate(
     """Continue every prompt; yield the new token of each row, None for rows that have stopped.
 
     Args:
-        model: the decoder.
         prompts: ids of each row, at least one.
         tokens: the most new tokens of a row.
-        sampling: how the next token is chosen.
         seeds: one for each row.
         stop: `stop(row, token)` returns whether the row ends with this token.
-        keep: tokens that stay when a row exceeds the context; half of the context by default.
     """
     context = model.body.config.context
     keep = min(keep or max(1, context // 2), context)

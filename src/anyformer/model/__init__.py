@@ -39,7 +39,8 @@ from .embeddings import (
 from .encoder_decoder import Encoder, EncoderDecoder
 from .heads import Classifier, LMHead, MaskedHead, Regressor
 from .init import initialize
-from .transformer import MLP, Attention, Block, Transformer, attention_weights
+from .inspection import attention_weights
+from .transformer import MLP, Attention, Block, Transformer
 
 __all__ = [
     "MLP",

@@ -12,7 +12,8 @@ from .cache import KVCache
 from .config import TransformerConfig
 from .edges import Edges, causal, full, same, within
 from .embeddings import TokenEmbedding
-from .transformer import Transformer, attention_weights
+from .inspection import attention_weights
+from .transformer import Transformer
 
 
 class Encoder(nn.Module):

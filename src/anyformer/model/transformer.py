@@ -267,26 +267,3 @@ def mask_unfilled(edges: Edges, start: int | Tensor, new: int) -> Edges:
 def check_nodes(name: str, x: Tensor, config: TransformerConfig) -> None:
     if x.ndim != 3 or x.shape[-1] != config.dim:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, T, C) with C = dim = {config.dim}")
-
-
-@torch.no_grad()
-def attention_weights(body: Transformer, forward: Callable[[], Any], sublayer: str = "attn") -> Tensor:
-    """The weights of each layer's `sublayer` ("attn" or "cross") while `forward()` runs: (layers, B, H, Q, K)."""
-    layers: list[Tensor] = []
-
-    def request_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, kwargs | {"need_weights": True}
-
-    def keep_weights(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> Tensor:
-        layers.append(output[1])
-        return output[0]
-
-    modules = [block.get_submodule(sublayer) for block in body.blocks]
-    hooks = [module.register_forward_pre_hook(request_weights, with_kwargs=True) for module in modules]
-    hooks += [module.register_forward_hook(keep_weights) for module in modules]
-    try:
-        forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(layers)

@@ -16,7 +16,7 @@ from ...data.images.read import encode_png, overlay_heatmap
 from ...errors import InputError
 from ...inference.classification import unique_names
 from ...metrics import confusion_matrix
-from ...model.transformer import attention_weights
+from ...model.inspection import attention_weights
 from ...recipe import Figure
 from .._shared.figures import draw_confusion
 
