@@ -13,7 +13,9 @@ FILES = [path for folder in ("src", "tests", "bench", "docs") for path in sorted
 # Words that name nothing: a reader has to look up what such a variable holds.
 BANNED = set("found known given asked made said told heard wanted whole rest more one each at".split())
 IRREGULAR = set("made told said found given drawn held kept taken written shown chosen begun swept heard known".split())
-VERBS = set("embed feed need seed speed exceed proceed succeed bleed shed wed".split())  # they only look like participles
+VERBS = set(
+    "embed feed need seed speed exceed proceed succeed bleed shed wed".split()
+)  # they only look like participles
 
 # Classes and functions that were renamed: one name for one thing.
 OLD = set(
