@@ -17,7 +17,6 @@ from anyformer.model import (
     Transformer,
     TransformerConfig,
     causal,
-    full,
     same,
     window,
     within,
@@ -64,7 +63,7 @@ class ManyRules(nn.Module):
 @pytest.mark.parametrize(("position", "start"), list(zip(POSITIONS, range(4))))
 def test_every_rule_and_position_is_one_graph(position: str, start: int):
     rules = [RULES[name](B, T) for name in list(RULES)[start::4]]
-    check(ManyRules(position), torch.randn(B, T, C), [full, causal, causal & window(8), near_by_head, *rules])
+    check(ManyRules(position), torch.randn(B, T, C), [causal & window(8), near_by_head, *rules])
 
 
 def test_a_rule_for_each_layer_is_one_graph():
