@@ -185,7 +185,7 @@ def test_accumulated_batches_equal_one_large_batch(name: str):
             {key: value[start:end] for key, value in batch.items()} for start, end in zip((0, *cuts), (*cuts, rows))
         ]
         function = gradients.select_loss(recipe, dataclasses.replace(config.train, accumulate=len(parts)))
-        loss = gradients.compute_gradient(recipe, function, state.model, state.scaler, parts, "float32")
+        loss, _ = gradients.compute_gradient(recipe, function, state.model, state.scaler, parts, "float32")
         return loss, {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
 
     loss, gradient = compute_gradient()
@@ -209,7 +209,7 @@ def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
         state.model.train()
         torch.manual_seed(0)
         function = gradients.select_loss(recipe, config.train)
-        loss = gradients.compute_gradient(recipe, function, state.model, state.scaler, [batch], "float32")
+        loss, _ = gradients.compute_gradient(recipe, function, state.model, state.scaler, [batch], "float32")
         results.append(
             {"loss": loss} | {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
         )

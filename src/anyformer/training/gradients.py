@@ -52,14 +52,18 @@ def compute_gradient(
     scaler: torch.amp.GradScaler,
     batches: Sequence[dict[str, Any]],
     dtype: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Add the gradient of the mean loss over all predictions in several batches to the model's parameters.
 
     Each batch contributes in proportion to its number of predictions, so that the gradient equals that of one large
-    batch. Returns the mean loss, detached.
+    batch.
+
+    Returns:
+        The mean loss, detached; and the last loss with its graph. A caller that holds the latter until the next update
+        keeps the allocator from returning the memory of the activations to the system in between.
     """
     device = next(model.parameters()).device
-    mean = torch.zeros((), device=device)
+    mean, loss = torch.zeros((), device=device), None
     for batch, share in zip(batches, compute_shares(recipe, batches)):
         if share is not None and not share.any():
             continue  # it predicts nothing, and its mean is undefined
@@ -69,7 +73,7 @@ def compute_gradient(
                 loss = (loss * move_batch({"share": share}, device)["share"]).sum()
         scaler.scale(loss).backward()
         mean += loss.detach()
-    return mean
+    return mean, loss
 
 
 def compute_shares(recipe: Recipe, batches: Sequence[dict[str, Any]]) -> list[Tensor | None]:

@@ -75,7 +75,9 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
         for _ in range(c.accumulate):
             batch, state.stream_state = next(stream)
             batches.append(batch)
-        mean = compute_gradient(recipe, loss_function, state.model, state.scaler, batches, c.dtype)
+        mean, _graph = compute_gradient(
+            recipe, loss_function, state.model, state.scaler, batches, c.dtype
+        )  # held until the next step
         loss, grad_norm = clip_gradient(state.model, state.optimizer, state.scaler, mean, c.clip)
         has_update = check_finite(state.scaler, loss, grad_norm, state.step, lr)
         if has_update:
