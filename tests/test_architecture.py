@@ -187,7 +187,7 @@ def test_import_and_help_load_no_torch(command: list[str]):
     code += "except SystemExit: pass\n" if command[0] == "-m" else ""
     code = code if command[0] == "-m" else "import anyformer, sys; dir(anyformer)\n"
     process = subprocess.run(
-        [sys.executable, "-c", code + "print(sorted({'torch', 'numpy', 'tyro'} & set(sys.modules)), file=sys.stderr)"],
+        [sys.executable, "-c", code + "print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)), file=sys.stderr)"],
         capture_output=True,
         text=True,
     )
