@@ -25,7 +25,7 @@ import pytest
 
 from anyformer import recipe as recipes
 from anyformer.cli import VERBS, verb_module
-from anyformer.cli.parse import parse_arguments
+from anyformer.cli.flags import parse_arguments
 from anyformer.cli.train import TrainCommand
 from anyformer.errors import InputError
 

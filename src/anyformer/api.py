@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from . import recipe as recipes
 from .checkpoints import exports
 from .errors import Stopped
-from .loading import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
 from .recipe import SupportsBaselines, SupportsFigures
-from .resolve import expand_short_names, resolve_job
+from .resolve_job import expand_short_names, resolve_job
+from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
 from .training.job import RecordCallback, StartCallback, TrainingJob, run_job
 from .training.loop import TrainState
 from .training.run_directory import atomic_write

@@ -444,10 +444,13 @@ def is_path(text: str, suffixes: Sequence[str]) -> bool:
 
 def bind_checkpoint_files(config: Any, folder: Path) -> Any:
     """Set config fields for which the checkpoint holds a file of the model (tokenizer: tokenizer.json) to its path."""
-    paths = [path for path in folder.glob("*.json") if path.name not in CHECKPOINT_FILES]
-    by_field = {RENAMED_FIELDS.get(path.stem, path.stem): str(path) for path in paths}
     names = [field.name for field in dataclasses.fields(config) if isinstance(getattr(config, field.name), str)]
-    return dataclasses.replace(config, **{name: by_field[name] for name in names if name in by_field})
+    paths = {}
+    for path in folder.glob("*.json"):
+        name = path.stem if path.stem in names else RENAMED_FIELDS.get(path.stem)
+        if name in names and path.name not in CHECKPOINT_FILES:
+            paths[name] = str(path)
+    return dataclasses.replace(config, **paths)
 
 
 CHECKPOINT_FILES = ("config.json", "state.json")  # of every checkpoint; all other JSON files in it are the model's

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import anyformer
 from anyformer import recipe as recipes
 from anyformer.errors import InputError
-from anyformer.loading import Model
 from anyformer.parsing import to_json
+from anyformer.trained_model import Model
 from checkpoint_kit import (
     Exchange,
     assert_close,

@@ -13,7 +13,7 @@ import torch
 import anyformer
 from anyformer import recipe as recipes
 from anyformer.errors import InputError
-from anyformer.loading import Model, import_checkpoint
+from anyformer.trained_model import Model, import_checkpoint
 from checkpoint_kit import (
     Exchange,
     assert_close,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import pytest
 
 from anyformer.cli import VERBS, verb_module
-from anyformer.cli.parse import POSITIONAL, REPEATABLE, format_help, list_flags, parse_arguments
+from anyformer.cli.flags import POSITIONAL, REPEATABLE, format_help, list_flags, parse_arguments
 from anyformer.errors import InputError
 from anyformer.recipe import list_recipes, load_recipe
 from cli_kit import call

@@ -53,6 +53,9 @@ def test_from_training_to_export(folder: Path):
         assert model.predict(request, steps=3)["results"] == answer["results"]
     assert len(answer["results"][0]["forecast"]) == 3
 
+    (folder / "series.txt").unlink()  # a trained model brings what it needs: its scale.json
+    assert anyformer.load("part", "cpu", recipe="./forecast.py").predict(values, steps=3)["results"] == answer["results"]
+
     runtime = pytest.importorskip("onnxruntime", reason="pip install 'anyformer[onnx]'")
     pytest.importorskip("onnxscript", reason="pip install 'anyformer[onnx]'")
     call("export", "part", "onnx", "--to", "onnx", "--recipe", "./forecast.py").ok()

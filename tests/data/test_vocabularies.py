@@ -13,7 +13,7 @@ import tokenizers
 from anyformer.data.tokenizers import build as tok
 from anyformer.data.tokenizers import vocabularies
 from anyformer.data.tokenizers.base import byte_alphabet
-from anyformer.data.tokenizers.gguf import convert_from_gguf
+from anyformer.data.tokenizers.gguf_vocabulary import convert_from_gguf
 from data_kit import DATA, SAMPLE, needs_data, refuses, write
 
 HOME = Path(DATA or "") / "tokenizers"

@@ -11,16 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer import recipe as recipes
-from anyformer.model import (
-    Block,
-    Edges,
-    Transformer,
-    TransformerConfig,
-    causal,
-    same,
-    window,
-    within,
-)
+from anyformer.model import Block, Edges, Transformer, TransformerConfig, causal, same, window, within
 from anyformer.model.kernels.dense import DenseMask
 from anyformer.model.kernels.flex import Flex
 from anyformer.model.kernels.select import AttentionSpec

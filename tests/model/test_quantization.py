@@ -21,13 +21,7 @@ from anyformer.model import KVCache, LMHead, Transformer, TransformerConfig, att
 from anyformer.model.kernels import linear as linear_module
 from anyformer.model.kernels.linear import Linear, has_onednn
 from anyformer.model.quantization.fusion import FusedAttention, FusedMLP, fuse_linears
-from anyformer.model.quantization.quantize import (
-    MAX_INT8PACK_ROWS,
-    MAX_INTEGER_ROWS,
-    FloatLinear,
-    Int8Linear,
-    quantize,
-)
+from anyformer.model.quantization.quantize import MAX_INT8PACK_ROWS, MAX_INTEGER_ROWS, FloatLinear, Int8Linear, quantize
 from anyformer.training import lora
 from anyformer.training.config import LoRAConfig
 from cli_kit import assert_refused, call

@@ -17,7 +17,7 @@ from anyformer.metrics import score_translations
 from anyformer.model.edges import within
 from anyformer.parsing import parse_dataclass, to_json
 from anyformer.recipes import translation
-from anyformer.resolve import merge_overrides
+from anyformer.resolve_job import merge_overrides
 from anyformer.training import loop
 from cli_kit import SHORT, call
 from data_kit import refuses, write

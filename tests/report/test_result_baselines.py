@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from anyformer import recipe as recipes
-from anyformer.recipes._shared.baselines import fit_linear, score_majority, score_naive_bayes, score_nearest_mean
+from anyformer.recipes._shared.trivial_baselines import (
+    fit_linear,
+    score_majority,
+    score_naive_bayes,
+    score_nearest_mean,
+)
 from anyformer.training import loop
 
 NAMES = [name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsBaselines)]

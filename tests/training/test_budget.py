@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import anyformer
-from anyformer import resolve
+from anyformer import resolve_job as resolve
 from anyformer.errors import InputError
 from anyformer.parsing import to_json
 from anyformer.recipe import SizeOption, load_recipe, parse_config

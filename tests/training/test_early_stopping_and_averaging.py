@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from anyformer import api
-from anyformer.loading import find_checkpoint
+from anyformer.trained_model import find_checkpoint
 from anyformer.training import checkpoints
 from cli_kit import call, train
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from anyformer import api
-from anyformer.loading import export_checkpoint
+from anyformer.trained_model import export_checkpoint
 from anyformer.training import checkpoints, lora
 from anyformer.training.config import LoRAConfig
 from checkpoint_kit import assert_close, build_reference, open_reference, save, transformers

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.io.gguf import GGUFFile
+from ..data.io.gguf_file import GGUFFile
 from ..data.tokenizers.base import Tokenizer
-from ..data.tokenizers.gguf import convert_to_gguf
+from ..data.tokenizers.gguf_vocabulary import convert_to_gguf
 from ..errors import InputError, suggest
 from ..recipe import Recipe
 from ..training.checkpoints import atomic_directory, collect_tensors

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..data.io.checks import read_json
-from ..data.io.gguf import is_gguf_file
+from ..data.io.gguf_file import is_gguf_file
 from ..data.tokenizers.subwords import END_TOKENS
 from ..errors import InputError
 from ..recipe import Recipe

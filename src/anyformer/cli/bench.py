@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from .parse import DeviceFlag, JsonFlag, parse_arguments, print_status
+from .flags import DeviceFlag, JsonFlag, parse_arguments, print_status
 from .terminal import show_progress
 
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from .parse import JsonFlag, parse_arguments, print_status
+from .flags import JsonFlag, parse_arguments, print_status
 
 
 @dataclass(frozen=True)

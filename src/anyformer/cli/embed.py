@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
 from .inputs import read_inputs
-from .parse import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
 from .terminal import show_progress
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from .parse import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
 from .terminal import show_progress
 
 

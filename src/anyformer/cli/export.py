@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from .parse import POSITIONAL, JsonFlag, RecipeFlag, parse_arguments, print_status
+from .flags import POSITIONAL, JsonFlag, RecipeFlag, parse_arguments, print_status
 from .terminal import show_progress
 
 

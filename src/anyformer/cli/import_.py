@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from .parse import POSITIONAL, JsonFlag, parse_arguments, print_status
+from .flags import POSITIONAL, JsonFlag, parse_arguments, print_status
 from .terminal import show_progress
 
 

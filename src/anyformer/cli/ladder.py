@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .parse import DeviceFlag, JsonFlag, parse_arguments, print_status
+from .flags import DeviceFlag, JsonFlag, parse_arguments, print_status
 
 
 @dataclass(frozen=True)

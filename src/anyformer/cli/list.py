@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import recipe as recipes
-from .parse import JsonFlag, parse_arguments
+from .flags import JsonFlag, parse_arguments
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
 from .inputs import read_inputs
-from .parse import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
 from .terminal import show_progress
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import InputError
-from .parse import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
 from .terminal import show_progress
 
 if TYPE_CHECKING:

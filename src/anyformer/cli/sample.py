@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError
+from .flags import POSITIONAL, REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
 from .inputs import read_stdin, read_text
-from .parse import POSITIONAL, REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
 
 REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed"

@@ -17,12 +17,12 @@ from .. import recipe as recipes
 from ..errors import InputError
 from ..parsing import parse_dataclass, to_json
 from ..training.config import LoRAConfig
-from .parse import HELP, Flag, JsonFlag, format_help, list_flags, print_status, read_flags
+from .flags import HELP, Flag, JsonFlag, format_help, list_flags, print_status, read_flags
 from .terminal import show_progress
 
 if TYPE_CHECKING:
     from ..api import TrainingDisplay
-    from ..loading import Model
+    from ..trained_model import Model
     from ..training.job import TrainingJob
 
 PROG = "anyformer train"

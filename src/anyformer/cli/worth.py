@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import InputError
-from .parse import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
 from .terminal import show_progress
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..events import report_progress
-from ..loading import Model, select_eval_data
 from ..recipe import SupportsAblation
 from ..report.figures import draw_worth
 from ..report.html import write_report
+from ..trained_model import Model, select_eval_data
 from ..training import loop
 from ..training.run_directory import atomic_write
 

@@ -16,10 +16,10 @@ from ..data.io.resolve import SETS, resolve
 from ..data.text.pairs import REVERSE
 from ..errors import InputError
 from ..inference.translation import align_translation
-from ..loading import Model
 from ..metrics import score_translations
 from ..recipes._shared.pairs import load_pairs
 from ..report.ladder import render_ladder
+from ..trained_model import Model
 from ..training.job import RecordCallback
 from ..training.run_directory import atomic_write, read_lines
 

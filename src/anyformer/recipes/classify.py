@@ -39,11 +39,11 @@ from ..model.init import initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.baselines import Baselines, score_majority, score_naive_bayes
 from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
+from ._shared.trivial_baselines import Baselines, score_majority, score_naive_bayes
 
 __all__ = ["PRESETS", "batches", "build", "embed", "evaluate", "export_graph", "figures", "loss", "predict"]
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix

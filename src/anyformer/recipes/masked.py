@@ -42,10 +42,10 @@ from ..model.init import initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.baselines import Baselines, score_token_frequencies
 from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import TextConfig, load_config_tokenizer
+from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 __all__ = ["PRESETS", "baselines", "batches", "build", "embed", "evaluate", "export_graph", "loss", "predict"]
 

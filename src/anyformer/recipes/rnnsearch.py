@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from ..baselines.recurrent import RecurrentSeq2Seq, RNNSearch
 from ._shared.pairs import batches, evaluate, figures, loss, predict, score
-from ._shared.recurrent import LARGE, MULTI30K, REVERSE, TINY, build_recurrent
-from ._shared.recurrent import RecurrentConfig as Config
+from ._shared.recurrent_pairs import LARGE, MULTI30K, REVERSE, TINY, build_recurrent
+from ._shared.recurrent_pairs import RecurrentConfig as Config
 
 __all__ = ["PRESETS", "Config", "batches", "build", "evaluate", "figures", "loss", "predict", "score"]
 

@@ -18,16 +18,7 @@ from markupsafe import Markup
 
 from .. import recipe as recipes
 from .chart import PALETTE, Mark, Series, line_chart
-from .curves import (
-    Curve,
-    group_metrics,
-    is_number,
-    is_validation,
-    read_curves,
-    read_lines,
-    strip_split,
-    total_seconds,
-)
+from .curves import Curve, group_metrics, is_number, is_validation, read_curves, read_lines, strip_split, total_seconds
 from .figures import read_figures
 from .run_files import (
     as_mapping,

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ...errors import InputError, suggest
-from ..io.gguf import GGUFFile, is_gguf_file
+from ..io.gguf_file import GGUFFile, is_gguf_file
 from .base import (
     CODE_POINTS,
     END,
@@ -27,7 +27,7 @@ from .base import (
     ids_json,
     is_equal_json,
 )
-from .gguf import convert_from_gguf
+from .gguf_vocabulary import convert_from_gguf
 from .special_tokens import read_metadata_files
 from .subwords import Subwords
 from .vocabularies import convert_folder

@@ -27,8 +27,8 @@ from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
 from ...recipe import Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
-from .baselines import Baselines, score_token_frequencies
 from .text import TextConfig, load_corpus
+from .trivial_baselines import Baselines, score_token_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)

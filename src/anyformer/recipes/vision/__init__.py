@@ -48,8 +48,8 @@ from ...model.transformer import Transformer
 from ...parsing import check_range, check_types, parse_dataclass, path_field
 from ...recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
-from .._shared.baselines import Baselines, score_majority, score_nearest_mean
 from .._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+from .._shared.trivial_baselines import Baselines, score_majority, score_nearest_mean
 from .drawing import draw_figures
 
 MAX_SIDE = 1 << 14  # pixels

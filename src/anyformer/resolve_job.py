@@ -9,9 +9,9 @@ from typing import Any
 from . import recipe as recipes
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
 from .errors import InputError, suggest
-from .loading import Model, load_source
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
 from .recipe import Recipe, SupportsSizes, parse_config, resolve_paths
+from .trained_model import Model, load_source
 from .training import checkpoints
 from .training.budget import Budget
 from .training.config import LoRAConfig

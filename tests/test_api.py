@@ -179,3 +179,5 @@ def test_importing_over_a_run(run: Path, tmp_path: Path):
     result = call("import", tmp_path / "somewhere", "--out", run)
     assert result.code == 2 and "is a run already: name another directory with --out" in result.err
     assert "--resume" not in result.err
+    result = call("import", run, "--out", tmp_path / "copy")
+    assert result.code == 2 and "is a run of anyformer already" in result.err and not (tmp_path / "copy").exists()
