@@ -54,7 +54,9 @@ def test_from_training_to_export(folder: Path):
     assert len(answer["results"][0]["forecast"]) == 3
 
     (folder / "series.txt").unlink()  # a trained model brings what it needs: its scale.json
-    assert anyformer.load("part", "cpu", recipe="./forecast.py").predict(values, steps=3)["results"] == answer["results"]
+    assert (
+        anyformer.load("part", "cpu", recipe="./forecast.py").predict(values, steps=3)["results"] == answer["results"]
+    )
 
     runtime = pytest.importorskip("onnxruntime", reason="pip install 'anyformer[onnx]'")
     pytest.importorskip("onnxscript", reason="pip install 'anyformer[onnx]'")

@@ -199,7 +199,9 @@ def test_accumulated_batches_equal_one_large_batch(name: str):
 
 
 def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
+    """The same loss and gradients, and the compiled graph is really used."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.utils.counters.clear()
     recipe, config = tiny(name)
     batch, _ = next(read_batches(name, "train"))
     results = []
@@ -213,7 +215,7 @@ def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
         results.append(
             {"loss": loss} | {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
         )
-    assert equal(*results)
+    assert equal(*results) and torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
 
 
 # --- the trained model ---
