@@ -139,7 +139,7 @@ def test_a_model_to_start_from_is_loaded_once(run: Path, tmp_path: Path, monkeyp
         loads.append(str(path))
         return real(path, *args, **kwargs)
 
-    for module in ("loading", "api"):
+    for module in ("trained_model", "api"):
         monkeypatch.setattr(f"anyformer.{module}.load", count)
     for number, settings in enumerate(({}, {"lora": {"rank": 2}})):
         loads.clear()
