@@ -97,9 +97,9 @@ def sample_tokens(logits: Tensor, generators: Sequence[torch.Generator]) -> Tens
     tokens = []
     rows = max(1, MAX_DRAW_ELEMENTS // logits.shape[-1])
     for row_logits, draw in zip(logits.to(device).split(rows), draws.split(rows)):
-        cumulative = row_logits.double().softmax(-1).cumsum(-1)
-        tokens.append(torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)[:, 0])
-    return torch.cat(tokens).clamp_(max=logits.shape[-1] - 1).to(logits.device)
+        cumulative = row_logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+        tokens.append(torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True))
+    return torch.cat(tokens).squeeze(1).clamp_(max=logits.shape[-1] - 1).to(logits.device)
 
 
 def select_next(
