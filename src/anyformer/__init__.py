@@ -17,33 +17,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "InputError",
-    "Model",
-    "Stopped",
-    "TrainingError",
-    "Transformer",
-    "TransformerConfig",
-    "__version__",
-    "causal",
-    "full",
-    "load",
-    "same",
-    "train",
-    "window",
-]
+    "InputError", "Model", "Stopped", "TrainingError", "Transformer", "TransformerConfig", "__version__", "causal",
+    "full", "load", "same", "train", "window",
+]  # fmt: skip
 
-_MODULES = {
-    ".api": ("Model", "load", "train"),
-    ".errors": ("InputError", "Stopped", "TrainingError"),
-    ".model": ("Transformer", "TransformerConfig", "causal", "full", "same", "window"),
-}
+_MODULES = {"Model": "api", "load": "api", "train": "api"}
+_MODULES |= dict.fromkeys(("InputError", "Stopped", "TrainingError"), "errors")
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(module, __name__), name)
-    raise AttributeError(f"module 'anyformer' has no attribute '{name}'")
+    if name not in __all__:
+        raise AttributeError(f"module 'anyformer' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_MODULES.get(name, 'model')}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Errors for the person who made a mistake: one line with what was given, where, and what would be right.
+"""Errors for the person who made the mistake: one line with what was given, where, and what would be right.
 
 The command line prints `InputError` without a traceback and exits with 2.
 """
@@ -22,6 +22,6 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Point to the nearest valid name: "did you mean 'gpt2'? valid: gpt2, tiny"."""
     valid = list(valid)
-    matches = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)  # a misspelling, not another name
+    matches = difflib.get_close_matches(name, valid, n=1)
     hint = f"did you mean '{matches[0]}'? " if matches else ""
     return f"{hint}valid: {', '.join(valid)}"

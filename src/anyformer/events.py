@@ -6,14 +6,12 @@ from contextvars import ContextVar
 
 ProgressCallback = Callable[[str, int, int], None]
 
-_listener: ContextVar[ProgressCallback | None] = ContextVar("listener", default=None)
+_listener: ContextVar[ProgressCallback] = ContextVar("listener", default=lambda task, done, total: None)
 
 
 def report_progress(task: str, done: int, total: int) -> None:
     """Report that `done` of `total` units (bytes, tokens, images) of a task are finished."""
-    listener = _listener.get()
-    if listener is not None:
-        listener(task, done, total)
+    _listener.get()(task, done, total)
 
 
 @contextmanager

@@ -8,9 +8,11 @@ import dataclasses
 import json
 import math
 import numbers
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,11 +41,8 @@ the new name and none of the old; only new names are written."""
 def path_field(default: str = "", suffixes: Sequence[str] = ()) -> Any:
     """Declare a config field that may name a file or a folder, as well as something else (a data set by name).
 
-    Runs store such a path as an absolute one, so that they can be resumed from any folder.
-
-    Args:
-        default: The default value.
-        suffixes: If given, a value without a folder names a file only if it ends in one of them.
+    Runs store such a path as an absolute one. If `suffixes` are given, a value without a folder names a file only if it
+    ends in one of them.
     """
     return dataclasses.field(default=default, metadata={"path": True, "suffixes": tuple(suffixes)})
 
@@ -64,7 +63,10 @@ def parse_dataclass(kind: Any, values: Any, where: str = "") -> Any:
     Raises:
         InputError: If a field is unknown, or a value has the wrong type or makes no sense.
     """
-    return _parse_fields(kind, values, f"{where}: " if where else "", "")
+    try:
+        return _parse_fields(kind, values, "")
+    except InputError as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from None
 
 
 # --- checks for `__post_init__`, so that a dataclass built in Python is as safe as a parsed one ---
@@ -74,32 +76,30 @@ def check_types(config: Any) -> None:
     """Check every field of a dataclass against its type hint; a number must be finite. Raises InputError."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        _parse_value(hints[field.name], getattr(config, field.name), "", field.name)
+        _parse_value(hints[field.name], getattr(config, field.name), field.name)
 
 
-def check_range(
-    config: Any,
-    *names: str,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> None:
-    """Check that number fields of a dataclass lie within bounds; None passes. Raises InputError naming the field."""
+COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+
+
+def check_range(config: Any, *names: str, **bounds: float) -> None:
+    """Check that number fields of a dataclass lie within bounds: at_least, above, at_most, below. None passes.
+
+    Raises InputError naming the field.
+    """
     for name in names:
         value = getattr(config, name)
-        if value is None:
-            continue
-        good = (at_least is None or value >= at_least) and (above is None or value > above)
-        if not (good and (at_most is None or value <= at_most) and (below is None or value < below)):
-            bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-            words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        if value is not None and not all(COMPARISONS[word](value, bound) for word, bound in bounds.items()):
+            words = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in bounds.items())
             raise InputError(f"{name} is {value!r}; it must be {words}")
 
 
-def _parse_fields(kind: Any, values: Any, where: str, prefix: str) -> Any:
+# --- one value ---
+
+
+def _parse_fields(kind: Any, values: Any, prefix: str) -> Any:
     """Build a dataclass; `prefix` is its place in another one: "model."."""
-    subject = f"{where}{prefix.rstrip('.')}: " if prefix else where
+    subject = f"{prefix[:-1]}: " if prefix else ""
     if not isinstance(values, Mapping):
         raise InputError(f"{subject}expected an object for {kind.__name__}, found {values!r}")
     hints, names = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
@@ -109,57 +109,55 @@ def _parse_fields(kind: Any, values: Any, where: str, prefix: str) -> Any:
             name = renamed
         if name not in names:
             raise InputError(f"{subject}unknown field '{name}': {suggest(str(name), names)}")
-        arguments[name] = _parse_value(hints[name], value, where, f"{prefix}{name}")
+        arguments[name] = _parse_value(hints[name], value, f"{prefix}{name}")
     try:
         return kind(**arguments)
     except (ValueError, TypeError) as error:  # of `__post_init__`
         names_field = str(error).partition(" ")[0] in names
-        raise InputError(f"{where}{prefix}{error}" if names_field else f"{subject}{error}") from None
+        raise InputError(f"{prefix if names_field else subject}{error}") from None
 
 
-def _parse_value(hint: Any, value: Any, where: str, name: str) -> Any:
+def _parse_value(hint: Any, value: Any, name: str) -> Any:
     """Convert a plain value to the type of a hint. Raises InputError."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return _parse_value(options[0], value, where, name)
+        return _parse_value(options[0], value, name)
     if origin in (types.UnionType, typing.Union):
-        return _parse_union(hint, options, value, where, name)
+        return _parse_union(hint, value, name)
     if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
-        return _parse_fields(hint, value, where, f"{name}.")
+        return _parse_fields(hint, value, f"{name}.")
     if origin in SEQUENCES and isinstance(value, list | tuple):
-        return _parse_sequence(hint, value, where, name)
+        return _parse_sequence(hint, value, name)
     if origin in (dict, Mapping) and isinstance(value, Mapping):
-        return {key: _parse_value(options[1], item, where, f"{name}.{key}") for key, item in value.items()}
+        return {key: _parse_value(options[1], item, f"{name}.{key}") for key, item in value.items()}
     if origin is Literal and isinstance(value, str) and value not in options:
-        raise InputError(f"{where}{name} is '{value}': {suggest(value, map(str, options))}")
+        raise InputError(f"{name} is '{value}': {suggest(value, map(str, options))}")
     if not _is_scalar(hint, value):
-        raise InputError(f"{where}{name} is {value!r}; it must be {describe_type(hint)}")
+        raise InputError(f"{name} is {value!r}; it must be {describe_type(hint)}")
     return SCALARS[hint][1](value) if hint in SCALARS else value
 
 
-def _parse_union(hint: Any, options: Sequence[Any], value: Any, where: str, name: str) -> Any:
-    """The first option that takes the value; a nested error is reported where only one option could have taken it."""
-    if value is None and types.NoneType in options:
+def _parse_union(hint: Any, value: Any, name: str) -> Any:
+    """Return the value as the first option that takes it; of a single option besides None, the error is its own."""
+    options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+    if value is None and len(options) < len(typing.get_args(hint)):
         return None
+    if len(options) == 1 and options[0] is not bool and options[0] not in SCALARS:
+        return _parse_value(options[0], value, name)
     for option in options:
-        try:
-            return _parse_value(option, value, where, name)
-        except InputError as error:
-            remaining = [other for other in options if other is not types.NoneType]
-            if len(remaining) == 1 and option is remaining[0] and not _is_plain(option):
-                raise error
-    raise InputError(f"{where}{name} is {value!r}; it must be {describe_type(hint)}")
+        with suppress(InputError):
+            return _parse_value(option, value, name)
+    raise InputError(f"{name} is {value!r}; it must be {describe_type(hint)}")
 
 
-def _parse_sequence(hint: Any, value: Sequence[Any], where: str, name: str) -> Any:
+def _parse_sequence(hint: Any, value: Sequence[Any], name: str) -> Any:
     """A list, a tuple of any length (`tuple[int, ...]`) or a tuple of a fixed length (`tuple[int, int]`)."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and (len(options) != 2 or options[1] is not Ellipsis):
-        if len(value) != len(options):
-            raise InputError(f"{where}{name} has {len(value)} values; it must be {describe_type(hint)}")
-    else:
+    if origin is not tuple or options[1:] == (Ellipsis,):
         options = options[:1] * len(value)
-    items = [_parse_value(option, item, where, f"{name}[{i}]") for i, (option, item) in enumerate(zip(options, value))]
+    elif len(value) != len(options):
+        raise InputError(f"{name} has {len(value)} values; it must be {describe_type(hint)}")
+    items = [_parse_value(option, item, f"{name}[{i}]") for i, (option, item) in enumerate(zip(options, value))]
     return items if origin is list else tuple(items)
 
 
@@ -173,13 +171,7 @@ def _is_scalar(hint: Any, value: Any) -> bool:
         return isinstance(value, bool) and hint is bool
     if hint in SCALARS:
         return isinstance(value, SCALARS[hint][0]) and not (hint is float and not math.isfinite(value))
-    if hint is types.NoneType:
-        return value is None
     return isinstance(hint, type) and isinstance(value, hint)
-
-
-def _is_plain(hint: Any) -> bool:
-    return hint in SCALARS or hint is bool
 
 
 SEQUENCES = (list, tuple, Sequence)
@@ -189,6 +181,8 @@ SCALARS: dict[Any, tuple[Any, Callable[[Any], Any], str]] = {
     str: (str, str, "a text"),
     Path: (str | Path, Path, "a path"),
 }
+TYPE_NAMES = {bool: "true or false", types.NoneType: "None", list: "a list", tuple: "a list", dict: "an object"}
+TYPE_NAMES |= {hint: words for hint, (_, _, words) in SCALARS.items()}
 
 
 def describe_type(hint: Any) -> str:
@@ -204,7 +198,4 @@ def describe_type(hint: Any) -> str:
         return f"a list, each item {describe_type(options[0])}"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
         return "an object"
-    if hint in SCALARS:
-        return SCALARS[hint][2]
-    names = {bool: "true or false", types.NoneType: "None", list: "a list", tuple: "a list", dict: "an object"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+    return TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
