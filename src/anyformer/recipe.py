@@ -6,10 +6,12 @@ offers it by defining the function, and callers ask with `isinstance(recipe, Sup
 """
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os.path
 import pkgutil
 import sys
 import traceback
@@ -95,63 +97,49 @@ def init_stream(state: StreamState | None, data: str, sha256: str, **extra: Any)
 
 @dataclasses.dataclass(frozen=True)
 class GraphInput:
-    """A tensor that an exported graph reads.
-
-    Args:
-        axes: Names of the axes, or their sizes where they are fixed: "batch 3 224 224".
-        upper_bound: The tensor holds integers from 0 to below this; None: any numbers.
-        is_length: The tensor holds the number of real (not padding) elements of each row.
-    """
+    """A tensor that an exported graph reads."""
 
     axes: str
+    """Names of the axes, or their sizes where they are fixed: "batch 3 224 224"."""
     upper_bound: int | None = None
+    """The tensor holds integers from 0 to below this; None: any numbers."""
     is_length: bool = False
+    """The tensor holds the number of real (not padding) elements of each row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """A model as a function of tensors, to be exported to other runtimes.
-
-    Args:
-        call: The function; takes the inputs in their order and returns the outputs in theirs.
-        inputs: Inputs by name.
-        outputs: Names of the outputs.
-        max_lengths: The longest size of an axis, where it is bounded.
-    """
+    """A model as a function of tensors, to be exported to other runtimes."""
 
     call: Callable[..., Any]
+    """Takes the inputs in their order and returns the outputs in theirs."""
     inputs: Mapping[str, GraphInput]
     outputs: tuple[str, ...]
     max_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """The longest size of an axis, where it is bounded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SizeOption:
-    """A config that `--minutes` may choose.
-
-    Args:
-        config: The config.
-        expected_loss: Maps a number of training tokens to the predicted (low, high) validation loss.
-    """
+    """A config that `--minutes` may choose."""
 
     config: Any
     expected_loss: Callable[[float], tuple[float, float]]
+    """Maps a number of training tokens to the predicted (low, high) validation loss."""
 
 
 @runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""
 
-    def export_graph(self, model: Any) -> Graph:
-        """Describe the model as a graph."""
+    def export_graph(self, model: Any) -> Graph: ...
 
 
 @runtime_checkable
 class SupportsFigures(Protocol):
-    """The report of a run shows figures."""
+    """The report of a run shows figures of the trained model."""
 
-    def figures(self, model: Any, config: Any) -> list[Figure]:
-        """Draw figures of a trained model."""
+    def figures(self, model: Any, config: Any) -> list[Figure]: ...
 
 
 @runtime_checkable
@@ -165,18 +153,16 @@ class SupportsBaselines(Protocol):
 
 @runtime_checkable
 class SupportsScore(Protocol):
-    """Metrics that need the model's answers (BLEU, returns of episodes): `anyformer eval --scores`."""
+    """Metrics that need the model's answers to a split (BLEU, returns of episodes): `anyformer eval --scores`."""
 
-    def score(self, model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]:
-        """Let the model answer a split, and score its answers."""
+    def score(self, model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]: ...
 
 
 @runtime_checkable
 class SupportsSizes(Protocol):
-    """Several model sizes, of which `--minutes` chooses one; the config has a field `model`."""
+    """Several model sizes, from small to large, of which `--minutes` chooses one; the config has a field `model`."""
 
-    def sizes(self, config: Any) -> Iterator[SizeOption]:
-        """Yield the options, from small to large."""
+    def sizes(self, config: Any) -> Iterator[SizeOption]: ...
 
 
 @runtime_checkable
@@ -202,8 +188,7 @@ class SupportsSchema(Protocol):
 class SupportsAblation(Protocol):
     """The inputs are named fields that can be left out or shuffled: `anyformer worth`."""
 
-    def field_names(self, config: Any) -> list[str]:
-        """Return the names of the fields."""
+    def field_names(self, config: Any) -> list[str]: ...
 
     def ablate_fields(
         self, config: Any, split: str, kept: Sequence[str], shuffle: str = "", seed: int = 0
@@ -216,7 +201,7 @@ class SupportsEmbedding(Protocol):
     """Texts can be turned into vectors: `anyformer embed`."""
 
     def embed(self, model: Any, texts: list[str], cut: bool = False) -> list[list[float]]:
-        """Return one vector of length 1 for each text."""
+        """Return one vector of length 1 for each text. `cut`: shorten texts that exceed the context."""
 
 
 @runtime_checkable
@@ -259,11 +244,6 @@ def list_recipes() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_"))
 
 
-def list_entry_points() -> dict[str, Any]:
-    """Return the recipes of installed packages, by name: entry points of the group `anyformer.recipes`."""
-    return {point.name: point for point in importlib.metadata.entry_points(group="anyformer.recipes")}
-
-
 def recipe_name(recipe: Recipe) -> str:
     """Return the name that runs record: the last part of the module's name, or the name of its file."""
     return typing.cast(types.ModuleType, recipe).__name__.rpartition(".")[2]
@@ -287,37 +267,38 @@ def load_recipe(source: Any) -> Recipe:
         raise InputError(f"a recipe is a name, a file, a Python path or a module, not {source!r}")
     if isinstance(source, Path) or source.endswith(".py") or "/" in source or "\\" in source:
         return check_recipe(import_file(Path(source)), str(source))
-    if source in (points := list_entry_points()):
-        return check_recipe(import_by(points[source].load, source), source)
+    points = importlib.metadata.entry_points(group="anyformer.recipes")
+    if source in points.names:
+        with report_import_errors(source):
+            return check_recipe(points[source].load(), source)
     if "." in source:
-        return check_recipe(import_by(lambda: import_from_here(source), source), source)
+        with report_import_errors(source, Path.cwd()):
+            return check_recipe(importlib.import_module(source), source)
     if Path(f"{source}.py").is_file():
         raise InputError(f"there is no recipe '{source}': for the file here, write ./{source}.py")
-    raise InputError(f"there is no recipe '{source}': {suggest(source, [*list_recipes(), *points])}")
+    raise InputError(f"there is no recipe '{source}': {suggest(source, [*list_recipes(), *sorted(points.names)])}")
 
 
 def load_stored_recipe(name: str, recipe: Any, where: Path) -> Recipe:
     """Load the recipe that a run or checkpoint was trained with.
 
-    A checkpoint never names code: only a recipe of the package is found by its name. For any other the caller brings
-    the recipe.
+    A checkpoint never names code: only a recipe of the package is found by its name. Any other is brought by the
+    caller.
 
     Args:
         name: The recipe's name in the run.
         recipe: What the caller brings, as for `load_recipe`; None for a recipe of the package.
         where: The run, for messages.
     """
-    if recipe is not None:
-        loaded = load_recipe(recipe)
-        if recipe_name(loaded) != name:
-            raise InputError(f"{where} was trained with the recipe '{name}', not '{recipe_name(loaded)}'")
-        return loaded
-    if name in list_recipes():
-        return load_recipe(name)
-    raise InputError(
-        f"{where} was trained with the recipe '{name}', which is not part of anyformer: "
-        f"name it with --recipe, for example --recipe ./{name}.py (in Python: load(..., recipe=module))"
-    )
+    if recipe is None and name not in list_recipes():
+        raise InputError(
+            f"{where} was trained with the recipe '{name}', which is not part of anyformer: "
+            f"name it with --recipe, for example --recipe ./{name}.py (in Python: load(..., recipe=module))"
+        )
+    loaded = load_recipe(name if recipe is None else recipe)
+    if recipe_name(loaded) != name:
+        raise InputError(f"{where} was trained with the recipe '{name}', not '{recipe_name(loaded)}'")
+    return loaded
 
 
 def check_recipe(module: Any, where: str) -> Recipe:
@@ -337,61 +318,46 @@ def check_recipe(module: Any, where: str) -> Recipe:
     return typing.cast(Recipe, module)
 
 
-def import_by(load: Callable[[], Any], where: str) -> types.ModuleType:
-    """Import a recipe. Raises InputError in one line for whatever its code raises."""
+@contextmanager
+def report_import_errors(where: str, *folders: Path) -> Generator[None]:
+    """Let imports find modules in some folders. Whatever the imported code raises becomes an InputError of one line."""
+    paths = [str(folder) for folder in folders]
+    sys.path[:0] = paths
     try:
-        return load()
+        yield
     except InputError:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
         raise InputError(f"cannot import the recipe {where}: {type(error).__name__}: {error} (line {line})") from error
-
-
-def import_from_here(name: str) -> types.ModuleType:
-    """Import a module by its Python path; modules in the working directory are found too."""
-    with search_path(Path.cwd()):
-        return importlib.import_module(name)
+    finally:
+        for path in paths:
+            with suppress(ValueError):
+                sys.path.remove(path)
 
 
 def import_file(path: Path) -> types.ModuleType:
     """Import a file, or a folder with an __init__.py. A file that has not changed is imported once."""
-    file = path / "__init__.py" if path.is_dir() else path
+    file = (path / "__init__.py" if path.is_dir() else path).resolve()
     if not file.is_file():
         raise InputError(f"there is no recipe at {path}: expected a Python file")
-    file = file.resolve()
     stat = file.stat()
-    key = (file, stat.st_mtime_ns, stat.st_size)
-    if key not in _imported_files:
-        name = f"{FILE_MODULES}.{path.resolve().stem}"
-        folders = [str(file.parent)] if path.is_dir() else None
-        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
-        module = importlib.util.module_from_spec(typing.cast(Any, spec))
-
-        def execute() -> types.ModuleType:
-            sys.modules[name] = module  # dataclasses look up their module there
-            with search_path(file.parent):
-                typing.cast(Any, spec).loader.exec_module(module)
-            return module
-
-        _imported_files[key] = import_by(execute, str(path))
-    return _imported_files[key]
+    with report_import_errors(str(path), file.parent):
+        return _execute_file(file, stat.st_mtime_ns, stat.st_size)
 
 
-FILE_MODULES = "anyformer_recipe_files"  # prefix of the names of modules imported from files
-_imported_files: dict[tuple[Path, int, int], types.ModuleType] = {}
-
-
-@contextmanager
-def search_path(folder: Path) -> Generator[None]:
-    """Let imports find modules in a folder."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(str(folder))
+@functools.cache
+def _execute_file(file: Path, modified_ns: int, size: int) -> types.ModuleType:
+    """Import this version of a file."""
+    is_package = file.name == "__init__.py"
+    name = f"anyformer_recipe_files.{file.parent.stem if is_package else file.stem}"
+    folders = [str(file.parent)] if is_package else None
+    spec: Any = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up their module there
+    spec.loader.exec_module(module)
+    return module
 
 
 # --- presets and stored configs ---
@@ -399,7 +365,7 @@ def search_path(folder: Path) -> Generator[None]:
 
 def default_preset(recipe: Recipe) -> str:
     """Return the name of the preset that is trained if none is named: the second, or the only one."""
-    return list(recipe.PRESETS)[min(1, len(recipe.PRESETS) - 1)]
+    return list(recipe.PRESETS)[:2][-1]
 
 
 def get_preset(recipe: Recipe, name: str) -> Any:
@@ -423,23 +389,17 @@ def resolve_paths(config: Any) -> Any:
         if dataclasses.is_dataclass(value):
             changes[field.name] = resolve_paths(value)
         elif field.metadata.get("path") and value:
-            parts = [value] if path_exists(value) else value.split(",")
-            suffixes = field.metadata["suffixes"]
-            if all(path_exists(part) and is_path(part, suffixes) for part in parts):
+            parts = [value] if os.path.exists(value) else value.split(",")
+            if all(is_path(part, field.metadata["suffixes"]) for part in parts):
                 changes[field.name] = ",".join(str(Path(part).resolve()) for part in parts)
     return dataclasses.replace(config, **changes)
 
 
-def path_exists(text: str) -> bool:
-    try:
-        return Path(text).exists()
-    except (OSError, ValueError):  # a text that no path can be
-        return False
-
-
-def is_path(text: str, suffixes: Sequence[str]) -> bool:
-    """Whether a value names a file rather than something else, where only these suffixes are files."""
-    return not suffixes or text.endswith(tuple(suffixes)) or len(Path(text).parts) > 1
+def is_path(text: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a value names an existing file; without a folder only if it has one of the suffixes, if there are any."""
+    # os.path.exists is False, and Path.exists an error, for a text that no path can be
+    is_file_name = not suffixes or text.endswith(suffixes) or len(Path(text).parts) > 1
+    return is_file_name and os.path.exists(text)
 
 
 def bind_checkpoint_files(config: Any, folder: Path) -> Any:
@@ -448,12 +408,9 @@ def bind_checkpoint_files(config: Any, folder: Path) -> Any:
     paths = {}
     for path in folder.glob("*.json"):
         name = path.stem if path.stem in names else RENAMED_FIELDS.get(path.stem)
-        if name in names and path.name not in CHECKPOINT_FILES:
+        if name in names and path.name not in ("config.json", "state.json"):  # these two are of every checkpoint
             paths[name] = str(path)
     return dataclasses.replace(config, **paths)
-
-
-CHECKPOINT_FILES = ("config.json", "state.json")  # of every checkpoint; all other JSON files in it are the model's
 
 
 # --- answers as text ---
@@ -469,14 +426,15 @@ def format_prediction(answer: Mapping[str, Any]) -> list[str]:
 def _format_result(result: Any) -> str:
     """Format a result: "input → text", "label, probability 0.93 (truth: label)"; of several targets each by its name;
     anything else as JSON."""
-    if isinstance(result, dict) and isinstance(result.get("input"), str):
-        text = result.get("text", result.get("label"))
-        if isinstance(text, str):
-            return f"{result['input']} → {text}"
-    if isinstance(result, dict) and isinstance(result.get("label", result.get("value")), str | int | float):
+    if not isinstance(result, dict) or not result:
+        return json.dumps(result, ensure_ascii=False)
+    answer = result.get("text", result.get("label"))
+    if isinstance(result.get("input"), str) and isinstance(answer, str):
+        return f"{result['input']} → {answer}"
+    if isinstance(result.get("label", result.get("value")), str | int | float):
         text = str(result["label"]) if "label" in result else f"{result['value']:.4g}"
         text += f", probability {result['probability']:.2f}" if "probability" in result else ""
         return text + (f" (truth: {result['truth']})" if "truth" in result else "")
-    if isinstance(result, dict) and result and all(isinstance(value, dict) for value in result.values()):
+    if all(isinstance(value, dict) for value in result.values()):
         return "; ".join(f"{name}: {_format_result(value)}" for name, value in result.items())
     return json.dumps(result, ensure_ascii=False)

@@ -8,13 +8,13 @@ import math
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from ..errors import InputError
 from ..events import report_progress
-from ..recipe import Recipe, SizeOption, SupportsSizes
+from ..recipe import Recipe, SupportsSizes
 from .config import TrainConfig
 from .loop import TrainState, init_state, train, validate
 
@@ -44,36 +44,27 @@ class Budget:
         return max(self.minutes * 60 - (time.monotonic() - self.started_at), self.minutes * 15)
 
 
-@dataclass(frozen=True)
-class StepSpeed:
-    """How fast a model trains on this machine."""
+class StepSpeed(NamedTuple):
+    """How fast a model trains on this machine: seconds and tokens of an update, and the state that was measured."""
 
     seconds: float
-    """Of an update."""
     tokens: int
-    """Of an update."""
     state: TrainState
-    """Of the model that was measured, to be discarded."""
 
 
-@dataclass(frozen=True)
-class EvalCost:
-    """Seconds that validation takes."""
+class EvalCost(NamedTuple):
+    """Seconds of a validation during training, with its sample; and of one batch of a validation."""
 
     validation: float
-    """A validation during training, with its sample."""
     batch: float
-    """One batch of a validation."""
 
 
 def fit_steps(recipe: Recipe, config: Any, seconds: float) -> Any:
     """Return the config with as many steps as fit into the time, with the schedule and the final validation adapted."""
-    started_at = time.monotonic()
+    deadline = time.monotonic() + seconds
     speed = measure_speed(recipe, config, min(TRIAL_SECONDS, seconds / 10))
-    cost = measure_eval(recipe, config, speed.state)
-    remaining, settings = plan_final_eval(recipe, config, cost, seconds - (time.monotonic() - started_at))
-    steps = max(2, int(remaining / (speed.seconds + cost.validation / settings.eval_every)))
-    return replace(config, train=replace(settings, steps=steps, warmup=min(settings.warmup, steps // 10)))
+    remaining, eval_seconds, settings = plan_evals(recipe, config, speed.state, deadline)
+    return set_steps(config, settings, remaining / (speed.seconds + eval_seconds / settings.eval_every))
 
 
 def choose_size(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[str, Any]]:
@@ -86,7 +77,7 @@ def choose_size(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[
         The config, and the reasons: {"sizes": measurement and prediction of each, "expects": predicted [low, high] of
         the validation loss}.
     """
-    started_at, sizes, best = time.monotonic(), [], None
+    deadline, sizes, best = time.monotonic() + seconds, [], None
     options = list(cast(SupportsSizes, recipe).sizes(config))
     for tried, option in enumerate(options):
         report_progress("trying sizes", tried, len(options))
@@ -96,21 +87,26 @@ def choose_size(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[
             if best is None:
                 raise
             break
-        band = option.expected_loss(speed.tokens * seconds / speed.seconds)
-        sizes.append(describe_size(option, speed, band))
-        if best is not None and sum(band) >= sum(best[2]):
+        expected = option.expected_loss(speed.tokens * seconds / speed.seconds)
+        sizes.append(describe_size(option.config, speed) | {"expects": round_losses(expected)})
+        if best is not None and sum(expected) >= sum(best[2]):
             break
-        best = option, speed, band  # the state of earlier ones is freed
+        best = option, speed, expected  # the state of earlier ones is freed
     assert best is not None  # a recipe with sizes has at least one
     option, speed, _ = best
-    cost = measure_eval(recipe, option.config, speed.state)
-    remaining, settings = plan_final_eval(recipe, option.config, cost, seconds - (time.monotonic() - started_at))
-    n_evals = max(1, min(EVALS_PER_RUN, int(remaining / 10 / cost.validation)))
-    steps = max(2, int((remaining - n_evals * cost.validation) / speed.seconds))
-    every = {"eval_every": -(-steps // n_evals), "save_every": -(-steps // n_evals)}
-    settings = replace(settings, steps=steps, warmup=min(settings.warmup, steps // 10), **every)
-    reasons = {"expects": round_band(option.expected_loss(speed.tokens * steps)), "sizes": sizes}
-    return replace(option.config, train=settings), reasons
+    remaining, eval_seconds, settings = plan_evals(recipe, option.config, speed.state, deadline)
+    n_evals = max(1, min(EVALS_PER_RUN, int(remaining / 10 / eval_seconds)))
+    config = set_steps(option.config, settings, (remaining - n_evals * eval_seconds) / speed.seconds)
+    every = -(-config.train.steps // n_evals)
+    config = replace(config, train=replace(config.train, eval_every=every, save_every=every))
+    expected = option.expected_loss(speed.tokens * config.train.steps)
+    return config, {"expects": round_losses(expected), "sizes": sizes}
+
+
+def set_steps(config: Any, settings: TrainConfig, steps: float) -> Any:
+    """Return the config with these settings and at least 2 steps; a tenth of them warm up, at most."""
+    steps = max(2, int(steps))
+    return replace(config, train=replace(settings, steps=steps, warmup=min(settings.warmup, steps // 10)))
 
 
 def measure_speed(recipe: Recipe, config: Any, seconds: float) -> StepSpeed:
@@ -138,28 +134,29 @@ def measure_eval(recipe: Recipe, config: Any, state: TrainState) -> EvalCost:
     return EvalCost(time.monotonic() - started_at, seconds / max(1, n_batches))
 
 
-def plan_final_eval(recipe: Recipe, config: Any, cost: EvalCost, seconds: float) -> tuple[float, TrainConfig]:
+def plan_evals(recipe: Recipe, config: Any, state: TrainState, deadline: float) -> tuple[float, float, TrainConfig]:
     """Decide how much of the validation split the final validation covers.
 
-    Returns the seconds that remain for training, and the settings with `final_every`.
+    Returns the seconds that remain until the deadline for training, the seconds of a validation during training, and
+    the settings with `final_every`.
     """
-    started_at, n_batches, seconds = time.monotonic(), 0, max(seconds, 1e-3)
+    cost = measure_eval(recipe, config, state)
+    started_at, n_batches = time.monotonic(), 0
+    limit = max(deadline - started_at, 1e-3) * FINAL_EVAL_FRACTION
     for _ in recipe.batches(config, "val"):
         n_batches += 1
-        if time.monotonic() - started_at > seconds * FINAL_EVAL_FRACTION / 2:  # reading the data alone takes long
+        if time.monotonic() - started_at > limit / 2:  # reading the data alone takes long
             break
-    eval_seconds = cost.batch * n_batches
-    every = max(1, -int(-eval_seconds // (seconds * FINAL_EVAL_FRACTION)))
-    remaining = seconds - eval_seconds / every - (time.monotonic() - started_at)
-    return remaining, replace(config.train, final_every=every)
+    every = max(1, math.ceil(cost.batch * n_batches / limit))
+    remaining = deadline - time.monotonic() - cost.batch * n_batches / every
+    return remaining, cost.validation, replace(config.train, final_every=every)
 
 
-def round_band(band: tuple[float, float]) -> list[float]:
-    return [round(loss, 4) for loss in band]
+def round_losses(losses: tuple[float, float]) -> list[float]:
+    return [round(loss, 4) for loss in losses]
 
 
-def describe_size(option: SizeOption, speed: StepSpeed, band: tuple[float, float]) -> dict[str, Any]:
+def describe_size(config: Any, speed: StepSpeed) -> dict[str, Any]:
     """Describe a size that was measured, as plain values."""
-    model = option.config.model
-    shape = {"dim": model.dim, "n_layer": model.n_layer, "context": model.context, "batch": option.config.train.batch}
-    return shape | {"tokens_per_second": round(speed.tokens / speed.seconds), "expects": round_band(band)}
+    shape = {name: getattr(config.model, name) for name in ("dim", "n_layer", "context")}
+    return shape | {"batch": config.train.batch, "tokens_per_second": round(speed.tokens / speed.seconds)}

@@ -2,7 +2,7 @@
 
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,20 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..recipe import Recipe
 from .device import resolve_device, resolve_dtype
 
-OPTIMIZER_STATES = {"adamw": 2, "muon": 2}  # numbers that an optimizer keeps per weight, at most
 MAX_ROWS = 256  # rows of the batch that is read; the cost of a larger one is scaled up from it
 MAX_CPU_ROWS = 4  # the same for models that cannot run on the meta device
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Cost of one forward and backward pass."""
-
-    flops: float
-    activation_bytes: float
-    """Of the tensors that are kept for the backward pass."""
-    parameters: int
-    weight_bytes: int
 
 
 def estimate(recipe: Recipe, config: Any) -> dict[str, Any]:
@@ -36,22 +24,20 @@ def estimate(recipe: Recipe, config: Any) -> dict[str, Any]:
     try:
         with torch.device("meta"):
             model = recipe.build(config)
-        cost, cost_scale = measure_step(recipe, model, {name: value.to("meta") for name, value in batch.items()}), scale
+        cost = measure_step(recipe, model, {name: value.to("meta") for name, value in batch.items()})
+        cost_scale = scale
     except (RuntimeError, TypeError):  # the loss depends on values: indexing by a mask, lengths, lookups in numpy
         small, _, cost_scale = read_batch(recipe, config, MAX_CPU_ROWS)
-        cost = measure_step(recipe, recipe.build(config), small)
-    memory = {
-        "weights": cost.weight_bytes,
-        "gradients": cost.weight_bytes,
-        "optimizer": OPTIMIZER_STATES[c.optimizer] * cost.weight_bytes,
-        "activations": round(cost.activation_bytes * cost_scale),
-    }
-    flops_per_step = round(cost.flops * cost_scale) * c.accumulate
+        model = recipe.build(config)
+        cost = measure_step(recipe, model, small)
+    flops, activation_bytes = (round(value * cost_scale) for value in cost)
+    n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    memory = {"weights": n_bytes, "gradients": n_bytes, "optimizer": 2 * n_bytes, "activations": activation_bytes}
     device = resolve_device(c.device)
     return {
-        "parameters": cost.parameters,
-        "flops_per_step": flops_per_step,
-        "flops": flops_per_step * c.steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_step": flops * c.accumulate,
+        "flops": flops * c.accumulate * c.steps,
         "memory_bytes": memory | {"total": sum(memory.values())},
         "batch": {name: describe_tensor(value, scale) for name, value in batch.items()},
         "tokens_per_step": round(tokens * scale) * c.accumulate,
@@ -73,8 +59,8 @@ def read_batch(recipe: Recipe, config: Any, max_rows: int) -> tuple[dict[str, Te
     return batch, state.get("tokens", 0), 1.0 if is_all_data else config.train.batch / rows
 
 
-def measure_step(recipe: Recipe, model: nn.Module, batch: dict[str, Tensor]) -> StepCost:
-    """Run the loss forward and backward, and count."""
+def measure_step(recipe: Recipe, model: nn.Module, batch: dict[str, Tensor]) -> tuple[float, float]:
+    """Return the FLOPs of one forward and backward pass, and the bytes of the tensors kept for the backward pass."""
     bytes_by_storage: dict[int, int] = {}
 
     def record(tensor: Tensor) -> Tensor:
@@ -88,11 +74,8 @@ def measure_step(recipe: Recipe, model: nn.Module, batch: dict[str, Tensor]) -> 
         stack.enter_context(saved_tensors_hooks(record, lambda tensor: tensor))
         flops = stack.enter_context(FlopCounterMode(display=False))
         recipe.loss(model, batch).backward()
-    parameters = list(model.parameters())
-    weights = {p.untyped_storage()._cdata for p in parameters}
-    activations = sum(size for storage, size in bytes_by_storage.items() if storage not in weights)
-    weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
-    return StepCost(flops.get_total_flops(), activations, sum(p.numel() for p in parameters), weight_bytes)
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    return flops.get_total_flops(), sum(size for key, size in bytes_by_storage.items() if key not in weights)
 
 
 def describe_tensor(tensor: Tensor, scale: float) -> dict[str, Any]:
@@ -103,15 +86,13 @@ def describe_tensor(tensor: Tensor, scale: float) -> dict[str, Any]:
 
 def format_estimate(title: str, facts: dict[str, Any]) -> str:
     """Format an estimate for the terminal."""
-    memory = facts["memory_bytes"]
+    memory, steps, tokens = facts["memory_bytes"], facts["steps"], facts["tokens_per_step"]
     parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items() if name != "total")
-    shapes = ", ".join(f"{name} {tuple(b['shape'])} {b['dtype']}" for name, b in facts["batch"].items())
     rows = {
         "parameters": f"{facts['parameters']:,}",
-        "a batch": shapes,
-        "a step": f"{facts['flops_per_step'] / 1e9:,.1f} GFLOP, {facts['tokens_per_step']:,} tokens",
-        "all steps": f"{facts['steps']:,}: {facts['flops'] / 1e12:,.2f} TFLOP, "
-        f"{facts['tokens_per_step'] * facts['steps'] / 1e6:,.1f} M tokens",
+        "a batch": ", ".join(f"{name} {tuple(b['shape'])} {b['dtype']}" for name, b in facts["batch"].items()),
+        "a step": f"{facts['flops_per_step'] / 1e9:,.1f} GFLOP, {tokens:,} tokens",
+        "all steps": f"{steps:,}: {facts['flops'] / 1e12:,.2f} TFLOP, {tokens * steps / 1e6:,.1f} M tokens",
         "memory": f"{memory['total'] / 1e6:,.0f} MB ({parts})",
         "on": f"{facts['device']} in {facts['dtype']}",
     }

@@ -44,12 +44,11 @@ def time_fastest(function: Callable[[], object], device: str, repeats: int = 4) 
     """Return the seconds of the fastest of several calls, after one warm-up call."""
     kind = torch.device(device).type
     synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(kind, lambda: None)
-    best = float("inf")
-    for attempt in range(repeats + 1):
+    times = []
+    for _ in range(repeats + 1):
         synchronize()
         start = time.perf_counter()
         function()
         synchronize()
-        seconds = time.perf_counter() - start
-        best = min(best, seconds) if attempt else best
-    return max(best, 1e-9)
+        times.append(time.perf_counter() - start)
+    return max(min(times[1:]), 1e-9)
