@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..model.cache import KVCache
 from ..model.transformer import Transformer
-from .sampling import SamplingParams, select_next
+from .sampling import SamplingParams, mark_tokens, select_next
 
 
 class Decoder(Protocol):
-    """A causal model: ids (B, T), after those in the cache if there is one, to nodes (B, T, C), to logits (B, T, V)."""
+    """A causal model: ids (B, T), after those in the cache, to nodes (B, T, C), to logits (B, T, V)."""
 
     @property
     def body(self) -> Transformer: ...
@@ -118,11 +118,3 @@ def generate(
         else:
             windows = [window[-keep:] if len(window) > context else window for window in windows]
             logits = prefill(model, windows, cache)
-
-
-def mark_tokens(logits: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Return which tokens of the vocabulary occur in each row: (B, V) bool, on the device of the logits (B, V)."""
-    seen = torch.zeros_like(logits, dtype=torch.bool)
-    for row, ids in enumerate(rows):
-        seen[row, list(ids)] = True
-    return seen

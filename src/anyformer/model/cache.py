@@ -40,12 +40,8 @@ class KVCache:
     @lengths.setter
     def lengths(self, lengths: int | Tensor) -> None:
         self._lengths = lengths
-        self._max_length = lengths if isinstance(lengths, int) else int(lengths.max())
-
-    @property
-    def max_length(self) -> int:
+        self.max_length = lengths if isinstance(lengths, int) else int(lengths.max())
         """Nodes in the longest row."""
-        return self._max_length
 
     @property
     def is_unbounded(self) -> bool:

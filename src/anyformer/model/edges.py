@@ -31,8 +31,8 @@ class Edges:
     right_span: float = math.inf
     """How far after it."""
     uses_batch: bool = True
-    """Whether the rule depends on b; and on h:"""
     uses_head: bool = True
+    """Whether the rule depends on b, and on h."""
     origin: Any = None
     """How it is pickled: as the call that made it, or as the name of a global."""
 
@@ -217,8 +217,7 @@ def reach(layers: Sequence[Edges | MaskMod], nodes: int) -> Tensor:
 
 
 def hops(layers: Sequence[Edges | MaskMod], nodes: int) -> Tensor:
-    """The fewest messages from node k to node q, in the order of the layers: (T, T) int, [q, k]; 0 for a node itself,
-    -1 where nothing arrives."""
+    """The fewest messages from node k to node q: (T, T) int, [q, k]; 0 for a node itself, -1 where none arrives."""
     unreached = len(layers) + 1
     best = torch.full((nodes, nodes), unreached)
     best.fill_diagonal_(0)
@@ -230,6 +229,5 @@ def hops(layers: Sequence[Edges | MaskMod], nodes: int) -> Tensor:
 
 
 def leak(layers: Sequence[Edges | MaskMod], nodes: int) -> Tensor:
-    """The pairs (q, k) with k after q between which a message can pass: (n, 2); empty for a stack that may be decoded
-    from left to right."""
+    """The pairs (q, k) with k after q between which a message can pass, (n, 2): none if decoded from left to right."""
     return reach(layers, nodes).triu(1).nonzero()

@@ -35,8 +35,7 @@ class LMHead(nn.Module):
 
 
 class MaskedHead(nn.Module):
-    """BERT's head for masked tokens (1810.04805): a hidden layer, then a logit for each token of the vocabulary, with a
-    bias. (B, T, C) -> (B, T, vocab_size)"""
+    """BERT's head (1810.04805): a hidden layer, then a logit for each token: (B, T, C) -> (B, T, vocab_size)"""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, tied: nn.Embedding | None = None):
         super().__init__()

@@ -43,8 +43,7 @@ class SinusoidalPosition(nn.Module):
 
 
 class GridPosition(nn.Module):
-    """Sinusoidal positions of the cells of a grid: half of the channels for the row, half for the column (2104.02057).
-    rows, columns -> (rows * columns, C), row by row"""
+    """Half of the channels for the row of a grid, half for its column (2104.02057): -> (rows * columns, C)"""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -48,8 +48,7 @@ class AttentionContext(NamedTuple):
     left_span: float = math.inf
 
 
-AnyEdges = Edges | MaskMod | AttentionContext
-"""A rule, a bare mask_mod function, or what a stack has prepared of either."""
+AnyEdges = Edges | MaskMod | AttentionContext  # a rule, a mask_mod function, or what a stack has prepared of either
 
 
 class Attention(nn.Module):
@@ -215,8 +214,8 @@ class Transformer(nn.Module):
         memory_edges: Edges | MaskMod = full,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """edges: one rule for all layers, or one for each. With a cache, x are the next nodes of each row; rules are
-        evaluated at absolute positions. Raises ValueError for shapes that do not fit, TypeError for what is no rule."""
+        """edges: one rule for all layers, or one for each. With a cache, x are the next nodes of each row; rules see
+        absolute positions. Raises ValueError for shapes that do not fit, TypeError for what is no rule."""
         rules = list(edges) if isinstance(edges, list | tuple) else [edges] * self.config.n_layer
         if len(rules) != self.config.n_layer:
             raise ValueError(f"{len(rules)} rules of edges for {self.config.n_layer} layers: give one, or one for each")

@@ -33,13 +33,8 @@ class TrainState:
 
 
 def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], Any] | None = None) -> TrainState:
-    """Build a model and its optimizer, the same for the same seed.
-
-    Args:
-        recipe: The recipe.
-        config: Its config.
-        initialize: Called with the new model before the optimizer is built: loads weights, adds adapters.
-    """
+    """Build a model and its optimizer, the same for the same seed. `initialize` is called with the new model before the
+    optimizer is built: it loads weights or adds adapters."""
     device = resolve_device(config.train.device)
     torch.manual_seed(config.train.seed)
     model = recipe.build(config)
@@ -71,13 +66,10 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
     while not is_finished(state, c):
         torch.manual_seed(c.seed * 1_000_003 + state.step)  # the randomness of a step depends on (seed, step) alone
         lr = get_lr(state.step, c)
-        batches = []
-        for _ in range(c.accumulate):
-            batch, state.stream_state = next(stream)
-            batches.append(batch)
-        mean, _graph = compute_gradient(
-            recipe, loss_function, state.model, state.scaler, batches, c.dtype
-        )  # held until the next step
+        steps = [next(stream) for _ in range(c.accumulate)]
+        batches, state.stream_state = [batch for batch, _ in steps], steps[-1][1]
+        # _graph is held until the next step: freed earlier, the allocator returns its memory and faults it in again.
+        mean, _graph = compute_gradient(recipe, loss_function, state.model, state.scaler, batches, c.dtype)
         loss, grad_norm = clip_gradient(state.model, state.optimizer, state.scaler, mean, c.clip)
         has_update = check_finite(state.scaler, loss, grad_norm, state.step, lr)
         if has_update:
@@ -102,10 +94,7 @@ def is_finished(state: TrainState, config: TrainConfig) -> bool:
 
 
 def validate(recipe: Recipe, config: Any, state: TrainState) -> dict[str, float]:
-    """Evaluate the first validation batches, always the same ones, and record the best step.
-
-    Returns the metrics as "val_loss" and so on.
-    """
+    """Evaluate the first validation batches, always the same ones, and record the best step. Returns "val_loss" ..."""
     batches = (batch for batch, _ in recipe.batches(config, "val", None))
     metrics = evaluate(recipe, state.model, islice(batches, config.train.eval_batches), config.train.dtype)
     if metrics["loss"] < state.best.get("val_loss", math.inf):

@@ -1,5 +1,4 @@
-"""Causal language modeling: config, model, batches, loss, evaluation and answers of a model that predicts the next
-token of a text.
+"""Causal language modeling: the config, model, batches, loss and answers of a model that predicts the next token.
 
 Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 """
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 
 from ...data.text.batches import IGNORE_INDEX, eval_windows, segment, train_windows
 from ...data.tokenizers.build import Tokenizer
-from ...errors import InputError
-from ...inference.completion import Completion, CompletionRequest, generate_text
+from ...inference.completion import Completion, CompletionRequest, default_prompt, generate_text
 from ...model.cache import KVCache
 from ...model.config import TransformerConfig
 from ...model.edges import Edges, causal, same, window
@@ -71,14 +69,8 @@ class LanguageModel(nn.Module):
         document: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the nodes after the last block: (B, T, C)
-
-        Args:
-            ids: (B, T); with a cache, the next ones of each row.
-            cache: keys and values of the tokens before them.
-            document: (B, T), the document of each token where a row holds several that are kept apart.
-            positions: (B, T), the position of each token in its document.
-        """
+        """Return the nodes after the last block, (B, T, C). With a cache, ids are the next ones of each row. `document`
+        and `positions` (B, T) are those of each token, where rows hold documents that are kept apart."""
         edges = self.edges
         if document is not None:
             apart = {rule: rule & same(document) for rule in set(edges)}  # layers that share a rule go on sharing it
@@ -88,7 +80,6 @@ class LanguageModel(nn.Module):
         return self.body(self.nodes(ids, positions), edges, cache=cache)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, **inputs: Tensor | None) -> Tensor:
-        """inputs: the further arguments of `hidden`."""
         return self.head(self.hidden(ids, cache, **inputs))
 
 
@@ -141,8 +132,7 @@ def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean nats per token, their exponential, and the bits per byte of UTF-8, which do not depend on the
-    tokenizer."""
+    """Return the mean nats per token, their exponential, and the bits per byte, which no tokenizer changes."""
     nats, tokens, n_bytes = 0.0, 0, 0
     for batch in batches:
         labels = batch["labels"].flatten()
@@ -160,11 +150,8 @@ def baselines(config: LanguageConfig) -> Baselines:
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Continue a prompt, or several: {"prompt": "To be", "tokens": 50, "temperature": 0} and the other fields of
-    `CompletionRequest`; "input" is another name for the prompt.
-
-    Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
-    """
+    """Continue prompts: {"prompt": "To be", "tokens": 50} and the other fields of `CompletionRequest`; "input" is the
+    prompt by another name. Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}."""
     return {"samples": [completion.result() for completion in list(stream(model, request))[-1]]}
 
 
@@ -173,16 +160,6 @@ def stream(model: Any, request: dict[str, Any]) -> Iterator[list[Completion]]:
     request = {"prompt" if name == "input" else name: value for name, value in request.items()}
     request = {"prompt": default_prompt(model.tokenizer)} | request
     return generate_text(model, model.tokenizer, parse_dataclass(CompletionRequest, request, "request"))
-
-
-def default_prompt(tokenizer: Tokenizer) -> str:
-    """Return a prompt that the vocabulary can encode: a line break, else the end of a text, else any token."""
-    try:
-        if len(tokenizer.encode("\n")):
-            return "\n"
-    except InputError:
-        pass
-    return tokenizer.decode([0]) if tokenizer.end_id is None else ""
 
 
 def export_graph(model: Any) -> Graph:
