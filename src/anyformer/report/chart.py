@@ -1,16 +1,18 @@
-"""Charts as SVG text: pure functions, the same input gives the same bytes, nothing to install.
+"""Charts as SVG markup: pure functions, the same input gives the same bytes.
 
     line_chart([Series("training", steps, losses)], title="Loss")   # -> "<svg ...>...</svg>"
 
-A chart is a file of its own (`standalone`), or part of a page that holds `PALETTE` once. All text is escaped. Line
-charts carry their scales in `data-` attributes, from which a page's script reads values.
+A chart is a file of its own (`standalone`), or part of a page that holds `PALETTE` once. All text is escaped, so that a
+template may insert the markup as it is. Line charts carry their scales in `data-` attributes for the page's script.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+
+from markupsafe import Markup
 
 PALETTE = """\
 :root { --paper: #fffefb; --ink: #23211e; --muted: #736e64; --hair: #e7e2d8;
@@ -31,30 +33,21 @@ PALETTE = """\
 """
 N_COLORS = 5  # --c0 is the accent, --c1 belongs to validation
 CHAR_WIDTH = 6.4  # mean width in pixels at 12 px, to lay out text without a font
-BAR_HEIGHT, BAR_GAP = 9, 12  # pixels of a bar, and between two groups of bars
+BARS_WIDTH, BAR_HEIGHT, BAR_GAP = 640, 9, 12  # pixels: of the chart, of a bar, between two groups of bars
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line.
-
-    Args:
-        name: For the legend.
-        x: Of its points.
-        y: Of its points.
-        color: An index of the palette.
-        faint: Thin and pale, without legend and read-out: the raw values behind a smoothed line.
-        dots: Draw each point.
-    """
+    """A line; `color` is an index of the palette."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     color: int = 0
-    faint: bool = False
-    dots: bool = False
+    faint: bool = False  # thin and pale, without legend and read-out: the raw values behind a smoothed line
+    dots: bool = False  # draw each point
 
 
 @dataclass(frozen=True)
@@ -64,15 +57,6 @@ class Mark:
     x: float
     y: float
     text: str
-    color: int = 1
-
-
-@dataclass(frozen=True)
-class BarGroup:
-    """A row of a bar chart: one bar for each value."""
-
-    name: str
-    values: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -84,14 +68,49 @@ class _Frame:
     right: float
     bottom: float
     x: tuple[float, float]
-    y: tuple[float, float]
-    log: bool
+    y: tuple[float, float] = (0.0, 1.0)
+    log: bool = False
 
-    def to_pixels(self, x: float, y: float) -> Point:
+    def to_x(self, x: float) -> float:
+        return self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left)
+
+    def to_y(self, y: float) -> float:
         lo, hi, y = (*map(math.log, self.y), math.log(max(y, self.y[0]))) if self.log else (*self.y, y)
-        across = (x - self.x[0]) / (self.x[1] - self.x[0])
-        up = (y - lo) / (hi - lo)
-        return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
+        return self.bottom - (y - lo) / (hi - lo) * (self.bottom - self.top)
+
+
+# --- elements ---
+
+
+def _color(index: int) -> str:
+    return f"var(--c{index % N_COLORS})"
+
+
+def _text(x: float, y: float, text: str, anchor: str = "", css: str = "") -> str:
+    css, anchor = f' class="{css}"' if css else "", f' text-anchor="{anchor}"' if anchor else ""
+    return f'<text{css} x="{x:.1f}" y="{y:.1f}"{anchor}>{escape(text)}</text>'
+
+
+def _line(css: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="{css}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def _draw_legend(names: Iterable[tuple[str, int]], x: float, y: float, swatch: str, gap: int) -> str:
+    """Draw (name, color) from left to right, each `gap` pixels behind the left end of its swatch."""
+    parts = []
+    for name, color in names:
+        parts += [swatch.format(x=x, color=_color(color)), _text(x + gap, y, name)]
+        x += gap + CHAR_WIDTH * len(name) + 20
+    return "".join(parts)
+
+
+def _wrap_svg(width: float, height: float, label: str, body: str, standalone: bool, attributes: str = "") -> Markup:
+    """Wrap a chart in an <svg> element; `label` is what screen readers say."""
+    namespace = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
+    # within a page a <title> would cover the page's own read-out; the aria-label says the same
+    inner = f"<title>{escape(label)}</title><style>{PALETTE}</style>" if standalone else ""
+    box = f'class="chart"{namespace} viewBox="0 0 {math.ceil(width)} {math.ceil(height)}"'
+    return Markup(f'<svg {box} role="img" aria-label="{escape(label)}" {attributes}>{inner}{body}</svg>\n')
 
 
 # --- axes ---
@@ -124,7 +143,8 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     """Format ticks alike: 0, 500, 1,000 · 0.5, 1.0, 1.5 · 0, 2e-4, 4e-4 · 0, 50k, 100k."""
     top = max(map(abs, ticks), default=0.0)
     if top < 0.01:
-        return [_scientific(t) if t else "0" for t in ticks]
+        parts = [f"{t:.2e}".split("e") for t in ticks]
+        return [f"{float(digits):g}e{int(power)}" if float(digits) else "0" for digits, power in parts]
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if top >= 20 * size or (top >= size >= 1e6):
             return [f"{t / size:g}{unit}" if t else "0" for t in ticks]
@@ -132,11 +152,6 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     even = max(gaps) - min(gaps) < 1e-6 * top
     digits = max(0, -math.floor(math.log10(min(gaps)) + 1e-9))
     return [f"{t:,.{digits}f}" if even else f"{t:,g}" for t in ticks]
-
-
-def _scientific(value: float) -> str:
-    digits, _, power = f"{value:.2e}".partition("e")
-    return f"{float(digits):g}e{int(power)}"
 
 
 # --- lines ---
@@ -156,11 +171,11 @@ def line_chart(
     mark: Mark | None = None,
     reference: tuple[float, str] | None = None,
     standalone: bool = True,
-) -> str:
-    """Draw lines over a common x axis.
+) -> Markup:
+    """Draw lines over a common x axis; with more than one name there is a legend.
 
     Args:
-        series: The lines; with more than one name there is a legend.
+        series: The lines.
         title: For screen readers; printed above the plot with `heading`.
         log: A logarithmic y axis (all y > 0).
         zero: The y axis starts at 0.
@@ -172,17 +187,21 @@ def line_chart(
     Raises:
         ValueError: If no series has a point.
     """
+    xs, ys = ([v for line in series for v in getattr(line, axis)] for axis in ("x", "y"))
+    if not xs:
+        raise ValueError(f"a chart needs at least one point; got {len(series)} series without any")
+    xs, ys = [*xs, *(x_range or ())], [*ys, *(reference or ())[:1]]
     names = [(line.name, line.color) for line in series if not line.faint]
     names = names if len(names) > 1 else []
-    top = 30 if heading or names else 8
-    frame = _build_frame(series, (width, height, top), x_range, log, zero, reference, x_label)
-    lines = [[frame.to_pixels(*point) for point in zip(line.x, line.y, strict=True)] for line in series]
-    parts = [f'<text class="title" x="0" y="12">{escape(title)}</text>' if heading else "", _draw_axes(frame, x_label)]
+    frame = _build_frame(xs, ys, (width, height, 30 if heading or names else 8), log, zero, x_label)
+    lines = [[(frame.to_x(x), frame.to_y(y)) for x, y in zip(line.x, line.y, strict=True)] for line in series]
+    parts = [_text(0, 12, title, css="title") if heading else "", _draw_axes(frame, x_label)]
     parts += [_draw_line(line, points) for line, points in zip(series, lines, strict=True)]
-    parts.append(_draw_line_legend(names, CHAR_WIDTH * 1.1 * len(title) + 18 if heading else frame.left))
+    swatch = '<path style="stroke:{color};stroke-width:2.5" d="M{x:.1f} 8h16"/>'
+    parts.append(_draw_legend(names, CHAR_WIDTH * 1.1 * len(title) + 18 if heading else frame.left, 12, swatch, 22))
     obstacles = [point for points in lines for point in _interpolate(points)]
     if reference:
-        y = frame.to_pixels(frame.x[0], reference[0])[1]
+        y = frame.to_y(reference[0])
         parts.append(_draw_reference(frame, y, reference[1], obstacles))
         obstacles += _interpolate([(frame.left, y), (frame.right, y)])
     if mark:
@@ -201,16 +220,11 @@ def _format_scales(frame: _Frame, x_label: str) -> str:
     return f'{" ".join(data)} data-label="{escape(x_label)}"'
 
 
-def _build_frame(series: Sequence[Series], size, x_range, log: bool, zero: bool, reference, x_label: str) -> _Frame:
+def _build_frame(
+    xs: list[float], ys: list[float], size: tuple[int, int, int], log: bool, zero: bool, x_label: str
+) -> _Frame:
     width, height, top = size
-    xs = [x for line in series for x in line.x]
-    ys = [y for line in series for y in line.y]
-    if not xs:
-        raise ValueError(f"a chart needs at least one point; got {len(series)} series without any")
-    xs += x_range or ()
-    ys += reference[:1] if reference else ()
-    x0, x1 = min(xs), max(xs)
-    y0, y1 = (0.0 if zero else min(ys)), max(ys)
+    x0, x1, y0, y1 = min(xs), max(xs), 0.0 if zero else min(ys), max(ys)
     if log:
         y0, y1 = y0 / 1.1, y1 * 1.1
     else:
@@ -224,54 +238,41 @@ def _build_frame(series: Sequence[Series], size, x_range, log: bool, zero: bool,
 
 
 def _draw_axes(frame: _Frame, x_label: str) -> str:
+    left, right, base = frame.left, frame.right, frame.bottom
     parts = []
     y_ticks = log_ticks(*frame.y) if frame.log else nice_ticks(*frame.y)
     for tick, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
-        y = frame.to_pixels(frame.x[0], tick)[1]
-        parts.append(f'<line class="grid" x1="{frame.left:.1f}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{frame.left - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    x_ticks = nice_ticks(*frame.x, count=max(3, int((frame.right - frame.left) / 100)))
-    base = frame.bottom
-    parts.append(f'<line class="axis" x1="{frame.left:.1f}" x2="{frame.right:.1f}" y1="{base:.1f}" y2="{base:.1f}"/>')
-    for tick, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
-        x = frame.to_pixels(tick, frame.y[0])[0]
-        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base:.1f}" y2="{base + 4:.1f}"/>')
-        x = min(x, frame.right + 10 - 3.5 * len(label))
-        parts.append(f'<text x="{x:.1f}" y="{base + 18:.1f}" text-anchor="middle">{label}</text>')
-    first = tick_labels(x_ticks)[0]
-    end = min(frame.left, frame.to_pixels(x_ticks[0], frame.y[0])[0] - 3.5 * len(first)) - 8
-    parts.append(f'<text x="{end:.1f}" y="{base + 18:.1f}" text-anchor="end">{escape(x_label)}</text>')
-    return "".join(parts)
+        y = frame.to_y(tick)
+        parts += [_line("grid", left, right, y, y), _text(left - 8, y + 4, label, "end")]
+    x_ticks = nice_ticks(*frame.x, count=max(3, int((right - left) / 100)))
+    labels = tick_labels(x_ticks)
+    parts.append(_line("axis", left, right, base, base))
+    for tick, label in zip(x_ticks, labels, strict=True):
+        x = frame.to_x(tick)
+        parts.append(_line("axis", x, x, base, base + 4))
+        parts.append(_text(min(x, right + 10 - 3.5 * len(label)), base + 18, label, "middle"))
+    end = min(left, frame.to_x(x_ticks[0]) - 3.5 * len(labels[0])) - 8
+    return "".join([*parts, _text(end, base + 18, x_label, "end")])
 
 
 def _draw_line(line: Series, points: list[Point]) -> str:
     if not points:
         return ""
-    color = f"var(--c{line.color % N_COLORS})"
     path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)
     name = ' class="faint"' if line.faint else f' data-name="{escape(line.name)}"'
     dots = points if line.dots or len(points) == 1 else []
-    circles = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill:{color}"/>' for x, y in dots]
-    return f'<path{name} style="stroke:{color}" d="{path}"/>' + "".join(circles)
-
-
-def _draw_line_legend(names: list[tuple[str, int]], x: float) -> str:
-    parts = []
-    for name, color in names:
-        parts.append(f'<path style="stroke:var(--c{color % N_COLORS});stroke-width:2.5" d="M{x:.1f} 8h16"/>')
-        parts.append(f'<text x="{x + 22:.1f}" y="12">{escape(name)}</text>')
-        x += 22 + CHAR_WIDTH * len(name) + 20
-    return "".join(parts)
+    circles = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill:{_color(line.color)}"/>' for x, y in dots]
+    return f'<path{name} style="stroke:{_color(line.color)}" d="{path}"/>' + "".join(circles)
 
 
 # --- labels that keep off the lines ---
 
 
-def _interpolate(points: Sequence[Point], step: float = 4.0) -> list[Point]:
-    """Return the points and others between them, at most about `step` pixels apart."""
+def _interpolate(points: Sequence[Point]) -> list[Point]:
+    """Return the points and others between them, at most about 4 pixels apart."""
     dense = list(points[:1])
     for (x0, y0), (x1, y1) in pairwise(points):
-        n = max(1, math.ceil(math.hypot(x1 - x0, y1 - y0) / step))
+        n = max(1, math.ceil(math.hypot(x1 - x0, y1 - y0) / 4))
         dense += [(x0 + (x1 - x0) * i / n, y0 + (y1 - y0) * i / n) for i in range(1, n + 1)]
     return dense
 
@@ -290,96 +291,83 @@ def _place_label(frame: _Frame, text: str, centers: Sequence[Point], obstacles: 
 
 
 def _draw_reference(frame: _Frame, y: float, text: str, obstacles: Sequence[Point]) -> str:
-    line = f'<line class="reference" x1="{frame.left:.1f}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
     half = CHAR_WIDTH * len(text) / 2
     columns = (frame.right - half, (frame.left + frame.right) / 2, frame.left + half + 8)
-    x, y = _place_label(frame, text, [(x, y + dy) for dy in (-6, 16) for x in columns], obstacles)
-    return line + f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escape(text)}</text>'
+    center = _place_label(frame, text, [(x, y + dy) for dy in (-6, 16) for x in columns], obstacles)
+    return _line("reference", frame.left, frame.right, y, y) + _text(*center, text, "middle", "label")
 
 
 def _draw_mark(frame: _Frame, mark: Mark, obstacles: Sequence[Point]) -> str:
-    x, y = frame.to_pixels(mark.x, mark.y)
-    color = f"stroke:var(--c{mark.color % N_COLORS})"
+    x, y, stroke = frame.to_x(mark.x), frame.to_y(mark.y), f"stroke:{_color(1)}"
     half = CHAR_WIDTH * len(mark.text) / 2
     columns = (0, -half, half, -half - 14, half + 14)
     centers = [(x + dx, y + dy) for dy in (-16, 26, 4, -36, 46, -60, 70, -90, 100, -130) for dx in columns]
     text_x, text_y = _place_label(frame, mark.text, centers, obstacles)
     end = text_y + 5 if text_y < y else text_y - 13
-    leader = f'<path style="{color};stroke-width:.75" d="M{text_x:.1f} {end:.1f}L{x:.1f} {y:.1f}"/>'
-    ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="4.5" style="{color}"/>'
-    text = f'<text class="mark" x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="middle">{escape(mark.text)}</text>'
-    return (leader if abs(end - y) > 14 else "") + ring + text
+    leader = f'<path style="{stroke};stroke-width:.75" d="M{text_x:.1f} {end:.1f}L{x:.1f} {y:.1f}"/>'
+    ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="4.5" style="{stroke}"/>'
+    return (leader if abs(end - y) > 14 else "") + ring + _text(text_x, text_y, mark.text, "middle", "mark")
 
 
 # --- bars and matrices ---
 
 
 def bar_chart(
-    groups: Sequence[BarGroup],
+    groups: Mapping[str, Sequence[float]],
     names: Sequence[str],
     *,
     title: str,
     marks: Mapping[str, float] | None = None,
-    width: int = 640,
     standalone: bool = True,
-) -> str:
+) -> Markup:
     """Draw horizontal bars, one group a row. Bars start at 0 and may be negative.
 
     Args:
-        groups: The rows.
+        groups: The values of each row, by its name.
         names: Of the bars of each group.
         title: Above the chart.
         marks: Values by name, drawn as lines across all rows.
-        width: In pixels.
         standalone: As in `line_chart`.
 
     Raises:
         ValueError: If a group does not have one value for each name.
     """
-    if any(len(group.values) != len(names) for group in groups):
+    if any(len(values) != len(names) for values in groups.values()):
         raise ValueError(f"each group needs {len(names)} bars, one for each of {', '.join(names)}")
     marks = dict(marks or {})
-    values = [x for row in (*(group.values for group in groups), marks.values()) for x in row if math.isfinite(x)]
-    low, high = min([0.0, *values]), max([0.0, *values]) or 1.0
-    label_width = 12 + CHAR_WIDTH * 1.1 * max((len(group.name) for group in groups), default=0)
-    left, right, top = min(0.4 * width, label_width), width - 12.0, 48.0
-    row_height = BAR_HEIGHT * len(names) + BAR_GAP
+    finite = [x for row in (*groups.values(), marks.values()) for x in row if math.isfinite(x)]
+    ends = min([0.0, *finite]), max([0.0, *finite]) or 1.0
+    label_width = 12 + CHAR_WIDTH * 1.1 * max(map(len, groups), default=0)
+    row_height, top = BAR_HEIGHT * len(names) + BAR_GAP, 48.0
     bottom = top + row_height * len(groups)
-    frame = _Frame(left, top, right, bottom, (low, high), (0.0, 1.0), False)
-    parts = [f'<text class="title" x="0" y="12">{escape(title)}</text>', _draw_bar_legend(names, left)]
-    for tick, label in zip(ticks := nice_ticks(low, high), tick_labels(ticks), strict=True):
-        x = frame.to_pixels(tick, 0.0)[0]
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{label}</text>')
-    parts += [_draw_bars(frame, group, names, top + i * row_height + BAR_GAP / 2) for i, group in enumerate(groups)]
+    frame = _Frame(min(0.4 * BARS_WIDTH, label_width), top, BARS_WIDTH - 12, bottom, ends)
+    swatch = '<rect x="{x:.1f}" y="24" width="12" height="8" style="fill:{color}"/>'
+    legend = _draw_legend(zip(names, range(len(names)), strict=True), frame.left, 32, swatch, 18)
+    parts = [_text(0, 12, title, css="title"), legend]
+    for tick, label in zip(ticks := nice_ticks(*ends), tick_labels(ticks), strict=True):
+        x = frame.to_x(tick)
+        parts += [_line("grid", x, x, top, bottom), _text(x, bottom + 16, label, "middle")]
+    for i, (group, values) in enumerate(groups.items()):
+        parts.append(
+            _draw_bars(frame, group, dict(zip(names, values, strict=True)), top + i * row_height + BAR_GAP / 2)
+        )
     for i, (name, value) in enumerate(marks.items()):
-        x, y = frame.to_pixels(value, 0.0)[0], bottom + 32 + 14 * i
-        parts.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{y - 10:.1f}"/>')
-        anchor = "end" if x > (left + right) / 2 else "start"
-        parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(f"{name}: {value:.3f}")}</text>')
-    rows = [f"{g.name}: " + ", ".join(f"{n} {x:.3f}" for n, x in zip(names, g.values, strict=True)) for g in groups]
-    height = math.ceil(bottom + 24 + 14 * len(marks))
-    return _wrap_svg(width, height, f"{title}. {'; '.join(rows)}.", "".join(parts), standalone)
+        x, y = frame.to_x(value), bottom + 32 + 14 * i
+        anchor = "end" if x > (frame.left + frame.right) / 2 else "start"
+        parts += [_line("reference", x, x, top, y - 10), _text(x, y, f"{name}: {value:.3f}", anchor)]
+    rows = [f"{g}: " + ", ".join(f"{n} {x:.3f}" for n, x in zip(names, v, strict=True)) for g, v in groups.items()]
+    height = bottom + 24 + 14 * len(marks)
+    return _wrap_svg(BARS_WIDTH, height, f"{title}. {'; '.join(rows)}.", "".join(parts), standalone)
 
 
-def _draw_bars(frame: _Frame, group: BarGroup, names: Sequence[str], y: float) -> str:
-    middle = y + BAR_HEIGHT * len(names) / 2 + 4
-    parts = [f'<text x="{frame.left - 8:.1f}" y="{middle:.1f}" text-anchor="end">{escape(group.name)}</text>']
-    for k, value in enumerate(group.values):
+def _draw_bars(frame: _Frame, group: str, values: Mapping[str, float], y: float) -> str:
+    parts = [_text(frame.left - 8, y + BAR_HEIGHT * len(values) / 2 + 4, group, "end")]
+    for k, (name, value) in enumerate(values.items()):
         if math.isfinite(value):
-            start, end = sorted((frame.to_pixels(0.0, 0.0)[0], frame.to_pixels(value, 0.0)[0]))
+            start, end = sorted((frame.to_x(0.0), frame.to_x(value)))
             box = f'x="{start:.1f}" y="{y + k * BAR_HEIGHT:.1f}" width="{end - start:.1f}" height="{BAR_HEIGHT - 1}"'
-            tooltip = f"<title>{escape(f'{group.name}, {names[k]}: {value:.4f}')}</title>"
-            parts.append(f'<rect {box} style="fill:var(--c{k % N_COLORS})">{tooltip}</rect>')
-    return "".join(parts)
-
-
-def _draw_bar_legend(names: Sequence[str], x: float) -> str:
-    parts = []
-    for k, name in enumerate(names):
-        parts.append(f'<rect x="{x:.1f}" y="24" width="12" height="8" style="fill:var(--c{k % N_COLORS})"/>')
-        parts.append(f'<text x="{x + 18:.1f}" y="32">{escape(name)}</text>')
-        x += 18 + CHAR_WIDTH * len(name) + 20
+            tooltip = f"<title>{escape(f'{group}, {name}: {value:.4f}')}</title>"
+            parts.append(f'<rect {box} style="fill:{_color(k)}">{tooltip}</rect>')
     return "".join(parts)
 
 
@@ -393,7 +381,7 @@ def heatmap(
     top: float | None = None,
     show_values: bool = False,
     standalone: bool = True,
-) -> str:
+) -> Markup:
     """Draw a matrix (Q, K) as squares, darker for larger values: attention weights, edges, a confusion matrix.
 
     Args:
@@ -417,22 +405,19 @@ def heatmap(
     left = 8 + CHAR_WIDTH * 1.1 * max(map(len, rows), default=0)
     above = (28 if title else 10) + CHAR_WIDTH * 1.1 * max(map(len, columns), default=0)
     width = max(left + n_columns * cell + 2, CHAR_WIDTH * 1.1 * len(title))
-    height = above + len(values) * cell + 2
-    parts = [f'<text class="title" x="0" y="12">{escape(title)}</text>']
+    parts = [_text(0, 12, title, css="title")]
     for q, row in enumerate(values):
         for k, value in enumerate(row):
             ink = min(value / darkest, 1.0) if math.isfinite(value) and value > 0 else 0.0
             parts.append(_draw_cell(left + k * cell, above + q * cell, cell, ink, value, show_values))
-    for q, text in enumerate(rows):
-        y = above + (q + 0.5) * cell + 4
-        parts.append(f'<text x="{left - 6:.1f}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>')
+    parts += [_text(left - 6, above + (q + 0.5) * cell + 4, text, "end") for q, text in enumerate(rows)]
     for k, text in enumerate(columns):
         x, y = left + (k + 0.5) * cell + 4, above - 6
         parts.append(f'<text transform="translate({x:.1f} {y:.1f}) rotate(-90)">{escape(text)}</text>')
     label = f"{title}. {len(values)} queries by {n_columns} keys."
     # a small matrix is not enlarged to the width of the page
     style = f'style="width:{width:.0f}px;max-width:100%"'
-    return _wrap_svg(math.ceil(width), math.ceil(height), label, "".join(parts), standalone, style)
+    return _wrap_svg(width, above + len(values) * cell + 2, label, "".join(parts), standalone, style)
 
 
 def _draw_cell(x: float, y: float, size: int, ink: float, value: float, show_value: bool) -> str:
@@ -443,12 +428,3 @@ def _draw_cell(x: float, y: float, size: int, ink: float, value: float, show_val
         place = f'x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle"'
         text = f'<text {place} style="fill:var({color})">{value:.2f}</text>'
     return f"{box}<title>{value:.3g}</title></rect>{text}"
-
-
-def _wrap_svg(width: int, height: int, label: str, body: str, standalone: bool, attributes: str = "") -> str:
-    """Wrap a chart in an <svg> element; `label` is what screen readers say."""
-    namespace = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
-    # within a page a <title> would cover the page's own read-out; the aria-label says the same
-    inner = f"<title>{escape(label)}</title><style>{PALETTE}</style>" if standalone else ""
-    box = f'class="chart"{namespace} viewBox="0 0 {width} {height}"'
-    return f'<svg {box} role="img" aria-label="{escape(label)}" {attributes}>{inner}{body}</svg>\n'

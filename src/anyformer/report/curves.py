@@ -6,8 +6,10 @@ lines are skipped.
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -36,22 +38,15 @@ class Curve:
             return
         if x <= self.last[0]:
             self.buckets = [b for b in self.buckets if max(b[3], b[5]) < x]
+        bucket = [1, x, y, x, y, x, y]
         if self.buckets and self.buckets[-1][0] < self.width:
-            bucket = self.buckets[-1]
-            bucket[0], bucket[1], bucket[2] = bucket[0] + 1, bucket[1] + x, bucket[2] + y
-            if y < bucket[4]:
-                bucket[3:5] = x, y
-            if y > bucket[6]:
-                bucket[5:7] = x, y
+            self.buckets[-1] = _merge_buckets(self.buckets[-1], bucket)
         else:
-            self.buckets.append([1, x, y, x, y, x, y])
-            if len(self.buckets) > self.max_buckets:
-                self._merge_pairs()
+            self.buckets.append(bucket)
+        if len(self.buckets) > self.max_buckets:
+            pairs = [self.buckets[i : i + 2] for i in range(0, len(self.buckets), 2)]
+            self.buckets, self.width = [reduce(_merge_buckets, pair) for pair in pairs], self.width * 2
         self.last = (x, y)
-
-    def _merge_pairs(self) -> None:
-        pairs = [self.buckets[i : i + 2] for i in range(0, len(self.buckets), 2)]
-        self.buckets, self.width = [_merge_buckets(*pair) for pair in pairs], self.width * 2
 
     def lowest(self) -> tuple[float, float]:
         """Return the (step, value) of the smallest value."""
@@ -64,13 +59,12 @@ class Curve:
 
     def smooth(self) -> tuple[list[float], list[float]]:
         """Return the bucket means, averaged over a centered window of 3 %, which is narrower at both ends."""
-        n, half = len(self.buckets), max(2, len(self.buckets) // 66)
-        xs, ys = [], []
+        half, xs, ys = max(2, len(self.buckets) // 66), [], []
         for i, bucket in enumerate(self.buckets):
             window = self.buckets[i - min(i, half) : i + min(i, half) + 1]
             xs.append(bucket[1] / bucket[0])
             ys.append(sum(b[2] for b in window) / sum(b[0] for b in window))
-        return (xs, ys) if n else ([], [])
+        return xs, ys
 
     def is_noisy(self) -> bool:
         """Whether the line needs smoothing: its total variation is many times its range."""
@@ -79,9 +73,7 @@ class Curve:
         return len(ys) > 60 and sum(abs(b - a) for a, b in pairwise(ys)) > 8 * (ranked[-1] - ranked[0])
 
 
-def _merge_buckets(a: list[float], b: list[float] | None = None) -> list[float]:
-    if b is None:
-        return a
+def _merge_buckets(a: list[float], b: list[float]) -> list[float]:
     low, high = (a if a[4] <= b[4] else b), (a if a[6] >= b[6] else b)
     return [a[0] + b[0], a[1] + b[1], a[2] + b[2], *low[3:5], *high[5:7]]
 
@@ -105,16 +97,13 @@ def read_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
     Counts of a validation split (integers: rows, cells of a confusion matrix) are no metrics.
     """
-    curves: dict[str, Curve] = {}
+    curves: defaultdict[str, Curve] = defaultdict(Curve)
     for index, record in enumerate(records):
         step = record.get("step")
-        step = step if is_number(step) else index
         for key, value in record.items():
             if is_number(value) and not (is_validation(key) and isinstance(value, int)):
-                if key not in curves:
-                    curves[key] = Curve()
-                curves[key].add(step, value)
-    return {key: curve for key, curve in curves.items() if curve.buckets or curve.nonfinite_steps}
+                curves[key].add(step if is_number(step) else index, value)
+    return dict(curves)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -137,8 +126,7 @@ def group_metrics(keys: Iterable[str]) -> dict[str, list[str]]:
     bases = sorted({strip_split(key) for key in keys}, key=len)
     groups: dict[str, list[str]] = {}
     for key in keys:
-        name = strip_split(key)
-        group = next((base for base in bases if name == base or name.endswith(f"_{base}")), name)
+        group = next(base for base in bases if f"_{strip_split(key)}".endswith(f"_{base}"))
         groups.setdefault(group, []).append(key)
     return groups
 

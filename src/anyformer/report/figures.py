@@ -5,8 +5,6 @@ a PNG in base64.
 """
 
 import base64
-import binascii
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,26 +12,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .chart import BarGroup, Series, bar_chart, heatmap, line_chart
+from .chart import Series, bar_chart, heatmap, line_chart
+from .run_files import read_content
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_FILE_BYTES = 1 << 26
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
 def read_figures(run: Path) -> list[dict[str, Any]]:
     """Return the figures that can be drawn, in order: {"title", "note"} and "svg" or "images"."""
-    figures = read_untrusted(run / "figures.json")
-    drawn = [draw_figure(figure) for figure in figures] if isinstance(figures, list) else []
-    return [figure for figure in [*drawn, read_worth(run / "worth.json")] if figure is not None]
-
-
-def read_untrusted(path: Path) -> Any:
-    """Return the content of a JSON file, or None if it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= MAX_FILE_BYTES else None
-    except (OSError, ValueError, RecursionError):
-        return None
+    figures = [*read_content(run / "figures.json", list), read_content(run / "worth.json") | {"kind": "worth"}]
+    return [markup for figure in figures if (markup := draw_figure(figure)) is not None]
 
 
 def draw_figure(figure: Any) -> dict[str, Any] | None:
@@ -50,8 +39,7 @@ def draw_matrix(figure: dict[str, Any]) -> dict[str, Any]:
     values, top = figure["values"], figure.get("top")
     is_small = len(values) <= 10 and rows == columns
     options: dict[str, Any] = {"cell": 36 if is_small else 11 if len(values) > 12 else 18, "show_values": is_small}
-    svg = heatmap(values, title="", rows=rows, columns=columns, top=top, standalone=False, **options)
-    return {"svg": Markup(svg)}  # our own markup, its text escaped
+    return {"svg": heatmap(values, title="", rows=rows, columns=columns, top=top, standalone=False, **options)}
 
 
 def draw_lines(figure: dict[str, Any]) -> dict[str, Any]:
@@ -62,8 +50,8 @@ def draw_lines(figure: dict[str, Any]) -> dict[str, Any]:
         xs, ys = [x for x, _ in points], [y for _, y in points]
         series.append(Series(str(line["name"]), xs, ys, color=i, dots=len(points) <= 60))
     label, zero = str(figure.get("x_label", "")), bool(figure.get("zero", False))
-    svg = line_chart(series, title=str(figure.get("title", "")), x_label=label, zero=zero, standalone=False)
-    return {"svg": Markup(svg)}  # our own markup, its text escaped
+    title = str(figure.get("title", ""))
+    return {"svg": line_chart(series, title=title, x_label=label, zero=zero, standalone=False)}
 
 
 def draw_images(figure: dict[str, Any]) -> dict[str, Any]:
@@ -72,43 +60,30 @@ def draw_images(figure: dict[str, Any]) -> dict[str, Any]:
 
 def check_png(text: str) -> str:
     """Return the text if it is a PNG in base64. Raises ValueError."""
-    try:
-        content = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"no base64: {error}") from None
-    if not content.startswith(PNG_SIGNATURE):
+    if not base64.b64decode(text, validate=True).startswith(PNG_SIGNATURE):
         raise ValueError("no PNG")
     return text
+
+
+def draw_field_importance(facts: dict[str, Any]) -> dict[str, Any]:
+    """Draw what `anyformer worth` measured."""
+    note = f"{facts['score']} over {facts['rows']:,} rows: without a field, with it alone, and with its values "
+    note += "taken from other rows"
+    return {"title": "What each field is worth", "note": note, "svg": draw_worth(facts, standalone=False)}
+
+
+def draw_worth(facts: Mapping[str, Any], standalone: bool = True) -> Markup:
+    """Draw the result of `field_importance.measure` as SVG, most valuable field first."""
+    fields = sorted(facts["fields"].items(), key=lambda item: -item[1]["worth"])
+    groups = {name: [values[kind] for kind in ("without", "only", "shuffled")] for name, values in fields}
+    marks = {"all fields": facts["all"], "none": facts["none"]}
+    title = f"What each field is worth: {facts['score']}" if standalone else ""
+    return bar_chart(groups, ("without it", "it alone", "shuffled"), title=title, marks=marks, standalone=standalone)
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "matrix": draw_matrix,
     "lines": draw_lines,
     "images": draw_images,
+    "worth": draw_field_importance,
 }
-
-
-# --- what fields are worth ---
-
-
-def read_worth(path: Path) -> dict[str, Any] | None:
-    """Draw what `anyformer worth` measured, if it was run."""
-    facts = read_untrusted(path)
-    try:
-        svg = draw_worth(facts, standalone=False)
-        note = (
-            f"{facts['score']} over {facts['rows']:,} rows: without a field, with it alone, and with its values "
-            "taken from other rows"
-        )
-    except MALFORMED:
-        return None
-    return {"title": "What each field is worth", "note": note, "svg": Markup(svg)}
-
-
-def draw_worth(facts: Mapping[str, Any], standalone: bool = True) -> str:
-    """Draw the result of `field_importance.measure` as SVG, most valuable field first."""
-    fields = sorted(facts["fields"].items(), key=lambda item: -item[1]["worth"])
-    groups = [BarGroup(name, [values[kind] for kind in ("without", "only", "shuffled")]) for name, values in fields]
-    marks = {"all fields": facts["all"], "none": facts["none"]}
-    title = f"What each field is worth: {facts['score']}" if standalone else ""
-    return bar_chart(groups, ("without it", "it alone", "shuffled"), title=title, marks=marks, standalone=standalone)

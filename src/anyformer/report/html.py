@@ -7,9 +7,8 @@ SVG passes as markup.
 """
 
 import math
-import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,104 +16,77 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import recipe as recipes
+from ..training.checkpoints import list_checkpoints
+from ..training.run_directory import atomic_write
 from .chart import PALETTE, Mark, Series, line_chart
 from .curves import Curve, group_metrics, is_number, is_validation, read_curves, read_lines, strip_split, total_seconds
 from .figures import read_figures
-from .run_files import (
-    as_mapping,
-    find_key,
-    last_checkpoint,
-    list_checkpoints,
-    read_mapping,
-    read_model_size,
-    read_plan,
-    read_samples,
-    read_schema,
-)
+from .run_files import as_mapping, find_key, read_content, read_model_size, read_plan, read_samples, read_schema
 
 COUNTERS = {"step", "tokens", "seconds"}  # shown as numbers, not as charts
 METRIC_NAMES = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens per second"}
 TOKEN_NAMES = {"char": "character", "byte": "byte"}
 
 Curves = dict[str, Curve]
+Tree = Mapping[str, Any]
+Number = tuple[str, str, str]  # value, name, note
+Reference = tuple[float, str] | None
 
 
 def write_report(run: Path) -> Path:
-    """Write RUN/report.html atomically and return its path.
-
-    Reads config.json, metrics.jsonl, timings.jsonl, samples.txt, figures.json, worth.json, result.json and checkpoints/
-    where they exist.
-
-    Raises:
-        FileNotFoundError: If `run` is not a directory.
-    """
-    run = Path(run)
+    """Write RUN/report.html atomically and return its path. Raises FileNotFoundError if `run` is not a directory."""
     if not run.is_dir():
         raise FileNotFoundError(f"no run directory at {run}")
-    path, temporary = run / "report.html", run / f".report.html.{os.getpid()}"
-    try:
-        temporary.write_text(render_report(run), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    atomic_write(run / "report.html", render_report(run))
+    return run / "report.html"
 
 
 def render_template(name: str, **values: Any) -> str:
     """Render a template of this folder; all text is escaped."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    options: dict[str, Any] = {
-        "autoescape": True,
-        "undefined": StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-    }
-    return Environment(loader=loader, **options).get_template(name).render(palette=Markup(PALETTE), **values)
+    options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, **options)
+    return environment.get_template(name).render(palette=Markup(PALETTE), **values)
 
 
 def render_report(run: Path) -> str:
     """Return the page as text."""
-    setup, result = read_mapping(run / "config.json"), read_mapping(run / "result.json")
+    setup, result = read_content(run / "config.json"), read_content(run / "result.json")
     curves, timings = (read_curves(read_lines(run / name)) for name in ("metrics.jsonl", "timings.jsonl"))
     curves |= {name: curve for name, curve in timings.items() if name not in curves}  # validating steps are not timed
     if "step" not in curves or result.get("step") != curves["step"].last[1]:
         result = {}  # of before the run was continued
     recipe, data = setup.get("recipe") or "a run", as_mapping(setup.get("config")).get("data")
-    parameters, vocab_size = read_model_size(run, setup)
+    checkpoints = list_checkpoints(run / "checkpoints")
+    last = checkpoints[-1] if checkpoints else run
+    parameters, vocab_size = read_model_size(last)
     large, small = draw_charts(curves, choose_reference(result, curves, vocab_size), find_key(setup, "eval_batches"))
-    checkpoints = list_checkpoints(run)
+    origin = {key: setup[key] for key in ("preset", "seed") if setup.get(key) is not None}
     return render_template(
         "report.html.j2",
         title=f"{recipe} on {data}" if data else str(recipe),
-        origin=describe_origin(setup),
+        origin=[f"{name} {value}" for name, value in (origin | as_mapping(setup.get("versions"))).items()],
         verdict=describe_baselines(result),
-        numbers=summarize_numbers(setup, curves, result, parameters),
+        numbers=list(summarize_numbers(setup, curves, result, parameters)),
         warnings=list_warnings(curves),
-        large=[Markup(svg) for svg in large],
-        small=[Markup(svg) for svg in small],
+        large=large,
+        small=small,
         samples=read_samples(run / "samples.txt"),
         figures=read_figures(run),
-        schema=read_schema(last_checkpoint(run)),
+        schema=read_schema(last),
         plan=read_plan(setup),
         groups=group_config(setup),
-        checkpoints=[c | {"size": f"{format_count(c['size'], units='kMGT')}B"} for c in checkpoints],
+        checkpoints=describe_checkpoints(checkpoints),
         commands=list_commands(run, setup.get("recipe")),
         command=setup.get("command"),
     )
 
 
-def describe_origin(setup: Mapping[str, Any]) -> list[str]:
-    """Return the line below the title: preset, seed, versions."""
-    facts = [f"{key} {setup[key]}" for key in ("preset", "seed") if setup.get(key) is not None]
-    return facts + [f"{name} {version}" for name, version in as_mapping(setup.get("versions")).items()]
-
-
 # --- numbers ---
 
 
-def describe_baselines(result: Mapping[str, Any]) -> list[str]:
-    """Say how good a result is: "Better than both baselines: loss 1.49 (guessing evenly 4.17, letter frequencies
-    3.31)." One sentence for each metric with baselines."""
+def describe_baselines(result: Tree) -> list[str]:
+    """Say how good a result is, in one sentence for each metric with baselines: "Better than guessing evenly and letter
+    frequencies: loss 1.49 (guessing evenly 4.17, letter frequencies 3.31)." """
     sentences = []
     for metric, baselines in as_mapping(result.get("baselines")).items():
         value = result.get(f"val_{metric}")
@@ -122,37 +94,37 @@ def describe_baselines(result: Mapping[str, Any]) -> list[str]:
         if not is_number(value) or not numbers:
             continue
         sign = -1 if metric.endswith(("loss", "rmse")) else 1
-        better = [name for name, x in numbers.items() if sign * (value - x) > 0]
-        worse = [name for name in numbers if name not in better]
-        verdict = f"No better than {' or '.join(worse)}" if worse else f"Better than {' and '.join(better)}"
+        worse = [name for name, x in numbers.items() if not sign * (value - x) > 0]
+        verdict = f"No better than {' or '.join(worse)}" if worse else f"Better than {' and '.join(numbers)}"
         values = ", ".join(f"{name} {x:.3g}" for name, x in numbers.items())
         sentences.append(f"{verdict}: {format_metric(metric)} {value:.3g} ({values}).")
     return sentences
 
 
-def summarize_numbers(
-    setup: Mapping[str, Any], curves: Curves, result: Mapping[str, Any], parameters: int | None
-) -> list[tuple[str, str, str]]:
-    """Return the run in a handful of numbers: (value, name, note)."""
-    steps = curves["step"].last[1] if "step" in curves else None
-    numbers = list(_summarize_loss(setup, curves, result))
-    shown = {"loss", *COUNTERS, *(name for _, name, _ in numbers)}
+def summarize_numbers(setup: Tree, curves: Curves, result: Tree, parameters: int | None) -> Iterator[Number]:
+    """Yield the run in a handful of numbers."""
+    yield from (losses := list(summarize_loss(setup, curves, result)))
+    shown = {"loss", *COUNTERS, *(name for _, name, _ in losses)}
     for key, curve in curves.items():
         if is_validation(key) and strip_split(key) not in shown and curve.buckets:
             final = result.get(key)
             value, note = (final, describe_split(setup, result)) if is_number(final) else (curve.last[1], "at the end")
-            numbers.append((f"{value:.4g}", "validation " + format_metric(strip_split(key)), note))
-    numbers += [(format_count(parameters), "parameters", f"{parameters:,}")] if parameters else []
-    numbers += [(f"{steps:,.0f}", "steps", "")] if steps is not None else []
+            yield f"{value:.4g}", "validation " + format_metric(strip_split(key)), note
+    if parameters:
+        yield format_count(parameters), "parameters", f"{parameters:,}"
+    if "step" in curves:
+        yield f"{curves['step'].last[1]:,.0f}", "steps", ""
     tokens = curves["tokens"].last[1] if "tokens" in curves else None
     seconds = total_seconds(curves["seconds"]) if "seconds" in curves else None
-    numbers += [(format_count(tokens), "tokens seen", "")] if tokens else []
-    numbers += [(format_duration(seconds), "wall time", "")] if seconds else []
-    numbers += [(format_count(tokens / seconds), "tokens per second", "on average")] if tokens and seconds else []
-    return numbers
+    if tokens:
+        yield format_count(tokens), "tokens seen", ""
+    if seconds:
+        yield format_duration(seconds), "wall time", ""
+    if tokens and seconds:
+        yield format_count(tokens / seconds), "tokens per second", "on average"
 
 
-def describe_split(setup: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def describe_split(setup: Tree, result: Tree) -> str:
     """Say what the final evaluation covered."""
     every = find_key(setup, "final_every")
     is_part = isinstance(every, int) and every > 1
@@ -160,9 +132,8 @@ def describe_split(setup: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return (f"over every {every}th batch of the split" if is_part else "over the whole split") + count
 
 
-def _summarize_loss(
-    setup: Mapping[str, Any], curves: Curves, result: Mapping[str, Any]
-) -> Iterator[tuple[str, str, str]]:
+def summarize_loss(setup: Tree, curves: Curves, result: Tree) -> Iterator[Number]:
+    """Yield the best loss that was measured, and its perplexity."""
     if is_number(loss := result.get("val_loss")):
         step = result.get("best_step", result["step"])
         low, high = (find_key(as_mapping(setup.get("plan")), "expects") or [None, None])[:2]
@@ -179,8 +150,7 @@ def _summarize_loss(
         return
     # exp(loss) is a perplexity only where tokens are predicted
     tokenizer = find_key(setup, "tokenizer")
-    is_of_tokens = "val_accuracy" not in curves
-    if tokenizer and is_of_tokens and loss < 30:
+    if tokenizer and "val_accuracy" not in curves and loss < 30:
         yield f"{math.exp(loss):.4g}", "perplexity", f"per {TOKEN_NAMES.get(str(tokenizer), 'token')}"
 
 
@@ -196,10 +166,7 @@ def list_warnings(curves: Curves) -> list[str]:
 # --- charts ---
 
 
-Reference = tuple[float, str] | None
-
-
-def choose_reference(result: Mapping[str, Any], curves: Curves, vocab_size: int | None) -> Reference:
+def choose_reference(result: Tree, curves: Curves, vocab_size: int | None) -> Reference:
     """Return (loss, label) of the weakest baseline, or of an even guess over the vocabulary."""
     baselines = as_mapping(as_mapping(result.get("baselines")).get("loss"))
     losses = [(x, str(name)) for name, x in baselines.items() if is_number(x)]
@@ -208,7 +175,7 @@ def choose_reference(result: Mapping[str, Any], curves: Curves, vocab_size: int 
     return max((x, f"{name}: {x:.3f}") for x, name in losses) if losses else None
 
 
-def draw_charts(curves: Curves, reference: Reference, eval_batches: Any) -> tuple[list[str], list[str]]:
+def draw_charts(curves: Curves, reference: Reference, eval_batches: Any) -> tuple[list[Markup], list[Markup]]:
     """Return (the loss in two widths, for desktop and phone; one small chart for each other group of metrics).
 
     Args:
@@ -221,9 +188,9 @@ def draw_charts(curves: Curves, reference: Reference, eval_batches: Any) -> tupl
     reference = reference if main == "loss" else None
     validation = f"validation ({eval_batches} batches)" if is_number(eval_batches) else "validation"
     sizes = ((760, 380), (380, 320)) if main else ()
-    large = [_draw_chart(str(main), groups[str(main)], curves, *size, reference, validation) for size in sizes]
+    large = [_draw_chart(str(main), groups[str(main)], curves, size, reference, validation) for size in sizes]
     groups = {name: keys for name, keys in groups.items() if any(len(set(curves[key].points()[0])) > 1 for key in keys)}
-    small = [_draw_chart(name, keys, curves, 360, 190) for name, keys in groups.items() if name != main]
+    small = [_draw_chart(name, keys, curves, (360, 190)) for name, keys in groups.items() if name != main]
     return large, small
 
 
@@ -231,11 +198,10 @@ def _draw_chart(
     name: str,
     keys: list[str],
     curves: Curves,
-    width: int,
-    height: int,
+    size: tuple[int, int],
     reference: Reference = None,
     validation: str = "validation",
-) -> str:
+) -> Markup:
     series, mark = [], None
     for index, key in enumerate(sorted(keys, key=is_validation)):
         curve, color = curves[key], 1 if is_validation(key) else (0, 2, 3, 4)[index % 4]
@@ -249,45 +215,44 @@ def _draw_chart(
         series.append(Series(label, *points, color=color, dots=len(points[0]) <= 60 and is_validation(key)))
         if key == "val_loss" and name == "loss":
             step, best = curve.lowest()
-            mark = Mark(step, best, f"best {best:.4f} · step {step:,.0f}", color)
+            mark = Mark(step, best, f"best {best:.4f} · step {step:,.0f}")
     values = sorted(y for line in series for y in line.y)
     # a single spike would flatten everything else on a linear scale
     log = values[0] > 0 and values[-1] > 50 * values[len(values) // 2]
-    heading = width < 380 or len(keys) == 1
-    title, zero = series[-1].name if len(keys) == 1 else format_metric(name), name == "tokens_per_second" and not log
+    options: dict[str, Any] = {"width": size[0], "height": size[1], "log": log, "mark": mark, "reference": reference}
+    options |= {"heading": size[0] < 380 or len(keys) == 1, "zero": name == "tokens_per_second" and not log}
     x_range = (0, max(curve.last[0] for curve in curves.values()))
-    options: dict[str, Any] = {
-        "width": width,
-        "height": height,
-        "heading": heading,
-        "log": log,
-        "zero": zero,
-        "x_range": x_range,
-    }
-    return line_chart(series, title=title, mark=mark, reference=reference, standalone=False, **options)
+    title = series[-1].name if len(keys) == 1 else format_metric(name)
+    return line_chart(series, title=title, x_range=x_range, standalone=False, **options)
 
 
 # --- words ---
 
 
-def group_config(setup: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def group_config(setup: Tree) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the configuration as tables: (name, rows). Nested dicts become tables with dotted names."""
-    groups: list[tuple[str, list[tuple[str, str]]]] = []
 
-    def walk(name: str, tree: Mapping[str, Any]) -> None:
+    def walk(name: str, tree: Tree) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         rows = [(str(key), format_value(value)) for key, value in tree.items() if not isinstance(value, dict)]
         if rows:
-            groups.append((name, rows))
+            yield name, rows
         for key, value in tree.items():
             if isinstance(value, dict):
-                walk(f"{name}.{key}", value)
+                yield from walk(f"{name}.{key}".removeprefix("run."), value)
 
-    top = {key: value for key, value in setup.items() if key not in ("command", "config", "plan")}
-    walk("config", as_mapping(setup.get("config")))
-    walk("run", {key: value for key, value in top.items() if not isinstance(value, dict)})
-    for key, value in top.items():
-        walk(str(key), as_mapping(value))
-    return groups
+    run = {key: value for key, value in setup.items() if key not in ("command", "config", "plan")}
+    return [*walk("config", as_mapping(setup.get("config"))), *walk("run", run)]
+
+
+def describe_checkpoints(checkpoints: Sequence[Path]) -> list[tuple[str, str, str]]:
+    """Return (name, "best" or "", size) of each checkpoint."""
+    best = as_mapping(read_content(checkpoints[-1] / "state.json").get("best")).get("step") if checkpoints else None
+    rows = []
+    for folder in checkpoints:
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        mark = "best" if folder.name == f"step-{best}" else ""
+        rows.append((folder.name, mark, f"{format_count(size, units='kMGT')}B"))
+    return rows
 
 
 def list_commands(run: Path, recipe: Any) -> list[tuple[str, str]]:
