@@ -62,7 +62,7 @@ def test_the_report_shows_the_numbers_of_the_run(run: Path):
     assert f"{math.exp(1.5):.4g} " in words and "per character" in words
     assert "12,345" in words and "64 k" in words and "3 min 12 s" in words and "tokens per second 333" in words
     assert "best 1.5000 · step 50" in words and "guessing evenly: 4.174" in words
-    assert re.search(r"step-50 best 4 kB", words) and not re.search(r"step-100 best", words)
+    assert re.search(r"step-50 best 4.04 kB", words) and not re.search(r"step-100 best", words)
     assert "anyformer sample &#39;" in words and "my plays&#39;" in words  # the path is quoted for a shell
     assert "anyformer train language --out" in words and "config.model" in words and "validation f1" in words
     assert "rows" not in words, "a count of the split is no metric"
