@@ -8,9 +8,13 @@ import errno
 import importlib
 import keyword
 import os
+import re
 import sys
 import traceback
 from typing import NoReturn
+
+from ..errors import InputError, TrainingError, suggest
+from .flags import parse_arguments
 
 VERBS = {
     "train": "train a recipe on your data or a data set by name",
@@ -47,22 +51,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code."""
-    from ..errors import InputError, TrainingError, suggest
-
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP)
-        return 0 if arguments else 2
-    verb, *words = arguments
+    """Run one command and return its exit code; errors become one line."""
     try:
-        if verb == "--version":
-            from .. import __version__
-
-            print(__version__)
-            return 0
-        if verb not in VERBS:
-            raise InputError(f"there is no verb '{verb}': {suggest(verb, VERBS)}")
-        return importlib.import_module(f"{__name__}.{verb_module(verb)}").run(words)
+        return run_verb(arguments)
     except InputError as error:
         return print_error(str(error), 2)
     except TrainingError as error:
@@ -78,6 +69,25 @@ def run(arguments: list[str]) -> int:
         return print_error(message, 2)
 
 
+def run_verb(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if arguments else 2
+    verb, *words = arguments
+    if verb == "--version":
+        from .. import __version__
+
+        print(__version__)
+        return 0
+    if verb not in VERBS:
+        raise InputError(f"there is no verb '{verb}': {suggest(verb, VERBS)}")
+    module = importlib.import_module(f"{__name__}.{verb_module(verb)}")
+    if verb == "train":  # its flags are those of a recipe
+        return module.run(words)
+    module.run(parse_arguments(module.Command, words, f"anyformer {verb}"))
+    return 0
+
+
 def verb_module(verb: str) -> str:
     """The module of a verb; keywords of Python get a trailing underscore."""
     return f"{verb}_" if keyword.iskeyword(verb) else verb
@@ -90,17 +100,11 @@ def describe_shortage(error: BaseException) -> str | None:
     """Say what the machine has too little of, and what to do about it; None for any other error."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk refuses ({error}): free some space, or point --out or $ANYFORMER_CACHE elsewhere"
-    if not is_out_of_memory(error):
+    kind, text = type(error).__name__, str(error)
+    if not (isinstance(error, MemoryError) or re.search("out ?of ?memory|allocate memory", f"{kind} {text}", re.I)):
         return None
     remedy = "lower --train.batch (and raise --train.accumulate as much), --model.context or the size of the model"
-    first_line = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"out of memory: {remedy} ({first_line})"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    text = f"{type(error).__name__} {error}".lower()
-    phrases = ("outofmemory", "out of memory", "allocate memory")
-    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
+    return f"out of memory: {remedy} ({(text or kind).splitlines()[0]})"
 
 
 def print_error(text: str, code: int) -> int:

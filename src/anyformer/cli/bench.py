@@ -3,8 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from .flags import DeviceFlag, JsonFlag, parse_arguments, print_status
-from .terminal import show_progress
+from .flags import DeviceFlag, JsonFlag
+from .terminal import print_status, show_progress
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,7 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer bench")
+def run(options: Command) -> None:
     from rich.console import Console
 
     from ..labs import benchmark
@@ -34,4 +33,3 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(facts))
     else:
         Console().print(describe(facts))
-    return 0

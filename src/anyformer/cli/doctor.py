@@ -3,7 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from .flags import JsonFlag, parse_arguments, print_status
+from .flags import JsonFlag
+from .terminal import print_status
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,7 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer doctor")
+def run(options: Command) -> None:
     from rich.console import Console
 
     from ..report import doctor
@@ -26,4 +26,3 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(facts))
     else:
         Console().print(doctor.describe(facts))
-    return 0

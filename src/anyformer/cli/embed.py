@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
-from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
-from .inputs import read_inputs
-from .terminal import show_progress
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag
+from .terminal import print_status, read_inputs, show_progress
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,7 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer embed")
+def run(options: Command) -> None:
     texts, out = read_inputs(options.input, options.file), options.out
     if not texts:
         raise InputError("there is nothing to embed: give texts, - for stdin, or --file FILE with one text per line")
@@ -58,7 +56,6 @@ def run(arguments: list[str]) -> int:
         print("\n".join(map(json.dumps, vectors)))
     else:
         print_status(f"{out}: {len(texts)} vectors of {len(vectors[0])} numbers")
-    return 0
 
 
 def write_array(path: Path, vectors: list[list[float]]) -> None:

@@ -2,10 +2,9 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
+from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument
 from .terminal import show_progress
 
 
@@ -15,8 +14,7 @@ class Command:
 
     Every token is predicted once; the figures are the same every time."""
 
-    run: Annotated[Path, POSITIONAL]
-    """A run directory (its best checkpoint), a checkpoint, or a public checkpoint."""
+    run: RunArgument
     data: str | None = None
     """Other data than the run's own; all of it is used, because none was trained on."""
     scores: bool = False
@@ -28,8 +26,7 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer eval")
+def run(options: Command) -> None:
     from .. import api
 
     with show_progress():
@@ -38,9 +35,8 @@ def run(arguments: list[str]) -> int:
     data = options.data or model.config.data
     if options.json:
         print(json.dumps(metrics | {"run": str(options.run), "step": model.step, "data": data}))
-        return 0
+        return
     print(f"{options.run} at step {model.step}, on {data}")
     for name, value in metrics.items():
         text = f"{value:,.4f}" if isinstance(value, float) else value if isinstance(value, str) else f"{value:,}"
         print(f"  {name.replace('_', ' '):<14} {text}")
-    return 0

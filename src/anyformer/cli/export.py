@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from .flags import POSITIONAL, JsonFlag, RecipeFlag, parse_arguments, print_status
-from .terminal import show_progress
+from .flags import POSITIONAL, JsonFlag, RecipeFlag
+from .terminal import print_status, show_progress
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,12 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer export")
+def run(options: Command) -> None:
     from .. import api
 
     with show_progress():
         files = api.export_checkpoint(options.run, options.to, options.directory, recipe=options.recipe)
     if options.json:
         print(json.dumps({"directory": str(options.directory), "format": options.to, "files": files}))
-        return 0
+        return
     print_status(f"{options.directory}: {', '.join(files)}")
-    return 0

@@ -5,6 +5,7 @@ Every verb has a dataclass `Command`; a field is a flag `--field-name VALUE`, a 
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -19,24 +20,25 @@ import textwrap
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError, suggest
 from ..parsing import RENAMED_FIELDS
 
 REQUIRED = dataclasses.MISSING
+UNIONS = (types.UnionType, typing.Union)
 HELP = {"-h", "--help", "--help-all"}
-
 
 # --- how fields become flags ---
 
-
-POSITIONAL = "<positional>"
-"""`run: Annotated[Path, POSITIONAL]` is given by its place, without a flag; a tuple takes all words that are left."""
-REPEATABLE = "<repeatable>"
-"""`stop: Annotated[tuple[str, ...], REPEATABLE]` is a flag that may be given several times, one value each."""
+POSITIONAL = "<positional>"  # `Annotated[Path, POSITIONAL]`: given by its place; a tuple takes all words that are left
+REPEATABLE = "<repeatable>"  # `Annotated[tuple[str, ...], REPEATABLE]`: may be given several times, one value each
 JsonFlag = Annotated[bool, "Print one JSON object on stdout, and nothing else."]
 DeviceFlag = Annotated[str, "auto, cpu, cuda, cuda:1 or mps."]
+RunArgument = Annotated[
+    Path, POSITIONAL, "A run directory (its best checkpoint), a checkpoint, or a public checkpoint."
+]
 RecipeFlag = Annotated[
     str | None, "The recipe, if it is not one of anyformer's own: a file (./forecast.py) or a Python path."
 ]
@@ -46,40 +48,33 @@ RecipeFlag = Annotated[
 class Flag:
     """A flag or a positional argument."""
 
-    name: str
-    """As it is typed: "--model.n-layer"; "run" for a positional argument."""
-    path: tuple[str, ...]
-    """Names of the fields down to the value: ("model", "n_layer")."""
-    hint: Any
+    name: str  # as it is typed: "--model.n-layer"; "run" for a positional argument
+    path: tuple[str, ...]  # names of the fields down to the value: ("model", "n_layer")
+    hint: Any  # the type of one word of the value
     default: Any
     help: str
-    marks: tuple[Any, ...]
-    """What the type is annotated with."""
+    is_sequence: bool
+    is_positional: bool
+    is_repeatable: bool
 
     @property
     def is_switch(self) -> bool:
-        return self.hint is bool
+        return self.hint is bool and not self.is_sequence
 
     @property
-    def item_hint(self) -> Any:
-        """The type of one word of the value."""
-        return typing.get_args(self.hint)[0] if self.is_sequence else self.hint
-
-    @property
-    def is_sequence(self) -> bool:
-        return typing.get_origin(self.hint) in (tuple, list, Sequence)
+    def takes_many(self) -> bool:
+        return self.is_sequence and not self.is_repeatable
 
     @property
     def metavar(self) -> str:
-        return describe_value(self.item_hint) + (" ..." if self.is_sequence and not self.is_repeatable else "")
+        return describe_value(self.hint) + (" ..." if self.takes_many else "")
 
     @property
-    def is_positional(self) -> bool:
-        return POSITIONAL in self.marks
-
-    @property
-    def is_repeatable(self) -> bool:
-        return REPEATABLE in self.marks
+    def usage(self) -> str:
+        """As it stands in the help: "--seed INT", "RUN", "WORDS ..."."""
+        if self.is_positional:
+            return self.name.upper() + (" ..." if self.takes_many else "")
+        return self.name if self.is_switch else f"{self.name} {self.metavar}"
 
 
 def list_flags(
@@ -93,19 +88,21 @@ def list_flags(
         path: Where the dataclass stands in another.
         taken: Names of flags that exist already; a field of this name becomes `--config.NAME`.
     """
-    hints, helps = typing.get_type_hints(kind, include_extras=True), read_field_docs(kind)
+    hints, docs = typing.get_type_hints(kind, include_extras=True), read_field_docs(kind)
     for field in dataclasses.fields(kind):
-        hint, marks = hints[field.name], getattr(hints[field.name], "__metadata__", ())
-        hint = hint.__origin__ if marks else hint
-        default = field.default if field.default_factory is REQUIRED else field.default_factory()
-        default = default if values is None else getattr(values, field.name)
+        hint, marks, field_path = hints[field.name], (), (*path, field.name)
+        if typing.get_origin(hint) is Annotated:
+            hint, *marks = typing.get_args(hint)
+        default = field.default if values is None else getattr(values, field.name)
         if dataclasses.is_dataclass(hint):
-            yield from list_flags(hint, default, (*path, field.name), taken)
+            yield from list_flags(hint, None if default is REQUIRED else default, field_path)
             continue
-        name = field.name if POSITIONAL in marks else flag_name((*path, field.name))
+        name = field.name if POSITIONAL in marks else flag_name(field_path)
         name = f"--config.{name[2:]}" if name in taken else name
-        text = next((mark for mark in marks if mark not in (POSITIONAL, REPEATABLE)), helps.get(field.name, ""))
-        yield Flag(name, (*path, field.name), hint, default, text, marks)
+        text = next((mark for mark in marks if mark not in (POSITIONAL, REPEATABLE)), docs.get(field.name, ""))
+        is_sequence = typing.get_origin(hint) in (tuple, list, Sequence)
+        hint = typing.get_args(hint)[0] if is_sequence else hint
+        yield Flag(name, field_path, hint, default, text, is_sequence, POSITIONAL in marks, REPEATABLE in marks)
 
 
 def flag_name(path: Sequence[str]) -> str:
@@ -118,16 +115,12 @@ def read_field_docs(kind: type) -> dict[str, str]:
     """The docstrings below the fields of a dataclass."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):  # built-in, or written in a console
-            continue
-        body = typing.cast(ast.ClassDef, tree.body[0]).body
-        for field, below in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                text = getattr(below.value, "value", None)
-                if isinstance(text, str):
-                    docs[ast.unparse(field.target)] = " ".join(text.split())
+        with contextlib.suppress(OSError, TypeError, SyntaxError):  # built-in, or written in a console
+            tree: Any = ast.parse(textwrap.dedent(inspect.getsource(base)))
+            for pair in itertools.pairwise(tree.body[0].body):
+                match pair:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        docs[name] = " ".join(text.split())
     return docs
 
 
@@ -143,24 +136,21 @@ def parse_arguments(kind: Any, arguments: Sequence[str], prog: str) -> Any:
     values = read_flags(flags, arguments, prog)
     for flag in flags:
         if flag.default is REQUIRED and flag.name not in values:
-            raise InputError(f"{prog} needs {flag.name} {flag.metavar}: see {prog} --help")
+            raise InputError(f"{prog} needs {flag.usage}: see {prog} --help")
     return kind(**{flag.path[0]: values[flag.name] for flag in flags if flag.name in values})
 
 
 def read_flags(
     flags: Sequence[Flag], arguments: Sequence[str], prog: str, aliases: Mapping[str, Flag] | None = None
 ) -> dict[str, Any]:
-    """Return the values that the arguments give, by the name of the flag. Raises InputError.
+    """Return the values that the words of a command line give, by the name of the flag. Raises InputError.
 
-    Args:
-        flags: The flags there are.
-        arguments: The words of the command line.
-        prog: The command, for messages.
-        aliases: Other names of some flags.
+    Flags can also be given by their aliases and, if their config field was renamed, by their old names.
     """
-    by_name = {old: flag for flag in flags for old in old_names(flag)} | dict(aliases or {})
+    renamed = [(flag, old) for flag in flags for old, new in RENAMED_FIELDS.items() if new == flag.path[-1]]
+    by_name = {flag_name((*flag.path[:-1], old)): flag for flag, old in renamed} | dict(aliases or {})
     by_name |= {flag.name: flag for flag in flags if not flag.is_positional}
-    words, values, free = list(arguments), {}, []
+    words, free, values = list(arguments), [], {}
     while words:
         word = words.pop(0)
         if word == "--":
@@ -168,15 +158,20 @@ def read_flags(
         elif not word.startswith("--"):
             free.append(word)
         else:
-            name, has_value, value = word.partition("=")
+            name, has_value, text = word.partition("=")
             name = name.replace("_", "-")
             flag, is_negated = find_flag(name, by_name, prog)
-            if flag.is_switch and not has_value:
-                values[flag.name] = not is_negated
-            else:
-                texts = [value] if has_value else take_values(flag, name, words)
-                values[flag.name] = read_value(flag, name, texts, values)
-    return values | assign_positionals([flag for flag in flags if flag.is_positional], free, prog)
+            texts = [text] if has_value else ["True"] if flag.is_switch else take_values(flag, name, words)
+            value = read_value(flag, name, texts, values)
+            values[flag.name] = not value if is_negated else value
+    for flag in flags:
+        if flag.is_positional and free:
+            count = len(free) if flag.is_sequence else 1
+            values[flag.name] = read_value(flag, flag.name, free[:count], values)
+            free = free[count:]
+    if free:
+        raise InputError(f"{prog} does not know what to do with '{free[0]}': see {prog} --help")
+    return values
 
 
 def find_flag(name: str, by_name: Mapping[str, Flag], prog: str) -> tuple[Flag, bool]:
@@ -189,48 +184,33 @@ def find_flag(name: str, by_name: Mapping[str, Flag], prog: str) -> tuple[Flag, 
     raise InputError(f"{prog} has no flag {name}: {suggest_flag(name, list(by_name))}")
 
 
-def old_names(flag: Flag) -> list[str]:
-    """The names that a flag had before its config field was renamed."""
-    return [flag_name([*flag.path[:-1], old]) for old, new in RENAMED_FIELDS.items() if new == flag.path[-1]]
-
-
 def take_values(flag: Flag, name: str, words: list[str]) -> list[str]:
     """Remove the words from the front that belong to a flag. Raises InputError if there is none."""
-    texts: list[str] = []
-    while words and not words[0].startswith("--") and (not texts or (flag.is_sequence and not flag.is_repeatable)):
-        texts.append(words.pop(0))
+    texts = list(itertools.takewhile(lambda word: not word.startswith("--"), words if flag.takes_many else words[:1]))
     if not texts:
         raise InputError(f"{name} needs a value: {flag.metavar}")
+    del words[: len(texts)]
     return texts
 
 
 def read_value(flag: Flag, name: str, texts: list[str], values: Mapping[str, Any]) -> Any:
-    if flag.is_sequence:
-        items = tuple(convert(flag.item_hint, text, name) for text in texts)
-        return (*values.get(flag.name, ()), *items) if flag.is_repeatable else items
-    return convert(flag.hint, texts[0], name)
-
-
-def assign_positionals(flags: Sequence[Flag], words: list[str], prog: str) -> dict[str, Any]:
-    """Share out the words without a flag. Raises InputError if there are too few or too many."""
-    values: dict[str, Any] = {}
-    for flag in flags:
-        if flag.is_sequence:
-            values[flag.name], words = tuple(convert(flag.item_hint, word, flag.name) for word in words), []
-        elif words:
-            values[flag.name] = convert(flag.hint, words.pop(0), flag.name)
-        elif flag.default is REQUIRED:
-            raise InputError(f"{prog} needs {flag.name.upper()}: see {prog} --help")
-    if words:
-        raise InputError(f"{prog} does not know what to do with '{words[0]}': see {prog} --help")
-    return values
+    items = tuple(convert(flag.hint, text, name) for text in texts)
+    if not flag.is_sequence:
+        return items[0]
+    return (*values.get(flag.name, ()), *items) if flag.is_repeatable else items
 
 
 def convert(hint: Any, text: str, name: str) -> Any:
-    """A word as a value of this type. Raises InputError."""
+    """A word as a value of this type; of a union, as the first type that takes it. Raises InputError."""
     options = typing.get_args(hint)
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return convert_union(options, text, name)
+    if typing.get_origin(hint) in UNIONS:
+        if text == "None" and types.NoneType in options:
+            return None
+        *options, last = [option for option in options if option is not types.NoneType]
+        for option in options:
+            with contextlib.suppress(InputError):
+                return convert(option, text, name)
+        return convert(last, text, name)
     if hint is bool:
         text, options = text.capitalize(), (True, False)
     if hint is bool or typing.get_origin(hint) is Literal:
@@ -247,19 +227,6 @@ def convert(hint: Any, text: str, name: str) -> Any:
         raise InputError(f"{name}: '{text}' is not {kind}") from None
 
 
-def convert_union(options: Sequence[Any], text: str, name: str) -> Any:
-    """A word as the first of several types that takes it. Raises InputError."""
-    if text == "None" and types.NoneType in options:
-        return None
-    *options, last = [option for option in options if option is not types.NoneType]
-    for option in options:
-        try:
-            return convert(option, text, name)
-        except InputError:
-            continue
-    return convert(last, text, name)
-
-
 def suggest_flag(word: str, names: list[str]) -> str:
     """Name the nearest flag; also by its last part, since --n-head means --model.n-head."""
     by_tail = {name.lstrip("-").split(".")[-1]: name for name in reversed(names)}
@@ -272,6 +239,7 @@ def suggest_flag(word: str, names: list[str]) -> str:
 # --- help ---
 
 COLUMN = 26  # where the text of a flag starts
+fill = functools.partial(textwrap.fill, break_on_hyphens=False)
 
 
 def format_help(prog: str, about: str, flags: Sequence[Flag], footer: str = "") -> str:
@@ -279,29 +247,20 @@ def format_help(prog: str, about: str, flags: Sequence[Flag], footer: str = "") 
     width = min(100, max(60, shutil.get_terminal_size().columns))
     places = [flag for flag in flags if flag.is_positional]
     others = [flag for flag in flags if not flag.is_positional]
-    required = [f"{flag.name} {flag.metavar}" for flag in others if flag.default is REQUIRED]
-    usage = " ".join([prog, *map(format_positional, places), *required, "[flags]"])
+    usage = [flag.usage if flag.default is REQUIRED else f"[{flag.usage}]" for flag in places]
+    usage += [flag.usage for flag in others if flag.default is REQUIRED]
     groups = ["\n".join(format_flag(flag, width) for flag in group) for group in (places, others)]
-    return "\n\n".join(part for part in (f"usage: {usage}", wrap_docstring(about, width), *groups, footer) if part)
-
-
-def format_positional(flag: Flag) -> str:
-    name = flag.name.upper() + (" ..." if flag.is_sequence else "")
-    return name if flag.default is REQUIRED else f"[{name}]"
+    parts = [" ".join(["usage:", prog, *usage, "[flags]"]), wrap_docstring(about, width), *groups, footer]
+    return "\n\n".join(part for part in parts if part)
 
 
 def format_flag(flag: Flag, width: int) -> str:
     """A flag and its text: in two columns, or on two lines where the flag is long."""
-    head = flag.name if flag.is_switch else f"{flag.name} {flag.metavar}"
-    if flag.is_positional:
-        head = format_positional(flag).strip("[]")
-    elif flag.default is True:
+    head, indent = flag.usage, " " * COLUMN
+    if flag.default is True:
         head = f"{flag.name}, {flag_name([*flag.path[:-1], 'no_' + flag.path[-1]])}"
-    lines = textwrap.wrap(flag.help + format_default(flag), width - COLUMN, break_on_hyphens=False) or [""]
-    first = f"  {head:<{COLUMN - 4}}  "
-    if len(first) > COLUMN:
-        return "\n".join([first.rstrip(), *(" " * COLUMN + line for line in lines)])
-    return "\n".join([first + lines[0], *(" " * COLUMN + line for line in lines[1:])]).rstrip()
+    text = fill(flag.help + format_default(flag), width, initial_indent=indent, subsequent_indent=indent)
+    return f"  {head}\n{text}" if len(head) > COLUMN - 4 else f"  {head:<{COLUMN - 2}}{text[COLUMN:]}".rstrip()
 
 
 def format_default(flag: Flag) -> str:
@@ -309,9 +268,8 @@ def format_default(flag: Flag) -> str:
     default = flag.default
     if flag.is_positional or default in (None, "", (), [], REQUIRED) or default is False or "Default: " in flag.help:
         return ""
-    if isinstance(default, tuple | list):
-        default = " ".join(map(str, default))
-    return f" (default: {'on' if default is True else default})"
+    text = " ".join(map(str, default)) if flag.is_sequence else "on" if default is True else default
+    return f" (default: {text})"
 
 
 def wrap_docstring(text: str, width: int) -> str:
@@ -319,9 +277,8 @@ def wrap_docstring(text: str, width: int) -> str:
     lines: list[str] = []
     for line in text.splitlines():
         previous = lines[-1] if lines else ""
-        indent, hang = len(line) - len(line.lstrip()), len(table_head(previous))
-        is_continuation = indent == hang if hang else not indent and not previous.startswith(" ")
-        if line.strip() and previous and is_continuation and not table_head(line):
+        hang, indent = len(table_head(previous)), len(line) - len(line.lstrip())
+        if line.strip() and previous[:1].strip() and indent == hang and not table_head(line):
             lines[-1] += " " + line.strip()
         else:
             lines.append(line)
@@ -336,28 +293,21 @@ def table_head(line: str) -> str:
 
 def wrap_line(line: str, width: int) -> str:
     """Wrap one line; what follows the first column of a table stays behind it, a remark on code goes below it."""
-    indent = line[: len(line) - len(line.lstrip())]
-    code, gap, remark = re.fullmatch(r"(.*?)(?:(\s{2,})(\S.*))?", line.rstrip()[len(indent) :]).groups()  # ty: ignore
-    if indent and gap and len(line) > width:
-        return (
-            f"{indent}{code}\n{textwrap.fill(remark, width, initial_indent=indent * 2, subsequent_indent=indent * 2)}"
-        )
-    hang = indent + " " * len(table_head(line))
-    return textwrap.fill(line, width, subsequent_indent=hang, break_on_hyphens=False)
+    code = re.fullmatch(r"( +)(\S.*?)\s{2,}(\S.*)", line)
+    if code and len(line) > width:
+        indent = code[1] * 2
+        return f"{code[1]}{code[2]}\n{fill(code[3], width, initial_indent=indent, subsequent_indent=indent)}"
+    hang = len(table_head(line)) or len(line) - len(line.lstrip())
+    return fill(line, width, subsequent_indent=" " * hang)
 
 
 def describe_value(hint: Any) -> str:
     """A type as the placeholder of a value: INT, TEXT, {cosine,trapezoid}."""
     options = [option for option in typing.get_args(hint) if option is not types.NoneType]
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return "|".join(dict.fromkeys(describe_value(option) for option in options))
+    if typing.get_origin(hint) in UNIONS:
+        return "|".join(dict.fromkeys(map(describe_value, options)))
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(map(str, options)) + "}"
     if isinstance(hint, type) and issubclass(hint, os.PathLike):
         return "PATH"
     return {int: "INT", float: "FLOAT", str: "TEXT"}.get(hint, "JSON")
-
-
-def print_status(text: str = "") -> None:
-    """Print a line for the person on stderr; stdout is for answers."""
-    print(text, file=sys.stderr, flush=True)

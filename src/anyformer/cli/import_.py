@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from .flags import POSITIONAL, JsonFlag, parse_arguments, print_status
-from .terminal import show_progress
+from .flags import POSITIONAL, JsonFlag
+from .terminal import print_status, show_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +24,17 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer import")
+def run(options: Command) -> None:
     from .. import api
     from ..recipe import SupportsStream
 
+    command = shlex.join(["anyformer", "import", str(options.source), "--out", str(options.out)])
     with show_progress():
-        model = api.import_checkpoint(options.source, options.out, shlex.join(["anyformer", "import", *arguments]))
+        model = api.import_checkpoint(options.source, options.out, command)
     facts = {"run": str(options.out), "recipe": model.name, "parameters": model.n_parameters}
     if options.json:
         print(json.dumps(facts | {"fresh": model.missing_keys}))
-        return 0
+        return
     print_status(f"{model.name} · {model.n_parameters:,} parameters · {options.out}")
     if model.missing_keys:
         print_status(f"not in the checkpoint, and random until trained: {', '.join(model.missing_keys)}")
@@ -42,4 +42,3 @@ def run(arguments: list[str]) -> int:
     out = shlex.quote(str(options.out))
     print_status(f"use    anyformer {verb} {out}")
     print_status(f"tune   anyformer train {model.name} --init {out} --data DATA")
-    return 0

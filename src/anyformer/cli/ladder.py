@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .flags import DeviceFlag, JsonFlag, parse_arguments, print_status
+from .flags import DeviceFlag, JsonFlag
+from .terminal import print_status
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer ladder")
+def run(options: Command) -> None:
     if options.sentences < 1:
         raise InputError(f"--sentences is {options.sentences}; it must be at least 1")
     from ..labs import ladder
+    from ..resolve_job import choose_run
 
-    out = options.out or choose_folder(options.data)
+    out = options.out or choose_run("ladder", options).path
 
     def start_rung(name: str, preset: str) -> Callable[[dict[str, Any]], None]:
         print_status(f"{name} ({preset}), {options.minutes:g} min")
@@ -49,12 +50,11 @@ def run(arguments: list[str]) -> int:
     facts = ladder.climb(options.data, options.minutes, out, on_rung=start_rung, **settings)
     if options.json:
         print(json.dumps({"out": str(out)} | facts, ensure_ascii=False))
-        return 0
+        return
     for rung in facts["rungs"]:
         bleu = f"  BLEU {rung['scores']['bleu']:.1f}" if "scores" in rung else ""
         print(f"{rung['title']:<20} loss {rung['result']['val_loss']:.4f}{bleu}  {rung['steps']:,} steps")
     print_status(f"report  {shlex.quote(str(out / 'ladder.html'))}")
-    return 0
 
 
 def print_record(record: dict[str, Any]) -> None:
@@ -62,9 +62,3 @@ def print_record(record: dict[str, Any]) -> None:
     if "val_loss" in record:
         step, seconds, loss = record["step"], record["seconds"], record["val_loss"]
         print_status(f"  step {step:,}  {seconds:.0f} s  validation loss {loss:.4f}")
-
-
-def choose_folder(data: str) -> Path:
-    """Return runs/ladder-DATA-1, or the next number that is free."""
-    stem = f"ladder-{Path(data).name.split('.')[0] or 'data'}"
-    return next(path for i in range(1, 1 << 30) if not (path := Path("runs") / f"{stem}-{i}").exists())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import recipe as recipes
-from .flags import JsonFlag, parse_arguments
+from .flags import JsonFlag
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,9 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer list")
+def run(options: Command) -> None:
     facts = {"recipes": [describe_recipe(name) for name in recipes.list_recipes()], "data": list_data()}
     print(json.dumps(facts) if options.json else format_facts(facts))
-    return 0
 
 
 def describe_recipe(name: str) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError
-from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
-from .inputs import read_inputs
-from .terminal import show_progress
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, RunArgument
+from .terminal import read_inputs, show_progress
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,7 @@ class Command:
     An input is a text or the path of a file, by the recipe. Without inputs the
     recipe's example is answered."""
 
-    run: Annotated[Path, POSITIONAL]
-    """A run directory (its best checkpoint), a checkpoint, or a public checkpoint."""
+    run: RunArgument
     input: Annotated[tuple[str, ...], POSITIONAL] = ()
     """What to answer; - reads stdin: one input per line, or one sound or image."""
     file: Path | None = None
@@ -34,8 +32,7 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer predict")
+def run(options: Command) -> None:
     request = parse_request(options.request)
     with TemporaryDirectory() as folder:
         media = Path(folder) / "stdin"
@@ -49,10 +46,9 @@ def run(arguments: list[str]) -> int:
         result |= {"input": "-"} if result.get("input") == str(media) else {}
     if options.json:
         print(json.dumps(answer | {"run": str(options.run), "step": model.step}, ensure_ascii=False))
-        return 0
+        return
     for result in answer.get("results") or answer.get("samples") or [answer]:
         print(json.dumps(result, ensure_ascii=False))
-    return 0
 
 
 def parse_request(text: str) -> dict[str, Any]:

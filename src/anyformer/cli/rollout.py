@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import InputError
-from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag
 from .terminal import show_progress
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer rollout")
+def run(options: Command) -> None:
     check_options(options)
     from ..data.trajectories.environments import make_envs, play_episodes
     from ..data.trajectories.read import write_trajectories
@@ -62,12 +61,11 @@ def run(arguments: list[str]) -> int:
     facts |= {"mean": returns.mean(), "lowest": returns.min(), "highest": returns.max()}
     if options.json:
         print(json.dumps(facts | {"returns": returns.tolist(), "out": options.out and str(options.out)}))
-        return 0
+        return
     print(f"{options.env}: {len(returns)} episodes, {len(episodes.states):,} steps, played by {options.policy}")
     print(f"  return         {returns.mean():,.2f} (from {returns.min():,.2f} to {returns.max():,.2f})")
     if options.out is not None:
         print(f"  stored in      {options.out}")
-    return 0
 
 
 def check_options(options: Command) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError
-from .flags import POSITIONAL, REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
-from .inputs import read_stdin, read_text
+from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument
+from .terminal import print_status, read_stdin, read_text
 
 REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed"
@@ -21,8 +21,7 @@ REQUEST_FIELDS = (
 class Command:
     """Continue a prompt with a trained language model; without one, start a new line."""
 
-    run: Annotated[Path, POSITIONAL]
-    """A run directory (its best checkpoint), a checkpoint, or a public checkpoint."""
+    run: RunArgument
     prompt: Annotated[tuple[str, ...], REPEATABLE] = ()
     """The text to continue; - reads stdin. May be repeated: all prompts are continued in one batch."""
     prompt_file: Annotated[tuple[Path, ...], REPEATABLE] = ()
@@ -56,8 +55,7 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer sample")
+def run(options: Command) -> None:
     request = build_request(options)
     from .. import api
     from ..recipe import SupportsStream
@@ -69,9 +67,8 @@ def run(arguments: list[str]) -> int:
     if options.json:
         answer = model.predict(request)
         print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
-        return 0
+        return
     print_samples(model.recipe.stream(model.module, request))
-    return 0
 
 
 def build_request(options: Command) -> dict[str, Any]:

@@ -1,34 +1,84 @@
-"""What the terminal shows while data are prepared."""
+"""What the verbs read from files and stdin, and what they show on stderr."""
 
+import shutil
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
+from ..errors import InputError
 from ..events import listen
 
-MIN_SECONDS = 1.0  # shorter work shows nothing
+MEDIA_PREFIXES = (b"fLaC", b"OggS", b"\x89PNG\r\n", b"\xff\xd8\xff")
+MEDIA_TYPES = (b"WAVE", b"WEBP")  # bytes 8 to 12 of a RIFF file
+MIN_SECONDS = 1.0  # shorter work shows no progress
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file. Raises InputError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 at byte {error.start}: text is expected") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_stdin(head: bytes = b"") -> str:
+    """Return stdin as text; `head` is what was read of it already. Raises InputError."""
+    try:
+        return (head + sys.stdin.buffer.read()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin is not UTF-8 at byte {error.start}: text is expected") from None
+
+
+def read_inputs(words: tuple[str, ...], file: Path | None, media: Path | None = None) -> list[str]:
+    """Return all inputs of a verb.
+
+    Args:
+        words: Inputs from the command line; "-" stands for the lines of stdin.
+        file: A file with one input per line.
+        media: Where an image or a sound that comes through stdin is stored; its path is then the input.
+    """
+    inputs: list[str] = []
+    for word in words:
+        head = sys.stdin.buffer.read(16) if word == "-" else b""
+        if word != "-":
+            inputs.append(word)
+        elif media and (head.startswith(MEDIA_PREFIXES) or head[8:12] in MEDIA_TYPES):
+            with open(media, "wb") as stream:
+                stream.write(head)
+                shutil.copyfileobj(sys.stdin.buffer, stream)
+            inputs.append(str(media))
+        else:
+            inputs += read_stdin(head).splitlines()
+    return inputs + ([] if file is None else read_text(file).splitlines())
+
+
+def print_status(text: str) -> None:
+    """Print a line for the person on stderr; stdout is for answers."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def show_progress() -> Generator[None]:
     """Show the progress of preparing data on stderr: a bar on a terminal, a line now and then elsewhere."""
-    started_at, drawn_at, last_done, is_drawn = 0.0, 0.0, 0, False
+    started_at, drawn_at, last_done = 0.0, 0.0, 0
 
     def show(task: str, done: int, total: int) -> None:
-        nonlocal started_at, drawn_at, last_done, is_drawn
+        nonlocal started_at, drawn_at, last_done
         now, is_terminal = time.monotonic(), sys.stderr.isatty()
         started_at = now if done <= last_done else started_at or now  # less than before: a new task
         last_done = done
         if now - started_at < MIN_SECONDS or now - drawn_at < (0.2 if is_terminal else 5):
             return
-        drawn_at, is_drawn = now, True
-        fraction = min(1.0, done / max(1, total))
-        text = f"{task} {'━' * round(24 * fraction):┈<24} {fraction:.0%}" if is_terminal else f"{task} {fraction:.0%}"
-        sys.stderr.write(f"\r{text:<60}" if is_terminal else text + "\n")
-        sys.stderr.flush()
+        drawn_at, fraction = now, min(1.0, done / max(1, total))
+        bar = f"\r{task} {'━' * round(24 * fraction):┈<24} {fraction:.0%}"
+        text = f"{bar:<61}" if is_terminal else f"{task} {fraction:.0%}\n"
+        print(text, end="", file=sys.stderr, flush=True)
 
     with listen(show):
         yield
-    if is_drawn and sys.stderr.isatty():
+    if drawn_at and sys.stderr.isatty():
         sys.stderr.write("\r" + " " * 60 + "\r")

@@ -8,7 +8,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,8 +17,8 @@ from .. import recipe as recipes
 from ..errors import InputError
 from ..parsing import parse_dataclass, to_json
 from ..training.config import LoRAConfig
-from .flags import HELP, Flag, JsonFlag, format_help, list_flags, print_status, read_flags
-from .terminal import show_progress
+from .flags import HELP, Flag, JsonFlag, format_help, list_flags, read_flags
+from .terminal import print_status, show_progress
 
 if TYPE_CHECKING:
     from ..api import TrainingDisplay
@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
     started_at = time.monotonic()
     if not arguments or arguments[0].startswith("-"):
         return print_usage(arguments)
-    source, words = arguments[0], arguments[1:]
+    source, *words = arguments
     command = TrainCommand(recipes.load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
     if HELP & set(words):
         print(command.format_help(show_all="--help-all" in words))
@@ -74,32 +74,23 @@ def run(arguments: list[str]) -> int:
     options, overrides = command.read()
     from .. import api
 
+    settings = {name: getattr(options, name) for name in ("preset", "minutes", "out", "resume", "init")}
+    settings |= {"lora": dataclasses.asdict(options.lora), "command": shlex.join(["anyformer", "train", *arguments])}
     try:
-        job = api.resolve_job(
-            command.recipe,
-            options.preset,
-            overrides,
-            minutes=options.minutes,
-            out=options.out,
-            resume=options.resume,
-            init=options.init,
-            lora=dataclasses.asdict(options.lora),
-            command=shlex.join(["anyformer", "train", *arguments]),
-        )
+        job = api.resolve_job(command.recipe, overrides=overrides, **settings)
     except InputError as error:
         raise InputError(command.name_flags(str(error))) from None
     if options.print_config:
         print(json.dumps({"recipe": job.recipe_name, "preset": job.preset, "config": to_json(job.config)}, indent=2))
-        return 0
-    if options.print_schema:
+    elif options.print_schema:
         print(read_schema(job), end="")
-        return 0
-    if options.dry_run:
-        return dry_run(job, options.json)
-    if not job.is_resumed:
-        seconds = confirm_schema(job, options.yes)
-        job = shift_budget(job, started_at + seconds)
-    return train(job, f"{PROG} {shlex.quote(source)}", options.json)
+    elif options.dry_run:
+        dry_run(job, options.json)
+    else:
+        if not job.is_resumed:
+            job = shift_budget(job, started_at + confirm_schema(job, options.yes))
+        return train(job, command.prog, options.json)
+    return 0
 
 
 def print_usage(arguments: list[str]) -> int:
@@ -114,13 +105,12 @@ def print_usage(arguments: list[str]) -> int:
 
 
 class TrainCommand:
-    """The flags of a recipe, and what the words of the command line make of them."""
+    """The flags of a recipe, and their values in the words of the command line."""
 
     def __init__(self, recipe: recipes.Recipe, words: Sequence[str], prog: str):
         self.recipe, self.words, self.prog = recipe, words, prog
-        preset = next((word for flag, word in itertools.pairwise(words) if flag == "--preset"), None)
-        preset = next((word[9:] for word in words if word.startswith("--preset=")), preset)
-        self.preset = recipes.default_preset(recipe) if preset is None else preset
+        pairs = itertools.pairwise(part for word in words for part in word.split("=", 1))
+        self.preset = next((value for flag, value in pairs if flag == "--preset"), recipes.default_preset(recipe))
         config = recipes.get_preset(recipe, self.preset)
         self.options = list(list_flags(Options))
         taken = [flag.name for flag in self.options] + [f"--{name}" for name in SHORT_NAMES]
@@ -131,10 +121,9 @@ class TrainCommand:
     def read(self) -> tuple[Options, dict[str, Any]]:
         """Return the options, and the config fields that were given, nested. Raises InputError."""
         values = read_flags([*self.options, *self.fields], self.words, self.prog, self.aliases)
-        options: dict[str, Any] = nest((flag.path, values[flag.name]) for flag in self.options if flag.name in values)
+        options, overrides = (nest(flags, values) for flags in (self.options, self.fields))
         if "lora" in options:
             options["lora"] = parse_dataclass(LoRAConfig, options["lora"], "--lora")
-        overrides = nest((flag.path, values[flag.name]) for flag in self.fields if flag.name in values)
         if "minutes" in options and "--train.steps" in values:
             raise InputError("--steps and --minutes both say how long: give one of them")
         if options.get("resume") and "out" not in options:
@@ -143,17 +132,18 @@ class TrainCommand:
 
     def name_flags(self, message: str) -> str:
         """Name the flag in a message about a config field: "train.steps is 0" -> "--steps is 0"."""
-        word, space, text = message.partition(" ")
+        path, space, text = message.partition(" ")
         names = {".".join(flag.path): flag.name for flag in (*self.fields, *self.options)}
-        if word not in names:
-            return message
-        aliases = [alias for alias, flag in self.aliases.items() if flag.name == names[word] and alias in self.words]
-        return f"{aliases[0] if aliases else names[word]}{space}{text}"
+        names |= {".".join(flag.path): alias for alias, flag in self.aliases.items() if alias in self.words}
+        return f"{names.get(path, path)}{space}{text}"
 
     def format_help(self, show_all: bool) -> str:
-        """The help: a basic group with the other flags' names, or all flags."""
+        """The help: the basic flags, and the others too or only their names."""
         flags = [dataclasses.replace(flag, name=alias) for alias, flag in self.aliases.items()]
-        flags += [self.describe_preset(flag) if flag.name == "--preset" else flag for flag in self.options]
+        presets = f"Where the defaults come from: {', '.join(self.recipe.PRESETS)}."
+        for flag in self.options:
+            changes = {"help": presets, "default": self.preset} if flag.name == "--preset" else {}
+            flags.append(dataclasses.replace(flag, **changes))
         flags += self.fields
         names = BASIC_FLAGS + (SCHEMA_FLAGS if isinstance(self.recipe, recipes.SupportsSchema) else ())
         basic = [flag for name in names for flag in flags if flag.name == name]
@@ -166,20 +156,16 @@ class TrainCommand:
         text = textwrap.indent("\n".join(textwrap.fill(line, 78, break_on_hyphens=False) for line in lines), "  ")
         return format_help(self.prog, about, basic, f"more flags, explained by {self.prog} --help-all:\n{text}")
 
-    def describe_preset(self, flag: Flag) -> Flag:
-        """The flag --preset, with the names of the presets."""
-        text = f"Where the defaults come from: {', '.join(self.recipe.PRESETS)}."
-        return dataclasses.replace(flag, help=text, default=self.preset)
 
-
-def nest(values: Any) -> dict[str, Any]:
-    """(("model", "dim"), 8) -> {"model": {"dim": 8}}."""
+def nest(flags: Iterable[Flag], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of these flags by their paths: {"--model.dim": 8} -> {"model": {"dim": 8}}."""
     nested: dict[str, Any] = {}
-    for path, value in values:
-        inner = nested
-        for name in path[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[path[-1]] = value
+    for flag in flags:
+        if flag.name in values:
+            inner = nested
+            for name in flag.path[:-1]:
+                inner = inner.setdefault(name, {})
+            inner[flag.path[-1]] = values[flag.name]
     return nested
 
 
@@ -202,13 +188,10 @@ def read_schema(job: "TrainingJob") -> str:
 
 
 def confirm_schema(job: "TrainingJob", yes: bool) -> float:
-    """Show an inferred schema, and ask on a terminal whether it is right.
+    """Show an inferred schema, and ask on a terminal whether it is right. Raises InputError if the answer is no.
 
     Returns:
         The seconds that the answer took, which do not count as training.
-
-    Raises:
-        InputError: If the answer is no.
     """
     if not isinstance(job.recipe, recipes.SupportsSchema):
         return 0.0
@@ -232,12 +215,11 @@ def confirm_schema(job: "TrainingJob", yes: bool) -> float:
 
 def shift_budget(job: "TrainingJob", started_at: float) -> "TrainingJob":
     """Let the minutes count from another moment."""
-    if job.budget is None:
-        return job
-    return dataclasses.replace(job, budget=dataclasses.replace(job.budget, started_at=started_at))
+    budget = job.budget and dataclasses.replace(job.budget, started_at=started_at)
+    return dataclasses.replace(job, budget=budget)
 
 
-def dry_run(job: "TrainingJob", as_json: bool) -> int:
+def dry_run(job: "TrainingJob", as_json: bool) -> None:
     """Print what a training would take."""
     from .. import api
     from ..training.estimate import estimate, format_estimate
@@ -248,12 +230,11 @@ def dry_run(job: "TrainingJob", as_json: bool) -> int:
         facts = estimate(job.recipe, job.config) | ({"plan": job.plan} if job.plan else {})
     if as_json:
         print(json.dumps(facts))
-        return 0
+        return
     print(format_estimate(f"{job.recipe_name}, not trained: this is what it would take", facts))
     if job.plan:
         print(f"  {'chosen for':<11} {api.describe_plan(job.plan, job.config)}")
     print(f"  {'export':<11} {api.describe_exports(job, explain=True)}")
-    return 0
 
 
 def train(job: "TrainingJob", prog: str, as_json: bool) -> int:
@@ -283,24 +264,16 @@ def print_result(job: "TrainingJob", model: "Model", display: "TrainingDisplay",
     print("\n".join(recipes.format_prediction(model.predict({}))) + "\n")
     train = model.config.train
     split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"
-    print_status(f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})")
-    for sentence in describe_baselines(result):
-        print_status(sentence)
+    lines = [f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})"]
+    lines += describe_baselines(result)
     if display.last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
-        print_status(f"while training, val {display.last_val_loss:.3f} at the last step was measured on {batches}")
-    print_status(f"trained in {result['seconds']:.0f} s")
-    print_status(f"run     {run}")
-    print_status(f"report  {run / 'report.html'}")
-    path, recipe = shlex.quote(str(run)), recipe_argument(job)
+        lines.append(f"while training, val {display.last_val_loss:.3f} at the last step was measured on {batches}")
+    lines += [f"trained in {result['seconds']:.0f} s", f"run     {run}", f"report  {run / 'report.html'}"]
+    recipe = ""
+    if job.recipe_name not in recipes.list_recipes():
+        recipe = f" --recipe {shlex.quote(inspect.getfile(cast(Any, job.recipe)))}"
+    verb, what = "ask     anyformer predict", "INPUT"
     if isinstance(model.recipe, recipes.SupportsStream):
-        print_status(f"sample  anyformer sample {path} --prompt TEXT{recipe}")
-    else:
-        print_status(f"ask     anyformer predict {path} INPUT{recipe}")
-
-
-def recipe_argument(job: "TrainingJob") -> str:
-    """The flag --recipe that a run of an outside recipe needs."""
-    if job.recipe_name in recipes.list_recipes():
-        return ""
-    return f" --recipe {shlex.quote(inspect.getfile(cast(Any, job.recipe)))}"
+        verb, what = "sample  anyformer sample", "--prompt TEXT"
+    print_status("\n".join([*lines, f"{verb} {shlex.quote(str(run))} {what}{recipe}"]))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import InputError
-from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, parse_arguments, print_status
-from .terminal import show_progress
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag
+from .terminal import print_status, show_progress
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Command:
     json: JsonFlag = False
 
 
-def run(arguments: list[str]) -> int:
-    options = parse_arguments(Command, arguments, "anyformer worth")
+def run(options: Command) -> None:
     if options.shuffles < 1:
         raise InputError(f"--shuffles is {options.shuffles}; it must be at least 1")
     from .. import api
@@ -44,10 +43,9 @@ def run(arguments: list[str]) -> int:
     paths = field_importance.write_worth(options.run, facts)
     if options.json:
         print(json.dumps({"run": str(options.run), "step": model.step} | facts, ensure_ascii=False))
-        return 0
+        return
     print("\n".join(format_table(facts)))
     print_status(f"picture  {shlex.quote(str(paths[1]))}")
-    return 0
 
 
 def format_table(facts: dict[str, Any]) -> list[str]:
