@@ -13,7 +13,7 @@ from anyformer.cli import run
 from anyformer.data.sampling import Dataset
 from anyformer.data.trajectories import datasets
 from anyformer.data.trajectories.batches import build_windows, eval_starts, sample_starts
-from anyformer.data.trajectories.datasets import MixedEpisodes, load_trajectories, play_mixed
+from anyformer.data.trajectories.datasets import load_trajectories, play_mixed
 from anyformer.data.trajectories.environments import (
     EXPERT_POLICIES,
     LINE,
@@ -153,15 +153,14 @@ def test_broken_files_and_unknown_sets(tmp_path: Path):
 
 
 def test_an_episode_does_not_depend_on_the_others():
-    config = MixedEpisodes(LINE, 3, (1.0, 0.0))
-    data = play_mixed(config)
-    assert data.sha256 == play_mixed(config).sha256 != play_mixed(MixedEpisodes(LINE, 3, (1.0, 0.0), seed=1)).sha256
+    data, again, other = (play_mixed(LINE, 3, (1.0, 0.0), seed) for seed in (0, 0, 1))
+    assert data.sha256 == again.sha256 != other.sha256
     alone = play_episodes(LINE, EpsilonGreedy(EnvSpec(2, 2), EXPERT_POLICIES[LINE], [0.0], [4]), [4])
     assert (alone.states == data.select(np.array([4])).states).all()
 
 
 def test_the_expert_is_better_than_chance():
-    returns = play_mixed(MixedEpisodes(LINE, 50, (1.0, 0.5, 0.05))).returns.reshape(3, 50).mean(1)
+    returns = play_mixed(LINE, 50, (1.0, 0.5, 0.05)).returns.reshape(3, 50).mean(1)
     assert returns[0] < returns[1] < returns[2] and returns[2] > 14
 
 
@@ -175,9 +174,9 @@ def test_a_named_set_is_played_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_gymnasiums_environments():
     pytest.importorskip("gymnasium", reason="these environments are gymnasium's")
-    returns = play_mixed(MixedEpisodes("CartPole-v1", 4, (1.0, 0.0))).returns
+    returns = play_mixed("CartPole-v1", 4, (1.0, 0.0)).returns
     assert returns[:4].mean() < 60 and (returns[4:] == 500).all()
-    data = play_mixed(MixedEpisodes("Pendulum-v1", 3, (1.0, 0.0)))
+    data = play_mixed("Pendulum-v1", 3, (1.0, 0.0))
     assert data.actions.shape == (1200, 1) and np.abs(data.actions).max() <= 2
     assert data.returns[3:].min() > data.returns[:3].max()
     for name, parts in {
@@ -256,7 +255,7 @@ def test_minari_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     minari = pytest.importorskip("minari", reason="its sets are read where it is installed")
     gymnasium, buffers = pytest.importorskip("gymnasium"), pytest.importorskip("minari.data_collector.episode_buffer")
-    data, episodes = play_mixed(MixedEpisodes("CartPole-v1", 2, (1.0,))), []
+    data, episodes = play_mixed("CartPole-v1", 2, (1.0,)), []
     for e in range(2):
         episode, n = minari_episode(data, e), len(minari_episode(data, e).rewards)
         flags = {"terminations": [False] * (n - 1) + [True], "truncations": [False] * n, "infos": {}}

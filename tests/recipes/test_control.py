@@ -171,9 +171,9 @@ def test_a_short_training_reaches_for_the_return(tmp_path: Path):
 @pytest.mark.parametrize("squash", [True, False])
 def test_actions_that_are_numbers(squash: bool, tmp_path: Path):
     pytest.importorskip("gymnasium", reason="Pendulum is gymnasium's")
-    from anyformer.data.trajectories.datasets import MixedEpisodes, play_mixed
+    from anyformer.data.trajectories.datasets import play_mixed
 
-    write_trajectories(tmp_path / "p.npz", play_mixed(MixedEpisodes("Pendulum-v1", 2, (1.0, 0.3))))
+    write_trajectories(tmp_path / "p.npz", play_mixed("Pendulum-v1", 2, (1.0, 0.3)))
     changes = {"data": str(tmp_path / "p.npz"), "env": "Pendulum-v1", "space": "measured", "max_episode_steps": 200}
     config = replace(TINY, squash=squash, **changes)
     model, batch = control.build(config), next(control.batches(config, "train"))[0]

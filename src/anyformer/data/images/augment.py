@@ -3,6 +3,7 @@
 Shapes: an image is (H, W, C) uint8; B images are (B, H, W, C) with labels (B,).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,20 +49,20 @@ def augment_batch(
 
 
 def augment_image(augment: Augment, image: np.ndarray, rng: Random) -> np.ndarray:
-    image = random_flip(image, rng) if augment.flip else image
-    image = random_crop(image, rng, augment.crop) if augment.crop else image
-    return rand_augment(image, rng, augment.distort) if augment.distort else image
-
-
-def random_flip(image: np.ndarray, rng: Random) -> np.ndarray:
-    """Mirror every other image."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    if augment.flip and rng.random() < 0.5:
+        image = image[:, ::-1]
+    if augment.crop:
+        image = random_crop(image, rng, augment.crop)
+    if augment.distort:
+        for i in rng.integers(0, len(DISTORTIONS), augment.distort):
+            image = list(DISTORTIONS.values())[i](image, rng)
+    return image
 
 
 def random_crop(image: np.ndarray, rng: Random, padding: int) -> np.ndarray:
     """Shift by up to `padding` pixels in either direction; what comes in is black."""
     height, width = image.shape[:2]
-    top, left = (int(n) for n in rng.integers(0, 2 * padding + 1, 2))
+    top, left = rng.integers(0, 2 * padding + 1, 2)
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     return padded[top : top + height, left : left + width]
 
@@ -69,26 +70,9 @@ def random_crop(image: np.ndarray, rng: Random, padding: int) -> np.ndarray:
 # --- the distortions of RandAugment (1909.13719) that need nothing but arrays ---
 
 
-def brightness(image: np.ndarray, rng: Random) -> np.ndarray:
-    return to_uint8(image * rng.uniform(0.6, 1.4))
-
-
-def contrast(image: np.ndarray, rng: Random) -> np.ndarray:
-    mean = image.mean()
-    return to_uint8((image - mean) * rng.uniform(0.6, 1.4) + mean)
-
-
-def saturation(image: np.ndarray, rng: Random) -> np.ndarray:
-    gray = image.mean(2, keepdims=True)
-    return to_uint8((image - gray) * rng.uniform(0.4, 1.6) + gray)
-
-
-def solarize(image: np.ndarray, rng: Random) -> np.ndarray:
-    return np.where(image >= rng.integers(128, 256), 255 - image, image)
-
-
-def posterize(image: np.ndarray, rng: Random) -> np.ndarray:
-    return image & np.uint8(0xFF << int(rng.integers(1, 5)) & 0xFF)
+def scale_contrast(image: np.ndarray, reference: np.ndarray | float, factor: float) -> np.ndarray:
+    """Scale the difference of an image to a reference."""
+    return to_uint8((image - reference) * factor + reference)
 
 
 def autocontrast(image: np.ndarray, rng: Random) -> np.ndarray:
@@ -112,20 +96,22 @@ def affine(image: np.ndarray, rng: Random) -> np.ndarray:
 def cutout(image: np.ndarray, rng: Random) -> np.ndarray:
     """Gray out a square of a quarter of the height (1708.04552)."""
     size = max(1, image.shape[0] // 4)
-    top, left = (int(rng.integers(0, max(1, n - size + 1))) for n in image.shape[:2])
+    top, left = (rng.integers(0, max(1, n - size + 1)) for n in image.shape[:2])
     changed = image.copy()
     changed[top : top + size, left : left + size] = 128
     return changed
 
 
-DISTORTIONS = (brightness, contrast, saturation, solarize, posterize, autocontrast, affine, cutout)
-
-
-def rand_augment(image: np.ndarray, rng: Random, count: int) -> np.ndarray:
-    """Apply `count` distortions drawn at random, one after the other."""
-    for i in rng.integers(0, len(DISTORTIONS), count):
-        image = DISTORTIONS[int(i)](image, rng)
-    return image
+DISTORTIONS: dict[str, Callable[[np.ndarray, Random], np.ndarray]] = {
+    "brightness": lambda image, rng: scale_contrast(image, 0.0, rng.uniform(0.6, 1.4)),
+    "contrast": lambda image, rng: scale_contrast(image, image.mean(), rng.uniform(0.6, 1.4)),
+    "saturation": lambda image, rng: scale_contrast(image, image.mean(2, keepdims=True), rng.uniform(0.4, 1.6)),
+    "solarize": lambda image, rng: np.where(image >= rng.integers(128, 256), 255 - image, image),
+    "posterize": lambda image, rng: image & np.uint8(0xFF << int(rng.integers(1, 5)) & 0xFF),
+    "autocontrast": autocontrast,
+    "affine": affine,
+    "cutout": cutout,
+}
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -149,7 +135,7 @@ def cutmix(images: np.ndarray, rng: Random, alpha: float) -> tuple[np.ndarray, n
     share = np.empty(len(images), np.float32)
     for i, side in enumerate(np.sqrt(1 - rng.beta(alpha, alpha, len(images)))):
         rows, columns = round(height * side), round(width * side)
-        top, left = int(rng.integers(0, height - rows + 1)), int(rng.integers(0, width - columns + 1))
+        top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
         changed[i, top : top + rows, left : left + columns] = others[i, top : top + rows, left : left + columns]
         share[i] = 1 - rows * columns / (height * width)
     return changed, share

@@ -1,11 +1,9 @@
 """What a model of images needs besides its weights: the names of its classes, and how pixels become its input.
 
-Both are small JSON files beside the weights, labels.json and preprocessing.json. The functions that load them take the
-path of such a file, or its content.
+They are stored beside the weights as labels.json and preprocessing.json; each is loaded from its path or its content.
 """
 
 import base64
-import binascii
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -15,10 +13,11 @@ import numpy as np
 from ...errors import InputError
 from ...parsing import check_range, parse_dataclass
 from ..io.checks import load_json
-from .cache import ImageDataset, channel_statistics
+from .cache import ImageDataset
 from .read import Resample
 
 MAX_FILE_BYTES = 16 << 20
+MAX_MEASURED_IMAGES = 10_000
 MAX_EXAMPLES, MAX_EXAMPLE_BYTES = 8, 64 << 10  # images kept in preprocessing.json, and bytes of all of them
 
 
@@ -46,7 +45,7 @@ class ImagePreprocessor:
         try:
             raw = [base64.b64decode(example["pixels"], validate=True) for example in self.examples]
             return [np.frombuffer(pixels, np.uint8).reshape(shape) for pixels in raw]
-        except (binascii.Error, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise InputError(f"preprocessing: an example is not an image of {shape}: remove the examples") from None
 
 
@@ -56,23 +55,32 @@ def uniform_preprocessor(value: float, channels: int) -> ImagePreprocessor:
 
 
 def fit_preprocessor(dataset: ImageDataset) -> ImagePreprocessor:
-    """Build a preprocessor with the mean and deviation of the training images."""
-    return ImagePreprocessor(*channel_statistics(dataset))
+    """Build a preprocessor with the mean and deviation (1 for a constant) of each channel, over at most
+    `MAX_MEASURED_IMAGES` training images, evenly spaced."""
+    train = dataset.split("train")
+    indices = train[:: math.ceil(len(train) / MAX_MEASURED_IMAGES)]
+    total, square, count = 0.0, 0.0, 0
+    for start in range(0, len(indices), 256):
+        x = dataset.pixels[indices[start : start + 256]].astype(np.float64) / 255
+        total, square = total + x.sum((0, 1, 2)), square + (x * x).sum((0, 1, 2))
+        count += x[..., 0].size
+    mean = np.asarray(total) / count
+    std = np.sqrt(np.maximum(np.asarray(square) / count - mean**2, 0))
+    return ImagePreprocessor(tuple(round(float(m), 6) for m in mean), tuple(round(float(s), 6) or 1.0 for s in std))
 
 
 def select_examples(dataset: ImageDataset) -> tuple[dict[str, str], ...]:
     """Pick a few validation images, first one of each class, within the limits of number and size."""
-    val, size = dataset.split("val"), math.prod(dataset.pixels.shape[1:])
-    labels = dataset.labels[val]
-    firsts = [int(val[np.flatnonzero(labels == c)[0]]) for c in np.unique(labels)]
-    indices = firsts + [int(i) for i in val if int(i) not in set(firsts)]
-    indices = indices[: min(MAX_EXAMPLES, MAX_EXAMPLE_BYTES // size)]
+    val = dataset.split("val")
+    _, firsts = np.unique(dataset.labels[val], return_index=True)
+    count = min(MAX_EXAMPLES, MAX_EXAMPLE_BYTES // math.prod(dataset.pixels.shape[1:]))
+    indices = [*val[firsts], *np.delete(val, firsts)][:count]
     pixels = [base64.b64encode(dataset.pixels[i].tobytes()).decode() for i in indices]
     return tuple({"label": dataset.classes[dataset.labels[i]], "pixels": text} for i, text in zip(indices, pixels))
 
 
 def load_preprocessor(text: str, channels: int) -> ImagePreprocessor:
-    """Load a preprocessing.json: its path, or its content. Raises InputError."""
+    """Load a preprocessing.json. Raises InputError."""
     values = load_json(text, "preprocessing", MAX_FILE_BYTES)
     preprocessor = parse_dataclass(ImagePreprocessor, values, "preprocessing")
     if not len(preprocessor.mean) == len(preprocessor.std) == channels:
@@ -81,7 +89,7 @@ def load_preprocessor(text: str, channels: int) -> ImagePreprocessor:
 
 
 def load_class_names(text: str) -> tuple[str, ...]:
-    """Load a labels.json, a list of class names: its path, or its content. Raises InputError."""
+    """Load a labels.json, a list of class names. Raises InputError."""
     names = load_json(text, "labels", MAX_FILE_BYTES, list)
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError("labels: expected a list of names, one for each class")

@@ -12,13 +12,14 @@ Pillow decodes. No code in a file is executed, and every size that a file claims
 import base64
 import hashlib
 import io
+import math
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from ...events import report_progress
 from ..io.checks import read_bounded
 from ..io.files import import_optional, open_data, suffix
 from ..io.manifest import DELIMITERS, read_manifest
-from ..io.resolve import SETS, resolve
+from ..io.resolve import resolve
 from ..sampling import parse_split
 
 MAX_ARRAY_BYTES = 8 << 30  # of an array in memory
@@ -40,19 +41,34 @@ FASHION_CLASSES = tuple(
 )
 IDX_NAMES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-RESAMPLE_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's numbers
+RESAMPLE_FILTERS: tuple[Resample, ...] = get_args(Resample)  # in the order of Pillow's numbers
 HEATMAP_COLOR = (214, 39, 40)
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """N images that are not decoded yet."""
+Split = Sequence[bool] | np.ndarray | None
 
-    read: Callable[[int], np.ndarray]  # index -> (H, W) or (H, W, C) uint8; raises InputError
-    labels: np.ndarray  # (N,) int64, indices of `classes`
-    classes: tuple[str, ...]
-    is_val: np.ndarray | None  # (N,) bool, the validation split of the data; None where they define none
-    files: tuple[Path, ...]  # everything that is read, for the hash of the content
+
+class ImageSource:
+    """N images that are not decoded yet. Raises InputError where the arguments do not fit together.
+
+    Args:
+        read: Index -> (H, W) or (H, W, C) uint8; raises InputError.
+        labels: (N,) indices of `classes`; without `classes`, the names.
+        is_val: (N,) bool, the validation split of the data; None where they define none.
+        files: Everything that is read, for the hash of the content; messages name the first.
+    """
+
+    def __init__(self, read: Callable, labels: Sequence | np.ndarray, classes: tuple, is_val: Split, *files: Path):
+        if not len(labels):
+            raise InputError(f"{files[0]} holds no image")
+        if is_val is not None and len(is_val) != len(labels):
+            raise InputError(f"{files[0]}: {len(labels):,} labels but {len(is_val):,} entries of is_test")
+        indices, self.classes = (np.asarray(labels), classes) if classes else number_classes(labels)
+        if indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= len(self.classes):
+            valid = f"integers from 0 to {len(classes) - 1}, indices of its classes"
+            raise InputError(f"{files[0]}: labels must be {valid}")
+        self.read, self.labels, self.files = read, indices.astype(np.int64), files
+        self.is_val = None if is_val is None else np.asarray(is_val).astype(bool)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,8 +81,7 @@ class ImageSource:
         for i, path in enumerate(self.files, 1):
             digest.update(f"\n{path.stat().st_size}\n".encode())
             with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)  # continues the digest
             if i % 64 == 0 or i == len(self.files):
                 report_progress("checking images", i, len(self.files))
         return digest.hexdigest()
@@ -85,10 +100,10 @@ def open_images(data: str) -> ImageSource:
     path = Path(data).expanduser()
     if data and path.exists():
         source = open_path(path)
-    elif data in SETS and data not in NAMED_SETS:
-        raise InputError(f"data '{data}' are no images: {suggest(data, NAMED_SETS)}")
-    else:
+    elif data in NAMED_SETS:
         source = NAMED_SETS[data](resolve(data))
+    else:
+        raise InputError(f"data '{data}' are no images, neither by path nor by name: {suggest(data, NAMED_SETS)}")
     if len(present := np.unique(source.labels)) < 2:
         only = source.classes[present[0]]
         raise InputError(f"data '{data}' have one class ({only}): a classifier needs two or more")
@@ -96,14 +111,13 @@ def open_images(data: str) -> ImageSource:
 
 
 def open_path(path: Path) -> ImageSource:
-    name = path.name.removesuffix(".gz")
     if path.is_dir():
         return open_folder(path)
     if suffix(path) in DELIMITERS:
         return open_table(path)
-    if name.endswith(".npz"):
+    if suffix(path) == ".npz":
         return open_npz(path)
-    if name.endswith(IDX_NAMES[0]):
+    if path.name.removesuffix(".gz").endswith(IDX_NAMES[0]):
         return open_idx([path])
     raise InputError(f"{path}: images come as class folders, a .csv of path,label, a .npz, or *{IDX_NAMES[0]}.gz")
 
@@ -118,47 +132,35 @@ def open_folder(path: Path) -> ImageSource:
     folders = {p.name: p for p in sorted(path.iterdir()) if p.is_dir()}
     val = next((folders[name] for name in ("val", "valid", "validation", "test") if name in folders), None)
     splits = [folders["train"], val] if "train" in folders and val else [path]
-    rows = [
-        (image, class_folder.name, split is not splits[0])
-        for split in splits
-        for class_folder in sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
-        for image in list_images(class_folder)
-    ]
+    rows: list[tuple[Path, str, bool]] = []
+    for split in splits:
+        for folder in sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            images = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS and p.name[0] != "."]
+            if not images:
+                raise InputError(f"the class folder {folder} holds no image: it needs {', '.join(IMAGE_EXTENSIONS)}")
+            rows += [(image, folder.name, split is val) for image in sorted(images)]
     if not rows:
         raise InputError(f"{path} has no class folders with images in them: expected {path / 'CLASS' / 'image.png'}")
-    return source_from_files(rows, len(splits) > 1)
-
-
-def list_images(folder: Path) -> list[Path]:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith("."))
-    if not paths:
-        raise InputError(f"the class folder {folder} holds no image: it needs {', '.join(IMAGE_EXTENSIONS)}")
-    return paths
+    files, names, is_val = zip(*rows, strict=True)
+    return ImageSource(lambda i: read_image(files[i]), names, (), is_val if len(splits) > 1 else None, *files)
 
 
 def open_table(path: Path) -> ImageSource:
     """Open a table of path,label; paths are relative to the folder of the table."""
-    rows, has_split = [], False
-    for row in read_manifest(path, ("path", "label"), ("split",)):
-        image, split = path.parent / row["path"], row["split"]
-        if not image.is_file():
-            raise InputError(f"{row.where}: there is no file {image}")
-        rows.append((image, row["label"], bool(split) and parse_split(split, f"{row.where}: split")))
-        has_split |= bool(split)
-    return source_from_files(rows, has_split, path)
+    rows = read_manifest(path, ("path", "label"), ("split",))
+    files = [path.parent / row["path"] for _, row in rows]
+    for (where, _), file in zip(rows, files, strict=True):
+        if not file.is_file():
+            raise InputError(f"{where}: there is no file {file}")
+    is_val = [bool(row["split"]) and parse_split(row["split"], f"{where}: split") for where, row in rows]
+    has_split = any(row["split"] for _, row in rows)
+    labels = [row["label"] for _, row in rows]
+    return ImageSource(lambda i: read_image(files[i]), labels, (), is_val if has_split else None, path, *files)
 
 
-def source_from_files(rows: list[tuple[Path, str, bool]], has_split: bool, *listings: Path) -> ImageSource:
-    """Build a source from (file, label, is for validation) of each image."""
-    files = tuple(row[0] for row in rows)
-    labels, classes = number_classes([row[1] for row in rows])
-    is_val = np.array([row[2] for row in rows]) if has_split else None
-    return ImageSource(lambda i: read_image(files[i]), labels, classes, is_val, (*listings, *files))
-
-
-def number_classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
+def number_classes(labels: Iterable[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return labels as indices, and the class names, sorted as numbers where all are numbers, else as text."""
-    names = [str(label) for label in labels]
+    names = list(map(str, labels))
     numeric = all(name.isdecimal() for name in names)
     classes = sorted(set(names), key=lambda name: (int(name) if numeric else 0, name))
     index = {name: i for i, name in enumerate(classes)}
@@ -170,8 +172,7 @@ def number_classes(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def open_digits(path: Path) -> ImageSource:
     """Open scikit-learn's digits: lines of 64 numbers from 0 to 16, then the digit."""
-    text = read_bytes(path).decode("ascii", "replace")
-    table = np.loadtxt(io.StringIO(text), delimiter=",")
+    table = np.loadtxt(io.StringIO(read_bytes(path).decode("ascii", "replace")), delimiter=",")
     pixels = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     return source_from_arrays(pixels, table[:, 64].astype(np.int64), None, tuple("0123456789"), path)
 
@@ -184,17 +185,15 @@ def open_idx(paths: Sequence[Path], classes: tuple[str, ...] = ()) -> ImageSourc
         raise InputError(f"{missing[0]} does not exist: it should hold the labels of the images in the same folder")
     pixels, labels = [read_idx(images, 3) for images, _ in pairs], [read_idx(labels, 1) for _, labels in pairs]
     is_val = np.repeat([not images.name.startswith("train") for images, _ in pairs], [len(array) for array in pixels])
-    files = [path for pair in pairs for path in pair]
     own_split = is_val if is_val.any() and not is_val.all() else None
-    return source_from_arrays(np.concatenate(pixels), np.concatenate(labels), own_split, classes, *files)
+    return source_from_arrays(np.concatenate(pixels), np.concatenate(labels), own_split, classes, *chain(*pairs))
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
     """Read MNIST's format: 0, 0, type 8 (uint8), number of axes, sizes (big-endian uint32), data."""
     raw, start = read_bytes(path), 4 + 4 * ndim
-    is_idx = raw[:4] == bytes([0, 0, 8, ndim]) and len(raw) >= start
-    shape = tuple(int(n) for n in np.frombuffer(raw[4:start], ">u4")) if is_idx else ()
-    if not shape or len(raw) - start != np.prod([float(n) for n in shape]):
+    shape = tuple(np.frombuffer(raw[4:start], ">u4").tolist()) if len(raw) >= start else ()
+    if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) - start != math.prod(shape):
         raise InputError(f"{path} is not a complete idx file of {ndim} axes: {len(raw):,} bytes, shape {shape or '?'}")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
@@ -202,27 +201,29 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 def read_bytes(path: Path) -> bytes:
     """Read a file, or what a .gz holds, of at most MAX_ARRAY_BYTES."""
     with open_data(path) as file:
-        raw = read_bounded(file, MAX_ARRAY_BYTES)
-    if len(raw) > MAX_ARRAY_BYTES:
-        raise InputError(f"{path} holds more than {MAX_ARRAY_BYTES >> 30} GiB")
-    return raw
+        return read_bounded(file, MAX_ARRAY_BYTES, path)
 
 
 def open_npz(path: Path) -> ImageSource:
     arrays = read_npz(path)
-    classes = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays else ()
+    classes, is_val = tuple(map(str, arrays.get("classes", ()))), arrays.get("is_test")
     if {"data", "offsets", "labels"} <= arrays.keys():
-        return source_from_encoded(arrays, classes, path)
+        data, offsets, labels = arrays["data"], arrays["offsets"].astype(np.int64), arrays["labels"]
+        if len(offsets) != len(labels) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(data):
+            raise InputError(f"{path}: offsets do not divide data ({len(data):,} bytes) into one image for each label")
+        spans = list(pairwise(offsets.tolist()))
+        decode = lambda i: decode_image(data[slice(*spans[i])].tobytes(), f"{path}, image {i}")  # noqa: E731
+        return ImageSource(decode, labels, classes, is_val, path)
     if {"x_train", "y_train"} <= arrays.keys():
         splits = [name for name in ("train", "test") if {f"x_{name}", f"y_{name}"} <= arrays.keys()]
         pixels = np.concatenate([arrays[f"x_{name}"] for name in splits])
         labels = np.concatenate([arrays[f"y_{name}"].reshape(-1) for name in splits])
         is_val = np.arange(len(pixels)) >= len(arrays["x_train"]) if len(splits) > 1 else None
-        return source_from_arrays(pixels, labels, is_val, classes, path)
-    pixels, labels = arrays.get("images", arrays.get("x")), arrays.get("labels", arrays.get("y"))
+    else:
+        pixels, labels = arrays.get("images", arrays.get("x")), arrays.get("labels", arrays.get("y"))
     if pixels is None or labels is None:
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected images and labels (or x and y)")
-    return source_from_arrays(pixels, labels.reshape(-1), arrays.get("is_test"), classes, path)
+    return source_from_arrays(pixels, labels.reshape(-1), is_val, classes, path)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -240,39 +241,15 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} cannot be read as .npz: {error}") from None
 
 
-def source_from_encoded(arrays: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> ImageSource:
-    """Build a source from image files in one array of bytes, image i from offsets[i] to offsets[i + 1]."""
-    data, offsets = arrays["data"], arrays["offsets"].astype(np.int64)
-    if len(offsets) != len(arrays["labels"]) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(data):
-        raise InputError(f"{path}: offsets do not divide data ({len(data):,} bytes) into one image for each label")
-    labels, classes = check_labels(arrays["labels"], classes, path)
-    is_val = arrays["is_test"].astype(bool) if "is_test" in arrays else None
-
-    decode = lambda i: decode_image(data[offsets[i] : offsets[i + 1]].tobytes(), f"{path}, image {i}")  # noqa: E731
-    return ImageSource(decode, labels, classes, is_val, (path,))
-
-
 def source_from_arrays(
     pixels: np.ndarray, labels: np.ndarray, is_val: np.ndarray | None, classes: tuple[str, ...], *files: Path
 ) -> ImageSource:
     if pixels.ndim not in (3, 4) or pixels.dtype != np.uint8 or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
         expected = "uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
         raise InputError(f"{files[0]}: images are {pixels.dtype} of shape {pixels.shape}; they must be {expected}")
-    if len(labels) != len(pixels) or (is_val is not None and len(is_val) != len(pixels)):
+    if len(labels) != len(pixels):
         raise InputError(f"{files[0]}: {len(pixels):,} images but {len(labels):,} labels")
-    labels, classes = check_labels(labels, classes, files[0])
-    return ImageSource(lambda i: pixels[i], labels, classes, None if is_val is None else is_val.astype(bool), files)
-
-
-def check_labels(labels: np.ndarray, classes: tuple[str, ...], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels as indices, and the class names; without names, the labels are the names."""
-    if not len(labels):
-        raise InputError(f"{path} holds no image")
-    if not classes:
-        return number_classes(labels.tolist())
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
-        raise InputError(f"{path}: labels must be integers from 0 to {len(classes) - 1}, indices of its classes")
-    return labels.astype(np.int64), classes
+    return ImageSource(lambda i: pixels[i], labels, classes, is_val, *files)
 
 
 # --- one image ---
@@ -295,6 +272,8 @@ def read_image(path: Path) -> np.ndarray:
 def decode_image(raw: bytes, place: str) -> np.ndarray:
     """Decode the bytes of an image file, as `read_image` does; `place` names it in messages."""
     Image = import_pillow()
+    from PIL import ImageOps
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images, which are refused here
@@ -303,7 +282,10 @@ def decode_image(raw: bytes, place: str) -> np.ndarray:
                 if width * height > MAX_PIXELS:
                     raise InputError(f"{place} has {width} x {height} pixels: the limit is {MAX_PIXELS:,}")
                 image.load()
-                return to_array(image, place)
+                if image.mode.startswith(("I", "F")):
+                    raise InputError(f"{place} has pixels of more than 8 bits ({image.mode}): save it with 8 bits")
+                image = ImageOps.exif_transpose(image)
+                return np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -314,27 +296,19 @@ def decode_image(raw: bytes, place: str) -> np.ndarray:
         raise InputError(f"{place} is damaged or cut off: {error}") from None
 
 
-def to_array(image: Any, place: str) -> np.ndarray:
-    from PIL import ImageOps
-
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{place} has pixels of more than 8 bits ({image.mode}): save it with 8 bits per channel")
-    image = ImageOps.exif_transpose(image)
-    return np.asarray(image if image.mode == "L" else image.convert("RGB"))
-
-
 def resize_image(
     pixels: np.ndarray, height: int, width: int, channels: int, resample: Resample = "bilinear"
 ) -> np.ndarray:
     """Resize (H, W) or (H, W, 1 or 3) uint8 to (height, width, channels), and convert gray to color or back."""
     pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    gray = pixels.ndim == 2
-    if pixels.shape[:2] != (height, width) or (channels == 1 and not gray):
-        image = import_pillow().fromarray(pixels).convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height), RESAMPLE_FILTERS.index(resample))
-        return np.asarray(image).reshape(height, width, channels)
-    return np.repeat(pixels[:, :, None], channels, axis=2) if gray else pixels
+    if pixels.shape == (height, width):
+        return np.repeat(pixels[:, :, None], channels, axis=2)
+    if pixels.shape == (height, width, channels):
+        return pixels
+    image = import_pillow().fromarray(pixels).convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), RESAMPLE_FILTERS.index(resample))
+    return np.asarray(image).reshape(height, width, channels)
 
 
 def encode_png(pixels: np.ndarray, height: int = 96) -> str:

@@ -19,10 +19,10 @@ def build_windows(data: Trajectories, starts: np.ndarray, context: int) -> dict[
     real = steps < ends
     steps = np.minimum(steps, ends - 1)
     arrays = {"state": data.states, "action": data.actions, "timestep": data.timesteps}
-    arrays["return_to_go"] = data.return_to_go[:, None]
-    windows = {name: array[steps] for name, array in arrays.items()}
-    masks = {name: real.reshape(*real.shape, *[1] * (window.ndim - 2)) for name, window in windows.items()}
-    return {name: np.where(masks[name], window, 0) for name, window in windows.items()} | {"real": real}
+    windows = {"real": real}
+    for name, array in (arrays | {"return_to_go": data.return_to_go[:, None]}).items():
+        windows[name] = np.where(real.reshape(*real.shape, *[1] * (array.ndim - 1)), array[steps], 0)
+    return windows
 
 
 def sample_starts(data: Trajectories, episodes: np.ndarray, batch: int, seed: int, step: int) -> np.ndarray:

@@ -3,29 +3,18 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import InputError, suggest
 from ..io.cache import cache_by_files, cache_dir, data_files
-from .environments import EXPERT_POLICIES, LINE, EpsilonGreedy, make_envs, play_episodes
+from .environments import EXPERT_POLICIES, LINE, EpsilonGreedy, import_gymnasium, make_envs, play_episodes
 from .read import MINARI_PREFIX, Trajectories, read_minari, read_trajectories, write_trajectories
 
-
-@dataclass(frozen=True)
-class MixedEpisodes:
-    """Episodes of mixed quality: those of the expert's rule with a share `epsilon` of random actions."""
-
-    env: str
-    episodes: int  # for each epsilon
-    epsilon: tuple[float, ...]
-    seed: int = 0
-
-
-NAMED_SETS = {
-    "line": MixedEpisodes(LINE, 30, (1.0, 0.5, 0.05)),
-    "cartpole": MixedEpisodes("CartPole-v1", 200, (1.0, 0.7, 0.4, 0.05)),
-    "pendulum": MixedEpisodes("Pendulum-v1", 150, (1.0, 0.7, 0.4, 0.05)),
+NAMED_SETS = {  # the arguments of `play_mixed`
+    "line": (LINE, 30, (1.0, 0.5, 0.05)),
+    "cartpole": ("CartPole-v1", 200, (1.0, 0.7, 0.4, 0.05)),
+    "pendulum": ("Pendulum-v1", 150, (1.0, 0.7, 0.4, 0.05)),
 }
 
 
@@ -33,7 +22,7 @@ NAMED_SETS = {
 def load_trajectories(data: str) -> Trajectories:
     """Load a file, a dataset of Minari's (minari:NAME), or a named set. Raises InputError."""
     path = Path(data).expanduser()
-    if data and path.is_file():
+    if path.is_file():
         return read_trajectories(path)
     if data.startswith(MINARI_PREFIX):
         return read_minari(data)
@@ -41,27 +30,17 @@ def load_trajectories(data: str) -> Trajectories:
         if path.suffix or os.sep in data:
             raise InputError(f"data '{data}': no such file (looked in {Path.cwd()})")
         raise InputError(f"data '{data}': no such file or set of trajectories: {suggest(data, NAMED_SETS)}")
-    config = NAMED_SETS[data]
-    key = json.dumps([asdict(config), env_version(config.env)])
-    cached = cache_dir() / "trajectories" / f"{data}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    env = NAMED_SETS[data][0]
+    version = "1" if env == LINE else import_gymnasium(env).__version__
+    key = hashlib.sha256(json.dumps([NAMED_SETS[data], version]).encode()).hexdigest()[:16]
+    cached = cache_dir() / "trajectories" / f"{data}-{key}.npz"
     if not cached.is_file():
-        write_trajectories(cached, play_mixed(config))
+        write_trajectories(cached, play_mixed(*NAMED_SETS[data]))
     return read_trajectories(cached)
 
 
-def play_mixed(config: MixedEpisodes) -> Trajectories:
-    """Play a set of episodes. The same seed gives the same episodes."""
-    epsilon = [e for e in config.epsilon for _ in range(config.episodes)]
-    seeds = [config.seed * 1_000_003 + i for i in range(len(epsilon))]
-    _, spec = make_envs(config.env, 1)
-    return play_episodes(config.env, EpsilonGreedy(spec, EXPERT_POLICIES[config.env], epsilon, seeds), seeds)
-
-
-def env_version(env: str) -> str:
-    """Return the version of the code of an environment, which is part of the cache key."""
-    if env == LINE:
-        return "1"
-    make_envs(env, 1)
-    import gymnasium
-
-    return gymnasium.__version__
+def play_mixed(env: str, episodes: int, epsilons: Sequence[float], seed: int = 0) -> Trajectories:
+    """Play `episodes` for each epsilon: the expert's rule with this share of random actions, always the same."""
+    epsilon = [e for e in epsilons for _ in range(episodes)]
+    seeds = [seed * 1_000_003 + i for i in range(len(epsilon))]
+    return play_episodes(env, EpsilonGreedy(make_envs(env, 1)[1], EXPERT_POLICIES[env], epsilon, seeds), seeds)

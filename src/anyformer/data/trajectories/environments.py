@@ -7,6 +7,7 @@ Shapes: n running episodes, S numbers per state, A per action.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ LINE = "Line-v0"
 
 
 class Policy(Protocol):
-    """Chooses the actions, (n,) int or (n, A) float, of the running episodes: of their states (n, S), their indices
+    """Chooses the actions, (n,) int or (n, A) float, of the running episodes, from their states (n, S), their indices
     (n,), the rewards of their last steps (n,) and the step index t."""
 
     def __call__(self, states: np.ndarray, rows: np.ndarray, rewards: np.ndarray, t: int) -> np.ndarray: ...
@@ -72,8 +73,7 @@ def make_envs(name: str, count: int) -> tuple[list[Any], EnvSpec]:
     """Create `count` environments of this name. Raises InputError."""
     if name == LINE:
         return [LineEnv() for _ in range(count)], EnvSpec(2, 2)
-    message = f"the environment '{name}' needs gymnasium: pip install 'anyformer[control]'"
-    gymnasium = import_optional("gymnasium", message)
+    gymnasium = import_gymnasium(name)
     if name not in gymnasium.registry:  # a name with a colon would import a module of the caller's choice
         hint = suggest(name, [LINE, *gymnasium.registry]).split("valid:")[0]  # there are dozens
         few = f"CartPole-v1, Pendulum-v1, {LINE} and the others of gymnasium"
@@ -83,6 +83,10 @@ def make_envs(name: str, count: int) -> tuple[list[Any], EnvSpec]:
     except gymnasium.error.Error as error:
         raise InputError(f"the environment '{name}' cannot be made: {error}") from None
     return envs, read_env_spec(name, envs[0])
+
+
+def import_gymnasium(name: str) -> Any:
+    return import_optional("gymnasium", f"the environment '{name}' needs gymnasium: pip install 'anyformer[control]'")
 
 
 def read_env_spec(name: str, env: Any) -> EnvSpec:
@@ -103,30 +107,26 @@ def play_episodes(name: str, policy: Policy, seeds: Sequence[int], max_steps: in
         raise InputError("0 episodes: at least 1 must be played")
     envs, spec = make_envs(name, len(seeds))
     states = [np.asarray(env.reset(seed=seed)[0], np.float32).reshape(-1) for env, seed in zip(envs, seeds)]
-    records: list[tuple[list, list, list]] = [([], [], []) for _ in seeds]  # states, actions, rewards per episode
+    records: list[list[tuple]] = [[] for _ in seeds]  # (state, action, reward) of each step of each episode
     rows, rewards = np.arange(len(seeds)), np.zeros(len(seeds), np.float32)
     for t in range(max_steps):
         actions = policy(np.stack([states[r] for r in rows]), rows, rewards[rows], t)
-        finished = set()
+        running = []
         for row, action in zip(rows.tolist(), actions):
             clipped = spec.clip_action(action)
             state, reward, terminated, truncated, _ = envs[row].step(clipped)
-            for column, value in zip(records[row], (states[row], clipped, reward)):
-                column.append(value)
+            records[row].append((states[row], clipped, reward))
             states[row], rewards[row] = np.asarray(state, np.float32).reshape(-1), reward
-            if terminated or truncated:
-                finished.add(row)
-        rows = np.array([row for row in rows if row not in finished], np.int64)
+            if not (terminated or truncated):
+                running.append(row)
+        rows = np.array(running, np.int64)
         report_progress(f"playing {name}", len(seeds) - len(rows), len(seeds))
         if not len(rows):
             break
-    action_dtype = np.int64 if spec.low is None else np.float32
-    columns = [np.concatenate([np.asarray(record[i]) for record in records]) for i in range(3)]
-    ends = np.cumsum([len(record[2]) for record in records])
-    return Trajectories(columns[0], columns[1].astype(action_dtype), columns[2].astype(np.float32), ends)
-
-
-# --- policies that need no learning: states (n, S) -> actions ---
+    columns = zip(*chain.from_iterable(records), strict=True)
+    dtypes = (np.float32, np.int64 if spec.low is None else np.float32, np.float32)
+    arrays = [np.array(column).astype(dtype) for column, dtype in zip(columns, dtypes, strict=True)]
+    return Trajectories(*arrays, np.cumsum([len(steps) for steps in records]))
 
 
 def balance_pole(states: np.ndarray) -> np.ndarray:
@@ -143,22 +143,16 @@ def swing_up(states: np.ndarray) -> np.ndarray:
     return np.where(cos > 0.85, hold, pump).clip(-2, 2)[:, None].astype(np.float32)
 
 
-def walk_to_middle(states: np.ndarray) -> np.ndarray:
-    return (states[:, 0] < 0).astype(np.int64)
-
-
 EXPERT_POLICIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "CartPole-v1": balance_pole,
     "Pendulum-v1": swing_up,
-    LINE: walk_to_middle,
+    LINE: lambda states: (states[:, 0] < 0).astype(np.int64),
 }
 
 
 class EpsilonGreedy:
-    """Follows a rule of states -> actions, with probability `epsilon` (one per episode) of a random action instead.
-
-    Without a rule, all actions are random.
-    """
+    """Follows a rule of states -> actions, with probability `epsilon` (one per episode) of a random action instead;
+    without a rule, all actions are random."""
 
     def __init__(self, spec: EnvSpec, rule: Callable | None, epsilon: Sequence[float], seeds: Sequence[int]):
         self.spec, self.rule, self.epsilon = spec, rule, epsilon

@@ -1,7 +1,4 @@
-"""What a model of trajectories needs besides its weights: sizes and normalization of states and actions.
-
-It is stored beside the weights as space.json.
-"""
+"""Sizes and normalization of the states and actions of a model, stored beside its weights as space.json."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -51,9 +48,8 @@ class TrajectoryNormalizer:
         """(...) ids or (..., A) numbers -> (..., A). Raises InputError for an action that does not exist."""
         if not self.discrete:
             return actions / np.array(self.reach, np.float32) if self.reach else actions
-        if actions.size and (actions.min() < 0 or actions.max() >= self.actions):
-            invalid = actions.max() if actions.max() >= self.actions else actions.min()
-            raise InputError(f"action {invalid} does not exist: valid are 0 to {self.actions - 1}")
+        if (invalid := actions[(actions < 0) | (actions >= self.actions)]).size:
+            raise InputError(f"action {invalid[0]} does not exist: valid are 0 to {self.actions - 1}")
         return np.eye(self.actions, dtype=np.float32)[actions]
 
     def decode_actions(self, actions: np.ndarray) -> np.ndarray:
@@ -62,35 +58,35 @@ class TrajectoryNormalizer:
 
     def check(self, data: Trajectories) -> None:
         """Raise InputError where trajectories have other states or actions than the model."""
-        if self.discrete != data.is_discrete:
-            model, other = ("discrete" if discrete else "continuous" for discrete in (self.discrete, data.is_discrete))
-            raise InputError(f"the data have {other} actions, the model has {model} ones")
-        if data.states.shape[1] != self.states:
-            raise InputError(f"the data's states have {data.states.shape[1]} numbers, the model's {self.states}")
+        actions = "discrete" if data.is_discrete else f"{data.actions.shape[1]} continuous"
+        own_actions = "discrete" if self.discrete else f"{self.actions} continuous"
+        size = data.states.shape[1]
+        if (size, actions) != (self.states, own_actions):
+            model = f"{own_actions} actions and states of {self.states}"
+            raise InputError(f"the data have {actions} actions and states of {size} numbers, the model has {model}")
         if self.discrete and (action := data.actions.max()) >= self.actions:
             step = data.actions.argmax()
             raise InputError(f"action {action} at step {step} does not exist: valid are 0 to {self.actions - 1}")
-        if not self.discrete and data.actions.shape[1] != self.actions:
-            raise InputError(f"the data's actions have {data.actions.shape[1]} numbers, the model's {self.actions}")
 
 
 def fit_normalizer(data: Trajectories, normalize: bool) -> TrajectoryNormalizer:
     """Build the normalizer of these trajectories; without `normalize`, states and actions are used as they are."""
     actions = int(data.actions.max()) + 1 if data.is_discrete else data.actions.shape[1]
     last = min(EXAMPLE_STEPS, int(data.ends[0]))
-    example = {
-        "states": data.states[:last].tolist(),
-        "actions": data.actions[: last - 1].tolist(),
-        "returns": data.return_to_go[:last].tolist(),
-    }
-    mean, std, reach = (), (), ()
+    example = {"states": data.states[:last], "actions": data.actions[: last - 1], "returns": data.return_to_go[:last]}
+    statistics = {}
     if normalize:
         states = data.states.astype(np.float64)
-        mean = tuple(states.mean(0).tolist())
-        std = tuple(np.maximum(states.std(0), 1e-3).tolist())
+        statistics = {"mean": states.mean(0), "std": np.maximum(states.std(0), 1e-3)}
         if not data.is_discrete:
-            reach = tuple(np.maximum(np.abs(data.actions).max(0).astype(np.float64), 1e-6).tolist())
-    return TrajectoryNormalizer(data.states.shape[1], actions, data.is_discrete, mean, std, reach, example)
+            statistics["reach"] = np.maximum(np.abs(data.actions).max(0).astype(np.float64), 1e-6)
+    return TrajectoryNormalizer(
+        data.states.shape[1],
+        actions,
+        data.is_discrete,
+        example={name: array.tolist() for name, array in example.items()},
+        **{name: tuple(array.tolist()) for name, array in statistics.items()},
+    )
 
 
 def load_normalizer(text: str) -> TrajectoryNormalizer:
