@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from anyformer import api
-from anyformer.labs import ladder
+from anyformer.inference.translation import align_translation
 from anyformer.model.edges import Edges, causal, full, neighbors, prefix, same, window
 from anyformer.report.chart import PALETTE, Series, heatmap, line_chart
 
@@ -88,7 +88,7 @@ def draw_reverse(digits: str = "3141592653589793") -> str:
     """Train a model to reverse digits and draw its cross-attention."""
     with TemporaryDirectory() as folder:
         model = api.train("translation", "reverse", out=Path(folder) / "run")
-    attention = ladder.alignment((digits, digits[::-1]), [model], [{"title": "Cross-attention"}])["maps"][0]
+    attention = align_translation(model.module, digits, digits[::-1])
     return heatmap(attention["weights"], title="", rows=attention["rows"], columns=attention["columns"], top=1.0)
 
 

@@ -11,7 +11,6 @@ from rich.console import Console
 from anyformer.labs import benchmark
 from anyformer.model.quantization.quantize import Int8Linear
 from anyformer.recipes import language
-from anyformer.report import benchmark as benchmark_report
 from anyformer.training import hardware
 from cli_kit import assert_refused, call
 
@@ -32,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def render(facts: dict[str, Any], width: int = 80) -> str:
     screen = io.StringIO()
-    Console(file=screen, width=width).print(benchmark_report.describe(facts))
+    Console(file=screen, width=width).print(benchmark.describe(facts))
     return screen.getvalue()
 
 
@@ -94,15 +93,15 @@ def test_shares_are_of_what_was_measured():
 
 
 def test_the_advice_follows_the_figures():
-    assert benchmark_report.advise(make_facts()) == (
+    assert benchmark.advise(make_facts()) == (
         "train as it is: --dtype auto takes bfloat16; "
         "answer with --weights int8: 3.0 × as many tokens a second as float32"
     )
     slow = make_facts(used="float32", int8=31.0)
-    assert "--dtype bfloat16: matrices multiply 2.0 × as fast as in float32" in benchmark_report.advise(slow)
-    assert "answer with float32 weights" in benchmark_report.advise(slow)
+    assert "--dtype bfloat16: matrices multiply 2.0 × as fast as in float32" in benchmark.advise(slow)
+    assert "answer with float32 weights" in benchmark.advise(slow)
     nothing = [{"what": "x", "problem": "no"}]
-    assert "could be measured" in benchmark_report.advise(dict.fromkeys(SECTIONS, nothing))
+    assert "could be measured" in benchmark.advise(dict.fromkeys(SECTIONS, nothing))
 
 
 def test_a_figure_that_fails_has_a_reason_and_the_others_are_measured(small: None, monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,8 @@
 """Measure how fast this machine trains, generates and tokenizes, and how near that is to the limits of its matrix
 products and its memory.
 
-    facts = measure()   # plain values, ready for --json; report/benchmark.py formats them
+    facts = measure()   # plain values, ready for --json
+    describe(facts)     # rich tables and one line of advice
 
 All figures are measured; one that could not be measured is None, and the "problem" of its row says why. Models have
 random weights and read random ids, which does not change how long they take.
@@ -11,7 +12,7 @@ import importlib
 import platform
 import time
 import typing
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -21,6 +22,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from ..data.text.prepare import SUBWORD_BLOCK
@@ -31,7 +35,7 @@ from ..inference.sampling import SamplingParams
 from ..model.quantization.quantize import FloatLinear, Int8Linear, WeightFormat, quantize
 from ..recipe import BatchStream, Recipe, StreamState
 from ..recipes import language
-from ..report.doctor import processor_name
+from ..report.doctor import MIN_SPEEDUP, add_title, format_flops, processor_name
 from ..training import hardware
 from ..training.device import resolve_device
 from ..training.estimate import estimate
@@ -67,23 +71,15 @@ def measure(device: str = "auto", seconds: float = SECONDS) -> dict[str, Any]:
         InputError: If there is no such device.
     """
     target, started_at = resolve_device(device), time.monotonic()
-    model = cache(partial(build_generator, target))
-    read_memory = ("ceilings", "reading memory", partial(measure_bandwidth, target))
-    parts: list[tuple[str, str, Callable[[], list[Row]]]] = [
-        *(("ceilings", f"matrix products, {dtype}", partial(measure_matmul, target, dtype)) for dtype in DTYPES),
-        read_memory,
-        *(("training", f"training {n}", partial(measure_training, target, n, seconds)) for n in TRAINING_PRESETS),
-        *(
-            ("generation", f"answering, {weights} weights", partial(measure_generation, model, weights, seconds))
-            for weights in WEIGHT_FORMATS
-        ),
-        ("tokenizing", f"BPE of {BPE_VOCAB_SIZE:,}", partial(measure_tokenizing, seconds)),
-        read_memory,  # again: other processes may have used the memory before
-    ]
     rows: dict[str, list[Row]] = {}
+    parts = list(list_parts(target, seconds))
     for done, (section, name, work) in enumerate(parts):
         report_progress(name, done, len(parts))
-        rows.setdefault(section, []).extend({"what": name} | row for row in attempt(work))
+        try:
+            results = [row | {"problem": None} for row in work()]
+        except (*hardware.UNSUPPORTED_ERRORS, ImportError, MemoryError) as error:
+            results = [{"problem": hardware.first_line(error)}]
+        rows.setdefault(section, []).extend({"what": name} | row for row in results)
     *products, first, second = rows["ceilings"]
     rows["ceilings"] = [*products, max(first, second, key=lambda row: row.get("gb_per_s", 0.0))]
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else processor_name()
@@ -92,12 +88,20 @@ def measure(device: str = "auto", seconds: float = SECONDS) -> dict[str, Any]:
     return facts | add_shares(rows) | {"seconds": round(time.monotonic() - started_at, 1)}
 
 
-def attempt(work: Callable[[], list[Row]]) -> list[Row]:
-    """Return the rows of a part, or a single one with the problem."""
-    try:
-        return [row | {"problem": None} for row in work()]
-    except (*hardware.UNSUPPORTED_ERRORS, ImportError, MemoryError) as error:
-        return [{"problem": hardware.first_line(error)}]
+def list_parts(device: torch.device, seconds: float) -> Iterator[tuple[str, str, Callable[[], list[Row]]]]:
+    """Yield (section, name, function that returns rows) of each part, in the order of measuring."""
+    model, target = cache(partial(build_generator, device)), str(device)
+    read_memory = lambda: [{"gb_per_s": hardware.measure_read_bandwidth(target)}]  # noqa: E731
+    for dtype in DTYPES:
+        product = lambda dtype=dtype: [{"dtype": dtype, "gflops": hardware.measure_matmul_gflops(target, dtype)}]  # noqa: E731
+        yield "ceilings", f"matrix products, {dtype}", product
+    yield "ceilings", "reading memory", read_memory
+    for name in TRAINING_PRESETS:
+        yield "training", f"training {name}", partial(measure_training, device, name, seconds)
+    for weights in WEIGHT_FORMATS:
+        yield "generation", f"answering, {weights} weights", partial(measure_generation, model, weights, seconds)
+    yield "tokenizing", f"BPE of {BPE_VOCAB_SIZE:,}", partial(measure_tokenizing, seconds)
+    yield "ceilings", "reading memory", read_memory  # again: other processes may have used the memory before
 
 
 def add_shares(rows: dict[str, list[Row]]) -> dict[str, Any]:
@@ -114,21 +118,12 @@ def add_shares(rows: dict[str, list[Row]]) -> dict[str, Any]:
     return rows
 
 
-def measure_matmul(device: torch.device, dtype: str) -> list[Row]:
-    return [{"dtype": dtype, "gflops": hardware.measure_matmul_gflops(str(device), dtype)}]
-
-
-def measure_bandwidth(device: torch.device) -> list[Row]:
-    return [{"gb_per_s": hardware.measure_read_bandwidth(str(device))}]
-
-
 # --- training ---
 
 
 def measure_training(device: torch.device, name: str, seconds: float) -> list[Row]:
     """Train a preset for some steps with the loop of `anyformer train`; the median step after the first counts."""
-    config = make_config(name, device)
-    recipe = make_random_recipe()
+    config, recipe = make_config(name, device), make_random_recipe()
     facts = estimate(recipe, config)
     times: list[float] = []
     for _ in train(recipe, config):
@@ -179,10 +174,8 @@ def measure_generation(model: Callable[[], language.LanguageModel], weights: Wei
     """Measure tokens per second with weights in a format, for each batch size; the prompt does not count."""
     with use_weight_format(model(), weights) as generator:
         row = {"weights": weights, "bytes_a_step": count_linear_bytes(generator)}
-        return [
-            row | {"batch": n, "tokens_per_second": measure_speed(generator, n, seconds / len(BATCH_SIZES))}
-            for n in BATCH_SIZES
-        ]
+        seconds /= len(BATCH_SIZES)
+        return [row | {"batch": n, "tokens_per_second": measure_speed(generator, n, seconds)} for n in BATCH_SIZES]
 
 
 @contextmanager
@@ -237,3 +230,97 @@ def measure_tokenizing(seconds: float) -> list[Row]:
 def load_documentation() -> str:
     """Return about 700 kB of English that come with Python. Raises ImportError if its packager left them out."""
     return "\n".join(importlib.import_module("pydoc_data.topics").topics.values())
+
+
+# --- the result for a terminal ---
+
+
+def describe(facts: dict[str, Any]) -> Group:
+    """Format the result of `measure`."""
+    name = " · ".join(filter(None, [facts["device"], facts["name"], f"torch {facts['torch']}"]))
+    threads = f" · {facts['threads']} threads" if facts["device"] == "cpu" else ""
+    return Group(
+        Text(f"{name}{threads} · measured in {facts['seconds']:.0f} s\n", style="dim"),
+        *(add_title(title, build_table(facts[key], names, cells)) for key, (title, names, cells) in SECTIONS.items()),
+        Text.assemble(("→ ", "bold green"), (advise(facts), "bold")),
+    )
+
+
+def build_table(rows: list[Row], columns: tuple[str, ...], format_cells: Callable[[Row], list[str]]) -> Table:
+    """Return a table whose first column is text and the others numbers, and one for problems if there are any."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    if any(row["problem"] for row in rows):
+        table.add_column("")
+    for row in rows:
+        if row["problem"]:
+            table.add_row(row["what"], *["–"] * (len(columns) - 1), Text(row["problem"], style="red"))
+        else:
+            table.add_row(*format_cells(row))
+    return table
+
+
+def format_ceiling(row: Row) -> list[str]:
+    return [row["what"], f"{row['gb_per_s']:,.1f} GB/s" if "gb_per_s" in row else format_flops(row["gflops"])]
+
+
+def format_training(row: Row) -> list[str]:
+    size, batch = f"{row['parameters'] / 1e6:.2f} M", f"{row['batch']} × {row['context']}"
+    speeds = [f"{row['tokens_per_second']:,.0f}", format_flops(row["gflops"]), format_share(row["share"])]
+    return [row["preset"], size, batch, row["dtype"], *speeds]
+
+
+def format_generation(row: Row) -> list[str]:
+    limit = "–" if row["at_most"] is None else f"{row['at_most']:,.1f}"
+    speeds = [f"{row['tokens_per_second']:,.1f}", limit, format_share(row["share"])]
+    return [row["weights"], f"{row['bytes_a_step'] / 1e6:,.0f} MB", str(row["batch"]), *speeds]
+
+
+def format_tokenizing(row: Row) -> list[str]:
+    return [f"{row['what']}, {row['text']}", f"{row['mb_per_s']:,.1f} MB/s"]
+
+
+def format_share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
+
+
+SECTIONS: dict[str, tuple[str, tuple[str, ...], Callable[[Row], list[str]]]] = {  # title, columns, cells of a row
+    "ceilings": ("Ceilings", ("", ""), format_ceiling),
+    "training": (
+        "Training: presets of language, and their share of the products",
+        ("preset", "parameters", "batch", "dtype", "tokens/s", "", "share"),
+        format_training,
+    ),
+    "generation": (
+        "Answering: GPT-2's shape, at most as fast as its weights are read",
+        ("weights", "read a step", "batch", "tokens/s", "at most", "share"),
+        format_generation,
+    ),
+    "tokenizing": ("Tokenizing", ("", ""), format_tokenizing),
+}
+
+
+def advise(facts: dict[str, Any]) -> str:
+    """Say in one line in which formats to train and to generate here."""
+    advice = []
+    products = {row["dtype"]: row["gflops"] for row in facts["ceilings"] if row.get("gflops")}
+    default = next((row["dtype"] for row in facts["training"] if not row["problem"]), "")
+    if default in products:
+        best, ratio = find_fastest(products, default)
+        keep = f"train as it is: --dtype auto takes {default}"
+        change = f"train with --dtype {best}: matrices multiply {ratio:.1f} × as fast as in {default}, which auto takes"
+        advice.append(change if ratio >= MIN_SPEEDUP else keep)
+    answers = {row["weights"]: row["tokens_per_second"] for row in facts["generation"] if row.get("batch") == 1}
+    if "float32" in answers:
+        best, ratio = find_fastest(answers, "float32")
+        keep = "answer with float32 weights: fewer bits are no faster here"
+        change = f"answer with --weights {best}: {ratio:.1f} × as many tokens a second as float32"
+        advice.append(change if ratio >= MIN_SPEEDUP else keep)
+    return "; ".join(advice) or "nothing could be measured: see anyformer doctor"
+
+
+def find_fastest(speeds: dict[str, float], default: str) -> tuple[str, float]:
+    """Return the fastest format, and how many times as fast as the default it is."""
+    best = max(speeds, key=lambda name: speeds[name])
+    return best, speeds[best] / speeds[default]

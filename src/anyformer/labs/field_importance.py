@@ -18,7 +18,7 @@ from ..trained_model import Model, select_eval_data
 from ..training import loop
 from ..training.run_directory import atomic_write
 
-SCORES = ("accuracy", "r2")  # of a class, of a number: 1 is the best of both
+SCORES = ("_accuracy", "_r2")  # of a class, of a number: 1 is the best of both
 
 
 def measure(model: Model, data: str | None = None, shuffles: int = 3, seed: int = 0) -> dict[str, Any]:
@@ -41,8 +41,6 @@ def measure(model: Model, data: str | None = None, shuffles: int = 3, seed: int 
     recipe: Any = model.recipe
     if not isinstance(recipe, SupportsAblation):
         raise InputError(f"'{model.name}' is no recipe with fields: only those of multimodal runs can be measured")
-    if shuffles < 1:
-        raise InputError(f"shuffles is {shuffles}; it must be at least 1")
     config, split = select_eval_data(model, data)
     names: list[str] = recipe.field_names(config)
     passes = [(names, "", 0), ([], "", 0)]  # kept fields, shuffled field, seed
@@ -54,26 +52,21 @@ def measure(model: Model, data: str | None = None, shuffles: int = 3, seed: int 
         report_progress("passes over the rows", done, len(passes))
         batches = recipe.ablate_fields(config, split, kept, shuffled, shuffle_seed)
         metrics.append(loop.evaluate(recipe, model.module, batches, config.train.dtype))
-    full, none, *scores = [sum(values := select_scores(m).values()) / len(values) for m in metrics]
+    score_names = [name for name in metrics[0] if f"_{name}".endswith(SCORES)]
+    full, none, *scores = [sum(m[name] for name in score_names) / len(score_names) for m in metrics]
     fields = {}
     for i, name in enumerate(names):
         without, only, *permuted = scores[i * (2 + shuffles) : (i + 1) * (2 + shuffles)]
         mean = sum(permuted) / shuffles
         fields[name] = {"without": without, "only": only, "shuffled": mean, "worth": full - mean}
-    score = ", ".join(name.replace("_", " ") for name in select_scores(metrics[0]))
+    score = ", ".join(score_names).replace("_", " ")
     return {"score": score, "all": full, "none": none, "rows": metrics[0].get("rows"), "fields": fields}
 
 
-def select_scores(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics that are scores, one for each target."""
-    return {name: x for name, x in metrics.items() if name in SCORES or name.endswith(tuple(f"_{s}" for s in SCORES))}
-
-
-def write_worth(folder: Path, facts: dict[str, Any]) -> list[Path]:
-    """Write worth.json and worth.svg, and update the report of a run. Returns the paths of the two."""
-    texts = {"worth.json": json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "worth.svg": draw_worth(facts)}
-    for name, text in texts.items():
-        atomic_write(folder / name, text)
+def write_worth(folder: Path, facts: dict[str, Any]) -> Path:
+    """Write worth.json and worth.svg, and update the report of a run. Returns the path of the picture."""
+    atomic_write(folder / "worth.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / "worth.svg", draw_worth(facts))
     if (folder / "report.html").is_file():
         write_report(folder)
-    return [folder / name for name in texts]
+    return folder / "worth.svg"

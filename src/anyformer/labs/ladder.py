@@ -7,7 +7,7 @@ ladder.html.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from ..errors import InputError
 from ..inference.translation import align_translation
 from ..metrics import score_translations
 from ..recipes._shared.pairs import load_pairs
-from ..report.ladder import render_ladder
+from ..report.chart import Series, heatmap, line_chart
+from ..report.curves import read_lines
+from ..report.html import render_template
 from ..trained_model import Model
 from ..training.job import RecordCallback
-from ..training.run_directory import atomic_write, read_lines
+from ..training.run_directory import atomic_write
 
 PAIR_RECIPES, TEXT_RECIPES = ("seq2seq", "rnnsearch", "translation"), ("mlp", "language")
 TITLES = {"mlp": "MLP (2003)", "seq2seq": "LSTM pair (2014)", "rnnsearch": "RNNsearch (2014)"}
+N_EXAMPLES = 8  # translations that are shown
 N_ALIGNMENTS = 3  # sentences whose alignments are drawn
 MAX_ALIGNED_TOKENS = 24
 BUCKET_WIDTH = 5  # tokens of the source
@@ -63,16 +66,15 @@ def climb(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty: choose another --out")
     has_pairs = is_pairs(data)
-    options: dict[str, Any] = {"cut_long": True} if has_pairs else {}
-    options["train"] = {"eval_every": 100, "save_every": 500, "seed": seed, "device": device, "dtype": "float32"}
-    options |= {"data": data, "minutes": minutes, "progress": False}
+    preset = "small" if not has_pairs else "reverse" if data == REVERSE else "multi30k"
+    train = {"eval_every": 100, "save_every": 500, "seed": seed, "device": device, "dtype": "float32"}
+    options: dict[str, Any] = {"data": data, "minutes": minutes, "train": train, "progress": False}
+    options |= {"cut_long": True} if has_pairs else {}
     rungs, models = [], []
     for name in PAIR_RECIPES if has_pairs else TEXT_RECIPES:
-        preset = ("reverse" if data == REVERSE else "multi30k") if has_pairs else "small"
-        started_at, on_record = time.monotonic(), on_rung(name, preset)
-        models.append(api.train(name, preset, out=out / name, on_record=on_record, **options))
-        seconds = time.monotonic() - started_at
-        rungs.append(describe_rung(name, out / name, models[-1], seconds) | {"preset": preset})
+        started_at = time.monotonic()
+        models.append(api.train(name, preset, out=out / name, on_record=on_rung(name, preset), **options))
+        rungs.append(describe_rung(models[-1], out / name, time.monotonic() - started_at) | {"preset": preset})
     facts: dict[str, Any] = {"data": data, "minutes": minutes, "seed": seed, "pairs": has_pairs}
     if has_pairs:
         facts |= compare_translations(models, rungs, sentences)
@@ -84,43 +86,34 @@ def climb(
 
 def is_pairs(data: str) -> bool:
     """Return whether the data are pairs of texts, by their name. Raises InputError if there are no such data."""
-    path = Path(data)
+    path, set_name = Path(data), data.partition("/")[0]
     if data == REVERSE or ("," in data and not path.exists()):
         return True
-    if data.partition("/")[0] in SETS and not path.exists():
-        return len({file.name.rpartition(".")[2] for file in resolve(data.partition("/")[0])} & {"fr", "de", "tsv"}) > 0
+    if set_name in SETS and not path.exists():
+        return any(file.suffix in (".fr", ".de", ".tsv") for file in resolve(set_name))
     if not path.exists():
         raise InputError(f"data '{data}': no such file, folder or set")
-    names = [file.name for file in path.iterdir()] if path.is_dir() else [path.name]
-    stems = {name.removesuffix(".gz").rpartition(".")[0] for name in names}
     if path.is_dir():
+        names = [file.name for file in path.iterdir()]
+        stems = {name.removesuffix(".gz").rpartition(".")[0] for name in names}
         return any(sum(name.startswith(f"{stem}.") for name in names) == 2 for stem in stems if stem)
     extension = path.name.removesuffix(".gz").rpartition(".")[2]
-    return extension in ("tsv", "tab") or (extension == "jsonl" and has_two_texts(path))
+    if extension != "jsonl":
+        return extension in ("tsv", "tab")
+    first = next(read_lines(path), {})
+    return sum(isinstance(value, str) for value in first.values()) == 2
 
 
-def has_two_texts(path: Path) -> bool:
-    """Return whether the first line of a jsonl file has two texts."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        line = file.readline()
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(row, dict) and sum(isinstance(value, str) for value in row.values()) == 2
-
-
-def describe_rung(name: str, run: Path, model: Model, seconds: float) -> dict[str, Any]:
+def describe_rung(model: Model, run: Path, seconds: float) -> dict[str, Any]:
     """Return the result of a run, and its validation loss over time."""
     result = json.loads((run / "result.json").read_text())
-    times = {record["step"]: record["seconds"] for record in map(json.loads, read_lines(run / "timings.jsonl"))}
-    records = [json.loads(line) for line in read_lines(run / "metrics.jsonl")]
-    losses = [(record["step"], record["val_loss"]) for record in records if "val_loss" in record]
+    times = {record["step"]: record["seconds"] for record in read_lines(run / "timings.jsonl")}
+    losses = [(r["step"], r["val_loss"]) for r in read_lines(run / "metrics.jsonl") if "val_loss" in r]
     step_seconds = max(times.values(), default=0.0) / max(times, default=1)
     return {
-        "name": name,
-        "title": TITLES.get(name, "Transformer (2017)"),
-        "parameters": sum(p.numel() for p in model.module.parameters()),
+        "name": model.name,
+        "title": TITLES.get(model.name, "Transformer (2017)"),
+        "parameters": model.n_parameters,
         "steps": result["step"],
         "steps_per_second": round(1 / step_seconds, 2) if step_seconds else None,
         "seconds": round(seconds, 1),
@@ -132,24 +125,24 @@ def describe_rung(name: str, run: Path, model: Model, seconds: float) -> dict[st
 def compare_translations(models: Sequence[Model], rungs: list[dict[str, Any]], sentences: int) -> dict[str, Any]:
     """Translate the same sentences with each model: BLEU by length of the source, and alignments. Adds to `rungs`."""
     pairs = load_pairs(models[0].config).split("val")[:sentences]
-    tokenizer: Any = models[0].module
-    lengths = [len(tokenizer.pair_tokenizer.source.encode(source)) for source, _ in pairs]
+    modules: list[Any] = [model.module for model in models]
+    lengths = [len(modules[0].pair_tokenizer.source.encode(source)) for source, _ in pairs]
     references = [target for _, target in pairs]
-    for model, rung in zip(models, rungs, strict=True):
-        request = {"input": [source for source, _ in pairs], "beam": 1, "cut": True}
+    request = {"input": [source for source, _ in pairs], "beam": 1, "cut": True}
+    for model, module, rung in zip(models, modules, rungs, strict=True):
         texts = [result["text"] for result in model.predict(request)["results"]]
         rung["scores"] = score_translations(texts, references)
         rung["by_length"] = score_by_length(texts, references, lengths)
-        module: Any = model.module
         rung["path"] = module.path_length_bounds(max(lengths) + 1, max(lengths) + 1)
-        rung["says"] = texts[:8]
+        rung["says"] = texts[:N_EXAMPLES]
     short = [i for i in range(len(pairs)) if lengths[i] <= MAX_ALIGNED_TOKENS]
     longest = sorted(short, key=lambda i: -lengths[i])[: 3 * N_ALIGNMENTS : 3]
+    readers = {rung["title"]: m for rung, m in zip(rungs, modules, strict=True) if hasattr(m, "alignment")}
     return {
         "sentences": len(pairs),
         "measure": "bleu" if any(" " in target for target in references) else "exact",
-        "examples": [list(pair) for pair in pairs[:8]],
-        "alignments": [align_pair(pairs[i], models, rungs) for i in longest],
+        "examples": [list(pair) for pair in pairs[:N_EXAMPLES]],
+        "alignments": [align_pair(*pairs[i], readers) for i in longest],
     }
 
 
@@ -165,11 +158,52 @@ def score_by_length(texts: Sequence[str], references: Sequence[str], lengths: Se
     return buckets
 
 
-def align_pair(pair: tuple[str, str], models: Sequence[Model], rungs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the attention to the source before each token of the reference, of the models that have attention."""
-    maps = [
-        {"title": rung["title"]} | align_translation(model.module, *pair)
-        for model, rung in zip(models, rungs, strict=True)
-        if hasattr(model.module, "alignment")
+def align_pair(source: str, target: str, models: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attention to the source before each token of the reference, of models by their title."""
+    maps = [{"title": title} | align_translation(model, source, target) for title, model in models.items()]
+    return {"source": source, "target": target, "maps": maps}
+
+
+# --- the page ---
+
+
+def render_ladder(facts: Mapping[str, Any]) -> str:
+    """Render the content of ladder.json as an HTML page."""
+    rungs = facts["rungs"]
+    losses = {rung["title"]: rung["losses"] for rung in rungs}
+    values: dict[str, Any] = {"scores": "", "alignments": [], "translations": []}
+    if facts["pairs"]:
+        key, scale, label = ("exact", 100, "exact, %") if facts["measure"] == "exact" else ("bleu", 1, "BLEU")
+        scores = {r["title"]: [((b["from"] + b["to"]) / 2, scale * b[key]) for b in r["by_length"]] for r in rungs}
+        values["scores"] = draw_lines(scores, label, "tokens", zero=True)
+        values["alignments"] = [{**pair, "maps": [draw_map(**m) for m in pair["maps"]]} for pair in facts["alignments"]]
+        values["translations"] = [
+            {"source": source, "target": target, "texts": [(rung["title"], rung["says"][i]) for rung in rungs]}
+            for i, (source, target) in enumerate(facts["examples"])
+        ]
+    rows = [format_row(rung) for rung in rungs]
+    losses_chart = draw_lines(losses, "Validation loss", "seconds")
+    return render_template("ladder.html.j2", facts=facts, rows=rows, losses=losses_chart, **values)
+
+
+def draw_lines(points: Mapping[str, list], title: str, x_label: str, zero: bool = False) -> str:
+    """Draw a line for each rung that has points [[x, y], ...]; "" if none has."""
+    series = [
+        Series(name, *map(list, zip(*pairs, strict=True)), color=i, dots=True)
+        for i, (name, pairs) in enumerate(points.items())
+        if pairs
     ]
-    return {"source": pair[0], "target": pair[1], "maps": maps}
+    return line_chart(series, title=title, x_label=x_label, zero=zero, standalone=False) if series else ""
+
+
+def draw_map(weights: list[list[float]], title: str, rows: list[str], columns: list[str]) -> str:
+    return heatmap(weights, title=title, rows=rows, columns=columns, cell=11, top=1.0, standalone=False)
+
+
+def format_row(rung: Mapping[str, Any]) -> list[str]:
+    """Format a rung as a row of the table."""
+    scores, path = rung.get("scores", {}), rung.get("path")
+    cells = [rung["title"], f"{rung['parameters'] / 1e6:.2f} M", f"{rung['result']['val_loss']:.4f}"]
+    cells += [f"{scores['bleu']:.1f}", f"{scores['exact']:.1%}"] if scores else []
+    cells += [f"{rung['steps']:,}", f"{rung['steps_per_second']:g}" if rung["steps_per_second"] else ""]
+    return cells + ([f"{path[0]} to {path[1]}"] if path else [])

@@ -13,6 +13,8 @@ import platform
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+MIN_SPEEDUP = 1.15  # a smaller one is not worth another number format
 OPTIONAL_PACKAGES = (  # module, distribution, purpose
     ("pyarrow", "pyarrow", "read and write Parquet data"),
     ("soundfile", "soundfile", "read sound files"),
@@ -42,9 +45,6 @@ def examine() -> dict[str, Any]:
     import torch
 
     total, free = read_memory()
-    devices = [_examine_cpu()]
-    devices += [_examine_cuda(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    devices += [_examine_mps()] if torch.backends.mps.is_available() else []
     return {
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
@@ -53,19 +53,17 @@ def examine() -> dict[str, Any]:
         "disk": {"folder": str(Path.cwd()), "free_bytes": shutil.disk_usage(Path.cwd()).free},
         "torch": {"version": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.version.cuda},
         "compile": check_compile(),
-        "devices": devices,
+        "devices": list(_examine_devices()),
         "optional": [_check_package(*package) for package in OPTIONAL_PACKAGES],
     }
 
 
 def processor_name() -> str | None:
     """Return the name of the processor, if the system tells it."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.lower().startswith(("model name", "hardware")):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or None
 
 
@@ -77,25 +75,17 @@ def count_cores() -> int:
 
 def read_memory() -> tuple[int | None, int | None]:
     """Return (total, free) bytes for this process: of the machine, or the limit of the container if that is lower."""
-    table = {}
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            table[key] = int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    total, free = table.get("MemTotal"), table.get("MemAvailable")
+    total = free = None
+    with suppress(AttributeError, OSError, ValueError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError, KeyError):  # Linux
+        table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        total, free = (int(table[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     if total is None:
-        try:
-            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (AttributeError, OSError, ValueError):
-            return None, None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        return None, None
+    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         total, free = min(total, limit), min(total if free is None else free, max(0, limit - used))
-    except (OSError, ValueError):
-        pass  # no container, or one without a limit ("max")
     return total, free
 
 
@@ -117,43 +107,37 @@ def _check_package(module: str, distribution: str, purpose: str) -> dict[str, An
     return {"name": distribution, "installed": is_installed, "version": version, "for": purpose}
 
 
-def _examine_cpu() -> dict[str, Any]:
-    from ..training.device import has_native_bfloat16
-
-    facts = {"device": "cpu", "name": processor_name(), "bfloat16": has_native_bfloat16()}
-    return facts | _measure_device("cpu", ("float32", "bfloat16"))  # float16 is slow on CPUs
-
-
-def _examine_cuda(index: int) -> dict[str, Any]:
+def _examine_devices() -> Iterator[dict[str, Any]]:
     import torch
 
-    properties = torch.cuda.get_device_properties(index)
-    facts = {
-        "device": f"cuda:{index}",
-        "name": properties.name,
-        "memory_bytes": properties.total_memory,
-        "capability": f"{properties.major}.{properties.minor}",
-        # before 8.0 (Ampere) it is emulated, which torch also calls supported
-        "bfloat16": properties.major >= 8 if torch.version.cuda else torch.cuda.is_bf16_supported(),
-    }
-    return facts | _measure_device(f"cuda:{index}", ("float32", "bfloat16", "float16"))
+    from ..training.device import has_native_bfloat16
 
-
-def _examine_mps() -> dict[str, Any]:
-    return {"device": "mps", "name": processor_name()} | _measure_device("mps", ("float32", "bfloat16", "float16"))
+    cpu = {"device": "cpu", "name": processor_name(), "bfloat16": has_native_bfloat16()}
+    yield cpu | _measure_device("cpu", ("float32", "bfloat16"))  # float16 is slow on CPUs
+    dtypes = ("float32", "bfloat16", "float16")
+    for index in range(torch.cuda.device_count()) if torch.cuda.is_available() else ():
+        properties, device = torch.cuda.get_device_properties(index), f"cuda:{index}"
+        capability = f"{properties.major}.{properties.minor}"
+        # before 8.0 (Ampere) bfloat16 is emulated, which torch also calls supported
+        native = properties.major >= 8 if torch.version.cuda else torch.cuda.is_bf16_supported()
+        facts = {"device": device, "name": properties.name, "memory_bytes": properties.total_memory}
+        yield facts | {"capability": capability, "bfloat16": native} | _measure_device(device, dtypes)
+    if torch.backends.mps.is_available():
+        yield {"device": "mps", "name": processor_name()} | _measure_device("mps", dtypes)
 
 
 def _measure_device(device: str, dtypes: tuple[str, ...]) -> dict[str, Any]:
-    """Measure the speeds of a device. A dtype that it cannot multiply is None; "problem" says why a device fails."""
+    """Measure the speeds of a device; "problem" says why one could not be measured."""
     from ..training import hardware
 
-    speeds: dict[str, float | None] = {}
+    facts: dict[str, Any] = {"matmul_gflops": {}, "copy_gb_per_s": None, "problem": None}
     try:
         for name in dtypes:
-            speeds[name] = hardware.measure_matmul_gflops(device, name)
-        return {"matmul_gflops": speeds, "copy_gb_per_s": hardware.measure_copy_bandwidth(device), "problem": None}
+            facts["matmul_gflops"][name] = hardware.measure_matmul_gflops(device, name)
+        facts["copy_gb_per_s"] = hardware.measure_copy_bandwidth(device)
     except hardware.UNSUPPORTED_ERRORS as error:
-        return {"matmul_gflops": speeds, "copy_gb_per_s": None, "problem": hardware.first_line(error)}
+        facts["problem"] = hardware.first_line(error)
+    return facts
 
 
 def advise(facts: dict[str, Any]) -> str:
@@ -165,7 +149,7 @@ def advise(facts: dict[str, Any]) -> str:
     gflops = best["matmul_gflops"]
     ratio = (gflops.get("bfloat16") or 0) / gflops["float32"]
     flag = "" if best["device"] == "cpu" else f" --device {best['device'].partition(':')[0]}"
-    if ratio >= 1.15:
+    if ratio >= MIN_SPEEDUP:
         return f"train with{flag} --dtype bfloat16: matrices multiply {ratio:.1f} × as fast as in float32 here"
     slower = f"bfloat16 measured {ratio:.1f} × float32" if ratio else "bfloat16 could not be measured"
     return f"train with{flag} --dtype float32: {slower} here"
@@ -173,19 +157,17 @@ def advise(facts: dict[str, Any]) -> str:
 
 def describe(facts: dict[str, Any]) -> Group:
     """Format the facts of `examine` for a terminal."""
+    processor, torch, memory, disk, python = (facts[n] for n in ("processor", "torch", "memory", "disk", "python"))
+    free, total = (_format_bytes(memory[f"{name}_bytes"]) for name in ("free", "total"))
     machine = Table.grid(padding=(0, 3))
     machine.add_column(style="dim", no_wrap=True)
     machine.add_column()
-    processor, torch, memory, disk = (facts[name] for name in ("processor", "torch", "memory", "disk"))
     machine.add_row("processor", f"{processor['name'] or 'unknown'} · {processor['architecture']}")
     machine.add_row("cores", f"{processor['cores']} · torch uses {torch['threads']}")
-    machine.add_row(
-        "memory",
-        f"{_format_bytes(memory['free_bytes'])} free of {_format_bytes(memory['total_bytes'])}",
-    )
+    machine.add_row("memory", f"{free} free of {total}")
     machine.add_row("disk", f"{_format_bytes(disk['free_bytes'])} free in {disk['folder']}")
     machine.add_row("system", facts["platform"])
-    machine.add_row("python", f"{facts['python']['version']} · {facts['python']['executable']}")
+    machine.add_row("python", f"{python['version']} · {python['executable']}")
     machine.add_row("torch", f"{torch['version']} · torch.compile {_format_compile(facts['compile'])}")
     packages = Table.grid(padding=(0, 3))
     for package in facts["optional"]:
