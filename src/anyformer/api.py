@@ -8,8 +8,7 @@ model = anyformer.load("runs/language-my-1")
 import json
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from .errors import Stopped
 from .recipe import SupportsBaselines, SupportsFigures
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
-from .training.job import RecordCallback, StartCallback, TrainingJob, run_job
+from .training.job import RecordCallback, StartCallback, TrainingJob, ignore, run_job
 from .training.loop import TrainState
 from .training.run_directory import atomic_write
 
@@ -27,20 +26,9 @@ if TYPE_CHECKING:
     from .report.progress import Progress
 
 __all__ = [
-    "Model",
-    "Stopped",
-    "export_checkpoint",
-    "import_checkpoint",
-    "load",
-    "resolve_job",
-    "select_eval_data",
-    "train",
+    "Model", "Stopped", "export_checkpoint", "import_checkpoint", "load", "resolve_job", "select_eval_data", "train",
     "train_job",
-]
-
-
-def ignore(*_: Any) -> None:
-    """Do nothing: the default of callbacks."""
+]  # fmt: skip
 
 
 def train(
@@ -65,9 +53,9 @@ def train(
         minutes: Train as many steps as fit into this time. Without a preset and fields of model or train, recipes
             with `sizes` choose the model size with the lowest predicted loss.
         out: The run directory. Default: a new one below runs/.
-        resume: Continue the run in `out`.
+        resume: Continue the run in `out`, if there is one.
         init: A run or public checkpoint to start from (fine-tuning).
-        lora: Train adapters only: {"rank": 8}.
+        lora: Train adapters on the model of `init` only: {"rank": 8}.
         progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
         on_start: Called once with the job and the training state, before the first step.
         on_record: Called after every step with its record.
@@ -88,32 +76,10 @@ def train(
 
 
 def train_job(job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore) -> Model:
-    """Run a job, evaluate its best checkpoint over the validation split, and write the report."""
+    """Run a job, evaluate its best checkpoint over the validation split, and write the report, however it ends."""
+    from .report.html import write_report  # here, to load models faster
+
     started_at = time.monotonic() if job.budget is None else job.budget.started_at
-    with reporting(job, on_start) as start:
-        job, state = run_job(job, start, on_record)
-    model = from_training(job, state)
-    result = evaluate_run(model, state, started_at)
-    if isinstance(job.recipe, SupportsBaselines):
-        result["baselines"] = job.recipe.baselines(job.config)
-    atomic_write(job.run.path / "result.json", json.dumps(result, indent=2) + "\n")
-    if isinstance(job.recipe, SupportsFigures):
-        figures = job.recipe.figures(model.module, model.config)
-        atomic_write(job.run.path / "figures.json", json.dumps(figures, ensure_ascii=False))
-    write_report(job.run.path)
-    return model
-
-
-def write_report(path: Path) -> None:
-    """Write the report of a run; what draws it is imported only here, to load models faster."""
-    from .report.html import write_report
-
-    write_report(path)
-
-
-@contextmanager
-def reporting(job: TrainingJob, on_start: StartCallback) -> Generator[StartCallback]:
-    """Write the report of a run that has started, however it ends. Yields the callback to start it with."""
     has_started = False
 
     def start(job: TrainingJob, state: TrainState) -> None:
@@ -122,21 +88,33 @@ def reporting(job: TrainingJob, on_start: StartCallback) -> Generator[StartCallb
         on_start(job, state)
 
     try:
-        yield start
-    finally:
+        job, state = run_job(job, start, on_record)
+        model = write_result(job, state, started_at)
+    except BaseException:
         if has_started and job.run.exists:
             with suppress(OSError):
                 write_report(job.run.path)
+        raise
+    write_report(job.run.path)
+    return model
 
 
-def evaluate_run(model: Model, state: TrainState, started_at: float) -> dict[str, Any]:
-    """Evaluate the best checkpoint over the whole validation split: the content of result.json."""
+def write_result(job: TrainingJob, state: TrainState, started_at: float) -> Model:
+    """Write result.json and the figures of a finished training. Returns its best model."""
+    model = from_training(job, state)
     metrics = model.evaluate(every=model.config.train.final_every)
     result: dict[str, Any] = {"step": state.step, "best_step": model.step}
     result |= {f"val_{name}": value for name, value in metrics.items()}
     if skipped := model.stream_state.get("skipped"):
         result["skipped"] = skipped
-    return result | {"seconds": round(time.monotonic() - started_at, 2)}
+    result["seconds"] = round(time.monotonic() - started_at, 2)
+    if isinstance(job.recipe, SupportsBaselines):
+        result["baselines"] = job.recipe.baselines(job.config)
+    atomic_write(job.run.path / "result.json", json.dumps(result, indent=2) + "\n")
+    if isinstance(job.recipe, SupportsFigures):
+        figures = job.recipe.figures(model.module, model.config)
+        atomic_write(job.run.path / "figures.json", json.dumps(figures, ensure_ascii=False))
+    return model
 
 
 # --- what a person sees of a training ---
@@ -155,19 +133,13 @@ class TrainingDisplay:
     ) -> None:
         self.enabled, self.on_start, self.on_record = enabled, on_start, on_record
         self.progress: Progress | None = None
-        self.is_closed = False
 
     def __enter__(self) -> "TrainingDisplay":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Draw the bar for the last time."""
-        if self.progress is not None and not self.is_closed:
+        if self.progress is not None:
             self.progress.__exit__(None, None, None)
-            self.is_closed = True
 
     def start(self, job: TrainingJob, state: TrainState) -> None:
         """Print what is trained; as a StartCallback."""

@@ -368,8 +368,9 @@ def default_preset(recipe: Recipe) -> str:
     return list(recipe.PRESETS)[:2][-1]
 
 
-def get_preset(recipe: Recipe, name: str) -> Any:
+def get_preset(recipe: Recipe, name: str | None = None) -> Any:
     """Return a preset's config. Raises InputError with the nearest name."""
+    name = default_preset(recipe) if name is None else name
     if name not in recipe.PRESETS:
         raise InputError(f"there is no preset '{name}': {suggest(name, recipe.PRESETS)}")
     return recipe.PRESETS[name]
@@ -377,7 +378,7 @@ def get_preset(recipe: Recipe, name: str) -> Any:
 
 def parse_config(recipe: Recipe, values: Any, where: str) -> Any:
     """Build a config of a recipe from plain values. Raises InputError."""
-    return parse_dataclass(type(get_preset(recipe, default_preset(recipe))), values, where)
+    return parse_dataclass(type(get_preset(recipe)), values, where)
 
 
 def resolve_paths(config: Any) -> Any:

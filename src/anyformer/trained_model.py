@@ -21,7 +21,7 @@ from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, Suppo
 from .training import checkpoints, loop, lora
 from .training.config import LoRAConfig
 from .training.device import resolve_device
-from .training.job import TrainingJob
+from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory, describe_run
 
 
@@ -49,14 +49,11 @@ class Model:
         self._best: dict[str, Any] = state.get("best") or {}
 
     def predict(self, request: Any = None, **settings: Any) -> dict[str, Any]:
-        """Answer a request; plain values in and out.
+        """Answer a request; plain values in and out. Raises InputError if the recipe cannot answer it.
 
         Args:
             request: The recipe's request, a dict; anything else is its "input": model.predict("x.csv").
             settings: More values of the request: model.predict(rows, beam=4).
-
-        Raises:
-            InputError: If the recipe cannot answer the request.
         """
         if request is not None and not isinstance(request, dict):
             request = {"input": request}
@@ -76,12 +73,7 @@ class Model:
         return self.predict(settings if prompt is None else {"prompt": prompt} | settings)
 
     def stream(self, prompt: str | None = None, **settings: Any) -> Iterator[str]:
-        """Yield a completion piece by piece, as it is generated.
-
-        Args:
-            prompt: The text to continue.
-            settings: As for `generate`, for one sample.
-        """
+        """Yield a completion piece by piece, as it is generated. Settings as for `generate`, for one sample."""
         if not isinstance(self.recipe, SupportsStream):
             raise InputError(f"the recipe '{self.name}' generates no text to stream")
         request = settings if prompt is None else {"prompt": prompt} | settings
@@ -115,11 +107,8 @@ class Model:
         return loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
 
     def score(self, data: str | None = None, **request: Any) -> dict[str, Any]:
-        """Return the metrics that need the model's answers, over the same split as `evaluate`.
-
-        Raises:
-            InputError: If the recipe has no such metrics.
-        """
+        """Return the metrics that need the model's answers, over the same split as `evaluate`. Raises InputError if
+        the recipe has none."""
         if not isinstance(self.recipe, SupportsScore):
             raise InputError(f"the recipe '{self.name}' has no metrics besides those of its evaluation")
         config, split = select_eval_data(self, data)
@@ -142,9 +131,10 @@ class Model:
         result: dict[str, Any] = {}
         with suppress(InputError):
             result = checkpoints.read_json(self.run_path / "result.json")
-        if result.get("best_step") == self.step:
-            return facts | {"val_loss": result.get("val_loss")}
-        return facts | ({"val_loss": self._best["val_loss"]} if self._best.get("step") == self.step else {})
+        for source, step in ((result, "best_step"), (self._best, "step")):
+            if source.get(step) == self.step:
+                return facts | {"val_loss": source.get("val_loss")}
+        return facts
 
     def __repr__(self) -> str:
         facts = self.describe()
@@ -154,26 +144,21 @@ class Model:
 
     def _repr_html_(self) -> str:
         """A small table for notebooks, with a link to the report."""
-        cells = {name.replace("_", " "): value for name, value in self.describe().items()}
-        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(format_fact(v))}</td></tr>" for name, v in cells.items())
-        report = self.run_path / "report.html"
-        link = f'<a href="{html.escape(str(report))}">{html.escape(str(report))}</a>' if report.is_file() else ""
+        rows = ""
+        for name, value in self.describe().items():
+            text = (
+                f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+            )
+            rows += f"<tr><th>{name.replace('_', ' ')}</th><td>{html.escape(text)}</td></tr>"
+        report = html.escape(str(self.run_path / "report.html"))
+        link = f'<a href="{report}">{report}</a>' if (self.run_path / "report.html").is_file() else ""
         return f"<table>{rows}</table>{link}"
 
 
-def format_fact(value: Any) -> str:
-    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def select_eval_data(model: Model, data: str | None = None) -> tuple[Any, str]:
-    """Return the config and the split that the model was not trained on.
+    """Return the config and the split that the model was not trained on. `data` replaces the model's own.
 
-    Args:
-        model: The model.
-        data: The data to use instead of the model's own.
-
-    Raises:
-        InputError: If there are no data, or the model's own have changed.
+    Raises InputError if there are no data, or the model's own have changed.
     """
     if data is None and not model.config.data:
         raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
@@ -210,16 +195,16 @@ def load(
     Raises:
         InputError: If there is no such model, or it is damaged.
     """
-    model = load_trained(Path(path), device, merged, recipe)
+    path = Path(path)
+    is_public = path.is_file() or hf_folder.is_hf_folder(path)
+    model = load_public(path, device) if is_public else load_run(path, device, merged, recipe)
     if weights is not None:
         quantize(model.module, weights)
     return model
 
 
-def load_trained(path: Path, device: str, merged: bool, recipe: Any = None) -> Model:
-    """Load a model with its weights as they were trained."""
-    if path.is_file() or hf_folder.is_hf_folder(path):
-        return load_public(path, device)
+def load_run(path: Path, device: str, merged: bool, recipe: Any) -> Model:
+    """Load a model from a run or a checkpoint, with its weights as they were trained."""
     folder = find_checkpoint(path)
     where = str(folder / "config.json")
     stored = checkpoints.read_json(folder / "config.json")
@@ -233,14 +218,25 @@ def load_trained(path: Path, device: str, merged: bool, recipe: Any = None) -> M
         settings = parse_dataclass(LoRAConfig, stored["lora"], where)
         source = load_source(Path(stored["init"]["path"]), module, stored["init"]["sha256"])
         checkpoints.initialize_from(model, source.module, str(source.path), settings)
-    model = model.to(resolve_device(device))
+    return fill_model(module, config, model.to(resolve_device(device)), folder, merged)
+
+
+def fill_model(recipe: Recipe, config: Any, model: nn.Module, folder: Path, merged: bool = True) -> Model:
+    """Read the weights of a checkpoint into a model."""
     checkpoints.load_weights(folder, model)
     if merged:
         lora.merge_lora(model)
-    return Model(module, config, model, checkpoints.read_state(folder), folder)
+    return Model(recipe, config, model, checkpoints.read_state(folder), folder)
 
 
-def load_source(path: Path, recipe: Recipe, sha256: str | None = None) -> Model:
+def from_training(job: TrainingJob, state: loop.TrainState) -> Model:
+    """Return the best model of a finished training; its checkpoint is read into the model that was trained."""
+    folder = find_checkpoint(job.run.path)
+    state.model.zero_grad(set_to_none=True)
+    return fill_model(job.recipe, recipes.bind_checkpoint_files(job.config, folder), state.model, folder)
+
+
+def load_source(path: Path, recipe: Recipe, sha256: str | None = None) -> InitWeights:
     """Load a model to start from: a public checkpoint, or a run of this or of another recipe of the package.
 
     Args:
@@ -253,9 +249,10 @@ def load_source(path: Path, recipe: Recipe, sha256: str | None = None) -> Model:
         stored = checkpoints.read_json(find_checkpoint(path) / "config.json")
     is_same = stored.get("recipe") == recipes.recipe_name(recipe)
     source = load(path, "cpu", recipe=recipe if is_same else None)
-    if sha256 is not None and checkpoints.hash_weights(source.path) != sha256:
+    digest = checkpoints.hash_weights(source.path)
+    if sha256 not in (None, digest):
         raise InputError(f"{path} has changed since adapters were trained on it: restore the old weights")
-    return source
+    return InitWeights(source.module, source.recipe, source.config, path.resolve(), digest)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -268,16 +265,6 @@ def find_checkpoint(path: Path) -> Path:
     if best is None:
         raise InputError(f"{path} has no checkpoint: expected {path / 'checkpoints' / 'step-N' / 'model.safetensors'}")
     return best
-
-
-def from_training(job: TrainingJob, state: loop.TrainState) -> Model:
-    """Return the best model of a finished training; its checkpoint is read into the model that was trained."""
-    folder, model = find_checkpoint(job.run.path), state.model
-    model.zero_grad(set_to_none=True)
-    checkpoints.load_weights(folder, model)
-    lora.merge_lora(model)
-    config = recipes.bind_checkpoint_files(job.config, folder)
-    return Model(job.recipe, config, model, checkpoints.read_state(folder), folder)
 
 
 # --- public checkpoints ---
@@ -323,12 +310,12 @@ def import_checkpoint(source: Path, out: Path, command: str = "") -> Model:
             raise InputError(f"{source} is a run of anyformer already: use it as it is, or copy the directory")
         raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")
     model = load_public(source, "cpu")
-    described = describe_run(model.name, "imported", model.config, command)
-    run.create(described)
+    content = describe_run(model.name, "imported", model.config, command)
+    run.create(content)
     try:
         state = {"step": 0, "stream_state": model.stream_state, "best": {}, "missing_keys": model.missing_keys}
         with checkpoints.atomic_directory(run.checkpoints / "step-0") as folder:
-            checkpoints.write_model(folder, model.module, described, state)
+            checkpoints.write_model(folder, model.module, content, state)
     except BaseException:
         run.remove()
         raise
@@ -336,16 +323,13 @@ def import_checkpoint(source: Path, out: Path, command: str = "") -> Model:
 
 
 def export_checkpoint(source: Path, to: str, folder: Path, recipe: Any = None) -> list[str]:
-    """Write a model in a public format.
+    """Write a model in a public format, and return the names of the written files.
 
     Args:
         source: A run or a checkpoint.
         to: "hf", "gguf", "onnx" or "peft".
         folder: A new or empty folder.
         recipe: The recipe of a run from outside the package, as for `load`.
-
-    Returns:
-        The names of the written files.
 
     Raises:
         InputError: If the format cannot hold this model.
@@ -357,10 +341,6 @@ def export_checkpoint(source: Path, to: str, folder: Path, recipe: Any = None) -
     if to == "peft":
         base = checkpoints.read_json(model.path / "config.json").get("init", {}).get("path", "")
         peft.write(folder, model.recipe, values, model.module, base)
-    elif to == "onnx":
-        onnx.write(folder, model.recipe, values, model.module)
-    elif to == "gguf":
-        gguf.write(folder, model.recipe, values, model.module)
     else:
-        hf_folder.write(folder, model.recipe, values, model.module)
+        {"hf": hf_folder, "gguf": gguf, "onnx": onnx}[to].write(folder, model.recipe, values, model.module)
     return sorted(path.name for path in folder.iterdir())

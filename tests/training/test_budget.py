@@ -102,7 +102,7 @@ def test_reading_the_data_counts(text: Path, monkeypatch: pytest.MonkeyPatch):
     seconds: list[float] = []
     monkeypatch.setattr(budget, "fit_steps", lambda recipe, config, remaining: seconds.append(remaining))
     monkeypatch.setattr(budget.time, "monotonic", lambda: 100.0)
-    settings = {"recipe": language, "recipe_name": "language", "preset": "tiny", "run": RunDirectory(text / "run")}
+    settings = {"recipe": language, "preset": "tiny", "run": RunDirectory(text / "run")}
     for started_at in (100.0, 70.0, 0.0):
         limit = budget.Budget(minutes=1.0, started_at=started_at)
         apply_budget(TrainingJob(config=configure(text), budget=limit, **settings))

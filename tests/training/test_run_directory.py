@@ -153,7 +153,7 @@ def test_logs_describe_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.M
     assert [line["step"] for line in lines] == [record["step"] for record in records] == list(range(1, 13))
     assert lines[-1]["tokens"] == 12 * 8 * 32
     assert [line["step"] for line in lines if "val_loss" in line] == [6, 12]
-    assert [step for step, _, _ in read_samples(run / "samples.txt")] == [6, 12]
+    assert [step for step, _ in read_samples(run / "samples.txt")] == [6, 12]
     stored = json.loads((run / "config.json").read_text())
     assert stored["recipe"] == "language" and stored["versions"].keys() == {"python", "anyformer", "torch", "numpy"}
     assert "<svg" in (run / "report.html").read_text()

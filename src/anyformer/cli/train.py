@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from .. import recipe as recipes
 from ..errors import InputError
@@ -38,27 +38,18 @@ SCHEMA_FLAGS = ("--print-schema", "--yes")  # of recipes that read tables
 class Options:
     """The flags of every training, besides those of the recipe's config."""
 
-    preset: str | None = None
-    """Where the defaults come from."""
+    preset: Annotated[str | None, "Where the defaults come from."] = None
     minutes: float | None = None
     """Train as many steps as fit into this time, measured first. Without a preset or a flag of model or train, recipes
     with several sizes train the one with the lowest predicted loss."""
-    out: Path | None = None
-    """The run directory. Default: a new one below runs/."""
-    resume: bool = False
-    """Continue the run in --out, or start it if there is none yet."""
-    init: Path | None = None
-    """Start from this run or public checkpoint (fine-tuning)."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """Adapters on the model of --init, which stays as it is (2106.09685)."""
-    dry_run: bool = False
-    """Print what training would take (parameters, FLOPs, memory, shapes), and stop."""
-    print_schema: bool = False
-    """Print the schema of a table, and stop."""
-    print_config: bool = False
-    """Print the resolved config, and stop."""
-    yes: bool = False
-    """Accept an inferred schema without asking."""
+    out: Annotated[Path | None, "The run directory. Default: a new one below runs/."] = None
+    resume: Annotated[bool, "Continue the run in --out, or start it if there is none yet."] = False
+    init: Annotated[Path | None, "Start from this run or public checkpoint (fine-tuning)."] = None
+    lora: LoRAConfig = field(default_factory=LoRAConfig)  # adapters on the model of --init (2106.09685)
+    dry_run: Annotated[bool, "Print what training would take (parameters, FLOPs, memory, shapes), and stop."] = False
+    print_schema: Annotated[bool, "Print the schema of a table, and stop."] = False
+    print_config: Annotated[bool, "Print the resolved config, and stop."] = False
+    yes: Annotated[bool, "Accept an inferred schema without asking."] = False
     json: JsonFlag = False
 
 
@@ -114,13 +105,13 @@ class TrainCommand:
         config = recipes.get_preset(recipe, self.preset)
         self.options = list(list_flags(Options))
         taken = [flag.name for flag in self.options] + [f"--{name}" for name in SHORT_NAMES]
-        self.fields = list(list_flags(type(config), config, taken=taken))
-        by_path = {flag.path: flag for flag in self.fields}
-        self.aliases = {f"--{name}": by_path["train", name] for name in SHORT_NAMES}
+        short = {("train", name): (f"--{name}",) for name in SHORT_NAMES}
+        flags = list_flags(type(config), config, taken=taken)
+        self.fields = [dataclasses.replace(flag, aliases=flag.aliases + short.get(flag.path, ())) for flag in flags]
 
     def read(self) -> tuple[Options, dict[str, Any]]:
         """Return the options, and the config fields that were given, nested. Raises InputError."""
-        values = read_flags([*self.options, *self.fields], self.words, self.prog, self.aliases)
+        values = read_flags([*self.options, *self.fields], self.words, self.prog)
         options, overrides = (nest(flags, values) for flags in (self.options, self.fields))
         if "lora" in options:
             options["lora"] = parse_dataclass(LoRAConfig, options["lora"], "--lora")
@@ -134,12 +125,14 @@ class TrainCommand:
         """Name the flag in a message about a config field: "train.steps is 0" -> "--steps is 0"."""
         path, space, text = message.partition(" ")
         names = {".".join(flag.path): flag.name for flag in (*self.fields, *self.options)}
-        names |= {".".join(flag.path): alias for alias, flag in self.aliases.items() if alias in self.words}
+        typed = [(flag, alias) for flag in self.fields for alias in flag.aliases if alias in self.words]
+        names |= {".".join(flag.path): alias for flag, alias in typed}
         return f"{names.get(path, path)}{space}{text}"
 
     def format_help(self, show_all: bool) -> str:
         """The help: the basic flags, and the others too or only their names."""
-        flags = [dataclasses.replace(flag, name=alias) for alias, flag in self.aliases.items()]
+        short = [(flag, alias) for flag in self.fields for alias in flag.aliases if alias[2:] in SHORT_NAMES]
+        flags = [dataclasses.replace(flag, name=alias) for flag, alias in short]
         presets = f"Where the defaults come from: {', '.join(self.recipe.PRESETS)}."
         for flag in self.options:
             changes = {"help": presets, "default": self.preset} if flag.name == "--preset" else {}
@@ -241,14 +234,12 @@ def train(job: "TrainingJob", prog: str, as_json: bool) -> int:
     """Train, and print the result."""
     from .. import api
 
-    with api.TrainingDisplay() as display:
-        try:
-            with show_progress():
-                model = api.train_job(job, display.start, display.update)
-        except api.Stopped as stopped:
-            display.close()
-            print_status(f"{stopped}. Go on with: {prog} --out {shlex.quote(str(job.run.path))} --resume")
-            return 1
+    try:
+        with api.TrainingDisplay() as display, show_progress():
+            model = api.train_job(job, display.start, display.update)
+    except api.Stopped as stopped:
+        print_status(f"{stopped}. Go on with: {prog} --out {shlex.quote(str(job.run.path))} --resume")
+        return 1
     print_result(job, model, display, as_json)
     return 0
 

@@ -54,7 +54,7 @@ RENAMED_STATE = {"place": "stream_state", "fresh": "missing_keys"}
 def collect_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors to save, by name. Tied weights appear once, under their first name; of a model with adapters,
     frozen weights are left out: they belong to the base model's checkpoint."""
-    parameters = dict(model.named_parameters(remove_duplicate=True))
+    parameters = dict(model.named_parameters())
     if any(".lora_" in name for name in parameters):
         return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     persistent = model.state_dict().keys()
@@ -62,16 +62,7 @@ def collect_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> Path:
-    """Write `folder/step-N`.
-
-    Args:
-        folder: The run's checkpoints.
-        state: What to save.
-        config: The content of the checkpoint's config.json.
-
-    Raises:
-        InputError: If it cannot be written; nothing half-written remains.
-    """
+    """Write `folder/step-N`, with `config` as its config.json. Raises InputError; nothing half-written remains."""
     final, latest = folder / f"step-{state.step}", find_latest(folder)
     previous = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
     with atomic_directory(final, f"{previous}: free some space and continue with --resume") as temporary:
@@ -86,10 +77,9 @@ def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> 
 def write_model(folder: Path, model: nn.Module, config: dict[str, Any], state: dict[str, Any]) -> None:
     """Write everything that using a model needs: weights, configs, the model's own files and their hashes."""
     files = {name: text.encode() for name, text in getattr(model, "files", {}).items()}
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    state = state | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
+    files |= {"config.json": json.dumps(config, indent=2).encode(), "state.json": json.dumps(state, indent=2).encode()}
     save_file(detach(collect_tensors(model)), folder / "model.safetensors", {"format": "pt"})
-    for name, values in {"config.json": config, "state.json": state | {"files": hashes}}.items():
-        files[name] = json.dumps(values, indent=2).encode()
     for name, content in files.items():
         (folder / name).write_bytes(content)
 
@@ -167,11 +157,10 @@ def find_best(folder: Path) -> Path | None:
 
 def prune_checkpoints(folder: Path, keep_last: int = 1) -> None:
     """Keep the best and the last checkpoints; remove the others and what a kill left half-written."""
-    latest = find_latest(folder)
-    best = read_state(latest)["best"] if latest else {}
-    keep = {folder / f"step-{best.get('step')}", *list_checkpoints(folder)[-keep_last:]}
-    for path in list_checkpoints(folder):
-        if path not in keep:
+    paths = list_checkpoints(folder)
+    best = read_state(paths[-1])["best"].get("step") if paths else None
+    for path in paths[:-keep_last]:
+        if path.name != f"step-{best}":
             remove_directory(path)
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -219,7 +208,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     """Fill a model from `folder/model.safetensors`. Raises InputError naming the first tensor that does not match."""
     path, tensors = folder / "model.safetensors", collect_tensors(model)
     verify_files(folder)
-    with open_safetensors(path) as file:
+    with open_safetensors(path) as file, torch.no_grad():
         names = match_names(file.keys(), tensors)
         if missing := sorted(tensors.keys() - names.keys()):
             raise InputError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more): it belongs to another model")
@@ -229,9 +218,8 @@ def load_weights(folder: Path, model: nn.Module) -> None:
             shape = file.get_slice(names[name]).get_shape()
             if list(shape) != list(tensor.shape):
                 raise InputError(f"{path}: {name} has shape {shape}, the model expects {list(tensor.shape)}")
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(file.get_tensor(names[name]))
+        for name, tensor in tensors.items():
+            tensor.copy_(file.get_tensor(names[name]))
 
 
 def load_average(folders: Sequence[Path], model: nn.Module) -> None:
@@ -243,9 +231,7 @@ def load_average(folders: Sequence[Path], model: nn.Module) -> None:
         names = [match_names(file.keys(), tensors) for file in files]
         for name, tensor in tensors.items():
             if tensor.is_floating_point():
-                total = torch.zeros(tensor.shape, dtype=torch.float64)
-                for file, stored in zip(files, names):
-                    total += file.get_tensor(stored[name])
+                total = sum(file.get_tensor(stored[name]).double() for file, stored in zip(files, names))
                 tensor.copy_(total / len(files))
 
 
@@ -286,37 +272,21 @@ def hash_weights(path: Path) -> str:
     return sha256_file(*([path] if path.is_file() else sorted(path.glob("model*.safetensors"))))
 
 
-def initialize_from(model: nn.Module, source: nn.Module, where: str, lora: LoRAConfig) -> list[str]:
+@torch.no_grad()
+def initialize_from(model: nn.Module, source: nn.Module, where: str, lora: LoRAConfig) -> None:
     """Start from another model's weights, with adapters on them if `lora` has a rank.
 
-    Args:
-        model: The new model, changed in place.
-        source: The trained model.
-        where: Where it comes from, for messages.
-        lora: Settings of the adapters.
-
-    Returns:
-        The names of tensors that the source has nothing for; they keep their fresh values and are trained.
-    """
-    missing_keys = load_backbone(model, source, where)
-    if lora.rank:
-        add_lora(model, lora, missing_keys)
-    return missing_keys
-
-
-@torch.no_grad()
-def load_backbone(model: nn.Module, source: nn.Module, where: str) -> list[str]:
-    """Copy the weights of another model, except heads that another task needs anew.
-
-    Returns the names of tensors that keep their fresh values. Raises InputError naming the first tensor outside the
-    head that does not match.
+    A head that another task needs anew keeps its fresh values and is trained. Raises InputError naming the first other
+    tensor that does not match; `where` says where the source comes from.
     """
     tensors, stored = collect_tensors(model), collect_tensors(source)
     missing_keys = [name for name in tensors if name not in stored or stored[name].shape != tensors[name].shape]
-    if unmatched := [name for name in missing_keys if not name.startswith("head")]:
-        name = unmatched[0]
-        shape = list(stored[name].shape) if name in stored else "no such tensor"
-        raise InputError(f"{where} does not match: {name} has shape {list(tensors[name].shape)} here, there {shape}")
+    for name in missing_keys:
+        if not name.startswith("head"):
+            shape = list(stored[name].shape) if name in stored else "no such tensor"
+            here = f"{name} has shape {list(tensors[name].shape)} here"
+            raise InputError(f"{where} does not match: {here}, there {shape}")
     for name in tensors.keys() - set(missing_keys):
         tensors[name].copy_(stored[name])
-    return missing_keys
+    if lora.rank:
+        add_lora(model, lora, missing_keys)

@@ -38,19 +38,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_native_bfloat16() -> bool | None:
-    """Return whether the CPU has instructions for bfloat16 matrices; None if that cannot be determined.
-
-    Newer versions of torch know (torch.cpu.get_capabilities); Linux lists flags in /proc/cpuinfo: avx512_bf16 and
-    amx_bf16 on x86, bf16 on ARM.
-    """
-    with contextlib.suppress(AttributeError, RuntimeError):
+    """Return whether the CPU has instructions for bfloat16 matrices; None if that cannot be determined."""
+    with contextlib.suppress(AttributeError, RuntimeError):  # newer versions of torch know
         return any(bool(value) for key, value in torch.cpu.get_capabilities().items() if "bf16" in key)
-    try:
+    with contextlib.suppress(OSError):  # Linux lists avx512_bf16 and amx_bf16 on x86, bf16 on ARM
         lines = Path("/proc/cpuinfo").read_text().lower().splitlines()
-    except OSError:
-        return None
-    flags = next((line for line in lines if line.startswith(("flags", "features"))), "")
-    return any("bf16" in flag for flag in flags.split())
+        return any("bf16" in line for line in lines if line.startswith(("flags", "features")))
+    return None
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

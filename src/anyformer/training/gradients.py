@@ -77,10 +77,7 @@ def compute_gradient(
 
 
 def compute_shares(recipe: Recipe, batches: Sequence[dict[str, Any]]) -> list[Tensor | None]:
-    """Return the weight of each batch in the mean over all of them: (), or (k,) for a loss of k terms.
-
-    None stands for 1: a single batch needs no weight.
-    """
+    """Return the weight of each batch in the mean over all of them: (), or (k,) for a loss of k terms; None is 1."""
     if len(batches) == 1:
         return [None]
     weights = torch.stack([count_predictions(recipe, batch) for batch in batches]).double()
@@ -114,8 +111,7 @@ def clip_gradient(
 def check_finite(scaler: torch.amp.GradScaler, loss: float, grad_norm: float, step: int, lr: float) -> bool:
     """Return whether the update can be made; not if float16 gradients overflowed because of the loss scale.
 
-    Raises:
-        TrainingError: If the loss or the gradient is not finite for any other reason.
+    Raises TrainingError if the loss or the gradient is not finite for any other reason.
     """
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return True

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import Stopped, TrainingError
 from ..parsing import to_json
-from ..recipe import Recipe, bind_checkpoint_files
+from ..recipe import Recipe, bind_checkpoint_files, recipe_name
 from . import budget as budgets
 from . import checkpoints
 from .config import LoRAConfig
@@ -36,6 +36,8 @@ class InitWeights:
     """
 
     module: nn.Module
+    recipe: Recipe
+    config: Any
     path: Path
     """What the user named, resolved: stored in config.json and loaded again when adapters are resumed."""
     sha256: str
@@ -47,8 +49,6 @@ class TrainingJob:
     """Everything that decides a training."""
 
     recipe: Recipe
-    recipe_name: str
-    """How the recipe is named in config.json and on the command line."""
     preset: str
     config: Any
     """The recipe's frozen config: preset, stored values and overrides merged, paths absolute."""
@@ -65,6 +65,10 @@ class TrainingJob:
     command: str = ""
     """The command line or call that started it."""
 
+    @property
+    def recipe_name(self) -> str:
+        return recipe_name(self.recipe)
+
 
 StartCallback = Callable[[TrainingJob, TrainState], None]
 """on_start(job, state), called once before the first step."""
@@ -72,18 +76,17 @@ RecordCallback = Callable[[dict[str, Any]], None]
 """on_record(record), called after each step."""
 
 
+def ignore(*_: Any) -> None:
+    """Do nothing: the default of callbacks."""
+
+
 def run_job(
-    job: TrainingJob, on_start: StartCallback | None = None, on_record: RecordCallback | None = None
+    job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore
 ) -> tuple[TrainingJob, TrainState]:
     """Train in the job's run directory, up to the last checkpoint.
 
     What is wrong with the device or the data is reported before anything is written. A run that fails before its first
     checkpoint is removed.
-
-    Args:
-        job: What to train.
-        on_start: Called with the job and the state before the first step.
-        on_record: Called with the record of each step.
 
     Returns:
         The job with the config that was trained (a budget decides part of it), and the final state.
@@ -99,18 +102,15 @@ def run_job(
         check_inputs(job)
         job = apply_budget(job)
         if not job.is_resumed:
-            job.run.require_unused()
             stack.enter_context(job.run.lock())
             job.run.create(describe_job(job))
         stack.enter_context(remove_stub(job))
         state = restore_or_init(job)
         if job.is_resumed:
             job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
-        if on_start is not None:
-            on_start(job, state)
+        on_start(job, state)
         for record in run_training(job, state):
-            if on_record is not None:
-                on_record(record)
+            on_record(record)
         average_checkpoints(job, state)
     return job, state
 
@@ -179,32 +179,30 @@ def restore_or_init(job: TrainingJob) -> TrainState:
 
 
 def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]]:
-    """Train, log, sample and save; yield each record with "seconds", "tokens_per_second" and the step "saved" last.
+    """Train, log, sample and save; yield each record with "seconds" and "tokens_per_second".
 
     Raises Stopped after Ctrl-C or SIGTERM, when everything is saved.
     """
     config, run = job.config.train, job.run
-    content, saved, tokens = run.read_config(), state.step, (state.stream_state or {}).get("tokens", 0)
+    content, tokens = run.read_config(), (state.stream_state or {}).get("tokens", 0)
     started_at = last = time.monotonic()
     with catch_stop_signals() as stop, RunLogs(run.path) as logs:
         for record in train(job.recipe, job.config, state):
             now = time.monotonic()
             seconds, speed = now - started_at, (record["tokens"] - tokens) / max(now - last, 1e-9)
             tokens = record["tokens"]
-            logs.log_metrics(record)
+            logs.log("metrics.jsonl", record)
             if "val_loss" in record:
                 logs.log_sample(record["step"], predict_sample(job.recipe, state.model))
             else:  # a step that validates says nothing about the speed of training
                 timings = {"seconds": round(seconds, 3), "tokens_per_second": round(speed)}
-                logs.log_timings({"step": record["step"]} | timings)
+                logs.log("timings.jsonl", {"step": record["step"]} | timings)
             is_due = state.step % config.save_every == 0 or is_finished(state, config)
             if is_due or stop.is_set() or state.best.get("step") == state.step:
-                logs.flush()
                 checkpoints.save_checkpoint(run.checkpoints, state, content)
                 checkpoints.prune_checkpoints(run.checkpoints, config.average)
-                saved = state.step
             last = time.monotonic()  # the time of saving and of the caller is not counted
-            yield record | {"seconds": seconds, "tokens_per_second": speed, "saved": saved}
+            yield record | {"seconds": seconds, "tokens_per_second": speed}
             if stop.is_set():
                 raise Stopped(f"stopped at step {state.step} of {config.steps}; everything is saved")
 

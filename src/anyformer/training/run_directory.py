@@ -17,13 +17,14 @@ import platform
 import re
 import shutil
 import socket
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+from .. import __version__
 from ..data.io.checks import read_json
 from ..errors import InputError
 from ..parsing import to_json
@@ -35,7 +36,6 @@ except ImportError:  # Windows: runs are not locked there
     fcntl = None
 
 LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.txt")
-OTHER_FILES = ("config.json", "result.json", "figures.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -72,64 +72,65 @@ class RunDirectory:
     def create(self, config: dict[str, Any]) -> None:
         """Create the directory with its config.json. Raises InputError if something else is there."""
         self.require_unused()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write_config(config)
-        except OSError as error:
-            with suppress(OSError):
-                self.path.rmdir()  # fails if it holds anything
-            raise InputError(f"cannot write a run to {self.path}: {error.strerror or error}") from None
+        with report_write_errors(f"a run to {self.path}"):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.write_config(config)
+            except OSError:
+                self._remove_if_empty()
+                raise
 
     @contextmanager
     def lock(self) -> Generator[None]:
         """Reserve the directory for this process, and create it if needed; on exit, remove it if it is empty.
 
-        Raises:
-            InputError: If another process trains in it, or it cannot be written.
+        Raises InputError if another process trains in it, or it cannot be written.
         """
         path = self.path / ".lock"
-        try:
+        with report_write_errors(f"a run to {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             file = acquire_lock(path)
-        except OSError as error:
-            raise InputError(f"cannot write a run to {self.path}: {error.strerror or error}") from None
         try:
             yield
         finally:
             with suppress(OSError):
                 path.unlink()
             file.close()
-            with suppress(OSError):
-                self.path.rmdir()
+            self._remove_if_empty()
 
     def remove(self) -> None:
         """Remove the run's files, and the directory if nothing else is in it."""
-        for name in (*LOG_FILES, *OTHER_FILES):
+        for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
         with suppress(OSError):
-            self.path.rmdir()
+            self.path.rmdir()  # fails if it holds anything
 
     def rewind(self, step: int) -> None:
         """Remove what was logged after a step, and the final figures."""
         (self.path / "figures.json").unlink(missing_ok=True)
-        for name in ("metrics.jsonl", "timings.jsonl"):
+        for name, read in zip(LOG_FILES, (read_records, read_records, read_samples)):
             path = self.path / name
-            rewrite_file(path, (line for logged, line in read_records(path) if logged <= step))
-        path = self.path / "samples.txt"
-        rewrite_file(path, (f"{head}\n{text}" for logged, head, text in read_samples(path) if logged <= step))
+            if path.exists():
+                atomic_write(path, "".join([text for logged, text in read(path) if logged <= step]))
+
+
+@contextmanager
+def report_write_errors(what: str, advice: str = "") -> Generator[None]:
+    """Turn an OSError into an InputError that says what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {what}: {error.strerror or error}{advice}") from None
 
 
 def acquire_lock(path: Path) -> IO[str]:
-    """Lock a file for this process and record in it who holds it.
+    """Lock a file until it is closed, and write into it which process holds it. Raises InputError if another one does.
 
     The kernel releases the lock when the process ends, however it ends; a lock file left by a dead process is reused.
-
-    Returns:
-        The open file: the lock lasts until it is closed.
-
-    Raises:
-        InputError: If another process holds the lock.
     """
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by the caller)
@@ -164,28 +165,18 @@ def read_records(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (step, line) for each record of a log. Raises InputError for a line that is not a record."""
     for number, line in enumerate(read_lines(path), 1):
         try:
-            yield int(json.loads(line)["step"]), line
+            step = int(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path}, line {number}: {line[:40].strip()!r} is not a record of a step: remove it"
-            ) from None
+            words = f"{line[:40].strip()!r} is not a record of a step"
+            raise InputError(f"{path}, line {number}: {words}: remove it") from None
+        yield step, line
 
 
-def read_samples(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (step, headline, text) for each sample."""
-    head, body = "", []
-    for line in [*read_lines(path), "--- step -1 ---\n"]:
-        if re.fullmatch(r"--- step -?\d+ ---\n", line):
-            if head:
-                yield int(head.split()[2]), head, "".join(body)
-            head, body = line.rstrip(), []
-        else:
-            body.append(line)
-
-
-def rewrite_file(path: Path, lines: Iterable[str]) -> None:
-    if path.exists():
-        atomic_write(path, "".join(list(lines)))
+def read_samples(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (step, text with its headline) for each sample."""
+    parts = re.split(r"^(--- step (\d+) ---\n)", "".join(read_lines(path)), flags=re.MULTILINE)
+    for head, step, body in zip(parts[1::3], parts[2::3], parts[3::3]):
+        yield int(step), head + body
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -200,38 +191,26 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
     """Return the content of config.json."""
+    versions = {"python": platform.python_version(), "anyformer": __version__}
     return {
         "recipe": name,
         "preset": preset,
         "config": to_json(config),
         "seed": config.train.seed,
-        "versions": {"python": platform.python_version()}
-        | {package: package_version(package) for package in ("anyformer", "torch", "numpy")},
+        "versions": versions | {package: version(package) for package in ("torch", "numpy")},
         "command": command,
     }
 
 
-def package_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
 class RunLogs:
-    """The growing files of a run, as a context manager."""
+    """The growing files of a run, as a context manager. Every write reaches the system before it returns."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def __enter__(self) -> "RunLogs":
-        try:
-            self.files = {
-                n: open(self.path / n, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
-                for n in LOG_FILES
-            }
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
+        with report_write_errors(f"to {self.path}"):
+            self.files = {name: open(self.path / name, "a", 1, "utf-8") for name in LOG_FILES}  # noqa: SIM115
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -239,26 +218,13 @@ class RunLogs:
             with suppress(OSError):  # a full disk was reported where it was noticed
                 file.close()
 
-    def log_metrics(self, record: dict[str, Any]) -> None:
-        self._write("metrics.jsonl", json.dumps(record) + "\n")
+    def write(self, name: str, text: str) -> None:
+        with report_write_errors(str(self.path / name), "; free some space and go on with --resume"):
+            self.files[name].write(text)
 
-    def log_timings(self, record: dict[str, Any]) -> None:
-        self._write("timings.jsonl", json.dumps(record) + "\n")
+    def log(self, name: str, record: dict[str, Any]) -> None:
+        self.write(name, json.dumps(record) + "\n")
 
     def log_sample(self, step: int, answer: dict[str, Any]) -> None:
         for text in format_prediction(answer):
-            self._write("samples.txt", f"--- step {step} ---\n{text}\n")
-
-    def flush(self) -> None:
-        for name in self.files:
-            self._write(name, "", flush=True)
-
-    def _write(self, name: str, text: str, flush: bool = False) -> None:
-        try:
-            self.files[name].write(text)
-            if flush:
-                self.files[name].flush()
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self.path / name}: {error.strerror or error}; free some space and go on with --resume"
-            ) from None
+            self.write("samples.txt", f"--- step {step} ---\n{text}\n")
