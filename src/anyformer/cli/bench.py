@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Annotated
 
 from .flags import DeviceFlag, JsonFlag
 from .terminal import print_status, show_progress
@@ -13,8 +14,7 @@ class Command:
     its matrix products and its memory allow. Takes well under a minute."""
 
     device: DeviceFlag = "auto"
-    quick: bool = False
-    """Spend a quarter of the time on each figure, which makes them rougher."""
+    quick: Annotated[bool, "Spend a quarter of the time on each figure, which makes them rougher."] = False
     json: JsonFlag = False
 
 
@@ -22,7 +22,6 @@ def run(options: Command) -> None:
     from rich.console import Console
 
     from ..labs import benchmark
-    from ..report.benchmark import describe
     from ..training.device import resolve_device
 
     device = str(resolve_device(options.device))
@@ -32,4 +31,4 @@ def run(options: Command) -> None:
     if options.json:
         print(json.dumps(facts))
     else:
-        Console().print(describe(facts))
+        Console().print(benchmark.describe(facts))

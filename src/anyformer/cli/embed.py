@@ -18,16 +18,11 @@ class Command:
     The dot product of two vectors is the similarity of their texts. Vectors are
     printed as one JSON list per line, or written as a float32 array (N, C)."""
 
-    run: Annotated[Path, POSITIONAL]
-    """A run of an encoder, a checkpoint, or a public checkpoint (BERT)."""
-    input: Annotated[tuple[str, ...], POSITIONAL] = ()
-    """The texts; - reads stdin, one text per line."""
-    file: Path | None = None
-    """A file with one text per line."""
-    out: Path | None = None
-    """An .npy file to write the vectors to, instead of printing them."""
-    cut: bool = False
-    """Cut texts that are longer than the context instead of refusing them."""
+    run: Annotated[Path, POSITIONAL, "A run of an encoder, a checkpoint, or a public checkpoint (BERT)."]
+    input: Annotated[tuple[str, ...], POSITIONAL, "The texts; - reads stdin, one text per line."] = ()
+    file: Annotated[Path | None, "A file with one text per line."] = None
+    out: Annotated[Path | None, "An .npy file to write the vectors to, instead of printing them."] = None
+    cut: Annotated[bool, "Cut texts that are longer than the context instead of refusing them."] = False
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     json: JsonFlag = False

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument
+from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightFormat
 from .terminal import show_progress
 
 
@@ -15,14 +15,12 @@ class Command:
     Every token is predicted once; the figures are the same every time."""
 
     run: RunArgument
-    data: str | None = None
-    """Other data than the run's own; all of it is used, because none was trained on."""
+    data: Annotated[str | None, "Other data than the run's own; all of it is used, because none was trained on."] = None
     scores: bool = False
     """Add metrics that need the model's answers: BLEU and chrF of translations, returns of an agent."""
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
-    weights: Literal["float32", "bfloat16", "int8"] | None = None
-    """Number format of the linear layers. Default: as trained."""
+    weights: Annotated[WeightFormat | None, "Number format of the linear layers. Default: as trained."] = None
     json: JsonFlag = False
 
 

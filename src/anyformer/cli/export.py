@@ -18,12 +18,9 @@ class Command:
     onnx  a graph for any batch size and length
     peft  the adapters of a LoRA run alone; other formats merge them"""
 
-    run: Annotated[Path, POSITIONAL]
-    """A run directory (its best checkpoint), or a checkpoint."""
-    directory: Annotated[Path, POSITIONAL]
-    """Where to write: a new or empty folder."""
-    to: Literal["hf", "gguf", "onnx", "peft"]
-    """The format."""
+    run: Annotated[Path, POSITIONAL, "A run directory (its best checkpoint), or a checkpoint."]
+    directory: Annotated[Path, POSITIONAL, "Where to write: a new or empty folder."]
+    to: Annotated[Literal["hf", "gguf", "onnx", "peft"], "The format."]
     recipe: RecipeFlag = None
     json: JsonFlag = False
 

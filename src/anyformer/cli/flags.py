@@ -1,7 +1,8 @@
 """Flags from frozen dataclasses: their names, their values, and the help text.
 
 Every verb has a dataclass `Command`; a field is a flag `--field-name VALUE`, a nested dataclass a group of flags
-`--model.n-layer VALUE`, and the docstring below a field its help. Values are checked by `anyformer.parsing`.
+`--model.n-layer VALUE`. Its help is a text in `Annotated`, or the docstring below the field. Values are checked by
+`anyformer.parsing`.
 """
 
 import ast
@@ -42,6 +43,8 @@ RunArgument = Annotated[
 RecipeFlag = Annotated[
     str | None, "The recipe, if it is not one of anyformer's own: a file (./forecast.py) or a Python path."
 ]
+WeightFormat = Literal["float32", "bfloat16", "int8"]
+WeightsFlag = Annotated[WeightFormat, "Number format of the linear layers: fewer bits are faster and nearly as exact."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Flag:
     is_sequence: bool
     is_positional: bool
     is_repeatable: bool
+    aliases: tuple[str, ...] = ()  # other names: of a config field that was renamed, short ones
 
     @property
     def is_switch(self) -> bool:
@@ -102,7 +106,9 @@ def list_flags(
         text = next((mark for mark in marks if mark not in (POSITIONAL, REPEATABLE)), docs.get(field.name, ""))
         is_sequence = typing.get_origin(hint) in (tuple, list, Sequence)
         hint = typing.get_args(hint)[0] if is_sequence else hint
-        yield Flag(name, field_path, hint, default, text, is_sequence, POSITIONAL in marks, REPEATABLE in marks)
+        old_names = tuple(flag_name((*path, old)) for old, new in RENAMED_FIELDS.items() if new == field.name)
+        is_positional, is_repeatable = POSITIONAL in marks, REPEATABLE in marks
+        yield Flag(name, field_path, hint, default, text, is_sequence, is_positional, is_repeatable, old_names)
 
 
 def flag_name(path: Sequence[str]) -> str:
@@ -140,15 +146,9 @@ def parse_arguments(kind: Any, arguments: Sequence[str], prog: str) -> Any:
     return kind(**{flag.path[0]: values[flag.name] for flag in flags if flag.name in values})
 
 
-def read_flags(
-    flags: Sequence[Flag], arguments: Sequence[str], prog: str, aliases: Mapping[str, Flag] | None = None
-) -> dict[str, Any]:
-    """Return the values that the words of a command line give, by the name of the flag. Raises InputError.
-
-    Flags can also be given by their aliases and, if their config field was renamed, by their old names.
-    """
-    renamed = [(flag, old) for flag in flags for old, new in RENAMED_FIELDS.items() if new == flag.path[-1]]
-    by_name = {flag_name((*flag.path[:-1], old)): flag for flag, old in renamed} | dict(aliases or {})
+def read_flags(flags: Sequence[Flag], arguments: Sequence[str], prog: str) -> dict[str, Any]:
+    """Return the values that the words of a command line give, by the name of the flag. Raises InputError."""
+    by_name = {alias: flag for flag in flags for alias in flag.aliases}
     by_name |= {flag.name: flag for flag in flags if not flag.is_positional}
     words, free, values = list(arguments), [], {}
     while words:

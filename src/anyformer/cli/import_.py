@@ -17,10 +17,8 @@ class Command:
     A folder with config.json and model.safetensors (gpt2, llama, qwen3, bert, t5,
     vit, whisper, decision_transformer), or a GGUF file (gpt2, llama, qwen3)."""
 
-    source: Annotated[Path, POSITIONAL]
-    """The folder or the file."""
-    out: Path
-    """The run directory to create."""
+    source: Annotated[Path, POSITIONAL, "The folder or the file."]
+    out: Annotated[Path, "The run directory to create."]
     json: JsonFlag = False
 
 

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import InputError
 from .flags import DeviceFlag, JsonFlag
@@ -22,14 +22,10 @@ class Command:
 
     data: str = "multi30k"
     """Pairs (a set, .tsv, .jsonl, two files A,B, a folder with train.en and train.fr) or text."""
-    minutes: float = 5.0
-    """Minutes of training for each model."""
-    out: Path | None = None
-    """Where to write. Default: a new folder below runs/."""
-    sentences: int = 500
-    """Validation sentences that are translated."""
-    seed: int = 1
-    """Seed of everything random."""
+    minutes: Annotated[float, "Minutes of training for each model."] = 5.0
+    out: Annotated[Path | None, "Where to write. Default: a new folder below runs/."] = None
+    sentences: Annotated[int, "Validation sentences that are translated."] = 500
+    seed: Annotated[int, "Seed of everything random."] = 1
     device: DeviceFlag = "auto"
     json: JsonFlag = False
 

@@ -9,6 +9,8 @@ from typing import Any
 from .. import recipe as recipes
 from .flags import JsonFlag
 
+SHAPE_FIELDS = ("words", "layers", "hidden", "dim", "context")  # of models before the Transformer
+
 
 @dataclass(frozen=True)
 class Command:
@@ -43,16 +45,12 @@ def describe_preset(recipe: recipes.Recipe, config: Any) -> dict[str, Any]:
     values = [getattr(config, field.name) for field in dataclasses.fields(config)]
     stacks = [value for value in values if isinstance(value, TransformerConfig)]  # an encoder and a decoder, or one
     if not stacks:  # models before the Transformer
-        shape = getattr(config, "model", config)
-        sizes = {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape)}
+        sizes = dataclasses.asdict(getattr(config, "model", config))
         return {name: size for name, size in sizes.items() if name in SHAPE_FIELDS} | facts
     with torch.device("meta"):
         models = [Transformer(stack, cross=i > 0) for i, stack in enumerate(stacks)]
     shape = {name: getattr(stacks[-1], name) for name in ("n_layer", "n_head", "dim", "context")}
     return shape | {"parameters": sum(p.numel() for model in models for p in model.parameters())} | facts
-
-
-SHAPE_FIELDS = ("words", "layers", "hidden", "dim", "context")
 
 
 def list_data() -> list[dict[str, str]]:
@@ -80,10 +78,8 @@ def format_facts(facts: dict[str, Any]) -> str:
 
 
 def format_shape(preset: dict[str, Any]) -> str:
-    """Format the size of a preset: its parameters, or its shape, and its export formats."""
     exports = ",".join(preset["exports"]) or "-"
     if "parameters" not in preset:
-        shape = ", ".join(f"{name} {preset[name]}" for name in SHAPE_FIELDS if name in preset)
-        return f"{shape}  {exports}"
+        return ", ".join(f"{name} {preset[name]}" for name in SHAPE_FIELDS if name in preset) + f"  {exports}"
     size = f"{preset['parameters'] / 1e6:7.2f} M  {preset['n_layer']:>2} layers {preset['n_head']:>2} heads"
     return f"{size} {preset['dim']:>4} dim  context {preset['context']:<5} {exports:<14}"

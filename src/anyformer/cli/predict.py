@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from ..errors import InputError
-from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, RunArgument
+from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
 from .terminal import read_inputs, show_progress
 
 
@@ -21,14 +21,11 @@ class Command:
     run: RunArgument
     input: Annotated[tuple[str, ...], POSITIONAL] = ()
     """What to answer; - reads stdin: one input per line, or one sound or image."""
-    file: Path | None = None
-    """A file with one input per line."""
-    request: str = "{}"
-    """More of the recipe's request, as JSON: '{"beam": 4}'."""
+    file: Annotated[Path | None, "A file with one input per line."] = None
+    request: Annotated[str, """More of the recipe's request, as JSON: '{"beam": 4}'."""] = "{}"
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
-    weights: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Number format of the linear layers: fewer bits are faster and nearly as exact."""
+    weights: WeightsFlag = "float32"
     json: JsonFlag = False
 
 

@@ -21,23 +21,17 @@ class Command:
 
     --out stores them for `anyformer train control --data FILE.npz`."""
 
-    env: Annotated[str, POSITIONAL]
-    """Line-v0, or an environment of gymnasium: CartPole-v1."""
+    env: Annotated[str, POSITIONAL, "Line-v0, or an environment of gymnasium: CartPole-v1."]
     policy: str = "random"
     """random; expert (a rule for Line-v0, CartPole-v1 and Pendulum-v1); weights w ("0.1,0.5,1,1": action 1 where
     state @ w > 0, or action = state @ w); or a run of the control recipe."""
-    epsilon: tuple[float, ...] = (0.0,)
-    """Fraction of random actions; several values play --episodes each."""
+    epsilon: Annotated[tuple[float, ...], "Fraction of random actions; several values play --episodes each."] = (0.0,)
     target_return: float | None = None
     """For a run: the return to reach. Default: the one it was trained with."""
-    temperature: float = 1.0
-    """For a run with discrete actions; 0 takes the most probable."""
-    episodes: int = 10
-    """Episodes for each epsilon."""
-    seed: int = 0
-    """Seed of everything random."""
-    out: Path | None = None
-    """An .npz file to store the episodes in."""
+    temperature: Annotated[float, "For a run with discrete actions; 0 takes the most probable."] = 1.0
+    episodes: Annotated[int, "Episodes for each epsilon."] = 10
+    seed: Annotated[int, "Seed of everything random."] = 0
+    out: Annotated[Path | None, "An .npz file to store the episodes in."] = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     json: JsonFlag = False
@@ -69,12 +63,10 @@ def run(options: Command) -> None:
 
 
 def check_options(options: Command) -> None:
-    """Raise InputError for values that make no sense."""
     count = options.episodes * len(options.epsilon)
     if not 0 < count <= MAX_EPISODES:
-        raise InputError(
-            f"--episodes {options.episodes} makes {count} episodes; from 1 to {MAX_EPISODES:,} can be played at once"
-        )
+        limits = f"from 1 to {MAX_EPISODES:,} can be played at once"
+        raise InputError(f"--episodes {options.episodes} makes {count} episodes; {limits}")
     if bad := [value for value in options.epsilon if not 0 <= value <= 1]:
         raise InputError(f"--epsilon is {bad[0]}; a fraction is from 0 to 1")
     if options.seed < 0 or not options.temperature >= 0:
@@ -87,18 +79,17 @@ def select_policy(options: Command, spec: "EnvSpec", epsilon: list[float], seeds
     """Return the policy and the longest episode that it can play. Raises InputError."""
     from ..data.trajectories.environments import EXPERT_POLICIES, MAX_STEPS, EpsilonGreedy
 
-    if options.policy == "random":
-        return EpsilonGreedy(spec, None, epsilon, seeds), MAX_STEPS
+    rule = None
     if options.policy == "expert":
-        if options.env not in EXPERT_POLICIES:
+        rule = EXPERT_POLICIES.get(options.env)
+        if rule is None:
             names = ", ".join(EXPERT_POLICIES)
             raise InputError(f"--policy expert: there is a rule for {names}, not for {options.env}")
-        return EpsilonGreedy(spec, EXPERT_POLICIES[options.env], epsilon, seeds), MAX_STEPS
-    if Path(options.policy).exists():
-        if any(epsilon):
-            raise InputError("--epsilon is for rules: a run conditions on its own actions, which must be the real ones")
-        return load_policy(options, seeds)
-    return EpsilonGreedy(spec, linear_policy(options.policy, spec), epsilon, seeds), MAX_STEPS
+    elif options.policy != "random":
+        if Path(options.policy).exists():
+            return load_policy(options, seeds)
+        rule = linear_policy(options.policy, spec)
+    return EpsilonGreedy(spec, rule, epsilon, seeds), MAX_STEPS
 
 
 def linear_policy(text: str, spec: "EnvSpec") -> Any:
@@ -124,10 +115,11 @@ def load_policy(options: Command, seeds: list[int]) -> tuple["Policy", int]:
     from .. import api
     from ..recipe import SupportsPolicy, recipes_with
 
+    if any(options.epsilon):
+        raise InputError("--epsilon is for rules: a run conditions on its own actions, which must be the real ones")
     model = api.load(options.policy, options.device, recipe=options.recipe)
     if not isinstance(model.recipe, SupportsPolicy):
-        raise InputError(
-            f"{options.policy} is a run of '{model.name}', not of {recipes_with(SupportsPolicy)}: it cannot act"
-        )
+        names = recipes_with(SupportsPolicy)
+        raise InputError(f"{options.policy} is a run of '{model.name}', not of {names}: it cannot act")
     settings = {"target_return": options.target_return, "temperature": options.temperature, "seeds": seeds}
     return model.recipe.make_policy(model.module, model.config, options.env, **settings)

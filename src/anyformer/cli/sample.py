@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from ..errors import InputError
-from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument
+from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
 from .terminal import print_status, read_stdin, read_text
 
 REQUEST_FIELDS = (
@@ -24,34 +24,21 @@ class Command:
     run: RunArgument
     prompt: Annotated[tuple[str, ...], REPEATABLE] = ()
     """The text to continue; - reads stdin. May be repeated: all prompts are continued in one batch."""
-    prompt_file: Annotated[tuple[Path, ...], REPEATABLE] = ()
-    """A file to continue. May be repeated."""
-    chat: str | None = None
-    """A message to a chat model; its own chat template is applied."""
-    tokens: int = 500
-    """Most new tokens of each sample."""
-    samples: int = 1
-    """Samples of each prompt."""
-    temperature: float = 0.8
-    """0 always takes the most probable token; above 1 flattens the distribution."""
-    top_k: int | None = None
-    """Keep only the k most probable tokens."""
-    top_p: float | None = None
-    """Keep only the most probable tokens that together reach probability p."""
-    min_p: float | None = None
-    """Keep only tokens at least this fraction as probable as the most probable one."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that occurred already become less probable."""
-    stop: Annotated[tuple[str, ...], REPEATABLE] = ()
-    """A text that ends a sample. May be repeated."""
-    keep: int | None = None
-    """Tokens that stay when the context is full and the oldest are dropped. Default: half the context."""
-    seed: int = 0
-    """Seed of the random draws."""
+    prompt_file: Annotated[tuple[Path, ...], REPEATABLE, "A file to continue. May be repeated."] = ()
+    chat: Annotated[str | None, "A message to a chat model; its own chat template is applied."] = None
+    tokens: Annotated[int, "Most new tokens of each sample."] = 500
+    samples: Annotated[int, "Samples of each prompt."] = 1
+    temperature: Annotated[float, "0 always takes the most probable token; above 1 flattens the distribution."] = 0.8
+    top_k: Annotated[int | None, "Keep only the k most probable tokens."] = None
+    top_p: Annotated[float | None, "Keep only the most probable tokens that together reach probability p."] = None
+    min_p: Annotated[float | None, "Keep tokens at least this fraction as probable as the most probable one."] = None
+    repetition_penalty: Annotated[float, "Above 1, tokens that occurred already become less probable."] = 1.0
+    stop: Annotated[tuple[str, ...], REPEATABLE, "A text that ends a sample. May be repeated."] = ()
+    keep: Annotated[int | None, "Tokens kept when a full context drops its oldest. Default: half the context."] = None
+    seed: Annotated[int, "Seed of the random draws."] = 0
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
-    weights: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Number format of the linear layers: fewer bits are faster and nearly as exact."""
+    weights: WeightsFlag = "float32"
     json: JsonFlag = False
 
 

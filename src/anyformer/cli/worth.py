@@ -18,14 +18,10 @@ class Command:
     The model answers validation rows without the field, with it alone, and with
     its values shuffled. Writes worth.json and worth.svg into the run."""
 
-    run: Annotated[Path, POSITIONAL]
-    """A run directory (its best checkpoint), or a checkpoint."""
-    data: str | None = None
-    """Other data than the run's own; all of it is used, because none was trained on."""
-    shuffles: int = 3
-    """How often the values of a field are shuffled; the mean is reported."""
-    seed: int = 0
-    """Seed of the shuffling."""
+    run: Annotated[Path, POSITIONAL, "A run directory (its best checkpoint), or a checkpoint."]
+    data: Annotated[str | None, "Other data than the run's own; all of it is used, because none was trained on."] = None
+    shuffles: Annotated[int, "How often the values of a field are shuffled; the mean is reported."] = 3
+    seed: Annotated[int, "Seed of the shuffling."] = 0
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     json: JsonFlag = False
@@ -40,12 +36,12 @@ def run(options: Command) -> None:
     with show_progress():
         model = api.load(options.run, options.device, recipe=options.recipe)
         facts = field_importance.measure(model, options.data, options.shuffles, options.seed)
-    paths = field_importance.write_worth(options.run, facts)
+    picture = field_importance.write_worth(options.run, facts)
     if options.json:
         print(json.dumps({"run": str(options.run), "step": model.step} | facts, ensure_ascii=False))
         return
     print("\n".join(format_table(facts)))
-    print_status(f"picture  {shlex.quote(str(paths[1]))}")
+    print_status(f"picture  {shlex.quote(str(picture))}")
 
 
 def format_table(facts: dict[str, Any]) -> list[str]:
