@@ -26,7 +26,7 @@ from sklearn.svm import LinearSVC
 
 from anyformer import api, recipe
 from anyformer.recipes import vision
-from anyformer.recipes.vision.drawing import predict_classes
+from anyformer.recipes.vision import predict_probabilities
 
 SETS = {"digits": ("digits", 1.0), "fashion-mnist": ("small", 15.0), "cifar10": ("cifar10", 30.0)}  # preset, minutes
 CELL_SIZES = {8: (2, 4), 28: (4, 7), 32: (4, 8)}  # pixels of a HOG cell, by image height
@@ -79,7 +79,7 @@ def save_images(splits: ImageSplits, path: Path) -> Path:
 
 def measure_accuracy(model: api.Model, splits: ImageSplits) -> float:
     """Return the accuracy on the test images."""
-    predictions, _ = predict_classes(model.module, splits.pixels, splits.test)
+    predictions = predict_probabilities(model.module, splits.pixels[splits.test]).argmax(-1).numpy()
     return float((predictions == splits.labels[splits.test]).mean())
 
 

@@ -3,14 +3,28 @@
 Shapes: N predictions, K classes.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .data.text.batches import IGNORE_INDEX
 from .errors import InputError
+
+
+def score_classes(predictions: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return the mean nats of labels (N,), their exponential and the accuracy, over batches of logits (N, K), labels."""
+    nats, right, count = 0.0, 0, 0
+    for logits, labels in predictions:
+        nats += F.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(-1) == labels).sum())  # never equal where a label is ignored
+        count += int((labels != IGNORE_INDEX).sum())
+    mean, total = nats / max(1, count), max(1, count)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / total, "tokens": count}
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
@@ -39,10 +53,8 @@ def regression_scores(labels: Tensor, predictions: Tensor) -> dict[str, float]:
 
 
 def error_rates(references: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    """Return the word and character error rate (wer, cer) of texts; empty references do not count.
-
-    Returns an empty dict where jiwer is not installed or every reference is empty.
-    """
+    """Return the word and character error rate (wer, cer) of texts whose reference is not empty; nothing without jiwer
+    or such texts."""
     rows = [i for i, reference in enumerate(references) if reference.strip()]
     if not rows or find_spec("jiwer") is None:
         return {}
@@ -53,11 +65,7 @@ def error_rates(references: Sequence[str], texts: Sequence[str]) -> dict[str, fl
 
 
 def score_translations(texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """Return BLEU and chrF as computed by sacreBLEU (1804.08771), and the share of exact matches.
-
-    Raises:
-        InputError: sacrebleu is not installed.
-    """
+    """Return BLEU and chrF as computed by sacreBLEU (1804.08771), and the share of exact matches. Raises InputError."""
     try:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF

@@ -55,7 +55,7 @@ def test_windows_fill_the_contexts():
 def test_the_target_is_the_labels_one_step_later():
     config = spans.PRESETS["tiny"]
     batch, _ = next(spans.batches(config, "train"))
-    end = load_text_tokenizer(spans.text_config(config)).end_id
+    end = load_text_tokenizer(config).end_id
     assert (batch["target"][:, 1:] == batch["labels"][:, :-1]).all() and (batch["target"][:, 0] == end).all()
     assert (batch["labels"][:, -1] == end).all() and (batch["source"][:, -1] == end).all()
 

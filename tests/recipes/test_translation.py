@@ -17,6 +17,7 @@ from anyformer.metrics import score_translations
 from anyformer.model.edges import within
 from anyformer.parsing import parse_dataclass, to_json
 from anyformer.recipes import translation
+from anyformer.recipes._shared.pairs import Translator
 from anyformer.resolve_job import merge_overrides
 from anyformer.training import loop
 from cli_kit import SHORT, call
@@ -35,7 +36,7 @@ def make_config(preset: str = "tiny", **changes: Any) -> translation.Config:
     return parse_dataclass(translation.Config, merge_overrides(values, changes), "config.json")
 
 
-def build_model(config: translation.Config) -> translation.Translator:
+def build_model(config: translation.Config) -> Translator:
     torch.manual_seed(0)
     return translation.build(config).eval()
 
@@ -216,7 +217,7 @@ def test_the_command_line_trains_translates_and_scores(tmp_path: Path):
 # --- learning ---
 
 
-def train(config: translation.Config) -> tuple[translation.Translator, list[dict]]:
+def train(config: translation.Config) -> tuple[Translator, list[dict]]:
     state = loop.init_state(translation, config)
     records = list(loop.train(translation, config, state))
     return state.model.eval(), records

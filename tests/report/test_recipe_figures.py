@@ -19,7 +19,7 @@ from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import full, neighbors
 from anyformer.model.inspection import attention_weights
 from anyformer.model.transformer import Transformer
-from anyformer.recipes.vision.drawing import attention_heat
+from anyformer.recipes.vision import attention_heat
 from anyformer.training import loop
 
 control: Any = recipes.load_recipe("control")

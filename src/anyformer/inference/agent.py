@@ -1,33 +1,25 @@
-"""Act with a model of trajectories: the past of an episode goes in, the next action comes out.
+"""Act with a model of trajectories: predict the next action of an episode, or play episodes in an environment.
 
-Shapes: n episodes, S numbers of a state, A of an action, K steps of context.
+A model has `normalizer`, `context` (steps that it reads), `max_episode_steps`, `env`, `target_return`, `return_scale`
+(0: it does not read the return), `nodes`, and `predict_action(return_to_go, state, action, timestep)`.
+
+Shapes: n episodes or steps, S numbers of a state, A of an action, K steps of context.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from ..data.trajectories.normalizer import TrajectoryNormalizer
+from ..data.trajectories.environments import make_envs, play_episodes
+from ..errors import InputError
+from ..parsing import check_range, parse_dataclass
 
 BATCH_SIZE = 256  # episodes in one forward
-
-
-class Agent(Protocol):
-    """What a model must have to act."""
-
-    normalizer: TrajectoryNormalizer
-    context: int
-    """K"""
-    max_episode_steps: int
-    """How many timesteps have an embedding."""
-
-    @property
-    def nodes(self) -> nn.Module: ...
-
-    def predict_action(self, return_to_go: Tensor, state: Tensor, action: Tensor, timestep: Tensor) -> Tensor: ...
+MAX_EPISODES = 10_000
 
 
 class Actor:
@@ -40,7 +32,7 @@ class Actor:
         seeds: Of the sampling, one for each episode, so that an episode does not depend on the others.
     """
 
-    def __init__(self, model: Agent, target_returns: Sequence[float], temperature: float, seeds: Sequence[int]):
+    def __init__(self, model: Any, target_returns: Sequence[float], temperature: float, seeds: Sequence[int]):
         self.model, self.temperature = model, temperature
         self.remaining = np.array(target_returns, np.float32)
         self.rngs = [np.random.default_rng((seed, 2)) for seed in seeds]
@@ -77,24 +69,172 @@ class Actor:
 
 @torch.inference_mode()
 def predict_actions(
-    model: Agent, returns_to_go: np.ndarray, states: np.ndarray, actions: np.ndarray, timesteps: np.ndarray
+    model: Any, returns_to_go: np.ndarray, states: np.ndarray, actions: np.ndarray, timesteps: np.ndarray
 ) -> np.ndarray:
-    """Predict the action of the last of these steps.
+    """Predict the action of the last of k steps; the last of `actions` is a placeholder that is never read.
 
     Shapes:
         returns_to_go (n, k), states (n, k, S), actions (n, k) or (n, k, A), timesteps (k,) -> (n, A): logits where
-        actions are discrete. The last action of `actions` is a placeholder that is never read.
+        actions are discrete.
     """
-    device, normalizer = next(model.nodes.parameters()).device, model.normalizer
-    outputs = []
+    device, normalizer, outputs = next(model.nodes.parameters()).device, model.normalizer, []
     for start in range(0, len(returns_to_go), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        arrays = (
-            returns_to_go[rows, :, None],
-            normalizer.normalize_states(states[rows]),
-            normalizer.encode_actions(actions[rows]),
-        )
-        inputs = [torch.from_numpy(array).float().to(device) for array in arrays]
+        normalized = normalizer.normalize_states(states[rows]), normalizer.encode_actions(actions[rows])
+        inputs = [torch.from_numpy(a).float().to(device) for a in (returns_to_go[rows, :, None], *normalized)]
         steps = torch.from_numpy(np.minimum(timesteps, model.max_episode_steps - 1)).expand(len(inputs[0]), -1)
         outputs.append(model.predict_action(*inputs, steps.to(device))[:, -1].float().cpu().numpy())
     return np.concatenate(outputs)
+
+
+# --- episodes in an environment ---
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """Episodes to play for each of some returns. Raises InputError for values that make no sense."""
+
+    env: str | None = None
+    """None: the model's own."""
+    target_return: float | list[float] | None = None
+    """The return to reach, or several; None: the model's own. `wanted` is an alias."""
+    episodes: int = 20
+    """For each return."""
+    seed: int = 0
+    temperature: float = 1.0
+    """Of the sampling of discrete actions; 0 takes the likeliest."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "episodes", at_least=1, at_most=MAX_EPISODES)
+        check_range(self, "seed", at_least=0, at_most=1 << 40)
+        check_range(self, "temperature", at_least=0)
+
+
+def roll_out(model: Any, request: Any) -> list[dict[str, Any]]:
+    """Play episodes for each return to reach, all at once. `request` holds the fields of `RolloutRequest`.
+
+    Returns:
+        For each return: {"env", "wanted", "episodes", "achieved", "low", "high", "returns"}, "achieved" being the mean
+        of the returns and "low" to "high" its 95 % confidence interval.
+
+    Raises:
+        InputError: If the request makes no sense, or the environment does not fit the model.
+    """
+    rollout = parse_dataclass(RolloutRequest, request, "rollout")
+    env = model.env if rollout.env is None else rollout.env
+    targets, count = rollout.target_return, rollout.episodes
+    targets = targets if isinstance(targets, list) else [model.target_return if targets is None else targets]
+    if not 1 <= len(targets) * count <= MAX_EPISODES:
+        raise InputError(f"rollout: {len(targets) * count:,} episodes in all; it must be from 1 to {MAX_EPISODES:,}")
+    check_environment(model, env)
+    seeds = [rollout.seed * 1_000_003 + i for i in range(count)] * len(targets)
+    actor = Actor(model, [target for target in targets for _ in range(count)], rollout.temperature, seeds)
+    returns = play_episodes(env, actor, seeds, model.max_episode_steps).returns.reshape(len(targets), count)
+    results = []
+    for target, row in zip(targets, returns):
+        mean, half = float(row.mean()), 1.96 * float(row.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+        scores = {"achieved": mean, "low": mean - half, "high": mean + half, "returns": row.tolist()}
+        results.append({"env": env, "wanted": float(target), "episodes": count} | scores)
+    return results
+
+
+def check_environment(model: Any, env: str) -> None:
+    """Raise InputError if the environment's states or actions are not the model's."""
+    spec, own = make_envs(env, 1)[1], model.normalizer
+    if (spec.states, spec.actions, spec.low is None) != (own.states, own.actions, own.discrete):
+        kinds = [f"{sizes.states} numbers a state and {sizes.actions} actions" for sizes in (spec, own)]
+        raise InputError(f"the environment '{env}' has {kinds[0]}, the model was trained for {kinds[1]}")
+
+
+# --- the next action ---
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """An episode so far: one action less than states, and for each state the return to go, or the return to reach and
+    the rewards so far."""
+
+    states: Any = None
+    actions: Any = ()
+    returns: Any = None
+    """The return to go before each step."""
+    target_return: float | None = None
+    """Instead of `returns`, with `rewards`. `wanted` is an alias."""
+    rewards: Any = ()
+    start: int = 0
+    """The timestep of the first state."""
+
+
+def predict_next_action(model: Any, request: Any, where: str) -> dict[str, Any]:
+    """Predict the next action of an episode; `request` holds the fields of `EpisodeRequest`, `where` names it.
+
+    Returns:
+        {"action"}, and {"probabilities"} where actions are discrete.
+
+    Raises:
+        InputError: If the request does not fit the model.
+    """
+    episode, normalizer = parse_dataclass(EpisodeRequest, request, where), model.normalizer
+    states = read_array(episode.states, "states", (-1, normalizer.states), where)
+    n = len(states)
+    if n < 1:
+        raise InputError(f"{where} has an episode of length 0: at least one state is needed")
+    if not 0 <= episode.start <= model.max_episode_steps - n:
+        last = f"the model knows timesteps up to {model.max_episode_steps - 1}"
+        raise InputError(f"{where} goes from step {episode.start} to {episode.start + n - 1}; {last}")
+    actions = read_actions(episode, normalizer, n, where)
+    returns_to_go = read_returns_to_go(model, episode, n, where)
+    first = max(0, n - model.context)
+    timesteps = np.arange(episode.start + first, episode.start + n)
+    arrays = returns_to_go[None, first:], states[None, first:], actions[None, first:]
+    output = predict_actions(model, *arrays, timesteps)[0]
+    if not normalizer.discrete:
+        return {"action": normalizer.decode_actions(output).tolist()}
+    exp = np.exp(output.astype(np.float64) - output.max())
+    return {"action": int(output.argmax()), "probabilities": (exp / exp.sum()).tolist()}
+
+
+def read_actions(episode: EpisodeRequest, normalizer: Any, n: int, where: str) -> np.ndarray:
+    """Return the actions so far, and a placeholder for the next: (n,) or (n, A)"""
+    shape = (-1,) if normalizer.discrete else (-1, normalizer.actions)
+    actions = read_array(episode.actions, "actions", shape, where)
+    if len(actions) != n - 1:
+        raise InputError(f"{where} has {n} states and {len(actions)} actions: one action less than states is right")
+    if normalizer.discrete:
+        if (actions != np.floor(actions)).any():
+            raise InputError(f"{where}: actions must be whole numbers from 0 to {normalizer.actions - 1}")
+        actions = actions.astype(np.int64)
+        normalizer.encode_actions(actions)  # raises for an action that does not exist
+    return np.concatenate([actions, np.zeros((1, *actions.shape[1:]), actions.dtype)])
+
+
+def read_returns_to_go(model: Any, episode: EpisodeRequest, n: int, where: str) -> np.ndarray:
+    """Return the return to go before each step, (n,)."""
+    if episode.returns is not None:
+        returns = read_array(episode.returns, "returns", (-1,), where)
+    elif episode.target_return is not None:
+        rewards = read_array(episode.rewards, "rewards", (-1,), where)
+        returns = episode.target_return - np.concatenate([[0], np.cumsum(rewards)]).astype(np.float32)
+    elif not model.return_scale:
+        return np.zeros(n, np.float32)
+    else:
+        raise InputError(f"{where} names no return to reach: give 'returns', or 'target_return' and 'rewards'")
+    if len(returns) != n:
+        raise InputError(f"{where} has {n} states and {len(returns)} returns to go: one for each state is right")
+    return returns.astype(np.float32)
+
+
+def read_array(values: Any, name: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Convert nested lists to an array of this shape; -1 is any length."""
+    if values is None:
+        raise InputError(f"{where} lacks '{name}'")
+    if isinstance(values, list | tuple) and not values:
+        return np.zeros((0, *shape[1:]), np.float32)
+    try:
+        array = np.array(values, np.float32)
+    except (ValueError, TypeError):
+        array = np.array(np.nan)
+    if array.ndim != len(shape) or array.shape[1:] != shape[1:] or not np.isfinite(array).all():
+        expected = "a list of numbers" if len(shape) == 1 else f"a list of lists of {shape[1]} numbers"
+        raise InputError(f"{where}: {name} must be {expected}")
+    return array

@@ -34,7 +34,7 @@ class Hypothesis:
 
 
 class Candidate(NamedTuple):
-    """A live hypothesis extended by a token."""
+    """The live hypothesis `parent`, extended by a token."""
 
     log_prob: float
     parent: int
@@ -103,16 +103,13 @@ def beam_search(
     n_best: int = 1,
     penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
-    """Return the `n_best` continuations of each prompt, best first.
+    """Return the `n_best` (at most `beam`) continuations of each prompt, best first.
 
     Args:
         model: reads B * K rows; a memory that it reads must be the same for all K rows of a prompt.
         prompts: ids of each row, at least one.
-        beam: hypotheses that are kept at each step.
         tokens: the most new tokens.
-        end: the token that ends a hypothesis; None if there is none.
-        n_best: continuations of each prompt, at most `beam`.
-        penalty: power of the length that scores are divided by.
+        end: the token that ends a hypothesis.
 
     Raises:
         ValueError: prompt and new tokens exceed the model's context.

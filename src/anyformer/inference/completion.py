@@ -1,12 +1,12 @@
 """Text completion: prompts to ids, ids to text as it grows, and when to stop."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError
-from ..parsing import check_range, check_types
+from ..parsing import check_range
 from .decode import Decoder, generate
 from .sampling import SamplingParams
 
@@ -14,22 +14,8 @@ REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character 
 CONTEXT_TOKENS = 8  # tokens of the prompt that new tokens are decoded with: a word may depend on the one before it
 
 
-class Tokenizer(Protocol):
-    """What completion needs of a tokenizer."""
-
-    end_id: int | None
-
-    @property
-    def end_ids(self) -> Sequence[int]: ...
-    def encode(self, text: Any) -> Any: ...
-    def encode_prompt(self, text: Any) -> Any: ...
-    def apply_chat_template(self, messages: Any) -> str: ...
-    def encode_parsing_special(self, text: str) -> Any: ...
-    def decode(self, ids: Any) -> str: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class CompletionRequest:
+class CompletionRequest(SamplingParams):
     """What to continue and how, in plain values. Raises InputError on values that make no sense."""
 
     prompt: str | Sequence[str] = "\n"
@@ -41,10 +27,6 @@ class CompletionRequest:
     samples: int = 1
     """Continuations of each prompt."""
     temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
     stop: str | Sequence[str] = ()
     """Texts that end a continuation; they are not part of it."""
     seed: int = 0
@@ -53,12 +35,11 @@ class CompletionRequest:
     """Tokens that stay when the context is full and the oldest are dropped. None: half of the context."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         check_range(self, "tokens", "samples", "keep", at_least=1)
         check_range(self, "seed", at_least=0, below=1 << 40)
         if not self.prompts:
             raise InputError("there is no prompt to continue")
-        _ = self.sampling
 
     @property
     def prompts(self) -> list[str]:
@@ -67,10 +48,6 @@ class CompletionRequest:
     @property
     def stops(self) -> list[str]:
         return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop) if text]
-
-    @property
-    def sampling(self) -> SamplingParams:
-        return SamplingParams(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SamplingParams)})
 
 
 class Completion:
@@ -105,8 +82,7 @@ class Completion:
         return text[: min((i for i in map(text.find, self.stops) if i >= 0), default=None)]
 
     def new_text(self) -> str:
-        """Return the text added since the last call, without incomplete characters and without what may become a stop
-        text."""
+        """Return the text added since the last call, without an incomplete character or the start of a stop text."""
         text = self.text
         if self.finish_reason is None:
             text = text.rstrip(REPLACEMENT_CHARACTER)
@@ -124,13 +100,12 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
     reasons. Sample j of prompt i is completion i * samples + j."""
     prompts = [row for row in encode_prompts(request, tokenizer) for _ in range(request.samples)]
     completions = [Completion(text, ids, tokenizer, request.stops) for text, ids in prompts]
-    seeds = [request.seed * 1_000_003 + i % request.samples for i in range(len(prompts))]
     steps = generate(
         model,
         [ids for _, ids in prompts],
         tokens=request.tokens,
-        sampling=request.sampling,
-        seeds=seeds,
+        sampling=request,
+        seeds=[request.seed * 1_000_003 + i % request.samples for i in range(len(prompts))],
         stop=lambda row, token: completions[row].add(token),
         keep=request.keep,
     )
@@ -143,18 +118,23 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
 
 def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
     """Return the text that is shown of each prompt (of a chat, nothing) and its ids. Raises InputError."""
-    if not request.messages:
-        return [(text, encode_prompt(text, tokenizer)) for text in request.prompts]
-    ids = [int(i) for i in tokenizer.encode_parsing_special(tokenizer.apply_chat_template(request.messages))]
-    if not ids:
-        raise InputError("the chat template returns an empty text for these messages")
-    return [("", ids)]
-
-
-def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
-    ids = [int(i) for i in tokenizer.encode_prompt(text)]
-    if not ids and tokenizer.end_id is not None:
-        return [tokenizer.end_id]
-    if not ids:
+    if request.messages:
+        ids = tokenizer.encode_parsing_special(tokenizer.apply_chat_template(request.messages)).tolist()
+        if not ids:
+            raise InputError("the chat template returns an empty text for these messages")
+        return [("", ids)]
+    end = [] if tokenizer.end_id is None else [tokenizer.end_id]
+    rows = [(text, tokenizer.encode_prompt(text).tolist() or end) for text in request.prompts]
+    if not all(ids for _, ids in rows):
         raise InputError("the prompt is empty and this vocabulary has no end-of-text token to start from")
-    return ids
+    return rows
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """Return a prompt that the vocabulary can encode: a line break, else the end of a text, else any token."""
+    try:
+        if len(tokenizer.encode("\n")):
+            return "\n"
+    except InputError:
+        pass
+    return tokenizer.decode([0]) if tokenizer.end_id is None else ""

@@ -1,10 +1,10 @@
 """Predict the targets of rows of a table: a class with its probabilities, or a number, for each target."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +20,12 @@ from .classification import describe_classes
 BATCH_SIZE = 64  # rows in one forward
 
 
-class TableModel(Protocol):
-    schema: Schema
-
-    def __call__(self, values: Sequence[Tensor], present: Tensor) -> list[Tensor]: ...
-    def parameters(self) -> Iterator[Tensor]: ...
-
-
 @torch.inference_mode()
-def predict_rows(model: TableModel, inputs: Any) -> list[dict[str, Any]]:
+def predict_rows(model: Any, inputs: Any) -> list[dict[str, Any]]:
     """Predict the targets of rows.
 
     Args:
-        model: A model of tables.
+        model: Maps the values of each field and which nodes exist to the outputs of each target of its `schema`.
         inputs: A row {field: value}, its JSON, or the path of a table of rows; or a list of such.
 
     Returns:
@@ -72,24 +65,19 @@ def describe_output(target: Target, output: Tensor, row: dict[str, Any]) -> dict
 def iterate_rows(inputs: Any, schema: Schema) -> Iterator[tuple[str, dict[str, Any], Path]]:
     """Yield (where, row, the folder that paths in it are relative to) of each row."""
     names = [column.name for column in (*schema.fields, *schema.targets)]
-    names += [name for name in (schema.group, schema.split) if name]
+    names += filter(None, (schema.group, schema.split))
     for i, item in enumerate(inputs if isinstance(inputs, list | tuple) else [inputs]):
         if isinstance(item, str) and not item.lstrip().startswith("{"):
             table = open_table(item)
             yield from ((where, row, table.folder) for where, row in table.rows())
             continue
-        row = parse_row(item, f"input {i}")
+        try:
+            row = json.loads(item) if isinstance(item, str) else item
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"input {i} is not JSON ({error}): {item[:40]}") from None
+        if not isinstance(row, dict):
+            expected = "a row is expected, {field: value, ...}, or a table's path"
+            raise InputError(f"input {i} is {type(row).__name__}; {expected}")
         if unknown := [name for name in row if name not in names]:
             raise InputError(f"input {i} has '{unknown[0]}', which is no field: {suggest(unknown[0], names)}")
         yield f"input {i}", row, Path()
-
-
-def parse_row(item: Any, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(item) if isinstance(item, str) else item
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}): {item[:40]}") from None
-    if not isinstance(row, dict):
-        expected = "a row is expected, {field: value, ...}, or a table's path"
-        raise InputError(f"{where} is {type(row).__name__}; {expected}")
-    return row

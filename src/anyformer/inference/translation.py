@@ -1,36 +1,24 @@
 """Translation: encode source texts, then search for the likeliest targets, in batches.
 
+A model is an encoder-decoder (`encode`, `condition`, `alignment`) with its tokenizers as `pair_tokenizer`.
+
 Shapes: B texts, K beams, S tokens of a source, T tokens of a target, C channels.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.tokenizers.pair_tokenizer import PairTokenizer
 from ..errors import InputError
-from ..model.edges import Edges, within
-from ..model.encoder_decoder import ConditionedDecoder
+from ..model.edges import within
 from ..parsing import check_range, check_types
 from .beam import Hypothesis, beam_search
 from .decode import pad_rows
 
-MAX_BEAMS = 256
 MAX_CACHE_NODES = 1 << 14  # in all rows of a batch together, which bounds its memory
-
-
-class Translator(Protocol):
-    """An encoder and a decoder of texts, with their tokenizers."""
-
-    pair_tokenizer: PairTokenizer
-    encoder: Any
-    decoder: Any
-
-    def encode(self, source: Tensor, memory_mask: Edges) -> Tensor: ...
-    def condition(self, memory: Tensor, memory_mask: Edges) -> ConditionedDecoder: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +40,7 @@ class TranslationRequest:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "beam", at_least=1, at_most=MAX_BEAMS)
+        check_range(self, "beam", at_least=1, at_most=256)
         check_range(self, "n_best", at_least=1, at_most=self.beam)
         check_range(self, "tokens", at_least=1)
         check_range(self, "length_penalty", at_least=-10, at_most=10)
@@ -62,7 +50,7 @@ class TranslationRequest:
         return [self.input] if isinstance(self.input, str) else list(self.input)
 
 
-def translate(model: Translator, request: TranslationRequest) -> list[dict[str, Any]]:
+def translate(model: Any, request: TranslationRequest) -> list[dict[str, Any]]:
     """Translate every text of a request.
 
     Returns:
@@ -73,7 +61,7 @@ def translate(model: Translator, request: TranslationRequest) -> list[dict[str, 
         InputError: a text exceeds the context, or has characters that are not in the vocabulary.
     """
     tokenizers, max_source = model.pair_tokenizer, model.encoder.config.context - 1
-    rows = [[int(i) for i in tokenizers.source.encode(text)] for text in request.texts]
+    rows = [tokenizers.source.encode(text).tolist() for text in request.texts]
     for text, row in zip(request.texts, rows):
         if len(row) > max_source and not request.cut:
             about = f"the source {text[:40]!r}... has {len(row):,} tokens"
@@ -85,20 +73,26 @@ def translate(model: Translator, request: TranslationRequest) -> list[dict[str, 
         indices = order[start : start + size]
         sources = [[*rows[i][:max_source], tokenizers.source_end_id] for i in indices]
         for i, hypotheses in zip(indices, search_translations(model, sources, request)):
-            cut = max(0, len(rows[i]) - max_source)
-            results[i] = format_result(model, request, request.texts[i], hypotheses, cut)
+            candidates = [describe_hypothesis(model, hypothesis) for hypothesis in hypotheses]
+            results[i] = {"input": request.texts[i], **candidates[0]}
+            results[i] |= {"candidates": candidates} if request.n_best > 1 else {}
+            results[i] |= {"cut": len(rows[i]) - max_source} if len(rows[i]) > max_source else {}
     return [results[i] for i in range(len(rows))]
 
 
-def max_target_tokens(model: Translator, request: TranslationRequest) -> int:
+def max_target_tokens(model: Any, request: TranslationRequest) -> int:
     context = model.decoder.config.context
     return min(request.tokens or context, context)
 
 
+def describe_hypothesis(model: Any, hypothesis: Hypothesis) -> dict[str, Any]:
+    reason = "stop" if hypothesis.finished else "length"
+    text = model.pair_tokenizer.target.decode(hypothesis.tokens)
+    return {"text": text, "score": hypothesis.score, "finish_reason": reason}
+
+
 @torch.inference_mode()
-def search_translations(
-    model: Translator, sources: list[list[int]], request: TranslationRequest
-) -> list[list[Hypothesis]]:
+def search_translations(model: Any, sources: list[list[int]], request: TranslationRequest) -> list[list[Hypothesis]]:
     """Return the best translations of each source (ids with the end), computed in one batch."""
     ids, lengths = pad_rows(sources, next(model.decoder.parameters()).device)
     memory = model.encode(ids, within(lengths)).repeat_interleave(request.beam, 0)  # (B * K, S, C)
@@ -113,31 +107,13 @@ def search_translations(
     )
 
 
-def format_result(
-    model: Translator, request: TranslationRequest, text: str, hypotheses: list[Hypothesis], cut: int
-) -> dict[str, Any]:
-    candidates = [
-        {
-            "text": model.pair_tokenizer.target.decode(hypothesis.tokens),
-            "score": hypothesis.score,
-            "finish_reason": "stop" if hypothesis.finished else "length",
-        }
-        for hypothesis in hypotheses
-    ]
-    result = {"input": text, **candidates[0]}
-    return result | ({"candidates": candidates} if request.n_best > 1 else {}) | ({"cut": cut} if cut else {})
-
-
 # --- attention between the texts ---
 
 
 @torch.inference_mode()
 def align_translation(model: Any, source: str, target: str) -> dict[str, Any]:
-    """Return the cross-attention of a pair of texts, in the layer where it is sharpest.
-
-    Returns:
-        {"weights" [T][S], "rows", "columns"}: the weights, and the tokens of the target and of the source.
-    """
+    """Return the cross-attention of a pair of texts, in the layer where it is sharpest: "weights" [T][S], and the
+    tokens of the target, "rows", and of the source, "columns"."""
     tokenizers, device = model.pair_tokenizer, next(model.parameters()).device
     source_ids, target_ids = tokenizers.source.encode(source).tolist(), tokenizers.target.encode(target).tolist()
     encoder_input = torch.tensor([[*source_ids, tokenizers.source_end_id]], device=device)

@@ -153,7 +153,7 @@ def load_text_tokenizer(config: Config) -> Tokenizer:
     def train() -> Tokenizer:
         return build_tokenizer(config.tokenizer, lambda: iter(load_texts(config).texts), config.vocab_size)
 
-    return load_config_tokenizer(config.tokenizer, train, config.vocab_size, config.padded_vocab)
+    return load_config_tokenizer(config, train)
 
 
 @cache_by_files(config_files)

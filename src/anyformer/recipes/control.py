@@ -29,8 +29,7 @@ from ..data.trajectories.environments import LINE
 from ..data.trajectories.normalizer import TrajectoryNormalizer, fit_normalizer, load_normalizer
 from ..data.trajectories.read import Trajectories
 from ..errors import InputError
-from ..inference.agent import Actor
-from ..inference.rollouts import check_environment, predict_next_action, roll_out
+from ..inference.agent import Actor, check_environment, predict_next_action, roll_out
 from ..model.config import TransformerConfig
 from ..model.edges import causal
 from ..model.embeddings import TrajectoryEmbedding

@@ -24,17 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
+from ..data.io.files import suffix
 from ..data.io.resolve import resolve
-from ..data.sequences.prepare import prepare_sequences, residue_tokenizer
-from ..data.sequences.read import FASTA_EXTENSIONS, is_fasta
+from ..data.sequences.prepare import FASTA_EXTENSIONS, RESIDUES, prepare_sequences
 from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
 from ..data.text.masking import MaskingPolicy, word_pieces
 from ..data.text.prepare import Corpus, prepare_corpus
-from ..data.tokenizers.base import Tokenizer
+from ..data.tokenizers.base import Characters, Tokenizer
 from ..data.tokenizers.build import load_tokenizer
 from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..errors import InputError
-from ..events import report_progress
 from ..inference.decode import pad_rows
 from ..model.config import TransformerConfig
 from ..model.heads import MaskedHead
@@ -166,10 +165,8 @@ def build(config: Config) -> MaskedModel:
 
 def load_text_tokenizer(config: Config) -> Tokenizer:
     if config.tokenizer == "residues":
-        return residue_tokenizer()
-    return load_config_tokenizer(
-        config.tokenizer, lambda: load_corpus(config).tokenizer, config.vocab_size, config.padded_vocab
-    )
+        return Characters(RESIDUES)
+    return load_config_tokenizer(config, lambda: load_corpus(config).tokenizer)
 
 
 def load_corpus(config: Config) -> Corpus:
@@ -180,14 +177,14 @@ def load_corpus(config: Config) -> Corpus:
 @cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
     paths = resolve(data)
-    if any(is_fasta(path) for path in paths):
+    if any(suffix(path) in FASTA_EXTENSIONS for path in paths):
         file = Path(tokenizer)
-        reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else residue_tokenizer()
+        reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else Characters(RESIDUES)
         return prepare_sequences(paths, reader, val_fraction)
     if tokenizer == "residues":
         endings = ", ".join(FASTA_EXTENSIONS)
         raise InputError(f"data '{data}' is no FASTA file ({endings}), which residues are read from")
-    return prepare_corpus(data, tokenizer, vocab_size, val_fraction, report_progress)
+    return prepare_corpus(data, tokenizer, vocab_size, val_fraction)
 
 
 def baselines(config: Config) -> Baselines:

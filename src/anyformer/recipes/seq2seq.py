@@ -15,11 +15,9 @@ Sutskever, Vinyals and Le: Sequence to Sequence Learning with Neural Networks (1
 from dataclasses import replace
 
 from ..baselines.recurrent import RecurrentSeq2Seq, Seq2SeqLSTM
-from ._shared.pairs import batches, evaluate, loss, predict, score
+from ._shared.pairs import batches, evaluate, loss, predict, score  # noqa: F401
 from ._shared.recurrent_pairs import LARGE, MULTI30K, REVERSE, TINY, build_recurrent
 from ._shared.recurrent_pairs import RecurrentConfig as Config
-
-__all__ = ["PRESETS", "Config", "batches", "build", "evaluate", "loss", "predict", "score"]
 
 PRESETS = {
     # seconds: for tests

@@ -14,7 +14,6 @@ T5's pre-training (Raffel et al. 2019, 1910.10683); the model is that of the rec
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,18 +23,15 @@ from torch import Tensor
 
 from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
 from ..data.text.masking import SpanCorruption
-from ..data.tokenizers.build import Tokenizer
 from ..errors import InputError
 from ..inference.translation import TranslationRequest, search_translations
 from ..parsing import check_range, parse_dataclass
-from ..recipe import StreamState, init_stream
+from ..recipe import BatchStream, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.pairs import build_pair, evaluate, loss
+from ._shared.pairs import Translator, TranslatorConfig, build_pair, build_translator, evaluate, export_graph, loss  # noqa: F401
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
-from ._shared.text import TextConfig, load_corpus, load_text_tokenizer
-from ._shared.translator import Translator, TranslatorConfig, build_translator, export_graph
+from ._shared.text import first_encodable, load_corpus, load_text_tokenizer
 
-__all__ = ["PRESETS", "batches", "build", "evaluate", "export_graph", "loss", "predict"]
 GAP = "___"
 
 
@@ -55,8 +51,7 @@ class Config(TranslatorConfig):
         if self.source_tokenizer:
             raise ValueError("source_tokenizer: source and target are parts of one text: leave it out")
         check_range(self, "rate", above=0, below=1)
-        check_range(self, "span", at_least=1)
-        check_range(self, "sentinels", at_least=1)
+        check_range(self, "span", "sentinels", at_least=1)
 
 
 PRESETS = {
@@ -87,7 +82,7 @@ PRESETS = {
 
 
 def build(config: Config) -> Translator:
-    tokenizer = load_text_tokenizer(text_config(config))
+    tokenizer = load_text_tokenizer(config)
     size = tokenizer.vocab_size + config.sentinels
     if (config.padded_vocab or 0) < size:
         about = f"padded_vocab is {config.padded_vocab}; {tokenizer.vocab_size} tokens and {config.sentinels} sentinels"
@@ -95,11 +90,6 @@ def build(config: Config) -> Translator:
     model = build_translator(config, build_pair(config, tokenizer))
     model.sentinels = config.sentinels
     return model
-
-
-def text_config(config: Config) -> TextConfig:
-    names = ("data", "tokenizer", "vocab_size", "val_fraction", "padded_vocab")
-    return TextConfig(**{name: getattr(config, name) for name in names})
 
 
 def fit_corruption(config: Config) -> tuple[SpanCorruption, int]:
@@ -114,14 +104,12 @@ def fit_corruption(config: Config) -> tuple[SpanCorruption, int]:
     return corruption, length
 
 
-def batches(
-    config: Config, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield corrupted windows of the text: source, lengths, target and labels.
 
     "train": random windows without end, with other gaps at each step. "val" and "all": one pass, always the same gaps.
     """
-    c, text = config.train, load_corpus(text_config(config))
+    c, text = config.train, load_corpus(config)
     state = init_stream(state, config.data, text.meta["sha256"])
     corruption, length = fit_corruption(config)
     pair = build_pair(config, text.tokenizer)
@@ -154,18 +142,11 @@ def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
 
     Returns {"results": [{"input", "text", "gaps", "score"}, ...]}; "gaps" are the texts that fill each gap.
     """
-    default = {"input": default_input(model.pair_tokenizer.source)}
+    source = model.pair_tokenizer.source
+    examples = f"To be, or {GAP} to be", f"{source.decode([0])}{GAP}{source.decode([1])}"
+    default = {"input": first_encodable(lambda text: source.encode(text.replace(GAP, "")), *examples)}
     parsed = parse_dataclass(TranslationRequest, default | request, "request")
     return {"results": [fill_gaps(model, text, parsed) for text in parsed.texts]}
-
-
-def default_input(tokenizer: Tokenizer) -> str:
-    """Return a text with a gap that the vocabulary can encode."""
-    try:
-        tokenizer.encode("To be, or  to be")
-    except InputError:
-        return f"{tokenizer.decode([0])}{GAP}{tokenizer.decode([1])}"
-    return f"To be, or {GAP} to be"
 
 
 def fill_gaps(model: Translator, text: str, request: TranslationRequest) -> dict[str, Any]:
@@ -174,9 +155,9 @@ def fill_gaps(model: Translator, text: str, request: TranslationRequest) -> dict
     if not 1 < len(pieces) <= model.sentinels + 1:
         raise InputError(f"{text[:40]!r} has {len(pieces) - 1} gaps; write 1 to {model.sentinels} of them as {GAP}")
     first = model.target.token.num_embeddings - 1  # sentinels count down from the last id
-    ids = [int(i) for i in pair.source.encode(pieces[0])]
+    ids = pair.source.encode(pieces[0]).tolist()
     for n, piece in enumerate(pieces[1:]):
-        ids += [first - n, *(int(i) for i in pair.source.encode(piece))]
+        ids += [first - n, *pair.source.encode(piece).tolist()]
     if len(ids) >= model.encoder.config.context:
         raise InputError(f"{text[:40]!r} has {len(ids)} tokens; {model.encoder.config.context - 1} fit")
     best = search_translations(model, [[*ids, pair.source_end_id]], replace(request, n_best=1))[0][0]

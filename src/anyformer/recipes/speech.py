@@ -194,7 +194,7 @@ def load_text_tokenizer(config: Config) -> Tokenizer:
         texts = [*load_clips(config).texts, *[" "] * (config.max_clips > 1)]
         return build_tokenizer(config.tokenizer, lambda: iter(texts), config.vocab_size)
 
-    return load_config_tokenizer(config.tokenizer, train, config.vocab_size, config.padded_vocab)
+    return load_config_tokenizer(config, train)
 
 
 def load_clips(config: Config) -> AudioDataset:

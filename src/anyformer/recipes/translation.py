@@ -14,28 +14,14 @@ The original Transformer (1706.03762); T5 (1910.10683) is the preset `t5`.
 """
 
 from ..training.config import TrainConfig
-from ._shared.pairs import batches, evaluate, figures, load_tokenizers, loss, predict, score
+from ._shared import pairs
+from ._shared.pairs import TranslatorConfig as Config
+from ._shared.pairs import batches, evaluate, export_graph, figures, loss, predict, score  # noqa: F401
 from ._shared.presets import MODERN, MUON, T5, TINY_PAIRS_TRAIN, make_stacks
-from ._shared.translator import Translator, build_translator, export_graph
-from ._shared.translator import TranslatorConfig as Config
-
-__all__ = [
-    "PRESETS",
-    "Config",
-    "Translator",
-    "batches",
-    "build",
-    "evaluate",
-    "export_graph",
-    "figures",
-    "loss",
-    "predict",
-    "score",
-]
 
 
-def build(config: Config) -> Translator:
-    return build_translator(config, load_tokenizers(config))
+def build(config: Config) -> pairs.Translator:
+    return pairs.build_translator(config, pairs.load_tokenizers(config))
 
 
 LLAMA = dict(position="rotary", rotary_base=5e5, norm="rmsnorm", activation="swiglu", n_kv_head=2, bias=False)

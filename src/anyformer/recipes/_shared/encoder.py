@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
-from ...inference.text_embedding import embed_texts
+from ...inference.decode import pad_rows
 from ...model.encoder_decoder import Encoder
+from ...model.heads import mean_pool
 from ...recipe import Graph, GraphInput
+
+EMBED_BATCH = 32  # texts in one forward
 
 
 class TextEncoder(Encoder):
@@ -30,9 +35,19 @@ def export_graph(model: TextEncoder) -> Graph:
     return Graph(model, inputs, ("logits",), {"length": model.context})
 
 
+@torch.inference_mode()
 def embed(model: TextEncoder, texts: list[str], cut: bool = False) -> list[list[float]]:
-    """Return a vector of length 1 for each text: the mean of its nodes after the last block."""
-    return embed_texts(model, texts, cut=cut).tolist()
+    """Return a vector of length 1 for each text, the mean of its nodes after the last block (1908.10084). Raises
+    InputError for a text that exceeds the context, unless it may be cut."""
+    rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # texts of similar length share a batch
+    vectors = {}
+    for start in range(0, len(order), EMBED_BATCH):
+        indices = order[start : start + EMBED_BATCH]
+        ids, lengths = pad_rows([rows[i] for i in indices], next(model.parameters()).device)
+        pooled = F.normalize(mean_pool(model.hidden(ids, lengths).float(), lengths), dim=-1)
+        vectors |= dict(zip(indices, pooled.tolist()))
+    return [vectors[i] for i in range(len(rows))]
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,8 @@ MAX_CLASSES = 64
 
 
 def draw_confusion(confusion: Tensor, names: Sequence[str], what: str, title: str = "Confusion matrix") -> list[Figure]:
-    """Draw a confusion matrix (K, K) [label, prediction]; no figure if there are too many classes.
-
-    Args:
-        confusion: Counts.
-        names: Of the classes.
-        what: Of what the rows of the split are, for the note: "texts".
-        title: Of the figure.
-    """
+    """Draw a confusion matrix (K, K) of counts [label, prediction]; no figure if there are too many classes. `what` is
+    the plural of a row of the data, for the note."""
     if len(names) > MAX_CLASSES:
         return []
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Pairs of texts: what every recipe that reads one text and writes another has in common.
+"""Pairs of texts: what every recipe that reads one text and writes another has in common, and the Transformer of pairs.
 
 A model of pairs is called with source (B, S) ids, target (B, T) ids and the edges of the source, and returns logits
 (B, T, V). It carries its tokenizers as `pair_tokenizer`, and `label_smoothing`.
@@ -6,15 +6,14 @@ A model of pairs is called with source (B, S) ids, target (B, T) ids and the edg
 Shapes: B pairs, S tokens of a source, T tokens of a target, V entries of the vocabulary.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.text import pair_batches
 from ...data.text.batches import IGNORE_INDEX
@@ -23,11 +22,12 @@ from ...data.tokenizers.build import Tokenizer
 from ...data.tokenizers.pair_tokenizer import PairTokenizer, build_pair_tokenizer
 from ...errors import InputError
 from ...inference.translation import TranslationRequest, align_translation, translate
-from ...metrics import score_translations
-from ...model.edges import within
+from ...metrics import score_classes, score_translations
+from ...model import EncoderDecoder, LMHead, TokenEmbedding, TransformerConfig, initialize, within
 from ...parsing import check_range, check_types, parse_dataclass, path_field
-from ...recipe import Figure, StreamState, init_stream
-from .text import MAX_VOCAB_SIZE, load_config_tokenizer
+from ...recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ...training.config import TrainConfig
+from .text import MAX_VOCAB_SIZE, first_encodable, load_config_tokenizer
 
 MAX_FIGURES = 3  # pairs whose attention is drawn
 MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
@@ -83,15 +83,16 @@ def load_pairs(config: Any) -> Pairs:
 def load_tokenizers(config: Any) -> PairTokenizer:
     """Return the tokenizers of both sides and the ids that begin and end a text."""
 
-    def load(spec: str, sides: tuple[int, ...]) -> Tokenizer:
+    def load(spec: str, *sides: int) -> Tokenizer:
         def train() -> Tokenizer:
             return pair_batches.build_side_tokenizer(load_pairs(config), spec, config.vocab_size, sides)
 
-        return load_config_tokenizer(spec, train, config.vocab_size, config.padded_vocab)
+        return load_config_tokenizer(config, train, spec)
 
-    source = load(config.source_tokenizer, (0,)) if config.source_tokenizer else None
-    target = load(config.tokenizer, (1,) if source else (0, 1))
-    return build_pair(config, target, source)
+    if not config.source_tokenizer:
+        return build_pair(config, load(config.tokenizer, 0, 1))
+    source = load(config.source_tokenizer, 0)
+    return build_pair(config, load(config.tokenizer, 1), source)
 
 
 def build_pair(config: Any, target: Tokenizer, source: Tokenizer | None = None) -> PairTokenizer:
@@ -106,9 +107,7 @@ def build_pair(config: Any, target: Tokenizer, source: Tokenizer | None = None) 
     return pair
 
 
-def batches(
-    config: Any, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Any, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield batches of pairs of similar length: source, lengths, target and labels.
 
     "train" never ends and yields each pair once an epoch; "val" and "all" yield every pair once. A batch holds as many
@@ -117,22 +116,22 @@ def batches(
     pairs, tokenizers = load_pairs(config), load_tokenizers(config)
     max_tokens = config.contexts[0] - 1, config.contexts[1] - 1
     encoded = pair_batches.encode_pairs(pairs, split, tokenizers.tokenizers, max_tokens, config.cut_long)
-    marks = tokenizers.start_id, tokenizers.end_id, tokenizers.source_end_id
     state = init_stream(state, config.data, pairs.sha256, skipped=pairs.skipped, cut=encoded.cut)
     max_cost = config.train.batch * max(config.contexts)
+
+    def make_batch(indices: np.ndarray) -> dict[str, Tensor]:
+        marks = tokenizers.start_id, tokenizers.end_id, tokenizers.source_end_id
+        arrays = pair_batches.collate(encoded, indices, *marks)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
     if split != "train":
         for indices in pair_batches.eval_indices(encoded, max_cost):
-            yield to_tensors(pair_batches.collate(encoded, indices, *marks)), state
+            yield make_batch(indices), state
     while split == "train":
-        indices = pair_batches.sample_indices(encoded, max_cost, config.train.seed, state["step"])
-        batch = to_tensors(pair_batches.collate(encoded, indices, *marks))
+        batch = make_batch(pair_batches.sample_indices(encoded, max_cost, config.train.seed, state["step"]))
         tokens = int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + tokens}
         yield batch, state
-
-
-def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def compute_logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -147,14 +146,7 @@ def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean nats per token of the target (not smoothed), their exponential, and the accuracy."""
-    nats, right, tokens = 0.0, 0, 0
-    for batch in batches:
-        logits, labels = compute_logits(model, batch), batch["labels"].flatten()
-        nats += F.cross_entropy(logits, labels, reduction="sum").item()
-        right += int((logits.argmax(-1) == labels).sum())  # never equal where a label is ignored
-        tokens += int((labels != IGNORE_INDEX).sum())
-    mean, count = nats / max(1, tokens), max(1, tokens)
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / count, "tokens": tokens}
+    return score_classes((compute_logits(model, batch), batch["labels"].flatten()) for batch in batches)
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
@@ -163,30 +155,15 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     Returns {"results": [{"input", "text", "score", "finish_reason"}, ...]}, with "candidates" where `n_best` > 1.
     """
     if "input" not in request:
-        request = {"input": default_input(model.pair_tokenizer.source), "cut": True} | request
+        examples = "A man in an orange hat is looking at something.", "0123456789", ""
+        example = first_encodable(model.pair_tokenizer.source.encode, *examples)
+        request = {"input": example, "cut": True} | request
     return {"results": translate(model, parse_dataclass(TranslationRequest, request, "request"))}
-
-
-def default_input(tokenizer: Tokenizer) -> str:
-    """Return a text that the vocabulary can encode."""
-    for text in ("A man in an orange hat is looking at something.", "0123456789"):
-        try:
-            tokenizer.encode(text)
-        except InputError:
-            continue
-        return text
-    return ""
 
 
 def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]:
     """Translate a whole split and compare: sacreBLEU with its signature, chrF, and the share of exact matches.
-
-    Args:
-        request: further fields of `TranslationRequest`.
-
-    Raises:
-        InputError: sacrebleu is not installed.
-    """
+    `request` holds further fields of `TranslationRequest`."""
     pairs = load_pairs(config).split(split)
     request = {"cut": config.cut_long} | request | {"input": [source for source, _ in pairs]}
     texts = [result["text"] for result in predict(model, request)["results"]]
@@ -196,9 +173,9 @@ def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[s
 def figures(model: Any, config: Any) -> list[Figure]:
     """Draw the weights of cross-attention on a few pairs of the validation split."""
     matrices: list[Figure] = []
+    longest = min(MAX_FIGURE_TOKENS, *(context - 1 for context in config.contexts))
     for source, target in load_pairs(config).split("val"):
         sizes = [len(side.encode(text)) for side, text in zip(model.pair_tokenizer.tokenizers, (source, target))]
-        longest = min(MAX_FIGURE_TOKENS, *(context - 1 for context in config.contexts))
         if MAX_FIGURE_TOKENS // 3 <= max(sizes) <= longest:
             attention = align_translation(model, source, target)
             matrix = {"kind": "matrix", "title": target, "note": source, "top": 1.0, "values": attention["weights"]}
@@ -206,3 +183,72 @@ def figures(model: Any, config: Any) -> list[Figure]:
         if len(matrices) == MAX_FIGURES:
             break
     return matrices
+
+
+# --- the Transformer of pairs ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatorConfig(PairConfig):
+    """A translator, its pairs and its training. Raises ValueError where the two stacks do not fit together."""
+
+    shared: bool = True
+    """Source and target have one embedding."""
+    tied: bool = True
+    """The head reads the target's own embedding (1608.05859)."""
+    scaled: bool = False
+    """Embeddings are large and the head divides by the root of dim, as in T5."""
+    encoder: TransformerConfig = field(default_factory=TransformerConfig)
+    decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """A batch holds as many pairs as cost no more than `train.batch` pairs of the longest that fit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder.dim != self.decoder.dim:
+            raise ValueError(
+                f"encoder.dim is {self.encoder.dim} and decoder.dim {self.decoder.dim}: they must be equal"
+            )
+        if self.shared and self.source_tokenizer:
+            raise ValueError("source_tokenizer: two vocabularies have no embedding to share: --no-shared")
+
+    @property
+    def contexts(self) -> tuple[int, int]:
+        return self.encoder.context, self.decoder.context
+
+
+class Translator(EncoderDecoder):
+    """source (B, S) ids, target (B, T) ids -> logits (B, T, V)"""
+
+    source: TokenEmbedding
+    target: TokenEmbedding
+
+    def __init__(self, config: TranslatorConfig, pair_tokenizer: PairTokenizer):
+        source_size, target_size = pair_tokenizer.vocab_sizes(config.padded_vocab)
+        source, target = TokenEmbedding(source_size, config.encoder), TokenEmbedding(target_size, config.decoder)
+        if config.shared:
+            target.token = source.token
+        dim = config.decoder.dim
+        head = LMHead(dim, target_size, target.token if config.tied else None, dim**-0.5 if config.scaled else 1.0)
+        super().__init__(source, config.encoder, target, config.decoder, head)
+        self.pair_tokenizer, self.files = pair_tokenizer, pair_tokenizer.files
+        self.label_smoothing, self.sentinels = config.label_smoothing, 0
+
+
+def build_translator(config: TranslatorConfig, pair_tokenizer: PairTokenizer) -> Translator:
+    """Build an initialized model of the config's shape for these tokenizers."""
+    model = Translator(config, pair_tokenizer)
+    initialize(model, config.decoder)
+    initialize(model.encoder, config.encoder)  # its own depth scales its output maps
+    if config.scaled:
+        for module in (model.source, model.target):
+            nn.init.normal_(module.get_parameter("token.weight"))
+    return model
+
+
+def export_graph(model: Translator) -> Graph:
+    inputs = {"source": GraphInput("batch source_length", model.source.token.num_embeddings)}
+    inputs["lengths"] = GraphInput("batch", is_length=True)
+    inputs["target"] = GraphInput("batch length", model.target.token.num_embeddings)
+    longest = {"source_length": model.encoder.config.context, "length": model.decoder.config.context}
+    return Graph(lambda source, lengths, target: model(source, target, within(lengths)), inputs, ("logits",), longest)

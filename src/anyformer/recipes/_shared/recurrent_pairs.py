@@ -38,11 +38,10 @@ class RecurrentConfig(PairConfig):
 
 def build_recurrent(model_class: type[RecurrentSeq2Seq], config: RecurrentConfig) -> RecurrentSeq2Seq:
     """Build a model of `baselines.recurrent`, with its tokenizers."""
-    pair = load_tokenizers(config)
-    names = ("dim", "hidden", "layers", "context", "dropout")
-    arguments = {name: getattr(config, name) for name in names}
-    model: Any = model_class(vocab_sizes=pair.vocab_sizes(config.padded_vocab), **arguments)
-    model.pair_tokenizer, model.files, model.label_smoothing = pair, pair.files, config.label_smoothing
+    c, pair = config, load_tokenizers(config)
+    vocab_sizes = pair.vocab_sizes(c.padded_vocab)
+    model: Any = model_class(vocab_sizes, c.dim, c.hidden, c.layers, c.context, c.dropout)
+    model.pair_tokenizer, model.files, model.label_smoothing = pair, pair.files, c.label_smoothing
     return model
 
 

@@ -1,14 +1,16 @@
 """A text and its vocabulary: the config fields, the prepared corpus and the tokenizer that a config names."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...data.io.cache import cache_by_files, data_files
 from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
-from ...events import report_progress
+from ...errors import InputError
 from ...parsing import check_range, check_types, path_field
 
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
@@ -36,36 +38,42 @@ class TextConfig:
         check_range(self, "val_fraction", at_least=0, below=1)
 
 
-def load_corpus(config: TextConfig) -> Corpus:
+def load_corpus(config: Any) -> Corpus:
     """Return the tokens of the config's text, prepared once; a file that has changed is read again."""
     return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction)
 
 
 @cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
-    return prepare_corpus(data, tokenizer, vocab_size, val_fraction, report_progress)
+    return prepare_corpus(data, tokenizer, vocab_size, val_fraction)
 
 
-def load_config_tokenizer(
-    spec: str, train: Callable[[], Tokenizer], vocab_size: int, padded_vocab: int | None = None
-) -> Tokenizer:
+def load_config_tokenizer(config: Any, train: Callable[[], Tokenizer], spec: str = "") -> Tokenizer:
     """Return the tokenizer that a config names.
 
     Args:
-        spec: "ids", the path of a tokenizer, or whatever `train` understands. A trained tokenizer is a file of the
-            checkpoint, so that a model is loaded without its data.
-        train: builds the tokenizer from the data.
-        vocab_size, padded_vocab: fields of the config, which say how many ids there are for "ids".
+        config: Its `padded_vocab` or `vocab_size` says how many ids there are for "ids".
+        train: Builds the tokenizer from the data.
+        spec: "ids", the path of a tokenizer, or whatever `train` understands; empty: the config's `tokenizer`. A
+            trained tokenizer is a file of the checkpoint, so that a model is loaded without its data.
     """
+    spec = spec or config.tokenizer
     if spec == "ids":
-        return Subwords(ids_json(padded_vocab or vocab_size))
+        return Subwords(ids_json(config.padded_vocab or config.vocab_size))
     if spec not in KINDS and Path(spec).exists():
         return load_tokenizer(Path(spec))
     return train()
 
 
-def load_text_tokenizer(config: TextConfig) -> Tokenizer:
+def load_text_tokenizer(config: Any) -> Tokenizer:
     """Return the tokenizer of a text: from its file, or that of the prepared corpus."""
-    return load_config_tokenizer(
-        config.tokenizer, lambda: load_corpus(config).tokenizer, config.vocab_size, config.padded_vocab
-    )
+    return load_config_tokenizer(config, lambda: load_corpus(config).tokenizer)
+
+
+def first_encodable(encode: Callable[[str], Any], *texts: str) -> str:
+    """Return the first of these texts that the vocabulary can encode, otherwise the last."""
+    for text in texts:
+        with suppress(InputError):
+            encode(text)
+            return text
+    return texts[-1]

@@ -14,8 +14,10 @@ ViT (Dosovitskiy et al. 2020, 2010.11929).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,35 +26,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.images import cache
-from ...data.images.augment import Augment, augment_batch
-from ...data.images.cache import ImageDataset
-from ...data.images.preprocessing import (
-    ImagePreprocessor,
-    fit_preprocessor,
-    load_class_names,
-    load_preprocessor,
-    select_examples,
-    uniform_preprocessor,
+from ..data.images import cache
+from ..data.images import preprocessing as prep
+from ..data.images.augment import Augment, augment_batch
+from ..data.images.read import encode_png, overlay_heatmap, read_image, resize_image
+from ..data.sampling import sample_indices
+from ..errors import InputError, suggest
+from ..inference.classification import describe_classes, unique_names
+from ..metrics import confusion_matrix, score_classes
+from ..model import (
+    Classifier,
+    Edges,
+    PatchEmbedding,
+    Transformer,
+    TransformerConfig,
+    attention_weights,
+    full,
+    initialize,
+    neighbors,
 )
-from ...data.images.read import read_image, resize_image
-from ...data.sampling import sample_indices
-from ...errors import InputError, suggest
-from ...inference.classification import ImageRequest, classify_images
-from ...model.config import TransformerConfig
-from ...model.edges import Edges, full, neighbors
-from ...model.embeddings import PatchEmbedding
-from ...model.heads import Classifier
-from ...model.init import initialize
-from ...model.transformer import Transformer
-from ...parsing import check_range, check_types, parse_dataclass, path_field
-from ...recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
-from ...training.config import TrainConfig
-from .._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
-from .._shared.trivial_baselines import Baselines, score_majority, score_nearest_mean
-from .drawing import draw_figures
+from ..parsing import check_range, check_types, parse_dataclass, path_field
+from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ..training.config import TrainConfig
+from ._shared.figures import draw_confusion
+from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.trivial_baselines import Baselines, score_majority, score_nearest_mean
 
 MAX_SIDE = 1 << 14  # pixels
+BATCH_SIZE = 32  # images in one forward
+FIGURE_IMAGES = 2000  # of the validation split
+MAX_MISTAKES, ATTENTION_IMAGES = 12, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +183,7 @@ class VisionTransformer(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: Config, classes: tuple[str, ...], preprocessor: ImagePreprocessor):
+    def __init__(self, config: Config, classes: tuple[str, ...], preprocessor: prep.ImagePreprocessor):
         super().__init__()
         self.classes, self.preprocessor = classes, preprocessor
         self.size = (config.height, config.width, config.channels)
@@ -221,8 +224,9 @@ def check_sizes(config: Config) -> None:
     for name in ("height", "width"):
         if (side := getattr(config, name)) % config.patch:
             near = max(config.patch, round(side / config.patch) * config.patch)
-            message = f"patches of {config.patch} pixels do not cut a {name} of {side}: --{name} {near} would do"
-            raise InputError(message)
+            raise InputError(
+                f"patches of {config.patch} pixels do not cut a {name} of {side}: --{name} {near} would do"
+            )
     nodes = config.height * config.width // config.patch**2 + (config.pool == "first")
     if config.model.context != nodes:
         raise InputError(
@@ -231,25 +235,25 @@ def check_sizes(config: Config) -> None:
         )
 
 
-def load_images(config: Config) -> ImageDataset:
+def load_images(config: Config) -> cache.ImageDataset:
     """Load the images of the config, decoded once; files that have changed since are read again."""
     is_file = config.preprocessing not in ("measured", "half")
-    resample = load_preprocessor(config.preprocessing, config.channels).resample if is_file else "bilinear"
+    resample = prep.load_preprocessor(config.preprocessing, config.channels).resample if is_file else "bilinear"
     size = (config.height, config.width, config.channels)
     return cache.load_images(config.data, *size, resample, config.val_fraction, config.skip_unreadable)
 
 
 def build(config: Config) -> VisionTransformer:
     check_sizes(config)
-    classes = load_class_names(config.labels) if config.labels else load_images(config).classes
+    classes = prep.load_class_names(config.labels) if config.labels else load_images(config).classes
     if config.preprocessing == "measured":
-        preprocessor = fit_preprocessor(load_images(config))
+        preprocessor = prep.fit_preprocessor(load_images(config))
     elif config.preprocessing == "half":
-        preprocessor = uniform_preprocessor(0.5, config.channels)
+        preprocessor = prep.uniform_preprocessor(0.5, config.channels)
     else:
-        preprocessor = load_preprocessor(config.preprocessing, config.channels)
+        preprocessor = prep.load_preprocessor(config.preprocessing, config.channels)
     if config.preprocessing in ("measured", "half") and config.data:
-        preprocessor = replace(preprocessor, examples=select_examples(load_images(config)))
+        preprocessor = replace(preprocessor, examples=prep.select_examples(load_images(config)))
     model = VisionTransformer(config, classes, preprocessor)
     initialize(model, config.model)
     return model
@@ -275,9 +279,9 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         yield to_tensors(**batch), state
 
 
-def class_indices(config: Config, dataset: ImageDataset) -> np.ndarray:
+def class_indices(config: Config, dataset: cache.ImageDataset) -> np.ndarray:
     """Return the label of each image as an index of the model's classes, (N,). Raises InputError for other classes."""
-    classes = load_class_names(config.labels) if config.labels else dataset.classes
+    classes = prep.load_class_names(config.labels) if config.labels else dataset.classes
     if unknown := [name for name in dataset.classes if name not in classes]:
         raise InputError(
             f"data '{config.data}': the class '{unknown[0]}' is none of the model's: {suggest(unknown[0], classes)}"
@@ -302,24 +306,13 @@ def loss(model: VisionTransformer, batch: dict[str, Tensor]) -> Tensor:
 
 def evaluate(model: VisionTransformer, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean cross-entropy of an image, and the accuracy."""
-    nats, right, count = 0.0, 0, 0
-    for batch in batches:
-        logits = model(batch["pixels"]).float()
-        nats += F.cross_entropy(logits, batch["labels"], reduction="sum").item()
-        right += int((logits.argmax(-1) == batch["labels"]).sum())
-        count += len(logits)
-    return {"loss": nats / max(1, count), "accuracy": right / max(1, count)}
+    scores = score_classes((model(batch["pixels"]).float(), batch["labels"]) for batch in batches)
+    return {name: scores[name] for name in ("loss", "accuracy")}
 
 
 def export_graph(model: VisionTransformer) -> Graph:
     height, width, channels = model.size
     return Graph(model, {"pixels": GraphInput(f"batch {channels} {height} {width}", 256)}, ("logits",))
-
-
-def figures(model: VisionTransformer, config: Config) -> list[Figure]:
-    """Draw a confusion matrix, the most confident mistakes, and the attention to patches, of the validation split."""
-    dataset = load_images(config)
-    return draw_figures(model, dataset, class_indices(config, dataset))
 
 
 def baselines(config: Config) -> Baselines:
@@ -329,19 +322,106 @@ def baselines(config: Config) -> Baselines:
     return {"accuracy": score_majority(labels[train], labels[val]) | {"the nearest mean image": nearest}}
 
 
+# --- predictions ---
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images to classify."""
+
+    input: str | list[str] | None = None
+    """The path of an image, or several; None: examples kept with the model."""
+    top: int | None = None
+    """How many classes to name, likeliest first; None: all."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "top", at_least=1)
+
+
 def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]:
-    """Classify images: {"input": path or [path, ...], "top": 3}, the fields of `ImageRequest`.
+    """Classify images: {"input": path or [path, ...], "top": 3}, the fields of `Request`.
 
     Returns {"results": [{"input", "label", "probability", "probabilities": {class: p}}, ...]}. Without input: a few
     images of the validation split, with their class as "truth".
     """
-    fields, preprocessor = parse_dataclass(ImageRequest, request, "request"), model.preprocessor
+    fields, preprocessor = parse_dataclass(Request, request, "request"), model.preprocessor
     if fields.input is None:
         sources = [{"truth": example["label"]} for example in preprocessor.examples] or [{"input": "a grey image"}]
         images = iter(preprocessor.decode_examples(model.size) or [np.full(model.size, 128, np.uint8)])
     else:
-        sources = [{"input": path} for path in fields.paths]
-        images = (resize_image(read_image(Path(path)), *model.size, preprocessor.resample) for path in fields.paths)
-    top = len(model.classes) if fields.top is None else fields.top
-    answers = classify_images(lambda pixels: model(pixels.to(model.mean.device)), images, model.classes, top)
-    return {"results": [source | answer for source, answer in zip(sources, answers, strict=True)]}
+        sources = [{"input": path} for path in ([fields.input] if isinstance(fields.input, str) else fields.input)]
+        files = (read_image(Path(source["input"])) for source in sources)
+        images = (resize_image(image, *model.size, preprocessor.resample) for image in files)
+    names, rows = unique_names(model.classes), predict_probabilities(model, images)
+    results = [source | describe_classes(row, names, fields.top) for source, row in zip(sources, rows, strict=True)]
+    return {"results": results}
+
+
+@torch.inference_mode()
+def predict_probabilities(model: VisionTransformer, images: Iterable[np.ndarray]) -> Tensor:
+    """Return the probabilities of the classes for each image (H, W, C) uint8: (images, classes) on the CPU."""
+    stream, rows = iter(images), [torch.zeros(0, len(model.classes))]
+    while batch := list(islice(stream, BATCH_SIZE)):
+        rows.append(model(images_to_tensor(np.stack(batch), model.mean.device)).float().softmax(-1).cpu())
+    return torch.cat(rows)
+
+
+def images_to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
+
+
+# --- figures ---
+
+
+def figures(model: VisionTransformer, config: Config) -> list[Figure]:
+    """Draw a confusion matrix, the most confident mistakes, and the attention to patches, of the validation split or an
+    even sample of it. Without Pillow, only the matrix."""
+    dataset, names = load_images(config), unique_names(model.classes)
+    indices = sample_evenly(dataset.split("val"), FIGURE_IMAGES)
+    truths = class_indices(config, dataset)[indices]
+    probabilities = predict_probabilities(model, (dataset.pixels[i] for i in indices))
+    confidences, predictions = (values.numpy() for values in probabilities.max(-1))
+    labels = [f"{names[i]} {p:.2f}" for i, p in zip(predictions, confidences, strict=True)]
+    confusion = confusion_matrix(torch.from_numpy(truths), torch.from_numpy(predictions), len(names))
+    matrix = draw_confusion(confusion, names, "images")
+    wrong = np.flatnonzero(truths != predictions)
+    worst = wrong[np.argsort(-confidences[wrong], kind="stable")[:MAX_MISTAKES]]
+    captions = [f"{names[truths[i]]}, predicted {labels[i]}" for i in worst]
+    note = f"{len(wrong):,} of {len(truths):,} are wrong; the most confident: class, prediction, probability"
+    shown = sample_evenly(np.arange(len(indices)), ATTENTION_IMAGES)
+    try:
+        mistakes = draw_images("Mistakes", note, dataset.pixels[indices[worst]], captions) if len(worst) else []
+        attention = draw_attention(model, dataset.pixels[indices[shown]], [f"predicted {labels[i]}" for i in shown])
+        return [*matrix, *mistakes, *attention]
+    except InputError:  # no Pillow
+        return matrix
+
+
+def sample_evenly(values: np.ndarray, count: int) -> np.ndarray:
+    return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
+
+
+def draw_images(title: str, note: str, images: Iterable[np.ndarray], captions: list[str]) -> list[Figure]:
+    pictures = [{"png": encode_png(image), "caption": text} for image, text in zip(images, captions, strict=True)]
+    return [{"kind": "images", "title": title, "note": note, "images": pictures}]
+
+
+def draw_attention(model: VisionTransformer, pixels: np.ndarray, captions: list[str]) -> list[Figure]:
+    title, reader = "Attention of the class node", "by the class node"
+    if model.nodes.cls_token is None:
+        title, reader = "Attention to patches", "by all patches together (there is no class node)"
+    note = f"how much is read of each patch {reader} in the last layer, mean of the heads: redder for more"
+    return draw_images(title, note, map(overlay_heatmap, pixels, attention_heat(model, pixels)), captions)
+
+
+@torch.inference_mode()
+def attention_heat(model: VisionTransformer, images: np.ndarray) -> np.ndarray:
+    """Return how much is read of each patch in the last layer, by the class node or else by all patches together:
+    images (N, H, W, C) -> (N, rows, columns)"""
+    device = model.mean.device
+    on_cpu = model if device.type == "cpu" else deepcopy(model).cpu()  # its kernels take heads of any width
+    pixels = images_to_tensor(images, on_cpu.mean.device)
+    weights = attention_weights(on_cpu.body, lambda: on_cpu(pixels))[-1].float().mean(1)  # (N, T, T)
+    heat = weights[:, 0, 1:] if on_cpu.nodes.cls_token is not None else weights.mean(1)
+    patch = on_cpu.nodes.project.kernel_size[0]
+    return heat.unflatten(1, (images.shape[1] // patch, images.shape[2] // patch)).numpy()
