@@ -47,8 +47,8 @@ def build_example(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Build an example: its mel spectrogram (M, T) and the token ids of its text (L,). Raises InputError.
 
-    The clips are drawn from `indices`; with `first`, the first clip is indices[first]. Where several clips with their
-    gaps are too long, fewer are joined.
+    The clips are drawn from `indices`, the first one is indices[first] if given. Where several clips with their gaps
+    are too long, fewer are joined.
     """
     size, *words = rng.random_raw(spec.max_clips + 1).tolist()
     count = spec.min_clips + size % (spec.max_clips - spec.min_clips + 1)
@@ -66,7 +66,13 @@ def build_example(
         ids = tokenizer.encode(text)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
-    check_length(spec, len(samples), len(ids), place)
+    nodes, context = -(-len(samples) // (2 * HOP_LENGTH)), len(ids) + len(spec.prompt)
+    if nodes > spec.max_nodes:
+        seconds, limit = len(samples) / SAMPLE_RATE, spec.max_frames * HOP_LENGTH / SAMPLE_RATE
+        lengths = f"{seconds:.1f} s long, the limit is {limit:g} s"
+        raise InputError(f"{place}: {lengths}: cut it, or raise --encoder.context to {nodes}")
+    if context > spec.max_tokens:
+        raise InputError(f"{place}: a text of {len(ids)} tokens: shorten it, or raise --decoder.context to {context}")
     mel = log_mel(samples, spec.mels, spec.max_frames if spec.pad_to_context else None)
     return (spec_augment(mel, rng) if spec.augment else mel), ids
 
@@ -81,29 +87,19 @@ def join_clips(dataset: AudioDataset, clips: np.ndarray, rng: np.random.Philox) 
     return np.concatenate(pieces), " ".join(dataset.texts[i] for i in clips)
 
 
-def spec_augment(mel: np.ndarray, rng: np.random.Philox, masks: int = 2, max_share: float = 0.15) -> np.ndarray:
-    """Replace `masks` bands of time and of frequency, each at most this share of its axis, by the mean of (M, T).
+def spec_augment(mel: np.ndarray, rng: np.random.Philox) -> np.ndarray:
+    """Replace two bands of time and of frequency, each at most 15 % of its axis, by the mean of (M, T).
 
     References: SpecAugment, 1904.08779.
     """
     masked, mean = mel.copy(), mel.mean()
-    words = iter(rng.random_raw(4 * masks).tolist())
-    for axis in (0, 1) * masks:
+    words = iter(rng.random_raw(8).tolist())
+    for axis in (0, 1, 0, 1):
         size = mel.shape[axis]
-        width = next(words) % (int(max_share * size) + 1)
+        width = next(words) % (int(0.15 * size) + 1)
         start = next(words) % (size - width + 1)
-        masked[(slice(start, start + width),) if axis == 0 else (slice(None), slice(start, start + width))] = mean
+        np.moveaxis(masked, axis, 0)[start : start + width] = mean
     return masked
-
-
-def check_length(spec: ExampleSpec, samples: int, tokens: int, place: str) -> None:
-    """Raise InputError for an example that is longer than the model's contexts."""
-    nodes, context = -(-samples // (2 * HOP_LENGTH)), tokens + len(spec.prompt)
-    if nodes > spec.max_nodes:
-        lengths = f"{samples / SAMPLE_RATE:.1f} s long, the limit is {spec.max_frames * HOP_LENGTH / SAMPLE_RATE:g} s"
-        raise InputError(f"{place}: {lengths}: cut it, or raise --encoder.context to {nodes}")
-    if context > spec.max_tokens:
-        raise InputError(f"{place}: a text of {tokens} tokens: shorten it, or raise --decoder.context to {context}")
 
 
 def collate(spec: ExampleSpec, examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

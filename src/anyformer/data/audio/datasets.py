@@ -13,7 +13,7 @@ The samples are memory-mapped, so that a set larger than memory can be trained o
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,14 +33,13 @@ KEYPAD_HZ = {0: (941, 1336)} | {i + 1: ((697, 770, 852)[i // 3], (1209, 1336, 14
 NAMED_SETS = ("tones", "fsdd")
 
 
-@dataclass(frozen=True)
-class AudioEntry:
-    """A sound file with its transcript; `place` says where the data list it. `is_val` None: no split is given."""
+class AudioEntry(NamedTuple):
+    """A sound file with its transcript."""
 
-    place: str
+    place: str  # where the data list it, for messages
     path: Path
     text: str
-    is_val: bool | None = None
+    is_val: bool | None  # None: the data name no split
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +73,6 @@ def load_audio(data: str, val_fraction: float = 0.1, skip_broken: bool = False) 
     Where the data name no split, `val_fraction` of the clips are for validation. With `skip_broken`, files that cannot
     be read are left out and counted.
     """
-    if not 0 < val_fraction < 1:
-        raise InputError(f"a validation fraction of {val_fraction} leaves a split empty: 0 < fraction < 1")
     if data == "tones" and not Path(data).exists():
         return load_tones()
     entries = list_entries(data)
@@ -84,9 +81,8 @@ def load_audio(data: str, val_fraction: float = 0.1, skip_broken: bool = False) 
     stored = build_cached(folder, "clips.json", lambda new: decode_entries(entries, new, skip_broken))
     entries = [entries[i] for i in stored["clips"]]
     is_val = np.array([hash_to_val(entry, val_fraction) if entry.is_val is None else entry.is_val for entry in entries])
-    samples = np.memmap(folder / "samples.bin", np.dtype("<i2"), "r")
+    samples, starts = np.memmap(folder / "samples.bin", np.dtype("<i2"), "r"), np.array(stored["starts"], np.int64)
     texts, places = [entry.text for entry in entries], [entry.place for entry in entries]
-    starts = np.array(stored["starts"], np.int64)
     return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"])
 
 
@@ -95,9 +91,9 @@ def list_entries(data: str) -> list[AudioEntry]:
     path = Path(data).expanduser()
     if path.is_file():
         entries = []
-        for row in read_manifest(path, ("path", "text"), ("split",)):
-            is_val = parse_split(row["split"], f"{row.where}: split") if row["split"] else None
-            entries.append(AudioEntry(row.where, path.parent / row["path"], row["text"], is_val))
+        for where, row in read_manifest(path, ("path", "text"), ("split",)):
+            is_val = parse_split(row["split"], f"{where}: split") if row["split"] else None
+            entries.append(AudioEntry(where, path.parent / row["path"], row["text"], is_val))
         return entries
     if data == "fsdd":
         names = [(file, *file.stem.split("_")) for file in resolve(data)]  # DIGIT_SPEAKER_TAKE.wav
@@ -148,18 +144,14 @@ def decode_entries(entries: list[AudioEntry], folder: Path, skip_broken: bool) -
     return {"clips": readable, "starts": starts, "skipped": len(entries) - len(readable)}
 
 
-# --- generated ---
-
-
-def load_tones(takes: int = 24) -> AudioDataset:
-    """Generate every key `takes` times, 60 to 140 ms long, at various levels, in noise; the last sixth is "val"."""
-    n = 10 * takes
-    words = np.random.Philox(key=0).random_raw(3 * n)
-    clips = [generate_tone(i % 10, *words[3 * i : 3 * i + 3].tolist()) for i in range(n)]
+def load_tones() -> AudioDataset:
+    """Generate every key 24 times, 60 to 140 ms long, at various levels, in noise; the last four are "val"."""
+    digits, takes = np.tile(np.arange(10), 24), np.repeat(np.arange(24), 10)
+    words = np.random.Philox(key=0).random_raw((240, 3)).tolist()
+    clips = [generate_tone(digit, *row) for digit, row in zip(digits.tolist(), words, strict=True)]
     samples, starts = np.concatenate(clips), np.cumsum([0, *map(len, clips)])
-    texts, places = [DIGIT_WORDS[i % 10] for i in range(n)], [f"tone {i}" for i in range(n)]
-    is_val = np.arange(n) // 10 >= takes - takes // 6
-    return AudioDataset(samples, starts, texts, places, is_val, hashlib.sha256(samples.tobytes()).hexdigest())
+    texts, places = [DIGIT_WORDS[digit] for digit in digits], [f"tone {i}" for i in range(len(clips))]
+    return AudioDataset(samples, starts, texts, places, takes >= 20, hashlib.sha256(samples.tobytes()).hexdigest())
 
 
 def generate_tone(digit: int, length: int, level: int, key: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 25 ms windows every 10 ms, mel bands, the logarithm of their power, clipped at 8 decades below the loudest.
 
-Shapes: N samples, T frames (of 160 samples), M mel bands.
+Shapes: N samples, T frames, M mel bands.
 """
 
 from functools import lru_cache
@@ -14,8 +14,6 @@ SAMPLE_RATE = 16_000
 N_FFT = 400  # samples of a window, 25 ms
 HOP_LENGTH = 160  # samples between windows, 10 ms
 BLOCK_FRAMES = 1024  # frames transformed at a time
-MIN_POWER = 1e-10
-DYNAMIC_RANGE = 8.0  # decades below the loudest that are kept
 HZ_PER_MEL = 200 / 3  # below 1 kHz, where the mel scale is linear
 LOG_STEP = np.log(6.4) / 27  # per mel, above 1 kHz
 
@@ -23,19 +21,14 @@ LOG_STEP = np.log(6.4) / 27  # per mel, above 1 kHz
 @lru_cache(maxsize=4)
 def mel_filters(mels: int) -> np.ndarray:
     """Build the triangular filters of Slaney's Auditory Toolbox (1998), each of area 1: (1 + N_FFT / 2, M)."""
-    edges = mel_to_hz(np.linspace(0.0, hz_to_mel(SAMPLE_RATE / 2), mels + 2))
+    kilohertz = 1000 / HZ_PER_MEL  # in mels
+    top = kilohertz + float(np.log(SAMPLE_RATE / 2 / 1000)) / LOG_STEP
+    scale = np.linspace(0.0, top, mels + 2)
+    edges = np.where(scale < kilohertz, scale * HZ_PER_MEL, 1000 * np.exp(LOG_STEP * (scale - kilohertz)))
     bins = np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return np.maximum(0.0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
-
-
-def hz_to_mel(hz: float) -> float:
-    return hz / HZ_PER_MEL if hz < 1000 else 1000 / HZ_PER_MEL + float(np.log(hz / 1000)) / LOG_STEP
-
-
-def mel_to_hz(mels: np.ndarray) -> np.ndarray:
-    return np.where(mels < 1000 / HZ_PER_MEL, mels * HZ_PER_MEL, 1000 * np.exp(LOG_STEP * (mels - 1000 / HZ_PER_MEL)))
 
 
 def log_mel(samples: np.ndarray, mels: int = 80, frames: int | None = None) -> np.ndarray:
@@ -56,5 +49,5 @@ def log_mel(samples: np.ndarray, mels: int = 80, frames: int | None = None) -> n
     for start in range(0, n, BLOCK_FRAMES):
         spectrum = np.fft.rfft(windows[start : start + BLOCK_FRAMES] * hann)
         power[start : start + BLOCK_FRAMES] = (spectrum.real**2 + spectrum.imag**2) @ filters
-    log_power = np.log10(np.maximum(power, MIN_POWER))
-    return ((np.maximum(log_power, log_power.max() - DYNAMIC_RANGE) + 4) / 4).T.astype(np.float32)
+    log_power = np.log10(np.maximum(power, 1e-10))
+    return ((np.maximum(log_power, log_power.max() - 8) + 4) / 4).T.astype(np.float32)

@@ -1,7 +1,4 @@
-"""Sound files to samples, in bounded memory.
-
-libsndfile reads, soxr resamples to 16 kHz, and the channels are averaged.
-"""
+"""Sound files to samples, in bounded memory: libsndfile reads, soxr resamples to 16 kHz, channels are averaged."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,7 +21,7 @@ def read_blocks(path: Path) -> Iterator[np.ndarray]:
     Raises InputError where the file is missing, not a sound, cut short, empty, or holds values that are not finite.
     """
     message = "sound files need soundfile and soxr: pip install 'anyformer[audio]'"
-    soundfile, soxr = (import_optional(module, message) for module in ("soundfile", "soxr"))
+    soundfile, soxr = import_optional("soundfile", message), import_optional("soxr", message)
     if not path.is_file():
         raise InputError(f"{path}: there is no such sound file")
     try:
@@ -53,8 +50,7 @@ def check_header(file: Any, path: Path) -> None:
         raise InputError(f"{path}: holds no sound")
     for line in str(file.extra_info).splitlines():  # libsndfile corrects the header of a wav without an error
         name, _, sizes = line.partition(":")
-        claimed, _, actual = sizes.partition("(should be ")
-        actual = actual.rstrip(")")
+        claimed, _, actual = sizes.rstrip(")").partition("(should be ")
         if name.strip() == "data" and actual and int(claimed) not in UNKNOWN_SIZES and int(claimed) > int(actual):
             raise InputError(f"{path}: cut short, {actual} of {claimed.strip()} bytes of sound are there")
 
@@ -71,10 +67,8 @@ def read_audio(path: Path, max_seconds: float = 3600.0) -> np.ndarray:
 
 
 def split_at_pauses(blocks: Iterable[np.ndarray], max_samples: int) -> Iterator[np.ndarray]:
-    """Split sound into pieces of at most `max_samples`, each ending at the quietest moment of its last fifth.
-
-    A word is rarely cut in two. Holds one piece and one block at a time.
-    """
+    """Split sound into pieces of at most `max_samples`, each ending at the quietest moment of its last fifth, so that a
+    word is rarely cut in two. Holds one piece and one block at a time."""
     pending = np.zeros(0, np.float32)
     for block in blocks:
         pending = np.concatenate([pending, block])
