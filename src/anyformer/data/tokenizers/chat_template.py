@@ -28,7 +28,6 @@ MAX_SECONDS = 20.0
 # Methods of texts, and filters, whose result can be much longer than the text.
 WIDENING_METHODS = {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"}
 WIDENING_FILTERS = ("center", "format", "indent", "batch", "slice", "wordwrap", "xmlattr", "pprint", "urlize")
-TOO_LONG = f"it makes a text of more than {MAX_TEXT_CHARACTERS:,} characters"
 
 
 def render_chat(template: str, messages: Any, names: Mapping[str, str], add_generation_prompt: bool = True) -> str:
@@ -37,7 +36,7 @@ def render_chat(template: str, messages: Any, names: Mapping[str, str], add_gene
     `names`: bos_token, eos_token and the like -> the token's text. Raises InputError for bad messages, and for a
     template that fails, refuses them or exceeds a limit.
     """
-    _check_messages(messages)
+    check_messages(messages)
     if len(template) > MAX_SOURCE_CHARACTERS:
         raise InputError(f"the chat template has {len(template):,} characters, more than {MAX_SOURCE_CHARACTERS:,}")
     previous_trace = sys.gettrace()
@@ -54,13 +53,12 @@ def render_chat(template: str, messages: Any, names: Mapping[str, str], add_gene
         sys.settrace(previous_trace)
 
 
-def _check_messages(messages: Any) -> None:
-    """Raise InputError unless this is a list of {"role": ..., "content": ...}."""
+def check_messages(messages: Any) -> None:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InputError(f'messages should be a list of {{"role": ..., "content": ...}}, found {str(messages)[:60]!r}')
     for i, message in enumerate(messages):
-        has_keys = isinstance(message, Mapping) and {"role", "content"} <= message.keys()
-        if not has_keys or not all(isinstance(message[name], str) for name in ("role", "content")):
+        texts = [message.get(name) for name in ("role", "content")] if isinstance(message, Mapping) else [None]
+        if not all(isinstance(text, str) for text in texts):
             raise InputError(f"message {i}: expected an object with the texts role and content, found {message!r:.80}")
 
 
@@ -94,11 +92,10 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any):
         super().__init__(finalize=check_size, **options)
-        own: dict[str, Any] = {"tojson": tojson, "join": join, "replace": replace, "indent": indent}
-        filters = {name: value for name, value in self.filters.items() if name not in WIDENING_FILTERS}
-        self.filters = {name: bound_filter(value) for name, value in (filters | own).items()}
-        functions: dict[str, Any] = self.globals
-        functions |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+        filters: dict[str, Any] = {name: f for name, f in self.filters.items() if name not in WIDENING_FILTERS}
+        filters |= {"tojson": tojson, "join": join, "replace": replace, "indent": indent}
+        self.filters = {name: bound_filter(value) for name, value in filters.items()}
+        self.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
         self.globals.pop("lipsum", None)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -114,10 +111,9 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and not (abs(left) < 1 << 20 and abs(right) <= 64):
             raise jinja2.TemplateError("it raises a number to too high a power")
-        if operator == "*":
+        if operator == "*" and isinstance(left, str | list | tuple) | isinstance(right, str | list | tuple):
             sizes = [len(x) if isinstance(x, str | list | tuple) else abs(x) for x in (left, right)]
-            if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
-                check_length(range(int(sizes[0] * sizes[1])))
+            check_count(sizes[0] * sizes[1])
         if operator == "%" and isinstance(left, str):
             raise jinja2.TemplateError("it formats with %, which is not supported")
         return check_length(super().call_binop(context, operator, left, right))
@@ -141,22 +137,25 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+def check_count(n: int) -> None:
+    if n > MAX_TEXT_CHARACTERS:
+        raise jinja2.TemplateError(f"it makes a text of more than {MAX_TEXT_CHARACTERS:,} characters")
+
+
 def check_length(value: Any) -> Any:
-    if isinstance(value, str | list | tuple | range) and len(value) > MAX_TEXT_CHARACTERS:
-        raise jinja2.TemplateError(TOO_LONG)
+    check_count(len(value) if isinstance(value, str | list | tuple | range) else 0)
     if isinstance(value, int) and value.bit_length() > 4096:
         raise jinja2.TemplateError("it makes a number of more than 4,096 bits")
     return value
 
 
 def check_size(value: Any) -> Any:
-    """Return the value, unless it is too long when written out: a list may contain another one many times."""
-    left, stack = MAX_TEXT_CHARACTERS, [value]
+    """Return a value that is not too long when written out: a list may contain another one many times."""
+    total, stack = 0, [value]
     while stack and isinstance(value, list | tuple | dict):
         item = stack.pop()
-        left -= len(item) + 1 if isinstance(item, str | list | tuple | dict) else 1
-        if left < 0:
-            raise jinja2.TemplateError(TOO_LONG)
+        total += len(item) + 1 if isinstance(item, str | list | tuple | dict) else 1
+        check_count(total)
         if isinstance(item, dict):
             stack += [*item.keys(), *item.values()]
         elif isinstance(item, list | tuple):
@@ -177,13 +176,12 @@ def bound_filter(filter: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def to_texts(parts: Iterable[Any], separator_length: int = 0) -> list[str]:
-    """Convert the parts to texts, unless they are too long together."""
+    """Convert parts that are not too long together."""
     texts, total = [], 0
     for part in parts:
         texts.append(str(check_size(part)))
         total += len(texts[-1]) + separator_length
-        if total > MAX_TEXT_CHARACTERS:
-            raise jinja2.TemplateError(TOO_LONG)
+        check_count(total)
     return texts
 
 
@@ -197,8 +195,7 @@ def join(value: Iterable[Any], d: str = "", attribute: str | None = None) -> str
 
 def replace(text: Any, old: Any, new: Any, count: int | None = -1) -> str:
     text, old, new = str(text), str(old), str(new)
-    if len(text) + (len(text) + 1 if not old else text.count(old)) * len(new) > MAX_TEXT_CHARACTERS:
-        raise jinja2.TemplateError(TOO_LONG)
+    check_count(len(text) + (len(text) + 1 if not old else text.count(old)) * len(new))
     return text.replace(old, new, -1 if count is None else count)
 
 
@@ -210,16 +207,11 @@ def indent(text: str, width: int | str = 4, first: bool = False, blank: bool = F
 
 
 def tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     space = min(indent, 100) if isinstance(indent, int) else None
-    return check_length(
-        json.dumps(value, ensure_ascii=ensure_ascii, indent=space, separators=separators, sort_keys=sort_keys)
-    )
+    options = {"ensure_ascii": ensure_ascii, "separators": separators, "sort_keys": sort_keys}
+    return check_length(json.dumps(x, indent=space, **options))
 
 
 def raise_exception(message: str) -> None:
