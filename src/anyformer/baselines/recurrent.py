@@ -5,7 +5,7 @@ They are decoded like an encoder-decoder Transformer. Their cache is a state of 
 Shapes: B batch, S source, T target, E embedding, H hidden.
 """
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,26 +39,17 @@ class RecurrentState:
             self.state = tuple(part[rows.to(part.device)] for part in self.state)
 
 
-@dataclass(frozen=True)
-class BodyConfig:
-    """What decoding reads from the config of a stack."""
-
-    context: int
-
-
 class Body(nn.Module):
-    """A net in the place of a Transformer."""
+    """A net in the place of a Transformer; decoding reads the context from its config."""
 
     net: Any
 
     def __init__(self, context: int, net: nn.Module):
         super().__init__()
-        self.config, self.net = BodyConfig(context), net
+        self.config, self.net = SimpleNamespace(context=context), net
 
 
 class RecurrentDecoder(ConditionedDecoder):
-    """A recurrent decoder with its memory."""
-
     def new_cache(self, batch: int, size: int | None = None) -> RecurrentState:
         return RecurrentState(self.memory.device)
 
@@ -69,26 +60,12 @@ class RecurrentSeq2Seq(nn.Module):
     source: nn.Embedding
     encoder: Body
     decoder: Body
-
-    def encode(self, source: Tensor, memory_mask: Edges = full) -> Tensor:
-        raise NotImplementedError
-
-    def init_state(self, memory: Tensor) -> State:
-        """The decoder's first state."""
-        raise NotImplementedError
-
-    def run_decoder(
-        self, ids: Tensor, state: State, memory: Tensor, memory_mask: Edges
-    ) -> tuple[Tensor, State, Tensor | None]:
-        """The input of the head, (B, T, ...), the state afterwards, and the attention weights, (B, T, S), if any."""
-        raise NotImplementedError
-
-    def head(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def path_length_bounds(self, source: int, target: int) -> tuple[int, int]:
-        """The fewest and the most states between one of `source` words and the last of `target` words."""
-        raise NotImplementedError
+    # methods of the subclasses
+    encode: Any  # (source, memory_mask) -> memory
+    init_state: Any  # (memory) -> the decoder's first state
+    run_decoder: Any  # (ids, state, memory, memory_mask) -> input of the head, next state, attention (B, T, S) or None
+    head: Any
+    path_length_bounds: Any  # (source words, target words) -> fewest and most states from a source word to the last
 
     def decode(
         self, ids: Tensor, memory: Tensor, memory_mask: Edges = full, cache: RecurrentState | None = None
@@ -151,7 +128,7 @@ class Seq2SeqLSTM(RecurrentSeq2Seq):
         h, c = memory[:, 0].view(len(memory), 2, lstm.num_layers, lstm.hidden_size).unbind(1)
         return h, c
 
-    def run_decoder(self, ids: Tensor, state: State, memory: Tensor, memory_mask: Edges) -> tuple[Tensor, State, None]:
+    def run_decoder(self, ids: Tensor, state: State, memory: Tensor, mask: Edges) -> tuple[Tensor, State, None]:
         before = tuple(part.transpose(0, 1).contiguous() for part in state)
         y, after = self.decoder.net(self.drop(self.target(ids)), before)
         return y, tuple(part.transpose(0, 1) for part in after), None
@@ -193,10 +170,8 @@ class RNNSearch(RecurrentSeq2Seq):
         """From the backward net's state at the first word."""
         return (torch.tanh(self.initial(memory[:, 0, memory.shape[2] // 2 :])),)
 
-    def run_decoder(
-        self, ids: Tensor, state: State, memory: Tensor, memory_mask: Edges
-    ) -> tuple[Tensor, State, Tensor]:
-        keys, is_real, s = self.key(memory), build_source_mask(memory, memory_mask), state[0]
+    def run_decoder(self, ids: Tensor, state: State, memory: Tensor, mask: Edges) -> tuple[Tensor, State, Tensor]:
+        keys, is_real, s = self.key(memory), build_source_mask(memory, mask), state[0]
         outputs, weights = [], []
         for word in self.drop(self.target(ids)).unbind(1):
             context, word_weights = self.attend(s, memory, keys, is_real)

@@ -1,7 +1,4 @@
-"""The neural language model of 2003: a window of words and a hidden layer.
-
-Shapes: B batch, T tokens, E embedding.
-"""
+"""The neural language model of 2003: a window of words and a hidden layer. B batch, T tokens, E embedding."""
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +24,8 @@ class WindowState(RecurrentState):
 class WindowLM(nn.Module):
     """A Neural Probabilistic Language Model (Bengio et al. 2003, JMLR 3): ids (B, T) -> logits (B, T, vocab_size).
 
-    The embeddings of the last `words` tokens are concatenated, pass a hidden layer, and give logits of the next token.
-
-    Args:
-        words: number of tokens from which the next one is predicted.
-        direct: also connect the embeddings to the logits directly.
-        context: the longest sequence, for decoding.
+    The embeddings of the last `words` tokens are concatenated, pass a hidden layer, and give logits of the next token;
+    with `direct` they are also connected to the logits. `context` is the longest sequence in decoding.
     """
 
     def __init__(self, vocab_size: int, dim: int, hidden: int, words: int, context: int, direct: bool, dropout: float):

@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich import progress as rich_progress
@@ -23,20 +22,16 @@ LOSS_DECAY = 0.95  # of the moving average of the loss
 
 
 class Progress:
-    """Shows the progress of a training. `update` takes microseconds: it draws only when a picture is due.
+    """Shows the progress of a training on stderr or `stream`. `update` takes microseconds: it draws only when due.
 
-    Args:
-        total_steps: None if the end is a time and not a step; then no time left is shown.
-        title: Printed first.
-        enabled: If False, nothing is written.
-        stream: Default: stderr.
+    With `total_steps` None the end is a time and not a step, and no time left is shown. `title` is printed first.
     """
 
     def __init__(
         self, total_steps: int | None, title: str = "", enabled: bool = True, stream: TextIO | None = None
     ) -> None:
         self.total, self.title, self.enabled = total_steps, title, enabled
-        self.stream = sys.stderr if stream is None else stream
+        self.stream = stream or sys.stderr
         self.bar: rich_progress.Progress | None = None
         self.loss = math.nan
         self.record: dict[str, Any] = {}  # the latest value of every key
@@ -61,9 +56,7 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.record and self.drawn_step != self.record.get("step"):
             self._show()
         if self.bar is not None:
@@ -76,8 +69,7 @@ class Progress:
             return
         now = time.monotonic()
         self.record.update(record)
-        loss = record.get("loss")
-        if loss is not None:
+        if (loss := record.get("loss")) is not None:
             # a loss that is not finite is shown as it is, and restarts the average
             is_averaged = math.isfinite(self.loss) and math.isfinite(loss)
             self.loss = LOSS_DECAY * self.loss + (1 - LOSS_DECAY) * loss if is_averaged else loss
@@ -90,11 +82,9 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print lines above the bar."""
-        if not self.enabled:
-            return
         if self.bar is not None:
             self.bar.console.print(text, markup=False, highlight=False)
-        else:
+        elif self.enabled:
             print(text, file=self.stream, flush=True)
 
     def _show(self) -> None:
@@ -117,17 +107,13 @@ class Progress:
         for key, value in self.record.items():
             if key.startswith("val_") and isinstance(value, float):  # integers are counts
                 parts.append(f"{'val' if key == 'val_loss' else key} {value:.3f}")
-        speed = self.record.get("tokens_per_second")
-        parts += [f"{format_speed(speed)} tok/s"] if speed else []
-        left = self._left(step)
-        parts += [f"{format_clock(left)} left"] if left is not None else []
+        if speed := self.record.get("tokens_per_second"):
+            parts.append(f"{format_speed(speed)} tok/s")
+        if self.start and self.total and self.start[0] < step < self.total:
+            # all steps take as long as those so far, evaluations included
+            seconds = (time.monotonic() - self.start[1]) / (step - self.start[0]) * (self.total - step)
+            parts.append(f"{format_clock(seconds)} left")
         return " · ".join(parts)
-
-    def _left(self, step: int) -> float | None:
-        """Return the seconds left if all steps take as long as those so far, evaluations included."""
-        if self.start is None or self.total is None or step <= self.start[0] or step >= self.total:
-            return None
-        return (time.monotonic() - self.start[1]) / (step - self.start[0]) * (self.total - step)
 
 
 def has_live_output() -> bool:
