@@ -197,7 +197,7 @@ def test_without_the_gguf_package_floats_are_read_and_blocks_say_what_is_needed(
     values = np.ones((2, 32), np.float32)
     write_tensor(tmp_path / "x.gguf", kind, gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    gguf_io._find_quantized_type.cache_clear()
+    gguf_io.find_storage_type.cache_clear()
     if kind == "F16":
         np.testing.assert_array_equal(GGUFFile(tmp_path / "x.gguf").read("x", slice(0, 2)), values)
     else:
@@ -211,7 +211,9 @@ def test_a_quantized_tensor_is_copied_in_pieces(tmp_path: Path):
     """Decoding takes a few pieces of memory, not the whole tensor in float32."""
     shape = (2048, 4096)
     write_tensor(tmp_path / "x.gguf", "Q4_0", np.zeros((shape[0], shape[1] // 32 * 18), np.uint8))
-    source = GGUFTensors(GGUFFile(tmp_path / "x.gguf"), Architecture({}, {}, ()), {"tie_word_embeddings": False})
+    source = GGUFTensors(
+        GGUFFile(tmp_path / "x.gguf"), Architecture({}, {}, ("", "", "")), {"tie_word_embeddings": False}
+    )
     target = torch.ones(shape)
     source.read_rows("x", 0, 1)  # imports and mappings are not counted
     tracemalloc.start()

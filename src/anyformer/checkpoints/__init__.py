@@ -18,16 +18,13 @@ def exports(recipe: Any, config: Any) -> dict[str, str | None]:
     from . import gguf, onnx
     from .family import select_family
 
-    values = to_json(config)
-    checks = {
-        "hf": lambda: select_family(recipe, values),
-        "gguf": lambda: gguf.select_architecture(recipe, values),
-        "onnx": lambda: onnx.require_export(recipe),
-    }
-    reasons: dict[str, str | None] = dict.fromkeys(checks)
-    for name, check in checks.items():
+    def explain(check: Any, *values: Any) -> str | None:
         try:
-            check()
+            check(recipe, *values)
         except InputError as error:
-            reasons[name] = str(error)
-    return reasons
+            return str(error)
+        return None
+
+    values = to_json(config)
+    formats = {"hf": explain(select_family, values), "gguf": explain(gguf.select_architecture, values)}
+    return formats | {"onnx": explain(onnx.require_export)}

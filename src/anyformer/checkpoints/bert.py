@@ -4,27 +4,46 @@ Post-norm; the embedding is normalized too, and has a vector for each of two tok
 next-sentence head are ignored.
 """
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from ..errors import InputError
-from .config_fields import ACTIVATIONS, ConfigFields, get_public_name, require_layernorm, require_settings, write_sizes
+from .config_fields import ACTIVATIONS, LAYERNORM, ConfigFields
 from .family import Family
-from .tensor_map import ConfigDict, TensorMap, WeightSource, map_affine, map_layers, map_tensor
+from .tensor_map import ConfigDict, TensorMap, WeightSource, map_affine, map_layers, map_tensor, map_weight
 
 IGNORED = ("pooler.", "cls.seq_relationship.", "embeddings.position_ids")
-SIZES = {
+ENCODER_FIELDS = {
     "hidden_size": ("dim", 768),
     "num_hidden_layers": ("n_layer", 12),
     "num_attention_heads": ("n_head", 12),
     "intermediate_size": ("mlp_dim", 3072),
-    "max_position_embeddings": ("context", 512),
+    "hidden_act": ("activation", "gelu", ACTIVATIONS),
+    "layer_norm_eps": ("norm_eps", 1e-12),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), ("dropout", 0.0)),
+}
+FIELDS = {**ENCODER_FIELDS, "max_position_embeddings": ("context", 512)}
+SETTINGS = {"position": ("learned",), "norm_place": ("post",), "bias": (True,), **LAYERNORM}
+VOCABULARY = {
+    "vocab_size": ("padded_vocab", 30522),
+    "type_vocab_size": ("token_types", 2),
+    "tie_word_embeddings": ("tied", True),
+}
+QKV = ("query", "key", "value")
+ENCODER_MAPS = {
+    "attn.output": "attention.output.dense",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+}
+NORMS = {"attn_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
+EMBEDDINGS = {
+    "nodes.token": "word_embeddings",
+    "nodes.position": "position_embeddings",
+    "nodes.kind": "token_type_embeddings",
 }
 
 
 class BERT(Family):
     model_type, recipes, architecture = "bert", ("masked",), "BertForMaskedLM"
+    stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
+    settings, embedding = {"embedding_norm": (True,)}, "nodes.token.weight"
 
     def normalize_name(self, name: str) -> str | None:
         """Add the prefix `bert.`; old files call a norm's weight and bias gamma and beta."""
@@ -36,63 +55,26 @@ class BERT(Family):
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.require(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-        model = c.get_sizes(SIZES, max_layers=len(weights.shapes)) | {
-            "norm_place": "post",
-            "norm_eps": c.get_number("layer_norm_eps", 1e-12),
-            "activation": c.get_choice("hidden_act", ACTIVATIONS, "gelu"),
-            "dropout": c.get_dropout("hidden_dropout_prob"),
-        }
-        return {
-            "model": model,
-            "tied": c.get_flag("tie_word_embeddings", True),
-            "padded_vocab": c.get_size("vocab_size", 30522),
-            "token_types": c.get_size("type_vocab_size", 2),
-            "embedding_norm": True,
-        }
+        return super().read_config(c, weights)
 
     def check_config(self, values: ConfigDict) -> None:
-        require_layernorm(values["model"], position=("learned",), norm_place=("post",), bias=(True,))
-        require_settings(values, {"embedding_norm": (True,)})
+        super().check_config(values)
         if not values["token_types"]:
             raise InputError("token_types is 0, not at least 1")
 
-    def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
-        model = values["model"]
-        return write_sizes(model, SIZES) | {
-            "vocab_size": len(tensors["nodes.token.weight"]),
-            "type_vocab_size": values["token_types"],
-            "layer_norm_eps": model["norm_eps"],
-            "hidden_act": get_public_name(model["activation"], ACTIVATIONS),
-            "tie_word_embeddings": values["tied"],
-            **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), model["dropout"]),
-        }
-
-    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
-        local, public = "body.blocks.{i}", "bert.encoder.layer.{i}"
-        qkv = ("query", "key", "value")
-        block = [
-            *(m for n in qkv for m in map_affine(f"{local}.attn.{n}", f"{public}.attention.self.{n}")),
-            *map_affine(f"{local}.attn.output", f"{public}.attention.output.dense"),
-            *map_affine(f"{local}.attn_norm", f"{public}.attention.output.LayerNorm"),
-            *map_affine(f"{local}.mlp.up", f"{public}.intermediate.dense"),
-            *map_affine(f"{local}.mlp.down", f"{public}.output.dense"),
-            *map_affine(f"{local}.mlp_norm", f"{public}.output.LayerNorm"),
-        ]
-        tied, head = config.get("tie_word_embeddings", True), "cls.predictions"
-        matrix = "nodes.token.weight" if tied else "head.project.weight"
+    def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
+        maps = ENCODER_MAPS | NORMS | {f"attn.{name}": f"attention.self.{name}" for name in QKV}
+        head, matrix = "cls.predictions.", "nodes.token.weight" if values["tied"] else "head.project.weight"
         # Untied, transformers stores two biases and adds the decoder's.
-        decoder = {"duplicate": True} if tied else {"optional": True}
+        options = {"duplicate": True} if values["tied"] else {"optional": True}
         return [
-            map_tensor("nodes.token.weight", "bert.embeddings.word_embeddings.weight"),
-            map_tensor("nodes.position.weight", "bert.embeddings.position_embeddings.weight"),
-            map_tensor("nodes.kind.weight", "bert.embeddings.token_type_embeddings.weight"),
-            *map_affine("nodes.norm", "bert.embeddings.LayerNorm"),
-            *map_layers(config.get("num_hidden_layers", 12), block),
-            *map_affine("head.dense", f"{head}.transform.dense", optional=True),
-            *map_affine("head.norm", f"{head}.transform.LayerNorm", optional=True),
-            map_tensor("head.project.bias", f"{head}.bias", optional=True),
-            map_tensor(matrix, f"{head}.decoder.weight", **decoder),
-            map_tensor("head.project.bias", f"{head}.decoder.bias", **decoder),
+            *map_weight(EMBEDDINGS, public="bert.embeddings."),
+            *map_affine({"nodes.norm": "bert.embeddings.LayerNorm"}),
+            *map_layers(values["model"]["n_layer"], map_affine(maps, "body.blocks.{i}.", "bert.encoder.layer.{i}.")),
+            *map_affine({"dense": "dense", "norm": "LayerNorm"}, "head.", f"{head}transform.", optional=True),
+            map_tensor("head.project.bias", f"{head}bias", optional=True),
+            map_tensor(matrix, f"{head}decoder.weight", **options),
+            map_tensor("head.project.bias", f"{head}decoder.bias", **options),
         ]
 
 

@@ -1,7 +1,7 @@
 """Read config.json of a public checkpoint, and write one. A field that would change the result is never ignored.
 
-A recipe's `TransformerConfig` and a public config name the same sizes differently: a size table maps a public field to
-(local field, default) and is read in both directions.
+A field table says what each public field is in a recipe's config; it is read in both directions. Settings say which
+values of further fields of the recipe's config a family can express; on import, each gets the first of them.
 """
 
 import re
@@ -14,7 +14,12 @@ from .tensor_map import ConfigDict
 
 MAX_SIZE = 1 << 31
 REQUIRED = object()  # the default of a field that a config must have
-SizeTable = Mapping[str, tuple[str, Any]]
+FieldTable = Mapping[str, tuple]
+"""Public field -> (local field, default), or (local field, default, choices), where choices map a public value to a
+local one. The type of the default is that of the field; None and REQUIRED stand for sizes. Of several public fields
+with the same local field, the first is read and all are written."""
+Settings = Mapping[str, tuple]
+"""Local field -> supported values."""
 
 # Fields that do not change the result of a forward pass: bookkeeping, initialization, dropout, generation defaults.
 IGNORED_FIELDS = re.compile(
@@ -39,6 +44,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
+LAYERNORM: Settings = {"norm": ("layernorm",), "qk_norm": (False,), "scale": (None,)}  # of GPT-2, BERT and their kin
 
 
 class ConfigFields:
@@ -62,20 +68,10 @@ class ConfigFields:
     def get_size(self, name: str, default: Any = REQUIRED, limit: int = MAX_SIZE) -> int:
         """Return a whole number from 1 to `limit`, or the default (which may be None)."""
         value = self.get(name, default)
-        if value is default:
-            return value
-        if type(value) is not int or not 0 < value <= limit:
+        if value is not default and (type(value) is not int or not 0 < value <= limit):
             valid = "from 1 on" if limit == MAX_SIZE else f"from 1 to {limit}"
             raise InputError(f"{self.where}: {name} is {value!r}; it must be a whole number {valid}")
         return value
-
-    def get_sizes(self, table: SizeTable, max_layers: int) -> ConfigDict:
-        """Read all fields of a size table; a model cannot have more layers than a file has tensors."""
-        limits = {"n_layer": max_layers}
-        return {
-            local: self.get_size(public, default, limits.get(local, MAX_SIZE))
-            for public, (local, default) in table.items()
-        }
 
     def get_number(self, name: str, default: float) -> float:
         value = self.get(name, default)
@@ -110,12 +106,34 @@ class ConfigFields:
             raise InputError(f"{self.where}: {name} is {value}; it must be at least 0 and below 1")
         return value
 
+    def get_object(self, name: str) -> "ConfigFields":
+        if not isinstance(value := self.get(name, {}), dict):
+            raise InputError(f"{self.where}: {name} is {value!r}; it must be an object")
+        return ConfigFields(value, f"{self.where}: {name}")
+
     def require(self, **supported: Any) -> None:
         """Check fields of which one value is supported: each must be absent, null or this value."""
         for name, valid in supported.items():
-            value = self.get(name, valid)
-            if value != valid:
+            if (value := self.get(name, valid)) != valid:
                 raise InputError(f"{self.where}: {name} is {value!r}; this family is supported only with {valid!r}")
+
+    def read_table(self, table: FieldTable, max_layers: int = MAX_SIZE) -> ConfigDict:
+        """Return the local fields of a table; a model cannot have more layers than a file has tensors."""
+        values: ConfigDict = {}
+        for public, (local, default, *choices) in table.items():
+            if local in values:
+                continue
+            if choices:
+                values[local] = self.get_choice(public, choices[0], default)
+            elif local == "dropout":
+                values[local] = self.get_dropout(public)
+            elif isinstance(default, bool):
+                values[local] = self.get_flag(public, default)
+            elif isinstance(default, float):
+                values[local] = self.get_number(public, default)
+            else:
+                values[local] = self.get_size(public, default, max_layers if local == "n_layer" else MAX_SIZE)
+        return values
 
     def reject_unread(self) -> None:
         """Raise InputError for a field that nothing has read and that might change the result."""
@@ -131,36 +149,32 @@ class ConfigFields:
 # --- local -> public ---
 
 
-def require_settings(values: ConfigDict, supported: Mapping[str, tuple], where: str = "") -> None:
-    """Check settings of a recipe's config against the values that a family supports.
-
-    Raises:
-        InputError: names the setting, its value and the supported values.
-    """
+def require_settings(values: ConfigDict, supported: Settings, where: str = "") -> None:
+    """Raise InputError naming a setting of a recipe's config that has no supported value."""
     for name, valid in supported.items():
         if values[name] not in valid:
             names = " or ".join(map(str, dict.fromkeys(valid)))
             raise InputError(f"{where}{name} is {values[name]}, not {names}")
 
 
-def require_layernorm(model: ConfigDict, where: str = "", **supported: tuple) -> None:
-    """Check a `TransformerConfig` for families like GPT-2 and BERT: LayerNorm, an MLP without a gate, as many heads of
-    keys as of queries, dim / n_head channels in a head; `supported`: further settings."""
-    supported |= {"norm": ("layernorm",), "activation": tuple(ACTIVATIONS.values()), "qk_norm": (False,)}
-    heads, channels = (None, model["n_head"]), (None, model["dim"] // model["n_head"])
-    require_settings(model, supported | {"scale": (None,), "n_kv_head": heads, "head_dim": channels}, where)
+def require_model(model: ConfigDict, table: FieldTable, settings: Settings, where: str = "") -> None:
+    """Check that a `TransformerConfig` has supported settings and choices, and heads that the table can express."""
+    choices = {local: tuple(names[0].values()) for local, _, *names in table.values() if names}
+    heads = {"n_kv_head": (None, model["n_head"]), "head_dim": (None, model["dim"] // model["n_head"])}
+    mapped = {local for local, *_ in table.values()}
+    unmapped = {name: valid for name, valid in heads.items() if name not in mapped}
+    require_settings(model, {**settings, **choices, **unmapped}, where)
 
 
-def write_sizes(model: ConfigDict, table: SizeTable) -> ConfigDict:
-    """Return the public fields of a size table for a `TransformerConfig`, its defaults resolved."""
-    resolved = model | {
-        "n_kv_head": model["n_kv_head"] or model["n_head"],
-        "head_dim": model["head_dim"] or model["dim"] // model["n_head"],
-        "mlp_dim": model["mlp_dim"] or 4 * model["dim"],
+def write_table(values: ConfigDict, table: FieldTable) -> ConfigDict:
+    """Return the public fields of a table; sizes of a `TransformerConfig` that are None get their meaning."""
+    if "n_head" in values:
+        values = values | {
+            "n_kv_head": values["n_kv_head"] or values["n_head"],
+            "head_dim": values["head_dim"] or values["dim"] // values["n_head"],
+            "mlp_dim": values["mlp_dim"] or 4 * values["dim"],
+        }
+    return {
+        public: next(p for p, name in choices[0].items() if name == values[local]) if choices else values[local]
+        for public, (local, _, *choices) in table.items()
     }
-    return {public: resolved[local] for public, (local, _) in table.items()}
-
-
-def get_public_name(local: str, choices: Mapping[str, str]) -> str:
-    """Return the first public name of a local choice, such as an activation."""
-    return next(public for public, name in choices.items() if name == local)

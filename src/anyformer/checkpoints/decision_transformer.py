@@ -15,19 +15,28 @@ from torch import Tensor
 from ..data.io.checks import is_finite_number
 from ..data.trajectories.normalizer import TrajectoryNormalizer, load_normalizer
 from ..errors import InputError
-from .config_fields import ConfigFields, require_layernorm, require_settings
+from .config_fields import ACTIVATIONS, LAYERNORM, ConfigFields
 from .family import Family
-from .gpt2 import map_body, read_body, write_body
-from .tensor_map import ConfigDict, TensorMap, WeightSource, has_biases, map_affine, map_tensor
+from .gpt2 import BODY_FIELDS, map_body, read_body
+from .tensor_map import ConfigDict, TensorMap, WeightSource, has_biases, map_affine, map_weight
 
-SIZES = {
+FIELDS = {
     "hidden_size": ("dim", 128),
     "n_layer": ("n_layer", 3),
     "n_head": ("n_head", 1),
-    "n_inner": ("mlp_dim", None),
-    "n_positions": ("context", 1024),
+    **BODY_FIELDS,
+    "activation_function": ("activation", "relu", ACTIVATIONS),
 }
+SETTINGS = {"position": ("none",), "norm_place": ("pre",), **LAYERNORM}
+EPISODE = {"max_ep_len": ("max_episode_steps", 4096), "action_tanh": ("squash", True)}
 POSITIONS, NORM_BIAS, WORDS = "encoder.wpe.weight", "embed_ln.bias", "encoder.wte.weight"
+NODES = {
+    "nodes.return_to_go": "embed_return",
+    "nodes.state": "embed_state",
+    "nodes.action": "embed_action",
+    "nodes.norm": "embed_ln",
+}
+HEADS = {"action": "predict_action.0", "state": "predict_state", "return_to_go": "predict_return"}
 # Fields of the recipe's config kept under `anyformer`: default, and the name in files written before version 0.2.
 OWN_FIELDS = {
     "env": ("", "env"),
@@ -39,6 +48,8 @@ OWN_FIELDS = {
 
 class DecisionTransformer(Family):
     model_type, recipes, architecture = "decision_transformer", ("control",), "DecisionTransformerModel"
+    stacks, fields, settings = {"model": (FIELDS, SETTINGS)}, EPISODE, {"conditioned": (True,)}
+    embedding = None
 
     def normalize_name(self, name: str) -> str | None:
         """Ignore the word embedding, and the causal masks of old files."""
@@ -49,48 +60,28 @@ class DecisionTransformer(Family):
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.get("vocab_size", 1)
-        model = read_body(c, weights, SIZES, "relu")
-        model |= {"position": "none", "bias": has_biases(weights, "encoder.")}
-        squash = c.get_flag("action_tanh", True)
-        own = read_own_fields(c, c.get_size("state_dim", 17), c.get_size("act_dim", 4))
-        if squash and load_normalizer(own["space"]).discrete:
+        values = super().read_config(c, weights)
+        read_body(c, values["model"], has_biases(weights, "encoder."))
+        values |= read_own_fields(c, c.get_size("state_dim", 17), c.get_size("act_dim", 4))
+        if values["squash"] and load_normalizer(values["space"]).discrete:
             raise InputError(f"{c.where}: action_tanh is true, and the actions are discrete: tanh is for numbers")
-        return {"model": model, "max_episode_steps": c.get_size("max_ep_len", 4096), "squash": squash, **own}
-
-    def check_config(self, values: ConfigDict) -> None:
-        require_layernorm(values["model"], position=("none",), norm_place=("pre",))
-        require_settings(values, {"conditioned": (True,)})
+        return values
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
-        return {
-            "state_dim": tensors["nodes.state.weight"].shape[1],
-            "act_dim": tensors["nodes.action.weight"].shape[1],
-            "max_ep_len": values["max_episode_steps"],
-            "action_tanh": values["squash"],
-            "vocab_size": 1,
-            **write_body(values["model"], SIZES),
-        }
+        states, actions = (tensors[f"nodes.{name}.weight"].shape[1] for name in ("state", "action"))
+        return super().write_config(values, tensors) | {"state_dim": states, "act_dim": actions, "vocab_size": 1}
 
     def make_unused_tensors(self, config: ConfigDict) -> dict[str, Tensor]:
         dim = config["hidden_size"]
         return {POSITIONS: torch.zeros(config["n_positions"], dim), WORDS: torch.zeros(config["vocab_size"], dim)}
 
-    def write_extra_config(self, values: ConfigDict, files: Mapping[str, str]) -> ConfigDict:
+    def make_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, ConfigDict]:
         own = {name: values[name] for name in OWN_FIELDS}
-        return {"anyformer": own | {"space": json.loads(files["space.json"])}}
+        return {"config.json": {"anyformer": own | {"space": json.loads(files["space.json"])}}}
 
-    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
-        return [
-            *map_affine("nodes.return_to_go", "embed_return"),
-            *map_affine("nodes.state", "embed_state"),
-            *map_affine("nodes.action", "embed_action"),
-            map_tensor("nodes.timestep.weight", "embed_timestep.weight"),
-            *map_affine("nodes.norm", "embed_ln"),
-            *map_body(config.get("n_layer", 3), "encoder"),
-            *map_affine("action", "predict_action.0"),
-            *map_affine("state", "predict_state"),
-            *map_affine("return_to_go", "predict_return"),
-        ]
+    def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
+        timestep = map_weight({"nodes.timestep": "embed_timestep"})
+        return [*map_affine(NODES | HEADS), *timestep, *map_body(values["model"]["n_layer"], "encoder")]
 
 
 class FoldedPosition:
@@ -113,25 +104,24 @@ class FoldedPosition:
 
 def read_own_fields(c: ConfigFields, states: int, actions: int) -> ConfigDict:
     """Read the object `anyformer` of config.json."""
-    own = c.get("anyformer", {})
-    renamed = {old: name for name, (_, old) in OWN_FIELDS.items()}
-    if not isinstance(own, dict) or own.keys() - {*OWN_FIELDS, *renamed, "space"}:
+    own, names = c.get("anyformer", {}), {old: name for name, (_, old) in OWN_FIELDS.items()}
+    if not isinstance(own, dict) or own.keys() - {*OWN_FIELDS, *names, "space"}:
         raise InputError(f"{c.where}: anyformer is {own!r}; it must be an object of {', '.join(OWN_FIELDS)} and space")
-    own = {renamed.get(name, name): value for name, value in own.items()}
-    for name, (default, _) in OWN_FIELDS.items():
-        value = own.get(name, default)
+    own = {names.get(name, name): value for name, value in own.items()}
+    values = {name: own.get(name, default) for name, (default, _) in OWN_FIELDS.items()}
+    for name, value in values.items():
+        default = OWN_FIELDS[name][0]
         if not (isinstance(value, str) if isinstance(default, str) else is_finite_number(value)):
             raise InputError(f"{c.where}: anyformer.{name} is {value!r}; expected a value like {default!r}")
-    text = (
-        json.dumps(own["space"]) if "space" in own else TrajectoryNormalizer(states, actions, discrete=False).to_json()
-    )
+    raw = TrajectoryNormalizer(states, actions, discrete=False)
+    text = json.dumps(own["space"]) if "space" in own else raw.to_json()
     space = load_normalizer(text)
     if (space.states, space.actions) != (states, actions):
         raise InputError(
             f"{c.where}: anyformer.space has {space.states} states and {space.actions} actions, but state_dim is "
             f"{states} and act_dim {actions}"
         )
-    return {name: own.get(name, default) for name, (default, _) in OWN_FIELDS.items()} | {"space": text}
+    return values | {"space": text}
 
 
 family = DecisionTransformer()

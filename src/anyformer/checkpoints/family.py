@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, suggest
 from ..parsing import to_json
 from ..recipe import Recipe, recipe_name
-from .config_fields import ConfigFields
+from .config_fields import ConfigFields, FieldTable, Settings, require_model, require_settings, write_table
 from .tensor_map import ConfigDict, TensorMap, WeightSource
 
 FAMILIES = ("gpt2", "llama", "qwen3", "bert", "t5", "vit", "whisper", "decision_transformer")
@@ -25,11 +25,19 @@ class Family:
         model_type: name in config.json.
         recipes: recipes that have models of this family; a checkpoint is imported as the first.
         architecture: class name of the model in transformers.
+        stacks: name of each `TransformerConfig` in the recipe's config -> its field table and its settings.
+        fields: field table of the recipe's config.
+        settings: settings of the recipe's config.
+        embedding: the tensor that has a row for each token; None: the family has no vocabulary.
     """
 
     model_type: str
     recipes: tuple[str, ...]
     architecture: str
+    stacks: Mapping[str, tuple[FieldTable, Settings]]
+    fields: FieldTable
+    settings: Settings
+    embedding: str | None
 
     def normalize_name(self, name: str) -> str | None:
         """Return one name for all spellings of a tensor in public files; None for a tensor to ignore."""
@@ -41,31 +49,44 @@ class Family:
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         """Return the recipe's config for a public config. Raises InputError for an unsupported value."""
-        raise NotImplementedError
+        values: ConfigDict = {}
+        for stack, (fields, settings) in self.stacks.items():
+            values[stack] = c.read_table(fields, max_layers=len(weights.shapes)) | take_first(settings)
+        return values | c.read_table(self.fields) | take_first(self.settings)
 
     def check_config(self, values: ConfigDict) -> None:
         """Raise InputError naming a setting of the recipe's config that the family cannot express."""
-        raise NotImplementedError
+        for stack, (fields, settings) in self.stacks.items():
+            require_model(values[stack], fields, settings, "" if stack == "model" else f"{stack}.")
+        require_settings(values, self.settings)
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
         """Return the public config, but for `model_type`, for a recipe's config that `check_config` accepts."""
+        config: ConfigDict = {}
+        for stack, (fields, _) in self.stacks.items():
+            config = write_table(values[stack], fields) | config
+        vocab = {} if self.embedding is None else {"padded_vocab": len(tensors[self.embedding])}
+        return config | write_table(values | vocab, self.fields)
+
+    def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
+        """Return the name table for a recipe's config and the public config."""
         raise NotImplementedError
 
-    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
-        """Return the name table for a public config."""
-        raise NotImplementedError
+    def add_fixed_tensors(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the model's tensors, with those that it computes and that a public file stores."""
+        return tensors
 
     def make_unused_tensors(self, config: ConfigDict) -> dict[str, Tensor]:
         """Return public tensors that transformers requires and that change no output."""
         return {}
 
-    def write_extra_config(self, values: ConfigDict, files: Mapping[str, str]) -> ConfigDict:
-        """Return fields of config.json that depend on the model's files (label names, normalization)."""
+    def make_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, ConfigDict]:
+        """Return further JSON files of the public folder; config.json: fields that depend on the model's files."""
         return {}
 
-    def write_extra_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, str]:
-        """Return further files of the public folder, name -> text."""
-        return {}
+
+def take_first(settings: Settings) -> ConfigDict:
+    return {name: supported[0] for name, supported in settings.items()}
 
 
 def load_family(model_type: Any, where: str) -> Family:
@@ -74,14 +95,10 @@ def load_family(model_type: Any, where: str) -> Family:
     return importlib.import_module(f"{__package__}.{model_type}").family
 
 
-def check_config(family: Family, values: ConfigDict) -> None:
-    family.check_config(values)
-
-
 def select_family(
     recipe: Recipe,
     values: ConfigDict,
-    check: Callable[[Family, ConfigDict], None] = check_config,
+    check: Callable[[Family, ConfigDict], None] = lambda family, values: family.check_config(values),
     candidates: Iterable[str] = FAMILIES,
     kind: str = "Hugging Face family",
 ) -> Family:
@@ -95,27 +112,23 @@ def select_family(
     Raises:
         InputError: says why each family of the recipe cannot, and which presets could be exported.
     """
+
+    def explain(family: Family, values: ConfigDict) -> str | None:
+        try:
+            check(family, values)
+        except InputError as error:
+            return str(error)
+        return None
+
     own_name = recipe_name(recipe)
     families = [family for name in candidates if own_name in (family := load_family(name, "")).recipes]
     if not families:
         raise InputError(f"no {kind} has models of the recipe '{own_name}'")
-    reasons = {}
-    for family in families:
-        reason = explain(check, family, values)
-        if reason is None:
-            return family
-        reasons[family.model_type] = reason
+    reasons = {family: explain(family, values) for family in families}
+    if None in reasons.values():
+        return next(family for family, reason in reasons.items() if reason is None)
     presets = {name: to_json(preset) for name, preset in recipe.PRESETS.items()}
-    valid = [name for name, preset in presets.items() if None in (explain(check, f, preset) for f in families)]
+    valid = [name for name, preset in presets.items() if None in (explain(family, preset) for family in families)]
     hint = f"; train with --preset {' or '.join(valid)}" if valid else ""
-    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    listed = "; ".join(f"{family.model_type}: {reason}" for family, reason in reasons.items())
     raise InputError(f"no {kind} can express this model ({listed}){hint}")
-
-
-def explain(check: Callable[[Family, ConfigDict], None], family: Family, values: ConfigDict) -> str | None:
-    """Return why a family cannot express a config; None if it can."""
-    try:
-        check(family, values)
-    except InputError as error:
-        return str(error)
-    return None

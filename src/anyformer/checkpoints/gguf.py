@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,21 +28,13 @@ from .tensor_map import ConfigDict, WeightSource, export_tensors
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names of GGUF and what they are in the Hugging Face family of the same name.
+    """Names of GGUF and what they are in the Hugging Face family of the same name."""
 
-    Attributes:
-        tensors: GGUF name -> name in the folder, both without .weight and .bias.
-        sizes: metadata key -> field of config.json with the same value.
-        activations: hidden activations that llama.cpp computes for this architecture; the first is set on reading.
-        transposed: pattern of tensors (by their names in the folder) that are stored transposed.
-        interleaved: pattern of query and key tensors whose rotary channels are interleaved; its group is q or k.
-    """
-
-    tensors: Mapping[str, str]
-    sizes: Mapping[str, str]
-    activations: tuple[str, ...]
-    transposed: str = ""
-    interleaved: str = ""
+    tensors: Mapping[str, str]  # GGUF name -> name in the folder, both without .weight and .bias
+    sizes: Mapping[str, str]  # metadata key -> field of config.json with the same value
+    activation: tuple[str, str, str]  # the one that llama.cpp computes: field of config.json, value there, local name
+    transposed: str = ""  # pattern of tensors (by their names in the folder) that are stored transposed
+    interleaved: str = ""  # pattern of tensors whose rotary channels are interleaved; its group is q or k
 
 
 LLAMA_TENSORS = {
@@ -66,6 +58,14 @@ LLAMA_SIZES = {
     "attention.key_length": "head_dim",
     "rope.freq_base": "rope_theta",
 }
+WRITERS: dict[type, str] = {
+    bool: "bool",
+    int: "uint32",
+    float: "float32",
+    str: "string",
+    list: "array",
+}  # methods of gguf.GGUFWriter
+SWIGLU = ("hidden_act", "silu", "swiglu")
 ARCHITECTURES = {
     "gpt2": Architecture(
         tensors={
@@ -88,22 +88,21 @@ ARCHITECTURES = {
             "attention.head_count": "n_head",
             "attention.layer_norm_epsilon": "layer_norm_epsilon",
         },
-        activations=("gelu_tanh",),
+        activation=("activation_function", "gelu_new", "gelu_tanh"),
         transposed=r"transformer\.h\.\d+\.(attn|mlp)\..*\.weight",
     ),
     "llama": Architecture(
         tensors=LLAMA_TENSORS,
         sizes=LLAMA_SIZES,
-        activations=("swiglu",),
+        activation=SWIGLU,
         interleaved=r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(?:weight|bias)",
     ),
     "qwen3": Architecture(
         tensors=LLAMA_TENSORS | {f"blk.{{i}}.attn_{x}_norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"},
         sizes=LLAMA_SIZES,
-        activations=("swiglu",),
+        activation=SWIGLU,
     ),
 }
-PUBLIC_ACTIVATIONS = {"gelu_tanh": ("activation_function", "gelu_new"), "swiglu": ("hidden_act", "silu")}
 
 
 def read(path: Path) -> tuple[ConfigDict, WeightSource, bool]:
@@ -124,18 +123,15 @@ def read(path: Path) -> tuple[ConfigDict, WeightSource, bool]:
         raise InputError(f"{path} is one of {file.metadata['split.count']} parts: join them with gguf-split --merge")
     own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
     fields, architecture = ConfigFields(own, f"{path}: {name}"), ARCHITECTURES[name]
-    config: ConfigDict = {"model_type": name}
-    for key, field in architecture.sizes.items():
-        if (value := fields.get(key, None)) is not None:
-            config[field] = value
+    values = {field: fields.get(key, None) for key, field in architecture.sizes.items()}
+    config: ConfigDict = {"model_type": name} | {field: value for field, value in values.items() if value is not None}
     if "token_embd.weight" not in file.tensors:
         raise InputError(f"{path} lacks token_embd.weight: it is not a complete model")
     config["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     has_own_head = "output.weight" in file.tensors
     config["tie_word_embeddings"] = not has_own_head or file.are_equal("token_embd.weight", "output.weight")
     fields.require(**{"vocab_size": config["vocab_size"], "attention.causal": True, "expert_count": 0})
-    activation_field, activation = PUBLIC_ACTIVATIONS[architecture.activations[0]]
-    config[activation_field] = activation
+    activation_field, config[activation_field], _ = architecture.activation
     if "rope.freq_base" in architecture.sizes:
         config |= read_rotary_fields(fields, file)
     fields.reject_unread()
@@ -159,41 +155,32 @@ class GGUFTensors:
 
     def __init__(self, file: GGUFFile, architecture: Architecture, config: ConfigDict):
         self.file, self.architecture, self.config, self.where = file, architecture, config, str(file.path)
-        names = {translate(name, architecture.tensors): name for name in file.tensors}
+        self.names = {translate(name, architecture.tensors): name for name in file.tensors}
         if config["tie_word_embeddings"]:
-            names.pop("lm_head.weight", None)
-        self.names = names
-        self.shapes = {name: self._shape(name) for name in names}
-
-    def _is_transposed(self, name: str) -> bool:
-        return bool(re.fullmatch(self.architecture.transposed, name))
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        shape = self.file.tensors[self.names[name]].shape
-        return shape[::-1] if self._is_transposed(name) else shape
+            self.names.pop("lm_head.weight", None)
+        shapes = {name: file.tensors[stored].shape for name, stored in self.names.items()}
+        self.shapes = {
+            name: s[::-1] if re.fullmatch(architecture.transposed, name) else s for name, s in shapes.items()
+        }
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         stored, shape = self.names[name], self.shapes[name]
-        if self._is_transposed(name):
+        if re.fullmatch(self.architecture.transposed, name):
             return torch.from_numpy(self.file.read(stored, slice(0, shape[1]), slice(start, stop)).T)
         if match := re.fullmatch(self.architecture.interleaved, name):
-            rows = find_interleaved_rows(shape[0], count_heads(self.config, match[1]))[start:stop]
+            rows = find_interleaved_rows(shape[0], self.config, match[1])[start:stop]
             first = int(rows.min())
             return torch.from_numpy(self.file.read(stored, slice(first, int(rows.max()) + 1))[rows - first])
         return torch.from_numpy(self.file.read(stored, slice(start, stop)))
 
 
-def count_heads(config: ConfigDict, kind: str) -> Any:
-    """Return the number of heads of queries (q) or keys (k)."""
-    n_head = config.get("num_attention_heads")
-    return n_head if kind == "q" else config.get("num_key_value_heads") or n_head
-
-
-def find_interleaved_rows(n: int, n_head: Any) -> np.ndarray:
-    """Return (n,), at which row of the GGUF tensor each row of the folder's lies.
+def find_interleaved_rows(n: int, config: ConfigDict, kind: str) -> np.ndarray:
+    """Return (n,), at which row of the GGUF tensor of queries (q) or keys (k) each row of the folder's lies.
 
     A head's rows are (2, D/2) in the folder and (D/2, 2) in GGUF.
     """
+    n_head = config.get("num_attention_heads")
+    n_head = config.get("num_key_value_heads") or n_head if kind == "k" else n_head
     if type(n_head) is not int or n_head < 1 or n % (2 * n_head):
         raise InputError(f"{n} rows of a query or key are not {n_head!r} heads of an even width")
     return np.arange(n).reshape(n_head, n // n_head // 2, 2).swapaxes(1, 2).reshape(n)
@@ -201,13 +188,12 @@ def find_interleaved_rows(n: int, n_head: Any) -> np.ndarray:
 
 def translate(name: str, table: Mapping[str, str]) -> str:
     """Translate a tensor's name by a table; return names that it lacks unchanged."""
-    match = re.fullmatch(r"(.*)\.(weight|bias)", name)
-    if match is None:
-        return name
-    stem, suffix = match.groups()
+    stem, _, suffix = name.rpartition(".")
     layer = re.search(r"\.(\d+)\.", stem)
-    stem = stem if layer is None else stem.replace(layer[0], ".{i}.", 1)
-    return name if stem not in table else f"{table[stem]}.{suffix}".replace("{i}", layer[1] if layer else "")
+    key = stem.replace(layer[0], ".{i}.", 1) if layer else stem
+    if suffix not in ("weight", "bias") or key not in table:
+        return name
+    return f"{table[key]}.{suffix}".replace("{i}", layer[1] if layer else "")
 
 
 # --- local -> GGUF ---
@@ -221,7 +207,7 @@ def select_architecture(recipe: Recipe, values: ConfigDict) -> Family:
 def check_config(family: Family, values: ConfigDict) -> None:
     """Raise InputError naming a setting that llama.cpp does not compute."""
     family.check_config(values)
-    require_settings(values["model"], {"activation": ARCHITECTURES[family.model_type].activations})
+    require_settings(values["model"], {"activation": ARCHITECTURES[family.model_type].activation[2:]})
     require_settings(values, {"window": (None,)})
 
 
@@ -241,13 +227,13 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     family, tensors = select_architecture(recipe, values), collect_tensors(model)
     name, config = family.model_type, family.write_config(values, tensors)
     tokenizer = convert_to_gguf(cast(Tokenizer, model.tokenizer), config["vocab_size"])
-    exported = dict(export_tensors(family.build_tensor_map(config), tensors))
+    exported = dict(export_tensors(family.build_tensor_map(values, config), tensors))
+    metadata = make_model_metadata(name, config) | {"general.file_type": int(gguf.LlamaFileType.ALL_F32)}
     with atomic_directory(folder) as temporary:
         writer = gguf.GGUFWriter(temporary / "model.gguf", name)
-        for key, value in make_model_metadata(name, config).items():
-            writer.add_float32(key, value) if isinstance(value, float) else writer.add_uint32(key, value)
-        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-        add_tokenizer(writer, tokenizer)
+        for key, value in (metadata | (tokenizer or {"tokenizer.ggml.model": "none"})).items():
+            if value != []:  # GGUF has no empty arrays
+                getattr(writer, f"add_{WRITERS[type(value)]}")(key, value)
         for stored, array in convert_tensors(ARCHITECTURES[name], config, exported).items():
             writer.add_tensor(stored, array)
         writer.write_header_to_file()
@@ -257,27 +243,9 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
 
 
 def make_model_metadata(name: str, config: ConfigDict) -> ConfigDict:
-    sizes = ARCHITECTURES[name].sizes.items()
-    metadata = {f"{name}.{key}": config[field] for key, field in sizes if field in config}
-    metadata[f"{name}.vocab_size"] = config["vocab_size"]
-    if "head_dim" in config:
-        keys = (f"{name}.attention.value_length", f"{name}.rope.dimension_count")
-        metadata |= dict.fromkeys(keys, config["head_dim"])
-    return metadata
-
-
-def add_tokenizer(writer: Any, metadata: Mapping[str, Any]) -> None:
-    if not metadata:
-        writer.add_tokenizer_model("none")
-    for key, value in metadata.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        elif value:  # GGUF has no empty arrays
-            writer.add_array(key, value)
+    fields = {**ARCHITECTURES[name].sizes, "vocab_size": "vocab_size"}
+    fields |= {"attention.value_length": "head_dim", "rope.dimension_count": "head_dim"}
+    return {f"{name}.{key}": config[field] for key, field in fields.items() if field in config}
 
 
 def convert_tensors(
@@ -290,8 +258,7 @@ def convert_tensors(
         if re.fullmatch(architecture.transposed, name):
             tensor = tensor.T
         if match := re.fullmatch(architecture.interleaved, name):
-            rows = find_interleaved_rows(len(tensor), count_heads(config, match[1]))
-            tensor = tensor[torch.from_numpy(np.argsort(rows))]
+            tensor = tensor[torch.from_numpy(np.argsort(find_interleaved_rows(len(tensor), config, match[1])))]
         converted[translate(name, gguf_names)] = tensor.float().contiguous().numpy()
     if architecture is ARCHITECTURES["gpt2"] and config["tie_word_embeddings"]:
         converted["output.weight"] = converted["token_embd.weight"]  # readers of GPT-2 expect an own head

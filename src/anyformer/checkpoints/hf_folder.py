@@ -1,22 +1,26 @@
-"""Open public checkpoints; write folders as transformers does: config.json, model.safetensors, tokenizer.json ..."""
+"""Open public checkpoints; write folders as transformers does: config.json, model.safetensors, tokenizer.json ...
+
+Weights are read from safetensors files, one piece at a time. Pickles are not read: the error for such a file says
+how to convert it.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.io.checks import read_json
 from ..data.io.gguf_file import is_gguf_file
 from ..data.tokenizers.subwords import END_TOKENS
 from ..errors import InputError
 from ..recipe import Recipe
-from ..training.checkpoints import atomic_directory, collect_tensors
+from ..training.checkpoints import atomic_directory, collect_tensors, open_safetensors
 from .config_fields import ConfigFields
 from .family import load_family, select_family
-from .safetensors_files import PICKLES, SafetensorsFolder
-from .tensor_map import ConfigDict, WeightSource, check_shapes, export_tensors, load_weights
+from .tensor_map import ConfigDict, TensorMap, WeightSource, check_shapes, export_tensors, load_weights
 
 FINETUNING_DEFAULTS = {
     "steps": 500,
@@ -29,6 +33,11 @@ FINETUNING_DEFAULTS = {
 }
 """`train` fields of an imported checkpoint's config."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.tiktoken", "tokenizer.model", "spiece.model")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.ot")
+MAX_SHARDS = 4096
+DTYPES = ("BF16", "F16", "F32", "F64")
+Header = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and dtype of each tensor in a file."""
 
 
 def is_hf_folder(path: Path) -> bool:
@@ -51,33 +60,38 @@ class PublicCheckpoint:
     """
 
     def __init__(self, config: ConfigDict, weights: WeightSource, where: str, tokenizer: str):
-        self.family = load_family(config.get("model_type"), where)
+        self.config, self.family = config, load_family(config.get("model_type"), where)
         self.weights, self.recipe = self.family.wrap_weights(weights), self.family.recipes[0]
         fields = ConfigFields(config, where)
         self.values: ConfigDict = {"data": "", "train": FINETUNING_DEFAULTS}
         self.values |= self.family.read_config(fields, weights)
         fields.reject_unread()
-        self.config = config | {"tie_word_embeddings": self.values.get("tied")}
         longest = max((n for shape in weights.shapes.values() for n in shape), default=0)
-        vocab_size = self.values.get("padded_vocab")
-        if vocab_size is not None:
+        if (vocab_size := self.values.get("padded_vocab")) is not None:
             if vocab_size > longest:
                 raise InputError(f"{where}: vocab_size is {vocab_size}, but no tensor is longer than {longest}")
             self.values["tokenizer"] = tokenizer
 
+    def _map_tensors(self, model: nn.Module) -> tuple[TensorMap, Mapping[str, Tensor], WeightSource]:
+        tensors = self.family.add_fixed_tensors(self.values, collect_tensors(model))
+        return self.family.build_tensor_map(self.values, self.config), tensors, self.weights
+
     def check(self, model: nn.Module) -> list[str]:
         """Compare names and shapes with a model, which may lie on the meta device; see `check_shapes`."""
-        return check_shapes(self.family.build_tensor_map(self.config), collect_tensors(model), self.weights)
+        return check_shapes(*self._map_tensors(model))
 
     def load_weights(self, model: nn.Module) -> None:
         """Copy the values into a model. Raises InputError."""
-        load_weights(self.family.build_tensor_map(self.config), collect_tensors(model), self.weights)
+        load_weights(*self._map_tensors(model))
 
 
 def open_checkpoint(path: Path) -> PublicCheckpoint:
     """Open a folder of transformers or a GGUF file. Raises InputError."""
     if path.is_dir():
-        return open_folder(path)
+        config_path = path / "config.json"
+        config = read_json(config_path)
+        weights = SafetensorsFolder(path, load_family(config.get("model_type"), str(config_path)).normalize_name)
+        return PublicCheckpoint(config, weights, str(config_path), find_tokenizer(path.resolve()))
     if path.is_file() and is_gguf_file(path):
         from . import gguf
 
@@ -89,19 +103,88 @@ def open_checkpoint(path: Path) -> PublicCheckpoint:
     raise InputError(f"{path} is not a model: {expected}")
 
 
-def open_folder(folder: Path) -> PublicCheckpoint:
-    path = folder / "config.json"
-    config = read_json(path)
-    family = load_family(config.get("model_type"), str(path))
-    return PublicCheckpoint(
-        config, SafetensorsFolder(folder, family.normalize_name), str(path), find_tokenizer(folder.resolve())
-    )
-
-
 def find_tokenizer(folder: Path) -> str:
     """Return the `tokenizer` setting for the tokenizer in a folder: "ids" without one."""
     path = next((path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)), None)
     return "ids" if path is None else str(path if path.name == "tokenizer.json" else folder)
+
+
+# --- weights ---
+
+
+class SafetensorsFolder:
+    """The weights in model.safetensors of a folder, or in the shards that model.safetensors.index.json lists.
+
+    Args:
+        normalize_name: maps every spelling of a tensor's name to one; None for tensors to ignore.
+
+    Raises:
+        InputError: a file is missing, truncated or of another format.
+    """
+
+    def __init__(self, folder: Path, normalize_name: Callable[[str], str | None]):
+        self.where, self.shapes = str(folder), dict[str, tuple[int, ...]]()
+        self.locations: dict[str, tuple[Path, str]] = {}  # normalized name -> file and the name there
+        for path, header in read_headers(folder).items():
+            for stored_name, (shape, dtype) in header.items():
+                if (name := normalize_name(stored_name)) is None:
+                    continue
+                if dtype not in DTYPES:
+                    raise InputError(f"{path}: {stored_name} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
+                if not shape:
+                    raise InputError(f"{path}: {stored_name} has no axis; expected at least 1")
+                if name in self.locations:
+                    raise InputError(f"{path}: {stored_name} is stored twice (also as {self.locations[name][1]})")
+                self.shapes[name], self.locations[name] = shape, (path, stored_name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        path, stored_name = self.locations[name]
+        with open_safetensors(path) as file:  # opened for each piece, so that pages already read leave memory
+            return file.get_slice(stored_name)[start:stop].to(torch.float32)
+
+
+def read_headers(folder: Path) -> dict[Path, Header]:
+    """Find the weight files of a folder and read their headers."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return {single: read_header(single)}
+    if not index.is_file():
+        raise InputError(describe_missing_weights(folder))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise InputError(f"{index} has no weight_map from tensors to files")
+    names = sorted(set(weight_map.values()))
+    if len(names) > MAX_SHARDS:
+        raise InputError(f"{index} names {len(names):,} files, more than the limit of {MAX_SHARDS:,}")
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names the file {name!r}: expected a .safetensors file in the same folder")
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} does not exist, and {index.name} lists it")
+    headers = {folder / name: read_header(folder / name) for name in names}
+    if missing := sorted(weight_map.keys() - {tensor for header in headers.values() for tensor in header}):
+        raise InputError(f"{index} lists {missing[0]} in {weight_map[missing[0]]}, which no file has")
+    return headers
+
+
+def read_header(path: Path) -> Header:
+    with open_safetensors(path) as file:  # the safetensors library checks the header against the file's size
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def describe_missing_weights(folder: Path) -> str:
+    pickles = sorted(path for pattern in PICKLES for path in folder.glob(pattern))
+    if not pickles:
+        return f"{folder} has no model.safetensors and no model.safetensors.index.json"
+    return (
+        f"{pickles[0]} is a pickle, which can execute code, and is not read: where you trust it, convert it with "
+        "transformers: AutoModel.from_pretrained(folder).save_pretrained(new, safe_serialization=True), and import the "
+        "new folder"
+    )
+
+
+# --- writing ---
 
 
 def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) -> None:
@@ -113,16 +196,18 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     Raises:
         InputError: no family can express the model. No partial folder is left.
     """
-    tensors, files = collect_tensors(model), dict(getattr(model, "files", {}))
-    family = select_family(recipe, values)
+    files, family = dict(getattr(model, "files", {})), select_family(recipe, values)
+    tensors = family.add_fixed_tensors(values, collect_tensors(model))
     config: ConfigDict = {"model_type": family.model_type, "architectures": [family.architecture]}
     config |= {"dtype": "float32", "torch_dtype": "float32"}
-    config |= (
-        get_special_token_ids(files) | family.write_config(values, tensors) | family.write_extra_config(values, files)
-    )
-    exported = dict(export_tensors(family.build_tensor_map(config), tensors)) | family.make_unused_tensors(config)
-    texts = {"config.json": json.dumps(config, indent=2)} | make_tokenizer_files(files, config)
-    texts |= family.write_extra_files(values, files)
+    config |= get_special_token_ids(files) | family.write_config(values, tensors)
+    exported = dict(export_tensors(family.build_tensor_map(values, config), tensors))
+    exported |= family.make_unused_tensors(config)
+    contents = family.make_files(values, files)
+    config |= contents.pop("config.json", {})
+    contents = {"config.json": config} | make_tokenizer_configs(files, config) | contents
+    texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
+    texts |= {name: files[name] for name in ("tokenizer.json", "chat_template.jinja") if name in files}
     with atomic_directory(folder) as temporary:
         save_file(exported, temporary / "model.safetensors", {"format": "pt"})
         for name, text in texts.items():
@@ -137,28 +222,22 @@ def get_special_token_ids(files: Mapping[str, str]) -> ConfigDict:
     return defaults | {name: generation[name] for name in defaults if name in generation}
 
 
-def make_tokenizer_files(files: Mapping[str, str], config: ConfigDict) -> dict[str, str]:
-    """Return the files of a tokenizer that versions 4 and 5 of transformers both read."""
+def make_tokenizer_configs(files: Mapping[str, str], config: ConfigDict) -> dict[str, ConfigDict]:
+    """Return what versions 4 and 5 of transformers both read besides tokenizer.json."""
     if "tokenizer.json" not in files:
         return {}
     tokenizer: ConfigDict = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    end = find_end_token(files)
-    if end is not None:
+    if end := find_end_token(files):
         tokenizer["eos_token"] = end[0]
     tokenizer |= json.loads(files.get("tokenizer_config.json", "{}"))
-    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
-    generation = json.loads(files["generation_config.json"]) if "generation_config.json" in files else ids
-    unchanged = {name: files[name] for name in ("tokenizer.json", "chat_template.jinja") if name in files}
-    return unchanged | {
-        "tokenizer_config.json": json.dumps(tokenizer, indent=2),
-        "generation_config.json": json.dumps(generation, indent=2),
-    }
+    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
+    if "generation_config.json" in files:
+        generation = json.loads(files["generation_config.json"])
+    return {"tokenizer_config.json": tokenizer, "generation_config.json": generation}
 
 
 def find_end_token(files: Mapping[str, str]) -> tuple[str, int] | None:
     """Return the token that ends a text, and its id."""
-    if "tokenizer.json" not in files:
-        return None
-    added = json.loads(files["tokenizer.json"]).get("added_tokens") or []
+    added = json.loads(files.get("tokenizer.json", "{}")).get("added_tokens") or []
     ids = {token["content"]: token["id"] for token in added}
     return next(((name, ids[name]) for name in END_TOKENS if name in ids), None)

@@ -80,14 +80,14 @@ def find_open_axes(graph_input: GraphInput) -> dict[int, str]:
 
 def trace(graph: Graph, model: nn.Module) -> Any:
     """Export the graph, with a dynamic dimension for each named axis."""
-    names = sorted({axis for graph_input in graph.inputs.values() for axis in find_open_axes(graph_input).values()})
+    axes = [find_open_axes(graph_input) for graph_input in graph.inputs.values()]
+    names = sorted({name for open_axes in axes for name in open_axes.values()})
     dims = {name: torch.export.Dim(name, min=1, max=graph.max_lengths.get(name, 1 << 20)) for name in names}
-    shapes = [{i: dims[axis] for i, axis in find_open_axes(x).items()} for x in graph.inputs.values()]
     return torch.onnx.export(
         GraphModule(graph, model),
         tuple(make_example_inputs(graph, TRACED_SIZES, seed=0).values()),
         dynamo=True,
-        dynamic_shapes=(tuple(shapes),),
+        dynamic_shapes=(tuple({i: dims[name] for i, name in open_axes.items()} for open_axes in axes),),
         input_names=list(graph.inputs),
         output_names=list(graph.outputs),
         verbose=False,

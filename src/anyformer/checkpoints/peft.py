@@ -5,7 +5,6 @@ rank, block-diagonal: the same product.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..recipe import Recipe
 from ..training.checkpoints import atomic_directory
 from ..training.lora import LoRALinear
 from .family import select_family
-from .tensor_map import ConfigDict, TensorMap, TensorMapping
+from .tensor_map import ConfigDict
 
 
 def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module, base: str) -> None:
@@ -31,7 +30,7 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module, ba
     Raises:
         InputError: the model has no adapters, or trained other weights too, or no family can express it.
     """
-    adapters = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    adapters = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
     if not adapters:
         raise InputError("there are no adapters to write: train with --init RUN --lora.rank 8, or export --to hf")
     tensors = {name.replace(".base.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
@@ -41,44 +40,36 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module, ba
     exported: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     transposed: set[bool] = set()
-    for mapping, parts in group_adapters(family.build_tensor_map(family.write_config(values, tensors)), adapters):
-        name = str(mapping.public).removesuffix(".weight")
-        exported[f"base_model.model.{name}.lora_A.weight"] = torch.cat([part.lora_A for part in parts]).detach()
-        exported[f"base_model.model.{name}.lora_B.weight"] = torch.block_diag(*(part.lora_B for part in parts)).detach()
-        ranks[name] = sum(len(part.lora_A) for part in parts)
-        transposed.add(mapping.transposed)
+    for mapping in family.build_tensor_map(values, family.write_config(values, tensors)):
+        parts = [adapters[name] for name in mapping.local if name in adapters]
+        if parts and mapping.public is not None:
+            name = mapping.public.removesuffix(".weight")
+            exported[f"base_model.model.{name}.lora_A.weight"] = torch.cat([part.lora_A for part in parts]).detach()
+            joined = torch.block_diag(*(part.lora_B for part in parts))
+            exported[f"base_model.model.{name}.lora_B.weight"] = joined.detach()
+            ranks[name] = sum(len(part.lora_A) for part in parts)
+            transposed.add(mapping.transposed)
     if len(transposed) > 1:
         raise InputError("this family stores some adapted maps transposed and some not, which PEFT cannot express")
-    config = make_adapter_config(ranks, next(iter(adapters.values())), transposed.pop()) | {
-        "base_model_name_or_path": base
-    }
+    config = make_adapter_config(ranks, next(iter(adapters.values())), transposed.pop())
     with atomic_directory(folder) as temporary:
         save_file(exported, temporary / "adapter_model.safetensors", {"format": "pt"})
-        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-def group_adapters(
-    table: TensorMap, adapters: dict[str, LoRALinear]
-) -> Iterator[tuple[TensorMapping, list[LoRALinear]]]:
-    """Yield the entries of the table whose tensor has adapters, with these."""
-    for mapping in table:
-        names = [name.removesuffix(".weight") for name in mapping.local if name.endswith(".weight")]
-        parts = [adapters[name] for name in names if name in adapters]
-        if parts and mapping.public is not None:
-            yield mapping, parts
+        text = json.dumps(config | {"base_model_name_or_path": base}, indent=2)
+        (temporary / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def make_adapter_config(ranks: dict[str, int], adapter: LoRALinear, transposed: bool) -> dict[str, Any]:
     """Return adapter_config.json. PEFT scales by alpha / rank, which must be the same for all maps."""
     rank = len(adapter.lora_A)
+    other_ranks = {name: r for name, r in ranks.items() if r != rank}
     return {
         "peft_type": "LORA",
         "task_type": None,
         "r": rank,
         "lora_alpha": adapter.scale * rank,
         "target_modules": sorted(ranks),
-        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
-        "alpha_pattern": {name: adapter.scale * r for name, r in ranks.items() if r != rank},
+        "rank_pattern": other_ranks,
+        "alpha_pattern": {name: adapter.scale * r for name, r in other_ranks.items()},
         "fan_in_fan_out": transposed,
         "lora_dropout": 0.0,
         "bias": "none",

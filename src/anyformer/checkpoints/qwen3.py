@@ -4,33 +4,30 @@ Its MLP is gated. A squared ReLU (2109.08668) without a gate is written as a gat
 relu(Wx) * Wx; a file with `hidden_act` relu is read only if its gates are such copies.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from ..errors import InputError
-from .config_fields import ConfigFields, require_settings
-from .llama import GATED_ACTIVATIONS, MLP, Llama
-from .tensor_map import ConfigDict, TensorMap, WeightSource, are_equal, map_tensor
+from . import llama
+from .config_fields import ConfigFields
+from .tensor_map import ConfigDict, WeightSource, are_equal
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+FIELDS = llama.FIELDS | {"hidden_act": ("activation", "silu", llama.ACTIVATIONS | {"relu": "relu2"})}
+SETTINGS = llama.SETTINGS | {"qk_norm": (True,), "bias": (False,)}
 
 
-class Qwen3(Llama):
+class Qwen3(llama.Llama):
     model_type, architecture = "qwen3", "Qwen3ForCausalLM"
-    activations, has_qk_norm = GATED_ACTIVATIONS | {"relu": "relu2"}, True
+    stacks, settings = {"model": (FIELDS, SETTINGS)}, {}
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.require(attention_bias=False)
         values = super().read_config(c, weights)
-        n_layer = values["model"]["n_layer"]
         if values["model"]["activation"] == "relu2":
-            check_gates(n_layer, weights)
-        return values | read_window(c, n_layer)
-
-    def check_config(self, values: ConfigDict) -> None:
-        super().check_config(values | {"window": None})
-        require_settings(values["model"], {"bias": (False,)})
+            check_gates(values["model"]["n_layer"], weights)
+        return values | read_window(c, values["model"]["n_layer"])
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
         config = super().write_config(values, tensors)
@@ -44,16 +41,6 @@ class Qwen3(Llama):
             "layer_types": [GLOBAL if value else LOCAL for value in is_global],
         }
 
-    def list_mlp_maps(self, config: ConfigDict) -> Iterable[tuple[str, str]]:
-        gate = "up" if self.activations[config["hidden_act"]] == "relu2" else "gate"
-        return [(gate if local == "gate" else local, public) for local, public in MLP.items()]
-
-    def map_block(self, config: ConfigDict) -> TensorMap:
-        local, public = "body.blocks.{i}.attn", "model.layers.{i}.self_attn"
-        norms = {"query_norm": "q_norm", "key_norm": "k_norm"}
-        maps = [map_tensor(f"{local}.{a}.weight", f"{public}.{b}.weight") for a, b in norms.items()]
-        return super().map_block(config) + maps
-
 
 def check_gates(n_layer: int, weights: WeightSource) -> None:
     """Check that each layer's gate is a copy of the other map; `check_shapes` reports missing tensors later."""
@@ -66,7 +53,7 @@ def check_gates(n_layer: int, weights: WeightSource) -> None:
 def read_window(c: ConfigFields, n_layer: int) -> ConfigDict:
     """Read which layers are local: all but every k-th."""
     window = c.get_size("sliding_window", None) if c.get_flag("use_sliding_window", False) else None
-    first_local = c.get("max_window_layers", 28)
+    first_local = c.get_number("max_window_layers", 28)
     kinds = c.get("layer_types", [GLOBAL if i < first_local or window is None else LOCAL for i in range(n_layer)])
     if not isinstance(kinds, list) or len(kinds) != n_layer or not set(map(str, kinds)) <= {GLOBAL, LOCAL}:
         raise InputError(f"{c.where}: layer_types must be a list of {n_layer} names, {GLOBAL} or {LOCAL}")

@@ -15,7 +15,8 @@ from ..data.images.preprocessing import load_preprocessor, uniform_preprocessor
 from ..data.images.read import RESAMPLE_FILTERS
 from ..data.io.checks import read_json
 from ..errors import InputError
-from .config_fields import ACTIVATIONS, ConfigFields, get_public_name, require_layernorm, require_settings, write_sizes
+from .bert import ENCODER_FIELDS, ENCODER_MAPS, QKV
+from .config_fields import LAYERNORM, ConfigFields
 from .family import Family
 from .tensor_map import (
     ConfigDict,
@@ -29,19 +30,16 @@ from .tensor_map import (
     map_weight,
 )
 
-SIZES = {
-    "hidden_size": ("dim", 768),
-    "num_hidden_layers": ("n_layer", 12),
-    "num_attention_heads": ("n_head", 12),
-    "intermediate_size": ("mlp_dim", 3072),
-}
+SETTINGS = {"position": ("learned",), "norm_place": ("pre",), **LAYERNORM}
 PROCESSOR, PREPROCESSING = "preprocessor_config.json", "preprocessing.json"  # transformers' file, and anyformer's
-QKV = ("query", "key", "value")
+NORMS = {"attn_norm": "layernorm_before", "mlp_norm": "layernorm_after"}
 MAX_CLASSES, MAX_IMAGE_SIZE = 1 << 20, 1 << 14
 
 
 class ViT(Family):
     model_type, recipes, architecture = "vit", ("vision",), "ViTForImageClassification"
+    stacks, fields = {"model": (ENCODER_FIELDS, SETTINGS)}, {"num_channels": ("channels", 3, {1: 1, 3: 3})}
+    settings, embedding = {"pool": ("first",), "local_layers": (0,)}, None
 
     def normalize_name(self, name: str) -> str | None:
         """Add the prefix `vit.`; the pooler is ignored."""
@@ -52,59 +50,36 @@ class ViT(Family):
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.get("encoder_stride", None)  # of a head for masked images, which is not read
+        c.get_flag("qkv_bias", True)
         (height, width), patch = read_size(c, "image_size", 224), read_size(c, "patch_size", 16)
         if patch[0] != patch[1] or height % patch[0] or width % patch[0]:
             raise InputError(
                 f"{c.where}: patches of {patch[0]} x {patch[1]} on {height} x {width}; they must be squares that fit"
             )
-        channels = c.get_size("num_channels", 3, limit=4)
-        if channels not in (1, 3):
-            raise InputError(f"{c.where}: num_channels is {channels}; images of 1 or 3 channels are supported")
-        c.get_flag("qkv_bias", True)
-        model = c.get_sizes(SIZES, max_layers=len(weights.shapes)) | {
-            "context": 1 + (height // patch[0]) * (width // patch[0]),
-            "activation": c.get_choice("hidden_act", ACTIVATIONS, "gelu"),
-            "norm_eps": c.get_number("layer_norm_eps", 1e-12),
-            "bias": has_biases(weights, "vit.encoder.", "vit.layernorm."),
-            "dropout": c.get_dropout("hidden_dropout_prob"),
-        }
-        return {
+        values = super().read_config(c, weights)
+        values["model"]["context"] = 1 + (height // patch[0]) * (width // patch[0])
+        values["model"]["bias"] = has_biases(weights, "vit.encoder.", "vit.layernorm.")
+        return values | {
             "height": height,
             "width": width,
-            "channels": channels,
             "patch": patch[0],
-            "model": model,
             "labels": read_labels(c),
-            "preprocessing": read_preprocessing(c, height, width, channels),
+            "preprocessing": read_preprocessing(c, height, width, values["channels"]),
         }
-
-    def check_config(self, values: ConfigDict) -> None:
-        require_layernorm(values["model"], position=("learned",), norm_place=("pre",))
-        require_settings(values, {"pool": ("first",), "local_layers": (0,)})
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
-        model, height, width = values["model"], values["height"], values["width"]
-        qkv_biases = [f"body.blocks.{i}.attn.{name}.bias" for i in range(model["n_layer"]) for name in QKV]
-        return write_sizes(model, SIZES) | {
+        height, width = values["height"], values["width"]
+        return super().write_config(values, tensors) | {
             "image_size": height if height == width else [height, width],
             "patch_size": values["patch"],
-            "num_channels": values["channels"],
-            "hidden_act": get_public_name(model["activation"], ACTIVATIONS),
-            "layer_norm_eps": model["norm_eps"],
-            "qkv_bias": not are_zero(tensors, qkv_biases),
-            **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), model["dropout"]),
+            "qkv_bias": not are_zero(tensors, r"body\.blocks\.\d+\.attn\.(query|key|value)\.bias"),
         }
 
-    def write_extra_config(self, values: ConfigDict, files: Mapping[str, str]) -> ConfigDict:
+    def make_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, ConfigDict]:
         names = json.loads(files["labels.json"])
-        return {
-            "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
-
-    def write_extra_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, str]:
+        labels = {"id2label": {str(i): name for i, name in enumerate(names)}}
         preprocessor = load_preprocessor(files[PREPROCESSING], values["channels"])
-        config = {
+        processor = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
             "size": {"height": values["height"], "width": values["width"]},
@@ -115,26 +90,22 @@ class ViT(Family):
             "image_mean": preprocessor.mean,
             "image_std": preprocessor.std,
         }
-        return {PROCESSOR: json.dumps(config, indent=2)}
+        return {"config.json": labels | {"label2id": {name: i for i, name in enumerate(names)}}, PROCESSOR: processor}
 
-    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
-        local, public, embeddings = "body.blocks.{i}", "vit.encoder.layer.{i}", "vit.embeddings"
+    def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
+        local, public = "body.blocks.{i}.", "vit.encoder.layer.{i}."
         attention = map_affine if config.get("qkv_bias", True) else map_weight
         block = [
-            *map_affine(f"{local}.attn_norm", f"{public}.layernorm_before"),
-            *(m for n in QKV for m in attention(f"{local}.attn.{n}", f"{public}.attention.attention.{n}")),
-            *map_affine(f"{local}.attn.output", f"{public}.attention.output.dense"),
-            *map_affine(f"{local}.mlp_norm", f"{public}.layernorm_after"),
-            *map_affine(f"{local}.mlp.up", f"{public}.intermediate.dense"),
-            *map_affine(f"{local}.mlp.down", f"{public}.output.dense"),
+            *map_affine(ENCODER_MAPS | NORMS, local, public),
+            *attention({name: name for name in QKV}, f"{local}attn.", f"{public}attention.attention."),
         ]
+        outer = {"nodes.project": "embeddings.patch_embeddings.projection", "body.norm": "layernorm"}
         return [
-            map_tensor("nodes.cls_token", f"{embeddings}.cls_token"),
-            map_tensor("nodes.position.weight", f"{embeddings}.position_embeddings", leading_axis=True),
-            *map_affine("nodes.project", f"{embeddings}.patch_embeddings.projection"),
-            *map_layers(config.get("num_hidden_layers", 12), block),
-            *map_affine("body.norm", "vit.layernorm"),
-            *map_affine("head.project", "classifier", optional=True),
+            map_tensor("nodes.cls_token", "vit.embeddings.cls_token"),
+            map_tensor("nodes.position.weight", "vit.embeddings.position_embeddings", leading_axis=True),
+            *map_affine(outer, public="vit."),
+            *map_layers(values["model"]["n_layer"], block),
+            *map_affine({"head.project": "classifier"}, optional=True),
         ]
 
 

@@ -5,9 +5,7 @@ after import and dropped on export. The encoder's position is stored although it
 one, the local model stores none.
 """
 
-import json
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,12 +13,11 @@ from torch import Tensor
 from ..data.audio.features import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from ..errors import InputError
 from ..model.positions import SinusoidalPosition
-from .config_fields import ACTIVATIONS, ConfigFields, get_public_name, require_layernorm, require_settings, write_sizes
+from .config_fields import ACTIVATIONS, LAYERNORM, ConfigFields, require_settings
 from .family import Family
 from .tensor_map import ConfigDict, TensorMap, WeightSource, map_affine, map_layers, map_tensor, map_weight
 
-STACKS = ("encoder", "decoder")
-POSITION = "model.encoder.embed_positions.weight"
+POSITION, LOCAL_POSITION = "model.encoder.embed_positions.weight", "source.position.weight"
 # The ids that begin an English transcript, by vocabulary size: English only, multilingual, one more language.
 PROMPTS = {
     51864: (50257, 50362),
@@ -29,8 +26,33 @@ PROMPTS = {
 }
 
 
+SETTINGS = {"norm_place": ("pre",), "norm_eps": (1e-5,), "bias": (True,), **LAYERNORM}
+
+
+def make_fields(stack: str) -> dict[str, tuple]:
+    """Return the field table of a stack without the context."""
+    return {
+        "d_model": ("dim", 384),
+        f"{stack}_layers": ("n_layer", 4),
+        f"{stack}_attention_heads": ("n_head", 6),
+        f"{stack}_ffn_dim": ("mlp_dim", 1536),
+        "activation_function": ("activation", "gelu", ACTIVATIONS),
+        "dropout": ("dropout", 0.0),
+    }
+
+
+ENCODER = {**make_fields("encoder"), "num_hidden_layers": ("n_layer", 4), "max_source_positions": ("context", 1500)}
+DECODER = {**make_fields("decoder"), "max_target_positions": ("context", 448)}
+
+
 class Whisper(Family):
     model_type, recipes, architecture = "whisper", ("speech",), "WhisperForConditionalGeneration"
+    stacks = {  # noqa: RUF012
+        "encoder": (ENCODER, {"position": ("sinusoidal", "learned"), **SETTINGS}),
+        "decoder": (DECODER, {"position": ("learned",), **SETTINGS}),
+    }
+    fields = {"vocab_size": ("padded_vocab", 51865), "num_mel_bins": ("mels", 80)}  # noqa: RUF012
+    settings, embedding = {"pad_to_context": (True,)}, "target.token.weight"
 
     def normalize_name(self, name: str) -> str | None:
         """Add the prefix `model.`; the tied head is ignored."""
@@ -38,59 +60,29 @@ class Whisper(Family):
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.require(scale_embedding=False, tie_word_embeddings=True)
-        dim, vocab_size = c.get_size("d_model", 384), c.get_size("vocab_size", 51865)
-        activation = c.get_choice("activation_function", ACTIVATIONS, "gelu")
-        contexts = c.get_size("max_source_positions", 1500), c.get_size("max_target_positions", 448)
-        stacks = {
-            stack: c.get_sizes(get_stack_sizes(stack), max_layers=len(weights.shapes))
-            | {"dim": dim, "context": context, "activation": activation, "dropout": c.get_dropout("dropout")}
-            for stack, context in zip(STACKS, contexts)
-        }
-        c.require(num_hidden_layers=stacks["encoder"]["n_layer"])
-        stacks["encoder"]["position"] = "sinusoidal" if is_sinusoidal(stacks["encoder"], weights) else "learned"
-        return {
-            **stacks,
-            "mels": c.get_size("num_mel_bins", 80),
-            "pad_to_context": True,
-            "padded_vocab": vocab_size,
-            "prompt": " ".join(map(str, read_prompt(c, vocab_size))),
-            "end": c.get_token_id("eos_token_id", 50257 if vocab_size > 50257 else None, vocab_size),
-        }
+        values = super().read_config(c, weights)
+        encoder, vocab_size = values["encoder"], values["padded_vocab"]
+        c.require(num_hidden_layers=encoder["n_layer"])
+        encoder["position"] = "sinusoidal" if is_sinusoidal(encoder, weights) else "learned"
+        prompt = " ".join(map(str, read_prompt(c, vocab_size)))
+        end = c.get_token_id("eos_token_id", 50257 if vocab_size > 50257 else None, vocab_size)
+        return values | {"prompt": prompt, "end": end}
 
     def check_config(self, values: ConfigDict) -> None:
-        encoder, decoder = values["encoder"], values["decoder"]
-        require_settings(values, {"pad_to_context": (True,)})
-        settings = {"norm_place": ("pre",), "norm_eps": (1e-5,), "bias": (True,)}
-        require_layernorm(encoder, "encoder.", position=("sinusoidal", "learned"), **settings)
-        require_layernorm(decoder, "decoder.", position=("learned",), **settings)
-        require_settings(decoder, {"activation": (encoder["activation"],)}, "decoder.")
+        super().check_config(values)
+        require_settings(values["decoder"], {"activation": (values["encoder"]["activation"],)}, "decoder.")
         if not values["prompt"] and values["end"] is None:
             raise InputError("prompt and end, the ids that begin and end a transcript, are not set")
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
-        encoder, decoder = values["encoder"], values["decoder"]
+        config = super().write_config(values, tensors)
         start, *forced = map(int, values["prompt"].split() or [values["end"]])
-        vocab_size = len(tensors["target.token.weight"])
-        is_usual = not forced or PROMPTS.get(vocab_size) == (start, *forced)
-        return {
-            "is_encoder_decoder": True,
-            "vocab_size": vocab_size,
-            "d_model": encoder["dim"],
-            **write_sizes(encoder, get_stack_sizes("encoder")),
-            **write_sizes(decoder, get_stack_sizes("decoder")),
-            "num_hidden_layers": encoder["n_layer"],
-            "num_mel_bins": values["mels"],
-            "max_source_positions": encoder["context"],
-            "max_target_positions": decoder["context"],
-            "activation_function": get_public_name(encoder["activation"], ACTIVATIONS),
-            "scale_embedding": False,
-            "tie_word_embeddings": True,
-            "dropout": encoder["dropout"],
-            **({} if is_usual else {"forced_decoder_ids": [[i, token] for i, token in enumerate(forced, start=1)]}),
-            **get_token_ids(values),
-        }
+        if forced and PROMPTS.get(config["vocab_size"]) != (start, *forced):
+            config["forced_decoder_ids"] = [[i, token] for i, token in enumerate(forced, start=1)]
+        constants = {"is_encoder_decoder": True, "scale_embedding": False, "tie_word_embeddings": True}
+        return config | constants | get_token_ids(values)
 
-    def write_extra_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, str]:
+    def make_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, ConfigDict]:
         """Return the settings of the feature extractor and of generation."""
         samples = values["encoder"]["context"] * 2 * HOP_LENGTH
         features = {
@@ -109,30 +101,28 @@ class Whisper(Family):
             "dither": 0.0,
         }
         generation = get_token_ids(values) | {"max_length": values["decoder"]["context"], "return_timestamps": False}
-        configs = {"preprocessor_config.json": features, "generation_config.json": generation}
-        return {name: json.dumps(config, indent=2) for name, config in configs.items()}
+        return {"preprocessor_config.json": features, "generation_config.json": generation}
 
-    def build_tensor_map(self, config: ConfigDict) -> TensorMap:
-        position = partial(make_sinusoidal_table, config.get("max_source_positions", 1500), config.get("d_model", 384))
+    def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
+        outer = {"source.conv1": "encoder.conv1", "source.conv2": "encoder.conv2"}
+        outer |= {f"{stack}.norm": f"{stack}.layer_norm" for stack in self.stacks}
+        embeddings = {"target.token": "embed_tokens", "target.position": "embed_positions"}
+        blocks = [m for stack in self.stacks for m in map_layers(values[stack]["n_layer"], map_block(stack))]
         return [
-            *map_affine("source.conv1", "model.encoder.conv1"),
-            *map_affine("source.conv2", "model.encoder.conv2"),
-            map_tensor("source.position.weight", POSITION, compute=position),
-            *map_layers(config.get("encoder_layers", 4), map_block("encoder")),
-            *map_affine("encoder.norm", "model.encoder.layer_norm"),
-            map_tensor("target.token.weight", "model.decoder.embed_tokens.weight"),
-            map_tensor("target.position.weight", "model.decoder.embed_positions.weight"),
-            *map_layers(config.get("decoder_layers", 4), map_block("decoder")),
-            *map_affine("decoder.norm", "model.decoder.layer_norm"),
+            map_tensor(LOCAL_POSITION, POSITION),
+            *map_affine(outer, public="model."),
+            *map_weight(embeddings, public="model.decoder."),
+            *blocks,
         ]
 
-
-def get_stack_sizes(stack: str) -> dict[str, tuple[str, int]]:
-    return {
-        f"{stack}_layers": ("n_layer", 4),
-        f"{stack}_attention_heads": ("n_head", 6),
-        f"{stack}_ffn_dim": ("mlp_dim", 1536),
-    }
+    def add_fixed_tensors(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Add the encoder's computed position, which a file stores."""
+        if LOCAL_POSITION in tensors:
+            return tensors
+        return {
+            **tensors,
+            LOCAL_POSITION: make_sinusoidal_table(values["encoder"]["context"], values["encoder"]["dim"]),
+        }
 
 
 def is_sinusoidal(encoder: ConfigDict, weights: WeightSource) -> bool:
@@ -171,22 +161,14 @@ def get_token_ids(values: ConfigDict) -> ConfigDict:
 
 
 def map_block(stack: str) -> TensorMap:
-    """Map one layer; the decoder's also has cross-attention."""
-    local, public = f"{stack}.blocks.{{i}}", f"model.{stack}.layers.{{i}}"
-    attention = {"attn": "self_attn"} | ({"cross": "encoder_attn"} if stack == "decoder" else {})
-    block: TensorMap = []
-    for a, b in attention.items():
-        block += map_affine(f"{local}.{a}_norm", f"{public}.{b}_layer_norm")
-        block += map_affine(f"{local}.{a}.query", f"{public}.{b}.q_proj")
-        block += map_weight(f"{local}.{a}.key", f"{public}.{b}.k_proj", ignorable=True)
-        block += map_affine(f"{local}.{a}.value", f"{public}.{b}.v_proj")
-        block += map_affine(f"{local}.{a}.output", f"{public}.{b}.out_proj")
-    return [
-        *block,
-        *map_affine(f"{local}.mlp_norm", f"{public}.final_layer_norm"),
-        *map_affine(f"{local}.mlp.up", f"{public}.fc1"),
-        *map_affine(f"{local}.mlp.down", f"{public}.fc2"),
-    ]
+    """Map one layer; the decoder's also has cross-attention. The key's bias of a model has no effect."""
+    maps, keys = {"mlp_norm": "final_layer_norm", "mlp.up": "fc1", "mlp.down": "fc2"}, {}
+    for local, public in [("attn", "self_attn")] + ([("cross", "encoder_attn")] if stack == "decoder" else []):
+        maps |= {f"{local}_norm": f"{public}_layer_norm", f"{local}.output": f"{public}.out_proj"}
+        maps |= {f"{local}.query": f"{public}.q_proj", f"{local}.value": f"{public}.v_proj"}
+        keys |= {f"{local}.key": f"{public}.k_proj"}
+    prefixes = f"{stack}.blocks.{{i}}.", f"model.{stack}.layers.{{i}}."
+    return map_affine(maps, *prefixes) + map_weight(keys, *prefixes, ignorable=True)
 
 
 family = Whisper()

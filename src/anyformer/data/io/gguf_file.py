@@ -7,19 +7,17 @@ extra. The layout is documented in ggml's docs/gguf.md.
 
 import math
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import InputError
 
 MAGIC = b"GGUF"
-VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20  # of tensor data, in bytes
-MAX_METADATA, MAX_TENSORS, MAX_ARRAY_ITEMS = 65_536, 65_536, 4_000_000
+MAX_ENTRIES, MAX_ARRAY_ITEMS = 65_536, 4_000_000
 MAX_NAME_BYTES, MAX_STRING_BYTES = 65_535, 64 << 20
 MAX_AXES = 4
 COMPARE_BYTES = 4 << 20  # compared at once by `are_equal`
@@ -27,8 +25,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 FLOAT32, STRING, ARRAY = 6, 8, 9
 
 
-@dataclass(frozen=True)
-class StorageType:
+class StorageType(NamedTuple):
     """How values are stored: `block_size` of them in `block_bytes` bytes. `code` is ggml's number of the type."""
 
     code: int
@@ -37,29 +34,19 @@ class StorageType:
     block_bytes: int
 
 
-FLOATS = {0: StorageType(0, "F32", 1, 4), 1: StorageType(1, "F16", 1, 2), 30: StorageType(30, "BF16", 1, 2)}
+F32, F16, BF16 = StorageType(0, "F32", 1, 4), StorageType(1, "F16", 1, 2), StorageType(30, "BF16", 1, 2)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor of a file: its shape, outermost axis first, its storage type and the offset of its first byte."""
+class TensorInfo(NamedTuple):
+    """A tensor of a file: its shape, outermost axis first, its storage type and where its bytes are."""
 
     shape: tuple[int, ...]
     storage: StorageType
     start: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row along the innermost axis."""
-        return self.shape[-1] // self.storage.block_size * self.storage.block_bytes
-
-    @property
-    def n_bytes(self) -> int:
-        return math.prod(self.shape[:-1]) * self.row_bytes
+    n_bytes: int
 
 
 def is_gguf_file(path: Path) -> bool:
-    """Return whether a file begins with GGUF's magic bytes."""
     with open(path, "rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
@@ -81,10 +68,10 @@ class GGUFFile:
         self._offset = 0
         if self._read_bytes(len(MAGIC), "the magic number") != MAGIC:
             raise InputError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
-        if (version := self._read_scalar("I")) not in VERSIONS:
+        if (version := self._read_scalar("I")) not in (2, 3):
             raise InputError(f"{path} is GGUF version {version}; versions 2 and 3, little-endian, can be read")
-        n_tensors = self._check_count(self._read_scalar("Q"), MAX_TENSORS, 24, "tensors")
-        n_metadata = self._check_count(self._read_scalar("Q"), MAX_METADATA, 13, "metadata values")
+        n_tensors = self._check_count(self._read_scalar("Q"), MAX_ENTRIES, 24, "tensors")
+        n_metadata = self._check_count(self._read_scalar("Q"), MAX_ENTRIES, 13, "metadata values")
         self.metadata: dict[str, Any] = {}
         for _ in range(n_metadata):
             key = self._read_name(self.metadata, "metadata key")
@@ -94,10 +81,8 @@ class GGUFFile:
 
     def _read_bytes(self, n: int, what: str) -> bytes:
         if n > self.n_bytes - self._offset:
-            raise InputError(
-                f"{self.path} is truncated: {what} should have {n:,} bytes at byte {self._offset:,}, and the file has "
-                f"{self.n_bytes:,}"
-            )
+            start, size = f"at byte {self._offset:,}", f"the file has {self.n_bytes:,}"
+            raise InputError(f"{self.path} is truncated: {what} should have {n:,} bytes {start}, and {size}")
         self._offset += n
         return self._data[self._offset - n : self._offset].tobytes()
 
@@ -158,20 +143,26 @@ class GGUFFile:
             raise InputError(f"{self.path}: general.alignment is {step!r}; it should be a power of two")
         start = -(-self._offset // step) * step
         for name, (shape, code, offset) in entries.items():
-            info = TensorInfo(shape, find_storage_type(code, f"{self.path}: {name}"), start + offset)
-            self._check_extent(name, info)
-            self.tensors[name] = info
+            self.tensors[name] = self._locate_tensor(name, shape, code, start + offset)
 
-    def _check_extent(self, name: str, info: TensorInfo) -> None:
+    def _locate_tensor(self, name: str, shape: tuple[int, ...], code: int, start: int) -> TensorInfo:
         """Check that a tensor's shape fits its storage type and that its data lie within the file."""
+        try:
+            storage = find_storage_type(code)
+        except ImportError:
+            needs = "needs the package gguf: pip install 'anyformer[gguf]'"
+            raise InputError(f"{self.path}: {name} is quantized (ggml type {code}), which {needs}") from None
+        if storage is None:
+            kind = f"ggml type {code}"
+            raise InputError(f"{self.path}: {name} is stored as {kind}, which the package gguf cannot decode")
         # A byte holds at most 8 values, so no axis is longer than that.
-        if any(not 0 < n <= self.n_bytes * 8 for n in info.shape) or info.shape[-1] % info.storage.block_size:
-            raise InputError(f"{self.path}: {name} has shape {list(info.shape)}, impossible as {info.storage.name}")
-        if info.start + info.n_bytes > self.n_bytes:
-            raise InputError(
-                f"{self.path} is truncated: {name} of shape {list(info.shape)} should have {info.n_bytes:,} bytes from "
-                f"byte {info.start:,} on, and the file has {self.n_bytes:,}"
-            )
+        if any(not 0 < n <= self.n_bytes * 8 for n in shape) or shape[-1] % storage.block_size:
+            raise InputError(f"{self.path}: {name} has shape {list(shape)}, impossible as {storage.name}")
+        n_bytes = math.prod(shape) // storage.block_size * storage.block_bytes
+        if start + n_bytes > self.n_bytes:
+            extent = f"{n_bytes:,} bytes from byte {start:,} on, and the file has {self.n_bytes:,}"
+            raise InputError(f"{self.path} is truncated: {name} of shape {list(shape)} should have {extent}")
+        return TensorInfo(shape, storage, start, n_bytes)
 
     def are_equal(self, first: str, second: str) -> bool:
         """Return whether two tensors are stored with the same bytes."""
@@ -197,7 +188,6 @@ class GGUFFile:
         return self._read_blocks(info, rows, columns or slice(0, info.shape[-1]))
 
     def _read_blocks(self, info: TensorInfo, rows: slice, columns: slice) -> np.ndarray:
-        """Decode the blocks that hold these columns, then cut off what lies before and after them."""
         size = info.storage.block_size
         first, last = columns.start // size, -(-columns.stop // size)
         shape = (math.prod(info.shape[:-1]), info.shape[-1] // size, info.storage.block_bytes)
@@ -210,26 +200,12 @@ class GGUFFile:
         return np.memmap(self.path, np.uint8, "r", start, shape)
 
 
-def find_storage_type(code: int, where: str) -> StorageType:
-    """Look up ggml's storage type with this number.
-
-    Raises:
-        InputError: the type is unknown, or quantized and the `gguf` package is missing or cannot decode it.
-    """
-    if code in FLOATS:
-        return FLOATS[code]
-    try:
-        if storage := _find_quantized_type(code):
-            return storage
-    except ImportError:
-        raise InputError(
-            f"{where} is quantized (ggml type {code}), which needs the package gguf: pip install 'anyformer[gguf]'"
-        ) from None
-    raise InputError(f"{where} is stored as ggml type {code}, which the package gguf cannot decode")
-
-
 @lru_cache
-def _find_quantized_type(code: int) -> StorageType | None:
+def find_storage_type(code: int) -> StorageType | None:
+    """Look up ggml's storage type with this number; None if it cannot be decoded. Raises ImportError without gguf."""
+    for storage in (F32, F16, BF16):
+        if storage.code == code:
+            return storage
     import gguf
 
     try:
@@ -243,11 +219,11 @@ def _find_quantized_type(code: int) -> StorageType | None:
 
 def decode_blocks(blocks: np.ndarray, storage: StorageType) -> np.ndarray:
     """Decode stored bytes (rows, bytes) to values (rows, values) in float32."""
-    if storage.name == "F32":
+    if storage == F32:
         return blocks.view("<f4").astype(np.float32)
-    if storage.name == "F16":
+    if storage == F16:
         return blocks.view("<f2").astype(np.float32)
-    if storage.name == "BF16":
+    if storage == BF16:
         return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
     import gguf
 
