@@ -175,12 +175,10 @@ def line_chart(
     """Draw lines over a common x axis; with more than one name there is a legend.
 
     Args:
-        series: The lines.
         title: For screen readers; printed above the plot with `heading`.
         log: A logarithmic y axis (all y > 0).
         zero: The y axis starts at 0.
         x_range: Widens the x axis, so that several charts share it.
-        mark: A point with a label.
         reference: (value, label) of a dashed horizontal line.
         standalone: Add the palette and the namespace that a file needs.
 
@@ -323,11 +321,8 @@ def bar_chart(
     """Draw horizontal bars, one group a row. Bars start at 0 and may be negative.
 
     Args:
-        groups: The values of each row, by its name.
-        names: Of the bars of each group.
-        title: Above the chart.
+        groups: The values of each row, one for each of `names`, by the name of the row.
         marks: Values by name, drawn as lines across all rows.
-        standalone: As in `line_chart`.
 
     Raises:
         ValueError: If a group does not have one value for each name.
@@ -348,9 +343,7 @@ def bar_chart(
         x = frame.to_x(tick)
         parts += [_line("grid", x, x, top, bottom), _text(x, bottom + 16, label, "middle")]
     for i, (group, values) in enumerate(groups.items()):
-        parts.append(
-            _draw_bars(frame, group, dict(zip(names, values, strict=True)), top + i * row_height + BAR_GAP / 2)
-        )
+        parts.append(_draw_bars(frame, group, names, values, top + i * row_height + BAR_GAP / 2))
     for i, (name, value) in enumerate(marks.items()):
         x, y = frame.to_x(value), bottom + 32 + 14 * i
         anchor = "end" if x > (frame.left + frame.right) / 2 else "start"
@@ -360,9 +353,9 @@ def bar_chart(
     return _wrap_svg(BARS_WIDTH, height, f"{title}. {'; '.join(rows)}.", "".join(parts), standalone)
 
 
-def _draw_bars(frame: _Frame, group: str, values: Mapping[str, float], y: float) -> str:
+def _draw_bars(frame: _Frame, group: str, names: Sequence[str], values: Sequence[float], y: float) -> str:
     parts = [_text(frame.left - 8, y + BAR_HEIGHT * len(values) / 2 + 4, group, "end")]
-    for k, (name, value) in enumerate(values.items()):
+    for k, (name, value) in enumerate(zip(names, values, strict=True)):
         if math.isfinite(value):
             start, end = sorted((frame.to_x(0.0), frame.to_x(value)))
             box = f'x="{start:.1f}" y="{y + k * BAR_HEIGHT:.1f}" width="{end - start:.1f}" height="{BAR_HEIGHT - 1}"'
@@ -386,13 +379,9 @@ def heatmap(
 
     Args:
         matrix: Zero, negative and non-finite cells stay empty.
-        title: Above the matrix.
-        rows: Labels of the rows (queries).
-        columns: Labels of the columns (keys).
         cell: Pixels of a square.
         top: The value of the darkest color; None: the largest.
         show_values: Print each value in its square.
-        standalone: As in `line_chart`.
 
     Raises:
         ValueError: If the rows differ in length.
@@ -423,8 +412,6 @@ def heatmap(
 def _draw_cell(x: float, y: float, size: int, ink: float, value: float, show_value: bool) -> str:
     style = f"fill:var(--c0);fill-opacity:{ink:.3f};stroke:var(--hair);stroke-width:.5"
     box = f'<rect x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}" style="{style}">'
-    text, color = "", "--paper" if ink > 0.5 else "--ink"
-    if show_value:
-        place = f'x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle"'
-        text = f'<text {place} style="fill:var({color})">{value:.2f}</text>'
-    return f"{box}<title>{value:.3g}</title></rect>{text}"
+    place = f'x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle"'
+    text = f'<text {place} style="fill:var({"--paper" if ink > 0.5 else "--ink"})">{value:.2f}</text>'
+    return f"{box}<title>{value:.3g}</title></rect>" + (text if show_value else "")

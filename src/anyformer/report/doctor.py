@@ -24,17 +24,17 @@ from rich.table import Table
 from rich.text import Text
 
 MIN_SPEEDUP = 1.15  # a smaller one is not worth another number format
-OPTIONAL_PACKAGES = (  # module, distribution, purpose
-    ("pyarrow", "pyarrow", "read and write Parquet data"),
-    ("soundfile", "soundfile", "read sound files"),
-    ("soxr", "soxr", "resample sound"),
-    ("PIL", "pillow", "read image files"),
-    ("gguf", "gguf", "read and write GGUF checkpoints"),
-    ("onnxruntime", "onnxruntime", "export to ONNX"),
-    ("gymnasium", "gymnasium", "roll out agents in environments"),
-    ("sacrebleu", "sacrebleu", "score translations (BLEU, chrF)"),
-    ("jiwer", "jiwer", "score speech (word error rate)"),
-)
+OPTIONAL_PACKAGES = {
+    "pyarrow": "read and write Parquet data",
+    "soundfile": "read sound files",
+    "soxr": "resample sound",
+    "pillow": "read image files",
+    "gguf": "read and write GGUF checkpoints",
+    "onnxruntime": "export to ONNX",
+    "gymnasium": "roll out agents in environments",
+    "sacrebleu": "score translations (BLEU, chrF)",
+    "jiwer": "score speech (word error rate)",
+}
 
 
 def examine() -> dict[str, Any]:
@@ -54,7 +54,7 @@ def examine() -> dict[str, Any]:
         "torch": {"version": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.version.cuda},
         "compile": check_compile(),
         "devices": list(_examine_devices()),
-        "optional": [_check_package(*package) for package in OPTIONAL_PACKAGES],
+        "optional": [_check_package(*package) for package in OPTIONAL_PACKAGES.items()],
     }
 
 
@@ -98,13 +98,11 @@ def check_compile() -> dict[str, Any]:
     return {"cpu": bool(compiler and headers), "cuda": triton, "compiler": compiler, "python_headers": headers}
 
 
-def _check_package(module: str, distribution: str, purpose: str) -> dict[str, Any]:
-    is_installed = importlib.util.find_spec(module) is not None
-    try:
-        version = importlib.metadata.version(distribution) if is_installed else None
-    except importlib.metadata.PackageNotFoundError:
-        version = None
-    return {"name": distribution, "installed": is_installed, "version": version, "for": purpose}
+def _check_package(name: str, purpose: str) -> dict[str, Any]:
+    version = None
+    with suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version(name)
+    return {"name": name, "installed": version is not None, "version": version, "for": purpose}
 
 
 def _examine_devices() -> Iterator[dict[str, Any]]:
@@ -172,8 +170,7 @@ def describe(facts: dict[str, Any]) -> Group:
     packages = Table.grid(padding=(0, 3))
     for package in facts["optional"]:
         mark = Text("✓", style="green") if package["installed"] else Text("·", style="dim")
-        version = Text(package["version"] or "not installed", style="dim")
-        packages.add_row(mark, package["name"], version, package["for"])
+        packages.add_row(mark, package["name"], Text(package["version"] or "not installed", "dim"), package["for"])
     return Group(
         add_title("This machine", machine),
         add_title("Speed, measured", _format_speeds(facts["devices"])),
