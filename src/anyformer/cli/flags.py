@@ -84,13 +84,9 @@ class Flag:
 def list_flags(
     kind: Any, values: Any = None, path: tuple[str, ...] = (), taken: Collection[str] = ()
 ) -> Iterator[Flag]:
-    """Yield the flags of a dataclass and of the dataclasses in it.
+    """Yield the flags of a dataclass and of the dataclasses in it; a field whose name is taken is `--config.NAME`.
 
-    Args:
-        kind: The dataclass.
-        values: An instance with the default values; None: those of the class.
-        path: Where the dataclass stands in another.
-        taken: Names of flags that exist already; a field of this name becomes `--config.NAME`.
+    The defaults are those of the instance `values`, or of the class. `path` is its place in another dataclass.
     """
     hints, docs = typing.get_type_hints(kind, include_extras=True), read_field_docs(kind)
     for field in dataclasses.fields(kind):

@@ -22,7 +22,7 @@ class Command:
     input: Annotated[tuple[str, ...], POSITIONAL] = ()
     """What to answer; - reads stdin: one input per line, or one sound or image."""
     file: Annotated[Path | None, "A file with one input per line."] = None
-    request: Annotated[str, """More of the recipe's request, as JSON: '{"beam": 4}'."""] = "{}"
+    request: Annotated[dict | None, """More of the recipe's request: '{"beam": 4}'."""] = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -30,7 +30,9 @@ class Command:
 
 
 def run(options: Command) -> None:
-    request = parse_request(options.request)
+    request: Any = {} if options.request is None else options.request
+    if not isinstance(request, dict):
+        raise InputError(f"--request should be a JSON object, found {json.dumps(request)}")
     with TemporaryDirectory() as folder:
         media = Path(folder) / "stdin"
         inputs = read_inputs(options.input, options.file, media)
@@ -46,14 +48,3 @@ def run(options: Command) -> None:
         return
     for result in answer.get("results") or answer.get("samples") or [answer]:
         print(json.dumps(result, ensure_ascii=False))
-
-
-def parse_request(text: str) -> dict[str, Any]:
-    """Return a request as a dict. Raises InputError."""
-    try:
-        request = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"--request is not JSON ({error}): {text}") from None
-    if not isinstance(request, dict):
-        raise InputError(f"--request should be a JSON object, found {text}")
-    return request

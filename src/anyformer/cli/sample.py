@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +73,10 @@ def print_samples(rounds: Iterator[list[Any]]) -> None:
     """Print the first sample as it grows, and the others after it, each behind its prompt."""
     completions: list[Any] = []
     for i, completions in enumerate(rounds):
-        if i == 0:
-            sys.stdout.write(completions[0].prompt)
-        sys.stdout.write(completions[0].new_text())
-        sys.stdout.flush()
+        prompt = "" if i else completions[0].prompt
+        print(prompt + completions[0].new_text(), end="", flush=True)
     for completion in completions[1:]:
-        sys.stdout.write(f"\n{'-' * 20}\n{completion.prompt}{completion.text}")
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+        print(f"\n{'-' * 20}\n{completion.prompt}{completion.text}", end="")
+    print(flush=True)
     reasons = {"stop": "the text ended", "length": "the limit of --tokens"}
     print_status(", ".join(f"{len(c.tokens)} tokens ({reasons[c.finish_reason]})" for c in completions))
