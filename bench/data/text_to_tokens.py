@@ -59,6 +59,7 @@ def peak_megabytes() -> float:
 def measure_anyformer(path: Path, spec: str) -> dict:
     """Time `prepare_corpus` with an empty cache: seconds in all and of each stage, MB, and counts."""
     from anyformer.data.text.prepare import prepare_corpus
+    from anyformer.events import listen
 
     stages: dict[str, float] = {}
     last = ["checking", time.perf_counter()]
@@ -69,7 +70,8 @@ def measure_anyformer(path: Path, spec: str) -> dict:
         last[:] = [what, now]
 
     before, start = peak_megabytes(), time.perf_counter()
-    corpus = prepare_corpus(str(path), spec, vocab_size=1024, progress=progress)
+    with listen(progress):
+        corpus = prepare_corpus(str(path), spec, vocab_size=1024)
     seconds = time.perf_counter() - start
     result = {"seconds": seconds, "stages": stages, "peak_mb": peak_megabytes(), "imports_mb": before}
     return result | {

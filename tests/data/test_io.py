@@ -82,9 +82,9 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path):
         ("[1]", ["a.json: should hold a JSON object, found list"]),
         ("{\n", ["a.json: not JSON", "column"]),
         ("[" * 100_000, ["a.json: not JSON"]),
-        (b"\xff", ["a.json cannot be read as JSON", "utf-8"]),
-        ('{"long": "....................."}', ["a.json is larger than"]),
-        (None, ["a.json cannot be read as JSON"]),
+        (b"\xff", ["a.json: cannot be read as text", "utf-8"]),
+        ('{"long": "....................."}', ["a.json: holds more than"]),
+        (None, ["a.json: cannot be read as text"]),
     ],
 )
 def test_bad_json(tmp_path: Path, content: str | bytes | None, parts: list[str]):

@@ -126,7 +126,7 @@ def test_missing_data(tmp_path: Path):
 def random_pairs(n: int, seed: int = 0) -> pair_batches.EncodedPairs:
     rng = np.random.default_rng(seed)
     rows = [[rng.integers(1, 9, rng.integers(1, 40)).astype(np.uint16) for _ in range(n)] for _ in range(2)]
-    return pair_batches.EncodedPairs(*(pair_batches.RaggedArray.from_rows(side, 50) for side in rows))
+    return pair_batches.EncodedPairs(*rows)
 
 
 @given(max_cost=st.integers(1, 1000), seed=st.integers(0, 3))
@@ -156,9 +156,7 @@ def test_there_is_little_padding():
 
 def test_a_batch_has_start_and_end_tokens():
     rows = [np.array([5, 6, 7], np.uint16), np.array([8], np.uint16)]
-    encoded = pair_batches.EncodedPairs(
-        pair_batches.RaggedArray.from_rows(rows, 9), pair_batches.RaggedArray.from_rows(rows[::-1], 9)
-    )
+    encoded = pair_batches.EncodedPairs(rows, rows[::-1])
     batch = pair_batches.collate(encoded, np.array([0, 1]), 1, 2, 2)
     assert batch["source"].tolist() == [[5, 6, 7, 2], [8, 2, 0, 0]] and batch["lengths"].tolist() == [4, 2]
     assert batch["target"].tolist() == [[1, 8, 0, 0], [1, 5, 6, 7]]

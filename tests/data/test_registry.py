@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.data.io import download as fetch
 from anyformer.data.io import resolve as sets
 from anyformer.data.registry import GENERATED, list_data_sets
 from data_kit import needs_data, refuses, write
@@ -77,7 +76,7 @@ class Response(BytesIO):
 def test_download_once(monkeypatch, cache):
     make_set(monkeypatch, b"hello")
     urls = []
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, timeout: urls.append(url) or Response(b"hello"))
+    monkeypatch.setattr(sets.urllib.request, "urlopen", lambda url, timeout: urls.append(url) or Response(b"hello"))
     assert sets.locate("toy") == "download: https://example.org/a.txt" and not urls
     for _ in range(2):
         assert sets.resolve("toy") == [cache / "sets" / "toy" / "a.txt"]
@@ -91,7 +90,7 @@ def test_bad_download(monkeypatch, cache):
     make_set(monkeypatch, b"hello")
 
     def answer(response):
-        monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda url, timeout: response)
+        monkeypatch.setattr(sets.urllib.request, "urlopen", lambda url, timeout: response)
 
     answer(Response(b"other"))
     with refuses("https://example.org/a.txt", sha(b"other"), sha(b"hello")):
@@ -101,7 +100,7 @@ def test_bad_download(monkeypatch, cache):
     with refuses("not https"):
         sets.resolve("toy")
     Response.url = before
-    monkeypatch.setattr(fetch, "MAX_BYTES", 3)
+    monkeypatch.setattr(sets, "MAX_BYTES", 3)
     answer(Response(b"hello"))
     with refuses("'toy' is not here: tried the cache", "$ANYFORMER_DATA (not set)", "more than", "To get it: bring"):
         sets.resolve("toy")
@@ -114,7 +113,7 @@ def test_no_network(monkeypatch):
     def fail(url, timeout):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", fail)
+    monkeypatch.setattr(sets.urllib.request, "urlopen", fail)
     with refuses("tried the cache", "https://example.org/a.txt (no route)", "To get it: bring"):
         sets.resolve("toy")
 
@@ -159,13 +158,13 @@ def test_archive(monkeypatch, tmp_path, cache):
         assert [p.relative_to(cache / "sets" / "toy").as_posix() for p in files] == ["d/a.txt", "d/b.txt"]
     archive.write_bytes(packed.getvalue()[:-8])
     assert sets.locate(dataset.name).startswith("cache: "), "the archive is no longer needed"
-    monkeypatch.setattr(fetch, "MAX_BYTES", 3)
+    monkeypatch.setattr(sets, "MAX_BYTES", 3)
     archive.write_bytes(packed.getvalue())
     with refuses("holds more than"):
-        fetch.unpack(archive, tmp_path / "elsewhere")
-    monkeypatch.setattr(fetch, "MAX_BYTES", 1000)
+        sets.unpack(archive, tmp_path / "elsewhere")
+    monkeypatch.setattr(sets, "MAX_BYTES", 1000)
     with refuses("toy.tar.xz: cannot be unpacked"):
-        fetch.unpack(write(archive, packed.getvalue()[:100]), tmp_path / "elsewhere")
+        sets.unpack(write(archive, packed.getvalue()[:100]), tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -173,7 +172,7 @@ def test_archive_cannot_leave_its_folder(tmp_path):
     with tarfile.open(tmp_path / "bad.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("../outside.txt"))
     with refuses("cannot be unpacked"):
-        fetch.unpack(tmp_path / "bad.tar", tmp_path / "in" / "here")
+        sets.unpack(tmp_path / "bad.tar", tmp_path / "in" / "here")
     assert not list(tmp_path.rglob("outside.txt"))
 
 

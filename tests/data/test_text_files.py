@@ -80,7 +80,7 @@ def test_where_pieces_end():
         ("a.jsonl", b"[1]", ["a.jsonl, line 1: should hold a JSON object, found list", "each line"]),
         ("a.jsonl", b"\n{oops}", ["a.jsonl, line 2: not JSON", "column 2"]),
         ("a.jsonl", b'{"text": null}', ["line 1: 'text' is NoneType"]),
-        ("a.jsonl", b'{"text": "\xff"}', ["line 1: byte 0xFF at offset 10"]),
+        ("a.jsonl", b'{"text": "\xff"}', ["line 1: byte 0xFF is not UTF-8 (offset 10)"]),
         ("a.jsonl", b'{"text": "\\ud800"}', ["line 1", "surrogate"]),
         ("a.jsonl", b"[" * 100_000, ["line 1"]),
         ("a.jsonl", b'{"text": "%s"}' % (b"a" * 200_000), ["a.jsonl, line 1: longer than"]),

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from anyformer.data.io import cache as io_cache
 from anyformer.data.text import prepare as module
 from anyformer.data.text.batches import IGNORE_INDEX, eval_windows, segment, train_windows
-from anyformer.data.text.prepare import encode_corpus, prepare_corpus
+from anyformer.data.text.prepare import prepare_corpus
 from anyformer.data.tokenizers import build as tok
 from anyformer.data.tokenizers.masked_tokenizer import MaskedTokenizer
+from anyformer.events import listen
 from data_kit import SAMPLE, needs_data, refuses, write
 
 
@@ -53,7 +54,8 @@ def test_tiny_shakespeare_as_nanogpt_splits_it():
 @pytest.mark.parametrize("spec", ["char", "byte", "bpe"])
 def test_data_are_prepared_once(sample, spec, monkeypatch, cache):
     folders, reports = record_builds(monkeypatch), []
-    first = prepare_corpus(sample, spec, 300, progress=lambda *report: reports.append(report))
+    with listen(lambda *report: reports.append(report)):
+        first = prepare_corpus(sample, spec, 300)
     second = prepare_corpus(sample, spec, 300)
     assert len(folders) == 1 and first.hash == second.hash and type(second.tokenizer) is type(first.tokenizer)
     assert np.array_equal(first.tokens, second.tokens) and first.tokenizer.decode(second.tokens) == SAMPLE
@@ -95,9 +97,10 @@ def test_a_document_in_many_pieces_has_no_separator(sample, monkeypatch):
     assert corpus.tokens.tolist() == list(SAMPLE.encode()) and corpus.n_documents == 1
 
 
-def test_large_ids(sample):
+def test_large_ids(tmp_path, sample):
     tokenizer = tok.Characters([*(chr(i) for i in range(0x10000, 0x20000)), *sorted(set(SAMPLE))])
-    corpus = encode_corpus(sample, tokenizer)
+    tokenizer.save(tmp_path / "t.json")
+    corpus = prepare_corpus(sample, str(tmp_path / "t.json"))
     assert corpus.meta["dtype"] == "<u4" and tokenizer.decode(corpus.tokens) == SAMPLE
 
 
@@ -113,10 +116,11 @@ def test_an_existing_tokenizer(tmp_path, sample):
     first = prepare_corpus(sample, "bpe", 300)
     first.tokenizer.save(tmp_path / "t.json")
     other = str(write(tmp_path / "b.txt", "winter"))
-    by_path, by_object = prepare_corpus(other, str(tmp_path / "t.json")), encode_corpus(other, first.tokenizer)
-    assert by_path.hash == by_object.hash and by_path.tokens.tolist() == first.tokenizer.encode("winter").tolist()
+    corpus = prepare_corpus(other, str(tmp_path / "t.json"))
+    assert corpus.tokens.tolist() == first.tokenizer.encode("winter").tolist()
+    tok.Characters("winer").save(tmp_path / "t.json")
     with refuses("b.txt, byte 0: the vocabulary of", "'t'"):
-        encode_corpus(other, tok.Characters("winer"))
+        prepare_corpus(other, str(tmp_path / "t.json"))
 
 
 def damage(folder: Path, how: str) -> None:

@@ -270,7 +270,7 @@ def test_malformed_files(tmp_path, name, content, parts):
         ({"tokens": 3}, ["tokenizer.ggml.tokens should be a list of str"]),
         ({"tokens": ["a", "a"]}, ["has 'a' twice"]),
         ({"token_type": [1]}, ["tokenizer.ggml.token_type has 1 entries for"]),
-        ({"merges": ["ab"]}, ["merges has 'ab'"]),
+        ({"merges": ["ab"]}, ["tokenizer.ggml.merges: 'ab' is not two tokens"]),
         ({"merges": ["zz z"]}, ["the merge of 'zz' and 'z' needs 'zz'"]),
         ({"eos_token_id": 10**9}, ["tokenizer.ggml.eos_token_id is 1000000000"]),
         ({"model": "llama"}, ["tokenizer.ggml.scores should be a list of float"]),

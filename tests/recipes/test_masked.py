@@ -15,8 +15,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from anyformer import recipe as recipes
 from anyformer.data.io.resolve import resolve
-from anyformer.data.sequences.prepare import select_validation
-from anyformer.data.sequences.read import RESIDUES, read_fasta
+from anyformer.data.sequences.prepare import RESIDUES, read_fasta, select_validation
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.text.masking import MaskingPolicy, word_indices, word_pieces
 from anyformer.data.tokenizers.base import Characters
@@ -322,7 +321,7 @@ def test_fasta_trains_the_same_recipe(tmp_path: Path):
     [
         (">a\nMKV\nMK1V\n", ("p.fa, line 3", "'1' is no residue")),
         ("MKV\n", ("p.fa, line 1", "without a name")),
-        (">a\n>b\nMKV\n", ("before line 2 is empty",)),
+        (">a\n>b\nMKV\n", ("p.fa, line 2", "the sequence before this line is empty")),
         ("", ("no sequence in it",)),
     ],
 )

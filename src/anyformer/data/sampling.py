@@ -1,4 +1,4 @@
-"""Which rows belong to a split, and which of them a training step draws. Every kind of data shares these."""
+"""Which rows belong to a split, and which of them a training step draws, for every kind of data."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,8 +10,8 @@ from ..errors import InputError, suggest
 
 T = TypeVar("T")
 
+# Values of the data's own column `split` -> whether the row is for validation.
 IS_VALIDATION = {"train": False, "val": True, "valid": True, "validation": True, "dev": True, "test": True}
-"""The split that a column `split` of the data names -> whether its rows are for validation."""
 
 
 @runtime_checkable
@@ -30,27 +30,23 @@ def split_by_mask(is_val: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def select_split(name: str, splits: Mapping[str, T]) -> T:
-    """Return the split of this name. Raises InputError for an unknown one."""
+    """Return the split of this name. Raises InputError."""
     if name not in splits:
         raise InputError(f"split '{name}': {suggest(name, splits)}")
     return splits[name]
 
 
 def parse_split(name: str, place: str) -> bool:
-    """Return whether a value of the data's own `split` column is for validation.
-
-    Raises:
-        InputError: for an unknown name, with the place in the data.
-    """
+    """Return whether a value of a column `split` is for validation. Raises InputError with its place."""
     if name.lower() not in IS_VALIDATION:
         raise InputError(f"{place} is {name!r}: {suggest(name.lower(), IS_VALIDATION)}")
     return IS_VALIDATION[name.lower()]
 
 
 def sample_indices(indices: np.ndarray, batch: int, seed: int, step: int) -> np.ndarray:
-    """Return the rows of a training step, (batch,), out of `indices`.
+    """Return the rows of a training step, (batch,), out of `indices`; each epoch visits every row once.
 
-    Each epoch visits every row once, in an order of its own. The result depends on `seed`, `step` and `indices` alone.
+    The result depends on the arguments alone.
     """
     epochs, offsets = np.divmod(step * batch + np.arange(batch), len(indices))
     pairs = zip(epochs.tolist(), offsets.tolist(), strict=True)

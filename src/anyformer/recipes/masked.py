@@ -12,7 +12,6 @@ loss   cross-entropy of the hidden tokens
 BERT (Devlin et al. 2018, 1810.04805), hidden anew at each step as in RoBERTa (1907.11692).
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,18 +34,15 @@ from ..data.tokenizers.build import load_tokenizer
 from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..errors import InputError
 from ..inference.decode import pad_rows
-from ..model.config import TransformerConfig
-from ..model.heads import MaskedHead
-from ..model.init import initialize
+from ..metrics import score_classes
+from ..model import MaskedHead, TransformerConfig, initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph
+from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.text import TextConfig, load_config_tokenizer
+from ._shared.text import TextConfig, first_encodable, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
-
-__all__ = ["PRESETS", "baselines", "batches", "build", "embed", "evaluate", "export_graph", "loss", "predict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +127,8 @@ PRESETS = {
 
 
 class MaskedModel(TextEncoder):
-    """An encoder with a head that predicts tokens.
-
-    Shapes:
-        ids (B, T), lengths (B,), token_types, document and positions (B, T) -> logits (B, T, V); with masked_positions
-        (B, K), the logits of these nodes only, (B, K, V).
-    """
+    """ids (B, T) and the further inputs of `Encoder.hidden` -> logits (B, T, V); with masked_positions (B, K), those of
+    these nodes only: (B, K, V)"""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         super().__init__(config, tokenizer)
@@ -147,11 +139,10 @@ class MaskedModel(TextEncoder):
         ids: Tensor,
         lengths: Tensor | None = None,
         token_types: Tensor | None = None,
-        document: Tensor | None = None,
-        positions: Tensor | None = None,
         masked_positions: Tensor | None = None,
+        **inputs: Tensor,
     ) -> Tensor:
-        x = self.hidden(ids, lengths, token_types, document, positions)
+        x = self.hidden(ids, lengths, token_types, **inputs)
         if masked_positions is not None:
             x = x.gather(1, masked_positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, K, C)
         return self.head(x)
@@ -215,27 +206,15 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
 
 
 def make_batch(
-    tokenizer: MaskedTokenizer,
-    policy: MaskingPolicy,
-    windows: np.ndarray,
-    sizes: np.ndarray,
-    seed: int,
-    step: int,
+    tokenizer: MaskedTokenizer, policy: MaskingPolicy, windows: np.ndarray, sizes: np.ndarray, seed: int, step: int,
     separate: bool = False,
-) -> dict[str, Tensor]:
-    """Hide tokens of windows of a text.
-
-    Args:
-        tokenizer: Puts special tokens around each window.
-        policy: Chooses the tokens.
-        windows: Ids (B, t), of which the first `sizes` (B,) are text and the others padding.
-        seed, step: Decide what is hidden.
-        separate: Documents do not read each other.
+) -> dict[str, Tensor]:  # fmt: skip
+    """Hide tokens of windows of a text, (B, t), of which the first `sizes` (B,) are text and the others padding.
 
     Returns:
         ids (B, T), with some hidden; masked_positions (B, K), where these are; labels (B, K), their ids, or
         IGNORE_INDEX where a row has fewer. lengths (B,), if rows are padded. document and positions (B, T), if
-        a row has several documents that are separate.
+        documents are `separate` and a row has several.
     """
     ids, lengths, is_text = tokenizer.wrap_rows(windows, sizes)
     hidden, where, targets = policy(ids, is_text, seed, step)
@@ -260,12 +239,9 @@ def align_labels(where: np.ndarray, targets: np.ndarray, shape: tuple[int, ...])
     return {"masked_positions": positions, "labels": labels}
 
 
-INPUTS = ("lengths", "document", "positions", "masked_positions")
-
-
 def compute_logits(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
     """Return the logits of the hidden tokens: (B, K, V)"""
-    return model(batch["ids"], **{name: batch[name] for name in INPUTS if name in batch}).float()
+    return model(**{name: value for name, value in batch.items() if name != "labels"}).float()
 
 
 def loss(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
@@ -276,15 +252,12 @@ def loss(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
 
 def evaluate(model: MaskedModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return of the hidden tokens the mean nats, their exponential, and the accuracy."""
-    nats, right, tokens = 0.0, 0, 0
-    for batch in batches:
+
+    def select_labels(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         is_label = batch["labels"] != IGNORE_INDEX
-        logits, labels = compute_logits(model, batch)[is_label], batch["labels"][is_label]
-        nats += F.cross_entropy(logits, labels, reduction="sum").item()
-        right += int((logits.argmax(-1) == labels).sum())
-        tokens += len(labels)
-    mean, count = nats / max(1, tokens), max(1, tokens)
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / count, "tokens": tokens}
+        return compute_logits(model, batch)[is_label], batch["labels"][is_label]
+
+    return score_classes(map(select_labels, batches))
 
 
 @dataclass(frozen=True)
@@ -306,24 +279,14 @@ def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
     fields = parse_dataclass(Request, request, "request")
     if fields.embed is not None:
         return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
-    vocab_size = model.masked_tokenizer.tokenizer.vocab_size
-    if not 1 <= fields.top <= vocab_size:
-        raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {vocab_size}")
-    texts = [default_prompt(model)] if fields.input is None else as_list(fields.input)
-    return {"results": [fill_masks(model, text, fields.top, fields.cut) for text in texts]}
-
-
-def default_prompt(model: MaskedModel) -> str:
-    """Return the first of some texts that the vocabulary can encode."""
-    tokenizer = model.masked_tokenizer.tokenizer
-    fallback = tokenizer.decode(range(min(8, tokenizer.vocab_size))) + MASK
-    for text in ("To be, or not to [MASK]", "To be, o[MASK] not to be", "MKTAYIAKQRQ[MASK]SFVKSHFSRQ", fallback):
-        try:
-            model.masked_tokenizer.encode(text, model.context)
-            return text
-        except InputError:
-            continue
-    return MASK
+    tokenizer, n = model.masked_tokenizer, model.masked_tokenizer.tokenizer.vocab_size
+    if not 1 <= fields.top <= n:
+        raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {n}")
+    if (texts := fields.input) is None:
+        examples = "To be, or not to [MASK]", "To be, o[MASK] not to be", "MKTAYIAKQRQ[MASK]SFVKSHFSRQ"
+        fallbacks = tokenizer.tokenizer.decode(range(min(8, n))) + MASK, MASK
+        texts = first_encodable(lambda text: tokenizer.encode(text, model.context), *examples, *fallbacks)
+    return {"results": [fill_masks(model, text, fields.top, fields.cut) for text in as_list(texts)]}
 
 
 def fill_masks(model: MaskedModel, text: str, top: int, cut: bool) -> dict[str, Any]:
@@ -337,8 +300,8 @@ def fill_masks(model: MaskedModel, text: str, top: int, cut: bool) -> dict[str, 
     probabilities = model(row, lengths)[0, masks].float().softmax(-1)[:, : tokenizer.tokenizer.vocab_size]
     best = probabilities.topk(top)
     ranked = [
-        [{"token": tokenizer.token_text(i), "probability": p} for p, i in zip(row_values, row_ids, strict=True)]
-        for row_values, row_ids in zip(best.values.tolist(), best.indices.tolist())
+        [{"token": tokenizer.token_text(i), "probability": p} for p, i in zip(*row, strict=True)]
+        for row in zip(best.values.tolist(), best.indices.tolist())
     ]
     for i, token in zip(masks, best.indices[:, 0].tolist()):
         ids[i] = token

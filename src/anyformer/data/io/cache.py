@@ -1,4 +1,4 @@
-"""Caches: the cache directory on disk, directories that appear whole, and functions memoized on the files they read."""
+"""The cache directory, directories that appear complete or not at all, and functions memoized by their files."""
 
 import contextlib
 import functools
@@ -9,50 +9,43 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 STALE_SECONDS = 24 * 3600  # after which the temporary directory of a killed process is removed
 
 
 def cache_dir() -> Path:
-    """Return $ANYFORMER_CACHE, else $XDG_CACHE_HOME/anyformer, else ~/.cache/anyformer: all in it can be rebuilt."""
+    """Return $ANYFORMER_CACHE, else $XDG_CACHE_HOME/anyformer, else ~/.cache/anyformer. All of it can be rebuilt."""
     if path := os.environ.get("ANYFORMER_CACHE"):
         return Path(path).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "anyformer"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anyformer"
 
 
-def cache_by_files(
-    files: Callable[..., Iterable[str | Path]], maxsize: int = 4
-) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def cache_by_files(files: Callable[..., Iterable[str | Path]], maxsize: int = 4) -> Callable[[F], F]:
     """Memoize a function on its arguments and on the path, modification time and size of the files that it reads.
 
     Args:
-        files: called with the same arguments; returns the files that the result depends on. Of a directory, all files
-            below it count; what does not exist is ignored.
+        files: called with the same arguments; returns the files, and folders with all files in them, that the result
+            depends on.
         maxsize: the number of results that are kept.
     """
 
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        @functools.lru_cache(maxsize)
-        def compute(stamps: tuple, *args: P.args, **kwargs: P.kwargs) -> T:
-            return function(*args, **kwargs)
+    def decorate(function: F) -> F:
+        compute = functools.lru_cache(maxsize)(lambda stamps, *args, **kwargs: function(*args, **kwargs))
 
         @functools.wraps(function)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            stamps = file_stamps(files(*args, **kwargs))
-            return compute(stamps, *args, **kwargs)  # ty: ignore[invalid-argument-type] (arguments are hashable)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return compute(file_stamps(files(*args, **kwargs)), *args, **kwargs)
 
-        return wrapper
+        return wrapper  # ty: ignore[invalid-explicit-return]
 
     return decorate
 
 
 def data_files(data: str) -> list[Path]:
     """Return the existing files and directories that a `data` argument names; none for a named set, which is fixed."""
-    paths = [Path(data).expanduser(), *(Path(part.strip()).expanduser() for part in data.split(","))] if data else []
+    paths = [Path(part).expanduser() for part in (data, *map(str.strip, data.split(",")))] if data else []
     return [path for path in dict.fromkeys(paths) if path.exists()]
 
 
@@ -71,31 +64,19 @@ def file_stamps(paths: Iterable[str | Path]) -> tuple[tuple[str, int, int], ...]
 def build_directory(target: Path, is_complete: Callable[[Path], bool] = Path.is_dir) -> Generator[Path]:
     """Yield a temporary directory that is renamed to `target` when the block succeeds.
 
-    If another process was faster, its directory is kept if `is_complete`, else replaced.
+    A directory that another process has put there is kept if `is_complete`, else replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target.parent)
+    for path in target.parent.glob(".new-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - max(p.stat().st_mtime for p in [path, *path.iterdir()]) > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
     try:
         yield folder
         _install(folder, target, is_complete)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def build_cached(folder: Path, name: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of the JSON file `name` of a cached directory; without that file, build the directory first.
-
-    `write` fills an empty directory and returns the content of the file.
-    """
-
-    def is_complete(path: Path) -> bool:
-        return (path / name).is_file()
-
-    if not is_complete(folder):
-        with build_directory(folder, is_complete) as new:
-            (new / name).write_text(json.dumps(write(new)), "utf-8")
-    return json.loads((folder / name).read_text("utf-8"))
 
 
 def _install(folder: Path, target: Path, is_complete: Callable[[Path], bool]) -> None:
@@ -111,8 +92,12 @@ def _install(folder: Path, target: Path, is_complete: Callable[[Path], bool]) ->
     raise OSError(f"{target}: cannot be replaced")
 
 
-def _remove_stale(parent: Path) -> None:
-    for folder in parent.glob(".new-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - max(path.stat().st_mtime for path in [folder, *folder.iterdir()]) > STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+def build_cached(folder: Path, name: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of the JSON file `name` of a cached directory; without that file, build the directory first.
+
+    `write` fills an empty directory and returns the content of the file.
+    """
+    if not (folder / name).is_file():
+        with build_directory(folder, lambda path: (path / name).is_file()) as new:
+            (new / name).write_text(json.dumps(write(new)), "utf-8")
+    return json.loads((folder / name).read_text("utf-8"))

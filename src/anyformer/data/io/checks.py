@@ -1,4 +1,4 @@
-"""Small checks of untrusted input that the whole package shares: JSON files, hashes, numbers."""
+"""Checks of untrusted input that the whole package shares: bounded files, JSON, hashes, numbers."""
 
 import hashlib
 import json
@@ -8,24 +8,39 @@ from typing import Any
 
 from ...errors import InputError
 
-MAX_JSON_BYTES = 64 << 20
+MAX_FILE_BYTES = 64 << 20
 BLOCK_BYTES = 1 << 20
 
 
-def read_json(path: Path, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any:
-    """Read a JSON file of at most `limit` bytes whose top level is of type `kind`, dict or list. Raises InputError."""
+def read_bounded(file: Any, limit: int, where: Path) -> bytes:
+    """Read an open binary file of at most `limit` bytes. Raises InputError.
+
+    In blocks, because `read(limit)` of a compressed file allocates that much before anything is read.
+    """
+    blocks, size = [], 0
+    while block := file.read(BLOCK_BYTES):
+        blocks.append(block)
+        size += len(block)
+        if size > limit:
+            raise InputError(f"{where}: holds more than {limit >> 20:,} MiB, the most that is read of such a file")
+    return b"".join(blocks)
+
+
+def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
+    """Read a UTF-8 file of at most `limit` bytes. Raises InputError."""
     try:
         with open(path, "rb") as file:
-            content = read_bounded(file, limit)
-        text = content.decode("utf-8")
+            return read_bounded(file, limit, path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
-    if len(content) > limit:
-        raise InputError(f"{path} is larger than {limit >> 20} MiB, the most that is read of such a file")
-    return parse_json(text, str(path), kind)
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
 
 
-def load_json(path_or_text: str, name: str, limit: int = MAX_JSON_BYTES, kind: type = dict) -> Any:
+def read_json(path: Path, limit: int = MAX_FILE_BYTES, kind: type = dict) -> Any:
+    """Read a JSON file of at most `limit` bytes whose top level is of type `kind`, dict or list. Raises InputError."""
+    return parse_json(read_text(path, limit), str(path), kind)
+
+
+def load_json(path_or_text: str, name: str, limit: int = MAX_FILE_BYTES, kind: type = dict) -> Any:
     """Parse JSON that is given as text or as the path of a file; `name` is for errors. Raises InputError."""
     if path_or_text.lstrip().startswith(("{", "[")):
         return parse_json(path_or_text, f"{name} '{path_or_text[:60]}'", kind)
@@ -50,18 +65,6 @@ def parse_json(text: str, where: str, kind: type = dict, hint: str = "") -> Any:
     return value
 
 
-def read_bounded(file: Any, limit: int) -> bytes:
-    """Read an open binary file; of one with more than `limit` bytes, a little more than `limit`.
-
-    In blocks, because `read(limit)` of a compressed file allocates that much before anything is read.
-    """
-    blocks, size = [], 0
-    while size <= limit and (block := file.read(BLOCK_BYTES)):
-        blocks.append(block)
-        size += len(block)
-    return b"".join(blocks)
-
-
 def sha256_file(*paths: Path) -> str:
     """Return the SHA-256, in hexadecimal, of the contents of these files, concatenated."""
     digest = hashlib.sha256()
@@ -74,9 +77,7 @@ def sha256_file(*paths: Path) -> str:
 
 def is_finite_number(value: Any) -> bool:
     """Whether a value is an int or a float (not a bool) that is finite as a float."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
     try:
-        return math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an int beyond the range of a float
         return False

@@ -5,6 +5,7 @@ import gzip
 import importlib
 import zlib
 from collections.abc import Generator, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def open_data(path: Path, decompress: bool = True) -> Generator[Any]:
 
 
 def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
-    """Yield (place, line without its end) of a UTF-8 file; a place is "FILE, line 3". Raises InputError with it."""
+    """Yield (place, line without its end) of a UTF-8 file; a place is "FILE, line 3". Raises InputError."""
     with open_data(path) as file:
         number = 0
         while line := file.readline(max_line_bytes + 1):
@@ -42,8 +43,20 @@ def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tup
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"{place}: byte 0x{line[error.start]:02X} is not UTF-8: save it as UTF-8") from None
+                byte = f"byte 0x{line[error.start]:02X} is not UTF-8 (offset {error.start})"
+                raise InputError(f"{place}: {byte}: save the file as UTF-8") from None
             yield place, text.rstrip("\r\n")
+
+
+def read_line_pairs(first: Path, second: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Any]:
+    """Yield a line of each file as ((place, line), (place, line)). Raises InputError if one file has more lines."""
+    counts = [0, 0]
+    for lines in zip_longest(read_lines(first, max_line_bytes), read_lines(second, max_line_bytes)):
+        counts = [n + (line is not None) for n, line in zip(counts, lines)]
+        if None not in lines:
+            yield lines
+    if counts[0] != counts[1]:
+        raise InputError(f"{first} has {counts[0]:,} lines and {second} has {counts[1]:,}: the counts must be equal")
 
 
 def import_optional(module: str, message: str) -> Any:

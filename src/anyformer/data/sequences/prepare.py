@@ -1,26 +1,59 @@
-"""Protein sequences to token ids, one for each residue.
+"""Protein sequences (FASTA) to token ids, one for each residue.
 
 The validation split has no sequence that is nearly identical to one of the training split: sequences whose sketches of
 short words share a hash stay together (the smallest hashes of a set are a uniform sample of it: Broder 1997).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...errors import InputError
+from ..io.files import read_lines
 from ..text.prepare import Corpus, check_val_fraction
 from ..tokenizers.base import Characters, Tokenizer
-from .read import RESIDUES, read_fasta
 
+FASTA_EXTENSIONS = (".fasta", ".fa", ".faa", ".fas")  # each also with .gz added
+RESIDUES = "ACDEFGHIKLMNPQRSTVWYBJOUXZ"  # the twenty; then rare, ambiguous and unknown ones
+MAX_RESIDUES = 1 << 30  # held in memory
 WORD_LENGTH, SKETCH_SIZE = 8, 10  # residues of a word, words of a sketch
 
 
-def residue_tokenizer() -> Characters:
-    """Build the tokenizer: an id for each residue, the last one for the end of a sequence."""
-    return Characters(RESIDUES)
+def read_fasta(path: Path) -> Iterator[str]:
+    """Yield the sequences of a file in upper case. Raises InputError with the line of a letter that is no residue."""
+    parts: list[str] | None = None  # of the sequence after the last name
+    letters, total = set(RESIDUES + RESIDUES.lower()), 0
+    expected = "FASTA has a line '>name' before each"
+    for where, line in read_lines(path):
+        if line.startswith(">"):
+            if parts is not None:
+                yield _join(parts, f"{where}: the sequence before this line")
+            parts = []
+            continue
+        sequence = line.strip().removesuffix("*")  # the end of translation
+        if not letters.issuperset(sequence):
+            letter = next(c for c in sequence if c not in letters)
+            raise InputError(f"{where}: {letter!r} is no residue: expected letters of {RESIDUES}")
+        if parts is None:
+            if sequence:
+                raise InputError(f"{where}: a sequence without a name: {expected}")
+            continue
+        parts.append(sequence)
+        total += len(sequence)
+        if total > MAX_RESIDUES:
+            raise InputError(f"{path}: more than {MAX_RESIDUES >> 20} Mi residues, which are held in memory: use fewer")
+    if parts is None:
+        raise InputError(f"{path}: no sequence in it: {expected}")
+    yield _join(parts, f"{path}: the sequence at the end")
+
+
+def _join(parts: Sequence[str], what: str) -> str:
+    if not any(parts):
+        raise InputError(f"{what} is empty")
+    return "".join(parts).upper()
 
 
 def prepare_sequences(paths: Sequence[Path], tokenizer: Tokenizer, val_fraction: float) -> Corpus:
@@ -31,24 +64,17 @@ def prepare_sequences(paths: Sequence[Path], tokenizer: Tokenizer, val_fraction:
     check_val_fraction(val_fraction)
     sequences = [sequence for path in paths for sequence in read_fasta(path)]
     digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()
-    is_validation = select_validation(sequences, val_fraction)
-    is_public = not isinstance(tokenizer, Characters)
+    is_val = select_validation(sequences, val_fraction)
+    separator = "" if isinstance(tokenizer, Characters) else " "
     end: list[Any] = [] if tokenizer.end_id is None else [np.array([tokenizer.end_id], np.uint16)]
     splits: list[np.ndarray] = []
     for split in (False, True):
-        texts = (
-            " ".join(s) if is_public else s for s, val in zip(sequences, is_validation, strict=True) if val == split
-        )
+        texts = [separator.join(text) for text, val in zip(sequences, is_val, strict=True) if val == split]
         parts = [part for text in texts for part in (tokenizer.encode(text), *end)]
         splits.append(np.concatenate(parts) if parts else np.zeros(0, np.uint16))
     tokens: Any = np.concatenate(splits)
-    meta = {
-        "sha256": digest,
-        "n_documents": len(sequences),
-        "n_tokens": len(tokens),
-        "vocab_size": tokenizer.vocab_size,
-    }
-    return Corpus(tokens, tokenizer, len(splits[0]), digest, meta)
+    meta = {"sha256": digest, "n_documents": len(sequences), "n_tokens": len(tokens)}
+    return Corpus(tokens, tokenizer, len(splits[0]), digest, meta | {"vocab_size": tokenizer.vocab_size})
 
 
 def select_validation(sequences: Sequence[str], fraction: float) -> list[bool]:

@@ -1,4 +1,4 @@
-"""Token ids to batches. Pure functions: a batch depends on the seed and the step, so that a stream resumes exactly.
+"""Token ids to batches. A batch depends on the seed and the step alone, so that a stream resumes exactly.
 
 Shapes: B batch, T context.
 """
@@ -19,9 +19,8 @@ def train_windows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a training batch: ids and labels (the next tokens), each (B, T) int64.
 
-    The result depends on the tokens, `seed` and `step` alone. An epoch cuts the tokens into adjacent windows, starting
-    at a random offset, and visits each window once in golden-section strides: any run of batches is spread evenly over
-    the text, and no list of windows is held in memory.
+    An epoch cuts the tokens into adjacent windows, starting at a random offset, and visits each window once in
+    golden-section strides: any run of batches is spread evenly over the text, and no list of windows is held in memory.
 
     Args:
         split: the name of these tokens in error messages.
@@ -34,21 +33,14 @@ def train_windows(
     epoch, offset = np.divmod(step * batch + np.arange(batch), n_windows)  # (B,) each
     # Coprime to the number of windows, so that each window is visited once.
     stride = next(a for a in count(round(0.618 * n_windows) or 1) if math.gcd(a, n_windows) == 1)
-    draws = {int(e): _epoch_draws(seed, int(e)) for e in np.unique(epoch)}
-    first = np.array([draws[int(e)][0] % n_windows for e in epoch], np.int64)
-    shift = np.array([draws[int(e)][1] % min(context, len(tokens) - n_windows * context) for e in epoch], np.int64)
+    # Raw words of a counter-based generator (Philox, Salmon et al. 2011), which jumps to any epoch at no cost: unlike
+    # numpy's distributions, they are the same in every version of numpy.
+    draws = {e: np.random.Philox(key=seed, counter=(0, 0, e, 0)).random_raw(2).tolist() for e in set(epoch.tolist())}
+    first = np.array([draws[e][0] % n_windows for e in epoch.tolist()], np.int64)
+    shift = np.array([draws[e][1] % min(context, len(tokens) - n_windows * context) for e in epoch.tolist()], np.int64)
     starts = (first + offset * stride) % n_windows * context + shift
     rows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)].astype(np.int64)  # (B, T + 1)
     return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
-
-
-def _epoch_draws(seed: int, epoch: int) -> list[int]:
-    """Return two random words of an epoch.
-
-    A counter-based generator (Philox, Salmon et al. 2011) jumps to any epoch at no cost, and its raw words, unlike
-    numpy's distributions, are the same in every version of numpy.
-    """
-    return [int(word) for word in np.random.Philox(key=seed, counter=(0, 0, epoch, 0)).random_raw(2)]
 
 
 def eval_windows(
@@ -65,9 +57,9 @@ def eval_windows(
     flat = np.asarray(tokens)
     for start in range(0, len(flat) - 1, batch * context):
         part = flat[start : start + batch * context + 1].astype(np.int64)
-        padding = -(len(part) - 1) % context
-        ids = np.append(part[:-1], np.zeros(padding, np.int64)).reshape(-1, context)
-        labels = np.append(part[1:], np.full(padding, IGNORE_INDEX)).reshape(-1, context)
+        padding = (0, -(len(part) - 1) % context)
+        ids = np.pad(part[:-1], padding).reshape(-1, context)
+        labels = np.pad(part[1:], padding, constant_values=IGNORE_INDEX).reshape(-1, context)
         yield ids, labels
 
 
@@ -80,11 +72,11 @@ def segment(ids: np.ndarray, separator: int | None) -> tuple[np.ndarray, np.ndar
 
     Args:
         ids: (B, T).
-        separator: the id between documents, `Corpus.separator`; None: each row is one document.
+        separator: the id between documents; None: each row is one document.
 
     Returns:
         document: (B, T) int64, the number of the document within its row, from 0.
-        positions: (B, T) int64, the position within the document (of what the row holds of it), from 0.
+        positions: (B, T) int64, the position within the part of the document that the row holds, from 0.
     """
     is_start = np.zeros(ids.shape, bool) if separator is None else ids == separator
     is_start[:, :1] = False  # the first token of a row starts document 0, whatever it is
@@ -99,11 +91,7 @@ def _check(tokens: np.ndarray, context: int, needed: int, split: str) -> None:
     if len(tokens) >= needed:
         return
     smaller = 1 << max(len(tokens) - 1, 1).bit_length() - 1  # the largest power of two that fits
-    ways = ["use more text"]
-    if len(tokens) > 1:
-        ways.append(f"a smaller context (--model.context {smaller})")
-    ways.append(f"a {'larger' if split == 'val' else 'smaller'} --val-fraction")
-    raise InputError(
-        f"the {split} split has {len(tokens)} tokens but a window of context {context} needs {needed}: "
-        + " or ".join([", ".join(ways[:-1]), ways[-1]])
-    )
+    shorter = f", a smaller context (--model.context {smaller})" if len(tokens) > 1 else ""
+    fraction = f"a {'larger' if split == 'val' else 'smaller'} --val-fraction"
+    size = f"{len(tokens)} tokens but a window of context {context} needs {needed}"
+    raise InputError(f"the {split} split has {size}: use more text{shorter} or {fraction}")

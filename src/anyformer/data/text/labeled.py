@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InputError, suggest
-from ..io.files import read_lines, suffix
+from ..io.files import read_line_pairs, read_lines, suffix
 from ..io.manifest import DELIMITERS, read_rows
 from ..io.resolve import resolve
 from ..sampling import select_split
@@ -31,14 +31,11 @@ class LabeledTexts:
     places: list[str]
     sha256: str
 
-    def split(self, name: str, seed: int = 0) -> np.ndarray:
+    def split(self, name: str) -> np.ndarray:
         """Return the indices of a split: 80 % "train", 10 % "val", 10 % "test" of each class, or "all"."""
-        order, (start, stop) = epoch_order(len(self.texts), seed, 0), select_split(name, SPLITS)
-        indices = []
-        for number in range(len(self.names)):
-            members = order[self.classes[order] == number]
-            indices.append(members[round(start * len(members)) : round(stop * len(members))])
-        return np.sort(np.concatenate(indices))
+        order, (start, stop) = epoch_order(len(self.texts), 0, 0), select_split(name, SPLITS)
+        members = [order[self.classes[order] == number] for number in range(len(self.names))]
+        return np.sort(np.concatenate([rows[round(start * len(rows)) : round(stop * len(rows))] for rows in members]))
 
 
 def read_labeled(
@@ -50,37 +47,30 @@ def read_labeled(
         columns: the columns of a table.
         names: the classes, if they are fixed; others are refused.
     """
-    paths = resolve_files(data)
-    if len(paths) > 1 and any(path.stem == "labels" for path in paths):
-        rows = _read_two_files(paths)
-    elif len(paths) > 1:
-        rows = _read_file_per_class(paths)
+    parts = [part.strip() for part in data.split(",")] if "," in data and not Path(data).exists() else [data]
+    paths = [path for part in parts for path in resolve(part)]
+    if len(paths) > 1:
+        rows = _read_two_files(paths) if any(p.stem == "labels" for p in paths) else _read_file_per_class(paths)
     else:
         rows = _read_table(paths[0], columns)
-    first_places = {(text, label): where for text, label, where in reversed(list(rows))}
-    unique = [(text, label, where) for (text, label), where in reversed(first_places.items())]
-    names = sorted({label for _, label, _ in unique}) if names is None else list(names)
+    places: dict[tuple[str, str], str] = {}
+    for text, label, where in rows:  # the place of the first occurrence, in the order of the last ones
+        places[text, label] = places.pop((text, label), where)
+    names = sorted({label for _, label in places}) if names is None else list(names)
     if len(names) < 2:
         raise InputError(f"data '{data}' has one class only, {names}: there is nothing to tell apart")
     number = {name: i for i, name in enumerate(names)}
-    for _, label, where in unique:
+    for (_, label), where in places.items():
         if label not in number:
             raise InputError(f"{where}: the label '{label}' was not seen in training: {suggest(label, names)}")
-    digest = hashlib.sha256(json.dumps([row[:2] for row in unique]).encode()).hexdigest()
-    classes = np.array([number[label] for _, label, _ in unique], np.int64)
-    return LabeledTexts([row[0] for row in unique], classes, names, [row[2] for row in unique], digest)
+    digest = hashlib.sha256(json.dumps(list(places)).encode()).hexdigest()
+    classes = np.array([number[label] for _, label in places], np.int64)
+    return LabeledTexts([text for text, _ in places], classes, names, list(places.values()), digest)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """Return a permutation of n items that depends on (seed, epoch) alone."""
     return np.argsort(np.random.Philox(key=seed, counter=(0, 0, epoch, 2)).random_raw(n), kind="stable")
-
-
-def resolve_files(data: str) -> list[Path]:
-    """Return the files of a path, a named set, or several of these with commas between. Raises InputError."""
-    if "," in data and not Path(data).exists():
-        return [path for part in data.split(",") for path in resolve(part.strip())]
-    return resolve(data)
 
 
 def _read_file_per_class(paths: Sequence[Path]) -> Iterator[Row]:
@@ -106,12 +96,7 @@ def _read_two_files(paths: Sequence[Path]) -> Iterator[Row]:
     text_paths = [path for path in paths if path != labels_path]
     if len(text_paths) != 1:
         raise InputError(f"{labels_path}: there are {len(text_paths)} files of texts beside it: one is right")
-    labels, texts = list(read_lines(labels_path)), list(read_lines(text_paths[0]))
-    if len(labels) != len(texts):
-        raise InputError(
-            f"{text_paths[0]} has {len(texts)} lines and {labels_path} has {len(labels)}: the counts must be equal"
-        )
-    for (where, text), (label_where, label) in zip(texts, labels):
+    for (where, text), (label_where, label) in read_line_pairs(text_paths[0], labels_path):
         yield _check_row(text, label, where, label_where)
 
 
@@ -127,12 +112,12 @@ def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
         text, label = ("" if row[name] is None else row[name] for name in columns)
         if not isinstance(text, str) or not isinstance(label, str | int):
             raise InputError(f"{where}: {columns[0]} must be a text and {columns[1]} a text or a whole number")
-        yield _check_row(text, str(label), where)
+        yield _check_row(text, str(label), where, where)
 
 
-def _check_row(text: str, label: str, where: str, label_where: str = "") -> Row:
+def _check_row(text: str, label: str, where: str, label_where: str) -> Row:
     if not text.strip():
         raise InputError(f"{where}: the text is empty: leave the line out")
     if not label.strip():
-        raise InputError(f"{label_where or where}: the label is empty: name a class")
+        raise InputError(f"{label_where}: the label is empty: name a class")
     return text.strip(), label.strip(), where

@@ -1,7 +1,6 @@
 """Denoising: masks on tokens of a text (BERT, 1810.04805), and gaps in place of spans of tokens (T5, 1910.10683).
 
-Pure functions: what is masked at a step depends on the seed and the step alone, and differs from step to step (RoBERTa,
-1907.11692).
+What is masked depends on the seed and the step alone, and differs from step to step (RoBERTa, 1907.11692).
 
 Shapes: B batch, T tokens, N selected tokens of all rows, V entries of the vocabulary, S source, M target.
 """
@@ -22,15 +21,17 @@ class MaskingPolicy:
     """Selects a fraction of each row to predict (BERT, section 3.1).
 
     Of the selected tokens 80 % become the mask, 10 % a random token, and 10 % stay as they are.
+
+    Attributes:
+        vocab_size: random tokens are drawn below this.
+        word_pieces: (V, 2) from `word_pieces`: select whole words.
+        rate: the fraction of a row that is selected; more predictions a step train faster (2202.08005).
     """
 
     mask_id: int
     vocab_size: int
-    """Random tokens are drawn below this."""
     word_pieces: np.ndarray | None = None
-    """(V, 2) from `word_pieces`: select whole words."""
     rate: float = 0.15
-    """The fraction of a row that is selected; more predictions a step train faster (2202.08005)."""
 
     def __call__(
         self, ids: np.ndarray, maskable: np.ndarray, seed: int, step: int
@@ -42,8 +43,7 @@ class MaskingPolicy:
         """
         T = ids.shape[1]
         order, action, replacement = uniform(seed, step, (3, *ids.shape))
-        rows = [i * T + self.select(ids[i], maskable[i], order[i]) for i in range(len(ids))]
-        positions = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        positions = np.concatenate([i * T + self.select(ids[i], maskable[i], order[i]) for i in range(len(ids))])
         masked, labels = ids.copy().reshape(-1), ids.reshape(-1)[positions]
         action, replacement = action.reshape(-1)[positions], replacement.reshape(-1)[positions]
         new = np.where(action < MASK_FRACTION, self.mask_id, (replacement * self.vocab_size).astype(np.int64))
@@ -95,7 +95,7 @@ def _is_in_word(character: str) -> bool:
 
 
 def word_indices(ids: np.ndarray, maskable: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-    """Return the index of the word that each token belongs to. (T,) -> (T,)"""
+    """Return the index of each token's word: (T,) -> (T,)"""
     rows = np.minimum(ids, len(pieces) - 1)
     is_joined = pieces[rows[1:], 0] & pieces[rows[:-1], 1] & maskable[1:] & maskable[:-1]
     return np.concatenate([[0], np.cumsum(~is_joined)])
@@ -108,14 +108,16 @@ class SpanCorruption:
     text      Thank you for inviting me to your party last week
     source    Thank you <0> me to your party <1> week
     target    <0> for inviting <1> last
+
+    Attributes:
+        rate: the fraction of a window that is removed.
+        mean_length: of the spans.
+        first_sentinel: the id of the first sentinel; the next ones count down.
     """
 
     rate: float
-    """The fraction of a window that is removed."""
     mean_length: float
-    """Of the spans."""
     first_sentinel: int
-    """The id of the first sentinel; the next ones count down."""
 
     def count_removed(self, tokens: int) -> tuple[int, int]:
         """Return how many tokens of a window are removed, and in how many spans."""
@@ -157,4 +159,4 @@ class SpanCorruption:
 def random_partition(total: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Partition `total` into n parts of at least one, uniformly: (n,)"""
     cuts = np.sort(rng.choice(total - 1, n - 1, replace=False)) + 1 if n > 1 else np.zeros(0, np.int64)
-    return np.diff(np.concatenate([[0], cuts, [total]])).astype(np.int64)
+    return np.diff(cuts, prepend=0, append=total).astype(np.int64)

@@ -24,14 +24,11 @@ MAX_DENSE_ENTRIES = 1 << 22  # probabilities of short n-grams that are computed 
 class NGramOrder:
     """The counts of one order: after context i came tokens[starts[i]:starts[i + 1]], as often as `counts` says."""
 
-    contexts: np.ndarray
-    """(C,) codes, sorted."""
-    starts: np.ndarray
-    """(C + 1,)"""
+    contexts: np.ndarray  # (C,) codes, ascending
+    starts: np.ndarray  # (C + 1,)
     tokens: np.ndarray
     counts: np.ndarray
-    discounts: np.ndarray
-    """(4,), for a count of 0, 1, 2, 3 and more."""
+    discounts: np.ndarray  # (4,), for a count of 0, 1, 2, 3 and more
     vocab_size: int
 
     @cached_property
@@ -51,29 +48,23 @@ class NGramOrder:
 
     def is_valid(self) -> bool:
         """Whether the arrays, which may come from a file, are consistent."""
-
-        def is_ascending(values: np.ndarray) -> bool:
-            return bool((np.diff(values) > 0).all())
-
-        starts, n = self.starts, len(self.tokens)
-        if len(starts) != len(self.contexts) + 1 or starts[0] != 0 or starts[-1] != n or len(self.counts) != n:
+        n, discounts = len(self.tokens), self.discounts[np.clip(self.counts, 0, 3)]
+        sizes = len(self.starts) == len(self.contexts) + 1 and len(self.counts) == n
+        if not sizes or self.starts[0] != 0 or self.starts[-1] != n or (np.diff(self.starts) <= 0).any():
             return False
-        if not is_ascending(starts) or not is_ascending(self.contexts):
-            return False
-        discounts = self.discounts[np.minimum(self.counts, 3)]
-        has_tokens = (self.tokens >= 0).all() and (self.tokens < self.vocab_size).all() and is_ascending(self.keys)
-        return bool(
-            has_tokens and (self.counts > 0).all() and (discounts >= 0).all() and (discounts < self.counts).all()
-        )
+        is_ascending = (np.diff(self.contexts) > 0).all() and (np.diff(self.keys) > 0).all()
+        has_tokens = (self.tokens >= 0).all() and (self.tokens < self.vocab_size).all()
+        has_discounts = (discounts >= 0).all() and (discounts < self.counts).all()
+        return bool(is_ascending and has_tokens and has_discounts and (self.counts > 0).all())
 
     def find_entries(self, contexts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Return the index of the count of each token after each context, -1 if there is none: (N,)"""
+        """Return the index of the count of each token after each context, or -1: (N,)"""
         keys = contexts * self.vocab_size + tokens
         entries = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where((contexts >= 0) & (tokens >= 0) & (self.keys[entries] == keys), entries, -1)
 
     def find_contexts(self, codes: np.ndarray, is_full: np.ndarray) -> np.ndarray:
-        """Return the index of each code that is full (long enough), -1 if it was never counted: (N,)"""
+        """Return the index of each context whose code is full (long enough), -1 if it never occurs: (N,)"""
         indices = np.minimum(np.searchsorted(self.contexts, codes), len(self.contexts) - 1)
         return np.where(is_full & (self.contexts[indices] == codes), indices, -1)
 
@@ -82,8 +73,9 @@ class NGramOrder:
     ) -> None:
         """Interpolate this order with the probabilities (N, V) of the shorter ones, in place.
 
-        contexts (N,): the index of each row's context, or -1. own (N,): its next token, of which one occurrence is not
-        counted where it is_left_out (N,).
+        Args:
+            contexts: (N,), the index of each row's context, or -1.
+            own: (N,), its next token, of which one occurrence is not counted where it `is_left_out` (N,).
         """
         rows = np.flatnonzero((contexts >= 0) & (self.totals[contexts] > is_left_out))
         contexts, is_left_out = contexts[rows], is_left_out[rows]
@@ -115,20 +107,17 @@ class NGramCounts:
         return len(self.orders) - 1
 
     def is_valid(self) -> bool:
-        """Whether the arrays, which may come from a file, are consistent."""
         return all(order.is_valid() for order in self.orders)
 
     def probabilities(
         self, ids: np.ndarray, labels: np.ndarray | None = None, positions: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return the probabilities of the next token after each token: (B, T, V) float32.
+        """Return the probabilities of the next token after each of the ids (B, T): (B, T, V) float32.
 
         Args:
-            ids: (B, T).
             labels: (B, T), the actual next tokens, if the rows are part of the counted text: each is left out of its
                 own counts; a label below 0 is not.
-            positions: (B, T), the position of each token in its document, which bounds its context; by default, in its
-                row.
+            positions: (B, T), of each token in its document, which bounds its context; by default, in its row.
         """
         B, T = ids.shape
         n_dense = len(self.dense_tables)
@@ -163,9 +152,7 @@ class NGramCounts:
             order.interpolate(tables[-1], contexts, None, np.zeros(len(codes), bool))
         return tables
 
-    def _left_out(
-        self, contexts: list[np.ndarray], is_full: list[np.ndarray], own: np.ndarray | None
-    ) -> list[np.ndarray]:
+    def _left_out(self, contexts: list, is_full: list, own: np.ndarray | None) -> list[np.ndarray]:
         """Return for each order whether one occurrence of each position's own token is left out: (N,) bool each.
 
         A shorter n-gram loses one only if the longer one disappears (its count was 1), or if the row has no longer
@@ -191,19 +178,14 @@ def count_ngrams(ids: np.ndarray, max_order: int, vocab_size: int) -> NGramCount
     code = np.zeros(len(ids) - max_order, np.int64)
     for back in range(max_order, -1, -1):
         code = code * vocab_size + ids[max_order - back : len(ids) - back]
-    grams, counts = np.unique(code, return_counts=True)
-    orders = [_build_order(grams, counts, vocab_size)]
-    for k in range(max_order - 1, -1, -1):
+    orders, grams = [], code
+    for k in range(max_order, -1, -1):
         grams, counts = np.unique(grams % vocab_size ** (k + 1), return_counts=True)
-        orders.append(_build_order(grams, counts, vocab_size))
+        contexts, starts = np.unique(grams // vocab_size, return_index=True)
+        starts, tokens = np.append(starts, len(grams)).astype(np.int64), (grams % vocab_size).astype(np.int64)
+        discounts = kneser_ney_discounts(counts)
+        orders.append(NGramOrder(contexts, starts, tokens, counts.astype(np.int64), discounts, vocab_size))
     return NGramCounts(tuple(reversed(orders)), vocab_size)
-
-
-def _build_order(grams: np.ndarray, counts: np.ndarray, vocab_size: int) -> NGramOrder:
-    contexts, starts = np.unique(grams // vocab_size, return_index=True)
-    starts = np.append(starts, len(grams)).astype(np.int64)
-    tokens, discounts = (grams % vocab_size).astype(np.int64), kneser_ney_discounts(counts)
-    return NGramOrder(contexts, starts, tokens, counts.astype(np.int64), discounts, vocab_size)
 
 
 def kneser_ney_discounts(counts: np.ndarray) -> np.ndarray:
@@ -220,12 +202,9 @@ def _encode_contexts(
     """Return for each order k the code of the k tokens up to each token, and whether there are so many: (N,) each."""
     B, T = ids.shape
     positions = np.arange(T) if positions is None else positions
-    codes, is_full = [np.zeros(B * T, np.int64)], [np.ones(B * T, bool)]
-    code = np.zeros((B, T), np.int64)
-    for k in range(1, max_order + 1):
-        shifted = np.zeros((B, T), np.int64)
-        shifted[:, k - 1 :] = ids[:, : max(0, T - k + 1)]
-        code = code + shifted * vocab_size ** (k - 1)
-        codes.append(code.reshape(-1))
-        is_full.append(np.broadcast_to(positions >= k - 1, (B, T)).reshape(-1))
-    return codes, is_full
+    codes = [np.zeros((B, T), np.int64)]
+    for k in range(max_order):
+        codes.append(codes[-1].copy())
+        codes[-1][:, k:] += ids[:, : max(0, T - k)] * vocab_size**k
+    is_full = [np.broadcast_to(positions >= k - 1, (B, T)).reshape(-1) for k in range(max_order + 1)]
+    return [code.reshape(-1) for code in codes], is_full

@@ -1,4 +1,4 @@
-"""Pairs of token sequences to batches of similar length. Pure functions: a batch depends on the seed and the step.
+"""Pairs of token sequences to batches of similar length; a batch depends on the seed and the step alone.
 
 The size of a batch is bounded by its cost, rows times the longest side: many short pairs or few long ones. Pairs of
 similar length share a batch, so that there is little padding.
@@ -6,66 +6,35 @@ similar length share a batch, so that there is little padding.
 Shapes: N pairs, B batch, S source, T target.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from functools import cached_property, lru_cache
+from itertools import count, pairwise
 
 import numpy as np
 
 from ...errors import InputError
-from ..tokenizers.build import Tokenizer, build_tokenizer, encode_each
+from ..tokenizers.base import Tokenizer, encode_each
+from ..tokenizers.build import build_tokenizer
 from .batches import IGNORE_INDEX
 from .pairs import Pairs
 
 
 @dataclass(frozen=True, eq=False)
-class RaggedArray:
-    """N rows of ids in one array: row i is ids[starts[i]:starts[i + 1]]."""
-
-    ids: np.ndarray
-    starts: np.ndarray  # (N + 1,)
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[np.ndarray], max_length: int) -> "RaggedArray":
-        """Join the rows, each cut to its first `max_length` ids."""
-        cut = [row[:max_length] for row in rows]
-        starts = np.concatenate([[0], np.cumsum([len(row) for row in cut])]).astype(np.int64)
-        return cls(np.concatenate(cut) if cut else np.zeros(0, np.uint16), starts)
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.starts)
-
-    def pad(self, indices: np.ndarray, prefix: Sequence[int], suffix: Sequence[int], padding: int) -> np.ndarray:
-        """Return some rows, each with ids before and after it, padded on the right: (B, longest) int64."""
-        extra = len(prefix) + len(suffix)
-        padded = np.full((len(indices), int(self.lengths[indices].max()) + extra), padding, np.int64)
-        for row, i in zip(padded, indices):
-            ids = self.ids[self.starts[i] : self.starts[i + 1]]
-            row[: len(ids) + extra] = [*prefix, *ids, *suffix]
-        return padded
-
-
-@dataclass(frozen=True, eq=False)
 class EncodedPairs:
-    """Pairs as ids, without start and end tokens."""
+    """N pairs as ids, without start and end tokens. `cut` of the sides were longer than the context."""
 
-    source: RaggedArray
-    target: RaggedArray
+    source: list[np.ndarray]
+    target: list[np.ndarray]
     cut: int = 0
-    """Sides that were longer than the context and were cut."""
 
     def __len__(self) -> int:
         return len(self.source)
 
-    @property
+    @cached_property
     def widths(self) -> np.ndarray:
         """The cost of each pair: its longer side, with the end token. (N,)"""
-        return np.maximum(self.source.lengths, self.target.lengths) + 1
+        return np.array([max(len(a), len(b)) + 1 for a, b in zip(self.source, self.target)], np.int64)
 
 
 @lru_cache(maxsize=8)
@@ -91,23 +60,18 @@ def encode_pairs(
     selected, sides, n_cut = pairs.split(split), [], 0
     for side, (name, limit) in enumerate(zip(("source", "target"), max_tokens)):
         texts = [pair[side] for pair in selected]
-        rows = encode_each(tokenizers[side], texts, lambda i, name=name: f"the {name} of pair {i + 1:,} of {split}")
+        places = (f"the {name} of pair {i:,} of {split}" for i in count(1))
+        rows = encode_each(tokenizers[side], texts, places)
         too_long = [i for i, row in enumerate(rows) if len(row) > limit]
         if too_long and not cut:
-            text, tokens = texts[too_long[0]], len(rows[too_long[0]])
-            raise InputError(_describe_long_text(text, tokens, limit, name, len(too_long)))
+            n, first = len(too_long), too_long[0]
+            number = f"{n:,} texts of the {name} side are" if n > 1 else f"1 text of the {name} side is"
+            example = f"{len(rows[first]):,} tokens where {limit:,} fit ({texts[first][:40]!r}...)"
+            hint = f"raise --{'encoder' if name == 'source' else 'decoder'}.context, or let them be cut (cut_long)"
+            raise InputError(f"{number} longer than the context, the first with {example}: {hint}")
         n_cut += len(too_long)
-        sides.append(RaggedArray.from_rows(rows, limit))
+        sides.append([row[:limit] for row in rows])
     return EncodedPairs(*sides, n_cut)
-
-
-def _describe_long_text(text: str, tokens: int, limit: int, side: str, count: int) -> str:
-    texts = f"{count:,} texts" if count > 1 else "1 text"
-    stack = "encoder" if side == "source" else "decoder"
-    return (
-        f"{texts} of the {side} side are longer than the context, the first with {tokens:,} tokens where {limit:,} fit "
-        f"({text[:40]!r}...): raise --{stack}.context, or let them be cut (cut_long)"
-    )
 
 
 def batch_bounds(widths: np.ndarray, max_cost: int) -> np.ndarray:
@@ -150,9 +114,18 @@ def collate(
     encoded: EncodedPairs, indices: np.ndarray, start_id: int, end_id: int, source_end_id: int
 ) -> dict[str, np.ndarray]:
     """Build a batch: source (B, S) with its end token and lengths (B,), target (B, T) with its start, labels (B, T)."""
+    sources, targets = [encoded.source[i] for i in indices], [encoded.target[i] for i in indices]
     return {
-        "source": encoded.source.pad(indices, (), (source_end_id,), 0),
-        "lengths": encoded.source.lengths[indices] + 1,
-        "target": encoded.target.pad(indices, (start_id,), (), 0),
-        "labels": encoded.target.pad(indices, (), (end_id,), IGNORE_INDEX),
+        "source": _pad([[*ids, source_end_id] for ids in sources], 0),
+        "lengths": np.array([len(ids) + 1 for ids in sources], np.int64),
+        "target": _pad([[start_id, *ids] for ids in targets], 0),
+        "labels": _pad([[*ids, end_id] for ids in targets], IGNORE_INDEX),
     }
+
+
+def _pad(rows: list[list[int]], padding: int) -> np.ndarray:
+    """Pad rows on the right: (B, longest) int64."""
+    padded = np.full((len(rows), max(map(len, rows))), padding, np.int64)
+    for target, row in zip(padded, rows):
+        target[: len(row)] = row
+    return padded

@@ -13,7 +13,6 @@ If there is no validation split, one is separated by the first side, so that no 
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from ...errors import InputError, suggest
 from ..io.cache import cache_by_files, data_files
 from ..io.checks import parse_json
-from ..io.files import read_lines, suffix
+from ..io.files import read_line_pairs, read_lines, suffix
 from ..io.resolve import resolve
 from ..registry import SETS
 from ..sampling import select_split
@@ -43,13 +42,11 @@ class Pairs:
     """Sources and targets of the splits "train" and "val"."""
 
     splits: dict[str, list[Pair]]
-    sha256: str
-    """Of all pairs in order."""
-    skipped: int = 0
-    """Pairs with a missing side that were left out."""
+    sha256: str  # of all pairs in order
+    skipped: int = 0  # pairs with a missing side that were left out
 
     def split(self, name: str) -> list[Pair]:
-        """Return the pairs of "train", "val" or "all". Raises InputError."""
+        """Return the pairs of "train", "val" or "all"."""
         return select_split(name, {**self.splits, "all": [pair for pairs in self.splits.values() for pair in pairs]})
 
 
@@ -67,9 +64,8 @@ def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, sk
     splits = {name: _complete_pairs(lines, missing) for name, lines in _find_splits(data).items()}
     if missing and not skip_missing:
         count = "1 pair has" if len(missing) == 1 else f"{len(missing):,} pairs have"
-        raise InputError(
-            f"{count} a missing side, the first at {missing[0]}: mend it, or leave such out (skip_missing)"
-        )
+        hint = "complete it, or leave such pairs out (skip_missing)"
+        raise InputError(f"{count} a missing side, the first at {missing[0]}: {hint}")
     if "val" not in splits:
         splits = _separate_validation(splits["train"], val_fraction)
     for name, pairs in splits.items():
@@ -96,10 +92,7 @@ def _separate_validation(pairs: list[Pair], fraction: float) -> dict[str, list[P
     sources = {source for source, _ in pairs}
     ranked = sorted(sources, key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     selected = set(ranked[: max(1, round(fraction * len(sources)))])
-    return {
-        "train": [pair for pair in pairs if pair[0] not in selected],
-        "val": [pair for pair in pairs if pair[0] in selected],
-    }
+    return {name: [p for p in pairs if (p[0] in selected) == is_val] for name, is_val in (("train", 0), ("val", 1))}
 
 
 def _hash_pairs(splits: dict[str, list[Pair]]) -> str:
@@ -119,9 +112,14 @@ def _find_splits(data: str) -> dict[str, Iterable[Line]]:
     if data and path.exists():
         return {"train": _read_file(path)}
     if "," in data:
-        return {"train": _read_two_files(*_check_files([Path(p.strip()).expanduser() for p in data.split(",")], data))}
+        paths = [Path(part.strip()).expanduser() for part in data.split(",")]
+        if len(paths) != 2:
+            raise InputError(f"data '{data}' names {len(paths)} files; pairs need two, line by line")
+        if missing := [path for path in paths if not path.is_file()]:
+            raise InputError(f"data '{data}': there is no file {missing[0]}")
+        return {"train": _read_two_files(*paths)}
     if data == REVERSE:
-        return reverse_pairs()
+        return _reverse_pairs()
     name, _, part = data.partition("/")
     if name in SETS:
         files = resolve(name)
@@ -145,29 +143,16 @@ def _read_folder(files: list[Path], data: str, part: str = "") -> dict[str, Iter
     return splits if part or val is None else splits | {"val": _read_two_files(*val)}
 
 
-def _check_files(paths: list[Path], data: str) -> list[Path]:
-    if len(paths) != 2:
-        raise InputError(f"data '{data}' names {len(paths)} files; pairs need two, line by line")
+def _check_size(*paths: Path) -> None:
     for path in paths:
-        if not path.is_file():
-            raise InputError(f"data '{data}': there is no file {path}")
-    return paths
+        if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB: the pairs are kept in memory, use fewer")
 
 
 def _read_two_files(first: Path, second: Path) -> Iterator[Line]:
-    """Read line by line. Raises InputError with both counts if one file has more lines."""
-    counts = [0, 0]
-    for lines in zip_longest(_read_lines(first), _read_lines(second)):
-        for side, line in enumerate(lines):
-            counts[side] += line is not None
-        if None not in lines:
-            (where, source), (_, target) = lines
-            yield where, source.strip(), target.strip()
-    if counts[0] != counts[1]:
-        raise InputError(
-            f"{first} has {counts[0]:,} lines and {second} has {counts[1]:,}: line n of one must belong to line n of "
-            "the other"
-        )
+    _check_size(first, second)
+    for (where, source), (_, target) in read_line_pairs(first, second, MAX_LINE_BYTES):
+        yield where, source.strip(), target.strip()
 
 
 def _read_file(path: Path) -> Iterator[Line]:
@@ -175,7 +160,8 @@ def _read_file(path: Path) -> Iterator[Line]:
     extension = suffix(path)
     if extension not in (*TABLE_EXTENSIONS, ".jsonl"):
         raise InputError(f"data '{path}': cannot be read as pairs: {EXPECTED}")
-    for where, line in _read_lines(path):
+    _check_size(path)
+    for where, line in read_lines(path, MAX_LINE_BYTES):
         if line.strip():
             source, target, *_ = _json_sides(line, where) if extension == ".jsonl" else [*line.split("\t", 2), ""]
             yield where, source.strip(), target.strip()
@@ -190,14 +176,9 @@ def _json_sides(line: str, where: str) -> list[str]:
     return [*(value.get(name) or "" for name in names), "", ""]
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB: the pairs are kept in memory, use fewer")
-    return read_lines(path, MAX_LINE_BYTES)
-
-
-def reverse_pairs(train: int = 50_000, val: int = 1_000) -> dict[str, Iterable[Line]]:
+def _reverse_pairs() -> dict[str, Iterable[Line]]:
     """Generate strings of 5 to 20 digits and their reversals, always the same ones; no string is in both splits."""
+    train, val = 50_000, 1_000
     words = np.random.Philox(key=0).random_raw((train + 2 * val) * 21).reshape(-1, 21)
     sizes, digits = (words[:, 0] % 16 + 5).tolist(), (words[:, 1:] % 10 + ord("0")).astype(np.uint8)
     texts = list(dict.fromkeys(row.tobytes()[:size].decode() for row, size in zip(digits, sizes)))

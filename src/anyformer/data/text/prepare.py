@@ -10,7 +10,7 @@ Everything is read and written in pieces, so that memory is bounded whatever the
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -20,20 +20,19 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...errors import InputError
+from ...events import report_progress
 from ..io.cache import build_directory, cache_dir, file_stamps
 from ..io.files import open_data
 from ..io.resolve import resolve
 from ..sampling import select_split
 from ..tokenizers import build as tok
+from ..tokenizers.base import dtype_for, encode_each
 from .read import Piece, decode_piece, read_pieces, text_format
 
 FORMAT = 1  # increment when what is stored, or where text is cut, changes
 BLOCK = 256 << 10  # bytes of a piece: tables and temporary arrays of larger pieces do not fit into the CPU cache
-SUBWORD_BLOCK = (
-    64 << 10
-)  # bytes of a piece for the tokenizers library, which needs some hundred bytes of memory a token
+SUBWORD_BLOCK = 64 << 10  # for the tokenizers library, which needs some hundred bytes of memory a token
 BATCH_BYTES = 4 << 20  # encoded at a time, so that every core has pieces to work on
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,37 +60,26 @@ class Corpus:
         return self.tokenizer.end_id
 
 
-def prepare_corpus(
-    data: str,
-    tokenizer: str = "char",
-    vocab_size: int = 1024,
-    val_fraction: float = 0.1,
-    progress: Progress | None = None,
-) -> Corpus:
+def prepare_corpus(data: str, tokenizer: str = "char", vocab_size: int = 1024, val_fraction: float = 0.1) -> Corpus:
     """Return the tokens of a file, a folder or a named set, from the cache if it has them. Raises InputError.
 
     Args:
         tokenizer: char, byte, bpe (trained on the data, with `vocab_size` ids) or the path of a tokenizer.json.
         val_fraction: the fraction of the tokens, at the end, that is for validation.
-        progress: is called as `progress(what, done, total)`, in bytes.
     """
-    files = _open_files(data, progress)
-    if tokenizer == "bpe":
-        tok.check_vocab_size(vocab_size)
+    files = _Files(data)
+    check_val_fraction(val_fraction)
     if tokenizer not in tok.KINDS:
         loaded = tok.load_tokenizer(Path(tokenizer))
-        return replace(_prepare(files, lambda: loaded, _identity(loaded), val_fraction), tokenizer=loaded)
-    texts = partial(_read_texts, files, SUBWORD_BLOCK if tokenizer == "bpe" else BLOCK)
+        # Token ids depend on the vocabulary, and on the end-of-text id, which extra files may change.
+        identity = loaded.to_json() + (f"end {loaded.end_id}" if loaded.extra_files else "")
+        return replace(_prepare(files, lambda: loaded, identity, val_fraction), tokenizer=loaded)
+    if tokenizer == "bpe":
+        tok.check_vocab_size(vocab_size)
     identity = f"bpe {vocab_size}" if tokenizer == "bpe" else tokenizer
-    return _prepare(files, partial(tok.build_tokenizer, tokenizer, texts, vocab_size), identity, val_fraction)
-
-
-def encode_corpus(
-    data: str, tokenizer: tok.Tokenizer, val_fraction: float = 0.1, progress: Progress | None = None
-) -> Corpus:
-    """Prepare data with an existing tokenizer, such as that of a run. Shares the cache with `prepare_corpus`."""
-    corpus = _prepare(_open_files(data, progress), lambda: tokenizer, _identity(tokenizer), val_fraction)
-    return replace(corpus, tokenizer=tokenizer)  # the cache stores the vocabulary without its extra files
+    size = SUBWORD_BLOCK if tokenizer == "bpe" else BLOCK
+    make = partial(tok.build_tokenizer, tokenizer, partial(files.read_texts, size), vocab_size)
+    return _prepare(files, make, identity, val_fraction)
 
 
 def check_val_fraction(val_fraction: float) -> None:
@@ -100,31 +88,37 @@ def check_val_fraction(val_fraction: float) -> None:
         raise InputError(f"a validation fraction of {val_fraction} leaves nothing to train on: 0 <= fraction < 1")
 
 
-def _identity(tokenizer: tok.Tokenizer) -> str:
-    """Return all that token ids depend on: the vocabulary and the end-of-text id, which extra files may change."""
-    return tokenizer.to_json() + (f"end {tokenizer.end_id}" if tokenizer.extra_files else "")
-
-
-@dataclass(frozen=True)
 class _Files:
-    paths: Sequence[Path]
-    name: str  # as the user wrote it
-    progress: Progress | None
-    n_bytes: int
+    """The files that `data` names."""
 
-    def report(self, what: str, done: int) -> None:
-        if self.progress:  # compressed files hold more bytes than their size
-            self.progress(what, min(done, self.n_bytes), self.n_bytes)
+    def __init__(self, data: str):
+        self.name, self.paths = data, resolve(data)
+        self.n_bytes = sum(path.stat().st_size for path in self.paths)
 
+    def report(self, task: str, done: int) -> None:
+        report_progress(task, min(done, self.n_bytes), self.n_bytes)  # compressed files hold more than their size
 
-def _open_files(data: str, progress: Progress | None) -> _Files:
-    paths = resolve(data)
-    return _Files(paths, data, progress, sum(path.stat().st_size for path in paths))
+    def read_texts(self, size: int) -> Iterator[str]:
+        done = 0
+        for piece in read_pieces(self.paths, size):
+            self.report("reading", done := done + len(piece.data))
+            yield decode_piece(piece)
+
+    def sha256(self) -> str:
+        """Hash the contents and formats of the files."""
+        digest, done = hashlib.sha256(), 0
+        for path in self.paths:
+            kind = text_format(path) + (".gz" if path.suffix.lower() == ".gz" else "")
+            digest.update(f"{kind} {path.stat().st_size}\n".encode())
+            with open_data(path, decompress=False) as file:
+                while block := file.read(BLOCK):
+                    digest.update(block)
+                    self.report("checking", done := done + len(block))
+        return digest.hexdigest()
 
 
 def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, val_fraction: float) -> Corpus:
-    check_val_fraction(val_fraction)
-    stamps, sha256 = file_stamps(files.paths), _hash_files(files)
+    stamps, sha256 = file_stamps(files.paths), files.sha256()
     content = hashlib.sha256(f"{FORMAT}\n{sha256}\n{identity}".encode()).hexdigest()
     folder = cache_dir() / "tokens" / content
     cached = _read_cache(folder)
@@ -142,19 +136,6 @@ def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, va
     return Corpus(tokens, tokenizer, n_train, content, meta)
 
 
-def _hash_files(files: _Files) -> str:
-    """Return a SHA-256 over the files' contents and formats."""
-    digest, done = hashlib.sha256(), 0
-    for path in files.paths:
-        kind = text_format(path) + (".gz" if path.suffix.lower() == ".gz" else "")
-        digest.update(f"{kind} {path.stat().st_size}\n".encode())
-        with open_data(path, decompress=False) as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-                files.report("checking", done := done + len(block))
-    return digest.hexdigest()
-
-
 def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]] | None:
     """Open a folder of the cache; None if it does not exist or its parts do not agree."""
     try:
@@ -169,7 +150,7 @@ def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]]
 
 def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
     """Write tokens.bin, tokenizer.json and meta.json into an empty folder."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32).newbyteorder("<")
+    dtype = np.dtype(dtype_for(tokenizer.vocab_size)).newbyteorder("<")
     with open(folder / "tokens.bin", "wb") as file:  # not a memmap, whose pages count as memory of this process
         counts = _encode(files, tokenizer, file, dtype)
         file.flush()
@@ -183,9 +164,11 @@ def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -
 def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.dtype) -> dict[str, int]:
     n_tokens, n_bytes, n_documents, starts_document = 0, 0, 0, True
     separator = [] if tokenizer.end_id is None else [tokenizer.end_id]
-    size = BLOCK if isinstance(tokenizer, tok.Characters | tok.Bytes) else SUBWORD_BLOCK
-    for batch in _batch_pieces(read_pieces(files.paths, size)):
-        for piece, ids in zip(batch, _encode_pieces(tokenizer, batch), strict=True):
+    is_bytes, is_table = isinstance(tokenizer, tok.Bytes), isinstance(tokenizer, tok.Characters | tok.Bytes)
+    for batch in _batch_pieces(read_pieces(files.paths, BLOCK if is_table else SUBWORD_BLOCK)):
+        texts: list[Any] = [piece.data if is_bytes else decode_piece(piece) for piece in batch]
+        places = (f"{piece.source}, byte {piece.start}" for piece in batch)
+        for piece, ids in zip(batch, encode_each(tokenizer, texts, places), strict=True):
             if starts_document:
                 if n_documents:  # between documents, so that a single document has none
                     n_tokens += file.write(np.array(separator, dtype).tobytes()) // dtype.itemsize
@@ -195,11 +178,6 @@ def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.d
             starts_document = piece.last
         files.report("encoding", n_bytes)
     return {"n_tokens": n_tokens, "n_bytes": n_bytes, "n_documents": n_documents}
-
-
-def _encode_pieces(tokenizer: tok.Tokenizer, batch: list[Piece]) -> list[np.ndarray]:
-    texts: list[Any] = [piece.data if isinstance(tokenizer, tok.Bytes) else decode_piece(piece) for piece in batch]
-    return tok.encode_each(tokenizer, texts, lambda index: batch[index].where)
 
 
 def _batch_pieces(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -213,10 +191,3 @@ def _batch_pieces(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _read_texts(files: _Files, size: int) -> Iterator[str]:
-    done = 0
-    for piece in read_pieces(files.paths, size):
-        files.report("reading", done := done + len(piece.data))
-        yield decode_piece(piece)

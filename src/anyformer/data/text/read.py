@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ...errors import InputError
 from ..io.checks import parse_json
-from ..io.files import MAX_LINE_BYTES, import_optional, open_data, suffix
+from ..io.files import MAX_LINE_BYTES, import_optional, open_data, read_lines, suffix
 
 TEXT_EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")  # each also with .gz added
 PIECE_BYTES = 4 << 20
@@ -30,7 +30,6 @@ CUTS = (
     re.compile(rb".*[\x21-\x7e\x80-\xff]" + NOT_AFTER_SPACE + rb"(?=\r?\n)", re.DOTALL),
     re.compile(rb".*[0-9A-Za-z](?= [0-9A-Za-z])", re.DOTALL),  # no line breaks: between two words
 )
-EXPECTED_LINE = 'each line must be an object such as {"text": "..."}'
 
 
 class Piece(NamedTuple):
@@ -40,11 +39,6 @@ class Piece(NamedTuple):
     last: bool
     source: str  # the file, and the line or row in it where a file holds many documents
     start: int  # byte offset of this piece in its document
-
-    @property
-    def where(self) -> str:
-        """The place of this piece for a message: "novel.txt, byte 4194304"."""
-        return f"{self.source}, byte {self.start}"
 
 
 def text_format(path: Path) -> str:
@@ -70,31 +64,28 @@ def read_pieces(paths: Sequence[Path], size: int = PIECE_BYTES) -> Iterator[Piec
 
 
 def decode_piece(piece: Piece) -> str:
-    """Decode a piece. Raises InputError with the byte that is not UTF-8, its offset and what to do."""
+    """Decode a piece. Raises InputError with the byte that is not UTF-8 and its offset."""
     try:
         return piece.data.decode("utf-8")
     except UnicodeDecodeError as error:
-        byte = piece.data[error.start]
         line = "" if piece.start > len(BOM) else f" (line {piece.data.count(10, 0, error.start) + 1})"
-        raise InputError(
-            f"{piece.source}: byte 0x{byte:02X} at offset {piece.start + error.start}{line} is not UTF-8: "
-            "save it as UTF-8, or use --tokenizer byte"
-        ) from None
+        place = f"byte 0x{piece.data[error.start]:02X} at offset {piece.start + error.start}{line}"
+        hint = "save it as UTF-8, or use --tokenizer byte"
+        raise InputError(f"{piece.source}: {place} is not UTF-8: {hint}") from None
 
 
 def _read_file(path: Path, size: int) -> Iterator[Piece]:
-    with open_data(path) as file:
-        match text_format(path):
-            case ".jsonl":
-                yield from _read_jsonl(file, path, size)
-            case ".parquet":
-                yield from _read_parquet(file, path, size)
-            case _:
-                yield from _read_document(file, str(path), size, _skip_bom(file))
-
-
-def _skip_bom(file: Any) -> int:
-    return len(BOM) if file.read(len(BOM)) == BOM else file.seek(0)
+    match text_format(path):
+        case ".jsonl":
+            for source, line in read_lines(path, MAX_LINE_BYTES):
+                if line.strip():
+                    yield from _read_value(source, _parse_text_field(line, source), size)
+        case ".parquet":
+            yield from _read_parquet(path, size)
+        case _:
+            with open_data(path) as file:
+                start = len(BOM) if file.read(len(BOM)) == BOM else file.seek(0)
+                yield from _read_document(file, str(path), size, start)
 
 
 def _read_document(file: Any, source: str, size: int, start: int = 0) -> Iterator[Piece]:
@@ -118,10 +109,8 @@ def _find_cut(buffer: bytes, size: int) -> int:
     for pattern in CUTS:
         if match := pattern.match(buffer, 0, size):
             return match.end()
-    for end in range(size, size - 4, -1):
-        if buffer[end] & 0xC0 != 0x80:  # a character starts here
-            return end
-    return size  # not UTF-8 in any case
+    starts = (end for end in range(size, size - 4, -1) if buffer[end] & 0xC0 != 0x80)  # where a character starts
+    return next(starts, size)  # not UTF-8 in any case
 
 
 def _read_value(source: str, text: Any, size: int) -> Iterator[Piece]:
@@ -131,48 +120,32 @@ def _read_value(source: str, text: Any, size: int) -> Iterator[Piece]:
     try:
         return _read_document(io.BytesIO(text.encode("utf-8")), source, size)
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{source}: 'text' holds half a surrogate pair at character {error.start}: write it whole"
-        ) from None
+        problem = f"'text' holds half a surrogate pair at character {error.start}"
+        raise InputError(f"{source}: {problem}: write both halves") from None
 
 
-def _read_jsonl(file: Any, path: Path, size: int) -> Iterator[Piece]:
-    _skip_bom(file)
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        source = f"{path}, line {number}"
-        if len(line) > MAX_LINE_BYTES:
-            raise InputError(f"{source}: longer than {MAX_LINE_BYTES >> 20} MiB: put one document on each line")
-        if line.strip():
-            yield from _read_value(source, _parse_text_field(line, source), size)
-
-
-def _parse_text_field(line: bytes, source: str) -> Any:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{line[error.start]:02X} at offset {error.start}"
-        raise InputError(f"{source}: {byte} is not UTF-8: save it as UTF-8") from None
-    value = parse_json(text, source, hint=f": {EXPECTED_LINE}")
+def _parse_text_field(line: str, source: str) -> Any:
+    expected = 'each line must be an object such as {"text": "..."}'
+    value = parse_json(line, source, hint=f": {expected}")
     if "text" not in value:
         names = ", ".join(map(repr, list(value)[:5])) or "nothing"
-        raise InputError(f"{source}: no field 'text' (has {names}): {EXPECTED_LINE}")
+        raise InputError(f"{source}: no field 'text' (has {names}): {expected}")
     return value["text"]
 
 
-def _read_parquet(file: Any, path: Path, size: int) -> Iterator[Piece]:
+def _read_parquet(path: Path, size: int) -> Iterator[Piece]:
     message = f'{path}: a .parquet file needs pyarrow: pip install "anyformer[parquet]"'
     pyarrow, parquet = import_optional("pyarrow", message), import_optional("pyarrow.parquet", message)
     row = 0
     try:
-        table = parquet.ParquetFile(file, buffer_size=1 << 20)  # unbuffered, a whole column chunk would be in memory
-        names = table.schema_arrow.names
-        if "text" not in names:
-            raise InputError(f"{path}: no column 'text' (has {', '.join(names)}): rename the one with the text")
-        for rows in table.iter_batches(batch_size=256, columns=["text"]):
-            for text in rows.column(0).to_pylist():
-                yield from _read_value(f"{path}, row {row}", text, size)
-                row += 1
+        with open_data(path) as file:
+            table = parquet.ParquetFile(file, buffer_size=1 << 20)  # unbuffered, a column chunk would be in memory
+            names = table.schema_arrow.names
+            if "text" not in names:
+                raise InputError(f"{path}: no column 'text' (has {', '.join(names)}): rename the one with the text")
+            for rows in table.iter_batches(batch_size=256, columns=["text"]):
+                for text in rows.column(0).to_pylist():
+                    yield from _read_value(f"{path}, row {row}", text, size)
+                    row += 1
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: damaged parquet file ({str(error).splitlines()[0]})") from None

@@ -7,7 +7,7 @@ of its `tokenizer.json`, so that any tool reads the same ids from the file.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,14 +21,17 @@ CODE_POINTS = 0x110000
 
 
 class Tokenizer:
-    """Text to ids and back. Ids are uint16 where they fit, else uint32."""
+    """Text to ids and back. Ids are uint16 where they fit, else uint32.
+
+    Attributes:
+        end_id: the id that ends a text and separates documents; None if there is none.
+        extra_files: files to save beside tokenizer.json, name -> text, so that the same tokenizer is loaded again.
+    """
 
     kind: str
     vocab_size: int
     end_id: int | None
-    """The id that ends a text and separates documents; None if there is none."""
     extra_files: Mapping[str, str] = MappingProxyType({})
-    """Files to save beside tokenizer.json, name -> text, so that the same tokenizer is loaded again."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -40,7 +43,6 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[Any]) -> list[np.ndarray]:
-        """Return the ids of each text by itself."""
         return [self.encode(text) for text in texts]
 
     def encode_with_bos_eos(self, text: Any) -> np.ndarray:
@@ -77,7 +79,6 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json under a temporary name and rename it, so that no partial file is ever visible."""
-        path = Path(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(self.to_json())
@@ -102,28 +103,24 @@ class Characters(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         ids = self._ids[code_points(text)]
-        if (ids == self.end_id).any():
-            self._refuse(text, ids)
+        is_unknown = ids == self.end_id
+        if is_unknown.any():
+            indices = np.flatnonzero(is_unknown)
+            unknown = list(dict.fromkeys(text[i] for i in indices[:1000]))
+            names = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
+            problem = f"the vocabulary of {self.end_id} characters has no {names} (first at character {indices[0]})"
+            raise InputError(f"{problem}: leave it out, or train with --tokenizer byte or bpe, which take anything")
         return ids
-
-    def _refuse(self, text: str, ids: np.ndarray) -> None:
-        indices = np.flatnonzero(ids == self.end_id)
-        unknown = list(dict.fromkeys(text[i] for i in indices[:1000]))
-        names = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
-        raise InputError(
-            f"the vocabulary of {self.end_id} characters has no {names} (first at character {indices[0]}): "
-            "leave it out, or train with --tokenizer byte or bpe, which take anything"
-        )
 
     def token_to_id(self, token: str) -> int | None:
         is_character = len(token) == 1 and int(self._ids[ord(token)]) != self.end_id
         return int(self._ids[ord(token)]) if is_character else super().token_to_id(token)
 
     def decode(self, ids: Any) -> str:
-        return self._codes[valid_ids(ids, len(self.characters))].tobytes().decode("utf-32-le")
+        return self._codes[valid_ids(ids, self.vocab_size - 1)].tobytes().decode("utf-32-le")
 
     def count_bytes(self, ids: Any) -> int:
-        return int(self._lengths[valid_ids(ids, len(self.characters))].sum())
+        return int(self._lengths[valid_ids(ids, self.vocab_size - 1)].sum())
 
     def to_json(self) -> str:
         # Split at every character, look each up, join them.
@@ -158,10 +155,8 @@ class Bytes(Tokenizer):
 
 
 def ids_json(vocab_size: int) -> str:
-    """Return a tokenizer.json for the numbers themselves, "12 7 3", for a model without a tokenizer. Nothing ends a
-    text."""
-    vocab = {str(i): i for i in range(vocab_size)}
-    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    """Return a tokenizer.json for numbers, "12 7 3", for a model without a tokenizer. Nothing ends a text."""
+    model = {"type": "WordLevel", "vocab": {str(i): i for i in range(vocab_size)}, "unk_token": "<unk>"}
     return json.dumps(json.loads(_tokenizer_json(model, {"type": "WhitespaceSplit"}, None)) | {"added_tokens": []})
 
 
@@ -177,8 +172,7 @@ def _tokenizer_json(model: dict, pre_tokenizer: dict, decoder: dict | None) -> s
     end = {"id": len(model["vocab"]), "content": END} | flags | {"special": True}
     fields: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [end]}
     fields |= {"normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": None}
-    fields |= {"decoder": decoder, "model": model}
-    return json.dumps(fields, ensure_ascii=False, indent=2)
+    return json.dumps(fields | {"decoder": decoder, "model": model}, ensure_ascii=False, indent=2)
 
 
 def is_equal_json(ours: Any, theirs: Any) -> bool:
@@ -189,16 +183,16 @@ def is_equal_json(ours: Any, theirs: Any) -> bool:
     return is_off and all(k in theirs and is_equal_json(v, theirs[k]) for k, v in ours.items())
 
 
-def encode_each(tokenizer: Tokenizer, texts: Sequence[Any], where: Callable[[int], str]) -> list[np.ndarray]:
-    """Encode a batch. Raises InputError with `where(index)`, the place of the text that cannot be encoded."""
+def encode_each(tokenizer: Tokenizer, texts: Sequence[Any], places: Iterable[str]) -> list[np.ndarray]:
+    """Encode a batch. Raises InputError with the place of the text that cannot be encoded."""
     try:
         return tokenizer.encode_batch(texts)
     except InputError:
-        for index, text in enumerate(texts):  # again one by one, to find the place
+        for text, place in zip(texts, places):  # again one by one, to find the place
             try:
                 tokenizer.encode(text)
             except InputError as error:
-                raise InputError(f"{where(index)}: {error}") from None
+                raise InputError(f"{place}: {error}") from None
         raise
 
 

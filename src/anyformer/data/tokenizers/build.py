@@ -4,6 +4,7 @@ Every tokenizer is saved as a `tokenizer.json` in the layout of the `tokenizers`
 same ids from it; metadata of a checkpoint is saved in files beside it.
 """
 
+import contextvars
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,25 +15,14 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ...errors import InputError, suggest
+from ..io.checks import read_text
 from ..io.gguf_file import GGUFFile, is_gguf_file
-from .base import (
-    CODE_POINTS,
-    END,
-    Bytes,
-    Characters,
-    Tokenizer,
-    byte_alphabet,
-    code_points,
-    encode_each,
-    ids_json,
-    is_equal_json,
-)
+from .base import CODE_POINTS, END, Bytes, Characters, Tokenizer, byte_alphabet, code_points, is_equal_json
 from .gguf_vocabulary import convert_from_gguf
 from .special_tokens import read_metadata_files
 from .subwords import Subwords
 from .vocabularies import convert_folder
 
-__all__ = ["END", "Bytes", "Characters", "Subwords", "Tokenizer", "encode_each", "ids_json"]  # and what is defined here
 KINDS = ("char", "byte", "bpe")
 TOKENIZER_FILE = "tokenizer.json"
 MAX_FILE_BYTES = 512 << 20
@@ -89,7 +79,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     options: dict[str, Any] = {"initial_alphabet": list(byte_alphabet()), "special_tokens": [END]}
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options)
+    # The library reads the texts in a thread of its own, where nothing would listen to their progress.
+    context, iterator = contextvars.copy_context(), iter(texts)
+    bpe.train_from_iterator(iter(lambda: context.run(next, iterator, None), None), trainer)
     return Subwords(bpe.to_str())
 
 
@@ -98,7 +91,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     A file that Characters or Bytes wrote is loaded as these. Raises InputError for a bad file.
     """
-    path = Path(path)
     if path.is_dir() and not (path / TOKENIZER_FILE).is_file():
         metadata = read_metadata_files(path)
         return Subwords(convert_folder(path, metadata), metadata, f"{path}/")
@@ -109,14 +101,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise InputError(f"tokenizer '{path}': {hint}")
     if is_gguf_file(path):
         return tokenizer_from_files(convert_from_gguf(GGUFFile(path).metadata, str(path)), path)
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, which no tokenizer.json is")
     metadata = read_metadata_files(path.parent) if path.name == TOKENIZER_FILE else {}
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from None
-    return tokenizer_from_files({**metadata, TOKENIZER_FILE: text}, path)
+    return tokenizer_from_files({**metadata, TOKENIZER_FILE: read_text(path, MAX_FILE_BYTES)}, path)
 
 
 def tokenizer_from_files(files: Mapping[str, str], path: Path = Path(TOKENIZER_FILE)) -> Tokenizer:

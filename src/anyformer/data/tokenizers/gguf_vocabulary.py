@@ -11,12 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 
 from ...errors import InputError, suggest
 from .base import Tokenizer
 from .special_tokens import TokenizerMetadata, parse_metadata
-from .vocabularies import MAX_TOKEN_LENGTH, MAX_TOKENS, build_bpe, build_byte_level_bpe, check_vocab
+from .vocabularies import (
+    MAX_TOKEN_LENGTH,
+    MAX_TOKENS,
+    add_special_tokens,
+    build_bpe,
+    build_byte_level_bpe,
+    check_vocab,
+    split_merge,
+)
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 SPECIAL_ROLES = ("bos", "eos", "eot", "eom")  # eot and eom end a turn and a message
@@ -51,30 +59,27 @@ def convert_from_gguf(metadata: Mapping[str, Any], where: str = "the GGUF file")
         InputError: the metadata are malformed or of an unknown kind.
     """
     values = {name.removeprefix(PREFIX): value for name, value in metadata.items()}
-    template = metadata.get(CHAT_TEMPLATE)
     if isinstance(text := metadata.get(TOKENIZER_JSON), str):
         tokens = get_list(values, "tokens", str, where) if "tokens" in values else []
-        return {"tokenizer.json": text} | read_special_tokens(values, template, tokens, where).to_files()
+        return {"tokenizer.json": text} | read_special_tokens(metadata, values, tokens, where).to_files()
     builders = {"gpt2": build_gpt2, "llama": build_sentencepiece}
     if not isinstance(model := values.get("model"), str) or model not in builders:
         raise InputError(f"{where}: tokenizer.ggml.model is {model!r}: {suggest(str(model), builders)}")
     tokens = get_list(values, "tokens", str, where)
     if any(len(token) > MAX_TOKEN_LENGTH for token in tokens):
         raise InputError(f"{where}: a token has more than {MAX_TOKEN_LENGTH} characters")
-    vocab = check_vocab({token: i for i, token in enumerate(tokens)}, where)
-    if len(vocab) != len(tokens):
-        twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
-        raise InputError(f"{where}: tokenizer.ggml.tokens has {twice!r} twice")
-    types = [NORMAL] * len(tokens)
+    vocab, types = check_vocab({token: i for i, token in enumerate(tokens)}, where), [NORMAL] * len(tokens)
+    if twice := [token for i, token in enumerate(tokens) if vocab[token] != i]:
+        raise InputError(f"{where}: tokenizer.ggml.tokens has {twice[0]!r} twice")
     if "token_type" in values:
         types = get_list(values, "token_type", int, where, len(tokens))
     tokenizer = builders[model](vocab, types, values, where)
-    special = {i: token for token, i in vocab.items() if types[i] == CONTROL}
-    special |= {i: tokens[i] for i in get_special_ids(values, len(tokens), where).values()}
-    tokenizer.add_special_tokens([AddedToken(special[i], special=True, normalized=False) for i in sorted(special)])
+    special = {*get_special_ids(values, len(tokens), where).values()}
+    special |= {i for i, kind in enumerate(types) if kind == CONTROL}
+    add_special_tokens(tokenizer, [tokens[i] for i in sorted(special)])
     user_defined = [token for token, i in vocab.items() if types[i] == USER_DEFINED and i not in special]
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in user_defined])
-    special_tokens = read_special_tokens(values, template, tokens, where)
+    special_tokens = read_special_tokens(metadata, values, tokens, where)
     add_bos_and_eos(tokenizer, values, special_tokens.names)
     return {"tokenizer.json": tokenizer.to_str()} | special_tokens.to_files()
 
@@ -98,26 +103,19 @@ def get_special_ids(values: Mapping[str, Any], n_tokens: int, where: str) -> dic
 
 
 def read_special_tokens(
-    values: Mapping[str, Any], template: Any, tokens: Sequence[str], where: str
+    metadata: Mapping[str, Any], values: Mapping[str, Any], tokens: Sequence[str], where: str
 ) -> TokenizerMetadata:
-    ids = get_special_ids(values, len(tokens), where)
+    ids, template = get_special_ids(values, len(tokens), where), metadata.get(CHAT_TEMPLATE)
     names = {f"{role}_token": tokens[i] for role, i in ids.items() if role in ("bos", "eos")}
     end_ids = tuple(dict.fromkeys(ids[role] for role in SPECIAL_ROLES[1:] if role in ids))
     return TokenizerMetadata(ids.get("bos"), end_ids, names, {}, template if isinstance(template, str) else None)
 
 
-def build_gpt2(
-    vocab: dict[str, int], types: Sequence[int], values: Mapping[str, Any], where: str
-) -> tokenizers.Tokenizer:
+def build_gpt2(vocab: dict[str, int], types: Sequence[int], values: Mapping[str, Any], where: str) -> Any:
     name = values.get("pre", "default")
     if not isinstance(name, str) or name not in PRETOKENIZERS:
         raise InputError(f"{where}: tokenizer.ggml.pre {name!r} is unknown: {suggest(str(name), PRETOKENIZERS)}")
-    merges = []
-    for line in get_list(values, "merges", str, where):
-        left, space, right = line.partition(" ")
-        if not (left and space and right):
-            raise InputError(f"{where}: tokenizer.ggml.merges has {line[:40]!r}, which is not two tokens and a space")
-        merges.append((left, right))
+    merges = [split_merge(m, f"{where}: tokenizer.ggml.merges") for m in get_list(values, "merges", str, where)]
     tokenizer = build_byte_level_bpe(vocab, merges, where, ignore_merges=name == "llama-bpe")
     set_pretokenizer(tokenizer, name)
     return tokenizer
@@ -133,9 +131,7 @@ def set_pretokenizer(tokenizer: tokenizers.Tokenizer, name: str) -> None:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
 
 
-def build_sentencepiece(
-    vocab: dict[str, int], types: Sequence[int], values: Mapping[str, Any], where: str
-) -> tokenizers.Tokenizer:
+def build_sentencepiece(vocab: dict[str, int], types: Sequence[int], values: Mapping[str, Any], where: str) -> Any:
     scores = get_list(values, "scores", float, where, len(vocab))
     mergeable = {token for token, i in vocab.items() if types[i] not in (UNKNOWN, CONTROL, BYTE)}
     pairs = [
@@ -148,12 +144,10 @@ def build_sentencepiece(
     unknown = next((token for token, i in vocab.items() if types[i] == UNKNOWN), None)
     merges = [(left, right) for *_, left, right in sorted(pairs)]
     tokenizer = build_bpe(vocab, merges, where, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    normalizer = [normalizers.Replace(" ", SPACE)]
-    decoder = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if values.get("add_space_prefix", True):
-        normalizer.insert(0, normalizers.Prepend(SPACE))
-        decoder.append(decoders.Strip(" ", 1, 0))
-    tokenizer.normalizer = normalizers.Sequence(normalizer)
+    has_prefix = values.get("add_space_prefix", True)
+    prepend, strip = ([normalizers.Prepend(SPACE)], [decoders.Strip(" ", 1, 0)]) if has_prefix else ([], [])
+    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", SPACE)])
+    decoder = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     tokenizer.decoder = decoders.Sequence(decoder)
     return tokenizer
 
@@ -191,31 +185,41 @@ def convert_to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     is_words = model["type"] == "WordLevel"
     if is_words and (content["pre_tokenizer"] or {}).get("type") == "WhitespaceSplit":
         return {}
-    values: dict[str, Any]
-    if model["type"] == "BPE" and "ByteLevel" in json.dumps(content["decoder"]):
-        values = convert_byte_level(content)
-    elif model["type"] == "BPE":
-        values = convert_sentencepiece(content)
-    elif is_words:
-        values = {"model": "llama", "add_space_prefix": False}
-    else:
-        raise InputError(f"GGUF has no name for a tokenizer of the type {model['type']}")
+    values = describe_model(content)
     by_id = {i: token for token, i in public.get_vocab(with_added_tokens=True).items() if i < vocab_size}
     if is_words:  # single characters, among which llama.cpp expects SentencePiece's space
         by_id = {i: SPACE if token == " " else token for i, token in by_id.items()}
     tokens, types = [by_id.get(i, f"[PAD{i}]") for i in range(vocab_size)], get_token_types(content)
     values["tokens"] = tokens
     values["token_type"] = [types.get(token, NORMAL) if i in by_id else UNUSED for i, token in enumerate(tokens)]
-    if values["model"] == "llama":
-        values["scores"] = compute_scores(model, tokens)
+    if values["model"] == "llama":  # the earlier the first merge that makes a token, the higher its score
+        ranks: dict[str, int] = {}
+        for rank, merge in enumerate(model.get("merges", [])):
+            ranks.setdefault("".join(merge), rank)
+        values["scores"] = [-float(ranks[token]) if token in ranks else NO_MERGE_SCORE for token in tokens]
     metadata = {f"{PREFIX}{name}": value for name, value in (values | find_special_ids(tokenizer)).items()}
     template = parse_metadata(tokenizer.extra_files).template
     return metadata | ({} if template is None else {CHAT_TEMPLATE: template}) | {TOKENIZER_JSON: text}
 
 
-def convert_byte_level(content: Mapping[str, Any]) -> dict[str, Any]:
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
-    return {"model": "gpt2", "pre": find_pretokenizer(content), "merges": merges or [DUMMY_MERGE]}
+def describe_model(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the kind of a tokenizer in GGUF's words. Raises InputError."""
+    model, normalizer = content["model"], content["normalizer"] or {}
+    pre_tokenizer = content["pre_tokenizer"] or {}
+    if model["type"] == "WordLevel":
+        return {"model": "llama", "add_space_prefix": False}
+    if model["type"] != "BPE":
+        raise InputError(f"GGUF has no name for a tokenizer of the type {model['type']}")
+    if "ByteLevel" in json.dumps(content["decoder"]):
+        merges = [" ".join(merge) for merge in model["merges"]]
+        return {"model": "gpt2", "pre": find_pretokenizer(content), "merges": merges or [DUMMY_MERGE]}
+    # Spaces are replaced by the normalizer in old files, by the pre-tokenizer in new ones.
+    steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer])]
+    if not pre_tokenizer and steps in (["Replace"], ["Prepend", "Replace"]):
+        return {"model": "llama", "add_space_prefix": "Prepend" in steps}
+    if not normalizer and pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("split") is False:
+        return {"model": "llama", "add_space_prefix": pre_tokenizer["prepend_scheme"] != "never"}
+    raise InputError("GGUF has no name for a BPE that is neither byte-level nor SentencePiece's")
 
 
 def find_pretokenizer(content: Mapping[str, Any]) -> str:
@@ -223,17 +227,14 @@ def find_pretokenizer(content: Mapping[str, Any]) -> str:
     if not content["model"]["merges"]:
         return "gpt-2"
     names = [name for name in PRETOKENIZERS if name != "default"]
-    for name in names:
-        tokenizer = build_byte_level_bpe({}, [], "")
+    candidates = [build_byte_level_bpe({}, [], "") for _ in names]
+    for name, tokenizer in zip(names, candidates):
         set_pretokenizer(tokenizer, name)
+    digits = build_byte_level_bpe({}, [], "")  # another way to write what "smollm" does
+    digits.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), digits.pre_tokenizer])
+    for name, tokenizer in zip([*names, "smollm"], [*candidates, digits]):
         if describe_splitting(json.loads(tokenizer.to_str())) == describe_splitting(content):
             return name
-    digits = tokenizers.Tokenizer(models.BPE())
-    digits.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    if describe_splitting(json.loads(digits.to_str())) == describe_splitting(content):
-        return "smollm"
     raise InputError(f"GGUF has no name for how this tokenizer splits words: it has {', '.join(names)}")
 
 
@@ -243,31 +244,12 @@ def describe_splitting(content: Mapping[str, Any]) -> str:
     return text.replace('"trim_offsets": true', '"trim_offsets": false')
 
 
-def convert_sentencepiece(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Spaces are replaced by the normalizer in old files, by the pre-tokenizer in new ones."""
-    normalizer, pre_tokenizer = content["normalizer"] or {}, content["pre_tokenizer"] or {}
-    steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer])]
-    if not pre_tokenizer and steps in (["Replace"], ["Prepend", "Replace"]):
-        return {"model": "llama", "add_space_prefix": "Prepend" in steps}
-    if not normalizer and pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("split") is False:
-        return {"model": "llama", "add_space_prefix": pre_tokenizer["prepend_scheme"] != "never"}
-    raise InputError("GGUF has no name for a BPE that is neither byte-level nor SentencePiece's")
-
-
 def get_token_types(content: Mapping[str, Any]) -> dict[str, int]:
     """Return token -> type, for tokens that are not NORMAL."""
     types = {f"<0x{byte:02X}>": BYTE for byte in range(256)} if content["model"].get("byte_fallback") else {}
     types |= {token["content"]: CONTROL if token["special"] else USER_DEFINED for token in content["added_tokens"]}
     unknown = content["model"].get("unk_token")
     return types | ({unknown: UNKNOWN} if unknown is not None else {})
-
-
-def compute_scores(model: Mapping[str, Any], tokens: list[str]) -> list[float]:
-    """Score tokens by the rank of the first merge that makes them: the earlier, the higher."""
-    ranks: dict[str, int] = {}
-    for rank, merge in enumerate(model.get("merges", [])):
-        ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
-    return [-float(ranks[token]) if token in ranks else NO_MERGE_SCORE for token in tokens]
 
 
 def find_special_ids(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a checkpoint says of its tokenizer beside tokenizer.json: end ids, how a prompt begins, the chat template.
 
-Public checkpoints spread it over several files, which grew over the years. Here it is read into one value, and written
-back as few and small files that mean the same.
+Public checkpoints spread it over several files. Here it is read into one value, and written back as few small files
+that mean the same.
 """
 
 import json
@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
-from ..io.checks import parse_json
+from ..io.checks import parse_json, read_text
 
 GENERATION_CONFIG, CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE = METADATA_FILES = (
     "generation_config.json",
@@ -21,21 +20,22 @@ GENERATION_CONFIG, CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE =
     "chat_template.jinja",
 )
 TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-FLAGS = ("add_bos_token", "add_eos_token")
-MAX_FILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class TokenizerMetadata:
-    """Empty where there are no such files."""
+    """Empty where there are no such files.
+
+    Attributes:
+        end_ids: the ids that stop generation.
+        names: bos_token, eos_token and the like -> the token's text.
+        flags: add_bos_token, add_eos_token, if specified: they take precedence over tokenizer.json.
+    """
 
     bos_id: int | None = None
     end_ids: tuple[int, ...] = ()
-    """The ids that stop generation."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """bos_token, eos_token and the like -> the token's text."""
     flags: Mapping[str, bool] = field(default_factory=dict)
-    """add_bos_token, add_eos_token, if specified: they take precedence over tokenizer.json."""
     template: str | None = None
 
     def to_files(self) -> dict[str, str]:
@@ -57,16 +57,6 @@ def read_metadata_files(folder: Path) -> dict[str, str]:
     return {name: read_text(folder / name) for name in METADATA_FILES if (folder / name).is_file()}
 
 
-def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
-    """Read a UTF-8 file of at most `limit` bytes. Raises InputError."""
-    try:
-        if (size := path.stat().st_size) > limit:
-            raise InputError(f"{path}: {size:,} bytes, more than the {limit:,} that such a file may have")
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
-
-
 def parse_metadata(texts: Mapping[str, str], where: str = "") -> TokenizerMetadata:
     """Parse these files. `where` names their folder in errors. Raises InputError."""
     names = [name for name in METADATA_FILES if name in texts and name != CHAT_TEMPLATE]
@@ -76,9 +66,12 @@ def parse_metadata(texts: Mapping[str, str], where: str = "") -> TokenizerMetada
     sources = [objects[name] for name in (GENERATION_CONFIG, CONFIG) if name in objects]
     end_ids = next((ids for source in sources if (ids := _ids(source.get("eos_token_id")))), ())
     bos_id = next((ids[0] for source in sources if (ids := _ids(source.get("bos_token_id")))), None)
-    flags = {name: config[name] for name in FLAGS if isinstance(config.get(name), bool)}
-    template = texts.get(CHAT_TEMPLATE) or _default_template(config.get("chat_template"))
-    return TokenizerMetadata(bos_id, end_ids, token_names, flags, template)
+    flags = {name: config[name] for name in ("add_bos_token", "add_eos_token") if isinstance(config.get(name), bool)}
+    template = texts.get(CHAT_TEMPLATE) or config.get("chat_template")
+    if isinstance(template, list):  # several, with names
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return TokenizerMetadata(bos_id, end_ids, token_names, flags, template if isinstance(template, str) else None)
 
 
 def _ids(value: Any) -> tuple[int, ...]:
@@ -91,11 +84,3 @@ def _token_names(config: Mapping[str, Any]) -> dict[str, str]:
     values = {name: config.get(name) for name in TOKEN_NAMES}
     texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
-def _default_template(value: Any) -> str | None:
-    """Return the only template, or the default of several named ones."""
-    if isinstance(value, list):
-        templates = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = templates.get("default")
-    return value if isinstance(value, str) else None

@@ -10,7 +10,7 @@ from tokenizers import decoders, processors
 
 from ...errors import InputError
 from .base import END, Tokenizer, dtype_for, encode_utf8, valid_ids
-from .special_tokens import TokenizerMetadata, parse_metadata
+from .special_tokens import parse_metadata
 from .tiktoken_backend import TiktokenBackend, build_backend
 
 END_TOKENS = (END, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # usual names, in order of preference
@@ -38,38 +38,32 @@ class Subwords(Tokenizer):
         self._tokenizer.encode_special_tokens = True
         self.kind = type(self._tokenizer.model).__name__.lower()
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # some ids may be unused
-        self._end_ids = self._find_end_ids(self._metadata)
-        self.end_id = next(iter(self._end_ids), None)
+        self.end_id = next(iter(self.end_ids), None)
         self._n_encoded = 0  # characters
 
     def _open(self) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(self._json)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        if self._metadata.flags:
-            tokenizer.post_processor = self._post_processor(tokenizer)
+        if flags := self._metadata.flags:  # whether a text gets bos and eos; they override tokenizer.json
+
+            def find(kind: str) -> list[str]:
+                token = self._metadata.names.get(f"{kind}_token", "") if flags.get(f"add_{kind}_token") else ""
+                return [token] if token and tokenizer.token_to_id(token) is not None else []
+
+            before, after = find("bos"), find("eos")
+            single, special = [*before, "$A", *after], [(t, tokenizer.token_to_id(t)) for t in (*before, *after)]
+            pair = [*single, "$B:1"]
+            tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
         return tokenizer
 
-    def _post_processor(self, tokenizer: tokenizers.Tokenizer) -> Any:
-        """The flags of the metadata, which say whether a text gets bos and eos, override tokenizer.json."""
-        flags, names = self._metadata.flags, self._metadata.names
-        tokens = {f"add_{kind}_token": names.get(f"{kind}_token", "") for kind in ("bos", "eos")}
-        ids = {f: tokenizer.token_to_id(token) if flags.get(f) and token else None for f, token in tokens.items()}
-        pieces = {flag: [tokens[flag]] if ids[flag] is not None else [] for flag in tokens}
-        single = [*pieces["add_bos_token"], "$A", *pieces["add_eos_token"]]
-        special = [(tokens[flag], ids[flag]) for flag in tokens if ids[flag] is not None]
-        return processors.TemplateProcessing(single=single, pair=[*single, "$B:1"], special_tokens=special)
-
-    def _find_end_ids(self, metadata: TokenizerMetadata) -> tuple[int, ...]:
-        """Return those of the generation config, else the eos token of the metadata, else a token of a usual name."""
-        if end_ids := tuple(i for i in metadata.end_ids if i < self.vocab_size):
-            return end_ids
-        names = (metadata.names.get("eos_token", ""), *END_TOKENS)
-        return tuple(i for name in names if name and (i := self._tokenizer.token_to_id(name)) is not None)[:1]
-
-    @property
+    @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        return self._end_ids
+        """Those of the generation config, else the eos token of the metadata, else a token of a usual name."""
+        if end_ids := tuple(i for i in self._metadata.end_ids if i < self.vocab_size):
+            return end_ids
+        names = (self._metadata.names.get("eos_token", ""), *END_TOKENS)
+        return tuple(i for name in names if name and (i := self._tokenizer.token_to_id(name)) is not None)[:1]
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
@@ -78,7 +72,7 @@ class Subwords(Tokenizer):
         size = sum(map(len, texts))
         self._n_encoded += size
         if size < MIN_BATCH_CHARACTERS or self._n_encoded < MIN_TOTAL_CHARACTERS or self._backend is None:
-            return self._encode(self._tokenizer, texts, add_special_tokens=False)
+            return self._encode(self._tokenizer, texts, special=False)
         for text in texts:
             encode_utf8(text)
         return self._backend.encode_batch(texts)
@@ -87,23 +81,21 @@ class Subwords(Tokenizer):
     def _backend(self) -> TiktokenBackend | None:
         return build_backend(self._json, dtype_for(self.vocab_size))
 
-    def _encode(
-        self, tokenizer: tokenizers.Tokenizer, texts: Sequence[str], add_special_tokens: bool
-    ) -> list[np.ndarray]:
+    def _encode(self, tokenizer: tokenizers.Tokenizer, texts: Sequence[str], special: bool) -> list[np.ndarray]:
         try:
-            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
         except Exception as error:  # the library raises bare Exception, and TypeError for half a surrogate pair
             for text in texts:
                 encode_utf8(text)
             if type(error) is not Exception:
                 raise
             culprit = next((repr(text[:40]) for text in texts if not _can_encode(tokenizer, text)), "a text")
-            message = f"{culprit} holds what the vocabulary of {self.vocab_size} tokens lacks ({error})"
-            raise InputError(message) from None
+            problem = f"{culprit} holds what the vocabulary of {self.vocab_size} tokens lacks"
+            raise InputError(f"{problem} ({error})") from None
         return [np.array(encoding.ids, dtype_for(self.vocab_size)) for encoding in encodings]
 
     def encode_with_bos_eos(self, text: str) -> np.ndarray:
-        return self._encode(self._tokenizer, [text], add_special_tokens=True)[0]
+        return self._encode(self._tokenizer, [text], special=True)[0]
 
     def encode_prompt(self, text: str) -> np.ndarray:
         return np.concatenate([np.array(self._leading_ids, dtype_for(self.vocab_size)), self.encode(text)])
@@ -111,12 +103,10 @@ class Subwords(Tokenizer):
     @cached_property
     def _leading_ids(self) -> list[int]:
         """The special tokens before a single text."""
-        if not self._tokenizer.num_special_tokens_to_add(False):
-            return []
-        for probe in PROBES:
-            encoding = self._tokenizer.encode(probe)
-            if 0 in encoding.special_tokens_mask:
-                return encoding.ids[: encoding.special_tokens_mask.index(0)]
+        if self._tokenizer.num_special_tokens_to_add(False):
+            for encoding in map(self._tokenizer.encode, PROBES):
+                if 0 in encoding.special_tokens_mask:
+                    return encoding.ids[: encoding.special_tokens_mask.index(0)]
         return []
 
     def token_to_id(self, token: str) -> int | None:
@@ -127,7 +117,7 @@ class Subwords(Tokenizer):
         return self._open()  # a second tokenizer: switching the first would affect other threads
 
     def encode_parsing_special(self, text: str) -> np.ndarray:
-        return self._encode(self._tokenizer_parsing_special, [text], add_special_tokens=False)[0]
+        return self._encode(self._tokenizer_parsing_special, [text], special=False)[0]
 
     def apply_chat_template(self, messages: Any) -> str:
         if self._metadata.template is None:

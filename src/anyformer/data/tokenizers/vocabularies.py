@@ -1,12 +1,11 @@
 """Convert older vocabulary files to a tokenizer.json: GPT-2's two files, WordPiece's list, tiktoken's ranks.
 
 All are rebuilt through the `tokenizers` library, so that the ids are those of the public tokenizers. Sizes are checked
-before anything is built. The vocabulary in a GGUF file is read in `gguf`.
+before anything is built.
 """
 
 import base64
-import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from ...errors import InputError
-from ..io.checks import parse_json
+from ..io.checks import parse_json, read_text
 from .base import END, byte_alphabet
-from .special_tokens import CONFIG, TOKENIZER_CONFIG, read_text
+from .special_tokens import CONFIG, TOKENIZER_CONFIG
 
 MAX_TOKENS = 2_000_000
 MAX_TOKEN_LENGTH = 512  # bytes or characters; splitting a token below takes quadratic time
@@ -34,21 +33,19 @@ BYTE_TO_CHARACTER = dict(enumerate(byte_alphabet()))
 
 def convert_folder(folder: Path, metadata: Mapping[str, str]) -> str:
     """Return the tokenizer.json of a folder of older files. `metadata`: the texts of its config files."""
+
+    def config(name: str) -> dict[str, Any]:
+        return parse_json(metadata[name], str(folder / name)) if name in metadata else {}
+
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return convert_gpt2(folder / "vocab.json", folder / "merges.txt")
     if (folder / "vocab.txt").is_file():
-        return convert_wordpiece(folder / "vocab.txt", _config(metadata, TOKENIZER_CONFIG, folder))
+        return convert_wordpiece(folder / "vocab.txt", config(TOKENIZER_CONFIG))
     if ranks := sorted(folder.glob("*.tiktoken")):
-        return convert_tiktoken(ranks[0], _config(metadata, CONFIG, folder))
+        return convert_tiktoken(ranks[0], config(CONFIG))
     hint = " (a SentencePiece model alone is not read)" if any(folder.glob("*.model")) else ""
-    raise InputError(
-        f"{folder} holds no tokenizer: expected tokenizer.json, vocab.json with merges.txt, vocab.txt or a .tiktoken "
-        f"file{hint}"
-    )
-
-
-def _config(metadata: Mapping[str, str], name: str, folder: Path) -> dict[str, Any]:
-    return parse_json(metadata[name], str(folder / name)) if name in metadata else {}
+    expected = "tokenizer.json, vocab.json with merges.txt, vocab.txt or a .tiktoken file"
+    raise InputError(f"{folder} holds no tokenizer: expected {expected}{hint}")
 
 
 # --- byte-level BPE: vocab.json and merges.txt ---
@@ -61,13 +58,21 @@ def convert_gpt2(vocab: Path, merges: Path) -> str:
     for number, line in enumerate(read_text(merges).split("\n"), 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
-        parts = line.rstrip("\r").split(" ")
-        if len(parts) != 2 or not all(parts):
-            raise InputError(f"{merges}, line {number}: {line[:40]!r} is not two tokens with a space between")
-        pairs.append((parts[0], parts[1]))
+        pairs.append(split_merge(line.rstrip("\r"), f"{merges}, line {number}"))
     tokenizer = build_byte_level_bpe(ids, pairs, f"{vocab} and {merges.name}")
-    tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
+    add_special_tokens(tokenizer, [END])
     return tokenizer.to_str()
+
+
+def split_merge(line: str, where: str) -> tuple[str, str]:
+    left, space, right = line.partition(" ")
+    if not (left and space and right) or " " in right:
+        raise InputError(f"{where}: {line[:40]!r} is not two tokens with a space between")
+    return left, right
+
+
+def add_special_tokens(tokenizer: tokenizers.Tokenizer, tokens: Iterable[str]) -> None:
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
 
 
 def check_vocab(vocab: Mapping[str, Any], where: str) -> dict[str, int]:
@@ -104,14 +109,10 @@ def build_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]], where: s
 
 
 def convert_wordpiece(path: Path, config: Mapping[str, Any]) -> str:
-    """Convert BERT's list (1810.04805): a token on each line, its id the line number.
-
-    `config`: tokenizer_config.json.
-    """
-    lines = read_text(path).split("\n")
-    lines = [line.rstrip("\r") for line in (lines[:-1] if not lines[-1] else lines)]
+    """Convert BERT's list (1810.04805): a token on each line, its id the line number. `config`: tokenizer_config."""
     vocab: dict[str, int] = {}
-    for i, token in enumerate(lines):
+    for i, line in enumerate(read_text(path).removesuffix("\n").split("\n")):
+        token = line.rstrip("\r")
         if token in vocab:
             raise InputError(f"{path}, line {i + 1}: {token[:40]!r} is on line {vocab[token] + 1} already")
         vocab[token] = i
@@ -128,12 +129,10 @@ def convert_wordpiece(path: Path, config: Mapping[str, Any]) -> str:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocab]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    add_special_tokens(tokenizer, [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab])
+    special = [(token, vocab[token]) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
     )
     return tokenizer.to_str()
 
@@ -149,21 +148,20 @@ def convert_tiktoken(path: Path, config: Mapping[str, Any]) -> str:
     """
     ranks = read_ranks(path)
     is_whisper = config.get("model_type") == "whisper" or (not config and path.stem == "multilingual")
-    size = config.get("vocab_size")
-    special = whisper_tokens(len(ranks), size if isinstance(size, int) else 0) if is_whisper else [END]
+    special = whisper_tokens(len(ranks), config.get("vocab_size")) if is_whisper else [END]
     vocab = {token: i for i, token in enumerate([*map(_to_characters, ranks), *special])}
     pairs = [halves for token, i in ranks.items() if len(token) > 1 and (halves := split_token(token, ranks, i))]
     merges = [(_to_characters(left), _to_characters(right)) for left, right in pairs]
     tokenizer = build_byte_level_bpe(
         vocab, merges, str(path), ignore_merges=True
-    )  # a word in the vocabulary is a token
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    )  # a word that is an entry is one token
+    add_special_tokens(tokenizer, special)
     if is_whisper:
-        start, no_timestamps = "<|startoftranscript|>", "<|notimestamps|>"
+        start = "<|startoftranscript|> <|notimestamps|>"
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{start} {no_timestamps} $A {END}",
-            pair=f"{start} {no_timestamps} $A $B:1 {END}:1",
-            special_tokens=[(token, vocab[token]) for token in (start, no_timestamps, END)],
+            single=f"{start} $A {END}",
+            pair=f"{start} $A $B:1 {END}:1",
+            special_tokens=[(token, vocab[token]) for token in (*start.split(), END)],
         )
     return tokenizer.to_str()
 
@@ -174,11 +172,10 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        token, rank = _parse_rank(line, f"{path}, line {number}")
+        where = f"{path}, line {number}"
+        token, rank = _parse_rank(line, where)
         if rank != len(ranks) or token in ranks or rank >= MAX_TOKENS:
-            raise InputError(
-                f"{path}, line {number}: rank {rank} of {token[:40]!r}; expected a new token, {len(ranks)}"
-            )
+            raise InputError(f"{where}: rank {rank} of {token[:40]!r}; expected a new token, {len(ranks)}")
         ranks[token] = rank
     if missing := [b for b in range(256) if bytes([b]) not in ranks]:
         raise InputError(f"{path}: byte {missing[0]} has no rank; every byte needs one")
@@ -191,7 +188,7 @@ def _parse_rank(line: str, where: str) -> tuple[bytes, int]:
         token = b"" if word == "=" else base64.b64decode(word, validate=True)  # "=": the empty token of Whisper
         if len(token) <= MAX_TOKEN_LENGTH and rank.isascii() and rank.isdigit() and len(rank) < 10:
             return token, int(rank)
-    except (binascii.Error, ValueError):
+    except ValueError:
         pass
     raise InputError(f"{where}: {line[:40]!r} is not base64 of a token, a space and a rank")
 
@@ -208,7 +205,7 @@ def split_token(token: bytes, ranks: Mapping[bytes, int], rank: int) -> tuple[by
     return parts[0], parts[1]
 
 
-def whisper_tokens(n_ranks: int, size: int) -> list[str]:
+def whisper_tokens(n_ranks: int, size: Any) -> list[str]:
     """Return Whisper's special tokens. The `size` of the model's vocabulary tells how many languages it has."""
     n_languages = 100 if size == n_ranks + 2 + 100 + len(TASKS) + len(TIMES) else 99
     words = ["startoftranscript", *LANGUAGES[:n_languages], *TASKS]
