@@ -33,19 +33,16 @@ from ..errors import InputError
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
-from ..model.config import TransformerConfig
-from ..model.heads import Classifier
-from ..model.init import initialize
+from ..model import Classifier, TransformerConfig, initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph
+from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
+from ._shared.text import MAX_VOCAB_SIZE, first_encodable, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_majority, score_naive_bayes
 
-__all__ = ["PRESETS", "batches", "build", "embed", "evaluate", "export_graph", "figures", "loss", "predict"]
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
 
 
@@ -121,20 +118,18 @@ class ClassifyModel(TextEncoder):
 
 
 def build(config: Config) -> ClassifyModel:
-    names = read_class_names(config)
-    model = ClassifyModel(config, load_text_tokenizer(config), load_texts(config).names if names is None else names)
+    names = read_class_names(config) or load_texts(config).names
+    model = ClassifyModel(config, load_text_tokenizer(config), names)
     initialize(model, config.model)
     return model
 
 
 def read_class_names(config: Config) -> tuple[str, ...] | None:
     """Return the names of the classes, where they are kept in a file."""
-    if not config.labels:
-        return None
-    names = read_json(Path(config.labels), kind=list)
-    if not all(isinstance(name, str) for name in names) or len(names) < 2:
+    names = read_json(Path(config.labels), kind=list) if config.labels else None
+    if names is not None and (len(names) < 2 or not all(isinstance(name, str) for name in names)):
         raise InputError(f"{config.labels} should hold a list of the classes' names, at least two")
-    return tuple(names)
+    return names and tuple(names)
 
 
 def config_files(config: Config) -> list[Path]:
@@ -158,16 +153,13 @@ def load_text_tokenizer(config: Config) -> Tokenizer:
 
 @cache_by_files(config_files)
 def encode_texts(config: Config) -> list[list[int]]:
-    """Return the ids of every text. Raises InputError that counts those longer than the context, unless they may be
-    cut."""
+    """Return the ids of every text. Raises InputError where some are longer than the context and may not be cut."""
     tokenizer = MaskedTokenizer.from_tokenizer(load_text_tokenizer(config), config.padded_vocab)
     data, width = load_texts(config), config.model.context - tokenizer.n_special
     rows = [ids.tolist() for ids in tokenizer.tokenizer.encode_batch(data.texts)]
     if not config.cut and (long := [i for i, ids in enumerate(rows) if len(ids) > width]):
-        raise InputError(
-            f"{len(long)} of {len(rows)} texts are longer than the context of {config.model.context} tokens (first: "
-            f"{data.places[long[0]]}): a larger --model.context, or --cut"
-        )
+        about = f"{len(long)} of {len(rows)} texts are longer than the context of {config.model.context} tokens"
+        raise InputError(f"{about} (first: {data.places[long[0]]}): a larger --model.context, or --cut")
     return [[*tokenizer.prefix_ids, *ids[:width], *tokenizer.suffix_ids] for ids in rows]
 
 
@@ -182,17 +174,17 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     indices = data.split(split)
     if not len(indices):
         raise InputError(f"data '{config.data}' leaves no text for {split}: bring more than {len(data.texts)}")
-    rows = encode_texts(config)
+    rows, order = encode_texts(config), []
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
         for start in range(0, len(indices), c.batch):
             yield make_batch(rows, data.classes, indices[start : start + c.batch]), state
-    epoch, order = -1, []
+    lengths, n_batches = np.array([len(row) for row in rows]), -(-len(indices) // c.batch)
     while split == "train":
-        if epoch != state["step"] // -(-len(indices) // c.batch):
-            epoch = state["step"] // -(-len(indices) // c.batch)
-            order = bucket_by_length(indices, np.array([len(rows[i]) for i in indices]), c.batch, c.seed, epoch)
-        batch = make_batch(rows, data.classes, order[state["step"] % len(order)])
+        epoch, index = divmod(state["step"], n_batches)
+        if index == 0 or not order:
+            order = bucket_by_length(indices, lengths[indices], c.batch, c.seed, epoch)
+        batch = make_batch(rows, data.classes, order[index])
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + int(batch["lengths"].sum())}
         yield batch, state
 
@@ -263,17 +255,11 @@ def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
     fields = parse_dataclass(TextRequest, request, "request")
     if fields.embed is not None:
         return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
-    texts = [default_text(model.masked_tokenizer.tokenizer)] if fields.input is None else as_list(fields.input)
-    return {"results": [classify_text(model, text, fields.cut) for text in texts]}
-
-
-def default_text(tokenizer: Tokenizer) -> str:
-    """Return a text that the vocabulary can encode."""
-    try:
-        tokenizer.encode("as good as it gets")
-    except InputError:
-        return tokenizer.decode(range(min(8, tokenizer.vocab_size)))
-    return "as good as it gets"
+    if (texts := fields.input) is None:
+        tokenizer = model.masked_tokenizer.tokenizer
+        fallback = tokenizer.decode(range(min(8, tokenizer.vocab_size)))
+        texts = first_encodable(tokenizer.encode, "as good as it gets", fallback)
+    return {"results": [classify_text(model, text, fields.cut) for text in as_list(texts)]}
 
 
 def classify_text(model: ClassifyModel, text: str, cut: bool) -> dict[str, Any]:

@@ -32,20 +32,28 @@ from ..data.text.batches import IGNORE_INDEX
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..errors import InputError
-from ..inference.transcription import bin_attention_by_time, decode_greedily
+from ..inference.decode import generate
+from ..inference.sampling import SamplingParams
+from ..inference.translation import select_sharpest_layer
 from ..metrics import error_rates
-from ..model.config import TransformerConfig
-from ..model.edges import Edges, full, within
-from ..model.embeddings import FrameEmbedding, TokenEmbedding
-from ..model.encoder_decoder import EncoderDecoder
-from ..model.heads import LMHead
-from ..model.init import initialize
+from ..model import (
+    Edges,
+    EncoderDecoder,
+    FrameEmbedding,
+    LMHead,
+    TokenEmbedding,
+    TransformerConfig,
+    full,
+    initialize,
+    within,
+)
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.presets import MUON, TINY_TRAIN, make_stacks
+from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
 
+MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
 CURRICULUM_STEPS = 100  # after each so many steps, examples may be one clip longer
 
 
@@ -100,15 +108,12 @@ def whisper_stacks(*sizes: Any, **fields: Any) -> dict[str, Any]:
 
 
 DIGITS = TrainConfig(steps=1200, weight_decay=0.05, eval_every=200, eval_batches=10, save_every=600)
-STRINGS: dict[str, Any] = {
-    "max_clips": 6,
-    "augment": True,
-    "train": TrainConfig(
-        steps=2000, batch=24, lr=3e-3, warmup=30, clip=0.0, eval_every=500, eval_batches=4, save_every=500, **MUON
-    ),
-}
+STRINGS_TRAIN = TrainConfig(
+    steps=2000, batch=24, lr=3e-3, warmup=30, clip=0.0, eval_every=500, eval_batches=4, save_every=500, **MUON
+)
+STRINGS: dict[str, Any] = {"max_clips": 6, "augment": True, "train": STRINGS_TRAIN}
 SIZE: tuple[Any, ...] = (128, (3, 2), 4, (600, 48))
-LAMDA = dict(position="relative", norm="rmsnorm", norm_eps=1e-6, activation="geglu", head_dim=64, scale=1.0)
+LAMDA = T5 | {"activation": "geglu", "bias": True}
 LLAMA = dict(
     position="rotary", rotary_base=1e6, norm="rmsnorm", activation="swiglu", n_kv_head=2, mlp_dim=344, bias=False
 )
@@ -163,9 +168,20 @@ class SpeechTransformer(EncoderDecoder):
 
     @torch.inference_mode()
     def transcribe(self, mel: Tensor, lengths: Tensor) -> list[list[int]]:
-        """Return the ids of each text, decoded greedily: mel (B, M, T), nodes of each sound (B,)"""
+        """Return the ids of each text without its end, decoded greedily: mel (B, M, T), nodes of each sound (B,)"""
         edges = self.sound_edges(lengths)
-        return decode_greedily(self.condition(self.encode(mel, edges), edges), len(mel), self.prompt, self.end)
+        steps = generate(
+            self.condition(self.encode(mel, edges), edges),
+            [self.prompt] * len(mel),
+            tokens=self.config.decoder.context - len(self.prompt) + 1,  # the last token need not be read
+            sampling=SamplingParams(temperature=0),
+            seeds=[0] * len(mel),
+            stop=lambda row, token: token == self.end,
+        )
+        return [[i for i in row if i not in (None, self.end)] for row in zip(*steps)]
+
+    def decode_text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode([i for i in ids if i not in (IGNORE_INDEX, self.end)])
 
 
 def prompt_and_end(config: Config, tokenizer: Tokenizer) -> tuple[list[int], int | None]:
@@ -198,7 +214,6 @@ def load_text_tokenizer(config: Config) -> Tokenizer:
 
 
 def load_clips(config: Config) -> AudioDataset:
-    """Load the clips of the config's data."""
     return load_audio(config.data, config.val_fraction, config.skip_broken)
 
 
@@ -213,43 +228,37 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     indices = dataset.split(split)
     if split == "val":  # always the same order: the first few batches are of all speakers and words
         indices = np.random.Generator(np.random.Philox(key=0)).permutation(indices)
-    for step in count(state["step"]) if split == "train" else range(-(-len(indices) // c.batch)):
-        rows = range(c.batch) if split == "train" else range(step * c.batch, min((step + 1) * c.batch, len(indices)))
-        spec = example_spec(config, tokenizer, step if split == "train" else None)
-        draws = [(indices, tokenizer, *row_rng(config, split, step, row)) for row in rows]
-        batch = collate(spec, [build_example(spec, dataset, *draw) for draw in draws])
-        if split == "train":
+    is_train = split == "train"
+    for step in count(state["step"]) if is_train else range(-(-len(indices) // c.batch)):
+        rows = range(c.batch) if is_train else range(step * c.batch, min((step + 1) * c.batch, len(indices)))
+        spec = example_spec(config, tokenizer, step if is_train else None)
+        examples = []
+        for row in rows:  # drawn from (seed, step, row) in training, and from the row alone in validation
+            key, counter = (c.seed, (0, row, step, 1)) if is_train else (0, (0, row, 0, 2))
+            rng, first = np.random.Philox(key=key, counter=counter), None if is_train else row
+            examples.append(build_example(spec, dataset, indices, tokenizer, rng, first))
+        batch = {name: torch.from_numpy(value) for name, value in collate(spec, examples).items()}
+        if is_train:
             nodes = int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
             state = state | {"step": step + 1, "tokens": state["tokens"] + nodes}
-        yield {name: torch.from_numpy(value) for name, value in batch.items()}, state
+        yield batch, state
 
 
 def example_spec(config: Config, tokenizer: Tokenizer, step: int | None) -> ExampleSpec:
     """Return what an example holds. In training (at a step) short examples come first: alignment is learned on them."""
-    prompt, end = prompt_and_end(config, tokenizer)
-    max_clips = config.max_clips if step is None else min(config.max_clips, 1 + step // CURRICULUM_STEPS)
+    c, (prompt, end) = config, prompt_and_end(config, tokenizer)
     return ExampleSpec(
-        mels=config.mels,
-        max_nodes=config.encoder.context,
-        max_tokens=config.decoder.context,
-        min_clips=min(2, config.max_clips) if step is None else 1,
-        max_clips=max_clips,
-        with_gaps=config.max_clips > 1,
-        pad_to_context=config.pad_to_context,
-        augment=config.augment and step is not None,
+        mels=c.mels,
+        max_nodes=c.encoder.context,
+        max_tokens=c.decoder.context,
+        min_clips=min(2, c.max_clips) if step is None else 1,
+        max_clips=c.max_clips if step is None else min(c.max_clips, 1 + step // CURRICULUM_STEPS),
+        with_gaps=c.max_clips > 1,
+        pad_to_context=c.pad_to_context,
+        augment=c.augment and step is not None,
         prompt=tuple(prompt),
         end=end,
     )
-
-
-def row_rng(config: Config, split: str, step: int, row: int) -> tuple[np.random.Philox, int | None]:
-    """Return the random generator of a row, and its first clip where that is not random.
-
-    It depends on (seed, step, row) in training, and on the row alone in validation.
-    """
-    if split == "train":
-        return np.random.Philox(key=config.train.seed, counter=(0, row, step, 1)), None
-    return np.random.Philox(key=0, counter=(0, row, 0, 2)), row
 
 
 def compute_logits(model: SpeechTransformer, batch: dict[str, Tensor]) -> Tensor:
@@ -269,9 +278,8 @@ def evaluate(model: SpeechTransformer, batches: Iterator[dict[str, Tensor]]) -> 
         labels = batch["labels"].flatten()
         nats += F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
         tokens += int((labels != IGNORE_INDEX).sum())
-        rows = [[i for i in row if i not in (IGNORE_INDEX, model.end)] for row in batch["labels"].tolist()]
-        references += [model.tokenizer.decode(row) for row in rows]
-        texts += [model.tokenizer.decode(row) for row in model.transcribe(batch["mel"], batch["lengths"])]
+        references += map(model.decode_text, batch["labels"].tolist())
+        texts += map(model.decode_text, model.transcribe(batch["mel"], batch["lengths"]))
     return {"loss": nats / max(1, tokens), **error_rates(references, texts), "tokens": tokens}
 
 
@@ -280,10 +288,8 @@ def export_graph(model: SpeechTransformer) -> Graph:
     frames = str(2 * c.encoder.context) if c.pad_to_context else "frames"
     inputs = {"mel": GraphInput(f"batch {c.mels} {frames}"), "lengths": GraphInput("batch", is_length=True)}
     inputs["ids"] = GraphInput("batch length", model.target.token.num_embeddings)
-    max_lengths = {"frames": 2 * c.encoder.context, "length": c.decoder.context}
-    return Graph(
-        lambda mel, lengths, ids: model(mel, ids, model.sound_edges(lengths)), inputs, ("logits",), max_lengths
-    )
+    longest = {"frames": 2 * c.encoder.context, "length": c.decoder.context}
+    return Graph(lambda mel, lengths, ids: model(mel, ids, model.sound_edges(lengths)), inputs, ("logits",), longest)
 
 
 @torch.inference_mode()
@@ -296,10 +302,15 @@ def figures(model: SpeechTransformer, config: Config) -> list[Figure]:
     ids = torch.tensor([[*model.prompt, *labels[:-1]]], device=device)
     weights = model.alignment(mel, ids, model.sound_edges(torch.tensor([nodes], device=device)))[:, :, 0]
     rows = ["·" if i == model.end else model.tokenizer.decode([i]) for i in labels]
-    matrix = bin_attention_by_time(weights[:, :, -len(rows) :], 2 * HOP_LENGTH / SAMPLE_RATE)
-    text = model.tokenizer.decode([i for i in labels if i != model.end])
+    mean = select_sharpest_layer(weights[:, :, -len(rows) :].float().cpu())  # (rows, nodes)
+    width = -(-nodes // MAX_COLUMNS)
+    bins = mean.split(width, dim=1)
+    label_every, seconds = max(1, len(bins) // MAX_LABELS), 2 * width * HOP_LENGTH / SAMPLE_RATE
+    columns = [f"{i * seconds:.1f}" if i % label_every == 0 else "" for i in range(len(bins))]
+    values = [[round(part[row].sum().item(), 4) for part in bins] for row in range(len(mean))]
     note = "a row for each token as it is written, a column for each moment (in seconds): darker for more attention"
-    return [{"kind": "matrix", "title": text, "note": note, "rows": rows} | matrix]
+    figure = {"kind": "matrix", "title": model.decode_text(labels), "note": note, "rows": rows}
+    return [figure | {"values": values, "columns": columns}]
 
 
 @dataclass(frozen=True)
@@ -330,5 +341,5 @@ def transcribe_sound(model: SpeechTransformer, name: str, sound: Iterator[np.nda
         samples += len(piece)
         mel = log_mel(piece, c.mels, 2 * c.encoder.context if c.pad_to_context else None)
         lengths = torch.tensor([mel.shape[1] // 2], device=device)
-        texts.append(model.tokenizer.decode(model.transcribe(torch.from_numpy(mel)[None].to(device), lengths)[0]))
+        texts += map(model.decode_text, model.transcribe(torch.from_numpy(mel)[None].to(device), lengths))
     return {"input": name, "text": " ".join(filter(None, map(str.strip, texts))), "seconds": samples / SAMPLE_RATE}
