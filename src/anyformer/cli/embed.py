@@ -32,18 +32,23 @@ def run(options: Command) -> None:
     texts, out = read_inputs(options.input, options.file), options.out
     if not texts:
         raise InputError("there is nothing to embed: give texts, - for stdin, or --file FILE with one text per line")
-    if out is not None and out.suffix != ".npy":
-        raise InputError(f"--out {out}: vectors are written as .npy; without --out they are printed as JSON")
+    if out is not None and (out.suffix != ".npy" or out.is_dir()):
+        raise InputError(f"--out {out}: vectors are written as an .npy file; without --out they are printed as JSON")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}")
+    import numpy as np
+
     from .. import api
+    from ..training.run_directory import atomic_write
 
     with show_progress():
         model = api.load(options.run, options.device, recipe=options.recipe)
         vectors = model.embed(texts, options.cut)
     facts = {"run": str(options.run), "texts": len(texts), "channels": len(vectors[0])}
     if out is not None:
-        write_array(out, vectors)
+        array = io.BytesIO()
+        np.save(array, np.array(vectors, np.float32), allow_pickle=False)
+        atomic_write(out, array.getvalue())
         facts["out"] = str(out)
     if options.json:
         print(json.dumps(facts | ({"vectors": vectors} if out is None else {})))
@@ -51,17 +56,3 @@ def run(options: Command) -> None:
         print("\n".join(map(json.dumps, vectors)))
     else:
         print_status(f"{out}: {len(texts)} vectors of {len(vectors[0])} numbers")
-
-
-def write_array(path: Path, vectors: list[list[float]]) -> None:
-    """Write an array atomically. Raises InputError."""
-    import numpy as np
-
-    from ..training.run_directory import atomic_write
-
-    array = io.BytesIO()
-    np.save(array, np.array(vectors, np.float32), allow_pickle=False)
-    try:
-        atomic_write(path, array.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
