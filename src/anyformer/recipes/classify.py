@@ -25,10 +25,11 @@ from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.checks import read_json
+from ..data.text.batches import pad_ids
 from ..data.text.labeled import LabeledTexts, epoch_order, read_labeled
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
-from ..data.tokenizers.masked_tokenizer import MaskedTokenizer, pad_ids
+from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..errors import InputError
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows

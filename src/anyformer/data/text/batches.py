@@ -4,7 +4,7 @@ Shapes: B batch, T context.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import numpy as np
@@ -83,6 +83,15 @@ def segment(ids: np.ndarray, separator: int | None) -> tuple[np.ndarray, np.ndar
     index = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     start = np.maximum.accumulate(np.where(is_start, index, 0), axis=1)
     return np.cumsum(is_start, axis=1, dtype=np.int64), index - start
+
+
+def pad_ids(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pad rows of unequal length on the right: ids (B, T) and lengths (B,)."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    ids = np.full((len(rows), lengths.max(initial=0)), padding, np.int64)
+    for target, row in zip(ids, rows):
+        target[: len(row)] = row
+    return ids, lengths
 
 
 def _check(tokens: np.ndarray, context: int, needed: int, split: str) -> None:

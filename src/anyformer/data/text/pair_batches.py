@@ -16,7 +16,7 @@ import numpy as np
 from ...errors import InputError
 from ..tokenizers.base import Tokenizer, encode_each
 from ..tokenizers.build import build_tokenizer
-from .batches import IGNORE_INDEX
+from .batches import IGNORE_INDEX, pad_ids
 from .pairs import Pairs
 
 
@@ -114,18 +114,7 @@ def collate(
     encoded: EncodedPairs, indices: np.ndarray, start_id: int, end_id: int, source_end_id: int
 ) -> dict[str, np.ndarray]:
     """Build a batch: source (B, S) with its end token and lengths (B,), target (B, T) with its start, labels (B, T)."""
-    sources, targets = [encoded.source[i] for i in indices], [encoded.target[i] for i in indices]
-    return {
-        "source": _pad([[*ids, source_end_id] for ids in sources], 0),
-        "lengths": np.array([len(ids) + 1 for ids in sources], np.int64),
-        "target": _pad([[start_id, *ids] for ids in targets], 0),
-        "labels": _pad([[*ids, end_id] for ids in targets], IGNORE_INDEX),
-    }
-
-
-def _pad(rows: list[list[int]], padding: int) -> np.ndarray:
-    """Pad rows on the right: (B, longest) int64."""
-    padded = np.full((len(rows), max(map(len, rows))), padding, np.int64)
-    for target, row in zip(padded, rows):
-        target[: len(row)] = row
-    return padded
+    source, lengths = pad_ids([[*encoded.source[i], source_end_id] for i in indices])
+    target, _ = pad_ids([[start_id, *encoded.target[i]] for i in indices])
+    labels, _ = pad_ids([[*encoded.target[i], end_id] for i in indices], IGNORE_INDEX)
+    return {"source": source, "lengths": lengths, "target": target, "labels": labels}

@@ -95,7 +95,8 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         filters: dict[str, Any] = {name: f for name, f in self.filters.items() if name not in WIDENING_FILTERS}
         filters |= {"tojson": tojson, "join": join, "replace": replace, "indent": indent}
         self.filters = {name: bound_filter(value) for name, value in filters.items()}
-        self.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+        functions: dict[str, Any] = {"raise_exception": raise_exception, "strftime_now": strftime_now}
+        self.globals.update(functions)
         self.globals.pop("lipsum", None)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -210,7 +211,7 @@ def tojson(
     x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     space = min(indent, 100) if isinstance(indent, int) else None
-    options = {"ensure_ascii": ensure_ascii, "separators": separators, "sort_keys": sort_keys}
+    options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": separators, "sort_keys": sort_keys}
     return check_length(json.dumps(x, indent=space, **options))
 
 

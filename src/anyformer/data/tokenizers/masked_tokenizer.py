@@ -5,7 +5,6 @@ Shapes: B batch, T tokens.
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +22,20 @@ MASK_TOKENS = (MASK, "<mask>")  # usual names
 
 @dataclass(frozen=True)
 class MaskedTokenizer:
-    """A tokenizer, the special tokens that it puts around a text, and the id that masks a token."""
+    """A tokenizer, the special tokens that it puts around a text, and the id that masks a token.
+
+    Attributes:
+        prefix_ids: before a text: [CLS].
+        suffix_ids: after a text: [SEP].
+        mask_id: the tokenizer's own, or an additional id after all others; None if the vocabulary has no room for it.
+        mask_strips_space: whether the space before a mask belongs to the masked token, as in a byte-level BPE.
+    """
 
     tokenizer: Tokenizer
     prefix_ids: tuple[int, ...] = ()
-    """Before a text: [CLS]."""
     suffix_ids: tuple[int, ...] = ()
-    """After a text: [SEP]."""
     mask_id: int | None = None
-    """The tokenizer's own, or an additional id after all others; None if the vocabulary has no room for it."""
     mask_strips_space: bool = False
-    """Whether the space before a mask belongs to the masked token, as in a byte-level BPE."""
 
     @staticmethod
     def from_tokenizer(tokenizer: Tokenizer, capacity: int | None = None) -> "MaskedTokenizer":
@@ -69,32 +71,25 @@ class MaskedTokenizer:
         ids: list[int] = []
         *parts, last = re.split("|".join(map(re.escape, MASK_TOKENS)), text)
         for part in parts:
-            ids += [*self._encode_part(part.rstrip(" ") if self.mask_strips_space else part), self.require_mask_id()]
-        return self._surround(ids + self._encode_part(last), context, cut, text)
-
-    def _encode_part(self, part: str) -> list[int]:
-        return self.tokenizer.encode(part).tolist() if part else []
-
-    def _surround(self, ids: Sequence[int], context: int | None, cut: bool, text: str) -> list[int]:
+            part = part.rstrip(" ") if self.mask_strips_space else part
+            ids += [*(self.tokenizer.encode(part).tolist() if part else ()), self.require_mask_id()]
+        ids += self.tokenizer.encode(last).tolist() if last else ()
         length = len(ids) + self.n_special
         if not length:
             raise InputError("an empty text has no nodes: give it a word")
         if context is not None and length > context:
             if not cut:
                 start = repr(text if len(text) <= 40 else f"{text[:40]}...")
-                raise InputError(
-                    f"{start} has {length} tokens, the context holds {context}: shorten it, or let it be cut (cut)"
-                )
+                problem = f"{start} has {length} tokens, the context holds {context}"
+                raise InputError(f"{problem}: shorten it, or let it be cut (cut)")
             ids = ids[: context - self.n_special]
         return [*self.prefix_ids, *ids, *self.suffix_ids]
 
     def require_mask_id(self) -> int:
         """Return the id that masks a token. Raises InputError if there is none."""
         if self.mask_id is None:
-            raise InputError(
-                f"the tokenizer has no {MASK}, and the vocabulary of {self.tokenizer.vocab_size} entries no room for "
-                "it: set padded_vocab higher"
-            )
+            size = f"the vocabulary of {self.tokenizer.vocab_size} entries"
+            raise InputError(f"the tokenizer has no {MASK}, and {size} no room for it: set padded_vocab higher")
         return self.mask_id
 
     def wrap_rows(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,15 +135,5 @@ def _special_affixes(public: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tup
         return (), ()
     encoding = public.encode("a")
     inside = [i for i, is_special in enumerate(encoding.special_tokens_mask) if not is_special]
-    if not inside:
-        return tuple(encoding.ids), ()
-    return tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :])
-
-
-def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad rows of unequal length with 0: ids (B, T) and lengths (B,)."""
-    lengths = np.array([len(row) for row in rows], np.int64)
-    ids = np.zeros((len(rows), lengths.max(initial=0)), np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    return ids, lengths
+    first, last = (inside[0], inside[-1]) if inside else (len(encoding.ids), len(encoding.ids))
+    return tuple(encoding.ids[:first]), tuple(encoding.ids[last + 1 :])

@@ -12,12 +12,11 @@ from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from .base import byte_alphabet
 
@@ -36,17 +35,13 @@ class TiktokenBackend:
         self.encoding, self.ids = encoding, ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        with ThreadPoolExecutor(_count_cores()) as pool:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(cores) as pool:
             return list(pool.map(self.encode, texts))
 
     def encode(self, text: str) -> np.ndarray:
         ranks = array("I", self.encoding.encode_ordinary(text))  # numpy takes longer to convert a list
         return self.ids[np.frombuffer(ranks, np.uintc)]
-
-
-def _count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_backend(text: str, dtype: type[np.unsignedinteger]) -> TiktokenBackend | None:
@@ -83,8 +78,7 @@ def _is_gpt2_bpe(content: dict[str, Any]) -> bool:
 
 def _entries_encode_to_themselves(content: dict[str, Any], words: list[str], vocab: dict[str, int]) -> bool:
     bare = {"pre_tokenizer": None, "post_processor": None, "added_tokens": []}
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content | bare))
-    encodings = tokenizer.encode_batch_fast(words)
+    encodings = tokenizers.Tokenizer.from_str(json.dumps(content | bare)).encode_batch_fast(words)
     return all(encoding.ids == [vocab[word]] for word, encoding in zip(words, encodings, strict=True))
 
 
@@ -92,30 +86,17 @@ def _entries_encode_to_themselves(content: dict[str, Any], words: list[str], voc
 def splits_words_equally() -> bool:
     """Whether both libraries split words at the same characters: their Unicode tables may differ in version.
 
-    With a vocabulary of bytes in which the last byte of a word has an id of its own, `tokenizers` shows where it
-    splits. tiktoken looks a word up before it merges, so that with a vocabulary of all those words it gives one id for
-    each word exactly if it splits equally.
+    tiktoken looks a word up before it merges: with a vocabulary of all words into which `tokenizers` splits the texts,
+    it gives one id for each word exactly if it splits equally.
     """
     import tiktoken
 
-    rows = [row for start, end in SCRIPTS for row in _probe_texts(start, end)]
-    letters = byte_alphabet()
-    vocab = {letter: i for i, letter in enumerate([*letters, *(f"{letter}\0" for letter in letters)])}
-    splitter = tokenizers.Tokenizer(models.BPE(vocab, [], end_of_word_suffix="\0"))
-    splitter.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    splits = []
-    for row, encoding in zip(rows, splitter.encode_batch_fast(rows), strict=True):
-        ends = np.flatnonzero(np.array(encoding.ids) >= len(letters)) + 1
-        splits.append([row.encode()[start:end] for start, end in pairwise([0, *ends.tolist()])])
+    starts = [(start, end) for first, end in SCRIPTS for start in range(first, end, PROBE_CHARACTERS)]
+    characters = [map(chr, range(start, min(start + PROBE_CHARACTERS, end))) for start, end in starts]
+    texts = ["".join(f"a{c}1 {c}" for c in part) for part in characters]
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    splits = [[text[slice(*span)].encode() for _, span in split(text)] for text in texts]
     words = dict.fromkeys([*(bytes([i]) for i in range(256)), *(word for row in splits for word in row)])
     ranks = {word: i for i, word in enumerate(words)}
     encoding = tiktoken.Encoding("words", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={})
-    return all(encoding.encode_ordinary(row) == [ranks[word] for word in split] for row, split in zip(rows, splits))
-
-
-def _probe_texts(first: int, end: int) -> list[str]:
-    """Return texts with each of these characters after a letter, before a number and after a space."""
-    return [
-        "".join(f"a{chr(c)}1 {chr(c)}" for c in range(start, min(start + PROBE_CHARACTERS, end)))
-        for start in range(first, end, PROBE_CHARACTERS)
-    ]
+    return all(encoding.encode_ordinary(text) == [ranks[word] for word in row] for text, row in zip(texts, splits))
