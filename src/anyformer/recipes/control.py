@@ -30,11 +30,7 @@ from ..data.trajectories.normalizer import TrajectoryNormalizer, fit_normalizer,
 from ..data.trajectories.read import Trajectories
 from ..errors import InputError
 from ..inference.agent import Actor, check_environment, predict_next_action, roll_out
-from ..model.config import TransformerConfig
-from ..model.edges import causal
-from ..model.embeddings import TrajectoryEmbedding
-from ..model.init import initialize
-from ..model.transformer import Transformer
+from ..model import TrajectoryEmbedding, Transformer, TransformerConfig, causal, initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
@@ -85,8 +81,7 @@ class Config:
         check_range(self, "aux_loss_weight", at_least=0, at_most=1e6)
         check_range(self, "val_fraction", above=0, below=1)
         if self.model.context < 3:
-            nodes = f"model.context is {self.model.context} nodes"
-            raise InputError(f"{nodes}; a step has 3: --model.context 60 holds 20 steps")
+            raise InputError(f"model.context is {self.model.context} nodes; a step has 3, so 60 hold 20 steps")
 
 
 def make_model(dim: int, n_layer: int, n_head: int, steps: int, **fields: Any) -> TransformerConfig:
@@ -150,8 +145,7 @@ class DecisionTransformer(nn.Module):
 
     Shapes:
         return_to_go (B, K, 1), state (B, K, S), action (B, K, A), timestep (B, K) -> action (B, K, A), state (B, K, S)
-        and return_to_go (B, K, 1): predicted from each state the action, from each action the state and the return to
-        go that follow.
+        and return_to_go (B, K, 1): predicted from each state the action, from each action what follows it.
     """
 
     def __init__(self, config: Config, normalizer: TrajectoryNormalizer):
@@ -167,9 +161,7 @@ class DecisionTransformer(nn.Module):
         self.state = nn.Linear(config.model.dim, normalizer.states)
         self.return_to_go = nn.Linear(config.model.dim, 1)
 
-    def forward(
-        self, return_to_go: Tensor, state: Tensor, action: Tensor, timestep: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, return_to_go: Tensor, state: Tensor, action: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
         is_cloning = not self.return_scale
         return_to_go = torch.zeros_like(return_to_go) if is_cloning else return_to_go / self.return_scale
         nodes = self.nodes(return_to_go, state, action, timestep)  # (B, 3 K, C)
@@ -187,8 +179,8 @@ def load_episodes(config: Config) -> Trajectories:
     data = load_trajectories(config.data)
     longest = int((data.ends - data.starts).max())
     if longest > config.max_episode_steps:
-        limit = f"--max-episode-steps {config.max_episode_steps}"
-        raise InputError(f"data '{config.data}': an episode has {longest} steps, more than {limit}")
+        about = f"data '{config.data}': an episode has {longest} steps"
+        raise InputError(f"{about}, more than --max-episode-steps {config.max_episode_steps}")
     return data
 
 
@@ -197,9 +189,7 @@ def build_normalizer(config: Config) -> TrajectoryNormalizer:
         return load_normalizer(config.space)
     data = load_episodes(config)
     if data.is_discrete and len(actions := np.unique(data.actions)) < 2:
-        raise InputError(
-            f"data '{config.data}': every step takes one action ({actions[0]}): there is nothing to choose"
-        )
+        raise InputError(f"data '{config.data}': every step takes one action ({actions[0]}): there is no choice")
     return fit_normalizer(data, config.space == "measured")
 
 
@@ -291,8 +281,8 @@ def evaluate(model: DecisionTransformer, batches: Iterator[dict[str, Tensor]]) -
         count += int(batch["real"].sum())
         if model.normalizer.discrete:
             right += int((output.argmax(-1) == batch["labels"]).sum())  # never equal where a label is ignored
-    scores = {"loss": total / max(1, count)}
-    return scores | ({"accuracy": right / max(1, count)} if model.normalizer.discrete else {}) | {"tokens": count}
+    accuracy = {"accuracy": right / max(1, count)} if model.normalizer.discrete else {}
+    return {"loss": total / max(1, count), **accuracy, "tokens": count}
 
 
 def export_graph(model: DecisionTransformer) -> Graph:
@@ -303,13 +293,9 @@ def export_graph(model: DecisionTransformer) -> Graph:
 
 
 def make_policy(
-    model: DecisionTransformer,
-    config: Config,
-    env: str,
-    target_return: float | None,
-    temperature: float,
+    model: DecisionTransformer, config: Config, env: str, target_return: float | None, temperature: float,
     seeds: Sequence[int],
-) -> tuple[Actor, int]:
+) -> tuple[Actor, int]:  # fmt: skip
     """Return the model as a policy in an environment, with one episode per seed, and the most steps of an episode."""
     check_environment(model, env)
     target = config.target_return if target_return is None else target_return
@@ -317,28 +303,23 @@ def make_policy(
 
 
 def score(model: DecisionTransformer, config: Config, split: str = "val", **request: Any) -> dict[str, float]:
-    """Play the environment: for each return to reach, the mean return of 100 episodes and its 95 % interval.
-
-    Args:
-        model: The agent.
-        config, split: Not used; the episodes are played in the environment.
-        request: The fields of `RolloutRequest`.
-    """
+    """Play the environment: for each return to reach, the mean return of 100 episodes and its 95 % interval. `request`
+    holds fields of `RolloutRequest`; the data are not read."""
     results = roll_out(model, {"episodes": 100, "seed": EVAL_SEED} | request)
     keys = {"": "achieved", " from": "low", " to": "high"}
     return {f"for {result['wanted']:g}{name}": result[key] for result in results for name, key in keys.items()}
 
 
 def figures(model: DecisionTransformer, config: Config) -> list[Figure]:
-    """Draw the returns achieved against those to reach, a few episodes each.
-
-    Nothing where the environment is not installed, or is not that of the data.
-    """
+    """Draw the returns achieved against those to reach, a few episodes each. Nothing where the environment is not
+    installed, or is not that of the data, or an episode takes too long."""
+    if model.max_episode_steps > MAX_FIGURE_STEPS:
+        return []
     returns = load_episodes(config).returns
     goals = np.linspace(returns.min(), max(returns.max(), config.target_return), FIGURE_GOALS).round(2).tolist()
     request = {"target_return": goals, "episodes": FIGURE_EPISODES, "seed": EVAL_SEED}
     try:
-        results = roll_out(model, request) if model.max_episode_steps <= MAX_FIGURE_STEPS else []
+        results = roll_out(model, request)
     except InputError:
         return []
     ends, mean = [goals[0], goals[-1]], float(returns.mean())
@@ -349,7 +330,7 @@ def figures(model: DecisionTransformer, config: Config) -> list[Figure]:
     ]
     note = f"{model.env}: the mean of {FIGURE_EPISODES} episodes for each return to reach"
     figure = {"kind": "lines", "title": "Return to reach and achieved", "note": note, "x_label": "return to reach"}
-    return [figure | {"lines": lines}] if results else []
+    return [figure | {"lines": lines}]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,9 @@ from ..data.tokenizers.build import Tokenizer
 from ..parsing import check_range, check_types
 from ..recipe import Graph, GraphInput
 from ..training.config import TrainConfig
-from ._shared.language import baselines, batches, evaluate, loss, predict, stream
+from ._shared.language import baselines, batches, evaluate, loss, predict, stream  # noqa: F401
 from ._shared.presets import MAX_SIZE, TINY_TRAIN
 from ._shared.text import TextConfig, load_text_tokenizer
-
-__all__ = ["PRESETS", "baselines", "batches", "build", "evaluate", "export_graph", "loss", "predict", "stream"]
 
 
 @dataclass(frozen=True, kw_only=True)

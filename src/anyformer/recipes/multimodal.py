@@ -38,20 +38,9 @@ from ..data.text.labeled import epoch_order
 from ..errors import InputError
 from ..inference.table_prediction import predict_rows, to_tensor
 from ..metrics import accuracy, confusion_matrix, macro_f1, regression_scores
-from ..model.config import TransformerConfig
+from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Transformer, TransformerConfig, initialize
 from ..model.edges import within
-from ..model.embeddings import (
-    FrameEmbedding,
-    MultiFieldEmbedding,
-    Normalized,
-    PatchEmbedding,
-    ScalarEmbedding,
-    SeriesPatchEmbedding,
-    TokenEmbedding,
-)
-from ..model.heads import Classifier, Regressor
-from ..model.init import initialize
-from ..model.transformer import Transformer
+from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
@@ -157,18 +146,14 @@ def build_field_embedding(field: Field, config: TransformerConfig) -> nn.Module:
 
 
 class MultimodalTransformer(nn.Module):
-    """A Transformer over the fields of rows.
-
-    Shapes:
-        values of each field (B, *field.shape), present (B, N): which nodes exist -> for each target logits
-        (B, classes), or a number of mean 0 and deviation 1 (B, 1)
-    """
+    """values of each field (B, *field.shape), present (B, N): which nodes exist -> for each target logits (B, classes)
+    or a number of mean 0 and deviation 1 (B, 1)"""
 
     def __init__(self, config: Config, schema: Schema):
         super().__init__()
         self.schema, self.files = schema, {"schema.json": schema.to_json()}
-        embeddings = [build_field_embedding(field, config.model) for field in schema.fields]
-        self.nodes = MultiFieldEmbedding(embeddings, config.model)
+        fields = [build_field_embedding(field, config.model) for field in schema.fields]
+        self.nodes = MultiFieldEmbedding(fields, config.model)
         self.body = Transformer(config.model)
         dim = config.model.dim
         self.heads = nn.ModuleList(
@@ -182,7 +167,6 @@ class MultimodalTransformer(nn.Module):
         return [head(x) for head in self.heads]
 
     def predict_batch(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """Return the outputs for a batch of `batches`."""
         return self([batch[value_key(field)] for field in self.schema.fields], batch["present"])
 
 
@@ -195,11 +179,8 @@ def load_rows(config: Config) -> TableDataset:
 
 
 def fit_schema(config: Config) -> Schema:
-    """Return the schema with everything that a model must know of the training rows.
-
-    Raises:
-        InputError: The model's position or context does not fit the schema.
-    """
+    """Return the schema with what a model must know of the training rows. Raises InputError if the model's position or
+    context does not fit it."""
     c = config.model
     schema = prepare.fit_schema(config.data, config.schema, config.target, config.lenient, config.fold)
     if c.position != "none":
@@ -264,6 +245,19 @@ class TargetResult(NamedTuple):
     labels: Tensor
     is_known: Tensor
 
+    def mean_loss(self) -> Tensor:
+        return self.losses.sum() / self.is_known.sum().clamp(min=1)
+
+    def scores(self, target: Target) -> dict[str, float]:
+        """Return accuracy and macro F1 of a class, RMSE and R2 of a number."""
+        if target.kind == "number":
+            return regression_scores(self.labels[self.is_known], self.predictions[self.is_known])
+        confusion = self.confusion(target)
+        return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
+
+    def confusion(self, target: Target) -> Tensor:
+        return confusion_matrix(self.labels[self.is_known], self.predictions[self.is_known], len(target.values))
+
 
 def evaluate_targets(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Iterator[TargetResult]:
     for target, output in zip(model.schema.targets, model.predict_batch(batch), strict=True):
@@ -285,14 +279,13 @@ def select_known(labels: Tensor) -> Tensor:
 
 def loss(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Tensor:
     """Return the mean over the targets of the mean over the rows whose label is known."""
-    results = evaluate_targets(model, batch)
-    return torch.stack([r.losses.sum() / r.is_known.sum().clamp(min=1) for r in results]).mean()
+    return torch.stack([result.mean_loss() for result in evaluate_targets(model, batch)]).mean()
 
 
 def loss_terms(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Tensor:
     """Return the terms that `loss` is the sum of, one for each target: each is a mean over another number of rows."""
-    results = list(evaluate_targets(model, batch))
-    return torch.stack([r.losses.sum() / r.is_known.sum().clamp(min=1) / len(results) for r in results])
+    means = [result.mean_loss() for result in evaluate_targets(model, batch)]
+    return torch.stack(means) / len(means)
 
 
 def loss_weight(batch: dict[str, Tensor]) -> Tensor:
@@ -303,41 +296,30 @@ def loss_weight(batch: dict[str, Tensor]) -> Tensor:
 def evaluate(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the loss; of a class accuracy and macro F1, of a number RMSE in its own unit and R2. With several targets,
     each metric has the target's name in front."""
-    parts = [[[tensor.cpu() for tensor in result] for result in evaluate_targets(model, batch)] for batch in batches]
-    metrics, means, targets = {}, [], model.schema.targets
-    for i, target in enumerate(targets):
-        result = TargetResult(*(torch.cat([part[i][k] for part in parts]) for k in range(4)))
+    metrics, means, results = {}, [], collect_results(model, batches)
+    for target, result in zip(model.schema.targets, results, strict=True):
         means.append(result.losses.double().sum().item() / max(1, int(result.is_known.sum())))
-        scores = compute_scores(target, result.labels[result.is_known], result.predictions[result.is_known])
-        metrics |= scores if len(targets) == 1 else {f"{target.name}_{name}": value for name, value in scores.items()}
-    return {"loss": sum(means) / len(means)} | metrics | {"rows": sum(len(part[0][0]) for part in parts)}
+        prefix = "" if len(results) == 1 else f"{target.name}_"
+        metrics |= {prefix + name: value for name, value in result.scores(target).items()}
+    return {"loss": sum(means) / len(means)} | metrics | {"rows": len(results[0].losses)}
 
 
-def compute_scores(target: Target, labels: Tensor, predictions: Tensor) -> dict[str, float]:
-    """Return accuracy and macro F1 of a class, RMSE and R2 of a number. labels (N,), predictions (N,)"""
-    if target.kind == "number":
-        return regression_scores(labels, predictions)
-    confusion = confusion_matrix(labels, predictions, len(target.values))
-    return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
+def collect_results(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]]) -> list[TargetResult]:
+    """Return the result of each target over all batches, on the CPU."""
+    parts = [[[tensor.cpu() for tensor in result] for result in evaluate_targets(model, batch)] for batch in batches]
+    return [TargetResult(*map(torch.cat, zip(*results))) for results in zip(*parts)]
 
 
 @torch.inference_mode()
 def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
     """Draw the confusion matrix of each target that is a class, on the validation split."""
-    device, targets = next(model.parameters()).device, model.schema.targets
-    confusions = [torch.zeros(len(target.values), len(target.values), dtype=torch.long) for target in targets]
-    for batch, _ in batches(config, "val"):
-        results = evaluate_targets(model, {name: value.to(device) for name, value in batch.items()})
-        for i, (target, result) in enumerate(zip(targets, results, strict=True)):
-            if target.kind == "class":
-                labels, predictions = result.labels[result.is_known], result.predictions[result.is_known]
-                confusions[i] += confusion_matrix(labels, predictions, len(target.values))
-    return [
-        figure
-        for target, confusion in zip(targets, confusions, strict=True)
-        if target.kind == "class"
-        for figure in draw_confusion(confusion, target.values, "rows", f"Confusion matrix of {target.name}")
-    ]
+    device, drawn = next(model.parameters()).device, []
+    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
+    for target, result in zip(model.schema.targets, collect_results(model, moved), strict=True):
+        if target.kind == "class":
+            title = f"Confusion matrix of {target.name}"
+            drawn += draw_confusion(result.confusion(target), target.values, "rows", title)
+    return drawn
 
 
 def baselines(config: Config) -> Baselines:
@@ -371,16 +353,11 @@ def numeric_features(dataset: TableDataset) -> np.ndarray:
 
 def export_graph(model: MultimodalTransformer) -> Graph:
     """Describe the model as a graph of the values of each field and which nodes exist (0 or 1)."""
-
-    def upper_bound(field: Field) -> int | None:
-        if field.kind in ("category", "text"):
-            return count_ids(field)
-        return 256 if field.kind == "image" else None
-
-    inputs = {
-        field.name: GraphInput(" ".join(["batch", *map(str, field.shape)]), upper_bound(field))
-        for field in model.schema.fields
-    }
+    inputs = {}
+    for column in model.schema.fields:
+        upper_bound = count_ids(column) if column.kind in ("category", "text") else None
+        axes = " ".join(["batch", *map(str, column.shape)])
+        inputs[column.name] = GraphInput(axes, 256 if column.kind == "image" else upper_bound)
     inputs["present"] = GraphInput(f"batch {model.schema.nodes}", 2)
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ The counts predict what is local after a moment of counting; the Transformer lea
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,17 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.io.checks import is_finite_number, read_json
+from ..data.io.checks import read_json
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.ngrams import NGramCounts, NGramOrder, count_ngrams
 from ..data.text.prepare import Corpus
 from ..data.tokenizers.build import Tokenizer
 from ..errors import InputError
-from ..model.cache import KVCache
-from ..model.init import initialize
+from ..model import KVCache, initialize
 from ..model.ngram_mixture import NGramMixture, TokenCache
-from ..parsing import path_field
-from ._shared.language import (
+from ..parsing import parse_dataclass, path_field
+from ._shared.language import (  # noqa: F401
     LanguageConfig,
     LanguageModel,
     baselines,
@@ -45,7 +44,6 @@ from ._shared.language import (
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import load_corpus, load_text_tokenizer
 
-__all__ = ["PRESETS", "baselines", "batches", "build", "evaluate", "loss", "predict", "stream"]
 MAX_ORDER = 16  # tokens of an n-gram before the one that follows
 BUFFERS = ("contexts", "starts", "tokens", "counts")  # of each order, by the fields of NGramOrder
 
@@ -86,14 +84,14 @@ class RecallModel(LanguageModel):
     def __init__(self, config: Config, tokenizer: Tokenizer):
         super().__init__(config, tokenizer)
         self.head = NGramMixture(self.head, config.model.dim)
-        self.memory = nn.ModuleList()
-        self.discounts, sizes = read_shape(config)
-        for contexts, entries in sizes:
+        self.memory, shape = nn.ModuleList(), read_shape(config)
+        self.discounts = shape.discounts
+        for contexts, entries in shape.sizes:
             order = nn.Module()
             for name, size in zip(BUFFERS, (contexts, contexts + 1, entries, entries)):
                 order.register_buffer(name, torch.zeros(size, dtype=torch.int64))
             self.memory.append(order)
-        self.files |= {"counts.json": json.dumps({"discounts": self.discounts, "sizes": sizes})}
+        self.files |= {"counts.json": json.dumps({"discounts": self.discounts, "sizes": shape.sizes})}
         self._counts: NGramCounts | None = None
 
     def store_counts(self, counts: NGramCounts) -> None:
@@ -123,12 +121,8 @@ class RecallModel(LanguageModel):
         positions: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Return the nodes after the last block, followed by the n-gram log-probabilities: (B, T, C + V).
-
-        Args:
-            ids, cache, document, positions: as of a language model.
-            labels: the next tokens, where the rows are part of the text that was counted.
-        """
+        """Return the nodes after the last block, followed by the n-gram log-probabilities: (B, T, C + V). `labels` are
+        the next tokens, where the rows are part of the text that was counted."""
         if isinstance(cache, TokenCache):
             groups = cache.append_ids(ids, self.counts.max_order)
             log_probs = torch.cat([self.look_up(rows)[:, -ids.shape[1] :] for rows in groups])[cache.order]
@@ -160,32 +154,35 @@ def build(config: Config) -> RecallModel:
     return model
 
 
-def read_shape(config: Config) -> tuple[list[list[float]], list[tuple[int, int]]]:
-    """Return the discounts of each order, and how many contexts and entries it has. Raises InputError."""
+@dataclass(frozen=True)
+class CountsShape:
+    """counts.json: of each order, the discounts, and how many contexts and entries it has."""
+
+    discounts: list[tuple[float, float, float, float]] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+
+def read_shape(config: Config) -> CountsShape:
+    """Return the shape of the counts, from the text or from counts.json. Raises InputError."""
     if config.counts.isdigit():
         orders = count_text(config).orders
-        return [o.discounts.tolist() for o in orders], [(len(o.contexts), len(o.tokens)) for o in orders]
+        sizes = [(len(order.contexts), len(order.tokens)) for order in orders]
+        return CountsShape([order.discounts.tolist() for order in orders], sizes)
     path = Path(config.counts)
     if not path.is_file():
         raise InputError(f"counts is '{config.counts}': expected a number of tokens, or the path of a counts.json")
-    values = read_json(path)
-    sizes, discounts = values.get("sizes"), values.get("discounts")
-    weights = path.with_name("model.safetensors")
+    shape, weights = parse_dataclass(CountsShape, read_json(path), str(path)), path.with_name("model.safetensors")
     max_entries = weights.stat().st_size // 8 if weights.is_file() else 0  # int64: a damaged size allocates no more
-    if not (
-        isinstance(sizes, list)
-        and isinstance(discounts, list)
-        and len(sizes) == len(discounts) > 0
-        and all(is_row(pair, 2) and all(isinstance(size, int) and size >= 1 for size in pair) for pair in sizes)
-        and all(is_row(row, 4) for row in discounts)
-        and 2 * sum(map(sum, sizes)) <= max_entries
-    ):
+    is_valid = len(shape.sizes) == len(shape.discounts) > 0 and all(min(pair) >= 1 for pair in shape.sizes)
+    if not is_valid or 2 * sum(map(sum, shape.sizes)) > max_entries:
         raise InputError(f"{path} does not hold the sizes of the counts in model.safetensors beside it")
-    return [[float(x) for x in row] for row in discounts], [(contexts, entries) for contexts, entries in sizes]
+    return shape
 
 
-def is_row(values: object, length: int) -> bool:
-    return isinstance(values, list) and len(values) == length and all(map(is_finite_number, values))
+@lru_cache(maxsize=2)
+def _count(corpus: Corpus, max_order: int, vocab_size: int) -> NGramCounts:
+    """`load_corpus` returns the same object while the files are unchanged, so that a text is counted once."""
+    return count_ngrams(np.asarray(corpus.split("train"), np.int64), max_order, vocab_size)
 
 
 def count_text(config: Config) -> NGramCounts:
@@ -198,12 +195,6 @@ def count_text(config: Config) -> NGramCounts:
         return _count(corpus, max_order, vocab_size)
     except ValueError as error:
         raise InputError(f"counts is {max_order}: {error}: lower --counts") from None
-
-
-@lru_cache(maxsize=2)
-def _count(corpus: Corpus, max_order: int, vocab_size: int) -> NGramCounts:
-    """`load_corpus` returns the same object while the files are unchanged, so that a text is counted once."""
-    return count_ngrams(np.asarray(corpus.split("train"), np.int64), max_order, vocab_size)
 
 
 def loss(model: RecallModel, batch: dict[str, Tensor]) -> Tensor:

@@ -36,17 +36,8 @@ from ..inference.decode import generate
 from ..inference.sampling import SamplingParams
 from ..inference.translation import select_sharpest_layer
 from ..metrics import error_rates
-from ..model import (
-    Edges,
-    EncoderDecoder,
-    FrameEmbedding,
-    LMHead,
-    TokenEmbedding,
-    TransformerConfig,
-    full,
-    initialize,
-    within,
-)
+from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
+from ..model.edges import Edges, full, within
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig

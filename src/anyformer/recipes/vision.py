@@ -34,17 +34,8 @@ from ..data.sampling import sample_indices
 from ..errors import InputError, suggest
 from ..inference.classification import describe_classes, unique_names
 from ..metrics import confusion_matrix, score_classes
-from ..model import (
-    Classifier,
-    Edges,
-    PatchEmbedding,
-    Transformer,
-    TransformerConfig,
-    attention_weights,
-    full,
-    initialize,
-    neighbors,
-)
+from ..model import Classifier, PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
+from ..model.edges import Edges, full, neighbors
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
