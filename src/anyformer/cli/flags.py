@@ -56,28 +56,24 @@ class Flag:
     hint: Any  # the type of one word of the value
     default: Any
     help: str
-    is_sequence: bool
+    count: Literal["one", "many", "repeated"]  # words of its value; repeated: one word each time
     is_positional: bool
-    is_repeatable: bool
     aliases: tuple[str, ...] = ()  # other names: of a config field that was renamed, short ones
 
     @property
     def is_switch(self) -> bool:
-        return self.hint is bool and not self.is_sequence
-
-    @property
-    def takes_many(self) -> bool:
-        return self.is_sequence and not self.is_repeatable
+        return self.hint is bool and self.count == "one"
 
     @property
     def metavar(self) -> str:
-        return describe_value(self.hint) + (" ..." if self.takes_many else "")
+        name = self.name.upper() if self.is_positional else describe_value(self.hint)
+        return f"{name} ..." if self.count == "many" else name
 
     @property
     def usage(self) -> str:
         """As it stands in the help: "--seed INT", "RUN", "WORDS ..."."""
         if self.is_positional:
-            return self.name.upper() + (" ..." if self.takes_many else "")
+            return self.metavar
         return self.name if self.is_switch else f"{self.name} {self.metavar}"
 
 
@@ -100,11 +96,11 @@ def list_flags(
         name = field.name if POSITIONAL in marks else flag_name(field_path)
         name = f"--config.{name[2:]}" if name in taken else name
         text = next((mark for mark in marks if mark not in (POSITIONAL, REPEATABLE)), docs.get(field.name, ""))
-        is_sequence = typing.get_origin(hint) in (tuple, list, Sequence)
-        hint = typing.get_args(hint)[0] if is_sequence else hint
         old_names = tuple(flag_name((*path, old)) for old, new in RENAMED_FIELDS.items() if new == field.name)
-        is_positional, is_repeatable = POSITIONAL in marks, REPEATABLE in marks
-        yield Flag(name, field_path, hint, default, text, is_sequence, is_positional, is_repeatable, old_names)
+        count = "one"
+        if typing.get_origin(hint) in (tuple, list, Sequence):
+            hint, count = typing.get_args(hint)[0], "repeated" if REPEATABLE in marks else "many"
+        yield Flag(name, field_path, hint, default, text, count, POSITIONAL in marks, old_names)
 
 
 def flag_name(path: Sequence[str]) -> str:
@@ -162,7 +158,7 @@ def read_flags(flags: Sequence[Flag], arguments: Sequence[str], prog: str) -> di
             values[flag.name] = not value if is_negated else value
     for flag in flags:
         if flag.is_positional and free:
-            count = len(free) if flag.is_sequence else 1
+            count = len(free) if flag.count == "many" else 1
             values[flag.name] = read_value(flag, flag.name, free[:count], values)
             free = free[count:]
     if free:
@@ -182,7 +178,8 @@ def find_flag(name: str, by_name: Mapping[str, Flag], prog: str) -> tuple[Flag, 
 
 def take_values(flag: Flag, name: str, words: list[str]) -> list[str]:
     """Remove the words from the front that belong to a flag. Raises InputError if there is none."""
-    texts = list(itertools.takewhile(lambda word: not word.startswith("--"), words if flag.takes_many else words[:1]))
+    limit = None if flag.count == "many" else 1
+    texts = list(itertools.takewhile(lambda word: not word.startswith("--"), words[:limit]))
     if not texts:
         raise InputError(f"{name} needs a value: {flag.metavar}")
     del words[: len(texts)]
@@ -191,9 +188,9 @@ def take_values(flag: Flag, name: str, words: list[str]) -> list[str]:
 
 def read_value(flag: Flag, name: str, texts: list[str], values: Mapping[str, Any]) -> Any:
     items = tuple(convert(flag.hint, text, name) for text in texts)
-    if not flag.is_sequence:
+    if flag.count == "one":
         return items[0]
-    return (*values.get(flag.name, ()), *items) if flag.is_repeatable else items
+    return (*values.get(flag.name, ()), *items) if flag.count == "repeated" else items
 
 
 def convert(hint: Any, text: str, name: str) -> Any:
@@ -264,7 +261,7 @@ def format_default(flag: Flag) -> str:
     default = flag.default
     if flag.is_positional or default in (None, "", (), [], REQUIRED) or default is False or "Default: " in flag.help:
         return ""
-    text = " ".join(map(str, default)) if flag.is_sequence else "on" if default is True else default
+    text = " ".join(map(str, default)) if isinstance(default, tuple | list) else "on" if default is True else default
     return f" (default: {text})"
 
 
