@@ -5,7 +5,7 @@ values of further fields of the recipe's config a family can express; on import,
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..data.io.checks import is_finite_number
@@ -65,25 +65,22 @@ class ConfigFields:
             raise InputError(f"{self.where} lacks {name}")
         return default if value is None else value
 
+    def _get_checked(self, name: str, default: Any, is_valid: Callable[[Any], bool], expected: str) -> Any:
+        value = self.get(name, default)
+        if value is not None and not is_valid(value):
+            raise InputError(f"{self.where}: {name} is {value!r}; it must be {expected}")
+        return value
+
     def get_size(self, name: str, default: Any = REQUIRED, limit: int = MAX_SIZE) -> int:
         """Return a whole number from 1 to `limit`, or the default (which may be None)."""
-        value = self.get(name, default)
-        if value is not default and (type(value) is not int or not 0 < value <= limit):
-            valid = "from 1 on" if limit == MAX_SIZE else f"from 1 to {limit}"
-            raise InputError(f"{self.where}: {name} is {value!r}; it must be a whole number {valid}")
-        return value
+        valid = "from 1 on" if limit == MAX_SIZE else f"from 1 to {limit}"
+        return self._get_checked(name, default, lambda n: type(n) is int and 0 < n <= limit, f"a whole number {valid}")
 
     def get_number(self, name: str, default: float) -> float:
-        value = self.get(name, default)
-        if not is_finite_number(value):
-            raise InputError(f"{self.where}: {name} is {value!r}; it must be a number")
-        return float(value)
+        return float(self._get_checked(name, default, is_finite_number, "a number"))
 
     def get_flag(self, name: str, default: bool) -> bool:
-        value = self.get(name, default)
-        if not isinstance(value, bool):
-            raise InputError(f"{self.where}: {name} is {value!r}; it must be true or false")
-        return value
+        return self._get_checked(name, default, lambda value: isinstance(value, bool), "true or false")
 
     def get_choice(self, name: str, choices: Mapping[Any, Any], default: Any) -> Any:
         """Return what `choices` maps the field's value to."""
@@ -95,20 +92,15 @@ class ConfigFields:
 
     def get_token_id(self, name: str, default: Any, vocab_size: int) -> Any:
         """Return the id of a token, or the default (which may be None)."""
-        value = self.get(name, default)
-        if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
-            raise InputError(f"{self.where}: {name} is {value!r}; it must be an id from 0 to {vocab_size - 1}")
-        return value
+        expected = f"an id from 0 to {vocab_size - 1}"
+        return self._get_checked(name, default, lambda i: type(i) is int and 0 <= i < vocab_size, expected)
 
     def get_dropout(self, name: str) -> float:
-        value = self.get_number(name, 0.0)
-        if not 0 <= value < 1:
-            raise InputError(f"{self.where}: {name} is {value}; it must be at least 0 and below 1")
-        return value
+        valid = "a number of at least 0 and below 1"
+        return float(self._get_checked(name, 0.0, lambda p: is_finite_number(p) and 0 <= p < 1, valid))
 
     def get_object(self, name: str) -> "ConfigFields":
-        if not isinstance(value := self.get(name, {}), dict):
-            raise InputError(f"{self.where}: {name} is {value!r}; it must be an object")
+        value = self._get_checked(name, {}, lambda value: isinstance(value, dict), "an object")
         return ConfigFields(value, f"{self.where}: {name}")
 
     def require(self, **supported: Any) -> None:

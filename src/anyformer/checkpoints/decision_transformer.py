@@ -84,7 +84,7 @@ class DecisionTransformer(Family):
         return [*map_affine(NODES | HEADS), *timestep, *map_body(values["model"]["n_layer"], "encoder")]
 
 
-class FoldedPosition:
+class FoldedPosition(WeightSource):
     """The file's tensors, with the position that every node receives added to the bias that every node receives."""
 
     def __init__(self, weights: WeightSource):

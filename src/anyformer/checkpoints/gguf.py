@@ -58,13 +58,8 @@ LLAMA_SIZES = {
     "attention.key_length": "head_dim",
     "rope.freq_base": "rope_theta",
 }
-WRITERS: dict[type, str] = {
-    bool: "bool",
-    int: "uint32",
-    float: "float32",
-    str: "string",
-    list: "array",
-}  # methods of gguf.GGUFWriter
+# Methods of gguf.GGUFWriter by the type of the value.
+WRITERS: dict[type, str] = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
 SWIGLU = ("hidden_act", "silu", "swiglu")
 ARCHITECTURES = {
     "gpt2": Architecture(
@@ -150,7 +145,7 @@ def read_rotary_fields(fields: ConfigFields, file: GGUFFile) -> ConfigDict:
     return {"head_dim": channels} | {field: name in file.tensors for field, name in biases.items()}
 
 
-class GGUFTensors:
+class GGUFTensors(WeightSource):
     """The tensors of a GGUF file, by the names and in the order of the folder."""
 
     def __init__(self, file: GGUFFile, architecture: Architecture, config: ConfigDict):

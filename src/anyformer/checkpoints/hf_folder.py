@@ -112,7 +112,7 @@ def find_tokenizer(folder: Path) -> str:
 # --- weights ---
 
 
-class SafetensorsFolder:
+class SafetensorsFolder(WeightSource):
     """The weights in model.safetensors of a folder, or in the shards that model.safetensors.index.json lists.
 
     Args:
@@ -123,7 +123,7 @@ class SafetensorsFolder:
     """
 
     def __init__(self, folder: Path, normalize_name: Callable[[str], str | None]):
-        self.where, self.shapes = str(folder), dict[str, tuple[int, ...]]()
+        self.where, self.shapes = str(folder), {}
         self.locations: dict[str, tuple[Path, str]] = {}  # normalized name -> file and the name there
         for path, header in read_headers(folder).items():
             for stored_name, (shape, dtype) in header.items():
@@ -200,12 +200,12 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     tensors = family.add_fixed_tensors(values, collect_tensors(model))
     config: ConfigDict = {"model_type": family.model_type, "architectures": [family.architecture]}
     config |= {"dtype": "float32", "torch_dtype": "float32"}
-    config |= get_special_token_ids(files) | family.write_config(values, tensors)
+    contents = make_tokenizer_configs(files)
+    config |= contents.pop("config.json") | family.write_config(values, tensors)
     exported = dict(export_tensors(family.build_tensor_map(values, config), tensors))
     exported |= family.make_unused_tensors(config)
-    contents = family.make_files(values, files)
-    config |= contents.pop("config.json", {})
-    contents = {"config.json": config} | make_tokenizer_configs(files, config) | contents
+    contents |= family.make_files(values, files)
+    contents["config.json"] = config | contents.get("config.json", {})
     texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
     texts |= {name: files[name] for name in ("tokenizer.json", "chat_template.jinja") if name in files}
     with atomic_directory(folder) as temporary:
@@ -214,30 +214,19 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
             (temporary / name).write_text(text, encoding="utf-8")
 
 
-def get_special_token_ids(files: Mapping[str, str]) -> ConfigDict:
-    """Return bos_token_id and eos_token_id; where they are unset, transformers assumes ids of its own."""
-    end = find_end_token(files)
-    defaults = dict.fromkeys(("bos_token_id", "eos_token_id"), None if end is None else end[1])
-    generation = json.loads(files.get("generation_config.json", "{}"))
-    return defaults | {name: generation[name] for name in defaults if name in generation}
+def make_tokenizer_configs(files: Mapping[str, str]) -> dict[str, ConfigDict]:
+    """Return what versions 4 and 5 of transformers both read besides tokenizer.json.
 
-
-def make_tokenizer_configs(files: Mapping[str, str], config: ConfigDict) -> dict[str, ConfigDict]:
-    """Return what versions 4 and 5 of transformers both read besides tokenizer.json."""
-    if "tokenizer.json" not in files:
-        return {}
-    tokenizer: ConfigDict = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if end := find_end_token(files):
-        tokenizer["eos_token"] = end[0]
-    tokenizer |= json.loads(files.get("tokenizer_config.json", "{}"))
-    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
-    if "generation_config.json" in files:
-        generation = json.loads(files["generation_config.json"])
-    return {"tokenizer_config.json": tokenizer, "generation_config.json": generation}
-
-
-def find_end_token(files: Mapping[str, str]) -> tuple[str, int] | None:
-    """Return the token that ends a text, and its id."""
+    config.json: bos_token_id and eos_token_id; where they are unset, transformers assumes ids of its own.
+    """
     added = json.loads(files.get("tokenizer.json", "{}")).get("added_tokens") or []
     ids = {token["content"]: token["id"] for token in added}
-    return next(((name, ids[name]) for name in END_TOKENS if name in ids), None)
+    end = next((name for name in END_TOKENS if name in ids), None)
+    generation = json.loads(files.get("generation_config.json", "{}"))
+    special_ids = {name: generation.get(name, ids.get(end)) for name in ("bos_token_id", "eos_token_id")}
+    if "tokenizer.json" not in files:
+        return {"config.json": special_ids}
+    tokenizer: ConfigDict = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    tokenizer |= ({} if end is None else {"eos_token": end}) | json.loads(files.get("tokenizer_config.json", "{}"))
+    generation = generation if "generation_config.json" in files else special_ids
+    return {"config.json": special_ids, "tokenizer_config.json": tokenizer, "generation_config.json": generation}

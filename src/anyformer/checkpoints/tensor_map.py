@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,18 +20,15 @@ ConfigDict = dict[str, Any]
 """A recipe's config, or the config.json of a public checkpoint, as plain JSON values."""
 
 
-class WeightSource(Protocol):
-    """Named tensors of one or several files: shapes are known at once, values are read on demand."""
+class WeightSource:
+    """Base class of named tensors of one or several files: shapes are known at once, values are read on demand."""
 
-    @property
-    def where(self) -> str: ...
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+    where: str
+    shapes: dict[str, tuple[int, ...]]
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return tensor[start:stop] in float32."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

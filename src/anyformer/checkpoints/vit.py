@@ -110,8 +110,10 @@ class ViT(Family):
 
 
 def read_size(c: ConfigFields, name: str, default: int) -> tuple[int, int]:
-    """Read one number for both sides, or [height, width]."""
+    """Read one number for both sides, [height, width] or {"height", "width"}."""
     value = c.get(name, default)
+    if isinstance(value, dict) and set(value) == {"height", "width"}:
+        value = [value["height"], value["width"]]
     pair = value if isinstance(value, list) else [value, value]
     if len(pair) != 2 or not all(type(n) is int and 0 < n <= MAX_IMAGE_SIZE for n in pair):
         raise InputError(f"{c.where}: {name} is {value!r}; it must be a whole number, or two: [height, width]")
@@ -136,7 +138,7 @@ def read_preprocessing(c: ConfigFields, height: int, width: int, channels: int) 
         return uniform_preprocessor(0.5, channels).to_json()
     p = ConfigFields(read_json(path), str(path))
     p.require(do_resize=True, do_center_crop=False, do_pad=False)
-    if (size := read_processor_size(p)) != (height, width):
+    if (size := read_size(p, "size", 224)) != (height, width):
         raise InputError(f"{path}: size is {size[0]} x {size[1]}, but the model takes {height} x {width}")
     rescale, normalize = p.get_flag("do_rescale", True), p.get_flag("do_normalize", True)
     mean, std = p.get("image_mean", [0.5] * channels), p.get("image_std", [0.5] * channels)
@@ -150,14 +152,6 @@ def read_preprocessing(c: ConfigFields, height: int, width: int, channels: int) 
         return load_preprocessor(json.dumps(values), channels).to_json()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def read_processor_size(p: ConfigFields) -> tuple[int, int]:
-    """Read the size that images are resized to: {"height", "width"}, or one number in old files."""
-    value = p.get("size", 224)
-    if isinstance(value, dict) and set(value) == {"height", "width"}:
-        value = [value["height"], value["width"]]
-    return read_size(ConfigFields({"size": value}, p.where), "size", 224)
 
 
 family = ViT()
