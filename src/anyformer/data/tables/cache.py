@@ -1,9 +1,9 @@
 """Rows to arrays, encoded once into the disk cache under a hash of everything they depend on.
 
-    cache/fields/HASH.json            the vocabularies of the rows: categories, classes and tokenizers
-    cache/fields/HASH/I.bin           field I of all rows, of Field.shape and Field.dtype
-    cache/fields/HASH/present.bin     (N, nodes) bool: which nodes exist
-    cache/fields/HASH/meta.json       targets, groups and split of all rows, and how many values were skipped
+    cache/fields/HASH/vocabularies.json   the vocabularies of the rows: categories, classes and tokenizers
+    cache/fields/HASH/I.bin               field I of all rows, of Field.shape and Field.dtype
+    cache/fields/HASH/present.bin         (N, nodes) bool: which nodes exist
+    cache/fields/HASH/meta.json           targets, groups and split of all rows, and how many values were skipped
 
 The arrays are memory-mapped, so that a set larger than memory can be trained on.
 
@@ -11,11 +11,9 @@ Shapes: N rows.
 """
 
 import hashlib
-import json
-import os
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from ..images.read import number_classes
 from ..io.cache import build_cached, cache_dir
 from ..sampling import parse_split, select_split, split_by_mask
 from ..tokenizers.build import build_tokenizer
-from .encode import DamagedValueError, Encoded, category_name, encode_missing, encode_target, encode_value
+from .encode import DamagedValueError, category_name, encode_missing, encode_target, encode_value
 from .read import Table, is_missing
 from .schema import Field, Schema
 
@@ -59,8 +57,11 @@ class TableDataset:
         Where the data define no split, the k-th of n folds ("k/n") is for validation: of whole groups, or of rows with
         every class in equal proportion.
         """
-        k, folds = parse_fold(fold)
-        is_val = self.val_flags == 1 if (self.val_flags >= 0).any() else self.assign_folds(folds) == k - 1
+        k, _, n = fold.partition("/")
+        if not (k.isdecimal() and n.isdecimal()) or not 1 <= int(k) <= int(n) or int(n) < 2:
+            raise InputError(f"fold is '{fold}'; it must be one of at least two parts, such as 1/10")
+        has_split = (self.val_flags >= 0).any()
+        is_val = self.val_flags == 1 if has_split else self.assign_folds(int(n)) == int(k) - 1
         rows = select_split(name, split_by_mask(is_val))
         if not len(rows):
             groups = len(np.unique(self.groups))
@@ -70,27 +71,13 @@ class TableDataset:
 
     def assign_folds(self, folds: int) -> np.ndarray:
         """Return the fold of each row, (N,), always the same."""
-        if (self.groups >= 0).any():
-            order = shuffle(int(self.groups.max()) + 1)
-            return np.argsort(order)[self.groups] % folds
-        order = shuffle(len(self))
-        if self.schema.targets[0].kind == "class":
+        has_groups = (self.groups >= 0).any()
+        n = int(self.groups.max()) + 1 if has_groups else len(self)
+        order = np.random.Generator(np.random.Philox(key=0)).permutation(n)
+        if not has_groups and self.schema.targets[0].kind == "class":
             order = order[np.argsort(self.targets[order, 0], kind="stable")]
-        assigned = np.empty(len(self), np.int64)
-        assigned[order] = np.arange(len(self)) % folds
-        return assigned
-
-
-def parse_fold(fold: str) -> tuple[int, int]:
-    """ "3/10" -> (3, 10). Raises InputError."""
-    k, _, folds = fold.partition("/")
-    if not (k.isdecimal() and folds.isdecimal()) or not 1 <= int(k) <= int(folds) or int(folds) < 2:
-        raise InputError(f"fold is '{fold}'; it must be one of at least two parts, such as 1/10")
-    return int(k), int(folds)
-
-
-def shuffle(n: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=0)).permutation(n)
+        assigned = np.argsort(order) % folds
+        return assigned[self.groups] if has_groups else assigned
 
 
 def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDataset:
@@ -100,7 +87,9 @@ def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDa
     """
     content = hashlib.sha256(f"{FORMAT_VERSION} {table.sha256()} {schema.to_dict()} {lenient}".encode()).hexdigest()
     if not schema.has_vocabularies:
-        schema = learn_vocabularies(table, schema, cache_dir() / "fields" / f"{content}.json")
+        folder, columns = cache_dir() / "fields" / content, schema
+        vocabularies = build_cached(folder, "vocabularies.json", lambda _: collect_vocabularies(table, columns))
+        schema = schema.with_measurements(vocabularies)
     key = f"{content} {schema.to_dict(('values', 'words'))}"
     folder = cache_dir() / "fields" / hashlib.sha256(key.encode()).hexdigest()
     meta = build_cached(folder, "meta.json", lambda new: write_rows(new, table, schema, lenient))
@@ -110,29 +99,12 @@ def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDa
         for i, field in enumerate(schema.fields)
     )
     present = np.memmap(folder / "present.bin", bool, "r", shape=(n, schema.nodes))
-    targets = np.array([[np.nan if x is None else x for x in row] for row in meta["targets"]], np.float64)
     groups, val_flags = (np.array(meta[name], np.int64) for name in ("groups", "held"))
+    targets = np.array(meta["targets"], np.float64)
     return TableDataset(schema, values, present, targets, groups, val_flags, content, meta["skipped"])
 
 
-# --- vocabularies: one pass over the rows ---
-
-
-def learn_vocabularies(table: Table, schema: Schema, path: Path) -> Schema:
-    """Return the schema with the vocabularies of these rows, which are cached in a file."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(collect_vocabularies(table, schema), ensure_ascii=False), "utf-8")
-        os.replace(temporary, path)
-    texts = {field.name for field in schema.fields if field.kind == "text"}
-    stored = json.loads(path.read_text("utf-8"))
-    return schema.with_measurements(
-        {name: {"words": values[0]} if name in texts else {"values": tuple(values)} for name, values in stored.items()}
-    )
-
-
-def collect_vocabularies(table: Table, schema: Schema) -> dict[str, list[str]]:
+def collect_vocabularies(table: Table, schema: Schema) -> dict[str, dict[str, Any]]:
     """Return the sorted values of each category and class, and the tokenizer of each text.
 
     Raises InputError where the table lacks a column of the schema, or a class has one value.
@@ -141,26 +113,27 @@ def collect_vocabularies(table: Table, schema: Schema) -> dict[str, list[str]]:
     for name in (*(column.name for column in schema.columns), *filter(None, (schema.group, schema.split))):
         if name not in columns:
             raise InputError(f"the schema names '{name}', and the data have no such column: {suggest(name, columns)}")
-    vocabularies = {name: list(number_classes(list(names))[1]) for name, names in values.items()}
+    vocabularies = {}
     for column in schema.columns:
-        if column.kind == "class" and len(vocabularies[column.name]) < 2:
-            only = ", ".join(vocabularies[column.name]) or "nothing"
-            raise InputError(f"the target '{column.name}' has one class ({only}): two or more are needed")
-        if column.kind == "category" and not vocabularies[column.name]:
-            raise InputError(f"the field '{column.name}' is empty in every row: take it out of the schema")
-    for field in schema.fields:
-        if field.kind == "text":
-            make_texts = lambda name=field.name: iter(texts[name])  # noqa: E731
-            vocabularies[field.name] = [build_tokenizer(field.tokenizer, make_texts, VOCAB_SIZE).to_json()]
+        if isinstance(column, Field) and column.kind == "text":
+            tokenizer = build_tokenizer(column.tokenizer, partial(iter, texts[column.name]), VOCAB_SIZE)
+            vocabularies[column.name] = {"words": tokenizer.to_json()}
+        elif column.name in values:
+            names = number_classes(values[column.name])[1]
+            if column.kind == "class" and len(names) < 2:
+                only = ", ".join(names) or "nothing"
+                raise InputError(f"the target '{column.name}' has one class ({only}): two or more are needed")
+            if not names:
+                raise InputError(f"the field '{column.name}' is empty in every row: take it out of the schema")
+            vocabularies[column.name] = {"values": names}
     return vocabularies
 
 
 def scan_columns(table: Table, schema: Schema) -> tuple[set[str], dict[str, set[str]], dict[str, list[str]]]:
     """Return all columns, the values of each category and class, and the texts to train each tokenizer on."""
-    kinds = {column.name: column.kind for column in schema.columns}
     columns: set[str] = set()
-    values: dict[str, set[str]] = {name: set() for name, kind in kinds.items() if kind in ("category", "class")}
-    texts: dict[str, list[str]] = {name: [] for name, kind in kinds.items() if kind == "text"}
+    values: dict[str, set[str]] = {c.name: set() for c in schema.columns if c.kind in ("category", "class")}
+    texts: dict[str, list[str]] = {field.name: [] for field in schema.fields if field.kind == "text"}
     remaining = dict.fromkeys(texts, MAX_TOKENIZER_CHARS)
     for place, row in table.rows():
         columns |= row.keys()
@@ -174,52 +147,40 @@ def scan_columns(table: Table, schema: Schema) -> tuple[set[str], dict[str, set[
     return columns, values, texts
 
 
-# --- rows to files ---
-
-
 def write_rows(folder: Path, table: Table, schema: Schema, lenient: bool) -> dict[str, Any]:
     """Encode every row into the files of a folder. Returns what meta.json holds."""
     meta: dict[str, list] = {"targets": [], "groups": [], "held": []}
     skipped, group_ids = 0, {}
     total = sum(1 for _ in table.rows())
     with ExitStack() as stack:
-        files = [stack.enter_context(open(folder / f"{i}.bin", "wb")) for i in range(len(schema.fields))]
-        present_file = stack.enter_context(open(folder / "present.bin", "wb"))
+        names = [*range(len(schema.fields)), "present"]
+        *files, present_file = [stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names]
         for number, (place, row) in enumerate(table.rows(), 1):
             for field, file in zip(schema.fields, files, strict=True):
-                (values, present), is_damaged = encode_or_skip(field, row.get(field.name), place, table.folder, lenient)
-                skipped += is_damaged
+                try:
+                    values, present = encode_value(field, row.get(field.name), place, table.folder, lenient)
+                except DamagedValueError as error:
+                    if not lenient:
+                        raise InputError(f"{error}; to leave it out: --lenient") from None
+                    values, present = encode_missing(field)
+                    skipped += 1
                 file.write(np.ascontiguousarray(values, field.dtype).data)
                 present_file.write(present.tobytes())
             targets = [encode_target(target, row.get(target.name), place) for target in schema.targets]
             if np.isnan(targets).all():
                 raise InputError(f"{place}: {schema.targets[0].name} is empty: fill it in, or take the row out")
-            meta["targets"].append([None if np.isnan(x) else x for x in targets])
+            meta["targets"].append(targets)
             meta["groups"].append(group_index(schema.group, row, place, group_ids))
-            meta["held"].append(val_flag(schema.split, row, place))
+            split = category_name(row.get(schema.split) or "")
+            meta["held"].append(int(parse_split(split, f"{place}: {schema.split}")) if schema.split in row else -1)
             if number % 64 == 0 or number == total:
                 report_progress("decoding rows", number, total)
     return meta | {"skipped": skipped}
 
 
-def encode_or_skip(field: Field, value: Any, place: str, folder: Path, lenient: bool) -> tuple[Encoded, bool]:
-    """Return the encoded value, and whether it is damaged and was left out."""
-    try:
-        return encode_value(field, value, place, folder, lenient), False
-    except DamagedValueError as error:
-        if not lenient:
-            hint = "" if "--lenient" in str(error) else "; to leave it out: --lenient"
-            raise InputError(f"{error}{hint}") from None
-        return encode_missing(field), True
-
-
-def group_index(column: str, row: Mapping[str, Any], place: str, group_ids: dict[str, int]) -> int:
+def group_index(column: str, row: dict[str, Any], place: str, group_ids: dict[str, int]) -> int:
     if not column or column not in row:  # data to evaluate on need not have the column
         return -1
     if is_missing(row[column]):
         raise InputError(f"{place}: the group '{column}' is empty: fill it in, or take it out of the schema")
     return group_ids.setdefault(category_name(row[column]), len(group_ids))
-
-
-def val_flag(column: str, row: Mapping[str, Any], place: str) -> int:
-    return int(parse_split(category_name(row[column] or ""), f"{place}: {column}")) if column in row else -1

@@ -1,14 +1,7 @@
-"""Tables by name, each with its schema.
-
-sensors         generated: all seven kinds of fields, a class and a number as targets; for tests
-watch           windows of two seconds from a wrist: accelerations, rotations, which arm; seven exercises, ten people
-breast-cancer   30 numbers of a biopsy, benign or malignant; its schema is inferred
-spoken-digits   a spoken digit and an image of the same digit
-"""
+"""Tables by name, each with its schema."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +58,7 @@ def open_table(data: str) -> Table:
     return NAMED_SETS[data]()
 
 
-def build_table(name: str, make_rows: Callable[[], Iterator[dict[str, Any]]], schema: str, files: list[Path]) -> Table:
+def build_table(name: str, make_rows: Callable[[], Iterable[dict[str, Any]]], schema: str, *files: Path) -> Table:
     content = hashlib.sha256(f"{name} 2".encode())  # the number is raised when the rows of the same files change
     for path in files:
         content.update(path.read_bytes())
@@ -77,7 +70,8 @@ def build_table(name: str, make_rows: Callable[[], Iterator[dict[str, Any]]], sc
 
 
 def open_sensors() -> Table:
-    return build_table("sensors", lambda: (generate_sensor_row(i) for i in range(240)), SENSORS, [])
+    """Generate a table for tests: all seven kinds of fields, a class and a number as targets."""
+    return build_table("sensors", lambda: map(generate_sensor_row, range(240)), SENSORS)
 
 
 def generate_sensor_row(i: int) -> dict[str, Any]:
@@ -87,7 +81,7 @@ def generate_sensor_row(i: int) -> dict[str, Any]:
     t, load = np.arange(20) / 20, state + rng.normal(0, 0.3)
     hum = np.sin(2 * np.pi * (400 + 900 * state) * np.arange(SAMPLE_RATE // 10) / SAMPLE_RATE + rng.uniform(0, 6))
     row = {
-        "device": "abc"[int(rng.integers(3))],  # independent of the state
+        "device": "abc"[rng.integers(3)],  # independent of the state
         "power": load + rng.normal(0, 0.5),
         "axes": rng.normal([state, -state, 0], 1.5).round(3),
         "motion": np.stack([np.sin(2 * np.pi * (1 + state) * t + rng.uniform(0, 6)), rng.normal(0, 1, 20)], 1).round(3),
@@ -100,8 +94,9 @@ def generate_sensor_row(i: int) -> dict[str, Any]:
 
 
 def open_watch() -> Table:
+    """Open windows of two seconds from a wrist: accelerations, rotations, which arm; seven exercises, ten people."""
     (path,) = resolve("watch")
-    return build_table("watch", lambda: cut_windows(path, 100, 25), WATCH, [path])
+    return build_table("watch", lambda: cut_windows(path, 100, 25), WATCH, path)
 
 
 # A left arm moves as the mirror image of a right one: x, along the arm, changes sign, and so do the rotations about the
@@ -122,7 +117,7 @@ def cut_windows(path: Path, size: int, step: int) -> Iterator[dict[str, Any]]:
 
 
 def open_breast_cancer() -> Table:
-    """Open the table with the column names of its description (Street, Wolberg and Mangasarian 1993)."""
+    """Open 30 numbers of a biopsy, benign or malignant, named as in Street, Wolberg and Mangasarian (1993)."""
     (path,) = resolve("breast-cancer")
     measures = ("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "points")
     names = [f"{kind} {name}" for kind in ("mean", "error", "worst") for name in (*measures, "symmetry", "dimension")]
@@ -132,7 +127,7 @@ def open_breast_cancer() -> Table:
             *cells, benign = line.split(",")
             yield dict(zip(names, cells, strict=True)) | {"diagnosis": ("malignant", "benign")[int(benign)]}
 
-    return build_table("breast-cancer", rows, "", [path])
+    return build_table("breast-cancer", rows, "", path)
 
 
 def open_spoken_digits() -> Table:
@@ -141,29 +136,19 @@ def open_spoken_digits() -> Table:
     fsdd's official test part is for validation. No image is in both splits.
     """
     clips, images = resolve("fsdd"), resolve("mnist-t10k")
-    files = [*clips, *images]
-    return build_table("spoken-digits", lambda: pair_digits(tuple(clips), tuple(images)), SPOKEN_DIGITS, files)
+    return build_table("spoken-digits", lambda: pair_digits(clips, *images), SPOKEN_DIGITS, *clips, *images)
 
 
-def pair_digits(clips: tuple[Path, ...], images: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
-    pixels, labels = read_digits(images)
-    by_digit = [np.flatnonzero(labels == digit) for digit in range(10)]
-    next_train, next_val = [60] * 10, [0] * 10  # the first 60 images of each digit are for validation
+def pair_digits(clips: list[Path], image_file: Path, label_file: Path) -> Iterator[dict[str, Any]]:
+    pixels, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+    by_digit = [np.flatnonzero(labels == digit) for digit in range(10)]  # the first 60 of each are for validation
+    train, val = [iter(images[60:]) for images in by_digit], [iter(images[:60]) for images in by_digit]
     for path in clips:  # DIGIT_SPEAKER_TAKE.wav
         digit, _, take = path.stem.split("_")
         is_val = int(take) < 5
+        about = {"sound": str(path), "digit": DIGIT_WORDS[int(digit)], "split": "val" if is_val else "train"}
         for _ in range(1 if is_val else 3):  # the rarest digit has 892 images, and 270 clips to train on
-            counter = next_val if is_val else next_train
-            image = by_digit[int(digit)][counter[int(digit)]]
-            counter[int(digit)] += 1
-            about = {"digit": DIGIT_WORDS[int(digit)], "split": "val" if is_val else "train"}
-            yield {"image": pixels[image], "sound": str(path)} | about
-
-
-@lru_cache(maxsize=1)
-def read_digits(files: tuple[Path, ...]) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = sorted(files)
-    return read_idx(images, 3), read_idx(labels, 1)
+            yield {"image": pixels[next((val if is_val else train)[int(digit)])]} | about
 
 
 NAMED_SETS: dict[str, Callable[[], Table]] = {

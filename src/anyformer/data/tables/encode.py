@@ -20,7 +20,6 @@ from .read import is_missing
 from .schema import Field, Target
 
 Encoded = tuple[np.ndarray, np.ndarray]
-MAX_LISTED_NAMES = 8  # in a message
 
 
 class DamagedValueError(InputError):
@@ -53,15 +52,10 @@ def encode_target(target: Target, value: Any, place: str) -> float:
     if is_missing(value):
         return float("nan")
     try:
-        if target.kind == "class":
-            return float(find_category(value, target.values))
-        return float(require_finite(np.array(parse_number(value))))
+        is_class = target.kind == "class"
+        return float(find_category(value, target.values) if is_class else require_finite(np.array(parse_number(value))))
     except InputError as error:
         raise InputError(f"{place}, {target.name}: {error}") from None
-
-
-def encode_category(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    return np.array([find_category(value, field.values)]), np.ones(1, bool)
 
 
 def find_category(value: Any, values: tuple[str, ...]) -> int:
@@ -69,18 +63,13 @@ def find_category(value: Any, values: tuple[str, ...]) -> int:
     name = category_name(value)
     if name not in values:
         hint = suggest(name, values)
-        if len(values) > MAX_LISTED_NAMES:
-            hint = f"{hint.split('valid:')[0]}{values[:3]}"
+        hint = hint if len(values) <= 8 else f"{hint.split('valid:')[0]}valid: {', '.join(values[:3])}, ..."
         raise InputError(f"'{name}' was not seen in training: {hint}")
     return values.index(name)
 
 
 def category_name(value: Any) -> str:
     return str(value).strip()
-
-
-def encode_scalar(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    return require_finite(np.array([parse_number(value)], np.float32)), np.ones(1, bool)
 
 
 def encode_vector(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
@@ -128,32 +117,20 @@ def count_ids(field: Field) -> int:
 
 
 def encode_image(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    if isinstance(value, str):
-        try:
-            pixels = read_image(folder / value)
-        except InputError as error:
-            raise DamagedValueError(str(error)) from None
-    else:
-        pixels = np.asarray(value)
-        if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
-            raise InputError("an image is the path of a file, or rows of pixels from 0 to 255")
+    pixels = read_file(read_image, folder / value) if isinstance(value, str) else np.asarray(value)
+    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+        raise InputError("an image is the path of a file, or rows of pixels from 0 to 255")
     resized = resize_image(pixels.astype(np.uint8), field.height, field.width, field.channels)
     return resized, np.ones(field.nodes, bool)
 
 
 def encode_audio(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    limit = round(field.seconds * SAMPLE_RATE)
-    if isinstance(value, str):
-        try:
-            samples = read_audio(folder / value)
-        except InputError as error:
-            raise DamagedValueError(str(error)) from None
-    else:
-        samples = require_finite(parse_array(value, folder))
-        if samples.ndim != 1 or not len(samples):
-            raise InputError(f"a sound is the path of a file, or one list of samples at {SAMPLE_RATE} Hz")
+    is_path = isinstance(value, str)
+    samples = read_file(read_audio, folder / value) if is_path else require_finite(parse_array(value, folder))
+    if samples.ndim != 1 or not len(samples):
+        raise InputError(f"a sound is the path of a file, or one list of samples at {SAMPLE_RATE} Hz")
+    limit, seconds = round(field.seconds * SAMPLE_RATE), len(samples) / SAMPLE_RATE
     if len(samples) > limit and not field.cut:
-        seconds = len(samples) / SAMPLE_RATE
         raise InputError(f"{seconds:.2f} s long, and {field.seconds:g} fit: raise seconds, or cut = true")
     mel = log_mel(samples[:limit], field.mels)[:, : 2 * field.nodes]
     padded = np.zeros(field.shape, field.dtype)
@@ -161,9 +138,16 @@ def encode_audio(field: Field, value: Any, folder: Path, lenient: bool) -> Encod
     return padded, np.arange(field.nodes) < mel.shape[1] // 2
 
 
+def read_file(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
+    try:
+        return read(path)
+    except InputError as error:
+        raise DamagedValueError(str(error)) from None
+
+
 ENCODERS: dict[str, Callable[[Field, Any, Path, bool], Encoded]] = {
-    "category": encode_category,
-    "scalar": encode_scalar,
+    "category": lambda field, value, *_: (np.array([find_category(value, field.values)]), np.ones(1, bool)),
+    "scalar": lambda _, value, *__: (require_finite(np.array([parse_number(value)], np.float32)), np.ones(1, bool)),
     "vector": encode_vector,
     "series": encode_series,
     "text": encode_text,
@@ -197,7 +181,6 @@ def parse_array(value: Any, folder: Path) -> np.ndarray:
 
 def require_finite(array: np.ndarray) -> np.ndarray:
     """Return the array. Raises DamagedValueError unless every number is finite."""
-    if not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise DamagedValueError(f"{count} of {array.size} numbers are not finite (NaN); to leave them out: --lenient")
+    if count := int((~np.isfinite(array)).sum()):
+        raise DamagedValueError(f"{count} of {array.size} numbers are not finite (NaN)")
     return array

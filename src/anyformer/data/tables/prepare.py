@@ -1,11 +1,8 @@
-"""A table and its schema, loaded by what the user names, and the schema's measurements of the training rows.
-
-Shapes: N rows.
-"""
+"""A table and its schema, loaded by what the user names, and the schema's measurements of the training rows."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +16,18 @@ from .datasets import open_table
 from .encode import encode_value
 from .infer_schema import infer_schema
 from .read import Table, is_missing, to_json_value
-from .schema import NORMALIZED_KINDS, Field, Schema, Target, load_schema
+from .schema import NORMALIZED_KINDS, Field, Schema, Target, is_content, load_schema
 
-OWN, INFERRED = "own", "inferred"  # the schema of a named set, and one that is inferred from the rows
 MAX_EXAMPLES, MAX_EXAMPLE_ROW = 4, 2048  # examples are among the first rows
 MAX_VALUE_CHARS = 8 << 10  # of an example, as JSON
 
 
 def infer_missing_schema(data: str, schema: str, target: str) -> Schema | None:
     """Infer the schema of a table where none is given and the set has none; else return None."""
-    if schema not in (OWN, INFERRED):
+    if schema not in ("own", "inferred"):
         return None
     table, targets = open_table(data), [name.strip() for name in target.split(",") if name.strip()]
-    if schema == OWN and table.schema:
+    if schema == "own" and table.schema:
         if targets:
             raise InputError(f"'{data}' has a schema of its own, which names its targets: --schema inferred for others")
         return None
@@ -46,12 +42,11 @@ def resolve_schema(data: str, schema: str, target: str) -> Schema:
         target: the target columns of an inferred schema, with commas between.
     """
     inferred = infer_missing_schema(data, schema, target)
-    return inferred or load_schema(open_table(data).schema if schema == OWN else schema)
+    return inferred or load_schema(open_table(data).schema if schema == "own" else schema)
 
 
 def source_files(data: str, schema: str, *_: Any) -> list[Path]:
-    is_text = "\n" in schema or schema.lstrip().startswith("{")
-    return data_files(data) + ([] if is_text else data_files(schema))
+    return data_files(data) + ([] if is_content(schema) else data_files(schema))
 
 
 @cache_by_files(source_files)
@@ -62,11 +57,9 @@ def load_table(data: str, schema: str, target: str, lenient: bool) -> TableDatas
 
 @cache_by_files(source_files)
 def fit_schema(data: str, schema: str, target: str, lenient: bool, fold: str) -> Schema:
-    """Return the schema with everything measured on the training rows that a model needs.
-
-    A schema.json that is complete is returned as it is.
-    """
-    if schema not in (OWN, INFERRED) and (complete := load_schema(schema)).is_measured:
+    """Return the schema with everything measured on the training rows that a model needs; a schema.json that is
+    complete is returned as it is."""
+    if schema not in ("own", "inferred") and (complete := load_schema(schema)).is_measured:
         return complete
     dataset = load_table(data, schema, target, lenient)
     train, val = (dataset.split(name, fold) for name in ("train", "val"))
@@ -79,47 +72,37 @@ def measure_schema(dataset: TableDataset, rows: np.ndarray, examples: tuple[dict
     for field, values, nodes in zip(schema.fields, dataset.values, node_slices(schema), strict=True):
         if field.kind in NORMALIZED_KINDS and not field.mean:
             has_value = np.flatnonzero(dataset.present[:, nodes].any(1))
-            measurements[field.name] = mean_and_std(iterate_values(values, np.intersect1d(rows, has_value)))
+            measurements[field.name] = mean_and_std(values, np.intersect1d(rows, has_value))
     for i, target in enumerate(schema.targets):
         if target.kind == "number" and not target.mean:
-            measurements[target.name] = mean_and_std(iter([dataset.targets[rows, i : i + 1]]))
+            measurements[target.name] = mean_and_std(dataset.targets[:, i : i + 1], rows, block=1 << 30)
     return replace(schema.with_measurements(measurements), examples=examples)
 
 
-def iterate_values(values: np.ndarray, rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), size):
-        yield np.asarray(values[rows[start : start + size]], np.float64)
-
-
-def mean_and_std(blocks: Iterator[np.ndarray]) -> dict[str, tuple[float, ...]]:
+def mean_and_std(values: np.ndarray, rows: np.ndarray, block: int = 1024) -> dict[str, list[float]]:
     """Measure mean and deviation over all but the last axis, without NaN; a constant has a deviation of 1."""
     count, total, square = np.zeros(1), np.zeros(1), np.zeros(1)
-    for x in blocks:
-        x = x.reshape(-1, x.shape[-1])
+    for start in range(0, len(rows), block):
+        x = np.asarray(values[rows[start : start + block]], np.float64).reshape(-1, values.shape[-1])
         count, total = count + np.isfinite(x).sum(0), total + np.nansum(x, 0)
         square = square + np.nansum(x * x, 0)
     mean = total / np.maximum(count, 1)
     std = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean**2, 0))
     std[std < 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
-    return {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
-
-
-# --- example rows ---
+    return {"mean": mean.tolist(), "std": std.tolist()}
 
 
 def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> tuple[dict[str, Any], ...]:
     """Pick a few of these rows as JSON values, one of each class; values that are too large are left out."""
-    candidates = rows[rows < MAX_EXAMPLE_ROW][:MAX_EXAMPLE_ROW]
+    candidates = rows[rows < MAX_EXAMPLE_ROW]
     _, firsts = np.unique(dataset.targets[candidates, 0], return_index=True)
-    chosen = {int(candidates[i]) for i in firsts[:MAX_EXAMPLES]}
+    chosen = {int(i) for i in candidates[firsts[:MAX_EXAMPLES]]}
     examples = []
-    for number, (_, row) in enumerate(table.rows()):
+    for number, (_, row) in enumerate(islice(table.rows(), max(chosen, default=-1) + 1)):
         if number in chosen:
             columns = [column for column in dataset.schema.columns if column.name in row]
             values = {column.name: to_example(column, row[column.name], table.folder) for column in columns}
             examples.append({name: value for name, value in values.items() if value is not None})
-        if number >= max(chosen, default=0):
-            break
     return tuple(json.loads(json.dumps(examples)))
 
 

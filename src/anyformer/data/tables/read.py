@@ -8,8 +8,9 @@ An empty cell, a null or an absent name is a missing value. Relative paths start
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,32 +52,28 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Open a file of rows. Raises InputError."""
+    """Open a file of rows. Raises InputError, also for one without rows when they are read."""
     if suffix(path) not in TABLE_EXTENSIONS:
         raise InputError(f"data '{path}': not a table: expected {', '.join(TABLE_EXTENSIONS)}")
-    read = read_parquet_rows if suffix(path) == ".parquet" else read_rows
-    return Table(lambda: require_rows(read(path), path), path.parent, sha256_file(path))
 
+    def rows() -> Iterator[Row]:
+        iterator = read_parquet_rows(path) if suffix(path) == ".parquet" else read_rows(path)
+        if (first := next(iterator, None)) is None:
+            raise InputError(f"{path}: holds no rows: expected a header and a row per line")
+        yield first
+        yield from iterator
 
-def require_rows(rows: Iterable[Row], path: Path) -> Iterator[Row]:
-    is_empty = True
-    for row in rows:
-        is_empty = False
-        yield row
-    if is_empty:
-        raise InputError(f"{path}: holds no rows: expected a header and a row per line")
+    return Table(rows, path.parent, sha256_file(path))
 
 
 def read_parquet_rows(path: Path) -> Iterator[Row]:
     message = f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'"
     pyarrow, parquet = (import_optional(module, message) for module in ("pyarrow", "pyarrow.parquet"))
-    number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
+            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH_ROWS))
+            for number, row in enumerate(rows, 1):
+                yield f"{path}, row {number}", row
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 

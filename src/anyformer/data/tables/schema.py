@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 from ...errors import InputError, suggest
 from ...parsing import check_range, parse_dataclass
+from ..io.checks import read_text
 
-MAX_FILE_BYTES = 64 << 20
 MAX_COUNT = 1 << 16  # of every option that is an integer
 POSITION = {"position": "learned"}
 FIELD_OPTIONS: dict[str, dict[str, Any]] = {  # the options of each kind with their defaults; None: required
@@ -38,6 +38,7 @@ FIELD_OPTIONS: dict[str, dict[str, Any]] = {  # the options of each kind with th
     "image": {"height": 28, "width": 28, "channels": 1, "patch": 4} | POSITION,
     "audio": {"seconds": None, "mels": 40, "cut": False} | POSITION,
 }
+TARGET_OPTIONS: dict[str, dict[str, Any]] = {"class": {}, "number": {}}
 NORMALIZED_KINDS = ("scalar", "vector", "series", "image")
 MEASURED_OPTIONS = ("values", "mean", "std", "words")
 
@@ -164,36 +165,38 @@ class Schema:
         """Whether vocabularies, means and deviations are known: everything that a model needs."""
         return self.has_vocabularies and all(c.mean for c in self.columns if c.kind in (*NORMALIZED_KINDS, "number"))
 
-    def with_measurements(self, measurements: Mapping[str, dict[str, Any]]) -> "Schema":
-        """Return the schema with these options of columns, by name of the column, replaced."""
-        fields = tuple(replace(field, **measurements.get(field.name, {})) for field in self.fields)
-        targets = tuple(replace(target, **measurements.get(target.name, {})) for target in self.targets)
-        return replace(self, fields=fields, targets=targets)
+    def with_measurements(self, measurements: Mapping[str, Mapping[str, Any]]) -> "Schema":
+        """Return the schema with these options of columns, by name of the column, replaced; lists become tuples."""
+
+        def update(columns: tuple) -> tuple:
+            options = [measurements.get(column.name, {}) for column in columns]
+            options = [{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()} for values in options]
+            return tuple(replace(column, **values) for column, values in zip(columns, options, strict=True))
+
+        return replace(self, fields=update(self.fields), targets=update(self.targets))
 
     def to_dict(self, measured: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return what a hand-written TOML holds, and these of the measured options."""
         values: dict[str, Any] = {name: getattr(self, name) for name in ("group", "split") if getattr(self, name)}
-        for name in ("fields", "targets"):
-            values[name] = {column.name: column_to_dict(column, measured) for column in getattr(self, name)}
+        for table, columns in (("fields", self.fields), ("targets", self.targets)):
+            values[table] = {}
+            for column in columns:
+                options = {name: getattr(column, name) for name in ("kind", *FIELD_OPTIONS.get(column.kind, ()))}
+                options |= {name: value for name in measured if (value := getattr(column, name, ()))}
+                values[table][column.name] = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
         return values
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(MEASURED_OPTIONS) | {"examples": self.examples}, ensure_ascii=False)
 
     def to_toml(self) -> str:
-        values = self.to_dict()
-        lines = [f"{name} = {quote(values[name])}" for name in ("group", "split") if name in values]
+        values, lines = self.to_dict(), []
         for table in ("fields", "targets"):
-            for name, options in values[table].items():
-                lines += ["", f"[{table}.{quote_key(name)}]"] + [f"{k} = {quote(v)}" for k, v in options.items()]
-        return "\n".join(lines).strip() + "\n"
-
-
-def column_to_dict(column: Field | Target, measured: tuple[str, ...]) -> dict[str, Any]:
-    options = FIELD_OPTIONS[column.kind] if isinstance(column, Field) else {}
-    values = {"kind": column.kind} | {name: getattr(column, name) for name in options}
-    values |= {name: value for name in measured if (value := getattr(column, name, ()))}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+            for name, options in values.pop(table).items():
+                is_bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+                lines += ["", f"[{table}.{name if is_bare else quote(name)}]"]
+                lines += [f"{option} = {quote(value)}" for option, value in options.items()]
+        return "\n".join([*(f"{name} = {quote(value)}" for name, value in values.items()), *lines]).strip() + "\n"
 
 
 def quote(value: Any) -> str:
@@ -201,27 +204,20 @@ def quote(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def quote_key(name: str) -> str:
-    return name if name.isascii() and name.replace("_", "").replace("-", "").isalnum() else quote(name)
-
-
 # --- reading ---
+
+
+def is_content(path_or_text: str) -> bool:
+    """Whether a text is the content of a schema, and not the path of one."""
+    return "\n" in path_or_text or path_or_text.lstrip().startswith("{")
 
 
 def load_schema(path_or_text: str) -> Schema:
     """Load a schema.toml or schema.json: its path, or its content. Raises InputError."""
-    is_text = "\n" in path_or_text or path_or_text.lstrip().startswith("{")
-    place, text = ("schema", path_or_text) if is_text else (path_or_text, "")
+    is_text = is_content(path_or_text)
+    text, place = (path_or_text, "schema") if is_text else (read_text(Path(path_or_text)), path_or_text)
     try:
-        if not is_text:
-            if Path(path_or_text).stat().st_size > MAX_FILE_BYTES:
-                raise InputError(f"{path_or_text} is larger than {MAX_FILE_BYTES >> 20} MiB, the limit for a schema")
-            text = Path(path_or_text).read_text(encoding="utf-8")
         values = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"schema '{path_or_text}' cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is not TOML (nor JSON): {error}") from None
     return parse_schema(values, place)
@@ -230,35 +226,27 @@ def load_schema(path_or_text: str) -> Schema:
 def parse_schema(values: Mapping[str, Any], place: str) -> Schema:
     """Build the schema of the content of a file. Raises InputError that names the place."""
     columns: dict[str, tuple[Any, ...]] = {}
-    for table, parse in (("fields", parse_field), ("targets", parse_target)):
+    for table, kind, options in (("fields", Field, FIELD_OPTIONS), ("targets", Target, TARGET_OPTIONS)):
         items = values.get(table)
         if not isinstance(items, dict) or not items or not all(isinstance(item, dict) for item in items.values()):
             raise InputError(f"{place} has no [{table}.NAME]: at least one is needed")
-        columns[table] = tuple(parse(name, item, f"{place}, {table}.{name}") for name, item in items.items())
+        columns[table] = tuple(
+            parse_column(kind, options, name, item, f"{place}, {table}.{name}") for name, item in items.items()
+        )
     if both := [name for name in values["fields"] if name in values["targets"]]:
         raise InputError(f"{place}: '{both[0]}' is a field and a target: choose one")
     return parse_dataclass(Schema, {**values, **columns}, place)
 
 
-def parse_field(name: str, values: Mapping[str, Any], place: str) -> Field:
-    kind = parse_kind(values, tuple(FIELD_OPTIONS), place)
-    defaults = FIELD_OPTIONS[kind]
+def parse_column(
+    column_type: type, kinds: Mapping[str, dict[str, Any]], name: str, values: Mapping[str, Any], place: str
+) -> Any:
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise InputError(f"{place}: kind is {kind!r}: {suggest(str(kind), kinds)}")
+    defaults = kinds[kind]
     if unknown := [option for option in values if option not in ("kind", *defaults, *MEASURED_OPTIONS)]:
         raise InputError(f"{place}: a {kind} has no '{unknown[0]}': {suggest(unknown[0], defaults or ['kind'])}")
     if missing := [option for option, default in defaults.items() if default is None and option not in values]:
         raise InputError(f"{place}: a {kind} needs {missing[0]}")
-    return parse_dataclass(Field, {"name": name, **defaults, **values}, place)
-
-
-def parse_target(name: str, values: Mapping[str, Any], place: str) -> Target:
-    parse_kind(values, ("class", "number"), place)
-    if unknown := [option for option in values if option not in ("kind", *MEASURED_OPTIONS[:3])]:
-        raise InputError(f"{place}: a target has only a kind, not '{unknown[0]}'")
-    return parse_dataclass(Target, {"name": name, **values}, place)
-
-
-def parse_kind(values: Mapping[str, Any], kinds: tuple[str, ...], place: str) -> str:
-    kind = values.get("kind")
-    if not isinstance(kind, str) or kind not in kinds:
-        raise InputError(f"{place}: kind is {kind!r}: {suggest(str(kind), kinds)}")
-    return kind
+    return parse_dataclass(column_type, {"name": name, **defaults, **values}, place)
