@@ -8,9 +8,10 @@ model = anyformer.load("runs/language-my-1")
 import json
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import recipe as recipes
 from .checkpoints import exports
@@ -21,9 +22,6 @@ from .trained_model import Model, export_checkpoint, from_training, import_check
 from .training.job import RecordCallback, StartCallback, TrainingJob, ignore, run_job
 from .training.loop import TrainState
 from .training.run_directory import atomic_write
-
-if TYPE_CHECKING:
-    from .report.progress import Progress
 
 __all__ = [
     "Model", "Stopped", "export_checkpoint", "import_checkpoint", "load", "resolve_job", "select_eval_data", "train",
@@ -71,8 +69,8 @@ def train(
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
     where = {"out": out, "resume": resume, "init": init}
     job = resolve_job(module, preset, overrides, minutes=minutes, lora=lora, command=command, **where)
-    with TrainingDisplay(is_interactive() if progress is None else progress, on_start, on_record) as display:
-        return train_job(job, display.start, display.update)
+    with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
+        return train_job(job, start, update)
 
 
 def train_job(job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore) -> Model:
@@ -125,47 +123,37 @@ def is_interactive() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-class TrainingDisplay:
-    """What a training is, and a progress bar, on stderr; then calls other callbacks."""
+@contextmanager
+def show_training(
+    enabled: bool = True, on_start: StartCallback = ignore, on_record: RecordCallback = ignore
+) -> Generator[tuple[StartCallback, RecordCallback, dict[str, Any]]]:
+    """Show a training on stderr: what it is, and a progress bar.
 
-    def __init__(
-        self, enabled: bool = True, on_start: StartCallback = ignore, on_record: RecordCallback = ignore
-    ) -> None:
-        self.enabled, self.on_start, self.on_record = enabled, on_start, on_record
-        self.progress: Progress | None = None
+    Yields the callbacks for `train_job`, which also call `on_start` and `on_record`, and the values that the bar shows.
+    """
+    from .report.progress import Progress
 
-    def __enter__(self) -> "TrainingDisplay":
-        return self
+    progress = Progress(None, enabled=enabled)
+    with ExitStack() as stack:
 
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.__exit__(None, None, None)
+        def start(job: TrainingJob, state: TrainState) -> None:
+            if enabled:
+                progress.note("\n".join(describe_start(job, state)))
+            progress.total = job.config.train.steps
+            stack.enter_context(progress)
+            on_start(job, state)
 
-    def start(self, job: TrainingJob, state: TrainState) -> None:
-        """Print what is trained; as a StartCallback."""
-        if self.enabled:
-            from .report.progress import Progress
+        def update(record: dict[str, Any]) -> None:
+            progress.update(record)
+            on_record(record)
 
-            print("\n".join(describe_start(job, state)), file=sys.stderr, flush=True)
-            self.progress = Progress(job.config.train.steps).__enter__()
-        self.on_start(job, state)
-
-    def update(self, record: dict[str, Any]) -> None:
-        """Update the bar; as a RecordCallback."""
-        if self.progress is not None:
-            self.progress.update(record)
-        self.on_record(record)
-
-    @property
-    def last_val_loss(self) -> float | None:
-        """The last validation loss that the bar showed."""
-        return None if self.progress is None else self.progress.record.get("val_loss")
+        yield start, update, progress.record
 
 
 def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
     """Describe a training that starts, in lines for a person."""
-    size = sum(parameter.numel() for parameter in state.model.parameters())
-    device = next(state.model.parameters()).device
+    parameters = list(state.model.parameters())
+    size, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
     step = f" from step {state.step}" if state.step else ""
     lines = [f"{job.recipe_name} · {job.preset} · {size:,} parameters on {device} · {job.run.path}{step}"]
     if not step:

@@ -6,7 +6,6 @@ offers it by defining the function, and callers ask with `isinstance(recipe, Sup
 """
 
 import dataclasses
-import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from .data.io.cache import cache_by_files
 from .errors import InputError, suggest
 from .parsing import RENAMED_FIELDS, parse_dataclass
 
@@ -75,16 +75,9 @@ NAMES = ("PRESETS", "build", "batches", "loss", "evaluate", "predict")
 
 
 def init_stream(state: StreamState | None, data: str, sha256: str, **extra: Any) -> StreamState:
-    """Return the state that a stream of batches starts or continues from.
+    """Return the state that a stream of batches starts or continues from (`state`), with `extra` values of a new one.
 
-    Args:
-        state: The state to continue from; None starts a new stream.
-        data: The name of the data, for messages.
-        sha256: A hash of the data's content.
-        extra: Further values of a new state.
-
-    Raises:
-        InputError: If the data are not those that `state` belongs to.
+    Raises InputError if the data, whose content has the hash `sha256`, are not those that `state` belongs to.
     """
     stream: StreamState = {"step": 0, "tokens": 0, "data": sha256} | extra | (state or {})
     if stream["data"] != sha256:
@@ -121,11 +114,10 @@ class Graph:
 
 @dataclasses.dataclass(frozen=True)
 class SizeOption:
-    """A config that `--minutes` may choose."""
+    """A config that `--minutes` may choose; `expected_loss` maps training tokens to (low, high) validation loss."""
 
     config: Any
     expected_loss: Callable[[float], tuple[float, float]]
-    """Maps a number of training tokens to the predicted (low, high) validation loss."""
 
 
 @runtime_checkable
@@ -144,11 +136,10 @@ class SupportsFigures(Protocol):
 
 @runtime_checkable
 class SupportsBaselines(Protocol):
-    """The result of a training is compared with predictions that need no Transformer."""
+    """The result of a training is compared with predictions that need no Transformer: metric of `evaluate` -> name of
+    the baseline -> its value on the validation split, learned from the training split alone."""
 
-    def baselines(self, config: Any) -> dict[str, dict[str, float]]:
-        """Return metric of `evaluate` -> name of the baseline -> its value on the validation split, learned from the
-        training split alone."""
+    def baselines(self, config: Any) -> dict[str, dict[str, float]]: ...
 
 
 @runtime_checkable
@@ -167,21 +158,18 @@ class SupportsSizes(Protocol):
 
 @runtime_checkable
 class SupportsStream(Protocol):
-    """Answers grow token by token: `anyformer sample`."""
+    """Answers grow token by token, `anyformer sample`: the unfinished completions after every token."""
 
-    def stream(self, model: Any, request: dict[str, Any]) -> Iterator[list[Any]]:
-        """Yield the unfinished completions after every token."""
+    def stream(self, model: Any, request: dict[str, Any]) -> Iterator[list[Any]]: ...
 
 
 @runtime_checkable
 class SupportsSchema(Protocol):
-    """The data are tables with a schema, which may be inferred."""
+    """The data are tables with a schema (`to_toml()` is its text), which is inferred unless the user gave one."""
 
-    def read_schema(self, config: Any) -> Any:
-        """Return the schema that applies to the data; its `to_toml()` is its text."""
+    def read_schema(self, config: Any) -> Any: ...
 
-    def infer_schema(self, config: Any) -> Any | None:
-        """Return the schema if it is inferred from the data, None if the user gave one."""
+    def infer_schema(self, config: Any) -> Any | None: ...
 
 
 @runtime_checkable
@@ -198,10 +186,9 @@ class SupportsAblation(Protocol):
 
 @runtime_checkable
 class SupportsEmbedding(Protocol):
-    """Texts can be turned into vectors: `anyformer embed`."""
+    """Texts can be turned into vectors of length 1, `anyformer embed`. `cut`: shorten texts that exceed the context."""
 
-    def embed(self, model: Any, texts: list[str], cut: bool = False) -> list[list[float]]:
-        """Return one vector of length 1 for each text. `cut`: shorten texts that exceed the context."""
+    def embed(self, model: Any, texts: list[str], cut: bool = False) -> list[list[float]]: ...
 
 
 @runtime_checkable
@@ -216,18 +203,16 @@ class SupportsPolicy(Protocol):
 
 @runtime_checkable
 class SupportsLossWeight(Protocol):
-    """The number of predictions in a batch is not the number of labels other than IGNORE_INDEX."""
+    """`loss` is the mean of this many predictions, which are not the labels other than IGNORE_INDEX."""
 
-    def loss_weight(self, batch: dict[str, Any]) -> Any:
-        """Return the number of predictions that `loss` is the mean of."""
+    def loss_weight(self, batch: dict[str, Any]) -> Any: ...
 
 
 @runtime_checkable
 class SupportsLossTerms(SupportsLossWeight, Protocol):
-    """The loss is a sum of terms, each the mean over its own number of predictions; `loss_weight` then returns (k,)."""
+    """`loss` is the sum of terms, (k,), each the mean over its own number of predictions: `loss_weight` is (k,) too."""
 
-    def loss_terms(self, model: Any, batch: dict[str, Any]) -> Any:
-        """Return the terms, (k,); their sum is `loss`."""
+    def loss_terms(self, model: Any, batch: dict[str, Any]) -> Any: ...
 
 
 def recipes_with(ability: Any) -> str:
@@ -250,15 +235,9 @@ def recipe_name(recipe: Recipe) -> str:
 
 
 def load_recipe(source: Any) -> Recipe:
-    """Load a recipe.
-
-    Args:
-        source: The name of a recipe of the package ("language"), of an entry point of the group `anyformer.recipes`,
-            a Python path ("mypackage.forecast"), a file or a package folder ("./forecast.py"), or a module.
-
-    Raises:
-        InputError: If there is no such recipe, it cannot be imported, or it lacks one of the six names.
-    """
+    """Load a recipe: by the name of one of the package ("language") or of an entry point of the group
+    `anyformer.recipes`, by a Python path ("mypackage.forecast"), by a file or a package folder ("./forecast.py"), or
+    from a module. Raises InputError if there is none, it cannot be imported, or it lacks one of the six names."""
     if isinstance(source, str) and source in list_recipes():
         return typing.cast(Recipe, importlib.import_module(f"{__package__}.recipes.{source}"))
     if isinstance(source, types.ModuleType):
@@ -280,15 +259,10 @@ def load_recipe(source: Any) -> Recipe:
 
 
 def load_stored_recipe(name: str, recipe: Any, where: Path) -> Recipe:
-    """Load the recipe that a run or checkpoint was trained with.
+    """Load the recipe that the run `where` was trained with.
 
     A checkpoint never names code: only a recipe of the package is found by its name. Any other is brought by the
-    caller.
-
-    Args:
-        name: The recipe's name in the run.
-        recipe: What the caller brings, as for `load_recipe`; None for a recipe of the package.
-        where: The run, for messages.
+    caller, as `recipe`.
     """
     if recipe is None and name not in list_recipes():
         raise InputError(
@@ -342,14 +316,12 @@ def import_file(path: Path) -> types.ModuleType:
     file = (path / "__init__.py" if path.is_dir() else path).resolve()
     if not file.is_file():
         raise InputError(f"there is no recipe at {path}: expected a Python file")
-    stat = file.stat()
     with report_import_errors(str(path), file.parent):
-        return _execute_file(file, stat.st_mtime_ns, stat.st_size)
+        return execute_file(file)
 
 
-@functools.cache
-def _execute_file(file: Path, modified_ns: int, size: int) -> types.ModuleType:
-    """Import this version of a file."""
+@cache_by_files(lambda file: [file], maxsize=64)
+def execute_file(file: Path) -> types.ModuleType:
     is_package = file.name == "__init__.py"
     name = f"anyformer_recipe_files.{file.parent.stem if is_package else file.stem}"
     folders = [str(file.parent)] if is_package else None
@@ -390,17 +362,12 @@ def resolve_paths(config: Any) -> Any:
         if dataclasses.is_dataclass(value):
             changes[field.name] = resolve_paths(value)
         elif field.metadata.get("path") and value:
-            parts = [value] if os.path.exists(value) else value.split(",")
-            if all(is_path(part, field.metadata["suffixes"]) for part in parts):
-                changes[field.name] = ",".join(str(Path(part).resolve()) for part in parts)
+            # os.path.exists is False, and Path.exists an error, for a text that no path can be
+            paths = [value] if os.path.exists(value) else value.split(",")
+            ends = field.metadata["suffixes"] or ("",)
+            if all(os.path.exists(p) and (p.endswith(ends) or len(Path(p).parts) > 1) for p in paths):
+                changes[field.name] = ",".join(str(Path(path).resolve()) for path in paths)
     return dataclasses.replace(config, **changes)
-
-
-def is_path(text: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a value names an existing file; without a folder only if it has one of the suffixes, if there are any."""
-    # os.path.exists is False, and Path.exists an error, for a text that no path can be
-    is_file_name = not suffixes or text.endswith(suffixes) or len(Path(text).parts) > 1
-    return is_file_name and os.path.exists(text)
 
 
 def bind_checkpoint_files(config: Any, folder: Path) -> Any:

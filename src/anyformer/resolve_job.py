@@ -18,8 +18,6 @@ from .training.config import LoRAConfig
 from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory
 
-MACHINE_FIELDS = ("seed", "device", "dtype", "compile")  # of TrainConfig: they do not decide how a model learns
-
 
 def resolve_job(
     recipe: Any,
@@ -138,10 +136,10 @@ def expand_short_names(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, A
 
 def can_choose_size(module: Recipe, preset: str | None, config: Any) -> bool:
     """Whether the recipe has sizes to choose from, and neither preset, model nor training settings were chosen."""
-    default = recipes.get_preset(module)
-    machine = {name: getattr(config.train, name) for name in MACHINE_FIELDS}
     if preset is not None or not isinstance(module, SupportsSizes):
         return False
+    default = recipes.get_preset(module)
+    machine = {name: getattr(config.train, name) for name in ("seed", "device", "dtype", "compile")}
     return (config.model, config.train) == (default.model, dataclasses.replace(default.train, **machine))
 
 

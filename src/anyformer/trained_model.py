@@ -26,34 +26,21 @@ from .training.run_directory import RunDirectory, describe_run
 
 
 class Model:
-    """A trained model, with the recipe that knows what to ask of it.
+    """A trained model: `module`, an `nn.Module` in evaluation mode, with its `recipe`, its `config`, and the `path` of
+    the checkpoint that it was loaded from."""
 
-    Attributes:
-        name: The name of the recipe.
-        recipe: The recipe, a module.
-        config: The recipe's config.
-        module: The model itself, an `nn.Module` in evaluation mode.
-        path: The checkpoint that it was loaded from.
-        step: The training step.
-        stream_state: The position in the training data.
-        missing_keys: Tensors that a public checkpoint did not contain; they are random until trained.
-    """
-
-    def __init__(self, recipe: Any, config: Any, module: nn.Module, state: dict[str, Any], path: Path):
-        self.recipe: Recipe = recipes.load_recipe(recipe)
-        self.name = recipes.recipe_name(self.recipe)
+    def __init__(self, recipe: Recipe, config: Any, module: nn.Module, state: dict[str, Any], path: Path):
+        self.recipe, self.name = recipe, recipes.recipe_name(recipe)
         self.config, self.module, self.path = config, module.eval(), path
         self.step: int = state["step"]
-        self.stream_state: StreamState = state.get("stream_state") or {}
-        self.missing_keys: list[str] = state.get("missing_keys") or []
+        self.stream_state: StreamState = state.get("stream_state") or {}  # the position in the training data
+        self.missing_keys: list[str] = state.get("missing_keys") or []  # of a public checkpoint: random until trained
         self._best: dict[str, Any] = state.get("best") or {}
 
     def predict(self, request: Any = None, **settings: Any) -> dict[str, Any]:
         """Answer a request; plain values in and out. Raises InputError if the recipe cannot answer it.
 
-        Args:
-            request: The recipe's request, a dict; anything else is its "input": model.predict("x.csv").
-            settings: More values of the request: model.predict(rows, beam=4).
+        A request that is not a dict is its "input", and `settings` are more of its values: model.predict(rows, beam=4).
         """
         if request is not None and not isinstance(request, dict):
             request = {"input": request}
@@ -63,12 +50,9 @@ class Model:
     def generate(self, prompt: str | list[str] | None = None, **settings: Any) -> dict[str, Any]:
         """Continue a prompt (without one: a new line), or several in one batch.
 
-        Args:
-            prompt: One text or several.
-            settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages.
+        Settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages.
 
-        Returns:
-            {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}
+        Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
         """
         return self.predict(settings if prompt is None else {"prompt": prompt} | settings)
 
@@ -96,12 +80,8 @@ class Model:
             return self.recipe.embed(self.module, texts, cut)
 
     def evaluate(self, data: str | None = None, every: int = 1) -> dict[str, float]:
-        """Return metrics of one fixed pass over the whole validation split.
-
-        Args:
-            data: Other data than the training's; all of it is used.
-            every: Use only one batch in this many.
-        """
+        """Return metrics of one fixed pass over the validation split, or over all of other `data`; of one batch in
+        `every`."""
         config, split = select_eval_data(self, data)
         batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
         return loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
@@ -156,10 +136,8 @@ class Model:
 
 
 def select_eval_data(model: Model, data: str | None = None) -> tuple[Any, str]:
-    """Return the config and the split that the model was not trained on. `data` replaces the model's own.
-
-    Raises InputError if there are no data, or the model's own have changed.
-    """
+    """Return the config and the split that the model was not trained on; `data` replaces the model's own. Raises
+    InputError if there are no data, or the model's own have changed."""
     if data is None and not model.config.data:
         raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
     config = model.config if data is None else resolve_paths(replace(model.config, data=data))
@@ -237,13 +215,8 @@ def from_training(job: TrainingJob, state: loop.TrainState) -> Model:
 
 
 def load_source(path: Path, recipe: Recipe, sha256: str | None = None) -> InitWeights:
-    """Load a model to start from: a public checkpoint, or a run of this or of another recipe of the package.
-
-    Args:
-        path: The run or checkpoint.
-        recipe: The recipe that starts from it.
-        sha256: What its weights must be, if adapters were trained on them already.
-    """
+    """Load a model that `recipe` starts from: a public checkpoint, or a run of this or another recipe of the package.
+    Raises InputError if adapters were trained on it already, and its weights are not those of `sha256`."""
     stored: dict[str, Any] = {}
     if path.is_dir() and not hf_folder.is_hf_folder(path):
         stored = checkpoints.read_json(find_checkpoint(path) / "config.json")
@@ -273,11 +246,9 @@ def find_checkpoint(path: Path) -> Path:
 class SkipInit(TorchFunctionMode):
     """Build modules without drawing their initial weights, which a file is about to replace."""
 
-    INITIALIZERS = ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_")
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.INITIALIZERS:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_"):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
@@ -323,16 +294,10 @@ def import_checkpoint(source: Path, out: Path, command: str = "") -> Model:
 
 
 def export_checkpoint(source: Path, to: str, folder: Path, recipe: Any = None) -> list[str]:
-    """Write a model in a public format, and return the names of the written files.
+    """Write a run or a checkpoint in a public format ("hf", "gguf", "onnx" or "peft") to a new or empty folder.
 
-    Args:
-        source: A run or a checkpoint.
-        to: "hf", "gguf", "onnx" or "peft".
-        folder: A new or empty folder.
-        recipe: The recipe of a run from outside the package, as for `load`.
-
-    Raises:
-        InputError: If the format cannot hold this model.
+    Returns the names of the written files. Raises InputError if the format cannot hold this model. `recipe` as for
+    `load`.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty: name a new folder")

@@ -21,12 +21,11 @@ from .flags import HELP, Flag, JsonFlag, format_help, list_flags, read_flags
 from .terminal import print_status, show_progress
 
 if TYPE_CHECKING:
-    from ..api import TrainingDisplay
     from ..trained_model import Model
     from ..training.job import TrainingJob
 
 PROG = "anyformer train"
-SHORT_NAMES = ("steps", "seed", "device", "dtype", "compile")  # --steps is --train.steps
+SHORT_FLAGS = {f"--train.{name}": f"--{name}" for name in ("steps", "seed", "device", "dtype", "compile")}
 BASIC_FLAGS = (
     "--data", "--preset", "--minutes", "--steps", "--out", "--resume", "--init", "--seed", "--device", "--dry-run",
     "--json",
@@ -103,11 +102,12 @@ class TrainCommand:
         pairs = itertools.pairwise(part for word in words for part in word.split("=", 1))
         self.preset = next((value for flag, value in pairs if flag == "--preset"), recipes.default_preset(recipe))
         config = recipes.get_preset(recipe, self.preset)
-        self.options = list(list_flags(Options))
-        taken = [flag.name for flag in self.options] + [f"--{name}" for name in SHORT_NAMES]
-        short = {("train", name): (f"--{name}",) for name in SHORT_NAMES}
-        flags = list_flags(type(config), config, taken=taken)
-        self.fields = [dataclasses.replace(flag, aliases=flag.aliases + short.get(flag.path, ())) for flag in flags]
+        self.options = list(list_flags(Options, Options(preset=self.preset)))
+        taken = {*SHORT_FLAGS.values(), *(flag.name for flag in self.options)}
+        self.fields: list[Flag] = []
+        for flag in list_flags(type(config), config, taken=taken):
+            short = (SHORT_FLAGS[flag.name],) if flag.name in SHORT_FLAGS else ()
+            self.fields.append(dataclasses.replace(flag, aliases=flag.aliases + short))
 
     def read(self) -> tuple[Options, dict[str, Any]]:
         """Return the options, and the config fields that were given, nested. Raises InputError."""
@@ -131,12 +131,11 @@ class TrainCommand:
 
     def format_help(self, show_all: bool) -> str:
         """The help: the basic flags, and the others too or only their names."""
-        short = [(flag, alias) for flag in self.fields for alias in flag.aliases if alias[2:] in SHORT_NAMES]
-        flags = [dataclasses.replace(flag, name=alias) for flag, alias in short]
+        flags = [
+            dataclasses.replace(flag, name=SHORT_FLAGS[flag.name]) for flag in self.fields if flag.name in SHORT_FLAGS
+        ]
         presets = f"Where the defaults come from: {', '.join(self.recipe.PRESETS)}."
-        for flag in self.options:
-            changes = {"help": presets, "default": self.preset} if flag.name == "--preset" else {}
-            flags.append(dataclasses.replace(flag, **changes))
+        flags += [dataclasses.replace(flag, help=presets) if flag.name == "--preset" else flag for flag in self.options]
         flags += self.fields
         names = BASIC_FLAGS + (SCHEMA_FLAGS if isinstance(self.recipe, recipes.SupportsSchema) else ())
         basic = [flag for name in names for flag in flags if flag.name == name]
@@ -235,16 +234,16 @@ def train(job: "TrainingJob", prog: str, as_json: bool) -> int:
     from .. import api
 
     try:
-        with api.TrainingDisplay() as display, show_progress():
-            model = api.train_job(job, display.start, display.update)
+        with api.show_training() as (start, update, shown), show_progress():
+            model = api.train_job(job, start, update)
     except api.Stopped as stopped:
         print_status(f"{stopped}. Go on with: {prog} --out {shlex.quote(str(job.run.path))} --resume")
         return 1
-    print_result(job, model, display, as_json)
+    print_result(job, model, shown.get("val_loss"), as_json)
     return 0
 
 
-def print_result(job: "TrainingJob", model: "Model", display: "TrainingDisplay", as_json: bool) -> None:
+def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
     from ..report.html import describe_baselines
 
@@ -257,9 +256,9 @@ def print_result(job: "TrainingJob", model: "Model", display: "TrainingDisplay",
     split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"
     lines = [f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})"]
     lines += describe_baselines(result)
-    if display.last_val_loss is not None:
+    if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
-        lines.append(f"while training, val {display.last_val_loss:.3f} at the last step was measured on {batches}")
+        lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")
     lines += [f"trained in {result['seconds']:.0f} s", f"run     {run}", f"report  {run / 'report.html'}"]
     recipe = ""
     if job.recipe_name not in recipes.list_recipes():

@@ -45,7 +45,7 @@ class Budget:
 
 
 class StepSpeed(NamedTuple):
-    """How fast a model trains on this machine: seconds and tokens of an update, and the state that was measured."""
+    """Seconds and tokens of an update on this machine, and the state that was measured."""
 
     seconds: float
     tokens: int
@@ -73,9 +73,8 @@ def choose_size(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[
     Sizes are tried from small to large until a larger one is predicted to be worse: it learns more per token, but sees
     too few tokens.
 
-    Returns:
-        The config, and the reasons: {"sizes": measurement and prediction of each, "expects": predicted [low, high] of
-        the validation loss}.
+    Returns the config, and the reasons: {"sizes": measurement and prediction of each, "expects": predicted [low, high]
+    of the validation loss}.
     """
     deadline, sizes, best = time.monotonic() + seconds, [], None
     options = list(cast(SupportsSizes, recipe).sizes(config))
@@ -88,7 +87,7 @@ def choose_size(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[
                 raise
             break
         expected = option.expected_loss(speed.tokens * seconds / speed.seconds)
-        sizes.append(describe_size(option.config, speed) | {"expects": round_losses(expected)})
+        sizes.append(describe_size(option.config, speed, expected))
         if best is not None and sum(expected) >= sum(best[2]):
             break
         best = option, speed, expected  # the state of earlier ones is freed
@@ -99,8 +98,8 @@ def choose_size(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[
     config = set_steps(option.config, settings, (remaining - n_evals * eval_seconds) / speed.seconds)
     every = -(-config.train.steps // n_evals)
     config = replace(config, train=replace(config.train, eval_every=every, save_every=every))
-    expected = option.expected_loss(speed.tokens * config.train.steps)
-    return config, {"expects": round_losses(expected), "sizes": sizes}
+    expected = [round(loss, 4) for loss in option.expected_loss(speed.tokens * config.train.steps)]
+    return config, {"expects": expected, "sizes": sizes}
 
 
 def set_steps(config: Any, settings: TrainConfig, steps: float) -> Any:
@@ -135,11 +134,8 @@ def measure_eval(recipe: Recipe, config: Any, state: TrainState) -> EvalCost:
 
 
 def plan_evals(recipe: Recipe, config: Any, state: TrainState, deadline: float) -> tuple[float, float, TrainConfig]:
-    """Decide how much of the validation split the final validation covers.
-
-    Returns the seconds that remain until the deadline for training, the seconds of a validation during training, and
-    the settings with `final_every`.
-    """
+    """Decide how much of the validation split the final validation covers. Returns the seconds that remain to train,
+    the seconds of a validation during training, and the settings with `final_every`."""
     cost = measure_eval(recipe, config, state)
     started_at, n_batches = time.monotonic(), 0
     limit = max(deadline - started_at, 1e-3) * FINAL_EVAL_FRACTION
@@ -152,11 +148,8 @@ def plan_evals(recipe: Recipe, config: Any, state: TrainState, deadline: float) 
     return remaining, cost.validation, replace(config.train, final_every=every)
 
 
-def round_losses(losses: tuple[float, float]) -> list[float]:
-    return [round(loss, 4) for loss in losses]
-
-
-def describe_size(config: Any, speed: StepSpeed) -> dict[str, Any]:
+def describe_size(config: Any, speed: StepSpeed, expected: tuple[float, float]) -> dict[str, Any]:
     """Describe a size that was measured, as plain values."""
-    shape = {name: getattr(config.model, name) for name in ("dim", "n_layer", "context")}
-    return shape | {"batch": config.train.batch, "tokens_per_second": round(speed.tokens / speed.seconds)}
+    size = {name: getattr(config.model, name) for name in ("dim", "n_layer", "context")}
+    size |= {"batch": config.train.batch, "tokens_per_second": round(speed.tokens / speed.seconds)}
+    return size | {"expects": [round(loss, 4) for loss in expected]}

@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON, written atomically and validated when read.
+"""Checkpoints: folders `step-N` with `model.safetensors`, `optimizer.safetensors`, `config.json`, `state.json` and the
+model's own files (`tokenizer.json`).
 
-A checkpoint is a folder `step-N` with `model.safetensors`, `config.json`, the model's own files (`tokenizer.json`),
-`optimizer.safetensors` and `state.json`. It is written under a temporary name, flushed to disk and renamed, so that a
-kill, a full disk or a power cut leaves the previous checkpoint intact. Nothing is ever unpickled.
+They are written under a temporary name, flushed to disk and renamed, so that a kill, a full disk or a power cut leaves
+the previous checkpoint intact. They are validated when read; nothing is ever unpickled.
 """
 
 import hashlib
@@ -147,9 +147,8 @@ def find_best(folder: Path) -> Path | None:
         return None
     state, average = read_state(latest), folder / AVERAGE_DIR
     if (average / "state.json").is_file():
-        averaged = read_state(average)
-        is_current = averaged["step"] == state["step"]
-        if is_current and averaged["best"]["val_loss"] < state["best"].get("val_loss", math.inf):
+        averaged, val_loss = read_state(average), state["best"].get("val_loss", math.inf)
+        if averaged["step"] == state["step"] and averaged["best"]["val_loss"] < val_loss:
             return average
     best = folder / f"step-{state['best'].get('step')}"
     return best if best.is_dir() else latest

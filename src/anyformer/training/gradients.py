@@ -12,6 +12,7 @@ from ..errors import InputError, TrainingError
 from ..recipe import Recipe, SupportsLossTerms, SupportsLossWeight
 from .config import TrainConfig
 from .device import autocast, move_batch, resolve_dtype
+from .hardware import first_line
 from .optimizers import Optimizer
 
 LossFunction = Callable[[nn.Module, dict[str, Any]], Tensor]
@@ -39,8 +40,7 @@ def compile_loss(function: LossFunction) -> LossFunction:
             cause = getattr(error, "inner_exception", None)  # of dynamo's BackendCompilerFailed
             if cause is None:
                 raise
-            reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-            raise InputError(f"--compile fails on this machine: leave it out ({reason})") from error
+            raise InputError(f"--compile fails on this machine: leave it out ({first_line(cause)})") from error
 
     return compute_loss
 
@@ -55,8 +55,7 @@ def compute_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Add the gradient of the mean loss over all predictions in several batches to the model's parameters.
 
-    Each batch contributes in proportion to its number of predictions, so that the gradient equals that of one large
-    batch.
+    Each batch counts by its number of predictions, so that the gradient equals that of one large batch.
 
     Returns:
         The mean loss, detached; and the last loss with its graph. A caller that holds the latter until the next update
@@ -97,10 +96,8 @@ def count_predictions(recipe: Recipe, batch: dict[str, Any]) -> Tensor:
 def clip_gradient(
     model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, max_norm: float
 ) -> tuple[float, float]:
-    """Undo the loss scale, and clip the gradient's norm; 0 does not clip.
-
-    Returns the loss and the norm before clipping, read in a single transfer from the device.
-    """
+    """Undo the loss scale, and clip the gradient's norm; 0 does not clip. Returns the loss and the norm before that,
+    read in a single transfer from the device."""
     for part in optimizer.optimizers:
         scaler.unscale_(part)
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)

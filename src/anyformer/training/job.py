@@ -1,9 +1,7 @@
-"""A training job: everything that decides a training, resolved once, and the function that runs it.
+"""A training job: everything that decides a training, resolved once by `api.resolve_job`; and how it is run:
+`run_job` -> `restore_or_init` -> `run_training` -> `loop.train`."""
 
-`api.resolve_job` builds a `TrainingJob` from a recipe, a preset, overrides, paths, a budget and the weights to start
-from. From there the job is handed down: `run_job` -> `restore_or_init` -> `run_training` -> `loop.train`.
-"""
-
+import json
 import signal
 import threading
 import time
@@ -19,7 +17,7 @@ from torch import nn
 
 from ..errors import Stopped, TrainingError
 from ..parsing import to_json
-from ..recipe import Recipe, bind_checkpoint_files, recipe_name
+from ..recipe import Recipe, bind_checkpoint_files, format_prediction, recipe_name
 from . import budget as budgets
 from . import checkpoints
 from .config import LoRAConfig
@@ -30,10 +28,7 @@ from .run_directory import RunDirectory, RunLogs, describe_run
 
 @dataclass(frozen=True)
 class InitWeights:
-    """A trained model to start from, loaded once.
-
-    Its module is emptied (moved to the meta device) as soon as its weights have been copied.
-    """
+    """A trained model to start from, loaded once. Its module is emptied as soon as its weights have been copied."""
 
     module: nn.Module
     recipe: Recipe
@@ -83,10 +78,7 @@ def ignore(*_: Any) -> None:
 def run_job(
     job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore
 ) -> tuple[TrainingJob, TrainState]:
-    """Train in the job's run directory, up to the last checkpoint.
-
-    What is wrong with the device or the data is reported before anything is written. A run that fails before its first
-    checkpoint is removed.
+    """Train in the job's run directory, up to the last checkpoint; a run that fails before its first one is removed.
 
     Returns:
         The job with the config that was trained (a budget decides part of it), and the final state.
@@ -99,7 +91,7 @@ def run_job(
     with ExitStack() as stack:
         if job.is_resumed:
             stack.enter_context(job.run.lock())
-        check_inputs(job)
+        check_inputs(job)  # before anything is written
         job = apply_budget(job)
         if not job.is_resumed:
             stack.enter_context(job.run.lock())
@@ -137,14 +129,10 @@ def apply_budget(job: TrainingJob) -> TrainingJob:
 
 def describe_job(job: TrainingJob) -> dict[str, Any]:
     """Return the content of the run's config.json."""
+    init = {} if job.init is None else {"path": str(job.init.path), "sha256": job.init.sha256}
+    optional = {"init": init, "lora": to_json(job.lora) if job.lora.rank else {}, "plan": job.plan}
     content = describe_run(job.recipe_name, job.preset, job.config, job.command)
-    if job.init is not None:
-        content["init"] = {"path": str(job.init.path), "sha256": job.init.sha256}
-    if job.lora.rank:
-        content["lora"] = to_json(job.lora)
-    if job.plan:
-        content["plan"] = job.plan
-    return content
+    return content | {name: value for name, value in optional.items() if value}
 
 
 @contextmanager
@@ -179,10 +167,7 @@ def restore_or_init(job: TrainingJob) -> TrainState:
 
 
 def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]]:
-    """Train, log, sample and save; yield each record with "seconds" and "tokens_per_second".
-
-    Raises Stopped after Ctrl-C or SIGTERM, when everything is saved.
-    """
+    """Train, log, sample and save; yield each record with "seconds" and "tokens_per_second". Raises Stopped."""
     config, run = job.config.train, job.run
     content, tokens = run.read_config(), (state.stream_state or {}).get("tokens", 0)
     started_at = last = time.monotonic()
@@ -191,12 +176,13 @@ def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]
             now = time.monotonic()
             seconds, speed = now - started_at, (record["tokens"] - tokens) / max(now - last, 1e-9)
             tokens = record["tokens"]
-            logs.log("metrics.jsonl", record)
+            logs.write("metrics.jsonl", json.dumps(record))
             if "val_loss" in record:
-                logs.log_sample(record["step"], predict_sample(job.recipe, state.model))
+                for text in format_prediction(predict_sample(job.recipe, state.model)):
+                    logs.write("samples.txt", f"--- step {state.step} ---\n{text}")
             else:  # a step that validates says nothing about the speed of training
-                timings = {"seconds": round(seconds, 3), "tokens_per_second": round(speed)}
-                logs.log("timings.jsonl", {"step": record["step"]} | timings)
+                timings = {"step": state.step, "seconds": round(seconds, 3), "tokens_per_second": round(speed)}
+                logs.write("timings.jsonl", json.dumps(timings))
             is_due = state.step % config.save_every == 0 or is_finished(state, config)
             if is_due or stop.is_set() or state.best.get("step") == state.step:
                 checkpoints.save_checkpoint(run.checkpoints, state, content)
@@ -225,10 +211,9 @@ def average_checkpoints(job: TrainingJob, state: TrainState) -> None:
         return
     checkpoints.load_average(latest, state.model)
     batches = (batch for batch, _ in islice(job.recipe.batches(job.config, "val", None), config.eval_batches))
-    loss = evaluate(job.recipe, state.model, batches, config.dtype)["loss"]
-    best = {"step": state.step, "val_loss": loss}
+    best = {"step": state.step, "val_loss": evaluate(job.recipe, state.model, batches, config.dtype)["loss"]}
+    values = {"step": state.step, "stream_state": state.stream_state, "best": best}
     with checkpoints.atomic_directory(folder / checkpoints.AVERAGE_DIR) as temporary:
-        values = {"step": state.step, "stream_state": state.stream_state, "best": best}
         checkpoints.write_model(temporary, state.model, job.run.read_config(), values)
 
 

@@ -1,7 +1,6 @@
 """LoRA (2106.09685): fine-tune low-rank adapters of linear layers whose own weights are frozen.
 
-An adapted layer computes W x + (alpha / rank) B A x. Only A and B are trained and saved. B starts at zero, so that
-training starts at the base model.
+An adapted layer computes W x + (alpha / rank) B A x. Only A and B are trained and saved. B is zero at first.
 """
 
 import math
@@ -39,13 +38,8 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(model: nn.Module, lora: LoRAConfig, trainable: Collection[str] = ()) -> nn.Module:
-    """Add adapters to the linear layers of a model's Transformer blocks, and freeze everything else.
-
-    Args:
-        model: Changed in place, and returned.
-        lora: Rank, scale and which layers.
-        trainable: Names of parameters that are trained in full (a new head).
-    """
+    """Add adapters to the linear layers of a model's Transformer blocks, in place. Freeze everything else except the
+    parameters named in `trainable` (a new head)."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     for parent, name, linear in find_modules(model, Linear):

@@ -35,8 +35,9 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainConfig):
         stacks = [module for module in model.modules() if isinstance(module, Transformer)]
         linears = [m for stack in stacks for m in stack.blocks.modules() if isinstance(m, nn.Linear)]
-        by_muon = {m.weight for m in linears if m.weight.requires_grad} if config.optimizer == "muon" else set()
-        by_adamw = [p for p in model.parameters() if p.requires_grad and p not in by_muon]
+        weights = {m.weight for m in linears} if config.optimizer == "muon" else set()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        by_muon, by_adamw = [p for p in trained if p in weights], [p for p in trained if p not in weights]
         groups = [
             {"params": [p for p in by_adamw if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in by_adamw if p.ndim < 2], "weight_decay": 0.0},
@@ -46,24 +47,21 @@ class Optimizer:
             torch.optim.AdamW(groups, config.lr, (0.9, float(config.beta2)), fused=fused)
         ]
         if by_muon:
-            matrices = [p for p in model.parameters() if p in by_muon]  # in the model's order, not the set's
-            muon = torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
+            muon = torch.optim.Muon(by_muon, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
             self.optimizers.append(muon)
 
     def step(self, lr: float) -> None:
-        """Update the weights, and clear the gradients."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
-        self.zero_grad()
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all state tensors, named `optimizer.parameter.key`: "0.12.exp_avg"."""
+        """Return all state tensors, by "optimizer.parameter.key": "0.12.exp_avg"."""
         return {
             f"{i}.{index}.{key}": value
             for i, optimizer in enumerate(self.optimizers)

@@ -28,7 +28,6 @@ from .. import __version__
 from ..data.io.checks import read_json
 from ..errors import InputError
 from ..parsing import to_json
-from ..recipe import format_prediction
 
 try:
     import fcntl
@@ -82,10 +81,8 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Generator[None]:
-        """Reserve the directory for this process, and create it if needed; on exit, remove it if it is empty.
-
-        Raises InputError if another process trains in it, or it cannot be written.
-        """
+        """Reserve the directory for this process, and create it if needed; on exit, remove it if it is empty. Raises
+        InputError if another process trains in it, or it cannot be written."""
         path = self.path / ".lock"
         with report_write_errors(f"a run to {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -219,12 +216,6 @@ class RunLogs:
                 file.close()
 
     def write(self, name: str, text: str) -> None:
+        """Append a text and a newline."""
         with report_write_errors(str(self.path / name), "; free some space and go on with --resume"):
-            self.files[name].write(text)
-
-    def log(self, name: str, record: dict[str, Any]) -> None:
-        self.write(name, json.dumps(record) + "\n")
-
-    def log_sample(self, step: int, answer: dict[str, Any]) -> None:
-        for text in format_prediction(answer):
-            self.write("samples.txt", f"--- step {step} ---\n{text}\n")
+            self.files[name].write(text + "\n")
