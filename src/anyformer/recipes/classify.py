@@ -14,7 +14,7 @@ BERT's fine-tuning (1810.04805, section 4.1).
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,21 +34,21 @@ from ..errors import InputError
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
-from ..model import Classifier, TransformerConfig, initialize
-from ..parsing import check_range, check_types, parse_dataclass, path_field
+from ..model import Classifier, initialize
+from ..parsing import parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
+from ._shared.encoder import EncoderConfig, TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.text import MAX_VOCAB_SIZE, first_encodable, load_config_tokenizer
+from ._shared.text import first_encodable, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_majority, score_naive_bayes
 
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(EncoderConfig):
     """A classifier, its texts and its training."""
 
     data: str = path_field("sentence-polarity")
@@ -58,27 +58,13 @@ class Config:
     """Names of a table's columns (or fields) of the text and of its class."""
     labels: str = path_field("", [".json"])
     """A labels.json with the names of the classes. Empty: those of the data."""
-    tokenizer: str = path_field("bpe", [".json"])
-    """char, byte, bpe (trained on the data), or the path of a tokenizer.json."""
-    vocab_size: int = 4096
-    """Of a BPE trained on the data."""
-    padded_vocab: int | None = None
-    """Entries of the embedding. None: the tokenizer's ids, and one more for the mask where it has none of its own."""
-    token_types: int = 0
-    """Types that a token can have (BERT has 2, for the first and second text); 0 for none."""
-    embedding_norm: bool = False
-    """Normalize the nodes before the first block (BERT)."""
     pool: Literal["mean", "first"] = "mean"
     """What the head reads: the mean node, or the first."""
     cut: bool = False
     """Cut texts that are longer than the context, instead of refusing them."""
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
-        check_range(self, "token_types", at_least=0, at_most=1000)
+        super().__post_init__()
         if len([name for name in self.columns.split(",", 1) if name]) != 2:
             raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 

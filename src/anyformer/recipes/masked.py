@@ -13,7 +13,7 @@ BERT (Devlin et al. 2018, 1810.04805), hidden anew at each step as in RoBERTa (1
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,49 +35,41 @@ from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..errors import InputError
 from ..inference.decode import pad_rows
 from ..metrics import score_classes
-from ..model import MaskedHead, TransformerConfig, initialize
+from ..model import MaskedHead, initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.encoder import TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
+from ._shared.encoder import EncoderConfig, TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.text import TextConfig, first_encodable, load_config_tokenizer
+from ._shared.text import first_encodable, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TextConfig):
+class Config(EncoderConfig):
     """An encoder, its text and its training. A FASTA file as `data` has residues as its tokens."""
 
+    data: str = path_field("plays")
+    """The name of a set, a file (txt, md, jsonl, parquet, fasta, each also .gz) or a directory of such."""
     tokenizer: str = path_field("bpe", [".json"])
     """char, byte, bpe (trained on the data), residues (of FASTA), ids (numbers, for a model that came without any), or
     the path of a tokenizer.json."""
-    vocab_size: int = 4096
-    """Of a BPE trained on the data."""
     val_fraction: float = 0.1
     """Kept for validation: the end of a text, whole families of near-identical sequences of FASTA."""
-    padded_vocab: int | None = None
-    """Entries of the embedding. None: the tokenizer's ids, and one more for the mask where it has none of its own."""
     documents: Literal["joined", "apart"] = "joined"  # as in runs from before this field
     """Documents of the data (files, lines of a jsonl, proteins) in one window: joined, they read each other; or apart,
     each reads itself only, at positions from 0."""
     tied: bool = True
     """The head reads the embedding's own weights (1608.05859)."""
-    token_types: int = 0
-    """Types that a token can have (BERT has 2, for the first and second text); 0 for none."""
-    embedding_norm: bool = False
-    """Normalize the nodes before the first block (BERT)."""
     mask_rate: float = 0.15
     """Fraction of a text's tokens that is hidden."""
     whole_words: bool = False
     """Hide all tokens of a word or none."""
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "mask_rate", above=0, below=1)
-        check_range(self, "token_types", at_least=0, at_most=1000)
+        check_range(self, "val_fraction", at_least=0, below=1)
 
 
 MODERN: dict[str, Any] = {"activation": "gelu", "init": "zero"}

@@ -38,18 +38,18 @@ from ..inference.translation import select_sharpest_layer
 from ..metrics import error_rates
 from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
 from ..model.edges import Edges, full, within
-from ..parsing import check_range, check_types, parse_dataclass, path_field
+from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
-from ._shared.text import MAX_VOCAB_SIZE, load_config_tokenizer
+from ._shared.text import VocabularyConfig, load_config_tokenizer
 
 MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
 CURRICULUM_STEPS = 100  # after each so many steps, examples may be one clip longer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(VocabularyConfig):
     """A model of speech, its sounds and its training."""
 
     data: str = path_field("fsdd")
@@ -62,13 +62,6 @@ class Config:
     """Leave out sound files that cannot be read, instead of stopping at the first."""
     augment: bool = False
     """Hide bands of time and frequency in training (SpecAugment)."""
-    tokenizer: str = path_field("char", [".json"])
-    """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
-    tokenizer.json."""
-    vocab_size: int = 1024
-    """Of a BPE trained on the data."""
-    padded_vocab: int | None = None
-    """Entries of the embedding where they are more than the tokenizer's ids. None: as many."""
     prompt: str = ""
     """Ids that each text begins with, as "50258 50259 50359 50363". Empty: the tokenizer's end of a text."""
     end: int | None = None
@@ -83,8 +76,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
+        super().__post_init__()
         check_range(self, "max_clips", "mels", at_least=1, at_most=1000)
         check_range(self, "val_fraction", above=0, below=1)
         check_range(self, "end", at_least=0)

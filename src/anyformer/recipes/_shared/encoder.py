@@ -1,7 +1,6 @@
 """What recipes of text encoders have in common: the model without its head, requests, and vectors of texts."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +9,40 @@ from torch import nn
 from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ...inference.decode import pad_rows
-from ...model.encoder_decoder import Encoder
+from ...model import Encoder, TransformerConfig
 from ...model.heads import mean_pool
+from ...parsing import check_range, path_field
 from ...recipe import Graph, GraphInput
+from ...training.config import TrainConfig
+from .text import VocabularyConfig
 
 EMBED_BATCH = 32  # texts in one forward
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(VocabularyConfig):
+    """An encoder, its vocabulary and its training."""
+
+    tokenizer: str = path_field("bpe", [".json"])
+    vocab_size: int = 4096
+    token_types: int = 0
+    """Types that a token can have (BERT has 2, for the first and second text); 0 for none."""
+    embedding_norm: bool = False
+    """Normalize the nodes before the first block (BERT)."""
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "token_types", at_least=0, at_most=1000)
+
+
 class TextEncoder(Encoder):
-    """An encoder and its tokenizer. config: with the fields of the recipes masked and classify."""
+    """An encoder and its tokenizer."""
 
     head: nn.Module
 
-    def __init__(self, config: Any, tokenizer: Tokenizer):
+    def __init__(self, config: EncoderConfig, tokenizer: Tokenizer):
         masked_tokenizer = MaskedTokenizer.from_tokenizer(tokenizer, config.padded_vocab)
         vocab_size = max(masked_tokenizer.vocab_size, config.padded_vocab or 0)
         super().__init__(vocab_size, config.model, config.token_types, config.embedding_norm)

@@ -24,21 +24,25 @@ from ...errors import InputError
 from ...inference.translation import TranslationRequest, align_translation, translate
 from ...metrics import score_classes, score_translations
 from ...model import EncoderDecoder, LMHead, TokenEmbedding, TransformerConfig, initialize, within
-from ...parsing import check_range, check_types, parse_dataclass, path_field
+from ...parsing import check_range, parse_dataclass, path_field
 from ...recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
-from .text import MAX_VOCAB_SIZE, first_encodable, load_config_tokenizer
+from .text import VocabularyConfig, first_encodable, load_config_tokenizer
 
 MAX_FIGURES = 3  # pairs whose attention is drawn
 MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig:
+class PairConfig(VocabularyConfig):
     """Pairs of texts and their vocabulary."""
 
     data: str = path_field("multi30k")
     """A set (multi30k, fra-eng, reverse), a .tsv or .jsonl, two files A,B, or a folder with train.en and train.fr."""
+    tokenizer: str = path_field("bpe", [".json"])
+    vocab_size: int = 8000
+    source_tokenizer: str = path_field("", [".json"])
+    """The same of the source alone; `tokenizer` is then the target's alone. Empty: one vocabulary for both sides."""
     backwards: bool = False
     """From the second side of each pair to the first."""
     skip_missing: bool = False
@@ -47,14 +51,6 @@ class PairConfig:
     """Cut texts that are longer than the context instead of refusing the data."""
     val_fraction: float = 0.1
     """Kept for validation, where the data have no part for it."""
-    tokenizer: str = path_field("bpe", [".json"])
-    """char, bpe (trained on both sides), ids (numbers), or the path of a tokenizer.json."""
-    source_tokenizer: str = path_field("", [".json"])
-    """The same of the source alone; `tokenizer` is then the target's alone. Empty: one vocabulary for both sides."""
-    vocab_size: int = 8000
-    """Of a BPE trained on the data."""
-    padded_vocab: int | None = None
-    """Entries of the embedding where they are more than the tokenizer's ids. None: as many."""
     start: int | None = None
     """The id that the target begins with. None: as `end`."""
     end: int | None = None
@@ -63,8 +59,7 @@ class PairConfig:
     """Share of the target's probability that is spread over the vocabulary (1512.00567)."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
+        super().__post_init__()
         check_range(self, "val_fraction", above=0, below=1)
         check_range(self, "start", "end", at_least=0)
         check_range(self, "label_smoothing", at_least=0, below=1)

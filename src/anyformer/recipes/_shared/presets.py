@@ -6,24 +6,11 @@ from typing import Any
 from ...model.config import TransformerConfig
 from ...training.config import TrainConfig
 
-MODERN: dict[str, Any] = {
-    "position": "rotary",
-    "norm": "rmsnorm",
-    "activation": "relu2",
-    "qk_norm": True,
-    "bias": False,
-}
+MODERN: dict[str, Any] = dict(position="rotary", norm="rmsnorm", activation="relu2", qk_norm=True, bias=False)
 """Improvements since GPT-2; TransformerConfig names the paper of each."""
-BERT: dict[str, Any] = {"norm_place": "post", "norm_eps": 1e-12}
+BERT: dict[str, Any] = dict(norm_place="post", norm_eps=1e-12)
 """1810.04805"""
-T5: dict[str, Any] = {
-    "position": "relative",
-    "norm": "rmsnorm",
-    "norm_eps": 1e-6,
-    "scale": 1.0,
-    "head_dim": 64,
-    "bias": False,
-}
+T5: dict[str, Any] = dict(position="relative", norm="rmsnorm", norm_eps=1e-6, scale=1.0, head_dim=64, bias=False)
 """1910.10683"""
 MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0}
 """Muon with a trapezoid schedule that ends at zero."""
@@ -32,7 +19,6 @@ MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "trapezoid", "min_lr": 
 def make_model_config(
     dim: int = 128, n_layer: int = 4, n_head: int = 4, context: int = 128, **fields: Any
 ) -> TransformerConfig:
-    """Build a TransformerConfig of this size."""
     return TransformerConfig(dim=dim, n_layer=n_layer, n_head=n_head, context=context, **fields)
 
 
@@ -45,8 +31,7 @@ def make_stacks(
     dim: int, n_layer: int | tuple[int, int], n_head: int, context: int | tuple[int, int], **fields: Any
 ) -> dict[str, Any]:
     """Build the configs of an encoder and a decoder of the same width; depth and context may be given for each."""
-    depths = n_layer if isinstance(n_layer, tuple) else (n_layer, n_layer)
-    contexts = context if isinstance(context, tuple) else (context, context)
+    depths, contexts = (size if isinstance(size, tuple) else (size, size) for size in (n_layer, context))
     stacks = zip(("encoder", "decoder"), depths, contexts)
     return {name: make_model_config(dim, depth, n_head, length, **fields) for name, depth, length in stacks}
 

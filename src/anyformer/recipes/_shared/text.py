@@ -17,24 +17,34 @@ MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """A text and its vocabulary."""
+class VocabularyConfig:
+    """Data with texts, and their vocabulary."""
 
-    data: str = path_field("plays")
-    """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
+    data: str = path_field()
     tokenizer: str = path_field("char", [".json"])
     """char, byte, bpe (trained on the data), ids (numbers, for a model that came without any), or the path of a
     tokenizer.json or of a folder with a public vocabulary."""
     vocab_size: int = 1024
     """Size of a BPE vocabulary that is trained on the data."""
-    val_fraction: float = 0.1
-    """Share of the text, at its end, that is kept for validation."""
     padded_vocab: int | None = None
     """Rows of the embedding, if there are more than the tokenizer has ids."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "vocab_size", "padded_vocab", at_least=1, at_most=MAX_VOCAB_SIZE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(VocabularyConfig):
+    """A text and its vocabulary."""
+
+    data: str = path_field("plays")
+    """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
+    val_fraction: float = 0.1
+    """Share of the text, at its end, that is kept for validation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "val_fraction", at_least=0, below=1)
 
 
@@ -48,7 +58,7 @@ def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) ->
     return prepare_corpus(data, tokenizer, vocab_size, val_fraction)
 
 
-def load_config_tokenizer(config: Any, train: Callable[[], Tokenizer], spec: str = "") -> Tokenizer:
+def load_config_tokenizer(config: VocabularyConfig, train: Callable[[], Tokenizer], spec: str = "") -> Tokenizer:
     """Return the tokenizer that a config names.
 
     Args:

@@ -10,7 +10,6 @@ import numpy as np
 from ...data.text.prepare import Corpus
 
 MAX_TOKENS = 10_000_000  # of each split
-FREQUENCY_NAMES = {"char": "letter frequencies", "byte": "byte frequencies"}
 
 Baselines = dict[str, dict[str, float]]
 """Metric of `evaluate` -> name of the baseline -> its value."""
@@ -25,8 +24,8 @@ def score_token_frequencies(corpus: Corpus, tokenizer: str) -> Baselines:
     )
     log_probabilities = np.log((train + 1) / (train.sum() + len(train)))
     loss = -(val / max(1, val.sum())) @ log_probabilities[: len(val)]
-    name = FREQUENCY_NAMES.get(tokenizer, "token frequencies")
-    return {"loss": {"guessing evenly": float(np.log(vocab_size)), name: float(loss)}}
+    unit = {"char": "letter", "byte": "byte"}.get(tokenizer, "token")
+    return {"loss": {"guessing evenly": float(np.log(vocab_size)), f"{unit} frequencies": float(loss)}}
 
 
 def score_majority(train: np.ndarray, val: np.ndarray) -> dict[str, float]:
@@ -35,14 +34,8 @@ def score_majority(train: np.ndarray, val: np.ndarray) -> dict[str, float]:
 
 
 def score_naive_bayes(rows: list[list[int]], classes: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
-    """Return the accuracy of multinomial naive Bayes over tokens.
-
-    Args:
-        rows: Token ids of each text.
-        classes: The class of each text.
-        train: Indices of the training texts.
-        val: Indices of the validation texts.
-    """
+    """Return the accuracy of multinomial naive Bayes over the tokens of texts: rows of ids, the class of each, and the
+    indices of the training and validation texts."""
     vocab_size = 1 + max(max(row, default=0) for row in rows)
     members = [train[classes[train] == number] for number in range(int(classes.max()) + 1)]
     tokens = [[token for i in indices for token in rows[i]] for indices in members]
@@ -75,15 +68,8 @@ def score_nearest_mean(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray
 
 
 def score_target(target: Any, y: np.ndarray, y_val: np.ndarray, x: np.ndarray, x_val: np.ndarray) -> Baselines:
-    """Return the baselines of a target of a table: the most frequent class or the mean, and a linear model.
-
-    Args:
-        target: Its kind is "class" or "number".
-        y: Known labels of training rows, (N,).
-        y_val: Of validation rows, (M,).
-        x: Numbers of the training rows, (N, F); F may be 0.
-        x_val: Of the validation rows, (M, F).
-    """
+    """Score the most frequent class or the mean, and a linear model, on a target of a table: known labels y (N,) and
+    y_val (M,), numbers x (N, F) and x_val (M, F), where F may be 0."""
     if target.kind == "class":
         y, y_val = y.astype(np.int64), y_val.astype(np.int64)
         scores = score_majority(y, y_val)
