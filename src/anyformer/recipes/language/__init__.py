@@ -17,38 +17,10 @@ from dataclasses import replace
 from ...model.init import initialize
 from ...training.config import TrainConfig
 from .._shared.language import LanguageConfig as Config
-from .._shared.language import (
-    LanguageModel,
-    baselines,
-    batches,
-    build_layer_edges,
-    evaluate,
-    export_graph,
-    loss,
-    predict,
-    stream,
-)
-from .._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config, make_modern_config
-from .._shared.text import load_corpus, load_text_tokenizer
-from .scaling import sizes
-
-__all__ = [
-    "PRESETS",
-    "Config",
-    "LanguageModel",
-    "baselines",
-    "batches",
-    "build",
-    "build_layer_edges",
-    "evaluate",
-    "export_graph",
-    "load_corpus",
-    "load_text_tokenizer",
-    "loss",
-    "predict",
-    "sizes",
-    "stream",
-]
+from .._shared.language import LanguageModel, baselines, batches, evaluate, export_graph, loss, predict, stream  # noqa: F401
+from .._shared.presets import MINUTE_TRAIN, T5, TINY_TRAIN, make_model_config, make_modern_config
+from .._shared.text import load_corpus, load_text_tokenizer  # noqa: F401
+from .scaling import sizes  # noqa: F401
 
 
 def build(config: Config) -> LanguageModel:
@@ -57,13 +29,16 @@ def build(config: Config) -> LanguageModel:
     return model
 
 
+# the lowest loss after a minute on two cores
+SMALL = Config(documents="apart", model=make_modern_config(128, 4, 4, 128), train=MINUTE_TRAIN)
+
 PRESETS = {
     # seconds: for tests
     "tiny": Config(model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
-    # the lowest loss after a minute on two cores
-    "small": Config(model=make_modern_config(128, 4, 4, 128), train=MINUTE_TRAIN),
+    "small": SMALL,
     # the lowest loss after little more than a minute on two cores: --data shakespeare
-    "fast": Config(
+    "fast": replace(
+        SMALL,
         model=make_modern_config(128, 4, 4, 256),
         train=replace(MINUTE_TRAIN, steps=950, batch=8, lr=3e-3, eval_every=475),
     ),
@@ -87,42 +62,28 @@ PRESETS = {
         val_fraction=0.0005,
         model=make_model_config(768, 12, 12, 1024, activation="gelu_tanh"),
         train=TrainConfig(
-            steps=600_000,
             batch=12,
             accumulate=40,
             lr=6e-4,
             warmup=2000,
+            steps=600_000,
             eval_every=1000,
             eval_batches=200,
             save_every=5000,
         ),
     ),
     # The default size, trained for the same minute, with the choices of other models (1706.03762 first).
-    "vaswani": Config(
-        model=make_model_config(position="sinusoidal", norm_place="post", activation="relu"), train=MINUTE_TRAIN
-    ),
-    "lamda": Config(  # 2201.08239
-        model=make_model_config(
-            position="relative", norm="rmsnorm", norm_eps=1e-6, activation="geglu", head_dim=64, scale=1.0, bias=False
-        ),
-        train=MINUTE_TRAIN,
-    ),
-    "bloom": Config(model=make_model_config(position="alibi"), train=MINUTE_TRAIN),  # 2211.05100
-    "llama": Config(  # 2407.21783
+    "vaswani": replace(SMALL, model=make_model_config(position="sinusoidal", norm_place="post", activation="relu")),
+    "lamda": replace(SMALL, model=make_model_config(**T5, activation="geglu")),  # 2201.08239
+    "bloom": replace(SMALL, model=make_model_config(position="alibi")),  # 2211.05100
+    "llama": replace(  # 2407.21783
+        SMALL,
         tied=False,
-        documents="apart",
-        model=make_model_config(
-            position="rotary",
-            rotary_base=500_000.0,
-            norm="rmsnorm",
-            activation="swiglu",
-            n_kv_head=2,
-            mlp_dim=344,
-            bias=False,
+        model=make_modern_config(
+            128, 4, 4, 128, activation="swiglu", qk_norm=False, rotary_base=500_000.0, n_kv_head=2, mlp_dim=344
         ),
-        train=MINUTE_TRAIN,
     ),
-    "local": Config(  # 2004.05150
-        window=32, global_every=4, model=make_modern_config(128, 4, 4, 512), train=replace(MINUTE_TRAIN, batch=4)
+    "local": replace(  # 2004.05150
+        SMALL, window=32, global_every=4, model=make_modern_config(128, 4, 4, 512), train=replace(MINUTE_TRAIN, batch=4)
     ),
 }
