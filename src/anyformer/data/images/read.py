@@ -45,9 +45,6 @@ RESAMPLE_FILTERS: tuple[Resample, ...] = get_args(Resample)  # in the order of P
 HEATMAP_COLOR = (214, 39, 40)
 
 
-Split = Sequence[bool] | np.ndarray | None
-
-
 class ImageSource:
     """N images that are not decoded yet. Raises InputError where the arguments do not fit together.
 
@@ -58,7 +55,7 @@ class ImageSource:
         files: Everything that is read, for the hash of the content; messages name the first.
     """
 
-    def __init__(self, read: Callable, labels: Sequence | np.ndarray, classes: tuple, is_val: Split, *files: Path):
+    def __init__(self, read: Callable, labels: Any, classes: tuple, is_val: Any, *files: Path):
         if not len(labels):
             raise InputError(f"{files[0]} holds no image")
         if is_val is not None and len(is_val) != len(labels):
@@ -98,28 +95,23 @@ NAMED_SETS: dict[str, Callable[[list[Path]], ImageSource]] = {
 def open_images(data: str) -> ImageSource:
     """Open the images of a path or of a named set; an existing path takes precedence over a name. Raises InputError."""
     path = Path(data).expanduser()
-    if data and path.exists():
-        source = open_path(path)
-    elif data in NAMED_SETS:
+    if data in NAMED_SETS and not path.exists():
         source = NAMED_SETS[data](resolve(data))
+    elif data and path.is_dir():
+        source = open_folder(path)
+    elif suffix(path) in DELIMITERS:
+        source = open_table(path)
+    elif suffix(path) == ".npz":
+        source = open_npz(path)
+    elif path.name.removesuffix(".gz").endswith(IDX_NAMES[0]):
+        source = open_idx([path])
     else:
-        raise InputError(f"data '{data}' are no images, neither by path nor by name: {suggest(data, NAMED_SETS)}")
+        forms = f"class folders, a .csv of path,label, a .npz, *{IDX_NAMES[0]}.gz, or a set by name"
+        raise InputError(f"data '{data}' are no images: expected {forms}: {suggest(data, NAMED_SETS)}")
     if len(present := np.unique(source.labels)) < 2:
         only = source.classes[present[0]]
         raise InputError(f"data '{data}' have one class ({only}): a classifier needs two or more")
     return source
-
-
-def open_path(path: Path) -> ImageSource:
-    if path.is_dir():
-        return open_folder(path)
-    if suffix(path) in DELIMITERS:
-        return open_table(path)
-    if suffix(path) == ".npz":
-        return open_npz(path)
-    if path.name.removesuffix(".gz").endswith(IDX_NAMES[0]):
-        return open_idx([path])
-    raise InputError(f"{path}: images come as class folders, a .csv of path,label, a .npz, or *{IDX_NAMES[0]}.gz")
 
 
 # --- lists of image files ---
@@ -288,12 +280,10 @@ def decode_image(raw: bytes, place: str) -> np.ndarray:
                 return np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except InputError:
         raise
-    except Image.DecompressionBombError:
-        raise InputError(f"{place} has too many pixels: the limit is {MAX_PIXELS:,}") from None
     except Image.UnidentifiedImageError:
         raise InputError(f"{place} is not an image of a known format: {', '.join(PILLOW_FORMATS)}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError) as error:
-        raise InputError(f"{place} is damaged or cut off: {error}") from None
+    except (OSError, ValueError, SyntaxError, LookupError, EOFError, TypeError, Image.DecompressionBombError) as error:
+        raise InputError(f"{place} is damaged or cut off, or too large: {error}") from None
 
 
 def resize_image(
