@@ -168,12 +168,11 @@ class Schema:
     def with_measurements(self, measurements: Mapping[str, Mapping[str, Any]]) -> "Schema":
         """Return the schema with these options of columns, by name of the column, replaced; lists become tuples."""
 
-        def update(columns: tuple) -> tuple:
-            options = [measurements.get(column.name, {}) for column in columns]
-            options = [{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()} for values in options]
-            return tuple(replace(column, **values) for column, values in zip(columns, options, strict=True))
+        def update(column: Any) -> Any:
+            options = measurements.get(column.name, {})
+            return replace(column, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
-        return replace(self, fields=update(self.fields), targets=update(self.targets))
+        return replace(self, fields=tuple(map(update, self.fields)), targets=tuple(map(update, self.targets)))
 
     def to_dict(self, measured: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return what a hand-written TOML holds, and these of the measured options."""

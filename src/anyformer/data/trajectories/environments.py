@@ -8,7 +8,7 @@ Shapes: n running episodes, S numbers per state, A per action.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,9 @@ MAX_STEPS = 10_000  # of an episode, for environments that never end by themselv
 LINE = "Line-v0"
 
 
-class Policy(Protocol):
-    """Chooses the actions, (n,) int or (n, A) float, of the running episodes, from their states (n, S), their indices
-    (n,), the rewards of their last steps (n,) and the step index t."""
-
-    def __call__(self, states: np.ndarray, rows: np.ndarray, rewards: np.ndarray, t: int) -> np.ndarray: ...
+Policy = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+"""Chooses the actions, (n,) int or (n, A) float, of the running episodes, from their states (n, S), their indices (n,),
+the rewards of their last steps (n,) and the step index."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,6 @@ def read_env_spec(name: str, env: Any) -> EnvSpec:
 
 def play_episodes(name: str, policy: Policy, seeds: Sequence[int], max_steps: int = MAX_STEPS) -> Trajectories:
     """Play one episode for each seed, side by side, each of at most `max_steps`. Raises InputError."""
-    if not seeds:
-        raise InputError("0 episodes: at least 1 must be played")
     envs, spec = make_envs(name, len(seeds))
     states = [np.asarray(env.reset(seed=seed)[0], np.float32).reshape(-1) for env, seed in zip(envs, seeds)]
     records: list[list[tuple]] = [[] for _ in seeds]  # (state, action, reward) of each step of each episode
@@ -159,9 +155,8 @@ class EpsilonGreedy:
         self.rngs = [np.random.default_rng((seed, 1)) for seed in seeds]  # not the environment's own stream
 
     def __call__(self, states: np.ndarray, rows: np.ndarray, rewards: np.ndarray, t: int) -> np.ndarray:
-        actions = [None] * len(rows) if self.rule is None else self.rule(states)
-        return np.array([self.choose(row, action) for row, action in zip(rows.tolist(), actions)])
-
-    def choose(self, row: int, action: Any) -> Any:
-        is_random = self.rngs[row].random() < self.epsilon[row]
-        return self.spec.sample_action(self.rngs[row]) if action is None or is_random else action
+        actions = [None] * len(rows) if self.rule is None else list(self.rule(states))
+        for i, row in enumerate(rows.tolist()):
+            if self.rngs[row].random() < self.epsilon[row] or self.rule is None:
+                actions[i] = self.spec.sample_action(self.rngs[row])
+        return np.array(actions)

@@ -24,18 +24,15 @@ from ..io.files import import_optional
 from ..sampling import select_split, split_by_mask
 
 MAX_ARRAY_BYTES = 16 << 30  # of all arrays together
-END_FLAGS = ("terminals", "timeouts")
 MINARI_PREFIX = "minari:"
 
 
 class Trajectories:
     """Episodes, one after the other. Raises InputError where the arrays do not fit together.
 
-    Args:
-        states: (N, S) float32
-        actions: discrete: (N,) int64 from 0 on; continuous: (N, A) float32
-        rewards: (N,) float32
-        ends: (E,) int64, the step after the last of each episode
+    Shapes:
+        states (N, S) float32; actions (N,) int64 from 0 on where they are discrete, else (N, A) float32; rewards (N,)
+        float32; ends (E,) int64, the step after the last of each episode
     """
 
     def __init__(self, states: np.ndarray, actions: np.ndarray, rewards: np.ndarray, ends: np.ndarray):
@@ -117,9 +114,8 @@ def read_trajectories(path: Path) -> Trajectories:
 
 
 def read_npz(path: Path) -> Trajectories:
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as stored:
         check_size(sum(member.file_size for member in archive.infolist()))
-    with np.load(path, allow_pickle=False) as stored:
         return from_arrays(stored)
 
 
@@ -136,12 +132,13 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Trajectories:
     if "ends" in arrays or "terminals" not in arrays:
         ends = read_numbers(arrays, "ends").astype(np.int64)
     else:
-        flags = [read_numbers(arrays, name).astype(bool).reshape(-1) for name in END_FLAGS if name in arrays]
-        if any(len(flag) != len(rewards) for flag in flags):
-            lengths = [len(flag) for flag in flags]
-            raise InputError(f"{len(rewards)} rewards but {lengths} terminals and timeouts: one per step")
-        is_last = np.logical_or.reduce(flags)
+        is_last = np.zeros(len(rewards), bool)
         is_last[-1:] = True  # an episode that the end of the file cuts off counts too
+        for name in ("terminals", "timeouts") if "timeouts" in arrays else ("terminals",):
+            flags = read_numbers(arrays, name).astype(bool).reshape(-1)
+            if len(flags) != len(rewards):
+                raise InputError(f"{len(rewards)} rewards but {len(flags)} {name}: one per step")
+            is_last |= flags
         ends = np.flatnonzero(is_last) + 1
     is_discrete = actions.dtype.kind in "iub" and actions.size == len(actions)
     actions = actions.reshape(-1).astype(np.int64) if is_discrete else to_matrix(actions)
@@ -166,10 +163,9 @@ def read_parquet(path: Path) -> Trajectories:
     parquet = import_optional("pyarrow.parquet", "parquet needs pyarrow: pip install 'anyformer[parquet]'")
     file = parquet.ParquetFile(path)
     check_size(sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)))
-    columns = ["episode", "state", "action", "reward"]
-    for name in columns:
-        if name not in file.schema_arrow.names:
-            raise InputError(f"it has no column '{name}': {suggest(name, file.schema_arrow.names)}")
+    columns, names = ["episode", "state", "action", "reward"], file.schema_arrow.names
+    if missing := [name for name in columns if name not in names]:
+        raise InputError(f"it has no column '{missing[0]}': {suggest(missing[0], names)}")
     table = file.read(columns).to_pydict()
     episodes = table["episode"]
     changes = [i for i in range(1, len(episodes)) if episodes[i] != episodes[i - 1]]
