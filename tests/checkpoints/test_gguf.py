@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import anyformer
 from anyformer.checkpoints import tensor_map
-from anyformer.checkpoints.gguf import Architecture, GGUFTensors
+from anyformer.checkpoints.gguf import GGUFTensors
 from anyformer.data.io import gguf_file as gguf_io
 from anyformer.data.io.gguf_file import GGUFFile
 from anyformer.data.tokenizers import build as tokenizers
@@ -211,9 +211,7 @@ def test_a_quantized_tensor_is_copied_in_pieces(tmp_path: Path):
     """Decoding takes a few pieces of memory, not the whole tensor in float32."""
     shape = (2048, 4096)
     write_tensor(tmp_path / "x.gguf", "Q4_0", np.zeros((shape[0], shape[1] // 32 * 18), np.uint8))
-    source = GGUFTensors(
-        GGUFFile(tmp_path / "x.gguf"), Architecture({}, {}, ("", "", "")), {"tie_word_embeddings": False}
-    )
+    source = GGUFTensors(GGUFFile(tmp_path / "x.gguf"), {})
     target = torch.ones(shape)
     source.read_rows("x", 0, 1)  # imports and mappings are not counted
     tracemalloc.start()
@@ -328,9 +326,9 @@ def set_scalar(content: bytes, key: str, code: str, value: Any) -> bytes:
 @pytest.mark.parametrize(
     ("key", "code", "value", "parts"),
     [
-        ("llama.block_count", "I", 3, ["lacks model.layers.2"]),
-        ("llama.block_count", "I", 1 << 31, ["num_hidden_layers", "2147483648"]),
-        ("llama.embedding_length", "I", 32, ["model.embed_tokens.weight has shape [301, 64]", "[301, 32]"]),
+        ("llama.block_count", "I", 3, ["lacks blk.2"]),
+        ("llama.block_count", "I", 1 << 31, ["block_count", "2147483648"]),
+        ("llama.embedding_length", "I", 32, ["token_embd.weight has shape [301, 64]", "[301, 32]"]),
         ("llama.attention.value_length", "I", 8, ["attention.value_length is 8", "16"]),
         ("llama.rope.dimension_count", "I", 8, ["rope.dimension_count is 8", "16"]),
         ("llama.vocab_size", "I", 300, ["vocab_size is 300", "301"]),
@@ -371,7 +369,7 @@ def test_false_counts_allocate_no_memory(content: bytes, tmp_path: Path):
 )
 def test_values_that_change_the_result_are_refused(key: str, value: Any, tmp_path: Path):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
-    sizes = {"block_count": 1, "embedding_length": 64, "attention.head_count": 4, "context_length": 32}
+    sizes = {"block_count": 1, "embedding_length": 64, "attention.head_count": 4, "feed_forward_length": 64}
     for name, size in sizes.items():
         writer.add_uint32(f"llama.{name}", size)
     add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]

@@ -4,7 +4,7 @@ A family maps tensor names and config fields between the public format and a rec
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -98,15 +98,13 @@ def load_family(model_type: Any, where: str) -> Family:
 def select_family(
     recipe: Recipe,
     values: ConfigDict,
-    check: Callable[[Family, ConfigDict], None] = lambda family, values: family.check_config(values),
-    candidates: Iterable[str] = FAMILIES,
+    candidates: Iterable[Family] | None = None,
     kind: str = "Hugging Face family",
 ) -> Family:
     """Find the first family that can express a model of this recipe and config.
 
     Args:
-        check: raises InputError where a family cannot express a config.
-        candidates: names of families.
+        candidates: families; None: those of Hugging Face.
         kind: what the candidates are called in errors.
 
     Raises:
@@ -115,13 +113,14 @@ def select_family(
 
     def explain(family: Family, values: ConfigDict) -> str | None:
         try:
-            check(family, values)
+            family.check_config(values)
         except InputError as error:
             return str(error)
         return None
 
     own_name = recipe_name(recipe)
-    families = [family for name in candidates if own_name in (family := load_family(name, "")).recipes]
+    candidates = (load_family(name, "") for name in FAMILIES) if candidates is None else candidates
+    families = [family for family in candidates if own_name in family.recipes]
     if not families:
         raise InputError(f"no {kind} has models of the recipe '{own_name}'")
     reasons = {family: explain(family, values) for family in families}

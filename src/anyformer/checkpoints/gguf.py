@@ -1,15 +1,13 @@
 """Read and write models in GGUF files (llama.cpp) of the architectures gpt2, llama and qwen3.
 
-GGUF's names are translated to those of the Hugging Face family, whose own table does the rest. GPT-2's linear maps are
-stored transposed with respect to the folder; Llama's query and key have the channels that a rotary position pairs next
-to each other, where the folder has them half a head apart.
+Each is a family like those of Hugging Face, with the names of GGUF. Linear maps are stored as they are here, but for
+Llama's query and key: the channels that a rotary position pairs lie next to each other there, half a head apart here.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,174 +19,166 @@ from ..data.tokenizers.gguf_vocabulary import convert_to_gguf
 from ..errors import InputError, suggest
 from ..recipe import Recipe
 from ..training.checkpoints import atomic_directory, collect_tensors
-from .config_fields import ConfigFields, require_settings
+from . import gpt2, llama
+from .config_fields import REQUIRED, ConfigFields
 from .family import Family, select_family
-from .tensor_map import ConfigDict, WeightSource, export_tensors
+from .tensor_map import (
+    ConfigDict,
+    TensorMap,
+    WeightSource,
+    are_equal,
+    are_zero,
+    export_tensors,
+    has_biases,
+    map_affine,
+    map_layers,
+    map_lm_head,
+    map_weight,
+)
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """Names of GGUF and what they are in the Hugging Face family of the same name."""
-
-    tensors: Mapping[str, str]  # GGUF name -> name in the folder, both without .weight and .bias
-    sizes: Mapping[str, str]  # metadata key -> field of config.json with the same value
-    activation: tuple[str, str, str]  # the one that llama.cpp computes: field of config.json, value there, local name
-    transposed: str = ""  # pattern of tensors (by their names in the folder) that are stored transposed
-    interleaved: str = ""  # pattern of tensors whose rotary channels are interleaved; its group is q or k
-
-
-LLAMA_TENSORS = {
-    "token_embd": "model.embed_tokens",
-    "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
-    **{f"blk.{{i}}.attn_{x}": f"model.layers.{{i}}.self_attn.{x}_proj" for x in "qkv"},
-    "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
-    "blk.{i}.ffn_norm": "model.layers.{i}.post_attention_layernorm",
-    **{f"blk.{{i}}.ffn_{x}": f"model.layers.{{i}}.mlp.{x}_proj" for x in ("gate", "up", "down")},
-    "output_norm": "model.norm",
-    "output": "lm_head",
+SIZES = {
+    "block_count": ("n_layer", REQUIRED),
+    "context_length": ("context", 2048),
+    "embedding_length": ("dim", REQUIRED),
+    "feed_forward_length": ("mlp_dim", REQUIRED),
+    "attention.head_count": ("n_head", REQUIRED),
 }
-LLAMA_SIZES = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.key_length": "head_dim",
-    "rope.freq_base": "rope_theta",
+GPT2_FIELDS = {
+    **SIZES,
+    "context_length": ("context", 1024),
+    "feed_forward_length": ("mlp_dim", None),
+    "attention.layer_norm_epsilon": ("norm_eps", 1e-5),
 }
+LLAMA_FIELDS = {
+    **SIZES,
+    "attention.head_count_kv": ("n_kv_head", None),
+    "attention.layer_norm_rms_epsilon": ("norm_eps", 1e-6),
+    **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), ("head_dim", None)),
+    "rope.freq_base": ("rotary_base", 10_000.0),
+}
+LLAMA_SETTINGS = {**llama.SETTINGS, "activation": ("swiglu",)}  # the activations that llama.cpp computes
+NORMS = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm"}
+HEAD_NORMS = {"attn.query_norm": "attn_q_norm", "attn.key_norm": "attn_k_norm"}
+ATTENTION = {"attn.query": "attn_q", "attn.key": "attn_k", "attn.value": "attn_v", "attn.output": "attn_output"}
+MLP = {"mlp.up": "ffn_up", "mlp.down": "ffn_down"}
+GPT2_ATTENTION = {("attn.query", "attn.key", "attn.value"): "attn_qkv", "attn.output": "attn_output"}
+BLOCK = ("body.blocks.{i}.", "blk.{i}.")
+BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}  # flag -> tensor that a file then has
+INTERLEAVED = r"blk\.\d+\.attn_([qk])\.(?:weight|bias)"
 # Methods of gguf.GGUFWriter by the type of the value.
 WRITERS: dict[type, str] = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
-SWIGLU = ("hidden_act", "silu", "swiglu")
-ARCHITECTURES = {
-    "gpt2": Architecture(
-        tensors={
-            "token_embd": "transformer.wte",
-            "position_embd": "transformer.wpe",
-            "blk.{i}.attn_norm": "transformer.h.{i}.ln_1",
-            "blk.{i}.attn_qkv": "transformer.h.{i}.attn.c_attn",
-            "blk.{i}.attn_output": "transformer.h.{i}.attn.c_proj",
-            "blk.{i}.ffn_norm": "transformer.h.{i}.ln_2",
-            "blk.{i}.ffn_up": "transformer.h.{i}.mlp.c_fc",
-            "blk.{i}.ffn_down": "transformer.h.{i}.mlp.c_proj",
-            "output_norm": "transformer.ln_f",
-            "output": "lm_head",
-        },
-        sizes={
-            "block_count": "n_layer",
-            "context_length": "n_positions",
-            "embedding_length": "n_embd",
-            "feed_forward_length": "n_inner",
-            "attention.head_count": "n_head",
-            "attention.layer_norm_epsilon": "layer_norm_epsilon",
-        },
-        activation=("activation_function", "gelu_new", "gelu_tanh"),
-        transposed=r"transformer\.h\.\d+\.(attn|mlp)\..*\.weight",
-    ),
-    "llama": Architecture(
-        tensors=LLAMA_TENSORS,
-        sizes=LLAMA_SIZES,
-        activation=SWIGLU,
-        interleaved=r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(?:weight|bias)",
-    ),
-    "qwen3": Architecture(
-        tensors=LLAMA_TENSORS | {f"blk.{{i}}.attn_{x}_norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"},
-        sizes=LLAMA_SIZES,
-        activation=SWIGLU,
-    ),
-}
 
 
-def read(path: Path) -> tuple[ConfigDict, WeightSource, bool]:
-    """Open a GGUF file.
+class GPT2(Family):
+    model_type, recipes, architecture = "gpt2", ("language",), "GPT2LMHeadModel"
+    stacks = {"model": (GPT2_FIELDS, {**gpt2.SETTINGS, "activation": ("gelu_tanh",)})}  # noqa: RUF012
+    fields, settings, embedding = {"vocab_size": ("padded_vocab", None)}, {"window": (None,)}, "nodes.token.weight"
 
-    Returns:
-        The config and the tensors that a folder with this model would have, and whether the file has a tokenizer.
+    def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
+        n_rows = weights.shapes["token_embd.weight"][0]
+        c.require(**{"vocab_size": n_rows, "attention.causal": True, "expert_count": 0})
+        values = super().read_config(c, weights)
+        values["model"]["bias"] = has_biases(weights)
+        has_own_head = "output.weight" in weights.shapes
+        is_tied = not has_own_head or are_equal(weights, "token_embd.weight", "output.weight")
+        return values | {"padded_vocab": n_rows, "tied": is_tied}
+
+    def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
+        return [
+            *map_weight({"nodes.token": "token_embd", "nodes.position": "position_embd"}),
+            *map_layers(values["model"]["n_layer"], map_affine(NORMS | GPT2_ATTENTION | MLP, *BLOCK)),
+            *map_affine({"body.norm": "output_norm"}),
+            map_lm_head(values["tied"], public="output"),
+        ]
+
+
+class Llama(GPT2):
+    model_type, architecture = "llama", "LlamaForCausalLM"
+    stacks = {"model": (LLAMA_FIELDS, LLAMA_SETTINGS)}  # noqa: RUF012
+
+    def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
+        """Scaled angles and partially rotated heads are not supported."""
+        n_head, dim = c.get_size("attention.head_count"), c.get_size("embedding_length")
+        channels = c.get_size("attention.key_length", dim // n_head)
+        c.require(**{"attention.value_length": channels, "rope.dimension_count": channels})
+        c.require(**{"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0})
+        values = super().read_config(c, weights)
+        bias = c.get_flag("attention_bias", False) | c.get_flag("mlp_bias", False)
+        values["model"] |= {"head_dim": channels, "n_kv_head": values["model"]["n_kv_head"] or n_head, "bias": bias}
+        return values
+
+    def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
+        config = super().write_config(values, tensors)
+        return config | {f"{name}_bias": not are_zero(tensors, pattern) for name, pattern in llama.BIASES.items()}
+
+    def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
+        attention, mlp = (map_affine if config[name] else map_weight for name in BIASES)
+        block = [
+            *map_weight(NORMS | (HEAD_NORMS if values["model"]["qk_norm"] else {}), *BLOCK),
+            *attention(ATTENTION, *BLOCK),
+            *mlp(MLP | {"mlp.gate": "ffn_gate"}, *BLOCK),
+        ]
+        return [
+            *map_weight({"nodes.token": "token_embd", "body.norm": "output_norm"}),
+            *map_layers(values["model"]["n_layer"], block),
+            map_lm_head(values["tied"], public="output"),
+        ]
+
+
+class Qwen3(Llama):
+    model_type, architecture = "qwen3", "Qwen3ForCausalLM"
+    stacks = {"model": (LLAMA_FIELDS, LLAMA_SETTINGS | {"qk_norm": (True,), "bias": (False,)})}  # noqa: RUF012
+
+
+ARCHITECTURES = {"gpt2": GPT2(), "llama": Llama(), "qwen3": Qwen3()}
+
+
+def read(path: Path) -> tuple[Family, ConfigDict, WeightSource, str, str]:
+    """Open a GGUF file: return what `PublicCheckpoint` takes.
 
     Raises:
-        InputError: the file is damaged, of another architecture, or has a value that would change the result.
+        InputError: the file is damaged or of another architecture.
     """
     file = GGUFFile(path)
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        valid = suggest(str(name), ARCHITECTURES)
-        raise InputError(f"{path}: general.architecture {name!r} is not supported; {valid}")
+        raise InputError(f"{path}: general.architecture {name!r} is not supported; {suggest(str(name), ARCHITECTURES)}")
     if file.metadata.get("split.count", 1) not in (0, 1):
         raise InputError(f"{path} is one of {file.metadata['split.count']} parts: join them with gguf-split --merge")
-    own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
-    fields, architecture = ConfigFields(own, f"{path}: {name}"), ARCHITECTURES[name]
-    values = {field: fields.get(key, None) for key, field in architecture.sizes.items()}
-    config: ConfigDict = {"model_type": name} | {field: value for field, value in values.items() if value is not None}
     if "token_embd.weight" not in file.tensors:
         raise InputError(f"{path} lacks token_embd.weight: it is not a complete model")
-    config["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
-    has_own_head = "output.weight" in file.tensors
-    config["tie_word_embeddings"] = not has_own_head or file.are_equal("token_embd.weight", "output.weight")
-    fields.require(**{"vocab_size": config["vocab_size"], "attention.causal": True, "expert_count": 0})
-    activation_field, config[activation_field], _ = architecture.activation
-    if "rope.freq_base" in architecture.sizes:
-        config |= read_rotary_fields(fields, file)
-    fields.reject_unread()
-    has_tokenizer = file.metadata.get("tokenizer.ggml.model", "none") != "none"
-    return config, GGUFTensors(file, architecture, config), has_tokenizer
-
-
-def read_rotary_fields(fields: ConfigFields, file: GGUFFile) -> ConfigDict:
-    """Read what Llama's kind has besides sizes. Scaled angles and partially rotated heads are not supported."""
-    n_head = fields.get_size("attention.head_count")
-    channels = fields.get_size("attention.key_length", fields.get_size("embedding_length") // n_head)
-    fields.require(**{"attention.value_length": channels, "rope.dimension_count": channels})
-    fields.require(**{"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0})
-    fields.get_number("rope.freq_base", 10_000.0)
-    biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
-    return {"head_dim": channels} | {field: name in file.tensors for field, name in biases.items()}
+    config = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
+    if name != "gpt2":
+        config |= {flag: tensor in file.tensors for flag, tensor in BIASES.items()}
+    n_head = config.get("attention.head_count")
+    heads = {"q": n_head, "k": config.get("attention.head_count_kv") or n_head} if name == "llama" else {}
+    tokenizer = "ids" if file.metadata.get("tokenizer.ggml.model", "none") == "none" else str(path.resolve())
+    return ARCHITECTURES[name], config, GGUFTensors(file, heads), f"{path}: {name}", tokenizer
 
 
 class GGUFTensors(WeightSource):
-    """The tensors of a GGUF file, by the names and in the order of the folder."""
+    """The tensors of a GGUF file; `heads`: how many the interleaved queries (q) and keys (k) have, if they are that."""
 
-    def __init__(self, file: GGUFFile, architecture: Architecture, config: ConfigDict):
-        self.file, self.architecture, self.config, self.where = file, architecture, config, str(file.path)
-        self.names = {translate(name, architecture.tensors): name for name in file.tensors}
-        if config["tie_word_embeddings"]:
-            self.names.pop("lm_head.weight", None)
-        shapes = {name: file.tensors[stored].shape for name, stored in self.names.items()}
-        self.shapes = {
-            name: s[::-1] if re.fullmatch(architecture.transposed, name) else s for name, s in shapes.items()
-        }
+    def __init__(self, file: GGUFFile, heads: Mapping[str, Any]):
+        self.file, self.heads, self.where = file, heads, str(file.path)
+        self.shapes = {name: info.shape for name, info in file.tensors.items()}
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        stored, shape = self.names[name], self.shapes[name]
-        if re.fullmatch(self.architecture.transposed, name):
-            return torch.from_numpy(self.file.read(stored, slice(0, shape[1]), slice(start, stop)).T)
-        if match := re.fullmatch(self.architecture.interleaved, name):
-            rows = find_interleaved_rows(shape[0], self.config, match[1])[start:stop]
+        if self.heads and (match := re.fullmatch(INTERLEAVED, name)):
+            rows = find_interleaved_rows(self.shapes[name][0], self.heads[match[1]])[start:stop]
             first = int(rows.min())
-            return torch.from_numpy(self.file.read(stored, slice(first, int(rows.max()) + 1))[rows - first])
-        return torch.from_numpy(self.file.read(stored, slice(start, stop)))
+            return torch.from_numpy(self.file.read(name, slice(first, int(rows.max()) + 1))[rows - first])
+        return torch.from_numpy(self.file.read(name, slice(start, stop)))
 
 
-def find_interleaved_rows(n: int, config: ConfigDict, kind: str) -> np.ndarray:
-    """Return (n,), at which row of the GGUF tensor of queries (q) or keys (k) each row of the folder's lies.
+def find_interleaved_rows(n: int, n_head: Any) -> np.ndarray:
+    """Return (n,), at which row of the GGUF tensor each row of the local one lies.
 
-    A head's rows are (2, D/2) in the folder and (D/2, 2) in GGUF.
+    A head's rows are (2, D/2) here and (D/2, 2) in GGUF.
     """
-    n_head = config.get("num_attention_heads")
-    n_head = config.get("num_key_value_heads") or n_head if kind == "k" else n_head
     if type(n_head) is not int or n_head < 1 or n % (2 * n_head):
         raise InputError(f"{n} rows of a query or key are not {n_head!r} heads of an even width")
     return np.arange(n).reshape(n_head, n // n_head // 2, 2).swapaxes(1, 2).reshape(n)
-
-
-def translate(name: str, table: Mapping[str, str]) -> str:
-    """Translate a tensor's name by a table; return names that it lacks unchanged."""
-    stem, _, suffix = name.rpartition(".")
-    layer = re.search(r"\.(\d+)\.", stem)
-    key = stem.replace(layer[0], ".{i}.", 1) if layer else stem
-    if suffix not in ("weight", "bias") or key not in table:
-        return name
-    return f"{table[key]}.{suffix}".replace("{i}", layer[1] if layer else "")
 
 
 # --- local -> GGUF ---
@@ -196,14 +186,7 @@ def translate(name: str, table: Mapping[str, str]) -> str:
 
 def select_architecture(recipe: Recipe, values: ConfigDict) -> Family:
     """Find the family of GGUF that can express a model of this recipe and config. Raises InputError."""
-    return select_family(recipe, values, check_config, ARCHITECTURES, "GGUF architecture")
-
-
-def check_config(family: Family, values: ConfigDict) -> None:
-    """Raise InputError naming a setting that llama.cpp does not compute."""
-    family.check_config(values)
-    require_settings(values["model"], {"activation": ARCHITECTURES[family.model_type].activation[2:]})
-    require_settings(values, {"window": (None,)})
+    return select_family(recipe, values, ARCHITECTURES.values(), "GGUF architecture")
 
 
 def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) -> None:
@@ -222,39 +205,22 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     family, tensors = select_architecture(recipe, values), collect_tensors(model)
     name, config = family.model_type, family.write_config(values, tensors)
     tokenizer = convert_to_gguf(cast(Tokenizer, model.tokenizer), config["vocab_size"])
+    metadata = {f"{name}.{key}": value for key, value in config.items() if key not in BIASES}
+    metadata |= {"general.file_type": int(gguf.LlamaFileType.ALL_F32)} | (tokenizer or {"tokenizer.ggml.model": "none"})
     exported = dict(export_tensors(family.build_tensor_map(values, config), tensors))
-    metadata = make_model_metadata(name, config) | {"general.file_type": int(gguf.LlamaFileType.ALL_F32)}
+    if name == "gpt2":
+        exported.setdefault("output.weight", exported["token_embd.weight"])  # its readers expect an own head
+    heads = {"q": config["attention.head_count"], "k": config.get("attention.head_count_kv")}
     with atomic_directory(folder) as temporary:
         writer = gguf.GGUFWriter(temporary / "model.gguf", name)
-        for key, value in (metadata | (tokenizer or {"tokenizer.ggml.model": "none"})).items():
+        for key, value in metadata.items():
             if value != []:  # GGUF has no empty arrays
                 getattr(writer, f"add_{WRITERS[type(value)]}")(key, value)
-        for stored, array in convert_tensors(ARCHITECTURES[name], config, exported).items():
-            writer.add_tensor(stored, array)
+        for stored, tensor in exported.items():
+            if name == "llama" and (match := re.fullmatch(INTERLEAVED, stored)):
+                tensor = tensor[torch.from_numpy(np.argsort(find_interleaved_rows(len(tensor), heads[match[1]])))]
+            writer.add_tensor(stored, tensor.float().contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-
-
-def make_model_metadata(name: str, config: ConfigDict) -> ConfigDict:
-    fields = {**ARCHITECTURES[name].sizes, "vocab_size": "vocab_size"}
-    fields |= {"attention.value_length": "head_dim", "rope.dimension_count": "head_dim"}
-    return {f"{name}.{key}": config[field] for key, field in fields.items() if field in config}
-
-
-def convert_tensors(
-    architecture: Architecture, config: ConfigDict, tensors: Mapping[str, Tensor]
-) -> dict[str, np.ndarray]:
-    """Return a folder's tensors by GGUF's names and in its layout."""
-    gguf_names = {public: name for name, public in architecture.tensors.items()}
-    converted = {}
-    for name, tensor in tensors.items():
-        if re.fullmatch(architecture.transposed, name):
-            tensor = tensor.T
-        if match := re.fullmatch(architecture.interleaved, name):
-            tensor = tensor[torch.from_numpy(np.argsort(find_interleaved_rows(len(tensor), config, match[1])))]
-        converted[translate(name, gguf_names)] = tensor.float().contiguous().numpy()
-    if architecture is ARCHITECTURES["gpt2"] and config["tie_word_embeddings"]:
-        converted["output.weight"] = converted["token_embd.weight"]  # readers of GPT-2 expect an own head
-    return converted

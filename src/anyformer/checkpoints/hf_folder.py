@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..recipe import Recipe
 from ..training.checkpoints import atomic_directory, collect_tensors, open_safetensors
 from .config_fields import ConfigFields
-from .family import load_family, select_family
+from .family import Family, load_family, select_family
 from .tensor_map import ConfigDict, TensorMap, WeightSource, check_shapes, export_tensors, load_weights
 
 FINETUNING_DEFAULTS = {
@@ -50,7 +50,7 @@ class PublicCheckpoint:
     """An open public checkpoint.
 
     Args:
-        config: the public config, as config.json has it.
+        config: the public config, as the file has it.
         where: the file that is named in errors.
         tokenizer: the recipe's `tokenizer` setting, for families that have one.
 
@@ -59,12 +59,12 @@ class PublicCheckpoint:
         values: that recipe's config, as JSON values.
     """
 
-    def __init__(self, config: ConfigDict, weights: WeightSource, where: str, tokenizer: str):
-        self.config, self.family = config, load_family(config.get("model_type"), where)
-        self.weights, self.recipe = self.family.wrap_weights(weights), self.family.recipes[0]
+    def __init__(self, family: Family, config: ConfigDict, weights: WeightSource, where: str, tokenizer: str):
+        self.family, self.recipe = family, family.recipes[0]
+        self.config, self.weights = config, family.wrap_weights(weights)
         fields = ConfigFields(config, where)
         self.values: ConfigDict = {"data": "", "train": FINETUNING_DEFAULTS}
-        self.values |= self.family.read_config(fields, weights)
+        self.values |= family.read_config(fields, weights)
         fields.reject_unread()
         longest = max((n for shape in weights.shapes.values() for n in shape), default=0)
         if (vocab_size := self.values.get("padded_vocab")) is not None:
@@ -90,13 +90,13 @@ def open_checkpoint(path: Path) -> PublicCheckpoint:
     if path.is_dir():
         config_path = path / "config.json"
         config = read_json(config_path)
-        weights = SafetensorsFolder(path, load_family(config.get("model_type"), str(config_path)).normalize_name)
-        return PublicCheckpoint(config, weights, str(config_path), find_tokenizer(path.resolve()))
+        family = load_family(config.get("model_type"), str(config_path))
+        weights = SafetensorsFolder(path, family.normalize_name)
+        return PublicCheckpoint(family, config, weights, str(config_path), find_tokenizer(path.resolve()))
     if path.is_file() and is_gguf_file(path):
         from . import gguf
 
-        config, weights, has_tokenizer = gguf.read(path)
-        return PublicCheckpoint(config, weights, str(path), str(path.resolve()) if has_tokenizer else "ids")
+        return PublicCheckpoint(*gguf.read(path))
     expected = "expected a run directory, a folder with config.json and model.safetensors, or a GGUF file"
     if any(path.match(pattern) for pattern in ("*.safetensors", *PICKLES)):
         expected = f"name the folder that holds its config.json: {path.parent}"

@@ -38,6 +38,8 @@ NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 HEAD_NORMS = {"attn.query_norm": "self_attn.q_norm", "attn.key_norm": "self_attn.k_norm"}
 ATTENTION = {f"attn.{name}": f"self_attn.{name[0]}_proj" for name in ("query", "key", "value", "output")}
 
+BIASES = {"attention": r".*\.attn\..*\.bias", "mlp": r".*\.mlp\..*\.bias"}  # patterns of local names
+
 
 class Llama(Family):
     model_type, recipes, architecture = "llama", ("language",), "LlamaForCausalLM"
@@ -65,8 +67,7 @@ class Llama(Family):
         return super().write_config(values, tensors) | {
             "rope_theta": base,  # read by version 4 of transformers, the other by version 5
             "rope_parameters": {"rope_type": "default", "rope_theta": base},
-            "attention_bias": not are_zero(tensors, r".*\.attn\..*\.bias"),
-            "mlp_bias": not are_zero(tensors, r".*\.mlp\..*\.bias"),
+            **{f"{part}_bias": not are_zero(tensors, pattern) for part, pattern in BIASES.items()},
         }
 
     def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:

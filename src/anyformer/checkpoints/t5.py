@@ -96,7 +96,7 @@ class T5(Family):
             map_tensor("source.token.weight", "shared.weight"),
             *map_stack("encoder", values["encoder"]),
             *map_stack("decoder", values["decoder"]),
-            map_lm_head(values["tied"], "source.token.weight"),
+            map_lm_head(values["tied"], "source.token"),
         ]
 
 

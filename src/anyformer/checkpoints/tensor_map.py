@@ -70,9 +70,9 @@ def map_weight(names: Names, local: str = "", public: str = "", **options: Any) 
     return [replace(m, public=None, **options) if m.local[0].endswith(".bias") else m for m in table]
 
 
-def map_lm_head(tied: bool, embedding: str = "nodes.token.weight") -> TensorMapping:
+def map_lm_head(tied: bool, embedding: str = "nodes.token", public: str = "lm_head") -> TensorMapping:
     """Map the output matrix; a tied one is the embedding, which some files store a second time."""
-    return map_tensor(embedding if tied else "head.project.weight", "lm_head.weight", duplicate=tied)
+    return map_tensor(f"{embedding if tied else 'head.project'}.weight", f"{public}.weight", duplicate=tied)
 
 
 def map_layers(n: int, block: TensorMap) -> TensorMap:

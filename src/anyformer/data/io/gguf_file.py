@@ -19,8 +19,6 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20  # of tensor data, in bytes
 MAX_ENTRIES, MAX_ARRAY_ITEMS = 65_536, 4_000_000
 MAX_NAME_BYTES, MAX_STRING_BYTES = 65_535, 64 << 20
-MAX_AXES = 4
-COMPARE_BYTES = 4 << 20  # compared at once by `are_equal`
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 FLOAT32, STRING, ARRAY = 6, 8, 9
 
@@ -134,8 +132,8 @@ class GGUFFile:
         for _ in range(n):
             name = self._read_name(entries, "tensor")
             n_axes = self._read_scalar("I")
-            if not 1 <= n_axes <= MAX_AXES:
-                raise InputError(f"{self.path}: {name} has {n_axes} axes; it should have 1 to {MAX_AXES}")
+            if not 1 <= n_axes <= 4:
+                raise InputError(f"{self.path}: {name} has {n_axes} axes; it should have 1 to 4")
             shape = tuple(self._read_scalar("Q") for _ in range(n_axes))[::-1]
             entries[name] = (shape, self._read_scalar("I"), self._read_scalar("Q"))
         step = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -163,14 +161,6 @@ class GGUFFile:
             extent = f"{n_bytes:,} bytes from byte {start:,} on, and the file has {self.n_bytes:,}"
             raise InputError(f"{self.path} is truncated: {name} of shape {list(shape)} should have {extent}")
         return TensorInfo(shape, storage, start, n_bytes)
-
-    def are_equal(self, first: str, second: str) -> bool:
-        """Return whether two tensors are stored with the same bytes."""
-        a, b = self.tensors[first], self.tensors[second]
-        if (a.shape, a.storage) != (b.shape, b.storage):
-            return False
-        pieces = ((i, min(COMPARE_BYTES, a.n_bytes - i)) for i in range(0, a.n_bytes, COMPARE_BYTES))
-        return all(np.array_equal(self._map(a.start + i, (n,)), self._map(b.start + i, (n,))) for i, n in pieces)
 
     def read(self, name: str, rows: slice, columns: slice | None = None) -> np.ndarray:
         """Read part of a vector or a matrix in float32; only the blocks that hold this part are decoded.
