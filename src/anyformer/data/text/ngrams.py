@@ -128,7 +128,7 @@ class NGramCounts:
         probabilities = np.empty((B * T, self.vocab_size), np.float32)
         for table, code, full in zip(self.dense_tables, codes, is_full):
             probabilities[full] = table[code[full]]
-        if own is not None and n_dense:  # few rows: short n-grams that occur once
+        if own is not None:  # few rows: short n-grams that occur once
             rows = np.flatnonzero(np.logical_or.reduce(left_out[:n_dense]))
             short = np.full((len(rows), self.vocab_size), 1 / self.vocab_size, np.float32)
             for order, indices, out in zip(self.orders[:n_dense], contexts, left_out):

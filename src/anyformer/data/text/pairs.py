@@ -60,31 +60,26 @@ def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, sk
     """
     if not 0 < val_fraction < 1:
         raise InputError(f"a validation fraction of {val_fraction} leaves a part without pairs: 0 < fraction < 1")
-    missing: list[str] = []
-    splits = {name: _complete_pairs(lines, missing) for name, lines in _find_splits(data).items()}
+    splits: dict[str, list[Pair]] = {}
+    missing: list[str] = []  # places of the pairs without one of their sides
+    for name, lines in _find_splits(data).items():
+        splits[name] = []
+        for where, source, target in lines:
+            if source and target:
+                splits[name].append((source, target))
+            else:
+                missing.append(where)
     if missing and not skip_missing:
-        count = "1 pair has" if len(missing) == 1 else f"{len(missing):,} pairs have"
+        count = f"{len(missing):,} pair{'s have' if len(missing) > 1 else ' has'} a missing side"
         hint = "complete it, or leave such pairs out (skip_missing)"
-        raise InputError(f"{count} a missing side, the first at {missing[0]}: {hint}")
+        raise InputError(f"{count}, the first at {missing[0]}: {hint}")
     if "val" not in splits:
         splits = _separate_validation(splits["train"], val_fraction)
-    for name, pairs in splits.items():
-        if not pairs:
-            raise InputError(f"data '{data}': no pair is left for {name}: bring more of them")
+    if empty := [name for name, pairs in splits.items() if not pairs]:
+        raise InputError(f"data '{data}': no pair is left for {empty[0]}: bring more of them")
     if backwards:
         splits = {name: [(target, source) for source, target in pairs] for name, pairs in splits.items()}
     return Pairs(splits, _hash_pairs(splits), len(missing))
-
-
-def _complete_pairs(lines: Iterable[Line], missing: list[str]) -> list[Pair]:
-    """Return the pairs that have both sides; the places of the others are added to `missing`."""
-    pairs = []
-    for where, source, target in lines:
-        if source and target:
-            pairs.append((source, target))
-        else:
-            missing.append(where)
-    return pairs
 
 
 def _separate_validation(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:
@@ -123,7 +118,7 @@ def _find_splits(data: str) -> dict[str, Iterable[Line]]:
     name, _, part = data.partition("/")
     if name in SETS:
         files = resolve(name)
-        return {"train": _read_file(files[0])} if len(files) == 1 and not part else _read_folder(files, data, part)
+        return _read_folder(files, data, part) if part or len(files) > 1 else {"train": _read_file(files[0])}
     if not data or path.suffix or "/" in data:
         raise InputError(f"data '{data}': no such file, folder or set (looked in {Path.cwd()}): {EXPECTED}")
     raise InputError(f"data '{data}': no such file or data set: {suggest(data, [REVERSE, *SETS])}")

@@ -149,7 +149,6 @@ def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]]
 
 
 def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
-    """Write tokens.bin, tokenizer.json and meta.json into an empty folder."""
     dtype = np.dtype(dtype_for(tokenizer.vocab_size)).newbyteorder("<")
     with open(folder / "tokens.bin", "wb") as file:  # not a memmap, whose pages count as memory of this process
         counts = _encode(files, tokenizer, file, dtype)
@@ -162,22 +161,21 @@ def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -
 
 
 def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.dtype) -> dict[str, int]:
-    n_tokens, n_bytes, n_documents, starts_document = 0, 0, 0, True
-    separator = [] if tokenizer.end_id is None else [tokenizer.end_id]
+    n_bytes, n_documents, starts_document = 0, 0, True
+    separator = b"" if tokenizer.end_id is None else np.array(tokenizer.end_id, dtype).tobytes()
     is_bytes, is_table = isinstance(tokenizer, tok.Bytes), isinstance(tokenizer, tok.Characters | tok.Bytes)
     for batch in _batch_pieces(read_pieces(files.paths, BLOCK if is_table else SUBWORD_BLOCK)):
         texts: list[Any] = [piece.data if is_bytes else decode_piece(piece) for piece in batch]
         places = (f"{piece.source}, byte {piece.start}" for piece in batch)
         for piece, ids in zip(batch, encode_each(tokenizer, texts, places), strict=True):
             if starts_document:
-                if n_documents:  # between documents, so that a single document has none
-                    n_tokens += file.write(np.array(separator, dtype).tobytes()) // dtype.itemsize
+                file.write(separator if n_documents else b"")  # between documents, so that a single one has none
                 n_documents += 1
-            n_tokens += file.write(ids.astype(dtype, copy=False).tobytes()) // dtype.itemsize
+            file.write(ids.astype(dtype, copy=False).tobytes())
             n_bytes += len(piece.data)
             starts_document = piece.last
         files.report("encoding", n_bytes)
-    return {"n_tokens": n_tokens, "n_bytes": n_bytes, "n_documents": n_documents}
+    return {"n_tokens": file.tell() // dtype.itemsize, "n_bytes": n_bytes, "n_documents": n_documents}
 
 
 def _batch_pieces(stream: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -31,8 +31,6 @@ SPECIAL_ROLES = ("bos", "eos", "eot", "eom")  # eot and eom end a turn and a mes
 PREFIX = "tokenizer.ggml."
 TOKENIZER_JSON, CHAT_TEMPLATE = "tokenizer.huggingface.json", "tokenizer.chat_template"
 SPACE = "\u2581"  # SentencePiece's character for a space
-DUMMY_MERGE = f"{SPACE} {SPACE}"  # never applies to bytes; readers require at least one merge
-NO_MERGE_SCORE = -1e6  # of a token that no merge makes
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -45,7 +43,6 @@ PRETOKENIZERS: dict[str, tuple[str, ...] | None] = {
     "qwen2": (_WORDS % "",),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
-ADD_BOS = {"llama-bpe"}  # pre-tokenizers that imply bos before a text unless the file specifies it
 
 
 def convert_from_gguf(metadata: Mapping[str, Any], where: str = "the GGUF file") -> dict[str, str]:
@@ -154,7 +151,8 @@ def build_sentencepiece(vocab: dict[str, int], types: Sequence[int], values: Map
 
 def add_bos_and_eos(tokenizer: tokenizers.Tokenizer, values: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """Put bos before a text and eos after it, where the file or its kind of model specifies that."""
-    has_bos = values.get("add_bos_token", values["model"] == "llama" or values.get("pre") in ADD_BOS)
+    # The pre-tokenizer llama-bpe implies bos unless the file specifies it.
+    has_bos = values.get("add_bos_token", values["model"] == "llama" or values.get("pre") == "llama-bpe")
     bos, eos = names.get("bos_token"), names.get("eos_token")
     before = [bos] if has_bos and bos is not None else []
     after = [eos] if values.get("add_eos_token", False) and eos is not None else []
@@ -196,7 +194,7 @@ def convert_to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         ranks: dict[str, int] = {}
         for rank, merge in enumerate(model.get("merges", [])):
             ranks.setdefault("".join(merge), rank)
-        values["scores"] = [-float(ranks[token]) if token in ranks else NO_MERGE_SCORE for token in tokens]
+        values["scores"] = [-float(ranks.get(token, 1_000_000)) for token in tokens]
     metadata = {f"{PREFIX}{name}": value for name, value in (values | find_special_ids(tokenizer)).items()}
     template = parse_metadata(tokenizer.extra_files).template
     return metadata | ({} if template is None else {CHAT_TEMPLATE: template}) | {TOKENIZER_JSON: text}
@@ -212,7 +210,8 @@ def describe_model(content: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"GGUF has no name for a tokenizer of the type {model['type']}")
     if "ByteLevel" in json.dumps(content["decoder"]):
         merges = [" ".join(merge) for merge in model["merges"]]
-        return {"model": "gpt2", "pre": find_pretokenizer(content), "merges": merges or [DUMMY_MERGE]}
+        dummy = f"{SPACE} {SPACE}"  # never applies to bytes; readers require at least one merge
+        return {"model": "gpt2", "pre": find_pretokenizer(content), "merges": merges or [dummy]}
     # Spaces are replaced by the normalizer in old files, by the pre-tokenizer in new ones.
     steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer])]
     if not pre_tokenizer and steps in (["Replace"], ["Prepend", "Replace"]):

@@ -26,8 +26,6 @@ LANGUAGES = (  # noqa: SIM905
     "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
     "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
 ).split()
-TASKS = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
-TIMES = [f"<|{i / 50:.2f}|>" for i in range(1501)]  # every 20 ms of 30 s
 BYTE_TO_CHARACTER = dict(enumerate(byte_alphabet()))
 
 
@@ -207,9 +205,11 @@ def split_token(token: bytes, ranks: Mapping[bytes, int], rank: int) -> tuple[by
 
 def whisper_tokens(n_ranks: int, size: Any) -> list[str]:
     """Return Whisper's special tokens. The `size` of the model's vocabulary tells how many languages it has."""
-    n_languages = 100 if size == n_ranks + 2 + 100 + len(TASKS) + len(TIMES) else 99
-    words = ["startoftranscript", *LANGUAGES[:n_languages], *TASKS]
-    return [END, *(f"<|{word}|>" for word in words), *TIMES]
+    tasks = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
+    times = [f"{i / 50:.2f}" for i in range(1501)]  # every 20 ms of 30 s
+    n_languages = 100 if size == n_ranks + 2 + 100 + len(tasks) + len(times) else 99
+    words = ("startoftranscript", *LANGUAGES[:n_languages], *tasks, *times)
+    return [END, *(f"<|{word}|>" for word in words)]
 
 
 def _to_characters(token: bytes) -> str:
