@@ -220,7 +220,7 @@ def test_the_next_action_by_either_way_to_give_the_return():
         ({"rollout": {"episodes": "5"}}, ("episodes is '5'; it must be a whole number",)),
         ({"rollout": {"temperature": -1}}, ("temperature is -1",)),
         ({"rollout": {"goal": 3}}, ("unknown field 'goal'",)),
-        ({"rollout": {"env": ""}}, ("env is ''",)),
+        ({"rollout": {"env": ""}}, ("environment ''",)),
     ],
 )
 def test_requests_that_make_no_sense(request_: dict[str, Any], parts: tuple[str, ...]):
@@ -244,7 +244,7 @@ def test_another_environments_states_do_not_fit():
         ({"return_scale": 0.0}, ("return_scale is 0.0",)),
         ({"model": replace(TINY.model, context=2)}, ("model.context is 2 nodes; a step has 3",)),
         ({"space": '{"states": 2, "actions": 1, "discrete": true}'}, ("action 1", "does not exist")),
-        ({"space": '{"states": 3, "actions": 2, "discrete": true}'}, ("have 2 numbers, the model's 3",)),
+        ({"space": '{"states": 3, "actions": 2, "discrete": true}'}, ("states of 2 numbers", "states of 3")),
         ({"space": '{"states": 2, "action": 2}'}, ("unknown field 'action'", "did you mean 'actions'")),
         ({"data": "lines"}, ("'lines'", "did you mean 'line'")),
         ({"data": ""}, ("data ''",)),

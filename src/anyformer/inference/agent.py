@@ -23,14 +23,8 @@ MAX_EPISODES = 10_000
 
 
 class Actor:
-    """A policy that plays any number of episodes at once, each towards its own return.
-
-    Args:
-        model: The model that predicts actions.
-        target_returns: The return to reach in each episode.
-        temperature: Of the sampling of discrete actions; 0 takes the likeliest.
-        seeds: Of the sampling, one for each episode, so that an episode does not depend on the others.
-    """
+    """A policy that plays any number of episodes at once, each towards its own return and with its own seed, so that no
+    episode depends on the others. `temperature` is that of discrete actions; 0 takes the likeliest."""
 
     def __init__(self, model: Any, target_returns: Sequence[float], temperature: float, seeds: Sequence[int]):
         self.model, self.temperature = model, temperature
@@ -113,12 +107,8 @@ class RolloutRequest:
 def roll_out(model: Any, request: Any) -> list[dict[str, Any]]:
     """Play episodes for each return to reach, all at once. `request` holds the fields of `RolloutRequest`.
 
-    Returns:
-        For each return: {"env", "wanted", "episodes", "achieved", "low", "high", "returns"}, "achieved" being the mean
-        of the returns and "low" to "high" its 95 % confidence interval.
-
-    Raises:
-        InputError: If the request makes no sense, or the environment does not fit the model.
+    Returns for each: {"env", "wanted", "episodes", "achieved", "low", "high", "returns"}, "achieved" being the mean of
+    the returns and "low" to "high" its 95 % confidence interval. Raises InputError.
     """
     rollout = parse_dataclass(RolloutRequest, request, "rollout")
     env = model.env if rollout.env is None else rollout.env
@@ -166,14 +156,8 @@ class EpisodeRequest:
 
 
 def predict_next_action(model: Any, request: Any, where: str) -> dict[str, Any]:
-    """Predict the next action of an episode; `request` holds the fields of `EpisodeRequest`, `where` names it.
-
-    Returns:
-        {"action"}, and {"probabilities"} where actions are discrete.
-
-    Raises:
-        InputError: If the request does not fit the model.
-    """
+    """Return the next "action" of an episode, and its "probabilities" where actions are discrete. `request` holds the
+    fields of `EpisodeRequest`, `where` names it in messages. Raises InputError."""
     episode, normalizer = parse_dataclass(EpisodeRequest, request, where), model.normalizer
     states = read_array(episode.states, "states", (-1, normalizer.states), where)
     n = len(states)
@@ -183,11 +167,10 @@ def predict_next_action(model: Any, request: Any, where: str) -> dict[str, Any]:
         last = f"the model knows timesteps up to {model.max_episode_steps - 1}"
         raise InputError(f"{where} goes from step {episode.start} to {episode.start + n - 1}; {last}")
     actions = read_actions(episode, normalizer, n, where)
-    returns_to_go = read_returns_to_go(model, episode, n, where)
+    arrays = read_returns_to_go(model, episode, n, where), states, actions
     first = max(0, n - model.context)
     timesteps = np.arange(episode.start + first, episode.start + n)
-    arrays = returns_to_go[None, first:], states[None, first:], actions[None, first:]
-    output = predict_actions(model, *arrays, timesteps)[0]
+    output = predict_actions(model, *(array[None, first:] for array in arrays), timesteps)[0]
     if not normalizer.discrete:
         return {"action": normalizer.decode_actions(output).tolist()}
     exp = np.exp(output.astype(np.float64) - output.max())

@@ -22,18 +22,10 @@ BATCH_SIZE = 64  # rows in one forward
 
 @torch.inference_mode()
 def predict_rows(model: Any, inputs: Any) -> list[dict[str, Any]]:
-    """Predict the targets of rows.
+    """Predict the targets of rows: a row {field: value}, its JSON, or the path of a table of rows; or a list of such.
 
-    Args:
-        model: Maps the values of each field and which nodes exist to the outputs of each target of its `schema`.
-        inputs: A row {field: value}, its JSON, or the path of a table of rows; or a list of such.
-
-    Returns:
-        For each row {"label", "probability", "probabilities"} or {"value"}, with "truth" where the row has the target;
-        with several targets, {target: such}.
-
-    Raises:
-        InputError: If a row cannot be read or does not fit the schema; names the row.
+    Returns for each row {"label", "probability", "probabilities"} or {"value"}, with "truth" where the row has the
+    target; with several targets, {target: such}. Raises InputError that names the row.
     """
     results, rows = [], iterate_rows(inputs, model.schema)
     fields, device = model.schema.fields, next(model.parameters()).device

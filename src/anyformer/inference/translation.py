@@ -51,14 +51,10 @@ class TranslationRequest:
 
 
 def translate(model: Any, request: TranslationRequest) -> list[dict[str, Any]]:
-    """Translate every text of a request.
+    """Translate every text of a request. Raises InputError.
 
-    Returns:
-        For each text {"input", "text", "score", "finish_reason"}; also "candidates", best first, where `n_best` > 1,
-        and "cut", the number of tokens that a source was cut by.
-
-    Raises:
-        InputError: a text exceeds the context, or has characters that are not in the vocabulary.
+    Returns for each text {"input", "text", "score", "finish_reason"}; also "candidates", best first, where `n_best` >
+    1, and "cut", the number of tokens that a source was cut by.
     """
     tokenizers, max_source = model.pair_tokenizer, model.encoder.config.context - 1
     rows = [tokenizers.source.encode(text).tolist() for text in request.texts]

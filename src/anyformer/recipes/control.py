@@ -39,7 +39,6 @@ from ._shared.presets import TINY_TRAIN, make_model_config
 FIGURE_GOALS, FIGURE_EPISODES = 5, 8  # returns to reach in the figure, and episodes for each
 MAX_FIGURE_STEPS = 1000  # steps of an episode: the figure costs seconds
 EVAL_SEED = 1  # seed of the episodes that are played here; those of generated sets have 0
-MAX_STEPS = 1_000_000  # steps of an episode, each of which has an embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class Config:
         check_types(self)
         check_range(self, "best_fraction", above=0, at_most=1)
         check_range(self, "return_scale", at_least=1e-9, at_most=1e9)
-        check_range(self, "max_episode_steps", at_least=1, at_most=MAX_STEPS)
+        check_range(self, "max_episode_steps", at_least=1, at_most=1_000_000)  # each step has an embedding
         check_range(self, "aux_loss_weight", at_least=0, at_most=1e6)
         check_range(self, "val_fraction", above=0, below=1)
         if self.model.context < 3:
@@ -170,7 +169,6 @@ class DecisionTransformer(nn.Module):
         return output.tanh() if self.squash else output, self.state(x[:, :, 2]), self.return_to_go(x[:, :, 2])
 
     def predict_action(self, return_to_go: Tensor, state: Tensor, action: Tensor, timestep: Tensor) -> Tensor:
-        """Return the predicted actions alone."""
         return self(return_to_go, state, action, timestep)[0]
 
 
@@ -346,12 +344,9 @@ class Request:
 def predict(model: DecisionTransformer, request: dict[str, Any]) -> dict[str, Any]:
     """Predict the next action, or play episodes.
 
-    {"input": {"states": [...], "actions": [...], "returns": [...], "start": 0}}, or a list of such, with one action
-    less than states; "returns" are the returns to go before each step, for which "target_return" (alias "wanted") and
-    "rewards" may stand. Returns {"results": [{"action", "probabilities"}, ...]}.
-
-    {"rollout": {"env", "target_return" (alias "wanted"): a number or several, "episodes", "seed", "temperature"}}
-    returns {"results": [{"wanted", "achieved", "low", "high", "returns"}, ...]}.
+    {"input": {"states": [...], "actions": [...], "returns": [...], "start": 0}}, or a list of such (`EpisodeRequest`),
+    returns {"results": [{"action", "probabilities"}, ...]}. {"rollout": {"env", "target_return": a number or several,
+    "episodes", "seed", "temperature"}} returns {"results": [{"wanted", "achieved", "low", "high", "returns"}, ...]}.
     """
     fields = parse_dataclass(Request, request, "request")
     if len(request) > 1:

@@ -127,14 +127,9 @@ class MaskedModel(TextEncoder):
         self.head = MaskedHead(config.model, self.vocab_size, self.nodes.token if config.tied else None)
 
     def forward(
-        self,
-        ids: Tensor,
-        lengths: Tensor | None = None,
-        token_types: Tensor | None = None,
-        masked_positions: Tensor | None = None,
-        **inputs: Tensor,
+        self, ids: Tensor, *inputs: Tensor | None, masked_positions: Tensor | None = None, **named: Tensor | None
     ) -> Tensor:
-        x = self.hidden(ids, lengths, token_types, **inputs)
+        x = self.hidden(ids, *inputs, **named)
         if masked_positions is not None:
             x = x.gather(1, masked_positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, K, C)
         return self.head(x)

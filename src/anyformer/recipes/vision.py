@@ -43,7 +43,6 @@ from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.trivial_baselines import Baselines, score_majority, score_nearest_mean
 
-MAX_SIDE = 1 << 14  # pixels
 BATCH_SIZE = 32  # images in one forward
 FIGURE_IMAGES = 2000  # of the validation split
 MAX_MISTAKES, ATTENTION_IMAGES = 12, 6
@@ -87,7 +86,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "height", "width", "patch", "radius", at_least=1, at_most=MAX_SIDE)
+        check_range(self, "height", "width", "patch", "radius", at_least=1, at_most=1 << 14)
         check_range(self, "local_layers", at_least=0)
         check_range(self, "smoothing", at_least=0, below=1)
         check_range(self, "val_fraction", above=0, below=1)
