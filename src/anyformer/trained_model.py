@@ -282,14 +282,15 @@ def import_checkpoint(source: Path, out: Path, command: str = "") -> Model:
         raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")
     model = load_public(source, "cpu")
     content = describe_run(model.name, "imported", model.config, command)
-    run.create(content)
-    try:
-        state = {"step": 0, "stream_state": model.stream_state, "best": {}, "missing_keys": model.missing_keys}
-        with checkpoints.atomic_directory(run.checkpoints / "step-0") as folder:
-            checkpoints.write_model(folder, model.module, content, state)
-    except BaseException:
-        run.remove()
-        raise
+    state = {"step": 0, "stream_state": model.stream_state, "best": {}, "missing_keys": model.missing_keys}
+    with run.lock():
+        run.create(content)
+        try:
+            with checkpoints.atomic_directory(run.checkpoints / "step-0") as folder:
+                checkpoints.write_model(folder, model.module, content, state)
+        except BaseException:
+            run.remove()
+            raise
     return model
 
 

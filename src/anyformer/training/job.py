@@ -23,7 +23,7 @@ from . import checkpoints
 from .config import LoRAConfig
 from .device import resolve_device
 from .loop import TrainState, evaluate, init_state, is_finished, train
-from .run_directory import RunDirectory, RunLogs, describe_run
+from .run_directory import RunDirectory, describe_run, open_logs
 
 
 @dataclass(frozen=True)
@@ -171,18 +171,18 @@ def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]
     config, run = job.config.train, job.run
     content, tokens = run.read_config(), (state.stream_state or {}).get("tokens", 0)
     started_at = last = time.monotonic()
-    with catch_stop_signals() as stop, RunLogs(run.path) as logs:
+    with catch_stop_signals() as stop, open_logs(run.path) as log:
         for record in train(job.recipe, job.config, state):
             now = time.monotonic()
             seconds, speed = now - started_at, (record["tokens"] - tokens) / max(now - last, 1e-9)
             tokens = record["tokens"]
-            logs.write("metrics.jsonl", json.dumps(record))
+            log("metrics.jsonl", json.dumps(record))
             if "val_loss" in record:
                 for text in format_prediction(predict_sample(job.recipe, state.model)):
-                    logs.write("samples.txt", f"--- step {state.step} ---\n{text}")
+                    log("samples.txt", f"--- step {state.step} ---\n{text}")
             else:  # a step that validates says nothing about the speed of training
                 timings = {"step": state.step, "seconds": round(seconds, 3), "tokens_per_second": round(speed)}
-                logs.write("timings.jsonl", json.dumps(timings))
+                log("timings.jsonl", json.dumps(timings))
             is_due = state.step % config.save_every == 0 or is_finished(state, config)
             if is_due or stop.is_set() or state.best.get("step") == state.step:
                 checkpoints.save_checkpoint(run.checkpoints, state, content)

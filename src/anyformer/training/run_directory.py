@@ -17,7 +17,7 @@ import platform
 import re
 import shutil
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -69,15 +69,10 @@ class RunDirectory:
             raise InputError(f"{self.path} is not empty and holds no run: choose another --out")
 
     def create(self, config: dict[str, Any]) -> None:
-        """Create the directory with its config.json. Raises InputError if something else is there."""
+        """Begin a run in the locked directory. Raises InputError if something else is there."""
         self.require_unused()
         with report_write_errors(f"a run to {self.path}"):
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self.write_config(config)
-            except OSError:
-                self._remove_if_empty()
-                raise
+            self.write_config(config)
 
     @contextmanager
     def lock(self) -> Generator[None]:
@@ -93,18 +88,14 @@ class RunDirectory:
             with suppress(OSError):
                 path.unlink()
             file.close()
-            self._remove_if_empty()
+            with suppress(OSError):
+                self.path.rmdir()  # fails if it holds anything
 
     def remove(self) -> None:
-        """Remove the run's files, and the directory if nothing else is in it."""
+        """Remove the run's files."""
         for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        self._remove_if_empty()
-
-    def _remove_if_empty(self) -> None:
-        with suppress(OSError):
-            self.path.rmdir()  # fails if it holds anything
 
     def rewind(self, step: int) -> None:
         """Remove what was logged after a step, and the final figures."""
@@ -199,23 +190,19 @@ def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str,
     }
 
 
-class RunLogs:
-    """The growing files of a run, as a context manager. Every write reaches the system before it returns."""
+@contextmanager
+def open_logs(path: Path) -> Generator[Callable[[str, str], None]]:
+    """Yield a function that appends a text and a newline to a log, by its name; nothing stays in a buffer."""
+    with report_write_errors(f"to {path}"):
+        files = {name: open(path / name, "a", 1, "utf-8") for name in LOG_FILES}  # noqa: SIM115 (closed below)
 
-    def __init__(self, path: Path):
-        self.path = path
+    def append(name: str, text: str) -> None:
+        with report_write_errors(str(path / name), "; free some space and go on with --resume"):
+            files[name].write(f"{text}\n")
 
-    def __enter__(self) -> "RunLogs":
-        with report_write_errors(f"to {self.path}"):
-            self.files = {name: open(self.path / name, "a", 1, "utf-8") for name in LOG_FILES}  # noqa: SIM115
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files.values():
+    try:
+        yield append
+    finally:
+        for file in files.values():
             with suppress(OSError):  # a full disk was reported where it was noticed
                 file.close()
-
-    def write(self, name: str, text: str) -> None:
-        """Append a text and a newline."""
-        with report_write_errors(str(self.path / name), "; free some space and go on with --resume"):
-            self.files[name].write(text + "\n")
