@@ -123,13 +123,11 @@ PRESETS = {
     "pendulum-cloning": replace(PENDULUM, conditioned=False),
     "pendulum-best": replace(PENDULUM, conditioned=False, best_fraction=0.1),
     # the paper's for the robots of MuJoCo, as its authors published it: bring --data, --env, --target-return and a GPU
-    "mujoco": Config(
-        data="pendulum",
-        env="Pendulum-v1",
+    "mujoco": replace(
+        PENDULUM,
         target_return=3600.0,
         return_scale=1000.0,
         max_episode_steps=1000,
-        squash=True,
         model=make_model(128, 3, 1, 20, dropout=0.1),
         train=TrainConfig(steps=100_000, batch=64, lr=1e-4, warmup=10_000, clip=0.25, weight_decay=1e-4, beta2=0.999),
     ),

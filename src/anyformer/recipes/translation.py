@@ -13,6 +13,8 @@ loss   cross-entropy of the target's next token, smoothed (1512.00567)
 The original Transformer (1706.03762); T5 (1910.10683) is the preset `t5`.
 """
 
+from typing import Any
+
 from ..training.config import TrainConfig
 from ._shared import pairs
 from ._shared.pairs import TranslatorConfig as Config
@@ -29,6 +31,8 @@ CAPTIONS_TRAIN = TrainConfig(
     steps=3000, batch=24, lr=4e-3, warmup=50, weight_decay=0.01, clip=0.0, eval_every=300, save_every=300, **MUON
 )
 ADAMW_TRAIN = TrainConfig(steps=4000, batch=32, warmup=400, eval_every=500, save_every=500)
+T5_PAIRS: dict[str, Any] = {"start": 0, "end": 0, "train": ADAMW_TRAIN}
+T5_SIZE = (256, 3, 4, 64)
 
 PRESETS = {
     # seconds: for tests
@@ -53,20 +57,10 @@ PRESETS = {
         train=ADAMW_TRAIN,
     ),
     # T5 v1.0 (1910.10683), small: can be exported as t5
-    "t5": Config(
-        start=0,
-        end=0,
-        scaled=True,
-        **make_stacks(256, 3, 4, 64, activation="relu", dropout=0.1, **T5),
-        train=ADAMW_TRAIN,
-    ),
+    "t5": Config(**T5_PAIRS, scaled=True, **make_stacks(*T5_SIZE, activation="relu", dropout=0.1, **T5)),
     # T5 v1.1 (2002.05202): gated, with an untied head
     "t5-v1.1": Config(
-        start=0,
-        end=0,
-        tied=False,
-        **make_stacks(256, 3, 4, 64, activation="geglu", mlp_dim=680, dropout=0.1, **T5),
-        train=ADAMW_TRAIN,
+        **T5_PAIRS, tied=False, **make_stacks(*T5_SIZE, activation="geglu", mlp_dim=680, dropout=0.1, **T5)
     ),
     # the base model of 1706.03762: needs your own pairs and a GPU
     "base": Config(

@@ -96,12 +96,26 @@ def square(side: int, patch: int, channels: int) -> dict[str, Any]:
     return {"height": side, "width": side, "patch": patch, "channels": channels}
 
 
-MODERN: dict[str, Any] = {"position": "learned", "init": "zero"}
-SHIFT = Augment(flip=True, crop=2)
 DIGITS = TrainConfig(
     steps=800, batch=64, lr=4e-3, warmup=20, weight_decay=0.01, clip=0.0, eval_every=200, save_every=400, **MUON
 )
 FASHION = replace(DIGITS, steps=6000, lr=3e-3, warmup=100, eval_every=500, eval_batches=40, save_every=1000)
+SMALL = Config(
+    local_layers=3,
+    augment=Augment(flip=True, crop=2),
+    model=make_model_config(96, 6, 4, 50, init="zero"),
+    train=replace(FASHION, steps=10_000),
+)
+CIFAR10 = Config(
+    data="cifar10",
+    **square(32, 4, 3),
+    pool="mean",
+    local_layers=3,
+    augment=Augment(flip=True, crop=4),
+    smoothing=0.1,
+    model=make_modern_config(128, 6, 4, 64, position="sinusoidal", init="zero"),
+    train=replace(FASHION, steps=13_000, warmup=300, eval_every=1000),
+)
 
 PRESETS = {
     # seconds: for tests
@@ -109,49 +123,29 @@ PRESETS = {
         data="digits", **square(8, 4, 1), val_fraction=0.2, model=make_model_config(32, 2, 2, 5), train=TINY_TRAIN
     ),
     # 15 minutes on two cores
-    "small": Config(
-        local_layers=3,
-        augment=SHIFT,
-        model=make_model_config(96, 6, 4, 50, init="zero"),
-        train=replace(FASHION, steps=10_000),
-    ),
+    "small": SMALL,
     # a minute on two cores
     "digits": Config(
         data="digits",
         **square(8, 2, 1),
         val_fraction=0.2,
         augment=Augment(mix=0.4),
-        model=make_modern_config(64, 4, 4, 17, **MODERN),
+        model=make_modern_config(64, 4, 4, 17, position="learned", init="zero"),
         train=DIGITS,
     ),
     # half an hour on two cores
-    "cifar10": Config(
-        data="cifar10",
-        **square(32, 4, 3),
-        pool="mean",
-        local_layers=3,
-        augment=Augment(flip=True, crop=4),
-        smoothing=0.1,
-        model=make_modern_config(128, 6, 4, 64, **MODERN | {"position": "sinusoidal"}),
-        train=replace(FASHION, steps=13_000, warmup=300, eval_every=1000),
-    ),
+    "cifar10": CIFAR10,
     # a hundred epochs for a GPU
-    "cifar10-gpu": Config(
-        data="cifar10",
-        **square(32, 4, 3),
-        pool="mean",
+    "cifar10-gpu": replace(
+        CIFAR10,
+        local_layers=0,
         augment=Augment(flip=True, crop=4, distort=1, mix=0.8),
-        smoothing=0.1,
-        model=make_modern_config(192, 9, 6, 64, **MODERN | {"position": "sinusoidal"}),
+        model=make_modern_config(192, 9, 6, 64, position="sinusoidal", init="zero"),
         train=replace(FASHION, steps=40_000, batch=128, warmup=500, eval_every=1000, save_every=2000),
     ),
     # no positions: the edges of the first layers are all that tells patches apart
-    "local": Config(
-        local_layers=3,
-        radius=2,
-        augment=SHIFT,
-        model=make_modern_config(96, 6, 4, 50, **MODERN | {"position": "none"}),
-        train=FASHION,
+    "local": replace(
+        SMALL, radius=2, model=make_modern_config(96, 6, 4, 50, position="none", init="zero"), train=FASHION
     ),
     # ViT-B/16 (2010.11929): bring --data and a GPU
     "vit-base": Config(
