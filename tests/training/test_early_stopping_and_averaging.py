@@ -12,25 +12,16 @@ from anyformer.trained_model import find_checkpoint
 from anyformer.training import checkpoints
 from cli_kit import call, train
 
-STUCK = (
-    "--steps",
-    400,
-    "--train.lr",
-    1e-12,
-    "--train.warmup",
-    0,
-    "--train.eval-every",
-    2,
-)  # too slow to change a weight
+# too slow to change a weight
+STUCK = ("--steps", 400, "--train.lr", 1e-12, "--train.warmup", 0, "--train.eval-every", 2)
 
 
-def read_last_step(run: Path) -> int:
-    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+def read_records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def read_val_losses(run: Path) -> dict[int, float]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    return {record["step"]: record["val_loss"] for record in read_records(run) if "val_loss" in record}
 
 
 def test_training_stops_without_improvement_and_stays_stopped(text: Path, tmp_path: Path):
@@ -38,14 +29,14 @@ def test_training_stops_without_improvement_and_stays_stopped(text: Path, tmp_pa
     train(text, run, *STUCK, "--train.patience", 3, "--train.clip", 0)
     losses = read_val_losses(run)
     best = min(losses, key=lambda step: losses[step])
-    assert read_last_step(run) == best + 3 * 2 < 400
+    assert read_records(run)[-1]["step"] == best + 3 * 2 < 400
     assert checkpoints.find_latest(run / "checkpoints").name == f"step-{best + 6}"
     assert api.load(run, "cpu").step == best
     metrics = (run / "metrics.jsonl").read_bytes()
     call("train", "language", "--out", run, "--resume").ok()
     assert (run / "metrics.jsonl").read_bytes() == metrics
     call("train", "language", "--out", run, "--resume", "--train.patience", 4).ok()
-    assert read_last_step(run) > best + 6, "with more patience it continues"
+    assert read_records(run)[-1]["step"] > best + 6, "with more patience it continues"
 
 
 def test_average_of_the_last_checkpoints(text: Path, tmp_path: Path):

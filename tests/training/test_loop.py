@@ -106,9 +106,8 @@ def test_a_machine_that_cannot_compile(text: Path, monkeypatch: pytest.MonkeyPat
         raise RuntimeError("no working C++ compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
-    with pytest.raises(
-        InputError, match=r"^--compile fails on this machine: leave it out \(.*no working C\+\+ comp.*\)$"
-    ):
+    message = r"^--compile fails on this machine: leave it out \(.*no working C\+\+ comp.*\)$"
+    with pytest.raises(InputError, match=message):
         next(loop.train(language, configure(text, compile=True)))
 
 

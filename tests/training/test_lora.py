@@ -121,16 +121,8 @@ def test_peft_opens_exported_adapters(family: str, text: Path, tmp_path: Path):
         config = transformers.LlamaConfig(vocab_size=257, **sizes | ends)
         reference = build_reference("LlamaForCausalLM", config)
     folder, run, kind = save(reference, tmp_path / "base"), tmp_path / "run", type(reference)
-    api.train(
-        "language",
-        out=run,
-        init=folder,
-        lora={"rank": 3},
-        data=str(text),
-        tokenizer="byte",
-        model={"context": 32},
-        train=TUNE,
-    )
+    settings = {"data": str(text), "tokenizer": "byte", "model": {"context": 32}, "train": TUNE}
+    api.train("language", out=run, init=folder, lora={"rank": 3}, **settings)
     assert export_checkpoint(run, "peft", tmp_path / "peft") == ["adapter_config.json", "adapter_model.safetensors"]
     theirs = peft.PeftModel.from_pretrained(open_reference(kind, folder), tmp_path / "peft").eval()
     ids = torch.randint(257, (2, 20))

@@ -24,10 +24,8 @@ SETTINGS = {"steps": 12, "eval_every": 6, "save_every": 4, "average": 2, "device
 
 def train(text: Path, out: Path, on_record: Any = api.ignore, **settings: Any) -> api.Model:
     """Train or continue a tiny run; it has dropout, so that resuming has to restore randomness too."""
-    model, values = {"dropout": 0.1}, SETTINGS | settings
-    return api.train(
-        "language", "tiny", out=out, resume=True, data=str(text), model=model, train=values, on_record=on_record
-    )
+    settings = {"data": str(text), "model": {"dropout": 0.1}, "train": SETTINGS | settings}
+    return api.train("language", "tiny", out=out, resume=True, on_record=on_record, **settings)
 
 
 def read_evidence(run: Path) -> dict[str, bytes]:
@@ -136,11 +134,8 @@ def test_best_and_last_are_kept(text: Path, tmp_path: Path, monkeypatch: pytest.
     losses = iter([3.0, 1.0, 2.0, 2.5, 1.0])  # the fifth is the final validation
     monkeypatch.setattr(language, "evaluate", lambda model, batches: {"loss": next(losses)})
     model = train(text, tmp_path / "run", eval_every=3, average=1)
-    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run" / "checkpoints")] == [
-        "step-6",
-        "step-12",
-    ]
-    assert model.step == 6
+    names = [path.name for path in checkpoints.list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step-6", "step-12"] and model.step == 6
     assert api.load(tmp_path / "run" / "checkpoints" / "step-12").step == 12
 
 
