@@ -20,11 +20,10 @@ import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from .. import __version__
 from ..data.io.checks import read_json
 from ..errors import InputError
 from ..parsing import to_json
@@ -179,13 +178,16 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
     """Return the content of config.json."""
-    versions = {"python": platform.python_version(), "anyformer": __version__}
+    versions = {"python": platform.python_version(), "anyformer": "unknown"}
+    for package in ("anyformer", "torch", "numpy"):
+        with suppress(PackageNotFoundError):  # it runs without being installed
+            versions[package] = version(package)
     return {
         "recipe": name,
         "preset": preset,
         "config": to_json(config),
         "seed": config.train.seed,
-        "versions": versions | {package: version(package) for package in ("torch", "numpy")},
+        "versions": versions,
         "command": command,
     }
 
