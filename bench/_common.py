@@ -1,67 +1,45 @@
-"""Shared by the benchmarks: nanoGPT as a peer, from a checkout of github.com/karpathy/nanoGPT."""
+"""Shared by the benchmarks: flags, trainings and greedy generation. What is heavy is imported where it is used."""
 
 import argparse
-import importlib
 import json
-import pickle
+import subprocess
 import sys
+import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 
-from anyformer.data.io.resolve import resolve
-from anyformer.data.text.prepare import Corpus
-
-
-def make_parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of github.com/karpathy/nanoGPT")
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the flag --json, described by the first line of a module's docstring."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
 
-def import_nanogpt(path: Path) -> ModuleType:
-    """Import nanoGPT's model.py."""
-    if not (path / "model.py").is_file():
-        sys.exit(f"{path} is no checkout of nanoGPT: model.py is missing")
-    sys.path.insert(0, str(path.resolve()))
-    return importlib.import_module("model")
+def train_to_end(recipe: str, preset: str, out: Path, steps: int, seed: int, **options: Any) -> Any:
+    """Train on a CPU and return the last checkpoint: nothing is chosen on the validation split."""
+    from anyformer import api
+    from anyformer.training import checkpoints
+
+    train = {"steps": steps, "seed": seed, "eval_every": steps, "save_every": steps, "device": "cpu"}
+    api.train(recipe, preset, out=out, train=train, **options)
+    return api.load(checkpoints.list_checkpoints(out / "checkpoints")[-1], "cpu")
 
 
-def find_shakespeare(checkout: Path) -> Path:
-    """Return tiny Shakespeare: the copy that nanoGPT's prepare.py downloaded, or the set by name."""
-    path = checkout / "data" / "shakespeare_char" / "input.txt"
-    return path.resolve() if path.is_file() else resolve("shakespeare")[0]
+def run_training(recipe: str, preset: str, out: Path, *flags: object) -> dict[str, float]:
+    """Run `anyformer train` as a process; return its seconds, loss and steps."""
+    command = [sys.executable, "-m", "anyformer", "train", recipe, "--preset", preset, "--json", "--out", out, *flags]
+    start = time.perf_counter()
+    process = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE)
+    seconds, result = time.perf_counter() - start, json.loads(process.stdout)
+    return {"seconds": seconds, "loss": result["val_loss"], "steps": result["step"]}
 
 
-def write_nanogpt_data(corpus: Corpus, folder: Path) -> None:
-    """Write train.bin, val.bin and meta.pkl as nanoGPT's prepare.py does, with our token ids."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "val"):
-        corpus.split(split).astype(np.uint16).tofile(folder / f"{split}.bin")
-    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": corpus.tokenizer.vocab_size}))
+def generate_greedy(model: Any, prompts: list[list[int]], tokens: int, keep: int | None = None) -> list[list[int]]:
+    """Return the tokens that the library's `generate` appends to each prompt."""
+    from anyformer.inference.decode import generate
+    from anyformer.inference.sampling import SamplingParams
 
-
-@torch.inference_mode()
-def split_loss(model: Any, val: np.ndarray, context: int) -> float:
-    """Return the mean loss of a nanoGPT model over a split in consecutive windows, the last one shorter."""
-    total = 0.0
-    for start in range(0, len(val) - 1, context):
-        window = torch.from_numpy(val[start : start + context + 1].astype(np.int64))[None]
-        total += model(window[:, :-1], window[:, 1:])[1].item() * (window.shape[1] - 1)
-    return total / (len(val) - 1)
-
-
-def print_report(title: str, rows: dict[str, tuple[float, float, str]], as_json: bool) -> None:
-    """Print both values of each metric and the ratio anyformer / nanoGPT."""
-    if as_json:
-        print(
-            json.dumps({k: {"anyformer": a, "nanogpt": b, "ratio": a / b, "unit": u} for k, (a, b, u) in rows.items()})
-        )
-        return
-    print(f"{title}\n\n{'':<34}{'anyformer':>12}{'nanoGPT':>12}{'ratio':>9}")
-    for name, (ours, theirs, unit) in rows.items():
-        print(f"{name + ' (' + unit + ')':<34}{ours:>12.4f}{theirs:>12.4f}{ours / theirs:>9.3f}")
+    sampling = SamplingParams(temperature=0)
+    steps = generate(model, prompts, tokens=tokens, sampling=sampling, seeds=[0] * len(prompts), keep=keep)
+    return [list(row) for row in zip(*steps)]

@@ -34,12 +34,13 @@ from anyformer.labs.benchmark import make_random_recipe, random_batches
 from anyformer.recipe import Recipe
 from anyformer.recipes import language
 from anyformer.training import hardware, loop
-from anyformer.training.device import autocast, resolve_device
+from anyformer.training.device import resolve_device
 
 if __package__ in (None, ""):  # python bench/gpu.py
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench._common import import_nanogpt
+from bench import _nanogpt as nanogpt
+from bench._common import make_parser
 from bench.inference.gpu_generation import list_generation
 from bench.model.gpu_long_context import list_windows
 
@@ -72,8 +73,7 @@ class Setup:
     def peak_flops(self) -> float | None:
         """Return the peak FLOP/s in bfloat16: --peak, or known for this GPU."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        known_tflops = next((tflops for kind, tflops in PEAK_TFLOPS.items() if kind in name), None)
-        tflops = self.options.peak or known_tflops
+        tflops = self.options.peak or next((peak for kind, peak in PEAK_TFLOPS.items() if kind in name), None)
         return None if tflops is None else 1e12 * tflops
 
 
@@ -101,10 +101,7 @@ def describe_error(error: BaseException) -> str:
 def list_training(setup: Setup) -> Iterator[Measurement]:
     batch = find_largest_batch(setup) if setup.options.batch is None else setup.options.batch
     config = make_config(setup, batch)
-    shape = config.model
-    with torch.device("meta"):
-        weights = sum(p.numel() for name, p in language.build(config).named_parameters() if "position" not in name)
-    flops = 6 * weights + 12 * shape.n_layer * shape.dim * shape.context  # of a token, as nanoGPT counts them
+    context, flops = config.model.context, nanogpt.count_flops(config)
     contenders: dict[str, Callable[[], Iterator[Any]]] = {
         "anyformer": lambda: step_anyformer(setup, config),
         "anyformer, the loss compiled too": lambda: step_anyformer(setup, config, compile_loss=True),
@@ -114,9 +111,9 @@ def list_training(setup: Setup) -> Iterator[Measurement]:
 
         def measure(run: Callable[[], Iterator[Any]] = run) -> Row:
             counters.clear()
-            speed = batch * shape.context / time_step(setup, run())
+            speed = batch * context / time_step(setup, run())
             mfu = speed * flops / peak if (peak := setup.peak_flops()) else None
-            row = {"batch": batch, "context": shape.context, "graphs": counters["stats"]["unique_graphs"]}
+            row = {"batch": batch, "context": context, "graphs": counters["stats"]["unique_graphs"]}
             return row | {"tokens_per_second": speed, "mfu": mfu}
 
         yield f"training, {name}", measure
@@ -151,24 +148,11 @@ def step_anyformer(setup: Setup, config: language.Config, compile_loss: bool = F
 
 
 def step_nanogpt(setup: Setup, config: language.Config) -> Iterator[Any]:
-    """Yield after each update as in nanoGPT's train.py, which reads the loss only when it prints it."""
+    """Yield after each update of nanoGPT's loop, which reads the loss only when it prints it."""
     if setup.options.nanogpt is None:
         raise SystemExit("no --nanogpt: a checkout of github.com/karpathy/nanoGPT")
-    module, shape, c = import_nanogpt(setup.options.nanogpt), config.model, config.train
-    sizes = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.dim, "block_size": shape.context}
-    model = module.GPT(module.GPTConfig(**sizes, vocab_size=config.padded_vocab, dropout=0.0, bias=True))
-    model.to(setup.device)
-    optimizer = model.configure_optimizers(c.weight_decay, c.lr, (0.9, c.beta2), setup.device.type)
-    forward = torch.compile(model, backend=setup.backend)
-    for batch, _ in random_batches(config, "train", None):
-        batch = loop.move_batch(batch, setup.device)
-        with autocast(setup.device, torch.bfloat16):
-            _, loss = forward(batch["ids"], batch["labels"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield loss
+    module, batches = nanogpt.import_nanogpt(setup.options.nanogpt), random_batches(config, "train", None)
+    return nanogpt.step_nanogpt(module, config, config.padded_vocab or config.vocab_size, batches, setup.backend)
 
 
 def time_step(setup: Setup, updates: Iterator[Any]) -> float:
@@ -272,7 +256,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dry", action="store_true", help="tiny shapes, nothing compiled, on a CPU too")
@@ -290,5 +274,4 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3, help="of generation")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1 << i for i in range(10, 17)])
     parser.add_argument("--width", type=int, default=256, help="of the window")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; rows go to stderr")
     main(parser.parse_args())

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # GPT-2's pattern
@@ -32,11 +33,9 @@ def write_text(path: Path, size: int, source: Path | None) -> None:
         number = 0
         while (remaining := size - file.tell()) > 0:
             piece = block + b"\nblock %d\n" % (number := number + 1)
-            file.write(
-                piece
-                if len(piece) <= remaining
-                else piece[:remaining].decode("utf-8", "ignore").encode().ljust(remaining)
-            )
+            if len(piece) > remaining:
+                piece = piece[:remaining].decode("utf-8", "ignore").encode().ljust(remaining)
+            file.write(piece)
 
 
 def random_words(size: int) -> bytes:
@@ -44,9 +43,8 @@ def random_words(size: int) -> bytes:
     rng = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     words = ["".join(rng.choices(letters, range(26, 0, -1), k=rng.randint(2, 9))) for _ in range(20_000)]
-    lines = (
-        " ".join(rng.choices(words, [1 / (i + 1) for i in range(len(words))], k=12)) + ".\n" for _ in range(size // 60)
-    )
+    frequencies = list(accumulate(1 / (i + 1) for i in range(len(words))))
+    lines = (" ".join(rng.choices(words, cum_weights=frequencies, k=12)) + ".\n" for _ in range(size // 60))
     return "".join(lines).encode()[:size]
 
 
@@ -74,10 +72,8 @@ def measure_anyformer(path: Path, spec: str) -> dict:
         corpus = prepare_corpus(str(path), spec, vocab_size=1024)
     seconds = time.perf_counter() - start
     result = {"seconds": seconds, "stages": stages, "peak_mb": peak_megabytes(), "imports_mb": before}
-    return result | {
-        "n_tokens": len(corpus.tokens),
-        "tokenizer": next(iter(Path(os.environ["ANYFORMER_CACHE"]).rglob("tokenizer.json"))).as_posix(),
-    }
+    tokenizer = next(Path(os.environ["ANYFORMER_CACHE"]).rglob("tokenizer.json"))
+    return result | {"n_tokens": len(corpus.tokens), "tokenizer": str(tokenizer)}
 
 
 def measure_tokenizers(path: Path, tokenizer: str) -> dict:
@@ -99,9 +95,8 @@ def measure_tiktoken(path: Path, tokenizer: str) -> dict:
 
     byte_of = {letter: i for i, letter in enumerate(byte_alphabet())}
     vocab = json.loads(Path(tokenizer).read_text())["model"]["vocab"]
-    ranks = {
-        bytes(byte_of[letter] for letter in word): i - 1 for word, i in vocab.items() if i
-    }  # 0 is the end-of-text token
+    # 0 is the end-of-text token
+    ranks = {bytes(byte_of[letter] for letter in word): i - 1 for word, i in vocab.items() if i}
     encoder = tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     n_tokens, start = 0, time.perf_counter()
     for batch in _line_batches(path):
@@ -118,10 +113,8 @@ def _line_batches(path: Path) -> Iterator[list[str]]:
 def run_child(case: str, path: Path, detail: str, cache: Path) -> dict:
     """Run a case in a new process and return its report."""
     command = [sys.executable, __file__, "--child", case, str(path), detail]
-    process = subprocess.run(
-        command, env=os.environ | {"ANYFORMER_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True
-    )
-    return json.loads(process.stdout)
+    environment = os.environ | {"ANYFORMER_CACHE": str(cache)}
+    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def measure(folder: Path, spec: str, gigabytes: float, source: Path | None, rounds: int) -> dict:
@@ -131,10 +124,7 @@ def measure(folder: Path, spec: str, gigabytes: float, source: Path | None, roun
     result = run_child("ours", path, spec, folder / "cache-0")
     result |= {"case": spec, "gigabytes": gigabytes, "mb_per_s": size / 1e6 / result["seconds"]}
     if spec == "bpe":
-        encode_seconds, libraries = (
-            [result["stages"]["encoding"]],
-            {library: [] for library in ("tokenizers", "tiktoken")},
-        )
+        encode_seconds, libraries = [result["stages"]["encoding"]], {"tokenizers": [], "tiktoken": []}
         for i in range(1, rounds + 1):  # in turn, so that load on the machine affects all
             for library, results in libraries.items():
                 results.append(run_child(library, path, result["tokenizer"], folder))
@@ -162,13 +152,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.child:
         case, path, detail = args.child
-        print(
-            json.dumps(
-                {"ours": measure_anyformer, "tokenizers": measure_tokenizers, "tiktoken": measure_tiktoken}[case](
-                    Path(path), detail
-                )
-            )
-        )
+        cases = {"ours": measure_anyformer, "tokenizers": measure_tokenizers, "tiktoken": measure_tiktoken}
+        print(json.dumps(cases[case](Path(path), detail)))
         return 0
     results = []
     for spec in args.tokenizers.split(","):
@@ -184,10 +169,8 @@ def format_result(r: dict) -> str:
     text += f"peak {r['peak_mb']:.0f} MB (limit {MAX_MEGABYTES})"
     if "tokenizers" in r:
         text += f"; encoding {r['encode_mb_per_s']:.1f} MB/s"
-        for library in ("tokenizers", "tiktoken"):
-            text += (
-                f", {library} {r[library]['mb_per_s']:.1f} MB/s (anyformer is {r[library]['ratio']:.2f} times as fast)"
-            )
+        for name, library in ((name, r[name]) for name in ("tokenizers", "tiktoken")):
+            text += f", {name} {library['mb_per_s']:.1f} MB/s (anyformer is {library['ratio']:.2f} times as fast)"
     return text
 
 

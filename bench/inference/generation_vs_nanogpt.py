@@ -5,7 +5,8 @@
 Both decode greedily, and must agree on every token before anything is timed.
 """
 
-import time
+import statistics
+import timeit
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,10 +16,9 @@ from typing import Any
 import torch
 
 from anyformer.data.tokenizers.build import Characters
-from anyformer.inference.decode import generate
-from anyformer.inference.sampling import SamplingParams
 from anyformer.recipes import language
-from bench._common import find_shakespeare, import_nanogpt, make_parser, print_report
+from bench._common import generate_greedy
+from bench._nanogpt import find_shakespeare, import_nanogpt, make_nanogpt_parser, print_report
 
 NEW_TOKENS = 200
 
@@ -33,22 +33,15 @@ def build_pair(module: ModuleType, preset: str, text: str) -> tuple[Any, languag
     for parameter in theirs.parameters():  # larger than at initialization, so that the largest logit is clear
         torch.nn.init.normal_(parameter, std=0.08) if parameter.ndim > 1 else None
     ours = language.LanguageModel(replace(config, model=m), tokenizer).eval()
-    state = {"nodes.token.weight": theirs.transformer.wte.weight, "head.project.weight": theirs.transformer.wte.weight}
-    state |= {
-        "nodes.position.weight": theirs.transformer.wpe.weight,
-        "body.norm.weight": theirs.transformer.ln_f.weight,
-    }
-    for i, block in enumerate(theirs.transformer.h):
-        prefix = f"body.blocks.{i}."
-        state |= {
-            prefix + f"attn.{n}.weight": w for n, w in zip(("query", "key", "value"), block.attn.c_attn.weight.chunk(3))
-        }
-        state |= {
-            prefix + "attn.output.weight": block.attn.c_proj.weight,
-            prefix + "attn_norm.weight": block.ln_1.weight,
-        }
-        state |= {prefix + "mlp.up.weight": block.mlp.c_fc.weight, prefix + "mlp.down.weight": block.mlp.c_proj.weight}
-        state |= {prefix + "mlp_norm.weight": block.ln_2.weight}
+    gpt = theirs.transformer
+    modules = {"nodes.token": gpt.wte, "head.project": gpt.wte, "nodes.position": gpt.wpe, "body.norm": gpt.ln_f}
+    state = {f"{name}.weight": part.weight for name, part in modules.items()}
+    for i, block in enumerate(gpt.h):
+        modules = {"attn.output": block.attn.c_proj, "attn_norm": block.ln_1, "mlp_norm": block.ln_2}
+        modules |= {"mlp.up": block.mlp.c_fc, "mlp.down": block.mlp.c_proj}
+        weights = {name: part.weight for name, part in modules.items()}
+        weights |= zip(("attn.query", "attn.key", "attn.value"), block.attn.c_attn.weight.chunk(3))
+        state |= {f"body.blocks.{i}.{name}.weight": weight for name, weight in weights.items()}
     ours.load_state_dict(state)
     return theirs, ours
 
@@ -57,42 +50,27 @@ def generate_theirs(model: Any, rows: int) -> list[list[int]]:
     return model.generate(torch.zeros(rows, 1, dtype=torch.long), NEW_TOKENS, top_k=1)[:, 1:].tolist()
 
 
-def generate_ours(model: language.LanguageModel, rows: int, keep: int | None = None) -> list[list[int]]:
-    steps = generate(
-        model, [[0]] * rows, tokens=NEW_TOKENS, sampling=SamplingParams(temperature=0), seeds=[0] * rows, keep=keep
-    )
-    return [list(row) for row in zip(*steps)]
-
-
-def time_median(work: Callable[[], object], rounds: int = 3) -> float:
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+def time_median(work: Callable[[], object]) -> float:
+    return statistics.median(timeit.repeat(work, number=1, repeat=3))
 
 
 def main() -> None:
-    options = make_parser(__doc__.splitlines()[0]).parse_args()
+    options = make_nanogpt_parser(__doc__).parse_args()
     module, rows = import_nanogpt(options.nanogpt), {}
     text = find_shakespeare(options.nanogpt).read_text()
     for preset in ("nanogpt-gpu", "nanogpt-cpu"):
         theirs, ours = build_pair(module, preset, text)
         context = ours.body.config.context
-        if generate_theirs(theirs, 1) != generate_ours(ours, 1, keep=context):
+        if generate_theirs(theirs, 1) != generate_greedy(ours, [[0]], NEW_TOKENS, context):
             raise SystemExit(f"{preset}: the two models disagree")
         for batch in (1, 8):
             tokens = NEW_TOKENS * batch
-            our_seconds = time_median(partial(generate_ours, ours, batch))
+            our_seconds = time_median(partial(generate_greedy, ours, [[0]] * batch, NEW_TOKENS))
             their_seconds = time_median(partial(generate_theirs, theirs, batch))
             row = (tokens / our_seconds, tokens / their_seconds, "tok/s")
             rows[f"{preset}, context {context}, batch {batch}"] = row
-    print_report(
-        f"{NEW_TOKENS} new tokens, the same weights, the same output, {torch.get_num_threads()} threads",
-        rows,
-        options.json,
-    )
+    title = f"{NEW_TOKENS} new tokens, the same weights, the same output, {torch.get_num_threads()} threads"
+    print_report(title, rows, options.json)
 
 
 if __name__ == "__main__":

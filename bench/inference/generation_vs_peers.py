@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +25,8 @@ import torch
 import transformers
 
 from anyformer import api
-from anyformer.inference.decode import generate
-from anyformer.inference.sampling import SamplingParams
 from anyformer.training.hardware import measure_read_bandwidth
+from bench._common import generate_greedy, make_parser
 
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}
 Generate = Callable[[list[list[int]], int], list[list[int]]]
@@ -42,10 +42,7 @@ class Contender:
     decode_seconds: list[float] = field(default_factory=list)
 
     def measure_round(self, prompts: list[list[int]], new_tokens: int) -> None:
-        prefill, total = (
-            time_generation(self.generate_rows, prompts, 1),
-            time_generation(self.generate_rows, prompts, new_tokens),
-        )
+        prefill, total = (time_generation(self.generate_rows, prompts, tokens) for tokens in (1, new_tokens))
         self.prefill_seconds.append(prefill)
         self.decode_seconds.append(total - prefill)
 
@@ -97,15 +94,7 @@ def load_ctranslate2(folder: Path, weights: str) -> Generate:
 
 
 def load_anyformer(folder: Path, weights: Any) -> Generate:
-    model: Any = api.load(folder, "cpu", weights=weights).module
-
-    def generate_rows(prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        rounds = generate(
-            model, prompts, tokens=tokens, sampling=SamplingParams(temperature=0), seeds=[0] * len(prompts)
-        )
-        return [list(row) for row in zip(*rounds)]
-
-    return generate_rows
+    return partial(generate_greedy, api.load(folder, "cpu", weights=weights).module)
 
 
 def time_generation(generate_rows: Generate, prompts: list[list[int]], new_tokens: int) -> float:
@@ -119,20 +108,13 @@ def time_generation(generate_rows: Generate, prompts: list[list[int]], new_token
 def load_contenders(folder: Path) -> list[Contender]:
     """Load all contenders from the same weights. Raises AssertionError if anyformer and transformers disagree."""
     supported = ctranslate2.get_supported_compute_types("cpu")
-    contenders = [
-        Contender(f"transformers {w}", load_transformers(folder, getattr(torch, w))) for w in ("float32", "bfloat16")
-    ]
-    contenders += [
-        Contender(f"CTranslate2 {w}", load_ctranslate2(folder, w)) for w in BYTES_PER_WEIGHT if w in supported
-    ]
-    contenders += [Contender(f"anyformer {w}", load_anyformer(folder, w)) for w in BYTES_PER_WEIGHT]
-    prompts, generators = (
-        [list(range(10, 42))],
-        {contender.name: contender.generate_rows for contender in contenders if contender.name.endswith("float32")},
-    )
+    generators = {f"transformers {w}": load_transformers(folder, getattr(torch, w)) for w in ("float32", "bfloat16")}
+    generators |= {f"CTranslate2 {w}": load_ctranslate2(folder, w) for w in BYTES_PER_WEIGHT if w in supported}
+    generators |= {f"anyformer {w}": load_anyformer(folder, w) for w in BYTES_PER_WEIGHT}
+    prompts = [list(range(10, 42))]
     expected = generators["transformers float32"](prompts, 32)
     assert generators["anyformer float32"](prompts, 32) == expected, "the two disagree"
-    return contenders
+    return [Contender(name, generate_rows) for name, generate_rows in generators.items()]
 
 
 def measure(contenders: list[Contender], batch: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -182,10 +164,9 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=128, help="tokens that are generated")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     main(parser.parse_args())

@@ -5,31 +5,22 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from anyformer.inference.decode import generate, new_cache, prefill, step
-from anyformer.inference.sampling import SamplingParams
+from anyformer.inference.decode import new_cache, prefill, step
 from anyformer.model.cache import KVCache
 from anyformer.model.quantization.quantize import quantize
 from anyformer.recipes import language
+from bench._common import generate_greedy
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 128
 Row = dict[str, Any]
 Generate = Callable[[list[list[int]], int], list[list[int]]]
-
-
-def use_generate(model: Any) -> Generate:
-    """Decode with the library's `generate`."""
-
-    def generate_rows(prompts: list[list[int]], new: int) -> list[list[int]]:
-        steps = generate(model, prompts, tokens=new, sampling=SamplingParams(temperature=0), seeds=[0] * len(prompts))
-        return [list(row) for row in zip(*steps)]
-
-    return generate_rows
 
 
 class StaticCache(KVCache):
@@ -39,11 +30,8 @@ class StaticCache(KVCache):
 
     def __init__(self, cache: KVCache):
         vars(self).update(vars(cache))  # shares its tensors
-        self.lengths = torch.zeros(cache.batch, dtype=torch.long, device=cache.device)
-
-    @property
-    def max_length(self) -> int:
-        return self.size - 1  # all slots, the current token included
+        self._lengths = torch.zeros(cache.batch, dtype=torch.long, device=cache.device)
+        self.max_length = self.size - 1  # all slots, the current token included
 
     def advance(self, new: int) -> None:
         self._lengths += new  # in place: the graph holds this tensor
@@ -150,9 +138,9 @@ def list_generation(setup: Any) -> Iterator[tuple[str, Callable[[], Row]]]:
         return GreedyDecoder(build_sharp_model(setup).bfloat16(), batch, size)
 
     backends: dict[str, Callable[[int], Any]] = {
-        "anyformer, float32, eager": lambda batch: use_generate(model),
-        "anyformer, bfloat16 weights, eager": lambda batch: use_generate(build_bfloat16_weights(setup)),
-        "anyformer, bfloat16, eager": lambda batch: use_generate(build_sharp_model(setup).bfloat16()),
+        "anyformer, float32, eager": lambda batch: partial(generate_greedy, model),
+        "anyformer, bfloat16 weights, eager": lambda batch: partial(generate_greedy, build_bfloat16_weights(setup)),
+        "anyformer, bfloat16, eager": lambda batch: partial(generate_greedy, build_sharp_model(setup).bfloat16()),
         "anyformer, bfloat16, captured": lambda batch: build_decoder(batch).capture().generate_rows,
         "anyformer, bfloat16, compiled": lambda batch: build_decoder(batch).compile_step(setup.dry).generate_rows,
         "transformers, bfloat16, static cache": lambda batch: use_transformers(setup.gpt2, setup.device),
@@ -175,7 +163,7 @@ def list_generation(setup: Any) -> Iterator[tuple[str, Callable[[], Row]]]:
 def check_agreement(model: Any, prompts: list[list[int]], new: int) -> Row:
     """Raise AssertionError if the static cache changes the output."""
     rows = GreedyDecoder(model, len(prompts), len(prompts[0]) + new).generate_rows(prompts, new)
-    assert rows == use_generate(model)(prompts, new), "the static cache changes the output"
+    assert rows == generate_greedy(model, prompts, new), "the static cache changes the output"
     return {"same": True}
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyformer.model.kernels.sdpa import is_matmul_faster, matmul_attention
+from bench._common import make_parser
 
 SHAPES = ("12,4,64,32", "64,4,64,32", "16,4,256,32", "64,6,256,64", "8,6,512,64", "4,12,1024,64")  # B, H, T, D
 DTYPES, EDGES, PASSES = ("float32", "bfloat16"), ("causal", "full"), ("forward", "training", "step")
@@ -102,13 +103,12 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--shapes", type=parse_shape, nargs="+", default=[parse_shape(text) for text in SHAPES])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--edges", nargs="+", choices=EDGES, default=EDGES)
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--patience", type=float, default=2.0, help="seconds of measuring for each row")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     rows = []
     for shape, dtype, edges, pass_name in product(options.shapes, options.dtypes, options.edges, options.passes):

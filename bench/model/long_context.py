@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from anyformer.model.config import TransformerConfig
 from anyformer.model.edges import causal, window
 from anyformer.model.transformer import Transformer
 from anyformer.report.chart import Series, line_chart
+from bench._common import make_parser
 
 MAX_SECONDS = 60.0  # of a measurement; longer contexts of that rule are skipped
 RULES = {"window": lambda width: causal & window(width), "dense": lambda width: causal}
@@ -50,7 +52,7 @@ def peak_bytes() -> int:
 
 
 def measure_in_child(rule: str, nodes: int, width: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", rule, str(nodes), "--width", str(width)]
+    command = [sys.executable, "-m", "bench.model.long_context", "--measure", rule, str(nodes), "--width", str(width)]
     pages = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=pages).stdout)
 
@@ -70,38 +72,29 @@ def measure_lengths(lengths: list[int], width: int, report: Any) -> dict[str, di
 def draw(results: dict[str, dict[int, dict[str, float]]], width: int) -> str:
     """Draw microseconds per node by length, for both rules."""
     names = {"window": f"causal & window({width})", "dense": "causal"}
-    series = [
-        Series(
-            names[rule], list(rows), [1e6 * result["seconds"] / nodes for nodes, result in rows.items()], i, dots=True
-        )
-        for i, (rule, rows) in enumerate(results.items())
-    ]
+    series = []
+    for rule, rows in results.items():
+        times = [1e6 * result["seconds"] / nodes for nodes, result in rows.items()]
+        series.append(Series(names[rule], list(rows), times, len(series), dots=True))
     title = "Forward and backward of one layer, microseconds per node"
     return line_chart(series, title=title, x_label="context", log=True, heading=False)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1 << i for i in range(10, 17)])
     parser.add_argument("--width", type=int, default=256, help="of the window")
     parser.add_argument("--out", type=Path, help="write a chart, .svg")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--measure", nargs=2, metavar=("SIDE", "NODES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure[0], int(options.measure[1]), options.width)))
     else:
-        rows = measure_lengths(
-            options.lengths,
-            options.width,
-            (lambda text: None) if options.json else lambda text: print(text, flush=True),
-        )
+        report = (lambda text: None) if options.json else partial(print, flush=True)
+        rows = measure_lengths(options.lengths, options.width, report)
         common = [n for n in rows["window"] if n in rows["dense"]]
         crossing = next((n for n in common if rows["window"][n]["seconds"] < rows["dense"][n]["seconds"]), None)
-        print(
-            json.dumps({"width": options.width, **rows, "crossing": crossing})
-            if options.json
-            else f"crossing at {crossing}"
-        )
+        result = {"width": options.width, **rows, "crossing": crossing}
+        print(json.dumps(result) if options.json else f"crossing at {crossing}")
         if options.out:
             options.out.write_text(draw(rows, options.width), encoding="utf-8")

@@ -18,14 +18,12 @@ from typing import Any
 from anyformer import api
 from anyformer.recipes import control
 from anyformer.report.chart import Series, line_chart
+from bench._common import make_parser
 
+METHODS = ("conditioned", "cloning", "cloning the best 10 %")
 PRESETS = {
-    "CartPole-v1": {"conditioned": "small", "cloning": "cloning", "cloning the best 10 %": "best"},
-    "Pendulum-v1": {
-        "conditioned": "pendulum",
-        "cloning": "pendulum-cloning",
-        "cloning the best 10 %": "pendulum-best",
-    },
+    "CartPole-v1": dict(zip(METHODS, ("small", "cloning", "best"))),
+    "Pendulum-v1": dict(zip(METHODS, ("pendulum", "pendulum-cloning", "pendulum-best"))),
 }
 TARGETS = {"CartPole-v1": (50, 100, 200, 350, 500), "Pendulum-v1": (-1200, -900, -600, -300, -150)}
 START_SEED = 7  # not the seed of any data set
@@ -37,12 +35,8 @@ def measure_preset(preset: str, targets: tuple[int, ...], options: argparse.Name
     model = api.train("control", preset, minutes=options.minutes, out=folder / preset, train={"seed": options.seed})
     training_seconds = time.monotonic() - start
     goals = list(targets) if model.config.conditioned else [model.config.target_return]
-    rollout = {
-        "target_return": goals,
-        "episodes": options.episodes,
-        "seed": START_SEED,
-        "temperature": options.temperature,
-    }
+    rollout = {"target_return": goals, "episodes": options.episodes, "seed": START_SEED}
+    rollout |= {"temperature": options.temperature}
     names = ("wanted", "achieved", "low", "high")
     results = [{name: result[name] for name in names} for result in model.predict({"rollout": rollout})["results"]]
     return {"preset": preset, "steps": model.config.train.steps, "seconds": training_seconds, "played": results}
@@ -80,14 +74,13 @@ def draw(env: str, results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--envs", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--minutes", type=float, help="of each training; by default the steps of the presets")
     parser.add_argument("--episodes", type=int, default=100, help="for each target return")
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling discrete actions")
     parser.add_argument("--picture", type=Path, help="write a chart of the first environment, .svg")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     options = parser.parse_args()
     results = {}
     for env in options.envs:

@@ -9,7 +9,6 @@ model of both also without one of them. Noise is added before encoding: relative
 and in gray values of the image. A level is won by the model with the higher accuracy.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from anyformer import api
 from anyformer.data.audio.features import SAMPLE_RATE
 from anyformer.data.audio.read import read_audio
 from anyformer.data.tables import datasets as table_sets
 from anyformer.data.tables import read as table_read
 from anyformer.events import report_progress
-from anyformer.training import checkpoints
+from bench._common import make_parser, train_to_end
 
 DRAWS = 3  # samples of noise for each pair
 SOUND, IMAGE = (0.0, 0.5, 1.0, 2.0), (0.0, 60.0, 120.0, 240.0)
@@ -64,33 +62,24 @@ def make_table(
     def noisy() -> Iterator[table_read.Row]:
         for i, row in enumerate(pairs):
             rng = np.random.default_rng((seed, i))
-            sound_noise, image_noise = float(rng.choice(SOUND)), float(rng.choice(IMAGE))
-            yield (
-                f"pair {i}",
-                add_noise(row, sound_noise if sound is None else sound, image_noise if image is None else image, rng),
-            )
+            random_sound, random_image = float(rng.choice(SOUND)), float(rng.choice(IMAGE))
+            levels = (random_sound if sound is None else sound, random_image if image is None else image)
+            yield f"pair {i}", add_noise(row, *levels, rng)
 
     return table_read.Table(noisy, Path(), f"fused 1 {seed} {sound} {image} {len(pairs)}", self_contained=True)
 
 
 def train_fields(fields: list[str], steps: int, seed: int, folder: Path) -> Any:
     schema = 'split = "split"\n' + "".join(FIELDS[name] for name in fields) + TARGET
-    train = {"steps": steps, "seed": seed, "eval_every": steps, "save_every": steps, "device": "cpu"}
-    api.train("multimodal", "spoken-digits", data="noisy-pairs", schema=schema, out=folder, train=train)
-    last = checkpoints.find_latest(folder / "checkpoints")
-    assert last is not None
-    return api.load(last, "cpu")
+    return train_to_end("multimodal", "spoken-digits", folder, steps, seed, data="noisy-pairs", schema=schema)
 
 
 def measure_accuracy(model: Any, tables: list[table_read.Table], without: str = "") -> float:
     """Return the accuracy on tables, optionally without one modality."""
     kept = {field.name for field in model.module.schema.fields} - {without} | {"digit"}
-    inputs = [
-        {name: value for name, value in row.items() if name in kept} for result in tables for _, row in result.rows()
-    ]
-    return float(
-        np.mean([result["label"] == result["truth"] for result in model.predict({"input": inputs})["results"]])
-    )
+    rows = [row for table in tables for _, row in table.rows()]
+    request = {"input": [{name: value for name, value in row.items() if name in kept} for row in rows]}
+    return float(np.mean([result["label"] == result["truth"] for result in model.predict(request)["results"]]))
 
 
 def main(steps: int, seed: int, examples: int) -> dict[str, Any]:
@@ -107,9 +96,8 @@ def main(steps: int, seed: int, examples: int) -> dict[str, Any]:
                 tables = [make_table(val, 1000 * draw + seed, sound, image) for draw in range(1, DRAWS + 1)]
                 cell: dict[str, Any] = {"sound": sound, "image": image}
                 cell |= {name: measure_accuracy(model, tables) for name, model in models.items()}
-                cell |= {
-                    f"fused, no {name}": measure_accuracy(models["fused"], tables, name) for name in ("image", "sound")
-                }
+                for name in ("image", "sound"):
+                    cell[f"fused, no {name}"] = measure_accuracy(models["fused"], tables, name)
                 cells.append(cell)
                 print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else k for k, v in cell.items()), flush=True)
     leads = [cell["fused"] - max(cell["image alone"], cell["sound alone"]) for cell in cells]
@@ -119,17 +107,15 @@ def main(steps: int, seed: int, examples: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=300, help="validation pairs at each level")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     options = parser.parse_args()
     results = main(options.steps, options.seed, options.pairs)
     if options.json:
         print(json.dumps(results))
     print(f"of {results['levels']} noise levels, fused wins {results['won']}, {results['even']} are ties")
     print(f"its smallest lead: {results['closest']:+.4f}")
-    names = ("fused", "image alone", "sound alone", "fused, no image", "fused, no sound")
-    for name in names:
+    for name in ("fused", "image alone", "sound alone", "fused, no image", "fused, no sound"):
         print(f"{name:<16} mean accuracy {np.mean([cell[name] for cell in results['cells']]):.4f}")

@@ -5,7 +5,6 @@
 Loss over the validation split in consecutive windows of the context. The counts alone are not trained.
 """
 
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -20,6 +19,7 @@ from anyformer import api
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.text.ngrams import count_ngrams
 from anyformer.recipes import language, recall
+from bench._common import make_parser
 
 
 def measure_counts(data: str, max_order: int) -> dict[str, Any]:
@@ -34,9 +34,8 @@ def measure_counts(data: str, max_order: int) -> dict[str, Any]:
         labels = batch["labels"].numpy()
         probabilities = counts.probabilities(batch["ids"].numpy())
         is_label = labels != IGNORE_INDEX
-        total -= np.log(
-            np.take_along_axis(probabilities, np.where(is_label, labels, 0)[..., None], -1)[..., 0][is_label]
-        ).sum()
+        chosen = np.take_along_axis(probabilities, np.where(is_label, labels, 0)[..., None], -1)[..., 0]
+        total -= np.log(chosen[is_label]).sum()
         n += int(is_label.sum())
     return {"seconds": round(seconds, 2), "loss": total / n}
 
@@ -71,10 +70,9 @@ def main(data: str, minutes: float, seeds: list[int], as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--data", default="shakespeare")
     parser.add_argument("--minutes", type=float, default=1.0, help="of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     main(options.data, options.minutes, options.seeds, options.json)

@@ -8,7 +8,6 @@ Both sides train the same model for the same number of steps on the same windows
 end of the document included. Lower is better. The seconds of a training step show what the mask costs.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from anyformer.data.text.pairs import read_pairs
 from anyformer.inference.decode import pad_rows
 from anyformer.recipes import language
 from anyformer.training import loop
+from bench._common import make_parser
 
 MODES = ("joined", "apart")
 
@@ -93,22 +93,18 @@ def main(data: str, steps: int, seeds: list[int], vocab_size: int, as_json: bool
         seconds = mean(run["seconds"] for run in runs[mode])
         results[mode] = {"losses": losses, "loss": mean(losses), "stdev": spread, "seconds_per_step": seconds}
         if not as_json:
-            single = ", ".join(f"{loss:.4f}" for loss in losses)
-            print(
-                f"{mode:<8} {mean(losses):.4f} ± {spread:.4f} nats per token ({single}), {seconds * 1e3:.1f} ms a step"
-            )
+            figures = f"{mean(losses):.4f} ± {spread:.4f} nats per token ({', '.join(f'{x:.4f}' for x in losses)})"
+            print(f"{mode:<8} {figures}, {seconds * 1e3:.1f} ms a step")
     if as_json:
         print(json.dumps(results))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--data", default="multi30k", help="a set of pairs, of which the first side is used, or sentence-polarity"
-    )
+    parser = make_parser(__doc__)
+    what = "a set of pairs, of which the first side is used, or sentence-polarity"
+    parser.add_argument("--data", default="multi30k", help=what)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--vocab-size", type=int, default=2048)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     main(options.data, options.steps, options.seeds, options.vocab_size, options.json)

@@ -8,7 +8,6 @@ measured on the same test images. A position tells the model where patches are; 
 belong together. ViT (2010.11929, section 4.3) found that with enough data neither is needed.
 """
 
-import argparse
 import json
 from itertools import product
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from anyformer import api
+from bench._common import make_parser
 from bench.recipes.vision import ImageSplits, measure_accuracy, save_images, split_images
 
 POSITIONS = {"none": "none", "fixed": "sinusoidal", "learned": "learned"}
@@ -90,13 +90,12 @@ SETTINGS = (*POSITIONS, *EDGES)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--data", choices=PRESETS, default="fashion-mnist")
     parser.add_argument("--few", type=int, default=1000, help="images of the small training set")
     parser.add_argument("--minutes", type=float, default=2, help="of each training")
     parser.add_argument("--steps", type=int, help="of each training, instead of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     options = parser.parse_args()
     budget = {"minutes": options.minutes} if options.steps is None else {"train": {"steps": options.steps}}
     cells = measure_cells(options.data, options.few, budget, options.seeds)

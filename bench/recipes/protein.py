@@ -6,7 +6,6 @@ Sequences nearly identical to training sequences are not in the validation split
 lower orders, with weights fitted on a tenth of the training split; ours reads both sides of a hidden residue.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from anyformer import api
 from anyformer.recipes import masked
+from bench._common import make_parser
 
 MAX_ORDER = 3
 
@@ -76,10 +76,9 @@ def main(minutes: float, seed: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     results = main(options.minutes, options.seed)
     if options.json:

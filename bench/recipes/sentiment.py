@@ -7,7 +7,6 @@ One fixed split (80/10/10 of each class), accuracy on the test split, all in one
 and Lee 2005).
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from anyformer import api
 from anyformer.data.text import labeled
 from anyformer.training import loop
+from bench._common import make_parser
 
 DATA = "sentence-polarity"
 
@@ -79,12 +79,11 @@ def measure_ours(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20, help="of pretraining on novels")
     parser.add_argument("--reader", type=Path, help="a run of --preset novels to use instead of pretraining")
     parser.add_argument("--minilm", type=Path, help="a folder with MiniLM's weights (make weights)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     options = parser.parse_args()
     results: dict[str, Any] = {"TF-IDF and regression": measure_tfidf()}
     print(f"{'TF-IDF and regression':<24} {results['TF-IDF and regression']}", flush=True)

@@ -9,7 +9,6 @@ chosen. Strings are concatenated test clips, with up to half a second of silence
 louder.
 """
 
-import argparse
 import csv
 import json
 import time
@@ -26,6 +25,7 @@ from sklearn.svm import SVC
 from anyformer import api
 from anyformer.data.audio import datasets as audio_sets
 from anyformer.data.audio import features
+from bench._common import make_parser
 
 VAL_TAKES, N_TEST_TAKES = (5, 6), 5  # takes for validation; takes below this are the test split
 MINUTES = {"digits": 4.0, "strings": 20.0}  # by preset
@@ -71,9 +71,8 @@ def measure_svm(table: dict[str, Path], seed: int) -> dict[str, Any]:
     x, y = np.stack([mfcc(clips.read_clip(i)) for i in range(len(clips.texts))]), np.array(clips.texts)
     candidates = []
     for strength in (1.0, 3.0, 10.0, 30.0, 100.0):
-        model = make_pipeline(StandardScaler(), SVC(C=strength, random_state=seed)).fit(
-            x[~clips.is_val], y[~clips.is_val]
-        )
+        model = make_pipeline(StandardScaler(), SVC(C=strength, random_state=seed))
+        model.fit(x[~clips.is_val], y[~clips.is_val])
         candidates.append((model.score(x[clips.is_val], y[clips.is_val]), -strength, model))
     _, strength, model = max(candidates, key=lambda candidate: candidate[:2])
     accuracy = model.score(np.stack([mfcc(test.read_clip(i)) for i in range(len(test.texts))]), np.array(test.texts))
@@ -87,18 +86,16 @@ def compare(presets: list[str], minutes: float | None, seed: int, out: Path | No
         for preset in presets:
             if preset == "digits":
                 results["digits: MFCC and SVM"] = measure_svm(table, seed)
-            results[f"{preset}: ours"] = measure_ours(
-                preset, minutes or MINUTES[preset], table, out or Path(folder), seed
-            )
+            budget = minutes or MINUTES[preset]
+            results[f"{preset}: ours"] = measure_ours(preset, budget, table, out or Path(folder), seed)
     return results
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--only", choices=MINUTES, help="digits or strings; by default both")
     parser.add_argument("--minutes", type=float, help="of each training; by default 4 and 20")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     parser.add_argument("--out", type=Path, help="keep the runs here")
     options = parser.parse_args()
     results = compare([options.only] if options.only else list(MINUTES), options.minutes, options.seed, options.out)

@@ -7,7 +7,6 @@ Both use the same training and test images. A tenth of the training images is th
 and the regularization of the SVM and the best checkpoint are chosen. HOG is of Dalal and Triggs (2005).
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from sklearn.svm import LinearSVC
 from anyformer import api, recipe
 from anyformer.recipes import vision
 from anyformer.recipes.vision import predict_probabilities
+from bench._common import make_parser
 
 SETS = {"digits": ("digits", 1.0), "fashion-mnist": ("small", 15.0), "cifar10": ("cifar10", 30.0)}  # preset, minutes
 CELL_SIZES = {8: (2, 4), 28: (4, 7), 32: (4, 8)}  # pixels of a HOG cell, by image height
@@ -59,9 +59,8 @@ def split_images(name: str, preset: str, images: int | None = None) -> ImageSpli
     order = np.random.default_rng(0).permutation(dataset.split("train"))
     n_val = len(order) // 10 if images is None else max(500, images // 10)
     train = order[n_val:] if images is None else order[n_val : n_val + images]
-    return ImageSplits(
-        dataset.pixels, dataset.labels, dataset.classes, np.sort(train), np.sort(order[:n_val]), dataset.split("val")
-    )
+    splits = np.sort(train), np.sort(order[:n_val]), dataset.split("val")
+    return ImageSplits(dataset.pixels, dataset.labels, dataset.classes, *splits)
 
 
 # --- ours ---
@@ -71,9 +70,8 @@ def save_images(splits: ImageSplits, path: Path) -> Path:
     """Save the training and validation images, the latter marked."""
     indices = np.concatenate([splits.train, splits.val])
     is_test = np.arange(len(indices)) >= len(splits.train)
-    np.savez(
-        path, images=splits.pixels[indices], labels=splits.labels[indices], is_test=is_test, classes=splits.classes
-    )
+    arrays = {"images": splits.pixels[indices], "labels": splits.labels[indices], "classes": splits.classes}
+    np.savez(path, is_test=is_test, **arrays)
     return path
 
 
@@ -91,13 +89,8 @@ def measure_ours(
     run = out or folder / "run"
     model = api.train("vision", preset, data=str(data), minutes=minutes, out=run, train={"seed": seed})
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    facts = {"preset": preset, "steps": json.loads((run / "result.json").read_text())["step"]}
-    return {
-        "accuracy": measure_accuracy(model, splits),
-        **facts,
-        "parameters": parameters,
-        "seconds": time.monotonic() - start,
-    }
+    facts = {"preset": preset, "steps": json.loads((run / "result.json").read_text())["step"], "parameters": parameters}
+    return {"accuracy": measure_accuracy(model, splits), **facts, "seconds": time.monotonic() - start}
 
 
 # --- HOG and SVM ---
@@ -119,14 +112,7 @@ def extract_features(image: np.ndarray, cell: int) -> np.ndarray:
     )
     bins = 4 if is_color else 16
     codes = (image.astype(np.int64) * bins // 256) @ (bins ** np.arange(image.shape[2]))
-    half_height, half_width = (n // 2 for n in codes.shape)
-    regions = [
-        codes,
-        codes[:half_height, :half_width],
-        codes[:half_height, half_width:],
-        codes[half_height:, :half_width],
-        codes[half_height:, half_width:],
-    ]
+    regions = [codes, *(part for half in np.array_split(codes, 2) for part in np.array_split(half, 2, axis=1))]
     counts = [np.bincount(region.ravel(), minlength=bins ** image.shape[2]) / region.size for region in regions]
     return np.concatenate([gradients, np.sqrt(np.concatenate(counts))]).astype(np.float32)
 
@@ -165,9 +151,8 @@ def compare(
         sizes = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
         results[name] = {"images": sizes, "HOG, color, SVM": measure_svm(splits, seed)}
         with TemporaryDirectory() as folder:
-            results[name]["ours"] = measure_ours(
-                splits, preset, minutes or default_minutes, seed, Path(folder), out and out / name
-            )
+            budget, run = minutes or default_minutes, out and out / name
+            results[name]["ours"] = measure_ours(splits, preset, budget, seed, Path(folder), run)
         print(f"{name}: {sizes}", flush=True)
         for method in ("HOG, color, SVM", "ours"):
             result = results[name][method]
@@ -176,12 +161,11 @@ def compare(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--minutes", type=float, help="of training, for each set; by default 1, 15 and 30")
     parser.add_argument("--images", type=int, help="training images; by default all")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     parser.add_argument("--out", type=Path, help="keep the runs here, one for each set")
     options = parser.parse_args()
     results = compare(options.sets, options.minutes, options.images, options.seed, options.out)

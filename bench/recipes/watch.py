@@ -7,7 +7,6 @@ Accuracy on windows of two seconds of people that were not trained on; both trai
 last checkpoint: nothing is chosen on the held-out person. The set is of Burns et al. (2018, 1802.01489).
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -18,12 +17,12 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, f1_score
 
-from anyformer import api
 from anyformer.labs import field_importance
 from anyformer.recipes import multimodal
-from anyformer.training import checkpoints
+from bench._common import make_parser, train_to_end
 
 RATE = 50  # readings a second
+FIELDS = ("accelerations", "rotations")
 
 
 def extract_features(window: np.ndarray) -> np.ndarray:
@@ -57,19 +56,11 @@ def measure_forest(config: Any, seed: int) -> dict[str, float]:
 
 def measure_ours(config: Any, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     start = time.monotonic()
-    train = {"steps": steps, "seed": seed, "eval_every": steps, "save_every": steps, "device": "cpu"}
-    api.train("multimodal", "watch", fold=config.fold, out=folder, train=train)
-    last = checkpoints.find_latest(folder / "checkpoints")
-    assert last is not None
-    model = api.load(last, "cpu")
-    metrics = model.evaluate()
-    fields = field_importance.measure(model)["fields"]
-    fields_worth = {
-        name: {key: fields[name][key] for key in ("without", "only")} for name in ("accelerations", "rotations")
-    }
-    return {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"], "worth": fields_worth} | {
-        "seconds": round(time.monotonic() - start, 1)
-    }
+    model = train_to_end("multimodal", "watch", folder, steps, seed, fold=config.fold)
+    metrics, fields = model.evaluate(), field_importance.measure(model)["fields"]
+    scores: dict[str, Any] = {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]}
+    scores["worth"] = {name: {how: fields[name][how] for how in ("without", "only")} for name in FIELDS}
+    return scores | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def main(folds: list[int], steps: int, seed: int) -> dict[str, Any]:
@@ -86,18 +77,17 @@ def main(folds: list[int], steps: int, seed: int) -> dict[str, Any]:
     }
     worth_means = {
         f"ours, {name} {how}": float(np.mean([run["worth"][name][how] for run in results["ours"]]))
-        for name in ("accelerations", "rotations")
+        for name in FIELDS
         for how in ("only", "without")
     }
     return {"mean": means, "worth": worth_means, "folds": folds, "steps": steps, **results}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(1, 11)))
     parser.add_argument("--steps", type=int, default=multimodal.PRESETS["watch"].train.steps)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     options = parser.parse_args()
     summary = main(options.folds, options.steps, options.seed)
     if options.json:

@@ -30,8 +30,7 @@ from anyformer.recipes.language import scaling
 def measure_size(data: str, size: int, minutes: float, tokenizer: str, vocab_size: int, seed: int) -> dict[str, Any]:
     config = language.Config(data=data, tokenizer=tokenizer, vocab_size=vocab_size)
     corpus = language.load_corpus(config)
-    config = replace(config, train=replace(config.train, seed=seed))
-    config = scaling.resize(config, *scaling.SIZES[size])
+    config = scaling.resize(replace(config, train=replace(config.train, seed=seed)), *scaling.SIZES[size])
     with TemporaryDirectory() as folder:
         model = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **to_json(config))
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
@@ -58,9 +57,8 @@ def fit_law(points: list[dict[str, Any]], floor: float) -> Iterator[str]:
         ratios = []
         for point in points:
             statistics = scaling.TextStatistics(point["difficulty"], point["unique"], point["vocab"])
-            ratios.append(
-                scaling.predict_loss(statistics, point["parameters"], point["tokens"], floor, *law) / point["loss"]
-            )
+            loss = scaling.predict_loss(statistics, point["parameters"], point["tokens"], floor, *law)
+            ratios.append(loss / point["loss"])
         return np.log(ratios)
 
     initial = np.array(scaling.LAW[1:])

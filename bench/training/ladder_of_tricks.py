@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 from anyformer import api
 from anyformer.model.kernels import sdpa
+from bench._common import make_parser
 
 COUNTS_RUNG = "with n-gram counts"
 MUON = {"optimizer": "muon", "lr": 4e-3, "warmup": 20, "weight_decay": 0.01, "clip": 0.0}
@@ -87,11 +88,10 @@ def main(rungs: Iterable[tuple[str, str, dict[str, Any]]], options: argparse.Nam
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--data", default="shakespeare")
     parser.add_argument("--minutes", type=float, default=1.0, help="of training, for each rung and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     rungs = [name for name in RUNGS if name != COUNTS_RUNG]
     parser.add_argument("--without", nargs="+", metavar="RUNG", choices=rungs, default=[])
     parser.add_argument("--with", nargs="+", metavar="CHANGE", choices=REJECTED, default=[], dest="added")

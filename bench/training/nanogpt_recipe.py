@@ -5,7 +5,6 @@
 The loss is over the validation split at context 64, in consecutive windows, for both.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,7 +17,15 @@ from statistics import mean
 import torch
 
 from anyformer.data.text.prepare import Corpus, prepare_corpus
-from bench._common import find_shakespeare, import_nanogpt, make_parser, print_report, split_loss, write_nanogpt_data
+from bench._common import run_training
+from bench._nanogpt import (
+    find_shakespeare,
+    import_nanogpt,
+    make_nanogpt_parser,
+    print_report,
+    split_loss,
+    write_nanogpt_data,
+)
 
 RECIPE = (  # nanoGPT's README, "I only have a macbook (or other cheap computer)"
     "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "
@@ -45,17 +52,8 @@ def train_nanogpt(checkout: Path, scratch: Path, corpus: Corpus, steps: int, see
     return seconds, split_loss(gpt, corpus.split("val"), 64)
 
 
-def train_anyformer(text: Path, scratch: Path, steps: int, seed: int) -> tuple[float, float]:
-    """Return (seconds, loss) of anyformer."""
-    command = [sys.executable, "-m", "anyformer", "train", "language", "--preset", "nanogpt-cpu", "--json"]
-    command += ["--data", str(text), "--steps", str(steps), "--seed", str(seed), "--out", str(scratch / "run")]
-    start = time.perf_counter()
-    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return time.perf_counter() - start, json.loads(process.stdout)["val_loss"]
-
-
 def main() -> None:
-    parser = make_parser(__doc__.splitlines()[0])
+    parser = make_nanogpt_parser(__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one training of each for each seed")
     options = parser.parse_args()
@@ -65,7 +63,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
             os.environ["ANYFORMER_CACHE"] = str(scratch / "cache")  # empty, so that preparing the text counts
-            runs[0].append(train_anyformer(text, scratch, options.steps, seed))
+            flags = ("--data", text, "--steps", options.steps, "--seed", seed)
+            ours = run_training("language", "nanogpt-cpu", scratch / "run", *flags)
+            runs[0].append((ours["seconds"], ours["loss"]))
             runs[1].append(train_nanogpt(options.nanogpt, scratch, prepare_corpus(str(text)), options.steps, seed))
         rows[f"seed {seed}: wall time"] = (runs[0][-1][0], runs[1][-1][0], "s")
         rows[f"seed {seed}: loss, validation split"] = (runs[0][-1][1], runs[1][-1][1], "nats")

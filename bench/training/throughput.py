@@ -20,18 +20,17 @@ import torch
 from anyformer import recipe
 from anyformer.recipes import language
 from anyformer.training import loop
-from anyformer.training.device import autocast
 from anyformer.training.hardware import measure_matmul_gflops
-from bench._common import import_nanogpt, make_parser
+from bench import _nanogpt as nanogpt
 
 BATCH = {"nanogpt-cpu": 12, "nanogpt-gpu": 16}  # small enough for a small machine
 WARMUP_STEPS = 4  # not measured
 
 
-def make_config(preset: str, batch: int, dtype: str, compile_model: bool) -> Any:
-    preset_config = recipe.get_preset(recipe.load_recipe("language"), preset)
-    train = {"steps": 1 << 30, "eval_every": 1 << 30, "batch": batch, "dtype": dtype, "compile": compile_model}
-    return replace(preset_config, train=replace(preset_config.train, **train))
+def make_config(preset: str, batch: int, dtype: str, compile_model: bool) -> language.Config:
+    config = language.PRESETS[preset]
+    train = {"steps": 1 << 30, "eval_every": 1 << 30, "batch": batch, "device": "cpu"}
+    return replace(config, train=replace(config.train, dtype=dtype, compile=compile_model, **train))
 
 
 def step_anyformer(config: Any) -> Iterator[float]:
@@ -42,19 +41,9 @@ def step_anyformer(config: Any) -> Iterator[float]:
 
 def step_nanogpt(module: Any, config: Any) -> Iterator[float]:
     """Yield the same of nanoGPT's loop on the same batches: each step of its train.py, except for loading the batch."""
-    torch.manual_seed(config.train.seed)
-    shape, vocab = config.model, language.load_corpus(config).tokenizer.vocab_size
-    sizes = {"n_layer": shape.n_layer, "n_head": shape.n_head, "n_embd": shape.dim, "block_size": shape.context}
-    model = module.GPT(module.GPTConfig(**sizes, vocab_size=vocab, dropout=shape.dropout, bias=shape.bias))
-    optimizer = model.configure_optimizers(config.train.weight_decay, config.train.lr, (0.9, config.train.beta2), "cpu")
-    forward = torch.compile(model) if config.train.compile else model
-    for batch, _ in language.batches(config, "train"):
-        with autocast(torch.device("cpu"), getattr(torch, config.train.dtype)):
-            _, loss = forward(batch["ids"], batch["labels"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    vocab_size, batches = language.load_corpus(config).tokenizer.vocab_size, language.batches(config, "train")
+    backend = "inductor" if config.train.compile else None
+    for loss in nanogpt.step_nanogpt(module, config, vocab_size, batches, backend):
         loss.item()
         yield time.perf_counter()
 
@@ -79,14 +68,6 @@ def measure_waiting(config: Any) -> float:
     return (time.perf_counter() - start) / 200
 
 
-def count_flops(config: Any) -> float:
-    """Return the FLOPs per token, forward and backward."""
-    with torch.device("meta"):
-        model = language.build(config)
-    weights = sum(p.numel() for name, p in model.named_parameters() if "position" not in name)
-    return 6 * weights + 12 * config.model.n_layer * config.model.dim * config.model.context
-
-
 def measure(
     module: Any, preset: str, compile_model: bool, min_seconds: float, ceilings: dict[str, float]
 ) -> dict[str, Any]:
@@ -96,7 +77,7 @@ def measure(
         tokens = config.train.batch * config.model.context
         for name, steps in (("nanoGPT", step_nanogpt(module, config)), ("anyformer", step_anyformer(config))):
             speed = tokens / time_step(steps, min_seconds)
-            share = speed * count_flops(config) / 1e9 / ceilings[dtype]
+            share = speed * nanogpt.count_flops(config) / 1e9 / ceilings[dtype]
             results[f"{name} {dtype}"] = {"tokens_per_second": speed, "share_of_ceiling": share}
             setting = f"{preset}, batch {config.train.batch}: {name:<9} {dtype:<8}"
             print(f"{setting} {speed:>9,.0f} tokens/s, {share:.0%} of ceiling")
@@ -104,25 +85,21 @@ def measure(
     print(f"{preset}: {results['waiting_for_data']:.2%} of an update is waiting for data")
     fastest = max(results[f"anyformer {dtype}"]["tokens_per_second"] for dtype in ceilings)
     results["ratios"] = {f"to nanoGPT {d}": fastest / results[f"nanoGPT {d}"]["tokens_per_second"] for d in ceilings}
-    print(
-        f"{preset}: " + ", ".join(f"{ratio:.2f} times {label[3:]}" for label, ratio in results["ratios"].items()),
-        flush=True,
-    )
+    ratios = ", ".join(f"{ratio:.2f} times {label[3:]}" for label, ratio in results["ratios"].items())
+    print(f"{preset}: {ratios}", flush=True)
     return results
 
 
 if __name__ == "__main__":
-    parser = make_parser((__doc__ or "").splitlines()[0])
+    parser = nanogpt.make_nanogpt_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=BATCH, default=list(BATCH))
     parser.add_argument("--compile", action="store_true", help="torch.compile both")
     parser.add_argument("--patience", type=float, default=10.0, help="seconds of each measurement")
     options = parser.parse_args()
     ceilings = {dtype: measure_matmul_gflops("cpu", dtype) for dtype in ("float32", "bfloat16")}
-    print(
-        f"{torch.get_num_threads()} threads, ceilings: "
-        + ", ".join(f"{d} {g:,.0f} GFLOP/s" for d, g in ceilings.items())
-    )
-    module = import_nanogpt(options.nanogpt)
+    speeds = ", ".join(f"{dtype} {gflops:,.0f} GFLOP/s" for dtype, gflops in ceilings.items())
+    print(f"{torch.get_num_threads()} threads, ceilings: {speeds}")
+    module = nanogpt.import_nanogpt(options.nanogpt)
     results = {shape: measure(module, shape, options.compile, options.patience, ceilings) for shape in options.shapes}
     if options.json:
         print(json.dumps({"ceilings": ceilings, "threads": torch.get_num_threads(), **results}))

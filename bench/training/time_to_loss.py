@@ -12,10 +12,8 @@ split in consecutive windows, each at its own context: nanoGPT's recipe has 64 t
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,7 +21,8 @@ from typing import Any
 from anyformer.data.io.resolve import resolve
 from anyformer.data.text.prepare import prepare_corpus
 from anyformer.data.text.read import read_pieces
-from bench._common import make_parser
+from bench._common import run_training
+from bench._nanogpt import make_nanogpt_parser
 from bench.training.nanogpt_recipe import train_nanogpt
 
 METHODS = {  # recipe, preset
@@ -49,37 +48,25 @@ def prepare_text(data: str, megabytes: float | None, folder: Path) -> str:
     return str(path)
 
 
-def train_anyformer(recipe: str, preset: str, flags: list[str], seed: int, scratch: Path) -> dict[str, float]:
-    """Return seconds of the process, loss and steps."""
-    os.environ["ANYFORMER_CACHE"] = str(scratch / "cache")
-    command = [sys.executable, "-m", "anyformer", "train", recipe, "--preset", preset, "--seed", str(seed), "--json"]
-    start = time.perf_counter()
-    process = subprocess.run([*command, *flags, "--out", str(scratch / "run")], check=True, stdout=subprocess.PIPE)
-    seconds, result = time.perf_counter() - start, json.loads(process.stdout)
-    return {"seconds": seconds, "loss": result["val_loss"], "steps": result["step"]}
-
-
 def measure_seed(options: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     results = {}
     with tempfile.TemporaryDirectory() as name:
         text = prepare_text(options.data, options.megabytes, Path(name))
-        flags = ["--data", text, "--tokenizer", options.tokenizer, "--vocab-size", str(options.vocab_size)]
-        counts = ["--counts", str(options.counts)]
+        flags = ["--data", text, "--tokenizer", options.tokenizer, "--vocab-size", options.vocab_size, "--seed", seed]
+        counts = ["--counts", options.counts]
         if not options.alone:
             corpus = prepare_corpus(text, options.tokenizer, options.vocab_size)
             seconds, loss = train_nanogpt(options.nanogpt, Path(name), corpus, 2000, seed)
             results["nanoGPT"] = {"seconds": seconds, "loss": loss, "steps": 2000}
         for method in options.sides:
             with tempfile.TemporaryDirectory() as scratch:
-                results[method] = train_anyformer(
-                    *METHODS[method], flags + counts * (METHODS[method][0] == "recall"), seed, Path(scratch)
-                )
+                recipe, preset = METHODS[method]
+                os.environ["ANYFORMER_CACHE"] = str(Path(scratch) / "cache")
+                more_flags = counts if recipe == "recall" else []
+                results[method] = run_training(recipe, preset, Path(scratch) / "run", *flags, *more_flags)
     for method, result in results.items():
-        print(
-            f"seed {seed}  {method:<24} {result['seconds']:>7.1f} s   loss {result['loss']:.4f}",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"seed {seed}  {method:<24} {result['seconds']:>7.1f} s   loss {result['loss']:.4f}"
+        print(line, file=sys.stderr, flush=True)
     return results
 
 
@@ -92,7 +79,7 @@ def print_summary(runs: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = make_parser((__doc__ or "").splitlines()[0])
+    parser = make_nanogpt_parser(__doc__)
     parser.add_argument("--data", default="shakespeare")
     parser.add_argument("--megabytes", type=float, help="of the beginning of the data; by default all")
     parser.add_argument("--tokenizer", choices=("char", "byte", "bpe"), default="char")
