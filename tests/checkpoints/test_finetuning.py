@@ -13,6 +13,8 @@ from anyformer.trained_model import export_checkpoint, import_checkpoint
 from cli_kit import read_folder
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat\nthen the rat ran at the bat\n" * 30
+NUMBERS = [str(i * 7919 % 10**6) for i in range(300)]
+FILES = {"text.txt": TEXT, "pairs.tsv": "".join(f"{number}\t{number[::-1]}\n" for number in NUMBERS)}
 SIZES = {"dim": 32, "n_layer": 2, "n_head": 2, "mlp_dim": 48, "context": 32}
 STACKS = {stack: {"dim": 32, "n_layer": 1, "n_head": 2, "mlp_dim": 48} for stack in ("encoder", "decoder")}
 WHISPER = {"prompt": "3 1", "pad_to_context": True, "encoder": STACKS["encoder"] | {"context": 100}}
@@ -20,19 +22,25 @@ FEW = {"steps": 2, "batch": 4, "accumulate": 1, "eval_every": 1, "save_every": 1
 FEW |= {"device": "cpu", "dtype": "float32"}
 UNCHANGED = {"lr": 1e-12, "warmup": 0, "weight_decay": 0}
 
-# Family -> recipe, preset, fields of the config, data ("TEXT": a file with it), a request.
+# Family -> recipe, preset, fields of the config, data (one of FILES or the name of a set), a request.
 FAMILIES: dict[str, tuple[str, str, dict[str, Any], str, dict[str, Any]]] = {
-    "gpt2": ("language", "nanogpt-cpu", {"tokenizer": "char", "model": SIZES}, "TEXT", {"prompt": "the cat"}),
-    "llama": ("language", "llama", {"tokenizer": "bpe", "vocab_size": 280, "model": SIZES}, "TEXT", {"prompt": "a"}),
-    "qwen3": ("language", "small", {"tokenizer": "byte", "model": SIZES}, "TEXT", {"prompt": "the cat"}),
+    "gpt2": ("language", "nanogpt-cpu", {"tokenizer": "char", "model": SIZES}, "text.txt", {"prompt": "the cat"}),
+    "llama": (
+        "language",
+        "llama",
+        {"tokenizer": "bpe", "vocab_size": 280, "model": SIZES},
+        "text.txt",
+        {"prompt": "a"},
+    ),
+    "qwen3": ("language", "small", {"tokenizer": "byte", "model": SIZES}, "text.txt", {"prompt": "the cat"}),
     "bert": (
         "masked",
         "bert",
         {"tokenizer": "char", "val_fraction": 0.2, "padded_vocab": 48, "model": SIZES},
-        "TEXT",
+        "text.txt",
         {"input": "the c[MASK]t"},
     ),
-    "t5": ("translation", "t5", {"tokenizer": "char", "start": 10, "end": 10, **STACKS}, "reverse", {"input": "314"}),
+    "t5": ("translation", "t5", {"tokenizer": "char", "start": 10, "end": 10, **STACKS}, "pairs.tsv", {"input": "314"}),
     "vit": ("vision", "tiny", {}, "digits", {}),
     "whisper": ("speech", "tiny", WHISPER | {"decoder": STACKS["decoder"]}, "tones", {}),
     "decision_transformer": ("control", "tiny", {}, "line", {}),
@@ -44,8 +52,9 @@ class Imported:
 
     def __init__(self, family: str, folder: Path):
         self.recipe, preset, fields, data, self.request = FAMILIES[family]
-        (folder / "text.txt").write_text(TEXT)
-        self.folder, self.data = folder, str(folder / "text.txt") if data == "TEXT" else data
+        for name, text in FILES.items():
+            (folder / name).write_text(text)
+        self.folder, self.data = folder, str(folder / data) if data in FILES else data
         self.first = anyformer.train(self.recipe, preset, out=folder / "first", data=self.data, train=FEW, **fields)
         export_checkpoint(folder / "first", "hf", folder / "public")
         assert json.loads((folder / "public" / "config.json").read_text())["model_type"] == family

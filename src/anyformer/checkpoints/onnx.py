@@ -52,7 +52,7 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     is_large = sum(tensor.nbytes for tensor in collect_tensors(model).values()) > MAX_SINGLE_FILE_BYTES
     with atomic_directory(folder) as temporary:
         path = temporary / "model.onnx"
-        with silence():
+        with silence(), torch.no_grad():
             program = trace(graph, model)
             metadata = {"recipe": recipe_name(recipe), "longest": dict(graph.max_lengths)}
             program.model.metadata_props["anyformer"] = json.dumps(metadata)
