@@ -70,8 +70,7 @@ class AudioDataset:
 def load_audio(data: str, val_fraction: float = 0.1, skip_broken: bool = False) -> AudioDataset:
     """Load the clips of a table of files or of a named set. Raises InputError.
 
-    Where the data name no split, `val_fraction` of the clips are for validation. With `skip_broken`, files that cannot
-    be read are left out and counted.
+    Where the data name no split, `val_fraction` of the clips are for validation. `skip_broken`: leave out broken files.
     """
     if data == "tones" and not Path(data).exists():
         return load_tones()

@@ -16,10 +16,7 @@ AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
 
 def read_blocks(path: Path) -> Iterator[np.ndarray]:
-    """Yield the samples of a sound file, mono at 16 kHz, float32, in blocks.
-
-    Raises InputError where the file is missing, not a sound, cut short, empty, or holds values that are not finite.
-    """
+    """Yield the samples of a sound file, mono at 16 kHz, float32, in blocks. Raises InputError for a damaged file."""
     message = "sound files need soundfile and soxr: pip install 'anyformer[audio]'"
     soundfile, soxr = import_optional("soundfile", message), import_optional("soxr", message)
     if not path.is_file():

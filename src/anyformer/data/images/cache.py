@@ -47,10 +47,7 @@ def load_images(
     val_fraction: float = 0.1,
     skip_unreadable: bool = False,
 ) -> ImageDataset:
-    """Load the images of a path or of a named set. Raises InputError.
-
-    For validation, the data's own split (val or test) is used; without one, a fixed random `val_fraction`.
-    """
+    """Load the images of a path or of a named set; `val_fraction` is for data without a split. Raises InputError."""
     source = open_images(data)
     content, shape = source.sha256(), (len(source), height, width, channels)
     key = f"{FORMAT_VERSION} {content} {shape} {resample} {skip_unreadable}"

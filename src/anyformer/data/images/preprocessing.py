@@ -17,7 +17,6 @@ from .cache import ImageDataset
 from .read import Resample
 
 MAX_FILE_BYTES = 16 << 20
-MAX_MEASURED_IMAGES = 10_000
 MAX_EXAMPLES, MAX_EXAMPLE_BYTES = 8, 64 << 10  # images kept in preprocessing.json, and bytes of all of them
 
 
@@ -55,10 +54,9 @@ def uniform_preprocessor(value: float, channels: int) -> ImagePreprocessor:
 
 
 def fit_preprocessor(dataset: ImageDataset) -> ImagePreprocessor:
-    """Build a preprocessor with the mean and deviation (1 for a constant) of each channel, over at most
-    `MAX_MEASURED_IMAGES` training images, evenly spaced."""
+    """Build a preprocessor with the mean and deviation (1 for a constant) of the channels of 10,000 training images."""
     train = dataset.split("train")
-    indices = train[:: math.ceil(len(train) / MAX_MEASURED_IMAGES)]
+    indices = train[:: math.ceil(len(train) / 10_000)]  # evenly spaced
     total, square, count = 0.0, 0.0, 0
     for start in range(0, len(indices), 256):
         x = dataset.pixels[indices[start : start + 256]].astype(np.float64) / 255

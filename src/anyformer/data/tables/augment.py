@@ -30,10 +30,8 @@ def add_noise(schema: Schema, batch: Batch, scale: float, rng: np.random.Generat
 
 
 def stretch_time(schema: Schema, batch: Batch, max_change: float, rng: np.random.Generator) -> Batch:
-    """Play the series of each row faster or slower, all by one factor of up to 1 + max_change.
-
-    A slower series is cut to its length; a faster one is shorter, and what is left of the time is missing.
-    """
+    """Play the series of each row faster or slower, all by one factor of up to 1 + max_change. A slower series is cut
+    to its length; a faster one ends in missing readings."""
     rows = len(batch["present"])
     speed = (1 + max_change) ** rng.uniform(-1, 1, rows)
     delay = rng.random(rows) * np.maximum(0, 1 - speed)

@@ -16,12 +16,10 @@ Batch = dict[str, np.ndarray]
 
 
 def value_key(field: Field) -> str:
-    """Return the batch key of the values of a field."""
     return f"value of {field.name}"
 
 
 def label_key(target: Target) -> str:
-    """Return the batch key of the labels of a target."""
     return f"labels/{target.name}"
 
 

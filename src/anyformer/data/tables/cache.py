@@ -105,10 +105,7 @@ def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDa
 
 
 def collect_vocabularies(table: Table, schema: Schema) -> dict[str, dict[str, Any]]:
-    """Return the sorted values of each category and class, and the tokenizer of each text.
-
-    Raises InputError where the table lacks a column of the schema, or a class has one value.
-    """
+    """Return the sorted values of each category and class, and the tokenizer of each text. Raises InputError."""
     columns, values, texts = scan_columns(table, schema)
     for name in (*(column.name for column in schema.columns), *filter(None, (schema.group, schema.split))):
         if name not in columns:

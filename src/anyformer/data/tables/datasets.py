@@ -131,10 +131,8 @@ def open_breast_cancer() -> Table:
 
 
 def open_spoken_digits() -> Table:
-    """Pair each clip of fsdd with three of MNIST's test images of its digit; with one for validation.
-
-    fsdd's official test part is for validation. No image is in both splits.
-    """
+    """Pair each clip of fsdd with three of MNIST's test images of its digit; of fsdd's test part, which is for
+    validation, with one. No image is in both splits."""
     clips, images = resolve("fsdd"), resolve("mnist-t10k")
     return build_table("spoken-digits", lambda: pair_digits(clips, *images), SPOKEN_DIGITS, *clips, *images)
 

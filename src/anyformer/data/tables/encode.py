@@ -33,11 +33,8 @@ def encode_missing(field: Field) -> Encoded:
 def encode_value(field: Field, value: Any, place: str, folder: Path = Path(), lenient: bool = False) -> Encoded:
     """Encode a value of a field; `place` names its row in messages, and relative paths start from `folder`.
 
-    With `lenient`, readings that are not finite become NaN.
-
-    Raises:
-        DamagedValueError: numbers that are not finite, or a file that cannot be read.
-        InputError: any other value that does not fit the field.
+    With `lenient`, readings that are not finite become NaN. Raises DamagedValueError for numbers that are not finite
+    and for files that cannot be read, InputError for any other value that does not fit the field.
     """
     if is_missing(value):
         return encode_missing(field)

@@ -35,12 +35,8 @@ def infer_missing_schema(data: str, schema: str, target: str) -> Schema | None:
 
 
 def resolve_schema(data: str, schema: str, target: str) -> Schema:
-    """Return the schema of a table.
-
-    Args:
-        schema: own, inferred, or a schema.toml or schema.json (its path, or its content).
-        target: the target columns of an inferred schema, with commas between.
-    """
+    """Return the schema of a table: its own, one that is inferred for the columns in `target` (with commas between), or
+    that of a schema.toml or schema.json, by its path or its content."""
     inferred = infer_missing_schema(data, schema, target)
     return inferred or load_schema(open_table(data).schema if schema == "own" else schema)
 

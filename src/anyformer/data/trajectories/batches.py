@@ -9,11 +9,8 @@ from .read import Trajectories
 
 
 def build_windows(data: Trajectories, starts: np.ndarray, context: int) -> dict[str, np.ndarray]:
-    """Cut windows of `context` steps that begin at `starts` (B,).
-
-    Returns state (B, K, S), action (B, K[, A]), return_to_go (B, K, 1), timestep (B, K), and real (B, K) bool: False
-    past the end of an episode, where everything else is 0.
-    """
+    """Cut windows of `context` steps that begin at `starts` (B,): state (B, K, S), action (B, K[, A]), return_to_go
+    (B, K, 1), timestep (B, K), and real (B, K) bool: False past the end of an episode, where everything else is 0."""
     steps = starts[:, None] + np.arange(context)
     ends = data.ends[data.episode_ids[starts]][:, None]
     real = steps < ends

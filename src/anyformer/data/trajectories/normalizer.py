@@ -1,7 +1,7 @@
 """Sizes and normalization of the states and actions of a model, stored beside its weights as space.json."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,19 +74,15 @@ def fit_normalizer(data: Trajectories, normalize: bool) -> TrajectoryNormalizer:
     actions = int(data.actions.max()) + 1 if data.is_discrete else data.actions.shape[1]
     last = min(EXAMPLE_STEPS, int(data.ends[0]))
     example = {"states": data.states[:last], "actions": data.actions[: last - 1], "returns": data.return_to_go[:last]}
-    statistics = {}
-    if normalize:
-        states = data.states.astype(np.float64)
-        statistics = {"mean": states.mean(0), "std": np.maximum(states.std(0), 1e-3)}
-        if not data.is_discrete:
-            statistics["reach"] = np.maximum(np.abs(data.actions).max(0).astype(np.float64), 1e-6)
-    return TrajectoryNormalizer(
-        data.states.shape[1],
-        actions,
-        data.is_discrete,
-        example={name: array.tolist() for name, array in example.items()},
-        **{name: tuple(array.tolist()) for name, array in statistics.items()},
-    )
+    sizes = data.states.shape[1], actions, data.is_discrete
+    normalizer = TrajectoryNormalizer(*sizes, example={name: array.tolist() for name, array in example.items()})
+    if not normalize:
+        return normalizer
+    states, reach = data.states.astype(np.float64), ()
+    if not data.is_discrete:
+        reach = tuple(np.maximum(np.abs(data.actions).max(0).astype(np.float64), 1e-6).tolist())
+    std = tuple(np.maximum(states.std(0), 1e-3).tolist())
+    return replace(normalizer, mean=tuple(states.mean(0).tolist()), std=std, reach=reach)
 
 
 def load_normalizer(text: str) -> TrajectoryNormalizer:

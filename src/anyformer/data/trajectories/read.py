@@ -28,12 +28,8 @@ MINARI_PREFIX = "minari:"
 
 
 class Trajectories:
-    """Episodes, one after the other. Raises InputError where the arrays do not fit together.
-
-    Shapes:
-        states (N, S) float32; actions (N,) int64 from 0 on where they are discrete, else (N, A) float32; rewards (N,)
-        float32; ends (E,) int64, the step after the last of each episode
-    """
+    """Episodes, one after the other: states (N, S) float32, actions (N,) int64 from 0 on or (N, A) float32, rewards
+    (N,) float32, and ends (E,) int64, the step after the last of each. Raises InputError where they do not fit."""
 
     def __init__(self, states: np.ndarray, actions: np.ndarray, rewards: np.ndarray, ends: np.ndarray):
         check_arrays(states, actions, rewards, ends)
