@@ -192,9 +192,6 @@ def test_data_that_change_while_they_are_read(sample, cache, monkeypatch):
 
 
 def test_bad_arguments(sample):
-    for fraction in (-0.1, 1, 1.5):
-        with refuses(f"fraction of {fraction}", "0 <= fraction < 1"):
-            prepare_corpus(sample, val_fraction=fraction)
     with refuses("vocabulary of 9 is too small", "257"):
         prepare_corpus(sample, "bpe", 9)
     with refuses("tokenizer 'chars'", "did you mean 'char'?"):

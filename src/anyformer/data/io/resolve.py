@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ...errors import InputError, suggest
 from ..registry import GENERATED, SETS, DataSet
-from ..text.read import TEXT_EXTENSIONS, is_text_file
+from ..text.read import TEXT_EXTENSIONS
 from .cache import build_directory, cache_dir
 from .checks import BLOCK_BYTES, sha256_file
+from .files import suffix
 
 MAX_BYTES = 1 << 30  # of a download, and of the extracted files of an archive
 TIMEOUT_SECONDS = 10.0
@@ -54,7 +55,7 @@ def locate(name: str) -> str:
 def _list_text_files(folder: Path) -> list[Path]:
     inside = sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts)
     visible = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if files := [path for path in visible if path.is_file() and is_text_file(path)]:
+    if files := [path for path in visible if path.is_file() and suffix(path) in TEXT_EXTENSIONS]:
         return files
     extensions = ", ".join(TEXT_EXTENSIONS)
     raise InputError(f"data '{folder}': no readable file in this folder: it needs {extensions} (or with .gz)")

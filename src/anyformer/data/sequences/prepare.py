@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..io.files import read_lines
-from ..text.prepare import Corpus, check_val_fraction
+from ..text.prepare import Corpus
 from ..tokenizers.base import Characters, Tokenizer
 
 FASTA_EXTENSIONS = (".fasta", ".fa", ".faa", ".fas")  # each also with .gz added
@@ -61,7 +61,6 @@ def prepare_sequences(paths: Sequence[Path], tokenizer: Tokenizer, val_fraction:
 
     A public tokenizer reads residues with spaces between.
     """
-    check_val_fraction(val_fraction)
     sequences = [sequence for path in paths for sequence in read_fasta(path)]
     digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()
     is_val = select_validation(sequences, val_fraction)

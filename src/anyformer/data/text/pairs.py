@@ -58,8 +58,6 @@ def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, sk
         backwards: swap source and target.
         skip_missing: leave out pairs with a missing side; else they are an error.
     """
-    if not 0 < val_fraction < 1:
-        raise InputError(f"a validation fraction of {val_fraction} leaves a part without pairs: 0 < fraction < 1")
     splits: dict[str, list[Pair]] = {}
     missing: list[str] = []  # places of the pairs without one of their sides
     for name, lines in _find_splits(data).items():

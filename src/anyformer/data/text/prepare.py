@@ -68,24 +68,15 @@ def prepare_corpus(data: str, tokenizer: str = "char", vocab_size: int = 1024, v
         val_fraction: the fraction of the tokens, at the end, that is for validation.
     """
     files = _Files(data)
-    check_val_fraction(val_fraction)
     if tokenizer not in tok.KINDS:
         loaded = tok.load_tokenizer(Path(tokenizer))
         # Token ids depend on the vocabulary, and on the end-of-text id, which extra files may change.
         identity = loaded.to_json() + (f"end {loaded.end_id}" if loaded.extra_files else "")
         return replace(_prepare(files, lambda: loaded, identity, val_fraction), tokenizer=loaded)
-    if tokenizer == "bpe":
-        tok.check_vocab_size(vocab_size)
     identity = f"bpe {vocab_size}" if tokenizer == "bpe" else tokenizer
     size = SUBWORD_BLOCK if tokenizer == "bpe" else BLOCK
     make = partial(tok.build_tokenizer, tokenizer, partial(files.read_texts, size), vocab_size)
     return _prepare(files, make, identity, val_fraction)
-
-
-def check_val_fraction(val_fraction: float) -> None:
-    """Raise InputError unless some part is left for training."""
-    if not 0 <= val_fraction < 1:
-        raise InputError(f"a validation fraction of {val_fraction} leaves nothing to train on: 0 <= fraction < 1")
 
 
 class _Files:

@@ -46,11 +46,6 @@ def text_format(path: Path) -> str:
     return suffix(path) if suffix(path) in TEXT_EXTENSIONS else ".txt"
 
 
-def is_text_file(path: Path) -> bool:
-    """Whether the name of a file in a folder says that it holds text."""
-    return path.name.lower().removesuffix(".gz").endswith(TEXT_EXTENSIONS)
-
-
 def read_pieces(paths: Sequence[Path], size: int = PIECE_BYTES) -> Iterator[Piece]:
     """Yield the documents of these files as pieces of at most `size` bytes (at least 4). Raises InputError."""
     size, is_empty = max(size, 4), True  # 4 bytes hold any one character

@@ -43,12 +43,6 @@ def build_tokenizer(spec: str, make_texts: Callable[[], Iterator[str]], vocab_si
     return load_tokenizer(Path(spec))
 
 
-def check_vocab_size(vocab_size: int) -> None:
-    """Raise InputError if a byte-level BPE of this size has no room for the bytes and the end of a text."""
-    if vocab_size < 257:
-        raise InputError(f"a BPE vocabulary of {vocab_size} is too small: 256 bytes and {END} need at least 257")
-
-
 def collect_characters(texts: Iterable[str]) -> list[str]:
     """Return all characters that occur, sorted."""
     occurs = np.zeros(CODE_POINTS, bool)
@@ -74,7 +68,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
     Texts should have some 64 KiB: the library holds 256 of them at once. Little text may give fewer than `vocab_size`
     ids.
     """
-    check_vocab_size(vocab_size)
+    if vocab_size < 257:
+        raise InputError(f"a BPE vocabulary of {vocab_size} is too small: 256 bytes and {END} need at least 257")
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -58,7 +58,7 @@ def convert_from_gguf(metadata: Mapping[str, Any], where: str = "the GGUF file")
     values = {name.removeprefix(PREFIX): value for name, value in metadata.items()}
     if isinstance(text := metadata.get(TOKENIZER_JSON), str):
         tokens = get_list(values, "tokens", str, where) if "tokens" in values else []
-        return {"tokenizer.json": text} | read_special_tokens(metadata, values, tokens, where).to_files()
+        return {"tokenizer.json": text} | read_special_tokens(metadata, tokens, where).to_files()
     builders = {"gpt2": build_gpt2, "llama": build_sentencepiece}
     if not isinstance(model := values.get("model"), str) or model not in builders:
         raise InputError(f"{where}: tokenizer.ggml.model is {model!r}: {suggest(str(model), builders)}")
@@ -71,12 +71,12 @@ def convert_from_gguf(metadata: Mapping[str, Any], where: str = "the GGUF file")
     if "token_type" in values:
         types = get_list(values, "token_type", int, where, len(tokens))
     tokenizer = builders[model](vocab, types, values, where)
-    special = {*get_special_ids(values, len(tokens), where).values()}
-    special |= {i for i, kind in enumerate(types) if kind == CONTROL}
+    special_tokens = read_special_tokens(metadata, tokens, where)
+    special = {i for i, kind in enumerate(types) if kind == CONTROL} | {*special_tokens.end_ids}
+    special |= set() if special_tokens.bos_id is None else {special_tokens.bos_id}
     add_special_tokens(tokenizer, [tokens[i] for i in sorted(special)])
     user_defined = [token for token, i in vocab.items() if types[i] == USER_DEFINED and i not in special]
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in user_defined])
-    special_tokens = read_special_tokens(metadata, values, tokens, where)
     add_bos_and_eos(tokenizer, values, special_tokens.names)
     return {"tokenizer.json": tokenizer.to_str()} | special_tokens.to_files()
 
@@ -90,21 +90,14 @@ def get_list(values: Mapping[str, Any], name: str, kind: type, where: str, lengt
     return items
 
 
-def get_special_ids(values: Mapping[str, Any], n_tokens: int, where: str) -> dict[str, int]:
-    """Return the ids of bos, eos, eot and eom, those that are specified."""
-    ids = {role: values[name] for role in SPECIAL_ROLES if values.get(name := f"{role}_token_id") is not None}
+def read_special_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], where: str) -> TokenizerMetadata:
+    values = {role: metadata.get(f"{PREFIX}{role}_token_id") for role in SPECIAL_ROLES}
+    ids = {role: i for role, i in values.items() if i is not None}
     for role, i in ids.items():
-        if type(i) is not int or not 0 <= i < n_tokens:
-            raise InputError(f"{where}: tokenizer.ggml.{role}_token_id is {i!r}, and there are {n_tokens:,} tokens")
-    return ids
-
-
-def read_special_tokens(
-    metadata: Mapping[str, Any], values: Mapping[str, Any], tokens: Sequence[str], where: str
-) -> TokenizerMetadata:
-    ids, template = get_special_ids(values, len(tokens), where), metadata.get(CHAT_TEMPLATE)
+        if type(i) is not int or not 0 <= i < len(tokens):
+            raise InputError(f"{where}: tokenizer.ggml.{role}_token_id is {i!r}, and there are {len(tokens):,} tokens")
     names = {f"{role}_token": tokens[i] for role, i in ids.items() if role in ("bos", "eos")}
-    end_ids = tuple(dict.fromkeys(ids[role] for role in SPECIAL_ROLES[1:] if role in ids))
+    end_ids, template = tuple(dict.fromkeys(i for r, i in ids.items() if r != "bos")), metadata.get(CHAT_TEMPLATE)
     return TokenizerMetadata(ids.get("bos"), end_ids, names, {}, template if isinstance(template, str) else None)
 
 

@@ -59,12 +59,15 @@ def build_backend(text: str, dtype: type[np.unsignedinteger]) -> TiktokenBackend
     alphabet = set(letters)
     if len(set(words)) < len(words) or any(word not in vocab or not alphabet.issuperset(word) for word in words):
         return None
+    ids = [vocab[word] for word in words]
+    bare = content | {"pre_tokenizer": None, "post_processor": None, "added_tokens": []}
+    encodings = tokenizers.Tokenizer.from_str(json.dumps(bare)).encode_batch_fast(words)
+    if [encoding.ids for encoding in encodings] != [[i] for i in ids] or not splits_words_equally():
+        return None
     byte = {letter: i for i, letter in enumerate(letters)}
     ranks = {bytes(byte[letter] for letter in word): i for i, word in enumerate(words)}
     encoding = tiktoken.Encoding("bpe", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={})
-    if not _entries_encode_to_themselves(content, words, vocab) or not splits_words_equally():
-        return None
-    return TiktokenBackend(encoding, np.array([vocab[word] for word in words], dtype))
+    return TiktokenBackend(encoding, np.array(ids, dtype))
 
 
 def _is_gpt2_bpe(content: dict[str, Any]) -> bool:
@@ -74,12 +77,6 @@ def _is_gpt2_bpe(content: dict[str, Any]) -> bool:
     has_only_special = all(token["special"] for token in content.get("added_tokens") or [])
     is_plain = content.get("normalizer") is None and not any(model.get(name) for name in UNSUPPORTED)
     return model.get("type") == "BPE" and has_gpt2_splits and has_only_special and is_plain
-
-
-def _entries_encode_to_themselves(content: dict[str, Any], words: list[str], vocab: dict[str, int]) -> bool:
-    bare = {"pre_tokenizer": None, "post_processor": None, "added_tokens": []}
-    encodings = tokenizers.Tokenizer.from_str(json.dumps(content | bare)).encode_batch_fast(words)
-    return all(encoding.ids == [vocab[word]] for word, encoding in zip(words, encodings, strict=True))
 
 
 @cache
