@@ -55,11 +55,7 @@ Row = dict[str, Any]
 
 
 def measure(device: str = "auto", seconds: float = SECONDS) -> dict[str, Any]:
-    """Measure this machine; takes 1.5 GB of memory.
-
-    Args:
-        device: What to measure.
-        seconds: Time for each figure.
+    """Measure this machine, each figure for some seconds; takes 1.5 GB of memory.
 
     Returns:
         {"device", "threads", ..., "ceilings": [row], "training": [row], "generation": [row], "tokenizing": [row]}.
@@ -91,10 +87,15 @@ def measure(device: str = "auto", seconds: float = SECONDS) -> dict[str, Any]:
 def list_parts(device: torch.device, seconds: float) -> Iterator[tuple[str, str, Callable[[], list[Row]]]]:
     """Yield (section, name, function that returns rows) of each part, in the order of measuring."""
     model, target = cache(partial(build_generator, device)), str(device)
-    read_memory = lambda: [{"gb_per_s": hardware.measure_read_bandwidth(target)}]  # noqa: E731
+
+    def multiply(dtype: str) -> list[Row]:
+        return [{"dtype": dtype, "gflops": hardware.measure_matmul_gflops(target, dtype)}]
+
+    def read_memory() -> list[Row]:
+        return [{"gb_per_s": hardware.measure_read_bandwidth(target)}]
+
     for dtype in DTYPES:
-        product = lambda dtype=dtype: [{"dtype": dtype, "gflops": hardware.measure_matmul_gflops(target, dtype)}]  # noqa: E731
-        yield "ceilings", f"matrix products, {dtype}", product
+        yield "ceilings", f"matrix products, {dtype}", partial(multiply, dtype)
     yield "ceilings", "reading memory", read_memory
     for name in TRAINING_PRESETS:
         yield "training", f"training {name}", partial(measure_training, device, name, seconds)

@@ -25,10 +25,8 @@ def measure(model: Model, data: str | None = None, shuffles: int = 3, seed: int 
     """Measure what each field is worth.
 
     Args:
-        model: A model whose recipe supports ablation.
         data: Other data than the run's validation split.
         shuffles: How often the values of a field are shuffled; the mean counts.
-        seed: Of the shuffling.
 
     Returns:
         {"score", "all", "none", "rows", "fields": {name: {"without", "only", "shuffled", "worth"}}}. "score" names what

@@ -51,8 +51,6 @@ def climb(
         minutes: Of training of each rung.
         out: The folder to write to; must not exist or be empty.
         sentences: Validation sentences that are translated.
-        seed: Of everything random.
-        device: Where to train.
         on_rung: Called as on_rung(recipe, preset) before each rung; returns the callback for its records.
 
     Returns:

@@ -67,7 +67,7 @@ def render_report(run: Path) -> str:
         origin=[f"{name} {value}" for name, value in (origin | as_mapping(setup.get("versions"))).items()],
         verdict=describe_baselines(result),
         numbers=list(summarize_numbers(setup, curves, result, parameters)),
-        warnings=list_warnings(curves),
+        warnings=[describe_gaps(key, curve.nonfinite_steps) for key, curve in curves.items() if curve.nonfinite_steps],
         large=large,
         small=small,
         samples=read_samples(run / "samples.txt"),
@@ -154,13 +154,8 @@ def summarize_loss(setup: Tree, curves: Curves, result: Tree) -> Iterator[Number
         yield f"{math.exp(loss):.4g}", "perplexity", f"per {TOKEN_NAMES.get(str(tokenizer), 'token')}"
 
 
-def list_warnings(curves: Curves) -> list[str]:
-    """Name the steps whose values were not finite."""
-    return [
-        f"{format_metric(key)} was not finite at step {', '.join(f'{step:,.0f}' for step in curve.nonfinite_steps)}"
-        for key, curve in curves.items()
-        if curve.nonfinite_steps
-    ]
+def describe_gaps(key: str, steps: Sequence[float]) -> str:
+    return f"{format_metric(key)} was not finite at step {', '.join(f'{step:,.0f}' for step in steps)}"
 
 
 # --- charts ---
@@ -178,17 +173,14 @@ def choose_reference(result: Tree, curves: Curves, vocab_size: int | None) -> Re
 def draw_charts(curves: Curves, reference: Reference, eval_batches: Any) -> tuple[list[Markup], list[Markup]]:
     """Return (the loss in two widths, for desktop and phone; one small chart for each other group of metrics).
 
-    Args:
-        curves: All curves.
-        reference: A dashed line in the chart of the loss.
-        eval_batches: How many batches the validation curve was measured on.
+    The validation curve was measured on `eval_batches` batches.
     """
     groups = group_metrics(key for key, curve in curves.items() if key not in COUNTERS and curve.buckets)
-    main = "loss" if "loss" in groups else next((name for name, keys in groups.items() if is_validation(keys[0])), None)
+    main = "loss" if "loss" in groups else next((name for name, keys in groups.items() if is_validation(keys[0])), "")
     reference = reference if main == "loss" else None
     validation = f"validation ({eval_batches} batches)" if is_number(eval_batches) else "validation"
     sizes = ((760, 380), (380, 320)) if main else ()
-    large = [_draw_chart(str(main), groups[str(main)], curves, size, reference, validation) for size in sizes]
+    large = [_draw_chart(main, groups[main], curves, size, reference, validation) for size in sizes]
     groups = {name: keys for name, keys in groups.items() if any(len(set(curves[key].points()[0])) > 1 for key in keys)}
     small = [_draw_chart(name, keys, curves, (360, 190)) for name, keys in groups.items() if name != main]
     return large, small
