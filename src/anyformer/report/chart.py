@@ -172,7 +172,7 @@ def line_chart(
     reference: tuple[float, str] | None = None,
     standalone: bool = True,
 ) -> Markup:
-    """Draw lines over a common x axis; with more than one name there is a legend.
+    """Draw lines over a common x axis, with a legend if there are several. Raises ValueError if no line has a point.
 
     Args:
         title: For screen readers; printed above the plot with `heading`.
@@ -181,9 +181,6 @@ def line_chart(
         x_range: Widens the x axis, so that several charts share it.
         reference: (value, label) of a dashed horizontal line.
         standalone: Add the palette and the namespace that a file needs.
-
-    Raises:
-        ValueError: If no series has a point.
     """
     xs, ys = ([v for line in series for v in getattr(line, axis)] for axis in ("x", "y"))
     if not xs:
@@ -318,14 +315,11 @@ def bar_chart(
     marks: Mapping[str, float] | None = None,
     standalone: bool = True,
 ) -> Markup:
-    """Draw horizontal bars, one group a row. Bars start at 0 and may be negative.
+    """Draw horizontal bars from 0, one group a row. Raises ValueError unless each group has one value for each name.
 
     Args:
         groups: The values of each row, one for each of `names`, by the name of the row.
         marks: Values by name, drawn as lines across all rows.
-
-    Raises:
-        ValueError: If a group does not have one value for each name.
     """
     if any(len(values) != len(names) for values in groups.values()):
         raise ValueError(f"each group needs {len(names)} bars, one for each of {', '.join(names)}")
