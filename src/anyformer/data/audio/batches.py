@@ -88,7 +88,7 @@ def join_clips(dataset: AudioDataset, clips: np.ndarray, rng: np.random.Philox) 
 
 
 def spec_augment(mel: np.ndarray, rng: np.random.Philox) -> np.ndarray:
-    """Set two bands of time and two of frequency, up to 15 % of the axis each, to the mean (SpecAugment, 1904.08779)."""
+    """Set two bands of time and two of frequency, each up to 15 % of its axis, to the mean (SpecAugment 1904.08779)."""
     masked, mean = mel.copy(), mel.mean()
     words = iter(rng.random_raw(8).tolist())
     for axis in (0, 1, 0, 1):
