@@ -149,6 +149,7 @@ def test_default_presets_with_a_public_family():
     [
         ({"hidden_act": "relu"}, "hidden_act 'relu' is supported only where .*gate_proj.weight equals"),
         ({"attention_bias": True}, "attention_bias is True"),
+        ({"max_window_layers": [1]}, r"max_window_layers is \[1\]; it must be a number"),
         ({"layer_types": ["full_attention"]}, "layer_types must be a list of 2 names"),
         (
             {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},

@@ -193,6 +193,7 @@ def test_a_gpt2_config_that_does_not_fit_is_refused(fields: dict[str, Any], part
     ("fields", "parts"),
     [
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, ["rope_type is 'llama3'"]),
+        ({"rope_parameters": 7}, ["rope_parameters is 7; it must be an object"]),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["type is 'linear'"]),
         (
             {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
@@ -247,6 +248,11 @@ def test_a_header_that_declares_more_than_the_file_has_is_refused(copy: Path):
 def test_integers_are_refused(copy: Path):
     change_tensors(copy, lambda tensors: {name: value.to(torch.int64) for name, value in tensors.items()})
     assert_refused(import_folder(copy), "has dtype I64", "F32")
+
+
+def test_a_bias_without_an_axis_is_refused(copy: Path):
+    change_tensors(copy, lambda tensors: tensors | {"transformer.ln_f.bias": torch.tensor(1.0)})
+    assert_refused(import_folder(copy), "transformer.ln_f.bias has no axis")
 
 
 @pytest.mark.parametrize(

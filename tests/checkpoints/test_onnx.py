@@ -35,7 +35,7 @@ Inputs = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cached_registry() -> Any:
+def cache_registry() -> Any:
     """Build torch's table of operators once for all exports: it takes a quarter of the time of each."""
     registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
     from_torchlib = staticmethod(functools.cache(registration.ONNXRegistry.from_torchlib))

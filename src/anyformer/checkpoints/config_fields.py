@@ -95,10 +95,6 @@ class ConfigFields:
         expected = f"an id from 0 to {vocab_size - 1}"
         return self._get_checked(name, default, lambda i: type(i) is int and 0 <= i < vocab_size, expected)
 
-    def get_dropout(self, name: str) -> float:
-        valid = "a number of at least 0 and below 1"
-        return float(self._get_checked(name, 0.0, lambda p: is_finite_number(p) and 0 <= p < 1, valid))
-
     def get_object(self, name: str) -> "ConfigFields":
         value = self._get_checked(name, {}, lambda value: isinstance(value, dict), "an object")
         return ConfigFields(value, f"{self.where}: {name}")
@@ -118,7 +114,8 @@ class ConfigFields:
             if choices:
                 values[local] = self.get_choice(public, choices[0], default)
             elif local == "dropout":
-                values[local] = self.get_dropout(public)
+                in_range, valid = lambda p: is_finite_number(p) and 0 <= p < 1, "a number of at least 0 and below 1"
+                values[local] = float(self._get_checked(public, default, in_range, valid))
             elif isinstance(default, bool):
                 values[local] = self.get_flag(public, default)
             elif isinstance(default, float):

@@ -27,29 +27,25 @@ PROMPTS = {
 
 
 SETTINGS = {"norm_place": ("pre",), "norm_eps": (1e-5,), "bias": (True,), **LAYERNORM}
-
-
-def make_fields(stack: str) -> dict[str, tuple]:
-    """Return the field table of a stack without the context."""
-    return {
+FIELDS = {
+    stack: {
         "d_model": ("dim", 384),
         f"{stack}_layers": ("n_layer", 4),
         f"{stack}_attention_heads": ("n_head", 6),
         f"{stack}_ffn_dim": ("mlp_dim", 1536),
+        f"max_{side}_positions": ("context", context),
         "activation_function": ("activation", "gelu", ACTIVATIONS),
         "dropout": ("dropout", 0.0),
     }
-
-
-ENCODER = {**make_fields("encoder"), "num_hidden_layers": ("n_layer", 4), "max_source_positions": ("context", 1500)}
-DECODER = {**make_fields("decoder"), "max_target_positions": ("context", 448)}
+    for stack, side, context in (("encoder", "source", 1500), ("decoder", "target", 448))
+}
 
 
 class Whisper(Family):
     model_type, recipes, architecture = "whisper", ("speech",), "WhisperForConditionalGeneration"
     stacks = {  # noqa: RUF012
-        "encoder": (ENCODER, {"position": ("sinusoidal", "learned"), **SETTINGS}),
-        "decoder": (DECODER, {"position": ("learned",), **SETTINGS}),
+        "encoder": (FIELDS["encoder"], {"position": ("sinusoidal", "learned"), **SETTINGS}),
+        "decoder": (FIELDS["decoder"], {"position": ("learned",), **SETTINGS}),
     }
     fields = {"vocab_size": ("padded_vocab", 51865), "num_mel_bins": ("mels", 80)}  # noqa: RUF012
     settings, embedding = {"pad_to_context": (True,)}, "target.token.weight"
@@ -79,8 +75,8 @@ class Whisper(Family):
         start, *forced = map(int, values["prompt"].split() or [values["end"]])
         if forced and PROMPTS.get(config["vocab_size"]) != (start, *forced):
             config["forced_decoder_ids"] = [[i, token] for i, token in enumerate(forced, start=1)]
-        constants = {"is_encoder_decoder": True, "scale_embedding": False, "tie_word_embeddings": True}
-        return config | constants | get_token_ids(values)
+        config |= {"num_hidden_layers": values["encoder"]["n_layer"], "is_encoder_decoder": True}
+        return config | {"scale_embedding": False, "tie_word_embeddings": True} | get_token_ids(values)
 
     def make_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, ConfigDict]:
         """Return the settings of the feature extractor and of generation."""
