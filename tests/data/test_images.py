@@ -190,8 +190,9 @@ def test_bad_lists_of_images(tmp_path: Path):
     write_png(tmp_path / "one" / "ant" / "a.png", PIXELS[0])
     with refuses("one class (ant)"):
         open_images(str(tmp_path / "one"))
-    with refuses("data 'plays' are no images", "valid: digits, fashion-mnist, mnist-t10k, cifar10"):
-        open_images("plays")
+    for name in ("plays", "no-such-set"):
+        with refuses(f"data '{name}' are no images", "valid: digits, fashion-mnist, mnist-t10k, cifar10"):
+            open_images(name)
     for text, message in (
         ("file,label\nx.png,a\n", "no column 'path'"),
         ("path,label\nx.png,a\n", "line 2: there is no file"),
