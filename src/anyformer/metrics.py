@@ -17,7 +17,7 @@ from .errors import InputError
 
 
 def score_classes(predictions: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Return the mean nats of labels (N,), their exponential and the accuracy, over batches of logits (N, K), labels."""
+    """Return the mean nats of labels (N,) under logits (N, K) over all batches, their exponential and the accuracy."""
     nats, right, count = 0.0, 0, 0
     for logits, labels in predictions:
         nats += F.cross_entropy(logits, labels, reduction="sum").item()
