@@ -63,6 +63,14 @@ def min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
+def mark_tokens(logits: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return which tokens of the vocabulary occur in each row: (B, V) bool, on the device of the logits (B, V)."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, ids in enumerate(rows):
+        seen[row, list(ids)] = True
+    return seen
+
+
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Divide positive logits of tokens seen before by the penalty, and multiply negative ones. seen: (B, V) bool"""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

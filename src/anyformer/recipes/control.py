@@ -289,9 +289,13 @@ def export_graph(model: DecisionTransformer) -> Graph:
 
 
 def make_policy(
-    model: DecisionTransformer, config: Config, env: str, target_return: float | None, temperature: float,
+    model: DecisionTransformer,
+    config: Config,
+    env: str,
+    target_return: float | None,
+    temperature: float,
     seeds: Sequence[int],
-) -> tuple[Actor, int]:  # fmt: skip
+) -> tuple[Actor, int]:
     """Return the model as a policy in an environment, with one episode per seed, and the most steps of an episode."""
     check_environment(model, env)
     target = config.target_return if target_return is None else target_return

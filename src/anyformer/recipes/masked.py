@@ -193,9 +193,14 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
 
 
 def make_batch(
-    tokenizer: MaskedTokenizer, policy: MaskingPolicy, windows: np.ndarray, sizes: np.ndarray, seed: int, step: int,
+    tokenizer: MaskedTokenizer,
+    policy: MaskingPolicy,
+    windows: np.ndarray,
+    sizes: np.ndarray,
+    seed: int,
+    step: int,
     separate: bool = False,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Hide tokens of windows of a text, (B, t), of which the first `sizes` (B,) are text and the others padding.
 
     Returns:
