@@ -174,7 +174,7 @@ def test_98_in_100_held_out_digits_are_right():
         ({"preprocessing": '{"mean": [0.5]}'}, ("mean and std must be 1 numbers each",)),
         ({"preprocessing": '{"mean": [0.5], "std": [1], "size": 3}'}, ("unknown field 'size'",)),
         ({"labels": "[1, 2]"}, ("expected a list of names",)),
-        ({"labels": "none.json"}, ("labels: none.json cannot be read",)),
+        ({"labels": "none.json"}, ("labels: none.json: cannot be read",)),
     ],
 )
 def test_configs_that_make_no_sense(changes: dict[str, Any], parts: tuple[str, ...]):
