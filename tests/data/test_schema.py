@@ -169,7 +169,10 @@ def test_rows_are_encoded_once_and_progress_is_reported():
         ({"fields": {"x": {"kind": "scalar"}}}, ("no [targets.NAME]",)),
         ({"fields": {"y": {"kind": "scalar"}}, "targets": {"y": {"kind": "class"}}}, ("'y' is a field and a target",)),
         ({"fields": {"x": {"kind": "scalar"}}, "targets": {"y": {"kind": "clas"}}}, ("did you mean 'class'?",)),
-        ({"fields": {"x": {"kind": "scalar"}}, "targets": {"y": {"kind": "class", "name": "z"}}}, ("a class has no 'name'",)),
+        (
+            {"fields": {"x": {"kind": "scalar"}}, "targets": {"y": {"kind": "class", "name": "z"}}},
+            ("a class has no 'name'",),
+        ),
     ],
 )
 def test_bad_schemas(schema: dict[str, Any], parts: tuple[str, ...]):
