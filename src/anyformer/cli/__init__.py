@@ -14,7 +14,6 @@ import traceback
 from typing import NoReturn
 
 from ..errors import InputError, TrainingError, suggest
-from .flags import parse_arguments
 
 VERBS = {
     "train": "train a recipe on your data or a data set by name",
@@ -84,6 +83,8 @@ def run_verb(arguments: list[str]) -> int:
     module = importlib.import_module(f"{__name__}.{verb_module(verb)}")
     if verb == "train":  # its flags are those of a recipe
         return module.run(words)
+    from .flags import parse_arguments
+
     module.run(parse_arguments(module.Command, words, f"anyformer {verb}"))
     return 0
 
