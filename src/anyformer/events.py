@@ -1,8 +1,10 @@
-"""Progress of long work (downloads, tokenizing, decoding), reported without knowing who shows it."""
+"""Progress of long work (downloads, tokenizing, decoding), reported without knowing who shows it, and notices."""
 
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -22,3 +24,9 @@ def listen(listener: ProgressCallback) -> Generator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@lru_cache(maxsize=1024)
+def report_notice(text: str) -> None:
+    """Tell the person one line on stderr, once: what was recognized, chosen or left out."""
+    print(text, file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ from ...errors import InputError, suggest
 from ...events import report_progress
 from ..io.checks import read_bounded
 from ..io.files import import_optional, open_data, suffix
-from ..io.manifest import DELIMITERS, read_manifest
+from ..io.manifest import TABLE_EXTENSIONS, read_manifest
 from ..io.resolve import resolve
 from ..sampling import parse_split
 
@@ -99,7 +99,7 @@ def open_images(data: str) -> ImageSource:
         source = NAMED_SETS[data](resolve(data))
     elif data and path.is_dir():
         source = open_folder(path)
-    elif suffix(path) in DELIMITERS:
+    elif suffix(path) in TABLE_EXTENSIONS:
         source = open_table(path)
     elif suffix(path) == ".npz":
         source = open_npz(path)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from .encodings import explain_encoding
 
 MAX_LINE_BYTES = 256 << 20
+SAMPLE_BYTES = 64 << 10
 
 
 def suffix(path: Path) -> str:
@@ -31,6 +33,12 @@ def open_data(path: Path, decompress: bool = True) -> Generator[Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def read_start(path: Path, size: int = SAMPLE_BYTES) -> bytes:
+    """Return the first bytes of a file, decompressed."""
+    with open_data(path) as file:
+        return file.read(size)
+
+
 def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
     """Yield (place, line without its end) of a UTF-8 file; a place is "FILE, line 3". Raises InputError."""
     with open_data(path) as file:
@@ -44,7 +52,7 @@ def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tup
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 byte = f"byte 0x{line[error.start]:02X} is not UTF-8 (offset {error.start})"
-                raise InputError(f"{place}: {byte}: save the file as UTF-8") from None
+                raise InputError(f"{place}: {byte}: {explain_encoding(read_start(path) + line, path)}") from None
             yield place, text.rstrip("\r\n")
 
 

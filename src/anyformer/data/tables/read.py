@@ -21,10 +21,11 @@ from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
 from ..io.checks import sha256_file
 from ..io.files import import_optional, suffix
-from ..io.manifest import DELIMITERS, read_rows
+from ..io.manifest import TABLE_EXTENSIONS as MANIFEST_EXTENSIONS
+from ..io.manifest import read_rows
 
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
-TABLE_EXTENSIONS = (*DELIMITERS, ".parquet")
+TABLE_EXTENSIONS = (*MANIFEST_EXTENSIONS, ".parquet")
 CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  # of files that a cell may name
 PARQUET_BATCH_ROWS = 1024
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ..io.files import read_line_pairs, read_lines, suffix
-from ..io.manifest import DELIMITERS, read_rows
+from ..io.manifest import TABLE_EXTENSIONS, read_rows
 from ..io.resolve import resolve
 from ..sampling import select_split
 
@@ -101,8 +101,8 @@ def _read_two_files(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
-    if suffix(path) not in DELIMITERS:
-        expected = f"{', '.join(DELIMITERS)}, a folder with a file a class, or files with commas between"
+    if suffix(path) not in TABLE_EXTENSIONS:
+        expected = f"{', '.join(TABLE_EXTENSIONS)}, a folder with a file a class, or files with commas between"
         raise InputError(f"data '{path}' has no labels: expected {expected}")
     for where, row in read_rows(path, tsv_quotes=False):
         for name in columns:

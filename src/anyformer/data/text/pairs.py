@@ -1,6 +1,7 @@
 """Read pairs of texts: from a table, from two files line by line, from JSON lines, from a folder, or from a named set.
 
     pairs.tsv               source TAB target; further columns are ignored
+    pairs.csv               columns source and target, or two columns; the delimiter is recognized
     pairs.jsonl             {"source": ..., "target": ...}, or the only two texts of each line, under any names
     a.en,a.fr               two files, line by line
     folder                  STEM.SIDE files: train.en, train.fr, val.en, val.fr
@@ -14,6 +15,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from ...errors import InputError, suggest
 from ..io.cache import cache_by_files, data_files
 from ..io.checks import parse_json
 from ..io.files import read_line_pairs, read_lines, suffix
+from ..io.manifest import read_rows
 from ..io.resolve import resolve
 from ..registry import SETS
 from ..sampling import select_split
@@ -30,7 +33,7 @@ MAX_FILE_BYTES = 4 << 30  # all pairs are held in memory
 TABLE_EXTENSIONS = (".tsv", ".txt", ".tab")
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 REVERSE = "reverse"
-EXPECTED = "source TAB target in a .tsv, two files A,B, a .jsonl, or a folder with train.en and train.fr"
+EXPECTED = "source TAB target in a .tsv, a .csv with two columns, two files A,B, a .jsonl, or a folder with train.en and train.fr"
 EXPECTED_LINE = 'each line must be an object such as {"source": "...", "target": "..."}'
 
 Pair = tuple[str, str]
@@ -151,18 +154,24 @@ def _read_two_files(first: Path, second: Path) -> Iterator[Line]:
 def _read_file(path: Path) -> Iterator[Line]:
     """Read a table or JSON lines, by the file's extension."""
     extension = suffix(path)
-    if extension not in (*TABLE_EXTENSIONS, ".jsonl"):
+    if extension not in (*TABLE_EXTENSIONS, ".csv", ".jsonl"):
         raise InputError(f"data '{path}': cannot be read as pairs: {EXPECTED}")
     _check_size(path)
-    for where, line in read_lines(path, MAX_LINE_BYTES):
+    for where, row in read_rows(path) if extension == ".csv" else ():
+        source, target, *_ = _select_sides(row, where)
+        yield where, source.strip(), target.strip()
+    for where, line in read_lines(path, MAX_LINE_BYTES) if extension != ".csv" else ():
         if line.strip():
             source, target, *_ = _json_sides(line, where) if extension == ".jsonl" else [*line.split("\t", 2), ""]
             yield where, source.strip(), target.strip()
 
 
 def _json_sides(line: str, where: str) -> list[str]:
+    return _select_sides(parse_json(line, where, hint=f": {EXPECTED_LINE}"), where)
+
+
+def _select_sides(value: dict[str, Any], where: str) -> list[str]:
     """Return both sides; a missing or null one is ""."""
-    value = parse_json(line, where, hint=f": {EXPECTED_LINE}")
     names = ("source", "target") if value.keys() & {"source", "target"} else tuple(value)
     if len(names) > 2 or not all(isinstance(value.get(name), str | None) for name in names):
         raise InputError(f"{where}: has {', '.join(map(repr, list(value)[:5]))}: {EXPECTED_LINE}")

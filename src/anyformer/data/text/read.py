@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ...errors import InputError
 from ..io.checks import parse_json
+from ..io.encodings import explain_encoding
 from ..io.files import MAX_LINE_BYTES, import_optional, open_data, read_lines, suffix
 
 TEXT_EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")  # each also with .gz added
@@ -65,7 +66,7 @@ def decode_piece(piece: Piece) -> str:
     except UnicodeDecodeError as error:
         line = "" if piece.start > len(BOM) else f" (line {piece.data.count(10, 0, error.start) + 1})"
         place = f"byte 0x{piece.data[error.start]:02X} at offset {piece.start + error.start}{line}"
-        hint = "save it as UTF-8, or use --tokenizer byte"
+        hint = f"{explain_encoding(piece.data, piece.source)}, or use --tokenizer byte"
         raise InputError(f"{piece.source}: {place} is not UTF-8: {hint}") from None
 
 
