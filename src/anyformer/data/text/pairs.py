@@ -33,7 +33,10 @@ MAX_FILE_BYTES = 4 << 30  # all pairs are held in memory
 TABLE_EXTENSIONS = (".tsv", ".txt", ".tab")
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 REVERSE = "reverse"
-EXPECTED = "source TAB target in a .tsv, a .csv with two columns, two files A,B, a .jsonl, or a folder with train.en and train.fr"
+EXPECTED = (
+    "source TAB target in a .tsv, a .csv with two columns, two files A,B, a .jsonl, or a folder with "
+    "train.en and train.fr"
+)
 EXPECTED_LINE = 'each line must be an object such as {"source": "...", "target": "..."}'
 
 Pair = tuple[str, str]
