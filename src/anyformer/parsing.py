@@ -37,6 +37,13 @@ RENAMED_FIELDS = {
 """Old name -> new name of config fields. A config of an old run may use the old name, if the dataclass has a field of
 the new name and none of the old; only new names are written."""
 
+RENAMED_SWITCHES = {
+    "skip_missing": ("empty", ("error", "skip")),  # pairs
+    "cut_long": ("too_long", ("error", "cut")),
+    "cut": ("too_long", ("error", "cut")),  # classify
+}
+"""Old name of a switch -> the field that replaced it, and its values for False and True; read as RENAMED_FIELDS is."""
+
 
 def path_field(default: str = "", suffixes: Sequence[str] = ()) -> Any:
     """Declare a config field that may name a file or a folder, as well as something else (a data set by name).
@@ -105,8 +112,7 @@ def _parse_fields(kind: Any, values: Any, prefix: str) -> Any:
     hints, names = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
     arguments = {}
     for name, value in values.items():
-        if name not in names and (renamed := RENAMED_FIELDS.get(name)) in names:
-            name = renamed
+        name, value = _rename_field(name, value, names)
         if name not in names:
             raise InputError(f"{subject}unknown field '{name}': {suggest(str(name), names)}")
         arguments[name] = _parse_value(hints[name], value, f"{prefix}{name}")
@@ -115,6 +121,15 @@ def _parse_fields(kind: Any, values: Any, prefix: str) -> Any:
     except (ValueError, TypeError) as error:  # of `__post_init__`
         names_field = str(error).partition(" ")[0] in names
         raise InputError(f"{prefix if names_field else subject}{error}") from None
+
+
+def _rename_field(name: str, value: Any, names: Sequence[str]) -> tuple[str, Any]:
+    """Return the name and value that a field of an old run has today."""
+    if name not in names and RENAMED_FIELDS.get(name) in names:
+        return RENAMED_FIELDS[name], value
+    renamed, values = RENAMED_SWITCHES.get(name, ("", ()))
+    is_switch = name not in names and renamed in names and isinstance(value, bool)
+    return (renamed, values[value]) if is_switch else (name, value)
 
 
 def _parse_value(hint: Any, value: Any, name: str) -> Any:

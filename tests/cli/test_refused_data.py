@@ -71,7 +71,11 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {
     "truncated image": ("vision", cut_image, ("3.png", "damaged or cut off", "--skip-unreadable")),
     "images of one class": ("vision", single_class, ("one class (cat)", "two or more")),
     "truncated sound": ("speech", cut_sound, ("3.wav", "cut short", "--skip-broken")),
-    "empty transcript": ("speech", lambda root: write_sounds(root, ""), ("clips.csv, line 2", "text is empty")),
+    "empty transcript": (
+        "speech",
+        lambda root: write_sounds(root, ""),
+        ("8 of 8 texts are empty", "clips.csv, line 2", "--empty skip"),
+    ),
     "NaN state": ("control", lambda p: write_episodes(p, states=np.full((40, 2), np.nan)), ("states of step 0",)),
     "one action": ("control", lambda p: write_episodes(p, actions=np.zeros(40, int)), ("one action (0)",)),
 }

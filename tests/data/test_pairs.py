@@ -69,14 +69,14 @@ def test_reversed_strings():
 
 def test_pairs_with_a_missing_side(tmp_path: Path):
     path = write_table(tmp_path / "a.tsv", [*PAIRS, ("alone",), ("fine", "bien"), ("", "seul"), ("blank", "  ")])
-    with refuses("3 pairs have a missing side", "first at", "a.tsv, line 41", "skip_missing"):
+    with refuses("3 of 44 pairs have an empty side", "the first", "a.tsv, line 41", "--empty skip"):
         pairs.read_pairs(path)
-    data = pairs.read_pairs(path, skip_missing=True)
+    data = pairs.read_pairs(path, empty="skip")
     assert data.skipped == 3 and len(data.split("all")) == 41
     line = write(
         tmp_path / "b.jsonl", '{"source": "a", "target": "b"}\n{"source": "a", "target": null}\n{"target": "b"}\n'
     )
-    with refuses("2 pairs have a missing side", "line 2"):
+    with refuses("2 of 3 pairs have an empty side", "line 2"):
         pairs.read_pairs(str(line))
 
 

@@ -195,8 +195,8 @@ def test_a_label_unseen_in_training(run: api.Model, tmp_path: Path):
 def test_texts_longer_than_the_context_are_counted(tmp_path: Path):
     write(tmp_path / "pos.txt", lines([*GOOD, "x" * 33, "y" * 99]))
     write(tmp_path / "neg.txt", lines(BAD))
-    with refuses("2 of 102 texts are longer than the context of 32", "pos.txt, line 41", "--cut"):
-        next(classify.batches(make_config(tmp_path, cut=False), "train"))
+    with refuses("2 of 102 texts are longer than the context of 32", "pos.txt, line 41", "--too-long"):
+        next(classify.batches(make_config(tmp_path, too_long="few"), "train"))
     next(classify.batches(make_config(tmp_path), "train"))
 
 

@@ -47,9 +47,10 @@ def build_model(config: translation.Config) -> Translator:
 def test_texts_longer_than_the_context_are_refused_or_cut(tmp_path: Path):
     data = write_pairs(tmp_path / "a.tsv", [*PAIRS, ("long " * 9, "court"), ("kurz", "lang" * 9)])
     config = make_config(data=data)
-    with refuses("1 text of the source side", "longer than the context", "44 tokens where 23"):
+    both = ("1 sources of more than 23 tokens, up to 44", "1 targets of more than 23 tokens, up to 36")
+    with refuses("2 of 42 pairs are longer than the context", *both, "a.tsv, line 41", "--too-long", "context 45"):
         next(translation.batches(config, "all"))
-    config = dataclasses.replace(config, cut_long=True)
+    config = dataclasses.replace(config, too_long="cut")
     assert next(translation.batches(config, "train"))[1]["skipped"] == 0
     batches = list(translation.batches(config, "all"))
     assert batches[0][1]["cut"] == 2
@@ -64,7 +65,7 @@ def test_texts_longer_than_the_context_are_refused_or_cut(tmp_path: Path):
 def test_a_character_that_the_vocabulary_lacks(tmp_path: Path):
     tok.Characters("abcdefghijklmnopqrstuvwxyz").save(tmp_path / "tokenizer.json")
     config = make_config(data=write_pairs(tmp_path / "a.tsv"), tokenizer=str(tmp_path / "tokenizer.json"))
-    with refuses("the source of pair 2 of all", "' '"):
+    with refuses("the source of pair ", "' '"):
         next(translation.batches(config, "all"))
 
 
@@ -186,16 +187,28 @@ def test_scores_are_those_of_sacrebleu():
 
 def test_skipped_pairs_are_counted(tmp_path: Path):
     config = make_config(data=write_pairs(tmp_path / "a.tsv", [*PAIRS, ("alone",)]))
-    with refuses("1 pair has a missing side", "a.tsv, line 41"):
+    with refuses("1 of 41 pairs have an empty side", "a.tsv, line 41"):
         next(translation.batches(config, "train"))
-    batch, state = next(translation.batches(dataclasses.replace(config, skip_missing=True), "train"))
+    batch, state = next(translation.batches(dataclasses.replace(config, empty="skip"), "train"))
     assert state["skipped"] == 1 and state["cut"] == 0 and state["step"] == 1
     assert state["tokens"] == int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
 
 
 def test_the_command_line_reports_skipped_and_cut_pairs(tmp_path: Path):
     (tmp_path / "a.tsv").write_text("".join(f"{'x' * 30}{i}\ty\n" for i in range(20)) + "a\t\n")
-    flags = ("--preset", "tiny", *SHORT, "--device", "cpu", "--out", tmp_path / "run", "--skip-missing", "--cut-long")
+    flags = (
+        "--preset",
+        "tiny",
+        *SHORT,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+        "--empty",
+        "skip",
+        "--too-long",
+        "cut",
+    )
     err = call("train", "translation", "--data", tmp_path / "a.tsv", *flags).ok().err
     assert re.search(r"\b1 .*left out", err) and re.search(r"\b18 .*cut to the context", err)
 

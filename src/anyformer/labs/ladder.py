@@ -67,7 +67,7 @@ def climb(
     preset = "small" if not has_pairs else "reverse" if data == REVERSE else "multi30k"
     train = {"eval_every": 100, "save_every": 500, "seed": seed, "device": device, "dtype": "float32"}
     options: dict[str, Any] = {"data": data, "minutes": minutes, "train": train, "progress": False}
-    options |= {"cut_long": True} if has_pairs else {}
+    options |= {"too_long": "cut"} if has_pairs else {}
     rungs, models = [], []
     for name in PAIR_RECIPES if has_pairs else TEXT_RECIPES:
         started_at = time.monotonic()

@@ -30,6 +30,7 @@ from ..data.text.labeled import LabeledTexts, epoch_order, read_labeled
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
+from ..data.unusable import EmptyPolicy, LengthPolicy, check_unusable, is_refused
 from ..errors import InputError
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
@@ -60,8 +61,10 @@ class Config(EncoderConfig):
     """A labels.json with the names of the classes. Empty: those of the data."""
     pool: Literal["mean", "first"] = "mean"
     """What the head reads: the mean node, or the first."""
-    cut: bool = False
-    """Cut texts that are longer than the context, instead of refusing them."""
+    empty: EmptyPolicy = "few"
+    """Rows without a text or a label: skip, error, or few: skip where they are at most 1 %."""
+    too_long: LengthPolicy = "few"
+    """Texts longer than the context: cut, skip, error, or few: skip where they are at most 1 %."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +74,9 @@ class Config(EncoderConfig):
 
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
-    "tiny": Config(data="plays", tokenizer="char", cut=True, model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
+    "tiny": Config(
+        data="plays", tokenizer="char", too_long="cut", model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN
+    ),
     # minutes on two cores
     "small": Config(
         model=make_modern_config(128, 2, 4, 128, dropout=0.2, activation="gelu", init="zero"),
@@ -80,6 +85,7 @@ PRESETS = {
     # BERT-base on SST-2 as GLUE has it (1810.04805): bring --data train.tsv and --init
     "sst2": Config(
         columns="sentence,label",
+        empty="skip",
         vocab_size=30522,
         padded_vocab=30522,
         token_types=2,
@@ -127,27 +133,53 @@ def config_files(config: Config) -> list[Path]:
 def load_texts(config: Config) -> LabeledTexts:
     """Return the labeled texts, read once; a file that has changed since is read again."""
     text, _, label = config.columns.partition(",")
-    return read_labeled(config.data, (text, label), read_class_names(config))
+    return read_labeled(config.data, (text, label), read_class_names(config), config.empty)
 
 
 @cache_by_files(config_files)
 def load_text_tokenizer(config: Config) -> Tokenizer:
     def train() -> Tokenizer:
-        return build_tokenizer(config.tokenizer, lambda: iter(load_texts(config).texts), config.vocab_size)
+        texts, context = load_texts(config).texts, config.model.context
+        sizes = [text.count(" ") + 1 for text in texts]  # no token holds two words
+        if is_refused(sum(size > context for size in sizes), len(texts), config.too_long):
+            check_lengths(config, [i for i, size in enumerate(sizes) if size > context], max(sizes))
+        return build_tokenizer(config.tokenizer, lambda: iter(texts), config.vocab_size)
 
     return load_config_tokenizer(config, train)
 
 
 @cache_by_files(config_files)
 def encode_texts(config: Config) -> list[list[int]]:
-    """Return the ids of every text. Raises InputError where some are longer than the context and may not be cut."""
+    """Return the ids of every text, cut to the context; none for a text that is left out. Raises InputError where more
+    texts are too long than the config allows."""
     tokenizer = MaskedTokenizer.from_tokenizer(load_text_tokenizer(config), config.padded_vocab)
     data, width = load_texts(config), config.model.context - tokenizer.n_special
     rows = [ids.tolist() for ids in tokenizer.tokenizer.encode_batch(data.texts)]
-    if not config.cut and (long := [i for i, ids in enumerate(rows) if len(ids) > width]):
-        about = f"{len(long)} of {len(rows)} texts are longer than the context of {config.model.context} tokens"
-        raise InputError(f"{about} (first: {data.places[long[0]]}): a larger --model.context, or --cut")
-    return [[*tokenizer.prefix_ids, *ids[:width], *tokenizer.suffix_ids] for ids in rows]
+    long = {i for i, ids in enumerate(rows) if len(ids) > width}
+    check_lengths(config, sorted(long), max(map(len, rows)) + tokenizer.n_special)
+    left_out = set() if config.too_long == "cut" else long
+    return [
+        [] if i in left_out else [*tokenizer.prefix_ids, *ids[:width], *tokenizer.suffix_ids]
+        for i, ids in enumerate(rows)
+    ]
+
+
+def check_lengths(config: Config, long: list[int], longest: int) -> None:
+    """Check the indices of the texts that exceed the context."""
+    if long:
+        data, context = load_texts(config), config.model.context
+        problem = f"texts are longer than the context of {context} tokens (the first: {data.places[long[0]]})"
+        hint = f"--too-long cut or skip, or --model.context {longest} for the longest"
+        check_unusable(len(long), len(data.texts), config.too_long, "--too-long", problem, hint)
+
+
+def select_texts(config: Config, split: str) -> np.ndarray:
+    """Return the indices of the texts of a split that are used. Raises InputError where there are none."""
+    rows, data = encode_texts(config), load_texts(config)
+    indices = np.array([i for i in data.split(split) if rows[i]], np.int64)
+    if not len(indices):
+        raise InputError(f"data '{config.data}' leaves no text for {split}: bring more than {len(data.texts)}")
+    return indices
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
@@ -158,10 +190,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     """
     c, data = config.train, load_texts(config)
     state = init_stream(state, config.data, data.sha256)
-    indices = data.split(split)
-    if not len(indices):
-        raise InputError(f"data '{config.data}' leaves no text for {split}: bring more than {len(data.texts)}")
-    rows, order = encode_texts(config), []
+    indices, rows, order = select_texts(config, split), encode_texts(config), []
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
         for start in range(0, len(indices), c.batch):
@@ -227,7 +256,7 @@ def figures(model: ClassifyModel, config: Config) -> list[Figure]:
 
 def baselines(config: Config) -> Baselines:
     data = load_texts(config)
-    train, val = data.split("train"), data.split("val")
+    train, val = select_texts(config, "train"), select_texts(config, "val")
     bayes = score_naive_bayes(encode_texts(config), data.classes, train, val)
     return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"naive Bayes": bayes}}
 

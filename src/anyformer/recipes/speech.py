@@ -28,9 +28,11 @@ from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips
 from ..data.audio.datasets import AudioDataset, load_audio, load_tones
 from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
 from ..data.audio.read import read_blocks, split_at_pauses
+from ..data.io.cache import cache_by_files, data_files
 from ..data.text.batches import IGNORE_INDEX
-from ..data.tokenizers.base import Tokenizer
+from ..data.tokenizers.base import Tokenizer, encode_each
 from ..data.tokenizers.build import build_tokenizer
+from ..data.unusable import EmptyPolicy, check_unusable
 from ..errors import InputError
 from ..inference.decode import generate
 from ..inference.sampling import SamplingParams
@@ -60,6 +62,10 @@ class Config(VocabularyConfig):
     """Of the clips, where the data does not say which."""
     skip_broken: bool = False
     """Leave out sound files that cannot be read, instead of stopping at the first."""
+    empty: EmptyPolicy = "few"
+    """Clips without a text: skip, error, or few: skip where they are at most 1 %."""
+    too_long: EmptyPolicy = "few"
+    """Clips whose sound or text exceeds its context: skip, error, or few: skip where they are at most 1 %."""
     augment: bool = False
     """Hide bands of time and frequency in training (SpecAugment)."""
     prompt: str = ""
@@ -121,6 +127,8 @@ PRESETS = {
         data="clips.csv",
         val_fraction=0.01,
         skip_broken=True,
+        empty="skip",
+        too_long="skip",
         augment=True,
         tokenizer="bpe",
         vocab_size=50257,
@@ -197,7 +205,26 @@ def load_text_tokenizer(config: Config) -> Tokenizer:
 
 
 def load_clips(config: Config) -> AudioDataset:
-    return load_audio(config.data, config.val_fraction, config.skip_broken)
+    return load_audio(config.data, config.val_fraction, config.skip_broken, config.empty)
+
+
+@cache_by_files(lambda config: [path for name in (config.data, config.tokenizer) for path in data_files(name)])
+def find_too_long(config: Config) -> np.ndarray:
+    """Return the indices of the clips that are left out because they exceed a context. Raises InputError where more
+    do than the config allows."""
+    dataset, tokenizer = load_clips(config), load_text_tokenizer(config)
+    spec = example_spec(config, tokenizer, None)
+    nodes = -(-np.diff(dataset.starts) // (2 * HOP_LENGTH))
+    places = map(str, dataset.places)
+    tokens = np.array([len(ids) for ids in encode_each(tokenizer, dataset.texts, places)]) + len(spec.prompt)
+    rows = np.flatnonzero((nodes > spec.max_nodes) | (tokens > spec.max_tokens))
+    if len(rows):
+        longest, limit = (n * 2 * HOP_LENGTH / SAMPLE_RATE for n in (int(nodes.max()), spec.max_nodes))
+        limits = f"{limit:g} s or {spec.max_tokens} tokens; up to {longest:.1f} s, {tokens.max()} tokens"
+        problem = f"clips are longer than the context: {limits} (the first: {dataset.places[rows[0]]})"
+        hint = f"--too-long skip, or --encoder.context {nodes.max()} --decoder.context {tokens.max()}"
+        check_unusable(len(rows), len(nodes), config.too_long, "--too-long", problem, hint)
+    return rows
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
@@ -207,8 +234,11 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     as there are clips, each beginning with another clip.
     """
     c, dataset, tokenizer = config.train, load_clips(config), load_text_tokenizer(config)
-    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped)
-    indices = dataset.split(split)
+    left_out = find_too_long(config)
+    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped + len(left_out))
+    indices = np.setdiff1d(dataset.split(split), left_out)
+    if not len(indices):
+        raise InputError(f"data '{config.data}': no clip is short enough for {split}: a larger --encoder.context")
     if split == "val":  # always the same order: the first few batches are of all speakers and words
         indices = np.random.Generator(np.random.Philox(key=0)).permutation(indices)
     is_train = split == "train"

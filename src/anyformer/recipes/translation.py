@@ -65,8 +65,8 @@ PRESETS = {
     # the base model of 1706.03762: needs your own pairs and a GPU
     "base": Config(
         data="pairs.tsv",
-        skip_missing=True,
-        cut_long=True,
+        empty="skip",
+        too_long="cut",
         val_fraction=0.01,
         vocab_size=37_000,
         padded_vocab=37_056,

@@ -24,6 +24,7 @@ from ..io.checks import sha256_file
 from ..io.manifest import read_manifest
 from ..io.resolve import resolve
 from ..sampling import parse_split, select_split, split_by_mask
+from ..unusable import EmptyPolicy, check_empty
 from .features import SAMPLE_RATE
 from .read import read_blocks
 
@@ -67,14 +68,17 @@ class AudioDataset:
 
 
 @cache_by_files(lambda data, *_, **__: data_files(data))
-def load_audio(data: str, val_fraction: float = 0.1, skip_broken: bool = False) -> AudioDataset:
+def load_audio(
+    data: str, val_fraction: float = 0.1, skip_broken: bool = False, empty: EmptyPolicy = "few"
+) -> AudioDataset:
     """Load the clips of a table of files or of a named set. Raises InputError.
 
     Where the data name no split, `val_fraction` of the clips are for validation. `skip_broken`: leave out broken files.
+    `empty`: what becomes of clips without a text.
     """
     if data == "tones" and not Path(data).exists():
         return load_tones()
-    entries = list_entries(data)
+    entries = list_entries(data, empty)
     content = hash_entries(entries, skip_broken)
     folder = cache_dir() / "sounds" / content
     stored = build_cached(folder, "clips.json", lambda new: decode_entries(entries, new, skip_broken))
@@ -85,15 +89,16 @@ def load_audio(data: str, val_fraction: float = 0.1, skip_broken: bool = False) 
     return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"])
 
 
-def list_entries(data: str) -> list[AudioEntry]:
+def list_entries(data: str, empty: EmptyPolicy = "few") -> list[AudioEntry]:
     """List the sound files of a table or of a named set. Raises InputError."""
     path = Path(data).expanduser()
     if path.is_file():
         entries = []
-        for where, row in read_manifest(path, ("path", "text"), ("split",)):
+        for where, row in read_manifest(path, ("path", "text"), ("split",), may_be_empty=("text",)):
             is_val = parse_split(row["split"], f"{where}: split") if row["split"] else None
             entries.append(AudioEntry(where, path.parent / row["path"], row["text"], is_val))
-        return entries
+        check_empty([entry.place for entry in entries if not entry.text], len(entries), empty, "texts are empty")
+        return [entry for entry in entries if entry.text]
     if data == "fsdd":
         names = [(file, *file.stem.split("_")) for file in resolve(data)]  # DIGIT_SPEAKER_TAKE.wav
         return [AudioEntry(str(f), f, DIGIT_WORDS[int(digit)], int(take) < 5) for f, digit, _, take in names]

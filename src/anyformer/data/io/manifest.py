@@ -23,8 +23,11 @@ MAX_FILE_BYTES = 1 << 30  # the table is held in memory
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl")
 
 
-def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
-    """Read (place, row) of a table, with a text in each of `columns`; `optional` ones may be "". Raises InputError."""
+def read_manifest(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = (), may_be_empty: Sequence[str] = ()
+) -> list[tuple[str, dict[str, str]]]:
+    """Read (place, row) of a table, with a text in each of `columns` but those that `may_be_empty`; `optional` ones
+    may be missing. Raises InputError."""
     if suffix(path) not in TABLE_EXTENSIONS:
         expected = f"{', '.join(TABLE_EXTENSIONS)} with {', '.join(columns)}"
         raise InputError(f"{path}: not a table of files: expected {expected}")
@@ -36,7 +39,7 @@ def read_manifest(path: Path, columns: Sequence[str], optional: Sequence[str] = 
                 raise InputError(f"{where}: there is no column '{column}': {suggest(column, map(str, row))}")
             if not isinstance(row.get(column), str | None):
                 raise InputError(f"{where}: {column} is {row[column]!r}; expected a text")
-            if column in columns and not (row[column] or "").strip():
+            if column in columns and column not in may_be_empty and not (row[column] or "").strip():
                 raise InputError(f"{where}: {column} is empty")
         rows.append((where, {name: (row.get(name) or "").strip() for name in (*columns, *optional)}))
     if not rows:

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InputError, suggest
+from ...events import report_notice
+from ..io.cache import data_files
 from ..io.files import read_line_pairs, read_lines, suffix
 from ..io.manifest import TABLE_EXTENSIONS, read_rows
 from ..io.resolve import resolve
 from ..sampling import select_split
+from ..unusable import EmptyPolicy, check_empty
 
 SPLITS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.0, 1.0)}
 Row = tuple[str, str, str]  # text, class, place
@@ -39,13 +42,17 @@ class LabeledTexts:
 
 
 def read_labeled(
-    data: str, columns: tuple[str, str] = ("text", "label"), names: Sequence[str] | None = None
+    data: str,
+    columns: tuple[str, str] = ("text", "label"),
+    names: Sequence[str] | None = None,
+    empty: EmptyPolicy = "few",
 ) -> LabeledTexts:
     """Read the labeled texts of a path, a named set, or files with commas between. Raises InputError with the place.
 
     Args:
         columns: the columns of a table.
         names: the classes, if they are fixed; others are refused.
+        empty: what becomes of rows without a text or a label.
     """
     parts = [part.strip() for part in data.split(",")] if "," in data and not Path(data).exists() else [data]
     paths = [path for part in parts for path in resolve(part)]
@@ -54,8 +61,16 @@ def read_labeled(
     else:
         rows = _read_table(paths[0], columns)
     places: dict[tuple[str, str], str] = {}
-    for text, label, where in rows:  # the place of the first occurrence, in the order of the last ones
-        places[text, label] = places.pop((text, label), where)
+    total, empty_places = 0, []
+    for text, label, where in rows:
+        total += 1
+        if text and label:  # the place of the first occurrence, in the order of the last ones
+            places[text, label] = places.pop((text, label), where)
+        else:
+            empty_places.append(where)
+    check_empty(empty_places, total, empty, "rows have no text or no label")
+    if (repeated := total - len(empty_places) - len(places)) and data_files(data):
+        report_notice(f"data '{data}': {repeated:,} of {total:,} rows repeat a text and its label: kept once")
     names = sorted({label for _, label in places}) if names is None else list(names)
     if len(names) < 2:
         raise InputError(f"data '{data}' has one class only, {names}: there is nothing to tell apart")
@@ -97,7 +112,7 @@ def _read_two_files(paths: Sequence[Path]) -> Iterator[Row]:
     if len(text_paths) != 1:
         raise InputError(f"{labels_path}: there are {len(text_paths)} files of texts beside it: one is right")
     for (where, text), (label_where, label) in read_line_pairs(text_paths[0], labels_path):
-        yield _check_row(text, label, where, label_where)
+        yield text.strip(), label.strip(), where if label.strip() else label_where
 
 
 def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
@@ -112,12 +127,4 @@ def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
         text, label = ("" if row[name] is None else row[name] for name in columns)
         if not isinstance(text, str) or not isinstance(label, str | int):
             raise InputError(f"{where}: {columns[0]} must be a text and {columns[1]} a text or a whole number")
-        yield _check_row(text, str(label), where, where)
-
-
-def _check_row(text: str, label: str, where: str, label_where: str) -> Row:
-    if not text.strip():
-        raise InputError(f"{where}: the text is empty: leave the line out")
-    if not label.strip():
-        raise InputError(f"{label_where}: the label is empty: name a class")
-    return text.strip(), label.strip(), where
+        yield text.strip(), str(label).strip(), where

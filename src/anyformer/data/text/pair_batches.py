@@ -14,19 +14,22 @@ from itertools import count, pairwise
 import numpy as np
 
 from ...errors import InputError
+from ..sampling import select_split
 from ..tokenizers.base import Tokenizer, encode_each
 from ..tokenizers.build import build_tokenizer
+from ..unusable import LengthPolicy, check_unusable, is_refused
 from .batches import IGNORE_INDEX, pad_ids
 from .pairs import Pairs
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedPairs:
-    """N pairs as ids, without start and end tokens. `cut` of the sides were longer than the context."""
+    """N pairs as ids, without start and end tokens. `cut` sides and `skipped` pairs were longer than the context."""
 
     source: list[np.ndarray]
     target: list[np.ndarray]
     cut: int = 0
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.source)
@@ -48,30 +51,79 @@ def build_side_tokenizer(pairs: Pairs, spec: str, vocab_size: int, sides: tuple[
     return build_tokenizer(spec, texts, vocab_size)
 
 
+def check_word_counts(pairs: Pairs, max_tokens: tuple[int, int], too_long: LengthPolicy) -> None:
+    """Refuse pairs that no tokenizer can make short enough, before one is trained: no token holds two words."""
+    if too_long in ("few", "error"):
+        every = pairs.split("all")
+        sizes = np.array([(source.count(" ") + 1, target.count(" ") + 1) for source, target in every], np.int64)
+        n = int((sizes > max_tokens).any(1).sum())
+        if is_refused(n, len(every), too_long):
+            _check_lengths(pairs, sizes, max_tokens, too_long, "words")
+
+
+def _check_lengths(
+    pairs: Pairs, sizes: np.ndarray, max_tokens: tuple[int, int], too_long: LengthPolicy, unit: str
+) -> None:
+    """Check the sizes (N, 2) of all pairs; a message names both sides at once."""
+    every, is_long = pairs.split("all"), sizes > max_tokens
+    rows = np.flatnonzero(is_long.any(1))
+    if not len(rows):
+        return
+    sides, flags = [], []
+    for side, name, stack in ((0, "source", "encoder"), (1, "target", "decoder")):
+        if n := int(is_long[:, side].sum()):
+            longest = int(sizes[:, side].max())
+            sides.append(f"{n:,} {name}s of more than {max_tokens[side]:,} tokens, up to {longest:,} {unit}")
+            flags.append(f"--{stack}.context {longest + 1}")
+    problem = f"pairs are longer than the context: {', '.join(sides)} (the first: {pairs.locate(every[rows[0]])})"
+    hint = f"--too-long cut or skip, or {' '.join(flags)}"
+    check_unusable(len(rows), len(every), too_long, "--too-long", problem, hint)
+
+
 @lru_cache(maxsize=8)
 def encode_pairs(
-    pairs: Pairs, split: str, tokenizers: tuple[Tokenizer, Tokenizer], max_tokens: tuple[int, int], cut: bool
+    pairs: Pairs,
+    split: str,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    max_tokens: tuple[int, int],
+    too_long: LengthPolicy = "few",
 ) -> EncodedPairs:
-    """Encode the pairs of a split, each side with its tokenizer.
+    """Return the pairs of a split as ids, each side by its tokenizer.
 
-    Raises InputError for a text that has more than the `max_tokens` of its side, unless it may be `cut`, and for one
-    that the vocabulary cannot encode.
+    The lengths of all splits are checked at once, so that nothing fails at the first validation. Raises InputError
+    where too many pairs have more than the `max_tokens` of a side, and for a text that the vocabulary cannot encode.
     """
-    selected, sides, n_cut = pairs.split(split), [], 0
-    for side, (name, limit) in enumerate(zip(("source", "target"), max_tokens)):
-        texts = [pair[side] for pair in selected]
-        places = (f"the {name} of pair {i:,} of {split}" for i in count(1))
-        rows = encode_each(tokenizers[side], texts, places)
-        too_long = [i for i, row in enumerate(rows) if len(row) > limit]
-        if too_long and not cut:
-            n, first = len(too_long), too_long[0]
-            number = f"{n:,} texts of the {name} side are" if n > 1 else f"1 text of the {name} side is"
-            example = f"{len(rows[first]):,} tokens where {limit:,} fit ({texts[first][:40]!r}...)"
-            hint = f"raise --{'encoder' if name == 'source' else 'decoder'}.context, or let them be cut (cut_long)"
-            raise InputError(f"{number} longer than the context, the first with {example}: {hint}")
-        n_cut += len(too_long)
-        sides.append([row[:limit] for row in rows])
-    return EncodedPairs(*sides, n_cut)
+    splits = _encode_splits(pairs, tokenizers, max_tokens, too_long)
+    every = [ids for encoded in splits.values() for ids in zip(encoded.source, encoded.target)]
+    n_cut, n_skipped = (sum(getattr(encoded, name) for encoded in splits.values()) for name in ("cut", "skipped"))
+    together = EncodedPairs([source for source, _ in every], [target for _, target in every], n_cut, n_skipped)
+    return select_split(split, {**splits, "all": together})
+
+
+@lru_cache(maxsize=4)
+def _encode_splits(
+    pairs: Pairs, tokenizers: tuple[Tokenizer, Tokenizer], max_tokens: tuple[int, int], too_long: LengthPolicy
+) -> dict[str, EncodedPairs]:
+    rows: dict[str, list[list[np.ndarray]]] = {}
+    for name, selected in pairs.splits.items():
+        rows[name] = []
+        for side, tokenizer in enumerate(tokenizers):
+            places = (f"the {('source', 'target')[side]} of pair {i:,} of {name}" for i in count(1))
+            rows[name].append(encode_each(tokenizer, [pair[side] for pair in selected], places))
+    sizes = {name: np.array([[len(ids) for ids in side] for side in sides], np.int64).T for name, sides in rows.items()}
+    _check_lengths(pairs, np.concatenate(list(sizes.values())), max_tokens, too_long, "tokens")
+    splits = {}
+    for name, sides in rows.items():
+        is_long = sizes[name] > max_tokens
+        kept = np.arange(len(is_long)) if too_long == "cut" else np.flatnonzero(~is_long.any(1))
+        if not len(kept):
+            raise InputError(
+                f"no pair of {len(is_long):,} is short enough for {name}: a larger context, or --too-long cut"
+            )
+        cut = [[side[i][:limit] for i in kept] for side, limit in zip(sides, max_tokens)]
+        n_cut = int(is_long.sum()) if too_long == "cut" else 0
+        splits[name] = EncodedPairs(cut[0], cut[1], n_cut, len(is_long) - len(kept))
+    return splits
 
 
 def batch_bounds(widths: np.ndarray, max_cost: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, suggest
+from ...events import report_notice
 from ..io.cache import cache_by_files, data_files
 from ..io.checks import parse_json
 from ..io.files import read_line_pairs, read_lines, suffix
@@ -27,6 +28,7 @@ from ..io.manifest import read_rows
 from ..io.resolve import resolve
 from ..registry import SETS
 from ..sampling import select_split
+from ..unusable import EmptyPolicy, check_empty
 
 MAX_LINE_BYTES = 1 << 20
 MAX_FILE_BYTES = 4 << 30  # all pairs are held in memory
@@ -49,20 +51,28 @@ class Pairs:
 
     splits: dict[str, list[Pair]]
     sha256: str  # of all pairs in order
-    skipped: int = 0  # pairs with a missing side that were left out
+    skipped: int = 0  # pairs with an empty side that were left out
+    data: str = ""
+    backwards: bool = False
 
     def split(self, name: str) -> list[Pair]:
         """Return the pairs of "train", "val" or "all"."""
         return select_split(name, {**self.splits, "all": [pair for pairs in self.splits.values() for pair in pairs]})
 
+    def locate(self, pair: Pair) -> str:
+        """Return where the data hold this pair, by reading them again."""
+        sides = pair[::-1] if self.backwards else pair
+        lines = (line for lines in _find_splits(self.data).values() for line in lines)
+        return next((where for where, source, target in lines if (source, target) == sides), self.data)
+
 
 @cache_by_files(lambda data, *_, **__: data_files(data))
-def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, skip_missing: bool = False) -> Pairs:
+def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, empty: EmptyPolicy = "few") -> Pairs:
     """Read the pairs of a file, two files, a folder or a named set. Raises InputError.
 
     Args:
         backwards: swap source and target.
-        skip_missing: leave out pairs with a missing side; else they are an error.
+        empty: what becomes of pairs with an empty side.
     """
     splits: dict[str, list[Pair]] = {}
     missing: list[str] = []  # places of the pairs without one of their sides
@@ -73,17 +83,19 @@ def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, sk
                 splits[name].append((source, target))
             else:
                 missing.append(where)
-    if missing and not skip_missing:
-        count = f"{len(missing):,} pair{'s have' if len(missing) > 1 else ' has'} a missing side"
-        hint = "complete it, or leave such pairs out (skip_missing)"
-        raise InputError(f"{count}, the first at {missing[0]}: {hint}")
+    total = len(missing) + sum(map(len, splits.values()))
+    check_empty(missing, total, empty, "pairs have an empty side")
+    if data_files(data) and (
+        repeated := total - len(missing) - len({pair for pairs in splits.values() for pair in pairs})
+    ):
+        report_notice(f"data '{data}': {repeated:,} of {total:,} pairs repeat another one: kept")
     if "val" not in splits:
         splits = _separate_validation(splits["train"], val_fraction)
-    if empty := [name for name, pairs in splits.items() if not pairs]:
-        raise InputError(f"data '{data}': no pair is left for {empty[0]}: bring more of them")
+    if without_pairs := [name for name, pairs in splits.items() if not pairs]:
+        raise InputError(f"data '{data}': no pair is left for {without_pairs[0]}: bring more of them")
     if backwards:
         splits = {name: [(target, source) for source, target in pairs] for name, pairs in splits.items()}
-    return Pairs(splits, _hash_pairs(splits), len(missing))
+    return Pairs(splits, _hash_pairs(splits), len(missing), data, backwards)
 
 
 def _separate_validation(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:

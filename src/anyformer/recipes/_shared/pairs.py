@@ -20,6 +20,7 @@ from ...data.text.batches import IGNORE_INDEX
 from ...data.text.pairs import Pairs, read_pairs
 from ...data.tokenizers.build import Tokenizer
 from ...data.tokenizers.pair_tokenizer import PairTokenizer, build_pair_tokenizer
+from ...data.unusable import EmptyPolicy, LengthPolicy
 from ...errors import InputError
 from ...inference.translation import TranslationRequest, align_translation, translate
 from ...metrics import score_classes, score_translations
@@ -45,10 +46,10 @@ class PairConfig(VocabularyConfig):
     """The same of the source alone; `tokenizer` is then the target's alone. Empty: one vocabulary for both sides."""
     backwards: bool = False
     """From the second side of each pair to the first."""
-    skip_missing: bool = False
-    """Leave out pairs with a missing side instead of refusing the data."""
-    cut_long: bool = False
-    """Cut texts that are longer than the context instead of refusing the data."""
+    empty: EmptyPolicy = "few"
+    """Pairs with an empty side: skip, error, or few: skip where they are at most 1 %."""
+    too_long: LengthPolicy = "few"
+    """Pairs with a text longer than the context: cut, skip, error, or few: skip where they are at most 1 %."""
     val_fraction: float = 0.1
     """Kept for validation, where the data have no part for it."""
     start: int | None = None
@@ -72,7 +73,12 @@ class PairConfig(VocabularyConfig):
 
 def load_pairs(config: Any) -> Pairs:
     """Return the pairs of the config's data, read once; a file that has changed is read again."""
-    return read_pairs(config.data, config.val_fraction, config.backwards, config.skip_missing)
+    return read_pairs(config.data, config.val_fraction, config.backwards, config.empty)
+
+
+def max_tokens(config: Any) -> tuple[int, int]:
+    """Return the most tokens of a source and of a target, without the token that ends or begins it."""
+    return config.contexts[0] - 1, config.contexts[1] - 1
 
 
 def load_tokenizers(config: Any) -> PairTokenizer:
@@ -80,7 +86,9 @@ def load_tokenizers(config: Any) -> PairTokenizer:
 
     def load(spec: str, *sides: int) -> Tokenizer:
         def train() -> Tokenizer:
-            return pair_batches.build_side_tokenizer(load_pairs(config), spec, config.vocab_size, sides)
+            pairs = load_pairs(config)
+            pair_batches.check_word_counts(pairs, max_tokens(config), config.too_long)
+            return pair_batches.build_side_tokenizer(pairs, spec, config.vocab_size, sides)
 
         return load_config_tokenizer(config, train, spec)
 
@@ -109,9 +117,9 @@ def batches(config: Any, split: str, state: StreamState | None = None) -> BatchS
     pairs as cost no more than `train.batch` pairs that fill the context.
     """
     pairs, tokenizers = load_pairs(config), load_tokenizers(config)
-    max_tokens = config.contexts[0] - 1, config.contexts[1] - 1
-    encoded = pair_batches.encode_pairs(pairs, split, tokenizers.tokenizers, max_tokens, config.cut_long)
-    state = init_stream(state, config.data, pairs.sha256, skipped=pairs.skipped, cut=encoded.cut)
+    encoded = pair_batches.encode_pairs(pairs, split, tokenizers.tokenizers, max_tokens(config), config.too_long)
+    skipped = pairs.skipped + encoded.skipped
+    state = init_stream(state, config.data, pairs.sha256, skipped=skipped, cut=encoded.cut)
     max_cost = config.train.batch * max(config.contexts)
 
     def make_batch(indices: np.ndarray) -> dict[str, Tensor]:
@@ -160,7 +168,7 @@ def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[s
     """Translate a whole split and compare: sacreBLEU with its signature, chrF, and the share of exact matches.
     `request` holds further fields of `TranslationRequest`."""
     pairs = load_pairs(config).split(split)
-    request = {"cut": config.cut_long} | request | {"input": [source for source, _ in pairs]}
+    request = {"cut": config.too_long != "error"} | request | {"input": [source for source, _ in pairs]}
     texts = [result["text"] for result in predict(model, request)["results"]]
     return score_translations(texts, [target for _, target in pairs])
 

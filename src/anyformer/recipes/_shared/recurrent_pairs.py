@@ -54,5 +54,5 @@ TINY = RecurrentConfig(
 MULTI30K = RecurrentConfig(vocab_size=6000, train=CAPTIONS_TRAIN)
 REVERSE = replace(TINY, dim=64, hidden=128, label_smoothing=0.0, train=replace(CAPTIONS_TRAIN, steps=2000, batch=32))
 LARGE = RecurrentConfig(
-    data="pairs.tsv", skip_missing=True, cut_long=True, source_tokenizer="bpe", vocab_size=37_000, dim=1000, hidden=1000
+    data="pairs.tsv", empty="skip", too_long="cut", source_tokenizer="bpe", vocab_size=37_000, dim=1000, hidden=1000
 )
