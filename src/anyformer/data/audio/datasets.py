@@ -19,6 +19,7 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_progress
+from ..io.archives import unpack_archive
 from ..io.cache import build_cached, cache_by_files, cache_dir, data_files
 from ..io.checks import sha256_file
 from ..io.manifest import read_manifest
@@ -91,7 +92,7 @@ def load_audio(
 
 def list_entries(data: str, empty: EmptyPolicy = "few") -> list[AudioEntry]:
     """List the sound files of a table or of a named set. Raises InputError."""
-    path = Path(data).expanduser()
+    path = unpack_archive(Path(data).expanduser())
     if path.is_file():
         entries = []
         for where, row in read_manifest(path, ("path", "text"), ("split",), may_be_empty=("text",)):

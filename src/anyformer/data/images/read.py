@@ -25,6 +25,7 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_progress
+from ..io.archives import unpack_archive
 from ..io.checks import read_bounded
 from ..io.files import import_optional, open_data, suffix
 from ..io.manifest import TABLE_EXTENSIONS, read_manifest
@@ -94,7 +95,7 @@ NAMED_SETS: dict[str, Callable[[list[Path]], ImageSource]] = {
 
 def open_images(data: str) -> ImageSource:
     """Open the images of a path or of a named set; an existing path takes precedence over a name. Raises InputError."""
-    path = Path(data).expanduser()
+    path = unpack_archive(Path(data).expanduser())
     if data in NAMED_SETS and not path.exists():
         source = NAMED_SETS[data](resolve(data))
     elif data and path.is_dir():

@@ -1,8 +1,10 @@
-"""Open data files, gzipped or not, with one-line errors for what is damaged."""
+"""Open data files, compressed or not, with one-line errors for what is damaged."""
 
+import bz2
 import contextlib
 import gzip
 import importlib
+import lzma
 import zlib
 from collections.abc import Generator, Iterator
 from itertools import zip_longest
@@ -14,21 +16,54 @@ from .encodings import explain_encoding
 
 MAX_LINE_BYTES = 256 << 20
 SAMPLE_BYTES = 64 << 10
+COMPRESSIONS = {
+    b"\x1f\x8b": ".gz",
+    b"\xfd7zXZ\x00": ".xz",
+    b"BZh": ".bz2",
+    b"\x28\xb5\x2f\xfd": ".zst",
+}  # by first bytes
 
 
 def suffix(path: Path) -> str:
     """Return the ending that says how to read a file, in lower case and without `.gz`: ".jsonl" for "a.JSONL.gz"."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in COMPRESSIONS.values() else name.suffix
+
+
+def find_compression(head: bytes) -> str:
+    """Return the usual ending of files that begin with these bytes: ".gz", ".xz", ".bz2", ".zst", or ""."""
+    return next((ending for magic, ending in COMPRESSIONS.items() if head.startswith(magic)), "")
+
+
+def open_compressed(path: Path, compression: str) -> Any:
+    """Open a file for reading its decompressed bytes; `compression` is an ending, "" for none."""
+    match compression:
+        case ".gz":
+            return gzip.open(path)
+        case ".xz":
+            return lzma.open(path)
+        case ".bz2":
+            return bz2.open(path)
+        case ".zst":
+            hint = f"pip install zstandard, or decompress it: zstd -d '{path.name}'"
+            return import_optional("zstandard", f"{path}: reading a .zst file needs zstandard: {hint}").open(path, "rb")
+    return open(path, "rb")
 
 
 @contextlib.contextmanager
 def open_data(path: Path, decompress: bool = True) -> Generator[Any]:
-    """Open a binary file for reading and decompress it if it ends in .gz. Raises InputError, within the block too."""
+    """Open a binary file for reading and decompress it, by its first bytes. Raises InputError, within the block too."""
+    compression = ""
     try:
-        with gzip.open(path) if decompress and path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        if decompress:
+            with open(path, "rb") as file:
+                compression = find_compression(file.read(8))
+            compression = ".gz" if path.suffix.lower() == ".gz" else compression
+        with open_compressed(path, compression) as file:
             yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip file ({error}): fetch or compress it again") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        name = "gzip" if compression == ".gz" else compression
+        raise InputError(f"{path}: damaged {name} file ({error}): fetch or compress it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 

@@ -14,19 +14,55 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...errors import InputError, suggest
+from ...events import report_notice
 from ..registry import GENERATED, SETS, DataSet
 from ..text.read import TEXT_EXTENSIONS
+from .archives import unpack_archive
 from .cache import build_directory, cache_dir
 from .checks import BLOCK_BYTES, sha256_file
 from .files import suffix
 
 MAX_BYTES = 1 << 30  # of a download, and of the extracted files of an archive
 TIMEOUT_SECONDS = 10.0
+CODE_EXTENSIONS = (
+    ".py",
+    ".pyi",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".hpp",
+    ".cu",
+    ".rs",
+    ".go",
+    ".java",
+    ".kt",
+    ".scala",
+    ".js",
+)
+CODE_EXTENSIONS += (
+    ".jsx",
+    ".ts",
+    ".tsx",
+    ".rb",
+    ".php",
+    ".pl",
+    ".lua",
+    ".r",
+    ".jl",
+    ".swift",
+    ".cs",
+    ".hs",
+    ".ml",
+    ".sh",
+)
+CODE_EXTENSIONS += (".sql", ".html", ".css", ".tex", ".rst")
+GENERATED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # not written by the author
 
 
 def resolve(name_or_path: str) -> list[Path]:
     """Return the files of a path or of a named data set, sorted; a path takes precedence. Raises InputError."""
-    path = Path(name_or_path).expanduser()
+    path = unpack_archive(Path(name_or_path).expanduser())
     if not name_or_path:
         raise InputError(f"no data given: give a file, a folder or the name of a set ({', '.join(SETS)})")
     if path.is_dir():
@@ -55,8 +91,17 @@ def locate(name: str) -> str:
 def _list_text_files(folder: Path) -> list[Path]:
     inside = sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts)
     visible = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if files := [path for path in visible if path.is_file() and suffix(path) in TEXT_EXTENSIONS]:
-        return files
+    visible = [
+        path for path in visible if path.is_file() and not GENERATED_FOLDERS & set(path.relative_to(folder).parts)
+    ]
+    texts = [path for path in visible if suffix(path) in TEXT_EXTENSIONS]
+    code = [path for path in visible if path.suffix.lower() in CODE_EXTENSIONS]
+    if len(code) > len(texts):  # source code with its documentation, and no texts with a script beside them
+        prose = [path for path in texts if path.suffix.lower() in (".txt", ".md")]
+        report_notice(f"data '{folder}': source code: {len(code):,} files of code and {len(prose):,} texts are read")
+        return sorted([*code, *prose], key=lambda path: path.relative_to(folder).parts)
+    if texts:
+        return texts
     extensions = ", ".join(TEXT_EXTENSIONS)
     raise InputError(f"data '{folder}': no readable file in this folder: it needs {extensions} (or with .gz)")
 

@@ -11,6 +11,7 @@ from ...errors import InputError, suggest
 from ..audio.datasets import DIGIT_WORDS
 from ..audio.features import SAMPLE_RATE
 from ..images.read import read_idx, read_npz
+from ..io.archives import unpack_archive
 from ..io.resolve import resolve
 from .read import Row, Table, read_table
 
@@ -48,7 +49,7 @@ digit = { kind = "class" }
 
 def open_table(data: str) -> Table:
     """Open a file of rows, or a named set; an existing file takes precedence over a name. Raises InputError."""
-    path = Path(data).expanduser()
+    path = unpack_archive(Path(data).expanduser())
     if data and path.is_file():
         return read_table(path)
     if data and (path.exists() or path.suffix):

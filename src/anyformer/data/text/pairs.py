@@ -21,6 +21,7 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_notice
+from ..io.archives import unpack_archive
 from ..io.cache import cache_by_files, data_files
 from ..io.checks import parse_json
 from ..io.files import read_line_pairs, read_lines, suffix
@@ -117,7 +118,7 @@ def _hash_pairs(splits: dict[str, list[Pair]]) -> str:
 
 def _find_splits(data: str) -> dict[str, Iterable[Line]]:
     """Return the lines of "train", and of "val" if the data have one. Raises InputError."""
-    path = Path(data).expanduser()
+    path = unpack_archive(Path(data).expanduser())
     if data and path.is_dir():
         return _read_folder(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), data)
     if data and path.exists():
