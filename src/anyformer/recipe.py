@@ -120,6 +120,25 @@ class SizeOption:
     expected_loss: Callable[[float], tuple[float, float]]
 
 
+@dataclasses.dataclass(frozen=True)
+class DataDefaults:
+    """What the user's data suggest where the user has chosen nothing."""
+
+    preset: str
+    overrides: dict[str, Any]
+    """Config fields that differ from the preset, nested."""
+    reason: str
+    """One line for the person: what was chosen, and why."""
+
+
+@runtime_checkable
+class SupportsDataDefaults(Protocol):
+    """The defaults depend on the data that the user brings, unless a preset is named. `overrides` holds the config
+    fields that the user has set, "data" among them; None: the default preset as it is."""
+
+    def data_defaults(self, overrides: dict[str, Any]) -> DataDefaults | None: ...
+
+
 @runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""

@@ -9,8 +9,9 @@ from typing import Any
 from . import recipe as recipes
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
 from .errors import InputError, suggest
+from .events import report_notice
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
-from .recipe import Recipe, SupportsSizes, parse_config, resolve_paths
+from .recipe import DataDefaults, Recipe, SupportsDataDefaults, SupportsSizes, parse_config, resolve_paths
 from .trained_model import load_source
 from .training import checkpoints
 from .training.budget import Budget
@@ -46,8 +47,13 @@ def resolve_job(
     if init is None and settings.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
     source = None if init is None else load_source(Path(init), module)
-    config = build_config(module, preset, overrides, source)
-    choose_size = source is None and can_choose_size(module, preset, config)
+    defaults = suggest_defaults(module, overrides) if preset is None and source is None else None
+    if defaults is not None:
+        preset = defaults.preset
+    suggested = defaults.overrides if defaults else {}
+    config = build_config(module, preset, merge_overrides(suggested, overrides), source)
+    has_preset = preset is not None and defaults is None
+    choose_size = source is None and not has_preset and can_choose_size(module, preset, suggested, config)
     return TrainingJob(
         recipe=module,
         preset=preset or recipes.default_preset(module),
@@ -134,11 +140,21 @@ def expand_short_names(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, A
     return expanded
 
 
-def can_choose_size(module: Recipe, preset: str | None, config: Any) -> bool:
-    """Whether the recipe has sizes to choose from, and neither preset, model nor training settings were chosen."""
-    if preset is not None or not isinstance(module, SupportsSizes):
+def suggest_defaults(module: Recipe, overrides: dict[str, Any]) -> DataDefaults | None:
+    """Return what the user's data suggest, and say it; None where the recipe's own defaults apply."""
+    if not overrides.get("data") or not isinstance(module, SupportsDataDefaults):
+        return None
+    defaults = module.data_defaults(overrides)
+    if defaults is not None:
+        report_notice(defaults.reason)
+    return defaults
+
+
+def can_choose_size(module: Recipe, preset: str | None, suggested: dict[str, Any], config: Any) -> bool:
+    """Whether the recipe has sizes to choose from, and the user chose neither model nor training settings."""
+    if not isinstance(module, SupportsSizes):
         return False
-    default = recipes.get_preset(module)
+    default = parse_config(module, merge_overrides(to_json(recipes.get_preset(module, preset)), suggested), "")
     machine = {name: getattr(config.train, name) for name in ("seed", "device", "dtype", "compile")}
     return (config.model, config.train) == (default.model, dataclasses.replace(default.train, **machine))
 

@@ -68,15 +68,16 @@ def assert_same_logits(module: Any, reference: Any) -> None:
 
 
 def translate(model: Any, sources: list[list[int]], **request: Any) -> list[list[int]]:
+    request = {"no_repeat_ngram": 0, "max_length_ratio": 0.0} | request
     results = model.predict({"input": [" ".join(map(str, source)) for source in sources], **request})["results"]
     return [[int(word) for word in result["text"].split()] for result in results]
 
 
-def generate_reference(model: Any, source: list[int], tokens: int = 24) -> list[int]:
+def generate_reference(model: Any, source: list[int], tokens: int = 24, **options: Any) -> list[int]:
     """Generate greedily; transformers' cache has as many layers as the encoder, too few for a deeper decoder."""
     use_cache = model.config.num_decoder_layers <= model.config.num_layers
     ids = torch.tensor([[*source, 1]])
-    ids = model.generate(ids, max_new_tokens=tokens, do_sample=False, use_cache=use_cache)[0].tolist()[1:]
+    ids = model.generate(ids, max_new_tokens=tokens, do_sample=False, use_cache=use_cache, **options)[0].tolist()[1:]
     return ids[: ids.index(1)] if 1 in ids else ids
 
 
@@ -91,6 +92,8 @@ def test_greedy_generation_equals_that_of_transformers(case: Exchange):
     expected = [generate_reference(case.reference, source) for source in sources]
     assert translate(case.model, sources, beam=1, tokens=24) == expected
     assert translate(case.model, sources[:1], beam=1, tokens=24) == expected[:1]
+    blocked = [generate_reference(case.reference, source, no_repeat_ngram_size=2) for source in sources]
+    assert translate(case.model, sources, beam=1, tokens=24, no_repeat_ngram=2) == blocked
 
 
 def test_an_exported_folder_opens_in_transformers_and_comes_back_bit_for_bit(case: Exchange):

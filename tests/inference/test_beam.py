@@ -221,3 +221,30 @@ def test_more_tokens_than_the_context_are_refused():
     with pytest.raises(ValueError, match="prompt of 20 and 6 new tokens are more than the context of 24"):
         beam_search(TinyLM(5), [[1] * 20], beam=2, tokens=6, end=END)
     assert len(beam_search(TinyLM(5), [[1] * 20], beam=2, tokens=5, end=None)[0][0].tokens) == 5
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_run_of_tokens_occurs_twice(beam: int, n: int):
+    def repeats(tokens: list[int]) -> bool:
+        runs = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+        return len(set(runs)) < len(runs)
+
+    model, prompts = TinyLM(7, 3), [[1, 3], [2]]
+    free, blocked = (
+        [
+            h.tokens
+            for row in beam_search(model, prompts, beam=beam, tokens=14, end=None, n_best=beam, **option)
+            for h in row
+        ]
+        for option in ({}, {"no_repeat_ngram": n})
+    )
+    assert any(map(repeats, free)) and blocked and not any(map(repeats, blocked))
+
+
+def test_each_prompt_can_have_a_limit_of_its_own():
+    model, prompts = TinyLM(17, 7), [[1, 4, 6], [3], [7, 7]]
+    together = beam_search(model, prompts, beam=2, tokens=[3, 9, 5], end=None)
+    assert [len(row[0].tokens) for row in together] == [3, 9, 5]
+    alone = [beam_search(model, [row], beam=2, tokens=n, end=None)[0] for row, n in zip(prompts, (3, 9, 5))]
+    assert_equal_hypotheses(together, alone)

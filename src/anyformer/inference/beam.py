@@ -65,6 +65,9 @@ class BeamState:
                 kept.append(candidate)
             elif rank < self.beam:  # an end competes with the candidates that go on
                 self.finish(parent_tokens, candidate.log_prob, len(parent_tokens) + 1)
+        if not kept and not self.finished:  # no token may follow
+            for log_prob, tokens in self.live:
+                self.finish(tokens, log_prob, max(1, len(tokens)), finished=False)
         self.live = [(log_prob, [*self.live[parent][1], token]) for log_prob, parent, token in kept]
         if self.live and len(self.live[0][1]) == self.max_tokens:
             for log_prob, tokens in self.live:
@@ -98,33 +101,38 @@ def beam_search(
     prompts: Sequence[Sequence[int]],
     *,
     beam: int,
-    tokens: int,
+    tokens: int | Sequence[int],
     end: int | None,
     n_best: int = 1,
     penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
 ) -> list[list[Hypothesis]]:
     """Return the `n_best` (at most `beam`) continuations of each prompt, best first.
 
     Args:
         model: reads B * K rows; a memory that it reads must be the same for all K rows of a prompt.
         prompts: ids of each row, at least one.
-        tokens: the most new tokens.
+        tokens: the most new tokens, of all prompts or of each.
         end: the token that ends a hypothesis.
+        no_repeat_ngram: no run of so many tokens occurs twice in a prompt with its continuation (1705.04304); 0: any
+            may.
 
     Raises:
         ValueError: prompt and new tokens exceed the model's context.
     """
     longest, context = max(map(len, prompts)), model.body.config.context
-    if longest + tokens - 1 > context:
-        raise ValueError(f"a prompt of {longest} and {tokens} new tokens are more than the context of {context}")
-    states = [BeamState(beam, tokens, end, min(n_best, beam), penalty) for _ in prompts]
+    limits = [tokens] * len(prompts) if isinstance(tokens, int) else list(tokens)
+    if longest + max(limits) - 1 > context:
+        raise ValueError(f"a prompt of {longest} and {max(limits)} new tokens are more than the context of {context}")
+    states = [BeamState(beam, limit, end, min(n_best, beam), penalty) for limit in limits]
     rows = [prompt for prompt in prompts for _ in range(beam)]
-    cache = new_cache(model, len(rows), longest + tokens - 1)
+    cache = new_cache(model, len(rows), longest + max(limits) - 1)
     logits = prefill(model, rows, cache)
     log_probs = torch.full((len(prompts), beam), -math.inf, dtype=torch.float64, device=logits.device)
     log_probs[:, 0] = 0  # all beams of a prompt start equal: one of them counts
     while True:
-        candidates = top_candidates(logits, log_probs)
+        banned = find_repeats(states, prompts, no_repeat_ngram) if no_repeat_ngram else []
+        candidates = top_candidates(logits, log_probs, banned)
         kept = [[] if state.done else state.advance(row) for state, row in zip(states, candidates)]
         if all(state.done for state in states):
             return [state.best() for state in states]
@@ -138,14 +146,30 @@ def beam_search(
         logits = step(model, new, cache)
 
 
-def top_candidates(logits: Tensor, log_probs: Tensor) -> list[list[Candidate]]:
+def find_repeats(states: Sequence[BeamState], prompts: Sequence[Sequence[int]], n: int) -> list[tuple[int, int, int]]:
+    """Return (prompt, beam, token) of the tokens that would complete a run of n tokens for the second time."""
+    banned = []
+    for b, state in enumerate(states):
+        for k, (_, continuation) in enumerate(() if state.done else state.live):
+            tokens = [*prompts[b], *continuation]
+            prefix = tokens[len(tokens) - n + 1 :]
+            starts = range(len(tokens) - n + 1)
+            banned += [(b, k, tokens[i + n - 1]) for i in starts if tokens[i : i + n - 1] == prefix]
+    return banned
+
+
+def top_candidates(
+    logits: Tensor, log_probs: Tensor, banned: Sequence[tuple[int, int, int]] = ()
+) -> list[list[Candidate]]:
     """Return the best candidates of each prompt, best first: 2 K of them, since at most K can end.
 
-    logits (B * K, V), log_probs (B, K)
+    logits (B * K, V), log_probs (B, K), banned (prompt, beam, token)
     """
     (B, K), V = log_probs.shape, logits.shape[-1]
     # In float64, so that rounding does not make two tokens equal of which one is likelier.
     total = log_probs[:, :, None] + logits.double().log_softmax(-1).view(B, K, V)
+    if banned:
+        total[tuple(torch.tensor(banned, device=total.device).T)] = -math.inf
     best, index = total.flatten(1).topk(min(2 * K, K * V))
     return [
         [Candidate(log_prob, i // V, i % V) for log_prob, i in zip(row, indices)]

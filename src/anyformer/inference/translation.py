@@ -18,6 +18,8 @@ from ..parsing import check_range, check_types
 from .beam import Hypothesis, beam_search
 from .decode import pad_rows
 
+EXTRA_TOKENS = 20  # that a translation may have in any case
+NO_REPEAT_NGRAM = 4
 MAX_CACHE_NODES = 1 << 14  # in all rows of a batch together, which bounds its memory
 
 
@@ -35,6 +37,11 @@ class TranslationRequest:
     """The most new tokens. None: as many as the decoder's context holds."""
     length_penalty: float = 1.0
     """Scores are log-probabilities divided by the length to this power: 0 prefers short translations."""
+    no_repeat_ngram: int | None = None
+    """No run of so many tokens occurs twice in a translation; 0 allows all. None: 4, and 0 where tokens are characters
+    or bytes."""
+    max_length_ratio: float = 3.0
+    """A translation has at most so many tokens for each of the source, and 20 more; 0: no such limit."""
     cut: bool = False
     """Cut a source that exceeds the context instead of refusing it."""
 
@@ -43,6 +50,8 @@ class TranslationRequest:
         check_range(self, "beam", at_least=1, at_most=256)
         check_range(self, "n_best", at_least=1, at_most=self.beam)
         check_range(self, "tokens", at_least=1)
+        check_range(self, "no_repeat_ngram", at_least=0, at_most=1000)
+        check_range(self, "max_length_ratio", at_least=0, at_most=1000)
         check_range(self, "length_penalty", at_least=-10, at_most=10)
 
     @property
@@ -96,11 +105,22 @@ def search_translations(model: Any, sources: list[list[int]], request: Translati
         model.condition(memory, within(lengths.repeat_interleave(request.beam))),
         [[model.pair_tokenizer.start_id]] * len(sources),
         beam=request.beam,
-        tokens=max_target_tokens(model, request),
+        tokens=[limit_tokens(model, request, len(source)) for source in sources],
         end=model.pair_tokenizer.end_id,
         n_best=request.n_best,
         penalty=request.length_penalty,
+        no_repeat_ngram=default_ngram(model) if request.no_repeat_ngram is None else request.no_repeat_ngram,
     )
+
+
+def limit_tokens(model: Any, request: TranslationRequest, n_source: int) -> int:
+    """Return the most tokens of the translation of a source of this length."""
+    limit = max_target_tokens(model, request)
+    return min(limit, int(request.max_length_ratio * n_source) + EXTRA_TOKENS) if request.max_length_ratio else limit
+
+
+def default_ngram(model: Any) -> int:
+    return 0 if model.pair_tokenizer.target.kind in ("char", "byte") else NO_REPEAT_NGRAM
 
 
 # --- attention between the texts ---

@@ -8,13 +8,15 @@ loss   cross-entropy of the target's next token, smoothed (1512.00567)
 
     anyformer train translation                                       about two minutes on two cores: digits reversed
     anyformer train translation --preset multi30k                     about twenty minutes: captions, English to French
-    anyformer train translation --preset multi30k --data pairs.tsv    your own pairs
+    anyformer train translation --data pairs.tsv                      your own pairs of sentences
 
 The original Transformer (1706.03762); T5 (1910.10683) is the preset `t5`.
 """
 
 from typing import Any
 
+from ..data.text.pairs import sample_pairs
+from ..recipe import DataDefaults
 from ..training.config import TrainConfig
 from ._shared import pairs
 from ._shared.pairs import TranslatorConfig as Config
@@ -26,6 +28,16 @@ def build(config: Config) -> pairs.Translator:
     return pairs.build_translator(config, pairs.load_tokenizers(config))
 
 
+def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
+    """Choose a preset for sentences where the texts have several words; the default one is for strings."""
+    texts = [text for pair in sample_pairs(overrides["data"]) for text in pair if text]
+    if 2 * sum(" " in text for text in texts) <= len(texts):
+        return None
+    reason = f"data '{overrides['data']}': pairs of sentences: --preset multi30k ({SENTENCES}; --preset names another)"
+    return DataDefaults("multi30k", {}, reason)
+
+
+SENTENCES = "subwords, up to 63 of each side"
 LLAMA = dict(position="rotary", rotary_base=5e5, norm="rmsnorm", activation="swiglu", n_kv_head=2, bias=False)
 CAPTIONS_TRAIN = TrainConfig(
     steps=3000, batch=24, lr=4e-3, warmup=50, weight_decay=0.01, clip=0.0, eval_every=300, save_every=300, **MUON

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from ..data.images import cache
 from ..data.images import preprocessing as prep
 from ..data.images.augment import Augment, augment_batch
-from ..data.images.read import encode_png, overlay_heatmap, read_image, resize_image
+from ..data.images.measure import choose_format
+from ..data.images.read import encode_png, open_images, overlay_heatmap, read_image, resize_image
 from ..data.sampling import sample_indices
 from ..errors import InputError, suggest
 from ..inference.classification import describe_classes, unique_names
@@ -37,7 +38,7 @@ from ..metrics import confusion_matrix, score_classes
 from ..model import Classifier, PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
 from ..model.edges import Edges, full, neighbors
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, DataDefaults, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
@@ -217,6 +218,24 @@ def check_sizes(config: Config) -> None:
             f"an image of {config.height} x {config.width} pixels in patches of {config.patch} makes {nodes} nodes, "
             f"and the context is {config.model.context}: --model.context {nodes}"
         )
+
+
+def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
+    """Choose color and size from the images, where the user has not."""
+    image_format = choose_format(open_images(overrides["data"]))
+    if image_format is None:
+        return None
+    height, width, channels, patch, median = image_format
+    fields: dict[str, Any] = {} if "channels" in overrides else {"channels": channels}
+    if not overrides.keys() & {"height", "width", "patch", "pool"} and "context" not in overrides.get("model", {}):
+        context = height * width // patch**2 + 1
+        fields |= {"height": height, "width": width, "patch": patch, "model": {"context": context}}
+    size = f", {width} x {height} pixels in patches of {patch}" if "height" in fields else ""
+    color = "gray" if channels == 1 else "in color"
+    seen = f"data '{overrides['data']}': images {color}, the median of {median[1]} x {median[0]} pixels"
+    chosen = overrides.get("channels", channels)
+    reason = f"{seen}: read with {chosen} channel{'s' if chosen > 1 else ''}{size} (flags: --channels --height --width)"
+    return DataDefaults("small", fields, reason)
 
 
 def load_images(config: Config) -> cache.ImageDataset:

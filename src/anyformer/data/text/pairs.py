@@ -14,6 +14,7 @@ If there is no validation split, one is separated by the first side, so that no 
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..sampling import select_split
 from ..unusable import EmptyPolicy, check_empty
 
 MAX_LINE_BYTES = 1 << 20
+SAMPLE_PAIRS = 500
 MAX_FILE_BYTES = 4 << 30  # all pairs are held in memory
 TABLE_EXTENSIONS = (".tsv", ".txt", ".tab")
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
@@ -97,6 +99,11 @@ def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, em
     if backwards:
         splits = {name: [(target, source) for source, target in pairs] for name, pairs in splits.items()}
     return Pairs(splits, _hash_pairs(splits), len(missing), data, backwards)
+
+
+def sample_pairs(data: str, n: int = SAMPLE_PAIRS) -> list[Pair]:
+    """Return the first pairs of the data, with empty sides too. Raises InputError."""
+    return [(source, target) for _, source, target in islice(_find_splits(data)["train"], n)]
 
 
 def _separate_validation(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:
