@@ -169,9 +169,12 @@ def test_it_starts_from_a_masked_model(folder: Path, tmp_path: Path):
     ("files", "parts"),
     [
         ({"a.csv": "txet,label\nx,y\n"}, ("no column 'text'", "did you mean 'txet'")),
-        ({"a.csv": "text,label\nx,y\nz\n"}, ("a.csv, line 3: the label is empty",)),
-        ({"a.csv": "text,label\nx,y\nz,\n"}, ("line 3: the label is empty",)),
-        ({"a.csv": "text,label\nx,y\n  ,y\n"}, ("line 3: the text is empty",)),
+        (
+            {"a.csv": "text,label\nx,y\nz\n"},
+            ("1 of 2 rows are empty, 0 without a text, 1 without a label", "a.csv, line 3", "--empty"),
+        ),
+        ({"a.csv": "text,label\nx,y\nz,\n"}, ("1 without a label", "line 3")),
+        ({"a.csv": "text,label\nx,y\n  ,y\n"}, ("1 without a text", "line 3")),
         ({"a.csv": "text,label\nx,y\nz,y\n"}, ("one class only, ['y']",)),
         ({"a.jsonl": '{"text": "x", "lable": "y"}\n'}, ("line 1: there is no column 'label'", "'lable'")),
         ({"a.jsonl": '{"text": 1, "label": "y"}\n'}, ("line 1: text must be a text",)),

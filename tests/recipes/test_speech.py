@@ -192,8 +192,8 @@ def test_requests_that_cannot_be_answered(request_: dict, parts: tuple[str, ...]
 @pytest.mark.parametrize(
     ("text", "seconds", "changes", "message"),
     [
-        ("one two three four", 0.2, {}, "a text of 18 tokens: shorten it, or raise --decoder.context to 19"),
-        ("one", 1.5, {}, "1.5 s long, the limit is 1 s: cut it, or raise --encoder.context to 75"),
+        ("one two three four", 0.2, {}, "12 of 12 clips are longer than the context"),
+        ("one", 1.5, {}, "--too-long skip, or --encoder.context 75"),
         ("one", 0.2, {"prompt": "1 x"}, "the prompt is '1 x'"),
         ("one", 0.2, {"prompt": "99"}, "do not fit a vocabulary"),
         ("one", 0.2, {"data": "toness"}, "did you mean 'tones'"),

@@ -222,7 +222,9 @@ def find_too_long(config: Config) -> np.ndarray:
         longest, limit = (n * 2 * HOP_LENGTH / SAMPLE_RATE for n in (int(nodes.max()), spec.max_nodes))
         limits = f"{limit:g} s or {spec.max_tokens} tokens; up to {longest:.1f} s, {tokens.max()} tokens"
         problem = f"clips are longer than the context: {limits} (the first: {dataset.places[rows[0]]})"
-        hint = f"--too-long skip, or --encoder.context {nodes.max()} --decoder.context {tokens.max()}"
+        needs = (("encoder", nodes.max(), spec.max_nodes), ("decoder", tokens.max(), spec.max_tokens))
+        flags = [f"--{stack}.context {needed}" for stack, needed, context in needs if needed > context]
+        hint = f"--too-long skip, or {' '.join(flags)}"
         check_unusable(len(rows), len(nodes), config.too_long, "--too-long", problem, hint)
     return rows
 

@@ -61,14 +61,16 @@ def read_labeled(
     else:
         rows = _read_table(paths[0], columns)
     places: dict[tuple[str, str], str] = {}
-    total, empty_places = 0, []
+    total, empty_places, n_without_text = 0, [], 0
     for text, label, where in rows:
         total += 1
         if text and label:  # the place of the first occurrence, in the order of the last ones
             places[text, label] = places.pop((text, label), where)
         else:
             empty_places.append(where)
-    check_empty(empty_places, total, empty, "rows have no text or no label")
+            n_without_text += not text
+    kinds = f"{n_without_text:,} without a text, {len(empty_places) - n_without_text:,} without a label"
+    check_empty(empty_places, total, empty, f"rows are empty, {kinds}")
     if (repeated := total - len(empty_places) - len(places)) and data_files(data):
         report_notice(f"data '{data}': {repeated:,} of {total:,} rows repeat a text and its label: kept once")
     names = sorted({label for _, label in places}) if names is None else list(names)
