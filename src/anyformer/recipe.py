@@ -164,6 +164,14 @@ class SupportsStream(Protocol):
 
 
 @runtime_checkable
+class SupportsKinds(Protocol):
+    """The kinds of data that this recipe trains on, of `data.tables.readings.KINDS`: the preset and config fields for
+    each, `anyformer train PATH`. "{target}" stands for what was recognized; else the field keeps its default."""
+
+    KINDS: Mapping[str, Mapping[str, str]]
+
+
+@runtime_checkable
 class SupportsSchema(Protocol):
     """The data are tables with a schema (`to_toml()` is its text), which is inferred unless the user gave one."""
 

@@ -1,4 +1,4 @@
-"""anyformer train RECIPE: flags of the recipe's config, and where, how long and whether to train."""
+"""anyformer train: a recipe by its name or for some data, its config as flags, and where and how long to train."""
 
 import dataclasses
 import inspect
@@ -57,6 +57,8 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         return print_usage(arguments)
     source, *words = arguments
+    if is_data(source):
+        source, words = choose_recipe(source, words)
     command = TrainCommand(recipes.load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
     if HELP & set(words):
         print(command.format_help(show_all="--help-all" in words))
@@ -87,11 +89,55 @@ def print_usage(arguments: list[str]) -> int:
     """Print how the verb is used. Raises InputError if a flag stands where the recipe should."""
     names = ", ".join(recipes.list_recipes())
     if arguments and arguments[0] not in HELP:
-        raise InputError(f"{PROG} needs a recipe first: {names}")
-    print(f"usage: {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
+        raise InputError(f"{PROG} needs data or a recipe first: a file or a folder, or one of {names}")
+    print(f"usage: {PROG} PATH [--recipe R] [--target COLUMN] [--minutes M] [--out DIR] ...")
+    print(f"       {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
     print(textwrap.fill(f"recipes: {names}; or one of your own: ./forecast.py, mypackage.forecast", 80))
     print(f"\n{PROG} RECIPE --help lists the flags of a recipe.")
     return 0 if arguments else 2
+
+
+def is_data(source: str) -> bool:
+    """Whether the first word names data, not a recipe."""
+    path = Path(source).expanduser()
+    return source not in recipes.list_recipes() and path.exists() and not source.endswith(".py") and not is_recipe(path)
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a folder is a package that may be a recipe."""
+    file = path / "__init__.py"
+    return file.is_file() and "PRESETS" in file.read_text("utf-8", errors="replace")
+
+
+def choose_recipe(path: str, words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the recipe for some data, and the flags for them before those that were given. Raises InputError."""
+    from ..detection import detect_recipe
+
+    words, names = list(words), []
+    while "--recipe" in words:
+        place = words.index("--recipe")
+        names = words[place + 1 : place + 2]
+        del words[place : place + 2]
+        if not names:
+            raise InputError(f"--recipe needs a value: one of {', '.join(recipes.list_recipes())}")
+    detection = detect_recipe(path, *names)
+    print_status(detection.describe())
+    if not (names or detection.is_sure or {"--yes", *HELP} & set(words)):
+        choices = " or ".join((detection.recipe, *detection.alternatives))
+        if not confirm(f"Train {detection.recipe} on this?"):
+            raise InputError(f"{path} can be read in several ways: choose with --recipe {choices}")
+    fields = detection.fields | ({"preset": detection.preset} if detection.preset else {})
+    chosen = {word.split("=", 1)[0] for word in words}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in fields.items()}
+    return detection.recipe, [f"{flag}={value}" for flag, value in flags.items() if flag not in chosen] + words
+
+
+def confirm(question: str) -> bool:
+    """Ask on a terminal; without one, the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print_status(f"{question} [Y/n]")
+    return input().strip().lower() in ("", "y", "yes")
 
 
 class TrainCommand:
@@ -196,8 +242,7 @@ def confirm_schema(job: "TrainingJob", yes: bool) -> float:
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return 0.0
     asked_at = time.monotonic()
-    print_status("Train on this? [Y/n]")
-    if input().strip().lower() not in ("", "y", "yes"):
+    if not confirm("Train on this?"):
         raise InputError("not trained: correct the schema (--print-schema > my.toml, then --schema my.toml)")
     return time.monotonic() - asked_at
 

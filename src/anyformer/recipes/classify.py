@@ -69,6 +69,7 @@ class Config(EncoderConfig):
             raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 
 
+KINDS = {"labeled text": {"columns": "{text},{label}"}}
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
     "tiny": Config(data="plays", tokenizer="char", cut=True, model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),

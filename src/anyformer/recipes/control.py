@@ -101,6 +101,7 @@ PENDULUM = Config(
     train=replace(CARTPOLE.train, steps=2500),
 )
 
+KINDS = {"trajectories": {"preset": "small"}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(

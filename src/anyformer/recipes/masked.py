@@ -74,6 +74,7 @@ class Config(EncoderConfig):
 
 MODERN: dict[str, Any] = {"activation": "gelu", "init": "zero"}
 TRAIN: dict[str, Any] = {"lr": 4e-3, "weight_decay": 0.01, **MUON}
+KINDS = {kind: {"preset": "protein"} for kind in ("sequences", "alignment")}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(tokenizer="char", documents="apart", model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),

@@ -89,6 +89,11 @@ MAX_ONE_HOT = 100  # categories of a field that the linear baseline reads
 MODERN: dict[str, Any] = {"position": "none", "init": "zero"}
 ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
 MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
+KINDS = {
+    "table": {"preset": "table", "target": "{target}"},
+    "labeled sounds": {"preset": "table", "target": "{label}"},
+    "series": {"preset": "table", "target": "{target}"},
+}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(

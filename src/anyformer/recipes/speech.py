@@ -101,6 +101,7 @@ LLAMA = dict(
     position="rotary", rotary_base=1e6, norm="rmsnorm", activation="swiglu", n_kv_head=2, mlp_dim=344, bias=False
 )
 
+KINDS = {"transcribed sounds": {"preset": "digits"}}
 PRESETS = {
     # seconds, no data needed: for tests
     "tiny": Config(

@@ -117,6 +117,7 @@ CIFAR10 = Config(
     train=replace(FASHION, steps=13_000, warmup=300, eval_every=1000),
 )
 
+KINDS = {"labeled images": {"preset": "small"}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
