@@ -61,13 +61,11 @@ class Column:
             return "empty"
         if all(isinstance(value, dict) and "bytes" in value for value in self.values):
             return "sound" if self.name == "audio" else "image"
-        if (
-            plain_name(self.name) in TIME_NAMES
-            and self.share(lambda text: 1500 < int(text) < 2200 if text.isdigit() else False) > 0.95
-        ):
+        name = plain_name(self.name)
+        if name in TIME_NAMES and self.share(is_year) > 0.95:
             return "year"
-        if self.share(lambda text: text.startswith(("[", "{")) and text.endswith(("]", "}"))) > 0.95:
-            return "list"
+        if name in INDEX_NAMES and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
+            return "id"
         for kind, test in TESTS.items():
             if self.share(test) > 0.95:
                 return kind
@@ -81,6 +79,11 @@ class Column:
         return "id" if self.distinct > 0.9 * len(self.texts) and self.words < 1.5 else "text"
 
 
+def is_year(text: str) -> bool:
+    """Whether a text is a year, or a year and a part of it, such as 1949.083."""
+    return is_number(text) and 1500 < float(text.replace(",", "")) < 2200
+
+
 def is_number(text: str) -> bool:
     try:
         float(text.strip("$€£% ").replace(",", ""))
@@ -89,6 +92,7 @@ def is_number(text: str) -> bool:
     return True
 
 
+INDEX_NAMES = ("", "id", "index", "unnamed_0", "column_1", "row", "rownames", "no", "nr")
 CLOCK = r"([T ]\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp][Mm])?)?"
 MONTH = r"(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
 DATE = re.compile(
@@ -106,6 +110,7 @@ def is_smiles(text: str) -> bool:
 
 
 TESTS: dict[str, Callable[[str], Any]] = {
+    "list": lambda text: text.startswith(("[", "{")) and text.endswith(("]", "}")),
     "image": lambda text: text.lower().endswith(IMAGE_EXTENSIONS),
     "sound": lambda text: text.lower().endswith(AUDIO_EXTENSIONS),
     "date": DATE.fullmatch,
