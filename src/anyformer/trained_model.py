@@ -276,7 +276,7 @@ def import_checkpoint(source: Path, out: Path, command: str = "") -> Model:
     run.require_unused()
     if not source.exists():
         raise InputError(f"there is no checkpoint at {source}")
-    if source.is_dir() and not hf_folder.is_hf_folder(source):
+    if source.is_dir() and not hf_folder.is_hf_folder(source) and not hf_folder.find_gguf(source):
         if RunDirectory(source).exists:
             raise InputError(f"{source} is a run of anyformer already: use it as it is, or copy the directory")
         raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")

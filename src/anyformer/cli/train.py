@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 PROG = "anyformer train"
 SHORT_FLAGS = {f"--train.{name}": f"--{name}" for name in ("steps", "seed", "device", "dtype", "compile")}
 BASIC_FLAGS = (
-    "--data", "--preset", "--minutes", "--steps", "--out", "--resume", "--init", "--seed", "--device", "--dry-run",
-    "--json",
+    "--data", "--preset", "--minutes", "--steps", "--out", "--resume", "--init", "--tokenizer", "--train.batch",
+    "--train.lr", "--model.context", "--seed", "--device", "--dtype", "--dry-run", "--json",
 )  # fmt: skip
 SCHEMA_FLAGS = ("--print-schema", "--yes")  # of recipes that read tables
 

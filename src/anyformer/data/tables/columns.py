@@ -7,6 +7,7 @@ from typing import Any
 
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
+from .read import is_missing
 
 MAX_CLASS_SHARE = 0.2  # a column of texts with fewer distinct values per row is a category
 PATH_NAMES = ("path", "file", "filename", "file_name", "image", "img", "audio", "wav", "sound", "clip", "photo")
@@ -126,7 +127,7 @@ class Rows:
         names = dict.fromkeys(name for row in rows for name in row)
         self.count, self.has_header = len(rows), has_header
         self.columns = {
-            name: Column(name, [row[name] for row in rows if row.get(name) not in (None, "")]) for name in names
+            name: Column(name, [row[name] for row in rows if not is_missing(row.get(name))]) for name in names
         }
 
     def __getitem__(self, kind: str) -> list[str]:

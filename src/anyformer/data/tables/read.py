@@ -4,7 +4,7 @@
     table.jsonl      {"age": 31, "motion": [[0.1, 0.2], ...], "photo": "a.png"}  an object per line
     table.parquet    columns of numbers, texts and lists (needs pyarrow)
 
-An empty cell, a null or an absent name is a missing value. Relative paths start from the folder of the table.
+An empty cell, NA, NaN, null, ? or an absent name is a missing value. Relative paths start from the folder of the table.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from ..io.manifest import DELIMITERS, read_rows
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
 TABLE_EXTENSIONS = (*DELIMITERS, ".parquet")
 CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  # of files that a cell may name
+MISSING_MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "?")
 PARQUET_BATCH_ROWS = 1024
 
 
@@ -79,7 +80,8 @@ def read_parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Whether a cell is empty or says that its value is missing, such as NA."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in MISSING_MARKERS)
 
 
 def to_json_value(value: Any) -> Any:
