@@ -38,6 +38,7 @@ from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, StreamState, init_stream
 from ..training.config import TrainConfig
+from ..training.device import evaluation_autocast
 from ._shared.encoder import EncoderConfig, TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
@@ -223,7 +224,9 @@ def figures(model: ClassifyModel, config: Config) -> list[Figure]:
     """Draw the confusion matrix of the validation split."""
     device = next(model.parameters()).device
     moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
-    return draw_confusion(count_confusions(model, moved)[1], model.names, "texts")
+    with evaluation_autocast(model, config.train.dtype):
+        confusion = count_confusions(model, moved)[1]
+    return draw_confusion(confusion, model.names, "texts")
 
 
 def baselines(config: Config) -> Baselines:

@@ -44,6 +44,7 @@ from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, 
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
+from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.trivial_baselines import Baselines, score_target
@@ -320,7 +321,9 @@ def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
     """Draw the confusion matrix of each target that is a class, on the validation split."""
     device, drawn = next(model.parameters()).device, []
     moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
-    for target, result in zip(model.schema.targets, collect_results(model, moved), strict=True):
+    with evaluation_autocast(model, config.train.dtype):
+        results = collect_results(model, moved)
+    for target, result in zip(model.schema.targets, results, strict=True):
         if target.kind == "class":
             title = f"Confusion matrix of {target.name}"
             drawn += draw_confusion(result.confusion(target), target.values, "rows", title)

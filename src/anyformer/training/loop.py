@@ -11,7 +11,7 @@ from torch import nn
 
 from ..recipe import Recipe, StreamState
 from .config import TrainConfig
-from .device import autocast, move_batch, resolve_device, resolve_dtype
+from .device import evaluation_autocast, move_batch, resolve_device, resolve_dtype
 from .gradients import check_finite, clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
 
@@ -107,7 +107,7 @@ def evaluate(recipe: Recipe, model: nn.Module, batches: Iterator[dict], dtype: s
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast(device, resolve_dtype(dtype, device)):
+        with torch.inference_mode(), evaluation_autocast(model, dtype):
             return recipe.evaluate(model, (move_batch(batch, device) for batch in batches))
     finally:
         model.train(was_training)
