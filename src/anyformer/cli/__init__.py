@@ -39,7 +39,7 @@ usage: anyformer VERB ... [--help]
 
   anyformer train language                   a minute on two cores: plays
   anyformer train language --data my.txt     on your own text
-  anyformer train ./forecast.py              a recipe of your own
+  anyformer train ./my_recipe.py             a recipe of your own
   anyformer sample runs/language-my-1 --prompt "Once upon a time"
 """
 

@@ -89,7 +89,7 @@ def print_usage(arguments: list[str]) -> int:
     if arguments and arguments[0] not in HELP:
         raise InputError(f"{PROG} needs a recipe first: {names}")
     print(f"usage: {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
-    print(textwrap.fill(f"recipes: {names}; or one of your own: ./forecast.py, mypackage.forecast", 80))
+    print(textwrap.fill(f"recipes: {names}; or one of your own: ./my_recipe.py, mypackage.my_recipe", 80))
     print(f"\n{PROG} RECIPE --help lists the flags of a recipe.")
     return 0 if arguments else 2
 
