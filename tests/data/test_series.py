@@ -8,7 +8,7 @@ import pytest
 from anyformer.data.series import batches, datasets
 from anyformer.data.series.datasets import find_period, infer_season, load_series
 from anyformer.data.series.read import Columns, Gaps, SeriesTable
-from anyformer.data.series.times import Frequency, format_time, infer_frequency, parse_time
+from anyformer.data.series.times import Frequency, format_time, format_times, infer_frequency, parse_time
 from data_kit import refuses, write
 
 
@@ -37,6 +37,13 @@ def test_times(text: str, date: str):
     parsed = parse_time(text)
     assert parsed is not None and parsed[0] == to_seconds(date)[0]
     assert parsed[1] == ("+02:00" if "+02:00" in text else "")
+
+
+def test_times_of_one_answer_have_one_form():
+    times = to_seconds("2024-01-01", "2024-01-02")
+    assert format_times(times) == ["2024-01-01", "2024-01-02"]
+    assert format_times(times - [0, 3600]) == ["2024-01-01T00:00:00", "2024-01-01T23:00:00"]
+    assert format_times(times[:1], "+02:00") == ["2024-01-01T00:00:00+02:00"]
 
 
 @pytest.mark.parametrize("text", ["a", "12", "2024-13-01", "", "3.5"])

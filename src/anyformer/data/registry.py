@@ -93,6 +93,7 @@ GENERATED = {s.name: s for s in (
     DataSet("pendulum", "trajectories", "600 episodes of Pendulum-v1, of random to expert play", "MIT"),
     DataSet("spoken-digits", "tables", "spoken and written digits side by side", "as fsdd and mnist-t10k"),
     DataSet("shops", "series", "400 days of sales, visitors and promotions of four shops", "MIT"),
+    DataSet("traffic", "series", "60 days of cars an hour, with workdays and weekends", "MIT"),
     DataSet("sensors", "tables", "240 rows with all seven kinds of fields, a class and a number", "MIT"),
 )}
 # fmt: on

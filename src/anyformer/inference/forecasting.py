@@ -13,7 +13,7 @@ import numpy as np
 from ..data.series.batches import Batch, Window, WindowShape, build_batch, build_last_window
 from ..data.series.prepare import SeriesFacts
 from ..data.series.read import Series, SeriesTable
-from ..data.series.times import Frequency, format_time
+from ..data.series.times import Frequency, format_times
 from ..errors import InputError
 from ..parsing import check_range
 
@@ -148,7 +148,7 @@ def describe_forecasts(table: SeriesTable, forecasts: Sequence[np.ndarray]) -> l
         times = table.times(series, first, count)
         steps: dict[str, Any] = {"steps": list(range(first, first + count))}
         if times is not None:
-            steps = {"times": [format_time(int(seconds), table.zone) + table.zone for seconds in times]}
+            steps = {"times": format_times(times, table.zone)}
         columns = [[float(f"{x:.7g}") for x in column] for column in quantiles.T]
         named = {str(level): column for level, column in zip(QUANTILES, columns, strict=True)}
         results.append({"series": series.name} | steps | {"median": columns[MEDIAN], "quantiles": named})

@@ -6,7 +6,7 @@ edges  causal
 head   nine quantiles of each of the next values, after every patch; they start as the seasonal naive forecast
 loss   pinball loss of the quantiles, in units of the series' own mean absolute seasonal difference
 
-    anyformer train forecast                                              a minute on two cores: sales of four shops
+    anyformer train forecast                                              a minute on two cores: the traffic of a road
     anyformer train forecast --data series.csv --horizon 24 --minutes 1
     anyformer predict RUN new.csv --request '{"horizon": 48}'
 
@@ -60,8 +60,8 @@ FIGURE_SERIES = 3
 class Config:
     """A model of series, their table and its training."""
 
-    data: str = path_field("shops")
-    """A .csv, .tsv, .jsonl or .parquet of series, long or wide, or the generated set shops."""
+    data: str = path_field("traffic")
+    """A .csv, .tsv, .jsonl or .parquet of series, long or wide, or a generated set: traffic or shops."""
     horizon: int = 24
     """How many steps ahead are predicted at once; a prediction may ask for any number."""
     target: str = ""
@@ -88,11 +88,12 @@ class Config:
 
 SMALL = Config(
     model=make_model_config(48, 2, 4, 24, position="rotary", dropout=0.2),
-    train=replace(MINUTE_TRAIN, steps=600, batch=32, lr=2e-3, weight_decay=0.1, clip=1.0, eval_every=50, save_every=50),
+    train=replace(MINUTE_TRAIN, steps=600, batch=32, lr=1e-3, weight_decay=0.1, clip=1.0, eval_every=50, save_every=50),
 )
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
+        data="shops",
         horizon=6,
         target="sales",
         past_covariates="visitors",

@@ -49,7 +49,26 @@ def generate_shops(shops: int, days: int) -> Iterator[tuple[str, dict[str, Any]]
             yield f"shops, row {i}", row | {"visitors": round(visitors[i]), "promotion": int(promotion[i])}
 
 
-NAMED_SETS: dict[str, Callable[[], Table]] = {"shops": open_shops}
+def open_traffic() -> Table:
+    """Generate the hourly traffic of a road."""
+    content = hashlib.sha256(b"traffic 1").hexdigest()
+    return Table(lambda: generate_traffic(60), Path(), content, self_contained=True)
+
+
+def generate_traffic(days: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Generate cars an hour: two peaks on workdays, one at weekends, and days that are busier than others."""
+    rng, hour = np.random.default_rng(12), np.arange(24 * days)
+    time, is_weekend = hour % 24, hour // 24 % 7 >= 5
+    workday = np.exp(-((time - 8) ** 2) / 4) + np.exp(-((time - 17) ** 2) / 8)
+    shape = np.where(is_weekend, 0.7 * np.exp(-((time - 14) ** 2) / 20), workday)
+    busy = np.repeat(rng.lognormal(0, 0.15, days), 24)
+    cars = rng.poisson(40 + 400 * shape * busy)
+    start = np.datetime64("2024-01-01T00")
+    for i in hour.tolist():
+        yield f"traffic, row {i}", {"time": str(start + i), "cars": int(cars[i])}
+
+
+NAMED_SETS: dict[str, Callable[[], Table]] = {"shops": open_shops, "traffic": open_traffic}
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,15 @@ def _parse_text(text: str) -> datetime | None:
     return None
 
 
-def format_time(seconds: int, zone: str = "") -> str:
-    """Format as ISO 8601; midnight without a zone as a date."""
-    text = str(np.datetime64(seconds, "s"))
-    return text if zone else text.removesuffix("T00:00:00")
+def format_time(seconds: int) -> str:
+    """Format as ISO 8601, midnight as a date."""
+    return str(np.datetime64(seconds, "s")).removesuffix("T00:00:00")
+
+
+def format_times(times: np.ndarray, zone: str = "") -> list[str]:
+    """Format as ISO 8601 with their zone; as dates, if all are midnight and have no zone."""
+    unit = "D" if not zone and (times % DAY == 0).all() else "s"
+    return [f"{text}{zone}" for text in np.datetime_as_string(times.astype("datetime64[s]"), unit)]
 
 
 @dataclass(frozen=True)
