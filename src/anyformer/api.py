@@ -46,7 +46,7 @@ def train(
     """Train a recipe and return its best model.
 
     Args:
-        recipe: A name ("language"), a file ("./forecast.py"), a Python path ("mypackage.forecast") or a module.
+        recipe: A name ("language"), a file ("./my_recipe.py"), a Python path ("mypackage.my_recipe") or a module.
         preset: Where the defaults of the config come from.
         minutes: Train as many steps as fit into this time. Without a preset and fields of model or train, recipes
             with `sizes` choose the model size with the lowest predicted loss.

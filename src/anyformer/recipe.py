@@ -244,7 +244,7 @@ def recipe_name(recipe: Recipe) -> str:
 
 def load_recipe(source: Any) -> Recipe:
     """Load a recipe: by the name of one of the package ("language") or of an entry point of the group
-    `anyformer.recipes`, by a Python path ("mypackage.forecast"), by a file or a package folder ("./forecast.py"), or
+    `anyformer.recipes`, by a Python path ("mypackage.my_recipe"), by a file or a package folder ("./my_recipe.py"), or
     from a module. Raises InputError if there is none, it cannot be imported, or it lacks one of the six names."""
     if isinstance(source, str) and source in list_recipes():
         return typing.cast(Recipe, importlib.import_module(f"{__package__}.recipes.{source}"))

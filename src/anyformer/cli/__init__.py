@@ -41,7 +41,7 @@ usage: anyformer VERB ... [--help]
   anyformer train language                   a minute on two cores: plays
   anyformer train my_data --minutes 10       on your own data of any kind
   anyformer train language --data my.txt     on your own text
-  anyformer train ./forecast.py              a recipe of your own
+  anyformer train ./my_recipe.py             a recipe of your own
   anyformer sample runs/language-my-1 --prompt "Once upon a time"
 """
 

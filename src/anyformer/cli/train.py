@@ -92,7 +92,7 @@ def print_usage(arguments: list[str]) -> int:
         raise InputError(f"{PROG} needs data or a recipe first: a file or a folder, or one of {names}")
     print(f"usage: {PROG} PATH [--recipe R] [--target COLUMN] [--minutes M] [--out DIR] ...")
     print(f"       {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
-    print(textwrap.fill(f"recipes: {names}; or one of your own: ./forecast.py, mypackage.forecast", 80))
+    print(textwrap.fill(f"recipes: {names}; or one of your own: ./my_recipe.py, mypackage.my_recipe", 80))
     print(f"\n{PROG} RECIPE --help lists the flags of a recipe.")
     return 0 if arguments else 2
 

@@ -93,7 +93,7 @@ def describe_baselines(result: Tree) -> list[str]:
         numbers = {str(name): x for name, x in as_mapping(baselines).items() if is_number(x)}
         if not is_number(value) or not numbers:
             continue
-        sign = -1 if metric.endswith(("loss", "rmse")) else 1
+        sign = -1 if metric.endswith(("loss", "rmse", "mase")) else 1
         worse = [name for name, x in numbers.items() if not sign * (value - x) > 0]
         verdict = f"No better than {' or '.join(worse)}" if worse else f"Better than {' and '.join(numbers)}"
         values = ", ".join(f"{name} {x:.3g}" for name, x in numbers.items())
