@@ -8,6 +8,7 @@ checkpoints/step-N/      the best and the last
 result.json              the final evaluation
 figures.json             the recipe's figures of the model, as plain values
 report.html              the report
+tensorboard/, wandb/     files of trackers, if there are any; tracking.json: its ids there
 .lock                    process and host that are training it now
 """
 
@@ -35,6 +36,7 @@ except ImportError:  # Windows: runs are not locked there
     fcntl = None
 
 LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.txt")
+TRACKER_IDS, TRACKER_FOLDERS = "tracking.json", ("tensorboard", "wandb")
 MAX_HOLDER_CHARS = 300  # of a lock file
 
 
@@ -98,9 +100,10 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Remove the run's files."""
-        for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html"):
+        for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html", TRACKER_IDS):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, *(self.path / name for name in TRACKER_FOLDERS)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def rewind(self, step: int) -> None:
         """Remove what was logged after a step, and the final figures."""
