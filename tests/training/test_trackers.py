@@ -50,6 +50,7 @@ class ListTracker:
         self.run, self.values, self.end = run, {}, None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        print("chatter of a tracker")
         self.values[step] = values
 
     def finish(self, summary: Mapping[str, float], is_complete: bool) -> None:
@@ -57,17 +58,19 @@ class ListTracker:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[ListTracker]:
+def open_trackers(monkeypatch: pytest.MonkeyPatch) -> list[ListTracker]:
     """The trackers that are opened in place of "tensorboard"."""
-    opened: list[ListTracker] = []
-    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", lambda run: opened.append(ListTracker(run)) or opened[-1])
+    open_trackers: list[ListTracker] = []
+    monkeypatch.setitem(
+        trackers.TRACKERS, "tensorboard", lambda run: open_trackers.append(ListTracker(run)) or open_trackers[-1]
+    )
     monkeypatch.setattr("anyformer.resolve_job.check_trackers", tuple)
-    return opened
+    return open_trackers
 
 
-def test_a_tracker_gets_every_record_and_the_result(text: Path, tmp_path: Path, opened: list[ListTracker]):
+def test_a_tracker_gets_every_record_and_the_result(text: Path, tmp_path: Path, open_trackers: list[ListTracker]):
     train(text, tmp_path / "run", track=["tensorboard"])
-    tracker = opened[0]
+    tracker = open_trackers[0]
     losses = read_losses(tmp_path / "run")
     assert tracker.values.keys() == {1, 2, 3, 4}
     assert {step: values["loss"] for step, values in tracker.values.items()} == losses["loss"]
@@ -75,12 +78,14 @@ def test_a_tracker_gets_every_record_and_the_result(text: Path, tmp_path: Path, 
     assert tracker.end[1] is True and tracker.end[0]["val_loss"] == read_final(tmp_path / "run")
     assert (tracker.run.path, tracker.run.step) == (tmp_path / "run", 0)
     assert tracker.run.config["recipe"] == "language" and tracker.run.config["config"]["train"]["steps"] == 4
-    call(*TINY[:2], "--out", tmp_path / "run", "--resume", "--steps", 6, "--track", "tensorboard").ok()
-    assert opened[1].run.step == 4 and opened[1].values.keys() == {5, 6}
+    flags = ("--resume", "--steps", 6, "--track", "tensorboard", "--json")
+    result = call(*TINY[:2], "--out", tmp_path / "run", *flags).ok()
+    assert result.json["step"] == 6 and "chatter" in result.err, "stdout is for the answer"
+    assert open_trackers[1].run.step == 4 and open_trackers[1].values.keys() == {5, 6}
 
 
 def test_a_tracker_that_fails_does_not_end_the_training(
-    text: Path, tmp_path: Path, opened: list[ListTracker], monkeypatch: pytest.MonkeyPatch
+    text: Path, tmp_path: Path, open_trackers: list[ListTracker], monkeypatch: pytest.MonkeyPatch
 ):
     calls = []
 
@@ -91,19 +96,19 @@ def test_a_tracker_that_fails_does_not_end_the_training(
     monkeypatch.setattr(ListTracker, "log", fail)
     with pytest.warns(UserWarning, match="tensorboard has ended: Conn.*: no net"):
         model = train(text, tmp_path / "run", track="tensorboard")
-    assert model.step > 0 and calls == [1] and opened[0].end == ({}, False)
+    assert model.step > 0 and calls == [1] and open_trackers[0].end == ({}, False)
 
 
-def test_a_training_that_fails_closes_its_trackers(text: Path, tmp_path: Path, opened: list[ListTracker]):
+def test_a_training_that_fails_closes_its_trackers(text: Path, tmp_path: Path, open_trackers: list[ListTracker]):
     def stop(record: dict) -> None:
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         train(text, tmp_path / "run", track="tensorboard", on_record=stop)
-    assert opened[0].end == ({}, False) and not (tmp_path / "run").exists()
+    assert open_trackers[0].end == ({}, False) and not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_cannot_be_opened_is_one_line(text: Path, tmp_path: Path, opened: list, monkeypatch: Any):
+def test_a_tracker_that_cannot_be_opened_is_one_line(text: Path, tmp_path: Path, open_trackers: list, monkeypatch: Any):
     def refuse(run: TrackedRun) -> None:
         (run.path / "wandb").mkdir()
         run.get_id("wandb", lambda: "x")

@@ -28,8 +28,9 @@ def train_seeds(
     count = options.seeds or 0
     stem = options.out or choose_stem(command, overrides, settings)
     runs = [RunDirectory(stem.with_name(f"{stem.name}-seed-{seed}")) for seed in range(1, count + 1)]
-    for run in () if options.resume else runs:
-        run.require_unused()  # before any of them is trained
+    for run in runs:
+        if not (options.resume and run.exists):
+            run.require_unused()  # before any of them is trained
     go_on = f"{command.prog} --out {shlex.quote(str(stem))} --seeds {count} --resume"
     config: dict[str, Any] = {}
     for seed, run in enumerate(runs, 1):

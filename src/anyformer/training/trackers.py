@@ -9,11 +9,12 @@ import importlib.util
 import json
 import math
 import os
+import sys
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -159,9 +160,9 @@ class TrackioTracker:
     """trackio, on this machine ($TRACKIO_DIR) or as its own variables say: trackio show --project anyformer."""
 
     def __init__(self, run: TrackedRun) -> None:
-        trackio = import_tracker("trackio")
+        self.trackio = import_tracker("trackio")
         name, _ = run.get_id("trackio", lambda: f"{run.path.name}-{uuid.uuid4().hex[:6]}")
-        self.run = trackio.init(
+        self.run = self.trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             name=name,
             config=dict(flatten(run.config)),
@@ -177,7 +178,7 @@ class TrackioTracker:
     def finish(self, summary: Mapping[str, float], is_complete: bool) -> None:
         if summary:
             self.run.log({f"final/{name}": value for name, value in summary.items()})
-        self.run.finish()
+        self.trackio.finish()
 
 
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
@@ -221,7 +222,8 @@ class Trackers:
         """Open trackers. Raises InputError if one cannot be opened."""
         for name in names:
             try:
-                self.open[name] = TRACKERS[name](run)
+                with redirect_stdout(sys.stderr):  # stdout is for answers
+                    self.open[name] = TRACKERS[name](run)
             except InputError:
                 raise
             except Exception as error:  # of a service, of any kind
@@ -241,7 +243,8 @@ class Trackers:
     def _for_each(self, use: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.open.items()):
             try:
-                use(tracker)
+                with redirect_stdout(sys.stderr):
+                    use(tracker)
             except Exception as error:  # a service that cannot be reached must not end a training of hours
                 del self.open[name]
                 warnings.warn(f"tracking with {name} has ended: {type(error).__name__}: {error}", stacklevel=2)
