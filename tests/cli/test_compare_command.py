@@ -24,12 +24,12 @@ def copy_run(source: Path, path: Path, loss: float, **train: object) -> RunDirec
 
 
 @pytest.fixture
-def folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three runs that differ in the seed alone, and one with another learning rate."""
     folder = tmp_path / "runs"
     for seed, loss in ((1, 2.0), (2, 2.1), (3, 2.3)):
-        copy_run(run, folder / f"a-seed-{seed}", loss, seed=seed)
-    copy_run(run, folder / "b", 1.9, lr=0.5)
+        copy_run(finished_run, folder / f"a-seed-{seed}", loss, seed=seed)
+    copy_run(finished_run, folder / "b", 1.9, lr=0.5)
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -77,6 +77,8 @@ def test_the_page_works_offline(folder: Path, tmp_path: Path):
     assert not re.search(r"(src|href)=|https?://(?!www\.w3\.org)|@import|url\(", text), "nothing is fetched"
     chart = re.search(r"<svg.*?</svg>", text, re.S)[0]
     assert {"b", "a (2 seeds)"} == set(re.findall(r'data-name="([^"]+)"', chart)), "one line for each group"
+    legend = re.search(r'<p class="legend">.*?</p>', text, re.S)[0]
+    assert re.findall(r"var\(--c(\d)\)", legend) == ["0", "1"] and "a (2 seeds)" in legend
     assert chart.count('class="faint"') == 2, "and a pale one for each seed"
     assert "letter frequencies" in text and "95 %" in text
     assert_refused(call("compare", "a-seed-1", "b", "--out", tmp_path / "no" / "x.html"), "cannot write", "x.html")

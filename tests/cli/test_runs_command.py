@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ from cli_kit import assert_refused, call, nothing_changes
 
 
 @pytest.fixture
-def folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """runs/old and runs/new/inner: the same finished run twice, changed one after the other."""
     for i, name in enumerate(("old", "new/inner")):
-        shutil.copytree(run, tmp_path / "runs" / name)
+        shutil.copytree(finished_run, tmp_path / "runs" / name)
         for path in (tmp_path / "runs" / name).rglob("*"):
             os.utime(path, (1e9 + 1000 * i, 1e9 + 1000 * i))
     monkeypatch.chdir(tmp_path)
@@ -64,7 +65,8 @@ def test_the_table_says_what_each_run_is(folder: Path):
 
 def test_a_table_needs_no_torch(folder: Path):
     code = "import sys; from anyformer.cli import run; run(['runs']); print('torch' in sys.modules)"
-    assert os.popen(f'{sys.executable} -c "{code}"').read().splitlines()[-1] == "False"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[-1] == "False"
 
 
 def test_states(folder: Path):
@@ -107,6 +109,25 @@ def test_what_is_no_run_is_left_out(folder: Path):
     assert_refused(call("runs", folder / "missing"), "there is no folder", "missing")
 
 
+def test_malformed_files_are_left_out(folder: Path):
+    """The table, the pruning and the comparison go on with what can be read."""
+    old = folder / "old"
+    (old / "result.json").write_text('{"step": 4, "val_loss": "x", "seconds": [], "baselines": {"loss": [1]}}')
+    (old / "timings.jsonl").write_bytes(b'\xff\n{"step": 1, "seconds": "x"}\n{"seconds": 6')
+    setup = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(setup | {"config": {"data": 7, "train": [1]}}))
+    summary = runs.summarize_run(RunDirectory(old))
+    assert (summary.score, summary.baseline, summary.steps, summary.data) == (None, None, None, "7")
+    assert len(call("runs").ok().out.splitlines()) == 3
+    latest = checkpoints.find_latest(old / "checkpoints")
+    (latest / "state.json").write_text("{")
+    assert "left as it is" in call("runs", "prune").ok().err
+    with open(old / "metrics.jsonl", "ab") as file:
+        file.write(b'\xfe\n[1]\n{"step": Infinity}\n')
+    assert runs.summarize_run(RunDirectory(old)).step == 4
+    call("compare", "old", "new/inner", "--out", folder / "page.html").ok()
+
+
 def test_removing_runs(folder: Path):
     with nothing_changes(folder):
         assert_refused(call("runs", "rm"), "needs the name of a run")
@@ -125,7 +146,7 @@ def test_a_run_in_use_is_not_removed(folder: Path):
         with pytest.raises(InputError, match=f"process {child}"):
             runs_command.remove_run(RunDirectory(folder / "old"))
         result = call("runs", "prune", "old", "--json").ok()
-        assert result.json["bytes"] == 0 and f"process {child}" in result.err
+        assert result.json == {"runs": {}, "bytes": 0, "dry_run": False} and f"process {child}" in result.err
 
 
 def test_removal_goes_no_further_than_the_run(folder: Path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import InputError
-from ..report.runs import RunSummary, find_run, find_runs, list_runs, name_run, summarize_run
+from ..report.runs import RunSummary, find_run, find_runs, list_runs, measure_folder, name_run, summarize_run
 from ..training.run_directory import RunDirectory, report_write_errors
 from .flags import POSITIONAL, JsonFlag
 from .terminal import format_columns, print_status
@@ -161,12 +161,15 @@ def prune_runs(names: Sequence[str], options: Command) -> tuple[dict[str, Any], 
     freed: dict[str, int] = {}
     for directory in runs:
         name = name_run(directory.path, options.folder)
-        if holder := directory.find_holder():
-            print_status(f"{name}  left as it is: it is being trained by {holder}")
+        if not directory.checkpoints.is_dir():
             continue
-        if directory.checkpoints.is_dir():
+        try:
+            if holder := directory.find_holder():
+                raise InputError(f"{directory.path} is being trained by {holder}")
             with nullcontext() if options.dry_run else directory.lock(), report_write_errors(f"to {directory.path}"):
                 freed[name] = prune_run(directory, options.dry_run)
+        except InputError as error:
+            print_status(f"left as it is: {error}")
     size = sum(freed.values())
     lines = [f"{name}  {format_size(count)}" for name, count in freed.items() if count]
     facts = {"runs": freed, "bytes": size, "dry_run": options.dry_run}
@@ -177,13 +180,15 @@ def prune_run(run: RunDirectory, dry_run: bool) -> int:
     """Prune one run and return the bytes. An unfinished run keeps the last checkpoints that it will average."""
     from ..training import checkpoints
 
-    summary, train = summarize_run(run), run.read_config()["config"].get("train", {})
-    is_finished = summary.state == "finished"
-    paths = checkpoints.list_superfluous(run.checkpoints, 1 if is_finished else max(1, int(train.get("average", 1))))
-    average = run.checkpoints / checkpoints.AVERAGE_DIR
-    if average.is_dir() and checkpoints.find_best(run.checkpoints) != average:
-        paths.append(average)
-    size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
+    train = run.read_config()["config"].get("train")
+    average = train.get("average") if isinstance(train, dict) else 1
+    is_finished = summarize_run(run).state == "finished"
+    keep_last = 1 if is_finished or not isinstance(average, int) else max(1, average)
+    paths = checkpoints.list_superfluous(run.checkpoints, keep_last)
+    mean = run.checkpoints / checkpoints.AVERAGE_DIR
+    if mean.is_dir() and checkpoints.find_best(run.checkpoints) != mean:
+        paths.append(mean)
+    size = sum(measure_folder(path)[0] for path in paths)
     for path in () if dry_run else paths:
         checkpoints.remove_directory(path)
     return size

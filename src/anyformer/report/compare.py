@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..training.run_directory import RunDirectory
-from .chart import Series, line_chart
+from .chart import N_COLORS, Series, line_chart
 from .curves import is_lower_better, is_number, read_curves, read_lines
 from .html import format_metric, format_value, render_template
 from .run_files import as_mapping
@@ -241,9 +241,9 @@ def draw_losses(facts: Mapping[str, Any]) -> str:
             steps = sorted(set.intersection(*map(set, points)))
             means = [statistics.fmean(values[step] for values in points) for step in steps]
             series.append(Series(group["name"], steps, means, color, dots=len(steps) <= 60))
-    series = [line for line in series if len(line.x)]
-    values = [y for line in series for y in line.y if is_number(y)]
-    return line_chart(series, title="Loss", height=380, standalone=False) if values else ""
+    steps = [step for line in series for step in line.x]
+    options: dict[str, Any] = {"title": "Loss", "height": 380, "legend": False, "standalone": False}
+    return line_chart(series, x_range=(0, max(steps)), **options) if steps else ""
 
 
 def render_comparison(facts: Mapping[str, Any]) -> str:
@@ -256,6 +256,7 @@ def render_comparison(facts: Mapping[str, Any]) -> str:
         scores=format_scores(facts, mark="★ {}".format),
         has_seeds=any(len(group["runs"]) > 1 for group in facts["groups"]),
         losses=draw_losses(facts),
+        legend=[(group["name"], i % N_COLORS, i >= N_COLORS) for i, group in enumerate(facts["groups"])],
         loss_names=" or ".join(names),
         differences=format_differences(facts),
         runs=facts["runs"],

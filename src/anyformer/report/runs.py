@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -105,8 +106,7 @@ def summarize_run(run: RunDirectory, folder: Path = Path(".")) -> RunSummary:
         metric, score = "loss", read_best_loss(run.checkpoints)
     is_imported = not result and not log.exists() and (run.checkpoints / "step-0").is_dir()
     state = "running" if holder else "finished" if result else "imported" if is_imported else "interrupted"
-    files = [path.lstat() for path in run.path.rglob("*") if not path.is_symlink() and path.is_file()]
-    changed_at = max((path.st_mtime for path in files), default=0.0)
+    size, changed_at = measure_folder(run.path)
     return RunSummary(
         name=name_run(run.path, folder),
         path=run.path,
@@ -119,7 +119,7 @@ def summarize_run(run: RunDirectory, folder: Path = Path(".")) -> RunSummary:
         score=score,
         baseline=baseline,
         minutes=round(max(read_seconds(run.path / "timings.jsonl"), read_number(result, "seconds")) / 60, 2),
-        size=sum(file.st_size for file in files),
+        size=size,
         state=state,
         holder=holder,
         changed_at=datetime.datetime.fromtimestamp(changed_at, datetime.UTC).isoformat(timespec="seconds"),
@@ -133,6 +133,17 @@ def list_runs(folder: Path) -> list[RunSummary]:
 
 
 # --- files of a run ---
+
+
+def measure_folder(folder: Path) -> tuple[int, float]:
+    """Return the bytes of all files below a folder, and when the last was written; a file may vanish meanwhile."""
+    size, changed_at = 0, 0.0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                status = os.lstat(os.path.join(parent, name))
+                size, changed_at = size + status.st_size, max(changed_at, status.st_mtime)
+    return size, changed_at
 
 
 def read_result(run: Path) -> dict[str, Any]:
@@ -155,7 +166,7 @@ def read_last_step(log: Path) -> int:
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue  # cut off by a kill
     return 0
 
@@ -195,6 +206,7 @@ def choose_score(result: Mapping[str, Any]) -> tuple[str, float | None, tuple[st
     names = [name for name in baselines if name != "loss" and is_number(result.get(f"val_{name}"))]
     metric = names[0] if names else "loss"
     score, options = result.get(f"val_{metric}"), baselines.get(metric)
-    pairs = [(str(name), value) for name, value in (options or {}).items() if is_number(value)]
+    options = options if isinstance(options, dict) else {}
+    pairs = [(str(name), value) for name, value in options.items() if is_number(value)]
     best = (min if is_lower_better(metric) else max)(pairs, key=lambda pair: pair[1], default=None)
     return metric, score if is_number(score) else None, best
