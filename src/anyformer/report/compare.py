@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..parsing import flatten_values
 from ..training.run_directory import RunDirectory
 from .chart import N_COLORS, Series, line_chart
 from .curves import is_lower_better, is_number, read_curves, read_lines
@@ -75,7 +76,7 @@ def compare_runs(runs: Sequence[RunDirectory]) -> dict[str, Any]:
         raise InputError(f"{twice} is named twice: name different runs")
     folder = common_folder([run.path for run in runs])
     rows = [describe_run(run, folder) for run in runs]
-    fields = [dict(flatten(row.pop("setup"))) for row in rows]
+    fields = [dict(flatten_values(row.pop("setup"))) for row in rows]
     differences = find_differences(fields)
     groups = group_by_config(rows, fields)
     metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
@@ -135,15 +136,6 @@ def read_loss(run: Path) -> dict[str, Any]:
         return {"name": "validation loss", "steps": steps, "values": losses}
     steps, losses = curves["loss"].smooth() if "loss" in curves and curves["loss"].buckets else ([], [])
     return {"name": "training loss", "steps": steps, "values": losses}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dicts by their dotted names."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def find_differences(fields: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

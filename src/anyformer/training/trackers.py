@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from ..data.io.checks import read_json
 from ..data.io.files import import_optional
 from ..errors import InputError, suggest
+from ..parsing import flatten_values
 from .run_directory import TRACKER_IDS, atomic_write
 
 PROJECT = "anyformer"  # of runs, unless the tracker's own variable names another
@@ -132,7 +133,8 @@ class MlflowTracker:
         experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
         run_id = self.client.create_run(experiment_id, run_name=run.path.name).info.run_id
         parameters = [
-            self.mlflow.entities.Param(name, str(value)[:MAX_PARAMETER_CHARS]) for name, value in flatten(run.config)
+            self.mlflow.entities.Param(name, str(value)[:MAX_PARAMETER_CHARS])
+            for name, value in flatten_values(run.config)
         ]
         for i in range(0, len(parameters), 100):
             self.client.log_batch(run_id, params=parameters[i : i + 100])
@@ -165,7 +167,7 @@ class TrackioTracker:
         self.run = self.trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             name=name,
-            config=dict(flatten(run.config)),
+            config=dict(flatten_values(run.config)),
             resume="allow",
             embed=False,
             auto_log_gpu=False,
@@ -260,11 +262,3 @@ def select_numbers(record: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if name != "step" and not (name.startswith("val_") and isinstance(value, int))
     }
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the values of nested dicts by their dotted names."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        pairs += flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs
