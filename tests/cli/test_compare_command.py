@@ -24,12 +24,12 @@ def copy_run(source: Path, path: Path, loss: float, **train: object) -> RunDirec
 
 
 @pytest.fixture
-def folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(run_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three runs that differ in the seed alone, and one with another learning rate."""
     folder = tmp_path / "runs"
     for seed, loss in ((1, 2.0), (2, 2.1), (3, 2.3)):
-        copy_run(finished_run, folder / f"a-seed-{seed}", loss, seed=seed)
-    copy_run(finished_run, folder / "b", 1.9, lr=0.5)
+        copy_run(run_once, folder / f"a-seed-{seed}", loss, seed=seed)
+    copy_run(run_once, folder / "b", 1.9, lr=0.5)
     monkeypatch.chdir(tmp_path)
     return folder
 

@@ -20,10 +20,10 @@ from cli_kit import assert_refused, call, nothing_changes
 
 
 @pytest.fixture
-def folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(run_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """runs/old and runs/new/inner: the same finished run twice, changed one after the other."""
     for i, name in enumerate(("old", "new/inner")):
-        shutil.copytree(finished_run, tmp_path / "runs" / name)
+        shutil.copytree(run_once, tmp_path / "runs" / name)
         for path in (tmp_path / "runs" / name).rglob("*"):
             os.utime(path, (1e9 + 1000 * i, 1e9 + 1000 * i))
     monkeypatch.chdir(tmp_path)
