@@ -8,20 +8,22 @@ model = anyformer.load("runs/language-my-1")
 import json
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from . import recipe as recipes
 from .checkpoints import exports
+from .data.io.checks import read_json
 from .errors import Stopped
 from .recipe import SupportsBaselines, SupportsFigures
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
-from .training.job import RecordCallback, StartCallback, TrainingJob, ignore, run_job
+from .training.job import CheckpointCallback, RecordCallback, StartCallback, TrainingJob, ignore, run_job
 from .training.loop import TrainState
 from .training.run_directory import atomic_write
+from .training.trackers import TrackedRun, Trackers
 
 __all__ = [
     "Model", "Stopped", "export_checkpoint", "import_checkpoint", "load", "resolve_job", "select_eval_data", "train",
@@ -38,9 +40,11 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     lora: dict[str, Any] | None = None,
+    track: str | Sequence[str] = (),
     progress: bool | None = None,
     on_start: StartCallback = ignore,
     on_record: RecordCallback = ignore,
+    on_checkpoint: CheckpointCallback = ignore,
     **overrides: Any,
 ) -> Model:
     """Train a recipe and return its best model.
@@ -54,9 +58,11 @@ def train(
         resume: Continue the run in `out`, if there is one.
         init: A run or public checkpoint to start from (fine-tuning).
         lora: Train adapters on the model of `init` only: {"rank": 8}.
+        track: Trackers that get the records too: "tensorboard", "wandb", "mlflow", "trackio", or several of them.
         progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
         on_start: Called once with the job and the training state, before the first step.
         on_record: Called after every step with its record.
+        on_checkpoint: Called with the folder of every checkpoint after it was written.
         overrides: Fields of the config, nested ones as dicts: data="a.txt", train={"lr": 1e-3}. Fields of the
             training config may stand alone: steps=100.
 
@@ -67,28 +73,40 @@ def train(
     """
     module = recipes.load_recipe(recipe)
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
-    where = {"out": out, "resume": resume, "init": init}
+    where = {"out": out, "resume": resume, "init": init, "track": (track,) if isinstance(track, str) else track}
     job = resolve_job(module, preset, overrides, minutes=minutes, lora=lora, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
-        return train_job(job, start, update)
+        return train_job(job, start, update, on_checkpoint)
 
 
-def train_job(job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore) -> Model:
+def train_job(
+    job: TrainingJob,
+    on_start: StartCallback = ignore,
+    on_record: RecordCallback = ignore,
+    on_checkpoint: CheckpointCallback = ignore,
+) -> Model:
     """Run a job, evaluate its best checkpoint over the validation split, and write the report, however it ends."""
     from .report.html import write_report  # here, to load models faster
 
     started_at = time.monotonic() if job.budget is None else job.budget.started_at
-    has_started = False
+    has_started, trackers = False, Trackers()
 
     def start(job: TrainingJob, state: TrainState) -> None:
         nonlocal has_started
+        trackers.start(job.trackers, TrackedRun(job.run.path, job.run.read_config(), state.step))
         has_started = True
         on_start(job, state)
 
+    def update(record: dict[str, Any]) -> None:
+        trackers.log(record)
+        on_record(record)
+
     try:
-        job, state = run_job(job, start, on_record)
+        job, state = run_job(job, start, update, on_checkpoint)
         model = write_result(job, state, started_at)
+        trackers.finish(read_json(job.run.path / "result.json"))
     except BaseException:
+        trackers.finish()
         if has_started and job.run.exists:
             with suppress(OSError):
                 write_report(job.run.path)

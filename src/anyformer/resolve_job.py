@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .training.budget import Budget
 from .training.config import LoRAConfig
 from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory
+from .training.trackers import check_trackers
 
 
 def resolve_job(
@@ -29,6 +30,7 @@ def resolve_job(
     resume: bool = False,
     init: str | Path | None = None,
     lora: dict[str, Any] | None = None,
+    track: Sequence[str] = (),
     command: str = "",
 ) -> TrainingJob:
     """Resolve everything that decides a training, once; nothing is written. Raises InputError.
@@ -37,12 +39,12 @@ def resolve_job(
     command line or call for config.json.
     """
     started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), overrides or {}
-    settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
+    settings, trackers = parse_dataclass(LoRAConfig, lora or {}, "lora"), check_trackers(track)
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and resume and run.exists:
         if minutes is not None:
             raise InputError(f"--minutes plans a new run, and {run.path} is one already: change --steps")
-        return resume_job(module, preset, overrides, run, command)
+        return dataclasses.replace(resume_job(module, preset, overrides, run, command), trackers=trackers)
     if init is None and settings.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
     source = None if init is None else load_source(Path(init), module)
@@ -57,6 +59,7 @@ def resolve_job(
         lora=settings,
         budget=None if minutes is None else Budget(minutes=minutes, started_at=started_at, choose_size=choose_size),
         command=command,
+        trackers=trackers,
     )
 
 
@@ -162,8 +165,9 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def choose_run(name: str, config: Any) -> RunDirectory:
-    """Return runs/RECIPE-DATA-1, or the next number that is free."""
+def choose_run(name: str, config: Any, suffix: str = "") -> RunDirectory:
+    """Return runs/RECIPE-DATA-1, or the next number that is free, also with the suffix."""
     stem = f"{name}-{Path(config.data).name.split('.')[0] or 'data'}"
     paths = (Path("runs") / f"{stem}-{i}" for i in range(1, 1 << 30))
-    return RunDirectory(next(path for path in paths if not path.exists()))
+    free = (path for path in paths if not path.exists() and not path.with_name(path.name + suffix).exists())
+    return RunDirectory(next(free))

@@ -23,6 +23,8 @@ VERBS = {
     "embed": "turn texts into vectors",
     "rollout": "play episodes in an environment, to learn from",
     "eval": "metrics over the whole validation split",
+    "runs": "what was trained: scores, sizes, states; remove, prune, open",
+    "compare": "runs side by side: scores, configs, loss curves",
     "ladder": "compare the Transformer with what came before it",
     "worth": "what each field of a row is worth to a trained model",
     "import": "turn a public checkpoint into a run",

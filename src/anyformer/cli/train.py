@@ -17,7 +17,7 @@ from .. import recipe as recipes
 from ..errors import InputError
 from ..parsing import parse_dataclass, to_json
 from ..training.config import LoRAConfig
-from .flags import HELP, Flag, JsonFlag, format_help, list_flags, read_flags
+from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, read_flags
 from .terminal import print_status, show_progress
 
 if TYPE_CHECKING:
@@ -43,8 +43,13 @@ class Options:
     with several sizes train the one with the lowest predicted loss."""
     out: Annotated[Path | None, "The run directory. Default: a new one below runs/."] = None
     resume: Annotated[bool, "Continue the run in --out, or start it if there is none yet."] = False
+    seeds: int | None = None
+    """Train the same config with the seeds 1 to this one, into OUT-seed-1 ..., and print the mean and the standard
+    deviation of the final metrics. With --minutes each run takes as long; --resume continues the series."""
     init: Annotated[Path | None, "Start from this run or public checkpoint (fine-tuning)."] = None
     lora: LoRAConfig = field(default_factory=LoRAConfig)  # adapters on the model of --init (2106.09685)
+    track: Annotated[tuple[str, ...], REPEATABLE] = ()
+    """Send the records to tensorboard, wandb, mlflow or trackio too; give the flag again for several."""
     dry_run: Annotated[bool, "Print what training would take (parameters, FLOPs, memory, shapes), and stop."] = False
     print_schema: Annotated[bool, "Print the schema of a table, and stop."] = False
     print_config: Annotated[bool, "Print the resolved config, and stop."] = False
@@ -64,14 +69,13 @@ def run(arguments: list[str]) -> int:
         print(command.format_help(show_all="--help-all" in words))
         return 0
     options, overrides = command.read()
-    from .. import api
-
-    settings = {name: getattr(options, name) for name in ("preset", "minutes", "out", "resume", "init")}
+    settings = {name: getattr(options, name) for name in ("preset", "minutes", "out", "resume", "init", "track")}
     settings |= {"lora": dataclasses.asdict(options.lora), "command": shlex.join(["anyformer", "train", *arguments])}
-    try:
-        job = api.resolve_job(command.recipe, overrides=overrides, **settings)
-    except InputError as error:
-        raise InputError(command.name_flags(str(error))) from None
+    if options.seeds is not None and not (options.print_config or options.print_schema or options.dry_run):
+        from .train_seeds import train_seeds
+
+        return train_seeds(command, options, overrides, settings, started_at)
+    job = command.resolve(overrides, settings)
     if options.print_config:
         print(json.dumps({"recipe": job.recipe_name, "preset": job.preset, "config": to_json(job.config)}, indent=2))
     elif options.print_schema:
@@ -163,9 +167,20 @@ class TrainCommand:
             options["lora"] = parse_dataclass(LoRAConfig, options["lora"], "--lora")
         if "minutes" in options and "--train.steps" in values:
             raise InputError("--steps and --minutes both say how long: give one of them")
+        if "seeds" in options:
+            check_seeds(options["seeds"], "--train.seed" in values)
         if options.get("resume") and "out" not in options:
             raise InputError(f"--resume needs --out RUN: {newest_run()}")
         return Options(**options), overrides
+
+    def resolve(self, overrides: dict[str, Any], settings: dict[str, Any]) -> "TrainingJob":
+        """Resolve a job. Raises InputError that names flags."""
+        from .. import api
+
+        try:
+            return api.resolve_job(self.recipe, overrides=overrides, **settings)
+        except InputError as error:
+            raise InputError(self.name_flags(str(error))) from None
 
     def name_flags(self, message: str) -> str:
         """Name the flag in a message about a config field: "train.steps is 0" -> "--steps is 0"."""
@@ -205,6 +220,13 @@ def nest(flags: Iterable[Flag], values: dict[str, Any]) -> dict[str, Any]:
                 inner = inner.setdefault(name, {})
             inner[flag.path[-1]] = values[flag.name]
     return nested
+
+
+def check_seeds(count: int, has_seed: bool) -> None:
+    if count < 2:
+        raise InputError(f"--seeds is {count}; it must be at least 2: it is how many runs are trained")
+    if has_seed:
+        raise InputError(f"--seeds {count} trains the seeds 1 to {count}: leave --seed out")
 
 
 def newest_run() -> str:
@@ -275,17 +297,26 @@ def dry_run(job: "TrainingJob", as_json: bool) -> None:
 
 
 def train(job: "TrainingJob", prog: str, as_json: bool) -> int:
-    """Train, and print the result."""
+    """Train, and print the result. Returns the exit code."""
+    trained = train_to_end(job, f"{prog} --out {shlex.quote(str(job.run.path))} --resume")
+    if trained is None:
+        return 1
+    model, shown = trained
+    print_result(job, model, shown.get("val_loss"), as_json)
+    return 0
+
+
+def train_to_end(job: "TrainingJob", go_on: str) -> "tuple[Model, dict[str, Any]] | None":
+    """Train with a progress bar. Returns the model and the last values shown; None if it was stopped, after printing
+    the command to go on with."""
     from .. import api
 
     try:
         with api.show_training() as (start, update, shown), show_progress():
-            model = api.train_job(job, start, update)
+            return api.train_job(job, start, update), shown
     except api.Stopped as stopped:
-        print_status(f"{stopped}. Go on with: {prog} --out {shlex.quote(str(job.run.path))} --resume")
-        return 1
-    print_result(job, model, shown.get("val_loss"), as_json)
-    return 0
+        print_status(f"{stopped}. Go on with: {go_on}")
+        return None
 
 
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:

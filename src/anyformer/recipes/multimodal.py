@@ -93,7 +93,6 @@ MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **
 KINDS = {
     "table": {"preset": "table", "target": "{target}"},
     "labeled sounds": {"preset": "table", "target": "{label}"},
-    "series": {"preset": "table", "target": "{target}"},
 }
 PRESETS = {
     # seconds: for tests

@@ -156,13 +156,15 @@ def find_best(folder: Path) -> Path | None:
 
 def prune_checkpoints(folder: Path, keep_last: int = 1) -> None:
     """Keep the best and the last checkpoints; remove the others and what a kill left half-written."""
+    for path in list_superfluous(folder, keep_last):
+        remove_directory(path)
+
+
+def list_superfluous(folder: Path, keep_last: int = 1) -> list[Path]:
+    """Return what `prune_checkpoints` removes. The average of the last checkpoints counts as none of them."""
     paths = list_checkpoints(folder)
     best = read_state(paths[-1])["best"].get("step") if paths else None
-    for path in paths[:-keep_last]:
-        if path.name != f"step-{best}":
-            remove_directory(path)
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    return [path for path in paths[:-keep_last] if path.name != f"step-{best}"] + sorted(folder.glob(".step-*"))
 
 
 # --- reading ---

@@ -59,6 +59,8 @@ class TrainingJob:
     """How a budget chose the size of the model; stored in config.json."""
     command: str = ""
     """The command line or call that started it."""
+    trackers: tuple[str, ...] = ()
+    """Names of `trackers.TRACKERS` that get the records too."""
 
     @property
     def recipe_name(self) -> str:
@@ -69,6 +71,8 @@ StartCallback = Callable[[TrainingJob, TrainState], None]
 """on_start(job, state), called once before the first step."""
 RecordCallback = Callable[[dict[str, Any]], None]
 """on_record(record), called after each step."""
+CheckpointCallback = Callable[[Path], None]
+"""on_checkpoint(folder), called after each checkpoint is written."""
 
 
 def ignore(*_: Any) -> None:
@@ -76,7 +80,10 @@ def ignore(*_: Any) -> None:
 
 
 def run_job(
-    job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore
+    job: TrainingJob,
+    on_start: StartCallback = ignore,
+    on_record: RecordCallback = ignore,
+    on_checkpoint: CheckpointCallback = ignore,
 ) -> tuple[TrainingJob, TrainState]:
     """Train in the job's run directory, up to the last checkpoint; a run that fails before its first one is removed.
 
@@ -101,7 +108,7 @@ def run_job(
         if job.is_resumed:
             job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
         on_start(job, state)
-        for record in run_training(job, state):
+        for record in run_training(job, state, on_checkpoint):
             on_record(record)
         average_checkpoints(job, state)
     return job, state
@@ -166,7 +173,9 @@ def restore_or_init(job: TrainingJob) -> TrainState:
     return state
 
 
-def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]]:
+def run_training(
+    job: TrainingJob, state: TrainState, on_checkpoint: CheckpointCallback = ignore
+) -> Iterator[dict[str, Any]]:
     """Train, log, sample and save; yield each record with "seconds" and "tokens_per_second". Raises Stopped."""
     config, run = job.config.train, job.run
     content, tokens = run.read_config(), (state.stream_state or {}).get("tokens", 0)
@@ -185,8 +194,9 @@ def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]
                 log("timings.jsonl", json.dumps(timings))
             is_due = state.step % config.save_every == 0 or is_finished(state, config)
             if is_due or stop.is_set() or state.best.get("step") == state.step:
-                checkpoints.save_checkpoint(run.checkpoints, state, content)
+                checkpoint = checkpoints.save_checkpoint(run.checkpoints, state, content)
                 checkpoints.prune_checkpoints(run.checkpoints, config.average)
+                on_checkpoint(checkpoint)
             last = time.monotonic()  # the time of saving and of the caller is not counted
             yield record | {"seconds": seconds, "tokens_per_second": speed}
             if stop.is_set():
