@@ -18,13 +18,14 @@ from ..recipe import Recipe, SupportsFigures, SupportsSizes
 from .config import TrainConfig
 from .device import resolve_device
 from .loop import TrainState, init_state, train, validate
-from .timer import MAX_FINAL_EVERY, Clock, TimerState
+from .timer import Clock, TimerState
 
 LATE_STEP = 100_000  # a step index past the end of any curriculum: speech starts with short clips
+FEW = 1 << 20  # a `final_every` that leaves one batch
 TRIAL_SECONDS = 5.0  # of steps, enough to measure their speed
 EVAL_FRACTION = 0.1  # of the time, at most, for validations during training
 FINAL_EVAL_FRACTION = 0.1  # of the time, at most, for the final evaluation and figures that cover the split
-FINISH_SECONDS = 1.0  # for the last checkpoint, the report and the end of the process
+FINISH_SECONDS, FINISH_FRACTION = 2.0, 0.03  # for the report and the end of the process; of the time, at most
 MIN_EVALS, MAX_EVALS = 5, 10  # validations of a run, if they are affordable; MAX_EVALS if its size was chosen
 MIN_STEPS = 100  # a model that is updated less often than this has learned next to nothing
 
@@ -48,8 +49,9 @@ class Budget:
 
     @property
     def remaining_seconds(self) -> float:
-        """What is left of the time; negative once it is over."""
-        return self.started_at + self.minutes * 60 - self.clock()
+        """What is left of the time, without that for the end of the process; negative once it is over."""
+        seconds = self.minutes * 60
+        return self.started_at + seconds - min(FINISH_SECONDS, FINISH_FRACTION * seconds) - self.clock()
 
 
 class StepSpeed(NamedTuple):
@@ -145,7 +147,7 @@ def measure_speed(recipe: Recipe, config: Any, seconds: float, clock: Clock = ti
 def measure_eval(recipe: Recipe, config: Any, state: TrainState, clock: Clock = time.monotonic) -> EvalCost:
     """Time a validation of few batches, a sample, and the figures of a split of one batch."""
     n_batches = sum(1 for _ in islice(recipe.batches(config, "val"), min(4, config.train.eval_batches)))
-    few = replace(config, train=replace(config.train, eval_batches=n_batches, final_every=MAX_FINAL_EVERY))
+    few = replace(config, train=replace(config.train, eval_batches=n_batches, final_every=FEW))
     times = [clock()]
     validate(recipe, few, state)
     times.append(clock())
@@ -166,7 +168,7 @@ def count_batches(recipe: Recipe, config: Any, seconds: float, clock: Clock = ti
         n_batches += 1
         if clock() - started_at > seconds:
             break
-    return n_batches
+    return max(1, n_batches)
 
 
 # --- planning ---
@@ -179,13 +181,13 @@ def make_plan(recipe: Recipe, config: Any, budget: Budget, speed: StepSpeed, ste
     limit = max(budget.remaining_seconds, 1e-3) * FINAL_EVAL_FRACTION
     n_batches = count_batches(recipe, config, limit / 2, budget.clock)
     left = max(budget.remaining_seconds, 1e-3)
-    final_every = min(MAX_FINAL_EVERY, max(1, math.ceil(n_passes * cost.batch * n_batches / limit)))
+    final_every = min(n_batches, max(1, math.ceil(n_passes * cost.batch * n_batches / limit)))
     affordable = (EVAL_FRACTION * left / 2 - cost.sample) / max(cost.batch, 1e-9)  # two validations, at least
     eval_batches = max(1, min(config.train.eval_batches, n_batches, int(affordable)))
     validation = cost.batch * eval_batches
     final = n_passes * cost.batch * math.ceil(n_batches / final_every)
     n_last = 2 if config.train.average > 1 else 1  # validations after the last step
-    other = cost.sample + cost.figures + FINISH_SECONDS + (n_last - 1) * validation
+    other = cost.sample + cost.figures + (n_last - 1) * validation
     training = left - validation - final - other
     settings = replace(config.train, eval_batches=min(config.train.eval_batches, eval_batches), final_every=final_every)
     settings, n_steps = spread_evals(settings, training, speed.seconds, validation + cost.sample)
@@ -196,6 +198,7 @@ def make_plan(recipe: Recipe, config: Any, budget: Budget, speed: StepSpeed, ste
         validation_steps=validation / speed.seconds,
         final_validations=final / max(validation, 1e-9),
         other_steps=other / speed.seconds,
+        n_batches=n_batches,
     )
     if not budget.is_forced:
         check_steps(recipe, config, budget, step + training / speed.seconds, speed.seconds, left - training)
@@ -226,7 +229,7 @@ def check_steps(recipe: Recipe, config: Any, budget: Budget, steps: float, step:
     needed = max(MIN_STEPS, config.train.warmup)
     if steps >= needed:
         return
-    used = budget.minutes * 60 - budget.remaining_seconds
+    used = budget.clock() - budget.started_at
     minutes = (used + 1.2 * needed * step + other) / (1 - EVAL_FRACTION) / 60
     minutes = math.ceil(minutes * 10) / 10 if minutes < 3 else math.ceil(minutes)
     advice = [f"give at least {minutes:g} minutes (--minutes {minutes:g})"]

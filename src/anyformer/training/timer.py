@@ -13,7 +13,6 @@ from ..parsing import check_range, check_types
 Clock = Callable[[], float]
 """Returns a time in seconds, as time.monotonic does."""
 
-MAX_FINAL_EVERY = 1 << 20
 TOLERANCE = 0.02  # of the time: by so much the end may be late, rather than evaluate half as much
 SMOOTHING = 0.1  # weight of the latest step in the moving average of a step's time
 
@@ -33,11 +32,14 @@ class TimerState:
     final_validations: float = 0.0
     """Time of the final evaluation and its figures, in validations."""
     other_steps: float = 0.0
-    """Time of everything else after the last step (its validation, the sample, files, the report), in steps."""
+    """Time of everything else after the last step, in steps: the sample, the average of checkpoints."""
+    n_batches: int = 1
+    """Batches of the validation split, as far as they were counted."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "step_seconds", "validation_steps", "final_validations", "other_steps", at_least=0)
+        check_range(self, "n_batches", at_least=1)
         check_range(self, "share", at_least=0, at_most=1)
 
 
@@ -50,7 +52,7 @@ class Timer:
         self.deadline = clock() + state.seconds_left
         self.share, self.step_seconds = state.share, state.step_seconds
         self.validation_steps, self.other_steps = state.validation_steps, state.other_steps
-        self.final_validations = state.final_validations
+        self.final_validations, self.n_batches = state.final_validations, state.n_batches
         self.is_over = state.share >= 1
         self.updated_at = self.step_started_at = self.step_ended_at = clock()
 
@@ -88,7 +90,7 @@ class Timer:
         planned = every * self.final_validations * self.validation_steps * self.step_seconds
         if not planned:
             return every
-        return math.ceil(planned / left) if planned < left * MAX_FINAL_EVERY else MAX_FINAL_EVERY
+        return math.ceil(planned / left) if planned < left * self.n_batches else self.n_batches
 
     @property
     def seconds_left(self) -> float:
@@ -104,6 +106,7 @@ class Timer:
             validation_steps=self.validation_steps,
             final_validations=self.final_validations,
             other_steps=self.other_steps,
+            n_batches=self.n_batches,
         )
 
 
