@@ -136,10 +136,12 @@ def test_more_minutes_for_a_finished_run(text: Path, tmp_path: Path):
 
 def test_finished_by_the_clock_is_finished_until_told_otherwise(text: Path, tmp_path: Path):
     machine, run = Machine(), tmp_path / "run"
-    steps = api.train_job(machine.make_job(text, run, 0.1)).config.train.steps
+    trained = api.train_job(machine.make_job(text, run, 0.1)).config.train
+    steps, final_every = trained.steps, trained.final_every
     records: list[dict] = []
     anyformer.train("language", out=run, resume=True, progress=False, on_record=records.append)
     assert records == []
+    assert resolve_job.resolve_job("language", out=run, resume=True).config.train.final_every == final_every
     anyformer.train("language", out=run, resume=True, steps=steps + 3, progress=False, on_record=records.append)
     assert [record["step"] for record in records] == [steps + 1, steps + 2, steps + 3]
     folder = checkpoints.find_latest(run / "checkpoints")

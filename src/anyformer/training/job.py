@@ -212,7 +212,7 @@ def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]
 def fit_end(job: TrainingJob, state: TrainState) -> TrainingJob:
     """Return the job as the clock ended it: with the number of steps that were done, and a final evaluation that fits
     into the time that is left. config.json is rewritten."""
-    if state.timer is None:
+    if state.timer is None or (job.timer is not None and job.timer.share >= 1):  # the clock had ended it before
         return job
     every = state.timer.fit_final_every(job.config.train.final_every)
     job = replace(job, config=replace(job.config, train=replace(job.config.train, steps=state.step, final_every=every)))
