@@ -26,6 +26,7 @@ def resolve_job(
     overrides: dict[str, Any] | None = None,
     *,
     minutes: float | None = None,
+    yes: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     init: str | Path | None = None,
@@ -39,17 +40,18 @@ def resolve_job(
     command line or call for config.json.
     """
     started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), overrides or {}
+    budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
     settings, trackers = parse_dataclass(LoRAConfig, lora or {}, "lora"), check_trackers(track)
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and resume and run.exists:
-        if minutes is not None:
-            raise InputError(f"--minutes plans a new run, and {run.path} is one already: change --steps")
-        return dataclasses.replace(resume_job(module, preset, overrides, run, command), trackers=trackers)
+        job = resume_job(module, preset, overrides, run, command)
+        return dataclasses.replace(job, budget=budget, trackers=trackers)
     if init is None and settings.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
     source = None if init is None else load_source(Path(init), module)
     config = build_config(module, preset, overrides, source)
-    choose_size = source is None and can_choose_size(module, preset, config)
+    if budget is not None and source is None and can_choose_size(module, preset, config):
+        budget = dataclasses.replace(budget, choose_size=True)
     return TrainingJob(
         recipe=module,
         preset=preset or recipes.default_preset(module),
@@ -57,7 +59,7 @@ def resolve_job(
         run=run or choose_run(recipes.recipe_name(module), config),
         init=source,
         lora=settings,
-        budget=None if minutes is None else Budget(minutes=minutes, started_at=started_at, choose_size=choose_size),
+        budget=budget,
         command=command,
         trackers=trackers,
     )
@@ -76,7 +78,9 @@ def resume_job(
     config = resolve_paths(parse_config(module, merge_overrides(to_json(old), overrides), ""))
     check_same_model(run, resolve_paths(old), config)
     settings, init = parse_dataclass(LoRAConfig, stored.get("lora") or {}, where), stored.get("init")
-    needs_source = settings.rank or checkpoints.find_latest(run.checkpoints) is None
+    latest = checkpoints.find_latest(run.checkpoints)
+    needs_source = settings.rank or latest is None
+    has_steps = "steps" in merge_overrides({}, overrides).get("train", {})
     return TrainingJob(
         recipe=module,
         preset=stored["preset"],
@@ -85,6 +89,7 @@ def resume_job(
         is_resumed=True,
         init=load_source(Path(init["path"]), module, init["sha256"]) if init and needs_source else None,
         lora=settings,
+        timer=None if has_steps else checkpoints.read_timer(latest),
         command=command,
     )
 

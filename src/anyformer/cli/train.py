@@ -28,9 +28,9 @@ PROG = "anyformer train"
 SHORT_FLAGS = {f"--train.{name}": f"--{name}" for name in ("steps", "seed", "device", "dtype", "compile")}
 BASIC_FLAGS = (
     "--data", "--preset", "--minutes", "--steps", "--out", "--resume", "--init", "--tokenizer", "--train.batch",
-    "--train.lr", "--model.context", "--seed", "--device", "--dtype", "--dry-run", "--json",
+    "--train.lr", "--model.context", "--seed", "--device", "--dtype", "--dry-run", "--yes", "--json",
 )  # fmt: skip
-SCHEMA_FLAGS = ("--print-schema", "--yes")  # of recipes that read tables
+SCHEMA_FLAGS = ("--print-schema",)  # of recipes that read tables
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Options:
 
     preset: Annotated[str | None, "Where the defaults come from."] = None
     minutes: float | None = None
-    """Train as many steps as fit into this time, measured first. Without a preset or a flag of model or train, recipes
-    with several sizes train the one with the lowest predicted loss."""
+    """Train for this time, everything included; with --resume, so many more minutes. Without a preset or a flag of
+    model or train, recipes with several sizes train the one with the lowest predicted loss."""
     out: Annotated[Path | None, "The run directory. Default: a new one below runs/."] = None
     resume: Annotated[bool, "Continue the run in --out, or start it if there is none yet."] = False
     seeds: int | None = None
@@ -53,7 +53,7 @@ class Options:
     dry_run: Annotated[bool, "Print what training would take (parameters, FLOPs, memory, shapes), and stop."] = False
     print_schema: Annotated[bool, "Print the schema of a table, and stop."] = False
     print_config: Annotated[bool, "Print the resolved config, and stop."] = False
-    yes: Annotated[bool, "Accept an inferred schema without asking."] = False
+    yes: Annotated[bool, "Start without asking: with an inferred schema, or --minutes that are too few."] = False
     json: JsonFlag = False
 
 
@@ -69,7 +69,8 @@ def run(arguments: list[str]) -> int:
         print(command.format_help(show_all="--help-all" in words))
         return 0
     options, overrides = command.read()
-    settings = {name: getattr(options, name) for name in ("preset", "minutes", "out", "resume", "init", "track")}
+    names = ("preset", "minutes", "yes", "out", "resume", "init", "track")
+    settings = {name: getattr(options, name) for name in names}
     settings |= {"lora": dataclasses.asdict(options.lora), "command": shlex.join(["anyformer", "train", *arguments])}
     if options.seeds is not None and not (options.print_config or options.print_schema or options.dry_run):
         from .train_seeds import train_seeds
@@ -83,8 +84,7 @@ def run(arguments: list[str]) -> int:
     elif options.dry_run:
         dry_run(job, options.json)
     else:
-        if not job.is_resumed:
-            job = shift_budget(job, started_at + confirm_schema(job, options.yes))
+        job = shift_budget(job, started_at + (0.0 if job.is_resumed else confirm_schema(job, options.yes)))
         return train(job, command.prog, options.json)
     return 0
 
@@ -319,6 +319,12 @@ def train_to_end(job: "TrainingJob", go_on: str) -> "tuple[Model, dict[str, Any]
         return None
 
 
+def describe_seconds(result: dict[str, Any]) -> str:
+    """Say how long a training took, beside the time that was asked for."""
+    took = f"trained in {result['seconds']:.0f} s"
+    return f"{took} of the {result['minutes'] * 60:.0f} s of --minutes" if "minutes" in result else took
+
+
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
     from ..report.html import describe_baselines
@@ -335,7 +341,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
         lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")
-    lines += [f"trained in {result['seconds']:.0f} s", f"run     {run}", f"report  {run / 'report.html'}"]
+    lines += [describe_seconds(result), f"run     {run}", f"report  {run / 'report.html'}"]
     recipe = ""
     if job.recipe_name not in recipes.list_recipes():
         recipe = f" --recipe {shlex.quote(inspect.getfile(cast(Any, job.recipe)))}"

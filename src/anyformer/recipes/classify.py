@@ -15,6 +15,7 @@ BERT's fine-tuning (1810.04805, section 4.1).
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,9 +222,10 @@ def count_confusions(model: ClassifyModel, batches: Iterator[dict[str, Tensor]])
 
 @torch.inference_mode()
 def figures(model: ClassifyModel, config: Config) -> list[Figure]:
-    """Draw the confusion matrix of the validation split."""
+    """Draw the confusion matrix of the validation split, or of as much of it as the final evaluation covers."""
     device = next(model.parameters()).device
-    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
+    evaluated = islice(batches(config, "val"), 0, None, config.train.final_every)
+    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in evaluated)
     with evaluation_autocast(model, config.train.dtype):
         confusion = count_confusions(model, moved)[1]
     return draw_confusion(confusion, model.names, "texts")

@@ -19,6 +19,7 @@ A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959);
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -317,9 +318,10 @@ def collect_results(model: MultimodalTransformer, batches: Iterator[dict[str, Te
 
 @torch.inference_mode()
 def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
-    """Draw the confusion matrix of each target that is a class, on the validation split."""
+    """Draw the confusion matrix of each target that is a class, on what the final evaluation covers of the split."""
     device, drawn = next(model.parameters()).device, []
-    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
+    evaluated = islice(batches(config, "val"), 0, None, config.train.final_every)
+    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in evaluated)
     with evaluation_autocast(model, config.train.dtype):
         results = collect_results(model, moved)
     for target, result in zip(model.schema.targets, results, strict=True):

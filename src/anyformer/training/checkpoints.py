@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from ..data.io.checks import read_json, sha256_file
 from ..errors import InputError
+from ..parsing import parse_dataclass, to_json
 from .config import LoRAConfig
 from .loop import TrainState
 from .lora import add_lora
+from .timer import TimerState
 
 AVERAGE_DIR = "mean"  # folder of the average of the last checkpoints
 
@@ -70,6 +72,8 @@ def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> 
         values: dict[str, Any] = {"step": state.step, "stream_state": state.stream_state, "best": state.best}
         if state.scaler.is_enabled():
             values["scaler"] = state.scaler.state_dict()
+        if state.timer is not None:
+            values["timer"] = to_json(state.timer.get_state())
         write_model(temporary, state.model, config, values)
     return final
 
@@ -244,6 +248,12 @@ def verify_files(folder: Path) -> None:
         path = folder / Path(name).name
         if path.is_file() and sha256_file(path) != sha256:
             raise InputError(f"{path} is not the file that these weights were trained with: restore the original")
+
+
+def read_timer(folder: Path | None) -> TimerState | None:
+    """Return what a checkpoint stores of the timer; None if training did not follow the clock. Raises InputError."""
+    values = None if folder is None else read_state(folder).get("timer")
+    return None if values is None else parse_dataclass(TimerState, values, f"{folder}/state.json: timer")
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
