@@ -4,6 +4,7 @@ An encoded value is an array of `Field.shape` and an array (nodes,) bool that sa
 """
 
 import json
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +18,11 @@ from ..audio.read import read_audio
 from ..images.read import read_image, resize_image
 from ..tokenizers.build import TOKENIZER_FILE, Tokenizer, tokenizer_from_files
 from .read import is_missing
-from .schema import Field, Target
+from .schema import Field, Schema, Target
 
 Encoded = tuple[np.ndarray, np.ndarray]
+ONE_NODE = np.ones(1, bool)  # shared by all rows
+ONE_NODE.flags.writeable = False
 
 
 class DamagedValueError(InputError):
@@ -67,6 +70,11 @@ def find_category(value: Any, values: tuple[str, ...]) -> int:
 
 def category_name(value: Any) -> str:
     return str(value).strip()
+
+
+def encode_scalar(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    array = np.array([parse_number(value)], np.float32)
+    return array if math.isfinite(array[0]) else require_finite(array), ONE_NODE
 
 
 def encode_vector(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
@@ -135,6 +143,19 @@ def encode_audio(field: Field, value: Any, folder: Path, lenient: bool) -> Encod
     return padded, np.arange(field.nodes) < mel.shape[1] // 2
 
 
+def resolve_row_paths(schema: Schema, row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what a row holds for a schema, with the paths in it relative to a folder."""
+
+    values = {column.name: row[column.name] for column in schema.columns if column.name in row}
+    for field in schema.fields:
+        if field.kind not in ("image", "audio", "vector", "series") or is_missing(value := values.get(field.name)):
+            continue
+        is_file = field.kind in ("image", "audio") or str(value).lower().endswith((".npy", ".csv"))
+        if isinstance(value, str) and is_file:
+            values[field.name] = str(folder / value)
+    return values
+
+
 def read_file(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
     try:
         return read(path)
@@ -144,7 +165,7 @@ def read_file(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
 
 ENCODERS: dict[str, Callable[[Field, Any, Path, bool], Encoded]] = {
     "category": lambda field, value, *_: (np.array([find_category(value, field.values)]), np.ones(1, bool)),
-    "scalar": lambda _, value, *__: (require_finite(np.array([parse_number(value)], np.float32)), np.ones(1, bool)),
+    "scalar": encode_scalar,
     "vector": encode_vector,
     "series": encode_series,
     "text": encode_text,
