@@ -13,7 +13,7 @@ from .events import report_progress
 from .recipe import FileInput, Recipe, SupportsBatchPredict, SupportsFileInput
 from .training.run_directory import atomic_file, report_write_errors
 
-WINDOW_BATCHES = 8  # read ahead, so that inputs of similar length share a batch
+WINDOW_BATCHES = 16  # read ahead, so that inputs of similar length share a batch
 ECHOES = ("input", "prompt", "truth")  # parts of an answer that the row holds already
 
 Row = dict[str, Any]

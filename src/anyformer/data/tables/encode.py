@@ -4,7 +4,6 @@ An encoded value is an array of `Field.shape` and an array (nodes,) bool that sa
 """
 
 import json
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +20,6 @@ from .read import is_missing
 from .schema import Field, Schema, Target
 
 Encoded = tuple[np.ndarray, np.ndarray]
-ONE_NODE = np.ones(1, bool)  # shared by all rows
-ONE_NODE.flags.writeable = False
 
 
 class DamagedValueError(InputError):
@@ -70,11 +67,6 @@ def find_category(value: Any, values: tuple[str, ...]) -> int:
 
 def category_name(value: Any) -> str:
     return str(value).strip()
-
-
-def encode_scalar(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
-    array = np.array([parse_number(value)], np.float32)
-    return array if math.isfinite(array[0]) else require_finite(array), ONE_NODE
 
 
 def encode_vector(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
@@ -165,7 +157,7 @@ def read_file(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
 
 ENCODERS: dict[str, Callable[[Field, Any, Path, bool], Encoded]] = {
     "category": lambda field, value, *_: (np.array([find_category(value, field.values)]), np.ones(1, bool)),
-    "scalar": encode_scalar,
+    "scalar": lambda _, value, *__: (require_finite(np.array([parse_number(value)], np.float32)), np.ones(1, bool)),
     "vector": encode_vector,
     "series": encode_series,
     "text": encode_text,
