@@ -120,6 +120,35 @@ class SizeOption:
     expected_loss: Callable[[float], tuple[float, float]]
 
 
+@dataclasses.dataclass(frozen=True)
+class FileInput:
+    """How a row of a file becomes the "input" of a request."""
+
+    columns: tuple[str, ...] = ("input",)
+    """Columns that a table must have. If there is one, its value is the input, and so is a line of a text file."""
+    is_path: bool = False
+    """The value of the only column is a path, relative to the folder of the file."""
+    read_row: Callable[[dict[str, Any], Path], Any] | None = None
+    """Takes a row and the folder of its file and returns the input. None: the value of the only column."""
+    tsv_quotes: bool = True
+    """Quotation marks in a tsv file mean what they mean in csv."""
+
+
+@runtime_checkable
+class SupportsFileInput(Protocol):
+    """Which columns of a file are read by `anyformer predict --file`; of a recipe without it, the column "input"."""
+
+    def file_input(self, model: Any, config: Any) -> FileInput: ...
+
+
+@runtime_checkable
+class SupportsBatchPredict(Protocol):
+    """Several inputs are answered together, sooner than one by one and with the same answers."""
+
+    def predict_batch(self, model: Any, inputs: list[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return for each input the only result of `predict(model, {"input": input} | settings)`."""
+
+
 @runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""

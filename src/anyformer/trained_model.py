@@ -17,6 +17,7 @@ from .checkpoints import gguf, hf_folder, onnx, peft
 from .errors import InputError
 from .model.quantization.quantize import WeightFormat, quantize
 from .parsing import parse_dataclass, to_json
+from .predict_file import predict_file
 from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream, resolve_paths
 from .training import checkpoints, loop, lora
 from .training.config import LoRAConfig
@@ -46,6 +47,17 @@ class Model:
             request = {"input": request}
         with torch.no_grad():
             return self.recipe.predict(self.module, (request or {}) | settings)
+
+    def predict_file(
+        self, file: str | Path, out: str | Path, batch: int = 64, skip_broken: bool = False, **settings: Any
+    ) -> dict[str, Any]:
+        """Write the rows of a file with the model's predictions to a csv, tsv or jsonl file, in bounded memory.
+
+        `settings` are more of the request of every row; see `anyformer.predict_file` for the arguments and the result.
+        """
+        with torch.no_grad():
+            arguments = (Path(file), Path(out), batch, skip_broken, settings)
+            return predict_file(self.recipe, self.module, self.config, *arguments)
 
     def generate(self, prompt: str | list[str] | None = None, **settings: Any) -> dict[str, Any]:
         """Continue a prompt (without one: a new line), or several in one batch.

@@ -19,6 +19,7 @@ A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959);
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from ..data.tables import prepare
 from ..data.tables.augment import add_noise, drop_fields, rotate_vectors, stretch_time
 from ..data.tables.batches import build_batch, label_key, node_slices, value_key
 from ..data.tables.cache import TableDataset
-from ..data.tables.encode import count_ids
+from ..data.tables.encode import count_ids, resolve_row_paths
 from ..data.tables.schema import Field, Schema, Target
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.labeled import epoch_order
@@ -43,7 +44,7 @@ from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Trans
 from ..model.edges import within
 from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
@@ -393,6 +394,17 @@ def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, 
     """
     inputs = parse_dataclass(Request, request, "request").input
     return {"results": predict_rows(model, list(model.schema.examples) if inputs is None else inputs)}
+
+
+def file_input(model: MultimodalTransformer, config: Config) -> FileInput:
+    names = tuple(field.name for field in model.schema.fields)
+    return FileInput(names, read_row=partial(resolve_row_paths, model.schema))
+
+
+def predict_batch(
+    model: MultimodalTransformer, inputs: list[dict[str, Any]], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]
 
 
 # --- ablation: `anyformer worth` ---

@@ -39,7 +39,7 @@ from ..metrics import error_rates
 from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
 from ..model.edges import Edges, full, within
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.text import VocabularyConfig, load_config_tokenizer
@@ -316,6 +316,10 @@ def predict(model: SpeechTransformer, request: dict[str, Any]) -> dict[str, Any]
         return {"results": [transcribe_sound(model, f"tones: {text}", iter([sound]))]}
     paths = paths if isinstance(paths, list) else [paths]
     return {"results": [transcribe_sound(model, str(path), read_blocks(Path(path).expanduser())) for path in paths]}
+
+
+def file_input(model: SpeechTransformer, config: Config) -> FileInput:
+    return FileInput(("path",), is_path=True)
 
 
 def transcribe_sound(model: SpeechTransformer, name: str, sound: Iterator[np.ndarray]) -> dict[str, Any]:

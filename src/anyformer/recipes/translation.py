@@ -18,7 +18,17 @@ from typing import Any
 from ..training.config import TrainConfig
 from ._shared import pairs
 from ._shared.pairs import TranslatorConfig as Config
-from ._shared.pairs import batches, evaluate, export_graph, figures, loss, predict, score  # noqa: F401
+from ._shared.pairs import (  # noqa: F401
+    batches,
+    evaluate,
+    export_graph,
+    figures,
+    file_input,
+    loss,
+    predict,
+    predict_batch,
+    score,
+)
 from ._shared.presets import MODERN, MUON, T5, TINY_PAIRS_TRAIN, make_stacks
 
 

@@ -223,6 +223,19 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_file(path: Path) -> Generator[IO[str]]:
+    """Open a text file for writing that replaces `path` when the block ends, and is removed if it raises. Half of a
+    surrogate pair is written as its escape."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
     """Return the content of config.json."""
     versions = {"python": platform.python_version(), "anyformer": "unknown"}

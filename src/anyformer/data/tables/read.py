@@ -8,7 +8,8 @@ An empty cell, NA, NaN, null, ? or an absent name is a missing value. Relative p
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -68,13 +69,25 @@ def read_table(path: Path) -> Table:
 
 
 def read_parquet_rows(path: Path) -> Iterator[Row]:
+    with open_parquet(path) as file:
+        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH_ROWS))
+        for number, row in enumerate(rows, 1):
+            yield f"{path}, row {number}", row
+
+
+def count_parquet_rows(path: Path) -> int:
+    with open_parquet(path) as file:
+        return file.metadata.num_rows
+
+
+@contextmanager
+def open_parquet(path: Path) -> Generator[Any]:
+    """Open a parquet file for reading in bounded memory. Raises InputError, within the block too."""
     message = f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'"
     pyarrow, parquet = (import_optional(module, message) for module in ("pyarrow", "pyarrow.parquet"))
     try:
-        with parquet.ParquetFile(path) as file:
-            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH_ROWS))
-            for number, row in enumerate(rows, 1):
-                yield f"{path}, row {number}", row
+        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:  # unbuffered, a column chunk would be in memory
+            yield file
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
