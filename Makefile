@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 THREADS ?= 1
 
-.PHONY: train test test-slow test-hf4 weights check format bench install clean
+.PHONY: train test test-slow test-hf4 test-trackers weights check format bench install clean
 
 train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
 	$(BIN)/anyformer train language --data plays
@@ -29,6 +29,13 @@ test-hf4: $(DONE)  ## public checkpoints once more, by version 4 of transformers
 	.venv-hf4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		transformers==4.56.2 tokenizers==0.22.1 huggingface-hub==0.35.3
 	PYTHONPATH=src OMP_NUM_THREADS=$(THREADS) .venv-hf4/bin/python -m pytest -n 2 -m "not slow" $(wildcard tests/checkpoints/test_*.py)
+
+test-trackers: $(DONE)  ## trackers, each read back: TensorBoard, Weights & Biases, MLflow, trackio
+	test -x .venv-trackers/bin/python || $(PYTHON) -m venv .venv-trackers
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
+		$$(.venv-trackers/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside.pth
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check tensorboard wandb mlflow trackio
+	PYTHONPATH=src OMP_NUM_THREADS=$(THREADS) .venv-trackers/bin/python -m pytest tests/training/test_trackers.py
 
 check: $(DONE)  ## format, lint, types, who may import whom
 	$(BIN)/ruff format --check .
@@ -56,4 +63,4 @@ $(DONE): pyproject.toml constraints.txt
 	touch $(DONE)
 
 clean:
-	rm -rf $(VENV) .venv-hf4 build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-hf4 .venv-trackers build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache

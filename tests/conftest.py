@@ -42,3 +42,14 @@ def run(text: Path, tmp_path: Path) -> Path:
     """A finished run of four steps."""
     train(text, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps, made once: tests copy it and leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "text.txt").write_text("the cat sat on the mat. the dog sat on the log.\n" * 60, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYFORMER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        train(folder / "text.txt", folder / "run")
+    return folder / "run"

@@ -36,6 +36,7 @@ def test_settings_of_training_may_stand_alone(text: Path, tmp_path: Path):
     [
         ({"n_layer": 3}, r"unknown field 'n_layer': write model=\{'n_layer': 3\}"),
         ({"stpes": 3}, r"unknown field 'stpes': did you mean 'steps'\?"),
+        ({"learning_rate": 1e-3}, r"unknown field 'learning_rate': did you mean 'lr'\? valid: .* and \d+ more"),
         ({"train": {"stpes": 3}}, r"train: unknown field 'stpes': did you mean 'steps'\?"),
         ({"steps": "3"}, r"train.steps is '3'; it must be a whole number"),
         ({"model": {"position": "rope"}}, r"model.position is 'rope': valid: none, learned, sinusoidal, rotary"),

@@ -8,20 +8,22 @@ model = anyformer.load("runs/language-my-1")
 import json
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from . import recipe as recipes
 from .checkpoints import exports
+from .data.io.checks import read_json
 from .errors import Stopped
 from .recipe import SupportsBaselines, SupportsFigures
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
-from .training.job import RecordCallback, StartCallback, TrainingJob, ignore, run_job
+from .training.job import CheckpointCallback, RecordCallback, StartCallback, TrainingJob, ignore, run_job
 from .training.loop import TrainState
 from .training.run_directory import atomic_write
+from .training.trackers import TrackedRun, Trackers
 
 __all__ = [
     "Model", "Stopped", "export_checkpoint", "import_checkpoint", "load", "resolve_job", "select_eval_data", "train",
@@ -34,29 +36,35 @@ def train(
     preset: str | None = None,
     *,
     minutes: float | None = None,
+    yes: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     init: str | Path | None = None,
     lora: dict[str, Any] | None = None,
+    track: str | Sequence[str] = (),
     progress: bool | None = None,
     on_start: StartCallback = ignore,
     on_record: RecordCallback = ignore,
+    on_checkpoint: CheckpointCallback = ignore,
     **overrides: Any,
 ) -> Model:
     """Train a recipe and return its best model.
 
     Args:
-        recipe: A name ("language"), a file ("./forecast.py"), a Python path ("mypackage.forecast") or a module.
+        recipe: A name ("language"), a file ("./my_recipe.py"), a Python path ("mypackage.my_recipe") or a module.
         preset: Where the defaults of the config come from.
-        minutes: Train as many steps as fit into this time. Without a preset and fields of model or train, recipes
-            with `sizes` choose the model size with the lowest predicted loss.
+        minutes: Train for this time, everything included; with `resume`, for so many more minutes. Without a preset
+            and fields of model or train, recipes with `sizes` choose the model size with the lowest predicted loss.
+        yes: Start even if the minutes are too few to learn anything.
         out: The run directory. Default: a new one below runs/.
         resume: Continue the run in `out`, if there is one.
         init: A run or public checkpoint to start from (fine-tuning).
         lora: Train adapters on the model of `init` only: {"rank": 8}.
+        track: Trackers that get the records too: "tensorboard", "wandb", "mlflow", "trackio", or several of them.
         progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
         on_start: Called once with the job and the training state, before the first step.
         on_record: Called after every step with its record.
+        on_checkpoint: Called with the folder of every checkpoint after it was written.
         overrides: Fields of the config, nested ones as dicts: data="a.txt", train={"lr": 1e-3}. Fields of the
             training config may stand alone: steps=100.
 
@@ -67,28 +75,41 @@ def train(
     """
     module = recipes.load_recipe(recipe)
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
-    where = {"out": out, "resume": resume, "init": init}
+    where = {"out": out, "resume": resume, "init": init, "yes": yes}
+    where["track"] = (track,) if isinstance(track, str) else track
     job = resolve_job(module, preset, overrides, minutes=minutes, lora=lora, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
-        return train_job(job, start, update)
+        return train_job(job, start, update, on_checkpoint)
 
 
-def train_job(job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore) -> Model:
+def train_job(
+    job: TrainingJob,
+    on_start: StartCallback = ignore,
+    on_record: RecordCallback = ignore,
+    on_checkpoint: CheckpointCallback = ignore,
+) -> Model:
     """Run a job, evaluate its best checkpoint over the validation split, and write the report, however it ends."""
     from .report.html import write_report  # here, to load models faster
 
-    started_at = time.monotonic() if job.budget is None else job.budget.started_at
-    has_started = False
+    started_at = time.monotonic()
+    has_started, trackers = False, Trackers()
 
     def start(job: TrainingJob, state: TrainState) -> None:
         nonlocal has_started
+        trackers.start(job.trackers, TrackedRun(job.run.path, job.run.read_config(), state.step))
         has_started = True
         on_start(job, state)
 
+    def update(record: dict[str, Any]) -> None:
+        trackers.log(record)
+        on_record(record)
+
     try:
-        job, state = run_job(job, start, on_record)
+        job, state = run_job(job, start, update, on_checkpoint)
         model = write_result(job, state, started_at)
+        trackers.finish(read_json(job.run.path / "result.json"))
     except BaseException:
+        trackers.finish()
         if has_started and job.run.exists:
             with suppress(OSError):
                 write_report(job.run.path)
@@ -105,13 +126,17 @@ def write_result(job: TrainingJob, state: TrainState, started_at: float) -> Mode
     result |= {f"val_{name}": value for name, value in metrics.items()}
     if skipped := model.stream_state.get("skipped"):
         result["skipped"] = skipped
-    result["seconds"] = round(time.monotonic() - started_at, 2)
     if isinstance(job.recipe, SupportsBaselines):
-        result["baselines"] = job.recipe.baselines(job.config)
-    atomic_write(job.run.path / "result.json", json.dumps(result, indent=2) + "\n")
+        result["baselines"] = job.recipe.baselines(job.config) if job.baselines is None else job.baselines
     if isinstance(job.recipe, SupportsFigures):
         figures = job.recipe.figures(model.module, model.config)
         atomic_write(job.run.path / "figures.json", json.dumps(figures, ensure_ascii=False))
+    if job.budget is None:
+        result["seconds"] = round(time.monotonic() - started_at, 2)
+    else:
+        result["seconds"] = round(job.budget.clock() - job.budget.started_at, 2)
+        result["minutes"] = job.budget.minutes  # what was asked for
+    atomic_write(job.run.path / "result.json", json.dumps(result, indent=2) + "\n")
     return model
 
 
@@ -139,7 +164,7 @@ def show_training(
         def start(job: TrainingJob, state: TrainState) -> None:
             if enabled:
                 progress.note("\n".join(describe_start(job, state)))
-            progress.total = job.config.train.steps
+            progress.total = job.config.train.steps if state.timer is None else None
             stack.enter_context(progress)
             on_start(job, state)
 
@@ -156,6 +181,8 @@ def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
     size, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
     step = f" from step {state.step}" if state.step else ""
     lines = [f"{job.recipe_name} · {job.preset} · {size:,} parameters on {device} · {job.run.path}{step}"]
+    if job.timer is not None and not job.plan:
+        lines.append(describe_time(job, state))
     if not step:
         lines += [describe_plan(job.plan, job.config)] if job.plan else []
         lines.append(describe_exports(job))
@@ -166,11 +193,19 @@ def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
     ]
 
 
+def describe_time(job: TrainingJob, state: TrainState) -> str:
+    """Describe a training that ends at a time."""
+    train, timer = job.config.train, state.timer
+    seconds = 0.0 if timer is None else max(0.0, timer.seconds_left)
+    steps = f"about {max(0, train.steps - state.step):,} {'more ' if state.step else ''}steps of {train.batch} rows"
+    return f"{seconds:.0f} s left to train here: {steps}, validated every {train.eval_every:,}"
+
+
 def describe_plan(plan: dict[str, Any], config: Any) -> str:
     """Describe the model size that was chosen for a time, and the loss to expect."""
     model, train, (low, high) = config.model, config.train, plan["expects"]
     shape = f"{model.n_layer} layers of {model.dim} channels, context {model.context}"
-    size = f"{plan['minutes']:g} minutes here: {shape}, {train.steps:,} steps of {train.batch} rows"
+    size = f"{plan['minutes']:g} minutes here: {shape}, about {train.steps:,} steps of {train.batch} rows"
     return f"{size} (of {len(plan['sizes'])} sizes tried); expect a validation loss from {low:.2f} to {high:.2f}"
 
 

@@ -11,7 +11,7 @@ import numbers
 import operator
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,15 @@ def path_field(default: str = "", suffixes: Sequence[str] = ()) -> Any:
 def to_json(config: Any) -> dict[str, Any]:
     """Convert a dataclass to plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten_values(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dicts by their dotted names."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten_values(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def parse_dataclass(kind: Any, values: Any, where: str = "") -> Any:

@@ -139,6 +139,35 @@ class SupportsDataDefaults(Protocol):
     def data_defaults(self, overrides: dict[str, Any]) -> DataDefaults | None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class FileInput:
+    """How a row of a file becomes the "input" of a request."""
+
+    columns: tuple[str, ...] = ("input",)
+    """Columns that a table must have. If there is one, its value is the input, and so is a line of a text file."""
+    is_path: bool = False
+    """The value of the only column is a path, relative to the folder of the file."""
+    read_row: Callable[[dict[str, Any], Path], Any] | None = None
+    """Takes a row and the folder of its file and returns the input. None: the value of the only column."""
+    tsv_quotes: bool = True
+    """Quotation marks in a tsv file mean what they mean in csv."""
+
+
+@runtime_checkable
+class SupportsFileInput(Protocol):
+    """Which columns of a file are read by `anyformer predict --file`; of a recipe without it, the column "input"."""
+
+    def file_input(self, model: Any, config: Any) -> FileInput: ...
+
+
+@runtime_checkable
+class SupportsBatchPredict(Protocol):
+    """Several inputs are answered together, sooner than one by one and with the same answers."""
+
+    def predict_batch(self, model: Any, inputs: list[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return for each input the only result of `predict(model, {"input": input} | settings)`."""
+
+
 @runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""
@@ -180,6 +209,14 @@ class SupportsStream(Protocol):
     """Answers grow token by token, `anyformer sample`: the unfinished completions after every token."""
 
     def stream(self, model: Any, request: dict[str, Any]) -> Iterator[list[Any]]: ...
+
+
+@runtime_checkable
+class SupportsKinds(Protocol):
+    """The kinds of data that this recipe trains on, of `data.tables.readings.KINDS`: the preset and config fields for
+    each, `anyformer train PATH`. "{target}" stands for what was recognized; else the field keeps its default."""
+
+    KINDS: Mapping[str, Mapping[str, str]]
 
 
 @runtime_checkable
@@ -255,7 +292,7 @@ def recipe_name(recipe: Recipe) -> str:
 
 def load_recipe(source: Any) -> Recipe:
     """Load a recipe: by the name of one of the package ("language") or of an entry point of the group
-    `anyformer.recipes`, by a Python path ("mypackage.forecast"), by a file or a package folder ("./forecast.py"), or
+    `anyformer.recipes`, by a Python path ("mypackage.my_recipe"), by a file or a package folder ("./my_recipe.py"), or
     from a module. Raises InputError if there is none, it cannot be imported, or it lacks one of the six names."""
     if isinstance(source, str) and source in list_recipes():
         return typing.cast(Recipe, importlib.import_module(f"{__package__}.recipes.{source}"))

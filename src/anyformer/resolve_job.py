@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .training.budget import Budget
 from .training.config import LoRAConfig
 from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory
+from .training.trackers import check_trackers
 
 
 def resolve_job(
@@ -26,10 +27,12 @@ def resolve_job(
     overrides: dict[str, Any] | None = None,
     *,
     minutes: float | None = None,
+    yes: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     init: str | Path | None = None,
     lora: dict[str, Any] | None = None,
+    track: Sequence[str] = (),
     command: str = "",
 ) -> TrainingJob:
     """Resolve everything that decides a training, once; nothing is written. Raises InputError.
@@ -38,12 +41,12 @@ def resolve_job(
     command line or call for config.json.
     """
     started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), overrides or {}
-    settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
+    budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
+    settings, trackers = parse_dataclass(LoRAConfig, lora or {}, "lora"), check_trackers(track)
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and resume and run.exists:
-        if minutes is not None:
-            raise InputError(f"--minutes plans a new run, and {run.path} is one already: change --steps")
-        return resume_job(module, preset, overrides, run, command)
+        job = resume_job(module, preset, overrides, run, command)
+        return dataclasses.replace(job, budget=budget, trackers=trackers)
     if init is None and settings.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
     source = None if init is None else load_source(Path(init), module)
@@ -53,7 +56,9 @@ def resolve_job(
     suggested = defaults.overrides if defaults else {}
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
     has_preset = preset is not None and defaults is None
-    choose_size = source is None and not has_preset and can_choose_size(module, preset, suggested, config)
+    can_choose = source is None and not has_preset and can_choose_size(module, preset, suggested, config)
+    if budget is not None and can_choose:
+        budget = dataclasses.replace(budget, choose_size=True)
     return TrainingJob(
         recipe=module,
         preset=preset or recipes.default_preset(module),
@@ -61,8 +66,9 @@ def resolve_job(
         run=run or choose_run(recipes.recipe_name(module), config),
         init=source,
         lora=settings,
-        budget=None if minutes is None else Budget(minutes=minutes, started_at=started_at, choose_size=choose_size),
+        budget=budget,
         command=command,
+        trackers=trackers,
     )
 
 
@@ -79,7 +85,9 @@ def resume_job(
     config = resolve_paths(parse_config(module, merge_overrides(to_json(old), overrides), ""))
     check_same_model(run, resolve_paths(old), config)
     settings, init = parse_dataclass(LoRAConfig, stored.get("lora") or {}, where), stored.get("init")
-    needs_source = settings.rank or checkpoints.find_latest(run.checkpoints) is None
+    latest = checkpoints.find_latest(run.checkpoints)
+    needs_source = settings.rank or latest is None
+    has_steps = "steps" in merge_overrides({}, overrides).get("train", {})
     return TrainingJob(
         recipe=module,
         preset=stored["preset"],
@@ -88,6 +96,7 @@ def resume_job(
         is_resumed=True,
         init=load_source(Path(init["path"]), module, init["sha256"]) if init and needs_source else None,
         lora=settings,
+        timer=None if has_steps else checkpoints.read_timer(latest),
         command=command,
     )
 
@@ -178,8 +187,9 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def choose_run(name: str, config: Any) -> RunDirectory:
-    """Return runs/RECIPE-DATA-1, or the next number that is free."""
+def choose_run(name: str, config: Any, suffix: str = "") -> RunDirectory:
+    """Return runs/RECIPE-DATA-1, or the next number that is free, also with the suffix."""
     stem = f"{name}-{Path(config.data).name.split('.')[0] or 'data'}"
     paths = (Path("runs") / f"{stem}-{i}" for i in range(1, 1 << 30))
-    return RunDirectory(next(path for path in paths if not path.exists()))
+    free = (path for path in paths if not path.exists() and not path.with_name(path.name + suffix).exists())
+    return RunDirectory(next(free))

@@ -17,6 +17,7 @@ from .checkpoints import gguf, hf_folder, onnx, peft
 from .errors import InputError
 from .model.quantization.quantize import WeightFormat, quantize
 from .parsing import parse_dataclass, to_json
+from .predict_file import predict_file
 from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream, resolve_paths
 from .training import checkpoints, loop, lora
 from .training.config import LoRAConfig
@@ -46,6 +47,17 @@ class Model:
             request = {"input": request}
         with torch.no_grad():
             return self.recipe.predict(self.module, (request or {}) | settings)
+
+    def predict_file(
+        self, file: str | Path, out: str | Path, batch: int = 64, skip_broken: bool = False, **settings: Any
+    ) -> dict[str, Any]:
+        """Write the rows of a file with the model's predictions to a csv, tsv or jsonl file, in bounded memory.
+
+        `settings` are more of the request of every row; see `anyformer.predict_file` for the arguments and the result.
+        """
+        with torch.no_grad():
+            arguments = (Path(file), Path(out), batch, skip_broken, settings)
+            return predict_file(self.recipe, self.module, self.config, *arguments)
 
     def generate(self, prompt: str | list[str] | None = None, **settings: Any) -> dict[str, Any]:
         """Continue a prompt (without one: a new line), or several in one batch.
@@ -276,7 +288,7 @@ def import_checkpoint(source: Path, out: Path, command: str = "") -> Model:
     run.require_unused()
     if not source.exists():
         raise InputError(f"there is no checkpoint at {source}")
-    if source.is_dir() and not hf_folder.is_hf_folder(source):
+    if source.is_dir() and not hf_folder.is_hf_folder(source) and not hf_folder.find_gguf(source):
         if RunDirectory(source).exists:
             raise InputError(f"{source} is a run of anyformer already: use it as it is, or copy the directory")
         raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")

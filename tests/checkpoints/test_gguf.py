@@ -100,6 +100,14 @@ def test_a_written_file_is_read_back_bit_for_bit(case: str, exports: Any):
     assert tokenizer.encode(text).tolist() == again.encode(text).tolist()
 
 
+def test_the_folder_of_an_export_is_imported(exports: Any, tmp_path: Path):
+    export = exports(next(iter(CASES)))
+    import_checkpoint(export.folder, tmp_path / "run")
+    import_checkpoint(export.path, tmp_path / "other")
+    stored = [(tmp_path / name / "checkpoints/step-0/model.safetensors").read_bytes() for name in ("run", "other")]
+    assert stored[0] == stored[1]
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if "biases" not in case])  # transformers ignores those
 def test_transformers_reads_a_written_file(case: str, exports: Any):
     """An independent reader checks names, the order of rotary channels and sizes."""

@@ -16,15 +16,15 @@ from anyformer import recipe as recipes
 from anyformer.errors import InputError
 from cli_kit import assert_refused, call, nothing_changes
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "forecast.py"
-TINY = ("train", "./forecast.py", "--preset", "tiny", "--device", "cpu")
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "next_number.py"
+TINY = ("train", "./next_number.py", "--preset", "tiny", "--device", "cpu")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the recipe and a series."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "forecast.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "next_number.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
     series = 50 + 10 * np.sin(np.arange(1500) / 5)
     (tmp_path / "series.txt").write_text("\n".join(map(str, series)))
     return tmp_path
@@ -37,17 +37,17 @@ def read_weights(run: Path) -> bytes:
 def test_from_training_to_export(folder: Path):
     call(*TINY, "--data", "series.txt", "--out", "whole").ok()
     kill = "lambda record: record['step'] == 14 and os.kill(os.getpid(), signal.SIGKILL)"
-    settings = "'./forecast.py', 'tiny', data='series.txt', out='part', device='cpu', save_every=5"
+    settings = "'./next_number.py', 'tiny', data='series.txt', out='part', device='cpu', save_every=5"
     code = f"import anyformer, os, signal; anyformer.train({settings}, on_record={kill})"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == -signal.SIGKILL
-    resumed = call("train", "./forecast.py", "--out", "part", "--resume", "--json").ok()
+    resumed = call("train", "./next_number.py", "--out", "part", "--resume", "--json").ok()
     assert "from step 10" in resumed.err and read_weights(folder / "part") == read_weights(folder / "whole")
-    assert json.loads((folder / "part" / "config.json").read_text())["recipe"] == "forecast"
+    assert json.loads((folder / "part" / "config.json").read_text())["recipe"] == "next_number"
 
-    flags = ("--recipe", "./forecast.py", "--device", "cpu", "--json")
+    flags = ("--recipe", "./next_number.py", "--device", "cpu", "--json")
     assert call("eval", "part", *flags).ok().json["loss"] == resumed.json["val_loss"]
     answer = call("predict", "part", "series.txt", *flags, "--request", '{"steps": 3}').ok().json
-    model = anyformer.load("part", "cpu", recipe="./forecast.py")
+    model = anyformer.load("part", "cpu", recipe="./next_number.py")
     values = [float(line) for line in (folder / "series.txt").read_text().split()]
     for request in ("series.txt", ["series.txt"], values):
         assert model.predict(request, steps=3)["results"] == answer["results"]
@@ -55,12 +55,13 @@ def test_from_training_to_export(folder: Path):
 
     (folder / "series.txt").unlink()  # a trained model brings what it needs: its scale.json
     assert (
-        anyformer.load("part", "cpu", recipe="./forecast.py").predict(values, steps=3)["results"] == answer["results"]
+        anyformer.load("part", "cpu", recipe="./next_number.py").predict(values, steps=3)["results"]
+        == answer["results"]
     )
 
     runtime = pytest.importorskip("onnxruntime", reason="pip install 'anyformer[onnx]'")
     pytest.importorskip("onnxscript", reason="pip install 'anyformer[onnx]'")
-    call("export", "part", "onnx", "--to", "onnx", "--recipe", "./forecast.py").ok()
+    call("export", "part", "onnx", "--to", "onnx", "--recipe", "./next_number.py").ok()
     session = runtime.InferenceSession(str(folder / "onnx" / "model.onnx"))
     after = session.run(None, {"values": np.array([values[-64:]], np.float32)})[0][0, -1]
     assert after == pytest.approx(answer["results"][0]["forecast"][0], rel=1e-4)
@@ -68,26 +69,29 @@ def test_from_training_to_export(folder: Path):
 
 def test_a_run_does_not_name_code(folder: Path):
     call(*TINY, "--steps", 2, "--out", "run").ok()
-    says = ("run was trained with the recipe 'forecast', which is not part of anyformer", "--recipe ./forecast.py")
+    says = (
+        "run was trained with the recipe 'next_number', which is not part of anyformer",
+        "--recipe ./next_number.py",
+    )
     with nothing_changes(folder):
         for verb in ("predict", "eval", "sample"):
             assert_refused(call(verb, "run"), *says)
         assert_refused(call("export", "run", "out", "--to", "onnx"), *says)
-        assert_refused(call("predict", "run", "--recipe", "language"), "the recipe 'forecast', not 'language'")
-        assert_refused(call("train", "language", "--out", "run", "--resume"), "a run of recipe 'forecast'")
+        assert_refused(call("predict", "run", "--recipe", "language"), "the recipe 'next_number', not 'language'")
+        assert_refused(call("train", "language", "--out", "run", "--resume"), "a run of recipe 'next_number'")
 
 
 def test_every_way_to_name_a_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch):
     (folder / "my_package").mkdir()
-    (folder / "my_package" / "forecast.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
-    module = recipes.load_recipe("my_package.forecast")
+    (folder / "my_package" / "next_number.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
+    module = recipes.load_recipe("my_package.next_number")
     points = importlib.metadata.EntryPoints(
-        [importlib.metadata.EntryPoint("prophet", "my_package.forecast", "anyformer.recipes")]
+        [importlib.metadata.EntryPoint("prophet", "my_package.next_number", "anyformer.recipes")]
     )
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points.select(group=group))
     monkeypatch.syspath_prepend(folder)
     assert recipes.load_recipe(module) is recipes.load_recipe("prophet") is module
-    assert recipes.load_recipe(Path("forecast.py")) is recipes.load_recipe("./forecast.py") is not module
+    assert recipes.load_recipe(Path("next_number.py")) is recipes.load_recipe("./next_number.py") is not module
     (folder / "prophecy").mkdir()  # a recipe that has grown into a folder
     (folder / "prophecy" / "parts.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
     names = ", ".join(recipes.NAMES)
@@ -96,17 +100,21 @@ def test_every_way_to_name_a_recipe(folder: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match="a recipe is a name, a file, a Python path or a module, not 3"):
         anyformer.train(3)
     model = anyformer.train(module, "tiny", steps=2, device="cpu", out="run")
-    assert (model.name, model.recipe) == ("forecast", module)
+    assert (model.name, model.recipe) == ("next_number", module)
     assert anyformer.load("run", recipe=module).predict() == model.predict()
 
 
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("forecast.py", ("def loss(", "def lose("), ("./forecast.py is not a recipe: it has no `loss`", "evaluate")),
-        ("forecast.py", ("def loss(", "def loss(:"), ("cannot import", "SyntaxError", "(line ")),
-        ("forecast.py", ("import json", "import jsn"), ("cannot import", "No module named 'jsn'", "(line ")),
-        ("forecast.py", ("    data: str", "    date: str"), ("the preset 'tiny' must be", "a field `data`")),
+        (
+            "next_number.py",
+            ("def loss(", "def lose("),
+            ("./next_number.py is not a recipe: it has no `loss`", "evaluate"),
+        ),
+        ("next_number.py", ("def loss(", "def loss(:"), ("cannot import", "SyntaxError", "(line ")),
+        ("next_number.py", ("import json", "import jsn"), ("cannot import", "No module named 'jsn'", "(line ")),
+        ("next_number.py", ("    data: str", "    date: str"), ("the preset 'tiny' must be", "a field `data`")),
         ("language.py", ("", ""), ("anyformer has a recipe 'language' of its own", "rename yours")),
     ],
 )
@@ -118,7 +126,9 @@ def test_a_file_that_is_no_recipe(folder: Path, name: str, change: tuple[str, st
 def test_a_recipe_that_does_not_exist(folder: Path):
     assert_refused(call("train", "./none.py"), "there is no recipe at none.py")
     assert_refused(call("train", "no_package.none"), "cannot import the recipe no_package.none", "No module named")
-    assert_refused(call("train", "forecast"), "there is no recipe 'forecast': for the file here, write ./forecast.py")
+    assert_refused(
+        call("train", "next_number"), "there is no recipe 'next_number': for the file here, write ./next_number.py"
+    )
 
 
 def test_config_fields_of_every_type_and_name(folder: Path):
@@ -132,16 +142,16 @@ def test_config_fields_of_every_type_and_name(folder: Path):
     seed: float = 0.5
 """
     code = EXAMPLE.read_text(encoding="utf-8").replace('    scale: str = ""\n', fields)
-    (folder / "forecast.py").write_text(
+    (folder / "next_number.py").write_text(
         "from __future__ import annotations\n\nfrom typing import Literal\n"
-        + code.replace('"""Forecast', 'D = """Forecast', 1)
+        + code.replace('"""Next number', 'D = """Next number', 1)
     )
     flags = ("--sizes", 3, 4, 5, "--mode", "slow", "--state", "liquid", "--config", "x", "--config.out", "y")
     call(*TINY, *flags, "--config.seed", 2, "--seed", 7, "--steps", 2, "--out", "run").ok()
-    config = anyformer.load("run", recipe="./forecast.py").config
+    config = anyformer.load("run", recipe="./next_number.py").config
     assert (config.sizes, config.mode, config.state, config.config) == ((3, 4, 5), "slow", "liquid", "x")
     assert (config.out, config.seed, config.train.seed) == ("y", 2.0, 7)
     assert_refused(call(*TINY, "--mode", "fst"), "--mode is 'fst'", "'fast'?")
     assert_refused(call(*TINY, "--sizes", 1, "x"), "--sizes: 'x' is not a whole number")
     with pytest.raises(InputError, match=r"sizes\[0\] is '1'; it must be a whole number"):
-        anyformer.train("./forecast.py", "tiny", sizes=["1"])
+        anyformer.train("./next_number.py", "tiny", sizes=["1"])

@@ -14,7 +14,7 @@ from anyformer.data.io import resolve as sets
 from anyformer.data.registry import GENERATED, list_data_sets
 from data_kit import needs_data, refuses, write
 
-KINDS = {"text", "pairs", "labeled text", "protein", "images", "audio", "tables", "trajectories"}
+KINDS = {"text", "pairs", "labeled text", "protein", "images", "audio", "tables", "series", "trajectories"}
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +184,7 @@ def test_every_entry_has_what_it_needs():
         assert dataset.license and (dataset.package or dataset.file), f"{name} must be somewhere"
 
 
-@pytest.mark.parametrize("kind", ["audio", "tables", "trajectories"])
+@pytest.mark.parametrize("kind", ["audio", "tables", "series", "trajectories"])
 def test_the_catalogue_lists_every_named_set_of_a_room(kind: str):
     """Generated sets too: cartpole, pendulum, line, tones, spoken-digits, sensors."""
     module = importlib.import_module(f"anyformer.data.{kind}.datasets")

@@ -103,6 +103,14 @@ def test_every_kind_is_inferred(tmp_path: Path):
     assert (schema.fields[4].channels, schema.fields[4].length) == (2, 4)
 
 
+def test_markers_of_missing_values_do_not_make_a_column_text(tmp_path: Path):
+    path = tmp_path / "t.csv"
+    path.write_text("mass,sex,label\n3750,male,a\nNA,n/a,b\n,?,a\n4100,female,b\nNaN,male,a\n")
+    mass, sex = infer_schema(read_table(path), ["label"]).fields
+    assert (mass.kind, sex.kind) == ("scalar", "category")
+    assert encode_values(field_schema("scalar"), ["NA", 1.0]).present[:, 0].tolist() == [False, True]
+
+
 def test_csv_parquet_and_jsonl_give_the_same_arrays(tmp_path: Path):
     pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -202,14 +210,14 @@ def test_measurements_in_a_stored_schema_are_checked():
 @pytest.mark.parametrize(
     ("schema", "good", "value", "parts"),
     [
-        (field_schema("scalar"), 1, "nan", ("not finite", "--lenient")),
+        (field_schema("scalar"), 1, "inf", ("not finite", "--lenient")),
         (field_schema("scalar"), 1, "four", ("'four' is not a number",)),
         (field_schema("vector", size=2), [1, 2], [1, 2, 3], ("(3,)", "2")),
         (field_schema("vector", size=2), [1, 2], "[[1", ("not a list of numbers",)),
         (
             field_schema(**SERIES),
             [[1, 2]],
-            [[1.0, float("nan")]] * 10,
+            [[1.0, float("inf")]] * 10,
             ("10 of 20 numbers", "--lenient"),
         ),
         (field_schema(**SERIES), [[1, 2]], [[1.0, 2.0]] * 11, ("11 readings", "cut = true")),
@@ -228,7 +236,7 @@ def test_bad_values(schema: dict[str, Any], good: Any, value: Any, parts: tuple[
 
 def test_damaged_values_are_left_out_on_request_and_counted(tmp_path: Path):
     values: list[Any] = [[[1.0, 2.0]] * 10 for _ in range(6)]
-    values[2] = [[float("nan"), 2.0]] * 5 + [[float("nan")] * 2] * 5
+    values[2] = [[float("inf"), 2.0]] * 5 + [[float("inf")] * 2] * 5
     dataset = encode_values(field_schema(**SERIES), values, lenient=True)
     assert dataset.present[2].tolist() == [True, False] and dataset.present[1].all(), "no reading, no node"
     assert np.isnan(dataset.values[0][2][0]).tolist() == [True, False]

@@ -5,6 +5,7 @@ Shapes: B batch, T nodes, C channels, H heads, M nodes of a memory.
 
 import pickle
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -300,3 +301,9 @@ def test_the_public_names_are_all_there():
 
     assert MLP(config())(torch.randn(B, T, C)).shape == (B, T, C)
     assert all(hasattr(anyformer.model, name) for name in anyformer.model.__all__)
+
+
+@pytest.mark.parametrize("module", [Attention, Block])
+def test_a_width_in_place_of_a_config_is_refused(module: Any):
+    with pytest.raises(TypeError, match="config is 64; it must be a TransformerConfig"):
+        module(64)

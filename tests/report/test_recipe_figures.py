@@ -163,3 +163,14 @@ def test_an_agent_without_its_environment_is_not_drawn(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     config, model = build_tiny(control, env="CartPole-v1")
     assert control.figures(model, config) == []
+
+
+@pytest.mark.parametrize("name", ["classify", "multimodal"])
+def test_counted_predictions_have_the_precision_of_the_evaluation(name: str):
+    """In another precision a row at the border of two classes made the report contradict itself."""
+    recipe: Any = recipes.load_recipe(name)
+    tiny = recipe.PRESETS["tiny"]
+    config, model = build_tiny(recipe, train=dataclasses.replace(tiny.train, dtype="bfloat16"))
+    precisions: list[bool] = []
+    model.register_forward_hook(lambda *_: precisions.append(torch.is_autocast_enabled("cpu")))
+    assert recipe.figures(model, config) and all(precisions) and precisions

@@ -37,36 +37,48 @@ def make_recipe(**functions: Any) -> SimpleNamespace:
 
 def fake_machine(monkeypatch: pytest.MonkeyPatch, cost: budget.EvalCost, seconds_by_width: dict[int, float]) -> None:
     """Replace measurements: seconds of a step by the width of the model; a width that is not listed needs too much
-    memory. The clock stands still."""
+    memory."""
 
-    def measure_speed(recipe: Any, config: Any, seconds: float) -> budget.StepSpeed:
+    def measure_speed(recipe: Any, config: Any, seconds: float, clock: Any) -> budget.StepSpeed:
         if config.model.dim not in seconds_by_width:
             raise torch.OutOfMemoryError("out of memory")
         return budget.StepSpeed(seconds_by_width[config.model.dim], 256, None)
 
     monkeypatch.setattr(budget, "measure_speed", measure_speed)
-    monkeypatch.setattr(budget, "measure_eval", lambda recipe, config, state: cost)
-    monkeypatch.setattr(budget.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(budget, "measure_eval", lambda recipe, config, state, clock: cost)
+
+
+def allow(seconds: float, is_forced: bool = True) -> budget.Budget:
+    """A budget by a clock that stands still, without what it keeps for the end of the process."""
+    seconds += min(budget.FINISH_SECONDS, seconds * budget.FINISH_FRACTION / (1 - budget.FINISH_FRACTION))
+    return budget.Budget(minutes=seconds / 60, started_at=0.0, clock=lambda: 0.0, is_forced=is_forced)
 
 
 # --- steps ---
 
 
 def test_steps_fill_the_time_that_validations_leave(text: Path, monkeypatch: pytest.MonkeyPatch):
-    fake_machine(monkeypatch, budget.EvalCost(validation=2.0, batch=0.01), {32: 0.1})
-    config = configure(text, eval_every=50, warmup=100)
-    fitted = budget.fit_steps(language, config, 100.0)
+    fake_machine(monkeypatch, budget.EvalCost(batch=0.01, sample=0.4, figures=0.0), {32: 0.1})
+    config = configure(text, eval_every=200, eval_batches=5, warmup=100)
+    fitted, timer = budget.plan_steps(language, config, allow(100.0))
     n_batches = sum(1 for _ in language.batches(config, "val"))
-    assert fitted.train.steps == int((100 - 0.01 * n_batches) / (0.1 + 2.0 / 50))
+    validation = 0.01 * min(5, n_batches)
+    n_evals, training = 5, 100 - 0.01 * n_batches - validation - 0.4
+    assert fitted.train.steps == int((training - (n_evals - 1) * (validation + 0.4)) / 0.1)
+    assert fitted.train.eval_every == -(-fitted.train.steps // n_evals), "five validations at least"
     assert fitted.train.warmup == fitted.train.steps // 10 and fitted.train.final_every == 1
-    assert replace(fitted, train=config.train) == config  # nothing else has changed
+    assert timer.seconds_left == pytest.approx(100) and timer.share == 0 and timer.n_batches == n_batches
+    later, timer = budget.plan_steps(language, config, allow(100.0), step=fitted.train.steps)
+    assert later.train.steps == 2 * fitted.train.steps and timer.share == 0.5
 
 
 def test_the_final_validation_takes_a_tenth_of_the_time_at_most(text: Path, monkeypatch: pytest.MonkeyPatch):
-    fake_machine(monkeypatch, budget.EvalCost(validation=0.1, batch=5.0), {32: 0.1})
+    fake_machine(monkeypatch, budget.EvalCost(batch=5.0, sample=0.1, figures=0.0), {32: 0.1})
+    text.write_text(20 * text.read_text())
     n_batches = sum(1 for _ in language.batches(configure(text), "val"))
-    fitted = budget.fit_steps(language, configure(text), 60.0).train
-    assert fitted.final_every == math.ceil(5.0 * n_batches / 6.0) > 1
+    fitted = budget.plan_steps(language, configure(text), allow(60.0)).config.train
+    assert fitted.final_every == min(n_batches, math.ceil(5.0 * n_batches / 6.0)) > 1
+    assert fitted.eval_batches == 1 and fitted.eval_every >= fitted.steps // 2, "few validations, of few batches"
 
 
 def test_evaluation_of_every_second_batch(run: Path):
@@ -89,7 +101,7 @@ def test_speed_is_measured_on_late_batches(text: Path):
     assert len(steps) > 3 and min(steps[1:]) > 10_000
     assert speed.seconds > 0 and speed.tokens == TINY.train.batch * TINY.model.context
     cost = budget.measure_eval(language, configure(text), speed.state)
-    assert cost.validation > cost.batch > 0
+    assert cost.batch > 0 and cost.sample > 0
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, math.inf, math.nan])
@@ -99,14 +111,15 @@ def test_times_that_make_no_sense_are_refused_before_data_are_read(minutes: floa
 
 
 def test_reading_the_data_counts(text: Path, monkeypatch: pytest.MonkeyPatch):
-    seconds: list[float] = []
-    monkeypatch.setattr(budget, "fit_steps", lambda recipe, config, remaining: seconds.append(remaining))
-    monkeypatch.setattr(budget.time, "monotonic", lambda: 100.0)
+    fake_machine(monkeypatch, budget.EvalCost(batch=0.01, sample=0.0, figures=0.0), {32: 0.1})
     settings = {"recipe": language, "preset": "tiny", "run": RunDirectory(text / "run")}
+    seconds_left = []
     for started_at in (100.0, 70.0, 0.0):
-        limit = budget.Budget(minutes=1.0, started_at=started_at)
-        apply_budget(TrainingJob(config=configure(text), budget=limit, **settings))
-    assert seconds == [60.0, 30.0, 15.0]  # never less than a quarter
+        limit = budget.Budget(minutes=1.0, started_at=started_at, clock=lambda: 100.0, is_forced=True)
+        job = apply_budget(TrainingJob(config=configure(text), budget=limit, **settings))
+        assert job.timer is not None and job.baselines is not None
+        seconds_left.append(job.timer.seconds_left)
+    assert seconds_left == pytest.approx([58.2, 28.2, 0.0], abs=0.01)
 
 
 # --- sizes ---
@@ -125,13 +138,13 @@ def offer_sizes(text: Path, *widths: int) -> list[SizeOption]:
 
 @pytest.mark.parametrize(("seconds", "best"), [(10, 8), (100, 16), (100_000, 32)])
 def test_more_time_chooses_a_larger_model(text: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, best: int):
-    fake_machine(monkeypatch, budget.EvalCost(1e-3, 1e-6), {width: width**2 / 200 for width in (8, 16, 32)})
+    fake_machine(monkeypatch, budget.EvalCost(1e-6, 1e-4, 0.0), {width: width**2 / 200 for width in (8, 16, 32)})
     recipe = make_recipe(sizes=lambda config: offer_sizes(text, 8, 16, 32))
-    config, reasons = budget.choose_size(recipe, configure(text), seconds)
+    (config, _), reasons = budget.choose_size(recipe, configure(text), allow(seconds))
     train = config.train
     assert config.model.dim == best and train.steps * best**2 / 200 == pytest.approx(seconds, rel=0.05)
-    excess = train.eval_every * budget.EVALS_PER_RUN - train.steps
-    assert train.eval_every == train.save_every and 0 <= excess < budget.EVALS_PER_RUN
+    excess = train.eval_every * budget.MAX_EVALS - train.steps
+    assert train.eval_every == train.save_every and 0 <= excess < budget.MAX_EVALS
     low, high = reasons["expects"]
     assert low < high and [size["dim"] for size in reasons["sizes"]] == [8, 16, 32][: len(reasons["sizes"])]
     json.dumps(reasons)
@@ -141,13 +154,13 @@ def test_more_time_chooses_a_larger_model(text: Path, monkeypatch: pytest.Monkey
 def test_the_search_ends_at_a_worse_size_or_without_memory(
     text: Path, monkeypatch: pytest.MonkeyPatch, seconds_by_width: dict, tried: list
 ):
-    fake_machine(monkeypatch, budget.EvalCost(0.1, 0.001), seconds_by_width)
+    fake_machine(monkeypatch, budget.EvalCost(0.001, 0.1, 0.0), seconds_by_width)
     recipe = make_recipe(sizes=lambda config: offer_sizes(text, 8, 16, 32))
-    config, reasons = budget.choose_size(recipe, configure(text), 20)
+    (config, _), reasons = budget.choose_size(recipe, configure(text), allow(20))
     assert config.model.dim == 8 and [size["dim"] for size in reasons["sizes"]] == tried
-    fake_machine(monkeypatch, budget.EvalCost(0.1, 0.001), {})
+    fake_machine(monkeypatch, budget.EvalCost(0.001, 0.1, 0.0), {})
     with pytest.raises(torch.OutOfMemoryError):
-        budget.choose_size(recipe, configure(text), 20)
+        budget.choose_size(recipe, configure(text), allow(20))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +184,7 @@ def test_settings_of_model_or_training_fix_the_size(overrides: dict, is_free: bo
 
 def test_minutes_from_the_command_line(tmp_path: Path):
     (tmp_path / "a.txt").write_text("".join(random.Random(0).choices("abcd ", k=20_000)))
-    command = ("train", "language", "--data", tmp_path / "a.txt", "--minutes", 0.03, "--device", "cpu")
+    command = ("train", "language", "--data", tmp_path / "a.txt", "--minutes", 0.03, "--device", "cpu", "--yes")
     facts = call(*command, "--dry-run", "--json").ok().json
     assert facts["plan"]["minutes"] == 0.03 and facts["steps"] >= 2
     result = call(*command, "--out", tmp_path / "run").ok()

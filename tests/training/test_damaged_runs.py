@@ -74,11 +74,6 @@ def test_a_run_cannot_change_model_or_data(run: Path, flags: tuple, message: str
         assert_refused(resume(run, *flags), message)
 
 
-def test_minutes_plan_a_new_run_only(run: Path):
-    result = call("train", "language", "--out", run, "--resume", "--minutes", 1)
-    assert_refused(result, "--minutes plans a new run", "change --steps")
-
-
 def test_data_that_changed(text: Path, tmp_path: Path):
     run = tmp_path / "run"
     train(text, run)

@@ -85,8 +85,15 @@ class PublicCheckpoint:
         load_weights(*self._map_tensors(model))
 
 
+def find_gguf(folder: Path) -> Path | None:
+    """Return the only GGUF file of a folder without config.json."""
+    files = [] if (folder / "config.json").exists() else list(folder.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
+
+
 def open_checkpoint(path: Path) -> PublicCheckpoint:
-    """Open a folder of transformers or a GGUF file. Raises InputError."""
+    """Open a folder of transformers, a GGUF file or a folder with one. Raises InputError."""
+    path = find_gguf(path) or path
     if path.is_dir():
         config_path = path / "config.json"
         config = read_json(config_path)

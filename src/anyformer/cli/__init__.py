@@ -16,12 +16,15 @@ from typing import NoReturn
 from ..errors import InputError, TrainingError, suggest
 
 VERBS = {
-    "train": "train a recipe on your data or a data set by name",
+    "train": "train on your data, or a recipe on a data set by name",
+    "detect": "say what your data are, and which recipe trains on them",
     "sample": "continue a prompt with a trained language model",
     "predict": "ask a trained model of any recipe",
     "embed": "turn texts into vectors",
     "rollout": "play episodes in an environment, to learn from",
     "eval": "metrics over the whole validation split",
+    "runs": "what was trained: scores, sizes, states; remove, prune, open",
+    "compare": "runs side by side: scores, configs, loss curves",
     "ladder": "compare the Transformer with what came before it",
     "worth": "what each field of a row is worth to a trained model",
     "import": "turn a public checkpoint into a run",
@@ -38,8 +41,9 @@ usage: anyformer VERB ... [--help]
 {chr(10).join(f"  {verb:<8} {text}" for verb, text in VERBS.items())}
 
   anyformer train language                   a minute on two cores: plays
+  anyformer train my_data --minutes 10       on your own data of any kind
   anyformer train language --data my.txt     on your own text
-  anyformer train ./forecast.py              a recipe of your own
+  anyformer train ./my_recipe.py             a recipe of your own
   anyformer sample runs/language-my-1 --prompt "Once upon a time"
 """
 

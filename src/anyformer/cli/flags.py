@@ -41,7 +41,7 @@ RunArgument = Annotated[
     Path, POSITIONAL, "A run directory (its best checkpoint), a checkpoint, or a public checkpoint."
 ]
 RecipeFlag = Annotated[
-    str | None, "The recipe, if it is not one of anyformer's own: a file (./forecast.py) or a Python path."
+    str | None, "The recipe, if it is not one of anyformer's own: a file (./my_recipe.py) or a Python path."
 ]
 WeightFormat = Literal["float32", "bfloat16", "int8"]
 WeightsFlag = Annotated[WeightFormat, "Number format of the linear layers: fewer bits are faster and nearly as exact."]

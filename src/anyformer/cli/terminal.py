@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +54,18 @@ def read_inputs(words: tuple[str, ...], file: Path | None, media: Path | None = 
         else:
             inputs += read_stdin(head).splitlines()
     return inputs + ([] if file is None else read_text(file).splitlines())
+
+
+def format_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Format rows of cells as columns of equal width, those whose index is in `right` aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            f"{cell:>{width}}" if i in right else f"{cell:<{width}}" for i, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def print_status(text: str) -> None:

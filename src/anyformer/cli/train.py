@@ -1,4 +1,4 @@
-"""anyformer train RECIPE: flags of the recipe's config, and where, how long and whether to train."""
+"""anyformer train: a recipe by its name or for some data, its config as flags, and where and how long to train."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ from .. import recipe as recipes
 from ..errors import InputError
 from ..parsing import parse_dataclass, to_json
 from ..training.config import LoRAConfig
-from .flags import HELP, Flag, JsonFlag, format_help, list_flags, read_flags
+from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, read_flags
 from .terminal import print_status, show_progress
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 PROG = "anyformer train"
 SHORT_FLAGS = {f"--train.{name}": f"--{name}" for name in ("steps", "seed", "device", "dtype", "compile")}
 BASIC_FLAGS = (
-    "--data", "--preset", "--minutes", "--steps", "--out", "--resume", "--init", "--seed", "--device", "--dry-run",
-    "--json",
+    "--data", "--preset", "--minutes", "--steps", "--out", "--resume", "--init", "--tokenizer", "--train.batch",
+    "--train.lr", "--model.context", "--seed", "--device", "--dtype", "--dry-run", "--yes", "--json",
 )  # fmt: skip
-SCHEMA_FLAGS = ("--print-schema", "--yes")  # of recipes that read tables
+SCHEMA_FLAGS = ("--print-schema",)  # of recipes that read tables
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,21 @@ class Options:
 
     preset: Annotated[str | None, "Where the defaults come from."] = None
     minutes: float | None = None
-    """Train as many steps as fit into this time, measured first. Without a preset or a flag of model or train, recipes
-    with several sizes train the one with the lowest predicted loss."""
+    """Train for this time, everything included; with --resume, so many more minutes. Without a preset or a flag of
+    model or train, recipes with several sizes train the one with the lowest predicted loss."""
     out: Annotated[Path | None, "The run directory. Default: a new one below runs/."] = None
     resume: Annotated[bool, "Continue the run in --out, or start it if there is none yet."] = False
+    seeds: int | None = None
+    """Train the same config with the seeds 1 to this one, into OUT-seed-1 ..., and print the mean and the standard
+    deviation of the final metrics. With --minutes each run takes as long; --resume continues the series."""
     init: Annotated[Path | None, "Start from this run or public checkpoint (fine-tuning)."] = None
     lora: LoRAConfig = field(default_factory=LoRAConfig)  # adapters on the model of --init (2106.09685)
+    track: Annotated[tuple[str, ...], REPEATABLE] = ()
+    """Send the records to tensorboard, wandb, mlflow or trackio too; give the flag again for several."""
     dry_run: Annotated[bool, "Print what training would take (parameters, FLOPs, memory, shapes), and stop."] = False
     print_schema: Annotated[bool, "Print the schema of a table, and stop."] = False
     print_config: Annotated[bool, "Print the resolved config, and stop."] = False
-    yes: Annotated[bool, "Accept an inferred schema without asking."] = False
+    yes: Annotated[bool, "Start without asking: with an inferred schema, or --minutes that are too few."] = False
     json: JsonFlag = False
 
 
@@ -57,19 +62,21 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         return print_usage(arguments)
     source, *words = arguments
+    if is_data(source):
+        source, words = choose_recipe(source, words)
     command = TrainCommand(recipes.load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
     if HELP & set(words):
         print(command.format_help(show_all="--help-all" in words))
         return 0
     options, overrides = command.read()
-    from .. import api
-
-    settings = {name: getattr(options, name) for name in ("preset", "minutes", "out", "resume", "init")}
+    names = ("preset", "minutes", "yes", "out", "resume", "init", "track")
+    settings = {name: getattr(options, name) for name in names}
     settings |= {"lora": dataclasses.asdict(options.lora), "command": shlex.join(["anyformer", "train", *arguments])}
-    try:
-        job = api.resolve_job(command.recipe, overrides=overrides, **settings)
-    except InputError as error:
-        raise InputError(command.name_flags(str(error))) from None
+    if options.seeds is not None and not (options.print_config or options.print_schema or options.dry_run):
+        from .train_seeds import train_seeds
+
+        return train_seeds(command, options, overrides, settings, started_at)
+    job = command.resolve(overrides, settings)
     if options.print_config:
         print(json.dumps({"recipe": job.recipe_name, "preset": job.preset, "config": to_json(job.config)}, indent=2))
     elif options.print_schema:
@@ -77,8 +84,7 @@ def run(arguments: list[str]) -> int:
     elif options.dry_run:
         dry_run(job, options.json)
     else:
-        if not job.is_resumed:
-            job = shift_budget(job, started_at + confirm_schema(job, options.yes))
+        job = shift_budget(job, started_at + (0.0 if job.is_resumed else confirm_schema(job, options.yes)))
         return train(job, command.prog, options.json)
     return 0
 
@@ -87,11 +93,55 @@ def print_usage(arguments: list[str]) -> int:
     """Print how the verb is used. Raises InputError if a flag stands where the recipe should."""
     names = ", ".join(recipes.list_recipes())
     if arguments and arguments[0] not in HELP:
-        raise InputError(f"{PROG} needs a recipe first: {names}")
-    print(f"usage: {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
-    print(textwrap.fill(f"recipes: {names}; or one of your own: ./forecast.py, mypackage.forecast", 80))
+        raise InputError(f"{PROG} needs data or a recipe first: a file or a folder, or one of {names}")
+    print(f"usage: {PROG} PATH [--recipe R] [--target COLUMN] [--minutes M] [--out DIR] ...")
+    print(f"       {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
+    print(textwrap.fill(f"recipes: {names}; or one of your own: ./my_recipe.py, mypackage.my_recipe", 80))
     print(f"\n{PROG} RECIPE --help lists the flags of a recipe.")
     return 0 if arguments else 2
+
+
+def is_data(source: str) -> bool:
+    """Whether the first word names data, not a recipe."""
+    path = Path(source).expanduser()
+    return source not in recipes.list_recipes() and path.exists() and not source.endswith(".py") and not is_recipe(path)
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a folder is a package that may be a recipe."""
+    file = path / "__init__.py"
+    return file.is_file() and "PRESETS" in file.read_text("utf-8", errors="replace")
+
+
+def choose_recipe(path: str, words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the recipe for some data, and the flags for them before those that were given. Raises InputError."""
+    from ..detection import detect_recipe
+
+    words, names = list(words), []
+    while "--recipe" in words:
+        place = words.index("--recipe")
+        names = words[place + 1 : place + 2]
+        del words[place : place + 2]
+        if not names:
+            raise InputError(f"--recipe needs a value: one of {', '.join(recipes.list_recipes())}")
+    detection = detect_recipe(path, *names)
+    print_status(detection.describe())
+    if not (names or detection.is_sure or {"--yes", *HELP} & set(words)):
+        choices = " or ".join((detection.recipe, *detection.alternatives))
+        if not confirm(f"Train {detection.recipe} on this?"):
+            raise InputError(f"{path} can be read in several ways: choose with --recipe {choices}")
+    fields = detection.fields | ({"preset": detection.preset} if detection.preset else {})
+    chosen = {word.split("=", 1)[0] for word in words}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in fields.items()}
+    return detection.recipe, [f"{flag}={value}" for flag, value in flags.items() if flag not in chosen] + words
+
+
+def confirm(question: str) -> bool:
+    """Ask on a terminal; without one, the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print_status(f"{question} [Y/n]")
+    return input().strip().lower() in ("", "y", "yes")
 
 
 class TrainCommand:
@@ -117,9 +167,20 @@ class TrainCommand:
             options["lora"] = parse_dataclass(LoRAConfig, options["lora"], "--lora")
         if "minutes" in options and "--train.steps" in values:
             raise InputError("--steps and --minutes both say how long: give one of them")
+        if "seeds" in options:
+            check_seeds(options["seeds"], "--train.seed" in values)
         if options.get("resume") and "out" not in options:
             raise InputError(f"--resume needs --out RUN: {newest_run()}")
         return Options(**options), overrides
+
+    def resolve(self, overrides: dict[str, Any], settings: dict[str, Any]) -> "TrainingJob":
+        """Resolve a job. Raises InputError that names flags."""
+        from .. import api
+
+        try:
+            return api.resolve_job(self.recipe, overrides=overrides, **settings)
+        except InputError as error:
+            raise InputError(self.name_flags(str(error))) from None
 
     def name_flags(self, message: str) -> str:
         """Name the flag in a message about a config field: "train.steps is 0" -> "--steps is 0"."""
@@ -161,6 +222,13 @@ def nest(flags: Iterable[Flag], values: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def check_seeds(count: int, has_seed: bool) -> None:
+    if count < 2:
+        raise InputError(f"--seeds is {count}; it must be at least 2: it is how many runs are trained")
+    if has_seed:
+        raise InputError(f"--seeds {count} trains the seeds 1 to {count}: leave --seed out")
+
+
 def newest_run() -> str:
     """Point to the newest run."""
     runs = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime)
@@ -196,8 +264,7 @@ def confirm_schema(job: "TrainingJob", yes: bool) -> float:
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return 0.0
     asked_at = time.monotonic()
-    print_status("Train on this? [Y/n]")
-    if input().strip().lower() not in ("", "y", "yes"):
+    if not confirm("Train on this?"):
         raise InputError("not trained: correct the schema (--print-schema > my.toml, then --schema my.toml)")
     return time.monotonic() - asked_at
 
@@ -230,17 +297,32 @@ def dry_run(job: "TrainingJob", as_json: bool) -> None:
 
 
 def train(job: "TrainingJob", prog: str, as_json: bool) -> int:
-    """Train, and print the result."""
+    """Train, and print the result. Returns the exit code."""
+    trained = train_to_end(job, f"{prog} --out {shlex.quote(str(job.run.path))} --resume")
+    if trained is None:
+        return 1
+    model, shown = trained
+    print_result(job, model, shown.get("val_loss"), as_json)
+    return 0
+
+
+def train_to_end(job: "TrainingJob", go_on: str) -> "tuple[Model, dict[str, Any]] | None":
+    """Train with a progress bar. Returns the model and the last values shown; None if it was stopped, after printing
+    the command to go on with."""
     from .. import api
 
     try:
         with api.show_training() as (start, update, shown), show_progress():
-            model = api.train_job(job, start, update)
+            return api.train_job(job, start, update), shown
     except api.Stopped as stopped:
-        print_status(f"{stopped}. Go on with: {prog} --out {shlex.quote(str(job.run.path))} --resume")
-        return 1
-    print_result(job, model, shown.get("val_loss"), as_json)
-    return 0
+        print_status(f"{stopped}. Go on with: {go_on}")
+        return None
+
+
+def describe_seconds(result: dict[str, Any]) -> str:
+    """Say how long a training took, beside the time that was asked for."""
+    took = f"trained in {result['seconds']:.0f} s"
+    return f"{took} of the {result['minutes'] * 60:.0f} s of --minutes" if "minutes" in result else took
 
 
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
@@ -259,7 +341,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
         lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")
-    lines += [f"trained in {result['seconds']:.0f} s", f"run     {run}", f"report  {run / 'report.html'}"]
+    lines += [describe_seconds(result), f"run     {run}", f"report  {run / 'report.html'}"]
     recipe = ""
     if job.recipe_name not in recipes.list_recipes():
         recipe = f" --recipe {shlex.quote(inspect.getfile(cast(Any, job.recipe)))}"

@@ -8,7 +8,7 @@ class DataSet:
     """A named data set. Only files that match `sha256` are ever used."""
 
     name: str
-    kind: str  # text, pairs, labeled text, protein, images, audio, tables or trajectories
+    kind: str  # text, pairs, labeled text, protein, images, audio, tables, series or trajectories
     about: str
     license: str
     url: str = ""  # of the file; of a folder (it ends in "/"); or only of the project's page; "": generated
@@ -92,6 +92,8 @@ GENERATED = {s.name: s for s in (
     DataSet("cartpole", "trajectories", "800 episodes of CartPole-v1, of random to expert play", "MIT"),
     DataSet("pendulum", "trajectories", "600 episodes of Pendulum-v1, of random to expert play", "MIT"),
     DataSet("spoken-digits", "tables", "spoken and written digits side by side", "as fsdd and mnist-t10k"),
+    DataSet("shops", "series", "400 days of sales, visitors and promotions of four shops", "MIT"),
+    DataSet("traffic", "series", "60 days of cars an hour, with workdays and weekends", "MIT"),
     DataSet("sensors", "tables", "240 rows with all seven kinds of fields, a class and a number", "MIT"),
 )}
 # fmt: on

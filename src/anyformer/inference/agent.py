@@ -6,9 +6,11 @@ A model has `normalizer`, `context` (steps that it reads), `max_episode_steps`, 
 Shapes: n episodes or steps, S numbers of a state, A of an action, K steps of context.
 """
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,6 +155,18 @@ class EpisodeRequest:
     rewards: Any = ()
     start: int = 0
     """The timestep of the first state."""
+
+
+def read_episode_row(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the fields of `EpisodeRequest` that a row of a table has; lists may be JSON. Raises InputError."""
+    names = [field.name for field in fields(EpisodeRequest)]
+    values = {name: row[name] for name in names if row.get(name) not in (None, "")}
+    for name, value in values.items():
+        try:
+            values[name] = json.loads(value) if isinstance(value, str) else value
+        except (ValueError, RecursionError):
+            raise InputError(f"{name}: {value[:40]!r} is not JSON, such as [[0.1, 0.2], [0.3, 0.4]]") from None
+    return values
 
 
 def predict_next_action(model: Any, request: Any, where: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from torch import Tensor
 def describe_classes(probabilities: Tensor, names: Sequence[str], top: int | None = None) -> dict[str, Any]:
     """Name the likeliest classes: {"label", "probability", "probabilities": {class: probability}}."""
     order = probabilities.argsort(descending=True, stable=True)[:top].tolist()
-    ranked = {names[i]: probabilities[i].item() for i in order}
-    return {"label": names[order[0]], "probability": probabilities[order[0]].item(), "probabilities": ranked}
+    values = probabilities.tolist()
+    ranked = {names[i]: values[i] for i in order}
+    return {"label": names[order[0]], "probability": values[order[0]], "probabilities": ranked}
 
 
 def unique_names(classes: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor
 from ..data.tables.datasets import open_table
 from ..data.tables.encode import encode_value
 from ..data.tables.read import is_missing, to_json_value
-from ..data.tables.schema import Schema, Target
+from ..data.tables.schema import Field, Schema, Target
 from ..errors import InputError, suggest
 from .classification import describe_classes
 
 BATCH_SIZE = 64  # rows in one forward
+
+Row = tuple[str, dict[str, Any], Path]  # its place, for messages, its values, and the folder that paths are relative to
 
 
 @torch.inference_mode()
@@ -30,15 +33,27 @@ def predict_rows(model: Any, inputs: Any) -> list[dict[str, Any]]:
     results, rows = [], iterate_rows(inputs, model.schema)
     fields, device = model.schema.fields, next(model.parameters()).device
     while batch := list(islice(rows, BATCH_SIZE)):
-        encoded = [[encode_value(f, row.get(f.name), where, folder) for f in fields] for where, row, folder in batch]
-        values = [to_tensor(np.stack([row[i][0] for row in encoded])).to(device) for i in range(len(fields))]
-        present = torch.from_numpy(np.stack([np.concatenate([nodes for _, nodes in row]) for row in encoded]))
+        columns = [encode_column(field, batch) for field in fields]
+        values = [to_tensor(array).to(device) for array, _ in columns]
+        present = torch.from_numpy(np.concatenate([nodes for _, nodes in columns], 1))
         outputs = [output.float().cpu() for output in model(values, present.to(device))]
         for i, (_, row, _) in enumerate(batch):
             targets = zip(model.schema.targets, outputs, strict=True)
             answers = {target.name: describe_output(target, output[i], row) for target, output in targets}
             results.append(next(iter(answers.values())) if len(answers) == 1 else answers)
     return results
+
+
+def encode_column(field: Field, batch: list[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Encode the values that some rows have of a field, (B, *field.shape), and which nodes exist, (B, nodes)."""
+    values: list[Any] = [row.get(field.name) for _, row, _ in batch]
+    if field.kind == "scalar":
+        with suppress(TypeError, ValueError, OverflowError):  # by `encode_value`, if one is missing or no number
+            array = np.array([float(value) for value in values])
+            if (np.abs(array) < np.finfo(np.float32).max).all():
+                return array.astype(np.float32)[:, None], np.ones((len(batch), 1), bool)
+    encoded = [encode_value(field, value, where, folder) for value, (where, _, folder) in zip(values, batch)]
+    return np.stack([array for array, _ in encoded]), np.stack([nodes for _, nodes in encoded])
 
 
 def to_tensor(values: np.ndarray) -> Tensor:
@@ -54,8 +69,7 @@ def describe_output(target: Target, output: Tensor, row: dict[str, Any]) -> dict
     return describe_classes(output.softmax(-1), target.values) | truth
 
 
-def iterate_rows(inputs: Any, schema: Schema) -> Iterator[tuple[str, dict[str, Any], Path]]:
-    """Yield (where, row, the folder that paths in it are relative to) of each row."""
+def iterate_rows(inputs: Any, schema: Schema) -> Iterator[Row]:
     names = [column.name for column in (*schema.fields, *schema.targets)]
     names += filter(None, (schema.group, schema.split))
     for i, item in enumerate(inputs if isinstance(inputs, list | tuple) else [inputs]):

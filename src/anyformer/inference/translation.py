@@ -71,18 +71,25 @@ def translate(model: Any, request: TranslationRequest) -> list[dict[str, Any]]:
         if len(row) > max_source and not request.cut:
             about = f"the source {text[:40]!r}... has {len(row):,} tokens"
             raise InputError(f"{about}, and {max_source:,} fit into the context: shorten it, or let it be cut (cut)")
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of similar length share a batch
+    sources = [[*row[:max_source], tokenizers.source_end_id] for row in rows]
+    results = []
+    for text, row, hypotheses in zip(request.texts, rows, search_in_batches(model, sources, request)):
+        candidates = [describe_hypothesis(model, hypothesis) for hypothesis in hypotheses]
+        results.append({"input": text, **candidates[0]})
+        results[-1] |= {"candidates": candidates} if request.n_best > 1 else {}
+        results[-1] |= {"cut": len(row) - max_source} if len(row) > max_source else {}
+    return results
+
+
+def search_in_batches(model: Any, sources: list[list[int]], request: TranslationRequest) -> list[list[Hypothesis]]:
+    """As `search_translations`, in batches of sources of similar length that bound memory."""
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     size = max(1, MAX_CACHE_NODES // (request.beam * max_target_tokens(model, request)))
     results = {}
     for start in range(0, len(order), size):
         indices = order[start : start + size]
-        sources = [[*rows[i][:max_source], tokenizers.source_end_id] for i in indices]
-        for i, hypotheses in zip(indices, search_translations(model, sources, request)):
-            candidates = [describe_hypothesis(model, hypothesis) for hypothesis in hypotheses]
-            results[i] = {"input": request.texts[i], **candidates[0]}
-            results[i] |= {"candidates": candidates} if request.n_best > 1 else {}
-            results[i] |= {"cut": len(rows[i]) - max_source} if len(rows[i]) > max_source else {}
-    return [results[i] for i in range(len(rows))]
+        results |= dict(zip(indices, search_translations(model, [sources[i] for i in indices], request)))
+    return [results[i] for i in range(len(sources))]
 
 
 def max_target_tokens(model: Any, request: TranslationRequest) -> int:

@@ -66,7 +66,7 @@ def climb(
     has_pairs = is_pairs(data)
     preset = "small" if not has_pairs else "reverse" if data == REVERSE else "multi30k"
     train = {"eval_every": 100, "save_every": 500, "seed": seed, "device": device, "dtype": "float32"}
-    options: dict[str, Any] = {"data": data, "minutes": minutes, "train": train, "progress": False}
+    options: dict[str, Any] = {"data": data, "minutes": minutes, "yes": True, "train": train, "progress": False}
     options |= {"too_long": "cut"} if has_pairs else {}
     rungs, models = [], []
     for name in PAIR_RECIPES if has_pairs else TEXT_RECIPES:

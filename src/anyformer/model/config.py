@@ -115,6 +115,12 @@ class TransformerConfig:
         return self.mlp_dim or 4 * self.dim
 
 
+def check_config(config: Any) -> None:
+    """Raise TypeError for what is no config, such as the width that torch's modules take."""
+    if not isinstance(config, TransformerConfig):
+        raise TypeError(f"config is {config!r}; it must be a TransformerConfig, such as TransformerConfig(dim=64)")
+
+
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(ALIASES.get(str(value), str(value)), choices, n=1, cutoff=0.5)

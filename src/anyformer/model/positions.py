@@ -91,11 +91,7 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(buckets, n_head).normal_(std=0.02))
 
     def forward(self, h: Tensor, q: Tensor, k: Tensor, bidirectional: bool) -> Tensor:
-        """The bias of each edge. With `bidirectional`, half of the buckets are for keys after the query.
-
-        Shapes:
-            h, q, k: indices that broadcast together, as for a rule of edges
-        """
+        """The bias of each edge, (h, q, k) as for a rule. `bidirectional`: half of the buckets are for later keys."""
         return self.weight[self.bucket(k - q, bidirectional), h]
 
     def bucket(self, offset: Tensor, bidirectional: bool) -> Tensor:

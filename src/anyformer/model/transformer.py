@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import KVCache
-from .config import TransformerConfig
+from .config import TransformerConfig, check_config
 from .edges import Edges, MaskMod, as_edges, full, within
 from .kernels.dropout import Dropout
 from .kernels.linear import Linear
@@ -64,6 +64,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: int = 0):
         super().__init__()
+        check_config(config)
         C, D = config.dim, config.head_channels
         self.config, self.layer, self.head_channels = config, layer, D
         self.query = Linear(C, config.n_head * D, config.bias)
@@ -157,6 +158,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: int = 0, cross: bool = False):
         super().__init__()
+        check_config(config)
         self.config, self.reads_memory = config, cross
         self.attn_norm, self.attn = build_norm(config), Attention(config, layer)
         if cross:

@@ -15,6 +15,7 @@ BERT's fine-tuning (1810.04805, section 4.1).
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,9 +38,18 @@ from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.encoder import EncoderConfig, TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
+from ..training.device import evaluation_autocast
+from ._shared.encoder import (  # noqa: F401
+    EncoderConfig,
+    TextEncoder,
+    TextRequest,
+    as_list,
+    batch_by_length,
+    embed,
+    export_graph,
+)
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import first_encodable, load_config_tokenizer
@@ -72,6 +82,7 @@ class Config(EncoderConfig):
             raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 
 
+KINDS = {"labeled text": {"columns": "{text},{label}"}}
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
     "tiny": Config(
@@ -248,10 +259,13 @@ def count_confusions(model: ClassifyModel, batches: Iterator[dict[str, Tensor]])
 
 @torch.inference_mode()
 def figures(model: ClassifyModel, config: Config) -> list[Figure]:
-    """Draw the confusion matrix of the validation split."""
+    """Draw the confusion matrix of the validation split, or of as much of it as the final evaluation covers."""
     device = next(model.parameters()).device
-    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
-    return draw_confusion(count_confusions(model, moved)[1], model.names, "texts")
+    evaluated = islice(batches(config, "val"), 0, None, config.train.final_every)
+    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in evaluated)
+    with evaluation_autocast(model, config.train.dtype):
+        confusion = count_confusions(model, moved)[1]
+    return draw_confusion(confusion, model.names, "texts")
 
 
 def baselines(config: Config) -> Baselines:
@@ -275,9 +289,22 @@ def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
         tokenizer = model.masked_tokenizer.tokenizer
         fallback = tokenizer.decode(range(min(8, tokenizer.vocab_size)))
         texts = first_encodable(tokenizer.encode, "as good as it gets", fallback)
-    return {"results": [classify_text(model, text, fields.cut) for text in as_list(texts)]}
+    return {"results": classify_texts(model, as_list(texts), fields.cut)}
 
 
-def classify_text(model: ClassifyModel, text: str, cut: bool) -> dict[str, Any]:
-    ids, lengths = pad_rows([model.masked_tokenizer.encode(text, model.context, cut)], next(model.parameters()).device)
-    return {"input": text} | describe_classes(model(ids, lengths)[0].float().softmax(-1), model.names)
+def classify_texts(model: ClassifyModel, texts: list[str], cut: bool) -> list[dict[str, Any]]:
+    results: dict[int, dict[str, Any]] = {}
+    rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
+    for indices in batch_by_length(rows):
+        ids, lengths = pad_rows([rows[i] for i in indices], next(model.parameters()).device)
+        probabilities = model(ids, lengths).float().softmax(-1).cpu()
+        results |= {i: describe_classes(row, model.names) for i, row in zip(indices, probabilities)}
+    return [{"input": text} | results[i] for i, text in enumerate(texts)]
+
+
+def file_input(model: ClassifyModel, config: Config) -> FileInput:
+    return FileInput((config.columns.partition(",")[0],), tsv_quotes=False)
+
+
+def predict_batch(model: ClassifyModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]

@@ -29,10 +29,10 @@ from ..data.trajectories.environments import LINE
 from ..data.trajectories.normalizer import TrajectoryNormalizer, fit_normalizer, load_normalizer
 from ..data.trajectories.read import Trajectories
 from ..errors import InputError
-from ..inference.agent import Actor, check_environment, predict_next_action, roll_out
+from ..inference.agent import Actor, check_environment, predict_next_action, read_episode_row, roll_out
 from ..model import TrajectoryEmbedding, Transformer, TransformerConfig, causal, initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import TINY_TRAIN, make_model_config
 
@@ -101,6 +101,7 @@ PENDULUM = Config(
     train=replace(CARTPOLE.train, steps=2500),
 )
 
+KINDS = {"trajectories": {"preset": "small"}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -358,3 +359,7 @@ def predict(model: DecisionTransformer, request: dict[str, Any]) -> dict[str, An
     episodes = (model.normalizer.example or []) if fields.input is None else fields.input
     episodes = episodes if isinstance(episodes, list | tuple) else [episodes]
     return {"results": [predict_next_action(model, episode, f"input {i}") for i, episode in enumerate(episodes)]}
+
+
+def file_input(model: DecisionTransformer, config: Config) -> FileInput:
+    return FileInput(("states",), read_row=read_episode_row)

@@ -39,9 +39,17 @@ from ..model import MaskedHead, initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.encoder import EncoderConfig, TextEncoder, TextRequest, as_list, embed, export_graph  # noqa: F401
+from ._shared.encoder import (  # noqa: F401
+    EncoderConfig,
+    TextEncoder,
+    TextRequest,
+    as_list,
+    batch_by_length,
+    embed,
+    export_graph,
+)
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.text import first_encodable, load_config_tokenizer
+from ._shared.text import file_input, first_encodable, load_config_tokenizer  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -74,6 +82,7 @@ class Config(EncoderConfig):
 
 MODERN: dict[str, Any] = {"activation": "gelu", "init": "zero"}
 TRAIN: dict[str, Any] = {"lr": 4e-3, "weight_decay": 0.01, **MUON}
+KINDS = {kind: {"preset": "protein"} for kind in ("sequences", "alignment")}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(tokenizer="char", documents="apart", model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
@@ -278,19 +287,36 @@ def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
         examples = "To be, or not to [MASK]", "To be, o[MASK] not to be", "MKTAYIAKQRQ[MASK]SFVKSHFSRQ"
         fallbacks = tokenizer.tokenizer.decode(range(min(8, n))) + MASK, MASK
         texts = first_encodable(lambda text: tokenizer.encode(text, model.context), *examples, *fallbacks)
-    return {"results": [fill_masks(model, text, fields.top, fields.cut) for text in as_list(texts)]}
+    return {"results": fill_texts(model, as_list(texts), fields.top, fields.cut)}
 
 
-def fill_masks(model: MaskedModel, text: str, top: int, cut: bool) -> dict[str, Any]:
-    """Predict the masks of one text. Raises InputError where it has none."""
-    tokenizer = model.masked_tokenizer
-    ids = tokenizer.encode(text, model.context, cut)
-    masks = [i for i, token in enumerate(ids) if token == tokenizer.require_mask_id()]
-    if not masks:
-        raise InputError(f"{text!r} hides nothing: write {MASK} where a token is to be predicted")
-    row, lengths = pad_rows([ids], next(model.parameters()).device)
-    probabilities = model(row, lengths)[0, masks].float().softmax(-1)[:, : tokenizer.tokenizer.vocab_size]
-    best = probabilities.topk(top)
+def predict_batch(model: MaskedModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]
+
+
+def fill_texts(model: MaskedModel, texts: list[str], top: int, cut: bool) -> list[dict[str, Any]]:
+    """Predict the masks of texts. Raises InputError where one has none."""
+    results: dict[int, dict[str, Any]] = {}
+    rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
+    mask_id = model.masked_tokenizer.require_mask_id()
+    masks = [[i for i, token in enumerate(ids) if token == mask_id] for ids in rows]
+    if without := [text for text, places in zip(texts, masks) if not places]:
+        raise InputError(f"{without[0]!r} hides nothing: write {MASK} where a token is to be predicted")
+    for indices in batch_by_length(rows):
+        counts = [len(masks[i]) for i in indices]
+        positions, _ = pad_rows([masks[i] for i in indices])  # the logits of other tokens are not computed
+        ids, lengths = pad_rows([rows[i] for i in indices])
+        inputs = {"ids": ids, "lengths": lengths, "masked_positions": positions}
+        device = next(model.parameters()).device
+        logits = model(**{name: value.to(device) for name, value in inputs.items()}).float().cpu()
+        results |= {i: fill_masks(model, rows[i], masks[i], row[:n], top) for i, row, n in zip(indices, logits, counts)}
+    return [{"input": text} | results[i] for i, text in enumerate(texts)]
+
+
+def fill_masks(model: MaskedModel, ids: list[int], masks: list[int], logits: Tensor, top: int) -> dict[str, Any]:
+    """Describe the predictions for the masks of one text: logits (masks, V)"""
+    ids, tokenizer = list(ids), model.masked_tokenizer
+    best = logits.softmax(-1)[:, : tokenizer.tokenizer.vocab_size].topk(top)
     ranked = [
         [{"token": tokenizer.token_text(i), "probability": p} for p, i in zip(*row, strict=True)]
         for row in zip(best.values.tolist(), best.indices.tolist())
@@ -298,4 +324,4 @@ def fill_masks(model: MaskedModel, text: str, top: int, cut: bool) -> dict[str, 
     for i, token in zip(masks, best.indices[:, 0].tolist()):
         ids[i] = token
     inner = ids[len(tokenizer.prefix_ids) : len(ids) - len(tokenizer.suffix_ids)]
-    return {"input": text, "text": tokenizer.tokenizer.decode(inner), "masks": ranked}
+    return {"text": tokenizer.tokenizer.decode(inner), "masks": ranked}

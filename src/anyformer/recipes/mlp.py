@@ -21,7 +21,7 @@ from ..recipe import Graph, GraphInput
 from ..training.config import TrainConfig
 from ._shared.language import baselines, batches, evaluate, loss, predict, stream  # noqa: F401
 from ._shared.presets import MAX_SIZE, TINY_TRAIN
-from ._shared.text import TextConfig, load_text_tokenizer
+from ._shared.text import TextConfig, file_input, load_text_tokenizer, predict_batch  # noqa: F401
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959);
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +33,7 @@ from ..data.tables import prepare
 from ..data.tables.augment import add_noise, drop_fields, rotate_vectors, stretch_time
 from ..data.tables.batches import build_batch, label_key, node_slices, value_key
 from ..data.tables.cache import TableDataset
-from ..data.tables.encode import count_ids
+from ..data.tables.encode import count_ids, resolve_row_paths
 from ..data.tables.schema import Field, Schema, Target
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.labeled import epoch_order
@@ -42,8 +44,9 @@ from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Trans
 from ..model.edges import within
 from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
+from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.trivial_baselines import Baselines, score_target
@@ -89,6 +92,10 @@ MAX_ONE_HOT = 100  # categories of a field that the linear baseline reads
 MODERN: dict[str, Any] = {"position": "none", "init": "zero"}
 ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
 MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
+KINDS = {
+    "table": {"preset": "table", "target": "{target}"},
+    "labeled sounds": {"preset": "table", "target": "{label}"},
+}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -312,10 +319,13 @@ def collect_results(model: MultimodalTransformer, batches: Iterator[dict[str, Te
 
 @torch.inference_mode()
 def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
-    """Draw the confusion matrix of each target that is a class, on the validation split."""
+    """Draw the confusion matrix of each target that is a class, on what the final evaluation covers of the split."""
     device, drawn = next(model.parameters()).device, []
-    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in batches(config, "val"))
-    for target, result in zip(model.schema.targets, collect_results(model, moved), strict=True):
+    evaluated = islice(batches(config, "val"), 0, None, config.train.final_every)
+    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in evaluated)
+    with evaluation_autocast(model, config.train.dtype):
+        results = collect_results(model, moved)
+    for target, result in zip(model.schema.targets, results, strict=True):
         if target.kind == "class":
             title = f"Confusion matrix of {target.name}"
             drawn += draw_confusion(result.confusion(target), target.values, "rows", title)
@@ -384,6 +394,17 @@ def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, 
     """
     inputs = parse_dataclass(Request, request, "request").input
     return {"results": predict_rows(model, list(model.schema.examples) if inputs is None else inputs)}
+
+
+def file_input(model: MultimodalTransformer, config: Config) -> FileInput:
+    names = tuple(field.name for field in model.schema.fields)
+    return FileInput(names, read_row=partial(resolve_row_paths, model.schema))
+
+
+def predict_batch(
+    model: MultimodalTransformer, inputs: list[dict[str, Any]], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]
 
 
 # --- ablation: `anyformer worth` ---

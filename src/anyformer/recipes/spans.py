@@ -24,13 +24,14 @@ from torch import Tensor
 from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
 from ..data.text.masking import SpanCorruption
 from ..errors import InputError
-from ..inference.translation import TranslationRequest, search_translations
+from ..inference.beam import Hypothesis
+from ..inference.translation import TranslationRequest, search_in_batches
 from ..parsing import check_range, parse_dataclass
 from ..recipe import BatchStream, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.pairs import Translator, TranslatorConfig, build_pair, build_translator, evaluate, export_graph, loss  # noqa: F401
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
-from ._shared.text import first_encodable, load_corpus, load_text_tokenizer
+from ._shared.text import file_input, first_encodable, load_corpus, load_text_tokenizer  # noqa: F401
 
 GAP = "___"
 
@@ -146,12 +147,21 @@ def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
     examples = f"To be, or {GAP} to be", f"{source.decode([0])}{GAP}{source.decode([1])}"
     default = {"input": first_encodable(lambda text: source.encode(text.replace(GAP, "")), *examples)}
     parsed = parse_dataclass(TranslationRequest, default | request, "request")
-    return {"results": [fill_gaps(model, text, parsed) for text in parsed.texts]}
+    pieces = [re.split(re.escape(GAP), text) for text in parsed.texts]
+    sources = [encode_gaps(model, text, parts) for text, parts in zip(parsed.texts, pieces)]
+    hypotheses = search_in_batches(model, sources, replace(parsed, n_best=1))
+    filled = [describe_gaps(model, parts, best) for parts, (best,) in zip(pieces, hypotheses)]
+    return {"results": [{"input": text} | result for text, result in zip(parsed.texts, filled)]}
 
 
-def fill_gaps(model: Translator, text: str, request: TranslationRequest) -> dict[str, Any]:
-    """Fill the gaps of one text. Raises InputError where there is no gap, or too many."""
-    pair, pieces = model.pair_tokenizer, re.split(re.escape(GAP), text)
+def predict_batch(model: Translator, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]
+
+
+def encode_gaps(model: Translator, text: str, pieces: list[str]) -> list[int]:
+    """Return the ids of a text, with a sentinel between its pieces. Raises InputError where it has no gap, or too many
+    of them."""
+    pair = model.pair_tokenizer
     if not 1 < len(pieces) <= model.sentinels + 1:
         raise InputError(f"{text[:40]!r} has {len(pieces) - 1} gaps; write 1 to {model.sentinels} of them as {GAP}")
     first = model.target.token.num_embeddings - 1  # sentinels count down from the last id
@@ -160,10 +170,15 @@ def fill_gaps(model: Translator, text: str, request: TranslationRequest) -> dict
         ids += [first - n, *pair.source.encode(piece).tolist()]
     if len(ids) >= model.encoder.config.context:
         raise InputError(f"{text[:40]!r} has {len(ids)} tokens; {model.encoder.config.context - 1} fit")
-    best = search_translations(model, [[*ids, pair.source_end_id]], replace(request, n_best=1))[0][0]
-    gaps = [pair.target.decode(tokens) for tokens in split_at_sentinels(best.tokens, first, len(pieces) - 1)]
+    return [*ids, pair.source_end_id]
+
+
+def describe_gaps(model: Translator, pieces: list[str], best: Hypothesis) -> dict[str, Any]:
+    first = model.target.token.num_embeddings - 1
+    texts = split_at_sentinels(best.tokens, first, len(pieces) - 1)
+    gaps = [model.pair_tokenizer.target.decode(tokens) for tokens in texts]
     filled = "".join(piece + gap for piece, gap in zip(pieces, [*gaps, ""], strict=True))
-    return {"input": text, "text": filled, "gaps": gaps, "score": best.score}
+    return {"text": filled, "gaps": gaps, "score": best.score}
 
 
 def split_at_sentinels(tokens: list[int], first: int, gaps: int) -> list[list[int]]:

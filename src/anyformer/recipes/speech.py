@@ -41,7 +41,7 @@ from ..metrics import error_rates
 from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
 from ..model.edges import Edges, full, within
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.text import VocabularyConfig, load_config_tokenizer
@@ -107,6 +107,7 @@ LLAMA = dict(
     position="rotary", rotary_base=1e6, norm="rmsnorm", activation="swiglu", n_kv_head=2, mlp_dim=344, bias=False
 )
 
+KINDS = {"transcribed sounds": {"preset": "digits"}}
 PRESETS = {
     # seconds, no data needed: for tests
     "tiny": Config(
@@ -347,6 +348,10 @@ def predict(model: SpeechTransformer, request: dict[str, Any]) -> dict[str, Any]
         return {"results": [transcribe_sound(model, f"tones: {text}", iter([sound]))]}
     paths = paths if isinstance(paths, list) else [paths]
     return {"results": [transcribe_sound(model, str(path), read_blocks(Path(path).expanduser())) for path in paths]}
+
+
+def file_input(model: SpeechTransformer, config: Config) -> FileInput:
+    return FileInput(("path",), is_path=True)
 
 
 def transcribe_sound(model: SpeechTransformer, name: str, sound: Iterator[np.ndarray]) -> dict[str, Any]:

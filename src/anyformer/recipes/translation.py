@@ -20,7 +20,17 @@ from ..recipe import DataDefaults
 from ..training.config import TrainConfig
 from ._shared import pairs
 from ._shared.pairs import TranslatorConfig as Config
-from ._shared.pairs import batches, evaluate, export_graph, figures, loss, predict, score  # noqa: F401
+from ._shared.pairs import (  # noqa: F401
+    batches,
+    evaluate,
+    export_graph,
+    figures,
+    file_input,
+    loss,
+    predict,
+    predict_batch,
+    score,
+)
 from ._shared.presets import MODERN, MUON, T5, TINY_PAIRS_TRAIN, make_stacks
 
 
@@ -46,6 +56,7 @@ ADAMW_TRAIN = TrainConfig(steps=4000, batch=32, warmup=400, eval_every=500, save
 T5_PAIRS: dict[str, Any] = {"start": 0, "end": 0, "train": ADAMW_TRAIN}
 T5_SIZE = (256, 3, 4, 64)
 
+KINDS: dict[str, dict[str, str]] = {"pairs": {}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(data="reverse", tokenizer="char", **make_stacks(32, 1, 2, 24), train=TINY_PAIRS_TRAIN),

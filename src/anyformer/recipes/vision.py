@@ -38,7 +38,7 @@ from ..metrics import confusion_matrix, score_classes
 from ..model import Classifier, PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
 from ..model.edges import Edges, full, neighbors
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, DataDefaults, Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, DataDefaults, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
@@ -118,6 +118,7 @@ CIFAR10 = Config(
     train=replace(FASHION, steps=13_000, warmup=300, eval_every=1000),
 )
 
+KINDS: dict[str, dict[str, str]] = {"labeled images": {}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -358,6 +359,14 @@ def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]
     names, rows = unique_names(model.classes), predict_probabilities(model, images)
     results = [source | describe_classes(row, names, fields.top) for source, row in zip(sources, rows, strict=True)]
     return {"results": results}
+
+
+def file_input(model: VisionTransformer, config: Config) -> FileInput:
+    return FileInput(("path",), is_path=True)
+
+
+def predict_batch(model: VisionTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]
 
 
 @torch.inference_mode()

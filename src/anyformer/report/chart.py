@@ -170,6 +170,7 @@ def line_chart(
     x_range: tuple[float, float] | None = None,
     mark: Mark | None = None,
     reference: tuple[float, str] | None = None,
+    legend: bool = True,
     standalone: bool = True,
 ) -> Markup:
     """Draw lines over a common x axis, with a legend if there are several. Raises ValueError if no line has a point.
@@ -180,6 +181,7 @@ def line_chart(
         zero: The y axis starts at 0.
         x_range: Widens the x axis, so that several charts share it.
         reference: (value, label) of a dashed horizontal line.
+        legend: Name several lines above the plot; there is room for a few short names.
         standalone: Add the palette and the namespace that a file needs.
     """
     xs, ys = ([v for line in series for v in getattr(line, axis)] for axis in ("x", "y"))
@@ -187,7 +189,7 @@ def line_chart(
         raise ValueError(f"a chart needs at least one point; got {len(series)} series without any")
     xs, ys = [*xs, *(x_range or ())], [*ys, *(reference or ())[:1]]
     names = [(line.name, line.color) for line in series if not line.faint]
-    names = names if len(names) > 1 else []
+    names = names if len(names) > 1 and legend else []
     frame = _build_frame(xs, ys, (width, height, 30 if heading or names else 8), log, zero, x_label)
     lines = [[(frame.to_x(x), frame.to_y(y)) for x, y in zip(line.x, line.y, strict=True)] for line in series]
     parts = [_text(0, 12, title, css="title") if heading else "", _draw_axes(frame, x_label)]
@@ -257,7 +259,8 @@ def _draw_line(line: Series, points: list[Point]) -> str:
     name = ' class="faint"' if line.faint else f' data-name="{escape(line.name)}"'
     dots = points if line.dots or len(points) == 1 else []
     circles = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill:{_color(line.color)}"/>' for x, y in dots]
-    return f'<path{name} style="stroke:{_color(line.color)}" d="{path}"/>' + "".join(circles)
+    dashes = ";stroke-dasharray:7 5" if line.color >= N_COLORS else ""  # the colors come again
+    return f'<path{name} style="stroke:{_color(line.color)}{dashes}" d="{path}"/>' + "".join(circles)
 
 
 # --- labels that keep off the lines ---

@@ -120,6 +120,11 @@ def is_validation(key: str) -> bool:
     return key.startswith(SPLITS) and not key.startswith("train_")
 
 
+def is_lower_better(metric: str) -> bool:
+    """Whether a smaller value of a metric is the better one: losses and errors."""
+    return metric.endswith(("loss", "rmse", "mae", "mase", "wer", "cer", "error", "perplexity", "bits_per_byte"))
+
+
 def group_metrics(keys: Iterable[str]) -> dict[str, list[str]]:
     """Group metrics that share a chart, those with the same ending: {"loss": ["loss", "val_loss", "policy_loss"]}."""
     keys = list(keys)

@@ -19,7 +19,17 @@ from .. import recipe as recipes
 from ..training.checkpoints import list_checkpoints
 from ..training.run_directory import atomic_write
 from .chart import PALETTE, Mark, Series, line_chart
-from .curves import Curve, group_metrics, is_number, is_validation, read_curves, read_lines, strip_split, total_seconds
+from .curves import (
+    Curve,
+    group_metrics,
+    is_lower_better,
+    is_number,
+    is_validation,
+    read_curves,
+    read_lines,
+    strip_split,
+    total_seconds,
+)  # fmt: skip
 from .figures import read_figures
 from .run_files import as_mapping, find_key, read_content, read_model_size, read_plan, read_samples, read_schema
 
@@ -93,7 +103,7 @@ def describe_baselines(result: Tree) -> list[str]:
         numbers = {str(name): x for name, x in as_mapping(baselines).items() if is_number(x)}
         if not is_number(value) or not numbers:
             continue
-        sign = -1 if metric.endswith(("loss", "rmse")) else 1
+        sign = -1 if is_lower_better(metric) else 1
         worse = [name for name, x in numbers.items() if not sign * (value - x) > 0]
         verdict = f"No better than {' or '.join(worse)}" if worse else f"Better than {' and '.join(numbers)}"
         values = ", ".join(f"{name} {x:.3g}" for name, x in numbers.items())

@@ -90,7 +90,11 @@ class Progress:
     def _show(self) -> None:
         self.drawn_step = self.record.get("step")
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.drawn_step or 0, line=self.line())
+            total, completed = self.total, self.drawn_step or 0
+            if "seconds_left" in self.record:
+                completed = self.record["seconds"]
+                total = completed + max(0.0, self.record["seconds_left"])
+            self.bar.update(self.task, total=total, completed=completed, line=self.line())
             self.bar.refresh()
         else:
             print(self.line(), file=self.stream, flush=True)
@@ -109,7 +113,9 @@ class Progress:
                 parts.append(f"{'val' if key == 'val_loss' else key} {value:.3f}")
         if speed := self.record.get("tokens_per_second"):
             parts.append(f"{format_speed(speed)} tok/s")
-        if self.start and self.total and self.start[0] < step < self.total:
+        if (left := self.record.get("seconds_left")) is not None:  # training ends at a time
+            parts.append(f"{format_clock(max(0.0, left))} left")
+        elif self.start and self.total and self.start[0] < step < self.total:
             # all steps take as long as those so far, evaluations included
             seconds = (time.monotonic() - self.start[1]) / (step - self.start[0]) * (self.total - step)
             parts.append(f"{format_clock(seconds)} left")

@@ -1,27 +1,33 @@
-"""Time budgets: how many steps fit into a time on this machine, and for recipes with several sizes, of which model.
+"""Time budgets (`--minutes`): what a run does with its time, and for recipes with several sizes, with which model.
 
-Measured on a few steps of models that are discarded. The result is an ordinary config, so that the run is as
-reproducible as any other.
+Measured on a few steps of models that are discarded. The plan says how often and how much is validated, and about how
+many steps there will be; training itself follows the clock (`timer.Timer`).
 """
 
 import math
 import time
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
 
 from ..errors import InputError
 from ..events import report_progress
-from ..recipe import Recipe, SupportsSizes
+from ..recipe import Recipe, SupportsFigures, SupportsSizes
 from .config import TrainConfig
+from .device import resolve_device
 from .loop import TrainState, init_state, train, validate
+from .timer import Clock, TimerState
 
 LATE_STEP = 100_000  # a step index past the end of any curriculum: speech starts with short clips
+FEW = 1 << 20  # a `final_every` that leaves one batch
 TRIAL_SECONDS = 5.0  # of steps, enough to measure their speed
-FINAL_EVAL_FRACTION = 0.1  # of the time, at most, for the final validation
-EVALS_PER_RUN = 10  # validations during a training whose size was chosen
+EVAL_FRACTION = 0.1  # of the time, at most, for validations during training
+FINAL_EVAL_FRACTION = 0.1  # of the time, at most, for the final evaluation and figures that cover the split
+FINISH_SECONDS, FINISH_FRACTION = 2.0, 0.03  # for the report and the end of the process; of the time, at most
+MIN_EVALS, MAX_EVALS = 5, 10  # validations of a run, if they are affordable; MAX_EVALS if its size was chosen
+MIN_STEPS = 100  # a model that is updated less often than this has learned next to nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +36,12 @@ class Budget:
 
     minutes: float
     started_at: float
-    """When the time started, by time.monotonic."""
+    """When the time started, by `clock`."""
     choose_size: bool = False
     """Whether the size of the model may be chosen too."""
+    is_forced: bool = False
+    """Train even if the time is too short to learn anything."""
+    clock: Clock = time.monotonic
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
@@ -40,8 +49,9 @@ class Budget:
 
     @property
     def remaining_seconds(self) -> float:
-        """What preparation has left for training, but never less than a quarter of the budget."""
-        return max(self.minutes * 60 - (time.monotonic() - self.started_at), self.minutes * 15)
+        """What is left of the time, without that for the end of the process; negative once it is over."""
+        seconds = self.minutes * 60
+        return self.started_at + seconds - min(FINISH_SECONDS, FINISH_FRACTION * seconds) - self.clock()
 
 
 class StepSpeed(NamedTuple):
@@ -53,35 +63,45 @@ class StepSpeed(NamedTuple):
 
 
 class EvalCost(NamedTuple):
-    """Seconds of a validation during training, with its sample; and of one batch of a validation."""
+    """Seconds of the parts of an evaluation."""
 
-    validation: float
     batch: float
+    """One batch of the validation split."""
+    sample: float
+    """The example prediction after each validation."""
+    figures: float
+    """The figures at the end, as far as they do not depend on the size of the split."""
 
 
-def fit_steps(recipe: Recipe, config: Any, seconds: float) -> Any:
-    """Return the config with as many steps as fit into the time, with the schedule and the final validation adapted."""
-    deadline = time.monotonic() + seconds
-    speed = measure_speed(recipe, config, min(TRIAL_SECONDS, seconds / 10))
-    remaining, eval_seconds, settings = plan_evals(recipe, config, speed.state, deadline)
-    return set_steps(config, settings, remaining / (speed.seconds + eval_seconds / settings.eval_every))
+class Plan(NamedTuple):
+    """What a run does with its time."""
+
+    config: Any
+    """With the number of steps to expect, and how often and how much to validate."""
+    timer: TimerState
 
 
-def choose_size(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[str, Any]]:
-    """Choose the size with the lowest predicted loss after this time, and its number of steps.
+def plan_steps(recipe: Recipe, config: Any, budget: Budget, step: int = 0) -> Plan:
+    """Plan a run from here to the end of its time, after `step` steps of earlier runs."""
+    seconds = min(TRIAL_SECONDS, max(0.0, budget.remaining_seconds) / 10)
+    return make_plan(recipe, config, budget, measure_speed(recipe, config, seconds, budget.clock), step)
+
+
+def choose_size(recipe: Recipe, config: Any, budget: Budget) -> tuple[Plan, dict[str, Any]]:
+    """Choose the size with the lowest predicted loss after this time, and plan its run.
 
     Sizes are tried from small to large until a larger one is predicted to be worse: it learns more per token, but sees
     too few tokens.
 
-    Returns the config, and the reasons: {"sizes": measurement and prediction of each, "expects": predicted [low, high]
+    Returns the plan, and the reasons: {"sizes": measurement and prediction of each, "expects": predicted [low, high]
     of the validation loss}.
     """
-    deadline, sizes, best = time.monotonic() + seconds, [], None
+    seconds, sizes, best = max(1.0, budget.remaining_seconds), [], None
     options = list(cast(SupportsSizes, recipe).sizes(config))
     for tried, option in enumerate(options):
         report_progress("trying sizes", tried, len(options))
         try:
-            speed = measure_speed(recipe, option.config, min(TRIAL_SECONDS / 2, seconds / 40))
+            speed = measure_speed(recipe, option.config, min(TRIAL_SECONDS / 2, seconds / 40), budget.clock)
         except torch.OutOfMemoryError:
             if best is None:
                 raise
@@ -93,59 +113,10 @@ def choose_size(recipe: Recipe, config: Any, seconds: float) -> tuple[Any, dict[
         best = option, speed, expected  # the state of earlier ones is freed
     assert best is not None  # a recipe with sizes has at least one
     option, speed, _ = best
-    remaining, eval_seconds, settings = plan_evals(recipe, option.config, speed.state, deadline)
-    n_evals = max(1, min(EVALS_PER_RUN, int(remaining / 10 / eval_seconds)))
-    config = set_steps(option.config, settings, (remaining - n_evals * eval_seconds) / speed.seconds)
-    every = -(-config.train.steps // n_evals)
-    config = replace(config, train=replace(config.train, eval_every=every, save_every=every))
+    plan = make_plan(recipe, replace(option.config, train=replace(option.config.train, eval_every=1)), budget, speed)
+    config = replace(plan.config, train=replace(plan.config.train, save_every=plan.config.train.eval_every))
     expected = [round(loss, 4) for loss in option.expected_loss(speed.tokens * config.train.steps)]
-    return config, {"expects": expected, "sizes": sizes}
-
-
-def set_steps(config: Any, settings: TrainConfig, steps: float) -> Any:
-    """Return the config with these settings and at least 2 steps; a tenth of them warm up, at most."""
-    steps = max(2, int(steps))
-    return replace(config, train=replace(settings, steps=steps, warmup=min(settings.warmup, steps // 10)))
-
-
-def measure_speed(recipe: Recipe, config: Any, seconds: float) -> StepSpeed:
-    """Train a new model for about this many seconds."""
-    trial = replace(config, train=replace(config.train, steps=1 << 30, eval_every=1 << 30))
-    state, times = init_state(recipe, trial), []
-    state.stream_state = next(recipe.batches(trial, "train"))[1] | {"step": LATE_STEP}
-    first_tokens = state.stream_state.get("tokens", 0)
-    for _ in train(recipe, trial, state):
-        times.append(time.monotonic())
-        if len(times) > 200 or (len(times) > 2 and times[-1] - times[0] > seconds):
-            break
-    tokens = ((state.stream_state or {}).get("tokens", 0) - first_tokens) // len(times)
-    return StepSpeed((times[-1] - times[0]) / (len(times) - 1), tokens, state)
-
-
-def measure_eval(recipe: Recipe, config: Any, state: TrainState) -> EvalCost:
-    """Time one validation, with its sample."""
-    started_at = time.monotonic()
-    validate(recipe, config, state)
-    seconds = time.monotonic() - started_at
-    n_batches = sum(1 for _ in islice(recipe.batches(config, "val"), config.train.eval_batches))
-    with torch.no_grad():
-        recipe.predict(state.model.eval(), {})
-    return EvalCost(time.monotonic() - started_at, seconds / max(1, n_batches))
-
-
-def plan_evals(recipe: Recipe, config: Any, state: TrainState, deadline: float) -> tuple[float, float, TrainConfig]:
-    """Decide how much of the validation split the final validation covers. Returns the seconds that remain to train,
-    the seconds of a validation during training, and the settings with `final_every`."""
-    cost = measure_eval(recipe, config, state)
-    started_at, n_batches = time.monotonic(), 0
-    limit = max(deadline - started_at, 1e-3) * FINAL_EVAL_FRACTION
-    for _ in recipe.batches(config, "val"):
-        n_batches += 1
-        if time.monotonic() - started_at > limit / 2:  # reading the data alone takes long
-            break
-    every = max(1, math.ceil(cost.batch * n_batches / limit))
-    remaining = deadline - time.monotonic() - cost.batch * n_batches / every
-    return remaining, cost.validation, replace(config.train, final_every=every)
+    return plan._replace(config=config), {"expects": expected, "sizes": sizes}
 
 
 def describe_size(config: Any, speed: StepSpeed, expected: tuple[float, float]) -> dict[str, Any]:
@@ -153,3 +124,119 @@ def describe_size(config: Any, speed: StepSpeed, expected: tuple[float, float]) 
     size = {name: getattr(config.model, name) for name in ("dim", "n_layer", "context")}
     size |= {"batch": config.train.batch, "tokens_per_second": round(speed.tokens / speed.seconds)}
     return size | {"expects": [round(loss, 4) for loss in expected]}
+
+
+# --- measuring ---
+
+
+def measure_speed(recipe: Recipe, config: Any, seconds: float, clock: Clock = time.monotonic) -> StepSpeed:
+    """Train a new model for about this many seconds."""
+    trial = replace(config, train=replace(config.train, steps=1 << 30, eval_every=1 << 30))
+    state, times, started_at = init_state(recipe, trial), [], clock()
+    state.stream_state = next(recipe.batches(trial, "train"))[1] | {"step": LATE_STEP}
+    first_tokens = state.stream_state.get("tokens", 0)
+    for _ in train(recipe, trial, state):
+        times.append(clock())
+        is_slow = len(times) > 1 and times[-1] - started_at > 3 * seconds
+        if is_slow or len(times) > 200 or (len(times) > 2 and times[-1] - times[0] > seconds):
+            break
+    tokens = ((state.stream_state or {}).get("tokens", 0) - first_tokens) // len(times)
+    return StepSpeed(max(times[-1] - times[0], 1e-9) / (len(times) - 1), tokens, state)
+
+
+def measure_eval(recipe: Recipe, config: Any, state: TrainState, clock: Clock = time.monotonic) -> EvalCost:
+    """Time a validation of few batches, a sample, and the figures of a split of one batch."""
+    n_batches = sum(1 for _ in islice(recipe.batches(config, "val"), min(4, config.train.eval_batches)))
+    few = replace(config, train=replace(config.train, eval_batches=n_batches, final_every=FEW))
+    times = [clock()]
+    validate(recipe, few, state)
+    times.append(clock())
+    with torch.no_grad():
+        recipe.predict(state.model.eval(), {})
+    times.append(clock())
+    if isinstance(recipe, SupportsFigures):
+        recipe.figures(state.model, few)
+    times.append(clock())
+    validation, sample, figures = (end - start for start, end in pairwise(times))
+    return EvalCost(validation / max(1, n_batches), sample, figures)
+
+
+def count_batches(recipe: Recipe, config: Any, seconds: float, clock: Clock = time.monotonic) -> int:
+    """Count the batches of the validation split, as far as they can be read in this time."""
+    started_at, n_batches = clock(), 0
+    for _ in recipe.batches(config, "val"):
+        n_batches += 1
+        if clock() - started_at > seconds:
+            break
+    return max(1, n_batches)
+
+
+# --- planning ---
+
+
+def make_plan(recipe: Recipe, config: Any, budget: Budget, speed: StepSpeed, step: int = 0) -> Plan:
+    """Divide the time that is left between steps, validations and the end. Raises InputError if it is too short."""
+    cost = measure_eval(recipe, config, speed.state, budget.clock)
+    n_passes = 2 if isinstance(recipe, SupportsFigures) else 1  # most figures cover the split, as the evaluation does
+    limit = max(budget.remaining_seconds, 1e-3) * FINAL_EVAL_FRACTION
+    n_batches = count_batches(recipe, config, limit / 2, budget.clock)
+    left = max(budget.remaining_seconds, 1e-3)
+    final_every = min(n_batches, max(1, math.ceil(n_passes * cost.batch * n_batches / limit)))
+    affordable = (EVAL_FRACTION * left / 2 - cost.sample) / max(cost.batch, 1e-9)  # two validations, at least
+    eval_batches = max(1, min(config.train.eval_batches, n_batches, int(affordable)))
+    validation = cost.batch * eval_batches
+    final = n_passes * cost.batch * math.ceil(n_batches / final_every)
+    n_last = 2 if config.train.average > 1 else 1  # validations after the last step
+    other = cost.sample + cost.figures + (n_last - 1) * validation
+    training = left - validation - final - other
+    settings = replace(config.train, eval_batches=min(config.train.eval_batches, eval_batches), final_every=final_every)
+    settings, n_steps = spread_evals(settings, training, speed.seconds, validation + cost.sample)
+    timer = TimerState(
+        seconds_left=left,
+        share=step / (step + n_steps),
+        step_seconds=speed.seconds,
+        validation_steps=validation / speed.seconds,
+        final_validations=final / max(validation, 1e-9),
+        other_steps=other / speed.seconds,
+        n_batches=n_batches,
+    )
+    if not budget.is_forced:
+        check_steps(recipe, config, budget, step + training / speed.seconds, speed.seconds, left - training)
+    settings = replace(settings, steps=step + n_steps, warmup=min(settings.warmup, (step + n_steps) // 10))
+    return Plan(replace(config, train=settings), timer)
+
+
+def spread_evals(settings: TrainConfig, seconds: float, step: float, validation: float) -> tuple[TrainConfig, int]:
+    """Fit the number of validations into this time of training: rarer or more frequent than in the settings, if needed.
+
+    Returns the settings with `eval_every`, and the number of steps.
+    """
+    affordable = max(1, int(EVAL_FRACTION * seconds / max(validation, 1e-9)))
+    n_evals = seconds / (step * settings.eval_every + validation)
+    n_evals = min(max(n_evals, MIN_EVALS), MAX_EVALS if settings.eval_every == 1 else math.inf, affordable)
+    n_steps = max(2, int((seconds - (n_evals - 1) * validation) / step))
+    return replace(settings, eval_every=max(1, math.ceil(n_steps / n_evals))), n_steps
+
+
+def check_steps(recipe: Recipe, config: Any, budget: Budget, steps: float, step: float, other: float) -> None:
+    """Raise InputError if a model would be updated too rarely to learn anything, with a time that would be enough.
+
+    Args:
+        steps: Updates that fit into the budget.
+        step: Seconds of one.
+        other: Seconds of everything after the last one.
+    """
+    needed = max(MIN_STEPS, config.train.warmup)
+    if steps >= needed:
+        return
+    used = budget.clock() - budget.started_at
+    minutes = (used + 1.2 * needed * step + other) / (1 - EVAL_FRACTION) / 60
+    minutes = math.ceil(minutes * 10) / 10 if minutes < 3 else math.ceil(minutes)
+    advice = [f"give at least {minutes:g} minutes (--minutes {minutes:g})"]
+    advice += ["a smaller --preset"] if len(recipe.PRESETS) > 1 else []
+    advice += ["a GPU"] if resolve_device(config.train.device).type == "cpu" else []
+    text = f"{', '.join(advice[:-1])} or {advice[-1]}" if len(advice) > 1 else advice[0]
+    raise InputError(
+        f"{budget.minutes:g} minutes are too few: {max(0, int(steps))} steps will learn nothing; "
+        f"{text}; start anyway with --yes"
+    )

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from ..data.io.checks import read_json, sha256_file
 from ..errors import InputError
+from ..parsing import parse_dataclass, to_json
 from .config import LoRAConfig
 from .loop import TrainState
 from .lora import add_lora
+from .timer import TimerState
 
 AVERAGE_DIR = "mean"  # folder of the average of the last checkpoints
 
@@ -70,6 +72,8 @@ def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> 
         values: dict[str, Any] = {"step": state.step, "stream_state": state.stream_state, "best": state.best}
         if state.scaler.is_enabled():
             values["scaler"] = state.scaler.state_dict()
+        if state.timer is not None:
+            values["timer"] = to_json(state.timer.get_state())
         write_model(temporary, state.model, config, values)
     return final
 
@@ -156,13 +160,15 @@ def find_best(folder: Path) -> Path | None:
 
 def prune_checkpoints(folder: Path, keep_last: int = 1) -> None:
     """Keep the best and the last checkpoints; remove the others and what a kill left half-written."""
+    for path in list_superfluous(folder, keep_last):
+        remove_directory(path)
+
+
+def list_superfluous(folder: Path, keep_last: int = 1) -> list[Path]:
+    """Return what `prune_checkpoints` removes. The average of the last checkpoints counts as none of them."""
     paths = list_checkpoints(folder)
     best = read_state(paths[-1])["best"].get("step") if paths else None
-    for path in paths[:-keep_last]:
-        if path.name != f"step-{best}":
-            remove_directory(path)
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    return [path for path in paths[:-keep_last] if path.name != f"step-{best}"] + sorted(folder.glob(".step-*"))
 
 
 # --- reading ---
@@ -242,6 +248,12 @@ def verify_files(folder: Path) -> None:
         path = folder / Path(name).name
         if path.is_file() and sha256_file(path) != sha256:
             raise InputError(f"{path} is not the file that these weights were trained with: restore the original")
+
+
+def read_timer(folder: Path | None) -> TimerState | None:
+    """Return what a checkpoint stores of the timer; None if training did not follow the clock. Raises InputError."""
+    values = None if folder is None else read_state(folder).get("timer")
+    return None if values is None else parse_dataclass(TimerState, values, f"{folder}/state.json: timer")
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:

@@ -47,7 +47,7 @@ class TrainConfig:
     patience: int = 0
     """Early stopping: end after this many validations without a lower validation loss; 0 never stops early."""
     seed: int = 1
-    """Of everything random. The same seed, data and machine give the same run."""
+    """Of all random numbers. The same seed, data and machine give the same run."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -52,6 +52,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+def evaluation_autocast(model: torch.nn.Module, dtype: str) -> contextlib.AbstractContextManager:
+    """Compute as `loop.evaluate` does: predictions that are counted elsewhere must agree with its metrics."""
+    device = next(model.parameters()).device
+    return autocast(device, resolve_dtype(dtype, device))
+
+
 def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Move a batch to a device; from CPU to CUDA asynchronously, through pinned memory."""
     if device.type != "cuda":

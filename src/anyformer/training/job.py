@@ -17,13 +17,14 @@ from torch import nn
 
 from ..errors import Stopped, TrainingError
 from ..parsing import to_json
-from ..recipe import Recipe, bind_checkpoint_files, format_prediction, recipe_name
+from ..recipe import Recipe, SupportsBaselines, bind_checkpoint_files, format_prediction, recipe_name
 from . import budget as budgets
 from . import checkpoints
 from .config import LoRAConfig
 from .device import resolve_device
 from .loop import TrainState, evaluate, init_state, is_finished, train
 from .run_directory import RunDirectory, describe_run, open_logs
+from .timer import Timer, TimerState
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,17 @@ class TrainingJob:
     """For a resumed run only if the base model is needed: it has adapters, or no checkpoint yet."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     budget: budgets.Budget | None = None
-    """A time limit that decides the number of steps, and possibly the size of the model. Never of a resumed run."""
+    """The time that training takes, and that possibly decides the size of the model; of a resumed run, from now on."""
+    timer: TimerState | None = None
+    """How the time is divided. Of a resumed run without a new budget: as its checkpoint stores it."""
+    baselines: dict[str, dict[str, float]] | None = None
+    """Of SupportsBaselines, if they were computed before training, so that their time is known."""
     plan: dict[str, Any] = field(default_factory=dict)
     """How a budget chose the size of the model; stored in config.json."""
     command: str = ""
     """The command line or call that started it."""
+    trackers: tuple[str, ...] = ()
+    """Names of `trackers.TRACKERS` that get the records too."""
 
     @property
     def recipe_name(self) -> str:
@@ -69,6 +76,8 @@ StartCallback = Callable[[TrainingJob, TrainState], None]
 """on_start(job, state), called once before the first step."""
 RecordCallback = Callable[[dict[str, Any]], None]
 """on_record(record), called after each step."""
+CheckpointCallback = Callable[[Path], None]
+"""on_checkpoint(folder), called after each checkpoint is written."""
 
 
 def ignore(*_: Any) -> None:
@@ -76,7 +85,10 @@ def ignore(*_: Any) -> None:
 
 
 def run_job(
-    job: TrainingJob, on_start: StartCallback = ignore, on_record: RecordCallback = ignore
+    job: TrainingJob,
+    on_start: StartCallback = ignore,
+    on_record: RecordCallback = ignore,
+    on_checkpoint: CheckpointCallback = ignore,
 ) -> tuple[TrainingJob, TrainState]:
     """Train in the job's run directory, up to the last checkpoint; a run that fails before its first one is removed.
 
@@ -101,9 +113,10 @@ def run_job(
         if job.is_resumed:
             job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
         on_start(job, state)
-        for record in run_training(job, state):
+        for record in run_training(job, state, on_checkpoint):
             on_record(record)
         average_checkpoints(job, state)
+        job = fit_end(job, state)
     return job, state
 
 
@@ -117,14 +130,18 @@ def check_inputs(job: TrainingJob) -> None:
 
 
 def apply_budget(job: TrainingJob) -> TrainingJob:
-    """Return the job with the number of steps, and possibly the model size, that fit its budget."""
+    """Return the job with its time divided, and possibly another model size. Raises InputError if it is too short."""
     if job.budget is None:
         return job
-    seconds = job.budget.remaining_seconds
-    if not job.budget.choose_size:
-        return replace(job, config=budgets.fit_steps(job.recipe, job.config, seconds))
-    config, reasons = budgets.choose_size(job.recipe, job.config, seconds)
-    return replace(job, config=config, plan={"minutes": job.budget.minutes} | reasons)
+    baselines = job.recipe.baselines(job.config) if isinstance(job.recipe, SupportsBaselines) else None
+    if job.budget.choose_size:
+        (config, timer), reasons = budgets.choose_size(job.recipe, job.config, job.budget)
+        plan = {"minutes": job.budget.minutes} | reasons
+        return replace(job, config=config, timer=timer, plan=plan, baselines=baselines)
+    latest = checkpoints.find_latest(job.run.checkpoints) if job.is_resumed else None
+    step = 0 if latest is None else checkpoints.read_state(latest)["step"]
+    config, timer = budgets.plan_steps(job.recipe, job.config, job.budget, step)
+    return replace(job, config=config, timer=timer, baselines=baselines)
 
 
 def describe_job(job: TrainingJob) -> dict[str, Any]:
@@ -162,11 +179,17 @@ def restore_or_init(job: TrainingJob) -> TrainState:
     state = init_state(job.recipe, config, initialize)
     if latest is not None:
         checkpoints.load_checkpoint(latest, state)
+    if job.timer is not None:
+        budget = job.budget
+        timer = job.timer if budget is None else replace(job.timer, seconds_left=budget.remaining_seconds)
+        state.timer = Timer(timer, time.monotonic if budget is None else budget.clock)
     job.run.rewind(state.step)
     return state
 
 
-def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]]:
+def run_training(
+    job: TrainingJob, state: TrainState, on_checkpoint: CheckpointCallback = ignore
+) -> Iterator[dict[str, Any]]:
     """Train, log, sample and save; yield each record with "seconds" and "tokens_per_second". Raises Stopped."""
     config, run = job.config.train, job.run
     content, tokens = run.read_config(), (state.stream_state or {}).get("tokens", 0)
@@ -185,12 +208,26 @@ def run_training(job: TrainingJob, state: TrainState) -> Iterator[dict[str, Any]
                 log("timings.jsonl", json.dumps(timings))
             is_due = state.step % config.save_every == 0 or is_finished(state, config)
             if is_due or stop.is_set() or state.best.get("step") == state.step:
-                checkpoints.save_checkpoint(run.checkpoints, state, content)
+                checkpoint = checkpoints.save_checkpoint(run.checkpoints, state, content)
                 checkpoints.prune_checkpoints(run.checkpoints, config.average)
+                on_checkpoint(checkpoint)
             last = time.monotonic()  # the time of saving and of the caller is not counted
-            yield record | {"seconds": seconds, "tokens_per_second": speed}
+            left = {} if state.timer is None else {"seconds_left": state.timer.seconds_left}
+            yield record | {"seconds": seconds, "tokens_per_second": speed} | left
             if stop.is_set():
-                raise Stopped(f"stopped at step {state.step} of {config.steps}; everything is saved")
+                end = f", {left['seconds_left']:.0f} s before the end" if left else f" of {config.steps}"
+                raise Stopped(f"stopped at step {state.step}{end}; everything is saved")
+
+
+def fit_end(job: TrainingJob, state: TrainState) -> TrainingJob:
+    """Return the job as the clock ended it: with the number of steps that were done, and a final evaluation that fits
+    into the time that is left. config.json is rewritten."""
+    if state.timer is None or (job.timer is not None and job.timer.share >= 1):  # the clock had ended it before
+        return job
+    every = state.timer.fit_final_every(job.config.train.final_every)
+    job = replace(job, config=replace(job.config, train=replace(job.config.train, steps=state.step, final_every=every)))
+    job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
+    return job
 
 
 @torch.no_grad()

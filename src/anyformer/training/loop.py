@@ -11,9 +11,11 @@ from torch import nn
 
 from ..recipe import Recipe, StreamState
 from .config import TrainConfig
-from .device import autocast, move_batch, resolve_device, resolve_dtype
+from .device import resolve_device, resolve_dtype
+from .evaluation import evaluate
 from .gradients import check_finite, clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
+from .timer import Timer, get_position, is_over
 
 
 @dataclass
@@ -30,6 +32,8 @@ class TrainState:
     """Position of the stream of training batches."""
     best: dict[str, Any] = field(default_factory=dict)
     """The step with the lowest validation loss so far: {"step": ..., "val_loss": ...}."""
+    timer: Timer | None = None
+    """Measures a training that ends at a time (`--minutes`), not after a number of steps."""
 
 
 def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], Any] | None = None) -> TrainState:
@@ -46,7 +50,7 @@ def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], An
 
 
 def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
-    """Train until `config.train.steps` or until `patience` runs out, and yield a record after each update.
+    """Train until `config.train.steps`, the time of `state.timer` or `patience` is used up; yield a record per update.
 
     The caller prints, saves or stops. `state` is changed in place; pass it again to continue.
 
@@ -65,7 +69,7 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
     stream = recipe.batches(config, "train", state.stream_state)
     while not is_finished(state, c):
         torch.manual_seed(c.seed * 1_000_003 + state.step)  # the randomness of a step depends on (seed, step) alone
-        lr = get_lr(state.step, c)
+        lr = get_lr(get_position(state.timer, state.step, c.steps), c)
         steps = [next(stream) for _ in range(c.accumulate)]
         batches, state.stream_state = [batch for batch, _ in steps], steps[-1][1]
         # _graph is held until the next step: freed earlier, the allocator returns its memory and faults it in again.
@@ -77,37 +81,31 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
         state.optimizer.zero_grad()
         state.scaler.update()
         state.step += 1
+        if state.timer is not None:
+            state.timer.end_step()
 
         record = {"step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm if has_update else None}
         record["tokens"] = (state.stream_state or {}).get("tokens", 0)
         if not has_update:
             record |= {"skipped_update": True, "loss_scale": state.scaler.get_scale()}
-        if state.step % c.eval_every == 0 or state.step == c.steps:
+        if state.step % c.eval_every == 0 or is_over(state.timer, state.step, c.steps):
             record |= validate(recipe, config, state)
         yield record
 
 
 def is_finished(state: TrainState, config: TrainConfig) -> bool:
-    """Return whether all steps are done, or the last validations brought no improvement (`patience`)."""
+    """Return whether all steps are done, the time is used up, or the last validations were no better (`patience`)."""
     stale_steps = state.step - state.best.get("step", state.step)
-    return state.step >= config.steps or (config.patience > 0 and stale_steps >= config.patience * config.eval_every)
+    is_stale = config.patience > 0 and stale_steps >= config.patience * config.eval_every
+    return is_stale or is_over(state.timer, state.step, config.steps)
 
 
 def validate(recipe: Recipe, config: Any, state: TrainState) -> dict[str, float]:
     """Evaluate the first validation batches, always the same ones, and record the best step. Returns "val_loss" ..."""
     batches = (batch for batch, _ in recipe.batches(config, "val", None))
     metrics = evaluate(recipe, state.model, islice(batches, config.train.eval_batches), config.train.dtype)
+    if state.timer is not None:
+        state.timer.end_validation()
     if metrics["loss"] < state.best.get("val_loss", math.inf):
         state.best = {"step": state.step, "val_loss": metrics["loss"]}
     return {f"val_{name}": value for name, value in metrics.items() if name != "tokens"}
-
-
-def evaluate(recipe: Recipe, model: nn.Module, batches: Iterator[dict], dtype: str = "float32") -> dict[str, float]:
-    """Compute the recipe's metrics in inference mode on the model's device; the model's mode is restored."""
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(device, resolve_dtype(dtype, device)):
-            return recipe.evaluate(model, (move_batch(batch, device) for batch in batches))
-    finally:
-        model.train(was_training)

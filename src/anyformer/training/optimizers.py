@@ -12,8 +12,9 @@ STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buf
 DECAY_FRACTION = 0.4  # of the steps after the warm-up, at the end of the trapezoid schedule
 
 
-def get_lr(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of a step (counted from 0): linear warm-up, then the schedule."""
+def get_lr(step: float, config: TrainConfig) -> float:
+    """Return the learning rate of a step (counted from 0): linear warm-up, then the schedule. By the clock, a step is
+    the same share of `config.steps` as that of the time that has been used."""
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))

@@ -8,6 +8,7 @@ checkpoints/step-N/      the best and the last
 result.json              the final evaluation
 figures.json             the recipe's figures of the model, as plain values
 report.html              the report
+tensorboard/, wandb/     files of trackers, if there are any; tracking.json: its ids there
 .lock                    process and host that are training it now
 """
 
@@ -17,6 +18,7 @@ import platform
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ except ImportError:  # Windows: runs are not locked there
     fcntl = None
 
 LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.txt")
+TRACKER_IDS, TRACKER_FOLDERS = "tracking.json", ("tensorboard", "wandb")
+MAX_HOLDER_CHARS = 300  # of a lock file
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,16 @@ class RunDirectory:
             with suppress(OSError):
                 self.path.rmdir()  # fails if it holds anything
 
+    def find_holder(self) -> "LockHolder | None":
+        """Return the process that trains in the directory now, or None."""
+        return find_lock_holder(self.path / ".lock")
+
     def remove(self) -> None:
         """Remove the run's files."""
-        for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html"):
+        for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html", TRACKER_IDS):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, *(self.path / name for name in TRACKER_FOLDERS)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def rewind(self, step: int) -> None:
         """Remove what was logged after a step, and the final figures."""
@@ -121,14 +130,11 @@ def acquire_lock(path: Path) -> IO[str]:
     """
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by the caller)
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             file.seek(0)
-            raise InputError(f"{path.parent} is being trained by {file.read().strip() or 'another process'}") from None
-        except OSError:
-            pass  # a file system without locks
+            holder = LockHolder.parse(file.read(MAX_HOLDER_CHARS))
+            file.close()
+            raise InputError(f"{path.parent} is being trained by {holder}")
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its previous holder removed it between our opening and locking it
@@ -136,6 +142,47 @@ def acquire_lock(path: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def try_lock(file: IO[str], is_exclusive: bool = True) -> bool:
+    """Lock an open file until it is closed. Returns False if another process holds it, also a moment later: whoever
+    only asks for the holder locks it for microseconds."""
+    if fcntl is None:
+        return True
+    for _ in range(3):
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:
+            return True  # a file system without locks
+    return False
+
+
+@dataclass(frozen=True)
+class LockHolder:
+    """The process that trains in a run directory, as far as its lock file tells."""
+
+    pid: int | None = None
+    host: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "LockHolder":
+        match = re.match(r"process (\d{1,10}) on host (\S+)", text)
+        return cls(int(match[1]), match[2]) if match else cls()
+
+    def __str__(self) -> str:
+        return "another process" if self.pid is None else f"process {self.pid} on host {self.host}"
+
+
+def find_lock_holder(path: Path) -> LockHolder | None:
+    """Return the live process that holds a lock file, or None: there is no file, or a dead process left it."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return None if try_lock(file, is_exclusive=False) else LockHolder.parse(file.read(MAX_HOLDER_CHARS))
+    except OSError:
+        return None
 
 
 # --- reading and writing its files ---
@@ -171,6 +218,19 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Generator[IO[str]]:
+    """Open a text file for writing that replaces `path` when the block ends, and is removed if it raises. Half of a
+    surrogate pair is written as its escape."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -77,18 +77,23 @@ def read_start(path: Path, size: int = SAMPLE_BYTES) -> bytes:
 def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
     """Yield (place, line without its end) of a UTF-8 file; a place is "FILE, line 3". Raises InputError."""
     with open_data(path) as file:
-        number = 0
-        while line := file.readline(max_line_bytes + 1):
-            number += 1
-            place = f"{path}, line {number}"
-            if len(line) > max_line_bytes:
-                raise InputError(f"{place}: longer than {max_line_bytes >> 20} MiB")
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = f"byte 0x{line[error.start]:02X} is not UTF-8 (offset {error.start})"
-                raise InputError(f"{place}: {byte}: {explain_encoding(read_start(path) + line, path)}") from None
-            yield place, text.rstrip("\r\n")
+        yield from decode_lines(file, path, max_line_bytes)
+
+
+def decode_lines(file: Any, path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
+    """Yield (place, line without its end) of an open binary file. Raises InputError."""
+    number = 0
+    while line := file.readline(max_line_bytes + 1):
+        number += 1
+        place = f"{path}, line {number}"
+        if len(line) > max_line_bytes:
+            raise InputError(f"{place}: longer than {max_line_bytes >> 20} MiB")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{line[error.start]:02X} is not UTF-8 (offset {error.start})"
+            raise InputError(f"{place}: {byte}: {explain_encoding(read_start(path) + line, path)}") from None
+        yield place, text.rstrip("\r\n")
 
 
 def read_line_pairs(first: Path, second: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from ..audio.read import read_audio
 from ..images.read import read_image, resize_image
 from ..tokenizers.build import TOKENIZER_FILE, Tokenizer, tokenizer_from_files
 from .read import is_missing
-from .schema import Field, Target
+from .schema import Field, Schema, Target
 
 Encoded = tuple[np.ndarray, np.ndarray]
 
@@ -133,6 +133,19 @@ def encode_audio(field: Field, value: Any, folder: Path, lenient: bool) -> Encod
     padded = np.zeros(field.shape, field.dtype)
     padded[:, : mel.shape[1]] = mel
     return padded, np.arange(field.nodes) < mel.shape[1] // 2
+
+
+def resolve_row_paths(schema: Schema, row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what a row holds for a schema, with the paths in it relative to a folder."""
+
+    values = {column.name: row[column.name] for column in schema.columns if column.name in row}
+    for field in schema.fields:
+        if field.kind not in ("image", "audio", "vector", "series") or is_missing(value := values.get(field.name)):
+            continue
+        is_file = field.kind in ("image", "audio") or str(value).lower().endswith((".npy", ".csv"))
+        if isinstance(value, str) and is_file:
+            values[field.name] = str(folder / value)
+    return values
 
 
 def read_file(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:

@@ -4,11 +4,12 @@
     table.jsonl      {"age": 31, "motion": [[0.1, 0.2], ...], "photo": "a.png"}  an object per line
     table.parquet    columns of numbers, texts and lists (needs pyarrow)
 
-An empty cell, a null or an absent name is a missing value. Relative paths start from the folder of the table.
+An empty cell, NA, NaN, null, ? or an absent name is a missing value. Relative paths start from the folder of the table.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..io.manifest import read_rows
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
 TABLE_EXTENSIONS = (*MANIFEST_EXTENSIONS, ".parquet")
 CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  # of files that a cell may name
+MISSING_MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "?")
 PARQUET_BATCH_ROWS = 1024
 
 
@@ -68,19 +70,32 @@ def read_table(path: Path) -> Table:
 
 
 def read_parquet_rows(path: Path) -> Iterator[Row]:
+    with open_parquet(path) as file:
+        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH_ROWS))
+        for number, row in enumerate(rows, 1):
+            yield f"{path}, row {number}", row
+
+
+def count_parquet_rows(path: Path) -> int:
+    with open_parquet(path) as file:
+        return file.metadata.num_rows
+
+
+@contextmanager
+def open_parquet(path: Path) -> Generator[Any]:
+    """Open a parquet file for reading in bounded memory. Raises InputError, within the block too."""
     message = f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'"
     pyarrow, parquet = (import_optional(module, message) for module in ("pyarrow", "pyarrow.parquet"))
     try:
-        with parquet.ParquetFile(path) as file:
-            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH_ROWS))
-            for number, row in enumerate(rows, 1):
-                yield f"{path}, row {number}", row
+        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:  # unbuffered, a column chunk would be in memory
+            yield file
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
 
 def is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Whether a cell is empty or says that its value is missing, such as NA."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in MISSING_MARKERS)
 
 
 def to_json_value(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What recipes of text encoders have in common: the model without its head, requests, and vectors of texts."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from ...recipe import Graph, GraphInput
 from ...training.config import TrainConfig
 from .text import VocabularyConfig
 
-EMBED_BATCH = 32  # texts in one forward
+MAX_BATCH = 32  # texts in one forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +61,19 @@ def embed(model: TextEncoder, texts: list[str], cut: bool = False) -> list[list[
     """Return a vector of length 1 for each text, the mean of its nodes after the last block (1908.10084). Raises
     InputError for a text that exceeds the context, unless it may be cut."""
     rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # texts of similar length share a batch
     vectors = {}
-    for start in range(0, len(order), EMBED_BATCH):
-        indices = order[start : start + EMBED_BATCH]
+    for indices in batch_by_length(rows):
         ids, lengths = pad_rows([rows[i] for i in indices], next(model.parameters()).device)
         pooled = F.normalize(mean_pool(model.hidden(ids, lengths).float(), lengths), dim=-1)
         vectors |= dict(zip(indices, pooled.tolist()))
     return [vectors[i] for i in range(len(rows))]
+
+
+def batch_by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Yield the indices of the rows in batches of similar length."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), MAX_BATCH):
+        yield order[start : start + MAX_BATCH]
 
 
 @dataclass(frozen=True)

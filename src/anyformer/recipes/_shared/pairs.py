@@ -26,7 +26,7 @@ from ...inference.translation import TranslationRequest, align_translation, tran
 from ...metrics import score_classes, score_translations
 from ...model import EncoderDecoder, LMHead, TokenEmbedding, TransformerConfig, initialize, within
 from ...parsing import check_range, parse_dataclass, path_field
-from ...recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ...recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
 from .text import VocabularyConfig, first_encodable, load_config_tokenizer
 
@@ -162,6 +162,14 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
         example = first_encodable(model.pair_tokenizer.source.encode, *examples)
         request = {"input": example, "cut": True} | request
     return {"results": translate(model, parse_dataclass(TranslationRequest, request, "request"))}
+
+
+def file_input(model: Any, config: Any) -> FileInput:
+    return FileInput(("source",), tsv_quotes=False)
+
+
+def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]
 
 
 def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...errors import InputError
-from ...parsing import check_range, check_types, path_field
+from ...inference.completion import CompletionRequest, generate_text
+from ...parsing import check_range, check_types, parse_dataclass, path_field
+from ...recipe import FileInput
 
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
@@ -87,3 +89,18 @@ def first_encodable(encode: Callable[[str], Any], *texts: str) -> str:
             encode(text)
             return text
     return texts[-1]
+
+
+# --- files of texts and prompts ---
+
+
+def file_input(model: Any, config: Any) -> FileInput:
+    return FileInput(("text",), tsv_quotes=False)
+
+
+def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Continue prompts in one batch: for each its first sample and, if there are several, all "samples"."""
+    request = parse_dataclass(CompletionRequest, settings | {"prompt": inputs}, "request")
+    results = [completion.result() for completion in list(generate_text(model, model.tokenizer, request))[-1]]
+    groups = [results[i : i + request.samples] for i in range(0, len(results), request.samples)]
+    return [group[0] | ({"samples": group} if len(group) > 1 else {}) for group in groups]

@@ -1,4 +1,4 @@
-"""Forecast: continue a series of numbers.
+"""Next number: continue a series of numbers.
 
 raw    a text file with one number per line, or "waves": the sum of two sine waves
 nodes  one for each number, standardized, with a position
@@ -6,8 +6,8 @@ edges  causal
 head   the next number
 loss   mean squared error, in standard deviations of the series
 
-    anyformer train ./forecast.py --data prices.txt
-    anyformer predict runs/forecast-prices-1 prices.txt --recipe ./forecast.py
+    anyformer train ./next_number.py --data prices.txt
+    anyformer predict runs/next_number-prices-1 prices.txt --recipe ./next_number.py
 """
 
 import hashlib

@@ -1,0 +1,368 @@
+"""Recognize what a file or a folder holds, from its first bytes, names, columns and values.
+
+`detect` returns the possible readings, the most likely first. A reading names a kind of data; the recipe that trains on
+this kind declares it (`recipe.find_recipe`). Nothing but the first rows of a few files is read.
+"""
+
+import csv
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .audio.read import AUDIO_EXTENSIONS
+from .images.read import IMAGE_EXTENSIONS
+from .io.files import open_data, suffix
+from .tables.columns import (
+    DATE,
+    LABEL_NAMES,
+    LANGUAGES,
+    PATH_NAMES,
+    SOURCE_NAMES,
+    TABLE_TARGETS,
+    TARGET_NAMES,
+    TEXT_NAMES,
+    TIME_NAMES,
+    Column,
+    Rows,
+    is_number,
+    is_smiles,
+    plain_name,
+)
+from .tables.read import TABLE_EXTENSIONS, read_parquet_rows
+from .tables.readings import KINDS, TRAJECTORY_KEYS, Reading, read_rows
+
+MAX_FILES = 20_000  # of a folder that are listed
+MAX_ROWS = 300  # of a table that are looked at
+MAX_SAMPLE_BYTES = 1 << 20  # of a file that are read
+
+TEXT_EXTENSIONS = (".txt", ".md", ".rst", ".tex", ".html", ".log")
+FASTA_EXTENSIONS = (".fasta", ".fa", ".faa", ".fna", ".ffn", ".a3m", ".a2m", ".afa", ".aln", ".sto", ".stk")
+CODE_EXTENSIONS = tuple(
+    """
+    .py .pyi .js .ts .jsx .tsx .java .c .h .cc .cpp .hpp .cs .go .rs .rb .php .swift .kt .scala .sh .pl .lua .jl
+    .r .m .hs .ml .ex .erl .clj .sql .css .scss .vue .ipynb
+    """.split()  # noqa: SIM905
+)
+ARCHIVES = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz", b"BZh": "bz2"}
+
+
+def detect(path: Path) -> list[Reading]:
+    """Return the readings of a file or a folder, the most likely first. Raises InputError if there are none."""
+    readings = list(_read_folder(path) if path.is_dir() else _read_file(path))
+    if not readings:
+        raise InputError(f"{path}: {_describe_unknown(path)}; recognized are {', '.join(KINDS.values())}")
+    return sorted(readings, key=lambda reading: -reading.score)
+
+
+# --- files ---
+
+
+def _read_file(path: Path) -> Iterator[Reading]:
+    extension = suffix(path)
+    head = _read_head(path)
+    if extension == ".parquet":
+        yield from read_rows(Rows(_parquet_rows(path)))
+    elif extension == ".npz":
+        yield from _read_npz(path)
+    elif "idx" in path.name and "ubyte" in path.name:
+        yield Reading("labeled images", 0.9, "an IDX file, as of MNIST")
+    elif extension in AUDIO_EXTENSIONS or extension in IMAGE_EXTENSIONS:
+        return
+    elif b"\0" not in head:
+        yield from _read_text_file(path, head.decode("utf-8-sig", "replace"))
+
+
+def _read_head(path: Path) -> bytes:
+    """The first bytes of a file, decompressed. Raises InputError for what cannot be opened."""
+    with open_data(path) as file:
+        head = file.read(MAX_SAMPLE_BYTES)
+    for magic, name in ARCHIVES.items():
+        if head.startswith(magic) and suffix(path) not in (".npz",):
+            raise InputError(f"{path}: is a {name} archive: unpack it first and name the folder")
+    return head
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in islice(read_parquet_rows(path), MAX_ROWS)]
+
+
+def _read_npz(path: Path) -> Iterator[Reading]:
+    with zipfile.ZipFile(path) as file:
+        names = {name.removesuffix(".npy") for name in file.namelist()}
+    if names >= TRAJECTORY_KEYS:
+        yield Reading("trajectories", 0.95, "arrays observations and actions")
+    elif names & {"images", "x_train"} or names >= {"data", "offsets"} or {"x", "y"} <= {n.lower() for n in names}:
+        yield Reading("labeled images", 0.8, f"arrays {', '.join(sorted(names)[:4])}")
+
+
+def _read_text_file(path: Path, text: str) -> Iterator[Reading]:
+    extension = suffix(path)
+    lines = [line for line in text.split("\n")[:-1] or [text] if line.strip()]  # the last line may be cut
+    if not lines:
+        raise InputError(f"{path}: is empty: expected data")
+    if extension in (".jsonl", ".ndjson", ".json"):
+        yield from read_rows(Rows(_json_rows(path, text, lines)))
+        return
+    if special := _read_special(extension, lines):
+        yield special
+        return
+    delimiter = _find_delimiter(extension, lines)
+    if delimiter:
+        rows, has_header = _split_rows(lines, delimiter)
+        yield from read_rows(Rows(rows, has_header))
+    if extension in CODE_EXTENSIONS:
+        yield Reading("code", 0.9, f"a {extension} file")
+    elif extension not in (".csv", ".tsv"):
+        yield Reading("text", 0.3 if delimiter else 0.8, f"{len(lines):,} lines of text")
+
+
+def _json_rows(path: Path, text: str, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The first objects of a jsonl file, or of a JSON list."""
+    if text.lstrip().startswith("["):
+        decoder, position, rows = json.JSONDecoder(), text.index("[") + 1, []
+        while len(rows) < MAX_ROWS:
+            match = re.compile(r"[\s,]*").match(text, position)
+            try:
+                value, position = decoder.raw_decode(text, match.end() if match else position)
+            except ValueError:
+                break
+            rows.append(value)
+    else:
+        try:
+            rows = [json.loads(line) for line in lines[:MAX_ROWS]]
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON in each line ({error})") from None
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _read_special(extension: str, lines: Sequence[str]) -> Reading | None:
+    """Formats that are recognized by their lines: FASTA, Stockholm, ABC, SMILES, fastText."""
+    if lines[0].startswith("# STOCKHOLM"):
+        return Reading("alignment", 0.95, "a Stockholm alignment")
+    if lines[0].startswith(">") and len(lines) > 1:
+        return _read_fasta(extension, lines)
+    if any(line.startswith("X:") for line in lines[:50]) and any(line.startswith("K:") for line in lines[:80]):
+        return Reading("tunes", 0.95, "tunes in ABC notation (X:, K:)")
+    if all(line.startswith("__label__") for line in lines[:20]):
+        return Reading("labeled text", 0.9, "lines that start with __label__")
+    words = [line.split()[0] for line in lines[:MAX_ROWS]]
+    if all(map(is_smiles, words)) and (
+        extension == ".smi" or sum(bool(re.search(r"[=()#\d]", w)) for w in words) > len(words) / 2
+    ):
+        return Reading("molecules", 0.95, "a SMILES in each line")
+    return None
+
+
+def _read_fasta(extension: str, lines: Sequence[str]) -> Reading:
+    sequences: list[str] = []
+    for line in lines:
+        if line.startswith(">"):
+            sequences.append("")
+        else:
+            sequences[-1] += line.strip()
+    sequences = sequences[:-1] or sequences  # the last one may be cut
+    columns = {len(re.sub(r"[a-z.]", "", sequence)) for sequence in sequences}
+    gaps = any("-" in sequence for sequence in sequences)
+    if len(columns) == 1 and len(sequences) > 2 and gaps:
+        return Reading("alignment", 0.95, f"{len(sequences)} or more aligned sequences of {columns.pop()} columns")
+    return Reading("sequences", 0.95, "sequences in FASTA")
+
+
+def _find_delimiter(extension: str, lines: Sequence[str]) -> str | None:
+    """The character that cuts nearly all lines into the same number of cells, if there is one."""
+    candidates = {".tsv": "\t", ".csv": ",;\t| ", ".dat": ",;\t| ", ".data": ",;\t| "}.get(extension, "\t")
+    for delimiter in candidates:
+        counts = Counter(len(row) for row in csv.reader(lines[:MAX_ROWS], delimiter=delimiter))
+        cells, rows = counts.most_common(1)[0]
+        if cells > 1 and rows >= 0.9 * sum(counts.values()):
+            return delimiter
+    return "," if extension == ".csv" else None
+
+
+def _split_rows(lines: Sequence[str], delimiter: str) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of a delimited file, and whether its first line names the columns; without names they are numbered."""
+    quoting = csv.QUOTE_NONE if delimiter == "\t" and any(line.count('"') % 2 for line in lines) else csv.QUOTE_MINIMAL
+    rows = list(islice(csv.reader(lines, delimiter=delimiter, quoting=quoting), MAX_ROWS))
+    has_header = _is_header(rows)
+    names = rows[0] if has_header else [str(i + 1) for i in range(max(map(len, rows)))]
+    names = [name.strip() or f"column {i + 1}" for i, name in enumerate(names)]
+    return [dict(zip(names, row)) for row in rows[has_header:]], has_header
+
+
+def _is_header(rows: Sequence[Sequence[str]]) -> bool:
+    first, others = rows[0], rows[1:]
+    if not others or len(set(first)) < len(first) or any(is_number(cell) or DATE.fullmatch(cell) for cell in first[1:]):
+        return False
+    familiar_names = {
+        *PATH_NAMES,
+        *LABEL_NAMES,
+        *TEXT_NAMES,
+        *SOURCE_NAMES,
+        *TARGET_NAMES,
+        *TIME_NAMES,
+        *TABLE_TARGETS,
+        *LANGUAGES,
+    }
+    if {plain_name(cell) for cell in first} & {*familiar_names, "id", "name"}:
+        return True
+    columns = [Column("", [row[i] for row in others if i < len(row) and row[i].strip()]) for i in range(len(first))]
+    if any(column.kind in ("number", "date", "image", "sound", "smiles") for column in columns):
+        return not any(is_number(cell) for cell in first)
+    if any(cell in column.texts for cell, column in zip(first, columns) if column.kind == "category"):
+        return False
+    return all(len(cell.split()) <= 4 and not re.search(r"[.!?,;]$", cell) for cell in first) and all(
+        column.words > 5 for column in columns if column.kind == "text"
+    )
+
+
+# --- folders ---
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """The visible files of a folder and of its folders, at most MAX_FILES."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    visible = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return list(islice(visible, MAX_FILES))
+
+
+def _read_folder(folder: Path) -> Iterator[Reading]:
+    files = _list_files(folder)
+    if not files:
+        raise InputError(f"{folder}: holds no files")
+    data_files = [path for path in files if not DOCUMENTATION.match(path.name)]
+    if len(data_files) == 1:
+        yield from _read_file(data_files[0])
+        return
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        groups.setdefault(_group(path), []).append(path)
+    tables = groups.get("table", [])
+    media = [name for name in ("image", "sound") if len(groups.get(name, ())) > 1]
+    table_readings = [reading for path in _first_tables(tables) for reading in _read_file(path)]
+    for reading in table_readings:
+        names_files = reading.kind.endswith(("images", "sounds")) or "combine files" in reading.why
+        if not media or names_files:
+            yield replace(reading, options=reading.options | {"data": str(_first_tables(tables)[0])})
+    for name in media:
+        yield from _read_media_folder(folder, name, groups)
+    for name in ("fasta", "tunes", "array"):
+        if members := groups.get(name):
+            yield from _read_file(members[0])
+    if not media:
+        yield from _read_text_folder(folder, groups)
+
+
+def _first_tables(tables: Sequence[Path]) -> list[Path]:
+    """The table to look at: the one for training, else the largest."""
+    order = sorted(
+        tables, key=lambda path: (not path.stem.lower().startswith(("train", "metadata")), -path.stat().st_size)
+    )
+    return order[:1]
+
+
+def _group(path: Path) -> str:
+    extension = suffix(path)
+    for name, extensions in {
+        "image": IMAGE_EXTENSIONS,
+        "sound": AUDIO_EXTENSIONS,
+        "table": TABLE_EXTENSIONS,
+        "fasta": FASTA_EXTENSIONS,
+        "tunes": (".abc",),
+        "array": (".npz",),
+        "code": CODE_EXTENSIONS,
+    }.items():
+        if extension in extensions:
+            return name
+    if path.name.removesuffix(".gz").endswith("-ubyte"):
+        return "array"
+    return "text" if extension in TEXT_EXTENSIONS or _is_text(path) else "other"
+
+
+def _is_text(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(2048)
+    return bool(head) and b"\0" not in head and sum(byte < 9 for byte in head) == 0
+
+
+def _class_folders(folder: Path, files: Sequence[Path]) -> dict[str, int]:
+    """The number of files below each class folder, under a folder for each split if there is one."""
+    counts: Counter[str] = Counter()
+    for path in files:
+        parts = [part for part in path.relative_to(folder).parts[:-1] if part.lower() not in SPLIT_FOLDERS]
+        counts[parts[0] if parts else ""] += 1
+    return counts
+
+
+DOCUMENTATION = re.compile(r"(readme|licen[sc]e|copyright|copying|notice|changelog|sha256sums|md5sums)", re.IGNORECASE)
+SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation", "training", "testing", "dev")
+
+
+def _read_media_folder(folder: Path, name: str, groups: dict[str, list[Path]]) -> Iterator[Reading]:
+    files, texts = groups[name], groups.get("text", [])
+    stems = {path.stem for path in texts}
+    share = sum(path.stem in stems for path in files) / len(files)
+    is_transcribed = share > 0.8 or any(path.name.endswith(".trans.txt") for path in texts)
+    classes = _class_folders(folder, files)
+    if is_transcribed:
+        kind = "transcribed sounds" if name == "sound" else "captioned images"
+        yield Reading(kind, 0.85, f"{len(files):,} {name}s with a text file each")
+    if len(classes) > 1 and "" not in classes:
+        why = f"{len(files):,} {name}s in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
+        yield Reading(f"labeled {name}s", 0.5 if is_transcribed else 0.9, why)
+    elif name == "image":
+        yield Reading("images", 0.4 if is_transcribed else 0.7, f"{len(files):,} images in one folder")
+
+
+def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[Reading]:
+    texts, code = groups.get("text", []), groups.get("code", [])
+    if len(code) > len(texts) / 2 and len(code) > 1:
+        kinds = Counter(suffix(path) for path in code).most_common(3)
+        yield Reading("code", 0.85, f"{len(code):,} files of source code ({', '.join(kind for kind, _ in kinds)})")
+        return
+    if not texts:
+        return
+    texts = [path for path in texts if not DOCUMENTATION.match(path.name)] or texts
+    if len(texts) > 1 and len({path.name.rsplit(".", 1)[0] for path in texts}) == 1:
+        names = [path.suffix.removeprefix(".") for path in texts]
+        if not LANGUAGES & {plain_name(name) for name in names}:
+            yield Reading("labeled text", 0.8, f"a file for each class: {', '.join(names[:4])}")
+    if parallel := _find_parallel(texts):
+        why = f"{parallel[0].name} and {parallel[1].name} have the same number of lines"
+        yield Reading("pairs", 0.85, why, {"files": [str(path) for path in parallel]})
+    classes = _class_folders(folder, texts)
+    is_class = len(classes) > 1 and "" not in classes and min(classes.values()) >= 3 and len(classes) <= 200
+    if is_class:
+        why = f"{len(texts):,} texts in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
+        yield Reading("labeled text", 0.8, why)
+    yield Reading("documents" if len(texts) > 1 else "text", 0.6, f"{len(texts):,} text files")
+
+
+def _find_parallel(texts: Sequence[Path]) -> list[Path] | None:
+    """Two files of equal names but for the language, with the same number of lines."""
+    by_name: dict[tuple[Path, str], list[Path]] = {}
+    for path in texts:
+        by_name.setdefault((path.parent, path.name.rsplit(".", 1)[0]), []).append(path)
+    for paths in by_name.values():
+        is_language = {plain_name(path.suffix) for path in paths} <= LANGUAGES
+        if len(paths) == 2 and is_language and len({_count_lines(path) for path in paths}) == 1:
+            return paths
+    return None
+
+
+def _count_lines(path: Path) -> int:
+    with open_data(path) as file:
+        return sum(1 for _ in file)
+
+
+def _describe_unknown(path: Path) -> str:
+    if path.is_dir():
+        kinds = Counter(suffix(file) or "no extension" for file in _list_files(path)).most_common(4)
+        return "the folder holds " + ", ".join(f"{n:,} {kind}" for kind, n in kinds)
+    return f"a {suffix(path) or 'file'} of {path.stat().st_size:,} bytes"

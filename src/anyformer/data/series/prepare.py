@@ -1,0 +1,82 @@
+"""What a model of series must know of the data it was trained on: season, scale of the features, and an example."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from .batches import FeatureScale, WindowShape, measure_features
+from .datasets import SeriesDataset, infer_season
+from .read import Series, SeriesTable
+from .times import Frequency
+
+
+@dataclass(frozen=True)
+class SeriesFacts:
+    """What is stored with a model."""
+
+    season: int
+    scale: FeatureScale
+    example: dict[str, Any]
+
+
+def measure_facts(dataset: SeriesDataset, season: str, patch: int, nodes: int, horizon: int) -> SeriesFacts:
+    """Measure the facts on the part before the held-out ends. `season` is "auto" or a number. Raises InputError."""
+    check_lengths(dataset, patch, horizon)
+    longest = patch * nodes
+    steps = str(infer_season(dataset, horizon, longest)) if season == "auto" else season
+    if not (steps.isdecimal() and len(steps) < 9 and 1 <= int(steps) <= longest):
+        raise InputError(
+            f"season is '{season}'; expected auto or a number of steps up to {longest:,}, the longest past that is "
+            f"read (patch {patch} * model.context {nodes})"
+        )
+    shape = WindowShape(patch, nodes, horizon, int(steps))
+    return SeriesFacts(int(steps), measure_features(dataset, horizon), make_example(dataset.table, shape))
+
+
+def check_lengths(dataset: SeriesDataset, patch: int, horizon: int) -> None:
+    """Raise InputError if a series is too short to learn from its past and to test the horizon on its end."""
+    needed = horizon + patch + 1
+    short = [series for series in dataset.table.series if len(series.values) < needed]
+    if not short:
+        return
+    series = min(short, key=lambda series: len(series.values))
+    n, count = len(series.values), f" and {len(short) - 1} others" if len(short) > 1 else ""
+    limit = n - patch - 1
+    advice = f"--horizon {max(1, min(limit, n // 4))} would do" if limit > 0 else "leave it out"
+    raise InputError(
+        f"data '{dataset.name}': the series '{series.name}'{count}: a history of {n} values is too short for a "
+        f"horizon of {horizon} and patches of {patch}, which need {needed}: {advice}"
+    )
+
+
+def make_example(table: SeriesTable, shape: WindowShape) -> dict[str, Any]:
+    """Return the end of the first series as plain values; its last `horizon` values are the truth of an example."""
+    series = table.series[0]
+    first = max(0, len(series.values) - shape.horizon - max(shape.length, 2 * shape.season))
+    times = table.times(series, first, 1)
+    return {
+        "name": series.name,
+        "values": series.values[first:].tolist(),
+        "past_covariates": series.past_covariates[first:].tolist(),
+        "future_covariates": series.future_covariates[first : len(series.values)].tolist(),
+        "start": None if times is None else int(times[0]),
+        "frequency": asdict(table.frequency),
+        "zone": table.zone,
+    }
+
+
+def read_example(facts: SeriesFacts, truth: int, horizon: int) -> tuple[SeriesTable, np.ndarray]:
+    """Return a table with the example's past, and what followed, (truth,). What is known ahead reaches to the horizon:
+    its last row is repeated where the example ends."""
+    example = facts.example
+    values = np.array(example["values"], float)
+    past_covariates, future_covariates = (
+        np.array(example[name], float).reshape(len(values), -1) for name in ("past_covariates", "future_covariates")
+    )
+    future_covariates = np.concatenate(
+        [future_covariates, np.repeat(future_covariates[-1:], max(0, horizon - truth), 0)]
+    )
+    series = Series(example["name"], values[:-truth], past_covariates[:-truth], future_covariates, example["start"])
+    return SeriesTable((series,), Frequency(**example["frequency"]), example["zone"]), values[-truth:]

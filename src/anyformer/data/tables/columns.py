@@ -1,0 +1,151 @@
+"""What the columns of a table hold, by their names and first values: numbers, dates, categories, texts, files."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..audio.read import AUDIO_EXTENSIONS
+from ..images.read import IMAGE_EXTENSIONS
+from .read import is_missing
+
+MAX_CLASS_SHARE = 0.2  # a column of texts with fewer distinct values per row is a category
+PATH_NAMES = ("path", "file", "filename", "file_name", "image", "img", "audio", "wav", "sound", "clip", "photo")
+LABEL_NAMES = tuple(
+    """
+    label labels class category target sentiment intent topic polarity tag genre emotion stars rating is_spam spam
+    star_rating score
+    """.split()  # noqa: SIM905
+)
+TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "document", "title", "comment", "tweet")
+TRANSCRIPT_NAMES = ("text", "sentence", "transcript", "transcription", "normalized_text", "utterance")
+SPLIT_NAMES = ("split", "is_test", "is_val", "fold", "subset", "set")
+SOURCE_NAMES = ("source", "src", "input", "question", "article", "document", "en", "english", "prompt", "original")
+TARGET_NAMES = ("target", "tgt", "output", "answer", "summary", "highlights", "response", "completion", "simplified")
+TIME_NAMES = ("date", "datetime", "time", "timestamp", "ds", "month", "year", "week", "day", "quarter", "period")
+TABLE_TARGETS = tuple(
+    """
+    target label class y outcome species survived quality price default churn diagnosis income response deposit
+    result medv mpg charges saleprice median_house_value strength sales rings type
+    """.split()  # noqa: SIM905
+)
+LANGUAGES = frozenset(
+    """
+    en de fr es it pt nl ru zh ja ko ar cs pl fi sv da tr uk el hu ro hi vi
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass
+class Column:
+    """The values of a column in the first rows, without the missing ones."""
+
+    name: str
+    values: list[Any]
+
+    def __post_init__(self) -> None:
+        self.texts = [value.strip() if isinstance(value, str) else str(value) for value in self.values]
+        self.distinct = len(set(self.texts))
+        self.kind = self._find_kind()
+
+    def share(self, test: Callable[[str], Any]) -> float:
+        return sum(bool(test(text)) for text in self.texts) / max(1, len(self.texts))
+
+    @property
+    def words(self) -> float:
+        """The mean number of words."""
+        return sum(len(text.split()) for text in self.texts) / max(1, len(self.texts))
+
+    def _find_kind(self) -> str:
+        """One of: empty, image, sound, list, number, date, year, smiles, constant, category, text, id."""
+        if not self.values:
+            return "empty"
+        if all(isinstance(value, dict) and "bytes" in value for value in self.values):
+            return "sound" if self.name == "audio" else "image"
+        name = plain_name(self.name)
+        if name in TIME_NAMES and self.share(is_year) > 0.95:
+            return "year"
+        if name in INDEX_NAMES and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
+            return "id"
+        for kind, test in TESTS.items():
+            if self.share(test) > 0.95:
+                return kind
+        if self.distinct == 1:
+            return "constant"
+        is_repeated = self.distinct <= max(2, MAX_CLASS_SHARE * len(self.texts))
+        if is_repeated and self.words < 8:
+            return "category"
+        if self.words >= 3 or max(map(len, self.texts)) > 60:
+            return "text"
+        return "id" if self.distinct > 0.9 * len(self.texts) and self.words < 1.5 else "text"
+
+
+def is_year(text: str) -> bool:
+    """Whether a text is a year, or a year and a part of it, such as 1949.083."""
+    return is_number(text) and 1500 < float(text.replace(",", "")) < 2200
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text.strip("$€£% ").replace(",", ""))
+    except ValueError:
+        return False
+    return True
+
+
+INDEX_NAMES = ("", "id", "index", "unnamed_0", "column_1", "row", "rownames", "no", "nr")
+CLOCK = r"([T ]\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp][Mm])?)?"
+MONTH = r"(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
+DATE = re.compile(
+    rf"\d{{4}}([-/]\d{{1,2}}([-/]\d{{1,2}})?|\.\d{{1,2}}\.\d{{1,2}}){CLOCK}(Z| ?[+-]\d{{2}}:?\d{{2}})?"  # 2024-01-31
+    rf"|\d{{1,2}}[-/.]\d{{1,2}}[-/.]\d{{2,4}}{CLOCK}"  # 31.1.2024 12:00
+    r"|\d{4}[- ]?[Qq][1-4]"  # 2024Q1
+    rf"|(\d{{1,2}}[ -])?{MONTH}[ -](\d{{1,2}},?[ -])?\d{{2,4}}"  # Jan 31, 2024
+    r"|(1[89]|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])"  # 20240131
+)
+SMILES = re.compile(r"(\[[^\]\s]+\]|Br|Cl|[BCNOPSFIbcnops]|\d|%\d\d|[=#$:/\\\-+().~*@])+")
+
+
+def is_smiles(text: str) -> bool:
+    return bool(SMILES.fullmatch(text)) and bool(re.search(r"[Cc]", text))
+
+
+TESTS: dict[str, Callable[[str], Any]] = {
+    "list": lambda text: text.startswith(("[", "{")) and text.endswith(("]", "}")),
+    "image": lambda text: text.lower().endswith(IMAGE_EXTENSIONS),
+    "sound": lambda text: text.lower().endswith(AUDIO_EXTENSIONS),
+    "date": DATE.fullmatch,
+    "number": is_number,
+    "smiles": is_smiles,
+}
+
+
+class Rows:
+    """The first rows of a table by column, and what its columns are."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], has_header: bool = True):
+        names = dict.fromkeys(name for row in rows for name in row)
+        self.count, self.has_header = len(rows), has_header
+        self.columns = {
+            name: Column(name, [row[name] for row in rows if not is_missing(row.get(name))]) for name in names
+        }
+
+    def __getitem__(self, kind: str) -> list[str]:
+        """The names of the columns of a kind."""
+        return [name for name, column in self.columns.items() if column.kind == kind]
+
+    def pick(self, names: Sequence[str], among: Sequence[str]) -> str | None:
+        """The first column of `among` that has one of these names, whatever its case and separators."""
+        plain = {plain_name(name): name for name in reversed(among)}
+        return next((plain[name] for name in names if name in plain), None)
+
+    def label(self, exclude: Sequence[str] = ()) -> str | None:
+        """The column of classes: one that is named so, or the only category."""
+        numbers = [name for name in self["number"] if self.columns[name].distinct <= 20]
+        among = [name for name in (*self["category"], *numbers, *self["id"]) if name not in exclude]
+        categories = [name for name in self["category"] if name not in exclude and plain_name(name) not in SPLIT_NAMES]
+        return self.pick(LABEL_NAMES, among) or (categories[0] if len(categories) == 1 else None)
+
+
+def plain_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")

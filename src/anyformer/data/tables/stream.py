@@ -1,0 +1,130 @@
+"""Files of rows, read and written one row at a time: memory does not grow with them.
+
+    table.csv, .tsv, .jsonl, .parquet    a row per line, as in `read`
+    texts.txt, or any other suffix       a value per line
+
+Written are csv and tsv, whose columns are those of the first row, and jsonl.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ...errors import InputError, suggest
+from ..io.checks import parse_json
+from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, suffix
+from ..io.manifest import DELIMITERS
+from .read import count_parquet_rows, read_parquet_rows
+
+OUTPUT_SUFFIXES = tuple(DELIMITERS)
+RowOrError = dict[str, Any] | InputError
+
+
+@dataclass
+class RowReader:
+    """The rows of a file, in order. `done` of `total` says how far it has been read: in bytes, or rows of parquet.
+
+    Args:
+        columns: Names that the header of a table must have; the only one is that of the values of a text file.
+        tsv_quotes: Whether quotation marks in a tsv file mean what they mean in csv.
+    """
+
+    path: Path
+    columns: Sequence[str]
+    tsv_quotes: bool = True
+    done: int = 0
+    total: int = 0
+
+    def rows(self) -> Iterator[tuple[str, RowOrError]]:
+        """Yield (place, row); of a row that cannot be read, the error, which names the place. Raises InputError for a
+        file that cannot be read on from some place."""
+        kind = suffix(self.path)
+        if kind == ".parquet":
+            yield from self._read_parquet()
+        elif kind == ".jsonl":
+            for place, line in self._read_lines():
+                if line.strip():
+                    yield place, self._parse_object(line, place)
+        elif kind in DELIMITERS:
+            yield from self._read_separated("," if kind == ".csv" else "\t")
+        elif len(self.columns) == 1:
+            yield from ((place, {self.columns[0]: line}) for place, line in self._read_lines())
+        else:
+            names = ", ".join(self.columns)
+            raise InputError(f"{self.path}: a csv, tsv, jsonl or parquet file is expected, with columns {names}")
+
+    def check_header(self, names: Sequence[str], place: str) -> None:
+        """Raise InputError unless these names are different and all columns are among them."""
+        if twice := [name for name in names if list(names).count(name) > 1]:
+            raise InputError(f"{place}: two columns are called '{twice[0]}'")
+        if missing := [name for name in self.columns if name not in names]:
+            raise InputError(f"{place}: there is no column '{missing[0]}': {suggest(missing[0], names)}")
+
+    def _read_lines(self) -> Iterator[tuple[str, str]]:
+        with open_data(self.path) as file:
+            self.total, compressed = self.path.stat().st_size, getattr(file, "fileobj", file)
+            for place, line in decode_lines(file, self.path, MAX_LINE_BYTES):
+                self.done = compressed.tell()
+                yield place, line
+
+    def _read_separated(self, delimiter: str) -> Iterator[tuple[str, RowOrError]]:
+        quoting: Any = csv.QUOTE_MINIMAL if self.tsv_quotes or delimiter == "," else csv.QUOTE_NONE
+        reader = csv.reader((f"{line}\n" for _, line in self._read_lines()), delimiter=delimiter, quoting=quoting)
+        try:
+            header = next(reader, [])
+            self.check_header(header, f"{self.path}, line 1")
+            for cells in reader:
+                place = f"{self.path}, line {reader.line_num}"
+                if len(cells) > len(header):
+                    problem = f"has more columns than the header: quote what holds a {delimiter!r}"
+                    yield place, InputError(f"{place}: {problem}")
+                elif cells:
+                    yield place, dict.fromkeys(header) | dict(zip(header, cells))
+        except csv.Error as error:
+            raise InputError(f"{self.path}, line {reader.line_num}: {error}") from None
+
+    def _read_parquet(self) -> Iterator[tuple[str, RowOrError]]:
+        self.total = count_parquet_rows(self.path)
+        for place, row in read_parquet_rows(self.path):
+            if not self.done:
+                self.check_header(list(row), str(self.path))
+            self.done += 1
+            yield place, row
+
+    def _parse_object(self, line: str, place: str) -> RowOrError:
+        expected = ", ".join(f'"{name}": ...' for name in self.columns)
+        try:
+            return parse_json(line, place, hint=f": expected an object such as {{{expected}}}")
+        except InputError as error:
+            return error
+
+
+class RowWriter:
+    """Write rows to an open text file, in the format of a suffix (`OUTPUT_SUFFIXES`)."""
+
+    def __init__(self, file: IO[str], kind: str):
+        self.file, self.names = file, []
+        self.delimiter = DELIMITERS[kind]
+        self.csv = csv.writer(file, delimiter=self.delimiter or ",", lineterminator="\n")
+
+    def write(self, place: str, row: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Write a row and further values. Raises InputError where csv or tsv has no column for a value of the row;
+        further values without a column are left out."""
+        line = {**row, **values}
+        if self.delimiter is None:
+            self.file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+            return
+        if not self.names:
+            self.names = list(line)
+            self.csv.writerow(self.names)
+        if extra := [name for name in row if name not in self.names]:
+            raise InputError(f"{place}: '{extra[0]}' is no column of the first row: write a .jsonl file instead")
+        self.csv.writerow([format_cell(line.get(name)) for name in self.names])
+
+
+def format_cell(value: Any) -> Any:
+    """Return a value as csv writes it: nothing for None, JSON for lists and objects."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value

@@ -1,0 +1,96 @@
+"""From what a file or a folder holds to the recipe that trains on it."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import recipe as recipes
+from .data.detect import detect
+from .data.tables.readings import KINDS, Reading
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The recipe for some data, and why."""
+
+    path: str
+    recipe: str
+    preset: str | None
+    target: str | None
+    """The column to predict, where the data are a table."""
+    kind: str
+    """What the data are taken for."""
+    why: str
+    """What was seen in them."""
+    fields: dict[str, Any]
+    """The config fields for these data, the target among them."""
+    is_sure: bool
+    alternatives: tuple[str, ...]
+    """Recipes for the next best readings."""
+
+    def describe(self) -> str:
+        """Say in one line what the data are taken for."""
+        other = f"; otherwise --recipe {self.alternatives[0]}" if self.alternatives else ""
+        return f"{self.path}: {self.kind} ({self.why}), so the recipe is {self.recipe}{other}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "preset": self.preset,
+            "target": self.target,
+            "kind": self.kind,
+            "why": self.why,
+            "alternatives": list(self.alternatives),
+        }
+
+
+MIN_SCORE = 0.6  # of a reading that is taken without asking
+MIN_LEAD = 0.15  # over the reading of another recipe
+
+
+def detect_recipe(path: str | Path, recipe: str | None = None) -> Detection:
+    """Choose the recipe for a file or a folder. Raises InputError where nothing fits.
+
+    Args:
+        path: the data.
+        recipe: a recipe that has been chosen: its settings for these data are looked for.
+    """
+    if not os.path.exists(path):
+        raise InputError(f"there is no file or folder {path}")
+    readings = detect(Path(path))
+    names = recipes.list_recipes() if recipe is None else [recipe]
+    matches = [(reading, *match) for reading in readings for match in match_recipes(reading, names)]
+    if not matches:
+        raise InputError(f"{path}: {KINDS[readings[0].kind]} ({readings[0].why}): no recipe trains on them yet")
+    reading, name, fields = matches[0]
+    others = [(other, other_name) for other, other_name, _ in matches if other_name != name]
+    is_sure = reading.score >= MIN_SCORE and all(reading.score - other.score >= MIN_LEAD for other, _ in others)
+    return Detection(
+        path=str(path),
+        recipe=name,
+        preset=fields.pop("preset", None),
+        target=fields.get("target") or reading.options.get("target"),
+        kind=KINDS[reading.kind],
+        why=reading.why,
+        fields=fields | {"data": reading.options.get("data", str(path))},
+        is_sure=is_sure,
+        alternatives=tuple(dict.fromkeys(other_name for _, other_name in others)),
+    )
+
+
+def match_recipes(reading: Reading, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the recipes that train on data of this kind, with the fields for them."""
+    matches = []
+    for name in names:
+        module = recipes.load_recipe(name)
+        if isinstance(module, recipes.SupportsKinds) and reading.kind in module.KINDS:
+            fields = {}
+            for field, template in module.KINDS[reading.kind].items():
+                with suppress(KeyError):  # this was not recognized
+                    fields[field] = template.format_map(reading.options)
+            matches.append((name, fields))
+    return matches

@@ -1,0 +1,160 @@
+"""Data are recognized from names, columns and values: one small set for each form that people bring."""
+
+# ruff: noqa: E501, SIM905 (one line for each set)
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anyformer.data.detect import detect
+from anyformer.detection import detect_recipe
+from anyformer.errors import InputError
+
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions in an old tower".split()
+Build = Callable[[Path], Path | None]
+
+
+def sentence(i: int, n: int = 9) -> str:
+    return " ".join(WORDS[(i * 7 + j * (i % 5 + 1)) % len(WORDS)] for j in range(n)).capitalize() + "."
+
+
+def table(name: str, header: str, row: Callable[[int], str], rows: int = 60) -> Build:
+    def build(folder: Path) -> Path:
+        path = folder / name
+        path.write_text("".join(line + "\n" for line in ([header] if header else []) + [row(i) for i in range(rows)]))
+        return path
+
+    return build
+
+
+def files(*names: str, content: Callable[[int], str] = sentence) -> Build:
+    def build(folder: Path) -> None:
+        for i, name in enumerate(names):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content(i))
+
+    return build
+
+
+def jsonl(name: str, row: Callable[[int], dict]) -> Build:
+    return table(name, "", lambda i: json.dumps(row(i)))
+
+
+def both(*builds: Build) -> Build:
+    def build(folder: Path) -> None:
+        for part in builds:
+            part(folder)
+
+    return build
+
+
+def write_fasta(folder: Path) -> Path:
+    path = folder / "db.fasta.gz"
+    path.write_bytes(gzip.compress("".join(f">p{i}\n{'MKV' * (i + 3)}\n" for i in range(9)).encode()))
+    return path
+
+
+def parquet_images(folder: Path) -> Path:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"image": {"bytes": b"\x89PNG", "path": f"{i}.png"}, "label": i % 3} for i in range(30)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    return folder / "train.parquet"
+
+
+def trajectories(folder: Path) -> Path:
+    np.savez(folder / "runs.npz", observations=np.zeros((5, 2)), actions=np.zeros((5, 1)), rewards=np.zeros(5))
+    return folder / "runs.npz"
+
+
+SETS: dict[str, tuple[Build, str, str]] = {
+    # name: (files, kind, recipe)
+    "book": (files("book.txt", content=lambda i: "\n".join(map(sentence, range(99)))), "text", "language"),
+    "notes": (files("a.md", "b.md", "sub/c.md"), "documents", "language"),
+    "code": (files("pkg/a.py", "pkg/b.py", "README.md", content=lambda i: f"x = {i}\n"), "code", "language"),
+    "documents": (jsonl("docs.jsonl", lambda i: {"text": sentence(i, 30)}), "documents", "language"),
+    "reviews": (table("reviews.csv", "review,sentiment", lambda i: f"{sentence(i)},{'neg pos'.split()[i % 2]}"), "labeled text", "classify"),
+    "spam": (table("sms.tsv", "", lambda i: f"{'ham spam'.split()[i % 3 == 0]}\t{sentence(i)}"), "labeled text", "classify"),
+    "stars": (jsonl("yelp.jsonl", lambda i: {"text": sentence(i, 20), "stars": i % 5 + 1}), "labeled text", "classify"),
+    "class folders": (files(*[f"{c}/{i}.txt" for c in ("neg", "pos") for i in range(4)]), "labeled text", "classify"),
+    "file per class": (files("polarity.neg", "polarity.pos"), "labeled text", "classify"),
+    "fasttext": (table("train.txt", "", lambda i: f"__label__{'ab'[i % 2]} {sentence(i)}"), "labeled text", "classify"),
+    "tab pairs": (table("fra.txt", "", lambda i: f"{sentence(i)}\t{sentence(i + 3)}"), "pairs", "translation"),
+    "parallel files": (files("train.en", "train.de"), "pairs", "translation"),
+    "named pairs": (table("en-de.csv", "en,de", lambda i: f"{sentence(i)},{sentence(i + 1)}"), "pairs", "translation"),
+    "summaries": (jsonl("cnn.jsonl", lambda i: {"article": sentence(i, 60), "highlights": sentence(i)}), "pairs", "translation"),
+    "chats": (jsonl("chat.jsonl", lambda i: {"messages": [{"role": "user", "content": sentence(i)}]}), "conversations", "language"),
+    "alpaca": (jsonl("alpaca.jsonl", lambda i: {"instruction": sentence(i), "input": "", "output": sentence(i + 1)}), "conversations", "language"),
+    "image folders": (files(*[f"train/{c}/{i}.jpg" for c in ("cat", "dog") for i in range(3)]), "labeled images", "vision"),
+    "image table": (both(files(*[f"img/{i}.png" for i in range(60)]), table("labels.csv", "filename,label", lambda i: f"img/{i}.png,{i % 4}")), "labeled images", "vision"),
+    "image parquet": (parquet_images, "labeled images", "vision"),
+    "idx": (files("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), "labeled images", "vision"),
+    "transcripts": (both(files(*[f"clips/{i}.wav" for i in range(60)]), table("train.tsv", "path\tsentence", lambda i: f"clips/{i}.wav\t{sentence(i)}")), "transcribed sounds", "speech"),
+    "text beside sound": (files(*[f"{i}{e}" for i in range(5) for e in (".flac", ".txt")]), "transcribed sounds", "speech"),
+    "commands": (files(*[f"{w}/{i}.wav" for w in ("yes", "no", "up") for i in range(3)]), "labeled sounds", "multimodal"),
+    "iris": (table("iris.csv", "sepal,petal,species", lambda i: f"{i % 7}.{i % 9},{i % 5}.5,{'abc'[i % 3]}"), "table", "multimodal"),
+    "without header": (table("iris.data", "", lambda i: f"{i % 7}.{i % 9},{i % 5}.5,Iris-{'abc'[i % 3]}"), "table", "multimodal"),
+    "semicolons": (table("wine.csv", '"acidity";"alcohol";"quality"', lambda i: f"{i % 11}.1;{i % 8}.5;{i % 6}"), "table", "multimodal"),
+    "people": (table("titanic.csv", "PassengerId,Survived,Pclass,Name,Sex,Age", lambda i: f'{i},{i % 2},{i % 3},"Doe, Mr. {sentence(i, 2)}",{"male female".split()[i % 2]},{i % 70}'), "table", "multimodal"),
+    "homes": (both(files(*[f"{i}.jpg" for i in range(60)]), table("homes.csv", "photo,rooms,price", lambda i: f"{i}.jpg,{i % 6},{1000 * i}")), "table", "multimodal"),
+    "passengers": (table("air.csv", "Month,Passengers", lambda i: f"{1949 + i // 12}-{i % 12 + 1:02},{112 + i}"), "series", "forecast"),
+    "sunspots": (table("sunspots.csv", "YEAR,SUNACTIVITY", lambda i: f"{1700 + i},{i % 11 * 10}"), "series", "forecast"),
+    "many series": (table("stocks.csv", "symbol,date,price", lambda i: f"{'MSFT IBM'.split()[i // 30]},{2000 + i % 30 // 12}-{i % 12 + 1:02}-01,{i}"), "series", "forecast"),
+    "hourly": (table("ETTh1.csv", "date,HUFL,HULL,OT", lambda i: f"2016-07-{i // 24 + 1:02} {i % 24:02}:00:00,{i}.5,{i % 7},{i % 9}"), "series", "forecast"),
+    "fasta": (write_fasta, "sequences", "masked"),
+    "alignment": (table("dhfr.fasta", "", lambda i: f">s{i}\nMK-V{'ACDE'[i % 4]}A"), "alignment", "masked"),
+    "smiles": (table("drugs.smi", "", lambda i: f"CC(=O)O{'c1ccccc1' * (i % 3 + 1)}C(=O)O mol{i}"), "molecules", "language"),
+    "solubility": (table("esol.csv", "smiles,solubility", lambda i: f"CC(=O)O{'C' * (i % 9)},{-i % 7}.5"), "table", "multimodal"),
+    "tunes": (files("jigs.abc", content=lambda i: "X:1\nT:A jig\nM:6/8\nK:D\nA2A ABc|\n"), "tunes", "language"),
+    "episodes": (trajectories, "trajectories", "control"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_data_are_recognized(name: str, tmp_path: Path):
+    build, kind, recipe = SETS[name]
+    path = build(tmp_path) or tmp_path
+    readings = detect(path)
+    assert readings[0].kind == kind, [(reading.kind, reading.score) for reading in readings]
+    assert readings[0].why
+    assert detect_recipe(path).recipe == recipe
+
+
+def test_the_target_and_the_columns_are_named(tmp_path: Path):
+    assert detect_recipe(SETS["iris"][0](tmp_path) or tmp_path).target == "species"
+    assert detect_recipe(SETS["people"][0](tmp_path) or tmp_path).target == "Survived"
+    reviews = detect_recipe(SETS["reviews"][0](tmp_path) or tmp_path)
+    assert reviews.fields["columns"] == "review,sentiment" and "classify" in reviews.describe()
+    assert reviews.alternatives == ("multimodal", "language")
+
+
+def test_the_table_of_a_folder_is_the_data(tmp_path: Path):
+    SETS["homes"][0](tmp_path)
+    assert detect_recipe(tmp_path).fields["data"] == str(tmp_path / "homes.csv")
+
+
+def test_a_recipe_can_be_chosen(tmp_path: Path):
+    path = SETS["reviews"][0](tmp_path) or tmp_path
+    assert detect_recipe(path, "language").recipe == "language"
+    with pytest.raises(InputError, match="no recipe"):
+        detect_recipe(path, "control")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("noise.bin", bytes(range(256)), "a .bin of 256 bytes"),
+        ("empty.csv", b"", "is empty"),
+        ("data.zip", b"PK\x03\x04rest", "zip archive"),
+        ("movie.mp4", b"\0\0\0\x18ftypmp42", "a .mp4 of 12 bytes"),
+    ],
+)
+def test_what_is_not_recognized_gets_one_line(name: str, content: bytes, message: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        detect_recipe(tmp_path / name)
+    with pytest.raises(InputError, match="there is no file"):
+        detect_recipe(tmp_path / "absent")

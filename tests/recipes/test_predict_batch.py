@@ -1,0 +1,140 @@
+"""Inputs that are answered together get the answers that they get one by one; files of every kind of recipe."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anyformer import recipe as recipes
+from anyformer.predict_file import predict_file
+
+SMALL_DATA = {"classify": Path(__file__).parent.parent / "data_files" / "moods.csv"}  # its own take seconds to read
+BATCHED = [
+    name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsBatchPredict)
+]
+TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
+PAIRS, PROMPTS = ("translation", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
+INPUTS: dict[str, list[Any]] = {
+    "classify": TEXTS,
+    "masked": ["to [MASK]e", "[MASK]", "the [MASK]at s[MASK]t on the mat", "what is it, my lor[MASK]?"],
+    "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
+    **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
+    **{name: TEXTS for name in PROMPTS},
+}
+SETTINGS = {name: {"tokens": 6} for name in PROMPTS}
+
+
+def build(name: str) -> tuple[recipes.Recipe, Any, Any]:
+    recipe = recipes.load_recipe(name)
+    config = recipe.PRESETS["tiny"]
+    config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))
+    torch.manual_seed(0)
+    return recipe, recipe.build(config).eval(), config
+
+
+def write_images(folder: Path, size: tuple[int, ...]) -> list[str]:
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        image.fromarray(rng.integers(0, 256, (12 + i, 10), np.uint8)).save(folder / f"{i}.png")
+    return [str(folder / f"{i}.png") for i in range(5)]
+
+
+def make_inputs(name: str, model: Any, folder: Path) -> list[Any]:
+    if name == "vision":
+        return write_images(folder, model.size)
+    if name == "multimodal":
+        rows = [dict(row) for row in model.schema.examples]
+        return [*rows, {key: value for key, value in rows[0].items() if key != model.schema.fields[0].name}]
+    return INPUTS[name]
+
+
+def assert_close(a: Any, b: Any) -> None:
+    """Equal, but numbers within what the order of a sum changes."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert list(a) == list(b) or sorted(a) == sorted(b)
+        for key in a:
+            assert_close(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_close(x, y)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_batched_answers_equal_single_ones(name: str, tmp_path: Path):
+    recipe, model, _ = build(name)
+    settings, inputs = SETTINGS.get(name, {}), make_inputs(name, model, tmp_path)
+    with torch.no_grad():
+        batched = recipe.predict_batch(model, inputs, settings)
+        reversed_batch = recipe.predict_batch(model, inputs[::-1], settings)[::-1]
+        answers = [recipe.predict(model, settings | {"input": value}) for value in inputs]
+    singles = [(answer.get("results") or answer["samples"])[0] for answer in answers]
+    assert len({json.dumps(answer) for answer in singles}) > 1, "the inputs are told apart"
+    assert_close(batched, singles)
+    assert_close(reversed_batch, singles)
+
+
+def test_most_recipes_answer_in_batches():
+    assert {"classify", "masked", "vision", "multimodal", "translation", "language", "spans"} <= set(BATCHED)
+
+
+def write_inputs(name: str, recipe: Any, model: Any, config: Any, folder: Path) -> Path:
+    """Write a jsonl table with a few inputs of a recipe."""
+    columns = recipe.file_input(model, config).columns
+    if name == "speech":
+        from anyformer.data.audio.datasets import load_tones
+
+        soundfile = pytest.importorskip("soundfile")
+        soundfile.write(folder / "a.wav", load_tones().read_clip(0), 16000)
+        rows: list[Any] = [{"path": "a.wav"}] * 2
+    elif name == "control":
+        rows = (
+            [model.normalizer.example] * 2 if isinstance(model.normalizer.example, dict) else model.normalizer.example
+        )
+    elif name == "multimodal":
+        rows = make_inputs(name, model, folder)
+    else:
+        rows = [
+            {columns[0]: Path(value).name if name == "vision" else value} for value in make_inputs(name, model, folder)
+        ]
+    file = folder / "in.jsonl"
+    file.write_text("".join(json.dumps(row | {"row": i}) + "\n" for i, row in enumerate(rows)), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_every_recipe_answers_a_file(name: str, tmp_path: Path):
+    recipe, model, config = build(name)
+    assert isinstance(recipe, recipes.SupportsFileInput)
+    file = write_inputs(name, recipe, model, config, tmp_path)
+    settings = SETTINGS.get(name, {})
+    with torch.no_grad():
+        for batch, out in ((64, "a.csv"), (1, "b.csv"), (64, "c.jsonl")):
+            result = predict_file(recipe, model, config, file, tmp_path / out, batch, settings=settings)
+            assert result["rows"] >= 2 and result["skipped"] == 0
+    with open(tmp_path / "a.csv", newline="") as first, open(tmp_path / "b.csv", newline="") as second:
+        batched, singles = list(csv.DictReader(first)), list(csv.DictReader(second))
+    full = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [int(row["row"]) for row in batched] == [row["row"] for row in full] == list(range(result["rows"]))
+    for row, single in zip(batched, singles, strict=True):
+        assert_close(*[{key: parse(value) for key, value in values.items()} for values in (row, single)])
+    assert any(name.endswith(("label", "value", "text", "action")) for name in batched[0]), list(batched[0])
+    assert not {"tokens", "masks", "gaps", "probabilities", "input", "prompt"} & batched[0].keys()
+
+
+def parse(value: str) -> Any:
+    try:
+        return float(value)
+    except ValueError:
+        return value
