@@ -15,10 +15,11 @@ from typing import IO, Any
 
 from ...errors import InputError, suggest
 from ..io.checks import parse_json
-from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, suffix
-from ..io.manifest import DELIMITERS
+from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, read_start, suffix
+from ..io.separated import guess_delimiter
 from .read import count_parquet_rows, read_parquet_rows
 
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 OUTPUT_SUFFIXES = tuple(DELIMITERS)
 RowOrError = dict[str, Any] | InputError
 
@@ -49,7 +50,8 @@ class RowReader:
                 if line.strip():
                     yield place, self._parse_object(line, place)
         elif kind in DELIMITERS:
-            yield from self._read_separated("," if kind == ".csv" else "\t")
+            start = read_start(self.path).decode("utf-8", "replace") if kind == ".csv" else ""
+            yield from self._read_separated(guess_delimiter(start) if kind == ".csv" else "\t")
         elif len(self.columns) == 1:
             yield from ((place, {self.columns[0]: line}) for place, line in self._read_lines())
         else:
