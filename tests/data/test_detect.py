@@ -4,6 +4,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,12 @@ def test_the_table_of_a_folder_is_the_data(tmp_path: Path):
     assert detect_recipe(tmp_path).fields["data"] == str(tmp_path / "homes.csv")
 
 
+def test_an_archive_is_what_it_holds(tmp_path: Path):
+    SETS["commands"][0](tmp_path / "words")
+    archive = shutil.make_archive(str(tmp_path / "words"), "zip", tmp_path / "words")
+    assert detect(Path(archive))[0].kind == "labeled sounds"
+
+
 def test_a_recipe_can_be_chosen(tmp_path: Path):
     path = SETS["reviews"][0](tmp_path) or tmp_path
     assert detect_recipe(path, "language").recipe == "language"
@@ -148,7 +155,7 @@ def test_a_recipe_can_be_chosen(tmp_path: Path):
     [
         ("noise.bin", bytes(range(256)), "a .bin of 256 bytes"),
         ("empty.csv", b"", "is empty"),
-        ("data.zip", b"PK\x03\x04rest", "zip archive"),
+        ("data.zip", b"PK\x03\x04rest", "cannot be unpacked"),
         ("movie.mp4", b"\0\0\0\x18ftypmp42", "a .mp4 of 12 bytes"),
     ],
 )

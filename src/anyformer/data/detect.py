@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import InputError
 from .audio.read import AUDIO_EXTENSIONS
 from .images.read import IMAGE_EXTENSIONS
+from .io.archives import unpack_archive
 from .io.files import open_data, suffix
 from .tables.columns import (
     DATE,
@@ -50,11 +51,14 @@ CODE_EXTENSIONS = tuple(
     .r .m .hs .ml .ex .erl .clj .sql .css .scss .vue .ipynb
     """.split()  # noqa: SIM905
 )
-ARCHIVES = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz", b"BZh": "bz2"}
 
 
 def detect(path: Path) -> list[Reading]:
-    """Return the readings of a file or a folder, the most likely first. Raises InputError if there are none."""
+    """Return the readings of a file or a folder, the most likely first. Raises InputError if there are none.
+
+    Archives are unpacked, once, below the cache directory.
+    """
+    path = unpack_archive(path)
     readings = list(_read_folder(path) if path.is_dir() else _read_file(path))
     if not readings:
         raise InputError(f"{path}: {_describe_unknown(path)}; recognized are {', '.join(KINDS.values())}")
@@ -82,11 +86,7 @@ def _read_file(path: Path) -> Iterator[Reading]:
 def _read_head(path: Path) -> bytes:
     """The first bytes of a file, decompressed. Raises InputError for what cannot be opened."""
     with open_data(path) as file:
-        head = file.read(MAX_SAMPLE_BYTES)
-    for magic, name in ARCHIVES.items():
-        if head.startswith(magic) and suffix(path) not in (".npz",):
-            raise InputError(f"{path}: is a {name} archive: unpack it first and name the folder")
-    return head
+        return file.read(MAX_SAMPLE_BYTES)
 
 
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
