@@ -76,7 +76,7 @@ def test_a_data_set_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.M
         (("list", "--jsno"), ("no flag --jsno", "--json?")),
         (("doctor", "--jsno"), ("no flag --jsno", "--json?")),
         ((*TINY, "stray"), ("does not know what to do with 'stray'", "--help")),
-        (("train", "--data", "x"), ("needs a recipe first: ", "language")),
+        (("train", "--data", "x"), ("needs data or a recipe first: ", "language")),
         ((*TINY, "--resume"), ("--resume needs --out RUN", "there is none below runs/")),
     ],
 )

@@ -47,7 +47,7 @@ from ..inference.forecasting import (
 from ..model import Transformer, TransformerConfig, causal, initialize
 from ..model.embeddings import SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config
 from ._shared.trivial_baselines import Baselines
@@ -313,6 +313,11 @@ def predict(model: Forecaster, request: dict[str, Any]) -> dict[str, Any]:
     for source, table in read_inputs(model.config, fields.input):
         results += [source | result for result in describe_forecasts(table, forecast(model, table, fields))]
     return {"results": results}
+
+
+def file_input(model: Forecaster, config: Config) -> FileInput:
+    """Refuse to predict row by row: a row of a series has no prediction of its own."""
+    raise InputError("the rows of series are forecast together: anyformer predict RUN series.csv, without --file")
 
 
 def read_inputs(config: Config, inputs: Any) -> Iterator[tuple[dict[str, Any], SeriesTable]]:
