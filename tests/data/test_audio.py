@@ -190,7 +190,7 @@ def test_tones_have_every_digit_in_both_splits():
     ("name", "content", "message"),
     [
         ("a.csv", "path,transcript\na.wav,x\n", "there is no column 'text'"),
-        ("a.csv", "path,text\na.wav, \n", "line 2: text is empty"),
+        ("a.csv", "path,text\na.wav, \n", "line 2): fill them in"),
         ("a.csv", "path,text,split\na.wav,x,trian\n", "did you mean 'train'"),
         ("a.csv", "path,text\n", "holds no lines"),
         ("a.csv", "path,text\na.wav,one,two\n", "more columns than the header"),

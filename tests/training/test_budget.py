@@ -176,10 +176,15 @@ def test_the_search_ends_at_a_worse_size_or_without_memory(
 def test_settings_of_model_or_training_fix_the_size(overrides: dict, is_free: bool):
     values = resolve.merge_overrides(to_json(language.PRESETS["small"]), overrides)
     config = parse_config(language, values, "test")
-    assert resolve.can_choose_size(language, None, config) == is_free
-    assert not resolve.can_choose_size(language, "small", config)
+    assert resolve.can_choose_size(language, None, {}, config) == is_free
     vision = load_recipe("vision")
-    assert not resolve.can_choose_size(vision, None, vision.PRESETS["tiny"])
+    assert not resolve.can_choose_size(vision, None, {}, vision.PRESETS["tiny"])
+
+
+def test_a_preset_fixes_the_size():
+    for preset, is_free in ((None, True), ("small", False)):
+        budget = resolve.resolve_job("language", preset, minutes=1).budget
+        assert budget is not None and budget.choose_size == is_free
 
 
 def test_minutes_from_the_command_line(tmp_path: Path):
