@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from anyformer.data.detect import detect
+from anyformer.data.io.manifest import read_rows
 from anyformer.detection import detect_recipe
 from anyformer.errors import InputError
 
@@ -156,6 +157,8 @@ def test_a_recipe_can_be_chosen(tmp_path: Path):
         ("noise.bin", bytes(range(256)), "a .bin of 256 bytes"),
         ("empty.csv", b"", "is empty"),
         ("data.zip", b"PK\x03\x04rest", "cannot be unpacked"),
+        ("broken.npz", b"PK\x03\x04junk", "not a .npz"),
+        ("wide.csv", b'a,b\n"' + b"x" * 200_000 + b'",1\n', "field larger"),
         ("movie.mp4", b"\0\0\0\x18ftypmp42", "a .mp4 of 12 bytes"),
     ],
 )
@@ -165,3 +168,17 @@ def test_what_is_not_recognized_gets_one_line(name: str, content: bytes, message
         detect_recipe(tmp_path / name)
     with pytest.raises(InputError, match="there is no file"):
         detect_recipe(tmp_path / "absent")
+
+
+def test_a_long_line_is_text(tmp_path: Path):
+    (tmp_path / "novel.txt").write_text("word " * 60_000 + "\nThe end.\n")
+    assert detect(tmp_path / "novel.txt")[0].kind == "text"
+
+
+def test_the_reader_finds_the_columns_that_are_recognized(tmp_path: Path):
+    """Both judge by one function whether the first line holds names."""
+    for name in ("reviews", "spam", "without header", "semicolons", "tab pairs"):
+        path = SETS[name][0](tmp_path) or tmp_path
+        if path.suffix in (".csv", ".tsv"):
+            options, row = detect(path)[0].options, next(iter(read_rows(path)))[1]
+            assert {value for key, value in options.items() if key != "data"} <= row.keys(), (name, options, row)

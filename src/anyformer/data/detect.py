@@ -20,19 +20,10 @@ from .audio.read import AUDIO_EXTENSIONS
 from .images.read import IMAGE_EXTENSIONS
 from .io.archives import unpack_archive
 from .io.files import open_data, suffix
+from .io.separated import guess_delimiter, is_header, split_rows
 from .tables.columns import (
-    DATE,
-    LABEL_NAMES,
     LANGUAGES,
-    PATH_NAMES,
-    SOURCE_NAMES,
-    TABLE_TARGETS,
-    TARGET_NAMES,
-    TEXT_NAMES,
-    TIME_NAMES,
-    Column,
     Rows,
-    is_number,
     is_smiles,
     plain_name,
 )
@@ -94,8 +85,11 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_npz(path: Path) -> Iterator[Reading]:
-    with zipfile.ZipFile(path) as file:
-        names = {name.removesuffix(".npy") for name in file.namelist()}
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = {name.removesuffix(".npy") for name in file.namelist()}
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path}: not a .npz ({error})") from None
     if names >= TRAJECTORY_KEYS:
         yield Reading("trajectories", 0.95, "arrays observations and actions")
     elif names & {"images", "x_train"} or names >= {"data", "offsets"} or {"x", "y"} <= {n.lower() for n in names}:
@@ -113,14 +107,13 @@ def _read_text_file(path: Path, text: str) -> Iterator[Reading]:
     if special := _read_special(extension, lines):
         yield special
         return
-    delimiter = _find_delimiter(extension, lines)
-    if delimiter:
-        rows, has_header = _split_rows(lines, delimiter)
-        yield from read_rows(Rows(rows, has_header))
+    table = _split_table(path, lines)
+    if table is not None:
+        yield from read_rows(table)
     if extension in CODE_EXTENSIONS:
         yield Reading("code", 0.9, f"a {extension} file")
     elif extension not in (".csv", ".tsv"):
-        yield Reading("text", 0.3 if delimiter else 0.8, f"{len(lines):,} lines of text")
+        yield Reading("text", 0.3 if table else 0.8, f"{len(lines):,} lines of text")
 
 
 def _json_rows(path: Path, text: str, lines: Sequence[str]) -> list[dict[str, Any]]:
@@ -175,51 +168,25 @@ def _read_fasta(extension: str, lines: Sequence[str]) -> Reading:
     return Reading("sequences", 0.95, "sequences in FASTA")
 
 
-def _find_delimiter(extension: str, lines: Sequence[str]) -> str | None:
-    """The character that cuts nearly all lines into the same number of cells, if there is one."""
-    candidates = {".tsv": "\t", ".csv": ",;\t| ", ".dat": ",;\t| ", ".data": ",;\t| "}.get(extension, "\t")
-    for delimiter in candidates:
-        counts = Counter(len(row) for row in csv.reader(lines[:MAX_ROWS], delimiter=delimiter))
-        cells, rows = counts.most_common(1)[0]
-        if cells > 1 and rows >= 0.9 * sum(counts.values()):
-            return delimiter
-    return "," if extension == ".csv" else None
-
-
-def _split_rows(lines: Sequence[str], delimiter: str) -> tuple[list[dict[str, Any]], bool]:
-    """The rows of a delimited file, and whether its first line names the columns; without names they are numbered."""
-    quoting = csv.QUOTE_NONE if delimiter == "\t" and any(line.count('"') % 2 for line in lines) else csv.QUOTE_MINIMAL
-    rows = list(islice(csv.reader(lines, delimiter=delimiter, quoting=quoting), MAX_ROWS))
-    has_header = _is_header(rows)
-    names = rows[0] if has_header else [str(i + 1) for i in range(max(map(len, rows)))]
-    names = [name.strip() or f"column {i + 1}" for i, name in enumerate(names)]
-    return [dict(zip(names, row)) for row in rows[has_header:]], has_header
-
-
-def _is_header(rows: Sequence[Sequence[str]]) -> bool:
-    first, others = rows[0], rows[1:]
-    if not others or len(set(first)) < len(first) or any(is_number(cell) or DATE.fullmatch(cell) for cell in first[1:]):
-        return False
-    familiar_names = {
-        *PATH_NAMES,
-        *LABEL_NAMES,
-        *TEXT_NAMES,
-        *SOURCE_NAMES,
-        *TARGET_NAMES,
-        *TIME_NAMES,
-        *TABLE_TARGETS,
-        *LANGUAGES,
-    }
-    if {plain_name(cell) for cell in first} & {*familiar_names, "id", "name"}:
-        return True
-    columns = [Column("", [row[i] for row in others if i < len(row) and row[i].strip()]) for i in range(len(first))]
-    if any(column.kind in ("number", "date", "image", "sound", "smiles") for column in columns):
-        return not any(is_number(cell) for cell in first)
-    if any(cell in column.texts for cell, column in zip(first, columns) if column.kind == "category"):
-        return False
-    return all(len(cell.split()) <= 4 and not re.search(r"[.!?,;]$", cell) for cell in first) and all(
-        column.words > 5 for column in columns if column.kind == "text"
-    )
+def _split_table(path: Path, lines: Sequence[str]) -> Rows | None:
+    """The first rows of a delimited file, cut and named as its reader does; None for lines that are no such rows."""
+    is_table, sample = suffix(path) in (".csv", ".tsv"), "\n".join(lines[:MAX_ROWS])
+    delimiter = "\t" if suffix(path) not in (".csv", ".dat", ".data") else guess_delimiter(sample)
+    has_stray_quotes = delimiter == "\t" and any(line.count('"') % 2 for line in lines[:MAX_ROWS])
+    quoting = csv.QUOTE_NONE if has_stray_quotes else csv.QUOTE_MINIMAL
+    try:
+        rows = [cells for _, cells in split_rows(sample, delimiter, quoting, path)]
+    except InputError:
+        if is_table:
+            raise
+        return None
+    width, count = Counter(map(len, rows)).most_common(1)[0]
+    if not is_table and (width < 2 or count < 0.9 * len(rows)):
+        return None
+    has_header = is_header(rows[0], rows[1:])
+    names = rows[0] if has_header else [""] * max(map(len, rows))
+    names = [name.strip() or str(i) for i, name in enumerate(names, 1)]
+    return Rows([dict(zip(names, row)) for row in rows[has_header:]], has_header)
 
 
 # --- folders ---

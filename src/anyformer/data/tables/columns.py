@@ -10,7 +10,6 @@ from ..images.read import IMAGE_EXTENSIONS
 from .read import is_missing
 
 MAX_CLASS_SHARE = 0.2  # a column of texts with fewer distinct values per row is a category
-PATH_NAMES = ("path", "file", "filename", "file_name", "image", "img", "audio", "wav", "sound", "clip", "photo")
 LABEL_NAMES = tuple(
     """
     label labels class category target sentiment intent topic polarity tag genre emotion stars rating is_spam spam
