@@ -53,7 +53,7 @@ from ._shared.encoder import (  # noqa: F401
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import first_encodable, load_config_tokenizer
-from ._shared.trivial_baselines import Baselines, score_majority, score_naive_bayes
+from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
 
@@ -271,8 +271,8 @@ def figures(model: ClassifyModel, config: Config) -> list[Figure]:
 def baselines(config: Config) -> Baselines:
     data = load_texts(config)
     train, val = select_texts(config, "train"), select_texts(config, "val")
-    bayes = score_naive_bayes(encode_texts(config), data.classes, train, val)
-    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"naive Bayes": bayes}}
+    linear = score_linear_texts(data.texts, data.classes, train, val)
+    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"TF-IDF and a linear model": linear}}
 
 
 @torch.inference_mode()

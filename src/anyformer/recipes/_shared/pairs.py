@@ -29,6 +29,7 @@ from ...parsing import check_range, parse_dataclass, path_field
 from ...recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
 from .text import VocabularyConfig, first_encodable, load_config_tokenizer
+from .trivial_baselines import Baselines, score_bigrams
 
 MAX_FIGURES = 3  # pairs whose attention is drawn
 MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
@@ -150,6 +151,16 @@ def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean nats per token of the target (not smoothed), their exponential, and the accuracy."""
     return score_classes((compute_logits(model, batch), batch["labels"].flatten()) for batch in batches)
+
+
+def baselines(config: Any) -> Baselines:
+    """Score models of the target alone: what a translation gains from its source shows beside them."""
+    pairs, tokenizers = load_pairs(config), load_tokenizers(config)
+    sides = tokenizers.tokenizers, max_tokens(config), config.too_long
+    train, val = (pair_batches.encode_pairs(pairs, split, *sides).target for split in ("train", "val"))
+    ends = tokenizers.start_id, tokenizers.end_id
+    texts = ([np.array([ends[0], *ids, ends[1]]) for ids in targets] for targets in (train, val))
+    return {"loss": score_bigrams(*texts, tokenizers.vocab_sizes(config.padded_vocab)[1])}
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
