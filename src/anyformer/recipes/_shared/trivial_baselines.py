@@ -3,6 +3,7 @@
 Shapes: N training rows, M validation rows, F features, K classes.
 """
 
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ...data.text.prepare import Corpus
 
 MAX_TOKENS = 10_000_000  # of each split
 
+Tagged = tuple[tuple[str, ...], tuple[str, ...]]  # words and their tags
 Baselines = dict[str, dict[str, float]]
 """Metric of `evaluate` -> name of the baseline -> its value."""
 
@@ -44,6 +46,19 @@ def score_naive_bayes(rows: list[list[int]], classes: np.ndarray, train: np.ndar
     priors = np.log(1 + np.bincount(classes[train], minlength=len(counts)))
     predictions = [int((priors + log_counts[rows[i]].sum(0)).argmax()) for i in val]
     return float((np.array(predictions) == classes[val]).mean())
+
+
+def score_usual_tags(train: list[Tagged], val: list[Tagged]) -> dict[str, float]:
+    """Return the accuracy of the most frequent tag of all, and of that of each word; sentences as words and tags."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for words, tags in train:
+        for word, tag in zip(words, tags):
+            counts[word][tag] += 1
+    usual = sum(counts.values(), Counter()).most_common(1)[0][0]
+    pairs = [pair for words, tags in val for pair in zip(words, tags)]
+    by_word = sum(tag == (counts[word].most_common(1)[0][0] if word in counts else usual) for word, tag in pairs)
+    right = {"the most frequent tag": sum(tag == usual for _, tag in pairs), "the usual tag of each word": by_word}
+    return {name: n / len(pairs) for name, n in right.items()}
 
 
 def fit_linear(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
