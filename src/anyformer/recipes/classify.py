@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.checks import read_json
-from ..data.text.batches import pad_ids
-from ..data.text.labeled import LabeledTexts, epoch_order, read_labeled
+from ..data.text.batches import bucket_by_length, epoch_order, pad_ids
+from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
@@ -214,15 +214,6 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         batch = make_batch(rows, data.classes, order[index])
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + int(batch["lengths"].sum())}
         yield batch, state
-
-
-def bucket_by_length(indices: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Return the batches of an epoch: texts in random order, sorted by length within 16 batches, batches shuffled."""
-    order, pool = epoch_order(len(indices), seed, 2 * epoch), 16 * size
-    pools = [order[i : i + pool] for i in range(0, len(order), pool)]
-    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
-    groups = [indices[order[i : i + size]] for i in range(0, len(order), size)]
-    return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
 
 
 def make_batch(rows: list[list[int]], classes: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:

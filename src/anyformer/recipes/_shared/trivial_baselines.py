@@ -4,7 +4,7 @@ Shapes: N training rows, M validation rows, F features, K classes.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,7 @@ MAX_WORDS = 500  # of a text
 INVERSE_PENALTY = 10.0  # of the weights of logistic regression
 N_CELLS, N_DIRECTIONS = 7, 9  # on either side of an image, and of 180 degrees
 
+Tagged = tuple[tuple[str, ...], tuple[str, ...]]  # words and their tags
 Baselines = dict[str, dict[str, float]]
 """Metric of `evaluate` -> name of the baseline -> its value."""
 
@@ -112,6 +113,19 @@ def build_tfidf(train: list[str], val: list[str]) -> list[torch.Tensor]:
 def count_terms(text: str) -> Counter:
     words = re.findall(r"\w+", text.lower())[:MAX_WORDS]
     return Counter(words) + Counter(pairwise(words))
+
+
+def score_usual_tags(train: list[Tagged], val: list[Tagged]) -> dict[str, float]:
+    """Return the accuracy of the most frequent tag of all, and of that of each word; sentences as words and tags."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for words, tags in train:
+        for word, tag in zip(words, tags):
+            counts[word][tag] += 1
+    usual = sum(counts.values(), Counter()).most_common(1)[0][0]
+    pairs = [pair for words, tags in val for pair in zip(words, tags)]
+    by_word = sum(tag == (counts[word].most_common(1)[0][0] if word in counts else usual) for word, tag in pairs)
+    right = {"the most frequent tag": sum(tag == usual for _, tag in pairs), "the usual tag of each word": by_word}
+    return {name: n / len(pairs) for name, n in right.items()}
 
 
 def fit_linear(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
