@@ -24,7 +24,18 @@ from ...data.unusable import EmptyPolicy, LengthPolicy
 from ...errors import InputError
 from ...inference.translation import TranslationRequest, align_translation, translate
 from ...metrics import score_classes, score_translations
-from ...model import EncoderDecoder, LMHead, TokenEmbedding, TransformerConfig, initialize, within
+from ...model import (
+    Edges,
+    EncoderDecoder,
+    LMHead,
+    PointerHead,
+    TokenEmbedding,
+    TransformerConfig,
+    full,
+    initialize,
+    within,
+)
+from ...model.encoder_decoder import ConditionedDecoder
 from ...parsing import check_range, parse_dataclass, path_field
 from ...recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
@@ -218,6 +229,8 @@ class TranslatorConfig(PairConfig):
     """Source and target have one embedding."""
     tied: bool = True
     """The head reads the target's own embedding (1608.05859)."""
+    copy: bool = False
+    """The head can copy tokens of the source, such as names, numbers and tags (1704.04368)."""
     scaled: bool = False
     """Embeddings are large and the head divides by the root of dim, as in T5."""
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
@@ -231,6 +244,8 @@ class TranslatorConfig(PairConfig):
             raise ValueError(
                 f"encoder.dim is {self.encoder.dim} and decoder.dim {self.decoder.dim}: they must be equal"
             )
+        if self.copy and self.source_tokenizer:
+            raise ValueError("copy: tokens of the source can be copied only where both sides have one vocabulary")
         if self.shared and self.source_tokenizer:
             raise ValueError("source_tokenizer: two vocabularies have no embedding to share: --no-shared")
 
@@ -257,9 +272,33 @@ class Translator(EncoderDecoder):
         self.label_smoothing, self.sentinels = config.label_smoothing, 0
 
 
+class CopyingTranslator(Translator):
+    """A translator whose head can copy tokens of the source; its logits are log-probabilities."""
+
+    def __init__(self, config: TranslatorConfig, pair_tokenizer: PairTokenizer):
+        super().__init__(config, pair_tokenizer)
+        self.head = PointerHead(config.decoder.dim, self.head)
+
+    def forward(self, source: Tensor, ids: Tensor, memory_mask: Edges = full) -> Tensor:
+        memory = self.encode(source, memory_mask)
+        return self.condition(memory, memory_mask, source).head(self.decode(ids, memory, memory_mask))
+
+    def condition(self, memory: Tensor, memory_mask: Edges = full, source: Any = None) -> ConditionedDecoder:
+        is_real = memory_mask.build_mask(memory.shape[0], 1, memory.shape[1], device=memory.device)[:, 0, 0]
+        keys = self.head.key(memory)
+
+        def head(x: Tensor) -> Tensor:  # (B, T, C), or (B, C) of one step
+            logits = self.head(x if x.ndim == 3 else x[:, None], keys, source, is_real)
+            return logits if x.ndim == 3 else logits[:, 0]
+
+        decoder = super().condition(memory, memory_mask, source)
+        decoder.head = head
+        return decoder
+
+
 def build_translator(config: TranslatorConfig, pair_tokenizer: PairTokenizer) -> Translator:
     """Build an initialized model of the config's shape for these tokenizers."""
-    model = Translator(config, pair_tokenizer)
+    model = (CopyingTranslator if config.copy else Translator)(config, pair_tokenizer)
     initialize(model, config.decoder)
     initialize(model.encoder, config.encoder)  # its own depth scales its output maps
     if config.scaled:
