@@ -275,6 +275,8 @@ class Translator(EncoderDecoder):
 class CopyingTranslator(Translator):
     """A translator whose head can copy tokens of the source; its logits are log-probabilities."""
 
+    head: PointerHead
+
     def __init__(self, config: TranslatorConfig, pair_tokenizer: PairTokenizer):
         super().__init__(config, pair_tokenizer)
         self.head = PointerHead(config.decoder.dim, self.head)
