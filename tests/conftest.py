@@ -21,16 +21,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of prepared data of this run of the tests: one for all processes, so that each set is read once."""
     folder = tmp_path_factory.getbasetemp()
     return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
 
 
 @pytest.fixture(autouse=True)
-def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing depends on what a person has cached, or waits for a disk: no test has to survive a power cut."""
-    monkeypatch.setenv("ANYFORMER_CACHE", str(shared_cache))
+    monkeypatch.setenv("ANYFORMER_CACHE", str(cache_folder))
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -59,11 +59,11 @@ def run(text: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_once(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_once(cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of four steps, made once: tests copy it and leave it as it is."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "text.txt").write_text("the cat sat on the mat. the dog sat on the log.\n" * 60, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYFORMER_CACHE", str(shared_cache))
+        patch.setenv("ANYFORMER_CACHE", str(cache_folder))
         train(folder / "text.txt", folder / "run")
     return folder / "run"

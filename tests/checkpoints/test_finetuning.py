@@ -68,10 +68,10 @@ class Imported:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def checkpoint(
-    request: pytest.FixtureRequest, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Imported:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYFORMER_CACHE", str(shared_cache))
+        patch.setenv("ANYFORMER_CACHE", str(cache_folder))
         return Imported(request.param, tmp_path_factory.mktemp("checkpoint"))
 
 
