@@ -213,6 +213,8 @@ def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
     recipe, config = tiny(name)
     config = with_one_layer(config)
     batch, _ = next(read_batches(name, "train"))
+    if name in ("rnnsearch", "seq2seq"):  # their steps are unrolled
+        batch |= {key: batch[key][:, :4] for key in ("target", "labels")}
     results = []
     for is_compiled in (False, True):
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=is_compiled))

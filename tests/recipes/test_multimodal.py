@@ -295,6 +295,7 @@ def test_the_real_sets_are_complete():
 
     rows, watch = encode_some("watch", WATCH)
     assert len(rows) > 4000 and len(watch) == math.ceil(len(rows) / 50)
+    assert len({row["subject"] for row in rows}) == 10 and len({row["exercise"] for row in rows}) == 7
     groups = [watch.groups[watch.split(split, "3/10")] for split in ("train", "val")]
     assert len(np.unique(groups[1])) == 1 and not set(groups[0]) & set(groups[1]), "a person is in one split"
     rows, digits = encode_some("spoken-digits", SPOKEN_DIGITS)
