@@ -114,7 +114,7 @@ def test_a_traced_graph_holds_at_other_sizes_and_has_operators_of_onnx(name: str
     decomposed = torch.export.default_decompositions()
     others = {op for op in operators if not registry.is_registered(op) and op not in decomposed}
     assert {str(op) for op in others if not op._can_decompose()} <= WITHOUT_TRANSLATION
-    traced = program.module()
+    traced = program.module(check_guards=False)  # ONNX has none
     for seed, size in enumerate(other_sizes(graph)):
         inputs = onnx.make_example_inputs(graph, size, seed).values()
         with torch.inference_mode():
