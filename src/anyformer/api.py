@@ -17,6 +17,7 @@ from . import recipe as recipes
 from .checkpoints import exports
 from .data.io.checks import read_json
 from .errors import Stopped
+from .model.config import find_stacks
 from .recipe import SupportsBaselines, SupportsFigures
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
@@ -203,10 +204,22 @@ def describe_time(job: TrainingJob, state: TrainState) -> str:
 
 def describe_plan(plan: dict[str, Any], config: Any) -> str:
     """Describe the model size that was chosen for a time, and the loss to expect."""
-    model, train, (low, high) = config.model, config.train, plan["expects"]
-    shape = f"{model.n_layer} layers of {model.dim} channels, context {model.context}"
+    train = config.train
+    stacks = [
+        f"{plural(stack.n_layer, 'layer')} of {stack.dim} channels, context {stack.context}"
+        for stack in find_stacks(config).values()
+    ]
+    shape = " and ".join(dict.fromkeys(stacks))
     size = f"{plan['minutes']:g} minutes here: {shape}, about {train.steps:,} steps of {train.batch} rows"
-    return f"{size} (of {len(plan['sizes'])} sizes tried); expect a validation loss from {low:.2f} to {high:.2f}"
+    size += f" ({plural(len(plan['sizes']), 'size')} tried)"
+    if "expects" not in plan:
+        return size
+    low, high = plan["expects"]
+    return f"{size}; expect a validation loss from {low:.2f} to {high:.2f}"
+
+
+def plural(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def describe_exports(job: TrainingJob, explain: bool = False) -> str:
