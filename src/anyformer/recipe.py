@@ -121,6 +121,8 @@ class SizeOption:
     """Maps training tokens to (low, high) validation loss."""
     steps: int = 0
     """Without that: the updates that this size needs to be better than a smaller one."""
+    advise: Callable[[float], str | None] = lambda tokens: None
+    """Maps training tokens to what a person should know of this choice."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ..errors import InputError
-from ..events import report_progress
+from ..events import report_notice, report_progress
 from ..model.config import find_stacks
 from ..recipe import Recipe, SizeOption, SupportsFigures, SupportsSizes
 from .config import TrainConfig
@@ -123,6 +123,8 @@ def choose_size(recipe: Recipe, config: Any, budget: Budget) -> tuple[Plan, dict
     reasons: dict[str, Any] = {"sizes": sizes}
     if option.expected_loss is not None:
         reasons["expects"] = round_range(option.expected_loss(best.speed.tokens * config.train.steps))
+    if advice := option.advise(best.speed.tokens * config.train.steps):
+        report_notice(advice)
     return plan._replace(config=config), reasons
 
 
