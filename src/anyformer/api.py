@@ -76,7 +76,7 @@ def train(
     """
     module = recipes.load_recipe(recipe)
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
-    where = {"out": out, "resume": resume, "init": init, "yes": yes}
+    where: dict[str, Any] = {"out": out, "resume": resume, "init": init, "yes": yes}
     where["track"] = (track,) if isinstance(track, str) else track
     job = resolve_job(module, preset, overrides, minutes=minutes, lora=lora, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
