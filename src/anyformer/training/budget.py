@@ -136,7 +136,7 @@ class Trial(NamedTuple):
     seconds: float
 
     @property
-    def expected_loss(self) -> tuple[float, float] | None:
+    def loss_range(self) -> tuple[float, float] | None:
         predict = self.option.expected_loss
         return None if predict is None else predict(self.speed.tokens * self.seconds / self.speed.seconds)
 
@@ -146,13 +146,13 @@ class Trial(NamedTuple):
 
     def is_better_than(self, smaller: "Trial") -> bool:
         """Whether the loss is lower or, where none is predicted, there are enough steps for this size."""
-        loss, other = self.expected_loss, smaller.expected_loss
+        loss, other = self.loss_range, smaller.loss_range
         return self.steps >= self.option.steps if loss is None or other is None else sum(loss) < sum(other)
 
 
 def describe_size(trial: Trial) -> dict[str, Any]:
     """Describe a size that was measured, as plain values."""
-    config, speed, expected = trial.option.config, trial.speed, trial.expected_loss
+    config, speed, expected = trial.option.config, trial.speed, trial.loss_range
     shape = list(find_stacks(config).values())[-1]
     size = {name: getattr(shape, name) for name in ("dim", "n_layer", "context")}
     size |= {"batch": config.train.batch, "tokens_per_second": round(speed.tokens / speed.seconds)}
