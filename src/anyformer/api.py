@@ -209,8 +209,8 @@ def describe_plan(plan: dict[str, Any], config: Any) -> str:
         f"{plural(stack.n_layer, 'layer')} of {stack.dim} channels, context {stack.context}"
         for stack in find_stacks(config).values()
     ]
-    shape = " and ".join(dict.fromkeys(stacks))
-    size = f"{plan['minutes']:g} minutes here: {shape}, about {train.steps:,} steps of {train.batch} rows"
+    shape = "".join(f"{stack}, " for stack in dict.fromkeys(stacks))
+    size = f"{plan['minutes']:g} minutes here: {shape}about {train.steps:,} steps of {train.batch} rows"
     size += f" ({plural(len(plan['sizes']), 'size')} tried)"
     if "expects" not in plan:
         return size

@@ -168,7 +168,8 @@ def can_choose_size(module: Recipe, preset: str | None, suggested: dict[str, Any
     default = parse_config(module, merge_overrides(to_json(recipes.get_preset(module, preset)), suggested), "")
     machine = {name: getattr(config.train, name) for name in ("seed", "device", "dtype", "compile")}
     train = dataclasses.replace(default.train, **machine)
-    return (find_stacks(config), config.train) == (find_stacks(default), train)
+    shapes = [{name: vars(c).get(name) for name in ("model", *find_stacks(c))} for c in (config, default)]
+    return shapes[0] == shapes[1] and config.train == train
 
 
 def check_same_model(run: RunDirectory, old: Any, new: Any) -> None:

@@ -97,19 +97,19 @@ def choose_size(recipe: Recipe, config: Any, budget: Budget) -> tuple[Plan, dict
     Returns the plan, and the reasons: {"sizes": measurements of each, "expects": predicted [low, high] of the
     validation loss, where the recipe predicts it}.
     """
-    seconds, sizes, best = max(1.0, budget.remaining_seconds), [], None
+    trial_seconds, sizes, best = min(TRIAL_SECONDS / 2, max(1.0, budget.remaining_seconds) / 40), [], None
     options = list(cast(SupportsSizes, recipe).sizes(config))
     for tried, option in enumerate(options):
         if best is not None and option.expected_loss is None and best.steps < option.steps:
             break  # a larger one is no faster
         report_progress("trying sizes", tried, len(options))
         try:
-            speed = measure_speed(recipe, option.config, min(TRIAL_SECONDS / 2, seconds / 40), budget.clock)
+            speed = measure_speed(recipe, option.config, trial_seconds, budget.clock)
         except torch.OutOfMemoryError:
             if best is None:
                 raise
             break
-        trial = Trial(option, speed, seconds)
+        trial = Trial(option, speed, max(1.0, budget.remaining_seconds))  # building the first one may take long
         sizes.append(describe_size(trial))
         if best is not None and not trial.is_better_than(best):
             break
@@ -153,8 +153,9 @@ class Trial(NamedTuple):
 def describe_size(trial: Trial) -> dict[str, Any]:
     """Describe a size that was measured, as plain values."""
     config, speed, expected = trial.option.config, trial.speed, trial.loss_range
-    shape = list(find_stacks(config).values())[-1]
-    size = {name: getattr(shape, name) for name in ("dim", "n_layer", "context")}
+    size: dict[str, Any] = {}
+    for shape in find_stacks(config).values():  # of several, the last
+        size = {"dim": shape.dim, "n_layer": shape.n_layer, "context": shape.context}
     size |= {"batch": config.train.batch, "tokens_per_second": round(speed.tokens / speed.seconds)}
     return size | ({"steps": trial.steps} if expected is None else {"expects": round_range(expected)})
 
