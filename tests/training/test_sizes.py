@@ -15,7 +15,18 @@ from anyformer.recipes._shared.sizes import Size, offer_sizes, shrink
 from anyformer.training import budget
 from anyformer.training.run_directory import RunDirectory
 
-BY_STEPS = ("classify", "control", "forecast", "masked", "multimodal", "spans", "speech", "translation", "vision")
+BY_STEPS = (
+    "classify",
+    "control",
+    "forecast",
+    "masked",
+    "multimodal",
+    "spans",
+    "speech",
+    "tagging",
+    "translation",
+    "vision",
+)
 COST = budget.EvalCost(batch=0.001, sample=0.01, figures=0.0)
 
 

@@ -109,7 +109,7 @@ LLAMA = dict(
 )
 
 KINDS = {"transcribed sounds": {"preset": "digits"}}
-SIZES = (Size(64, 2, 8, 0), Size(96, 2, 16, 600))  # of --minutes
+SIZES = (Size(64, 2, 8, 0), Size(96, 2, 16, 100))  # of --minutes
 PRESETS = {
     # seconds, no data needed: for tests
     "tiny": Config(
@@ -146,7 +146,7 @@ PRESETS = {
 
 
 def sizes(config: Config) -> Iterator[SizeOption]:
-    yield from offer_sizes(config, SIZES, steps=800)
+    yield from offer_sizes(config, SIZES, steps=100)
 
 
 class SpeechTransformer(EncoderDecoder):
