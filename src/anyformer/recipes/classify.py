@@ -38,7 +38,7 @@ from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.encoder import (  # noqa: F401
@@ -52,6 +52,7 @@ from ._shared.encoder import (  # noqa: F401
 )
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import first_encodable, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
@@ -83,6 +84,7 @@ class Config(EncoderConfig):
 
 
 KINDS = {"labeled text": {"columns": "{text},{label}"}}
+SIZES = (Size(64, 1, 32, 0), Size(96, 2, 32, 200))  # of --minutes
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
     "tiny": Config(
@@ -106,6 +108,10 @@ PRESETS = {
         train=TrainConfig(steps=6000, lr=2e-5, min_lr=0.0, warmup=600, weight_decay=0.01, beta2=0.999),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=300)
 
 
 class ClassifyModel(TextEncoder):

@@ -38,10 +38,21 @@ from ..metrics import confusion_matrix, score_classes
 from ..model import Classifier, PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
 from ..model.edges import Edges, full, neighbors
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, DataDefaults, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ..recipe import (
+    BatchStream,
+    DataDefaults,
+    Figure,
+    FileInput,
+    Graph,
+    GraphInput,
+    SizeOption,
+    StreamState,
+    init_stream,
+)
 from ..training.config import TrainConfig
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines, score_gradients, score_majority
 
 BATCH_SIZE = 32  # images in one forward
@@ -119,6 +130,7 @@ CIFAR10 = Config(
 )
 
 KINDS: dict[str, dict[str, str]] = {"labeled images": {}}
+SIZES = (Size(48, 2, 32, 0), Size(72, 3, 32, 1000), Size(96, 4, 64, 2500))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -161,6 +173,12 @@ PRESETS = {
         train=TrainConfig(steps=300_000, batch=256, accumulate=16, lr=3e-3, warmup=10_000, weight_decay=0.3),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    for option in offer_sizes(config, SIZES, steps=4000):  # shallow models have few local layers
+        local_layers = min(config.local_layers, option.config.model.n_layer // 2)
+        yield replace(option, config=replace(option.config, local_layers=local_layers))
 
 
 class VisionTransformer(nn.Module):
