@@ -30,7 +30,8 @@ from ..data.images import cache
 from ..data.images import preprocessing as prep
 from ..data.images.augment import Augment, augment_batch
 from ..data.images.measure import choose_format
-from ..data.images.read import encode_png, open_images, overlay_heatmap, read_image, resize_image
+from ..data.images.read import COLUMNS, encode_png, open_images, overlay_heatmap, read_image, resize_image
+from ..data.io.manifest import split_columns
 from ..data.sampling import sample_indices
 from ..errors import InputError, suggest
 from ..inference.classification import describe_classes, unique_names
@@ -54,8 +55,10 @@ class Config:
     """A classifier of images, its images and its training."""
 
     data: str = path_field("fashion-mnist")
-    """The name of a set (digits, fashion-mnist, cifar10), a folder of class folders, a .csv of path,label, a .npz, or a
-    folder of idx files."""
+    """The name of a set (digits, fashion-mnist, cifar10), a folder of class folders, a table of path,label (csv, tsv,
+    jsonl, json), a .parquet with images in it, a .npz, or a folder of idx files."""
+    columns: str = COLUMNS
+    """Names of a table's columns of the image and of its class."""
     labels: str = path_field("", [".json"])
     """A labels.json with the names of the classes: its path, or its content. Empty: those of the data."""
     preprocessing: str = path_field("measured", [".json"])
@@ -87,6 +90,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
+        split_columns(self.columns, COLUMNS)
         check_range(self, "height", "width", "patch", "radius", at_least=1, at_most=1 << 14)
         check_range(self, "local_layers", at_least=0)
         check_range(self, "smoothing", at_least=0, below=1)
@@ -118,7 +122,7 @@ CIFAR10 = Config(
     train=replace(FASHION, steps=13_000, warmup=300, eval_every=1000),
 )
 
-KINDS: dict[str, dict[str, str]] = {"labeled images": {}}
+KINDS = {"labeled images": {"columns": "{path},{label}"}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -223,7 +227,7 @@ def check_sizes(config: Config) -> None:
 
 def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     """Choose color and size from the images, where the user has not."""
-    image_format = choose_format(open_images(overrides["data"]))
+    image_format = choose_format(open_images(overrides["data"], overrides.get("columns", COLUMNS)))
     if image_format is None:
         return None
     height, width, channels, patch, median = image_format
@@ -244,7 +248,7 @@ def load_images(config: Config) -> cache.ImageDataset:
     is_file = config.preprocessing not in ("measured", "half")
     resample = prep.load_preprocessor(config.preprocessing, config.channels).resample if is_file else "bilinear"
     size = (config.height, config.width, config.channels)
-    return cache.load_images(config.data, *size, resample, config.val_fraction, config.skip_unreadable)
+    return cache.load_images(config.data, *size, resample, config.val_fraction, config.skip_unreadable, config.columns)
 
 
 def build(config: Config) -> VisionTransformer:
@@ -362,7 +366,7 @@ def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]
 
 
 def file_input(model: VisionTransformer, config: Config) -> FileInput:
-    return FileInput(("path",), is_path=True)
+    return FileInput(split_columns(config.columns, COLUMNS)[:1], is_path=True)
 
 
 def predict_batch(model: VisionTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

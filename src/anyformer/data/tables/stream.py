@@ -16,8 +16,8 @@ from typing import IO, Any
 from ...errors import InputError, suggest
 from ..io.checks import parse_json
 from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, read_start, suffix
+from ..io.parquet import count_parquet_rows, read_parquet_rows
 from ..io.separated import guess_delimiter
-from .read import count_parquet_rows, read_parquet_rows
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 OUTPUT_SUFFIXES = tuple(DELIMITERS)
