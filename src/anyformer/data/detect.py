@@ -41,7 +41,7 @@ from .tables.columns import (
     is_smiles,
     plain_name,
 )
-from .tables.readings import KINDS, Reading, read_rows
+from .tables.readings import Reading, read_rows
 from .trajectories.read import is_trajectory
 
 MAX_FILES = 20_000  # of a folder that are listed
@@ -54,6 +54,20 @@ CODE_EXTENSIONS = tuple(
     {*SOURCE_EXTENSIONS, ".m", ".lua", ".ex", ".erl", ".clj", ".scss", ".vue", ".ipynb"} - {*TEXT_EXTENSIONS}
 )
 TABLE_NAMES = (*TABLE_EXTENSIONS, *FURTHER_EXTENSIONS)
+SIGNATURES = {
+    "one image": re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL),
+    "one sound": re.compile(rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xf2\xf3\xfb]", re.DOTALL),
+    "a video": re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL),
+    "HDF5": re.compile(rb"\x89HDF"),
+    "one NumPy array": re.compile(rb"\x93NUMPY"),
+    "the weights of a model": re.compile(rb"GGUF|.{8}\{\"", re.DOTALL),
+    "a Python pickle, which could run code": re.compile(rb"\x80[\x02-\x05]"),
+    "a program": re.compile(rb"\x7fELF|MZ"),
+}  # of what is not taken
+TAKEN = (
+    "taken are texts (.txt, .md, a folder), tables (.csv, .tsv, .jsonl, .parquet), folders of images or sounds with "
+    "class folders or a table, trajectories (.npz), FASTA, SMILES (.smi), ABC, and archives of these"
+)
 MAX_CLASS_FOLDERS = 0.5  # for each image or sound in them
 MIN_TABLE_ROWS = 5  # of a file that is not named a table
 
@@ -66,7 +80,7 @@ def detect(path: Path) -> list[Reading]:
     path = unpack_archive(path)
     readings = list(_read_folder(path) if path.is_dir() else _read_file(path))
     if not readings:
-        raise InputError(f"{path}: {_describe_unknown(path)}; recognized are {', '.join(KINDS.values())}")
+        raise InputError(f"{path}: {_describe_unknown(path)}; {TAKEN}")
     return sorted(readings, key=lambda reading: -reading.score)
 
 
@@ -333,4 +347,7 @@ def _describe_unknown(path: Path) -> str:
     if path.is_dir():
         kinds = Counter(suffix(file) or "no extension" for file in _list_files(path)).most_common(4)
         return "the folder holds " + ", ".join(f"{n:,} {kind}" for kind, n in kinds)
-    return f"a {suffix(path) or 'file'} of {path.stat().st_size:,} bytes"
+    head = _read_head(path)
+    kind = next((kind for kind, magic in SIGNATURES.items() if magic.match(head)), "")
+    kind = kind or ("binary data" if b"\0" in head else "text without rows, a header or sentences")
+    return f"looks like {kind}, a {suffix(path) or 'file'} of {path.stat().st_size:,} bytes"

@@ -84,7 +84,7 @@ class Config(EncoderConfig):
             raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 
 
-KINDS = {"labeled text": {"columns": "{text},{label}"}}
+KINDS = {"labeled text": {"columns": "{text},{label}", "too_long": "cut"}}
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
     "tiny": Config(

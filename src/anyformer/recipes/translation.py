@@ -57,7 +57,7 @@ ADAMW_TRAIN = TrainConfig(steps=4000, batch=32, warmup=400, eval_every=500, save
 T5_PAIRS: dict[str, Any] = {"start": 0, "end": 0, "train": ADAMW_TRAIN}
 T5_SIZE = (256, 3, 4, 64)
 
-KINDS = {"pairs": {"columns": "{source},{target}"}}
+KINDS = {"pairs": {"columns": "{source},{target}", "too_long": "cut"}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(data="reverse", tokenizer="char", **make_stacks(32, 1, 2, 24), train=TINY_PAIRS_TRAIN),

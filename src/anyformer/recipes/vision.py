@@ -33,6 +33,7 @@ from ..data.images.measure import choose_format
 from ..data.images.read import COLUMNS, encode_png, open_images, overlay_heatmap, read_image, resize_image
 from ..data.io.manifest import split_columns
 from ..data.sampling import sample_indices
+from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError, suggest
 from ..inference.classification import describe_classes, unique_names
 from ..metrics import confusion_matrix, score_classes
@@ -59,6 +60,10 @@ class Config:
     jsonl, json), a .parquet with images in it, a .npz, or a folder of idx files."""
     columns: str = COLUMNS
     """Names of a table's columns of the image and of its class."""
+    empty: EmptyPolicy = "few"
+    """Rows of a table without a class: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "keep"
+    """Rows of a table that repeat an image and its class: keep or skip."""
     labels: str = path_field("", [".json"])
     """A labels.json with the names of the classes: its path, or its content. Empty: those of the data."""
     preprocessing: str = path_field("measured", [".json"])
@@ -227,7 +232,8 @@ def check_sizes(config: Config) -> None:
 
 def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     """Choose color and size from the images, where the user has not."""
-    image_format = choose_format(open_images(overrides["data"], overrides.get("columns", COLUMNS)))
+    names = ("data", "columns", "empty", "duplicates")
+    image_format = choose_format(open_images(**{name: overrides[name] for name in names if name in overrides}))
     if image_format is None:
         return None
     height, width, channels, patch, median = image_format
@@ -248,7 +254,8 @@ def load_images(config: Config) -> cache.ImageDataset:
     is_file = config.preprocessing not in ("measured", "half")
     resample = prep.load_preprocessor(config.preprocessing, config.channels).resample if is_file else "bilinear"
     size = (config.height, config.width, config.channels)
-    return cache.load_images(config.data, *size, resample, config.val_fraction, config.skip_unreadable, config.columns)
+    settings = config.val_fraction, config.skip_unreadable, config.columns, config.empty, config.duplicates
+    return cache.load_images(config.data, *size, resample, *settings)
 
 
 def build(config: Config) -> VisionTransformer:

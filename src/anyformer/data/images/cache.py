@@ -16,6 +16,7 @@ from ...errors import InputError
 from ...events import report_progress
 from ..io.cache import build_cached, cache_by_files, cache_dir, data_files
 from ..sampling import select_split
+from ..unusable import DuplicatePolicy, EmptyPolicy
 from .read import COLUMNS, ImageSource, Resample, open_images, resize_image
 
 FORMAT_VERSION = 1  # to be raised when the stored content changes
@@ -47,10 +48,12 @@ def load_images(
     val_fraction: float = 0.1,
     skip_unreadable: bool = False,
     columns: str = COLUMNS,
+    empty: EmptyPolicy = "few",
+    duplicates: DuplicatePolicy = "keep",
 ) -> ImageDataset:
-    """Load the images of a path or of a named set; `val_fraction` is for data without a split, `columns` for a table.
-    Raises InputError."""
-    source = open_images(data, columns)
+    """Load the images of a path or of a named set; `val_fraction` is for data without a split; `columns`, `empty`
+    and `duplicates` are those of `open_images`. Raises InputError."""
+    source = open_images(data, columns, empty, duplicates)
     content, shape = source.sha256(), (len(source), height, width, channels)
     key = f"{FORMAT_VERSION} {content} {shape} {resample} {skip_unreadable}"
     folder = cache_dir() / "images" / hashlib.sha256(key.encode()).hexdigest()

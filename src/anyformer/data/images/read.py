@@ -38,6 +38,7 @@ from ..io.manifest import check_columns, is_table, read_manifest, split_columns,
 from ..io.parquet import open_parquet, read_parquet_rows
 from ..io.resolve import resolve
 from ..sampling import IS_VALIDATION, parse_split
+from ..unusable import DuplicatePolicy, EmptyPolicy, check_empty, select_distinct
 
 MAX_ARRAY_BYTES = 8 << 30  # of an array in memory
 MAX_PIXELS = 64 << 20  # of one image, checked before it is decoded
@@ -101,10 +102,15 @@ NAMED_SETS: dict[str, Callable[[list[Path]], ImageSource]] = {
 }
 
 
-def open_images(data: str, columns: str = COLUMNS) -> ImageSource:
+def open_images(
+    data: str, columns: str = COLUMNS, empty: EmptyPolicy = "few", duplicates: DuplicatePolicy = "keep"
+) -> ImageSource:
     """Open the images of a path or of a named set; an existing path takes precedence over a name. Raises InputError.
 
-    columns: the names of a table's columns of the images and their classes, with a comma between.
+    Args:
+        columns: the names of a table's columns of the images and their classes, with a comma between.
+        empty: what becomes of rows without a class.
+        duplicates: what becomes of rows that repeat an image and its class.
     """
     names = split_columns(columns, COLUMNS)
     path = unpack_archive(Path(data).expanduser())
@@ -120,7 +126,7 @@ def open_images(data: str, columns: str = COLUMNS) -> ImageSource:
     elif path.name.removesuffix(".gz").endswith(IDX_NAMES[0]):
         source = open_idx([path])
     elif path.is_file() and suffix(path) not in IMAGE_EXTENSIONS and is_table(path):
-        source = open_table(path, names)
+        source = open_table(path, names, empty, duplicates)
     else:
         forms = f"class folders, a .csv of path,label, a .npz, *{IDX_NAMES[0]}.gz, or a set by name"
         raise InputError(f"data '{data}' are no images: expected {forms}: {suggest(data, NAMED_SETS)}")
@@ -148,10 +154,16 @@ def open_folder(path: Path) -> ImageSource:
     return ImageSource(lambda i: read_image(paths[i]), [file.label for file in files], (), is_val, *paths)
 
 
-def open_table(path: Path, columns: tuple[str, ...]) -> ImageSource:
+def open_table(
+    path: Path, columns: tuple[str, ...], empty: EmptyPolicy = "few", duplicates: DuplicatePolicy = "keep"
+) -> ImageSource:
     """Open a table of paths and labels; paths are relative to the folder of the table."""
     name, label = columns
-    rows, index = read_manifest(path, columns, ("split",)), FileIndex(path.parent, IMAGE_EXTENSIONS)
+    rows = read_manifest(path, columns, ("split",), may_be_empty=(label,))
+    check_empty([where for where, row in rows if not row[label]], len(rows), empty, "images have no class")
+    rows = select_distinct([pair for pair in rows if pair[1][label]], lambda pair: (pair[1][name], pair[1][label]),
+                           duplicates, str(path))  # fmt: skip
+    index = FileIndex(path.parent, IMAGE_EXTENSIONS)
     files = [index.find(row[name]) for _, row in rows]
     for (where, _), file in zip(rows, files, strict=True):
         if not file.is_file():

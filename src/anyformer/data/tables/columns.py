@@ -84,7 +84,6 @@ class Column:
             return "text"
         return "id" if self.distinct > 0.9 * len(self.texts) and self.words < 1.5 else "text"
 
-
     def _find_media(self) -> str:
         """Whether the values are the contents or the names of files: "image", "sound" or ""."""
         if all(isinstance(value, dict) and "bytes" in value for value in self.values):
