@@ -3,9 +3,7 @@
 # ruff: noqa: E501, SIM905 (one line for each set)
 
 import gzip
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,43 +13,7 @@ from anyformer.data.detect import detect
 from anyformer.data.io.manifest import read_rows
 from anyformer.detection import detect_recipe
 from anyformer.errors import InputError
-
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions in an old tower".split()
-Build = Callable[[Path], Path | None]
-
-
-def sentence(i: int, n: int = 9) -> str:
-    return " ".join(WORDS[(i * 7 + j * (i % 5 + 1)) % len(WORDS)] for j in range(n)).capitalize() + "."
-
-
-def table(name: str, header: str, row: Callable[[int], str], rows: int = 60) -> Build:
-    def build(folder: Path) -> Path:
-        path = folder / name
-        path.write_text("".join(line + "\n" for line in ([header] if header else []) + [row(i) for i in range(rows)]))
-        return path
-
-    return build
-
-
-def files(*names: str, content: Callable[[int], str] = sentence) -> Build:
-    def build(folder: Path) -> None:
-        for i, name in enumerate(names):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(content(i))
-
-    return build
-
-
-def jsonl(name: str, row: Callable[[int], dict]) -> Build:
-    return table(name, "", lambda i: json.dumps(row(i)))
-
-
-def both(*builds: Build) -> Build:
-    def build(folder: Path) -> None:
-        for part in builds:
-            part(folder)
-
-    return build
+from forms_kit import Build, both, files, jsonl, sentence, table
 
 
 def write_fasta(folder: Path) -> Path:

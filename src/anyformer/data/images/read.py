@@ -155,11 +155,14 @@ def open_folder(path: Path) -> ImageSource:
 
 
 def open_table(
-    path: Path, columns: tuple[str, ...], empty: EmptyPolicy = "few", duplicates: DuplicatePolicy = "keep"
+    path: Path,
+    columns: Sequence[str] = ("path", "label"),
+    empty: EmptyPolicy = "few",
+    duplicates: DuplicatePolicy = "keep",
 ) -> ImageSource:
     """Open a table of paths and labels; paths are relative to the folder of the table."""
     name, label = columns
-    rows = read_manifest(path, columns, ("split",), may_be_empty=(label,))
+    rows = read_manifest(path, columns, ("split",), may_be_empty=(label,), may_be_number=columns)
     check_empty([where for where, row in rows if not row[label]], len(rows), empty, "images have no class")
     rows = select_distinct([pair for pair in rows if pair[1][label]], lambda pair: (pair[1][name], pair[1][label]),
                            duplicates, str(path))  # fmt: skip

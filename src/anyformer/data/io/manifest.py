@@ -41,10 +41,14 @@ def is_table(path: Path) -> bool:
 
 
 def read_manifest(
-    path: Path, columns: Sequence[str], optional: Sequence[str] = (), may_be_empty: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    may_be_empty: Sequence[str] = (),
+    may_be_number: Sequence[str] = (),
 ) -> list[tuple[str, dict[str, str]]]:
     """Read (place, row) of a table, with a text in each of `columns` but those that `may_be_empty`; `optional` ones
-    may be missing. Raises InputError."""
+    may be missing, and whole numbers of JSON are texts in those that `may_be_number`. Raises InputError."""
     if not is_table(path):
         expected = f"{', '.join(TABLE_EXTENSIONS)} with {', '.join(columns)}"
         raise InputError(f"{path}: not a table of files: expected {expected}")
@@ -53,7 +57,7 @@ def read_manifest(
         row = name_by_order(row, (*columns, *optional), len(columns))
         check_columns(row, columns, where)
         for column in (*columns, *optional):
-            if not isinstance(row.get(column), str | int | None):
+            if not isinstance(row.get(column), str | int | None if column in may_be_number else str | None):
                 raise InputError(f"{where}: {column} is {str(row[column])[:60]!r}; expected a text")
             if column in columns and column not in may_be_empty and not to_text(row[column]):
                 raise InputError(f"{where}: {column} is empty")
@@ -100,7 +104,7 @@ def read_rows(path: Path, tsv_quotes: bool = True) -> Iterator[tuple[str, dict[s
         place = f"{path}, line {content.count(10, 0, error.start) + 1}: byte 0x{content[error.start]:02X} is not UTF-8"
         raise InputError(f"{place}: {explain_encoding(content, path)}") from None
     if suffix(path) in (".jsonl", ".ndjson", ".json"):
-        yield from read_json_rows(text, path)
+        yield from read_json_rows(text, path, is_lines=suffix(path) != ".json")
         return
     is_tsv = suffix(path) in (".tsv", ".tab")
     yield from read_separated(
@@ -108,11 +112,12 @@ def read_rows(path: Path, tsv_quotes: bool = True) -> Iterator[tuple[str, dict[s
     )
 
 
-def read_json_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of JSON lines, or of a list that is all of a text or the only one in its object."""
+def read_json_rows(text: str, path: Path, is_lines: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of JSON lines, or unless `is_lines` of a list that is all of a text or the only one in its
+    object."""
     hint = ': expected an object such as {"path": "a.wav"}'
     first = text.lstrip()[:1]
-    if first == "[" or (first == "{" and not is_json_lines(text)):
+    if not is_lines and (first == "[" or (first == "{" and not is_json_lines(text))):
         value = parse_json(text, str(path), kind=list if first == "[" else dict)
         lists = [value] if isinstance(value, list) else [part for part in value.values() if isinstance(part, list)]
         if len(lists) != 1:

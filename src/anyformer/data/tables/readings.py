@@ -185,7 +185,7 @@ def read_labeled_text(rows: Rows) -> Iterator[Reading]:
     texts, label = rows["text"], rows.label()
     if not texts or not label or rows["image"] or rows["sound"]:
         return
-    text = rows.pick(TEXT_NAMES, texts) or max(texts, key=lambda name: rows.columns[name].words)
+    text = select_text(rows)
     others = [name for name in rows["number"] if name != label and rows.columns[name].kind != "id"]
     score = 0.85 if len(others) <= 1 and len(rows["category"]) <= 2 else 0.5
     why = f"texts in {text}, {rows.columns[label].distinct} classes in {label}"
@@ -221,9 +221,17 @@ def read_documents(rows: Rows) -> Iterator[Reading]:
     texts = rows["text"]
     if not texts:
         return
-    text = rows.pick(TEXT_NAMES, texts) or max(texts, key=lambda name: rows.columns[name].words)
+    text = select_text(rows)
     values = [*rows["number"], *rows["category"]]
     yield Reading("documents", 0.3 if values else 0.6, f"a text in each row, in {text}", {"text": text})
+
+
+def select_text(rows: Rows) -> str:
+    """The column of the longest texts, or one that is named as texts are and not much shorter."""
+    words = {name: rows.columns[name].words for name in rows["text"]}
+    longest = max(words, key=words.__getitem__)
+    named = rows.pick(TEXT_NAMES, rows["text"])
+    return named if named and MAX_WORDS_RATIO * words[named] >= words[longest] else longest
 
 
 def read_table(rows: Rows) -> Iterator[Reading]:
