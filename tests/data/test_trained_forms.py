@@ -81,7 +81,7 @@ def chat(names: tuple[str, str]) -> Callable[[int], list[dict]]:
     return lambda i: [{names[0]: who, names[1]: sentence(i + j)} for j, who in enumerate(("user", "gpt"))]
 
 
-def spaced(i: int) -> str:
+def format_spaced(i: int) -> str:
     return f"  {i % 7}.{i % 9}   {i % 5}.5 {'abc'[i % 3]}"
 
 
@@ -119,8 +119,8 @@ FORMS: dict[str, tuple[Build, str, dict]] = {
     "commands": (media(lambda i: f"{WORDS[i % 3]}/{i}.wav", sound), "multimodal", {"target": "label"}),
     "a table beside the folder of sounds": (both(CLIPS, files("meta/esc.csv", content=lambda _: "filename,fold,category\n" + "".join(f"{i:04}.wav,{i % 5},{WORDS[i % 3]}\n" for i in range(24)))), "multimodal", {"target": "category"}),
     "images and numbers": (both(COLOR_IMAGES, table("homes.csv", "photo,rooms,area,price", lambda i: f"images/{i:04}.png,{i % 6},{50 + i},{i % 3 * 1000 + i}", 24)), "multimodal", {"target": "price"}),
-    "spaces and quotes": (table("spector.csv", "'GPA' 'TUCE' 'GRADE'", spaced), "multimodal", {"target": "GRADE"}),
-    "spaces without header": (table("iris.dat", "", spaced), "multimodal", {"target": "3"}),
+    "spaces and quotes": (table("spector.csv", "'GPA' 'TUCE' 'GRADE'", format_spaced), "multimodal", {"target": "GRADE"}),
+    "spaces without header": (table("iris.dat", "", format_spaced), "multimodal", {"target": "3"}),
     "row names without a name": (table("cars.csv", '"speed","dist","grade"', lambda i: f'"{i}",{i % 7}.5,{i % 9},"{"abc"[i % 3]}"'), "multimodal", {"target": "grade"}),
     "commas without header": (table("iris.data", "", lambda i: f"{i % 7}.{i % 9},{i % 5}.5,Iris-{'abc'[i % 3]}"), "multimodal", {"target": "3"}),
     "rows as a JSON list": (json_list("iris.json", lambda i: {"a": i % 7 + 0.5, "b": i % 5, "species": "xyz"[i % 3]}), "multimodal", {"target": "species"}),

@@ -84,7 +84,7 @@ def test_a_few_unusable_texts_do_not_stop_a_training(tmp_path: Path, capsys: pyt
     assert max(batch["lengths"].min() for batch, _ in classify.batches(config, "all")) > 0
     empty, repeated, long = capsys.readouterr().err.splitlines()
     assert "1 of 203 rows are empty, 1 without a text, 0 without a label" in empty and "a.tsv, line 202)" in empty
-    assert "1 of 203 rows repeat a text and its label: kept once" in repeated
+    assert "1 of 202 rows repeat another one: left out" in repeated
     assert "1 of 201 texts are longer than the context of 32 tokens" in long and "line 203" in long
     with refuses("1 of 201 texts are longer", "--too-long cut or skip"):
         next(classify.batches(dataclasses.replace(config, too_long="error"), "val"))

@@ -27,7 +27,11 @@ def find_classes(folder: Path, files: Sequence[Path]) -> list[ClassFile]:
     """Return the class and the split of each file. A folder that holds all others is passed by."""
     parts = [list(path.relative_to(folder).parts[:-1]) for path in files]
     splits = [""] * len(parts)
-    while parts and all(parts) and (len(tops := {part[0] for part in parts}) == 1 or all(map(split_name, tops))):
+    while parts and all(parts):
+        tops = {part[0] for part in parts}
+        is_holder = len(tops) == 1 and all(len(part) > 1 for part in parts)
+        if not (is_holder or all(map(split_name, tops))):
+            break
         splits = [split or split_name(part[0]) for split, part in zip(splits, parts)]
         parts = [part[1:] for part in parts]
     return [ClassFile(path, (part or [""])[0], split) for path, part, split in zip(files, parts, splits)]

@@ -35,9 +35,8 @@ def is_table(path: Path) -> bool:
     start = read_start(path) if path.is_file() else b"\0"
     text = start.decode("utf-8-sig", "replace")
     delimiter = guess_delimiter(text)
-    return (
-        b"\0" not in start and score_widths(sample_rows(text, delimiter, guess_quoting(text, delimiter))) >= MIN_SHARE
-    )
+    rows = sample_rows(text, delimiter, guess_quoting(text, delimiter))
+    return b"\0" not in start and len(rows) > 1 and score_widths(rows) >= MIN_SHARE
 
 
 def read_manifest(
@@ -58,7 +57,7 @@ def read_manifest(
         check_columns(row, columns, where)
         for column in (*columns, *optional):
             if not isinstance(row.get(column), str | int | None if column in may_be_number else str | None):
-                raise InputError(f"{where}: {column} is {str(row[column])[:60]!r}; expected a text")
+                raise InputError(f"{where}: {column} is {row[column]!r:.60}; expected a text")
             if column in columns and column not in may_be_empty and not to_text(row[column]):
                 raise InputError(f"{where}: {column} is empty")
         rows.append((where, {name: to_text(row.get(name)) for name in (*columns, *optional)}))

@@ -89,7 +89,7 @@ class Column:
         if all(isinstance(value, dict) and "bytes" in value for value in self.values):
             return "sound" if self.name == "audio" else "image"
         is_file = self.files and self.share(lambda text: file_name(text) in self.files) > MIN_FILE_SHARE
-        if not is_file or self.distinct == 1:
+        if not is_file or 2 * self.distinct < len(self.texts):
             return ""
         return self.files[next(name for name in map(file_name, self.texts) if name in self.files)]
 
@@ -149,10 +149,10 @@ class Rows:
     def __init__(self, rows: Sequence[dict[str, Any]], has_header: bool = True, files: Mapping[str, str] | None = None):
         names = dict.fromkeys(name for row in rows for name in row)
         self.count, self.has_header = len(rows), has_header
-        self.columns = {
-            name: Column(name, [row[name] for row in rows if not is_missing(row.get(name))], files or {})
-            for name in names
-        }
+        values = {name: [row[name] for row in rows if not is_missing(row.get(name))] for name in names}
+        self.columns = {name: Column(name, values[name]) for name in names}
+        if files and not (self["image"] or self["sound"]):  # maybe the names are without extensions
+            self.columns = {name: Column(name, values[name], files) for name in names}
 
     def __getitem__(self, kind: str) -> list[str]:
         """The names of the columns of a kind."""

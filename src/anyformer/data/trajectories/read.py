@@ -213,12 +213,12 @@ def read_steps(path: Path) -> Trajectories:
         role = missing[0].removesuffix("s")
         raise InputError(f"it has no column '{role}': {suggest(role, names)}")
     if isinstance(parse_cell(rows[0][columns["rewards"][0]]), list):
-        return read_episodes(rows, {role: found[0] for role, found in columns.items() if found})
+        return read_episodes(rows, {role: role_columns[0] for role, role_columns in columns.items() if role_columns})
     arrays: dict[str, np.ndarray] = {}
-    for role, found in columns.items():
-        if found and role != "ends":
-            values = [[parse_cell(row.get(name)) for name in found] for row in rows]
-            arrays[role] = to_array(values if len(found) > 1 else [value[0] for value in values], role)
+    for role, role_columns in columns.items():
+        if role_columns and role != "ends":
+            values = [[parse_cell(row.get(name)) for name in role_columns] for row in rows]
+            arrays[role] = to_array(values if len(role_columns) > 1 else [value[0] for value in values], role)
     return from_arrays(arrays)
 
 
