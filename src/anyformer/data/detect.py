@@ -114,15 +114,19 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_npz(path: Path) -> Iterator[Reading]:
-    try:
-        with zipfile.ZipFile(path) as file:
-            names = {name.removesuffix(".npy") for name in file.namelist()}
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path}: not a .npz ({error})") from None
+    names = set(_list_arrays(path))
     if is_trajectory(names):
         yield Reading("trajectories", 0.95, f"arrays {', '.join(sorted(names)[:5])}")
     elif names & {"images", "x_train"} or names >= {"data", "offsets"} or {"x", "y"} <= {n.lower() for n in names}:
         yield Reading("labeled images", 0.8, f"arrays {', '.join(sorted(names)[:4])}")
+
+
+def _list_arrays(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return sorted(name.removesuffix(".npy") for name in file.namelist())
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path}: not a .npz ({error})") from None
 
 
 def _read_text_file(path: Path, text: str, files: Mapping[str, str] | None = None) -> Iterator[Reading]:
@@ -295,7 +299,7 @@ def _read_media_folder(folder: Path, name: str, groups: dict[str, list[Path]]) -
         kind = "transcribed sounds" if name == "sound" else "captioned images"
         yield Reading(kind, 0.85, f"{len(files):,} {name}s with a text file each")
     if len(classes) > 1 and "" not in classes:
-        why = f"{len(files):,} {name}s in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
+        why = f"{len(files):,} {name}s in {len(classes)} classes: {', '.join(sorted(classes)[:4])}"
         score = 0.5 if is_transcribed or len(classes) > MAX_CLASS_FOLDERS * len(files) else 0.9
         yield Reading(f"labeled {name}s", score, why, {"label": "label"} if name == "sound" else {})
     elif name == "image":
@@ -318,7 +322,7 @@ def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[R
         why = f"{parallel[0].name} and {parallel[1].name} have the same number of lines"
         is_train = parallel[0].parent == folder and parallel[0].name.startswith("train.")
         yield Reading("pairs", 0.85, why, {"data": str(folder) if is_train else ",".join(map(str, parallel))})
-    classes = Counter(file.label for file in find_classes(folder, texts))
+    classes = Counter(file.label for file in find_classes(folder, texts, by_name=False))
     is_class = len(classes) > 1 and "" not in classes and min(classes.values()) >= 3 and len(classes) <= 200
     if is_class:
         why = f"{len(texts):,} texts in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
@@ -347,6 +351,10 @@ def _describe_unknown(path: Path) -> str:
     if path.is_dir():
         kinds = Counter(suffix(file) or "no extension" for file in _list_files(path)).most_common(4)
         return "the folder holds " + ", ".join(f"{n:,} {kind}" for kind, n in kinds)
+    if suffix(path) == ".npz":
+        return (
+            f"a .npz with arrays {', '.join(_list_arrays(path)[:6])}: expected images and labels, or states and actions"
+        )
     head = _read_head(path)
     kind = next((kind for kind, magic in SIGNATURES.items() if magic.match(head)), "")
     kind = kind or ("binary data" if b"\0" in head else "text without rows, a header or sentences")

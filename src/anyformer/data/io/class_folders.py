@@ -2,9 +2,11 @@
 
 FOLDER/CLASS/a.png           also deeper: FOLDER/CLASS/day1/a.png
 FOLDER/train/CLASS/a.png     with FOLDER/val or FOLDER/test; also seg_train/seg_train/CLASS/a.png
+FOLDER/CLASS.1.png           without class folders: also CLASS_1.png, CLASS-1.png, with three files of each class
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,10 @@ SPLIT_FOLDER = re.compile(
 )
 
 
+NAMED_CLASS = re.compile(r"([A-Za-z]+|\d{1,2})[._-]")
+MIN_FILES_OF_NAME = 3  # of a class that the names of files begin with
+
+
 class ClassFile(NamedTuple):
     path: Path
     label: str
@@ -23,8 +29,11 @@ class ClassFile(NamedTuple):
     """train, val, test, or "" where the folders name none."""
 
 
-def find_classes(folder: Path, files: Sequence[Path]) -> list[ClassFile]:
-    """Return the class and the split of each file. A folder that holds all others is passed by."""
+def find_classes(folder: Path, files: Sequence[Path], by_name: bool = True) -> list[ClassFile]:
+    """Return the class and the split of each file. A folder that holds all others is passed by.
+
+    by_name: without class folders, take what the names of the files begin with.
+    """
     parts = [list(path.relative_to(folder).parts[:-1]) for path in files]
     splits = [""] * len(parts)
     while parts and all(parts):
@@ -34,7 +43,18 @@ def find_classes(folder: Path, files: Sequence[Path]) -> list[ClassFile]:
             break
         splits = [split or split_name(part[0]) for split, part in zip(splits, parts)]
         parts = [part[1:] for part in parts]
-    return [ClassFile(path, (part or [""])[0], split) for path, part, split in zip(files, parts, splits)]
+    labels = [part[0] if part else "" for part in parts]
+    if by_name and not any(labels):
+        labels = label_by_name([path.name for path in files])
+    return [ClassFile(path, label, split) for path, label, split in zip(files, labels, splits)]
+
+
+def label_by_name(names: Sequence[str]) -> list[str]:
+    """Return the class with which the names of files begin: cat.0.jpg, 7_theo_1.wav; "" for each where they do not."""
+    labels = [match[1] if (match := NAMED_CLASS.match(name)) else "" for name in names]
+    counts = Counter(labels)
+    is_labeled = len(counts) > 1 and "" not in counts and min(counts.values()) >= MIN_FILES_OF_NAME
+    return labels if is_labeled else [""] * len(names)
 
 
 def split_name(folder: str) -> str:
