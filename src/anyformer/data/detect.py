@@ -59,6 +59,7 @@ SIGNATURES = {
     "one sound": re.compile(rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xf2\xf3\xfb]", re.DOTALL),
     "a video": re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL),
     "HDF5": re.compile(rb"\x89HDF"),
+    "a MATLAB file": re.compile(rb"MATLAB"),
     "one NumPy array": re.compile(rb"\x93NUMPY"),
     "the weights of a model": re.compile(rb"GGUF|.{8}\{\"", re.DOTALL),
     "a Python pickle, which could run code": re.compile(rb"\x80[\x02-\x05]"),

@@ -44,17 +44,17 @@ def find_classes(folder: Path, files: Sequence[Path], by_name: bool = True) -> l
         splits = [split or split_name(part[0]) for split, part in zip(splits, parts)]
         parts = [part[1:] for part in parts]
     labels = [part[0] if part else "" for part in parts]
-    if by_name and not any(labels):
-        labels = label_by_name([path.name for path in files])
+    if by_name and len(set(labels)) == 1:
+        labels = label_by_name([path.name for path in files]) or labels
     return [ClassFile(path, label, split) for path, label, split in zip(files, labels, splits)]
 
 
 def label_by_name(names: Sequence[str]) -> list[str]:
-    """Return the class with which the names of files begin: cat.0.jpg, 7_theo_1.wav; "" for each where they do not."""
+    """Return the class with which the names of files begin: cat.0.jpg, 7_theo_1.wav; nothing where they do not."""
     labels = [match[1] if (match := NAMED_CLASS.match(name)) else "" for name in names]
     counts = Counter(labels)
     is_labeled = len(counts) > 1 and "" not in counts and min(counts.values()) >= MIN_FILES_OF_NAME
-    return labels if is_labeled else [""] * len(names)
+    return labels if is_labeled else []
 
 
 def split_name(folder: str) -> str:

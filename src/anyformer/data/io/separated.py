@@ -75,7 +75,7 @@ def lacks_row_name(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def split_rows(text: str, delimiter: str, quoting: Any, path: Path) -> Iterator[Cells]:
-    reader = read_cells(io.StringIO(text, newline=""), delimiter, quoting, text[:1])
+    reader = read_cells(io.StringIO(text, newline=""), delimiter, quoting, guess_quotechar(text))
     try:
         for cells in reader:
             if cells:
@@ -84,12 +84,16 @@ def split_rows(text: str, delimiter: str, quoting: Any, path: Path) -> Iterator[
         raise InputError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def read_cells(lines: Iterable[str], delimiter: str, quoting: Any, start: str = "") -> Any:
-    """Return a csv.reader of lines. `start`: the first character, which may be the quotation mark of a spaced table."""
-    if delimiter == SPACES:
-        lines = (" ".join(line.split()) for line in lines)
-        return csv.reader(lines, delimiter=" ", quoting=quoting, quotechar="'" if start == "'" else '"')
-    return csv.reader(lines, delimiter=delimiter, quoting=quoting)
+def read_cells(lines: Iterable[str], delimiter: str, quoting: Any, quotechar: str = '"') -> Any:
+    """Return a csv.reader of lines."""
+    lines = (" ".join(line.split()) for line in lines) if delimiter == SPACES else lines
+    return csv.reader(lines, delimiter=delimiter, quoting=quoting, quotechar=quotechar)
+
+
+def guess_quotechar(text: str) -> str:
+    """Return the quotation mark of a table: a single one where all names are between such."""
+    first = text[:SAMPLE_CHARS].lstrip().partition("\n")[0].strip()
+    return "'" if len(first) > 1 and first[0] == first[-1] == "'" else '"'
 
 
 def guess_delimiter(text: str) -> str:

@@ -10,6 +10,7 @@ from ..images.read import IMAGE_EXTENSIONS
 from .read import is_missing
 
 MAX_NUMBER_CLASSES = 20  # of a column of whole numbers
+MAX_CODE_CHARS = 4  # of a code with the letters of a SMILES
 MIN_FILE_SHARE = 0.95  # of the values of a column that are names of files
 MAX_CLASS_SHARE = 0.2  # a column of texts with fewer distinct values per row is a category
 LABEL_NAMES = tuple(
@@ -73,7 +74,7 @@ class Column:
         if name in INDEX_NAMES and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
             return "id"
         for kind, test in TESTS.items():
-            if self.share(test) > 0.95:
+            if self.share(test) > 0.95 and (kind != "smiles" or self._holds_molecules()):
                 return kind
         if self.distinct == 1:
             return "constant"
@@ -83,6 +84,10 @@ class Column:
         if self.words >= 3 or max(map(len, self.texts)) > 60:
             return "text"
         return "id" if self.distinct > 0.9 * len(self.texts) and self.words < 1.5 else "text"
+
+    def _holds_molecules(self) -> bool:
+        """Whether texts that may be SMILES are: codes such as C39 are not, unless the name says so."""
+        return "smiles" in plain_name(self.name) or self.share(lambda text: len(text) > MAX_CODE_CHARS) > 0.5
 
     def _find_media(self) -> str:
         """Whether the values are the contents or the names of files: "image", "sound" or ""."""

@@ -17,7 +17,7 @@ from ...errors import InputError, suggest
 from ..io.checks import parse_json
 from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, read_start, suffix
 from ..io.parquet import count_parquet_rows, read_parquet_rows
-from ..io.separated import guess_delimiter, read_cells
+from ..io.separated import guess_delimiter, guess_quotechar, read_cells
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 OUTPUT_SUFFIXES = tuple(DELIMITERS)
@@ -74,7 +74,8 @@ class RowReader:
 
     def _read_separated(self, delimiter: str) -> Iterator[tuple[str, RowOrError]]:
         quoting: Any = csv.QUOTE_MINIMAL if self.tsv_quotes or delimiter == "," else csv.QUOTE_NONE
-        reader = read_cells((f"{line}\n" for _, line in self._read_lines()), delimiter, quoting)
+        quotechar = guess_quotechar(read_start(self.path).decode("utf-8", "replace"))
+        reader = read_cells((f"{line}\n" for _, line in self._read_lines()), delimiter, quoting, quotechar)
         try:
             header = next(reader, [])
             if not header:
