@@ -1,5 +1,6 @@
 """Schemas and tables: read, inferred, written, encoded; and the message for every way in which a table can be wrong."""
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -99,7 +100,9 @@ def test_every_kind_is_inferred(tmp_path: Path):
         "sound": "audio",
     }
     assert [target.kind for target in schema.targets] == ["number", "class", "class"]
-    assert load_schema(schema.to_toml()) == schema
+    assert schema.left_out == {"always": "constant", "nothing": "empty"}
+    assert load_schema(schema.to_toml()) == dataclasses.replace(schema, left_out={})
+    assert load_schema(schema.to_json()) == schema
     assert (schema.fields[4].channels, schema.fields[4].length) == (2, 4)
 
 
@@ -285,7 +288,7 @@ def test_bad_tables(tmp_path: Path):
         with refuses(*parts):
             load_table(TableSource(path, *arguments))
     for name, content, parts in (
-        ("u.csv", "age,kind\n1,a\n2,b\n3,\n", ("u.csv, line 4", "kind is empty")),
+        ("u.csv", "age,kind\n1,\n2,\n3,\n", ("the target 'kind' is missing in all 3 rows",)),
         ("v.csv", "age,kind\n", ("v.csv", "holds no rows")),
         ("w.xlsx", "age", ("w.xlsx", "not a table")),
     ):

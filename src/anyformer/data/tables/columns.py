@@ -64,7 +64,7 @@ class Column:
         name = plain_name(self.name)
         if name in TIME_NAMES and self.share(is_year) > 0.95:
             return "year"
-        if name in INDEX_NAMES and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
+        if (name in INDEX_NAMES or name.isdigit()) and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
             return "id"
         for kind, test in TESTS.items():
             if self.share(test) > 0.95:

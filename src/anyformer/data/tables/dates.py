@@ -22,8 +22,9 @@ FORMATS = (
     *("%d %B %Y", "%B %d, %Y", "%b %d, %Y", "%B %d %Y", "%d-%b-%y", "%d %b %y", "%B %Y", "%b-%y", "%b-%Y", "%b %y"),
     *("%a, %d %b %Y %H:%M:%S", "%a %b %d %H:%M:%S %Y", "%b %d, %Y %H:%M", "%H:%M", "%H:%M:%S", "%I:%M %p"),
 )
+MONTHS = ("%m/%Y", "%m/%y")
 MAX_LENGTH = 40  # of the text of a date
-SAMPLE = 200  # values by which a format is chosen
+SAMPLE, TRIALS = 200, 8  # values by which a format is chosen, and the first of them
 
 
 def parse_date(value: Any, pattern: str = "") -> float | None:
@@ -41,23 +42,29 @@ def parse_date(value: Any, pattern: str = "") -> float | None:
     return None
 
 
-def find_format(texts: Sequence[str]) -> str | None:
+def find_format(texts: Sequence[str], may_lack_days: bool = False) -> str | None:
     """Return the format that most of some texts have, at least nine of ten; None where there is none.
 
     Where days and months could be either way round, as in 01/02/2024, the usual order for the separator is taken.
+
+    Args:
+        may_lack_days: Whether 1/86 is a month.
     """
     sample = texts[:SAMPLE]
     if not sample or max(map(len, sample)) > 2 * MAX_LENGTH or not any(map(str.isdigit, "".join(sample))):
         return None
-    need, best, best_count = max(1, math.ceil(0.9 * len(sample))), None, 0
-    for pattern in ("", *_list_formats(sample)):
-        count = sum(parse_date(text, pattern) is not None for text in sample)
-        if count > best_count and not (pattern == "" and _is_slash_order_open(sample)):
-            best, best_count = pattern, count
-    return best if best_count >= need else None
+
+    def count(pattern: str, texts: Sequence[str]) -> int:
+        return sum(parse_date(text, pattern) is not None for text in texts)
+
+    patterns = [*_list_formats(sample), *(MONTHS if may_lack_days else ())]
+    patterns = patterns if _is_order_of_numbers_open(sample) else ["", *patterns]
+    likely = [pattern for pattern in patterns if count(pattern, sample[:TRIALS]) > 0.5 * len(sample[:TRIALS])]
+    best = max(likely, key=lambda pattern: count(pattern, sample), default=None)
+    return best if best is not None and count(best, sample) >= 0.9 * len(sample) else None
 
 
-def _is_slash_order_open(sample: Sequence[str]) -> bool:
+def _is_order_of_numbers_open(sample: Sequence[str]) -> bool:
     """Whether the texts have days and months as numbers in front of the year: `parse_time` knows one order only."""
     return sum(text[1:3].strip("0123456789")[:1] in NUMERIC and text[:1].isdigit() for text in sample) > len(sample) / 2
 

@@ -28,13 +28,14 @@ MAX_INTEGER_CLASSES = 10  # a target of at most this many integers is a class
 MIN_COUNT = 5  # rows of a category of its own, in a column of more categories
 MIN_NUMBERS = 0.8  # of the values of a column of numbers or dates; the others are missing
 MIN_DISTINCT_NUMBERS = 10  # in such a column: fewer, and a word among them, are categories such as 1, 2, 3+
+MAX_DIGIT_WORDS = 2  # such as 12a in a column of numbers; more are codes
 UNIQUE = 0.95  # different values per value of an identifier
 MAX_CATEGORY_WORDS = 4.0  # in the mean; longer ones are texts
 MIN_NAME_ROWS = 200  # that the words of names can be learned from
 MIN_JUDGED_ROWS = 10  # of a target, below which its classes are taken as they are
 MAX_RARE_CLASSES = 0.01  # of the rows that may be left out because their class has no second one
 ID_NAME = re.compile(r"(?:^|[^A-Za-z])(?:id|ID|Id)$|[a-z](?:Id|ID)$|(?i:^(?:uuid|guid|pid|rownames?)$)")
-ID_WORDS = frozenset((*INDEX_NAMES, "case", "obs", "observation", "subject", "patient", "record", "key", "number"))
+ID_WORDS = frozenset((*INDEX_NAMES, "case", "obs", "observation", "subject", "patient", "record", "key"))
 CODE_NAME = re.compile(r"zip(_?code)?|postal(_?code)?|post_?code|plz|fips|(area|country|product|item)_?code")
 
 
@@ -55,7 +56,8 @@ def infer_schema(table: Table, targets: Sequence[str], group: str = "", order: s
         problem = f"the data have no usable column besides {', '.join(targets)}: nothing to predict from"
         raise InputError(f"{problem} (left out: {reasons})" if reasons else problem)
     report_reading(summary, (*fields, *inferred_targets), left_out)
-    report_groups(summary, fields, group)
+    if not group:
+        report_groups(summary, [*(field.name for field in fields), *left_out])
     return Schema(tuple(fields), inferred_targets, group, order, split, left_out)
 
 
@@ -63,7 +65,7 @@ def infer_fields(
     summary: TableSummary, targets: Sequence[Target], roles: dict[str, str]
 ) -> tuple[list[Field], dict[str, str]]:
     """Return the fields, and why the other columns are left out: `roles` says what some of them are."""
-    fields, left_out, row_numbers = [], {}, []
+    fields, left_out = [], {}
     for name, column in summary.columns.items():
         if name in (target.name for target in targets):
             continue
@@ -77,10 +79,10 @@ def infer_fields(
             fields.append(inferred)
         else:
             left_out[name] = inferred
-            row_numbers += [name] if column.numbers and column.distinct > 1 else []
-    if not fields and row_numbers:  # all that there is to predict from
-        fields = [make_field(row_numbers[0], "scalar")]
-        del left_out[row_numbers[0]]
+    counting = [name for name in left_out if is_numeric(column := summary.columns[name]) and column.distinct > 1]
+    if not fields and (name := next(iter(sorted(counting, key=str.isdigit)), "")):  # all that there is to predict from
+        fields = [make_field(name, "scalar")]
+        del left_out[name]
     return fields, left_out
 
 
@@ -133,7 +135,7 @@ def infer_list(column: ColumnSummary) -> Field | str:
 def infer_date(column: ColumnSummary) -> Field | None:
     """Return the field of a column of dates or times; None for other columns."""
     texts = [name for name in column.counts if not is_plain_number(column, name)]
-    pattern = find_format(texts) if texts else None
+    pattern = find_format(texts, plain_name(column.name) in TIME_NAMES) if texts else None
     if pattern is None:
         return None
     seconds = {text: parse_date(text, pattern) for text in texts}
@@ -163,7 +165,9 @@ def infer_number(column: ColumnSummary) -> Field | str | None:
     """Return the field of a column of numbers, or why it is left out; None for other columns, such as codes."""
     if not is_numeric(column):
         return None
-    is_id_name = bool(ID_NAME.search(column.name)) or plain_name(column.name) in ID_WORDS
+    is_id_name = names_identifier(column.name)
+    if column.words and (is_id_name or sum(any(map(str.isdigit, word)) for word in column.words) > MAX_DIGIT_WORDS):
+        return None  # codes, most of which happen to be digits only
     if column.is_integer and plain_name(column.name) not in TIME_NAMES:
         is_unique = column.share_of_distinct > UNIQUE
         if column.distinct > 2 and (is_counting(column) or (is_unique and (is_id_name or column.name.isdigit()))):
@@ -171,6 +175,10 @@ def infer_number(column: ColumnSummary) -> Field | str | None:
         if not is_unique and (is_id_name or CODE_NAME.fullmatch(plain_name(column.name))):
             return None
     return make_field(column.name, "scalar", decimal=column.decimal, missing=tuple(column.words))
+
+
+def names_identifier(name: str) -> bool:
+    return bool(ID_NAME.search(name)) or plain_name(name) in ID_WORDS
 
 
 def is_numeric(column: ColumnSummary) -> bool:
@@ -198,7 +206,8 @@ def infer_words(column: ColumnSummary) -> Field | str:
             return make_field(name, "category")
         if column.share_of_frequent(MIN_COUNT) >= 0.5 and not column.count_when_full:
             return make_field(name, "category", min_count=MIN_COUNT)
-    if is_long or (column.count >= MIN_NAME_ROWS and share_of_shared_words(column) >= 0.25):
+    shares_words = column.count >= MIN_NAME_ROWS and share_of_shared_words(column) >= 0.25
+    if is_long or (shares_words and not names_identifier(name)):
         return make_field(name, "text", tokens=min(128, max(8, longest // 2)), cut=True)
     return describe_unique(column)
 
@@ -213,7 +222,7 @@ def share_of_shared_words(column: ColumnSummary) -> float:
 def describe_unique(column: ColumnSummary) -> str:
     if column.share_of_distinct == 1:
         return "a different value in every row"
-    if column.share_of_distinct > 0.5:
+    if column.share_of_distinct > 0.9:
         return "a different value in almost every row"
     return f"{column.distinct:,} values in {column.count:,} rows, too few rows of each"
 
@@ -232,6 +241,8 @@ def infer_target(column: ColumnSummary, rows: int) -> Target:
         (only,) = column.counts
         raise InputError(f"the target '{name}' has one value ({only}) in every row: nothing to learn; choose another")
     is_class = column.is_integer and column.distinct <= MAX_INTEGER_CLASSES
+    if column.distinct > 2 and (min(column.counts.values()) == 1 or column.count < MIN_COUNT * column.distinct):
+        is_class = False  # too few rows of each number for classes
     if is_numeric(column) and not is_class:
         return Target(name, "number", decimal=column.decimal, missing=tuple(column.words))
     return Target(name, "class", missing=find_rare_classes(column))
@@ -243,13 +254,13 @@ def find_rare_classes(column: ColumnSummary) -> tuple[str, ...]:
     rare = tuple(name for name, n in column.counts.items() if n == 1)
     if not rare or column.count < MIN_JUDGED_ROWS:
         return ()
-    names = ", ".join(rare[:3]) + (", ..." if len(rare) > 3 else "")
+    names = ", ".join(name[:40] for name in rare[:3]) + (", ..." if len(rare) > 3 else "")
     classes = f"the target '{column.name}' has {column.distinct:,} classes in {column.count:,} rows"
     if column.distinct > 0.5 * column.count or column.count_when_full:
         raise InputError(f"{classes}: too many to learn; choose a target with several rows of each class")
     if len(rare) > MAX_RARE_CLASSES * column.count:
         hint = 'merge them, take these rows out, or list them in a schema as missing = ["..."]'
-        raise InputError(f"{classes}, and {len(rare)} of them have a single row ({names}): {hint}")
+        raise InputError(f"{classes}, {len(rare)} of them with a single row ({names}): {hint}")
     report_notice(f"{column.name}: classes with a single row are left out ({names}): {len(rare)} of {column.distinct}")
     return rare
 
@@ -257,9 +268,7 @@ def find_rare_classes(column: ColumnSummary) -> tuple[str, ...]:
 # --- what is said ---
 
 
-def report_reading(
-    summary: TableSummary, columns: Sequence[Field | Target], left_out: dict[str, str]
-) -> None:
+def report_reading(summary: TableSummary, columns: Sequence[Field | Target], left_out: dict[str, str]) -> None:
     """Say which columns are left out, and which values are read as missing."""
     if left_out:
         report_notice(f"left out: {describe_left_out(left_out)}; a schema can name them (--print-schema)")
@@ -280,11 +289,11 @@ def describe_left_out(left_out: dict[str, str]) -> str:
     return ", ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
 
 
-def report_groups(summary: TableSummary, fields: Sequence[Field], group: str) -> None:
+def report_groups(summary: TableSummary, names: Sequence[str]) -> None:
     """Suggest to keep the rows of one identifier together."""
-    for field in fields:
-        column = summary.columns[field.name]
-        if not group and field.kind == "category" and ID_NAME.search(field.name) and column.distinct > 2:
-            report_notice(f"{field.name}: rows of one value may be in training and in validation: "
-                          f"--group {field.name} keeps them together")  # fmt: skip
+    for name in names:
+        column = summary.columns[name]
+        if names_identifier(name) and 2 < column.distinct <= 0.5 * column.count and not column.lists:
+            report_notice(f"{name}: rows of one value may be in training and in validation: "
+                          f"--group {name} keeps them together")  # fmt: skip
             return

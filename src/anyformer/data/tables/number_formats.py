@@ -25,11 +25,7 @@ PATTERNS = {".": _compile_pattern(",", r"\."), ",": _compile_pattern(r"\.", ",")
 
 
 def parse_number(value: Any, decimal: Decimal = ".") -> float:
-    """Return the number that a cell holds. Raises InputError.
-
-    Args:
-        decimal: What separates the fraction; the other of "." and "," separates thousands.
-    """
+    """Return the number that a cell holds; see `read_number`. Raises InputError."""
     number = read_number(value, decimal)
     if number is None:
         raise InputError(f"{str(value)[:40]!r} is not a number")
@@ -37,12 +33,23 @@ def parse_number(value: Any, decimal: Decimal = ".") -> float:
 
 
 def read_number(value: Any, decimal: Decimal = ".") -> float | None:
-    """Return the number that a cell holds, or None."""
-    if not isinstance(value, str):
-        with suppress(TypeError, ValueError, OverflowError):
-            return float(value)
-        return None
-    text = value.strip()
+    """Return the number that a cell holds, or None.
+
+    Args:
+        decimal: What separates the fraction; the other of "." and "," separates thousands. Where a text is no number
+            that way, it is read the other way.
+    """
+    if isinstance(value, str):
+        other: Decimal = "," if decimal == "." else "."
+        number = read_text(value.strip(), decimal)
+        return read_text(value.strip(), other) if number is None else number
+    with suppress(TypeError, ValueError, OverflowError):
+        return float(value)
+    return None
+
+
+def read_text(text: str, decimal: Decimal) -> float | None:
+    """Return the number in a text without space around it, with this decimal separator only, or None."""
     if decimal == "." and "_" not in text:
         with suppress(ValueError):
             return float(text)
@@ -52,7 +59,7 @@ def read_number(value: Any, decimal: Decimal = ".") -> float | None:
         return None
     whole = re.sub(r"\D", "", match["whole"] or "0")
     number = float(f"{whole}.{match['fraction'] or '0'}{match['exponent'] or ''}")
-    return -number if is_negative or "-" in (sign := match["sign"] + match["inner"]) or "−" in sign else number
+    return -number if is_negative or set("-−") & set(match["sign"] + match["inner"]) else number
 
 
 def is_code(text: str) -> bool:

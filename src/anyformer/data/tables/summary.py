@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import InputError
 from .encode import category_name, parse_array
-from .number_formats import DECIMALS, Decimal, is_code, read_number
+from .number_formats import DECIMALS, Decimal, is_code, read_number, read_text
 from .read import Table, is_missing
 
 MAX_DISTINCT = 20_000  # values of a column that are told apart
@@ -35,14 +35,10 @@ class ColumnSummary:
     lengths: set[int] = field(default_factory=set)  # of the texts and lists
     item_shape: tuple[int, ...] = ()  # of a list, without its first axis
     extensions: set[str] = field(default_factory=set)  # of the file names; "" for other texts
-    is_text: bool = False  # some value is a text, and not a number of jsonl or parquet
 
     def add(self, value: Any) -> None:
         self.count += 1
-        if isinstance(value, list | np.ndarray) or (isinstance(value, str) and value.lstrip().startswith("[")):
-            array = parse_array(value, Path())
-            self.lists, self.item_shape = self.lists + 1, array.shape[1:]
-            self.lengths.add(len(array))
+        if self._add_list(value):
             return
         name = category_name(value)[:MAX_NAME_CHARS]
         if name in self.counts:
@@ -52,14 +48,28 @@ class ColumnSummary:
             self.counts[name] = 1
         else:
             self.count_when_full = self.count_when_full or self.count - 1
-            if len(self.extra_words) <= MAX_WORDS and not any(read_number(name, d) is not None for d in DECIMALS):
+            if len(self.extra_words) <= MAX_WORDS and read_number(name) is None:
                 self.extra_words.add(name)
         if isinstance(value, str):
-            self.is_text = True
             self.lengths.add(len(value))
             self.extensions.add(value[value.rfind(".") :].lower() if "." in value[-6:] else "")
-        elif isinstance(value, bool):
-            self.is_text = True
+
+    def _add_list(self, value: Any) -> bool:
+        """Add a list of numbers. Returns False for other values, among them texts in brackets."""
+        is_text = isinstance(value, str)
+        if not isinstance(value, list | np.ndarray) and not (is_text and value.lstrip().startswith("[")):
+            return False
+        try:
+            array = parse_array(value, Path())
+        except InputError:
+            if is_text:
+                return False
+            raise
+        if not array.ndim:
+            return False
+        self.lists, self.item_shape = self.lists + 1, array.shape[1:]
+        self.lengths.add(len(array))
+        return True
 
     @property
     def is_list(self) -> bool:
@@ -86,7 +96,7 @@ class ColumnSummary:
     @cached_property
     def decimal(self) -> Decimal:
         """What separates the fractions of its numbers: the character that fits more of the values."""
-        fits = {d: sum(read_number(name, d) is not None for name in self.counts) for d in DECIMALS}
+        fits = {d: sum(read_text(name, d) is not None for name in self.counts) for d in DECIMALS}
         return "," if fits[","] > fits["."] else "."
 
     @cached_property
