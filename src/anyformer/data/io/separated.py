@@ -117,7 +117,7 @@ def resembles(cell: str, values: Sequence[str]) -> bool:
 def find_decimal_commas(rows: Iterator[Cells], has_names: bool) -> set[int]:
     """Return the indices of the columns of numbers of which some have a decimal comma: at least four of five values are
     such numbers, and none is a number with a point only."""
-    counts: dict[int, list[int]] = {}  # of each column: its values, numbers, those with a comma, those with a point only
+    counts: dict[int, list[int]] = {}  # of a column: its values, numbers, those with a comma, those with a point only
     for _, cells in islice(rows, int(has_names), None):
         for i, cell in enumerate(map(str.strip, cells)):
             if cell:

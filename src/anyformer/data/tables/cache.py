@@ -104,7 +104,7 @@ def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDa
         for i, field in enumerate(schema.fields)
     )
     present = np.memmap(folder / "present.bin", bool, "r", shape=(n, schema.nodes))
-    arrays = {name: np.array(meta[name], np.float64) for name in ("targets", "moments")}
+    arrays: dict[str, Any] = {name: np.array(meta[name], np.float64) for name in ("targets", "moments")}
     arrays |= {name: np.array(meta[name], np.int64) for name in ("groups", "val_flags", "numbers", "repeats")}
     counts = {name: meta[name] for name in ("skipped", "n_without_target", "first_without_target")}
     return TableDataset(schema, values, present, sha256=content, **arrays, **counts)
@@ -113,7 +113,8 @@ def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDa
 def collect_vocabularies(table: Table, schema: Schema) -> dict[str, dict[str, Any]]:
     """Return the sorted values of each category and class, and the tokenizer of each text. Raises InputError."""
     columns, values, texts = scan_columns(table, schema)
-    for name in (*(column.name for column in schema.columns), *filter(None, (schema.group, schema.order, schema.split))):
+    names = (*(column.name for column in schema.columns), schema.group, schema.order, schema.split)
+    for name in filter(None, names):
         if name not in columns:
             raise InputError(f"the schema names '{name}', and the data have no such column: {suggest(name, columns)}")
     vocabularies = {}
@@ -122,13 +123,13 @@ def collect_vocabularies(table: Table, schema: Schema) -> dict[str, dict[str, An
             tokenizer = build_tokenizer(column.tokenizer, partial(iter, texts[column.name]), VOCAB_SIZE)
             vocabularies[column.name] = {"words": tokenizer.to_json()}
         elif column.name in values:
-            names = number_classes(values[column.name])[1]
-            if column.kind == "class" and len(names) < 2:
-                only = ", ".join(names) or "nothing"
+            classes = number_classes(values[column.name])[1]
+            if column.kind == "class" and len(classes) < 2:
+                only = ", ".join(classes) or "nothing"
                 raise InputError(f"the target '{column.name}' has one class ({only}): two or more are needed")
-            if not names:
+            if not classes:
                 raise InputError(f"the field '{column.name}' is empty in every row: take it out of the schema")
-            vocabularies[column.name] = {"values": names}
+            vocabularies[column.name] = {"values": classes}
     return vocabularies
 
 

@@ -7,7 +7,7 @@ and of 7), and the time of day (a point on a circle, with its first harmonic).
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -33,11 +33,11 @@ def parse_date(value: Any, pattern: str = "") -> float | None:
     Args:
         pattern: The format, as strptime understands it; "" for all that `series.times.parse_time` reads.
     """
-    if not pattern or not isinstance(value, str):
+    if not pattern or isinstance(value, date):
         parsed = parse_time(value)
         return None if parsed is None else float(parsed[0])
     with suppress(ValueError, OverflowError):
-        seconds = datetime.strptime(value.strip(), pattern).replace(tzinfo=UTC).timestamp()
+        seconds = datetime.strptime(str(value).strip(), pattern).replace(tzinfo=UTC).timestamp()
         return seconds % DAY if pattern[:2] in ("%H", "%I") else seconds  # a time of day without a date
     return None
 

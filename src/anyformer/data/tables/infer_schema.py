@@ -26,7 +26,7 @@ from .summary import MAX_WORDS, ColumnSummary, TableSummary, summarize
 MAX_CATEGORIES = 32  # a column of texts with at most this many values is a category
 MAX_INTEGER_CLASSES = 10  # a target of at most this many integers is a class
 MIN_COUNT = 5  # rows of a category of its own, in a column of more categories
-MIN_NUMBERS = 0.8  # of the values of a column of numbers or dates; the others are missing
+MAX_WORD_SHARE = 0.2  # of a column of numbers or dates: words, which are read as missing
 MIN_DISTINCT_NUMBERS = 10  # in such a column: fewer, and a word among them, are categories such as 1, 2, 3+
 MAX_DIGIT_WORDS = 2  # such as 12a in a column of numbers; more are codes
 UNIQUE = 0.95  # different values per value of an identifier
@@ -45,11 +45,11 @@ def infer_schema(table: Table, targets: Sequence[str], group: str = "", order: s
     summary = summarize(table)
     if not targets:
         raise InputError(f"no target column: --target NAME, one of {', '.join(list(summary.columns)[:12])}")
-    for name, purpose in ((*((name, "predict") for name in targets), (group, "group by"), (order, "order by"))):
+    for name, purpose in (*((name, "predict") for name in targets), (group, "group by"), (order, "order by")):
         if name and name not in summary.columns:
             raise InputError(f"the data have no column '{name}' to {purpose}: {suggest(name, summary.columns)}")
     inferred_targets = tuple(infer_target(summary.columns[name], summary.rows) for name in targets)
-    split = find_split_column(summary) if not (group or order) else ""
+    split = find_split_column(summary, targets)
     fields, left_out = infer_fields(summary, inferred_targets, {group: "the group", split: "the split"})
     if not fields:
         reasons = describe_left_out(left_out) if left_out else ""
@@ -58,7 +58,7 @@ def infer_schema(table: Table, targets: Sequence[str], group: str = "", order: s
     report_reading(summary, (*fields, *inferred_targets), left_out)
     if not group:
         report_groups(summary, [*(field.name for field in fields), *left_out])
-    return Schema(tuple(fields), inferred_targets, group, order, split, left_out)
+    return Schema(tuple(fields), inferred_targets, group, order, "" if group or order else split, left_out)
 
 
 def infer_fields(
@@ -90,13 +90,13 @@ def make_field(name: str, kind: str, **options: Any) -> Field:
     return Field(name, kind, **FIELD_OPTIONS[kind] | options)
 
 
-def find_split_column(summary: TableSummary) -> str:
+def find_split_column(summary: TableSummary, targets: Sequence[str]) -> str:
     """Return the column that says which rows are for validation; "" where there is none."""
     for name, column in summary.columns.items():
         values = {value.lower() for value in column.counts}
-        if plain_name(name) in SPLIT_NAMES and column.count == summary.rows and len(values) > 1:
-            if values <= IS_VALIDATION.keys() and len({IS_VALIDATION[value] for value in values}) == 2:
-                return name
+        is_named = plain_name(name) in SPLIT_NAMES and name not in targets and column.count == summary.rows
+        if is_named and values <= IS_VALIDATION.keys() and len({IS_VALIDATION[value] for value in values}) == 2:
+            return name
     return ""
 
 
@@ -142,7 +142,8 @@ def infer_date(column: ColumnSummary) -> Field | None:
     words = tuple(text for text, value in seconds.items() if value is None)
     moments = np.array([value for value in seconds.values() if value is not None])
     numbers = [name for name in column.counts if name not in seconds]
-    if numbers or len(words) > MAX_WORDS or 1 - column.share(words) < MIN_NUMBERS or len(moments) < 2:
+    is_mixed = len(words) > MAX_WORDS or column.count_texts(words) > MAX_WORD_SHARE * column.count
+    if numbers or is_mixed or len(moments) < 2:
         return None
     if is_order_open([text for text in texts if text not in words], pattern):
         order = "month, day" if pattern.startswith("%m") else "day, month"
@@ -185,8 +186,8 @@ def is_numeric(column: ColumnSummary) -> bool:
     """Whether the values are numbers, but for a few words that mean a missing one."""
     if not column.words:
         return bool(column.numbers)
-    is_few = len(column.words) <= MAX_WORDS and 1 - column.share(column.words) >= MIN_NUMBERS
-    return is_few and len(column.numbers) >= MIN_DISTINCT_NUMBERS and not column.count_when_full
+    is_few = len(column.words) <= MAX_WORDS and column.count_texts(column.words) <= MAX_WORD_SHARE * column.count
+    return is_few and len(column.numbers) >= MIN_DISTINCT_NUMBERS
 
 
 def is_counting(column: ColumnSummary) -> bool:
@@ -202,7 +203,8 @@ def infer_words(column: ColumnSummary) -> Field | str:
     name, longest = column.name, max(column.lengths, default=1)
     is_long = column.words_per_text >= MAX_CATEGORY_WORDS or longest > 60
     if not is_long or column.distinct <= MAX_CATEGORIES:
-        if column.distinct <= MAX_CATEGORIES and column.distinct <= max(2, 0.5 * column.count):
+        limit = min(MAX_CATEGORIES, max(2, min(10, column.count // 2), column.count // MIN_COUNT))
+        if column.distinct <= limit:
             return make_field(name, "category")
         if column.share_of_frequent(MIN_COUNT) >= 0.5 and not column.count_when_full:
             return make_field(name, "category", min_count=MIN_COUNT)
@@ -274,11 +276,10 @@ def report_reading(summary: TableSummary, columns: Sequence[Field | Target], lef
         report_notice(f"left out: {describe_left_out(left_out)}; a schema can name them (--print-schema)")
     for column in columns:
         if column.missing and column.kind in ("scalar", "date", "number"):
-            counts = summary.columns[column.name].counts
-            n, what = sum(counts[word] for word in column.missing), "date" if column.kind == "date" else "number"
+            values, what = summary.columns[column.name], "date" if column.kind == "date" else "number"
             words = ", ".join(map(repr, column.missing[:3])) + (", ..." if len(column.missing) > 3 else "")
-            report_notice(f"{column.name}: {n:,} of {summary.columns[column.name].count:,} values are no {what} "
-                          f"({words}): read as missing")  # fmt: skip
+            count = f"{values.count_texts(column.missing):,} of {values.count:,} values"
+            report_notice(f"{column.name}: {count} are no {what} ({words}): read as missing")
 
 
 def describe_left_out(left_out: dict[str, str]) -> str:

@@ -54,8 +54,8 @@ def infer_missing_schema(source: TableSource) -> Schema | None:
 
 @cache_by_files(lambda data, *_: data_files(data))
 def infer_table_schema(data: str, target: str, group: str, order: str) -> Schema:
-    targets = [name.strip() for name in target.split(",") if name.strip()]
-    return infer_schema(open_table(data), targets, group, order)
+    targets = dict.fromkeys(name.strip() for name in target.split(",") if name.strip())
+    return infer_schema(open_table(data), list(targets), group, order)
 
 
 def resolve_schema(source: TableSource) -> Schema:
@@ -93,7 +93,8 @@ def fit_table(source: TableSource, fold: str) -> TableDataset:
         return dataset
     train, val = (dataset.split(name, fold) for name in ("train", "val"))
     dataset = restrict_categories(dataset, declared, train)
-    return replace(dataset, schema=measure_schema(dataset, train, select_examples(open_table(source.data), dataset, val)))
+    examples = select_examples(open_table(source.data), dataset, val)
+    return replace(dataset, schema=measure_schema(dataset, train, examples))
 
 
 def fit_schema(source: TableSource, fold: str) -> Schema:
@@ -139,7 +140,9 @@ def measure_schema(dataset: TableDataset, rows: np.ndarray, examples: tuple[dict
             numbers = dataset.targets[rows, i]
             if len(different := np.unique(numbers[~np.isnan(numbers)])) < 2:
                 only = ", ".join(f"{number:g}" for number in different) or "nothing"
-                raise InputError(f"the target '{target.name}' has one value ({only}) in all {len(rows):,} training rows")
+                raise InputError(
+                    f"the target '{target.name}' has one value ({only}) in all {len(rows):,} training rows"
+                )
             measurements[target.name] = mean_and_std(dataset.targets[:, i : i + 1], rows, block=1 << 30)
     return replace(schema.with_measurements(measurements), examples=examples)
 

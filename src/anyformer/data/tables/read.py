@@ -4,7 +4,8 @@
     table.jsonl      {"age": 31, "motion": [[0.1, 0.2], ...], "photo": "a.png"}  an object per line
     table.parquet    columns of numbers, texts and lists (needs pyarrow)
 
-An empty cell, NA, NaN, null, ?, an error of a spreadsheet (#REF!) or an absent name is a missing value. Relative paths start from the folder of the table.
+An empty cell, NA, NaN, null, ?, an error of a spreadsheet (#REF!) or an absent name is a missing value. Relative paths
+start from the folder of the table.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  #
 MISSING_MARKERS = frozenset(
     """
     na n/a n.a. #n/a <na> nan nat null (null) \\N ? . -- --- #value! #ref! #div/0! #num! #name?
-    """.lower().split()  # noqa: SIM905
+    """.lower().split()
 ) | {""}
 PARQUET_BATCH_ROWS = 1024
 

@@ -3,8 +3,8 @@
     table.csv, .tsv, .jsonl, .parquet    a row per line, as in `read`
     texts.txt, or any other suffix       a value per line
 
-Beside ";" as the delimiter, numbers with decimal commas become numbers with points, as where they are read for training:
-the file is read once more for that. Written are csv and tsv, whose columns are those of the first row, and jsonl.
+Beside ";" as the delimiter, numbers with decimal commas become numbers with points, as they do for training; the file
+is read once more for that. Written are csv and tsv, whose columns are those of the first row, and jsonl.
 """
 
 import csv

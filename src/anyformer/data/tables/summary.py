@@ -30,7 +30,7 @@ class ColumnSummary:
     count: int = 0
     counts: Counter[str] = field(default_factory=Counter)  # of the first values that differ, up to the limit
     count_when_full: int = 0  # values that had been seen when the limit was reached; 0 where it was not
-    extra_words: set[str] = field(default_factory=set)  # beyond the limit: what is no number
+    extra_words: Counter[str] = field(default_factory=Counter)  # beyond the limit: what is no number
     lists: int = 0
     lengths: set[int] = field(default_factory=set)  # of the texts and lists
     item_shape: tuple[int, ...] = ()  # of a list, without its first axis
@@ -48,8 +48,8 @@ class ColumnSummary:
             self.counts[name] = 1
         else:
             self.count_when_full = self.count_when_full or self.count - 1
-            if len(self.extra_words) <= MAX_WORDS and read_number(name) is None:
-                self.extra_words.add(name)
+            if (name in self.extra_words or len(self.extra_words) <= MAX_WORDS) and read_number(name) is None:
+                self.extra_words[name] += 1
         if isinstance(value, str):
             self.lengths.add(len(value))
             self.extensions.add(value[value.rfind(".") :].lower() if "." in value[-6:] else "")
@@ -85,9 +85,9 @@ class ColumnSummary:
         """Different values per value: 1 where no value is repeated."""
         return self.distinct / max(1, self.count_when_full or self.count)
 
-    def share(self, texts: Sequence[str]) -> float:
-        """Return which part of the values are these texts."""
-        return sum(self.counts[text] for text in texts) / max(1, self.count)
+    def count_texts(self, texts: Sequence[str]) -> int:
+        """Return how many values are one of these texts."""
+        return sum(self.counts[text] + self.extra_words[text] for text in texts)
 
     def share_of_frequent(self, at_least: int) -> float:
         """Return which part of the values occur so many times."""
