@@ -105,7 +105,8 @@ def test_rows_without_a_target_are_left_out_and_counted(tmp_path: Path, capsys: 
     assert dataset.schema.examples and all(row["y"] for row in dataset.schema.examples)
     for example in dataset.schema.examples:
         assert {"x": int(example["x"]), "y": example["y"]} in rows
-    assert "6 of 60 rows have no target (the first:" in (said := capsys.readouterr().err) and "line 5)" in said
+    notice = capsys.readouterr().err
+    assert "6 of 60 rows have no target (the first:" in notice and "line 5): left out" in notice
     with refuses("6 of 60 rows have no target", "line 5)", "--empty skip"):
         load_table(dataclasses.replace(source, empty="error"))
     with refuses("the target y is missing in all 60 rows"):

@@ -140,6 +140,8 @@ PRESETS = {
         data="spoken-digits",
         field_dropout=0.3,
         lenient=True,
+        empty="few",
+        repeated="skip",
         model=make_modern_config(512, 8, 8, 1024, dropout=0.1, **MODERN),
         train=replace(MUON_TRAIN, steps=50_000, batch=128, warmup=1000),
     ),

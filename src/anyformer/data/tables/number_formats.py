@@ -57,8 +57,8 @@ def read_text(text: str, decimal: Decimal) -> float | None:
     match = PATTERNS[decimal].fullmatch(text[1:-1] if is_negative else text)
     if match is None or not (match["whole"] or match["fraction"]):
         return None
-    whole = re.sub(r"\D", "", match["whole"] or "0")
-    number = float(f"{whole}.{match['fraction'] or '0'}{match['exponent'] or ''}")
+    digits = re.sub(r"\D", "", match["whole"] or "0")
+    number = float(f"{digits}.{match['fraction'] or '0'}{match['exponent'] or ''}")
     return -number if is_negative or set("-−") & set(match["sign"] + match["inner"]) else number
 
 
