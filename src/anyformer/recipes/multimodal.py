@@ -1,8 +1,8 @@
 """Multimodal: the numbers, categories, series, texts, images and sounds of one row as one set of nodes.
 
 raw    rows of a table (csv, tsv, jsonl, parquet) or a set by name; a schema says what each column is
-nodes  one for a number, a vector or a category; slices of a series, tokens, patches, mel frames; each carries its
-       field, and its position in the field or none; what a row lacks has no node
+nodes  one for a number, a date, a vector or a category; slices of a series, tokens, patches, mel frames; each
+       carries its field, and its position in the field or none; what a row lacks has no node
 edges  full, padding excepted
 head   a logit for each class, or a number, for each target, from a class node
 loss   cross-entropy of the class, squared error of the number, the mean over the known labels
@@ -11,8 +11,9 @@ loss   cross-entropy of the class, squared error of the number, the mean over th
     anyformer train multimodal --preset spoken-digits                 a spoken digit and a written one
     anyformer train multimodal --preset table --data my.csv --target species
 
-For a table of your own the schema is inferred and shown before training: --print-schema > my.toml writes it to a file
-to correct, and --schema my.toml uses that. `anyformer worth RUN` measures what each field contributes.
+For a table of your own the schema is inferred and shown before training (docs/tables.md): --print-schema > my.toml
+writes it to a file to correct, and --schema my.toml uses that. `anyformer worth RUN` measures what each field
+contributes.
 
 A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959); fields left out: ModDrop (1501.00102).
 """

@@ -36,6 +36,7 @@ MIN_JUDGED_ROWS = 10  # of a target, below which its classes are taken as they a
 MAX_RARE_CLASSES = 0.01  # of the rows that may be left out because their class has no second one
 ID_NAME = re.compile(r"(?:^|[^A-Za-z])(?:id|ID|Id)$|[a-z](?:Id|ID)$|(?i:^(?:uuid|guid|pid|rownames?)$)")
 ID_WORDS = frozenset((*INDEX_NAMES, "case", "obs", "observation", "subject", "patient", "record", "key"))
+FIRST_WITHOUT_NAME = "1"  # a first column that has no name, as R writes the names of rows
 CODE_NAME = re.compile(r"zip(_?code)?|postal(_?code)?|post_?code|plz|fips|(area|country|product|item)_?code")
 
 
@@ -171,7 +172,8 @@ def infer_number(column: ColumnSummary) -> Field | str | None:
         return None  # codes, most of which happen to be digits only
     if column.is_integer and plain_name(column.name) not in TIME_NAMES:
         is_unique = column.share_of_distinct > UNIQUE
-        if column.distinct > 2 and (is_counting(column) or (is_unique and (is_id_name or column.name.isdigit()))):
+        is_index = is_counting(column) or (is_unique and (is_id_name or column.name == FIRST_WITHOUT_NAME))
+        if is_index and column.distinct > 2:
             return describe_unique(column)
         if not is_unique and (is_id_name or CODE_NAME.fullmatch(plain_name(column.name))):
             return None
@@ -203,8 +205,8 @@ def infer_words(column: ColumnSummary) -> Field | str:
     name, longest = column.name, max(column.lengths, default=1)
     is_long = column.words_per_text >= MAX_CATEGORY_WORDS or longest > 60
     if not is_long or column.distinct <= MAX_CATEGORIES:
-        limit = min(MAX_CATEGORIES, max(2, min(10, column.count // 2), column.count // MIN_COUNT))
-        if column.distinct <= limit:
+        rows_of_each = MIN_COUNT if names_identifier(name) else 2
+        if column.distinct <= min(MAX_CATEGORIES, max(2, column.count // rows_of_each)):
             return make_field(name, "category")
         if column.share_of_frequent(MIN_COUNT) >= 0.5 and not column.count_when_full:
             return make_field(name, "category", min_count=MIN_COUNT)
