@@ -200,6 +200,9 @@ def test_rare_categories_become_one_and_so_do_new_ones(tmp_path: Path):
     assert encode_value(city, "never seen", "row")[0].tolist() == [len(city.values)]
     stored = TableSource(source.data, dataset.schema.to_json())
     np.testing.assert_array_equal(load_table(stored).values[0], dataset.values[0])
+    closed = dataset.schema.with_measurements({"city": {"rare": 0}})
+    dataset = load_table(TableSource(source.data, closed.to_json()))
+    assert dataset.present[:, 0].tolist() == [name in city.index for name in cities], "no other: missing"
 
 
 def test_a_category_of_validation_only_is_missing(tmp_path: Path):

@@ -54,7 +54,7 @@ class TableDataset:
     sha256: str  # of the content
     skipped: int = 0  # damaged values that were left out
     n_without_target: int = 0  # rows that were left out
-    first_without_target: str = ""  # the place of the first
+    first_without_target: int = -1  # the number of the first
     repeats: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows that are equal to an earlier one
     skips_repeats: bool = False  # these are in no split
 
@@ -95,7 +95,7 @@ def encode_table(table: Table, schema: Schema, lenient: bool = False) -> TableDa
         folder, columns = cache_dir() / "fields" / content, schema
         vocabularies = build_cached(folder, "vocabularies.json", lambda _: collect_vocabularies(table, columns))
         schema = schema.with_measurements(vocabularies)
-    key = f"{FORMAT_VERSION} {content} {schema.to_dict(('values', 'words'))}"
+    key = f"{FORMAT_VERSION} {content} {schema.to_dict(('values', 'rare', 'words'))}"
     folder = cache_dir() / "fields" / hashlib.sha256(key.encode()).hexdigest()
     meta = build_cached(folder, "meta.json", lambda new: write_rows(new, table, schema, lenient))
     n = len(meta["groups"])
@@ -157,7 +157,7 @@ def scan_columns(table: Table, schema: Schema) -> tuple[set[str], dict[str, set[
 def write_rows(folder: Path, table: Table, schema: Schema, lenient: bool) -> dict[str, Any]:
     """Encode every row that has a target into the files of a folder. Returns what meta.json holds."""
     meta: dict[str, Any] = {name: [] for name in ("targets", "groups", "moments", "val_flags", "numbers")}
-    meta |= {"skipped": 0, "n_without_target": 0, "first_without_target": ""}
+    meta |= {"skipped": 0, "n_without_target": 0, "first_without_target": -1}
     group_ids, hashes = {}, []
     total = sum(1 for _ in table.rows())
     with ExitStack() as stack:
@@ -168,8 +168,8 @@ def write_rows(folder: Path, table: Table, schema: Schema, lenient: bool) -> dic
                 report_progress("decoding rows", number + 1, total)
             targets = [encode_target(target, row.get(target.name), place) for target in schema.targets]
             if np.isnan(targets).all():
+                meta["first_without_target"] = meta["first_without_target"] if meta["n_without_target"] else number
                 meta["n_without_target"] += 1
-                meta["first_without_target"] = meta["first_without_target"] or place
                 continue
             encoded = [encode_leniently(field, row, place, table.folder, lenient) for field in schema.fields]
             for (values, _, _), file in zip(encoded, files, strict=True):

@@ -57,7 +57,9 @@ def encode_target(target: Target, value: Any, place: str) -> float:
             return float(require_finite(np.array(parse_number(value, target.decimal))))
         name = category_name(value)
         if name not in target.values:
-            raise InputError(describe_unseen(name, target.values))
+            hint = suggest(name, target.values)
+            many = f"{hint.split('valid:')[0]}valid: {', '.join(target.values[:3])}, ..."
+            raise InputError(f"'{name}' was not seen in training: {hint if len(target.values) <= 8 else many}")
         return float(target.values.index(name))
     except InputError as error:
         raise InputError(f"{place}, {target.name}: {error}") from None
@@ -72,12 +74,6 @@ def category_name(value: Any) -> str:
     return str(value).strip()
 
 
-def describe_unseen(name: str, values: tuple[str, ...]) -> str:
-    hint = suggest(name, values)
-    hint = hint if len(values) <= 8 else f"{hint.split('valid:')[0]}valid: {', '.join(values[:3])}, ..."
-    return f"'{name}' was not seen in training: {hint}"
-
-
 def encode_category(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
     """Encode a category; one that was not seen in training is "other", or missing where training had no rare ones."""
     name = category_name(value)
@@ -85,7 +81,8 @@ def encode_category(field: Field, value: Any, folder: Path, lenient: bool) -> En
         return np.array([field.index[name]]), np.ones(1, bool)
     if field.rare:
         return np.array([len(field.values)]), np.ones(1, bool)
-    report_notice(f"{field.name}: {describe_unseen(name, field.values)}; read as missing")
+    seen = ", ".join(field.values[:8]) + (", ..." if len(field.values) > 8 else "")
+    report_notice(f"{field.name}: values that were not seen in training are read as missing; seen: {seen}")  # once
     return encode_missing(field)
 
 

@@ -73,10 +73,12 @@ def source_files(source: TableSource, *_: Any) -> list[Path]:
 @cache_by_files(source_files)
 def load_table(source: TableSource) -> TableDataset:
     """Load the rows as arrays, and say what was left out. Raises InputError, with the place."""
-    dataset = encode_table(open_table(source.data), resolve_schema(source), source.lenient)
-    n, total = dataset.n_without_target, len(dataset) + dataset.n_without_target
-    problem = f"rows have no target (the first: {dataset.first_without_target})"
-    check_unusable(n, total, source.empty, "--empty", problem, "fill it in, or leave the rows out: --empty skip")
+    table = open_table(source.data)
+    dataset = encode_table(table, resolve_schema(source), source.lenient)
+    if n := dataset.n_without_target:
+        place, _ = next(islice(table.rows(), dataset.first_without_target, None))
+        problem, hint = f"rows have no target (the first: {place})", "fill it in, or leave them out: --empty skip"
+        check_unusable(n, len(dataset) + n, source.empty, "--empty", problem, hint)
     if (n := len(dataset.repeats)) and data_files(source.data):
         is_kept = source.repeated == "keep"
         action = "kept (--repeated skip leaves them out)" if is_kept else "left out"
