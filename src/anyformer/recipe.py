@@ -191,6 +191,14 @@ class SupportsBaselines(Protocol):
 
 
 @runtime_checkable
+class SupportsCalibration(Protocol):
+    """The best model is corrected after training, on the validation split: what it says of its own uncertainty. Its
+    weights and `files` then hold what was fitted, and its checkpoint is written again."""
+
+    def calibrate(self, model: Any, config: Any) -> None: ...
+
+
+@runtime_checkable
 class SupportsScore(Protocol):
     """Metrics that need the model's answers to a split (BLEU, returns of episodes): `anyformer eval --scores`."""
 

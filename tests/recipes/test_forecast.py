@@ -39,6 +39,10 @@ def build(config: forecast.Config, seed: int = 0) -> forecast.Forecaster:
     return forecast.build(config).eval()
 
 
+def evaluate(model: forecast.Forecaster, config: forecast.Config) -> dict[str, float]:
+    return forecast.evaluate(model, (batch for batch, _ in forecast.batches(config, "val")))
+
+
 def read_batch(config: forecast.Config, split: str = "train") -> dict[str, torch.Tensor]:
     return next(forecast.batches(config, split))[0]
 
@@ -50,6 +54,7 @@ def read_batch(config: forecast.Config, split: str = "train") -> dict[str, torch
 def test_the_future_does_not_reach_the_past_and_the_past_reaches_the_future():
     config = forecast.PRESETS["tiny"]
     model, batch = build(config), read_batch(config)
+    torch.nn.init.normal_(model.head.weight)  # it starts at 0
     node, before = 3, forecast.call_model(model, batch)
     for name, ends in (("values", 28), ("past_covariates", 28), ("calendar", 4), ("future_covariates", 34)):
         changes = dict(batch)
@@ -64,14 +69,19 @@ def test_the_future_does_not_reach_the_past_and_the_past_reaches_the_future():
 
 
 @torch.no_grad()
-def test_the_median_starts_as_the_seasonal_naive_forecast(week: Path):
+def test_the_median_starts_as_a_linear_forecast_and_without_rows_as_the_seasonal_naive_one(week: Path):
     config = replace(CONFIG, data=str(week))
     model = build(config)
-    torch.nn.init.zeros_(model.head.weight)
-    metrics = forecast.evaluate(model, (batch for batch, _ in forecast.batches(config, "val")))
     shape, dataset = model.shape, forecast.load_dataset(config)
+    naive = score_seasonal_naive(dataset, shape)["mase"]
     assert shape.season == 7
-    assert metrics["mase"] == pytest.approx(score_seasonal_naive(dataset, shape)["mase"], rel=1e-4)
+    assert evaluate(model, config)["mase"] < 0.3 * naive, "the trend is linear"
+    short = week.with_name("short.csv")
+    short.write_text("\n".join(week.read_text().splitlines()[:35]))
+    config = replace(config, data=str(short), season="7")
+    model = build(config)
+    expected = score_seasonal_naive(forecast.load_dataset(config), model.shape)["mase"]
+    assert abs(model.start[:, 4]).max() < 1e-6 and evaluate(model, config)["mase"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_forecast_follows_shift_and_scale():

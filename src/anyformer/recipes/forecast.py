@@ -28,12 +28,22 @@ from torch import Tensor, nn
 
 from ..data.io.checks import load_json
 from ..data.sampling import sample_indices, select_split
-from ..data.series.batches import Batch, WindowShape, build_batch, list_windows, measure_units, score_seasonal_naive
+from ..data.series.batches import (
+    Batch,
+    WindowShape,
+    build_batch,
+    list_windows,
+    measure_units,
+    number_folds,
+    score_seasonal_naive,
+)
 from ..data.series.datasets import SeriesDataset, load_series
-from ..data.series.prepare import SeriesFacts, check_lengths, measure_facts, read_example
+from ..data.series.linear import LAGS, PRIOR_STEPS, fit_linear
+from ..data.series.prepare import SeriesFacts, Transform, check_lengths, measure_facts, read_example, restore_values, transform_table
 from ..data.series.read import Columns, SeriesTable
 from ..data.series.times import CALENDAR_FEATURES
 from ..errors import InputError
+from ..inference.band_calibration import fit_folds, select_factors
 from ..inference.forecasting import (
     MAX_HORIZON,
     MEDIAN,
@@ -52,8 +62,8 @@ from ..training.config import TrainConfig
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config
 from ._shared.trivial_baselines import Baselines
 
-PRIOR_STEPS = 8  # how many values the unit of the whole series counts for in the running scale of a window
 FIGURE_SERIES = 3
+BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of what was trained, beside the linear start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,8 @@ class Config:
     """Steps of a season: auto (from the times or the autocorrelation), a number, or a trained model's season.json."""
     gaps: Literal["error", "fill"] = "error"
     """Missing values and times: an error, or fill, which repeats the last value."""
+    transform: Transform = "none"
+    """auto: logarithms of the series that grow by shares and not by amounts; none: the values as they are."""
     patch: int = 8
     """Values of a node."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
@@ -87,8 +99,9 @@ class Config:
 
 
 SMALL = Config(
+    transform="auto",
     model=make_model_config(48, 2, 4, 24, position="rotary", dropout=0.2),
-    train=replace(MINUTE_TRAIN, steps=600, batch=32, lr=1e-3, weight_decay=0.1, clip=1.0, eval_every=50, save_every=50),
+    train=replace(MINUTE_TRAIN, steps=600, batch=32, lr=3e-4, weight_decay=0.1, clip=1.0, eval_every=25, save_every=50),
 )
 KINDS = {"series": {"preset": "small"}}
 PRESETS = {
@@ -101,6 +114,7 @@ PRESETS = {
         future_covariates="promotion",
         season="7",
         gaps="fill",
+        transform="auto",
         patch=7,
         model=make_model_config(32, 2, 2, 8, position="rotary"),
         train=TINY_TRAIN,
@@ -128,7 +142,12 @@ def load_facts(config: Config) -> SeriesFacts:
     """Read what a trained model knows of its data, or measure it on the part before the held-out ends."""
     if config.season.endswith(".json"):
         return parse_dataclass(SeriesFacts, load_json(config.season, "season"), f"season '{config.season}'")
-    return measure_facts(load_dataset(config), config.season, config.patch, config.model.context, config.horizon)
+    dataset, shape = load_dataset(config), (config.patch, config.model.context, config.horizon)
+    return measure_facts(dataset, config.season, config.transform, *shape)
+
+
+def transform_dataset(dataset: SeriesDataset, facts: SeriesFacts, horizon: int) -> SeriesDataset:
+    return replace(dataset, table=transform_table(dataset.table, dataset.cuts(horizon), facts))
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
@@ -138,12 +157,18 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     check_lengths(dataset, config.patch, config.horizon)
     shape = WindowShape(config.patch, config.model.context, config.horizon, facts.season)
     select_split(split, dict.fromkeys(("train", "val", "all")))
-    windows, units = list_windows(dataset, split, shape), measure_units(dataset, split, shape)
+    windows, plain_units = list_windows(dataset, split, shape), np.array(measure_units(dataset, split, shape))
+    folds = number_folds(windows) if split == "val" else np.zeros(len(windows), int)
     state = init_stream(state, config.data, dataset.sha256)
+    dataset = transform_dataset(dataset, facts, config.horizon)
+    units, is_log = measure_units(dataset, split, shape), np.array([s.is_log for s in dataset.table.series])
 
     def build_rows(rows: Any) -> dict[str, Tensor]:
         chosen = [windows[i] for i in rows]
-        return to_tensors(build_batch(dataset.table, units, chosen, shape, facts.scale))
+        series = [window.series for window in chosen]
+        batch = build_batch(dataset.table, units, chosen, shape, facts.scale)
+        extra = {"plain_unit": plain_units[series], "is_log": is_log[series], "fold": folds[list(rows)]}
+        return to_tensors(batch | extra)
 
     for start in range(0, len(windows) if split != "train" else 0, c.batch):
         yield build_rows(range(start, min(start + c.batch, len(windows)))), state
@@ -166,16 +191,26 @@ class Forecaster(nn.Module):
 
     def __init__(self, config: Config, facts: SeriesFacts):
         super().__init__()
-        self.config, self.facts = config, facts
-        self.files = {"season.json": json.dumps(asdict(facts))}
+        self.config = config
+        self.set_facts(facts)
         n_past, n_future = (len(split_names(text)) for text in (config.past_covariates, config.future_covariates))
         self.shape = WindowShape(config.patch, config.model.context, config.horizon, facts.season)
-        self.lags = min(self.shape.length, max(2 * facts.season, 2 * config.patch))
+        longest = max(LAGS) if facts.fixed_linear else 2 * config.patch
+        self.lags = min(self.shape.length, max(2 * facts.season, longest))
         self.nodes = SeriesPatchEmbedding(config.patch, 3 + n_past + n_future, config.model)
         self.ahead = nn.Linear(CALENDAR_FEATURES + config.horizon * n_future, config.model.dim)
         self.body = Transformer(config.model)
-        self.linear = nn.Linear(self.lags, config.horizon, bias=False)
         self.head = nn.Linear(config.model.dim, config.horizon * len(QUANTILES))
+        if not facts.fixed_linear:  # runs of earlier versions
+            self.linear = nn.Linear(self.lags, config.horizon, bias=False)
+            return
+        # The linear forecast of the values before the held-out ends, that of all values, and the quantiles at the start.
+        self.register_buffer("base", torch.zeros(config.horizon, self.lags))
+        self.register_buffer("refitted_base", torch.zeros(config.horizon, self.lags))
+        self.register_buffer("start", torch.zeros(config.horizon, len(QUANTILES)))
+
+    def set_facts(self, facts: SeriesFacts) -> None:
+        self.facts, self.files = facts, {"season.json": json.dumps(asdict(facts))}
 
     def forward(
         self,
@@ -183,6 +218,7 @@ class Forecaster(nn.Module):
         calendar: Tensor,
         past_covariates: Tensor | None = None,
         future_covariates: Tensor | None = None,
+        refitted: bool = False,
     ) -> Tensor:
         p, season, length = self.config.patch, self.shape.season, values.shape[1]
         ends = torch.arange(p, length + 1, p, device=values.device)  # (N,)
@@ -199,43 +235,91 @@ class Forecaster(nn.Module):
         )  # (B, N, H features)
         x = self.nodes(torch.cat(channels, -1)) + self.ahead(torch.cat([calendar, *ahead_features], -1))
         spread = self.head(self.body(x, causal)).unflatten(-1, (self.config.horizon, -1))  # (B, N, H, 9)
-        base = last + self.linear(values[:, past] - last)  # (B, N, H)
+        base = last + nn.functional.linear(values[:, past] - last, self.linear_weight(refitted))  # (B, N, H)
         return base[..., None] + scale[..., None] * spread
 
+    def linear_weight(self, refitted: bool = False) -> Tensor:
+        """Return the weights of the linear path (H, lags), fitted before the held-out ends or, `refitted`, to all
+        values."""
+        if not self.facts.fixed_linear:
+            return self.linear.weight
+        return self.refitted_base if refitted else self.base
+
     @torch.inference_mode()
-    def predict_quantiles(self, batch: Batch) -> np.ndarray:
-        """Return the sorted quantiles after the last node of each window, (B, H, 9)."""
-        device = self.linear.weight.device
+    def predict_quantiles(self, batch: Batch, refitted: bool = False) -> np.ndarray:
+        """Return the sorted, calibrated quantiles after the last node of each window, (B, H, 9)."""
+        device = self.head.weight.device
         tensors = {name: tensor.to(device) for name, tensor in to_tensors(batch).items()}
-        return select_origins(self, tensors)[0].cpu().numpy()
+        quantiles = select_origins(self, tensors, refitted)[0].cpu().numpy()
+        return self.widen(quantiles, np.zeros(len(quantiles), int))
+
+    def widen(self, quantiles: np.ndarray, folds: np.ndarray) -> np.ndarray:
+        """Apply the calibration to quantiles (B, H, 9)."""
+        factors = select_factors(self.facts.calibration, folds, self.config.horizon)
+        median = quantiles[..., [MEDIAN]]
+        return median + (quantiles - median) * factors[..., None]
 
     def measure_scale(self, difference: Tensor) -> Tensor:
-        """Return the mean absolute seasonal difference up to the end of each node, (B, N p) -> (B, N); at the start of
-        a window, where there are few, it is near that of the series, 1."""
-        sums = difference.abs().cumsum(1)[:, self.config.patch - 1 :: self.config.patch]
-        ends = torch.arange(1, sums.shape[1] + 1, device=sums.device) * self.config.patch
-        counts = (ends - self.shape.season).clamp(min=0)
-        return (sums + PRIOR_STEPS) / (counts + PRIOR_STEPS)
+        """Return the mean absolute seasonal difference in the last patches before the end of each node, (B, N p) ->
+        (B, N); at the start of a window, where there are few, it is near that of the series, 1."""
+        p, nodes = self.config.patch, self.shape.scale_nodes if self.facts.fixed_linear else self.shape.nodes
+        sums = difference.abs().cumsum(1)[:, p - 1 :: p]
+        ends = torch.arange(1, sums.shape[1] + 1, device=sums.device) * p
+        starts = (ends - p * nodes).clamp(min=self.shape.season)
+        before = nn.functional.pad(sums, (nodes, 0))[:, : sums.shape[1]]
+        return (sums - before + PRIOR_STEPS) / ((ends - starts).clamp(min=0) + PRIOR_STEPS)
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A model that has seen the held-out ends too, as far as its linear path goes: for what follows the data."""
+
+    model: Forecaster
+
+    @property
+    def shape(self) -> WindowShape:
+        return self.model.shape
+
+    @property
+    def facts(self) -> SeriesFacts:
+        return self.model.facts
+
+    def predict_quantiles(self, batch: Batch) -> np.ndarray:
+        return self.model.predict_quantiles(batch, refitted=True)
 
 
 def build(config: Config) -> Forecaster:
+    """Build a model that starts as the linear forecast of its data. One that is about to be loaded reads no data."""
     model = Forecaster(config, load_facts(config))
     initialize(model, config.model)
-    season, lags, horizon = model.shape.season, model.lags, config.horizon
-    weight = torch.zeros(horizon, lags)
-    steps = torch.arange(horizon)
-    weight[steps, lags - season + steps % season] = 1.0  # the value a season before
-    with torch.no_grad():
-        model.linear.weight.copy_(weight)
-        model.head.bias.copy_(torch.tensor(NORMAL_QUANTILES).repeat(horizon))
+    if not config.season.endswith(".json"):
+        start_linear(model)
     return model
+
+
+@torch.no_grad()
+def start_linear(model: Forecaster) -> None:
+    """Fit the linear path, and let the quantiles start as those of its errors."""
+    config = model.config
+    dataset = transform_dataset(load_dataset(config), model.facts, config.horizon)
+    lengths = [len(series.values) for series in dataset.table.series]
+    fits = [
+        fit_linear(dataset.table, ends, model.shape, model.lags, QUANTILES)
+        for ends in (dataset.cuts(config.horizon), lengths)
+    ]
+    start = np.tile(NORMAL_QUANTILES, (config.horizon, 1)) if fits[0].quantiles is None else fits[0].quantiles
+    values = {"base": fits[0].weight, "refitted_base": fits[1].weight, "start": start}
+    for name, value in values.items():
+        model.get_buffer(name).copy_(torch.from_numpy(value))
+    model.head.weight.zero_()
+    model.head.bias.copy_(model.get_buffer("start").flatten())
 
 
 INPUTS = ("values", "calendar", "past_covariates", "future_covariates")
 
 
-def call_model(model: Forecaster, batch: dict[str, Tensor]) -> Tensor:
-    return model(*(batch.get(name) for name in INPUTS)).float()
+def call_model(model: Forecaster, batch: dict[str, Tensor], refitted: bool = False) -> Tensor:
+    return model(*(batch.get(name) for name in INPUTS), refitted=refitted).float()
 
 
 def pinball(quantiles: Tensor, labels: Tensor) -> Tensor:
@@ -254,24 +338,80 @@ def loss_weight(batch: dict[str, Tensor]) -> Tensor:
     return batch["is_label"].sum()
 
 
-def select_origins(model: Forecaster, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def select_origins(
+    model: Forecaster, batch: dict[str, Tensor], refitted: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return the sorted quantiles (B, H, 9) after the last node of each window, and the labels (B, H)."""
     rows = torch.arange(len(batch["node"]), device=batch["node"].device)
-    return call_model(model, batch)[rows, batch["node"]].sort(-1).values, batch["labels"][rows, batch["node"]]
+    return call_model(model, batch, refitted)[rows, batch["node"]].sort(-1).values, batch["labels"][rows, batch["node"]]
 
 
+@torch.no_grad()
 def evaluate(model: Forecaster, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the pinball loss, MASE, the weighted quantile loss and the share of the truth in the 80 % band."""
+    """Return the pinball loss, and of the calibrated forecasts in the units of the data MASE, the weighted quantile
+    loss and the share of the truth in the 80 % band."""
     parts = []
     for batch in batches:
         quantiles, labels = select_origins(model, batch)
-        losses, unit, level = pinball(quantiles, labels).mean(-1), batch["unit"][:, None], batch["level"][:, None]
-        is_inside = (quantiles[..., 0] <= labels) & (labels <= quantiles[..., -1])
-        errors = (quantiles[..., MEDIAN] - labels).abs()
-        values = (losses, errors, losses * unit, (labels * unit + level).abs(), is_inside)
-        parts.append(torch.stack([value.double().cpu().flatten() for value in values]))
-    loss, mase, weighted, size, coverage = torch.cat(parts, 1).mean(1).tolist()
+        losses = pinball(quantiles, labels).mean(-1).double().cpu().numpy()
+        names = ("level", "unit", "plain_unit", "is_log", "fold")
+        level, unit, plain_unit, is_log, folds = (batch[name].cpu().numpy() for name in names)
+        widened = model.widen(quantiles.double().cpu().numpy(), folds)
+        predicted, truth = (
+            restore(x, level, unit, is_log) for x in (widened, labels.double().cpu().numpy()[..., None])
+        )
+        errors = np.abs(truth[..., 0] - predicted[..., MEDIAN])
+        weighted = pinball(torch.from_numpy(predicted), torch.from_numpy(truth[..., 0])).mean(-1).numpy()
+        is_inside = (predicted[..., 0] <= truth[..., 0]) & (truth[..., 0] <= predicted[..., -1])
+        values = (losses, errors / plain_unit[:, None], weighted, np.abs(truth[..., 0]), is_inside)
+        parts.append(np.stack([value.astype(float).ravel() for value in values]))
+    loss, mase, weighted, size, coverage = np.concatenate(parts, 1).mean(1).tolist()
     return {"loss": loss, "mase": mase, "weighted_quantile_loss": weighted / (size or 1.0), "coverage_80": coverage}
+
+
+def restore(values: np.ndarray, level: np.ndarray, unit: np.ndarray, is_log: np.ndarray) -> np.ndarray:
+    """Return values as batches hold them, (B, H, Q), in the units of the data."""
+    values = level[:, None, None].astype(float) + unit[:, None, None].astype(float) * values
+    return np.where(is_log[:, None, None], restore_values(values, is_log=bool(is_log.any())), values)
+
+
+@torch.inference_mode()
+def calibrate(model: Forecaster, config: Config) -> None:
+    """Take what was trained only as far as it improves on the linear start, and fit the widths of the bands, both on
+    the errors at the origins of the validation split."""
+    if model.facts.fixed_linear:
+        blend_start(model, config)
+    quantiles, labels, folds = predict_origins(model, config)
+    dataset = load_dataset(config)
+    cuts = dataset.cuts(config.horizon)
+    steps = [len(series.values) - cut for series, cut in zip(dataset.table.series, cuts, strict=True)]
+    calibration = fit_folds(quantiles, labels, folds, float(np.mean(steps)) / config.horizon)
+    model.set_facts(replace(model.facts, calibration=calibration))
+
+
+def predict_origins(model: Forecaster, config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the quantiles, the labels and the folds of the origins of the validation split."""
+    device, parts = model.head.weight.device, []
+    for batch, _ in batches(config, "val"):
+        quantiles, labels = select_origins(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        parts.append((quantiles.double().cpu().numpy(), labels.double().cpu().numpy(), batch["fold"].numpy()))
+    quantiles, labels, folds = (np.concatenate(arrays) for arrays in zip(*parts))
+    return quantiles, labels, folds
+
+
+def blend_start(model: Forecaster, config: Config) -> None:
+    """Move the head back towards its start, as far as the pinball loss of the validation split asks for: 0 is the
+    linear forecast alone."""
+    weight, bias, start = model.head.weight.clone(), model.head.bias.clone(), model.get_buffer("start").flatten()
+    losses = {}
+    for share in BLENDS:
+        model.head.weight.copy_(share * weight)
+        model.head.bias.copy_(start + share * (bias - start))
+        quantiles, labels, _ = predict_origins(model, config)
+        losses[share] = pinball(torch.from_numpy(quantiles), torch.from_numpy(labels)).mean().item()
+    share = min(losses, key=lambda share: losses[share])
+    model.head.weight.copy_(share * weight)
+    model.head.bias.copy_(start + share * (bias - start))
 
 
 def baselines(config: Config) -> Baselines:

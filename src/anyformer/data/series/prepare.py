@@ -1,7 +1,9 @@
-"""What a model of series must know of the data it was trained on: season, scale of the features, and an example."""
+"""What a model of series must know of the data it was trained on: season, transform, scale of the features, and an
+example."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +14,10 @@ from .read import Series, SeriesTable
 from .times import Frequency
 
 
+Transform = Literal["none", "auto"]
+MIN_GROWTH = 1.5  # ratio of the levels of a series below which logarithms change nothing
+
+
 @dataclass(frozen=True)
 class SeriesFacts:
     """What is stored with a model."""
@@ -19,9 +25,17 @@ class SeriesFacts:
     season: int
     scale: FeatureScale
     example: dict[str, Any]
+    transform: Transform = "none"
+    fixed_linear: bool = False
+    """The linear path is fitted in closed form and not trained."""
+    calibration: list[list[float]] = field(default_factory=list)
+    """Factors of the bands at each step: for other data, for the first half and for the second half of the validation
+    origins; none before a model is calibrated."""
 
 
-def measure_facts(dataset: SeriesDataset, season: str, patch: int, nodes: int, horizon: int) -> SeriesFacts:
+def measure_facts(
+    dataset: SeriesDataset, season: str, transform: Transform, patch: int, nodes: int, horizon: int
+) -> SeriesFacts:
     """Measure the facts on the part before the held-out ends. `season` is "auto" or a number. Raises InputError."""
     check_lengths(dataset, patch, horizon)
     longest = patch * nodes
@@ -32,7 +46,40 @@ def measure_facts(dataset: SeriesDataset, season: str, patch: int, nodes: int, h
             f"read (patch {patch} * model.context {nodes})"
         )
     shape = WindowShape(patch, nodes, horizon, int(steps))
-    return SeriesFacts(int(steps), measure_features(dataset, horizon), make_example(dataset.table, shape))
+    example = make_example(dataset.table, shape)
+    return SeriesFacts(int(steps), measure_features(dataset, horizon), example, transform, True)
+
+
+def transform_table(table: SeriesTable, cuts: Sequence[int], facts: SeriesFacts) -> SeriesTable:
+    """Return the table with logarithms of the series that grow by shares rather than by amounts, as far as their values
+    before the cuts show."""
+    if facts.transform == "none":
+        return table
+    series = [
+        replace(s, values=np.log(s.values), is_log=True) if grows_by_shares(s.values, cut, facts.season) else s
+        for s, cut in zip(table.series, cuts, strict=True)
+    ]
+    return replace(table, series=tuple(series))
+
+
+def grows_by_shares(values: np.ndarray, cut: int, season: int) -> bool:
+    """Whether a series is positive, and its movements vary less between parts of its past in shares of the level than
+    as they are (Guerrero's criterion, of two powers)."""
+    size, past = max(season, 8), values[:cut]
+    count = len(past) // size
+    if count < 3 or values.min() <= 0:
+        return False
+    parts = past[len(past) - count * size :].reshape(count, size)
+    levels, moves = parts.mean(1), np.abs(np.diff(parts)).mean(1)
+    shares = moves / levels
+    if levels.max() < MIN_GROWTH * levels.min() or moves.min() == 0:
+        return False
+    return bool(shares.std() / shares.mean() < moves.std() / moves.mean())
+
+
+def restore_values(values: np.ndarray, is_log: bool) -> np.ndarray:
+    """Return values in the units of the data."""
+    return np.exp(np.minimum(values, 700.0)) if is_log else values
 
 
 def check_lengths(dataset: SeriesDataset, patch: int, horizon: int) -> None:

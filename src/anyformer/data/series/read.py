@@ -42,6 +42,7 @@ class Series:
     past_covariates: np.ndarray  # (T, features)
     future_covariates: np.ndarray  # (T + A, features)
     start: int | None = None  # seconds of the first step; None where steps are only numbered
+    is_log: bool = False  # the values are logarithms
 
 
 @dataclass(frozen=True)
