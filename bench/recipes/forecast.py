@@ -1,7 +1,7 @@
 """Forecasts of series: ours, the seasonal naive forecast and other libraries on the same held-out ends.
 
     python -m bench.recipes.forecast FOLDER                       FOLDER holds the packages of SETS, at any depth
-    python -m bench.recipes.forecast FOLDER --sets nile sunspots --minutes 0.5
+    python -m bench.recipes.forecast FOLDER --sets nile sunspots --steps 100
     python -m bench.recipes.forecast FOLDER --peers               also AutoETS, AutoARIMA and LightGBM
 
 The last fifth of each series (at least a horizon) is removed before training, and forecast from origins that roll over
@@ -50,6 +50,7 @@ SETS: dict[str, tuple[str, int, str]] = {
     "stocks": ("vega_datasets/_data/stocks.csv", 6, "price"),
 }
 
+PATIENCE = 6  # validations, every 25 steps
 TUNED = ("sunspots", "macrodata", "seattle-temps", "stocks")  # the settings of the preset were chosen on these
 
 
@@ -144,17 +145,15 @@ def summarize(scores: list[dict[str, np.ndarray]]) -> dict[str, float]:
     return summary
 
 
-def measure_set(
-    folder: Path, name: str, minutes: float, seed: int, peers: bool = False, **fields: Any
-) -> dict[str, Any]:
+def measure_set(folder: Path, name: str, steps: int, seed: int, peers: bool = False, **fields: Any) -> dict[str, Any]:
     _, horizon, target = SETS[name]
     table = read_set(folder, name, target)
     with TemporaryDirectory() as temporary:
         data = Path(temporary) / "past.csv"
         cuts = write_past(table, data, horizon)
-        run, train = Path(temporary) / "run", {"seed": seed, "device": "cpu"}
+        run, train = Path(temporary) / "run", {"seed": seed, "device": "cpu", "steps": steps, "patience": PATIENCE}
         settings = {"data": str(data), "horizon": horizon, "train": train} | fields
-        model = api.train("forecast", "small", out=run, minutes=minutes, **settings)
+        model = api.train("forecast", "small", out=run, **settings)
         origins, sides = forecast_all(model.module, table, cuts, horizon, peers, seed)
     result = {"set": name, "season": model.module.facts.season, "horizon": horizon, "steps": model.step}
     for side, forecasts in sides.items():
@@ -171,12 +170,12 @@ if __name__ == "__main__":
     parser = make_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peers", action="store_true")
     options = parser.parse_args()
     for name in options.sets:
-        result = measure_set(options.folder, name, options.minutes, options.seed, options.peers)
+        result = measure_set(options.folder, name, options.steps, options.seed, options.peers)
         if options.json:
             print(json.dumps(result), flush=True)
             continue
@@ -187,4 +186,6 @@ if __name__ == "__main__":
             if isinstance(s, dict):
                 loss = s.get("weighted_quantile_loss")
                 weighted = "" if loss is None else f"  weighted quantile loss {loss:.4f}"
-                print(f"  {side:<15} MASE {s['mase']:.3f}  80 % band covers {s['coverage_80']:.1%}{weighted}", flush=True)
+                print(
+                    f"  {side:<15} MASE {s['mase']:.3f}  80 % band covers {s['coverage_80']:.1%}{weighted}", flush=True
+                )

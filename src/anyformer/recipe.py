@@ -35,7 +35,8 @@ BatchStream = Iterator[tuple[dict[str, Any], StreamState]]
 Figure = dict[str, Any]
 """A figure for the report of a run, as plain values: {"kind", "title", "note"} and, by its kind,
 "matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of the darkest cell (None: the largest);
-"lines": "x_label", "lines" [{"name", "x" [number], "y" [number]}], "zero", whether the y axis starts at 0;
+"lines": "x_label", "lines" [{"name", "x" [number], "y" [number], or of a filled band "low" and "high" instead of "y"}],
+"zero", whether the y axis starts at 0;
 "images": "images" [{"png" (base64), "caption"}]."""
 
 
@@ -166,6 +167,16 @@ class SupportsBatchPredict(Protocol):
 
     def predict_batch(self, model: Any, inputs: list[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
         """Return for each input the only result of `predict(model, {"input": input} | settings)`."""
+
+
+@runtime_checkable
+class SupportsTablePredict(Protocol):
+    """A file is answered as a whole, because its rows have no predictions of their own: `anyformer predict --file`."""
+
+    def predict_table(
+        self, model: Any, config: Any, file: Path, batch: int, settings: dict[str, Any]
+    ) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+        """Yield the rows to write, each with the place that it belongs to; of what cannot be answered, the error."""
 
 
 @runtime_checkable

@@ -25,8 +25,11 @@ MAX_HORIZON = 10_000
 
 
 class ForecastModel(Protocol):
-    shape: WindowShape
-    facts: SeriesFacts
+    @property
+    def shape(self) -> WindowShape: ...
+
+    @property
+    def facts(self) -> SeriesFacts: ...
 
     def predict_quantiles(self, batch: Batch) -> np.ndarray:
         """Return the sorted quantiles of the H values after each window, (B, H, Q), as the labels are."""

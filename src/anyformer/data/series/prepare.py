@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import InputError
+from ...events import report_notice
 from .batches import FeatureScale, WindowShape, measure_features
 from .datasets import SeriesDataset, infer_season
 from .read import Series, SeriesTable
 from .times import Frequency
-
 
 Transform = Literal["none", "auto"]
 MIN_GROWTH = 1.5  # ratio of the levels of a series below which logarithms change nothing
@@ -38,6 +38,7 @@ def measure_facts(
 ) -> SeriesFacts:
     """Measure the facts on the part before the held-out ends. `season` is "auto" or a number. Raises InputError."""
     check_lengths(dataset, patch, horizon)
+    check_movement(dataset)
     longest = patch * nodes
     steps = str(infer_season(dataset, horizon, longest)) if season == "auto" else season
     if not (steps.isdecimal() and len(steps) < 9 and 1 <= int(steps) <= longest):
@@ -96,6 +97,20 @@ def check_lengths(dataset: SeriesDataset, patch: int, horizon: int) -> None:
         f"data '{dataset.name}': the series '{series.name}'{count}: a history of {n} values is too short for a "
         f"horizon of {horizon} and patches of {patch}, which need {needed}: {advice}"
     )
+
+
+def check_movement(dataset: SeriesDataset) -> None:
+    """Raise InputError if no series ever changes; name those that do not."""
+    still = [series for series in dataset.table.series if np.ptp(series.values) == 0]
+    if not still:
+        return
+    names = f"'{still[0].name}'" + (f" and {len(still) - 1} others" if len(still) > 1 else "")
+    if len(still) == len(dataset.table.series):
+        raise InputError(
+            f"data '{dataset.name}': the series {names}: every value is {still[0].values[0]:g}; "
+            "there is nothing to learn from a constant"
+        )
+    report_notice(f"data '{dataset.name}': constant: {names}; --target names the columns to forecast")
 
 
 def make_example(table: SeriesTable, shape: WindowShape) -> dict[str, Any]:

@@ -8,12 +8,13 @@ without one, rows are steps in their order. Rows at the end that lack the value 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ...errors import InputError, suggest
+from ...events import report_notice
 from ..tables.read import Table
 from .times import Frequency, format_time, infer_frequency, parse_time
 
@@ -126,7 +127,18 @@ def read_series(table: Table, where: str, columns: Columns, gaps: Gaps) -> Serie
     table_of_series = SeriesTable(tuple(one_series for one_series in series if len(one_series.values)), frequency, zone)
     if not table_of_series.series:
         raise InputError(f"{where}: {', '.join(targets)}: every value is missing")
+    report_empty(rows, [s.name for s in series if not len(s.values)], taken)
     return fill_gaps(table_of_series, where, gaps)
+
+
+def report_empty(rows: RowTable, names: list[str], taken: set[str]) -> None:
+    """Name the series and columns that hold no values and are left out."""
+    names = names + [
+        name for name, cells in rows.cells.items() if name not in taken and all(map(is_missing, cells)) and not names
+    ]
+    if names:
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        report_notice(f"{rows.where}: '{names[0]}'{others}: every value is missing; left out")
 
 
 # --- what the columns are ---
@@ -270,11 +282,9 @@ def fill_gaps(table: SeriesTable, where: str, gaps: Gaps) -> SeriesTable:
             f"{where}: {sum(counts):,} values are missing, the first in the series '{series.name}' at {place}: "
             "complete them, or repeat the last value with --gaps fill"
         )
-    filled_series = [
-        Series(s.name, *(forward_fill(a) for a in (s.values, s.past_covariates, s.future_covariates)), s.start)
-        for s in table.series
-    ]
-    return SeriesTable(tuple(filled_series), table.frequency, table.zone)
+    names = ("values", "past_covariates", "future_covariates")
+    filled = (replace(s, **{name: forward_fill(getattr(s, name)) for name in names}) for s in table.series)
+    return replace(table, series=tuple(filled))
 
 
 def forward_fill(values: np.ndarray) -> np.ndarray:
