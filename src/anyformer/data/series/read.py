@@ -21,6 +21,7 @@ from .times import Frequency, format_time, infer_frequency, parse_time
 Gaps = Literal["error", "fill"]
 TIME_NAMES = ["time", "date", "datetime", "timestamp", "ds", "period", "year", "month", "week", "day", "quarter", "obs"]
 ID_NAMES = ["id", "unique_id", "series", "series_id", "item_id"]
+ROW_NUMBER_NAMES = ["", "1", "unnamed: 0", "rownames", "row.names", "index"]
 VALUE_NAMES = ["value", "y", "target"]
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", ".", "?"}
 
@@ -197,12 +198,20 @@ def find_ids(rows: RowTable, times: np.ndarray | None, taken: set[str]) -> list[
 
 def find_targets(rows: RowTable, taken: set[str], is_long: bool) -> list[str]:
     """Return the columns of numbers, or in a long table the one that is called `value`. Raises InputError."""
-    names = [name for name in rows.cells if name not in taken and rows.is_numeric(name)]
+    names = [n for n in rows.cells if n not in taken and rows.is_numeric(n) and not is_row_number(rows, n)]
     values = [name for name in names if name.lower() in VALUE_NAMES]
     if not names:
         held = ", ".join(rows.cells)
         raise InputError(f"{rows.where}: no column holds numbers to forecast: the columns are {held}")
     return values[:1] if is_long and values else names
+
+
+def is_row_number(rows: RowTable, name: str) -> bool:
+    """Whether a column numbers the rows, as R and pandas write them."""
+    if name.lower() not in ROW_NUMBER_NAMES:
+        return False
+    numbers = [parse_number(cell) for cell in rows.cells[name]]
+    return numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 
 # --- rows to even steps ---

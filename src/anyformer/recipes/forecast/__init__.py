@@ -109,7 +109,7 @@ SMALL = Config(
     model=make_model_config(48, 2, 4, 24, position="rotary", dropout=0.2),
     train=replace(MINUTE_TRAIN, steps=600, batch=32, lr=3e-4, weight_decay=0.1, clip=1.0, eval_every=25, save_every=50),
 )
-KINDS = {"series": {"preset": "small"}}
+KINDS: dict[str, dict[str, str]] = {"series": {}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(

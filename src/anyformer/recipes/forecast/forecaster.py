@@ -46,14 +46,14 @@ class Forecaster(nn.Module):
         self.nodes = SeriesPatchEmbedding(config.patch, 3 + n_past + n_future, config.model)
         self.ahead = nn.Linear(CALENDAR_FEATURES + config.horizon * n_future, config.model.dim)
         self.body = Transformer(config.model)
-        self.head = nn.Linear(config.model.dim, config.horizon * len(QUANTILES))
-        if not facts.fixed_linear:  # runs of earlier versions
+        if facts.fixed_linear:
+            # linear forecasts fitted before the held-out ends and to all values, and the quantiles at the start
+            self.register_buffer("base", torch.zeros(config.horizon, self.lags))
+            self.register_buffer("refitted_base", torch.zeros(config.horizon, self.lags))
+            self.register_buffer("start", torch.zeros(config.horizon, len(QUANTILES)))
+        else:  # runs of earlier versions
             self.linear = nn.Linear(self.lags, config.horizon, bias=False)
-            return
-        # linear forecasts fitted before the held-out ends and to all values, and the quantiles at the start
-        self.register_buffer("base", torch.zeros(config.horizon, self.lags))
-        self.register_buffer("refitted_base", torch.zeros(config.horizon, self.lags))
-        self.register_buffer("start", torch.zeros(config.horizon, len(QUANTILES)))
+        self.head = nn.Linear(config.model.dim, config.horizon * len(QUANTILES))
 
     def set_facts(self, facts: SeriesFacts) -> None:
         self.facts, self.files = facts, {"season.json": json.dumps(asdict(facts))}
