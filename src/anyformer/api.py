@@ -17,7 +17,7 @@ from . import recipe as recipes
 from .checkpoints import exports
 from .data.io.checks import read_json
 from .errors import Stopped
-from .recipe import SupportsBaselines, SupportsCalibration, SupportsFigures
+from .recipe import SupportsBaselines, SupportsFinish, SupportsFigures
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
 from .training import checkpoints
@@ -122,8 +122,8 @@ def train_job(
 def write_result(job: TrainingJob, state: TrainState, started_at: float) -> Model:
     """Write result.json and the figures of a finished training. Returns its best model."""
     model = from_training(job, state)
-    if isinstance(job.recipe, SupportsCalibration) and not job.lora.rank:  # adapters are merged here
-        job.recipe.calibrate(model.module, model.config)
+    if isinstance(job.recipe, SupportsFinish) and not job.lora.rank:  # adapters are merged here
+        job.recipe.finish_model(model.module, model.config)
         checkpoints.rewrite_model(model.path, model.module)
     metrics = model.evaluate(every=model.config.train.final_every)
     result: dict[str, Any] = {"step": state.step, "best_step": model.step}

@@ -202,11 +202,11 @@ class SupportsBaselines(Protocol):
 
 
 @runtime_checkable
-class SupportsCalibration(Protocol):
-    """The best model is corrected after training, on the validation split: what it says of its own uncertainty. Its
-    weights and `files` then hold what was fitted, and its checkpoint is written again."""
+class SupportsFinish(Protocol):
+    """The best model is corrected after training, on the validation split, for example its bands. Its weights and
+    `files` then hold what was fitted, and its checkpoint is written again."""
 
-    def calibrate(self, model: Any, config: Any) -> None: ...
+    def finish_model(self, model: Any, config: Any) -> None: ...
 
 
 @runtime_checkable

@@ -276,7 +276,7 @@ def test_what_was_trained_is_kept_as_far_as_it_helps(week: Path):
     start = forecast.call_model(model, read_batch(config, "val"))
     torch.nn.init.normal_(model.head.weight, std=0.3)
     torch.nn.init.normal_(model.head.bias)
-    forecast.calibrate(model, config)
+    forecast.finish_model(model, config)
     torch.testing.assert_close(forecast.call_model(model, read_batch(config, "val")), start)
     assert len(model.facts.calibration) == 3 and "calibration" in model.files["season.json"]
 
@@ -291,7 +291,7 @@ def test_bands_cover_what_they_claim_and_coverage_is_measured_on_other_origins(t
     with torch.no_grad():
         model.head.bias.copy_(model.start.flatten())
     narrow = evaluate(model, config)["coverage_80"]
-    forecast.calibrate(model, config)
+    forecast.finish_model(model, config)
     assert narrow < 0.6 and 0.73 < evaluate(model, config)["coverage_80"] < 0.87
     everything, *folds = model.facts.calibration
     assert folds[0] != folds[1] and min(everything) > 1.5

@@ -231,7 +231,7 @@ def restore(values: np.ndarray, level: np.ndarray, unit: np.ndarray, is_log: np.
 
 
 @torch.inference_mode()
-def calibrate(model: Forecaster, config: Config) -> None:
+def finish_model(model: Forecaster, config: Config) -> None:
     """Take what was trained only as far as it improves on the linear start, and fit the widths of the bands, both on
     the errors at the origins of the validation split."""
     if model.facts.fixed_linear:
