@@ -17,7 +17,7 @@ from . import recipe as recipes
 from .checkpoints import exports
 from .data.io.checks import read_json
 from .errors import Stopped
-from .recipe import SupportsBaselines, SupportsFinish, SupportsFigures
+from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
 from .training import checkpoints
