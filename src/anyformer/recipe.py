@@ -35,7 +35,8 @@ BatchStream = Iterator[tuple[dict[str, Any], StreamState]]
 Figure = dict[str, Any]
 """A figure for the report of a run, as plain values: {"kind", "title", "note"} and, by its kind,
 "matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of the darkest cell (None: the largest);
-"lines": "x_label", "lines" [{"name", "x" [number], "y" [number]}], "zero", whether the y axis starts at 0;
+"lines": "x_label", "lines" [{"name", "x" [number], "y" [number], or of a filled band "low" and "high" instead of "y"}],
+"zero", whether the y axis starts at 0;
 "images": "images" [{"png" (base64), "caption"}]."""
 
 
@@ -174,6 +175,16 @@ class SupportsBatchPredict(Protocol):
 
 
 @runtime_checkable
+class SupportsTablePredict(Protocol):
+    """A file is answered as a whole, because its rows have no predictions of their own: `anyformer predict --file`."""
+
+    def predict_table(
+        self, model: Any, config: Any, file: Path, batch: int, settings: dict[str, Any]
+    ) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+        """Yield the rows to write, each with the place that it belongs to; of what cannot be answered, the error."""
+
+
+@runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""
 
@@ -193,6 +204,14 @@ class SupportsBaselines(Protocol):
     the baseline -> its value on the validation split, learned from the training split alone."""
 
     def baselines(self, config: Any) -> dict[str, dict[str, float]]: ...
+
+
+@runtime_checkable
+class SupportsFinish(Protocol):
+    """The best model is corrected after training, on the validation split, for example its bands. Its weights and
+    `files` then hold what was fitted, and its checkpoint is written again."""
+
+    def finish_model(self, model: Any, config: Any) -> None: ...
 
 
 @runtime_checkable
