@@ -126,8 +126,8 @@ def test_repeated_rows_are_counted_and_skipped_on_request(tmp_path: Path, capsys
     rows = [{"x": i // 2 * 1.5, "y": i // 2 % 7 * 10} for i in range(N)]
     source = TableSource(write_table(tmp_path / "t.csv", rows), SCHEMA)
     assert len(load_table(source).split("all")) == N
-    assert "30 of 60 rows repeat another one: kept (--repeated skip leaves them out)" in capsys.readouterr().err
-    dataset = load_table(dataclasses.replace(source, repeated="skip"))
+    assert "30 of 60 rows repeat another one: kept (--duplicates skip leaves them out)" in capsys.readouterr().err
+    dataset = load_table(dataclasses.replace(source, duplicates="skip"))
     assert dataset.split("all").tolist() == list(range(0, N, 2))
     assert len(dataset.split("train")) + len(dataset.split("val")) == 30
 

@@ -38,7 +38,7 @@ from ..data.tables.encode import count_ids, resolve_row_paths
 from ..data.tables.schema import Field, Schema, Target
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.labeled import epoch_order
-from ..data.unusable import EmptyPolicy
+from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
 from ..inference.table_prediction import predict_rows, to_tensor
 from ..metrics import accuracy, confusion_matrix, macro_f1, regression_scores
@@ -46,11 +46,12 @@ from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Trans
 from ..model.edges import within
 from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines, score_target
 
 
@@ -74,7 +75,7 @@ class Config:
     """A column of dates or numbers: the latest rows are for validation."""
     empty: EmptyPolicy = "skip"
     """What becomes of rows without a target."""
-    repeated: prepare.RepeatPolicy = "keep"
+    duplicates: DuplicatePolicy = "keep"
     """What becomes of rows that are equal to another one."""
     field_dropout: float = 0.1
     """Probability that a field of a row is left out in training, though never all fields of a row."""
@@ -107,6 +108,7 @@ KINDS = {
     "table": {"preset": "table", "target": "{target}"},
     "labeled sounds": {"preset": "table", "target": "{label}"},
 }
+SIZES = (Size(32, 1, 32, 0), Size(48, 2, 64, 400))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -142,11 +144,15 @@ PRESETS = {
         field_dropout=0.3,
         lenient=True,
         empty="few",
-        repeated="skip",
+        duplicates="skip",
         model=make_modern_config(512, 8, 8, 1024, dropout=0.1, **MODERN),
         train=replace(MUON_TRAIN, steps=50_000, batch=128, warmup=1000),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=800)
 
 
 def build_field_embedding(field: Field, config: TransformerConfig) -> nn.Module:

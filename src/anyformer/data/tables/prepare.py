@@ -4,14 +4,13 @@ import json
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ...errors import InputError
-from ...events import report_notice
 from ..io.cache import cache_by_files, data_files
-from ..unusable import EmptyPolicy, check_unusable
+from ..unusable import DuplicatePolicy, EmptyPolicy, check_unusable, report_duplicates
 from .batches import node_slices
 from .cache import TableDataset, encode_table
 from .datasets import open_table
@@ -20,8 +19,6 @@ from .infer_schema import infer_schema
 from .read import Table, is_missing, to_json_value
 from .schema import NORMALIZED_KINDS, Field, Schema, Target, is_content, load_schema
 
-RepeatPolicy = Literal["keep", "skip"]
-"""What becomes of rows that are equal to another one."""
 MAX_EXAMPLES, MAX_EXAMPLE_ROW = 4, 2048  # examples are among the first rows
 MAX_VALUE_CHARS = 8 << 10  # of an example, as JSON
 
@@ -37,7 +34,7 @@ class TableSource:
     order: str = ""  # a column: the latest rows are for validation
     lenient: bool = False
     empty: EmptyPolicy = "skip"  # what becomes of rows without a target
-    repeated: RepeatPolicy = "keep"
+    duplicates: DuplicatePolicy = "keep"
 
 
 def infer_missing_schema(source: TableSource) -> Schema | None:
@@ -80,10 +77,8 @@ def load_table(source: TableSource) -> TableDataset:
         problem, hint = f"rows have no target (the first: {place})", "fill it in, or leave them out: --empty skip"
         check_unusable(n, len(dataset) + n, source.empty, "--empty", problem, hint)
     if (n := len(dataset.repeats)) and data_files(source.data):
-        is_kept = source.repeated == "keep"
-        action = "kept (--repeated skip leaves them out)" if is_kept else "left out"
-        report_notice(f"{n:,} of {len(dataset):,} rows repeat another one: {action}")
-    return replace(dataset, skips_repeats=source.repeated == "skip")
+        report_duplicates(n, len(dataset), source.duplicates, f"data '{source.data}'", "rows")
+    return replace(dataset, skips_repeats=source.duplicates == "skip")
 
 
 @cache_by_files(source_files)

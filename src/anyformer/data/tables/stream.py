@@ -17,8 +17,8 @@ from typing import IO, Any
 from ...errors import InputError, suggest
 from ..io.checks import parse_json
 from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, read_start, suffix
-from ..io.separated import find_decimal_commas, guess_delimiter, to_decimal_point
-from .read import count_parquet_rows, read_parquet_rows
+from ..io.parquet import count_parquet_rows, read_parquet_rows
+from ..io.separated import find_decimal_commas, guess_delimiter, guess_quotechar, read_cells, to_decimal_point
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 OUTPUT_SUFFIXES = tuple(DELIMITERS)
@@ -75,13 +75,16 @@ class RowReader:
 
     def _read_separated(self, delimiter: str) -> Iterator[tuple[str, RowOrError]]:
         quoting: Any = csv.QUOTE_MINIMAL if self.tsv_quotes or delimiter == "," else csv.QUOTE_NONE
+        quotechar = guess_quotechar(read_start(self.path).decode("utf-8", "replace"))
 
         def read() -> Any:
-            return csv.reader((f"{line}\n" for _, line in self._read_lines()), delimiter=delimiter, quoting=quoting)
+            return read_cells((f"{line}\n" for _, line in self._read_lines()), delimiter, quoting, quotechar)
 
         reader = read()
         try:
             header = next(reader, [])
+            if not header:
+                raise InputError(f"{self.path}: is empty: expected a header with {', '.join(self.columns)}, then rows")
             self.check_header(header, f"{self.path}, line 1")
             commas = find_decimal_commas(enumerate(read()), has_names=True) if delimiter == ";" else set()
             for row in reader:
