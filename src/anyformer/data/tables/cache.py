@@ -33,7 +33,7 @@ from .schema import Field, Schema
 from .splits import assign_folds, parse_fold, split_by_order
 
 CONTENT_VERSION = 1  # to be raised when other values are read from the same rows
-FORMAT_VERSION = 2  # to be raised when they are stored differently
+FORMAT_VERSION = 3  # to be raised when they are stored differently
 VOCAB_SIZE = 1024  # of a BPE that is trained on the texts of a column
 MAX_TOKENIZER_CHARS = 50_000_000
 MAX_CATEGORY_VALUES = 1 << 16
