@@ -83,6 +83,7 @@ class Config(EncoderConfig):
 
 
 KINDS = {"labeled text": {"columns": "{text},{label}"}}
+TEST_SPLIT = "test"
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
     "tiny": Config(
