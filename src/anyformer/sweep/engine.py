@@ -23,7 +23,7 @@ from ..recipe import parse_config
 from ..search_space import SearchSpace
 from ..trained_model import Model, load
 from ..training import checkpoints
-from ..training.budget import Budget
+from ..training.budget import Budget, measure_speed
 from ..training.job import RecordCallback, TrainingJob
 from ..training.run_directory import RunDirectory
 from .held_out import EvalPart, divide
@@ -100,6 +100,8 @@ class Sweep:
         if self.state.sampler == "tpe":
             import_optuna()
         _ = self.parts  # reads the data, before a trial is charged for it
+        if self.is_timed and not self.state.rungs:
+            measure_speed(self.job.recipe, self.config, 0.0)  # the first steps of a process are slow
         if not self.state.trials:
             first = Trial(number=0, values=read_values(self.config, self.space))
             drawn = draw_values(self.space, self.state.n_trials - 1, self.config.train.seed)
