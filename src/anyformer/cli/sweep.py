@@ -145,7 +145,7 @@ def begin_sweep(
     command: SweepCommand, options: Command, overrides: dict[str, Any], typed: str, started_at: float
 ) -> "tuple[TrainingJob, Path, SweepState]":
     from ..resolve_job import choose_run
-    from ..sweep.schedule import SEARCH_SHARE, check_total, choose_trials
+    from ..sweep.schedule import SEARCH_SHARE, check_total
     from ..sweep.state import SweepState
     from ..training import budget as budgets
     from ..training.run_directory import RunDirectory
@@ -153,8 +153,8 @@ def begin_sweep(
     if options.minutes is None and options.steps is None:
         raise InputError(f"{PROG} needs --minutes, the time of the whole sweep, or --steps")
     unit, total = ("seconds", options.minutes * 60) if options.minutes is not None else ("steps", options.steps or 0)
-    trials = choose_trials(total, unit) if options.trials is None else options.trials
-    check_total(total, unit, trials)
+    if options.trials is not None:
+        check_total(total, unit, options.trials)
     minutes = None if options.minutes is None else options.minutes * (1 - SEARCH_SHARE)
     job = command.resolve(overrides, {"preset": options.preset, "minutes": minutes, "yes": True, "command": typed})
     folder = choose_run(f"sweep-{job.recipe_name}", job.config).path if options.out is None else options.out
@@ -169,7 +169,7 @@ def begin_sweep(
         config=to_json(job.config),
         unit=unit,
         total=total,
-        n_trials=trials,
+        n_trials=options.trials or 0,
         sampler=options.sampler or "random",
         fixed=tuple(name for name, _ in flatten_values(overrides)),
         vary_size=not has_law,

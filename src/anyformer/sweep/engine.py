@@ -19,19 +19,30 @@ import torch
 from .. import api
 from ..data.io.checks import read_json
 from ..errors import InputError, TrainingError
+from ..events import report_notice
 from ..recipe import parse_config
 from ..search_space import SearchSpace
 from ..trained_model import Model, load
 from ..training import checkpoints
-from ..training.budget import Budget, measure_speed
+from ..training.budget import MIN_STEPS, Budget, measure_speed
 from ..training.job import RecordCallback, TrainingJob
 from ..training.run_directory import RunDirectory
 from .held_out import EvalPart, divide
 from .sampler import import_optuna, suggest_values
-from .schedule import SEARCH_SHARE, count_survivors, count_units, grow
+from .schedule import (
+    GOOD_FIRST,
+    SEARCH_SHARE,
+    check_total,
+    choose_trials,
+    count_survivors,
+    count_trainings,
+    count_units,
+    grow,
+)  # fmt: skip
 from .space import apply_values, build_space, draw_values, read_values
 from .state import Result, Rung, SweepState, Trial, write_state
 
+PROBE_SECONDS = 0.5  # of steps, to measure their speed
 N_EVALS = 5  # validations of a rung in steps, at least
 END_SHARE = 0.01  # of the total time, for the end of the process
 BEST, DEFAULT = "best", "default"
@@ -69,6 +80,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self.seconds_before = self.state.seconds
+        self.overruns: list[float] = []  # seconds that a trial takes besides its training
 
     @property
     def is_timed(self) -> bool:
@@ -99,9 +111,7 @@ class Sweep:
         """Run what is left of it. Raises Stopped after Ctrl-C; everything is saved."""
         if self.state.sampler == "tpe":
             import_optuna()
-        _ = self.parts  # reads the data, before a trial is charged for it
-        if self.is_timed and not self.state.rungs:
-            measure_speed(self.job.recipe, self.config, 0.0)  # the first steps of a process are slow
+        self.prepare()
         if not self.state.trials:
             first = Trial(number=0, values=read_values(self.config, self.space))
             drawn = draw_values(self.space, self.state.n_trials - 1, self.config.train.seed)
@@ -113,6 +123,21 @@ class Sweep:
         if not self.state.rank(0):
             raise TrainingError(f"no trial could be trained: {self.state.trials[0].error}")
         self.run_final()
+
+    def prepare(self) -> None:
+        """Read the data before a trial is charged for it, and choose the number of trials."""
+        least, step, is_new = GOOD_FIRST[self.state.unit], 0.0, not self.state.rungs
+        part = self.parts[0]
+        if is_new and self.is_timed:
+            measure_speed(self.job.recipe, self.config, 0.0)  # the first steps of a process are slow
+            speed, started_at = measure_speed(self.job.recipe, self.config, PROBE_SECONDS), time.monotonic()
+            part.evaluate(self.job.recipe, speed.state.model)
+            self.overruns, step = [time.monotonic() - started_at], speed.seconds
+        if is_new and not self.state.n_trials:
+            self.state = replace(self.state, n_trials=choose_trials(self.state.total, max(least, MIN_STEPS * step)))
+        check_total(self.state.total, self.state.unit, self.state.n_trials)
+        if step:
+            warn_of_few_steps(self.state, step)
 
     def save(self, **changes: Any) -> None:
         seconds = self.seconds_before + time.monotonic() - self.started_at
@@ -148,6 +173,8 @@ class Sweep:
         """Return for how long each trial of a rung is trained, so that this and the later ones fit into what is left
         for the search."""
         left = self.state.total * SEARCH_SHARE - self.used
+        if self.is_timed and self.overruns:
+            left -= count_trainings(self.state.n_trials, rung) * sum(self.overruns) / len(self.overruns)
         amount = grow(rung) * left / count_units(self.state.n_trials, rung)
         return amount if self.is_timed else math.floor(amount)
 
@@ -160,7 +187,7 @@ class Sweep:
 
     def train_trial(self, number: int, rung: int) -> None:
         """Train a trial and store what it reached, or why it cannot be trained."""
-        trial, amount = self.state.trials[number], self.state.rungs[rung].amount
+        trial, amount, started_at = self.state.trials[number], self.state.rungs[rung].amount, time.monotonic()
         try:
             job = self.resolve_trial(trial, rung)
             model = api.train_job(job, on_record=self.show.start_trial(trial, rung, job.run.path))
@@ -175,6 +202,7 @@ class Sweep:
             results = trial.results[:rung]
             trial = replace(trial, results=results, error=" ".join(str(error).split()) or type(error).__name__)
         self.save(trials=self.state.replace_trial(trial).trials)
+        self.overruns.append(time.monotonic() - started_at - amount)
         self.show.end_trial(trial, rung)
 
     def resolve_trial(self, trial: Trial, rung: int) -> TrainingJob:
@@ -252,6 +280,16 @@ class Sweep:
         job = self.add_budget(job, amount, 0) if self.is_timed else job
         model = api.train_job(job, on_record=self.show.start_final(trial, name, amount))
         self.measure(final, name, run, model)
+
+
+def warn_of_few_steps(state: SweepState, step: float) -> None:
+    """Say that the trials will be too short to tell configs apart; `step` is the seconds of one."""
+    units = count_units(state.n_trials) / SEARCH_SHARE
+    steps = state.total / units / step
+    if steps < MIN_STEPS:
+        minutes = math.ceil(MIN_STEPS * step * units / 60)
+        text = f"the {state.n_trials} trials start with about {int(steps)} steps each, too few to tell configs apart"
+        report_notice(f"{text}: --minutes {minutes} would be enough")
 
 
 def fit_steps(config: Any, steps: int) -> Any:

@@ -4,8 +4,8 @@ from ..errors import InputError
 
 FACTOR = 3  # one trial in so many goes on, and is trained so many times as long
 SEARCH_SHARE = 0.5  # of everything, for the search; the rest trains the best config
-MAX_TRIALS, MIN_TRIALS = 27, 4  # where their number is not chosen
-GOOD_FIRST = {"seconds": 5.0, "steps": 50.0}  # of the first rung, where the number of trials is not chosen
+MAX_TRIALS, MIN_TRIALS = 27, 4  # where their number is not given
+GOOD_FIRST = {"seconds": 5.0, "steps": 50.0}  # of the first rung, where the number of trials is not given
 MIN_FIRST = {"seconds": 0.5, "steps": 1.0}  # of the first rung, at least
 
 
@@ -29,11 +29,15 @@ def count_units(trials: int, first: int = 0) -> int:
     return sum(size * grow(rung) for rung, size in enumerate(count_survivors(trials)) if rung >= first)
 
 
-def choose_trials(total: float, unit: str) -> int:
-    """Return for a total (of "seconds" or "steps") the most trials that are each trained long enough to be judged."""
+def count_trainings(trials: int, first: int = 0) -> int:
+    """Return how many trainings the rungs from `first` on are."""
+    return sum(count_survivors(trials)[first:])
+
+
+def choose_trials(total: float, least: float) -> int:
+    """Return the most trials whose first training is at least so long."""
     counts = range(MAX_TRIALS, MIN_TRIALS, -1)
-    long_enough = (n for n in counts if total * SEARCH_SHARE / count_units(n) >= GOOD_FIRST[unit])
-    return next(long_enough, MIN_TRIALS)
+    return next((n for n in counts if total * SEARCH_SHARE / count_units(n) >= least), MIN_TRIALS)
 
 
 def check_total(total: float, unit: str, trials: int) -> None:

@@ -66,6 +66,7 @@ class SweepState:
     total: float
     """Of everything: the trials and the training of the best config."""
     n_trials: int
+    """0: not decided yet."""
     sampler: Literal["random", "tpe"]
     fixed: tuple[str, ...]
     """Names of the fields that the user has set."""
