@@ -22,6 +22,7 @@ from anyformer.sweep import engine, held_out, sampler, schedule, space
 from anyformer.sweep.state import Result, Trial, read_state
 from cli_kit import assert_refused, call, nothing_changes, read_folder
 
+SweepOnce = tuple[Path, Path, dict[str, Any]]
 SWEEP = ("sweep", "language", "--preset", "tiny", "--device", "cpu", "--dtype", "float32")
 STEPS = ("--steps", 28, "--trials", 3)  # 3 x 2 steps, then 2 x 4, then 14 of the best
 
@@ -43,7 +44,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+def sweep_once(tmp_path_factory: pytest.TempPathFactory) -> SweepOnce:
     """A text, the folder of a finished sweep, and what was printed."""
     folder = tmp_path_factory.mktemp("sweep")
     text = folder / "text.txt"
@@ -54,8 +55,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[st
 # --- what it leaves ---
 
 
-def test_trials_are_runs_and_the_best_is_trained_anew(swept: tuple[Path, Path, dict[str, Any]]):
-    _, folder, facts = swept
+def test_trials_are_runs_and_the_best_is_trained_anew(sweep_once: SweepOnce):
+    _, folder, facts = sweep_once
     assert [trial["number"] for trial in facts["trials"]] == [0, 1, 2]
     assert [len(trial["losses"]) for trial in facts["trials"]].count(2) == 2, "one goes on, and the default"
     assert len(facts["trials"][0]["losses"]) == 2
@@ -70,8 +71,8 @@ def test_trials_are_runs_and_the_best_is_trained_anew(swept: tuple[Path, Path, d
     call("compare", folder / "best", folder / "trial-000").ok()
 
 
-def test_trial_0_is_the_default_config(swept: tuple[Path, Path, dict[str, Any]]):
-    _, folder, facts = swept
+def test_trial_0_is_the_default_config(sweep_once: SweepOnce):
+    _, folder, facts = sweep_once
     default = recipes.load_recipe("language").PRESETS["tiny"]
     stored = json.loads((folder / "trial-000" / "config.json").read_text())["config"]
     changed = {"steps", "eval_every", "warmup", "device", "dtype"}
@@ -82,8 +83,8 @@ def test_trial_0_is_the_default_config(swept: tuple[Path, Path, dict[str, Any]])
     assert facts["trials"][0]["values"]["train.lr"] == default.train.lr
 
 
-def test_the_command_reproduces_the_best_run(swept: tuple[Path, Path, dict[str, Any]], tmp_path: Path):
-    _, folder, facts = swept
+def test_the_command_reproduces_the_best_run(sweep_once: SweepOnce, tmp_path: Path):
+    _, folder, facts = sweep_once
     words = shlex.split(facts["command"])
     assert words[-2:] == ["--out", str(folder / "best")]
     call(*words[1:-1], tmp_path / "again").ok()
@@ -91,9 +92,9 @@ def test_the_command_reproduces_the_best_run(swept: tuple[Path, Path, dict[str, 
     assert json.loads((folder / "best" / "config.json").read_text())["command"] == facts["command"]
 
 
-def test_the_comparison_is_on_data_that_did_not_choose(swept: tuple[Path, Path, dict[str, Any]]):
+def test_the_comparison_is_on_data_that_did_not_choose(sweep_once: SweepOnce):
     """The losses are those of the two halves of the validation split, recomputed here batch by batch."""
-    _, folder, facts = swept
+    _, folder, facts = sweep_once
     model = load(folder / "trial-000", "cpu")
     config = recipes.parse_config(model.recipe, json.loads((folder / "sweep.json").read_text())["config"], "")
     choosing, comparing = held_out.divide(model.recipe, config)
@@ -113,10 +114,13 @@ def test_the_comparison_is_on_data_that_did_not_choose(swept: tuple[Path, Path, 
 
 @pytest.mark.parametrize("stop_at", [("trial-000", 4), ("best", 9)])
 def test_an_interrupted_sweep_continues_exactly(
-    swept: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, int]
+    sweep_once: SweepOnce,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: tuple[str, int],
 ):
     """Stopped by Ctrl-C in the second rung, and while the best is trained."""
-    text, folder, _ = swept
+    text, folder, _ = sweep_once
     train_job = api.train_job
 
     def train_and_stop(job: Any, *_: Any, **__: Any) -> Any:
@@ -138,11 +142,9 @@ def test_an_interrupted_sweep_continues_exactly(
 
 
 @pytest.mark.parametrize("kill_at", [("trial-001", 1), ("trial-000", 4)])
-def test_a_killed_sweep_continues_exactly(
-    swept: tuple[Path, Path, dict[str, Any]], tmp_path: Path, kill_at: tuple[str, int]
-):
+def test_a_killed_sweep_continues_exactly(sweep_once: SweepOnce, tmp_path: Path, kill_at: tuple[str, int]):
     """SIGKILL: no handler runs, nothing is saved at the end."""
-    text, folder, _ = swept
+    text, folder, _ = sweep_once
     if (child := os.fork()) == 0:
         train_job = api.train_job
 
@@ -162,8 +164,8 @@ def test_a_killed_sweep_continues_exactly(
     assert read_evidence(tmp_path / "sweep") == read_evidence(folder)
 
 
-def test_the_default_config_is_trained_for_the_total(swept: tuple[Path, Path, dict[str, Any]], tmp_path: Path):
-    text, folder, _ = swept
+def test_the_default_config_is_trained_for_the_total(sweep_once: SweepOnce, tmp_path: Path):
+    text, folder, _ = sweep_once
     shutil.copytree(folder, tmp_path / "sweep")
     result = sweep(text, tmp_path / "sweep", "--resume", "--check").ok()
     assert "at equal total, 28 steps, the sweep" in result.out
@@ -327,8 +329,8 @@ def test_tpe_learns_from_earlier_trials_and_continues_exactly(
 # --- misuse ---
 
 
-def test_misuse(swept: tuple[Path, Path, dict[str, Any]], tmp_path: Path):
-    text, folder, _ = swept
+def test_misuse(sweep_once: SweepOnce, tmp_path: Path):
+    text, folder, _ = sweep_once
     with nothing_changes(folder), nothing_changes(tmp_path):
         assert_refused(call("sweep", "--minutes", 1), "sweep needs data or a recipe first")
         assert_refused(sweep(text, tmp_path / "s"), "needs --minutes", "or --steps")
@@ -350,8 +352,8 @@ def test_misuse(swept: tuple[Path, Path, dict[str, Any]], tmp_path: Path):
         assert_refused(call("sweep", "speach", "--minutes", 1), "there is no recipe 'speach'")
 
 
-def test_a_damaged_state_is_refused(swept: tuple[Path, Path, dict[str, Any]], tmp_path: Path):
-    text, _, _ = swept
+def test_a_damaged_state_is_refused(sweep_once: SweepOnce, tmp_path: Path):
+    text, _, _ = sweep_once
     for content in ("{", "[]", '{"recipe": 3}'):
         (tmp_path / "sweep.json").write_text(content)
         assert_refused(sweep(text, tmp_path, "--resume"), "sweep.json")

@@ -4,7 +4,6 @@ Shapes: B batch, H heads, Q queries, K keys.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -38,8 +37,9 @@ def attention_weights(
     hooks = [module.register_forward_pre_hook(request_weights, with_kwargs=True) for module in modules]
     hooks += [module.register_forward_hook(keep_weights) for module in modules]
     try:
-        with suppress(_Complete):
-            forward()
+        forward()
+    except _Complete:
+        pass
     finally:
         for hook in hooks:
             hook.remove()

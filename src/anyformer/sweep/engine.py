@@ -101,7 +101,7 @@ class Sweep:
         return divide(self.job.recipe, self.config)
 
     @property
-    def used(self) -> float:
+    def usage(self) -> float:
         """Seconds, or steps of all trials, so far."""
         if self.is_timed:
             return self.seconds_before + time.monotonic() - self.started_at
@@ -172,7 +172,7 @@ class Sweep:
     def divide_search(self, rung: int) -> float:
         """Return for how long each trial of a rung is trained, so that this and the later ones fit into what is left
         for the search."""
-        left = self.state.total * SEARCH_SHARE - self.used
+        left = self.state.total * SEARCH_SHARE - self.usage
         if self.is_timed and self.overruns:
             left -= count_trainings(self.state.n_trials, rung) * sum(self.overruns) / len(self.overruns)
         amount = grow(rung) * left / count_units(self.state.n_trials, rung)
@@ -254,9 +254,9 @@ class Sweep:
     def divide_rest(self, final: dict[str, Any]) -> float:
         """Return what is left of the total for the best config."""
         if not self.is_timed:
-            return int(self.state.total - self.used)
+            return int(self.state.total - self.usage)
         reserved = END_SHARE * self.state.total + final.get("seconds_of_comparison", 0.0)
-        return max(1.0, self.state.total - self.used - reserved)
+        return max(1.0, self.state.total - self.usage - reserved)
 
     def measure(self, final: dict[str, Any], name: str, run: Path, model: Model | None = None) -> None:
         """Evaluate the best model of a run on the data that did not choose, once."""

@@ -45,7 +45,10 @@ def check_total(total: float, unit: str, trials: int) -> None:
     if trials < 2:
         raise InputError(f"--trials is {trials}; it must be at least 2: the default config, and another")
     least = MIN_FIRST[unit] * count_units(trials) / SEARCH_SHARE
-    if total < least:
-        flag, amount, asked = ("--minutes", f"{least / 60:.2g}", f"{total / 60:g}") if unit == "seconds" else (
-            "--steps", f"{least:.0f}", f"{total:g}")  # fmt: skip
-        raise InputError(f"{flag} {asked} is too little for {trials} trials: give {flag} {amount}, or fewer --trials")
+    if total >= least:
+        return
+    if unit == "seconds":
+        problem, advice = f"--minutes {total / 60:g}", f"--minutes {least / 60:.2g}"
+    else:
+        problem, advice = f"--steps {total:g}", f"--steps {least:.0f}"
+    raise InputError(f"{problem} is too little for {trials} trials: give {advice}, or fewer --trials")
