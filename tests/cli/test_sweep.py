@@ -211,11 +211,30 @@ def test_a_total_time_is_divided(text: Path, tmp_path: Path):
     assert {"train.batch", "model.dim", "model.n_layer"} <= set(facts["trials"][0]["values"])
 
 
-def test_a_sweep_by_the_clock(text: Path, tmp_path: Path):
-    """The real clock; how exactly a run ends on time is tested with --minutes of train."""
-    facts = sweep(text, tmp_path / "sweep", "--minutes", 0.12, "--trials", 2, "--json").ok().json
+def test_a_sweep_by_the_clock_continues(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped within a trial, whose training goes on with the time that it had left. How exactly a run ends on time is
+    tested with --minutes of train."""
+    train_job, jobs = api.train_job, []
+
+    def stop(job: Any, on_record: Any) -> Any:
+        jobs.append(job)
+        number = len(jobs)
+
+        def interrupt(record: dict[str, Any]) -> None:
+            if number == 2 and record["step"] == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return train_job(job, on_record=interrupt)
+
+    monkeypatch.setattr(engine.api, "train_job", stop)
+    monkeypatch.setattr(engine, "MIN_FIRST", {"seconds": 1.5})  # several steps, on any machine
+    assert sweep(text, tmp_path / "sweep", "--minutes", 0.1, "--trials", 2).code == 1
+    facts = sweep(text, tmp_path / "sweep", "--resume", "--json").ok().json
+    names = [job.run.path.name for job in jobs]
+    assert names[:3] == ["trial-000", "trial-001", "trial-001"] and names[-1] == "best"
+    assert jobs[1].budget is not None and jobs[2].budget is None and jobs[2].timer.step_seconds > 0
     assert len(facts["trials"]) == 2 and facts["best"]["unit"] == "seconds" and "--minutes" in facts["command"]
-    assert not math.isnan(facts["held_out"]["best"]["loss"])
+    assert math.isfinite(facts["held_out"]["best"]["loss"])
 
 
 # --- which configs ---

@@ -31,6 +31,7 @@ from .held_out import EvalPart, divide
 from .sampler import import_optuna, suggest_values
 from .schedule import (
     GOOD_FIRST,
+    MIN_FIRST,
     SEARCH_SHARE,
     check_total,
     choose_trials,
@@ -176,6 +177,8 @@ class Sweep:
         if self.is_timed and self.overruns:
             left -= count_trainings(self.state.n_trials, rung) * sum(self.overruns) / len(self.overruns)
         amount = grow(rung) * left / count_units(self.state.n_trials, rung)
+        if rung == 0:  # some trials, even if reading the data took all the time
+            amount = max(amount, MIN_FIRST[self.state.unit])
         return amount if self.is_timed else math.floor(amount)
 
     def add_trial(self, number: int) -> None:
