@@ -20,6 +20,7 @@ from anyformer.parsing import to_json
 from anyformer.search_space import SearchChoice, SearchRange
 from anyformer.sweep import engine, held_out, sampler, schedule, space
 from anyformer.sweep.state import Result, Trial, read_state
+from anyformer.training.run_directory import RunDirectory
 from cli_kit import assert_refused, call, nothing_changes, read_folder
 
 SweepOnce = tuple[Path, Path, dict[str, Any]]
@@ -228,7 +229,8 @@ def test_a_sweep_by_the_clock_continues(text: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(engine.api, "train_job", stop)
     monkeypatch.setattr(engine, "MIN_FIRST", {"seconds": 1.5})  # several steps, on any machine
-    assert sweep(text, tmp_path / "sweep", "--minutes", 0.1, "--trials", 2).code == 1
+    flags = ("--minutes", 0.1, "--trials", 2, "--train.save-every", 1)
+    assert sweep(text, tmp_path / "sweep", *flags).code == 1
     facts = sweep(text, tmp_path / "sweep", "--resume", "--json").ok().json
     names = [job.run.path.name for job in jobs]
     assert names[:3] == ["trial-000", "trial-001", "trial-001"] and names[-1] == "best"
@@ -369,6 +371,12 @@ def test_misuse(sweep_once: SweepOnce, tmp_path: Path):
         assert_refused(sweep(text, folder, "--resume", "--model.dim", 64), "was begun with another config")
         assert_refused(call("sweep", "masked", "--out", folder, "--resume"), "is a sweep of recipe 'language'")
         assert_refused(call("sweep", "speach", "--minutes", 1), "there is no recipe 'speach'")
+
+
+def test_a_folder_has_one_process(sweep_once: SweepOnce):
+    text, folder, _ = sweep_once
+    with RunDirectory(folder).lock(), nothing_changes(folder):
+        assert_refused(sweep(text, folder, "--resume"), f"{folder} is being trained by process {os.getpid()}")
 
 
 def test_a_damaged_state_is_refused(sweep_once: SweepOnce, tmp_path: Path):
