@@ -17,6 +17,7 @@ from . import recipe as recipes
 from .checkpoints import exports
 from .data.io.checks import read_json
 from .errors import Stopped
+from .model.config import find_stacks
 from .recipe import SupportsBaselines, SupportsFigures
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
@@ -75,7 +76,7 @@ def train(
     """
     module = recipes.load_recipe(recipe)
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
-    where = {"out": out, "resume": resume, "init": init, "yes": yes}
+    where: dict[str, Any] = {"out": out, "resume": resume, "init": init, "yes": yes}
     where["track"] = (track,) if isinstance(track, str) else track
     job = resolve_job(module, preset, overrides, minutes=minutes, lora=lora, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
@@ -207,10 +208,22 @@ def describe_time(job: TrainingJob, state: TrainState) -> str:
 
 def describe_plan(plan: dict[str, Any], config: Any) -> str:
     """Describe the model size that was chosen for a time, and the loss to expect."""
-    model, train, (low, high) = config.model, config.train, plan["expects"]
-    shape = f"{model.n_layer} layers of {model.dim} channels, context {model.context}"
-    size = f"{plan['minutes']:g} minutes here: {shape}, about {train.steps:,} steps of {train.batch} rows"
-    return f"{size} (of {len(plan['sizes'])} sizes tried); expect a validation loss from {low:.2f} to {high:.2f}"
+    train = config.train
+    stacks = [
+        f"{plural(stack.n_layer, 'layer')} of {stack.dim} channels, context {stack.context}"
+        for stack in find_stacks(config).values()
+    ]
+    shape = "".join(f"{stack}, " for stack in dict.fromkeys(stacks))
+    size = f"{plan['minutes']:g} minutes here: {shape}about {train.steps:,} steps of {train.batch} rows"
+    size += f" ({plural(len(plan['sizes']), 'size')} tried)"
+    if "expects" not in plan:
+        return size
+    low, high = plan["expects"]
+    return f"{size}; expect a validation loss from {low:.2f} to {high:.2f}"
+
+
+def plural(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def describe_exports(job: TrainingJob, explain: bool = False) -> str:

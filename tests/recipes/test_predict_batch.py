@@ -13,8 +13,8 @@ import torch
 from anyformer import recipe as recipes
 from anyformer.errors import InputError
 from anyformer.predict_file import predict_file
+from data_kit import SMALL_DATA
 
-SMALL_DATA = {"classify": Path(__file__).parent.parent / "data_files" / "moods.csv"}  # its own take seconds to read
 BATCHED = [
     name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsBatchPredict)
 ]

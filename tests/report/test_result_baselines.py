@@ -1,5 +1,6 @@
 """Baselines of a result: metrics that the recipe reports, and values that can be checked by hand."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from anyformer.recipes._shared.trivial_baselines import (
     score_majority,
 )
 from anyformer.training import loop
+from data_kit import SMALL_DATA
 
 NAMES = [name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsBaselines)]
 
@@ -23,6 +25,7 @@ NAMES = [name for name in recipes.list_recipes() if isinstance(recipes.load_reci
 def test_baselines_are_metrics_of_the_recipe(name: str):
     recipe: Any = recipes.load_recipe(name)
     config = recipe.PRESETS["tiny"]
+    config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))
     batch, _ = next(recipe.batches(config, "val"))
     metrics = loop.evaluate(recipe, recipe.build(config), iter([batch]))
     baselines = recipe.baselines(config)

@@ -62,6 +62,7 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         return print_usage(arguments)
     source, *words = arguments
+    has_preset = "--preset" in [word.split("=", 1)[0] for word in words]
     if is_data(source):
         source, words = choose_recipe(source, words)
     command = TrainCommand(recipes.load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
@@ -72,6 +73,7 @@ def run(arguments: list[str]) -> int:
     names = ("preset", "minutes", "yes", "out", "resume", "init", "track")
     settings = {name: getattr(options, name) for name in names}
     settings |= {"lora": dataclasses.asdict(options.lora), "command": shlex.join(["anyformer", "train", *arguments])}
+    settings["is_preset_free"] = not has_preset
     if options.seeds is not None and not (options.print_config or options.print_schema or options.dry_run):
         from .train_seeds import train_seeds
 

@@ -49,7 +49,7 @@ class PointerHead(nn.Module):
         returns: log-probabilities (B, T, vocab_size)
     """
 
-    def __init__(self, dim: int, vocabulary: LMHead):
+    def __init__(self, dim: int, vocabulary: nn.Module):
         super().__init__()
         self.vocabulary = vocabulary
         self.query, self.key = Linear(dim, dim, bias=False), Linear(dim, dim, bias=False)

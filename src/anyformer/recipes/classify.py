@@ -31,14 +31,14 @@ from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
-from ..data.unusable import EmptyPolicy, LengthPolicy, check_unusable, is_refused
+from ..data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy, check_unusable, is_refused
 from ..errors import InputError
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.encoder import (  # noqa: F401
@@ -52,6 +52,7 @@ from ._shared.encoder import (  # noqa: F401
 )
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import first_encodable, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
@@ -63,8 +64,8 @@ class Config(EncoderConfig):
     """A classifier, its texts and its training."""
 
     data: str = path_field("sentence-polarity")
-    """The name of a set, a table (csv, tsv, jsonl, each also .gz), a folder, or files with commas between: a text a
-    line, named after its class; of two files, one may be labels.txt."""
+    """The name of a set, a table (csv, tsv, jsonl, json, parquet, each also .gz), a folder of class folders, or files
+    with commas between: a text a line, named after its class; of two files, one may be labels.txt."""
     columns: str = "text,label"
     """Names of a table's columns (or fields) of the text and of its class."""
     labels: str = path_field("", [".json"])
@@ -73,6 +74,8 @@ class Config(EncoderConfig):
     """What the head reads: the mean node, or the first."""
     empty: EmptyPolicy = "few"
     """Rows without a text or a label: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "skip"
+    """Rows that repeat a text and its label: keep or skip."""
     too_long: LengthPolicy = "few"
     """Texts longer than the context: cut, skip, error, or few: skip where they are at most 1 %."""
 
@@ -82,7 +85,8 @@ class Config(EncoderConfig):
             raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 
 
-KINDS = {"labeled text": {"columns": "{text},{label}"}}
+KINDS = {"labeled text": {"columns": "{text},{label}", "too_long": "cut"}}
+SIZES = (Size(64, 1, 32, 0), Size(96, 2, 32, 200))  # of --minutes
 TEST_SPLIT = "test"
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
@@ -107,6 +111,10 @@ PRESETS = {
         train=TrainConfig(steps=6000, lr=2e-5, min_lr=0.0, warmup=600, weight_decay=0.01, beta2=0.999),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=300)
 
 
 class ClassifyModel(TextEncoder):
@@ -145,7 +153,7 @@ def config_files(config: Config) -> list[Path]:
 def load_texts(config: Config) -> LabeledTexts:
     """Return the labeled texts, read once; a file that has changed since is read again."""
     text, _, label = config.columns.partition(",")
-    return read_labeled(config.data, (text, label), read_class_names(config), config.empty)
+    return read_labeled(config.data, (text, label), read_class_names(config), config.empty, config.duplicates)
 
 
 @cache_by_files(config_files)

@@ -39,10 +39,11 @@ from ..inference.decode import pad_rows
 from ..metrics import find_spans, score_classes, score_spans
 from ..model import initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, FileInput, StreamState, init_stream
+from ..recipe import BatchStream, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import EncoderConfig, TextEncoder, batch_by_length, export_graph  # noqa: F401
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_usual_tags
 
@@ -63,6 +64,7 @@ class Config(EncoderConfig):
 
 
 KINDS = {"tagged text": {}}
+SIZES = (Size(64, 1, 32, 0), Size(96, 2, 32, 200))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(tokenizer="char", too_long="cut", model=make_model_config(32, 2, 2, 48), train=TINY_TRAIN),
@@ -83,6 +85,10 @@ PRESETS = {
         train=TrainConfig(steps=1400, lr=5e-5, min_lr=0.0, warmup=140, weight_decay=0.01, beta2=0.999),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=300)
 
 
 class Tagger(TextEncoder):

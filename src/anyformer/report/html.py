@@ -9,6 +9,7 @@ SVG passes as markup.
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,14 @@ def write_report(run: Path) -> Path:
 
 def render_template(name: str, **values: Any) -> str:
     """Render a template of this folder; all text is escaped."""
+    return template_environment().get_template(name).render(palette=Markup(PALETTE), **values)
+
+
+@cache
+def template_environment() -> Environment:
+    """Return what compiles a template once, however many pages are written."""
     options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, **options)
-    return environment.get_template(name).render(palette=Markup(PALETTE), **values)
+    return Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, **options)
 
 
 def render_report(run: Path) -> str:
