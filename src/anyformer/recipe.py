@@ -24,6 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 from .data.io.cache import cache_by_files
 from .errors import InputError, suggest
 from .parsing import RENAMED_FIELDS, parse_dataclass
+from .search_space import SearchSpace
 
 StreamState = dict[str, Any]
 """The position of a stream of batches, as JSON; passed back to `batches`, the stream continues exactly there.
@@ -227,6 +228,20 @@ class SupportsSizes(Protocol):
     loss, or the largest for which there are enough steps. All options predict a loss, or none does."""
 
     def sizes(self, config: Any) -> Iterator[SizeOption]: ...
+
+
+@runtime_checkable
+class SupportsSearch(Protocol):
+    """Fields that `anyformer sweep` tries, besides those of the training and the Transformer that every recipe has."""
+
+    def search_space(self, config: Any) -> SearchSpace: ...
+
+
+@runtime_checkable
+class SupportsTestSplit(Protocol):
+    """`batches` has another split that is neither trained nor validated on: its name."""
+
+    TEST_SPLIT: str
 
 
 @runtime_checkable

@@ -47,6 +47,7 @@ from ..model.edges import within
 from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
+from ..search_space import SearchChoice, SearchSpace
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
@@ -149,6 +150,10 @@ PRESETS = {
         train=replace(MUON_TRAIN, steps=50_000, batch=128, warmup=1000),
     ),
 }
+
+
+def search_space(config: Config) -> SearchSpace:
+    return {"field_dropout": SearchChoice((0.0, 0.1, 0.3)), "noise": SearchChoice((0.0, 0.1, 0.3))}
 
 
 def sizes(config: Config) -> Iterator[SizeOption]:
