@@ -26,19 +26,19 @@ from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.checks import read_json
-from ..data.text.batches import pad_ids
-from ..data.text.labeled import LabeledTexts, epoch_order, read_labeled
+from ..data.text.batches import bucket_by_length, epoch_order, pad_ids
+from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
-from ..data.unusable import EmptyPolicy, LengthPolicy, check_unusable, is_refused
+from ..data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy, check_unusable, is_refused
 from ..errors import InputError
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.encoder import (  # noqa: F401
@@ -52,8 +52,9 @@ from ._shared.encoder import (  # noqa: F401
 )
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import first_encodable, load_config_tokenizer
-from ._shared.trivial_baselines import Baselines, score_majority, score_naive_bayes
+from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
 
@@ -63,8 +64,8 @@ class Config(EncoderConfig):
     """A classifier, its texts and its training."""
 
     data: str = path_field("sentence-polarity")
-    """The name of a set, a table (csv, tsv, jsonl, each also .gz), a folder, or files with commas between: a text a
-    line, named after its class; of two files, one may be labels.txt."""
+    """The name of a set, a table (csv, tsv, jsonl, json, parquet, each also .gz), a folder of class folders, or files
+    with commas between: a text a line, named after its class; of two files, one may be labels.txt."""
     columns: str = "text,label"
     """Names of a table's columns (or fields) of the text and of its class."""
     labels: str = path_field("", [".json"])
@@ -73,6 +74,8 @@ class Config(EncoderConfig):
     """What the head reads: the mean node, or the first."""
     empty: EmptyPolicy = "few"
     """Rows without a text or a label: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "skip"
+    """Rows that repeat a text and its label: keep or skip."""
     too_long: LengthPolicy = "few"
     """Texts longer than the context: cut, skip, error, or few: skip where they are at most 1 %."""
 
@@ -82,7 +85,8 @@ class Config(EncoderConfig):
             raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 
 
-KINDS = {"labeled text": {"columns": "{text},{label}"}}
+KINDS = {"labeled text": {"columns": "{text},{label}", "too_long": "cut"}}
+SIZES = (Size(64, 1, 32, 0), Size(96, 2, 32, 200))  # of --minutes
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
     "tiny": Config(
@@ -106,6 +110,10 @@ PRESETS = {
         train=TrainConfig(steps=6000, lr=2e-5, min_lr=0.0, warmup=600, weight_decay=0.01, beta2=0.999),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=300)
 
 
 class ClassifyModel(TextEncoder):
@@ -144,7 +152,7 @@ def config_files(config: Config) -> list[Path]:
 def load_texts(config: Config) -> LabeledTexts:
     """Return the labeled texts, read once; a file that has changed since is read again."""
     text, _, label = config.columns.partition(",")
-    return read_labeled(config.data, (text, label), read_class_names(config), config.empty)
+    return read_labeled(config.data, (text, label), read_class_names(config), config.empty, config.duplicates)
 
 
 @cache_by_files(config_files)
@@ -216,15 +224,6 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         yield batch, state
 
 
-def bucket_by_length(indices: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Return the batches of an epoch: texts in random order, sorted by length within 16 batches, batches shuffled."""
-    order, pool = epoch_order(len(indices), seed, 2 * epoch), 16 * size
-    pools = [order[i : i + pool] for i in range(0, len(order), pool)]
-    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
-    groups = [indices[order[i : i + size]] for i in range(0, len(order), size)]
-    return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
-
-
 def make_batch(rows: list[list[int]], classes: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
     ids, lengths = pad_ids([rows[i] for i in indices])
     arrays = {"ids": ids, "lengths": lengths, "labels": classes[indices]}
@@ -271,8 +270,8 @@ def figures(model: ClassifyModel, config: Config) -> list[Figure]:
 def baselines(config: Config) -> Baselines:
     data = load_texts(config)
     train, val = select_texts(config, "train"), select_texts(config, "val")
-    bayes = score_naive_bayes(encode_texts(config), data.classes, train, val)
-    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"naive Bayes": bayes}}
+    linear = score_linear_texts(data.texts, data.classes, train, val)
+    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"TF-IDF and a linear model": linear}}
 
 
 @torch.inference_mode()

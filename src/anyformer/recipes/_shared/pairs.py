@@ -15,21 +15,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...data.io.manifest import split_columns
 from ...data.text import pair_batches
 from ...data.text.batches import IGNORE_INDEX
 from ...data.text.pairs import Pairs, read_pairs
 from ...data.tokenizers.build import Tokenizer
 from ...data.tokenizers.pair_tokenizer import PairTokenizer, build_pair_tokenizer
-from ...data.unusable import EmptyPolicy, LengthPolicy
+from ...data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy
 from ...errors import InputError
 from ...inference.translation import TranslationRequest, align_translation, translate
 from ...metrics import score_classes, score_translations
-from ...model import EncoderDecoder, LMHead, TokenEmbedding, TransformerConfig, initialize, within
+from ...model import (
+    Edges,
+    EncoderDecoder,
+    LMHead,
+    PointerHead,
+    TokenEmbedding,
+    TransformerConfig,
+    full,
+    initialize,
+    within,
+)
+from ...model.encoder_decoder import ConditionedDecoder
 from ...parsing import check_range, parse_dataclass, path_field
 from ...recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
 from .text import VocabularyConfig, first_encodable, load_config_tokenizer
+from .trivial_baselines import Baselines, score_bigrams
 
+COLUMNS = "source,target"  # of a table
 MAX_FIGURES = 3  # pairs whose attention is drawn
 MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
 
@@ -39,7 +53,11 @@ class PairConfig(VocabularyConfig):
     """Pairs of texts and their vocabulary."""
 
     data: str = path_field("multi30k")
-    """A set (multi30k, fra-eng, reverse), a .tsv or .jsonl, two files A,B, or a folder with train.en and train.fr."""
+    """A set (multi30k, fra-eng, reverse), a table (tsv, csv, jsonl, json, parquet), two files A,B, or a folder with
+    train.en and train.fr."""
+    columns: str = ""
+    """Names of a table's columns (or fields) of both sides, with a comma between. Empty: source and target, or the only
+    two."""
     tokenizer: str = path_field("bpe", [".json"])
     vocab_size: int = 8000
     source_tokenizer: str = path_field("", [".json"])
@@ -48,6 +66,8 @@ class PairConfig(VocabularyConfig):
     """From the second side of each pair to the first."""
     empty: EmptyPolicy = "few"
     """Pairs with an empty side: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "keep"
+    """Pairs that repeat another one: keep or skip."""
     too_long: LengthPolicy = "few"
     """Pairs with a text longer than the context: cut, skip, error, or few: skip where they are at most 1 %."""
     val_fraction: float = 0.1
@@ -73,7 +93,8 @@ class PairConfig(VocabularyConfig):
 
 def load_pairs(config: Any) -> Pairs:
     """Return the pairs of the config's data, read once; a file that has changed is read again."""
-    return read_pairs(config.data, config.val_fraction, config.backwards, config.empty)
+    c = config
+    return read_pairs(c.data, c.val_fraction, c.backwards, c.empty, c.columns, c.duplicates)
 
 
 def max_tokens(config: Any) -> tuple[int, int]:
@@ -152,6 +173,16 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
     return score_classes((compute_logits(model, batch), batch["labels"].flatten()) for batch in batches)
 
 
+def baselines(config: Any) -> Baselines:
+    """Score models of the target alone: what a translation gains from its source shows beside them."""
+    pairs, tokenizers = load_pairs(config), load_tokenizers(config)
+    sides = tokenizers.tokenizers, max_tokens(config), config.too_long
+    train, val = (pair_batches.encode_pairs(pairs, split, *sides).target for split in ("train", "val"))
+    ends = tokenizers.start_id, tokenizers.end_id
+    texts = ([np.array([ends[0], *ids, ends[1]]) for ids in targets] for targets in (train, val))
+    return {"loss": score_bigrams(*texts, tokenizers.vocab_sizes(config.padded_vocab)[1])}
+
+
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Translate a text, or several: {"input": "A dog.", "beam": 4} and the other fields of `TranslationRequest`.
 
@@ -165,7 +196,8 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_input(model: Any, config: Any) -> FileInput:
-    return FileInput(("source",), tsv_quotes=False)
+    side = split_columns(config.columns, COLUMNS)[config.backwards] if config.columns else "source"
+    return FileInput((side,), tsv_quotes=False)
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -207,6 +239,8 @@ class TranslatorConfig(PairConfig):
     """Source and target have one embedding."""
     tied: bool = True
     """The head reads the target's own embedding (1608.05859)."""
+    copy: bool = False
+    """The head can copy tokens of the source, such as names, numbers and tags (1704.04368)."""
     scaled: bool = False
     """Embeddings are large and the head divides by the root of dim, as in T5."""
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
@@ -220,6 +254,8 @@ class TranslatorConfig(PairConfig):
             raise ValueError(
                 f"encoder.dim is {self.encoder.dim} and decoder.dim {self.decoder.dim}: they must be equal"
             )
+        if self.copy and self.source_tokenizer:
+            raise ValueError("copy: tokens of the source can be copied only where both sides have one vocabulary")
         if self.shared and self.source_tokenizer:
             raise ValueError("source_tokenizer: two vocabularies have no embedding to share: --no-shared")
 
@@ -246,9 +282,35 @@ class Translator(EncoderDecoder):
         self.label_smoothing, self.sentinels = config.label_smoothing, 0
 
 
+class CopyingTranslator(Translator):
+    """A translator whose head can copy tokens of the source; its logits are log-probabilities."""
+
+    head: PointerHead
+
+    def __init__(self, config: TranslatorConfig, pair_tokenizer: PairTokenizer):
+        super().__init__(config, pair_tokenizer)
+        self.head = PointerHead(config.decoder.dim, self.head)
+
+    def forward(self, source: Tensor, ids: Tensor, memory_mask: Edges = full) -> Tensor:
+        memory = self.encode(source, memory_mask)
+        return self.condition(memory, memory_mask, source).head(self.decode(ids, memory, memory_mask))
+
+    def condition(self, memory: Tensor, memory_mask: Edges = full, source: Any = None) -> ConditionedDecoder:
+        is_real = memory_mask.build_mask(memory.shape[0], 1, memory.shape[1], device=memory.device)[:, 0, 0]
+        keys = self.head.key(memory)
+
+        def head(x: Tensor) -> Tensor:  # (B, T, C), or (B, C) of one step
+            logits = self.head(x if x.ndim == 3 else x[:, None], keys, source, is_real)
+            return logits if x.ndim == 3 else logits[:, 0]
+
+        decoder = super().condition(memory, memory_mask, source)
+        decoder.head = head
+        return decoder
+
+
 def build_translator(config: TranslatorConfig, pair_tokenizer: PairTokenizer) -> Translator:
     """Build an initialized model of the config's shape for these tokenizers."""
-    model = Translator(config, pair_tokenizer)
+    model = (CopyingTranslator if config.copy else Translator)(config, pair_tokenizer)
     initialize(model, config.decoder)
     initialize(model.encoder, config.encoder)  # its own depth scales its output maps
     if config.scaled:

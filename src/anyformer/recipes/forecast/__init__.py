@@ -98,9 +98,10 @@ from ...parsing import check_range as check_range
 from ...parsing import check_types as check_types
 from ...parsing import parse_dataclass
 from ...parsing import path_field as path_field
-from ...recipe import BatchStream, DataDefaults, Figure, Graph, GraphInput, StreamState, init_stream
+from ...recipe import BatchStream, DataDefaults, Figure, Graph, GraphInput, SizeOption, StreamState, init_stream
 from ...training.config import TrainConfig as TrainConfig
 from .._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config
+from .._shared.sizes import Size, offer_sizes
 from .._shared.trivial_baselines import Baselines
 from .config import Config, load_dataset, load_facts, split_names, transform_dataset
 from .forecaster import Forecaster, Refitted, call_model, pinball, select_origins, start_linear, to_tensors
@@ -114,6 +115,7 @@ SMALL = Config(
     train=replace(MINUTE_TRAIN, steps=600, batch=32, lr=3e-4, weight_decay=0.1, clip=1.0, eval_every=25, save_every=50),
 )
 KINDS: dict[str, dict[str, str]] = {"series": {}}
+SIZES = (Size(24, 1, 16, 0),)  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -131,6 +133,10 @@ PRESETS = {
     # a minute on two cores
     "small": SMALL,
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=300)
 
 
 # --- data ---

@@ -19,8 +19,8 @@ from ...training.config import TrainConfig
 from .._shared.language import LanguageConfig as Config
 from .._shared.language import LanguageModel, baselines, batches, evaluate, export_graph, loss, predict, stream  # noqa: F401
 from .._shared.presets import MINUTE_TRAIN, T5, TINY_TRAIN, make_model_config, make_modern_config
+from .._shared.scaling import sizes  # noqa: F401
 from .._shared.text import file_input, load_corpus, load_text_tokenizer, predict_batch  # noqa: F401
-from .scaling import sizes  # noqa: F401
 
 
 def build(config: Config) -> LanguageModel:
@@ -31,7 +31,7 @@ def build(config: Config) -> LanguageModel:
 
 # the lowest loss after a minute on two cores
 SMALL = Config(documents="apart", model=make_modern_config(128, 4, 4, 128), train=MINUTE_TRAIN)
-KINDS = {kind: {} for kind in ("text", "documents", "code", "conversations", "molecules", "tunes")}
+KINDS = {kind: {"columns": "{text}"} for kind in ("text", "documents", "code", "conversations", "molecules", "tunes")}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
