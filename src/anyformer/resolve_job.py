@@ -8,6 +8,7 @@ from typing import Any
 
 from . import recipe as recipes
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
+from .data.io.remote import fetch_data
 from .errors import InputError, suggest
 from .events import report_notice
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
@@ -40,7 +41,7 @@ def resolve_job(
     The arguments are those of `api.train`, with nested `overrides`, {"data": "my.txt", "train": {"lr": 1e-3}}, and the
     command line or call for config.json.
     """
-    started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), overrides or {}
+    started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), fetch_overrides(overrides)
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
     settings, trackers = parse_dataclass(LoRAConfig, lora or {}, "lora"), check_trackers(track)
     run = None if out is None else RunDirectory(Path(out))
@@ -102,6 +103,12 @@ def resume_job(
 
 
 # --- the config ---
+
+
+def fetch_overrides(overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the overrides with data that are elsewhere (a URL, the hub) downloaded."""
+    data = (overrides or {}).get("data")
+    return (overrides or {}) | ({"data": fetch_data(data)} if isinstance(data, str) else {})
 
 
 def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], source: InitWeights | None) -> Any:
