@@ -48,16 +48,15 @@ def resolve_job(
     if run is not None and resume and run.exists:
         job = resume_job(module, preset, overrides, run, command)
         return dataclasses.replace(job, budget=budget, trackers=trackers)
-    if init is None and settings.rank:
-        raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
     source = None if init is None else load_source(Path(init), module)
     defaults = suggest_defaults(module, overrides) if preset is None and source is None else None
     if defaults is not None:
         preset = defaults.preset
     suggested = defaults.overrides if defaults else {}
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
-    has_preset = preset is not None and defaults is None
-    can_choose = source is None and not has_preset and can_choose_size(module, preset, suggested, config)
+    check_init(config, source, settings)
+    is_open = source is None and (preset is None or defaults is not None)
+    can_choose = is_open and can_choose_size(module, preset, suggested, config)
     if budget is not None and can_choose:
         budget = dataclasses.replace(budget, choose_size=True)
     return TrainingJob(
@@ -102,7 +101,20 @@ def resume_job(
     )
 
 
+def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> None:
+    """Raise InputError if a model to start from is missing, or two ways of training a part of it are chosen."""
+    is_frozen = getattr(config, "frozen", False)
+    if source is None and lora.rank:
+        raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
+    if source is None and is_frozen:
+        raise InputError("frozen trains a head on an encoder that was trained before: name it with --init RUN")
+    if is_frozen and lora.rank:
+        raise InputError("frozen trains the head alone, and --lora.rank adapters in the encoder: leave one of them out")
+
+
 # --- the config ---
+
+OWN_FIELDS = ("data", "labels", "train", "frozen")  # of a run, not of the model that it starts from
 
 
 def fetch_overrides(overrides: dict[str, Any] | None) -> dict[str, Any]:
@@ -116,7 +128,7 @@ def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], 
     values = to_json(recipes.get_preset(module, preset))
     if source is not None:
         stored = to_json(source.config)
-        values |= {name: stored[name] for name in values if name in stored and name not in ("data", "labels", "train")}
+        values |= {name: stored[name] for name in values if name in stored and name not in OWN_FIELDS}
         if source.recipe is module and stored["data"]:
             values["data"] = stored["data"]
         if preset is None:

@@ -120,6 +120,29 @@ def test_without_a_connection_the_last_commit_is_used(server: Hub, tmp_path: Pat
     assert_refused(call("import", "owner/other"), "owner/other is not here, and HF_HUB_OFFLINE forbids")
 
 
+def save_bert(folder: Path) -> dict[str, bytes]:
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes)
+    save(build_reference("BertModel", config), folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()} | {"vocab.txt": "\n".join(words).encode()}
+
+
+def test_classify_and_embed_from_an_encoder_of_the_hub(server: Hub, tmp_path: Path):
+    server.repos["models/owner/bert"] = save_bert(tmp_path / "bert")
+    Path("reviews.csv").write_text(REVIEWS)
+    data = ("--data", "reviews.csv", "--init", "owner/bert", "--device", "cpu")
+    result = call("train", "classify", *data, "--preset", "frozen", "--steps", 4, "--out", "run").ok()
+    assert "owner/bert: " in result.err and "MB, from" in result.err
+    assert call("predict", "run", "a good film").ok().out
+    init = json.loads(Path("run/config.json").read_text())["init"]
+    assert Path(init["path"], "model.safetensors").is_file() and Path(init["path"], "vocab.txt").is_file()
+    call("train", "classify", *data, "--steps", 1, "--out", "tuned").ok()
+    vectors = [json.loads(line) for line in call("embed", "owner/bert", "a good film", "rain").ok().out.splitlines()]
+    assert [len(vector) for vector in vectors] == [16, 16] and vectors[0] != vectors[1]
+
+
 # --- hostile answers ---
 
 
