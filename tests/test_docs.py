@@ -192,7 +192,9 @@ def check_command(words: list[str]) -> None:
     elif arguments[1:]:
         name = arguments[1]
         source = ROOT / "docs" / "examples" / name if name.endswith(".py") else name
-        source = "language" if name == "my_data" or is_data(name) else source  # data of any kind: with the flags of every training
+        source = (
+            "language" if name == "my_data" or is_data(name) else source
+        )  # data of any kind: with the flags of every training
         TrainCommand(recipes.load_recipe(source), arguments[2:], "anyformer train").read()
 
 

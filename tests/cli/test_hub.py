@@ -153,6 +153,29 @@ def test_a_file_outside_its_folder_is_refused(server: Hub, name: str, tmp_path: 
     assert server.downloads == [] and list(tmp_path.rglob("evil*")) == []
 
 
+@pytest.mark.parametrize("etag", ["../../../evil", "/tmp/evil-of-a-hub", "x/../../../../evil", "", "a" * 300])
+def test_an_etag_is_no_path(server: Hub, etag: str, tmp_path: Path):
+    """huggingface_hub names files of its cache by the ETag of the answer, whatever it is."""
+    server.repos["models/owner/name"] = {"config.json": b"{}", "model.safetensors": b"x"}
+    server.etag = etag
+    result = call("import", "owner/name")
+    assert result.code == 2 and len(result.err.splitlines()) <= 2, result.err
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() in (b"{}", b"x")}
+    assert names <= {"config.json", "model.safetensors"} and not Path("/tmp/evil-of-a-hub").exists()
+
+
+def test_what_huggingface_hub_has_already_is_not_downloaded_again(server: Hub, tmp_path: Path):
+    server.repos["models/owner/gpt"] = save_gpt2(tmp_path / "gpt2")
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    for name in server.repos["models/owner/gpt"]:
+        huggingface_hub.hf_hub_download(
+            "owner/gpt", name, revision=COMMIT, endpoint=server.url, cache_dir=tmp_path / "hf"
+        )
+    server.requests.clear()
+    call("import", "owner/gpt").ok()
+    assert server.downloads == []
+
+
 @pytest.mark.parametrize("size", [5, 10_000, -1, "many", None])
 def test_a_size_that_lies_is_refused(server: Hub, size: Any, tmp_path: Path):
     server.repos["models/owner/name"] = {"config.json": b"{}", "model.safetensors": b"x" * 5000}
@@ -375,12 +398,13 @@ def test_a_word_that_is_nothing_is_explained(server: Hub):
 
 
 def test_the_environment_of_a_process_decides(tmp_path: Path):
-    """HF_ENDPOINT, HF_HOME and HF_TOKEN of a real process, from the start."""
+    """HF_ENDPOINT and HF_HOME, with the token in it, of a real process from the start."""
     with serve_hub(Hub(repos={"datasets/owner/reviews": {"train.csv": REVIEWS.encode()}})) as served:
-        environment = {"HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret"}
+        environment = {"HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "token").write_text("hf_secret")
         environment |= {"ANYFORMER_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-m", "anyformer", "detect", "owner/reviews"]
         process = subprocess.run(command, env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True)
         assert "so the recipe is classify" in process.stdout, process.stderr
-        assert (tmp_path / "home/hub/datasets--owner--reviews/snapshots" / COMMIT / "train.csv").is_file()
         assert {token for _, path, token in served.requests if "owner" in path} == {"Bearer hf_secret"}

@@ -1,5 +1,6 @@
 """A hub on this machine: the few routes that huggingface_hub uses, for files in memory, and plain files beside them."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ class Hub:
         errors: "models/owner/name" -> HTTP status and X-Error-Code.
         files: path of the address -> (headers, content), served as they are.
         redirects: path of a file in a repository -> address that it is redirected to.
+        etag: of every file, instead of one for each.
         listed: paths that are listed besides those that exist.
         requests: (method, path, Authorization header) of every request.
     """
@@ -32,6 +34,7 @@ class Hub:
     files: dict[str, tuple[dict[str, str], bytes]] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     listed: list[str] = field(default_factory=list)
+    etag: str | None = None
     commit: str = COMMIT
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     url: str = ""
@@ -95,7 +98,10 @@ class Handler(BaseHTTPRequestHandler):
         if name not in self.hub.repos[repo]:
             self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
-        headers = {"X-Repo-Commit": self.hub.commit, "ETag": f'"{abs(hash(name)):x}"'}
+        headers = {
+            "X-Repo-Commit": self.hub.commit,
+            "ETag": f'"{hash_name(name)}"' if self.hub.etag is None else f'"{self.hub.etag}"',
+        }
         if name in self.hub.redirects:
             self.send(302, b"", headers | {"Location": self.hub.redirects[name], "X-Linked-Etag": '"elsewhere"'})
         else:
@@ -119,6 +125,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
+
+
+def hash_name(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 class QuietServer(ThreadingHTTPServer):

@@ -102,7 +102,7 @@ PRESETS = {
     "frozen": Config(
         frozen=True,
         train=TrainConfig(
-            steps=1000, batch=64, lr=1e-2, min_lr=0.0, warmup=20, weight_decay=0.01, eval_every=200, save_every=1000
+            steps=600, batch=64, lr=1e-2, min_lr=0.0, warmup=20, weight_decay=0.01, eval_every=200, save_every=600
         ),
     ),
     # BERT-base on SST-2 as GLUE has it (1810.04805): bring --data train.tsv and --init

@@ -5,10 +5,11 @@
     owner/name/path        a folder or a file in it
 
 A repository is listed first and checked: its files have plain names, their number and sizes are bounded and said. Then
-the files that are needed come into the cache of huggingface_hub, and as hard links into a folder of our own cache.
+the files that are needed are taken from the cache of huggingface_hub or downloaded, into a folder of our own cache.
 $HF_ENDPOINT, $HF_HOME, $HF_TOKEN and $HF_HUB_OFFLINE apply. Nothing that is downloaded is executed.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -36,6 +37,7 @@ REFERENCE = re.compile(rf"(?P<repo>{NAME}/{NAME})(?:@(?P<revision>[\w.-]+))?(?P<
 PLACE = r"/(?:tree|blob|resolve)/(?P<revision>[\w.-]+)(?P<path>(?:/[^/]+)*)"
 ADDRESS = re.compile(rf"(?P<repo>{NAME}/{NAME})(?:{PLACE})?/?")
 LOCAL_FILE = re.compile(r"[^/]+/[^/]+\.(csv|tsv|jsonl?|txt|md|parquet|py|zip|tar|gz|xz|zst|npz|gguf|safetensors|wav)")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 Kind = Literal["model", "dataset"]
 NAMES = {"model": "model", "dataset": "data set"}
 
@@ -164,33 +166,45 @@ def fetch_files(
     """
     sizes = {name: listing.sizes[name] for name in names}
     digest = hashlib.sha256(json.dumps([get_endpoint(), *sizes]).encode()).hexdigest()[:8]
-    folder_name = f"{reference.repo.replace('/', '--')}-{listing.commit[:12]}-{digest}"
-    target = cache_dir() / "hub" / f"{kind}s" / folder_name
-    if not target.is_dir():
-        files = download_files(reference, kind, listing.commit, sizes)
-        with build_directory(target) as folder:
-            if prepare is not None:
-                prepare(files, folder)
-            else:
-                for name, file in zip(sizes, files):
-                    link_file(file, folder / name)
+    target = cache_dir() / "hub" / f"{kind}s" / f"{reference.repo.replace('/', '--')}-{listing.commit[:12]}-{digest}"
+    if target.is_dir():
+        return target
+    partial = (
+        cache_dir() / "hub" / "partial" / target.name
+    )  # kept after a failure: complete files are not fetched again
+    files = download_files(reference, kind, listing.commit, sizes, partial)
+    with build_directory(target) as folder:
+        if prepare is not None:
+            prepare(files, folder)
+        else:
+            for name, file in zip(sizes, files):
+                link_file(file, folder / name)
+    shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def download_files(reference: Reference, kind: Kind, commit: str, sizes: Mapping[str, int]) -> list[Path]:
+def download_files(reference: Reference, kind: Kind, commit: str, sizes: Mapping[str, int], folder: Path) -> list[Path]:
+    """Return the paths of files: in the cache of huggingface_hub where they are there, else downloaded into a folder.
+
+    huggingface_hub would put new ones into its cache under a name that the server chooses (the ETag), which could be
+    a path to anywhere.
+    """
     total, done, files = sum(sizes.values()), 0, []
     what = f"{len(sizes)} file{'s' * (len(sizes) > 1)}, {total / 1e6:,.1f} MB"
     if total > MAX_BYTES:
-        raise InputError(
-            f"{reference.text}: {what}, more than {MAX_BYTES >> 30} GiB: {describe_by_hand(reference, kind)}"
-        )
+        hint = describe_by_hand(reference, kind)
+        raise InputError(f"{reference.text}: {what}, more than {MAX_BYTES >> 30} GiB: {hint}")
     report_notice(f"{reference.text}: {what}, from {reference.address} (commit {commit[:7]})")
     for name, size in sizes.items():
         with explain_errors(reference, kind) as hub:
-            meter = make_meter(f"{reference.address}: {name}", size, done, total)
-            options = {"endpoint": get_endpoint(), "library_name": "anyformer", "tqdm_class": meter}
-            path = hub.hf_hub_download(reference.repo, name, repo_type=kind, revision=commit, **options)
+            path = hub.try_to_load_from_cache(reference.repo, name, revision=commit, repo_type=kind)
+            if not isinstance(path, str) or os.path.getsize(path) != size:
+                meter = make_meter(f"{reference.address}: {name}", size, done, total)
+                options: dict[str, Any] = {"endpoint": get_endpoint(), "library_name": "anyformer", "tqdm_class": meter}
+                options |= {"repo_type": kind, "revision": commit, "local_dir": folder}
+                path = hub.hf_hub_download(reference.repo, name, **options)
         if (actual := os.path.getsize(path)) != size:
+            shutil.rmtree(folder, ignore_errors=True)
             raise InputError(
                 f"{reference.address}: {name} has {actual:,} bytes, listed with {size:,}: nothing is taken"
             )
@@ -256,10 +270,18 @@ def explain_errors(reference: Reference, kind: Kind) -> Generator[Any]:
         raise UnreachableError(
             f"{reference.text} is not here, and HF_HUB_OFFLINE forbids to fetch the {what}"
         ) from None
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        raise describe_answer(error, reference, what) from None
     except Exception as error:  # of its HTTP library, and of answers that are none
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        is_network = isinstance(error, ConnectionError) or re.search("Connect|Timeout|Network|Protocol|Proxy", text)
-        if is_network:
-            where = f"the {what} cannot be fetched from {get_endpoint()}"
-            raise UnreachableError(f"there is no file or folder {reference.text} here, and {where} ({text})") from None
-        raise InputError(f"{reference.address} gave an answer that is none of a hub ({text})") from None
+        raise describe_answer(error, reference, what) from None
+
+
+def describe_answer(error: Exception, reference: Reference, what: str) -> InputError:
+    """Return the error for a connection that failed, or an answer that cannot be read."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if isinstance(error, ConnectionError) or re.search("Connect|Timeout|Network|Protocol|Proxy", text):
+        where = f"the {what} cannot be fetched from {get_endpoint()}"
+        return UnreachableError(f"there is no file or folder {reference.text} here, and {where} ({text})")
+    return InputError(f"{reference.address} gave an answer that is none of a hub ({text})")
