@@ -16,6 +16,7 @@ from . import recipe as recipes
 from .checkpoints import gguf, hf_folder, onnx, peft
 from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
+from .data.io.remote import fetch_data
 from .errors import InputError
 from .model.quantization.quantize import WeightFormat, quantize
 from .parsing import parse_dataclass, to_json
@@ -154,7 +155,7 @@ def select_eval_data(model: Model, data: str | None = None) -> tuple[Any, str]:
     InputError if there are no data, or the model's own have changed."""
     if data is None and not model.config.data:
         raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
-    config = model.config if data is None else resolve_paths(replace(model.config, data=data))
+    config = model.config if data is None else resolve_paths(replace(model.config, data=fetch_data(data)))
     _, state = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a split may be empty
     if model.stream_state.get("data") in (None, state.get("data")):
         return config, "val"

@@ -321,6 +321,7 @@ def test_data_at_a_url_are_downloaded_once(server: Hub):
     call("train", url, *FLAGS, "--tokenizer", "char", "--out", "run").ok()
     config = json.loads(Path("run/config.json").read_text())["config"]
     assert Path(config["data"]).name == "reviews.csv" and len(server.requests) == 1
+    assert call("eval", "run", "--data", url, "--json").ok().json["texts"] == 6, "the validation split of the same data"
 
 
 def test_an_archive_at_a_url(server: Hub, tmp_path: Path):
