@@ -54,15 +54,14 @@ def resolve_job(
         preset = defaults.preset
     suggested = defaults.overrides if defaults else {}
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
-    check_init(config, source, settings)
-    is_open = source is None and (preset is None or defaults is not None)
-    can_choose = is_open and can_choose_size(module, preset, suggested, config)
+    has_preset = preset is not None and defaults is None
+    can_choose = source is None and not has_preset and can_choose_size(module, preset, suggested, config)
     if budget is not None and can_choose:
         budget = dataclasses.replace(budget, choose_size=True)
     return TrainingJob(
         recipe=module,
         preset=preset or recipes.default_preset(module),
-        config=config,
+        config=check_init(config, source, settings),
         run=run or choose_run(recipes.recipe_name(module), config),
         init=source,
         lora=settings,
@@ -101,8 +100,8 @@ def resume_job(
     )
 
 
-def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> None:
-    """Raise InputError if a model to start from is missing, or two ways of training a part of it are chosen."""
+def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> Any:
+    """Return the config. Raises InputError if a model to start from is missing, or two ways of training a part of it are chosen."""
     is_frozen = getattr(config, "frozen", False)
     if source is None and lora.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
@@ -110,6 +109,7 @@ def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> Non
         raise InputError("frozen trains a head on an encoder that was trained before: name it with --init RUN")
     if is_frozen and lora.rank:
         raise InputError("frozen trains the head alone, and --lora.rank adapters in the encoder: leave one of them out")
+    return config
 
 
 # --- the config ---
