@@ -101,7 +101,7 @@ def resume_job(
 
 
 def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> Any:
-    """Return the config. Raises InputError if a model to start from is missing, or two ways of training it are chosen."""
+    """Return the config. Raises InputError if a model to start from is missing, or frozen and also adapted."""
     is_frozen = getattr(config, "frozen", False)
     if source is None and lora.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")

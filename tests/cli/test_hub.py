@@ -176,6 +176,16 @@ def test_what_huggingface_hub_has_already_is_not_downloaded_again(server: Hub, t
     assert server.downloads == []
 
 
+def test_after_a_failure_complete_files_are_not_fetched_again(server: Hub, tmp_path: Path):
+    server.repos["models/owner/gpt"] = save_gpt2(tmp_path / "gpt2")
+    server.redirects["model.safetensors"] = f"{server.url}/nowhere/at/all"
+    assert call("import", "owner/gpt").code == 2 and not Path("runs").exists()
+    server.redirects.clear()
+    call("import", "owner/gpt").ok()
+    assert len([path for path in server.downloads if path.endswith("/config.json")]) == 1
+    assert list((tmp_path / "cache/hub/partial").iterdir()) == []
+
+
 @pytest.mark.parametrize("size", [5, 10_000, -1, "many", None])
 def test_a_size_that_lies_is_refused(server: Hub, size: Any, tmp_path: Path):
     server.repos["models/owner/name"] = {"config.json": b"{}", "model.safetensors": b"x" * 5000}
@@ -389,6 +399,9 @@ def test_a_word_that_is_nothing_is_explained(server: Hub):
     assert_refused(
         call("train", "playz"), "'playz' is none of a recipe, a file or folder here", "did you mean 'plays'?"
     )
+    assert_refused(call("train", "qqq"), "'qqq' is none of a recipe", "anyformer list shows")
+    Path("my_data").mkdir()
+    assert_refused(call("train", "my_dta"), "'my_dta' is none of a recipe", "did you mean 'my_data'?")
     assert_refused(call("train", "langage"), "there is no recipe 'langage': did you mean 'language'?")
     assert_refused(call("train", "owner/data.csv"), "there is no file or folder owner/data.csv")
     assert_refused(call("train", "owner/none"), "no file or folder owner/none here, and no data set owner/none on")

@@ -125,16 +125,25 @@ def load_recipe(source: str) -> recipes.Recipe:
     try:
         return recipes.load_recipe(source)
     except InputError as error:
-        from ..data.registry import GENERATED, SETS
+        is_python_path = "." in source and "/" not in source
+        if is_python_path or is_recipe_file(source) or Path(f"{source}.py").is_file():
+            raise
+        raise explain_unknown(source, error) from None
 
-        if "/" in source and not is_recipe_file(source) and not Path(source).exists():
-            raise InputError(f"there is no file or folder {source} (looked in {Path.cwd()})") from None
-        names = [*recipes.list_recipes(), *SETS, *GENERATED]
-        nearest = difflib.get_close_matches(source, names, n=1)
-        if nearest and nearest[0] not in recipes.list_recipes():
-            order = "a recipe, a file or folder here, a named data set or owner/name on the hub"
-            raise InputError(f"'{source}' is none of {order}: did you mean '{nearest[0]}'?") from None
-        raise error
+
+def explain_unknown(source: str, error: InputError) -> InputError:
+    """Return the error for a word that is neither a recipe nor data: as it is, if the word is near a recipe's name."""
+    from ..data.registry import GENERATED, SETS
+
+    if "/" in source:
+        return InputError(f"there is no file or folder {source} (looked in {Path.cwd()})")
+    names = [*recipes.list_recipes(), *SETS, *GENERATED, *(path.name for path in Path().iterdir())]
+    nearest = difflib.get_close_matches(source, names, n=1)
+    if nearest and nearest[0] in recipes.list_recipes():
+        return error
+    hint = f"did you mean '{nearest[0]}'?" if nearest else "anyformer list shows the recipes and named data sets"
+    order = "a recipe, a file or folder here, a named data set or owner/name on the hub"
+    return InputError(f"'{source}' is none of {order}: {hint}")
 
 
 def is_recipe(path: Path) -> bool:
