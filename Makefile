@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 THREADS ?= 1
+# Compiled tests are kept for the next run: rewriting their asserts takes half of the time of collecting them.
+PYTEST = OMP_NUM_THREADS=$(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: train test test-slow test-hf4 test-trackers weights check format bench install clean
 
@@ -11,7 +13,7 @@ train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute 
 	$(BIN)/anyformer train language --data plays
 
 test: $(DONE)  ## everything that shows in seconds
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real checkpoints too
 	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow

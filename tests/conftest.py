@@ -4,20 +4,34 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import settings
 
 from cli_kit import train
 
-settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40)
-settings.load_profile("steady")
-torch.set_num_threads(1)  # the tests run side by side, one a core
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread, as the tests run side by side, one a core. What only hands out tests (xdist) need not load torch."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import torch
+    from hypothesis import settings
+
+    settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40)
+    settings.load_profile("steady")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of prepared data of this run of the tests: one for all processes, so that each set is read once."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepared tokens go to a folder of this test session, so that nothing depends on what a person has cached."""
-    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing depends on what a person has cached, or waits for a disk: no test has to survive a power cut."""
+    monkeypatch.setenv("ANYFORMER_CACHE", str(cache_folder))
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture
@@ -45,11 +59,11 @@ def run(text: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_once(cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of four steps, made once: tests copy it and leave it as it is."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "text.txt").write_text("the cat sat on the mat. the dog sat on the log.\n" * 60, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYFORMER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("ANYFORMER_CACHE", str(cache_folder))
         train(folder / "text.txt", folder / "run")
     return folder / "run"

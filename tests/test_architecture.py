@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from anyformer import recipe as recipes
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "anyformer"
 FILES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 MAX_FILE_LINES = 500
@@ -40,6 +40,16 @@ def count_lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def parse_all() -> Iterator[tuple[Path, ast.Module]]:
+    """Yield every file of the package with its syntax tree."""
+    return ((path, parse(path)) for path in FILES)
+
+
 def find_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
@@ -52,10 +62,8 @@ def test_files_stay_below_500_lines():
 
 
 def test_functions_stay_below_50_lines():
-    trees = TREES | {path: ast.parse(path.read_text(encoding="utf-8")) for path in TESTS}
-    lengths = {
-        f"{path}:{f.name}": f.end_lineno - f.lineno + 1 for path, tree in trees.items() for f in find_functions(tree)
-    }
+    functions = ((path, function) for path in FILES + TESTS for function in find_functions(parse(path)))
+    lengths = {f"{path}:{f.name}": f.end_lineno - f.lineno + 1 for path, f in functions}
     assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}
 
 
@@ -91,7 +99,7 @@ def test_modules_import_lower_layers_only():
 def test_the_model_is_pure_pytorch():
     allowed = {"torch", "math", "dataclasses", "typing", "collections", "functools", "difflib", "operator"}
     for path in (PACKAGE / "model").rglob("*.py"):
-        for node in ast.walk(TREES[path]):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.Import):
                 assert {name.name.split(".")[0] for name in node.names} <= allowed, path
             if isinstance(node, ast.ImportFrom) and not node.level:
@@ -102,7 +110,7 @@ def test_recipes_do_not_import_each_other():
     names = {path.stem for path in (PACKAGE / "recipes").iterdir() if not path.stem.startswith("_")}
     for path in (PACKAGE / "recipes").rglob("*.py"):
         own = path.relative_to(PACKAGE / "recipes").parts[0].removesuffix(".py")
-        for node in ast.walk(TREES[path]):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom) and node.level:
                 from_recipes = len(path.relative_to(PACKAGE).parts) - node.level == 1
                 imported = {(node.module or a.name).split(".")[0] for a in node.names if from_recipes}
@@ -111,7 +119,7 @@ def test_recipes_do_not_import_each_other():
 
 def test_abilities_of_recipes_are_protocols():
     """`recipe.py` lists what a recipe may offer; nothing else is looked up by name."""
-    for path, tree in TREES.items():
+    for path, tree in parse_all():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"hasattr", "getattr"}:
                 subject = ast.unparse(node.args[0]) if node.args else ""
@@ -123,7 +131,7 @@ def test_no_recipe_is_named_outside_recipes(folder: str):
     """Code that knows a recipe by its name cannot serve one from outside. A family of checkpoints names its own."""
     names = set(recipes.list_recipes())
     for path in (PACKAGE / folder).rglob("*.py"):
-        for node in ast.walk(TREES[path]):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.Compare):
                 constants = {
                     c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)
@@ -172,7 +180,7 @@ def test_the_transformer_has_at_most_18_settings():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_importing_a_module_has_no_effect(path: Path):
     """The top level of a module holds definitions, constants and imports; no loops, calls or writes."""
-    for node in TREES[path].body:
+    for node in parse(path).body:
         if isinstance(node, ast.Expr):
             is_main = path.name == "__main__.py"
             assert isinstance(node.value, ast.Constant) or is_main, f"line {node.lineno}: {ast.unparse(node)}"
@@ -197,7 +205,7 @@ def test_import_and_help_load_no_torch(command: list[str]):
 def test_no_file_content_is_executed():
     """No pickle, no eval, no exec, no torch.load."""
     forbidden = {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "marshal.loads"}
-    for path, tree in TREES.items():
+    for path, tree in parse_all():
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert not calls & forbidden, path
 

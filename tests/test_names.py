@@ -42,17 +42,20 @@ def is_participle(name: str) -> bool:
     return first in IRREGULAR or (re.fullmatch(r"[a-z]{2,}ed", first) is not None and first not in VERBS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_banned_name(path: Path):
-    bad = {f"line {line}: {name}" for name, line in names(ast.parse(path.read_text())) if name in BANNED | OLD}
-    assert bad == set()
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.Module]:
+    return {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_functions_are_verbs_in_the_imperative(path: Path):
+def test_no_banned_name(trees: dict[Path, ast.Module]):
+    bad = BANNED | OLD
+    assert [f"{path}:{line}: {n}" for path, tree in trees.items() for n, line in names(tree) if n in bad] == []
+
+
+def test_functions_are_verbs_in_the_imperative(trees: dict[Path, ast.Module]):
     """A function that is named by a participle (`made`, `opened`) does not say whether it does or has done."""
-    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
-    assert [f"line {f.lineno}: {f.name}" for f in functions if is_participle(f.name)] == []
+    functions = [(path, n) for path, tree in trees.items() for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    assert [f"{path}:{f.lineno}: {f.name}" for path, f in functions if is_participle(f.name)] == []
 
 
 def test_the_rules_find_what_they_forbid():

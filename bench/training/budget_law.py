@@ -24,7 +24,7 @@ from scipy.optimize import least_squares
 from anyformer import api
 from anyformer.parsing import to_json
 from anyformer.recipes import language
-from anyformer.recipes.language import scaling
+from anyformer.recipes._shared import scaling
 
 
 def measure_size(data: str, size: int, minutes: float, tokenizer: str, vocab_size: int, seed: int) -> dict[str, Any]:

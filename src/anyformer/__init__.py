@@ -10,6 +10,8 @@ The names below are imported when they are first used: `import anyformer` loads 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .threads import limit_spinning
+
 if TYPE_CHECKING:
     from .api import Model, load, train
     from .errors import InputError, Stopped, TrainingError
@@ -28,6 +30,7 @@ _MODULES |= dict.fromkeys(("InputError", "Stopped", "TrainingError"), "errors")
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'anyformer' has no attribute '{name}'")
+    limit_spinning()
     return getattr(importlib.import_module(f".{_MODULES.get(name, 'model')}", __name__), name)
 
 

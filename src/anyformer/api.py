@@ -17,6 +17,7 @@ from . import recipe as recipes
 from .checkpoints import exports
 from .data.io.checks import read_json
 from .errors import Stopped
+from .model.config import find_stacks
 from .recipe import SupportsBaselines, SupportsFigures
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
@@ -75,7 +76,7 @@ def train(
     """
     module = recipes.load_recipe(recipe)
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
-    where = {"out": out, "resume": resume, "init": init, "yes": yes}
+    where: dict[str, Any] = {"out": out, "resume": resume, "init": init, "yes": yes}
     where["track"] = (track,) if isinstance(track, str) else track
     job = resolve_job(module, preset, overrides, minutes=minutes, lora=lora, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
@@ -92,7 +93,7 @@ def train_job(
     from .report.html import write_report  # here, to load models faster
 
     started_at = time.monotonic()
-    has_started, trackers = False, Trackers()
+    has_started, trackers, validations = False, Trackers(), []
 
     def start(job: TrainingJob, state: TrainState) -> None:
         nonlocal has_started
@@ -102,11 +103,12 @@ def train_job(
 
     def update(record: dict[str, Any]) -> None:
         trackers.log(record)
+        validations.extend([record["val_loss"]] if "val_loss" in record else [])
         on_record(record)
 
     try:
         job, state = run_job(job, start, update, on_checkpoint)
-        model = write_result(job, state, started_at)
+        model = write_result(job, state, started_at, validations[-1] if validations else None)
         trackers.finish(read_json(job.run.path / "result.json"))
     except BaseException:
         trackers.finish()
@@ -118,12 +120,15 @@ def train_job(
     return model
 
 
-def write_result(job: TrainingJob, state: TrainState, started_at: float) -> Model:
-    """Write result.json and the figures of a finished training. Returns its best model."""
+def write_result(job: TrainingJob, state: TrainState, started_at: float, last_val_loss: float | None) -> Model:
+    """Write result.json and the figures of a finished training, whose last validation gave `last_val_loss`. Returns its
+    best model."""
     model = from_training(job, state)
     metrics = model.evaluate(every=model.config.train.final_every)
     result: dict[str, Any] = {"step": state.step, "best_step": model.step}
     result |= {f"val_{name}": value for name, value in metrics.items()}
+    if last_val_loss is not None and "val_loss" in state.best:
+        result["validations"] = {"best": state.best["val_loss"], "last": last_val_loss}
     if skipped := model.stream_state.get("skipped"):
         result["skipped"] = skipped
     if isinstance(job.recipe, SupportsBaselines):
@@ -203,10 +208,22 @@ def describe_time(job: TrainingJob, state: TrainState) -> str:
 
 def describe_plan(plan: dict[str, Any], config: Any) -> str:
     """Describe the model size that was chosen for a time, and the loss to expect."""
-    model, train, (low, high) = config.model, config.train, plan["expects"]
-    shape = f"{model.n_layer} layers of {model.dim} channels, context {model.context}"
-    size = f"{plan['minutes']:g} minutes here: {shape}, about {train.steps:,} steps of {train.batch} rows"
-    return f"{size} (of {len(plan['sizes'])} sizes tried); expect a validation loss from {low:.2f} to {high:.2f}"
+    train = config.train
+    stacks = [
+        f"{plural(stack.n_layer, 'layer')} of {stack.dim} channels, context {stack.context}"
+        for stack in find_stacks(config).values()
+    ]
+    shape = "".join(f"{stack}, " for stack in dict.fromkeys(stacks))
+    size = f"{plan['minutes']:g} minutes here: {shape}about {train.steps:,} steps of {train.batch} rows"
+    size += f" ({plural(len(plan['sizes']), 'size')} tried)"
+    if "expects" not in plan:
+        return size
+    low, high = plan["expects"]
+    return f"{size}; expect a validation loss from {low:.2f} to {high:.2f}"
+
+
+def plural(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def describe_exports(job: TrainingJob, explain: bool = False) -> str:

@@ -114,10 +114,15 @@ class Graph:
 
 @dataclasses.dataclass(frozen=True)
 class SizeOption:
-    """A config that `--minutes` may choose; `expected_loss` maps training tokens to (low, high) validation loss."""
+    """A config that `--minutes` may choose."""
 
     config: Any
-    expected_loss: Callable[[float], tuple[float, float]]
+    expected_loss: Callable[[float], tuple[float, float]] | None = None
+    """Maps training tokens to (low, high) validation loss."""
+    steps: int = 0
+    """Without that: the updates that this size needs to be better than a smaller one."""
+    advise: Callable[[float], str | None] = lambda tokens: None
+    """Maps training tokens to what a person should know of this choice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +204,8 @@ class SupportsScore(Protocol):
 
 @runtime_checkable
 class SupportsSizes(Protocol):
-    """Several model sizes, from small to large, of which `--minutes` chooses one; the config has a field `model`."""
+    """Several model sizes, from small to large, of which `--minutes` chooses one: the one with the lowest expected
+    loss, or the largest for which there are enough steps. All options predict a loss, or none does."""
 
     def sizes(self, config: Any) -> Iterator[SizeOption]: ...
 

@@ -11,6 +11,7 @@ from .checkpoints.hf_folder import FINETUNING_DEFAULTS
 from .data.io.remote import fetch_data
 from .errors import InputError, suggest
 from .events import report_notice
+from .model.config import find_stacks
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
 from .recipe import DataDefaults, Recipe, SupportsDataDefaults, SupportsSizes, parse_config, resolve_paths
 from .trained_model import load_source
@@ -35,11 +36,12 @@ def resolve_job(
     lora: dict[str, Any] | None = None,
     track: Sequence[str] = (),
     command: str = "",
+    is_preset_free: bool = False,
 ) -> TrainingJob:
     """Resolve everything that decides a training, once; nothing is written. Raises InputError.
 
-    The arguments are those of `api.train`, with nested `overrides`, {"data": "my.txt", "train": {"lr": 1e-3}}, and the
-    command line or call for config.json.
+    The arguments are those of `api.train`, with nested `overrides`, {"data": "my.txt", "train": {"lr": 1e-3}}, the
+    command line or call for config.json, and whether the preset was chosen for the data, not by the user.
     """
     started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), fetch_overrides(overrides)
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
@@ -51,11 +53,11 @@ def resolve_job(
     source = None if init is None else load_source(Path(init), module)
     defaults = suggest_defaults(module, overrides) if preset is None and source is None else None
     if defaults is not None:
-        preset = defaults.preset
+        preset, is_preset_free = defaults.preset, True
     suggested = defaults.overrides if defaults else {}
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
-    has_preset = preset is not None and defaults is None
-    can_choose = source is None and not has_preset and can_choose_size(module, preset, suggested, config)
+    is_preset_free = is_preset_free or preset is None
+    can_choose = source is None and is_preset_free and can_choose_size(module, preset, suggested, config)
     if budget is not None and can_choose:
         budget = dataclasses.replace(budget, choose_size=True)
     return TrainingJob(
@@ -184,7 +186,9 @@ def can_choose_size(module: Recipe, preset: str | None, suggested: dict[str, Any
         return False
     default = parse_config(module, merge_overrides(to_json(recipes.get_preset(module, preset)), suggested), "")
     machine = {name: getattr(config.train, name) for name in ("seed", "device", "dtype", "compile")}
-    return (config.model, config.train) == (default.model, dataclasses.replace(default.train, **machine))
+    train = dataclasses.replace(default.train, **machine)
+    shapes = [{name: vars(c).get(name) for name in ("model", *find_stacks(c))} for c in (config, default)]
+    return shapes[0] == shapes[1] and config.train == train
 
 
 def check_same_model(run: RunDirectory, old: Any, new: Any) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent.parent
 CUDA_ONLY = ("captured",)
@@ -29,12 +31,20 @@ def find_problems(rows: list[dict[str, Any]], ignored: tuple[str, ...] = ()) -> 
     return [row for row in rows if "problem" in row and not any(word in row["what"] for word in ignored)]
 
 
-def test_windows_are_measured_and_a_missing_gpu_is_reported():
-    result = dry_run("--only", "window")
+def test_windows_are_measured_and_a_missing_gpu_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In this process, which has loaded torch."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--dry", "--json", "--rounds", "1", "--only", "window"])
+    runpy.run_module("bench.gpu", run_name="__main__")
+    result = json.loads(capsys.readouterr().out)
     assert result["device"] == "cpu" and result["dry"] and find_problems(result["window"]) == []
     assert [row["forward_ms"] > 0 for row in result["window"]] == [True] * 4
-    process = run_benchmark("--only", "window")
-    assert process.returncode == 1 and process.stderr.strip().startswith("there is no NVIDIA GPU here")
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--only", "window"])
+    with pytest.raises(SystemExit, match="there is no NVIDIA GPU here"):
+        runpy.run_module("bench.gpu", run_name="__main__")
 
 
 @pytest.mark.slow

@@ -67,9 +67,11 @@ class Imported:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
+def checkpoint(
+    request: pytest.FixtureRequest, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Imported:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYFORMER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("ANYFORMER_CACHE", str(cache_folder))
         return Imported(request.param, tmp_path_factory.mktemp("checkpoint"))
 
 

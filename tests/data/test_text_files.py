@@ -48,15 +48,16 @@ def test_pieces_are_bounded_complete_and_cut_no_character(tmp_path_factory, cont
 @needs_data
 def test_pieces_give_the_same_tokens_as_the_document(tmp_path):
     document = "".join(
-        (Path(DATA or "") / name).read_text("utf-8")[start : start + 60_000]
+        (Path(DATA or "") / name).read_text("utf-8")[start : start + 20_000]
         for name, start in [("shakespeare.txt", 0), ("wikitext-2/test.txt", 9_000), ("fra-eng/fra.txt", 0)]
     )
     document = (document + SAMPLE + "\n \n\n\t\n x\n\u3000\nなつ。\n").replace("\nAll:", "\r\nAll:")
     path, tokenizer = write(tmp_path / "a.txt", document), load_gpt2()
+    expected = tokenizer.encode(document).tolist()
     for size in (333, 1000, 30_011):
         parts = [text.decode_piece(p) for p in read_pieces([path], size)]
         assert len(parts) >= len(document) / size
-        assert np.concatenate(tokenizer.encode_batch(parts)).tolist() == tokenizer.encode(document).tolist(), size
+        assert np.concatenate(tokenizer.encode_batch(parts)).tolist() == expected, size
 
 
 def test_where_pieces_end():

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from anyformer import api
 from anyformer.inference.translation import select_sharpest_layer
 from anyformer.labs import ladder
 from anyformer.model.config import TransformerConfig
@@ -43,11 +46,23 @@ def test_the_sharpest_layer_has_the_largest_weights():
     torch.testing.assert_close(select_sharpest_layer(torch.cat([flat, sharp])), torch.eye(4)[:3])
 
 
+def climb(data: object, out: Path) -> dict:
+    """Climb the ladder of these data: a few steps on every rung, instead of what the clock allows."""
+
+    def train(name: str, preset: str, minutes: float, yes: bool, train: dict, **options: Any) -> Any:
+        assert (minutes, yes, options["progress"]) == (0.05, True, False)
+        return api.train(name, preset, train=train | {"batch": 8, "final_every": 9}, steps=3, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "api", SimpleNamespace(train=train, ignore=api.ignore))
+        flags = ("--data", data, "--minutes", 0.05, "--sentences", 60, "--out", out, "--json")
+        return call("ladder", *flags).ok().json
+
+
 @pytest.fixture(scope="module")
 def pairs_ladder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("ladder") / "out"
-    settings = ("--minutes", 0.05, "--sentences", 60, "--out", out, "--json")
-    return out, call("ladder", "--data", "reverse", *settings).ok().json
+    return out, climb("reverse", out)
 
 
 def test_every_rung_is_trained_and_can_predict(pairs_ladder: tuple[Path, dict]):
@@ -55,7 +70,7 @@ def test_every_rung_is_trained_and_can_predict(pairs_ladder: tuple[Path, dict]):
     assert [rung["name"] for rung in facts["rungs"]] == ["seq2seq", "rnnsearch", "translation"]
     assert json.loads((out / "ladder.json").read_text()) == {k: v for k, v in facts.items() if k != "out"}
     for rung in facts["rungs"]:
-        assert rung["result"]["val_loss"] > 0 and rung["losses"] and rung["steps_per_second"] > 0
+        assert rung["steps"] == 3 and rung["result"]["val_loss"] > 0 and rung["losses"] and rung["steps_per_second"] > 0
         assert sum(bucket["sentences"] for bucket in rung["by_length"]) <= 60
         call("predict", out / rung["name"], "31415", "--device", "cpu").ok()
     paths = {rung["name"]: rung["path"] for rung in facts["rungs"]}
@@ -76,8 +91,7 @@ def test_models_with_attention_have_alignments(pairs_ladder: tuple[Path, dict]):
 
 def test_text_has_a_ladder_of_language_models(tmp_path: Path):
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 200)
-    settings = ("--data", tmp_path / "text.txt", "--minutes", 0.03, "--out", tmp_path / "out", "--json")
-    facts = call("ladder", *settings).ok().json
+    facts = climb(tmp_path / "text.txt", tmp_path / "out")
     assert [rung["name"] for rung in facts["rungs"]] == ["mlp", "language"]
     assert not facts["pairs"] and (tmp_path / "out" / "ladder.html").is_file()
 

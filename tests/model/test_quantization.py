@@ -3,6 +3,7 @@
 Shapes: B batch, T nodes, C channels.
 """
 
+import dataclasses
 import json
 import math
 import pickle
@@ -25,6 +26,7 @@ from anyformer.model.quantization.quantize import MAX_INT8PACK_ROWS, MAX_INTEGER
 from anyformer.training import lora
 from anyformer.training.config import LoRAConfig
 from cli_kit import assert_refused, call
+from data_kit import SMALL_DATA
 from rules import caption, pairwise
 
 BFLOAT16_EPS = 2**-8  # the largest relative rounding error of bfloat16
@@ -189,9 +191,11 @@ def test_every_recipe_predicts_the_same_in_float32_and_runs_in_fewer_bits(name: 
     """Models are pickled on the way, as to a spawned process."""
     monkeypatch.setattr(linear_module, "MIN_PACKED_WEIGHTS", 1 << 8)
     recipe, expected = recipes.load_recipe(name), None
+    config = recipe.PRESETS["tiny"]
+    config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))
     for weights in ("float32", "bfloat16", "int8"):
         torch.manual_seed(0)
-        model = recipe.build(recipe.PRESETS["tiny"]).eval()
+        model = recipe.build(config).eval()
         expected = recipe.predict(model, {}) if expected is None else expected
         model = pickle.loads(pickle.dumps(model))
         fuse_linears(model)

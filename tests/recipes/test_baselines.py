@@ -133,7 +133,8 @@ def test_impossible_sizes_are_one_line(recipe: str, flags: tuple, message: str, 
 
 @pytest.mark.parametrize("recipe", MODELS)
 def test_a_baseline_is_trained_evaluated_and_predicts(recipe: str, tmp_path: Path):
-    flags = ("--preset", "tiny", "--steps", 30, "--device", "cpu", "--train.eval-batches", 2)
+    flags = ("--preset", "tiny", "--steps", 10, "--device", "cpu", "--train.eval-batches", 2)
+    flags = (*flags, "--train.final-every", 20)
     call("train", recipe, *flags, "--out", tmp_path / "run").ok()
     together = call("predict", tmp_path / "run", "31415", "27", "--request", '{"beam": 2}', "--json").ok().json
     alone = call("predict", tmp_path / "run", "27", "--request", '{"beam": 2}', "--json").ok().json

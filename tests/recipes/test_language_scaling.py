@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from anyformer.recipes import language
-from anyformer.recipes.language import scaling
+from anyformer.recipes._shared import scaling
 
 TINY = language.PRESETS["tiny"]
 

@@ -13,8 +13,8 @@ import torch
 from anyformer import recipe as recipes
 from anyformer.errors import InputError
 from anyformer.predict_file import predict_file
+from data_kit import SMALL_DATA
 
-SMALL_DATA = {"classify": Path(__file__).parent.parent / "data_files" / "moods.csv"}  # its own take seconds to read
 BATCHED = [
     name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsBatchPredict)
 ]
@@ -22,6 +22,7 @@ TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
 PAIRS, PROMPTS = ("translation", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
 INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,
+    "tagging": TEXTS,
     "masked": ["to [MASK]e", "[MASK]", "the [MASK]at s[MASK]t on the mat", "what is it, my lor[MASK]?"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from anyformer.inference.beam import beam_search
 from anyformer.inference.decode import generate, new_cache, prefill, step
 from anyformer.inference.sampling import SamplingParams
 from anyformer.recipes import language, recall
+from anyformer.recipes._shared import scaling
 from cli_kit import assert_refused, call
 
 TEXT = "the cat sat on the mat. the dog sat on the log. the rat ate the malt.\n" * 30
@@ -127,3 +129,84 @@ def test_counts_that_make_no_sense_are_refused(counts: str, message: str, tmp_pa
     config = replace(recall.PRESETS["tiny"], data=str(tmp_path / "a.txt"), counts=counts)
     with pytest.raises(InputError, match=f"counts is .*{message}"):
         recall.build(config)
+
+
+# --- contexts beyond the edge of a window ---
+
+
+def sum_counts(model: recall.RecallModel, config: recall.Config) -> float:
+    """The nats of all labels by the counts alone, through the batches of the validation split."""
+    nats = 0.0
+    for batch, _ in recall.batches(config, "val"):
+        inputs = {name: batch.get(name) for name in ("positions", "previous")}
+        log_probs = model.look_up(batch["ids"], **inputs).flatten(0, 1)
+        nats += torch.nn.functional.nll_loss(log_probs, batch["labels"].flatten(), reduction="sum").item()
+    return nats
+
+
+@pytest.mark.parametrize(("context", "batch"), [(2, 3), (7, 2), (64, 8)])
+def test_windows_read_the_counts_as_the_unbroken_text(tmp_path: Path, context: int, batch: int):
+    (tmp_path / "a.txt").write_text(TEXT)
+    tiny = recall.PRESETS["tiny"]
+    shape = {"model": replace(tiny.model, context=context), "train": replace(tiny.train, batch=batch)}
+    config = replace(tiny, data=str(tmp_path / "a.txt"), **shape)
+    model = recall.build(config)
+    tokens = torch.from_numpy(language.load_corpus(config).split("val").astype(np.int64))[None]
+    log_probs = model.look_up(tokens[:, :-1])[0]
+    expected = torch.nn.functional.nll_loss(log_probs, tokens[0, 1:], reduction="sum").item()
+    assert sum_counts(model, config) == pytest.approx(expected, rel=1e-5)
+
+
+def test_documents_that_are_apart_do_not_read_the_one_before(tmp_path: Path):
+    texts = ["the cat sat on the mat", "a dog", "the rat ate the malt on the log", "so it goes"] * 30
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    tiny = recall.PRESETS["tiny"]
+    config = replace(tiny, data=str(tmp_path / "a.jsonl"), documents="apart", model=replace(tiny.model, context=8))
+    model, corpus = recall.build(config), language.load_corpus(config)
+    tokens = corpus.split("val").astype(np.int64)
+    starts = [0, *(np.flatnonzero(tokens[1:-1] == corpus.separator) + 1), len(tokens) - 1]
+    expected = 0.0
+    for start, end in pairwise(starts):  # each document alone
+        log_probs = model.look_up(torch.from_numpy(tokens[None, start:end]))[0]
+        labels = torch.from_numpy(tokens[start + 1 : end + 1])
+        expected += torch.nn.functional.nll_loss(log_probs, labels, reduction="sum").item()
+    assert sum_counts(model, config) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loaded_run_is_evaluated_with_unbroken_contexts(run: Path):
+    model = api.load(run, "cpu")
+    batch, _ = next(recall.batches(model.config, "val"))
+    assert model.config.counts.endswith("counts.json") and batch["previous"].shape[1] == 3
+    assert (batch["previous"][0] == -1).all() and (batch["previous"][1:] >= 0).all()
+
+
+# --- minutes ---
+
+
+def test_minutes_choose_a_size_and_keep_the_counts(tmp_path: Path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    config = replace(recall.PRESETS["small"], data=str(tmp_path / "a.txt"), counts="4")
+    options = list(recall.sizes(config))
+    assert len(options) > 1 and {option.config.counts for option in options} == {"4"}
+
+
+def test_the_law_of_the_mixture_agrees_with_measurements():
+    """A minute of plays and of novels (docs/benchmarks.md): the mixture is better than its parts."""
+    for difficulty, weights, tokens, both in ((1.571, 786_432, 1_638_400, 1.464), (1.260, 786_432, 1_638_400, 1.176)):
+        text = scaling.TextStatistics(difficulty, 1_000_000, 66)
+        low, high = scaling.predict_mixture_range(text, weights, tokens)
+        assert low < both < high
+        plain = sum(scaling.predict_loss_range(text, weights, tokens))
+        assert low + high < min(plain, 2 * difficulty)
+    worthless = scaling.TextStatistics(5.0, 10**9, 66)
+    assert scaling.predict_mixture_range(worthless, 10**8, 1e10) == pytest.approx(
+        scaling.predict_loss_range(worthless, 10**8, 1e10), rel=0.05
+    )
+
+
+def test_language_says_when_counts_would_pay():
+    text = scaling.TextStatistics(1.5, 1_000_000, 66)
+    advice = scaling.advise_counts(text, 100_000, 500_000)
+    assert advice is not None and "n-gram counts alone reach a loss of about 1.50" in advice
+    assert "`anyformer train recall`" in advice and "cannot be exported" in advice
+    assert scaling.advise_counts(scaling.TextStatistics(1.5, 10**9, 4096), 10**7, 10**9) is None, "no longer"

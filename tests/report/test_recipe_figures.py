@@ -21,6 +21,7 @@ from anyformer.model.inspection import attention_weights
 from anyformer.model.transformer import Transformer
 from anyformer.recipes.vision import attention_heat
 from anyformer.training import loop
+from data_kit import SMALL_DATA
 
 control: Any = recipes.load_recipe("control")
 speech: Any = recipes.load_recipe("speech")
@@ -170,7 +171,8 @@ def test_counted_predictions_have_the_precision_of_the_evaluation(name: str):
     """In another precision a row at the border of two classes made the report contradict itself."""
     recipe: Any = recipes.load_recipe(name)
     tiny = recipe.PRESETS["tiny"]
-    config, model = build_tiny(recipe, train=dataclasses.replace(tiny.train, dtype="bfloat16"))
+    data, train = str(SMALL_DATA.get(name, tiny.data)), dataclasses.replace(tiny.train, dtype="bfloat16")
+    config, model = build_tiny(recipe, data=data, train=train)
     precisions: list[bool] = []
     model.register_forward_hook(lambda *_: precisions.append(torch.is_autocast_enabled("cpu")))
     assert recipe.figures(model, config) and all(precisions) and precisions

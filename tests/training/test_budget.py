@@ -197,6 +197,6 @@ def test_minutes_from_the_command_line(tmp_path: Path):
     low, high = stored["plan"]["expects"]
     assert f"expect a validation loss from {low:.2f} to {high:.2f}" in result.err
     assert stored["config"]["model"]["dim"] in [size["dim"] for size in stored["plan"]["sizes"]]
-    assert stored["config"]["model"]["position"] == "rotary" and stored["config"]["train"]["steps"] >= 2
+    assert stored["config"]["model"]["position"] == "rotary" and stored["config"]["train"]["steps"] >= 1
     assert f"{low:.2f} to {high:.2f}" in (tmp_path / "run" / "report.html").read_text()
     assert "plan" not in call(*command, "--dry-run", "--json", "--preset", "tiny").ok().json

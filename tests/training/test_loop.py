@@ -1,6 +1,7 @@
 """The training loop: updates, schedules, number formats, what it measures and when it refuses to go on."""
 
 import math
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -71,6 +72,19 @@ def test_one_transfer_from_the_device_per_step(text: Path, monkeypatch: pytest.M
     with CountTransfers():
         list(islice(loop.train(language, config, state), 3))
     assert transfers == ["tolist"] * 3
+
+
+def test_a_step_on_a_cpu_prepares_no_accelerator(text: Path, monkeypatch: pytest.MonkeyPatch):
+    """torch.manual_seed formats a traceback for each kind of device that may come: more time than some models need."""
+    monkeypatch.setattr(traceback, "format_stack", lambda *_: pytest.fail("a traceback is formatted"))
+    config = configure(text, steps=2, eval_every=2)
+    config = replace(config, model=replace(config.model, dropout=0.5))
+    losses = []
+    for seed in (1, 1, 2):
+        torch.rand(3)  # what else was drawn does not matter
+        config = replace(config, train=replace(config.train, seed=seed))
+        losses.append([record["loss"] for record in loop.train(language, config)])
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_each_parameter_has_one_optimizer_and_only_matrices_decay(text: Path):

@@ -10,7 +10,6 @@ import types
 import typing
 from collections.abc import Iterator
 from itertools import islice, product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +19,10 @@ from anyformer.parsing import parse_dataclass, to_json
 from anyformer.recipe import list_recipes, load_recipe
 from anyformer.training import loop
 from anyformer.training.config import LoRAConfig, TrainConfig
+from data_kit import SMALL_DATA
 
-SMALL_DATA = {"classify": Path(__file__).parent.parent / "data_files" / "moods.csv"}  # its own take seconds to read
 VALUES = (-1, 0, math.nan, math.inf, 1e30, "text")
+READ_BY_RECIPES = ("batch", "seed")  # what else a TrainConfig has only the loop reads: it is trained for one recipe
 MACHINE = {"device": "cpu", "dtype": "float32", "eval_every": 1_000_000}
 
 
@@ -90,8 +90,10 @@ def test_numeric_fields(name: str):
                 failure = "accepted"
             elif parse_dataclass(type(tiny), to_json(config), "") != config:
                 failure = "stored and read again, it differs"
-            else:
+            elif name == "language" or path[0] != "train" or path[1] in READ_BY_RECIPES:
                 failure = judge_training(name, config, path)
+            else:
+                failure = ""
         if failure:
             failures[f"{'.'.join(path)}={value}"] = failure
     assert failures == {}

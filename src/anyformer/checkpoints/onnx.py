@@ -80,18 +80,23 @@ def find_open_axes(graph_input: GraphInput) -> dict[int, str]:
 
 def trace(graph: Graph, model: nn.Module) -> Any:
     """Export the graph, with a dynamic dimension for each named axis."""
-    axes = [find_open_axes(graph_input) for graph_input in graph.inputs.values()]
-    names = sorted({name for open_axes in axes for name in open_axes.values()})
-    dims = {name: torch.export.Dim(name, min=1, max=graph.max_lengths.get(name, 1 << 20)) for name in names}
     return torch.onnx.export(
         GraphModule(graph, model),
         tuple(make_example_inputs(graph, TRACED_SIZES, seed=0).values()),
         dynamo=True,
-        dynamic_shapes=(tuple({i: dims[name] for i, name in open_axes.items()} for open_axes in axes),),
+        dynamic_shapes=find_dynamic_shapes(graph),
         input_names=list(graph.inputs),
         output_names=list(graph.outputs),
         verbose=False,
     )
+
+
+def find_dynamic_shapes(graph: Graph) -> Any:
+    """Return the dimension of each named axis, in the form that torch.export takes for the inputs of a GraphModule."""
+    axes = [find_open_axes(graph_input) for graph_input in graph.inputs.values()]
+    names = sorted({name for open_axes in axes for name in open_axes.values()})
+    dims = {name: torch.export.Dim(name, min=1, max=graph.max_lengths.get(name, 1 << 20)) for name in names}
+    return (tuple({i: dims[name] for i, name in open_axes.items()} for open_axes in axes),)
 
 
 def make_example_inputs(graph: Graph, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ STACKS = {
     "decoder": ({"num_decoder_layers": ("n_layer", None), **FIELDS}, SETTINGS),
 }
 VOCABULARY = {"vocab_size": ("padded_vocab", 32128), "tie_word_embeddings": ("tied", True)}
+TRANSLATOR_SETTINGS = {"shared": (True,), "copy": (False,)}
 EQUAL_IN_BOTH_STACKS = ("dim", "n_head", "head_dim", "mlp_dim", "norm_eps", "activation", "dropout")
 MAX_CONTEXT = 4096  # nodes; relative positions set no limit, but the memory of generation does
 BUCKETS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
@@ -48,7 +49,7 @@ BUCKETS = {"relative_attention_num_buckets": 32, "relative_attention_max_distanc
 
 class T5(Family):
     model_type, recipes, architecture = "t5", ("translation", "spans"), "T5ForConditionalGeneration"
-    stacks, fields, settings, embedding = STACKS, VOCABULARY, {"shared": (True,)}, "source.token.weight"
+    stacks, fields, settings, embedding = STACKS, VOCABULARY, TRANSLATOR_SETTINGS, "source.token.weight"
 
     def normalize_name(self, name: str) -> str | None:
         """Ignore copies of the shared embedding and the unused position bias of cross-attention, in old files."""

@@ -14,6 +14,7 @@ import traceback
 from typing import NoReturn
 
 from ..errors import InputError, TrainingError, suggest
+from ..threads import limit_spinning
 
 VERBS = {
     "train": "train on your data, or a recipe on a data set by name",
@@ -50,6 +51,7 @@ usage: anyformer VERB ... [--help]
 
 def main() -> NoReturn:
     """The entry point of the `anyformer` command."""
+    limit_spinning()
     sys.exit(run(sys.argv[1:]))
 
 

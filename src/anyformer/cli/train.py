@@ -65,6 +65,7 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         return print_usage(arguments)
     source, *words = arguments
+    has_preset = "--preset" in [word.split("=", 1)[0] for word in words]
     if is_data(source):
         source, words = choose_recipe(source, words)
     command = TrainCommand(load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
@@ -75,6 +76,7 @@ def run(arguments: list[str]) -> int:
     names = ("preset", "minutes", "yes", "out", "resume", "init", "track")
     settings = {name: getattr(options, name) for name in names}
     settings |= {"lora": dataclasses.asdict(options.lora), "command": shlex.join(["anyformer", "train", *arguments])}
+    settings["is_preset_free"] = not has_preset
     if options.seeds is not None and not (options.print_config or options.print_schema or options.dry_run):
         from .train_seeds import train_seeds
 
@@ -368,7 +370,7 @@ def describe_seconds(result: dict[str, Any]) -> str:
 
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
-    from ..report.html import describe_baselines
+    from ..report.html import describe_baselines, describe_overfitting
 
     run, result = job.run.path, json.loads((job.run.path / "result.json").read_text(encoding="utf-8"))
     if as_json:
@@ -378,7 +380,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     train = model.config.train
     split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"
     lines = [f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})"]
-    lines += describe_baselines(result)
+    lines += [*describe_baselines(result), *describe_overfitting(result)]
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
         lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")

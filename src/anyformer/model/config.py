@@ -115,6 +115,11 @@ class TransformerConfig:
         return self.mlp_dim or 4 * self.dim
 
 
+def find_stacks(config: Any) -> dict[str, TransformerConfig]:
+    """Return the stacks that the config of a recipe describes, by the names of its fields."""
+    return {name: value for name, value in vars(config).items() if isinstance(value, TransformerConfig)}
+
+
 def check_config(config: Any) -> None:
     """Raise TypeError for what is no config, such as the width that torch's modules take."""
     if not isinstance(config, TransformerConfig):

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.checks import read_json
-from ..data.text.batches import pad_ids
-from ..data.text.labeled import LabeledTexts, epoch_order, read_labeled
+from ..data.text.batches import bucket_by_length, epoch_order, pad_ids
+from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
@@ -40,7 +40,7 @@ from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.encoder import (  # noqa: F401
@@ -54,8 +54,9 @@ from ._shared.encoder import (  # noqa: F401
 )
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import first_encodable, load_config_tokenizer
-from ._shared.trivial_baselines import Baselines, score_majority, score_naive_bayes
+from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
 MAX_POOLED = 1 << 28  # numbers of a frozen encoder's vectors that are kept: 1 GiB
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
@@ -88,6 +89,7 @@ class Config(EncoderConfig):
 
 
 KINDS = {"labeled text": {"columns": "{text},{label}"}}
+SIZES = (Size(64, 1, 32, 0), Size(96, 2, 32, 200))  # of --minutes
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
     "tiny": Config(
@@ -118,6 +120,10 @@ PRESETS = {
         train=TrainConfig(steps=6000, lr=2e-5, min_lr=0.0, warmup=600, weight_decay=0.01, beta2=0.999),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=300)
 
 
 class ClassifyModel(TextEncoder):
@@ -255,18 +261,6 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         yield batch, state
 
 
-def bucket_by_length(
-    indices: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int, pool_epoch: int
-) -> list[np.ndarray]:
-    """Return the batches of an epoch, shuffled: texts in the random order of `pool_epoch`, sorted by length within 16
-    batches."""
-    order, pool = epoch_order(len(indices), seed, 2 * pool_epoch), 16 * size
-    pools = [order[i : i + pool] for i in range(0, len(order), pool)]
-    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
-    groups = [indices[order[i : i + size]] for i in range(0, len(order), size)]
-    return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
-
-
 def make_batch(rows: list[list[int]], classes: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
     ids, lengths = pad_ids([rows[i] for i in indices])
     arrays = {"ids": ids, "lengths": lengths, "labels": classes[indices]}
@@ -313,8 +307,8 @@ def figures(model: ClassifyModel, config: Config) -> list[Figure]:
 def baselines(config: Config) -> Baselines:
     data = load_texts(config)
     train, val = select_texts(config, "train"), select_texts(config, "val")
-    bayes = score_naive_bayes(encode_texts(config), data.classes, train, val)
-    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"naive Bayes": bayes}}
+    linear = score_linear_texts(data.texts, data.classes, train, val)
+    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"TF-IDF and a linear model": linear}}
 
 
 @torch.inference_mode()

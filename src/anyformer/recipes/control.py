@@ -32,9 +32,10 @@ from ..errors import InputError
 from ..inference.agent import Actor, check_environment, predict_next_action, read_episode_row, roll_out
 from ..model import TrajectoryEmbedding, Transformer, TransformerConfig, causal, initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import TINY_TRAIN, make_model_config
+from ._shared.sizes import Size, offer_sizes
 
 FIGURE_GOALS, FIGURE_EPISODES = 5, 8  # returns to reach in the figure, and episodes for each
 MAX_FIGURE_STEPS = 1000  # steps of an episode: the figure costs seconds
@@ -102,6 +103,7 @@ PENDULUM = Config(
 )
 
 KINDS = {"trajectories": {"preset": "small"}}
+SIZES = (Size(32, 1, 32, 0), Size(48, 2, 64, 500))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -133,6 +135,10 @@ PRESETS = {
         train=TrainConfig(steps=100_000, batch=64, lr=1e-4, warmup=10_000, clip=0.25, weight_decay=1e-4, beta2=0.999),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=1000)
 
 
 class DecisionTransformer(nn.Module):

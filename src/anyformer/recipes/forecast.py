@@ -47,9 +47,10 @@ from ..inference.forecasting import (
 from ..model import Transformer, TransformerConfig, causal, initialize
 from ..model.embeddings import SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines
 
 PRIOR_STEPS = 8  # how many values the unit of the whole series counts for in the running scale of a window
@@ -91,6 +92,7 @@ SMALL = Config(
     train=replace(MINUTE_TRAIN, steps=600, batch=32, lr=1e-3, weight_decay=0.1, clip=1.0, eval_every=50, save_every=50),
 )
 KINDS = {"series": {"preset": "small"}}
+SIZES = (Size(24, 1, 16, 0),)  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -108,6 +110,10 @@ PRESETS = {
     # a minute on two cores
     "small": SMALL,
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=300)
 
 
 # --- data ---

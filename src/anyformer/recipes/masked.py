@@ -37,7 +37,7 @@ from ..inference.decode import pad_rows
 from ..metrics import score_classes
 from ..model import MaskedHead, initialize
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, StreamState, init_stream
+from ..recipe import BatchStream, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import (  # noqa: F401
     EncoderConfig,
@@ -49,6 +49,7 @@ from ._shared.encoder import (  # noqa: F401
     export_graph,
 )
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import file_input, first_encodable, load_config_tokenizer  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
@@ -83,6 +84,7 @@ class Config(EncoderConfig):
 MODERN: dict[str, Any] = {"activation": "gelu", "init": "zero"}
 TRAIN: dict[str, Any] = {"lr": 4e-3, "weight_decay": 0.01, **MUON}
 KINDS = {kind: {"preset": "protein"} for kind in ("sequences", "alignment")}
+SIZES = (Size(64, 2, 16, 0), Size(96, 3, 16, 800))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(tokenizer="char", documents="apart", model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
@@ -125,6 +127,10 @@ PRESETS = {
         ),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=1500)
 
 
 class MaskedModel(TextEncoder):

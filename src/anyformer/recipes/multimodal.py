@@ -44,11 +44,12 @@ from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Trans
 from ..model.edges import within
 from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines, score_target
 
 
@@ -96,6 +97,7 @@ KINDS = {
     "table": {"preset": "table", "target": "{target}"},
     "labeled sounds": {"preset": "table", "target": "{label}"},
 }
+SIZES = (Size(32, 1, 32, 0), Size(48, 2, 64, 400))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -134,6 +136,10 @@ PRESETS = {
         train=replace(MUON_TRAIN, steps=50_000, batch=128, warmup=1000),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=800)
 
 
 def build_field_embedding(field: Field, config: TransformerConfig) -> nn.Module:

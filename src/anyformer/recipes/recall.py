@@ -31,17 +31,19 @@ from ..errors import InputError
 from ..model import KVCache, initialize
 from ..model.ngram_mixture import NGramMixture, TokenCache
 from ..parsing import parse_dataclass, path_field
+from ..recipe import BatchStream, StreamState
+from ._shared import language
 from ._shared.language import (  # noqa: F401
     LanguageConfig,
     LanguageModel,
     baselines,
-    batches,
     compute_logits,
     evaluate,
     predict,
     stream,
 )
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.scaling import mixture_sizes as sizes  # noqa: F401
 from ._shared.text import file_input, load_corpus, load_text_tokenizer, predict_batch  # noqa: F401
 
 MAX_ORDER = 16  # tokens of an n-gram before the one that follows
@@ -120,23 +122,33 @@ class RecallModel(LanguageModel):
         document: Tensor | None = None,
         positions: Tensor | None = None,
         labels: Tensor | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
         """Return the nodes after the last block, followed by the n-gram log-probabilities: (B, T, C + V). `labels` are
-        the next tokens, where the rows are part of the text that was counted."""
+        the next tokens, where the rows are part of the text that was counted; `previous` (B, P) are the tokens before
+        each row, -1 for none, which only the counts read."""
         if isinstance(cache, TokenCache):
             groups = cache.append_ids(ids, self.counts.max_order)
             log_probs = torch.cat([self.look_up(rows)[:, -ids.shape[1] :] for rows in groups])[cache.order]
         else:
-            log_probs = self.look_up(ids, labels, positions)
+            log_probs = self.look_up(ids, labels, positions, previous)
         return torch.cat([super().hidden(ids, cache, document, positions), log_probs], dim=-1)
 
-    def look_up(self, ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def look_up(
+        self,
+        ids: Tensor,
+        labels: Tensor | None = None,
+        positions: Tensor | None = None,
+        previous: Tensor | None = None,
+    ) -> Tensor:
         """Return the log-probabilities of what follows each token, from the tokens of its own document: (B, T, V)"""
         if ids.is_meta:  # only shapes are computed
             return torch.empty(*ids.shape, self.nodes.token.num_embeddings, device="meta")
         own = None if labels is None else labels.masked_fill(labels == IGNORE_INDEX, -1).cpu().numpy()
-        starts = None if positions is None else positions.cpu().numpy()
-        probabilities = self.counts.probabilities(ids.cpu().numpy(), own, starts)
+        starts, rows, length = None if positions is None else positions.cpu().numpy(), ids.cpu().numpy(), ids.shape[1]
+        if previous is not None:
+            rows, starts = prepend(rows, starts, previous.cpu().numpy())
+        probabilities = self.counts.probabilities(rows, own, starts)[:, -length:]
         return torch.from_numpy(probabilities).clamp_(min=1e-9).log_().to(ids.device)
 
     def new_cache(self, batch: int, size: int | None = None) -> KVCache:
@@ -195,6 +207,43 @@ def count_text(config: Config) -> NGramCounts:
         return _count(corpus, max_order, vocab_size)
     except ValueError as error:
         raise InputError(f"counts is {max_order}: {error}: lower --counts") from None
+
+
+def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
+    """Yield windows of the text, as `language` does. In "val" and "all" a batch also has `previous` (B, P), the tokens
+    before each window, so that the contexts of n-grams do not end at its edge."""
+    if split == "train":
+        yield from language.batches(config, split, state)
+        return
+    n_previous = int(config.counts) if config.counts.isdigit() else len(read_shape(config).sizes) - 1
+    corpus, last = load_corpus(config), np.full(n_previous, -1)
+    is_apart = config.documents == "apart" and corpus.n_documents > 1
+    for batch, position in language.batches(config, split, state):
+        B, T = batch["ids"].shape
+        tokens = np.concatenate([last, batch["ids"].numpy().flatten()])
+        previous, last = tokens[T * np.arange(B)[:, None] + np.arange(n_previous)], tokens[-n_previous:]
+        if is_apart:  # what precedes the document that goes on in the row is not read
+            starts = np.concatenate([previous, batch["ids"].numpy()[:, :1]], 1) == corpus.separator
+            is_own = np.cumsum(starts[:, :0:-1], 1)[:, ::-1] == 0
+            previous = np.where(is_own, previous, -1)
+        yield batch | {"previous": torch.from_numpy(previous)}, position
+
+
+def prepend(ids: np.ndarray, positions: np.ndarray | None, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put the previous tokens (-1: none) of each row in front of it.
+
+    Returns:
+        ids: (B, P + T).
+        positions: (B, P + T), of each token in its document, as far as it is known: the first tokens of a row belong
+            to the document of the previous ones, unless the row starts a document.
+    """
+    B, T = ids.shape
+    positions = np.broadcast_to(np.arange(T), (B, T)) if positions is None else positions
+    is_first_document = np.cumsum(positions == 0, axis=1) == 1
+    n_previous = (previous >= 0).sum(1, keepdims=True)
+    positions = np.where(is_first_document, positions + n_previous, positions)
+    before = np.broadcast_to(np.zeros(1, np.int64), previous.shape)
+    return np.concatenate([np.maximum(previous, 0), ids], 1), np.concatenate([before, positions], 1)
 
 
 def loss(model: RecallModel, batch: dict[str, Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ T5's pre-training (Raffel et al. 2019, 1910.10683); the model is that of the rec
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,10 +28,11 @@ from ..errors import InputError
 from ..inference.beam import Hypothesis
 from ..inference.translation import TranslationRequest, search_in_batches
 from ..parsing import check_range, parse_dataclass
-from ..recipe import BatchStream, StreamState, init_stream
+from ..recipe import BatchStream, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.pairs import Translator, TranslatorConfig, build_pair, build_translator, evaluate, export_graph, loss  # noqa: F401
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import file_input, first_encodable, load_corpus, load_text_tokenizer  # noqa: F401
 
 GAP = "___"
@@ -55,6 +57,7 @@ class Config(TranslatorConfig):
         check_range(self, "span", "sentinels", at_least=1)
 
 
+SIZES = (Size(64, 1, 8, 0), Size(96, 2, 8, 600))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -80,6 +83,10 @@ PRESETS = {
         train=TrainConfig(steps=2000, batch=16, eval_every=250, save_every=500),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=1200)
 
 
 def build(config: Config) -> Translator:

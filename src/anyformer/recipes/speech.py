@@ -41,9 +41,10 @@ from ..metrics import error_rates
 from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
 from ..model.edges import Edges, full, within
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import VocabularyConfig, load_config_tokenizer
 
 MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
@@ -108,6 +109,7 @@ LLAMA = dict(
 )
 
 KINDS = {"transcribed sounds": {"preset": "digits"}}
+SIZES = (Size(64, 2, 8, 0), Size(96, 2, 16, 100))  # of --minutes
 PRESETS = {
     # seconds, no data needed: for tests
     "tiny": Config(
@@ -141,6 +143,10 @@ PRESETS = {
         train=TrainConfig(steps=100_000, accumulate=8, warmup=2000, beta2=0.98, eval_every=2000, save_every=5000),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=100)
 
 
 class SpeechTransformer(EncoderDecoder):

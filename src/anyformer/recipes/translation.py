@@ -13,14 +13,16 @@ loss   cross-entropy of the target's next token, smoothed (1512.00567)
 The original Transformer (1706.03762); T5 (1910.10683) is the preset `t5`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from ..data.text.pairs import sample_pairs
-from ..recipe import DataDefaults
+from ..recipe import DataDefaults, SizeOption
 from ..training.config import TrainConfig
 from ._shared import pairs
 from ._shared.pairs import TranslatorConfig as Config
 from ._shared.pairs import (  # noqa: F401
+    baselines,
     batches,
     evaluate,
     export_graph,
@@ -32,6 +34,7 @@ from ._shared.pairs import (  # noqa: F401
     score,
 )
 from ._shared.presets import MODERN, MUON, T5, TINY_PAIRS_TRAIN, make_stacks
+from ._shared.sizes import Size, offer_sizes
 
 
 def build(config: Config) -> pairs.Translator:
@@ -57,6 +60,7 @@ T5_PAIRS: dict[str, Any] = {"start": 0, "end": 0, "train": ADAMW_TRAIN}
 T5_SIZE = (256, 3, 4, 64)
 
 KINDS: dict[str, dict[str, str]] = {"pairs": {}}
+SIZES = (Size(64, 1, 8, 0), Size(96, 2, 8, 600), Size(128, 2, 16, 1200))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(data="reverse", tokenizer="char", **make_stacks(32, 1, 2, 24), train=TINY_PAIRS_TRAIN),
@@ -110,3 +114,7 @@ PRESETS = {
         ),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=2000)

@@ -31,18 +31,29 @@ from ..data.images import preprocessing as prep
 from ..data.images.augment import Augment, augment_batch
 from ..data.images.measure import choose_format
 from ..data.images.read import encode_png, open_images, overlay_heatmap, read_image, resize_image
-from ..data.sampling import sample_indices
+from ..data.sampling import sample_evenly, sample_indices
 from ..errors import InputError, suggest
 from ..inference.classification import describe_classes, unique_names
 from ..metrics import confusion_matrix, score_classes
 from ..model import Classifier, PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
 from ..model.edges import Edges, full, neighbors
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, DataDefaults, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ..recipe import (
+    BatchStream,
+    DataDefaults,
+    Figure,
+    FileInput,
+    Graph,
+    GraphInput,
+    SizeOption,
+    StreamState,
+    init_stream,
+)
 from ..training.config import TrainConfig
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.trivial_baselines import Baselines, score_majority, score_nearest_mean
+from ._shared.sizes import Size, offer_sizes
+from ._shared.trivial_baselines import Baselines, score_gradients, score_majority
 
 BATCH_SIZE = 32  # images in one forward
 FIGURE_IMAGES = 2000  # of the validation split
@@ -119,6 +130,7 @@ CIFAR10 = Config(
 )
 
 KINDS: dict[str, dict[str, str]] = {"labeled images": {}}
+SIZES = (Size(48, 2, 32, 0), Size(72, 3, 32, 1000), Size(96, 4, 64, 2500))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -161,6 +173,12 @@ PRESETS = {
         train=TrainConfig(steps=300_000, batch=256, accumulate=16, lr=3e-3, warmup=10_000, weight_decay=0.3),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    for option in offer_sizes(config, SIZES, steps=4000):  # shallow models have few local layers
+        local_layers = min(config.local_layers, option.config.model.n_layer // 2)
+        yield replace(option, config=replace(option.config, local_layers=local_layers))
 
 
 class VisionTransformer(nn.Module):
@@ -322,8 +340,8 @@ def export_graph(model: VisionTransformer) -> Graph:
 def baselines(config: Config) -> Baselines:
     dataset = load_images(config)
     train, val, labels = dataset.split("train"), dataset.split("val"), dataset.labels
-    nearest = score_nearest_mean(dataset.pixels, labels, train, val)
-    return {"accuracy": score_majority(labels[train], labels[val]) | {"the nearest mean image": nearest}}
+    linear = score_gradients(dataset.pixels, labels, train, val)
+    return {"accuracy": score_majority(labels[train], labels[val]) | {"a linear model of gradients": linear}}
 
 
 # --- predictions ---
@@ -407,10 +425,6 @@ def figures(model: VisionTransformer, config: Config) -> list[Figure]:
         return [*matrix, *mistakes, *attention]
     except InputError:  # no Pillow
         return matrix
-
-
-def sample_evenly(values: np.ndarray, count: int) -> np.ndarray:
-    return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
 def draw_images(title: str, note: str, images: Iterable[np.ndarray], captions: list[str]) -> list[Figure]:

@@ -83,17 +83,23 @@ def _describe_column(options: Mapping[str, Any]) -> str:
 
 
 def read_plan(setup: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the size was chosen: {"minutes", "low", "high", "rows": [[size, batch, speed, loss, chosen]]}."""
-    plan, shape = as_mapping(setup.get("plan")), as_mapping(as_mapping(setup.get("config")).get("model"))
+    """Return how the size was chosen: {"minutes", "low", "high", "expectation": "predicted loss" or "steps", "rows":
+    [[size, batch, speed, expectation, chosen]]}; low and high are "" where no loss is predicted."""
+    plan, config = as_mapping(setup.get("plan")), as_mapping(setup.get("config"))
+    shape = as_mapping(config.get("model") or config.get("decoder"))
     rows = []
     for size in plan.get("sizes") or ():
         try:
             is_chosen = all(size[name] == shape.get(name) for name in ("dim", "n_layer", "context"))
             cells = [f"{size['n_layer']} layers of {size['dim']}, context {size['context']}", f"{size['batch']}"]
-            cells += [f"{size['tokens_per_second']:,.0f}", "{:.2f} to {:.2f}".format(*size["expects"])]
+            cells += [f"{size['tokens_per_second']:,.0f}"]
+            cells += ["{:.2f} to {:.2f}".format(*size["expects"]) if "expects" in size else f"{size['steps']:,}"]
         except (KeyError, TypeError, ValueError, IndexError):
             continue
         rows.append([*cells, "chosen" if is_chosen else ""])
     band = plan.get("expects")
-    low, high = band if isinstance(band, list) and len(band) == 2 else ("?", "?")
-    return {"minutes": plan.get("minutes"), "low": low, "high": high, "rows": rows} if rows else {}
+    low, high = band if isinstance(band, list) and len(band) == 2 else ("", "")
+    if not rows:
+        return {}
+    expectation = "steps" if low == "" else "predicted loss"
+    return {"minutes": plan.get("minutes"), "low": low, "high": high, "expectation": expectation, "rows": rows}

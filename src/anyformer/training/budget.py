@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ..errors import InputError
-from ..events import report_progress
-from ..recipe import Recipe, SupportsFigures, SupportsSizes
+from ..events import report_notice, report_progress
+from ..model.config import find_stacks
+from ..recipe import Recipe, SizeOption, SupportsFigures, SupportsSizes
 from .config import TrainConfig
 from .device import resolve_device
 from .loop import TrainState, init_state, train, validate
@@ -26,6 +27,7 @@ TRIAL_SECONDS = 5.0  # of steps, enough to measure their speed
 EVAL_FRACTION = 0.1  # of the time, at most, for validations during training
 FINAL_EVAL_FRACTION = 0.1  # of the time, at most, for the final evaluation and figures that cover the split
 FINISH_SECONDS, FINISH_FRACTION = 2.0, 0.03  # for the report and the end of the process; of the time, at most
+TRAINING_FRACTION = 0.75  # of the time, for steps, where a size is chosen by their number
 MIN_EVALS, MAX_EVALS = 5, 10  # validations of a run, if they are affordable; MAX_EVALS if its size was chosen
 MIN_STEPS = 100  # a model that is updated less often than this has learned next to nothing
 
@@ -88,42 +90,78 @@ def plan_steps(recipe: Recipe, config: Any, budget: Budget, step: int = 0) -> Pl
 
 
 def choose_size(recipe: Recipe, config: Any, budget: Budget) -> tuple[Plan, dict[str, Any]]:
-    """Choose the size with the lowest predicted loss after this time, and plan its run.
+    """Choose the size that is best after this time, and plan its run.
 
-    Sizes are tried from small to large until a larger one is predicted to be worse: it learns more per token, but sees
-    too few tokens.
+    Sizes are tried from small to large until a larger one is worse: it learns more per token, but sees too few tokens.
 
-    Returns the plan, and the reasons: {"sizes": measurement and prediction of each, "expects": predicted [low, high]
-    of the validation loss}.
+    Returns the plan, and the reasons: {"sizes": measurements of each, "expects": predicted [low, high] of the
+    validation loss, where the recipe predicts it}.
     """
-    seconds, sizes, best = max(1.0, budget.remaining_seconds), [], None
+    trial_seconds, sizes, best = min(TRIAL_SECONDS / 2, max(1.0, budget.remaining_seconds) / 40), [], None
     options = list(cast(SupportsSizes, recipe).sizes(config))
     for tried, option in enumerate(options):
+        if best is not None and option.expected_loss is None and best.steps < option.steps:
+            break  # a larger one is no faster
         report_progress("trying sizes", tried, len(options))
         try:
-            speed = measure_speed(recipe, option.config, min(TRIAL_SECONDS / 2, seconds / 40), budget.clock)
+            speed = measure_speed(recipe, option.config, trial_seconds, budget.clock)
         except torch.OutOfMemoryError:
             if best is None:
                 raise
             break
-        expected = option.expected_loss(speed.tokens * seconds / speed.seconds)
-        sizes.append(describe_size(option.config, speed, expected))
-        if best is not None and sum(expected) >= sum(best[2]):
+        trial = Trial(option, speed, max(1.0, budget.remaining_seconds))  # building the first one may take long
+        sizes.append(describe_size(trial))
+        if best is not None and not trial.is_better_than(best):
             break
-        best = option, speed, expected  # the state of earlier ones is freed
+        best = trial  # the state of earlier ones is freed
     assert best is not None  # a recipe with sizes has at least one
-    option, speed, _ = best
-    plan = make_plan(recipe, replace(option.config, train=replace(option.config.train, eval_every=1)), budget, speed)
+    option = best.option
+    plan = make_plan(
+        recipe, replace(option.config, train=replace(option.config.train, eval_every=1)), budget, best.speed
+    )
     config = replace(plan.config, train=replace(plan.config.train, save_every=plan.config.train.eval_every))
-    expected = [round(loss, 4) for loss in option.expected_loss(speed.tokens * config.train.steps)]
-    return plan._replace(config=config), {"expects": expected, "sizes": sizes}
+    reasons: dict[str, Any] = {"sizes": sizes}
+    if option.expected_loss is not None:
+        reasons["expects"] = round_range(option.expected_loss(best.speed.tokens * config.train.steps))
+    if advice := option.advise(best.speed.tokens * config.train.steps):
+        report_notice(advice)
+    return plan._replace(config=config), reasons
 
 
-def describe_size(config: Any, speed: StepSpeed, expected: tuple[float, float]) -> dict[str, Any]:
+class Trial(NamedTuple):
+    """A size that was measured, and the seconds that there are."""
+
+    option: SizeOption
+    speed: StepSpeed
+    seconds: float
+
+    @property
+    def loss_range(self) -> tuple[float, float] | None:
+        predict = self.option.expected_loss
+        return None if predict is None else predict(self.speed.tokens * self.seconds / self.speed.seconds)
+
+    @property
+    def steps(self) -> int:
+        return int(TRAINING_FRACTION * self.seconds / self.speed.seconds)
+
+    def is_better_than(self, smaller: "Trial") -> bool:
+        """Whether the loss is lower or, where none is predicted, there are enough steps for this size."""
+        loss, other = self.loss_range, smaller.loss_range
+        return self.steps >= self.option.steps if loss is None or other is None else sum(loss) < sum(other)
+
+
+def describe_size(trial: Trial) -> dict[str, Any]:
     """Describe a size that was measured, as plain values."""
-    size = {name: getattr(config.model, name) for name in ("dim", "n_layer", "context")}
+    config, speed, expected = trial.option.config, trial.speed, trial.loss_range
+    size: dict[str, Any] = {}
+    for shape in find_stacks(config).values():  # of several, the last
+        size = {"dim": shape.dim, "n_layer": shape.n_layer, "context": shape.context}
     size |= {"batch": config.train.batch, "tokens_per_second": round(speed.tokens / speed.seconds)}
-    return size | {"expects": [round(loss, 4) for loss in expected]}
+    return size | ({"steps": trial.steps} if expected is None else {"expects": round_range(expected)})
+
+
+def round_range(values: tuple[float, float]) -> list[float]:
+    return [round(value, 4) for value in values]
 
 
 # --- measuring ---
@@ -233,7 +271,10 @@ def check_steps(recipe: Recipe, config: Any, budget: Budget, steps: float, step:
     minutes = (used + 1.2 * needed * step + other) / (1 - EVAL_FRACTION) / 60
     minutes = math.ceil(minutes * 10) / 10 if minutes < 3 else math.ceil(minutes)
     advice = [f"give at least {minutes:g} minutes (--minutes {minutes:g})"]
-    advice += ["a smaller --preset"] if len(recipe.PRESETS) > 1 else []
+    if not budget.choose_size:  # otherwise this is the smallest already
+        has_sizes, has_presets = isinstance(recipe, SupportsSizes), len(recipe.PRESETS) > 1
+        advice += ["a smaller model (without --preset and flags of the model, the size is chosen)"] * has_sizes
+        advice += ["a smaller --preset"] * (has_presets and not has_sizes)
     advice += ["a GPU"] if resolve_device(config.train.device).type == "cpu" else []
     text = f"{', '.join(advice[:-1])} or {advice[-1]}" if len(advice) > 1 else advice[0]
     raise InputError(

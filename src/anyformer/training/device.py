@@ -22,6 +22,17 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of this device.
+
+    On a CPU, torch.manual_seed would format a traceback for each kind of accelerator that is not there: a millisecond.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of matrix products.
 

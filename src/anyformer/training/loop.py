@@ -11,7 +11,7 @@ from torch import nn
 
 from ..recipe import Recipe, StreamState
 from .config import TrainConfig
-from .device import resolve_device, resolve_dtype
+from .device import resolve_device, resolve_dtype, seed_generators
 from .evaluation import evaluate
 from .gradients import check_finite, clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
@@ -40,7 +40,7 @@ def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], An
     """Build a model and its optimizer, the same for the same seed. `initialize` is called with the new model before the
     optimizer is built: it loads weights or adds adapters."""
     device = resolve_device(config.train.device)
-    torch.manual_seed(config.train.seed)
+    seed_generators(config.train.seed, device)
     model = recipe.build(config)
     if initialize is not None:
         initialize(model)
@@ -65,10 +65,10 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
     c: TrainConfig = config.train
     state = state or init_state(recipe, config)
     state.model.train()
-    loss_function = select_loss(recipe, c)
+    device, loss_function = next(state.model.parameters()).device, select_loss(recipe, c)
     stream = recipe.batches(config, "train", state.stream_state)
     while not is_finished(state, c):
-        torch.manual_seed(c.seed * 1_000_003 + state.step)  # the randomness of a step depends on (seed, step) alone
+        seed_generators(c.seed * 1_000_003 + state.step, device)  # randomness depends on (seed, step) alone
         lr = get_lr(get_position(state.timer, state.step, c.steps), c)
         steps = [next(stream) for _ in range(c.accumulate)]
         batches, state.stream_state = [batch for batch, _ in steps], steps[-1][1]

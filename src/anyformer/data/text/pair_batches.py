@@ -51,6 +51,7 @@ def build_side_tokenizer(pairs: Pairs, spec: str, vocab_size: int, sides: tuple[
     return build_tokenizer(spec, texts, vocab_size)
 
 
+@lru_cache(maxsize=8)
 def check_word_counts(pairs: Pairs, max_tokens: tuple[int, int], too_long: LengthPolicy) -> None:
     """Refuse pairs that no tokenizer can make short enough, before one is trained: no token holds two words."""
     if too_long in ("few", "error"):

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -111,6 +112,15 @@ class Characters(Tokenizer):
             problem = f"the vocabulary of {self.end_id} characters has no {names} (first at character {indices[0]})"
             raise InputError(f"{problem}: leave it out, or train with --tokenizer byte or bpe, which take anything")
         return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text: views of one array, since looking up each text by itself takes far longer."""
+        try:
+            ids = self.encode("".join(texts))
+        except InputError:
+            return super().encode_batch(texts)  # names the character's place in its own text
+        ends = list(accumulate(map(len, texts), initial=0))
+        return [ids[start:end] for start, end in pairwise(ends)]
 
     def token_to_id(self, token: str) -> int | None:
         is_character = len(token) == 1 and int(self._ids[ord(token)]) != self.end_id

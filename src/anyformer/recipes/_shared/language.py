@@ -123,7 +123,7 @@ def make_batch(ids: np.ndarray, labels: np.ndarray, separator: int | None) -> di
 
 def compute_logits(model: nn.Module, batch: dict[str, Tensor], **arguments: Any) -> Tensor:
     """Return the logits of every next token: (B * T, V)"""
-    arguments |= {name: batch[name] for name in ("document", "positions") if name in batch}
+    arguments |= {name: batch[name] for name in ("document", "positions", "previous") if name in batch}
     return model(batch["ids"], **arguments).flatten(0, 1).float()
 
 
