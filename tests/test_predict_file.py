@@ -200,7 +200,7 @@ def test_bad_rows_do_not_spoil_their_batch(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "", "a.csv, line 1: there is no column 'text'"),
+        ("a.csv", "", "a.csv: is empty: expected a header with text, then rows"),
         ("a.csv", "txt,id\nx,1\n", r"a.csv, line 1: there is no column 'text': did you mean 'txt'\? valid: txt, id"),
         ("a.csv", "text,text\nx,1\n", "a.csv, line 1: two columns are called 'text'"),
         ("a.csv", "text\n", "a.csv: holds no rows"),

@@ -75,7 +75,7 @@ def detect_recipe(path: str | Path, recipe: str | None = None) -> Detection:
         raise InputError(f"{path}: {KINDS[readings[0].kind]} ({readings[0].why}): no recipe trains on them yet")
     reading, name, fields = matches[0]
     others = [(other, other_name) for other, other_name, _ in matches if other_name != name]
-    is_sure = reading.score >= MIN_SCORE and all(reading.score - other.score >= MIN_LEAD for other, _ in others)
+    is_sure = reading.score >= MIN_SCORE and all(reading.score - other.score > MIN_LEAD - 1e-6 for other, _ in others)
     return Detection(
         path=source,
         recipe=name,

@@ -22,6 +22,8 @@ from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory
 from .training.trackers import check_trackers
 
+READING_FIELDS = ("columns", "empty", "duplicates", "too_long")  # how a recipe reads its own kind of data
+
 
 def resolve_job(
     recipe: Any,
@@ -130,7 +132,8 @@ def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], 
     values = to_json(recipes.get_preset(module, preset))
     if source is not None:
         stored = to_json(source.config)
-        values |= {name: stored[name] for name in values if name in stored and name not in OWN_FIELDS}
+        excluded = (*OWN_FIELDS, *(() if source.recipe is module else READING_FIELDS))
+        values |= {name: stored[name] for name in values if name in stored and name not in excluded}
         if source.recipe is module and stored["data"]:
             values["data"] = stored["data"]
         if preset is None:

@@ -280,6 +280,25 @@ def test_shards_of_parquet_become_one_file_with_names_of_classes(server: Hub, tm
     assert len(rows) == 40 and rows[0] == {"width": 0.0, "kind": "thin"} and rows[21]["kind"] == "wide"
 
 
+def test_a_parquet_of_labeled_texts_is_classified_by_the_names_of_its_classes(server: Hub, tmp_path: Path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [f"a {('bad', 'good')[i % 2]} film of many words {i}" for i in range(60)]
+    features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
+    table = pyarrow.table({"text": texts, "label": [i % 2 for i in range(60)]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    files = {
+        f"plain_text/{split}-00000-of-00001.parquet": (tmp_path / "a.parquet").read_bytes()
+        for split in ("train", "test")
+    }
+    server.repos["datasets/owner/reviews"] = files
+    call("train", "owner/reviews", *FLAGS, "--tokenizer", "char", "--out", "run").ok()
+    assert set(json.loads(call("predict", "run", "a good film", "--json").ok().out)["results"][0]["probabilities"]) == {
+        "neg",
+        "pos",
+    }
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [

@@ -60,3 +60,21 @@ def test_what_can_be_read_in_two_ways_is_refused_without_a_terminal(tmp_path: Pa
     assert result.code == 2 and refusal in result.err.splitlines()[-1]
     described = json.loads(call("train", tmp_path, "--yes", "--print-config").ok().out)
     assert described["config"]["data"] == str(tmp_path / "table.csv")
+
+
+def test_the_columns_that_were_recognized_are_kept_by_the_run(tmp_path: Path):
+    """So that it is resumed and evaluated, and other files of the same form are read."""
+    rows = [f"{i},wonderful film number {i % 40},{'good' if i % 2 else 'bad'}" for i in range(60)]
+    path, out = tmp_path / "films.csv", tmp_path / "run"
+    path.write_text("\n".join(["id,remark,verdict", *rows]) + "\n")
+    steps = ("--train.save-every", 2, "--train.eval-every", 2)
+    result = call("train", path, "--preset", "tiny", "--steps", 2, *steps, "--out", out).ok()
+    assert "20 of 60 rows repeat another one: left out" in result.err
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert (config["columns"], config["too_long"]) == ("remark,verdict", "cut")
+    call("train", "classify", "--out", out, "--resume", "--steps", 4, *steps).ok()
+    assert call("eval", out, "--data", path, "--json").ok().json["texts"] > 0
+    call("predict", out, "--file", path, "--out", tmp_path / "scored.csv").ok()
+    assert (tmp_path / "scored.csv").read_text().startswith("id,remark,verdict,label,probability\n")
+    described = json.loads(call("train", path, "--columns", "id,verdict", "--print-config").ok().out)
+    assert described["config"]["columns"] == "id,verdict"

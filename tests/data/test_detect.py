@@ -3,9 +3,7 @@
 # ruff: noqa: E501, SIM905 (one line for each set)
 
 import gzip
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,43 +13,7 @@ from anyformer.data.detect import detect
 from anyformer.data.io.manifest import read_rows
 from anyformer.detection import detect_recipe
 from anyformer.errors import InputError
-
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards brew strange potions in an old tower".split()
-Build = Callable[[Path], Path | None]
-
-
-def sentence(i: int, n: int = 9) -> str:
-    return " ".join(WORDS[(i * 7 + j * (i % 5 + 1)) % len(WORDS)] for j in range(n)).capitalize() + "."
-
-
-def table(name: str, header: str, row: Callable[[int], str], rows: int = 60) -> Build:
-    def build(folder: Path) -> Path:
-        path = folder / name
-        path.write_text("".join(line + "\n" for line in ([header] if header else []) + [row(i) for i in range(rows)]))
-        return path
-
-    return build
-
-
-def files(*names: str, content: Callable[[int], str] = sentence) -> Build:
-    def build(folder: Path) -> None:
-        for i, name in enumerate(names):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(content(i))
-
-    return build
-
-
-def jsonl(name: str, row: Callable[[int], dict]) -> Build:
-    return table(name, "", lambda i: json.dumps(row(i)))
-
-
-def both(*builds: Build) -> Build:
-    def build(folder: Path) -> None:
-        for part in builds:
-            part(folder)
-
-    return build
+from forms_kit import Build, both, files, jsonl, sentence, table
 
 
 def write_fasta(folder: Path) -> Path:
@@ -100,6 +62,9 @@ SETS: dict[str, tuple[Build, str, str]] = {
     "iris": (table("iris.csv", "sepal,petal,species", lambda i: f"{i % 7}.{i % 9},{i % 5}.5,{'abc'[i % 3]}"), "table", "multimodal"),
     "without header": (table("iris.data", "", lambda i: f"{i % 7}.{i % 9},{i % 5}.5,Iris-{'abc'[i % 3]}"), "table", "multimodal"),
     "semicolons": (table("wine.csv", '"acidity";"alcohol";"quality"', lambda i: f"{i % 11}.1;{i % 8}.5;{i % 6}"), "table", "multimodal"),
+    "codes": (table("cabbages.csv", "Cult,Date,weight", lambda i: f"c{39 + i % 2 * 13},d{i % 3},{i % 7}.5"), "table", "multimodal"),
+    "names in single quotes": (table("anes.csv", "'age'\t'party'\t'vote'", lambda i: f"{i % 70}\t{i % 7}\t{i % 2}"), "table", "multimodal"),
+    "classes in names": (files(*[f"recordings/{i % 3}_theo_{i}.wav" for i in range(12)]), "labeled sounds", "multimodal"),
     "people": (table("titanic.csv", "PassengerId,Survived,Pclass,Name,Sex,Age", lambda i: f'{i},{i % 2},{i % 3},"Doe, Mr. {sentence(i, 2)}",{"male female".split()[i % 2]},{i % 70}'), "table", "multimodal"),
     "homes": (both(files(*[f"{i}.jpg" for i in range(60)]), table("homes.csv", "photo,rooms,price", lambda i: f"{i}.jpg,{i % 6},{1000 * i}")), "table", "multimodal"),
     "passengers": (table("air.csv", "Month,Passengers", lambda i: f"{1949 + i // 12}-{i % 12 + 1:02},{112 + i}"), "series", "forecast"),

@@ -196,7 +196,7 @@ def test_bad_lists_of_images(tmp_path: Path):
     for text, message in (
         ("file,label\nx.png,a\n", "no column 'path'"),
         ("path,label\nx.png,a\n", "line 2: there is no file"),
-        ("path,label\nx.png,\n", "line 2: label is empty"),
+        ("path,label\nx.png,\n", "line 2): fill them in"),
         ("path,label,split\nd/ant/00.png,a,trian\n", "line 2: split is 'trian': did you mean 'train'"),
     ):
         (tmp_path / "l.csv").write_text(text)

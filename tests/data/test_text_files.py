@@ -27,7 +27,7 @@ def test_every_format(tmp_path, extension):
     for name, content in {"d.jsonl": lines.encode(), "d.parquet": table.getvalue()}.items():
         path = write(tmp_path / f"{name}{extension}", pack(content))
         assert read_documents(path) == ["Été".encode(), b"b"]
-    for name in ("a.txt", "a.md", "a.csv", "a"):
+    for name in ("a.txt", "a.md", "a.log", "a"):
         path = write(tmp_path / f"{name}{extension}", pack(b"\xef\xbb\xbfa\r\nb"))
         assert read_documents(path) == [b"a\r\nb"], "a BOM is removed, line ends stay"
 
@@ -80,7 +80,8 @@ def test_where_pieces_end():
         ("a.jsonl", b'{"text": "a"}\n{"txt": 1}\n', ["a.jsonl, line 2: no field 'text'", "has 'txt'"]),
         ("a.jsonl", b"[1]", ["a.jsonl, line 1: should hold a JSON object, found list", "each line"]),
         ("a.jsonl", b"\n{oops}", ["a.jsonl, line 2: not JSON", "column 2"]),
-        ("a.jsonl", b'{"text": null}', ["line 1: 'text' is NoneType"]),
+        ("a.jsonl", b'{"text": null}', ["a.jsonl: empty"]),
+        ("a.jsonl", b'{"text": 3}', ["line 1: 'text' is int"]),
         ("a.jsonl", b'{"text": "\xff"}', ["line 1: byte 0xFF is not UTF-8 (offset 10)"]),
         ("a.jsonl", b'{"text": "\\ud800"}', ["line 1", "surrogate"]),
         ("a.jsonl", b"[" * 100_000, ["line 1"]),
@@ -102,7 +103,9 @@ def test_bad_parquet(tmp_path, monkeypatch):
     with refuses("a.parquet: no column 'text'", "has body"):
         read_documents(path)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), path)
-    with refuses("a.parquet, row 1: 'text' is NoneType"):
+    assert read_documents(path) == [b"a"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": [3]}), path)
+    with refuses("a.parquet, row 0: 'text' is int"):
         read_documents(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with refuses("a.parquet", 'pip install "anyformer[parquet]"'):

@@ -120,7 +120,7 @@ GOOD: dict[str, Any] = {"states": np.zeros((3, 2)), "actions": np.zeros(3, int),
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"states": None, "state": np.zeros((3, 2))}, ("no array 'states'", "did you mean 'state'")),
+        ({"states": None, "stats": np.zeros((3, 2))}, ("no array 'states'", "did you mean 'stats'")),
         ({"ends": None}, ("no array 'ends'",)),
         ({"ends": [2, 2, 3]}, ("episode 1 has length 0",)),
         ({"ends": [2]}, ("ends at 2", "3, the number of steps")),

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anyformer.data.audio.datasets import list_entries
+from anyformer.data.images.read import open_images
 from anyformer.data.text.labeled import read_labeled
 from anyformer.data.text.pairs import read_pairs
+from anyformer.data.text.prepare import prepare_corpus
+from anyformer.data.text.read import RowOptions
 from anyformer.data.unusable import check_unusable
 from anyformer.parsing import parse_dataclass, to_json
-from anyformer.recipes import classify, speech, translation
+from anyformer.recipes import classify, masked, speech, translation
 from anyformer.training.config import TrainConfig
 from data_kit import refuses, write
 
@@ -84,7 +88,7 @@ def test_a_few_unusable_texts_do_not_stop_a_training(tmp_path: Path, capsys: pyt
     assert max(batch["lengths"].min() for batch, _ in classify.batches(config, "all")) > 0
     empty, repeated, long = capsys.readouterr().err.splitlines()
     assert "1 of 203 rows are empty, 1 without a text, 0 without a label" in empty and "a.tsv, line 202)" in empty
-    assert "1 of 203 rows repeat a text and its label: kept once" in repeated
+    assert "1 of 202 rows repeat another one: left out" in repeated
     assert "1 of 201 texts are longer than the context of 32 tokens" in long and "line 203" in long
     with refuses("1 of 201 texts are longer", "--too-long cut or skip"):
         next(classify.batches(dataclasses.replace(config, too_long="error"), "val"))
@@ -130,3 +134,43 @@ def test_empty_texts_can_be_left_out_on_request(tmp_path: Path):
     with refuses("50 of 250 pairs have an empty side", "line 100", "--empty skip"):
         read_pairs(data)
     assert len(read_pairs(data, empty="skip").split("all")) == 200
+
+
+def test_documents_without_a_text_and_repeated_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = [f'{{"text": "document {i % 150}"}}' for i in range(200)] + ['{"text": null}']
+    data = str(write(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert prepare_corpus(data).n_documents == 200
+    empty, repeated = capsys.readouterr().err.splitlines()
+    assert "1 of 201 documents are empty (the first:" in empty and "line 201)" in empty
+    assert "50 of 201 documents repeat another one: kept (--duplicates skip" in repeated
+    assert prepare_corpus(data, rows=RowOptions(duplicates="skip")).n_documents == 150
+    assert "50 of 201 documents repeat another one: left out" in capsys.readouterr().err
+    with refuses("1 of 201 documents are empty", "--empty skip"):
+        prepare_corpus(data, rows=RowOptions(empty="error"))
+
+
+def test_repeated_pairs_clips_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = make_pairs(tmp_path, "a 0 b\tc 0 d")
+    assert [len(read_pairs(data, duplicates=policy).split("all")) for policy in ("keep", "skip")] == [201, 200]
+    for name in ("a.wav", "b.wav", "a.png", "b.png"):
+        write(tmp_path / name, "")
+    clips = str(write(tmp_path / "a.csv", "path,text\na.wav,one\nb.wav,one\na.wav,one\n"))
+    assert [len(list_entries(clips, duplicates=policy)) for policy in ("keep", "skip")] == [3, 2]
+    table = write(tmp_path / "b.csv", "file,kind\na.png,x\nb.png,y\na.png,x\n")
+    images = [len(open_images(str(table), "file,kind", duplicates=policy)) for policy in ("keep", "skip")]
+    assert images == [3, 2]
+    assert capsys.readouterr().err.count("repeat another one: kept (--duplicates skip leaves them out)") == 3
+
+
+@pytest.mark.parametrize(("policy", "n_documents", "n_tokens"), [("cut", 3, 30), ("skip", 2, 12)])
+def test_documents_longer_than_the_context_of_a_masked_model(
+    policy: Any, n_documents: int, n_tokens: int, tmp_path: Path
+):
+    texts = ("a" * 6, "b" * 40, "c" * 4)
+    data = str(write(tmp_path / "a.jsonl", "\n".join(f'{{"text": "{text}"}}' for text in texts)))
+    config = dataclasses.replace(masked.PRESETS["tiny"], data=data, val_fraction=0.0)
+    shorter = dataclasses.replace(config, too_long=policy, model=dataclasses.replace(config.model, context=20))
+    corpus = masked.load_corpus(shorter)
+    assert corpus.n_documents == n_documents and abs(len(corpus.tokens) - n_tokens) <= 2
+    with refuses("1 of 3 documents are longer than the context of 20 tokens", "--too-long split, cut or skip"):
+        masked.load_corpus(dataclasses.replace(shorter, too_long="error"))

@@ -15,7 +15,8 @@ from tokenizers import models, pre_tokenizers, processors
 
 from anyformer import recipe as recipes
 from anyformer.data.io.resolve import resolve
-from anyformer.data.sequences.prepare import RESIDUES, read_fasta, select_validation
+from anyformer.data.sequences.prepare import select_validation
+from anyformer.data.sequences.read import RESIDUES, read_fasta
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.text.masking import MaskingPolicy, word_indices, word_pieces
 from anyformer.data.tokenizers.base import Characters

@@ -4,12 +4,11 @@
 this kind declares it (`recipe.find_recipe`). Nothing but the first rows of a few files is read.
 """
 
-import csv
 import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,29 +18,59 @@ from ..errors import InputError
 from .audio.read import AUDIO_EXTENSIONS
 from .images.read import IMAGE_EXTENSIONS
 from .io.archives import unpack_archive
-from .io.files import open_data, suffix
-from .io.separated import guess_delimiter, is_header, split_rows
+from .io.class_folders import find_classes
+from .io.files import is_documentation, is_text, open_data, suffix
+from .io.manifest import FURTHER_EXTENSIONS, TABLE_EXTENSIONS, is_json_lines, read_json_rows
+from .io.parquet import read_parquet_rows
+from .io.resolve import CODE_EXTENSIONS as SOURCE_EXTENSIONS
+from .io.separated import (
+    MIN_SHARE,
+    SPACES,
+    guess_delimiter,
+    guess_quoting,
+    name_columns,
+    sample_rows,
+    score_widths,
+    split_rows,
+)
+from .sequences.read import ALIGNMENT_EXTENSIONS
+from .sequences.read import FASTA_EXTENSIONS as SEQUENCE_EXTENSIONS
 from .tables.columns import (
     LANGUAGES,
     Rows,
     is_smiles,
     plain_name,
 )
-from .tables.read import TABLE_EXTENSIONS, read_parquet_rows
-from .tables.readings import KINDS, TRAJECTORY_KEYS, Reading, read_rows
+from .tables.readings import Reading, read_rows
+from .trajectories.read import is_trajectory
 
 MAX_FILES = 20_000  # of a folder that are listed
 MAX_ROWS = 300  # of a table that are looked at
 MAX_SAMPLE_BYTES = 1 << 20  # of a file that are read
 
 TEXT_EXTENSIONS = (".txt", ".md", ".rst", ".tex", ".html", ".log")
-FASTA_EXTENSIONS = (".fasta", ".fa", ".faa", ".fna", ".ffn", ".a3m", ".a2m", ".afa", ".aln", ".sto", ".stk")
+FASTA_EXTENSIONS = (*SEQUENCE_EXTENSIONS, *ALIGNMENT_EXTENSIONS)
 CODE_EXTENSIONS = tuple(
-    """
-    .py .pyi .js .ts .jsx .tsx .java .c .h .cc .cpp .hpp .cs .go .rs .rb .php .swift .kt .scala .sh .pl .lua .jl
-    .r .m .hs .ml .ex .erl .clj .sql .css .scss .vue .ipynb
-    """.split()  # noqa: SIM905
+    {*SOURCE_EXTENSIONS, ".m", ".lua", ".ex", ".erl", ".clj", ".scss", ".vue", ".ipynb"} - {*TEXT_EXTENSIONS}
 )
+TABLE_NAMES = (*TABLE_EXTENSIONS, *FURTHER_EXTENSIONS)
+SIGNATURES = {
+    "one image": re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL),
+    "one sound": re.compile(rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xf2\xf3\xfb]", re.DOTALL),
+    "a video": re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL),
+    "HDF5": re.compile(rb"\x89HDF"),
+    "a MATLAB file": re.compile(rb"MATLAB"),
+    "one NumPy array": re.compile(rb"\x93NUMPY"),
+    "the weights of a model": re.compile(rb"GGUF|.{8}\{\"", re.DOTALL),
+    "a Python pickle, which could run code": re.compile(rb"\x80[\x02-\x05]"),
+    "a program": re.compile(rb"\x7fELF|MZ"),
+}  # of what is not taken
+TAKEN = (
+    "taken are texts (.txt, .md, a folder), tables (.csv, .tsv, .jsonl, .parquet), folders of images or sounds with "
+    "class folders or a table, trajectories (.npz), FASTA, SMILES (.smi), ABC, and archives of these"
+)
+MAX_CLASS_FOLDERS = 0.5  # for each image or sound in them
+MIN_TABLE_ROWS = 5  # of a file that is not named a table
 
 
 def detect(path: Path) -> list[Reading]:
@@ -52,18 +81,19 @@ def detect(path: Path) -> list[Reading]:
     path = unpack_archive(path)
     readings = list(_read_folder(path) if path.is_dir() else _read_file(path))
     if not readings:
-        raise InputError(f"{path}: {_describe_unknown(path)}; recognized are {', '.join(KINDS.values())}")
+        raise InputError(f"{path}: {_describe_unknown(path)}; {TAKEN}")
     return sorted(readings, key=lambda reading: -reading.score)
 
 
 # --- files ---
 
 
-def _read_file(path: Path) -> Iterator[Reading]:
+def _read_file(path: Path, files: Mapping[str, str] | None = None) -> Iterator[Reading]:
+    """Yield the readings of a file; `files` are those beside it, as `Rows` takes them."""
     extension = suffix(path)
     head = _read_head(path)
     if extension == ".parquet":
-        yield from read_rows(Rows(_parquet_rows(path)))
+        yield from read_rows(Rows(_parquet_rows(path), files=files))
     elif extension == ".npz":
         yield from _read_npz(path)
     elif "idx" in path.name and "ubyte" in path.name:
@@ -71,7 +101,7 @@ def _read_file(path: Path) -> Iterator[Reading]:
     elif extension in AUDIO_EXTENSIONS or extension in IMAGE_EXTENSIONS:
         return
     elif b"\0" not in head:
-        yield from _read_text_file(path, head.decode("utf-8-sig", "replace"))
+        yield from _read_text_file(path, head.decode("utf-8-sig", "replace"), files)
 
 
 def _read_head(path: Path) -> bytes:
@@ -85,53 +115,55 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_npz(path: Path) -> Iterator[Reading]:
-    try:
-        with zipfile.ZipFile(path) as file:
-            names = {name.removesuffix(".npy") for name in file.namelist()}
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path}: not a .npz ({error})") from None
-    if names >= TRAJECTORY_KEYS:
-        yield Reading("trajectories", 0.95, "arrays observations and actions")
+    names = set(_list_arrays(path))
+    if is_trajectory(names):
+        yield Reading("trajectories", 0.95, f"arrays {', '.join(sorted(names)[:5])}")
     elif names & {"images", "x_train"} or names >= {"data", "offsets"} or {"x", "y"} <= {n.lower() for n in names}:
         yield Reading("labeled images", 0.8, f"arrays {', '.join(sorted(names)[:4])}")
 
 
-def _read_text_file(path: Path, text: str) -> Iterator[Reading]:
+def _list_arrays(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return sorted(name.removesuffix(".npy") for name in file.namelist())
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path}: not a .npz ({error})") from None
+
+
+def _read_text_file(path: Path, text: str, files: Mapping[str, str] | None = None) -> Iterator[Reading]:
     extension = suffix(path)
     lines = [line for line in text.split("\n")[:-1] or [text] if line.strip()]  # the last line may be cut
     if not lines:
         raise InputError(f"{path}: is empty: expected data")
     if extension in (".jsonl", ".ndjson", ".json"):
-        yield from read_rows(Rows(_json_rows(path, text, lines)))
+        yield from read_rows(Rows(_json_rows(path, text), files=files))
         return
     if special := _read_special(extension, lines):
         yield special
         return
-    table = _split_table(path, lines)
+    table = _split_table(path, lines, files)
     if table is not None:
         yield from read_rows(table)
     if extension in CODE_EXTENSIONS:
         yield Reading("code", 0.9, f"a {extension} file")
-    elif extension not in (".csv", ".tsv"):
+    elif extension not in TABLE_NAMES:
         yield Reading("text", 0.3 if table else 0.8, f"{len(lines):,} lines of text")
 
 
-def _json_rows(path: Path, text: str, lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The first objects of a jsonl file, or of a JSON list."""
-    if text.lstrip().startswith("["):
-        decoder, position, rows = json.JSONDecoder(), text.index("[") + 1, []
-        while len(rows) < MAX_ROWS:
-            match = re.compile(r"[\s,]*").match(text, position)
-            try:
-                value, position = decoder.raw_decode(text, match.end() if match else position)
-            except ValueError:
-                break
-            rows.append(value)
-    else:
+def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    """The first objects of a jsonl file, or of a JSON list, which may be cut."""
+    is_object = text.lstrip().startswith("{")
+    start = re.match(r"\s*(\{\s*\"[^\"]*\"\s*:\s*)?\[", text)
+    if not start or (is_object and "\n" in text and is_json_lines(text)):
+        return [row for _, row in islice(read_json_rows("\n".join(text.split("\n")[:MAX_ROWS]), path), MAX_ROWS)]
+    decoder, position, rows = json.JSONDecoder(), start.end(), []
+    while len(rows) < MAX_ROWS:
+        match = re.compile(r"[\s,]*").match(text, position)
         try:
-            rows = [json.loads(line) for line in lines[:MAX_ROWS]]
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON in each line ({error})") from None
+            value, position = decoder.raw_decode(text, match.end() if match else position)
+        except ValueError:
+            break
+        rows.append(value)
     return [row for row in rows if isinstance(row, dict)]
 
 
@@ -168,25 +200,19 @@ def _read_fasta(extension: str, lines: Sequence[str]) -> Reading:
     return Reading("sequences", 0.95, "sequences in FASTA")
 
 
-def _split_table(path: Path, lines: Sequence[str]) -> Rows | None:
+def _split_table(path: Path, lines: Sequence[str], files: Mapping[str, str] | None) -> Rows | None:
     """The first rows of a delimited file, cut and named as its reader does; None for lines that are no such rows."""
-    is_table, sample = suffix(path) in (".csv", ".tsv"), "\n".join(lines[:MAX_ROWS])
-    delimiter = "\t" if suffix(path) not in (".csv", ".dat", ".data") else guess_delimiter(sample)
-    has_stray_quotes = delimiter == "\t" and any(line.count('"') % 2 for line in lines[:MAX_ROWS])
-    quoting = csv.QUOTE_NONE if has_stray_quotes else csv.QUOTE_MINIMAL
-    try:
-        rows = [cells for _, cells in split_rows(sample, delimiter, quoting, path)]
-    except InputError:
-        if is_table:
-            raise
-        return None
-    width, count = Counter(map(len, rows)).most_common(1)[0]
-    if not is_table and (width < 2 or count < 0.9 * len(rows)):
-        return None
-    has_header = is_header(rows[0], rows[1:])
-    names = rows[0] if has_header else [""] * max(map(len, rows))
-    names = [name.strip() or str(i) for i, name in enumerate(names, 1)]
-    return Rows([dict(zip(names, row)) for row in rows[has_header:]], has_header)
+    is_table, sample = suffix(path) in TABLE_NAMES, "\n".join(lines[:MAX_ROWS])
+    delimiter = "\t" if suffix(path) in (".tsv", ".tab") else guess_delimiter(sample)
+    quoting = guess_quoting(sample, delimiter)
+    if not is_table:
+        rows = sample_rows(sample, delimiter, quoting)
+        min_share = 1.0 if delimiter in (",", SPACES) else MIN_SHARE
+        if len(rows) < MIN_TABLE_ROWS or score_widths(rows) < min_share:
+            return None
+    rows = [cells for _, cells in split_rows(sample, delimiter, quoting, path)]
+    names, has_header = name_columns(rows)
+    return Rows([dict(zip(names, row)) for row in rows[has_header:]], has_header, files)
 
 
 # --- folders ---
@@ -203,20 +229,16 @@ def _read_folder(folder: Path) -> Iterator[Reading]:
     files = _list_files(folder)
     if not files:
         raise InputError(f"{folder}: holds no files")
-    data_files = [path for path in files if not DOCUMENTATION.match(path.name)]
+    data_files = [path for path in files if not is_documentation(path)]
     if len(data_files) == 1:
-        yield from _read_file(data_files[0])
+        for reading in _read_file(data_files[0]):
+            yield replace(reading, options={"data": str(data_files[0])} | reading.options)
         return
     groups: dict[str, list[Path]] = {}
-    for path in files:
+    for path in data_files or files:
         groups.setdefault(_group(path), []).append(path)
-    tables = groups.get("table", [])
     media = [name for name in ("image", "sound") if len(groups.get(name, ())) > 1]
-    table_readings = [reading for path in _first_tables(tables) for reading in _read_file(path)]
-    for reading in table_readings:
-        names_files = reading.kind.endswith(("images", "sounds")) or "combine files" in reading.why
-        if not media or names_files:
-            yield replace(reading, options=reading.options | {"data": str(_first_tables(tables)[0])})
+    yield from _read_table_folder(folder, groups, media)
     for name in media:
         yield from _read_media_folder(folder, name, groups)
     for name in ("fasta", "tunes", "array"):
@@ -226,11 +248,27 @@ def _read_folder(folder: Path) -> Iterator[Reading]:
         yield from _read_text_folder(folder, groups)
 
 
-def _first_tables(tables: Sequence[Path]) -> list[Path]:
+def _read_table_folder(folder: Path, groups: dict[str, list[Path]], media: Sequence[str]) -> Iterator[Reading]:
+    """Yield the readings of a table in a folder; beside images or sounds, of one that names them."""
+    files = {name: kind for kind in media for name in _list_names(groups[kind])}
+    for path in _select_tables(groups.get("table", [])):
+        for reading in _read_file(path, files):
+            names_files = reading.kind.endswith(("images", "sounds")) or "combine files" in reading.why
+            if not media or names_files:
+                is_folder = suffix(path) == ".parquet" and reading.kind == "labeled images"  # maybe of several parts
+                yield replace(reading, options=reading.options | {"data": str(folder if is_folder else path)})
+
+
+def _list_names(paths: Sequence[Path]) -> Iterator[str]:
+    for path in paths:
+        yield path.name
+        yield path.stem
+
+
+def _select_tables(tables: Sequence[Path]) -> list[Path]:
     """The table to look at: the one for training, else the largest."""
-    order = sorted(
-        tables, key=lambda path: (not path.stem.lower().startswith(("train", "metadata")), -path.stat().st_size)
-    )
+    starts = ("train", "metadata", "labels", "data")
+    order = sorted(tables, key=lambda path: (not path.stem.lower().startswith(starts), -path.stat().st_size))
     return order[:1]
 
 
@@ -239,7 +277,7 @@ def _group(path: Path) -> str:
     for name, extensions in {
         "image": IMAGE_EXTENSIONS,
         "sound": AUDIO_EXTENSIONS,
-        "table": TABLE_EXTENSIONS,
+        "table": TABLE_NAMES,
         "fasta": FASTA_EXTENSIONS,
         "tunes": (".abc",),
         "array": (".npz",),
@@ -249,26 +287,7 @@ def _group(path: Path) -> str:
             return name
     if path.name.removesuffix(".gz").endswith("-ubyte"):
         return "array"
-    return "text" if extension in TEXT_EXTENSIONS or _is_text(path) else "other"
-
-
-def _is_text(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(2048)
-    return bool(head) and b"\0" not in head and sum(byte < 9 for byte in head) == 0
-
-
-def _class_folders(folder: Path, files: Sequence[Path]) -> dict[str, int]:
-    """The number of files below each class folder, under a folder for each split if there is one."""
-    counts: Counter[str] = Counter()
-    for path in files:
-        parts = [part for part in path.relative_to(folder).parts[:-1] if part.lower() not in SPLIT_FOLDERS]
-        counts[parts[0] if parts else ""] += 1
-    return counts
-
-
-DOCUMENTATION = re.compile(r"(readme|licen[sc]e|copyright|copying|notice|changelog|sha256sums|md5sums)", re.IGNORECASE)
-SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation", "training", "testing", "dev")
+    return "text" if extension in TEXT_EXTENSIONS or is_text(path) else "other"
 
 
 def _read_media_folder(folder: Path, name: str, groups: dict[str, list[Path]]) -> Iterator[Reading]:
@@ -276,13 +295,14 @@ def _read_media_folder(folder: Path, name: str, groups: dict[str, list[Path]]) -
     stems = {path.stem for path in texts}
     share = sum(path.stem in stems for path in files) / len(files)
     is_transcribed = share > 0.8 or any(path.name.endswith(".trans.txt") for path in texts)
-    classes = _class_folders(folder, files)
+    classes = {file.label for file in find_classes(folder, files)}
     if is_transcribed:
         kind = "transcribed sounds" if name == "sound" else "captioned images"
         yield Reading(kind, 0.85, f"{len(files):,} {name}s with a text file each")
     if len(classes) > 1 and "" not in classes:
-        why = f"{len(files):,} {name}s in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
-        yield Reading(f"labeled {name}s", 0.5 if is_transcribed else 0.9, why)
+        why = f"{len(files):,} {name}s in {len(classes)} classes: {', '.join(sorted(classes)[:4])}"
+        score = 0.5 if is_transcribed or len(classes) > MAX_CLASS_FOLDERS * len(files) else 0.9
+        yield Reading(f"labeled {name}s", score, why, {"label": "label"} if name == "sound" else {})
     elif name == "image":
         yield Reading("images", 0.4 if is_transcribed else 0.7, f"{len(files):,} images in one folder")
 
@@ -295,15 +315,15 @@ def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[R
         return
     if not texts:
         return
-    texts = [path for path in texts if not DOCUMENTATION.match(path.name)] or texts
     if len(texts) > 1 and len({path.name.rsplit(".", 1)[0] for path in texts}) == 1:
         names = [path.suffix.removeprefix(".") for path in texts]
         if not LANGUAGES & {plain_name(name) for name in names}:
             yield Reading("labeled text", 0.8, f"a file for each class: {', '.join(names[:4])}")
     if parallel := _find_parallel(texts):
         why = f"{parallel[0].name} and {parallel[1].name} have the same number of lines"
-        yield Reading("pairs", 0.85, why, {"files": [str(path) for path in parallel]})
-    classes = _class_folders(folder, texts)
+        is_train = parallel[0].parent == folder and parallel[0].name.startswith("train.")
+        yield Reading("pairs", 0.85, why, {"data": str(folder) if is_train else ",".join(map(str, parallel))})
+    classes = Counter(file.label for file in find_classes(folder, texts, by_name=False))
     is_class = len(classes) > 1 and "" not in classes and min(classes.values()) >= 3 and len(classes) <= 200
     if is_class:
         why = f"{len(texts):,} texts in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
@@ -314,7 +334,7 @@ def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[R
 def _find_parallel(texts: Sequence[Path]) -> list[Path] | None:
     """Two files of equal names but for the language, with the same number of lines."""
     by_name: dict[tuple[Path, str], list[Path]] = {}
-    for path in texts:
+    for path in sorted(texts, key=lambda path: not path.name.startswith("train.")):
         by_name.setdefault((path.parent, path.name.rsplit(".", 1)[0]), []).append(path)
     for paths in by_name.values():
         is_language = {plain_name(path.suffix) for path in paths} <= LANGUAGES
@@ -332,4 +352,11 @@ def _describe_unknown(path: Path) -> str:
     if path.is_dir():
         kinds = Counter(suffix(file) or "no extension" for file in _list_files(path)).most_common(4)
         return "the folder holds " + ", ".join(f"{n:,} {kind}" for kind, n in kinds)
-    return f"a {suffix(path) or 'file'} of {path.stat().st_size:,} bytes"
+    if suffix(path) == ".npz":
+        return (
+            f"a .npz with arrays {', '.join(_list_arrays(path)[:6])}: expected images and labels, or states and actions"
+        )
+    head = _read_head(path)
+    kind = next((kind for kind, magic in SIGNATURES.items() if magic.match(head)), "")
+    kind = kind or ("binary data" if b"\0" in head else "text without rows, a header or sentences")
+    return f"looks like {kind}, a {suffix(path) or 'file'} of {path.stat().st_size:,} bytes"

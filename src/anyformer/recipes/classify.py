@@ -33,7 +33,7 @@ from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
-from ..data.unusable import EmptyPolicy, LengthPolicy, check_unusable, is_refused
+from ..data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy, check_unusable, is_refused
 from ..errors import InputError
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
@@ -67,8 +67,8 @@ class Config(EncoderConfig):
     """A classifier, its texts and its training."""
 
     data: str = path_field("sentence-polarity")
-    """The name of a set, a table (csv, tsv, jsonl, each also .gz), a folder, or files with commas between: a text a
-    line, named after its class; of two files, one may be labels.txt."""
+    """The name of a set, a table (csv, tsv, jsonl, json, parquet, each also .gz), a folder of class folders, or files
+    with commas between: a text a line, named after its class; of two files, one may be labels.txt."""
     columns: str = "text,label"
     """Names of a table's columns (or fields) of the text and of its class."""
     labels: str = path_field("", [".json"])
@@ -79,6 +79,8 @@ class Config(EncoderConfig):
     """Train the head alone, on the encoder of --init as it is: the vector of every text is computed once."""
     empty: EmptyPolicy = "few"
     """Rows without a text or a label: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "skip"
+    """Rows that repeat a text and its label: keep or skip."""
     too_long: LengthPolicy = "few"
     """Texts longer than the context: cut, skip, error, or few: skip where they are at most 1 %."""
 
@@ -88,7 +90,7 @@ class Config(EncoderConfig):
             raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
 
 
-KINDS = {"labeled text": {"columns": "{text},{label}"}}
+KINDS = {"labeled text": {"columns": "{text},{label}", "too_long": "cut"}}
 SIZES = (Size(64, 1, 32, 0), Size(96, 2, 32, 200))  # of --minutes
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
@@ -188,7 +190,7 @@ def config_files(config: Config) -> list[Path]:
 def load_texts(config: Config) -> LabeledTexts:
     """Return the labeled texts, read once; a file that has changed since is read again."""
     text, _, label = config.columns.partition(",")
-    return read_labeled(config.data, (text, label), read_class_names(config), config.empty)
+    return read_labeled(config.data, (text, label), read_class_names(config), config.empty, config.duplicates)
 
 
 @cache_by_files(config_files)

@@ -47,7 +47,8 @@ class Config:
     """An agent, the episodes it learns from and its training."""
 
     data: str = path_field("cartpole")
-    """The name of a set (line, cartpole, pendulum), a .npz or a .parquet of trajectories, or minari:NAME."""
+    """The name of a set (line, cartpole, pendulum), trajectories in a .npz or a table (csv, jsonl, parquet), or
+    minari:NAME."""
     env: str = "CartPole-v1"
     """The environment to act in: Line-v0, or one of gymnasium."""
     space: str = path_field("measured", [".json"])

@@ -14,6 +14,7 @@ BERT (Devlin et al. 2018, 1810.04805), hidden anew at each step as in RoBERTa (1
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
-from ..data.io.files import suffix
 from ..data.io.resolve import resolve
-from ..data.sequences.prepare import FASTA_EXTENSIONS, RESIDUES, prepare_sequences
+from ..data.sequences.prepare import prepare_sequences
+from ..data.sequences.read import FASTA_EXTENSIONS, RESIDUES, is_sequence_file
 from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
 from ..data.text.masking import MaskingPolicy, word_pieces
-from ..data.text.prepare import Corpus, prepare_corpus
+from ..data.text.prepare import Corpus, prepare_corpus, shorten_documents
+from ..data.text.read import RowOptions
 from ..data.tokenizers.base import Characters, Tokenizer
 from ..data.tokenizers.build import load_tokenizer
 from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
+from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
 from ..inference.decode import pad_rows
 from ..metrics import score_classes
@@ -50,7 +53,7 @@ from ._shared.encoder import (  # noqa: F401
 )
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import file_input, first_encodable, load_config_tokenizer  # noqa: F401
+from ._shared.text import TEXT_COLUMN, file_input, first_encodable, load_config_tokenizer  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -59,7 +62,15 @@ class Config(EncoderConfig):
     """An encoder, its text and its training. A FASTA file as `data` has residues as its tokens."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, jsonl, parquet, fasta, each also .gz) or a directory of such."""
+    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such."""
+    columns: str = TEXT_COLUMN
+    """Where the data are rows: the column (or field) of the text."""
+    empty: EmptyPolicy = "few"
+    """Rows without a text: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "keep"
+    """Rows, or sequences of FASTA, that repeat another one: keep or skip."""
+    too_long: Literal["split", "cut", "skip", "error"] = "split"
+    """Documents longer than the context: split over several windows, cut, skip or error."""
     tokenizer: str = path_field("bpe", [".json"])
     """char, byte, bpe (trained on the data), residues (of FASTA), ids (numbers, for a model that came without any), or
     the path of a tokenizer.json."""
@@ -164,20 +175,33 @@ def load_text_tokenizer(config: Config) -> Tokenizer:
 
 def load_corpus(config: Config) -> Corpus:
     """Return the tokens of the config's data, prepared once; a file that has changed is read again."""
-    return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction)
+    rows = RowOptions(config.columns, config.empty, config.duplicates)
+    corpus = _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows)
+    return corpus if config.too_long == "split" else _shorten(config, corpus)
 
 
 @cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
-def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
+def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions) -> Corpus:
     paths = resolve(data)
-    if any(suffix(path) in FASTA_EXTENSIONS for path in paths):
+    if any(is_sequence_file(path) for path in paths):
         file = Path(tokenizer)
         reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else Characters(RESIDUES)
-        return prepare_sequences(paths, reader, val_fraction)
+        return prepare_sequences(paths, reader, val_fraction, rows.duplicates)
     if tokenizer == "residues":
         endings = ", ".join(FASTA_EXTENSIONS)
         raise InputError(f"data '{data}' is no FASTA file ({endings}), which residues are read from")
-    return prepare_corpus(data, tokenizer, vocab_size, val_fraction)
+    return prepare_corpus(data, tokenizer, vocab_size, val_fraction, rows)
+
+
+@lru_cache(maxsize=1)
+def _shorten(config: Config, corpus: Corpus) -> Corpus:
+    """Cut or leave out documents that exceed the context, as the config says. Raises InputError."""
+    n_special = MaskedTokenizer.from_tokenizer(corpus.tokenizer, config.padded_vocab).n_special
+    shorter, n_long, longest = shorten_documents(corpus, config.model.context - n_special, config.too_long)
+    problem = f"documents are longer than the context of {config.model.context} tokens"
+    hint = f"--too-long split, cut or skip, or --model.context {longest + n_special} for the longest"
+    check_unusable(n_long, corpus.n_documents, config.too_long, "--too-long", problem, hint)
+    return shorter
 
 
 def baselines(config: Config) -> Baselines:

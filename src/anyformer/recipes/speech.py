@@ -25,14 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips
-from ..data.audio.datasets import AudioDataset, load_audio, load_tones
+from ..data.audio.datasets import COLUMNS, AudioDataset, load_audio, load_tones
 from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
 from ..data.audio.read import read_blocks, split_at_pauses
 from ..data.io.cache import cache_by_files, data_files
+from ..data.io.manifest import split_columns
 from ..data.text.batches import IGNORE_INDEX
 from ..data.tokenizers.base import Tokenizer, encode_each
 from ..data.tokenizers.build import build_tokenizer
-from ..data.unusable import EmptyPolicy, check_unusable
+from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
 from ..inference.decode import generate
 from ..inference.sampling import SamplingParams
@@ -41,13 +42,25 @@ from ..metrics import error_rates
 from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
 from ..model.edges import Edges, full, within
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
+from ..recipe import (
+    BatchStream,
+    DataDefaults,
+    Figure,
+    FileInput,
+    Graph,
+    GraphInput,
+    SizeOption,
+    StreamState,
+    init_stream,
+)
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import VocabularyConfig, load_config_tokenizer
 
 MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
+DEFAULT = "digits"  # the preset for the user's data
+MAX_NODES, MAX_TOKENS = 1500, 448  # of contexts that are chosen from the data: those of Whisper
 CURRICULUM_STEPS = 100  # after each so many steps, examples may be one clip longer
 
 
@@ -56,7 +69,10 @@ class Config(VocabularyConfig):
     """A model of speech, its sounds and its training."""
 
     data: str = path_field("fsdd")
-    """fsdd, tones, or a table (csv, tsv, jsonl) with columns path and text, optionally split (train, val)."""
+    """fsdd, tones, a table (csv, tsv, jsonl, json) with columns path and text, optionally split (train, val), or a
+    folder of sounds with a text file each, or with lists *.trans.txt."""
+    columns: str = COLUMNS
+    """Names of a table's columns of the sound file and of its text."""
     max_clips: int = 1
     """Up to so many clips are joined, with gaps and at unequal volume; 1: none. Validation joins at least two."""
     val_fraction: float = 0.1
@@ -65,6 +81,8 @@ class Config(VocabularyConfig):
     """Leave out sound files that cannot be read, instead of stopping at the first."""
     empty: EmptyPolicy = "few"
     """Clips without a text: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "keep"
+    """Clips that repeat a file and its text: keep or skip."""
     too_long: EmptyPolicy = "few"
     """Clips whose sound or text exceeds its context: skip, error, or few: skip where they are at most 1 %."""
     augment: bool = False
@@ -84,6 +102,7 @@ class Config(VocabularyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        split_columns(self.columns, COLUMNS)
         check_range(self, "max_clips", "mels", at_least=1, at_most=1000)
         check_range(self, "val_fraction", above=0, below=1)
         check_range(self, "end", at_least=0)
@@ -108,7 +127,7 @@ LLAMA = dict(
     position="rotary", rotary_base=1e6, norm="rmsnorm", activation="swiglu", n_kv_head=2, mlp_dim=344, bias=False
 )
 
-KINDS = {"transcribed sounds": {"preset": "digits"}}
+KINDS = {"transcribed sounds": {"columns": "{path},{text}"}}
 SIZES = (Size(64, 2, 8, 0), Size(96, 2, 16, 100))  # of --minutes
 PRESETS = {
     # seconds, no data needed: for tests
@@ -212,7 +231,31 @@ def load_text_tokenizer(config: Config) -> Tokenizer:
 
 
 def load_clips(config: Config) -> AudioDataset:
-    return load_audio(config.data, config.val_fraction, config.skip_broken, config.empty)
+    return load_audio(
+        config.data, config.val_fraction, config.skip_broken, config.empty, config.columns, config.duplicates
+    )
+
+
+def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
+    """Choose contexts that hold the sounds and the texts of the user's data, where the user has chosen none."""
+    names = ("data", "columns", "val_fraction", "skip_broken", "empty", "duplicates")
+    config = replace(PRESETS[DEFAULT], **{name: overrides[name] for name in names if name in overrides})
+    chosen = [name for name in ("encoder", "decoder") if "context" in overrides.get(name, {})]
+    if not data_files(config.data) or chosen or overrides.get("tokenizer", "char") != "char":
+        return None
+    dataset = load_clips(config)
+    nodes, tokens = -(-np.diff(dataset.starts) // (2 * HOP_LENGTH)), np.array([len(text) + 1 for text in dataset.texts])
+    contexts = {"encoder": fit_context(nodes, config.encoder.context, MAX_NODES)}
+    contexts["decoder"] = fit_context(tokens, config.decoder.context, MAX_TOKENS)
+    seconds = contexts["encoder"] * 2 * HOP_LENGTH / SAMPLE_RATE
+    reason = f"data '{config.data}': sounds of up to {seconds:g} s, texts of up to {contexts['decoder']} characters"
+    fields = {name: {"context": context} for name, context in contexts.items()}
+    return DataDefaults(DEFAULT, fields, f"{reason} (flags: --encoder.context --decoder.context)")
+
+
+def fit_context(sizes: np.ndarray, at_least: int, at_most: int) -> int:
+    """Return a context for sizes, (N,), in steps of 16. It holds all of them if they are at most `at_most`."""
+    return min(at_most, max(at_least, -(-int(sizes.max()) // 16) * 16))
 
 
 @cache_by_files(lambda config: [path for name in (config.data, config.tokenizer) for path in data_files(name)])
@@ -357,7 +400,7 @@ def predict(model: SpeechTransformer, request: dict[str, Any]) -> dict[str, Any]
 
 
 def file_input(model: SpeechTransformer, config: Config) -> FileInput:
-    return FileInput(("path",), is_path=True)
+    return FileInput(split_columns(config.columns, COLUMNS)[:1], is_path=True)
 
 
 def transcribe_sound(model: SpeechTransformer, name: str, sound: Iterator[np.ndarray]) -> dict[str, Any]:

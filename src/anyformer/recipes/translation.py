@@ -43,7 +43,8 @@ def build(config: Config) -> pairs.Translator:
 
 def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     """Choose a preset for sentences where the texts have several words; the default one is for strings."""
-    texts = [text for pair in sample_pairs(overrides["data"]) for text in pair if text]
+    sample = sample_pairs(overrides["data"], columns=overrides.get("columns", ""))
+    texts = [text for pair in sample for text in pair if text]
     if 2 * sum(" " in text for text in texts) <= len(texts):
         return None
     reason = f"data '{overrides['data']}': pairs of sentences: --preset multi30k ({SENTENCES}; --preset names another)"
@@ -59,7 +60,7 @@ ADAMW_TRAIN = TrainConfig(steps=4000, batch=32, warmup=400, eval_every=500, save
 T5_PAIRS: dict[str, Any] = {"start": 0, "end": 0, "train": ADAMW_TRAIN}
 T5_SIZE = (256, 3, 4, 64)
 
-KINDS: dict[str, dict[str, str]] = {"pairs": {}}
+KINDS = {"pairs": {"columns": "{source},{target}", "too_long": "cut"}}
 SIZES = (Size(64, 1, 8, 0), Size(96, 2, 8, 600), Size(128, 2, 16, 1200))  # of --minutes
 PRESETS = {
     # seconds: for tests

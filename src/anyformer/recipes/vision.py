@@ -30,8 +30,10 @@ from ..data.images import cache
 from ..data.images import preprocessing as prep
 from ..data.images.augment import Augment, augment_batch
 from ..data.images.measure import choose_format
-from ..data.images.read import encode_png, open_images, overlay_heatmap, read_image, resize_image
+from ..data.images.read import COLUMNS, encode_png, open_images, overlay_heatmap, read_image, resize_image
+from ..data.io.manifest import split_columns
 from ..data.sampling import sample_evenly, sample_indices
+from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError, suggest
 from ..inference.classification import describe_classes, unique_names
 from ..metrics import confusion_matrix, score_classes
@@ -65,8 +67,14 @@ class Config:
     """A classifier of images, its images and its training."""
 
     data: str = path_field("fashion-mnist")
-    """The name of a set (digits, fashion-mnist, cifar10), a folder of class folders, a .csv of path,label, a .npz, or a
-    folder of idx files."""
+    """The name of a set (digits, fashion-mnist, cifar10), a folder of class folders, a table of path,label (csv, tsv,
+    jsonl, json), a .parquet with images in it, a .npz, or a folder of idx files."""
+    columns: str = COLUMNS
+    """Names of a table's columns of the image and of its class."""
+    empty: EmptyPolicy = "few"
+    """Rows of a table without a class: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "keep"
+    """Rows of a table that repeat an image and its class: keep or skip."""
     labels: str = path_field("", [".json"])
     """A labels.json with the names of the classes: its path, or its content. Empty: those of the data."""
     preprocessing: str = path_field("measured", [".json"])
@@ -98,6 +106,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
+        split_columns(self.columns, COLUMNS)
         check_range(self, "height", "width", "patch", "radius", at_least=1, at_most=1 << 14)
         check_range(self, "local_layers", at_least=0)
         check_range(self, "smoothing", at_least=0, below=1)
@@ -129,7 +138,7 @@ CIFAR10 = Config(
     train=replace(FASHION, steps=13_000, warmup=300, eval_every=1000),
 )
 
-KINDS: dict[str, dict[str, str]] = {"labeled images": {}}
+KINDS = {"labeled images": {"columns": "{path},{label}"}}
 SIZES = (Size(48, 2, 32, 0), Size(72, 3, 32, 1000), Size(96, 4, 64, 2500))  # of --minutes
 PRESETS = {
     # seconds: for tests
@@ -241,7 +250,8 @@ def check_sizes(config: Config) -> None:
 
 def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     """Choose color and size from the images, where the user has not."""
-    image_format = choose_format(open_images(overrides["data"]))
+    names = ("data", "columns", "empty", "duplicates")
+    image_format = choose_format(open_images(**{name: overrides[name] for name in names if name in overrides}))
     if image_format is None:
         return None
     height, width, channels, patch, median = image_format
@@ -262,7 +272,8 @@ def load_images(config: Config) -> cache.ImageDataset:
     is_file = config.preprocessing not in ("measured", "half")
     resample = prep.load_preprocessor(config.preprocessing, config.channels).resample if is_file else "bilinear"
     size = (config.height, config.width, config.channels)
-    return cache.load_images(config.data, *size, resample, config.val_fraction, config.skip_unreadable)
+    settings = config.val_fraction, config.skip_unreadable, config.columns, config.empty, config.duplicates
+    return cache.load_images(config.data, *size, resample, *settings)
 
 
 def build(config: Config) -> VisionTransformer:
@@ -380,7 +391,7 @@ def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]
 
 
 def file_input(model: VisionTransformer, config: Config) -> FileInput:
-    return FileInput(("path",), is_path=True)
+    return FileInput(split_columns(config.columns, COLUMNS)[:1], is_path=True)
 
 
 def predict_batch(model: VisionTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
     fsdd          3,000 spoken digits; the official test part (the first five takes of each) is for validation
     tones         digits dialed on a telephone keypad, generated
-    clips.csv     (tsv, jsonl) columns path and text, optionally split: train or val
+    clips.csv     (tsv, jsonl, json) columns path and text, or others that are named, optionally split: train or val
+    folder        a text file beside each sound, a.wav and a.txt; or lines "NAME text" in *.trans.txt, as in LibriSpeech
 
     cache/sounds/HASH/samples.bin     16 kHz, little-endian int16, one clip after the other
     cache/sounds/HASH/clips.json      where each clip starts, in samples
@@ -22,17 +23,22 @@ from ...events import report_progress
 from ..io.archives import unpack_archive
 from ..io.cache import build_cached, cache_by_files, cache_dir, data_files
 from ..io.checks import sha256_file
-from ..io.manifest import read_manifest
+from ..io.file_index import FileIndex, list_files
+from ..io.files import read_lines
+from ..io.manifest import read_manifest, split_columns
 from ..io.resolve import resolve
 from ..sampling import parse_split, select_split, split_by_mask
-from ..unusable import EmptyPolicy, check_empty
+from ..unusable import DuplicatePolicy, EmptyPolicy, check_empty, select_distinct
 from .features import SAMPLE_RATE
-from .read import read_blocks
+from .read import AUDIO_EXTENSIONS, read_blocks
 
 FORMAT_VERSION = 1  # to be raised when the stored content changes
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KEYPAD_HZ = {0: (941, 1336)} | {i + 1: ((697, 770, 852)[i // 3], (1209, 1336, 1477)[i % 3]) for i in range(9)}
 NAMED_SETS = ("tones", "fsdd")
+COLUMNS = "path,text"  # of a table
+TEXT_EXTENSIONS = (".txt", ".lab")  # of a text beside its sound
+EXPECTED = "expected a table of files with columns path and text (csv, tsv, jsonl), or a folder of sounds with texts"
 
 
 class AudioEntry(NamedTuple):
@@ -70,16 +76,22 @@ class AudioDataset:
 
 @cache_by_files(lambda data, *_, **__: data_files(data))
 def load_audio(
-    data: str, val_fraction: float = 0.1, skip_broken: bool = False, empty: EmptyPolicy = "few"
+    data: str,
+    val_fraction: float = 0.1,
+    skip_broken: bool = False,
+    empty: EmptyPolicy = "few",
+    columns: str = COLUMNS,
+    duplicates: DuplicatePolicy = "keep",
 ) -> AudioDataset:
-    """Load the clips of a table of files or of a named set. Raises InputError.
+    """Load the clips of a table of files, of a folder or of a named set. Raises InputError.
 
     Where the data name no split, `val_fraction` of the clips are for validation. `skip_broken`: leave out broken files.
-    `empty`: what becomes of clips without a text.
+    `empty`: what becomes of clips without a text. `columns`: the names of a table's columns of the sound and its text,
+    with a comma between. `duplicates`: what becomes of entries that repeat a file and its text.
     """
     if data == "tones" and not Path(data).exists():
         return load_tones()
-    entries = list_entries(data, empty)
+    entries = list_entries(data, empty, columns, duplicates)
     content = hash_entries(entries, skip_broken)
     folder = cache_dir() / "sounds" / content
     stored = build_cached(folder, "clips.json", lambda new: decode_entries(entries, new, skip_broken))
@@ -90,22 +102,55 @@ def load_audio(
     return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"])
 
 
-def list_entries(data: str, empty: EmptyPolicy = "few") -> list[AudioEntry]:
-    """List the sound files of a table or of a named set. Raises InputError."""
+def list_entries(
+    data: str, empty: EmptyPolicy = "few", columns: str = COLUMNS, duplicates: DuplicatePolicy = "keep"
+) -> list[AudioEntry]:
+    """List the sound files of a table, of a folder or of a named set. Raises InputError."""
     path = unpack_archive(Path(data).expanduser())
-    if path.is_file():
-        entries = []
-        for where, row in read_manifest(path, ("path", "text"), ("split",), may_be_empty=("text",)):
-            is_val = parse_split(row["split"], f"{where}: split") if row["split"] else None
-            entries.append(AudioEntry(where, path.parent / row["path"], row["text"], is_val))
-        check_empty([entry.place for entry in entries if not entry.text], len(entries), empty, "texts are empty")
-        return [entry for entry in entries if entry.text]
-    if data == "fsdd":
+    if data == "fsdd" and not path.exists():
         names = [(file, *file.stem.split("_")) for file in resolve(data)]  # DIGIT_SPEAKER_TAKE.wav
         return [AudioEntry(str(f), f, DIGIT_WORDS[int(digit)], int(take) < 5) for f, digit, _, take in names]
-    if path.is_dir() or path.suffix or not data:
-        raise InputError(f"data '{data}': expected a table of files: a csv, tsv or jsonl with columns path and text")
-    raise InputError(f"data '{data}': no such table or set of sounds: {suggest(data, NAMED_SETS)}")
+    if path.is_dir():
+        entries = list_folder(path)
+    elif path.is_file():
+        entries = list_table(path, split_columns(columns, COLUMNS))
+    elif path.suffix or not data:
+        raise InputError(f"data '{data}': there is no such file: {EXPECTED}")
+    else:
+        raise InputError(f"data '{data}': no such table or set of sounds: {suggest(data, NAMED_SETS)}")
+    check_empty([entry.place for entry in entries if not entry.text], len(entries), empty, "texts are empty")
+    entries = [entry for entry in entries if entry.text]
+    return select_distinct(entries, lambda entry: (entry.path, entry.text), duplicates, f"data '{data}'", "clips")
+
+
+def list_table(path: Path, columns: tuple[str, ...]) -> list[AudioEntry]:
+    entries, index, (name, text) = [], FileIndex(path.parent, AUDIO_EXTENSIONS), columns
+    for where, row in read_manifest(path, columns, ("split",), may_be_empty=(text,)):
+        is_val = parse_split(row["split"], f"{where}: split") if row["split"] else None
+        entries.append(AudioEntry(where, index.find(row[name]), row[text], is_val))
+    return entries
+
+
+def list_folder(folder: Path) -> list[AudioEntry]:
+    """List the sounds of a folder that have a text: in a file beside them, or in a list of lines "NAME text"."""
+    lists = list_files(folder, (".trans.txt",))
+    texts = {
+        (path.parent / name).with_suffix(""): (where, text.strip())
+        for path in lists
+        for where, line in read_lines(path)
+        for name, _, text in [line.strip().partition(" ")]
+    }
+    entries: list[AudioEntry] = []
+    for sound in list_files(folder, AUDIO_EXTENSIONS):
+        beside = [path for path in map(sound.with_suffix, TEXT_EXTENSIONS) if path.is_file()]
+        where, text = texts.get(sound.with_suffix(""), (str(sound), None))
+        if text is None and beside:
+            where, text = str(beside[0]), " ".join(line.strip() for _, line in read_lines(beside[0]))
+        if text is not None:
+            entries.append(AudioEntry(where, sound, text, None))
+    if not entries:
+        raise InputError(f"data '{folder}' has no sounds with a text each: {EXPECTED}")
+    return entries
 
 
 def hash_entries(entries: list[AudioEntry], skip_broken: bool) -> str:

@@ -16,7 +16,8 @@ from ...errors import InputError
 from ...events import report_progress
 from ..io.cache import build_cached, cache_by_files, cache_dir, data_files
 from ..sampling import select_split
-from .read import ImageSource, Resample, open_images, resize_image
+from ..unusable import DuplicatePolicy, EmptyPolicy
+from .read import COLUMNS, ImageSource, Resample, open_images, resize_image
 
 FORMAT_VERSION = 1  # to be raised when the stored content changes
 
@@ -46,9 +47,13 @@ def load_images(
     resample: Resample = "bilinear",
     val_fraction: float = 0.1,
     skip_unreadable: bool = False,
+    columns: str = COLUMNS,
+    empty: EmptyPolicy = "few",
+    duplicates: DuplicatePolicy = "keep",
 ) -> ImageDataset:
-    """Load the images of a path or of a named set; `val_fraction` is for data without a split. Raises InputError."""
-    source = open_images(data)
+    """Load the images of a path or of a named set; `val_fraction` is for data without a split; `columns`, `empty`
+    and `duplicates` are those of `open_images`. Raises InputError."""
+    source = open_images(data, columns, empty, duplicates)
     content, shape = source.sha256(), (len(source), height, width, channels)
     key = f"{FORMAT_VERSION} {content} {shape} {resample} {skip_unreadable}"
     folder = cache_dir() / "images" / hashlib.sha256(key.encode()).hexdigest()

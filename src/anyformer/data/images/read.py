@@ -1,7 +1,9 @@
 """Images with class labels, from files and arrays. Files are listed first and decoded one at a time, on request.
 
     FOLDER/CLASS/*.png           class folders; or train/ and val/ (or test/) with class folders in each
-    list.csv                     columns path and label, optionally split (train, val, test); also .tsv and .jsonl
+    list.csv                     columns path and label, or others that are named, optionally split (train, val, test);
+                                 also .tsv, .jsonl and .json
+    *.parquet                    the bytes of image files and labels, a file or a folder of train-*, test-*
     *-images-idx3-ubyte[.gz]     with the matching *-labels-idx1-ubyte: one pair, or a folder with train-* and t10k-*
     set.npz                      images (or x) and labels (or y), optionally is_test and classes; or x_train, y_train,
                                  x_test, y_test; or data and offsets: the bytes of image files, concatenated
@@ -12,7 +14,9 @@ Pillow decodes. No code in a file is executed, and every size that a file claims
 import base64
 import hashlib
 import io
+import json
 import math
+import re
 import warnings
 import zipfile
 import zlib
@@ -27,10 +31,14 @@ from ...errors import InputError, suggest
 from ...events import report_progress
 from ..io.archives import unpack_archive
 from ..io.checks import read_bounded
+from ..io.class_folders import find_classes, select_validation
+from ..io.file_index import FileIndex, list_files
 from ..io.files import import_optional, open_data, suffix
-from ..io.manifest import TABLE_EXTENSIONS, read_manifest
+from ..io.manifest import check_columns, is_table, read_manifest, split_columns, to_text
+from ..io.parquet import open_parquet, read_parquet_rows
 from ..io.resolve import resolve
-from ..sampling import parse_split
+from ..sampling import IS_VALIDATION, parse_split
+from ..unusable import DuplicatePolicy, EmptyPolicy, check_empty, select_distinct
 
 MAX_ARRAY_BYTES = 8 << 30  # of an array in memory
 MAX_PIXELS = 64 << 20  # of one image, checked before it is decoded
@@ -40,6 +48,7 @@ PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none of
 FASHION_CLASSES = tuple(
     ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 )
+COLUMNS = "path,label"  # of a table
 IDX_NAMES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 RESAMPLE_FILTERS: tuple[Resample, ...] = get_args(Resample)  # in the order of Pillow's numbers
@@ -93,19 +102,31 @@ NAMED_SETS: dict[str, Callable[[list[Path]], ImageSource]] = {
 }
 
 
-def open_images(data: str) -> ImageSource:
-    """Open the images of a path or of a named set; an existing path takes precedence over a name. Raises InputError."""
+def open_images(
+    data: str, columns: str = COLUMNS, empty: EmptyPolicy = "few", duplicates: DuplicatePolicy = "keep"
+) -> ImageSource:
+    """Open the images of a path or of a named set; an existing path takes precedence over a name. Raises InputError.
+
+    Args:
+        columns: the names of a table's columns of the images and their classes, with a comma between.
+        empty: what becomes of rows without a class.
+        duplicates: what becomes of rows that repeat an image and its class.
+    """
+    names = split_columns(columns, COLUMNS)
     path = unpack_archive(Path(data).expanduser())
     if data in NAMED_SETS and not path.exists():
         source = NAMED_SETS[data](resolve(data))
     elif data and path.is_dir():
-        source = open_folder(path)
-    elif suffix(path) in TABLE_EXTENSIONS:
-        source = open_table(path)
+        parquet_files = list_files(path, (".parquet",))
+        source = open_parquet_images(parquet_files, names) if parquet_files else open_folder(path)
+    elif suffix(path) == ".parquet" and path.is_file():
+        source = open_parquet_images([path], names)
     elif suffix(path) == ".npz":
         source = open_npz(path)
     elif path.name.removesuffix(".gz").endswith(IDX_NAMES[0]):
         source = open_idx([path])
+    elif path.is_file() and suffix(path) not in IMAGE_EXTENSIONS and is_table(path):
+        source = open_table(path, names, empty, duplicates)
     else:
         forms = f"class folders, a .csv of path,label, a .npz, *{IDX_NAMES[0]}.gz, or a set by name"
         raise InputError(f"data '{data}' are no images: expected {forms}: {suggest(data, NAMED_SETS)}")
@@ -122,33 +143,73 @@ def open_folder(path: Path) -> ImageSource:
     """Open class folders, possibly below train/ and val/, or idx files."""
     if idx_files := sorted(p for p in path.iterdir() if p.name.removesuffix(".gz").endswith(IDX_NAMES)):
         return open_idx(idx_files)
-    folders = {p.name: p for p in sorted(path.iterdir()) if p.is_dir()}
-    val = next((folders[name] for name in ("val", "valid", "validation", "test") if name in folders), None)
-    splits = [folders["train"], val] if "train" in folders and val else [path]
-    rows: list[tuple[Path, str, bool]] = []
-    for split in splits:
-        for folder in sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")):
-            images = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS and p.name[0] != "."]
-            if not images:
-                raise InputError(f"the class folder {folder} holds no image: it needs {', '.join(IMAGE_EXTENSIONS)}")
-            rows += [(image, folder.name, split is val) for image in sorted(images)]
-    if not rows:
+    images = [file for file in list_files(path, IMAGE_EXTENSIONS) if file.name[0] != "."]
+    for folder in (p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if not any(folder in image.parents for image in images):
+            raise InputError(f"the class folder {folder} holds no image: it needs {', '.join(IMAGE_EXTENSIONS)}")
+    files, is_val = select_validation([file for file in find_classes(path, images) if file.label])
+    if not files:
         raise InputError(f"{path} has no class folders with images in them: expected {path / 'CLASS' / 'image.png'}")
-    files, names, is_val = zip(*rows, strict=True)
-    return ImageSource(lambda i: read_image(files[i]), names, (), is_val if len(splits) > 1 else None, *files)
+    paths = [file.path for file in files]
+    return ImageSource(lambda i: read_image(paths[i]), [file.label for file in files], (), is_val, *paths)
 
 
-def open_table(path: Path) -> ImageSource:
-    """Open a table of path,label; paths are relative to the folder of the table."""
-    rows = read_manifest(path, ("path", "label"), ("split",))
-    files = [path.parent / row["path"] for _, row in rows]
+def open_table(
+    path: Path,
+    columns: Sequence[str] = ("path", "label"),
+    empty: EmptyPolicy = "few",
+    duplicates: DuplicatePolicy = "keep",
+) -> ImageSource:
+    """Open a table of paths and labels; paths are relative to the folder of the table."""
+    name, label = columns
+    rows = read_manifest(path, columns, ("split",), may_be_empty=(label,), may_be_number=columns)
+    check_empty([where for where, row in rows if not row[label]], len(rows), empty, "images have no class")
+    rows = select_distinct([pair for pair in rows if pair[1][label]], lambda pair: (pair[1][name], pair[1][label]),
+                           duplicates, str(path))  # fmt: skip
+    index = FileIndex(path.parent, IMAGE_EXTENSIONS)
+    files = [index.find(row[name]) for _, row in rows]
     for (where, _), file in zip(rows, files, strict=True):
         if not file.is_file():
             raise InputError(f"{where}: there is no file {file}")
     is_val = [bool(row["split"]) and parse_split(row["split"], f"{where}: split") for where, row in rows]
     has_split = any(row["split"] for _, row in rows)
-    labels = [row["label"] for _, row in rows]
+    labels = [row[label] for _, row in rows]
     return ImageSource(lambda i: read_image(files[i]), labels, (), is_val if has_split else None, path, *files)
+
+
+def open_parquet_images(paths: Sequence[Path], columns: tuple[str, ...]) -> ImageSource:
+    """Open parquet files of images: their bytes, alone or as {"bytes": ...}. Of several files, those that begin with
+    the name of a split other than train are for validation."""
+    images, labels, is_val, size = [], [], [], 0
+    for path in paths:
+        file_is_val = IS_VALIDATION.get(re.split(r"[^a-z]", path.name.lower())[0], False)
+        for where, row in read_parquet_rows(path):
+            check_columns(row, columns, where)
+            image, label = (row[name] for name in columns)
+            image = image.get("bytes") if isinstance(image, dict) else image
+            if not isinstance(image, bytes) or not to_text(label):
+                raise InputError(f"{where}: expected the bytes of an image in {columns[0]}, a class in {columns[1]}")
+            size += len(image)
+            if size > MAX_ARRAY_BYTES:
+                raise InputError(f"{where}: more than {MAX_ARRAY_BYTES >> 30} GiB of images: save them as files")
+            images.append((image, where))
+            labels.append(to_text(label))
+            is_val.append(file_is_val)
+    classes = read_parquet_classes(paths[0], columns[1])
+    own_split = is_val if any(is_val) and not all(is_val) else None
+    source: Any = [int(label) for label in labels] if classes else labels
+    return ImageSource(lambda i: decode_image(*images[i]), source, classes, own_split, *paths)
+
+
+def read_parquet_classes(path: Path, column: str) -> tuple[str, ...]:
+    """Return the names of the classes that Hugging Face's datasets store in the metadata of a file; none without."""
+    with open_parquet(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(map(str, features[column]["names"]))
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def number_classes(labels: Iterable[Any]) -> tuple[np.ndarray, tuple[str, ...]]:

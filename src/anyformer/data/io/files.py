@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import importlib
 import lzma
+import re
 import zlib
 from collections.abc import Generator, Iterator
 from itertools import zip_longest
@@ -16,6 +17,9 @@ from .encodings import explain_encoding
 
 MAX_LINE_BYTES = 256 << 20
 SAMPLE_BYTES = 64 << 10
+DOCUMENTATION = re.compile(
+    r"(_?readme|licen[sc]e|copyright|copying|notice|changelog|sha256sums|md5sums|_about|citation)", re.IGNORECASE
+)
 COMPRESSIONS = {
     b"\x1f\x8b": ".gz",
     b"\xfd7zXZ\x00": ".xz",
@@ -72,6 +76,17 @@ def read_start(path: Path, size: int = SAMPLE_BYTES) -> bytes:
     """Return the first bytes of a file, decompressed."""
     with open_data(path) as file:
         return file.read(size)
+
+
+def is_documentation(path: Path) -> bool:
+    """Whether a file is about the data beside it, by its name."""
+    return bool(DOCUMENTATION.match(path.name))
+
+
+def is_text(path: Path) -> bool:
+    """Whether the first bytes of a file are text."""
+    head = read_start(path, 2048)
+    return bool(head) and all(byte >= 9 for byte in head)
 
 
 def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:

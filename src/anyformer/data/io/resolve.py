@@ -15,12 +15,13 @@ from pathlib import Path
 from ...errors import InputError, suggest
 from ...events import report_notice
 from ..registry import GENERATED, SETS, DataSet
+from ..sequences.read import is_sequence_file
 from ..text.read import TEXT_EXTENSIONS
 from .archives import unpack_archive
 from .cache import build_directory, cache_dir
 from .checks import sha256_file
 from .download import download_file
-from .files import suffix
+from .files import is_text, suffix
 
 MAX_BYTES = 1 << 30  # of a download, and of the extracted files of an archive
 CODE_EXTENSIONS = (
@@ -55,7 +56,7 @@ CODE_EXTENSIONS += (
     ".ml",
     ".sh",
 )
-CODE_EXTENSIONS += (".sql", ".html", ".css", ".tex", ".rst")
+CODE_EXTENSIONS += (".sql", ".html", ".css", ".tex")
 GENERATED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # not written by the author
 
 
@@ -96,9 +97,10 @@ def _list_text_files(folder: Path) -> list[Path]:
     texts = [path for path in visible if suffix(path) in TEXT_EXTENSIONS]
     code = [path for path in visible if path.suffix.lower() in CODE_EXTENSIONS]
     if len(code) > len(texts):  # source code with its documentation, and no texts with a script beside them
-        prose = [path for path in texts if path.suffix.lower() in (".txt", ".md")]
+        prose = [path for path in texts if path.suffix.lower() in (".txt", ".md", ".rst")]
         report_notice(f"data '{folder}': source code: {len(code):,} files of code and {len(prose):,} texts are read")
         return sorted([*code, *prose], key=lambda path: path.relative_to(folder).parts)
+    texts = texts or [path for path in visible if is_sequence_file(path)] or [path for path in visible if is_text(path)]
     if texts:
         return texts
     extensions = ", ".join(TEXT_EXTENSIONS)

@@ -1,67 +1,33 @@
-"""Protein sequences (FASTA) to token ids, one for each residue.
+"""Biological sequences to token ids, one for each residue.
 
 The validation split has no sequence that is nearly identical to one of the training split: sequences whose sketches of
 short words share a hash stay together (the smallest hashes of a set are a uniform sample of it: Broder 1997).
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
-from ..io.files import read_lines
 from ..text.prepare import Corpus
 from ..tokenizers.base import Characters, Tokenizer
+from ..unusable import DuplicatePolicy, select_distinct
+from .read import read_sequences
 
-FASTA_EXTENSIONS = (".fasta", ".fa", ".faa", ".fas")  # each also with .gz added
-RESIDUES = "ACDEFGHIKLMNPQRSTVWYBJOUXZ"  # the twenty; then rare, ambiguous and unknown ones
-MAX_RESIDUES = 1 << 30  # held in memory
 WORD_LENGTH, SKETCH_SIZE = 8, 10  # residues of a word, words of a sketch
 
 
-def read_fasta(path: Path) -> Iterator[str]:
-    """Yield the sequences of a file in upper case. Raises InputError with the line of a letter that is no residue."""
-    parts: list[str] | None = None  # of the sequence after the last name
-    letters, total = set(RESIDUES + RESIDUES.lower()), 0
-    expected = "FASTA has a line '>name' before each"
-    for where, line in read_lines(path):
-        if line.startswith(">"):
-            if parts is not None:
-                yield _join(parts, f"{where}: the sequence before this line")
-            parts = []
-            continue
-        sequence = line.strip().removesuffix("*")  # the end of translation
-        if not letters.issuperset(sequence):
-            letter = next(c for c in sequence if c not in letters)
-            raise InputError(f"{where}: {letter!r} is no residue: expected letters of {RESIDUES}")
-        if parts is None:
-            if sequence:
-                raise InputError(f"{where}: a sequence without a name: {expected}")
-            continue
-        parts.append(sequence)
-        total += len(sequence)
-        if total > MAX_RESIDUES:
-            raise InputError(f"{path}: more than {MAX_RESIDUES >> 20} Mi residues, which are held in memory: use fewer")
-    if parts is None:
-        raise InputError(f"{path}: no sequence in it: {expected}")
-    yield _join(parts, f"{path}: the sequence at the end")
-
-
-def _join(parts: Sequence[str], what: str) -> str:
-    if not any(parts):
-        raise InputError(f"{what} is empty")
-    return "".join(parts).upper()
-
-
-def prepare_sequences(paths: Sequence[Path], tokenizer: Tokenizer, val_fraction: float) -> Corpus:
+def prepare_sequences(
+    paths: Sequence[Path], tokenizer: Tokenizer, val_fraction: float, duplicates: DuplicatePolicy = "keep"
+) -> Corpus:
     """Return all sequences as one array of ids, each followed by the end id: first training, then validation.
 
     A public tokenizer reads residues with spaces between.
     """
-    sequences = [sequence for path in paths for sequence in read_fasta(path)]
+    sequences = [sequence for path in paths for sequence in read_sequences(path)]
+    sequences = select_distinct(sequences, lambda sequence: sequence, duplicates, str(paths[0]), "sequences")
     digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()
     is_val = select_validation(sequences, val_fraction)
     separator = "" if isinstance(tokenizer, Characters) else " "

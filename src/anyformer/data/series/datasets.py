@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, suggest
+from ..io.archives import unpack_archive
 from ..io.cache import cache_by_files, data_files
 from ..tables.read import TABLE_EXTENSIONS, Table, read_table
 from .read import Columns, Gaps, SeriesTable, read_series
@@ -19,7 +20,7 @@ MIN_CORRELATION = 0.3
 
 def open_series_table(data: str) -> Table:
     """Open a table of series, or a named set; an existing file takes precedence over a name. Raises InputError."""
-    path = Path(data).expanduser()
+    path = unpack_archive(Path(data).expanduser())
     if data and path.is_file():
         return read_table(path)
     if data and (path.exists() or path.suffix):

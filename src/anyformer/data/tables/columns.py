@@ -1,14 +1,17 @@
 """What the columns of a table hold, by their names and first values: numbers, dates, categories, texts, files."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
 from .read import is_missing
 
+MAX_NUMBER_CLASSES = 20  # of a column of whole numbers
+MAX_CODE_CHARS = 4  # of a code with the letters of a SMILES
+MIN_FILE_SHARE = 0.95  # of the values of a column that are names of files
 MAX_CLASS_SHARE = 0.2  # a column of texts with fewer distinct values per row is a category
 LABEL_NAMES = tuple(
     """
@@ -37,10 +40,14 @@ LANGUAGES = frozenset(
 
 @dataclass
 class Column:
-    """The values of a column in the first rows, without the missing ones."""
+    """The values of a column in the first rows, without the missing ones.
+
+    `files`: the names of images and sounds beside the table, with and without their extension -> "image" or "sound".
+    """
 
     name: str
     values: list[Any]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.texts = [value.strip() if isinstance(value, str) else str(value) for value in self.values]
@@ -59,15 +66,15 @@ class Column:
         """One of: empty, image, sound, list, number, date, year, smiles, constant, category, text, id."""
         if not self.values:
             return "empty"
-        if all(isinstance(value, dict) and "bytes" in value for value in self.values):
-            return "sound" if self.name == "audio" else "image"
+        if kind := self._find_media():
+            return kind
         name = plain_name(self.name)
         if name in TIME_NAMES and self.share(is_year) > 0.95:
             return "year"
         if name in INDEX_NAMES and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
             return "id"
         for kind, test in TESTS.items():
-            if self.share(test) > 0.95:
+            if self.share(test) > 0.95 and (kind != "smiles" or self._holds_molecules()):
                 return kind
         if self.distinct == 1:
             return "constant"
@@ -77,6 +84,28 @@ class Column:
         if self.words >= 3 or max(map(len, self.texts)) > 60:
             return "text"
         return "id" if self.distinct > 0.9 * len(self.texts) and self.words < 1.5 else "text"
+
+    def _holds_molecules(self) -> bool:
+        """Whether texts that may be SMILES are: codes such as C39 are not, unless the name says so."""
+        return "smiles" in plain_name(self.name) or self.share(lambda text: len(text) > MAX_CODE_CHARS) > 0.5
+
+    def _find_media(self) -> str:
+        """Whether the values are the contents or the names of files: "image", "sound" or ""."""
+        if all(isinstance(value, dict) and "bytes" in value for value in self.values):
+            return "sound" if self.name == "audio" else "image"
+        is_file = self.files and self.share(lambda text: file_name(text) in self.files) > MIN_FILE_SHARE
+        if not is_file or 2 * self.distinct < len(self.texts):
+            return ""
+        return self.files[next(name for name in map(file_name, self.texts) if name in self.files)]
+
+
+def file_name(text: str) -> str:
+    return re.split(r"[/\\\\]", text)[-1]
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number, as a class may be."""
+    return is_number(text) and float(text.strip("$€£% ").replace(",", "")) % 1 == 0
 
 
 def is_year(text: str) -> bool:
@@ -122,12 +151,13 @@ TESTS: dict[str, Callable[[str], Any]] = {
 class Rows:
     """The first rows of a table by column, and what its columns are."""
 
-    def __init__(self, rows: Sequence[dict[str, Any]], has_header: bool = True):
+    def __init__(self, rows: Sequence[dict[str, Any]], has_header: bool = True, files: Mapping[str, str] | None = None):
         names = dict.fromkeys(name for row in rows for name in row)
         self.count, self.has_header = len(rows), has_header
-        self.columns = {
-            name: Column(name, [row[name] for row in rows if not is_missing(row.get(name))]) for name in names
-        }
+        values = {name: [row[name] for row in rows if not is_missing(row.get(name))] for name in names}
+        self.columns = {name: Column(name, values[name]) for name in names}
+        if files and not (self["image"] or self["sound"]):  # maybe the names are without extensions
+            self.columns = {name: Column(name, values[name], files) for name in names}
 
     def __getitem__(self, kind: str) -> list[str]:
         """The names of the columns of a kind."""
@@ -139,11 +169,15 @@ class Rows:
         return next((plain[name] for name in names if name in plain), None)
 
     def label(self, exclude: Sequence[str] = ()) -> str | None:
-        """The column of classes: one that is named so, or the only category."""
-        numbers = [name for name in self["number"] if self.columns[name].distinct <= 20]
+        """The column of classes: one that is named so, or the only category; without names, whole numbers too."""
+        numbers = [name for name in self["number"] if 2 <= self.columns[name].distinct <= MAX_NUMBER_CLASSES]
+        numbers = [name for name in numbers if self.columns[name].share(is_whole) == 1]
         among = [name for name in (*self["category"], *numbers, *self["id"]) if name not in exclude]
         categories = [name for name in self["category"] if name not in exclude and plain_name(name) not in SPLIT_NAMES]
-        return self.pick(LABEL_NAMES, among) or (categories[0] if len(categories) == 1 else None)
+        categories += [] if self.has_header or categories else [name for name in numbers if name not in exclude]
+        named = [name for name in among if {"label", "class", "category"} & set(plain_name(name).split("_"))]
+        only = categories[0] if len(categories) == 1 else None
+        return self.pick(LABEL_NAMES, among) or (named[0] if named else only)
 
 
 def plain_name(name: str) -> str:

@@ -10,8 +10,11 @@ import numpy as np
 from ...errors import InputError, suggest
 from ..audio.datasets import DIGIT_WORDS
 from ..audio.features import SAMPLE_RATE
+from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import read_idx, read_npz
 from ..io.archives import unpack_archive
+from ..io.class_folders import find_classes, select_validation
+from ..io.file_index import list_files
 from ..io.resolve import resolve
 from .read import Row, Table, read_table
 
@@ -52,11 +55,24 @@ def open_table(data: str) -> Table:
     path = unpack_archive(Path(data).expanduser())
     if data and path.is_file():
         return read_table(path)
+    if data and path.is_dir():
+        return open_class_folders(path)
     if data and (path.exists() or path.suffix):
         raise InputError(f"data '{data}': no such table: expected a .csv, .tsv, .jsonl or .parquet file")
     if data not in NAMED_SETS:
         raise InputError(f"data '{data}': no such table or set of rows: {suggest(data, NAMED_SETS)}")
     return NAMED_SETS[data]()
+
+
+def open_class_folders(folder: Path) -> Table:
+    """Open sounds in class folders, maybe below train/ and test/, as rows of a sound and its label."""
+    files = list_files(folder, AUDIO_EXTENSIONS)
+    files, _ = select_validation([file for file in find_classes(folder, files) if file.label])
+    rows = [{"sound": str(file.path.relative_to(folder)), "label": file.label} for file in files]
+    if len({row["label"] for row in rows}) < 2:
+        raise InputError(f"data '{folder}': expected a table, or a folder of class folders with sounds in them")
+    content = hashlib.sha256(repr(rows).encode()).hexdigest()
+    return Table(lambda: ((f"{folder}, {row['sound']}", row) for row in rows), folder, content)
 
 
 def build_table(name: str, make_rows: Callable[[], Iterable[dict[str, Any]]], schema: str, *files: Path) -> Table:

@@ -8,10 +8,8 @@ An empty cell, NA, NaN, null, ? or an absent name is a missing value. Relative p
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,12 @@ from ...errors import InputError
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
 from ..io.checks import sha256_file
-from ..io.files import import_optional, suffix
-from ..io.manifest import TABLE_EXTENSIONS as MANIFEST_EXTENSIONS
-from ..io.manifest import read_rows
+from ..io.file_index import FileIndex
+from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
 
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
-TABLE_EXTENSIONS = (*MANIFEST_EXTENSIONS, ".parquet")
 CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  # of files that a cell may name
 MISSING_MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "?")
-PARQUET_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -56,41 +51,28 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Open a file of rows. Raises InputError, also for one without rows when they are read."""
-    if suffix(path) not in TABLE_EXTENSIONS:
+    if not is_table(path):
         raise InputError(f"data '{path}': not a table: expected {', '.join(TABLE_EXTENSIONS)}")
 
+    index = FileIndex(path.parent, (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS))
+
     def rows() -> Iterator[Row]:
-        iterator = read_parquet_rows(path) if suffix(path) == ".parquet" else read_rows(path)
-        if (first := next(iterator, None)) is None:
+        is_empty = True
+        for place, row in read_rows(path):
+            is_empty = False
+            yield place, {name: locate_file(value, index) for name, value in row.items()}
+        if is_empty:
             raise InputError(f"{path}: holds no rows: expected a header and a row per line")
-        yield first
-        yield from iterator
 
     return Table(rows, path.parent, sha256_file(path))
 
 
-def read_parquet_rows(path: Path) -> Iterator[Row]:
-    with open_parquet(path) as file:
-        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH_ROWS))
-        for number, row in enumerate(rows, 1):
-            yield f"{path}, row {number}", row
-
-
-def count_parquet_rows(path: Path) -> int:
-    with open_parquet(path) as file:
-        return file.metadata.num_rows
-
-
-@contextmanager
-def open_parquet(path: Path) -> Generator[Any]:
-    """Open a parquet file for reading in bounded memory. Raises InputError, within the block too."""
-    message = f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'"
-    pyarrow, parquet = (import_optional(module, message) for module in ("pyarrow", "pyarrow.parquet"))
-    try:
-        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:  # unbuffered, a column chunk would be in memory
-            yield file
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+def locate_file(value: Any, index: FileIndex) -> Any:
+    """Return a value, or where the image or sound that it names is, if not at its path from the folder of the table."""
+    if not isinstance(value, str) or not value.lower().endswith(index.extensions):
+        return value
+    path = index.find(value)
+    return value if path == index.folder / value else str(path)
 
 
 def is_missing(value: Any) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from ..trajectories.read import find_columns, is_trajectory
 from .columns import (
     LANGUAGES,
     SOURCE_NAMES,
@@ -20,8 +21,16 @@ from .columns import (
     plain_name,
 )
 
-CHAT_KEYS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"instruction", "output"})
-TRAJECTORY_KEYS = {"observations", "actions"}
+CHAT_INPUTS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("messages",): (),
+    ("conversations",): (),
+    ("prompt", "completion"): (),
+    ("instruction", "output"): ("input",),
+    ("instruction", "response"): ("context",),
+}  # fields of conversations -> fields that may be between them
+CHAT_KEYS = tuple(CHAT_INPUTS)
+MAX_CLASSES = 20  # of a number with more values, it is a measurement
+MAX_WORDS_RATIO = 4  # of the mean lengths of two columns of texts that are taken for pairs
 
 
 @dataclass(frozen=True)
@@ -82,38 +91,50 @@ def read_rows(rows: Rows) -> Iterator[Reading]:
 def read_conversations(rows: Rows) -> Iterator[Reading]:
     names = {plain_name(name) for name in rows.columns}
     for keys in CHAT_KEYS:
-        if keys <= names and rows.has_header:
-            yield Reading("conversations", 0.95, f"the fields {', '.join(sorted(keys))}")
+        if set(keys) <= names and rows.has_header:
+            columns = ",".join(name for name in rows.columns if plain_name(name) in {*keys, *CHAT_INPUTS[keys]})
+            yield Reading("conversations", 0.95, f"the fields {', '.join(keys)}", {"text": columns})
             return
 
 
 def read_trajectories(rows: Rows) -> Iterator[Reading]:
-    if {plain_name(name) for name in rows.columns} >= TRAJECTORY_KEYS:
-        yield Reading("trajectories", 0.95, "the fields observations and actions")
+    if rows.has_header and is_trajectory(rows.columns):
+        columns = [name for role in ("states", "actions", "rewards") for name in find_columns(rows.columns, role)[:1]]
+        yield Reading("trajectories", 0.95, f"the columns {', '.join(columns)}")
 
 
 def read_media(rows: Rows) -> Iterator[Reading]:
     images, sounds = rows["image"], rows["sound"]
     if not images and not sounds:
         return
-    file, label, text = (images + sounds)[0], rows.label(), rows.pick(TRANSCRIPT_NAMES, rows["text"] + rows["category"])
-    interpreted = {file, label, text, *rows["constant"], *rows["empty"], *rows["id"]}
-    others = [name for name in rows.columns if name not in interpreted and plain_name(name) not in SPLIT_NAMES]
-    what = "images" if images else "sounds"
-    if len(images + sounds) > 1 or (others and rows["number"]):
-        target = rows.pick(TABLE_TARGETS, list(rows.columns)) or label
-        names = ", ".join((images + sounds + others)[:5])
-        yield Reading("table", 0.9, f"rows that combine files and values: {names}", {"target": target})
+    file, label = (images + sounds)[0], rows.label(exclude=images + sounds)
+    named, what = rows.pick(TRANSCRIPT_NAMES, rows["text"] + rows["category"]), "images" if images else "sounds"
+    text = named or (rows["text"] or [None])[-1]
+    if len(images + sounds) > 1 or (has_features(rows, {file, label, text}) and not (sounds and named)):
+        target = rows.pick(TABLE_TARGETS, [name for name in rows.columns if name not in images + sounds]) or label
+        names = ", ".join([*images, *sounds, *(name for name in rows.columns if name not in images + sounds)][:5])
+        yield Reading("table", 0.9, f"rows that combine files and values: {names}", {"target": target or last(rows)})
     if sounds and text:
-        yield Reading(
-            "transcribed sounds", 0.85, f"sounds in {file}, their texts in {text}", {"path": file, "text": text}
-        )
+        why = f"sounds in {file}, their texts in {text}"
+        yield Reading("transcribed sounds", 0.9 if named else 0.75, why, {"path": file, "text": text})
     if label:
-        score = 0.8 if not (sounds and text) else 0.5
+        score = 0.85 if not (sounds and text) else 0.5
         why = f"{what} in {file}, {rows.columns[label].distinct} classes in {label}"
         yield Reading(f"labeled {what}", score, why, {"path": file, "label": label})
     elif images and rows["text"]:
         yield Reading("captioned images", 0.8, f"images in {file}, a text each in {rows['text'][0]}")
+
+
+def has_features(rows: Rows, interpreted: set[str | None]) -> bool:
+    """Whether there are numbers that are measurements, besides the columns that are interpreted."""
+    names = [name for name in rows["number"] if name not in interpreted and plain_name(name) not in SPLIT_NAMES]
+    numbers = [rows.columns[name] for name in names if not plain_name(name).endswith(("label", "class"))]
+    return len(numbers) > 1 or any(column.distinct > MAX_CLASSES for column in numbers)
+
+
+def last(rows: Rows) -> str | None:
+    """The last column that can be predicted."""
+    return next((name for name in reversed(rows.columns) if rows.columns[name].kind in ("category", "number")), None)
 
 
 def read_molecules(rows: Rows) -> Iterator[Reading]:
@@ -124,31 +145,48 @@ def read_molecules(rows: Rows) -> Iterator[Reading]:
     if targets:
         target = rows.pick(TABLE_TARGETS, targets) or targets[-1]
         yield Reading("table", 0.8, f"molecules in {rows['smiles'][0]}, {target} to predict", {"target": target})
-    yield Reading("molecules", 0.6 if targets else 0.9, f"SMILES in {rows['smiles'][0]}")
+    options = {"text": rows["smiles"][0]}
+    yield Reading("molecules", 0.6 if targets else 0.9, f"SMILES in {rows['smiles'][0]}", options)
 
 
 def read_pairs(rows: Rows) -> Iterator[Reading]:
-    texts = rows["text"]
-    if len(texts) < 2:
+    nested = [name for name, column in rows.columns.items() if column.kind == "list" and is_translation(column.values)]
+    if nested:
+        languages = ", ".join(rows.columns[nested[0]].values[0])
+        yield Reading("pairs", 0.95, f"the texts of {nested[0]}: {languages}")
+        return
+    if len(texts := rows["text"]) < 2 or rows["image"] or rows["sound"]:
         return
     source, target = rows.pick(SOURCE_NAMES, texts), rows.pick(TARGET_NAMES, texts)
     languages = [name for name in texts if plain_name(name).split("_")[0] in LANGUAGES]
     if len(languages) >= 2:
         source, target = languages[:2]
     others = [name for name in rows.columns if name not in texts and rows.columns[name].kind in ("number", "category")]
-    is_named = bool(source and target and source != target)
-    if not is_named and (rows.has_header or others) and (len(texts) != 2 or others):
+    if source and target and source != target:
+        score = 0.95 if not others else 0.9
+    elif len(texts) == 2 and not others and is_similar(rows, *texts):
+        (source, target), score = texts, 0.8
+    else:
         return
-    source, target = (source, target) if is_named else texts[:2]
-    why = f"two columns of texts, {source} and {target}"
-    yield Reading("pairs", 0.9 if is_named else 0.8, why, {"source": source, "target": target})
+    yield Reading("pairs", score, f"two columns of texts, {source} and {target}", {"source": source, "target": target})
+
+
+def is_translation(values: list[Any]) -> bool:
+    """Whether values are objects of two texts."""
+    return all(isinstance(v, dict) and len(v) == 2 and all(isinstance(t, str) for t in v.values()) for v in values)
+
+
+def is_similar(rows: Rows, first: str, second: str) -> bool:
+    """Whether the texts of two columns are of similar length: a title and its text are not."""
+    words = sorted(max(rows.columns[name].words, 1.0) for name in (first, second))
+    return words[1] <= MAX_WORDS_RATIO * words[0]
 
 
 def read_labeled_text(rows: Rows) -> Iterator[Reading]:
     texts, label = rows["text"], rows.label()
-    if not texts or not label:
+    if not texts or not label or rows["image"] or rows["sound"]:
         return
-    text = rows.pick(TEXT_NAMES, texts) or max(texts, key=lambda name: rows.columns[name].words)
+    text = select_text(rows)
     others = [name for name in rows["number"] if name != label and rows.columns[name].kind != "id"]
     score = 0.85 if len(others) <= 1 and len(rows["category"]) <= 2 else 0.5
     why = f"texts in {text}, {rows.columns[label].distinct} classes in {label}"
@@ -184,9 +222,17 @@ def read_documents(rows: Rows) -> Iterator[Reading]:
     texts = rows["text"]
     if not texts:
         return
-    text = rows.pick(TEXT_NAMES, texts) or max(texts, key=lambda name: rows.columns[name].words)
+    text = select_text(rows)
     values = [*rows["number"], *rows["category"]]
     yield Reading("documents", 0.3 if values else 0.6, f"a text in each row, in {text}", {"text": text})
+
+
+def select_text(rows: Rows) -> str:
+    """The column of the longest texts, or one that is named as texts are and not much shorter."""
+    words = {name: rows.columns[name].words for name in rows["text"]}
+    longest = max(words, key=words.__getitem__)
+    named = rows.pick(TEXT_NAMES, rows["text"])
+    return named if named and MAX_WORDS_RATIO * words[named] >= words[longest] else longest
 
 
 def read_table(rows: Rows) -> Iterator[Reading]:
@@ -199,4 +245,4 @@ def read_table(rows: Rows) -> Iterator[Reading]:
     target = rows.pick(TABLE_TARGETS, candidates) or candidates[-1]
     kinds = Counter(rows.columns[name].kind for name in usable)
     why = f"{len(usable)} columns ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}), {target} to predict"
-    yield Reading("table", 0.7, why, {"target": target})
+    yield Reading("table", 0.5 if rows["image"] or rows["sound"] else 0.7, why, {"target": target})

@@ -16,8 +16,8 @@ from typing import IO, Any
 from ...errors import InputError, suggest
 from ..io.checks import parse_json
 from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, read_start, suffix
-from ..io.separated import guess_delimiter
-from .read import count_parquet_rows, read_parquet_rows
+from ..io.parquet import count_parquet_rows, read_parquet_rows
+from ..io.separated import guess_delimiter, guess_quotechar, read_cells
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 OUTPUT_SUFFIXES = tuple(DELIMITERS)
@@ -74,9 +74,12 @@ class RowReader:
 
     def _read_separated(self, delimiter: str) -> Iterator[tuple[str, RowOrError]]:
         quoting: Any = csv.QUOTE_MINIMAL if self.tsv_quotes or delimiter == "," else csv.QUOTE_NONE
-        reader = csv.reader((f"{line}\n" for _, line in self._read_lines()), delimiter=delimiter, quoting=quoting)
+        quotechar = guess_quotechar(read_start(self.path).decode("utf-8", "replace"))
+        reader = read_cells((f"{line}\n" for _, line in self._read_lines()), delimiter, quoting, quotechar)
         try:
             header = next(reader, [])
+            if not header:
+                raise InputError(f"{self.path}: is empty: expected a header with {', '.join(self.columns)}, then rows")
             self.check_header(header, f"{self.path}, line 1")
             for cells in reader:
                 place = f"{self.path}, line {reader.line_num}"

@@ -2,7 +2,8 @@
 
     pairs.tsv               source TAB target; further columns are ignored
     pairs.csv               columns source and target, or two columns; the delimiter is recognized
-    pairs.jsonl             {"source": ..., "target": ...}, or the only two texts of each line, under any names
+    pairs.jsonl             {"source": ..., "target": ...}, or the only two texts of each line, under any names;
+                            {"translation": {"en": ..., "fr": ...}} too, as Hugging Face's; also .json, .parquet
     a.en,a.fr               two files, line by line
     folder                  STEM.SIDE files: train.en, train.fr, val.en, val.fr
     multi30k                a named set; multi30k/test_2016_flickr is that part of it
@@ -21,16 +22,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, suggest
-from ...events import report_notice
 from ..io.archives import unpack_archive
 from ..io.cache import cache_by_files, data_files
-from ..io.checks import parse_json
 from ..io.files import read_line_pairs, read_lines, suffix
-from ..io.manifest import read_rows
+from ..io.manifest import is_table, read_rows, split_columns
 from ..io.resolve import resolve
 from ..registry import SETS
 from ..sampling import select_split
-from ..unusable import EmptyPolicy, check_empty
+from ..unusable import DuplicatePolicy, EmptyPolicy, check_empty, report_duplicates
 
 MAX_LINE_BYTES = 1 << 20
 SAMPLE_PAIRS = 500
@@ -57,6 +56,7 @@ class Pairs:
     skipped: int = 0  # pairs with an empty side that were left out
     data: str = ""
     backwards: bool = False
+    columns: str = ""
 
     def split(self, name: str) -> list[Pair]:
         """Return the pairs of "train", "val" or "all"."""
@@ -65,21 +65,30 @@ class Pairs:
     def locate(self, pair: Pair) -> str:
         """Return where the data hold this pair, by reading them again."""
         sides = pair[::-1] if self.backwards else pair
-        lines = (line for lines in _find_splits(self.data).values() for line in lines)
+        lines = (line for lines in _find_splits(self.data, self.columns).values() for line in lines)
         return next((where for where, source, target in lines if (source, target) == sides), self.data)
 
 
 @cache_by_files(lambda data, *_, **__: data_files(data))
-def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, empty: EmptyPolicy = "few") -> Pairs:
+def read_pairs(
+    data: str,
+    val_fraction: float = 0.1,
+    backwards: bool = False,
+    empty: EmptyPolicy = "few",
+    columns: str = "",
+    duplicates: DuplicatePolicy = "keep",
+) -> Pairs:
     """Read the pairs of a file, two files, a folder or a named set. Raises InputError.
 
     Args:
         backwards: swap source and target.
         empty: what becomes of pairs with an empty side.
+        columns: the columns of a table for both sides, with a comma between; "" for source and target, or the only two.
+        duplicates: what becomes of pairs that repeat another one.
     """
     splits: dict[str, list[Pair]] = {}
     missing: list[str] = []  # places of the pairs without one of their sides
-    for name, lines in _find_splits(data).items():
+    for name, lines in _find_splits(data, columns).items():
         splits[name] = []
         for where, source, target in lines:
             if source and target:
@@ -88,22 +97,23 @@ def read_pairs(data: str, val_fraction: float = 0.1, backwards: bool = False, em
                 missing.append(where)
     total = len(missing) + sum(map(len, splits.values()))
     check_empty(missing, total, empty, "pairs have an empty side")
-    if data_files(data) and (
-        repeated := total - len(missing) - len({pair for pairs in splits.values() for pair in pairs})
-    ):
-        report_notice(f"data '{data}': {repeated:,} of {total:,} pairs repeat another one: kept")
+    what, kept = f"data '{data}'" if data_files(data) else "", total - len(missing)
+    distinct = {name: list(dict.fromkeys(pairs)) for name, pairs in splits.items()}
+    repeated = kept - len({pair for pairs in splits.values() for pair in pairs})
+    report_duplicates(repeated, total, duplicates, what, "pairs")
+    splits = distinct if duplicates == "skip" else splits
     if "val" not in splits:
         splits = _separate_validation(splits["train"], val_fraction)
     if without_pairs := [name for name, pairs in splits.items() if not pairs]:
         raise InputError(f"data '{data}': no pair is left for {without_pairs[0]}: bring more of them")
     if backwards:
         splits = {name: [(target, source) for source, target in pairs] for name, pairs in splits.items()}
-    return Pairs(splits, _hash_pairs(splits), len(missing), data, backwards)
+    return Pairs(splits, _hash_pairs(splits), len(missing), data, backwards, columns)
 
 
-def sample_pairs(data: str, n: int = SAMPLE_PAIRS) -> list[Pair]:
+def sample_pairs(data: str, n: int = SAMPLE_PAIRS, columns: str = "") -> list[Pair]:
     """Return the first pairs of the data, with empty sides too. Raises InputError."""
-    return [(source, target) for _, source, target in islice(_find_splits(data)["train"], n)]
+    return [(source, target) for _, source, target in islice(_find_splits(data, columns)["train"], n)]
 
 
 def _separate_validation(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:
@@ -123,13 +133,14 @@ def _hash_pairs(splits: dict[str, list[Pair]]) -> str:
     return sha256.hexdigest()
 
 
-def _find_splits(data: str) -> dict[str, Iterable[Line]]:
+def _find_splits(data: str, columns: str = "") -> dict[str, Iterable[Line]]:
     """Return the lines of "train", and of "val" if the data have one. Raises InputError."""
     path = unpack_archive(Path(data).expanduser())
+    names = split_columns(columns, "source,target") if columns else ()
     if data and path.is_dir():
         return _read_folder(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), data)
     if data and path.exists():
-        return {"train": _read_file(path)}
+        return {"train": _read_file(path, names)}
     if "," in data:
         paths = [Path(part.strip()).expanduser() for part in data.split(",")]
         if len(paths) != 2:
@@ -174,30 +185,33 @@ def _read_two_files(first: Path, second: Path) -> Iterator[Line]:
         yield where, source.strip(), target.strip()
 
 
-def _read_file(path: Path) -> Iterator[Line]:
-    """Read a table or JSON lines, by the file's extension."""
-    extension = suffix(path)
-    if extension not in (*TABLE_EXTENSIONS, ".csv", ".jsonl"):
-        raise InputError(f"data '{path}': cannot be read as pairs: {EXPECTED}")
+def _read_file(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Line]:
+    """Read lines with tabs, or a table, by the file's extension."""
     _check_size(path)
-    for where, row in read_rows(path) if extension == ".csv" else ():
-        source, target, *_ = _select_sides(row, where)
-        yield where, source.strip(), target.strip()
-    for where, line in read_lines(path, MAX_LINE_BYTES) if extension != ".csv" else ():
-        if line.strip():
-            source, target, *_ = _json_sides(line, where) if extension == ".jsonl" else [*line.split("\t", 2), ""]
+    if suffix(path) in TABLE_EXTENSIONS and columns in ((), ("1", "2")):
+        for where, line in read_lines(path, MAX_LINE_BYTES):
+            if line.strip():
+                source, target, *_ = [*line.split("\t", 2), ""]
+                yield where, source.strip(), target.strip()
+    elif is_table(path):
+        for where, row in read_rows(path):
+            source, target, *_ = _select_sides(row, where, columns)
             yield where, source.strip(), target.strip()
+    else:
+        raise InputError(f"data '{path}': cannot be read as pairs: {EXPECTED}")
 
 
-def _json_sides(line: str, where: str) -> list[str]:
-    return _select_sides(parse_json(line, where, hint=f": {EXPECTED_LINE}"), where)
-
-
-def _select_sides(value: dict[str, Any], where: str) -> list[str]:
+def _select_sides(value: dict[str, Any], where: str, columns: tuple[str, ...] = ()) -> list[str]:
     """Return both sides; a missing or null one is ""."""
-    names = ("source", "target") if value.keys() & {"source", "target"} else tuple(value)
+    nested = [part for part in value.values() if isinstance(part, dict)]
+    if not columns and len(nested) == 1 and not value.keys() & {"source", "target"}:
+        value = nested[0]
+    names = columns or (("source", "target") if value.keys() & {"source", "target"} else tuple(value))
+    if columns and (missing := [name for name in columns if name not in value]):
+        raise InputError(f"{where}: there is no column '{missing[0]}': {suggest(missing[0], map(str, value))}")
     if len(names) > 2 or not all(isinstance(value.get(name), str | None) for name in names):
-        raise InputError(f"{where}: has {', '.join(map(repr, list(value)[:5]))}: {EXPECTED_LINE}")
+        hint = f"{EXPECTED_LINE}; --columns SOURCE,TARGET names two"
+        raise InputError(f"{where}: has {', '.join(map(repr, list(value)[:5]))}: {hint}")
     return [*(value.get(name) or "" for name in names), "", ""]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from ..io.resolve import resolve
 from ..sampling import select_split
 from ..tokenizers import build as tok
 from ..tokenizers.base import dtype_for, encode_each
-from .read import Piece, decode_piece, read_pieces, text_format
+from ..unusable import check_empty, report_duplicates
+from .read import ROW_OPTIONS, Piece, RowCounts, RowOptions, decode_piece, read_pieces, text_format
 
 FORMAT = 1  # increment when what is stored, or where text is cut, changes
 BLOCK = 256 << 10  # bytes of a piece: tables and temporary arrays of larger pieces do not fit into the CPU cache
@@ -60,14 +61,21 @@ class Corpus:
         return self.tokenizer.end_id
 
 
-def prepare_corpus(data: str, tokenizer: str = "char", vocab_size: int = 1024, val_fraction: float = 0.1) -> Corpus:
+def prepare_corpus(
+    data: str,
+    tokenizer: str = "char",
+    vocab_size: int = 1024,
+    val_fraction: float = 0.1,
+    rows: RowOptions = ROW_OPTIONS,
+) -> Corpus:
     """Return the tokens of a file, a folder or a named set, from the cache if it has them. Raises InputError.
 
     Args:
         tokenizer: char, byte, bpe (trained on the data, with `vocab_size` ids) or the path of a tokenizer.json.
         val_fraction: the fraction of the tokens, at the end, that is for validation.
+        rows: how documents are read from files of rows.
     """
-    files = _Files(data)
+    files = _Files(data, rows)
     if tokenizer not in tok.KINDS:
         loaded = tok.load_tokenizer(Path(tokenizer))
         # Token ids depend on the vocabulary, and on the end-of-text id, which extra files may change.
@@ -82,16 +90,22 @@ def prepare_corpus(data: str, tokenizer: str = "char", vocab_size: int = 1024, v
 class _Files:
     """The files that `data` names."""
 
-    def __init__(self, data: str):
-        self.name, self.paths = data, resolve(data)
+    def __init__(self, data: str, rows: RowOptions):
+        self.name, self.paths, self.rows = data, resolve(data), rows
         self.n_bytes = sum(path.stat().st_size for path in self.paths)
 
     def report(self, task: str, done: int) -> None:
         report_progress(task, min(done, self.n_bytes), self.n_bytes)  # compressed files hold more than their size
 
+    def report_rows(self, meta: dict[str, Any]) -> None:
+        """Say how many rows are empty or repeated. Raises InputError where too many are empty."""
+        total, empty, first, repeated = meta.get("rows") or (0, 0, "", 0)
+        check_empty([first] * empty, total, self.rows.empty, "documents are empty")
+        report_duplicates(repeated, total, self.rows.duplicates, f"data '{self.name}'", "documents")
+
     def read_texts(self, size: int) -> Iterator[str]:
         done = 0
-        for piece in read_pieces(self.paths, size):
+        for piece in read_pieces(self.paths, size, self.rows):
             self.report("reading", done := done + len(piece.data))
             yield decode_piece(piece)
 
@@ -110,6 +124,8 @@ class _Files:
 
 def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, val_fraction: float) -> Corpus:
     stamps, sha256 = file_stamps(files.paths), files.sha256()
+    if (options := (files.rows.columns, files.rows.duplicates)) != ("text", "keep"):
+        identity += f"\n{options}"
     content = hashlib.sha256(f"{FORMAT}\n{sha256}\n{identity}".encode()).hexdigest()
     folder = cache_dir() / "tokens" / content
     cached = _read_cache(folder)
@@ -122,6 +138,7 @@ def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, va
     if cached is None:
         raise OSError(f"{folder}: was removed while it was in use")
     tokens, tokenizer, meta = cached
+    files.report_rows(meta)
     # As a fraction of whole numbers: in floating point 1 - 0.9 < 0.1, which would move a token to the other split.
     n_train = int(len(tokens) * (1 - Fraction(str(val_fraction))))
     return Corpus(tokens, tokenizer, n_train, content, meta)
@@ -151,11 +168,11 @@ def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
 
 
-def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.dtype) -> dict[str, int]:
-    n_bytes, n_documents, starts_document = 0, 0, True
+def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.dtype) -> dict[str, Any]:
+    n_bytes, n_documents, starts_document, counts = 0, 0, True, RowCounts()
     separator = b"" if tokenizer.end_id is None else np.array(tokenizer.end_id, dtype).tobytes()
     is_bytes, is_table = isinstance(tokenizer, tok.Bytes), isinstance(tokenizer, tok.Characters | tok.Bytes)
-    for batch in _batch_pieces(read_pieces(files.paths, BLOCK if is_table else SUBWORD_BLOCK)):
+    for batch in _batch_pieces(read_pieces(files.paths, BLOCK if is_table else SUBWORD_BLOCK, files.rows, counts)):
         texts: list[Any] = [piece.data if is_bytes else decode_piece(piece) for piece in batch]
         places = (f"{piece.source}, byte {piece.start}" for piece in batch)
         for piece, ids in zip(batch, encode_each(tokenizer, texts, places), strict=True):
@@ -166,7 +183,8 @@ def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.d
             n_bytes += len(piece.data)
             starts_document = piece.last
         files.report("encoding", n_bytes)
-    return {"n_tokens": file.tell() // dtype.itemsize, "n_bytes": n_bytes, "n_documents": n_documents}
+    rows = counts.total, counts.empty, counts.first_empty, counts.repeated
+    return {"n_tokens": file.tell() // dtype.itemsize, "n_bytes": n_bytes, "n_documents": n_documents, "rows": rows}
 
 
 def _batch_pieces(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -180,3 +198,21 @@ def _batch_pieces(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def shorten_documents(corpus: Corpus, limit: int, policy: str) -> tuple[Corpus, int, int]:
+    """Return a corpus without what exceeds `limit` tokens of a document ("cut"), or without such documents (any other
+    policy), how many they are, and the tokens of the longest. Separators stay."""
+    tokens = np.asarray(corpus.tokens)
+    ends = np.flatnonzero(tokens == corpus.separator) if corpus.separator is not None else np.zeros(0, np.int64)
+    starts, stops = np.concatenate([[0], ends + 1]), np.concatenate([ends, [len(tokens)]])
+    is_long = stops - starts > limit
+    keep = np.ones(len(tokens), bool)
+    for start, stop in zip(starts[is_long].tolist(), stops[is_long].tolist()):
+        keep[start + limit if policy == "cut" else start : stop if policy == "cut" else stop + 1] = False
+    digest = hashlib.sha256(f"{corpus.hash} {limit} {policy}".encode()).hexdigest()
+    n_documents = corpus.n_documents - (0 if policy == "cut" else int(is_long.sum()))
+    meta = corpus.meta | {"n_documents": n_documents, "n_tokens": int(keep.sum())}
+    n_train = int(keep[: corpus.n_train].sum())
+    shorter = Corpus(cast(Any, tokens[keep]), corpus.tokenizer, n_train, digest, meta)
+    return shorter, int(is_long.sum()), int((stops - starts).max())

@@ -1,13 +1,21 @@
 """Read text files as documents in bounded memory: a document is a sequence of pieces of at most a few MiB each.
 
+    book.txt            one document; also .md, .rst, .abc and whatever else holds text
+    texts.jsonl         {"text": "..."} in each line; also .parquet, .csv, .tsv, .json, with a column `text` or another
+    chats.jsonl         {"messages": [{"role": "user", "content": "..."}, ...]}, with "messages" as the column
+
+Of a conversation, and of a row with several columns, the document is a paragraph "user: ..." for each part.
+
 A piece ends where a tokenizer would end a token in any case: before a line break that follows a visible character.
 Every common byte-level BPE starts a new pre-token there, so that encoding piece by piece gives the same ids as encoding
 the document at once.
 """
 
+import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +23,13 @@ from ...errors import InputError
 from ..io.checks import parse_json
 from ..io.encodings import explain_encoding
 from ..io.files import MAX_LINE_BYTES, import_optional, open_data, read_lines, suffix
+from ..io.manifest import read_rows
+from ..unusable import DuplicatePolicy, EmptyPolicy
 
-TEXT_EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")  # each also with .gz added
+TEXT_EXTENSIONS = (".txt", ".md", ".rst", ".abc", ".jsonl", ".parquet")  # each also with .gz added
+TABLE_EXTENSIONS = (".csv", ".tsv", ".json", ".ndjson")  # read as a whole
+EXPECTED = 'each line must be an object such as {"text": "..."}'
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")  # of a message
 PIECE_BYTES = 4 << 20
 BOM = b"\xef\xbb\xbf"
 
@@ -42,16 +55,67 @@ class Piece(NamedTuple):
     start: int  # byte offset of this piece in its document
 
 
+@dataclass(frozen=True)
+class RowOptions:
+    """How documents are read from files of rows."""
+
+    columns: str = "text"
+    """The column of the text, or several with commas between."""
+    empty: EmptyPolicy = "few"
+    duplicates: DuplicatePolicy = "keep"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.columns.split(","))
+
+
+ROW_OPTIONS = RowOptions()
+
+
+@dataclass
+class RowCounts:
+    """How many rows have been read, and what of them was left out or repeated another one."""
+
+    total: int = 0
+    empty: int = 0
+    repeated: int = 0
+    first_empty: str = ""
+    seen: set[bytes] = field(default_factory=set)  # hashes of the documents
+
+    def add(self, text: str, source: str) -> bool:
+        """Count a document; return whether another one is equal to it."""
+        self.total += 1
+        if not text:
+            self.empty, self.first_empty = self.empty + 1, self.first_empty or source
+            return False
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+        is_repeated = digest in self.seen
+        self.seen.add(digest)
+        self.repeated += is_repeated
+        return is_repeated
+
+
 def text_format(path: Path) -> str:
     """Return the extension that says how to read a file: ".jsonl" for "a.JSONL.gz", ".txt" for an unknown one."""
-    return suffix(path) if suffix(path) in TEXT_EXTENSIONS else ".txt"
+    return suffix(path) if suffix(path) in (*TEXT_EXTENSIONS, *TABLE_EXTENSIONS) else ".txt"
 
 
-def read_pieces(paths: Sequence[Path], size: int = PIECE_BYTES) -> Iterator[Piece]:
-    """Yield the documents of these files as pieces of at most `size` bytes (at least 4). Raises InputError."""
+def read_pieces(
+    paths: Sequence[Path],
+    size: int = PIECE_BYTES,
+    options: RowOptions = ROW_OPTIONS,
+    counts: RowCounts | None = None,
+) -> Iterator[Piece]:
+    """Yield the documents of these files as pieces of at most `size` bytes (at least 4). Raises InputError.
+
+    Args:
+        options: How rows are read, where files hold rows.
+        counts: Are filled as the rows are read.
+    """
     size, is_empty = max(size, 4), True  # 4 bytes hold any one character
+    counts = RowCounts() if counts is None else counts
     for path in paths:
-        for piece in _read_file(path, size):
+        for piece in _read_file(path, size, options, counts):
             is_empty = False
             yield piece
     if is_empty:
@@ -70,18 +134,30 @@ def decode_piece(piece: Piece) -> str:
         raise InputError(f"{piece.source}: {place} is not UTF-8: {hint}") from None
 
 
-def _read_file(path: Path, size: int) -> Iterator[Piece]:
+def _read_file(path: Path, size: int, options: RowOptions, counts: RowCounts) -> Iterator[Piece]:
+    if text_format(path) in (".jsonl", ".parquet", *TABLE_EXTENSIONS):
+        for source, row in _read_rows(path, options.names):
+            text = _format_row(row, options.names, source)
+            is_repeated = counts.add(text, source)
+            if text and not (is_repeated and options.duplicates == "skip"):
+                yield from _read_text(source, text, options.columns, size)
+        return
+    with open_data(path) as file:
+        start = len(BOM) if file.read(len(BOM)) == BOM else file.seek(0)
+        yield from _read_document(file, str(path), size, start)
+
+
+def _read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, row) of a file of rows; of JSON lines and parquet in bounded memory."""
     match text_format(path):
         case ".jsonl":
             for source, line in read_lines(path, MAX_LINE_BYTES):
                 if line.strip():
-                    yield from _read_value(source, _parse_text_field(line, source), size)
+                    yield source, parse_json(line, source, hint=f": {EXPECTED}")
         case ".parquet":
-            yield from _read_parquet(path, size)
+            yield from _read_parquet(path, columns)
         case _:
-            with open_data(path) as file:
-                start = len(BOM) if file.read(len(BOM)) == BOM else file.seek(0)
-                yield from _read_document(file, str(path), size, start)
+            yield from read_rows(path)
 
 
 def _read_document(file: Any, source: str, size: int, start: int = 0) -> Iterator[Piece]:
@@ -109,27 +185,44 @@ def _find_cut(buffer: bytes, size: int) -> int:
     return next(starts, size)  # not UTF-8 in any case
 
 
-def _read_value(source: str, text: Any, size: int) -> Iterator[Piece]:
-    """Cut a document that is a value of a line or row into pieces."""
-    if not isinstance(text, str):
-        raise InputError(f"{source}: 'text' is {type(text).__name__}, not a string")
+def _format_row(row: dict[str, Any], columns: tuple[str, ...], source: str) -> str:
+    """Return the document that is a row."""
+    if missing := [name for name in columns if name not in row]:
+        names = ", ".join(map(repr, list(row)[:5])) or "nothing"
+        raise InputError(f"{source}: no field {missing[0]!r} (has {names}): {EXPECTED}; --columns names another field")
+    texts = {name: format_text(row[name], f"{source}: {name!r}") for name in columns}
+    return texts[columns[0]] if len(columns) == 1 else format_parts(texts.items())
+
+
+def _read_text(source: str, text: str, columns: str, size: int) -> Iterator[Piece]:
+    """Cut a document that is a text into pieces."""
     try:
         return _read_document(io.BytesIO(text.encode("utf-8")), source, size)
     except UnicodeEncodeError as error:
-        problem = f"'text' holds half a surrogate pair at character {error.start}"
+        problem = f"{columns!r} holds half a surrogate pair at character {error.start}"
         raise InputError(f"{source}: {problem}: write both halves") from None
 
 
-def _parse_text_field(line: str, source: str) -> Any:
-    expected = 'each line must be an object such as {"text": "..."}'
-    value = parse_json(line, source, hint=f": {expected}")
-    if "text" not in value:
-        names = ", ".join(map(repr, list(value)[:5])) or "nothing"
-        raise InputError(f"{source}: no field 'text' (has {names}): {expected}")
-    return value["text"]
+def format_text(value: Any, place: str) -> str:
+    """Return a text as it is and the messages of a conversation as paragraphs, a missing value as "". Raises
+    InputError."""
+    if isinstance(value, list) and value and all(isinstance(message, dict) for message in value):
+        keys = [next((key for key in names if key in value[0]), "") for names in (ROLE_KEYS, CONTENT_KEYS)]
+        if not all(keys):
+            raise InputError(f"{place} holds {', '.join(value[0])} in each message: expected role and content")
+        role, content = keys
+        return format_parts([(str(message.get(role) or ""), str(message.get(content) or "")) for message in value])
+    if not isinstance(value, str | None):
+        raise InputError(f"{place} is {type(value).__name__}, not a string")
+    return value or ""
 
 
-def _read_parquet(path: Path, size: int) -> Iterator[Piece]:
+def format_parts(parts: Iterable[tuple[str, str]]) -> str:
+    """Return a paragraph "name: text" for each part that is not empty."""
+    return "\n\n".join(f"{name}: {text}" for name, text in parts if text)
+
+
+def _read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     message = f'{path}: a .parquet file needs pyarrow: pip install "anyformer[parquet]"'
     pyarrow, parquet = import_optional("pyarrow", message), import_optional("pyarrow.parquet", message)
     row = 0
@@ -137,11 +230,12 @@ def _read_parquet(path: Path, size: int) -> Iterator[Piece]:
         with open_data(path) as file:
             table = parquet.ParquetFile(file, buffer_size=1 << 20)  # unbuffered, a column chunk would be in memory
             names = table.schema_arrow.names
-            if "text" not in names:
-                raise InputError(f"{path}: no column 'text' (has {', '.join(names)}): rename the one with the text")
-            for rows in table.iter_batches(batch_size=256, columns=["text"]):
-                for text in rows.column(0).to_pylist():
-                    yield from _read_value(f"{path}, row {row}", text, size)
+            if missing := [name for name in columns if name not in names]:
+                hint = "--columns names the one with the text"
+                raise InputError(f"{path}: no column {missing[0]!r} (has {', '.join(names)}): {hint}")
+            for rows in table.iter_batches(batch_size=256, columns=list(columns)):
+                for values in rows.to_pylist():
+                    yield f"{path}, row {row}", values
                     row += 1
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: damaged parquet file ({str(error).splitlines()[0]})") from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import InputError, suggest
+from ..io.archives import unpack_archive
 from ..io.cache import cache_by_files, cache_dir, data_files
 from .environments import EXPERT_POLICIES, LINE, EpsilonGreedy, import_gymnasium, make_envs, play_episodes
 from .read import MINARI_PREFIX, Trajectories, read_minari, read_trajectories, write_trajectories
@@ -21,7 +22,7 @@ NAMED_SETS = {  # the arguments of `play_mixed`
 @cache_by_files(data_files)
 def load_trajectories(data: str) -> Trajectories:
     """Load a file, a dataset of Minari's (minari:NAME), or a named set. Raises InputError."""
-    path = Path(data).expanduser()
+    path = unpack_archive(Path(data).expanduser())
     if path.is_file():
         return read_trajectories(path)
     if data.startswith(MINARI_PREFIX):

@@ -1,17 +1,20 @@
 """Trajectories: the states, actions and rewards of episodes of various lengths, from files and from Minari.
 
-    episodes.npz        arrays, without pickles: states (or observations), actions, rewards, and ends (the step after
-                        the last of each episode) or flags terminals and timeouts, as in D4RL (2004.07219)
-    episodes.parquet    a row per step: episode (number or name), state (list of numbers), action (integer, or list of
-                        numbers), reward; needs pyarrow
+    episodes.npz        arrays, without pickles: states, actions, rewards, and ends (the step after the last of each
+                        episode), the episode of each step, or flags terminals and timeouts, as in D4RL (2004.07219)
+    steps.parquet       a row per step: episode (number or name), state (list of numbers), action (integer, or list of
+                        numbers), reward; also csv, tsv, jsonl, json, and with a column for each number: obs_0, obs_1
+    episodes.jsonl      a row per episode: states, actions and rewards, lists with an entry for each step
     minari:NAME         a dataset that Minari has downloaded to this machine; its environment is not created
 
 Shapes: N steps of all episodes, one after the other; E episodes; S numbers per state, A per action.
 """
 
 import hashlib
+import json
+import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,19 @@ import numpy as np
 from ...errors import InputError, suggest
 from ...events import report_progress
 from ..io.files import import_optional
+from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
 from ..sampling import select_split, split_by_mask
 
 MAX_ARRAY_BYTES = 16 << 30  # of all arrays together
+ROLES = {
+    "states": ("states", "observations", "state", "observation", "obs"),
+    "actions": ("actions", "action", "act"),
+    "rewards": ("rewards", "reward", "rew"),
+    "ends": ("ends", "episode_ends"),
+    "episodes": ("episode", "episodes", "episode_id", "episode_ids", "episode_index", "traj_id", "trajectory"),
+    "terminals": ("terminals", "terminal", "dones", "done", "terminations", "terminated"),
+    "timeouts": ("timeouts", "timeout", "truncations", "truncated"),
+}  # names of arrays and columns
 MINARI_PREFIX = "minari:"
 
 
@@ -97,14 +110,13 @@ def check_arrays(states: np.ndarray, actions: np.ndarray, rewards: np.ndarray, e
 
 
 def read_trajectories(path: Path) -> Trajectories:
-    """Read a .npz or .parquet file. Raises InputError."""
-    readers = {".npz": read_npz, ".parquet": read_parquet}
-    if path.suffix not in readers:
-        raise InputError(f"data '{path}': trajectories are read from {' or '.join(readers)}")
+    """Read a .npz file or a table. Raises InputError."""
+    if path.suffix != ".npz" and not (path.is_file() and is_table(path)):
+        raise InputError(f"data '{path}': trajectories are read from .npz or {', '.join(TABLE_EXTENSIONS)}")
     try:
-        return readers[path.suffix](path)
+        return read_npz(path) if path.suffix == ".npz" else read_steps(path)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from None
 
@@ -122,29 +134,66 @@ def check_size(size: int) -> None:
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> Trajectories:
     """Build trajectories from named arrays, of which others than the necessary are not read. Raises InputError."""
-    states = read_numbers(arrays, "states", "observations")
-    actions = read_numbers(arrays, "actions")
+    states, actions = read_numbers(arrays, "states"), read_numbers(arrays, "actions")
     rewards = read_numbers(arrays, "rewards").reshape(-1).astype(np.float32)
-    if "ends" in arrays or "terminals" not in arrays:
-        ends = read_numbers(arrays, "ends").astype(np.int64)
-    else:
-        is_last = np.zeros(len(rewards), bool)
-        is_last[-1:] = True  # an episode that the end of the file cuts off counts too
-        for name in ("terminals", "timeouts") if "timeouts" in arrays else ("terminals",):
-            flags = read_numbers(arrays, name).astype(bool).reshape(-1)
-            if len(flags) != len(rewards):
-                raise InputError(f"{len(rewards)} rewards but {len(flags)} {name}: one per step")
-            is_last |= flags
-        ends = np.flatnonzero(is_last) + 1
     is_discrete = actions.dtype.kind in "iub" and actions.size == len(actions)
     actions = actions.reshape(-1).astype(np.int64) if is_discrete else to_matrix(actions)
-    return Trajectories(to_matrix(states), actions, rewards, ends)
+    return Trajectories(to_matrix(states), actions, rewards, find_ends(arrays, len(rewards)))
 
 
-def read_numbers(arrays: Mapping[str, np.ndarray], name: str, alias: str = "") -> np.ndarray:
-    if name not in arrays and alias not in arrays:
-        raise InputError(f"it has no array '{name}': {suggest(name, arrays)}")
-    array = arrays[name if name in arrays else alias]
+def find_ends(arrays: Mapping[str, np.ndarray], n: int) -> np.ndarray:
+    """Return the step after the last of each episode, given n steps: from the ends, the episode of each step, or flags.
+    An episode that the end of the file cuts off counts too."""
+    if find_name(arrays, "ends"):
+        return read_numbers(arrays, "ends").astype(np.int64)
+    is_last = np.zeros(n, bool)
+    is_last[-1:] = True
+    names = [name for name in ("episodes", "terminals", "timeouts") if find_name(arrays, name)]
+    for name in names:
+        values = np.asarray(arrays[find_name(arrays, name)]).reshape(-1)
+        if len(values) != n:
+            raise InputError(f"{n} rewards but {len(values)} {find_name(arrays, name)}: one per step")
+        if name == "episodes":
+            is_last[:-1] |= values[1:] != values[:-1]
+            if len(set(values.tolist())) != is_last.sum():
+                raise InputError("the steps of an episode must be consecutive: sort by episode and step")
+            break
+        is_last |= read_numbers(arrays, name).astype(bool).reshape(-1)
+    if not names:
+        raise InputError(f"it has no array 'ends', 'episodes' or 'terminals': {suggest('ends', arrays)}")
+    return np.flatnonzero(is_last) + 1
+
+
+def find_name(names: Iterable[str], role: str) -> str:
+    """Return the name under which arrays or columns hold a role (of ROLES), "" if none does."""
+    plain = {plain_name(name): name for name in names}
+    return next((plain[alias] for alias in ROLES[role] if alias in plain), "")
+
+
+def plain_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+
+
+def find_columns(names: Iterable[str], role: str) -> list[str]:
+    """Return the column of a role, or the numbered columns of its parts: obs_0, obs_1."""
+    names = list(names)
+    if single := find_name(names, role):
+        return [single]
+    numbered = re.compile(rf"({'|'.join(ROLES[role])})_?\d+")
+    return [name for name in names if numbered.fullmatch(plain_name(name))]
+
+
+def is_trajectory(names: Iterable[str]) -> bool:
+    """Whether arrays or columns of these names hold trajectories."""
+    names = list(names)
+    roles = [bool(find_columns(names, role)) for role in ("states", "actions", "rewards")]
+    return all(roles[:2]) and (roles[2] or {"observations", "actions"} <= {plain_name(name) for name in names})
+
+
+def read_numbers(arrays: Mapping[str, np.ndarray], role: str) -> np.ndarray:
+    if not (name := find_name(arrays, role)):
+        raise InputError(f"it has no array '{role}': {suggest(role, arrays)}")
+    array = arrays[name]
     if array.dtype.kind not in "fiub" or array.ndim == 0:
         raise InputError(f"'{name}' is {array.dtype} of shape {array.shape}; it must be an array of numbers")
     return array
@@ -155,23 +204,54 @@ def to_matrix(array: np.ndarray) -> np.ndarray:
     return array.reshape(len(array), array.size // max(1, len(array))).astype(np.float32)
 
 
-def read_parquet(path: Path) -> Trajectories:
-    parquet = import_optional("pyarrow.parquet", "parquet needs pyarrow: pip install 'anyformer[parquet]'")
-    file = parquet.ParquetFile(path)
-    check_size(sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)))
-    columns, names = ["episode", "state", "action", "reward"], file.schema_arrow.names
-    if missing := [name for name in columns if name not in names]:
-        raise InputError(f"it has no column '{missing[0]}': {suggest(missing[0], names)}")
-    table = file.read(columns).to_pydict()
-    episodes = table["episode"]
-    changes = [i for i in range(1, len(episodes)) if episodes[i] != episodes[i - 1]]
-    if len(set(episodes)) != len(changes) + bool(episodes):
-        raise InputError("the rows of an episode must be consecutive: sort by episode and step")
+def read_steps(path: Path) -> Trajectories:
+    """Read a table with a row for each step, or for each episode."""
+    rows = [row for _, row in read_rows(path)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {role: find_columns(names, role) for role in ROLES}
+    if missing := [role for role in ("states", "actions", "rewards") if not columns[role]]:
+        role = missing[0].removesuffix("s")
+        raise InputError(f"it has no column '{role}': {suggest(role, names)}")
+    if isinstance(parse_cell(rows[0][columns["rewards"][0]]), list):
+        return read_episodes(rows, {role: role_columns[0] for role, role_columns in columns.items() if role_columns})
+    arrays: dict[str, np.ndarray] = {}
+    for role, role_columns in columns.items():
+        if role_columns and role != "ends":
+            values = [[parse_cell(row.get(name)) for name in role_columns] for row in rows]
+            arrays[role] = to_array(values if len(role_columns) > 1 else [value[0] for value in values], role)
+    return from_arrays(arrays)
+
+
+def read_episodes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Trajectories:
+    """Build trajectories from rows that hold an episode each, as lists with an entry for each step."""
+    arrays: dict[str, np.ndarray] = {}
+    for role in ("states", "actions", "rewards"):
+        episodes = [parse_cell(row.get(columns[role])) for row in rows]
+        if not all(isinstance(episode, list) for episode in episodes):
+            raise InputError(f"{columns[role]} must be a list with an entry for each step in every row")
+        arrays[role] = to_array([step for episode in episodes for step in episode], role)
+    lengths = [len(parse_cell(row[columns["rewards"]])) for row in rows]
+    return from_arrays(arrays | {"ends": np.cumsum(lengths)})
+
+
+def parse_cell(value: Any) -> Any:
+    """Convert the text of a number, a flag or a list to its value; other texts stay."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
-        arrays = {f"{name}s": np.array(table[name]) for name in ("state", "action", "reward")}
+        return json.loads(text)
     except ValueError:
-        raise InputError("states (or actions) are lists of different lengths") from None
-    return from_arrays(arrays | {"ends": np.array([*changes, len(episodes)])})
+        return text
+
+
+def to_array(values: list[Any], role: str) -> np.ndarray:
+    try:
+        return np.array(values)
+    except ValueError:
+        raise InputError(f"{role} are lists of different lengths") from None
 
 
 def write_trajectories(path: Path, data: Trajectories) -> None:

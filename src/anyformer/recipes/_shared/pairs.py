@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...data.io.manifest import split_columns
 from ...data.text import pair_batches
 from ...data.text.batches import IGNORE_INDEX
 from ...data.text.pairs import Pairs, read_pairs
 from ...data.tokenizers.build import Tokenizer
 from ...data.tokenizers.pair_tokenizer import PairTokenizer, build_pair_tokenizer
-from ...data.unusable import EmptyPolicy, LengthPolicy
+from ...data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy
 from ...errors import InputError
 from ...inference.translation import TranslationRequest, align_translation, translate
 from ...metrics import score_classes, score_translations
@@ -42,6 +43,7 @@ from ...training.config import TrainConfig
 from .text import VocabularyConfig, first_encodable, load_config_tokenizer
 from .trivial_baselines import Baselines, score_bigrams
 
+COLUMNS = "source,target"  # of a table
 MAX_FIGURES = 3  # pairs whose attention is drawn
 MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
 
@@ -51,7 +53,11 @@ class PairConfig(VocabularyConfig):
     """Pairs of texts and their vocabulary."""
 
     data: str = path_field("multi30k")
-    """A set (multi30k, fra-eng, reverse), a .tsv or .jsonl, two files A,B, or a folder with train.en and train.fr."""
+    """A set (multi30k, fra-eng, reverse), a table (tsv, csv, jsonl, json, parquet), two files A,B, or a folder with
+    train.en and train.fr."""
+    columns: str = ""
+    """Names of a table's columns (or fields) of both sides, with a comma between. Empty: source and target, or the only
+    two."""
     tokenizer: str = path_field("bpe", [".json"])
     vocab_size: int = 8000
     source_tokenizer: str = path_field("", [".json"])
@@ -60,6 +66,8 @@ class PairConfig(VocabularyConfig):
     """From the second side of each pair to the first."""
     empty: EmptyPolicy = "few"
     """Pairs with an empty side: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "keep"
+    """Pairs that repeat another one: keep or skip."""
     too_long: LengthPolicy = "few"
     """Pairs with a text longer than the context: cut, skip, error, or few: skip where they are at most 1 %."""
     val_fraction: float = 0.1
@@ -85,7 +93,8 @@ class PairConfig(VocabularyConfig):
 
 def load_pairs(config: Any) -> Pairs:
     """Return the pairs of the config's data, read once; a file that has changed is read again."""
-    return read_pairs(config.data, config.val_fraction, config.backwards, config.empty)
+    c = config
+    return read_pairs(c.data, c.val_fraction, c.backwards, c.empty, c.columns, c.duplicates)
 
 
 def max_tokens(config: Any) -> tuple[int, int]:
@@ -187,7 +196,8 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_input(model: Any, config: Any) -> FileInput:
-    return FileInput(("source",), tsv_quotes=False)
+    side = split_columns(config.columns, COLUMNS)[config.backwards] if config.columns else "source"
+    return FileInput((side,), tsv_quotes=False)
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,13 +8,16 @@ from typing import Any
 
 from ...data.io.cache import cache_by_files, data_files
 from ...data.text.prepare import Corpus, prepare_corpus
+from ...data.text.read import RowOptions
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
+from ...data.unusable import DuplicatePolicy, EmptyPolicy
 from ...errors import InputError
 from ...inference.completion import CompletionRequest, generate_text
 from ...parsing import check_range, check_types, parse_dataclass, path_field
 from ...recipe import FileInput
 
+TEXT_COLUMN = "text"  # of rows, where a config names none
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
@@ -41,7 +44,14 @@ class TextConfig(VocabularyConfig):
     """A text and its vocabulary."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, jsonl, parquet, each also .gz) or a directory of such."""
+    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such."""
+    columns: str = "text"
+    """Where the data are rows: the column (or field) of the text or of a conversation's messages, or several columns
+    with commas between."""
+    empty: EmptyPolicy = "few"
+    """Rows without a text: skip, error, or few: skip where they are at most 1 %."""
+    duplicates: DuplicatePolicy = "keep"
+    """Rows that repeat the text of another one: keep or skip."""
     val_fraction: float = 0.1
     """Share of the text, at its end, that is kept for validation."""
 
@@ -52,12 +62,13 @@ class TextConfig(VocabularyConfig):
 
 def load_corpus(config: Any) -> Corpus:
     """Return the tokens of the config's text, prepared once; a file that has changed is read again."""
-    return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction)
+    rows = RowOptions(config.columns or TEXT_COLUMN, config.empty, config.duplicates)
+    return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows)
 
 
 @cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
-def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float) -> Corpus:
-    return prepare_corpus(data, tokenizer, vocab_size, val_fraction)
+def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions) -> Corpus:
+    return prepare_corpus(data, tokenizer, vocab_size, val_fraction, rows)
 
 
 def load_config_tokenizer(config: VocabularyConfig, train: Callable[[], Tokenizer], spec: str = "") -> Tokenizer:
@@ -95,7 +106,7 @@ def first_encodable(encode: Callable[[str], Any], *texts: str) -> str:
 
 
 def file_input(model: Any, config: Any) -> FileInput:
-    return FileInput(("text",), tsv_quotes=False)
+    return FileInput(((config.columns or TEXT_COLUMN).partition(",")[0].strip(),), tsv_quotes=False)
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,48 @@
+"""Find the files that a table names: by their path, by their name in another folder, or without their extension."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+MAX_FILES = 1_000_000  # that are listed
+
+
+class FileIndex:
+    """The files of a table with some extensions, in the folder of the table or, if there are none, in the one above."""
+
+    def __init__(self, folder: Path, extensions: Sequence[str]):
+        self.folder, self.extensions = folder, tuple(extensions)
+
+    @cached_property
+    def names(self) -> dict[str, Path]:
+        """The path of each file by its name, and by its name without the extension, where that is unique."""
+        paths = list_files(self.folder, self.extensions) or list_files(self.folder.parent, self.extensions)
+        names: dict[str, list[Path]] = {}
+        for path in paths:
+            for name in {path.name, path.stem}:
+                names.setdefault(name, []).append(path)
+        return {name: same[0] for name, same in names.items() if len(same) == 1}
+
+    def find(self, name: str) -> Path:
+        """Return the path of a file; one that is not there where the table says, if there is none."""
+        path = self.folder / name
+        if path.is_file() or not self.extensions:
+            return path
+        for extension in self.extensions:
+            if (with_extension := path.with_name(path.name + extension)).is_file():
+                return with_extension
+        return self.names.get(Path(name).name, path)
+
+
+def list_files(folder: Path, extensions: Sequence[str]) -> list[Path]:
+    """List the visible files of a folder and of its folders, in order."""
+    paths: list[Path] = []
+    n_files = 0
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths += [Path(root, name) for name in sorted(files) if name.lower().endswith(tuple(extensions))]
+        n_files += len(files) + len(folders)
+        if n_files > MAX_FILES:
+            break
+    return paths

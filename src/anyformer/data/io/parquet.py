@@ -1,0 +1,36 @@
+"""Rows of parquet files, in bounded memory."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+from .files import import_optional
+
+BATCH_ROWS = 1024
+
+
+def read_parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_parquet(path) as file:
+        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(BATCH_ROWS))
+        for number, row in enumerate(rows, 1):
+            yield f"{path}, row {number}", row
+
+
+def count_parquet_rows(path: Path) -> int:
+    with open_parquet(path) as file:
+        return file.metadata.num_rows
+
+
+@contextmanager
+def open_parquet(path: Path) -> Generator[Any]:
+    """Open a parquet file for reading in bounded memory. Raises InputError, within the block too."""
+    message = f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'"
+    pyarrow, parquet = (import_optional(module, message) for module in ("pyarrow", "pyarrow.parquet"))
+    try:
+        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:  # unbuffered, a column chunk would be in memory
+            yield file
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
