@@ -28,7 +28,7 @@ from anyformer import recipe as recipes
 from anyformer.cli import VERBS, verb_module
 from anyformer.cli.flags import parse_arguments
 from anyformer.cli.sweep import SweepCommand
-from anyformer.cli.train import TrainCommand
+from anyformer.cli.train import TrainCommand, is_data
 from anyformer.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -206,7 +206,7 @@ def check_command(words: list[str]) -> None:
     elif arguments[1:]:
         name = arguments[1]
         source = ROOT / "docs" / "examples" / name if name.endswith(".py") else name
-        source = "language" if name == "my_data" else source  # data of any kind: with the flags of every training
+        source = "language" if name == "my_data" or is_data(name) else source  # with the flags of every training
         COMMANDS[arguments[0]](recipes.load_recipe(source), arguments[2:], f"anyformer {arguments[0]}").read()
 
 

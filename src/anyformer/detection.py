@@ -9,8 +9,10 @@ from typing import Any
 
 from . import recipe as recipes
 from .data.detect import detect
+from .data.io.remote import fetch_data
+from .data.registry import GENERATED, SETS
 from .data.tables.readings import KINDS, Reading
-from .errors import InputError
+from .errors import InputError, suggest
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,16 @@ def detect_recipe(path: str | Path, recipe: str | None = None) -> Detection:
     """Choose the recipe for a file or a folder. Raises InputError where nothing fits.
 
     Args:
-        path: the data.
+        path: the data: a path, a URL, a named set, or owner/name of a data set on the Hugging Face hub.
         recipe: a recipe that has been chosen: its settings for these data are looked for.
     """
+    source, path = str(path), fetch_data(str(path))
     if not os.path.exists(path):
-        raise InputError(f"there is no file or folder {path}")
+        if path in (*SETS, *GENERATED):
+            return detect_set(path, recipe)
+        raise InputError(
+            f"there is no file or folder {path}, and no named data set: {suggest(path, [*SETS, *GENERATED])}"
+        )
     readings = detect(Path(path))
     names = recipes.list_recipes() if recipe is None else [recipe]
     matches = [(reading, *match) for reading in readings for match in match_recipes(reading, names)]
@@ -70,7 +77,7 @@ def detect_recipe(path: str | Path, recipe: str | None = None) -> Detection:
     others = [(other, other_name) for other, other_name, _ in matches if other_name != name]
     is_sure = reading.score >= MIN_SCORE and all(reading.score - other.score > MIN_LEAD - 1e-6 for other, _ in others)
     return Detection(
-        path=str(path),
+        path=source,
         recipe=name,
         preset=fields.pop("preset", None),
         target=fields.get("target") or reading.options.get("target"),
@@ -80,6 +87,40 @@ def detect_recipe(path: str | Path, recipe: str | None = None) -> Detection:
         is_sure=is_sure,
         alternatives=tuple(dict.fromkeys(other_name for _, other_name in others)),
     )
+
+
+def detect_set(name: str, recipe: str | None = None) -> Detection:
+    """Choose the recipe for a named data set, with the preset that is for it. Raises InputError if the recipe that has
+    been chosen does not train on it."""
+    dataset = SETS.get(name) or GENERATED[name]
+    kind = SET_KINDS.get(dataset.kind, dataset.kind)
+    names = recipes.list_recipes() if recipe is None else [recipe]
+    matches = match_recipes(Reading(kind, 1.0, dataset.about), names)
+    if not matches:
+        raise InputError(f"the data set '{name}' is {KINDS[kind]}: no recipe of {', '.join(names)} trains on it")
+    chosen, fields = matches[0]
+    presets = recipes.load_recipe(chosen).PRESETS
+    own = [preset for preset in list(presets)[1:] if presets[preset].data == name]
+    default = recipes.default_preset(recipes.load_recipe(chosen))
+    return Detection(
+        path=name,
+        recipe=chosen,
+        preset=None if default in own else own[0] if own else fields.get("preset"),
+        target=None,
+        kind=KINDS[kind],
+        why=dataset.about,
+        fields={"data": name},
+        is_sure=True,
+        alternatives=tuple(other for other, _ in matches[1:]),
+    )
+
+
+SET_KINDS = {
+    "protein": "sequences",
+    "images": "labeled images",
+    "audio": "transcribed sounds",
+    "tables": "table",
+}  # of the catalogue, where they are called otherwise than what is recognized
 
 
 def match_recipes(reading: Reading, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:

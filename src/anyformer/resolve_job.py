@@ -8,6 +8,7 @@ from typing import Any
 
 from . import recipe as recipes
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
+from .data.io.remote import fetch_data
 from .errors import InputError, suggest
 from .events import report_notice
 from .model.config import find_stacks
@@ -44,15 +45,13 @@ def resolve_job(
     The arguments are those of `api.train`, with nested `overrides`, {"data": "my.txt", "train": {"lr": 1e-3}}, the
     command line or call for config.json, and whether the preset was chosen for the data, not by the user.
     """
-    started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), overrides or {}
+    started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), fetch_overrides(overrides)
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
     settings, trackers = parse_dataclass(LoRAConfig, lora or {}, "lora"), check_trackers(track)
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and resume and run.exists:
         job = resume_job(module, preset, overrides, run, command)
         return dataclasses.replace(job, budget=budget, trackers=trackers)
-    if init is None and settings.rank:
-        raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
     source = None if init is None else load_source(Path(init), module)
     defaults = suggest_defaults(module, overrides) if preset is None and source is None else None
     if defaults is not None:
@@ -66,7 +65,7 @@ def resolve_job(
     return TrainingJob(
         recipe=module,
         preset=preset or recipes.default_preset(module),
-        config=config,
+        config=check_init(config, source, settings),
         run=run or choose_run(recipes.recipe_name(module), config),
         init=source,
         lora=settings,
@@ -105,7 +104,27 @@ def resume_job(
     )
 
 
+def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> Any:
+    """Return the config. Raises InputError if a model to start from is missing, or frozen and also adapted."""
+    is_frozen = getattr(config, "frozen", False)
+    if source is None and lora.rank:
+        raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
+    if source is None and is_frozen:
+        raise InputError("frozen trains a head on an encoder that was trained before: name it with --init RUN")
+    if is_frozen and lora.rank:
+        raise InputError("frozen trains the head alone, and --lora.rank adapters in the encoder: leave one of them out")
+    return config
+
+
 # --- the config ---
+
+OWN_FIELDS = ("data", "labels", "train", "frozen")  # of a run, not of the model that it starts from
+
+
+def fetch_overrides(overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the overrides with data that are elsewhere (a URL, the hub) downloaded."""
+    data = (overrides or {}).get("data")
+    return (overrides or {}) | ({"data": fetch_data(data)} if isinstance(data, str) else {})
 
 
 def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], source: InitWeights | None) -> Any:
@@ -113,7 +132,7 @@ def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], 
     values = to_json(recipes.get_preset(module, preset))
     if source is not None:
         stored = to_json(source.config)
-        excluded = ("data", "labels", "train", *(() if source.recipe is module else READING_FIELDS))
+        excluded = (*OWN_FIELDS, *(() if source.recipe is module else READING_FIELDS))
         values |= {name: stored[name] for name in values if name in stored and name not in excluded}
         if source.recipe is module and stored["data"]:
             values["data"] = stored["data"]

@@ -14,6 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from . import recipe as recipes
 from .checkpoints import gguf, hf_folder, onnx, peft
+from .checkpoints.hub_model import fetch_model
+from .data.io.hub import parse_reference
+from .data.io.remote import fetch_data
 from .errors import InputError
 from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
@@ -196,7 +199,7 @@ def select_eval_data(model: Model, data: str | None = None) -> tuple[Any, str]:
     InputError if there are no data, or the model's own have changed."""
     if data is None and not model.config.data:
         raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
-    config = model.config if data is None else resolve_paths(replace(model.config, data=data))
+    config = model.config if data is None else resolve_paths(replace(model.config, data=fetch_data(data)))
     _, state = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a split may be empty
     if model.stream_state.get("data") in (None, state.get("data")):
         return config, "val"
@@ -218,7 +221,8 @@ def load(
     """Load a model.
 
     Args:
-        path: A run directory (its best checkpoint), a checkpoint, or a public checkpoint (a folder or a GGUF file).
+        path: A run directory (its best checkpoint), a checkpoint, or a public checkpoint: a folder, a GGUF file, or
+            owner/name of a model on the Hugging Face hub.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         merged: Merge LoRA adapters into the weights that they were trained on.
         weights: Number format of the linear layers for inference: "float32" gives the same answers as the trained
@@ -229,12 +233,18 @@ def load(
     Raises:
         InputError: If there is no such model, or it is damaged.
     """
-    path = Path(path)
+    path = find_model(path)
     is_public = path.is_file() or hf_folder.is_hf_folder(path)
     model = load_public(path, device) if is_public else load_run(path, device, merged, recipe)
     if weights is not None:
         quantize(model.module, weights)
     return model
+
+
+def find_model(path: str | Path) -> Path:
+    """Return the local path of a model: a path as it is, a model of the Hugging Face hub downloaded once."""
+    reference = parse_reference(str(path), "model")
+    return Path(path) if reference is None else fetch_model(reference)
 
 
 def load_run(path: Path, device: str, merged: bool, recipe: Any) -> Model:
@@ -273,7 +283,7 @@ def from_training(job: TrainingJob, state: loop.TrainState) -> Model:
 def load_source(path: Path, recipe: Recipe, sha256: str | None = None) -> InitWeights:
     """Load a model that `recipe` starts from: a public checkpoint, or a run of this or another recipe of the package.
     Raises InputError if adapters were trained on it already, and its weights are not those of `sha256`."""
-    stored: dict[str, Any] = {}
+    path, stored = find_model(path), {}
     if path.is_dir() and not hf_folder.is_hf_folder(path):
         stored = checkpoints.read_json(find_checkpoint(path) / "config.json")
     is_same = stored.get("recipe") == recipes.recipe_name(recipe)
@@ -324,12 +334,13 @@ def load_public(path: Path, device: str = "auto") -> Model:
     return Model(recipe, config, model.to(resolve_device(device)), state, path)
 
 
-def import_checkpoint(source: Path, out: Path, command: str = "") -> Model:
+def import_checkpoint(source: str | Path, out: Path, command: str = "") -> Model:
     """Turn a public checkpoint into a run directory. Raises InputError; nothing half-written remains."""
     run = RunDirectory(out)
     if run.exists:
         raise InputError(f"{out} is a run already: name another directory with --out")
     run.require_unused()
+    source = find_model(source)
     if not source.exists():
         raise InputError(f"there is no checkpoint at {source}")
     if source.is_dir() and not hf_folder.is_hf_folder(source) and not hf_folder.find_gguf(source):

@@ -1,12 +1,12 @@
 """Mistakes of a person: one line that says what, where and what would be right, and nothing is left behind."""
 
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 
-from anyformer.data.io import resolve as sets
 from cli_kit import TINY, assert_refused, call, nothing_changes, train, write
 
 
@@ -49,7 +49,7 @@ def test_a_data_set_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.delenv("ANYFORMER_DATA", raising=False)
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sets.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
     says = ("'shakespeare' is not here: tried the cache", "input.txt (no route to host)", "To get it: bring https://")
     assert_refused(call(*TINY, "--data", "shakespeare", "--out", tmp_path / "new"), *says)
     assert not (tmp_path / "new").exists()

@@ -4,9 +4,11 @@ import importlib
 import os
 import tarfile
 import urllib.error
+import urllib.request
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -82,12 +84,13 @@ def make_set(monkeypatch, content: bytes, **fields) -> sets.DataSet:
 
 class Response(BytesIO):
     url = "https://example.org/"
+    headers: ClassVar = {}
 
 
 def test_download_once(monkeypatch, cache):
     make_set(monkeypatch, b"hello")
     urls = []
-    monkeypatch.setattr(sets.urllib.request, "urlopen", lambda url, timeout: urls.append(url) or Response(b"hello"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: urls.append(url) or Response(b"hello"))
     assert sets.locate("toy") == "download: https://example.org/a.txt" and not urls
     for _ in range(2):
         assert sets.resolve("toy") == [cache / "sets" / "toy" / "a.txt"]
@@ -101,7 +104,7 @@ def test_bad_download(monkeypatch, cache):
     make_set(monkeypatch, b"hello")
 
     def answer(response):
-        monkeypatch.setattr(sets.urllib.request, "urlopen", lambda url, timeout: response)
+        monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: response)
 
     answer(Response(b"other"))
     with refuses("https://example.org/a.txt", sha(b"other"), sha(b"hello")):
@@ -124,7 +127,7 @@ def test_no_network(monkeypatch):
     def fail(url, timeout):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(sets.urllib.request, "urlopen", fail)
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
     with refuses("tried the cache", "https://example.org/a.txt (no route)", "To get it: bring"):
         sets.resolve("toy")
 

@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from .flags import POSITIONAL, JsonFlag
+from .terminal import show_progress
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,14 @@ class Command:
     """Say what data are taken for, why, and which recipe trains on them: the one that
     anyformer train PATH takes."""
 
-    path: Annotated[Path, POSITIONAL]
-    """A file or a folder."""
+    path: Annotated[str, POSITIONAL]
+    """A file or a folder, a URL, a named set, or owner/name of a data set on the Hugging Face hub."""
     json: JsonFlag = False
 
 
 def run(options: Command) -> None:
     from ..detection import detect_recipe
 
-    detection = detect_recipe(options.path)
+    with show_progress():
+        detection = detect_recipe(options.path)
     print(json.dumps(detection.to_json()) if options.json else detection.describe())

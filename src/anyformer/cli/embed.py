@@ -18,7 +18,9 @@ class Command:
     The dot product of two vectors is the similarity of their texts. Vectors are
     printed as one JSON list per line, or written as a float32 array (N, C)."""
 
-    run: Annotated[Path, POSITIONAL, "A run of an encoder, a checkpoint, or a public checkpoint (BERT)."]
+    run: Annotated[
+        Path, POSITIONAL, "A run of an encoder, or a public checkpoint (BERT): a folder, or owner/name on the hub."
+    ]
     input: Annotated[tuple[str, ...], POSITIONAL, "The texts; - reads stdin, one text per line."] = ()
     file: Annotated[Path | None, "A file with one text per line."] = None
     out: Annotated[Path | None, "An .npy file to write the vectors to, instead of printing them."] = None

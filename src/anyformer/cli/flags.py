@@ -38,7 +38,9 @@ REPEATABLE = "<repeatable>"  # `Annotated[tuple[str, ...], REPEATABLE]`: may be 
 JsonFlag = Annotated[bool, "Print one JSON object on stdout, and nothing else."]
 DeviceFlag = Annotated[str, "auto, cpu, cuda, cuda:1 or mps."]
 RunArgument = Annotated[
-    Path, POSITIONAL, "A run directory (its best checkpoint), a checkpoint, or a public checkpoint."
+    Path,
+    POSITIONAL,
+    "A run directory (its best checkpoint), a checkpoint, a public checkpoint, or owner/name on the hub.",
 ]
 RecipeFlag = Annotated[
     str | None, "The recipe, if it is not one of anyformer's own: a file (./my_recipe.py) or a Python path."

@@ -1,6 +1,7 @@
 """anyformer train: a recipe by its name or for some data, its config as flags, and where and how long to train."""
 
 import dataclasses
+import difflib
 import inspect
 import itertools
 import json
@@ -46,7 +47,9 @@ class Options:
     seeds: int | None = None
     """Train the same config with the seeds 1 to this one, into OUT-seed-1 ..., and print the mean and the standard
     deviation of the final metrics. With --minutes each run takes as long; --resume continues the series."""
-    init: Annotated[Path | None, "Start from this run or public checkpoint (fine-tuning)."] = None
+    init: Annotated[Path | None, "Start from this run, public checkpoint or owner/name of the hub (fine-tuning)."] = (
+        None
+    )
     lora: LoRAConfig = field(default_factory=LoRAConfig)  # adapters on the model of --init (2106.09685)
     track: Annotated[tuple[str, ...], REPEATABLE] = ()
     """Send the records to tensorboard, wandb, mlflow or trackio too; give the flag again for several."""
@@ -65,7 +68,7 @@ def run(arguments: list[str]) -> int:
     has_preset = "--preset" in [word.split("=", 1)[0] for word in words]
     if is_data(source):
         source, words = choose_recipe(source, words)
-    command = TrainCommand(recipes.load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
+    command = TrainCommand(load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
     if HELP & set(words):
         print(command.format_help(show_all="--help-all" in words))
         return 0
@@ -97,6 +100,7 @@ def print_usage(arguments: list[str]) -> int:
     if arguments and arguments[0] not in HELP:
         raise InputError(f"{PROG} needs data or a recipe first: a file or a folder, or one of {names}")
     print(f"usage: {PROG} PATH [--recipe R] [--target COLUMN] [--minutes M] [--out DIR] ...")
+    print(f"       {PROG} URL|SET|OWNER/NAME ...        a file elsewhere, a named set, a data set on the hub")
     print(f"       {PROG} RECIPE [--data D] [--preset P] [--minutes M] [--out DIR] ...\n")
     print(textwrap.fill(f"recipes: {names}; or one of your own: ./my_recipe.py, mypackage.my_recipe", 80))
     print(f"\n{PROG} RECIPE --help lists the flags of a recipe.")
@@ -105,8 +109,43 @@ def print_usage(arguments: list[str]) -> int:
 
 def is_data(source: str) -> bool:
     """Whether the first word names data, not a recipe."""
+    from ..data.io.remote import is_remote
+    from ..data.registry import GENERATED, SETS
+
     path = Path(source).expanduser()
-    return source not in recipes.list_recipes() and path.exists() and not source.endswith(".py") and not is_recipe(path)
+    if source in recipes.list_recipes() or is_recipe_file(source):
+        return False
+    return path.exists() or source in (*SETS, *GENERATED) or is_remote(source)
+
+
+def is_recipe_file(source: str) -> bool:
+    return source.endswith(".py") or is_recipe(Path(source).expanduser())
+
+
+def load_recipe(source: str) -> recipes.Recipe:
+    """Load a recipe; a word that names none may have been meant for data. Raises InputError."""
+    try:
+        return recipes.load_recipe(source)
+    except InputError as error:
+        is_python_path = "." in source and "/" not in source
+        if is_python_path or is_recipe_file(source) or Path(f"{source}.py").is_file():
+            raise
+        raise explain_unknown(source, error) from None
+
+
+def explain_unknown(source: str, error: InputError) -> InputError:
+    """Return the error for a word that is neither a recipe nor data: as it is, if the word is near a recipe's name."""
+    from ..data.registry import GENERATED, SETS
+
+    if "/" in source:
+        return InputError(f"there is no file or folder {source} (looked in {Path.cwd()})")
+    names = [*recipes.list_recipes(), *SETS, *GENERATED, *(path.name for path in Path().iterdir())]
+    nearest = difflib.get_close_matches(source, names, n=1)
+    if nearest and nearest[0] in recipes.list_recipes():
+        return error
+    hint = f"did you mean '{nearest[0]}'?" if nearest else "anyformer list shows the recipes and named data sets"
+    order = "a recipe, a file or folder here, a named data set or owner/name on the hub"
+    return InputError(f"'{source}' is none of {order}: {hint}")
 
 
 def is_recipe(path: Path) -> bool:
@@ -126,7 +165,8 @@ def choose_recipe(path: str, words: Sequence[str]) -> tuple[str, list[str]]:
         del words[place : place + 2]
         if not names:
             raise InputError(f"--recipe needs a value: one of {', '.join(recipes.list_recipes())}")
-    detection = detect_recipe(path, *names)
+    with show_progress():
+        detection = detect_recipe(path, *names)
     print_status(detection.describe())
     if not (names or detection.is_sure or {"--yes", *HELP} & set(words)):
         choices = " or ".join((detection.recipe, *detection.alternatives))
@@ -185,7 +225,8 @@ class TrainCommand:
         from .. import api
 
         try:
-            return api.resolve_job(self.recipe, overrides=overrides, **settings)
+            with show_progress():
+                return api.resolve_job(self.recipe, overrides=overrides, **settings)
         except InputError as error:
             raise InputError(self.name_flags(str(error))) from None
 

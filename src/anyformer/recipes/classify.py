@@ -8,8 +8,10 @@ loss   cross-entropy of the class
 
     anyformer train classify                                     minutes on two cores: film reviews, good or bad
     anyformer train classify --init runs/masked-eltec-1          from an encoder that was trained before
+    anyformer train classify --init BERT --preset frozen         a linear head on it: minutes, and no fine-tuning
 
-BERT's fine-tuning (1810.04805, section 4.1).
+BERT is a run, a folder of a public checkpoint, or owner/name on the Hugging Face hub. BERT's fine-tuning (1810.04805,
+section 4.1); a linear head on a frozen encoder (1905.00537 calls it a probe).
 """
 
 import json
@@ -56,6 +58,7 @@ from ._shared.sizes import Size, offer_sizes
 from ._shared.text import first_encodable, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
+MAX_POOLED = 1 << 28  # numbers of a frozen encoder's vectors that are kept: 1 GiB
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
 
 
@@ -72,6 +75,8 @@ class Config(EncoderConfig):
     """A labels.json with the names of the classes. Empty: those of the data."""
     pool: Literal["mean", "first"] = "mean"
     """What the head reads: the mean node, or the first."""
+    frozen: bool = False
+    """Train the head alone, on the encoder of --init as it is: the vector of every text is computed once."""
     empty: EmptyPolicy = "few"
     """Rows without a text or a label: skip, error, or few: skip where they are at most 1 %."""
     duplicates: DuplicatePolicy = "skip"
@@ -98,6 +103,13 @@ PRESETS = {
         model=make_modern_config(128, 2, 4, 128, dropout=0.2, activation="gelu", init="zero"),
         train=TrainConfig(steps=600, lr=1e-3, warmup=50, eval_every=100, eval_batches=40, save_every=100),
     ),
+    # a linear head on a trained encoder: bring --init; the first pass over the texts takes nearly all of the time
+    "frozen": Config(
+        frozen=True,
+        train=TrainConfig(
+            steps=600, batch=64, lr=1e-2, min_lr=0.0, warmup=20, weight_decay=0.01, eval_every=200, save_every=600
+        ),
+    ),
     # BERT-base on SST-2 as GLUE has it (1810.04805): bring --data train.tsv and --init
     "sst2": Config(
         columns="sentence,label",
@@ -123,11 +135,37 @@ class ClassifyModel(TextEncoder):
     def __init__(self, config: Config, tokenizer: Tokenizer, names: Sequence[str]):
         super().__init__(config, tokenizer)
         self.head = Classifier(config.model.dim, len(names), config.pool)
-        self.names = list(names)
+        self.names, self.is_frozen = list(names), config.frozen
         self.files["labels.json"] = json.dumps(self.names, ensure_ascii=False)
+        self.pooled: dict[bytes, Tensor] = {}  # of a frozen encoder: the ids of a batch -> its pooled nodes
+        if self.is_frozen:
+            self.nodes.requires_grad_(False)
+            self.body.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "ClassifyModel":
+        """Set the training mode; a frozen encoder stays without dropout."""
+        super().train(mode)
+        if self.is_frozen:
+            self.nodes.eval()
+            self.body.eval()
+        return self
 
     def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.head(self.hidden(ids, lengths), lengths)
+
+    def classify_batch(self, batch: dict[str, Tensor]) -> Tensor:
+        """The logits of a batch, (B, classes). A frozen encoder reads the same batch once; its vectors are kept."""
+        ids, lengths = batch["ids"], batch["lengths"]
+        head: Any = self.head
+        if not self.is_frozen:
+            return self(ids, lengths)
+        key = ids.cpu().numpy().tobytes()
+        if (vectors := self.pooled.get(key)) is None:
+            with torch.no_grad():
+                vectors = head.pool(self.hidden(ids, lengths), lengths).float()
+            if sum(map(len, self.pooled.values())) * vectors.shape[1] < MAX_POOLED:
+                self.pooled[key] = vectors
+        return head.project(vectors)
 
 
 def build(config: Config) -> ClassifyModel:
@@ -206,7 +244,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     """Yield batches: ids (B, T), lengths (B,), labels (B,).
 
     "train" never ends and yields each text once an epoch, texts of similar length together; "val", "test" and "all"
-    yield each text once.
+    yield each text once. For a frozen encoder the batches are the same in every epoch, in another order.
     """
     c, data = config.train, load_texts(config)
     state = init_stream(state, config.data, data.sha256)
@@ -219,7 +257,8 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     while split == "train":
         epoch, index = divmod(state["step"], n_batches)
         if index == 0 or not order:
-            order = bucket_by_length(indices, lengths[indices], c.batch, c.seed, epoch)
+            pool_epoch = 0 if config.frozen else epoch
+            order = bucket_by_length(indices, lengths[indices], c.batch, c.seed, epoch, pool_epoch)
         batch = make_batch(rows, data.classes, order[index])
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + int(batch["lengths"].sum())}
         yield batch, state
@@ -232,7 +271,7 @@ def make_batch(rows: list[list[int]], classes: np.ndarray, indices: np.ndarray) 
 
 
 def loss(model: ClassifyModel, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch["ids"], batch["lengths"]).float(), batch["labels"])
+    return F.cross_entropy(model.classify_batch(batch).float(), batch["labels"])
 
 
 def evaluate(model: ClassifyModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
@@ -251,7 +290,7 @@ def count_confusions(model: ClassifyModel, batches: Iterator[dict[str, Tensor]])
     nats, n = 0.0, len(model.names)
     confusion = torch.zeros(n, n, dtype=torch.long)
     for batch in batches:
-        logits = model(batch["ids"], batch["lengths"]).float()
+        logits = model.classify_batch(batch).float()
         nats += F.cross_entropy(logits, batch["labels"], reduction="sum").item()
         confusion += confusion_matrix(batch["labels"], logits.argmax(-1), n)
     return nats, confusion

@@ -32,6 +32,7 @@ OPTIONAL_PACKAGES = {
     "gguf": "read and write GGUF checkpoints",
     "onnxruntime": "export to ONNX",
     "gymnasium": "roll out agents in environments",
+    "huggingface-hub": "fetch models and data sets of the Hugging Face hub",
     "sacrebleu": "score translations (BLEU, chrF)",
     "jiwer": "score speech (word error rate)",
 }

@@ -9,7 +9,6 @@ import importlib.util
 import lzma
 import os
 import tarfile
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from ..sequences.read import is_sequence_file
 from ..text.read import TEXT_EXTENSIONS
 from .archives import unpack_archive
 from .cache import build_directory, cache_dir
-from .checks import BLOCK_BYTES, sha256_file
+from .checks import sha256_file
+from .download import download_file
 from .files import is_text, suffix
 
 MAX_BYTES = 1 << 30  # of a download, and of the extracted files of an archive
-TIMEOUT_SECONDS = 10.0
 CODE_EXTENSIONS = (
     ".py",
     ".pyi",
@@ -203,20 +202,8 @@ def download(urls: Mapping[str, str], target: Path, sha256: str) -> None:
     """Fetch files (name -> https URL) into a new directory. Raises OSError, and InputError for another SHA-256."""
     with build_directory(target) as folder:
         for name, url in urls.items():
-            _download_file(url, folder / name)
+            download_file(url, folder / name, MAX_BYTES)
         verify_sha256([folder / name for name in urls], sha256, f"the download from {', '.join(urls.values())}")
-
-
-def _download_file(url: str, path: Path) -> None:
-    if not url.startswith("https://"):
-        raise OSError("not https")
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
-        if not response.url.startswith("https://"):
-            raise OSError(f"redirected to {response.url}, which is not https")
-        while block := response.read(BLOCK_BYTES):
-            file.write(block)
-            if file.tell() > MAX_BYTES:
-                raise OSError(f"more than {MAX_BYTES >> 20} MiB")
 
 
 def unpack(archive: Path, target: Path, extensions: tuple[str, ...] = (".txt",)) -> None:

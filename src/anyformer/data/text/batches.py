@@ -99,9 +99,14 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=seed, counter=(0, 0, epoch, 2)).random_raw(n), kind="stable")
 
 
-def bucket_by_length(indices: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Return the batches of an epoch: texts in random order, sorted by length within 16 batches, batches shuffled."""
-    order, pool = epoch_order(len(indices), seed, 2 * epoch), 16 * size
+def bucket_by_length(
+    indices: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int, pool_epoch: int | None = None
+) -> list[np.ndarray]:
+    """Return the batches of an epoch: texts in random order, sorted by length within 16 batches, batches shuffled.
+
+    pool_epoch: the epoch of the random order; the same for all epochs gives the same batches, in another order.
+    """
+    order, pool = epoch_order(len(indices), seed, 2 * (epoch if pool_epoch is None else pool_epoch)), 16 * size
     pools = [order[i : i + pool] for i in range(0, len(order), pool)]
     order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
     groups = [indices[order[i : i + size]] for i in range(0, len(order), size)]
