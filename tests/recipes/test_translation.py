@@ -251,16 +251,16 @@ def test_reversing_short_strings_is_learned(tmp_path: Path):
 def test_a_pointer_copies_tokens_that_training_never_showed(tmp_path: Path):
     """Letters that no training pair has: without a pointer none of them is ever written."""
     tok.Characters("abcdefghijklmnopqrstuvwxyz ").save(tmp_path / "tokenizer.json")
-    known, unknown = (["".join(word) for word in itertools.product(letters, repeat=3)] for letters in ("abcdef", "xyz"))
-    data = write_pairs(tmp_path / "a.tsv", [(f"go {word}", f"va {word}") for word in known])
+    old, new = (["".join(word) for word in itertools.product(letters, repeat=3)] for letters in ("abcdef", "xyz"))
+    data = write_pairs(tmp_path / "a.tsv", [(f"go {word}", f"va {word}") for word in old])
     shape = {"dim": 32, "n_layer": 1, "n_head": 2, "context": 12, "norm": "rmsnorm", "bias": False}
     settings = {"steps": 100, "batch": 20, "lr": 1e-2, "warmup": 20, "eval_every": 100, "weight_decay": 0.01}
     fields = {"data": data, "tokenizer": str(tmp_path / "tokenizer.json"), "label_smoothing": 0.0, "train": settings}
     exact = {}
     for copy in (False, True):
         model, _ = train(make_config(**fields, copy=copy, encoder=shape, decoder=shape))
-        results = translation.predict(model, {"input": [f"go {word}" for word in unknown], "beam": 2})["results"]
-        exact[copy] = sum(result["text"] == f"va {word}" for result, word in zip(results, unknown)) / len(unknown)
+        results = translation.predict(model, {"input": [f"go {word}" for word in new], "beam": 2})["results"]
+        exact[copy] = sum(result["text"] == f"va {word}" for result, word in zip(results, new)) / len(new)
     assert exact[True] > 0.5 and exact[False] == 0, exact
 
 
