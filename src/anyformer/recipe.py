@@ -191,6 +191,34 @@ class SupportsBaselines(Protocol):
 
 
 @runtime_checkable
+class SupportsPeers(Protocol):
+    """Other kinds of models can be trained beside, on the same splits: `--compare`. Like `baselines`, with the metric
+    that decides first. Raises InputError where a library is missing or the data have nothing that they could read."""
+
+    def train_peers(self, config: Any) -> dict[str, dict[str, float]]: ...
+
+
+@runtime_checkable
+class SupportsFolds(Protocol):
+    """The rows can be split into parts, each of which is once for validation: `--folds`."""
+
+    def fold_overrides(self, config: Any, fold: int, folds: int) -> dict[str, Any]:
+        """Return the config fields, nested, that select one of the parts, from 1. Raises InputError if the data say
+        themselves what is for validation."""
+
+
+@runtime_checkable
+class SupportsCalibration(Protocol):
+    """How sure the answers are is measured on the validation split once training is over. The measurement, plain
+    values, is stored as calibration.json in the checkpoint, and given to the model whenever that is loaded."""
+
+    def measure_calibration(self, model: Any, config: Any) -> dict[str, Any]: ...
+
+    def set_calibration(self, model: Any, calibration: dict[str, Any]) -> None:
+        """Raise InputError if the values make no sense."""
+
+
+@runtime_checkable
 class SupportsScore(Protocol):
     """Metrics that need the model's answers to a split (BLEU, returns of episodes): `anyformer eval --scores`."""
 

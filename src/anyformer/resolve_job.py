@@ -11,7 +11,15 @@ from .checkpoints.hf_folder import FINETUNING_DEFAULTS
 from .errors import InputError, suggest
 from .events import report_notice
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
-from .recipe import DataDefaults, Recipe, SupportsDataDefaults, SupportsSizes, parse_config, resolve_paths
+from .recipe import (
+    DataDefaults,
+    Recipe,
+    SupportsDataDefaults,
+    SupportsPeers,
+    SupportsSizes,
+    parse_config,
+    resolve_paths,
+)
 from .trained_model import load_source
 from .training import checkpoints
 from .training.budget import Budget
@@ -33,6 +41,7 @@ def resolve_job(
     init: str | Path | None = None,
     lora: dict[str, Any] | None = None,
     track: Sequence[str] = (),
+    compare: bool = False,
     command: str = "",
 ) -> TrainingJob:
     """Resolve everything that decides a training, once; nothing is written. Raises InputError.
@@ -41,12 +50,15 @@ def resolve_job(
     command line or call for config.json.
     """
     started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), overrides or {}
+    if compare and not isinstance(module, SupportsPeers):
+        names = recipes.recipes_with(SupportsPeers)
+        raise InputError(f"--compare is for the recipes {names}, not for '{recipes.recipe_name(module)}'")
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
     settings, trackers = parse_dataclass(LoRAConfig, lora or {}, "lora"), check_trackers(track)
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and resume and run.exists:
         job = resume_job(module, preset, overrides, run, command)
-        return dataclasses.replace(job, budget=budget, trackers=trackers)
+        return dataclasses.replace(job, budget=budget, trackers=trackers, compare=compare)
     if init is None and settings.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
     source = None if init is None else load_source(Path(init), module)
@@ -69,6 +81,7 @@ def resolve_job(
         budget=budget,
         command=command,
         trackers=trackers,
+        compare=compare,
     )
 
 

@@ -18,12 +18,22 @@ from .errors import InputError
 from .model.quantization.quantize import WeightFormat, quantize
 from .parsing import parse_dataclass, to_json
 from .predict_file import predict_file
-from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream, resolve_paths
+from .recipe import (
+    Recipe,
+    StreamState,
+    SupportsCalibration,
+    SupportsEmbedding,
+    SupportsScore,
+    SupportsStream,
+    resolve_paths,
+)
 from .training import checkpoints, loop, lora
 from .training.config import LoRAConfig
 from .training.device import resolve_device
 from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory, describe_run
+
+CALIBRATION = "calibration.json"  # in a checkpoint, of SupportsCalibration
 
 
 class Model:
@@ -216,6 +226,8 @@ def fill_model(recipe: Recipe, config: Any, model: nn.Module, folder: Path, merg
     checkpoints.load_weights(folder, model)
     if merged:
         lora.merge_lora(model)
+    if isinstance(recipe, SupportsCalibration) and (folder / CALIBRATION).is_file():
+        recipe.set_calibration(model, checkpoints.read_json(folder / CALIBRATION))
     return Model(recipe, config, model, checkpoints.read_state(folder), folder)
 
 

@@ -17,6 +17,7 @@ to correct, and --schema my.toml uses that. `anyformer worth RUN` measures what 
 A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959); fields left out: ModDrop (1501.00102).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,18 +39,28 @@ from ..data.tables.schema import Field, Schema, Target
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.labeled import epoch_order
 from ..errors import InputError
+from ..inference.calibration import fit_temperature, measure_radii
 from ..inference.table_prediction import predict_rows, to_tensor
 from ..metrics import accuracy, confusion_matrix, macro_f1, regression_scores
 from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Transformer, TransformerConfig, initialize
 from ..model.edges import within
-from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
+from ..model.embeddings import (
+    FrameEmbedding,
+    MultiFieldEmbedding,
+    Normalized,
+    PiecewiseLinear,
+    ScalarEmbedding,
+    SeriesPatchEmbedding,
+)
+from ..model.linear_path import CategoryPath, LinearPath, NumberPath
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.trivial_baselines import Baselines, score_target
+from ._shared.table_baselines import score_table, train_gradient_boosting
+from ._shared.trivial_baselines import Baselines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +85,8 @@ class Config:
     max_rotation: float = 0.0
     """Training rotates the series of three channels of a row, vectors in space, by up to so many degrees: a device is
     never worn in exactly the same way."""
+    linear_path: bool = False
+    """Add a linear model of the numbers and categories to the output of the Transformer."""
     lenient: bool = False
     """Leave out and count damaged values (a reading that is NaN, an image or sound that cannot be read)."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
@@ -88,7 +101,6 @@ class Config:
         check_range(self, "max_rotation", at_least=0, at_most=180)
 
 
-MAX_ONE_HOT = 100  # categories of a field that the linear baseline reads
 MODERN: dict[str, Any] = {"position": "none", "init": "zero"}
 ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
 MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
@@ -149,7 +161,27 @@ def build_field_embedding(field: Field, config: TransformerConfig) -> nn.Module:
         return Normalized(patches, field.mean, field.std, image=True)
     if field.kind == "series":
         return Normalized(SeriesPatchEmbedding(field.patch, field.channels, config), field.mean, field.std)
+    if field.quantiles:
+        return nn.Sequential(PiecewiseLinear(field.quantiles), ScalarEmbedding(len(field.quantiles) - 1, config))
     return Normalized(ScalarEmbedding(field.shape[0], config), field.mean, field.std)
+
+
+def build_linear_path(schema: Schema) -> LinearPath:
+    """Build the linear model of the numbers and categories; its outputs are those of all targets in turn."""
+    outputs = sum(count_outputs(target) for target in schema.targets)
+    parts: list[nn.Module | None] = []
+    for column in schema.fields:
+        if column.kind == "category":
+            parts.append(CategoryPath(count_ids(column), outputs))
+        elif column.kind in ("scalar", "vector"):
+            parts.append(NumberPath(column.mean, column.std, column.quantiles, outputs))
+        else:
+            parts.append(None)
+    return LinearPath(parts, outputs)
+
+
+def count_outputs(target: Target) -> int:
+    return len(target.values) if target.kind == "class" else 1
 
 
 class MultimodalTransformer(nn.Module):
@@ -167,11 +199,18 @@ class MultimodalTransformer(nn.Module):
             Classifier(dim, len(target.values), "first") if target.kind == "class" else Regressor(dim, 1, "first")
             for target in schema.targets
         )
+        self.linear = build_linear_path(schema) if config.linear_path else None
+        self.calibration: dict[str, dict[str, float]] = {}
 
     def forward(self, values: Sequence[Tensor], present: Tensor) -> list[Tensor]:
         x, lengths = self.nodes(values, present)
         x = self.body(x, within(lengths))
-        return [head(x) for head in self.heads]
+        outputs = [head(x) for head in self.heads]
+        if self.linear is None:
+            return outputs
+        is_present = torch.stack([present[:, nodes.start] for nodes in node_slices(self.schema)], 1)
+        terms = self.linear(values, is_present).split([count_outputs(target) for target in self.schema.targets], 1)
+        return [output + term for output, term in zip(outputs, terms, strict=True)]
 
     def predict_batch(self, batch: dict[str, Tensor]) -> list[Tensor]:
         return self([batch[value_key(field)] for field in self.schema.fields], batch["present"])
@@ -211,6 +250,8 @@ def infer_schema(config: Config) -> Schema | None:
 def build(config: Config) -> MultimodalTransformer:
     model = MultimodalTransformer(config, fit_schema(config))
     initialize(model, config.model)
+    if model.linear is not None:
+        model.linear.reset_parameters()
     return model
 
 
@@ -317,14 +358,47 @@ def collect_results(model: MultimodalTransformer, batches: Iterator[dict[str, Te
     return [TargetResult(*map(torch.cat, zip(*results))) for results in zip(*parts)]
 
 
+# --- how sure it is ---
+
+
+@torch.inference_mode()
+def measure_calibration(model: MultimodalTransformer, config: Config) -> dict[str, dict[str, float]]:
+    """Return by target the temperature of a class, or half the length of each interval of a number, as measured on the
+    validation split; nothing for a target that no row of it has."""
+    outputs, labels = zip(*((model.predict_batch(batch), batch) for batch in val_batches(model, config)))
+    calibration = {}
+    for i, target in enumerate(model.schema.targets):
+        output = torch.cat([parts[i].float() for parts in outputs])
+        y = torch.cat([batch[label_key(target)] for batch in labels])
+        output, y = output[select_known(y)], y[select_known(y)]
+        if len(y) and target.kind == "class":
+            calibration[target.name] = {"temperature": fit_temperature(output, y)}
+        elif len(y):
+            values = output[:, 0] * target.std[0] + target.mean[0]
+            calibration[target.name] = measure_radii((values - y).abs())
+    return calibration
+
+
+def set_calibration(model: MultimodalTransformer, calibration: dict[str, Any]) -> None:
+    for name, values in calibration.items():
+        if not isinstance(values, dict) or not all(isinstance(x, float) and 0 <= x < math.inf for x in values.values()):
+            raise InputError(f"the calibration of '{name}' is {values!r}; it must be numbers of at least 0 by name")
+    model.calibration = calibration
+
+
+def val_batches(model: MultimodalTransformer, config: Config) -> Iterator[dict[str, Tensor]]:
+    """Yield what the final evaluation covers of the validation split, on the device of the model."""
+    device = next(model.parameters()).device
+    for batch, _ in islice(batches(config, "val"), 0, None, config.train.final_every):
+        yield {name: value.to(device) for name, value in batch.items()}
+
+
 @torch.inference_mode()
 def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
     """Draw the confusion matrix of each target that is a class, on what the final evaluation covers of the split."""
-    device, drawn = next(model.parameters()).device, []
-    evaluated = islice(batches(config, "val"), 0, None, config.train.final_every)
-    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in evaluated)
+    drawn = []
     with evaluation_autocast(model, config.train.dtype):
-        results = collect_results(model, moved)
+        results = collect_results(model, val_batches(model, config))
     for target, result in zip(model.schema.targets, results, strict=True):
         if target.kind == "class":
             title = f"Confusion matrix of {target.name}"
@@ -334,31 +408,22 @@ def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
 
 def baselines(config: Config) -> Baselines:
     """Score the most frequent class or the mean, and a linear model of the fields that are numbers."""
-    dataset, schema = load_rows(config), fit_schema(config)
-    features = numeric_features(dataset)
+    dataset = load_rows(config)
+    return score_table(dataset, *(dataset.split(split, config.fold) for split in ("train", "val")))
+
+
+def train_peers(config: Config) -> Baselines:
+    """Train gradient boosting on the same split."""
+    dataset = load_rows(config)
     train, val = (dataset.split(split, config.fold) for split in ("train", "val"))
-    metrics: Baselines = {}
-    for i, target in enumerate(schema.targets):
-        labels = dataset.targets[:, i]
-        rows, val_rows = (indices[~np.isnan(labels[indices])] for indices in (train, val))
-        if len(rows) and len(val_rows):
-            scores = score_target(target, labels[rows], labels[val_rows], features[rows], features[val_rows])
-            prefix = "" if len(schema.targets) == 1 else f"{target.name}_"
-            metrics |= {prefix + metric: values for metric, values in scores.items()}
-    return metrics
+    return train_gradient_boosting(dataset, train, val, config.train.seed)
 
 
-def numeric_features(dataset: TableDataset) -> np.ndarray:
-    """Return the numbers, categories (one-hot) and means and deviations of series, (N, F); 0 where there is none."""
-    columns = [np.zeros((len(dataset), 0))]
-    for column, values in zip(dataset.schema.fields, dataset.values, strict=True):
-        if column.kind in ("scalar", "vector"):
-            columns.append(values)
-        elif column.kind == "category" and len(column.values) <= MAX_ONE_HOT:
-            columns.append(values == np.arange(len(column.values)))
-        elif column.kind == "series":
-            columns += [np.nanmean(values, 1), np.nanstd(values, 1)]
-    return np.nan_to_num(np.concatenate(columns, 1).astype(np.float64))
+def fold_overrides(config: Config, fold: int, folds: int) -> dict[str, Any]:
+    """Select a part for validation. Raises InputError where the data name the rows for validation."""
+    if (load_rows(config).val_flags >= 0).any():
+        raise InputError("--folds: the data say which rows are for validation: take that column out of the schema")
+    return {"fold": f"{fold}/{folds}"}
 
 
 def export_graph(model: MultimodalTransformer) -> Graph:
@@ -389,8 +454,8 @@ def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, 
     """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table. A field that
     a row lacks is missing.
 
-    Returns {"results": [{"label", "probability", "probabilities"} or {"value"}, ...]}, with several targets each by its
-    name.
+    Returns {"results": [{"label", "probability", "probabilities"} or {"value", "interval"}, ...]}, with several targets
+    each by its name.
     """
     inputs = parse_dataclass(Request, request, "request").input
     return {"results": predict_rows(model, list(model.schema.examples) if inputs is None else inputs)}

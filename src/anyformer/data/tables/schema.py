@@ -20,6 +20,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,12 +41,12 @@ FIELD_OPTIONS: dict[str, dict[str, Any]] = {  # the options of each kind with th
 }
 TARGET_OPTIONS: dict[str, dict[str, Any]] = {"class": {}, "number": {}}
 NORMALIZED_KINDS = ("scalar", "vector", "series", "image")
-MEASURED_OPTIONS = ("values", "mean", "std", "words")
+MEASURED_OPTIONS = ("values", "mean", "std", "quantiles", "words")
 
 
 @dataclass(frozen=True)
 class Field:
-    """A column that the model reads, and how it becomes nodes. The last four are measured."""
+    """A column that the model reads, and how it becomes nodes. The last five are measured."""
 
     name: str
     kind: str
@@ -64,6 +65,7 @@ class Field:
     values: tuple[str, ...] = ()  # the categories
     mean: tuple[float, ...] = ()  # on the training rows: of each number, channel or color
     std: tuple[float, ...] = ()
+    quantiles: tuple[float, ...] = ()  # of a scalar, increasing; none in schemas of earlier versions
     words: str = ""  # the tokenizer.json of a text
 
     def __post_init__(self) -> None:
@@ -77,6 +79,8 @@ class Field:
         if self.nodes > MAX_COUNT or math.prod(self.shape) > 1 << 28:
             raise InputError(f"makes {self.nodes:,} nodes per row: fewer seconds, or larger patches")
         check_statistics(self.mean, self.std, self.shape[-1])
+        if any(low >= high for low, high in pairwise(self.quantiles)):
+            raise InputError("quantiles must increase")
 
     @property
     def length(self) -> int:
