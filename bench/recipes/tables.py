@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -160,10 +161,12 @@ def score(split: Split, predictions: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(np.mean(predictions.argmax(1) == y)), "loss": float(nats.mean())}
 
 
-def measure(name: str, folds: int, seed: int, minutes: float | None, **fields: Any) -> dict[str, dict[str, float]]:
-    """Return the mean scores of every model on a set."""
+def measure(
+    name: str, folds: int, seed: int, minutes: float | None, first: int | None = None, **fields: Any
+) -> dict[str, dict[str, float]]:
+    """Return the mean scores of every model on a set, over all folds or only the `first` of them."""
     scores: dict[str, list[dict[str, float]]] = {}
-    for split in make_splits(SETS[name], folds):
+    for split in islice(make_splits(SETS[name], folds), first):
         start = time.monotonic()
         predictions, extra = predict_ours(split, seed, minutes, **fields)
         values = score(split, predictions) | extra | {"seconds": time.monotonic() - start}
@@ -180,9 +183,7 @@ def rank(scores: dict[str, dict[str, float]], metric: str) -> dict[str, float]:
     """Return the rank of each model by a metric, 1 for the best; equal ones share the mean of their ranks."""
     values = {name: (1 if IS_BETTER_LOW[metric] else -1) * round(x[metric], 6) for name, x in scores.items()}
     ordered = sorted(values.values())
-    return {
-        name: float(np.mean([i for i, x in enumerate(ordered, 1) if x == value])) for name, value in values.items()
-    }
+    return {name: float(np.mean([i for i, x in enumerate(ordered, 1) if x == value])) for name, value in values.items()}
 
 
 def mean_ranks(results: dict[str, Any], names: Sequence[str], proper: bool) -> dict[str, float]:
@@ -213,6 +214,7 @@ if __name__ == "__main__":
     parser = make_parser(__doc__)
     parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)}; all of them")
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--first", type=int, help="only so many of the folds: a shorter run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="of each of our trainings; without, the steps of the preset")
     options = parser.parse_args()
@@ -220,7 +222,7 @@ if __name__ == "__main__":
         parser.error(f"there is no set {unknown[0]}: {', '.join(SETS)}")
     results = {}
     for set_name in options.sets or SETS:
-        results[set_name] = measure(set_name, options.folds, options.seed, options.minutes)
+        results[set_name] = measure(set_name, options.folds, options.seed, options.minutes, options.first)
         if not options.json:
             print_results({set_name: results[set_name]})
     if options.json:

@@ -68,13 +68,11 @@ def train(
         minutes: Train for this time, everything included; with `resume`, for so many more minutes. Without a preset
             and fields of model or train, recipes with `sizes` choose the model size with the lowest predicted loss.
         yes: Start even if the minutes are too few to learn anything.
-        out: The run directory. Default: a new one below runs/.
-        resume: Continue the run in `out`, if there is one.
+        out: The run directory (default: a new one below runs/); `resume` continues the run in it, if there is one.
         init: A run or public checkpoint to start from (fine-tuning).
         lora: Train adapters on the model of `init` only: {"rank": 8}.
         track: Trackers that get the records too: "tensorboard", "wandb", "mlflow", "trackio", or several of them.
-        compare: Train another kind of model beside on the same split, where the recipe has one: result.json and the
-            report say which was better.
+        compare: Train the recipe's other kind of model beside, on the same split: result.json says which was better.
         progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
         on_start: Called once with the job and the training state, before the first step.
         on_record: Called after every step with its record.
@@ -89,11 +87,9 @@ def train(
     """
     module = recipes.load_recipe(recipe)
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
-    where = {"out": out, "resume": resume, "init": init, "yes": yes}
-    trackers = (track,) if isinstance(track, str) else track
-    job = resolve_job(
-        module, preset, overrides, minutes=minutes, lora=lora, track=trackers, compare=compare, command=command, **where
-    )
+    where: dict[str, Any] = {"out": out, "resume": resume, "init": init, "yes": yes, "compare": compare}
+    where |= {"track": (track,) if isinstance(track, str) else track, "lora": lora}
+    job = resolve_job(module, preset, overrides, minutes=minutes, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
         return train_job(job, start, update, on_checkpoint)
 

@@ -50,22 +50,19 @@ def resolve_job(
     command line or call for config.json.
     """
     started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), overrides or {}
-    if compare and not isinstance(module, SupportsPeers):
-        names = recipes.recipes_with(SupportsPeers)
-        raise InputError(f"--compare is for the recipes {names}, not for '{recipes.recipe_name(module)}'")
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
-    settings, trackers = parse_dataclass(LoRAConfig, lora or {}, "lora"), check_trackers(track)
+    settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
+    extras: dict[str, Any] = {"trackers": check_trackers(track), "compare": check_comparison(module, compare)}
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and resume and run.exists:
         job = resume_job(module, preset, overrides, run, command)
-        return dataclasses.replace(job, budget=budget, trackers=trackers, compare=compare)
+        return dataclasses.replace(job, budget=budget, **extras)
     if init is None and settings.rank:
         raise InputError("--lora.rank trains adapters on an existing model: name it with --init RUN")
     source = None if init is None else load_source(Path(init), module)
     defaults = suggest_defaults(module, overrides) if preset is None and source is None else None
-    if defaults is not None:
-        preset = defaults.preset
-    suggested = defaults.overrides if defaults else {}
+    preset = preset if defaults is None else defaults.preset
+    suggested = {} if defaults is None else defaults.overrides
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
     has_preset = preset is not None and defaults is None
     can_choose = source is None and not has_preset and can_choose_size(module, preset, suggested, config)
@@ -80,9 +77,16 @@ def resolve_job(
         lora=settings,
         budget=budget,
         command=command,
-        trackers=trackers,
-        compare=compare,
+        **extras,
     )
+
+
+def check_comparison(module: Recipe, compare: bool) -> bool:
+    """Raise InputError if a comparison is wanted and the recipe has none."""
+    if compare and not isinstance(module, SupportsPeers):
+        names = recipes.recipes_with(SupportsPeers)
+        raise InputError(f"--compare is for the recipes {names}, not for '{recipes.recipe_name(module)}'")
+    return compare
 
 
 def resume_job(

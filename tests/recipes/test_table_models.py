@@ -1,4 +1,4 @@
-"""Tables: the place of numbers among quantiles, the linear path, calibrated answers, folds, gradient boosting beside."""
+"""Tables: the place of numbers among quantiles, the linear path, calibration, folds, gradient boosting beside."""
 
 import dataclasses
 import json
@@ -13,7 +13,8 @@ import torch
 from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.data.tables.schema import load_schema
-from anyformer.model.embeddings import Normalized, PiecewiseLinear
+from anyformer.model.embeddings import Normalized
+from anyformer.model.tabular import PiecewiseLinear
 from cli_kit import assert_refused, call
 from data_kit import refuses, write
 

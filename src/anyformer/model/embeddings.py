@@ -110,29 +110,6 @@ class ScalarEmbedding(nn.Module):
         return self.value(x)[:, None]
 
 
-class PiecewiseLinear(nn.Module):
-    """The position of a number along the intervals between quantiles (2203.05556): 1 for each interval below it, the
-    share of the one that it lies in, 0 above. The outermost intervals go on, up to three times their length; nan has
-    only zeros. x (B, 1) -> (B, quantiles - 1)"""
-
-    low: Tensor
-    length: Tensor
-    minimum: Tensor
-    maximum: Tensor
-
-    def __init__(self, quantiles: Sequence[float]):
-        super().__init__()
-        edges = torch.tensor(quantiles)
-        minimum, maximum = torch.zeros(len(edges) - 1), torch.ones(len(edges) - 1)
-        minimum[0], maximum[-1] = -3.0, 4.0
-        for name, values in (("low", edges[:-1]), ("length", edges.diff()), ("minimum", minimum), ("maximum", maximum)):
-            self.register_buffer(name, values, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shares = (x.float() - self.low) / self.length
-        return torch.nan_to_num(torch.clamp(shares, self.minimum, self.maximum), 0.0)
-
-
 class SeriesPatchEmbedding(nn.Module):
     """Patches of a time series, each of `size` steps: (B, T, channels) -> (B, T/size, C)."""
 

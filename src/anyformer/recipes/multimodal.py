@@ -17,49 +17,45 @@ to correct, and --schema my.toml uses that. `anyformer worth RUN` measures what 
 A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959); fields left out: ModDrop (1501.00102).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.sampling import sample_indices
 from ..data.tables import prepare
 from ..data.tables.augment import add_noise, drop_fields, rotate_vectors, stretch_time
-from ..data.tables.batches import build_batch, label_key, node_slices, value_key
+from ..data.tables.batches import build_batch, node_slices, value_key
 from ..data.tables.cache import TableDataset
+from ..data.tables.datasets import NAMED_SETS, open_table
 from ..data.tables.encode import count_ids, resolve_row_paths
 from ..data.tables.schema import Field, Schema, Target
-from ..data.text.batches import IGNORE_INDEX
 from ..data.text.labeled import epoch_order
 from ..errors import InputError
-from ..inference.calibration import fit_temperature, measure_radii
 from ..inference.table_prediction import predict_rows, to_tensor
-from ..metrics import accuracy, confusion_matrix, macro_f1, regression_scores
 from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Transformer, TransformerConfig, initialize
 from ..model.edges import within
 from ..model.embeddings import (
     FrameEmbedding,
     MultiFieldEmbedding,
     Normalized,
-    PiecewiseLinear,
     ScalarEmbedding,
     SeriesPatchEmbedding,
 )
-from ..model.linear_path import CategoryPath, LinearPath, NumberPath
+from ..model.tabular import CategoryPath, LinearPath, NumberPath, PiecewiseLinear
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ..recipe import BatchStream, DataDefaults, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.table_baselines import score_table, train_gradient_boosting
+from ._shared.table_targets import calibrate, check_calibration, collect_results, evaluate_targets, select_known
 from ._shared.trivial_baselines import Baselines
 
 
@@ -101,11 +97,12 @@ class Config:
         check_range(self, "max_rotation", at_least=0, at_most=180)
 
 
+EPOCHS, MAX_STEPS = 10, 10_000  # over the rows of a large table
 MODERN: dict[str, Any] = {"position": "none", "init": "zero"}
 ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
 MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
 KINDS = {
-    "table": {"preset": "table", "target": "{target}"},
+    "table": {"target": "{target}"},
     "labeled sounds": {"preset": "table", "target": "{label}"},
 }
 PRESETS = {
@@ -121,14 +118,15 @@ PRESETS = {
         model=make_model_config(64, 3, 4, 64, position="none", dropout=0.1),
         train=ADAMW,
     ),
-    # seconds on two cores
+    # seconds on two cores for some hundred rows; early stopping decides how many of the steps are done
     "table": Config(
         data="breast-cancer",
         schema="inferred",
         target="diagnosis",
-        noise=0.2,
-        model=make_model_config(64, 2, 4, 256, position="none", dropout=0.1),
-        train=replace(ADAMW, steps=300, lr=5e-4),
+        field_dropout=0.0,
+        linear_path=True,
+        model=make_model_config(32, 2, 4, 256, position="none", dropout=0.1),
+        train=replace(ADAMW, steps=150, warmup=20, eval_every=10, patience=5),
     ),
     # minutes on two cores
     "spoken-digits": Config(
@@ -242,6 +240,17 @@ def read_schema(config: Config) -> Schema:
     return prepare.resolve_schema(config.data, config.schema, config.target)
 
 
+def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
+    """Choose the preset for tables, with as many steps as the rows need; None for the sets by name."""
+    if overrides["data"] in NAMED_SETS:
+        return None
+    rows, train = sum(1 for _ in open_table(overrides["data"]).rows()), PRESETS["table"].train
+    steps = min(MAX_STEPS, max(train.steps, EPOCHS * rows // train.batch))
+    longer = {"train": {"steps": steps, "eval_every": steps // 20, "save_every": steps // 20}}
+    reason = f"{overrides['data']}: {rows:,} rows: --preset table, at most {steps:,} steps"
+    return DataDefaults("table", {} if steps == train.steps else longer, reason)
+
+
 def infer_schema(config: Config) -> Schema | None:
     """Return the inferred schema, for a person to approve; None where one is given."""
     return prepare.infer_missing_schema(config.data, config.schema, config.target)
@@ -285,46 +294,6 @@ def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
 # --- loss and evaluation ---
 
 
-class TargetResult(NamedTuple):
-    """The result of one target for a batch, (B,) each; `losses` is 0 where the label is not known."""
-
-    losses: Tensor
-    predictions: Tensor
-    labels: Tensor
-    is_known: Tensor
-
-    def mean_loss(self) -> Tensor:
-        return self.losses.sum() / self.is_known.sum().clamp(min=1)
-
-    def scores(self, target: Target) -> dict[str, float]:
-        """Return accuracy and macro F1 of a class, RMSE and R2 of a number."""
-        if target.kind == "number":
-            return regression_scores(self.labels[self.is_known], self.predictions[self.is_known])
-        confusion = self.confusion(target)
-        return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
-
-    def confusion(self, target: Target) -> Tensor:
-        return confusion_matrix(self.labels[self.is_known], self.predictions[self.is_known], len(target.values))
-
-
-def evaluate_targets(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Iterator[TargetResult]:
-    for target, output in zip(model.schema.targets, model.predict_batch(batch), strict=True):
-        output, labels = output.float(), batch[label_key(target)]
-        is_known = select_known(labels)
-        if target.kind == "class":
-            losses = F.cross_entropy(output, labels, reduction="none", ignore_index=IGNORE_INDEX)
-            yield TargetResult(losses, output.argmax(-1), labels, is_known)
-        else:
-            output, normalized = output[:, 0], (labels - target.mean[0]) / target.std[0]
-            losses = (output - torch.where(is_known, normalized, output)) ** 2
-            yield TargetResult(losses, output * target.std[0] + target.mean[0], labels, is_known)
-
-
-def select_known(labels: Tensor) -> Tensor:
-    """Return which labels are known: no NaN among numbers, no IGNORE_INDEX among classes."""
-    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE_INDEX
-
-
 def loss(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Tensor:
     """Return the mean over the targets of the mean over the rows whose label is known."""
     return torch.stack([result.mean_loss() for result in evaluate_targets(model, batch)]).mean()
@@ -352,38 +321,17 @@ def evaluate(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]])
     return {"loss": sum(means) / len(means)} | metrics | {"rows": len(results[0].losses)}
 
 
-def collect_results(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]]) -> list[TargetResult]:
-    """Return the result of each target over all batches, on the CPU."""
-    parts = [[[tensor.cpu() for tensor in result] for result in evaluate_targets(model, batch)] for batch in batches]
-    return [TargetResult(*map(torch.cat, zip(*results))) for results in zip(*parts)]
-
-
 # --- how sure it is ---
 
 
 @torch.inference_mode()
 def measure_calibration(model: MultimodalTransformer, config: Config) -> dict[str, dict[str, float]]:
-    """Return by target the temperature of a class, or half the length of each interval of a number, as measured on the
-    validation split; nothing for a target that no row of it has."""
-    outputs, labels = zip(*((model.predict_batch(batch), batch) for batch in val_batches(model, config)))
-    calibration = {}
-    for i, target in enumerate(model.schema.targets):
-        output = torch.cat([parts[i].float() for parts in outputs])
-        y = torch.cat([batch[label_key(target)] for batch in labels])
-        output, y = output[select_known(y)], y[select_known(y)]
-        if len(y) and target.kind == "class":
-            calibration[target.name] = {"temperature": fit_temperature(output, y)}
-        elif len(y):
-            values = output[:, 0] * target.std[0] + target.mean[0]
-            calibration[target.name] = measure_radii((values - y).abs())
-    return calibration
+    """Measure on the validation split how sure the answers are: `table_targets.calibrate`."""
+    return calibrate(model, val_batches(model, config))
 
 
 def set_calibration(model: MultimodalTransformer, calibration: dict[str, Any]) -> None:
-    for name, values in calibration.items():
-        if not isinstance(values, dict) or not all(isinstance(x, float) and 0 <= x < math.inf for x in values.values()):
-            raise InputError(f"the calibration of '{name}' is {values!r}; it must be numbers of at least 0 by name")
-    model.calibration = calibration
+    model.calibration = check_calibration(calibration)
 
 
 def val_batches(model: MultimodalTransformer, config: Config) -> Iterator[dict[str, Tensor]]:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from anyformer.model.embeddings import PiecewiseLinear
-from anyformer.model.linear_path import CategoryPath, LinearPath, NumberPath
+from anyformer.model.tabular import CategoryPath, LinearPath, NumberPath, PiecewiseLinear
 
 
 def test_positions_along_quantiles_by_hand():

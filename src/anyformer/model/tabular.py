@@ -1,4 +1,5 @@
-"""A linear model of the numbers and categories of a row, beside the Transformer: few rows often teach no more than it.
+"""Numbers by their place among quantiles, and a linear model of numbers and categories beside the Transformer: few rows
+often teach no more than it.
 
 Shapes: B batch, O outputs.
 """
@@ -8,23 +9,52 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .embeddings import Normalized, PiecewiseLinear
+from .embeddings import Normalized
 
 STEP_SCALE = 10.0  # Adam's steps have the same size for every weight; those of a linear model need to be larger
 
 
+class PiecewiseLinear(nn.Module):
+    """The position of a number along the intervals between quantiles (2203.05556): 1 for each interval below it, the
+    share of the one that it lies in, 0 above. The outermost intervals go on, up to three times their length; nan has
+    only zeros. x (B, 1) -> (B, quantiles - 1)"""
+
+    low: Tensor
+    length: Tensor
+    minimum: Tensor
+    maximum: Tensor
+
+    def __init__(self, quantiles: Sequence[float]):
+        super().__init__()
+        edges = torch.tensor(quantiles)
+        minimum, maximum = torch.zeros(len(edges) - 1), torch.ones(len(edges) - 1)
+        minimum[0], maximum[-1] = -3.0, 4.0
+        for name, values in (("low", edges[:-1]), ("length", edges.diff()), ("minimum", minimum), ("maximum", maximum)):
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = (x.float() - self.low) / self.length
+        return torch.nan_to_num(torch.clamp(shares, self.minimum, self.maximum), 0.0)
+
+
 class NumberPath(nn.Module):
     """What numbers, their positions along quantiles if there are some, and their absence add to each output: values
-    (B, features), is_present (B, 1) -> (B, O)"""
+    (B, features), is_present (B, 1) -> (B, O). A missing number counts as the mean, and that it is missing."""
+
+    reference: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], quantiles: Sequence[float], outputs: int):
         super().__init__()
         self.normalize = Normalized(nn.Identity(), mean, std)
         self.locate = PiecewiseLinear(quantiles) if quantiles else None
-        self.project = nn.Linear(len(mean) + max(0, len(quantiles) - 1) + 1, outputs, bias=False)
+        reference = torch.zeros(0) if self.locate is None else self.locate(torch.tensor(mean))
+        self.register_buffer("reference", reference, persistent=False)
+        self.project = nn.Linear(len(mean) + len(reference) + 1, outputs, bias=False)
 
     def forward(self, x: Tensor, is_present: Tensor) -> Tensor:
-        features = [self.normalize(x)] if self.locate is None else [self.normalize(x), self.locate(x)]
+        features = [self.normalize(x)]
+        if self.locate is not None:
+            features.append(self.locate(x) - self.reference)
         return self.project(torch.cat([*(part * is_present for part in features), 1.0 - is_present], 1))
 
 
