@@ -207,3 +207,24 @@ def test_comparisons_that_cannot_be_made(houses: Path, tmp_path: Path, text: Pat
     table = ("train", "multimodal", "--preset", "tiny", "--data", houses, "--target", "price", *out)
     assert_refused(call(*table), "needs scikit-learn", "anyformer[compare]")
     assert not (tmp_path / "a").exists()
+
+
+# --- defaults that fit the table ---
+
+
+def test_a_table_takes_the_preset_for_tables(houses: Path, tmp_path: Path):
+    """With more steps for more rows, and a larger model for rows that are more than numbers and categories."""
+    defaults = multimodal.data_defaults({"data": str(houses), "target": "price"})
+    preset = multimodal.PRESETS["table"].train
+    assert defaults.preset == "table" and defaults.overrides["train"]["steps"] == preset.steps
+    assert "model" not in defaults.overrides and "200 rows" in defaults.reason
+    rows = "".join(f"{i},{i % 3}\n" for i in range(3000))
+    large = {"data": str(write(tmp_path / "large.csv", "x,y\n" + rows)), "target": "y"}
+    steps = multimodal.data_defaults(large).overrides["train"]["steps"]
+    assert steps == 10 * 3000 // preset.batch > preset.steps
+    lines = "".join(f'{{"note": "a text of {i} and {i * 7} words", "y": {i % 2}}}\n' for i in range(60))
+    texts = {"data": str(write(tmp_path / "texts.jsonl", lines)), "target": "y"}
+    assert multimodal.data_defaults(texts).overrides["model"] == {"dim": 64}
+    assert multimodal.data_defaults({"data": "watch"}) is None
+    described = call("train", houses, "--target", "price", "--print-config", "--yes").ok()
+    assert json.loads(described.out)["preset"] == "table"

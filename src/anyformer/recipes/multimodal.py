@@ -18,7 +18,7 @@ A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959);
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -103,7 +103,7 @@ ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200,
 MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
 KINDS = {
     "table": {"target": "{target}"},
-    "labeled sounds": {"preset": "table", "target": "{label}"},
+    "labeled sounds": {"preset": "spoken-digits", "target": "{label}"},
 }
 PRESETS = {
     # seconds: for tests
@@ -189,8 +189,8 @@ class MultimodalTransformer(nn.Module):
     def __init__(self, config: Config, schema: Schema):
         super().__init__()
         self.schema, self.files = schema, {"schema.json": schema.to_json()}
-        fields = [build_field_embedding(field, config.model) for field in schema.fields]
-        self.nodes = MultiFieldEmbedding(fields, config.model)
+        parts = [build_field_embedding(field, config.model) for field in schema.fields]
+        self.nodes = MultiFieldEmbedding(parts, config.model)
         self.body = Transformer(config.model)
         dim = config.model.dim
         self.heads = nn.ModuleList(
@@ -241,14 +241,18 @@ def read_schema(config: Config) -> Schema:
 
 
 def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
-    """Choose the preset for tables, with as many steps as the rows need; None for the sets by name."""
+    """Choose the preset for tables, with as many steps as the rows need, and a larger model where a row holds texts,
+    series, images or sounds; None for the sets by name."""
     if overrides["data"] in NAMED_SETS:
         return None
-    rows, train = sum(1 for _ in open_table(overrides["data"]).rows()), PRESETS["table"].train
-    steps = min(MAX_STEPS, max(train.steps, EPOCHS * rows // train.batch))
-    longer = {"train": {"steps": steps, "eval_every": steps // 20, "save_every": steps // 20}}
-    reason = f"{overrides['data']}: {rows:,} rows: --preset table, at most {steps:,} steps"
-    return DataDefaults("table", {} if steps == train.steps else longer, reason)
+    preset, names = PRESETS["table"], [field.name for field in fields(Config) if field.type is str]
+    schema = read_schema(replace(preset, **{name: overrides[name] for name in names if name in overrides}))
+    n_rows, is_plain = sum(1 for _ in open_table(overrides["data"]).rows()), all(f.nodes == 1 for f in schema.fields)
+    model = {} if is_plain else {"field_dropout": 0.1, "model": {"dim": 64}}
+    steps = min(MAX_STEPS, max(preset.train.steps if is_plain else 300, EPOCHS * n_rows // preset.train.batch))
+    every = max(preset.train.eval_every, steps // 20)
+    train = {"train": {"steps": steps, "eval_every": every, "save_every": every}}
+    return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table, at most {steps:,} steps")
 
 
 def infer_schema(config: Config) -> Schema | None:
