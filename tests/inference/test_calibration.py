@@ -1,22 +1,9 @@
-"""Temperatures and intervals, as measured on rows that were not trained on."""
+"""Intervals of numbers, as measured on rows that were not trained on."""
 
 import pytest
 import torch
 
-from anyformer.inference.calibration import fit_temperature, measure_radii
-
-
-@pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
-def test_the_temperature_that_logits_need(true: float):
-    torch.manual_seed(0)
-    logits = 2 * torch.randn(4000, 3)
-    labels = torch.distributions.Categorical(logits=logits).sample()
-    assert fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.1)
-
-
-def test_few_rows_change_little():
-    """Two confident answers that are right do not make the model more confident without bound."""
-    assert 0.6 < fit_temperature(torch.tensor([[3.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])) <= 1.0
+from anyformer.inference.calibration import measure_radii
 
 
 def test_intervals_cover_new_rows():

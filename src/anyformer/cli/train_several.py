@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,8 +130,11 @@ def summarize(variation: Variation, stem: Path, runs: Sequence[RunDirectory], se
     metrics, scores = facts["metrics"], [row["scores"] for row in facts["runs"]]
     samples = {name: summarize_values([values[name] for values in scores if name in values]) for name in metrics}
     values = {name: dataclasses.asdict(sample) for name, sample in samples.items()}
-    result = {"runs": [str(run.path) for run in runs], "seconds": round(seconds, 2), "metrics": values}
+    result: dict[str, Any] = {"runs": [str(run.path) for run in runs], "seconds": round(seconds, 2), "metrics": values}
+    others: dict[str, dict[str, float]] = {}
     if variation.name == "fold":
+        others = average_baselines([row["baselines"] for row in facts["runs"]])
+        result["baselines"] = others
         stem.mkdir(parents=True, exist_ok=True)
         atomic_write(stem / "result.json", json.dumps({"folds": len(runs)} | result, indent=2) + "\n")
     if as_json:
@@ -143,6 +147,18 @@ def summarize(variation: Variation, stem: Path, runs: Sequence[RunDirectory], se
     rows.append(["mean", *(f"{samples[name].mean:.4f}" for name in metrics), ""])
     deviations = [samples[name].std for name in metrics]
     rows.append(["std", *("" if std is None else f"{std:.4f}" for std in deviations), ""])
+    for name in dict.fromkeys(name for values in others.values() for name in values):
+        cells = [f"{others[metric][name]:.4f}" if name in others.get(metric, {}) else "" for metric in metrics]
+        rows.append([name, *cells, "(mean)"])
     print(format_columns(rows))
     names = " ".join(shlex.quote(str(run.path)) for run in runs)
     print_status(f"trained in {seconds:.0f} s\ncompare  anyformer compare {names} --out compare.html")
+
+
+def average_baselines(folds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return the mean of what each baseline, or model of --compare, reached on the folds, by metric and name."""
+    return {
+        metric: {name: statistics.fmean(fold[metric][name] for fold in folds) for name in values}
+        for metric, values in folds[0].items()
+        if all(values.keys() <= fold.get(metric, {}).keys() for fold in folds)
+    }

@@ -64,16 +64,15 @@ def to_tensor(values: np.ndarray) -> Tensor:
 
 
 def describe_output(
-    target: Target, output: Tensor, row: dict[str, Any], calibration: Mapping[str, float] | None
+    target: Target, output: Tensor, row: dict[str, Any], radii: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Describe the output for a row, (classes,) or (1,), with what was measured of its target: the temperature of a
-    class; of a number half the length of each interval ("80%")."""
+    """Describe the output for a row, (classes,) or (1,); `radii` are half the lengths of a number's intervals, by the
+    share of cases that they cover ("80%")."""
     truth = {} if is_missing(row.get(target.name)) else {"truth": to_json_value(row[target.name])}
     if target.kind == "class":
-        temperature = (calibration or {}).get("temperature", 1.0)
-        return describe_classes((output / temperature).softmax(-1), target.values) | truth
+        return describe_classes(output.softmax(-1), target.values) | truth
     value = output.item() * target.std[0] + target.mean[0]
-    intervals = {name: [value - radius, value + radius] for name, radius in (calibration or {}).items()}
+    intervals = {name: [value - radius, value + radius] for name, radius in (radii or {}).items()}
     return {"value": value} | ({"interval": intervals} if intervals else {}) | truth
 
 

@@ -18,7 +18,7 @@ from ...data.tables.batches import label_key
 from ...data.tables.schema import Target
 from ...data.text.batches import IGNORE_INDEX
 from ...errors import InputError
-from ...inference.calibration import fit_temperature, measure_radii
+from ...inference.calibration import measure_radii
 from ...metrics import accuracy, confusion_matrix, macro_f1, regression_scores
 
 
@@ -69,19 +69,13 @@ def collect_results(model: Any, batches: Iterator[dict[str, Tensor]]) -> list[Ta
 
 
 def calibrate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, dict[str, float]]:
-    """Return by target the temperature of a class, or half the length of each interval of a number, as measured on
-    batches that were not trained on; nothing for a target that no row of them has."""
-    outputs, labels = zip(*((model.predict_batch(batch), batch) for batch in batches))
+    """Return for each target that is a number half the lengths of its intervals, from the errors on batches that were
+    not trained on; nothing for one that no row of them has."""
     calibration = {}
-    for i, target in enumerate(model.schema.targets):
-        output = torch.cat([parts[i].float() for parts in outputs])
-        y = torch.cat([batch[label_key(target)] for batch in labels])
-        output, y = output[select_known(y)], y[select_known(y)]
-        if len(y) and target.kind == "class":
-            calibration[target.name] = {"temperature": fit_temperature(output, y)}
-        elif len(y):
-            values = output[:, 0] * target.std[0] + target.mean[0]
-            calibration[target.name] = measure_radii((values - y).abs())
+    for target, result in zip(model.schema.targets, collect_results(model, batches), strict=True):
+        if target.kind == "number" and result.is_known.any():
+            errors = (result.predictions - result.labels)[result.is_known].abs()
+            calibration[target.name] = measure_radii(errors)
     return calibration
 
 
