@@ -4,7 +4,7 @@
     python -m bench.recipes.tables wine cars --folds 2         two sets
     python -m bench.recipes.tables --minutes 0.5               so much time for each of our trainings
 
-Ours is trained as a user would, `anyformer train multimodal --preset table --data train.csv --target T`: it takes a
+Ours is trained as a user would, `anyformer train multimodal --data train.csv --target T`: it takes a
 tenth of the training rows for its own validation (best checkpoint, intervals), and the others learn from
 all of them, with the defaults of scikit-learn and LightGBM. Nothing is chosen on the held-out fold. The defaults of the
 preset were chosen on the sets of `TUNED`; the mean ranks are printed for these and for the others.
@@ -77,7 +77,7 @@ def predict_ours(split: Split, seed: int, minutes: float | None, **fields: Any) 
         time_limit = {"minutes": minutes, "yes": True} if minutes else {}
         train = {"seed": seed, "device": "cpu"}
         fields |= {"data": str(path), "target": split.table.target, "train": train, "progress": False}
-        model = api.train("multimodal", "table", out=Path(folder) / "run", **time_limit, **fields)
+        model = api.train("multimodal", out=Path(folder) / "run", **time_limit, **fields)
     held_out = [row for row, out in zip(split.rows, split.held_out) if out]
     inputs = [{name: value for name, value in row.items() if name != split.table.target} for row in held_out]
     names = [field.name for field in model.module.schema.fields]

@@ -227,7 +227,7 @@ def test_a_table_takes_the_preset_for_tables(houses: Path, tmp_path: Path):
     rows = "".join(f"{i},{i % 3}\n" for i in range(3000))
     large = {"data": str(write(tmp_path / "large.csv", "x,y\n" + rows)), "target": "y"}
     steps = multimodal.data_defaults(large).overrides["train"]["steps"]
-    assert steps == 10 * 3000 // preset.batch > preset.steps
+    assert steps == 40 * 2200 // preset.batch > preset.steps
     lines = "".join(f'{{"note": "a text of {i} and {i * 7} words", "y": {i % 2}}}\n' for i in range(60))
     texts = {"data": str(write(tmp_path / "texts.jsonl", lines)), "target": "y"}
     assert multimodal.data_defaults(texts).overrides["model"] == {"dim": 64}

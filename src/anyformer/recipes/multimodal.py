@@ -97,7 +97,7 @@ class Config:
         check_range(self, "max_rotation", at_least=0, at_most=180)
 
 
-EPOCHS, MAX_STEPS = 10, 10_000  # over the rows of a large table
+EPOCHS, FEW_ROWS, MAX_STEPS = 40, 800, 10_000  # over the rows of a table that are more than a few, at most
 MODERN: dict[str, Any] = {"position": "none", "init": "zero"}
 ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
 MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
@@ -249,7 +249,8 @@ def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     schema = read_schema(replace(preset, **{name: overrides[name] for name in names if name in overrides}))
     n_rows, is_plain = sum(1 for _ in open_table(overrides["data"]).rows()), all(f.nodes == 1 for f in schema.fields)
     model = {} if is_plain else {"field_dropout": 0.1, "model": {"dim": 64}}
-    steps = min(MAX_STEPS, max(preset.train.steps if is_plain else 300, EPOCHS * n_rows // preset.train.batch))
+    n_steps = preset.train.steps if is_plain else 300
+    steps = min(MAX_STEPS, max(n_steps, EPOCHS * (n_rows - FEW_ROWS) // preset.train.batch))
     every = max(preset.train.eval_every, steps // 20)
     train = {"train": {"steps": steps, "eval_every": every, "save_every": every}}
     return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table, at most {steps:,} steps")
