@@ -104,7 +104,7 @@ def train_job(
     from .report.html import write_report  # here, to load models faster
 
     started_at = time.monotonic()
-    has_started, trackers = False, Trackers()
+    has_started, trackers, validations = False, Trackers(), []
 
     def start(job: TrainingJob, state: TrainState) -> None:
         nonlocal has_started
@@ -114,11 +114,12 @@ def train_job(
 
     def update(record: dict[str, Any]) -> None:
         trackers.log(record)
+        validations.extend([record["val_loss"]] if "val_loss" in record else [])
         on_record(record)
 
     try:
         job, state = run_job(job, start, update, on_checkpoint)
-        model = write_result(job, state, started_at)
+        model = write_result(job, state, started_at, validations[-1] if validations else None)
         trackers.finish(read_json(job.run.path / "result.json"))
     except BaseException:
         trackers.finish()
@@ -130,12 +131,15 @@ def train_job(
     return model
 
 
-def write_result(job: TrainingJob, state: TrainState, started_at: float) -> Model:
-    """Write result.json and the figures of a finished training. Returns its best model."""
+def write_result(job: TrainingJob, state: TrainState, started_at: float, last_val_loss: float | None) -> Model:
+    """Write result.json and the figures of a finished training, whose last validation gave `last_val_loss`. Returns its
+    best model."""
     model = from_training(job, state)
     metrics = model.evaluate(every=model.config.train.final_every)
     result: dict[str, Any] = {"step": state.step, "best_step": model.step}
     result |= {f"val_{name}": value for name, value in metrics.items()}
+    if last_val_loss is not None and "val_loss" in state.best:
+        result["validations"] = {"best": state.best["val_loss"], "last": last_val_loss}
     if skipped := model.stream_state.get("skipped"):
         result["skipped"] = skipped
     if isinstance(job.recipe, SupportsBaselines):

@@ -45,6 +45,30 @@ def macro_f1(confusion: Tensor) -> float:
     return f1[sizes > 0].mean().item() if bool((sizes > 0).any()) else 0.0
 
 
+def find_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Return (start, stop, kind) of each run of B-KIND and I-KIND tags; I-KIND after another kind begins a run."""
+    spans: list[tuple[int, int, str]] = []
+    for i, tag in enumerate(tags):
+        mark, _, kind = tag.partition("-")
+        if mark not in ("B", "I") or not kind:
+            continue
+        if mark == "I" and spans and spans[-1][1:] == (i, kind):
+            spans[-1] = (spans[-1][0], i + 1, kind)
+        else:
+            spans.append((i, i + 1, kind))
+    return spans
+
+
+def score_spans(labels: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the F1 of whole spans of sentences (`span_f1`, as CoNLL-2003 counts them); nothing where no tag is B-X."""
+    if not any(tag.startswith("B-") for tags in labels for tag in tags):
+        return {}
+    expected, predicted = (
+        {(i, *span) for i, tags in enumerate(rows) for span in find_spans(tags)} for rows in (labels, predictions)
+    )
+    return {"span_f1": 2 * len(expected & predicted) / max(1, len(expected) + len(predicted))}
+
+
 def regression_scores(labels: Tensor, predictions: Tensor) -> dict[str, float]:
     """Return the root mean squared error in the unit of the labels, and R2, the share of their variance explained."""
     labels, predictions = labels.double(), predictions.double()

@@ -14,7 +14,18 @@ from anyformer.data.io import resolve as sets
 from anyformer.data.registry import GENERATED, list_data_sets
 from data_kit import needs_data, refuses, write
 
-KINDS = {"text", "pairs", "labeled text", "protein", "images", "audio", "tables", "series", "trajectories"}
+KINDS = {
+    "text",
+    "pairs",
+    "labeled text",
+    "tagged text",
+    "protein",
+    "images",
+    "audio",
+    "tables",
+    "series",
+    "trajectories",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
 PAIRS, PROMPTS = ("translation", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
 INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,
+    "tagging": TEXTS,
     "masked": ["to [MASK]e", "[MASK]", "the [MASK]at s[MASK]t on the mat", "what is it, my lor[MASK]?"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},

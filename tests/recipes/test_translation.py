@@ -248,6 +248,34 @@ def test_reversing_short_strings_is_learned(tmp_path: Path):
     assert sum(result["text"] == result["input"][::-1] for result in results) / len(texts) > 0.9
 
 
+def test_a_pointer_copies_tokens_that_training_never_showed(tmp_path: Path):
+    """Letters that no training pair has: without a pointer none of them is ever written."""
+    tok.Characters("abcdefghijklmnopqrstuvwxyz ").save(tmp_path / "tokenizer.json")
+    known, unknown = (["".join(word) for word in itertools.product(letters, repeat=3)] for letters in ("abcdef", "xyz"))
+    data = write_pairs(tmp_path / "a.tsv", [(f"go {word}", f"va {word}") for word in known])
+    shape = {"dim": 32, "n_layer": 1, "n_head": 2, "context": 12, "norm": "rmsnorm", "bias": False}
+    settings = {"steps": 100, "batch": 20, "lr": 1e-2, "warmup": 20, "eval_every": 100, "weight_decay": 0.01}
+    fields = {"data": data, "tokenizer": str(tmp_path / "tokenizer.json"), "label_smoothing": 0.0, "train": settings}
+    exact = {}
+    for copy in (False, True):
+        model, _ = train(make_config(**fields, copy=copy, encoder=shape, decoder=shape))
+        results = translation.predict(model, {"input": [f"go {word}" for word in unknown], "beam": 2})["results"]
+        exact[copy] = sum(result["text"] == f"va {word}" for result, word in zip(results, unknown)) / len(unknown)
+    assert exact[True] > 0.5 and exact[False] == 0, exact
+
+
+def test_a_copying_model_returns_probabilities_and_decodes_as_it_is_trained(tmp_path: Path):
+    model = build_model(make_config(data=write_pairs(tmp_path / "a.tsv"), copy=True))
+    source, target = torch.tensor([[3, 4, 5, 1], [6, 1, 0, 0]]), torch.tensor([[1, 3, 4], [1, 6, 2]])
+    edges = within(torch.tensor([4, 2]))
+    log_probs = model(source, target, edges)
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 3))
+    decoder = model.condition(model.encode(source, edges), edges, source)
+    torch.testing.assert_close(decoder.head(decoder.hidden(target)[:, -1]), log_probs[:, -1])
+    alone = model(source[1:, :2], target[1:])
+    torch.testing.assert_close(log_probs[1:], alone, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_reversing_is_learned():
     """The default preset: at least 99 % exact on strings of the validation split."""

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from anyformer.report.chart import Mark, Series, bar_chart, heatmap, line_chart, log_ticks, nice_ticks, tick_labels
 from anyformer.report.curves import Curve, group_metrics, read_curves, read_lines, total_seconds
-from anyformer.report.html import describe_baselines, format_count, format_duration, write_report
+from anyformer.report.html import describe_baselines, describe_overfitting, format_count, format_duration, write_report
 from anyformer.report.run_files import read_samples
 
 
@@ -246,6 +246,27 @@ def test_a_result_is_compared_with_its_baselines(run: Path):
     assert sentences[0] in read_words(write_report(run))
     for malformed in (3, {"loss": 3}, {"loss": {"x": "y"}}, {"other": {"x": 1.0}}):
         assert describe_baselines(result | {"baselines": malformed}) == []
+
+
+def test_a_validation_loss_that_rose_again_is_said(run: Path):
+    def describe(best: float, last: float, best_step: int) -> list[str]:
+        validations = {"best": best, "last": last}
+        result = {"step": 900, "best_step": best_step, "val_loss": best, "validations": validations}
+        (run / "result.json").write_text(json.dumps(result))
+        return describe_overfitting(result)
+
+    expected = "Overfits: validation loss was best at step 300 (1.2) and 1.41 at step 900."
+    assert describe(1.2, 1.41, 300)[0].startswith(expected)
+    assert describe(1.2, 1.21, 300) == [] and describe(1.2, 1.2, 900) == [], "noise, and no rise"
+    assert describe(-1.2, -1.0, 300) and not describe(-1.2, -1.19, 300), "a log-likelihood per number"
+    for malformed in (3, {"best": "x", "last": 2.0}, {"best": 1.0}, None):
+        assert describe_overfitting({"step": 9, "best_step": 3, "validations": malformed}) == []
+
+
+def test_a_result_has_the_best_and_the_last_validation(run_once: Path):
+    result, lines = json.loads((run_once / "result.json").read_text()), (run_once / "metrics.jsonl").read_text()
+    losses = [record["val_loss"] for record in map(json.loads, lines.splitlines()) if "val_loss" in record]
+    assert result["validations"] == {"best": min(losses), "last": losses[-1]} and len(losses) > 1
 
 
 def test_the_sizes_that_were_tried_are_a_table(run: Path):

@@ -77,7 +77,7 @@ class RecurrentSeq2Seq(nn.Module):
             cache.state = state
         return y
 
-    def condition(self, memory: Tensor, memory_mask: Edges = full) -> RecurrentDecoder:
+    def condition(self, memory: Tensor, memory_mask: Edges = full, source: Any = None) -> RecurrentDecoder:
         return RecurrentDecoder(self, memory, memory_mask)
 
     def forward(self, source: Tensor, ids: Tensor, memory_mask: Edges = full) -> Tensor:

@@ -48,7 +48,8 @@ BUCKETS = {"relative_attention_num_buckets": 32, "relative_attention_max_distanc
 
 class T5(Family):
     model_type, recipes, architecture = "t5", ("translation", "spans"), "T5ForConditionalGeneration"
-    stacks, fields, settings, embedding = STACKS, VOCABULARY, {"shared": (True,)}, "source.token.weight"
+    stacks, fields, embedding = STACKS, VOCABULARY, "source.token.weight"
+    settings = {"shared": (True,), "copy": (False,)}
 
     def normalize_name(self, name: str) -> str | None:
         """Ignore copies of the shared embedding and the unused position bias of cross-attention, in old files."""

@@ -57,3 +57,8 @@ def sample_indices(indices: np.ndarray, batch: int, seed: int, step: int) -> np.
 def epoch_permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order in which an epoch visits n rows."""
     return np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, 0, epoch))).permutation(n)
+
+
+def sample_evenly(values: np.ndarray, count: int) -> np.ndarray:
+    """Return up to `count` of the values (N, ...), at equal distances, in their order."""
+    return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]

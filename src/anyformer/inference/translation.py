@@ -107,9 +107,10 @@ def describe_hypothesis(model: Any, hypothesis: Hypothesis) -> dict[str, Any]:
 def search_translations(model: Any, sources: list[list[int]], request: TranslationRequest) -> list[list[Hypothesis]]:
     """Return the best translations of each source (ids with the end), computed in one batch."""
     ids, lengths = pad_rows(sources, next(model.decoder.parameters()).device)
-    memory = model.encode(ids, within(lengths)).repeat_interleave(request.beam, 0)  # (B * K, S, C)
+    memory = model.encode(ids, within(lengths))
+    ids, memory, lengths = (part.repeat_interleave(request.beam, 0) for part in (ids, memory, lengths))  # (B * K, ...)
     return beam_search(
-        model.condition(memory, within(lengths.repeat_interleave(request.beam))),
+        model.condition(memory, within(lengths), ids),
         [[model.pair_tokenizer.start_id]] * len(sources),
         beam=request.beam,
         tokens=[limit_tokens(model, request, len(source)) for source in sources],

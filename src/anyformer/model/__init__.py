@@ -37,7 +37,7 @@ from .embeddings import (
     TrajectoryEmbedding,
 )
 from .encoder_decoder import Encoder, EncoderDecoder
-from .heads import Classifier, LMHead, MaskedHead, Regressor
+from .heads import Classifier, LMHead, MaskedHead, PointerHead, Regressor
 from .init import initialize
 from .inspection import attention_weights
 from .transformer import MLP, Attention, Block, Transformer
@@ -58,6 +58,7 @@ __all__ = [
     "MultiFieldEmbedding",
     "Normalized",
     "PatchEmbedding",
+    "PointerHead",
     "Regressor",
     "ScalarEmbedding",
     "SeriesPatchEmbedding",

@@ -80,7 +80,8 @@ class EncoderDecoder(nn.Module):
         positions = None if cache is None else cache.positions(ids.shape[1])
         return self.decoder(self.target(ids, positions), causal, memory, memory_mask, cache)
 
-    def condition(self, memory: Tensor, memory_mask: Edges = full) -> "ConditionedDecoder":
+    def condition(self, memory: Tensor, memory_mask: Edges = full, source: Any = None) -> "ConditionedDecoder":
+        """A decoder that reads this memory. `source` is what was encoded, for a head that copies."""
         return ConditionedDecoder(self, memory, memory_mask)
 
     def forward(self, source: Any, ids: Tensor, memory_mask: Edges = full) -> Tensor:

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.checks import read_json
-from ..data.text.batches import pad_ids
-from ..data.text.labeled import LabeledTexts, epoch_order, read_labeled
+from ..data.text.batches import bucket_by_length, epoch_order, pad_ids
+from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
@@ -53,7 +53,7 @@ from ._shared.encoder import (  # noqa: F401
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.text import first_encodable, load_config_tokenizer
-from ._shared.trivial_baselines import Baselines, score_majority, score_naive_bayes
+from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
 MAX_CONFUSION_NAMES = 4  # classes of which `evaluate` names every cell of the confusion matrix
 
@@ -216,15 +216,6 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         yield batch, state
 
 
-def bucket_by_length(indices: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Return the batches of an epoch: texts in random order, sorted by length within 16 batches, batches shuffled."""
-    order, pool = epoch_order(len(indices), seed, 2 * epoch), 16 * size
-    pools = [order[i : i + pool] for i in range(0, len(order), pool)]
-    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
-    groups = [indices[order[i : i + size]] for i in range(0, len(order), size)]
-    return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
-
-
 def make_batch(rows: list[list[int]], classes: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
     ids, lengths = pad_ids([rows[i] for i in indices])
     arrays = {"ids": ids, "lengths": lengths, "labels": classes[indices]}
@@ -271,8 +262,8 @@ def figures(model: ClassifyModel, config: Config) -> list[Figure]:
 def baselines(config: Config) -> Baselines:
     data = load_texts(config)
     train, val = select_texts(config, "train"), select_texts(config, "val")
-    bayes = score_naive_bayes(encode_texts(config), data.classes, train, val)
-    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"naive Bayes": bayes}}
+    linear = score_linear_texts(data.texts, data.classes, train, val)
+    return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"TF-IDF and a linear model": linear}}
 
 
 @torch.inference_mode()

@@ -171,7 +171,7 @@ def build_linear_path(schema: Schema) -> LinearPath:
     for column in schema.fields:
         if column.kind == "category":
             parts.append(CategoryPath(count_ids(column), outputs))
-        elif column.kind in ("scalar", "vector"):
+        elif column.kind in ("scalar", "date", "vector"):
             parts.append(NumberPath(column.mean, column.std, column.quantiles, outputs))
         else:
             parts.append(None)

@@ -21,6 +21,7 @@ from ..training.config import TrainConfig
 from ._shared import pairs
 from ._shared.pairs import TranslatorConfig as Config
 from ._shared.pairs import (  # noqa: F401
+    baselines,
     batches,
     evaluate,
     export_graph,

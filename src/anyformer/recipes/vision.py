@@ -31,7 +31,7 @@ from ..data.images import preprocessing as prep
 from ..data.images.augment import Augment, augment_batch
 from ..data.images.measure import choose_format
 from ..data.images.read import encode_png, open_images, overlay_heatmap, read_image, resize_image
-from ..data.sampling import sample_indices
+from ..data.sampling import sample_evenly, sample_indices
 from ..errors import InputError, suggest
 from ..inference.classification import describe_classes, unique_names
 from ..metrics import confusion_matrix, score_classes
@@ -42,7 +42,7 @@ from ..recipe import BatchStream, DataDefaults, Figure, FileInput, Graph, GraphI
 from ..training.config import TrainConfig
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
-from ._shared.trivial_baselines import Baselines, score_majority, score_nearest_mean
+from ._shared.trivial_baselines import Baselines, score_gradients, score_majority
 
 BATCH_SIZE = 32  # images in one forward
 FIGURE_IMAGES = 2000  # of the validation split
@@ -322,8 +322,8 @@ def export_graph(model: VisionTransformer) -> Graph:
 def baselines(config: Config) -> Baselines:
     dataset = load_images(config)
     train, val, labels = dataset.split("train"), dataset.split("val"), dataset.labels
-    nearest = score_nearest_mean(dataset.pixels, labels, train, val)
-    return {"accuracy": score_majority(labels[train], labels[val]) | {"the nearest mean image": nearest}}
+    linear = score_gradients(dataset.pixels, labels, train, val)
+    return {"accuracy": score_majority(labels[train], labels[val]) | {"a linear model of gradients": linear}}
 
 
 # --- predictions ---
@@ -407,10 +407,6 @@ def figures(model: VisionTransformer, config: Config) -> list[Figure]:
         return [*matrix, *mistakes, *attention]
     except InputError:  # no Pillow
         return matrix
-
-
-def sample_evenly(values: np.ndarray, count: int) -> np.ndarray:
-    return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]
 
 
 def draw_images(title: str, note: str, images: Iterable[np.ndarray], captions: list[str]) -> list[Figure]:

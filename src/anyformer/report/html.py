@@ -34,6 +34,7 @@ from .figures import read_figures
 from .run_files import as_mapping, find_key, read_content, read_model_size, read_plan, read_samples, read_schema
 
 COUNTERS = {"step", "tokens", "seconds"}  # shown as numbers, not as charts
+OVERFIT_MARGIN = 0.02  # share by which the validation loss must have risen again, as it is measured on a few batches
 METRIC_NAMES = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens per second"}
 TOKEN_NAMES = {"char": "character", "byte": "byte"}
 
@@ -75,7 +76,7 @@ def render_report(run: Path) -> str:
         "report.html.j2",
         title=f"{recipe} on {data}" if data else str(recipe),
         origin=[f"{name} {value}" for name, value in (origin | as_mapping(setup.get("versions"))).items()],
-        verdict=describe_baselines(result),
+        verdict=[*describe_baselines(result), *describe_overfitting(result)],
         numbers=list(summarize_numbers(setup, curves, result, parameters)),
         warnings=[describe_gaps(key, curve.nonfinite_steps) for key, curve in curves.items() if curve.nonfinite_steps],
         large=large,
@@ -109,6 +110,19 @@ def describe_baselines(result: Tree) -> list[str]:
         values = ", ".join(f"{name} {x:.3g}" for name, x in numbers.items())
         sentences.append(f"{verdict}: {format_metric(metric)} {value:.3g} ({values}).")
     return sentences
+
+
+def describe_overfitting(result: Tree) -> list[str]:
+    """Say whether the validation loss rose again after its best step."""
+    losses = as_mapping(result.get("validations"))
+    values = [result.get("step"), result.get("best_step"), losses.get("best"), losses.get("last")]
+    if not all(map(is_number, values)):
+        return []
+    step, best_step, best, last = (float(str(value)) for value in values)
+    if best_step == step or last <= best + OVERFIT_MARGIN * abs(best):
+        return []
+    rise = f"validation loss was best at step {best_step:,.0f} ({best:.3g}) and {last:.3g} at step {step:,.0f}"
+    return [f"Overfits: {rise}. The best checkpoint is kept; fewer steps, more data or dropout may do better."]
 
 
 def summarize_numbers(setup: Tree, curves: Curves, result: Tree, parameters: int | None) -> Iterator[Number]:

@@ -43,6 +43,7 @@ KINDS = {
     "documents": "separate texts",
     "code": "source code",
     "labeled text": "texts with a class each",
+    "tagged text": "sentences with a tag for each word",
     "pairs": "pairs of texts",
     "conversations": "conversations",
     "labeled images": "images with a class each",

@@ -94,6 +94,20 @@ def pad_ids(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[np.ndarray
     return ids, lengths
 
 
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Return a permutation of n items that depends on (seed, epoch) alone."""
+    return np.argsort(np.random.Philox(key=seed, counter=(0, 0, epoch, 2)).random_raw(n), kind="stable")
+
+
+def bucket_by_length(indices: np.ndarray, lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Return the batches of an epoch: texts in random order, sorted by length within 16 batches, batches shuffled."""
+    order, pool = epoch_order(len(indices), seed, 2 * epoch), 16 * size
+    pools = [order[i : i + pool] for i in range(0, len(order), pool)]
+    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+    groups = [indices[order[i : i + size]] for i in range(0, len(order), size)]
+    return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
+
+
 def _check(tokens: np.ndarray, context: int, needed: int, split: str) -> None:
     if context < 1:
         raise InputError(f"a context of {context} holds nothing: it must be 1 or more")

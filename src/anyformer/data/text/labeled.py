@@ -19,6 +19,7 @@ from ..io.manifest import TABLE_EXTENSIONS, read_rows
 from ..io.resolve import resolve
 from ..sampling import select_split
 from ..unusable import EmptyPolicy, check_empty
+from .batches import epoch_order
 
 SPLITS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.0, 1.0)}
 Row = tuple[str, str, str]  # text, class, place
@@ -83,11 +84,6 @@ def read_labeled(
     digest = hashlib.sha256(json.dumps(list(places)).encode()).hexdigest()
     classes = np.array([number[label] for _, label in places], np.int64)
     return LabeledTexts([text for text, _ in places], classes, names, list(places.values()), digest)
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """Return a permutation of n items that depends on (seed, epoch) alone."""
-    return np.argsort(np.random.Philox(key=seed, counter=(0, 0, epoch, 2)).random_raw(n), kind="stable")
 
 
 def _read_file_per_class(paths: Sequence[Path]) -> Iterator[Row]:

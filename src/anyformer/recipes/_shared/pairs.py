@@ -24,11 +24,23 @@ from ...data.unusable import EmptyPolicy, LengthPolicy
 from ...errors import InputError
 from ...inference.translation import TranslationRequest, align_translation, translate
 from ...metrics import score_classes, score_translations
-from ...model import EncoderDecoder, LMHead, TokenEmbedding, TransformerConfig, initialize, within
+from ...model import (
+    Edges,
+    EncoderDecoder,
+    LMHead,
+    PointerHead,
+    TokenEmbedding,
+    TransformerConfig,
+    full,
+    initialize,
+    within,
+)
+from ...model.encoder_decoder import ConditionedDecoder
 from ...parsing import check_range, parse_dataclass, path_field
 from ...recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
 from .text import VocabularyConfig, first_encodable, load_config_tokenizer
+from .trivial_baselines import Baselines, score_bigrams
 
 MAX_FIGURES = 3  # pairs whose attention is drawn
 MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
@@ -152,6 +164,16 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
     return score_classes((compute_logits(model, batch), batch["labels"].flatten()) for batch in batches)
 
 
+def baselines(config: Any) -> Baselines:
+    """Score models of the target alone: what a translation gains from its source shows beside them."""
+    pairs, tokenizers = load_pairs(config), load_tokenizers(config)
+    sides = tokenizers.tokenizers, max_tokens(config), config.too_long
+    train, val = (pair_batches.encode_pairs(pairs, split, *sides).target for split in ("train", "val"))
+    ends = tokenizers.start_id, tokenizers.end_id
+    texts = ([np.array([ends[0], *ids, ends[1]]) for ids in targets] for targets in (train, val))
+    return {"loss": score_bigrams(*texts, tokenizers.vocab_sizes(config.padded_vocab)[1])}
+
+
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Translate a text, or several: {"input": "A dog.", "beam": 4} and the other fields of `TranslationRequest`.
 
@@ -207,6 +229,8 @@ class TranslatorConfig(PairConfig):
     """Source and target have one embedding."""
     tied: bool = True
     """The head reads the target's own embedding (1608.05859)."""
+    copy: bool = False
+    """The head can copy tokens of the source, such as names, numbers and tags (1704.04368)."""
     scaled: bool = False
     """Embeddings are large and the head divides by the root of dim, as in T5."""
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
@@ -220,6 +244,8 @@ class TranslatorConfig(PairConfig):
             raise ValueError(
                 f"encoder.dim is {self.encoder.dim} and decoder.dim {self.decoder.dim}: they must be equal"
             )
+        if self.copy and self.source_tokenizer:
+            raise ValueError("copy: tokens of the source can be copied only where both sides have one vocabulary")
         if self.shared and self.source_tokenizer:
             raise ValueError("source_tokenizer: two vocabularies have no embedding to share: --no-shared")
 
@@ -246,9 +272,33 @@ class Translator(EncoderDecoder):
         self.label_smoothing, self.sentinels = config.label_smoothing, 0
 
 
+class CopyingTranslator(Translator):
+    """A translator whose head can copy tokens of the source; its logits are log-probabilities."""
+
+    def __init__(self, config: TranslatorConfig, pair_tokenizer: PairTokenizer):
+        super().__init__(config, pair_tokenizer)
+        self.head = PointerHead(config.decoder.dim, self.head)
+
+    def forward(self, source: Tensor, ids: Tensor, memory_mask: Edges = full) -> Tensor:
+        memory = self.encode(source, memory_mask)
+        return self.condition(memory, memory_mask, source).head(self.decode(ids, memory, memory_mask))
+
+    def condition(self, memory: Tensor, memory_mask: Edges = full, source: Any = None) -> ConditionedDecoder:
+        is_real = memory_mask.build_mask(memory.shape[0], 1, memory.shape[1], device=memory.device)[:, 0, 0]
+        keys = self.head.key(memory)
+
+        def head(x: Tensor) -> Tensor:  # (B, T, C), or (B, C) of one step
+            logits = self.head(x if x.ndim == 3 else x[:, None], keys, source, is_real)
+            return logits if x.ndim == 3 else logits[:, 0]
+
+        decoder = super().condition(memory, memory_mask, source)
+        decoder.head = head
+        return decoder
+
+
 def build_translator(config: TranslatorConfig, pair_tokenizer: PairTokenizer) -> Translator:
     """Build an initialized model of the config's shape for these tokenizers."""
-    model = Translator(config, pair_tokenizer)
+    model = (CopyingTranslator if config.copy else Translator)(config, pair_tokenizer)
     initialize(model, config.decoder)
     initialize(model.encoder, config.encoder)  # its own depth scales its output maps
     if config.scaled:

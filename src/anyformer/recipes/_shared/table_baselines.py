@@ -37,7 +37,7 @@ def numeric_features(dataset: TableDataset) -> np.ndarray:
     """Return the numbers, categories (one-hot) and means and deviations of series, (N, F); 0 where there is none."""
     columns = [np.zeros((len(dataset), 0))]
     for column, values in zip(dataset.schema.fields, dataset.values, strict=True):
-        if column.kind in ("scalar", "vector"):
+        if column.kind in ("scalar", "date", "vector"):
             columns.append(values)
         elif column.kind == "category" and len(column.values) <= MAX_ONE_HOT:
             columns.append(values == np.arange(len(column.values)))
@@ -76,7 +76,7 @@ def collect_columns(dataset: TableDataset) -> tuple[np.ndarray, list[bool]]:
         if field.kind == "series":
             with np.errstate(all="ignore"):
                 features = np.concatenate([np.nanmean(values, 1), np.nanstd(values, 1)], 1)
-        elif field.kind in ("scalar", "vector") or (field.kind == "category" and len(field.values) <= MAX_CATEGORIES):
+        elif field.kind in ("scalar", "date", "vector") or (field.kind == "category" and len(field.values) <= MAX_CATEGORIES):
             features = np.array(values, np.float64)
         else:
             continue

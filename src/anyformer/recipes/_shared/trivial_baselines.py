@@ -3,14 +3,27 @@
 Shapes: N training rows, M validation rows, F features, K classes.
 """
 
+import re
+from collections import Counter, defaultdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
+from ...data.sampling import sample_evenly
 from ...data.text.prepare import Corpus
 
 MAX_TOKENS = 10_000_000  # of each split
+BIGRAM_PRIOR = 20.0  # how many occurrences the frequencies of single tokens count as
+MAX_LINEAR_ROWS, MAX_VAL_ROWS = 10_000, 2_000  # that a linear model is fitted to, and evaluated on
+MAX_TERMS = 200_000
+MAX_WORDS = 500  # of a text
+INVERSE_PENALTY = 10.0  # of the weights of logistic regression
+N_CELLS, N_DIRECTIONS = 7, 9  # on either side of an image, and of 180 degrees
 
+Tagged = tuple[tuple[str, ...], tuple[str, ...]]  # words and their tags
 Baselines = dict[str, dict[str, float]]
 """Metric of `evaluate` -> name of the baseline -> its value."""
 
@@ -33,17 +46,86 @@ def score_majority(train: np.ndarray, val: np.ndarray) -> dict[str, float]:
     return {"the most frequent class": float((val == np.bincount(train).argmax()).mean())}
 
 
-def score_naive_bayes(rows: list[list[int]], classes: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
-    """Return the accuracy of multinomial naive Bayes over the tokens of texts: rows of ids, the class of each, and the
-    indices of the training and validation texts."""
-    vocab_size = 1 + max(max(row, default=0) for row in rows)
-    members = [train[classes[train] == number] for number in range(int(classes.max()) + 1)]
-    tokens = [[token for i in indices for token in rows[i]] for indices in members]
-    counts = np.stack([1.0 + np.bincount(np.array(ids, np.int64), minlength=vocab_size) for ids in tokens])
-    log_counts = np.log(counts / counts.sum(1, keepdims=True)).T
-    priors = np.log(1 + np.bincount(classes[train], minlength=len(counts)))
-    predictions = [int((priors + log_counts[rows[i]].sum(0)).argmax()) for i in val]
-    return float((np.array(predictions) == classes[val]).mean())
+def score_bigrams(train: list[np.ndarray], val: list[np.ndarray], vocab_size: int) -> dict[str, float]:
+    """Return the loss of the last tokens of each text (one or more ids), by an even guess, by the frequencies of tokens
+    in the training texts, and by the token before, which is interpolated with the frequencies."""
+    bounded = [row for row, n in zip(train, np.cumsum([len(row) for row in train])) if n <= MAX_TOKENS]
+    (before, tokens), (val_before, val_tokens) = map(_split_bigrams, (bounded, val))
+    frequencies = (np.bincount(tokens, minlength=vocab_size) + 1) / (len(tokens) + vocab_size)
+    codes, counts = np.unique(before * vocab_size + tokens, return_counts=True)
+    val_codes = val_before * vocab_size + val_tokens
+    index = np.minimum(np.searchsorted(codes, val_codes), len(codes) - 1)
+    seen = np.where(codes[index] == val_codes, counts[index], 0)
+    totals = np.bincount(before, minlength=vocab_size)[val_before]
+    prior = frequencies[val_tokens]
+    probabilities = (seen + BIGRAM_PRIOR * prior) / (totals + BIGRAM_PRIOR)
+    losses = {"guessing evenly": np.log(vocab_size), "token frequencies": -np.log(prior).mean()}
+    return {name: float(x) for name, x in losses.items()} | {"pairs of tokens": float(-np.log(probabilities).mean())}
+
+
+def _split_bigrams(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    before, tokens = (np.concatenate([row[part] for row in rows]) for part in (slice(None, -1), slice(1, None)))
+    return before.astype(np.int64), tokens.astype(np.int64)
+
+
+def score_linear_texts(texts: list[str], classes: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
+    """Return the accuracy of logistic regression over words and pairs of words, weighted by TF-IDF; `train` and `val`
+    are indices of the texts."""
+    train, val = sample_evenly(train, MAX_LINEAR_ROWS), sample_evenly(val, MAX_VAL_ROWS)
+    x, x_val = build_tfidf([texts[i] for i in train], [texts[i] for i in val])
+    y, n_classes = torch.from_numpy(classes[train].astype(np.int64)), int(classes.max()) + 1
+    weight, bias, penalty = torch.zeros(x.shape[1], n_classes), torch.zeros(n_classes), 1 / (INVERSE_PENALTY * len(y))
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=20, history_size=5, line_search_fn="strong_wolfe")
+    x_transposed = x.t().coalesce()
+
+    def compute_loss() -> torch.Tensor:
+        """Set the gradients by hand: that of a sparse product is slow."""
+        scores = x @ weight + bias
+        errors = (scores.softmax(1) - F.one_hot(y, n_classes)) / len(y)
+        weight.grad, bias.grad = x_transposed @ errors + penalty * weight, errors.sum(0)
+        return F.cross_entropy(scores, y) + 0.5 * penalty * weight.square().sum()
+
+    with torch.no_grad():
+        optimizer.step(compute_loss)
+        predictions = (x_val @ weight + bias).argmax(1).numpy()
+    return float((predictions == classes[val]).mean())
+
+
+def build_tfidf(train: list[str], val: list[str]) -> list[torch.Tensor]:
+    """Return words and pairs of words, 1 + log(count) times log(N / texts with it), rows of length 1: sparse (texts, F)
+    of both splits."""
+    train_terms, val_terms = ([count_terms(text) for text in texts] for texts in (train, val))
+    n_texts = Counter(term for terms in train_terms for term in terms)
+    vocabulary = {term: i for i, (term, _) in enumerate(n_texts.most_common(MAX_TERMS))}
+    idf = np.array([1 + np.log(len(train) / n_texts[term]) for term in vocabulary], np.float32)
+    matrices = []
+    for texts in (train_terms, val_terms):
+        entries = [(i, vocabulary[t], n) for i, terms in enumerate(texts) for t, n in terms.items() if t in vocabulary]
+        rows, columns, counts = np.array(entries, np.int64).reshape(-1, 3).T
+        values = (1 + np.log(counts)).astype(np.float32) * idf[columns]
+        norms = np.sqrt(np.bincount(rows, values**2, len(texts)))
+        values = torch.from_numpy((values / norms[rows]).astype(np.float32))
+        index, shape = torch.from_numpy(np.stack([rows, columns])), (len(texts), len(vocabulary))
+        matrices.append(torch.sparse_coo_tensor(index, values, shape, check_invariants=True).coalesce())
+    return matrices
+
+
+def count_terms(text: str) -> Counter:
+    words = re.findall(r"\w+", text.lower())[:MAX_WORDS]
+    return Counter(words) + Counter(pairwise(words))
+
+
+def score_usual_tags(train: list[Tagged], val: list[Tagged]) -> dict[str, float]:
+    """Return the accuracy of the most frequent tag of all, and of that of each word; sentences as words and tags."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for words, tags in train:
+        for word, tag in zip(words, tags):
+            counts[word][tag] += 1
+    usual = sum(counts.values(), Counter()).most_common(1)[0][0]
+    pairs = [pair for words, tags in val for pair in zip(words, tags)]
+    by_word = sum(tag == (counts[word].most_common(1)[0][0] if word in counts else usual) for word, tag in pairs)
+    right = {"the most frequent tag": sum(tag == usual for _, tag in pairs), "the usual tag of each word": by_word}
+    return {name: n / len(pairs) for name, n in right.items()}
 
 
 def fit_linear(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
@@ -54,17 +136,32 @@ def fit_linear(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
     return y.mean(0) + x_val @ np.linalg.solve(ridge, x.T @ (y - y.mean(0)))
 
 
-def score_nearest_mean(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
-    """Return the accuracy of the class whose mean image is nearest. pixels (images, ...), labels (images,)"""
-    classes = np.unique(labels[train])
-    means = np.stack([pixels[train[labels[train] == c]].mean(0).ravel() for c in classes]).astype(np.float32)
-    right = 0
-    for start in range(0, len(val), 500):
-        rows = val[start : start + 500]
-        x = pixels[rows].reshape(len(rows), -1).astype(np.float32)
-        distances = (means**2).sum(1) - 2 * x @ means.T  # |x|^2 is the same for all classes
-        right += int((classes[distances.argmin(1)] == labels[rows]).sum())
-    return right / max(1, len(val))
+def score_gradients(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
+    """Return the accuracy of a linear model of histograms of oriented gradients (Dalal and Triggs 2005). pixels
+    (images, height, width, channels) uint8, labels (images,); `train` and `val` are indices of the images."""
+    train, val = sample_evenly(train, MAX_LINEAR_ROWS), sample_evenly(val, MAX_VAL_ROWS)
+    x, x_val = (
+        np.concatenate([count_gradients(pixels[rows[i : i + 500]]) for i in range(0, len(rows), 500)])
+        for rows in (train, val)
+    )
+    classes = np.eye(int(labels.max()) + 1)[labels[train]]
+    return float((fit_linear(x, classes, x_val).argmax(1) == labels[val]).mean())
+
+
+def count_gradients(pixels: np.ndarray) -> np.ndarray:
+    """Return the histograms of the gradients' directions in a grid of cells: (N, H, W, channels) -> (N, F)."""
+    gray = pixels.mean(-1, dtype=np.float32) / 255
+    dy, dx = np.zeros_like(gray), np.zeros_like(gray)
+    dy[:, 1:-1], dx[:, :, 1:-1] = gray[:, 2:] - gray[:, :-2], gray[:, :, 2:] - gray[:, :, :-2]
+    size = np.hypot(dx, dy)
+    bins = (np.arctan2(dy, dx) % np.pi * (N_DIRECTIONS / np.pi)).astype(np.int64) % N_DIRECTIONS
+    n, height, width = gray.shape
+    rows, columns = (np.arange(length) * min(N_CELLS, length) // length for length in (height, width))
+    cells = rows[:, None] * N_CELLS + columns
+    codes = (np.arange(n)[:, None, None] * N_CELLS**2 + cells) * N_DIRECTIONS + bins
+    shape = (n, N_CELLS**2 * N_DIRECTIONS)
+    counts = np.bincount(codes.ravel(), size.ravel(), n * shape[1]).reshape(shape)
+    return np.sqrt(counts / (counts.sum(1, keepdims=True) + 1e-6))
 
 
 def score_target(target: Any, y: np.ndarray, y_val: np.ndarray, x: np.ndarray, x_val: np.ndarray) -> Baselines:
