@@ -76,7 +76,7 @@ def collect_columns(dataset: TableDataset) -> tuple[np.ndarray, list[bool]]:
         if field.kind == "series":
             with np.errstate(all="ignore"):
                 features = np.concatenate([np.nanmean(values, 1), np.nanstd(values, 1)], 1)
-        elif field.kind in ("scalar", "date", "vector") or (field.kind == "category" and len(field.values) <= MAX_CATEGORIES):
+        elif field.kind in ("scalar", "date", "vector", "category") and len(field.values) <= MAX_CATEGORIES:
             features = np.array(values, np.float64)
         else:
             continue
