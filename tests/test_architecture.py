@@ -143,7 +143,14 @@ def test_no_recipe_is_named_outside_recipes(folder: str):
 
 # Fields that describe the machine, its time or the data's labels, and not the model or its recipe.
 OPERATIONAL = {"seed", "device", "dtype", "compile", "final_every", "labels"}
-OPERATIONAL |= {"columns", "empty", "duplicates", "too_long"}  # how the files that a user brings are read
+OPERATIONAL |= {
+    "columns",
+    "empty",
+    "duplicates",
+    "too_long",
+    "group",
+    "order",
+}  # how a user's files are read
 
 
 def collect_values(config: object) -> dict[str, set]:

@@ -5,7 +5,8 @@ In a ```python block, the output of a statement may follow it as a comment, or a
     print(1 + 1)  # 2
 
 It is then checked. `...` matches anything, and decimals may differ by one in their last digit, since machines round
-differently. A block that starts with ```python skip is not run.
+differently. A block that starts with ```python skip is not run, and one that starts with ```python matplotlib only
+where that is installed, together with the others of its page.
 """
 
 import ast
@@ -26,6 +27,7 @@ import pytest
 from anyformer import recipe as recipes
 from anyformer.cli import VERBS, verb_module
 from anyformer.cli.flags import parse_arguments
+from anyformer.cli.sweep import SweepCommand
 from anyformer.cli.train import TrainCommand, is_data
 from anyformer.errors import InputError
 
@@ -75,11 +77,11 @@ def output_matches(expected: str, printed: str) -> bool:
     return doctest.OutputChecker().check_output(expected + "\n", printed.rstrip() + "\n", doctest.ELLIPSIS)
 
 
-def run_blocks(page: str, name: str = "page") -> int:
+def run_blocks(page: str, name: str = "page", kind: str = "python") -> int:
     """Run the blocks of a page in one namespace and check their output. Returns the number of checks."""
     namespace: dict[str, Any] = {"__name__": "page"}
     count = 0
-    for above, code in blocks(page, "python"):
+    for above, code in blocks(page, kind):
         for statement in ast.parse(code).body:
             expected = read_output_comment(statement, code.splitlines())
             tree = ast.increment_lineno(ast.Module([statement], []), above)
@@ -99,6 +101,15 @@ def test_code_runs_and_prints_what_the_page_says(page: Path, tmp_path: Path, mon
     text = page.read_text(encoding="utf-8")
     checks = run_blocks(text, page.name)
     assert checks or not any("print(" in code for _, code in blocks(text, "python"))
+
+
+def test_plots_of_the_pages_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The blocks that need matplotlib, together with the others of their page."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'anyformer[plot]'")
+    monkeypatch.chdir(tmp_path)
+    texts = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+    texts = {name: text for name, text in texts.items() if any(blocks(text, "python matplotlib"))}
+    assert texts and all(run_blocks(text, name, "python(?: matplotlib)?") for name, text in texts.items())
 
 
 def as_page(code: str) -> str:
@@ -175,6 +186,9 @@ def commands(page: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+COMMANDS = {"train": TrainCommand, "sweep": SweepCommand}  # whose flags are those of a recipe
+
+
 def check_command(words: list[str]) -> None:
     """Raise InputError or AssertionError for a verb, flag, value or target that does not exist."""
     program, arguments = Path(words[0]).name, words[1:]
@@ -186,16 +200,15 @@ def check_command(words: list[str]) -> None:
     assert arguments[:1] == ["--help"] or arguments[0] in VERBS, words
     if "--help" in arguments:
         return
-    if arguments[0] != "train":
+    if arguments[0] not in COMMANDS:
         module = importlib.import_module(f"anyformer.cli.{verb_module(arguments[0])}")
         parse_arguments(module.Command, arguments[1:], f"anyformer {arguments[0]}")
     elif arguments[1:]:
         name = arguments[1]
         source = ROOT / "docs" / "examples" / name if name.endswith(".py") else name
-        source = (
-            "language" if name == "my_data" or is_data(name) else source
-        )  # data of any kind: with the flags of every training
-        TrainCommand(recipes.load_recipe(source), arguments[2:], "anyformer train").read()
+        if name == "my_data" or is_data(name):
+            source = "language"  # data of any kind: with the flags of every training
+        COMMANDS[arguments[0]](recipes.load_recipe(source), arguments[2:], f"anyformer {arguments[0]}").read()
 
 
 @all_pages
@@ -213,6 +226,7 @@ def test_commands_exist(page: Path):
         "anyformer train language --steps x",
         "anyformer sample runs/a --flies",
         "anyformer train speach",
+        "anyformer sweep language --flies",
         "anyformer train language --preset tinny",
     ],
 )

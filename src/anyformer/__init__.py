@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from .api import Model, load, train
     from .errors import InputError, Stopped, TrainingError
     from .model import Transformer, TransformerConfig, causal, full, same, window
+    from .report.notebook import Run, open_run, plot_runs
 
 __version__ = "0.1.0"
 __all__ = [
-    "InputError", "Model", "Stopped", "TrainingError", "Transformer", "TransformerConfig", "__version__", "causal",
-    "full", "load", "same", "train", "window",
+    "InputError", "Model", "Run", "Stopped", "TrainingError", "Transformer", "TransformerConfig", "__version__",
+    "causal", "full", "load", "open_run", "plot_runs", "same", "train", "window",
 ]  # fmt: skip
 
 _MODULES = {"Model": "api", "load": "api", "train": "api"}
+_MODULES |= dict.fromkeys(("Run", "open_run", "plot_runs"), "report.notebook")
 _MODULES |= dict.fromkeys(("InputError", "Stopped", "TrainingError"), "errors")
 
 

@@ -18,9 +18,10 @@ from .checkpoints import exports
 from .data.io.checks import read_json
 from .errors import Stopped
 from .model.config import find_stacks
-from .recipe import SupportsBaselines, SupportsFigures
+from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
+from .training import checkpoints
 from .training.job import CheckpointCallback, RecordCallback, StartCallback, TrainingJob, ignore, run_job
 from .training.loop import TrainState
 from .training.run_directory import atomic_write
@@ -124,6 +125,9 @@ def write_result(job: TrainingJob, state: TrainState, started_at: float, last_va
     """Write result.json and the figures of a finished training, whose last validation gave `last_val_loss`. Returns its
     best model."""
     model = from_training(job, state)
+    if isinstance(job.recipe, SupportsFinish) and not job.lora.rank:  # adapters are merged here
+        job.recipe.finish_model(model.module, model.config)
+        checkpoints.rewrite_model(model.path, model.module)
     metrics = model.evaluate(every=model.config.train.final_every)
     result: dict[str, Any] = {"step": state.step, "best_step": model.step}
     result |= {f"val_{name}": value for name, value in metrics.items()}

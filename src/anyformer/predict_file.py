@@ -10,7 +10,7 @@ from .data.tables.read import is_missing
 from .data.tables.stream import OUTPUT_SUFFIXES, RowOrError, RowReader, RowWriter
 from .errors import InputError, suggest
 from .events import report_progress
-from .recipe import FileInput, Recipe, SupportsBatchPredict, SupportsFileInput
+from .recipe import FileInput, Recipe, SupportsBatchPredict, SupportsFileInput, SupportsTablePredict
 from .training.run_directory import atomic_file, report_write_errors
 
 WINDOW_BATCHES = 16  # read ahead, so that inputs of similar length share a batch
@@ -30,7 +30,8 @@ def predict_file(
     skip_broken: bool = False,
     settings: Row | None = None,
 ) -> Row:
-    """Write the rows of a file, each with what the model predicts for it, to another file.
+    """Write the rows of a file, each with what the model predicts for it, to another file; of a recipe that answers a
+    file as a whole (SupportsTablePredict), the rows that it predicts.
 
     Args:
         file: A csv, tsv, jsonl or parquet table with the columns that the recipe reads, or a text file with one input
@@ -49,16 +50,29 @@ def predict_file(
     """
     settings = settings or {}
     check_arguments(file, out, batch, settings)
+    if isinstance(recipe, SupportsTablePredict):
+        predicted = recipe.predict_table(model, config, file, batch, settings)
+        return write_rows(((place, {}, answer) for place, answer in predicted), file, out, skip_broken)
     source = recipe.file_input(model, config) if isinstance(recipe, SupportsFileInput) else FileInput()
     reader = RowReader(file, source.columns, source.tsv_quotes)
     predict = select_predict(recipe, model, settings)
     size = batch if isinstance(recipe, SupportsBatchPredict) else 1
     rows = answer_rows(reader.rows(), lambda row: read_input(source, row, file.parent), predict, size)
+    return write_rows(report_rows(rows, reader), file, out, skip_broken)
+
+
+def report_rows(rows: Iterator[tuple[str, Row, Answer]], reader: RowReader) -> Iterator[tuple[str, Row, Answer]]:
+    for row in rows:
+        report_progress("predicting", reader.done, reader.total)
+        yield row
+
+
+def write_rows(rows: Iterator[tuple[str, Row, Answer]], file: Path, out: Path, skip_broken: bool) -> Row:
+    """Write (place, row, answer) to a file and count them. Raises InputError, also if there are none."""
     result: Row = {"rows": 0, "skipped": 0}
     with report_write_errors(str(out)), atomic_file(out) as stream:
         writer = RowWriter(stream, out.suffix.lower())
         for place, row, answer in rows:
-            report_progress("predicting", reader.done, reader.total)
             if isinstance(answer, InputError):
                 if not skip_broken:
                     raise answer

@@ -24,6 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 from .data.io.cache import cache_by_files
 from .errors import InputError, suggest
 from .parsing import RENAMED_FIELDS, parse_dataclass
+from .search_space import SearchSpace
 
 StreamState = dict[str, Any]
 """The position of a stream of batches, as JSON; passed back to `batches`, the stream continues exactly there.
@@ -35,7 +36,8 @@ BatchStream = Iterator[tuple[dict[str, Any], StreamState]]
 Figure = dict[str, Any]
 """A figure for the report of a run, as plain values: {"kind", "title", "note"} and, by its kind,
 "matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of the darkest cell (None: the largest);
-"lines": "x_label", "lines" [{"name", "x" [number], "y" [number]}], "zero", whether the y axis starts at 0;
+"lines": "x_label", "lines" [{"name", "x" [number], "y" [number], or of a filled band "low" and "high" instead of "y"}],
+"zero", whether the y axis starts at 0;
 "images": "images" [{"png" (base64), "caption"}]."""
 
 
@@ -174,6 +176,16 @@ class SupportsBatchPredict(Protocol):
 
 
 @runtime_checkable
+class SupportsTablePredict(Protocol):
+    """A file is answered as a whole, because its rows have no predictions of their own: `anyformer predict --file`."""
+
+    def predict_table(
+        self, model: Any, config: Any, file: Path, batch: int, settings: dict[str, Any]
+    ) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+        """Yield the rows to write, each with the place that it belongs to; of what cannot be answered, the error."""
+
+
+@runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""
 
@@ -196,6 +208,14 @@ class SupportsBaselines(Protocol):
 
 
 @runtime_checkable
+class SupportsFinish(Protocol):
+    """The best model is corrected after training, on the validation split, for example its bands. Its weights and
+    `files` then hold what was fitted, and its checkpoint is written again."""
+
+    def finish_model(self, model: Any, config: Any) -> None: ...
+
+
+@runtime_checkable
 class SupportsScore(Protocol):
     """Metrics that need the model's answers to a split (BLEU, returns of episodes): `anyformer eval --scores`."""
 
@@ -208,6 +228,20 @@ class SupportsSizes(Protocol):
     loss, or the largest for which there are enough steps. All options predict a loss, or none does."""
 
     def sizes(self, config: Any) -> Iterator[SizeOption]: ...
+
+
+@runtime_checkable
+class SupportsSearch(Protocol):
+    """Fields that `anyformer sweep` tries, besides those of the training and the Transformer that every recipe has."""
+
+    def search_space(self, config: Any) -> SearchSpace: ...
+
+
+@runtime_checkable
+class SupportsTestSplit(Protocol):
+    """`batches` has another split that is neither trained nor validated on: its name."""
+
+    TEST_SPLIT: str
 
 
 @runtime_checkable

@@ -1,15 +1,15 @@
 """A trained model, `Model`; loaded from a run or a public checkpoint, imported and exported."""
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import recipe as recipes
@@ -18,7 +18,9 @@ from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
 from .errors import InputError
+from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
+from .model.transformer import Transformer
 from .parsing import parse_dataclass, to_json
 from .predict_file import predict_file
 from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream, resolve_paths
@@ -27,6 +29,9 @@ from .training.config import LoRAConfig
 from .training.device import resolve_device
 from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory, describe_run
+
+if TYPE_CHECKING:
+    from .report.notebook import Run
 
 
 class Model:
@@ -110,6 +115,44 @@ class Model:
         with torch.inference_mode():
             return self.recipe.score(self.module, config, split, **request)
 
+    def attention(self, request: Any = None, **settings: Any) -> Tensor:
+        """Return the attention weights of the model's first Transformer while it reads a request, (layers, B, H, Q, K).
+
+        Settings as for `predict`. Raises InputError if the model has no Transformer.
+        """
+        stack = next((module for module in self.module.modules() if isinstance(module, Transformer)), None)
+        if stack is None:
+            raise InputError(f"the model of '{self.name}' has no Transformer: there are no attention weights")
+        return attention_weights(stack, lambda: self.predict(request, **settings), first_pass=True)
+
+    def plot_attention(
+        self, request: Any = None, layer: int = -1, head: int | None = None, labels: Sequence[str] = (), **settings: Any
+    ) -> Any:
+        """Plot the attention weights of a layer as a heat map, a row for each query, and return the matplotlib Figure.
+
+        Args:
+            request: As for `attention`; the first of several inputs is drawn.
+            head: One head; None: their mean.
+            labels: Names of the nodes.
+        """
+        from .report.plots import plot_matrix
+
+        weights = self.attention(request, **settings)[layer, 0].float()
+        weights = weights.mean(0) if head is None else weights[head]
+        title = f"attention of layer {layer}, " + ("mean of the heads" if head is None else f"head {head}")
+        return plot_matrix(weights.tolist(), labels, labels, title)
+
+    @property
+    def run(self) -> "Run":
+        """The run that the model comes from: its curves and figures. Raises InputError for a public checkpoint."""
+        from .report.notebook import Run  # here, to load models faster
+
+        return Run(self.run_path)
+
+    def plot_history(self, *metrics: str, axes: Any = None) -> Any:
+        """Plot the loss of the model's training, or other metrics, and return the matplotlib Figure."""
+        return self.run.plot(*metrics, axes=axes)
+
     @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.module.parameters())
@@ -138,7 +181,7 @@ class Model:
         return f"<Model {self.name}{data}: {facts['parameters']:,} parameters, step {self.step:,}{loss}>"
 
     def _repr_html_(self) -> str:
-        """A small table for notebooks, with a link to the report."""
+        """A small table for notebooks, with the loss curve of the run and a link to its report."""
         rows = ""
         for name, value in self.describe().items():
             text = (
@@ -147,7 +190,8 @@ class Model:
             rows += f"<tr><th>{name.replace('_', ' ')}</th><td>{html.escape(text)}</td></tr>"
         report = html.escape(str(self.run_path / "report.html"))
         link = f'<a href="{report}">{report}</a>' if (self.run_path / "report.html").is_file() else ""
-        return f"<table>{rows}</table>{link}"
+        chart = self.run.draw_loss() if RunDirectory(self.run_path).exists else ""
+        return f"<table>{rows}</table>{chart}{link}"
 
 
 def select_eval_data(model: Model, data: str | None = None) -> tuple[Any, str]:

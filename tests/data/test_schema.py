@@ -1,5 +1,6 @@
 """Schemas and tables: read, inferred, written, encoded; and the message for every way in which a table can be wrong."""
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from anyformer.data.sampling import Dataset
 from anyformer.data.tables.cache import TableDataset, encode_table
 from anyformer.data.tables.datasets import SENSORS, SPOKEN_DIGITS, WATCH, open_sensors
 from anyformer.data.tables.infer_schema import infer_schema
-from anyformer.data.tables.prepare import load_table, measure_schema
+from anyformer.data.tables.prepare import TableSource, load_table, measure_schema
 from anyformer.data.tables.read import read_table
 from anyformer.data.tables.schema import MEASURED_OPTIONS, load_schema, parse_schema
 from anyformer.errors import InputError
@@ -70,7 +71,7 @@ def test_means_are_of_the_training_rows():
 def test_every_kind_is_inferred(tmp_path: Path):
     rows = [
         {
-            "number": i,
+            "number": 7 * i % 60,
             "text": f"number {i} of a list that has many texts, {i * i}",
             "kind": ("red", "blue")[i % 2],
             "list": [i, 2.0, 3.0],
@@ -82,7 +83,7 @@ def test_every_kind_is_inferred(tmp_path: Path):
             "nothing": None,
             "size": 0.5 * i,
             "grade": i % 3,
-            "label": "ab"[i % 2],
+            "label": "ab"[i // 3 % 2],
         }
         for i in range(60)
     ]
@@ -99,7 +100,9 @@ def test_every_kind_is_inferred(tmp_path: Path):
         "sound": "audio",
     }
     assert [target.kind for target in schema.targets] == ["number", "class", "class"]
-    assert load_schema(schema.to_toml()) == schema
+    assert schema.left_out == {"always": "constant", "nothing": "empty"}
+    assert load_schema(schema.to_toml()) == dataclasses.replace(schema, left_out={})
+    assert load_schema(schema.to_json()) == schema
     assert (schema.fields[4].channels, schema.fields[4].length) == (2, 4)
 
 
@@ -120,7 +123,7 @@ def test_csv_parquet_and_jsonl_give_the_same_arrays(tmp_path: Path):
     write(tmp_path / "t.csv", "x,z,y\n" + cells)
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     first, *others = (
-        load_table(str(tmp_path / f"t.{kind}"), "own", "y", False) for kind in ("jsonl", "csv", "parquet")
+        load_table(TableSource(str(tmp_path / f"t.{kind}"), target="y")) for kind in ("jsonl", "csv", "parquet")
     )
     for other in others:
         assert other.schema == first.schema
@@ -198,7 +201,7 @@ def test_unreadable_schema_files(tmp_path: Path):
 def test_measurements_in_a_stored_schema_are_checked():
     dataset = encode_table(open_sensors(), load_schema(SENSORS))
     values = json.loads(measure_schema(dataset, dataset.split("train")).to_json())
-    wrong = {"mean": [1.0], "std": [0.0, 1.0, 1.0], "values": [1], "words": 3}
+    wrong = {"mean": [1.0], "std": [0.0, 1.0, 1.0], "values": [1], "rare": -1, "words": 3}
     assert set(wrong) == set(MEASURED_OPTIONS)
     for option, value in wrong.items():
         broken = json.loads(json.dumps(values))
@@ -268,8 +271,8 @@ def test_damaged_files_are_named(tmp_path: Path):
     ):
         write(tmp_path / "t.csv", f"x,y\n{good},a\n{bad},b\n")
         with refuses("t.csv, line 3, x", bad, message, "--lenient"):
-            load_table(table, schema, "", False)
-        dataset = load_table(table, schema, "", True)
+            load_table(TableSource(table, schema))
+        dataset = load_table(TableSource(table, schema, lenient=True))
         assert dataset.skipped == 1 and dataset.present.any(1).tolist() == [True, False]
 
 
@@ -277,25 +280,25 @@ def test_bad_tables(tmp_path: Path):
     path = str(write(tmp_path / "t.csv", "age,kind\n1,a\n2,a\n3,\n"))
     schema = '[fields.agee]\nkind = "scalar"\n[targets.kind]\nkind = "class"\n'
     for arguments, parts in (
-        (("own", "kind"), ("the target 'kind' has one class (a)",)),
+        (("own", "kind"), ("the target 'kind' has one value (a)",)),
         (("own", "knd"), ("no column 'knd'", "did you mean 'kind'?")),
         (("own", ""), ("--target NAME", "age, kind")),
         ((schema, ""), ("'agee'", "no such column", "did you mean 'age'?")),
     ):
         with refuses(*parts):
-            load_table(path, *arguments, False)
+            load_table(TableSource(path, *arguments))
     for name, content, parts in (
-        ("u.csv", "age,kind\n1,a\n2,b\n3,\n", ("u.csv, line 4", "kind is empty")),
+        ("u.csv", "age,kind\n1,\n2,\n3,\n", ("the target 'kind' is missing in all 3 rows",)),
         ("v.csv", "age,kind\n", ("v.csv", "holds no rows")),
         ("w.xlsx", "age", ("w.xlsx", "not a table")),
     ):
         with refuses(*parts):
-            load_table(str(write(tmp_path / name, content)), "own", "kind", False)
+            load_table(TableSource(str(write(tmp_path / name, content)), target="kind"))
 
 
 def test_a_changed_table_is_read_again(tmp_path: Path):
     path = write(tmp_path / "t.csv", "age,kind\n1,a\n2,b\n")
-    first = load_table(str(path), "own", "kind", False)
-    assert load_table(str(path), "own", "kind", False) is first
+    first = load_table(TableSource(str(path), target="kind"))
+    assert load_table(TableSource(str(path), target="kind")) is first
     write(path, "age,kind\n1,a\n2,b\n3,b\n")
-    assert len(load_table(str(path), "own", "kind", False)) == 3
+    assert len(load_table(TableSource(str(path), target="kind"))) == 3

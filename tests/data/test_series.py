@@ -7,6 +7,7 @@ import pytest
 
 from anyformer.data.series import batches, datasets
 from anyformer.data.series.datasets import find_period, infer_season, load_series
+from anyformer.data.series.prepare import measure_facts
 from anyformer.data.series.read import Columns, Gaps, SeriesTable
 from anyformer.data.series.times import Frequency, format_time, format_times, infer_frequency, parse_time
 from data_kit import refuses, write
@@ -145,6 +146,30 @@ def test_what_cannot_be_read(tmp_path: Path, text: str, columns: dict[str, str],
 def test_gaps_are_filled_on_request(tmp_path: Path):
     (series,) = load(tmp_path, DAYS + "2024-01-06,6\n2024-01-07,\n2024-01-08,8\n", "fill").series
     assert series.values.tolist() == [1, 2, 3, 3, 3, 6, 6, 8]
+
+
+def test_constant_and_empty_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    dates = [f"2024-01-{day:02d}" for day in range(1, 31)]
+    text = "date,x,y,z\n" + "".join(f"{date},{i % 5},7,\n" for i, date in enumerate(dates))
+    path = str(write(tmp_path / "a.csv", text))
+    dataset = load_series(path, Columns(), "error")
+    assert [series.name for series in dataset.table.series] == ["x", "y"]
+    assert "'z': every value is missing; left out" in capsys.readouterr().err
+    measure_facts(dataset, "1", "none", 2, 4, 3)
+    assert "constant: 'y'; --target names" in capsys.readouterr().err
+    with refuses("the series 'y': every value is 7", "nothing to learn"):
+        measure_facts(load_series(path, Columns(("y",)), "error"), "1", "none", 2, 4, 3)
+    long = "date,id,value\n" + "".join(f"{date},a,{i}\n{date},b,\n" for i, date in enumerate(dates))
+    table = load_series(str(write(tmp_path / "b.csv", long)), Columns(), "error").table
+    assert [series.name for series in table.series] == ["a"]
+    assert "'b': every value is missing; left out" in capsys.readouterr().err
+
+
+def test_months_as_fractions_of_years_and_row_numbers(tmp_path: Path):
+    rows = [f"{i + 1},{1949 + i / 12:.11f},{100 + i * i}" for i in range(30)]
+    table = load(tmp_path, "\n".join(["rownames,time,passengers", *rows]))
+    assert [series.name for series in table.series] == ["passengers"] and table.frequency == Frequency(months=1)
+    assert parse_time("1949.2") is None
 
 
 # --- seasons ---

@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from anyformer.data.series.batches import list_windows, score_seasonal_naive
 from anyformer.errors import InputError
 from anyformer.inference.forecasting import NORMAL_QUANTILES, QUANTILES, sample_paths
 from anyformer.model.config import TransformerConfig
+from anyformer.predict_file import predict_file
 from anyformer.recipes import forecast
+from anyformer.report.figures import draw_figure
 from anyformer.training.config import TrainConfig
 from cli_kit import assert_refused, call
 
@@ -39,6 +42,10 @@ def build(config: forecast.Config, seed: int = 0) -> forecast.Forecaster:
     return forecast.build(config).eval()
 
 
+def evaluate(model: forecast.Forecaster, config: forecast.Config) -> dict[str, float]:
+    return forecast.evaluate(model, (batch for batch, _ in forecast.batches(config, "val")))
+
+
 def read_batch(config: forecast.Config, split: str = "train") -> dict[str, torch.Tensor]:
     return next(forecast.batches(config, split))[0]
 
@@ -50,6 +57,7 @@ def read_batch(config: forecast.Config, split: str = "train") -> dict[str, torch
 def test_the_future_does_not_reach_the_past_and_the_past_reaches_the_future():
     config = forecast.PRESETS["tiny"]
     model, batch = build(config), read_batch(config)
+    torch.nn.init.normal_(model.head.weight)  # it starts at 0
     node, before = 3, forecast.call_model(model, batch)
     for name, ends in (("values", 28), ("past_covariates", 28), ("calendar", 4), ("future_covariates", 34)):
         changes = dict(batch)
@@ -64,14 +72,19 @@ def test_the_future_does_not_reach_the_past_and_the_past_reaches_the_future():
 
 
 @torch.no_grad()
-def test_the_median_starts_as_the_seasonal_naive_forecast(week: Path):
+def test_the_median_starts_as_a_linear_forecast_and_without_rows_as_the_seasonal_naive_one(week: Path):
     config = replace(CONFIG, data=str(week))
     model = build(config)
-    torch.nn.init.zeros_(model.head.weight)
-    metrics = forecast.evaluate(model, (batch for batch, _ in forecast.batches(config, "val")))
     shape, dataset = model.shape, forecast.load_dataset(config)
+    naive = score_seasonal_naive(dataset, shape)["mase"]
     assert shape.season == 7
-    assert metrics["mase"] == pytest.approx(score_seasonal_naive(dataset, shape)["mase"], rel=1e-4)
+    assert evaluate(model, config)["mase"] < 0.3 * naive, "the trend is linear"
+    short = week.with_name("short.csv")
+    short.write_text("\n".join(week.read_text().splitlines()[:35]))
+    config = replace(config, data=str(short), season="7")
+    model = build(config)
+    expected = score_seasonal_naive(forecast.load_dataset(config), model.shape)["mase"]
+    assert abs(model.start[:, 4]).max() < 1e-6 and evaluate(model, config)["mase"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_forecast_follows_shift_and_scale():
@@ -239,3 +252,122 @@ def test_a_model_remembers_what_it_was_trained_on(week: Path):
     config = replace(CONFIG, data=str(week))
     facts = json.loads(build(config).files["season.json"])
     assert facts["season"] == 7 and len(facts["example"]["values"]) == 6 + 24 and facts["example"]["start"]
+
+
+# --- the linear start and the bands ---
+
+
+def test_runs_of_earlier_versions_keep_their_trained_linear_path_and_their_bands(tmp_path: Path):
+    """Their season.json names only the season, the scale of the features and an example."""
+    facts = json.loads(build(replace(CONFIG, season="7")).files["season.json"])
+    (tmp_path / "season.json").write_text(json.dumps({name: facts[name] for name in ("season", "scale", "example")}))
+    model = build(replace(CONFIG, season=str(tmp_path / "season.json")))
+    assert model.facts.transform == "none" and not model.facts.calibration
+    parameters = [name for name, _ in model.named_parameters()]
+    assert parameters.index("linear.weight") + 1 == parameters.index("head.weight"), "as the optimizer stored them"
+    assert model.linear.weight.shape == (6, 14) and not list(model.buffers()), "two seasons"
+    quantiles = np.random.default_rng(0).normal(size=(2, 6, 9))
+    assert model.widen(quantiles, np.zeros(2, int)) == pytest.approx(quantiles)
+
+
+def test_what_was_trained_is_kept_as_far_as_it_helps(week: Path):
+    config = replace(CONFIG, data=str(week))
+    model = build(config)
+    start = forecast.call_model(model, read_batch(config, "val"))
+    torch.nn.init.normal_(model.head.weight, std=0.3)
+    torch.nn.init.normal_(model.head.bias)
+    forecast.finish_model(model, config)
+    torch.testing.assert_close(forecast.call_model(model, read_batch(config, "val")), start)
+    assert len(model.facts.calibration) == 3 and "calibration" in model.files["season.json"]
+
+
+def test_bands_cover_what_they_claim_and_coverage_is_measured_on_other_origins(tmp_path: Path):
+    """Heavy noise whose bands start too narrow: factors fitted to half of the origins widen them on the other half."""
+    rng, path = np.random.default_rng(3), tmp_path / "noise.csv"
+    path.write_text("x\n" + "".join(f"{100 + value:.4f}\n" for value in rng.standard_t(3, 900)))
+    config = replace(CONFIG, data=str(path), season="1")
+    model = build(config)
+    model.start.mul_(0.4)
+    with torch.no_grad():
+        model.head.bias.copy_(model.start.flatten())
+    narrow = evaluate(model, config)["coverage_80"]
+    forecast.finish_model(model, config)
+    assert narrow < 0.6 and 0.73 < evaluate(model, config)["coverage_80"] < 0.87
+    everything, *folds = model.facts.calibration
+    assert folds[0] != folds[1] and min(everything) > 1.5
+    folds = torch.cat([batch["fold"] for batch, _ in forecast.batches(config, "val")])
+    assert folds.tolist() == [1] * 32 + [2] * 32 and set(read_batch(config)["fold"].tolist()) == {0}
+
+
+def test_the_band_of_a_forecast_is_the_calibrated_one():
+    model = build(replace(CONFIG, season="7"))
+    values = (50 + np.random.default_rng(0).normal(size=60).cumsum()).tolist()
+    before = forecast.predict(model, {"input": values})["results"][0]
+    model.set_facts(replace(model.facts, calibration=[[2.0] * 6, [1.0] * 6, [1.0] * 6]))
+    after = forecast.predict(model, {"input": values})["results"][0]
+    for level in ("0.1", "0.9"):
+        pairs = [np.subtract(result["quantiles"][level], result["median"]) for result in (before, after)]
+        assert pairs[1] == pytest.approx(2 * pairs[0], rel=1e-4)
+    assert after["median"] == before["median"]
+
+
+def test_a_series_that_grows_by_shares_is_forecast_in_logarithms(tmp_path: Path):
+    rng, steps = np.random.default_rng(0), np.arange(200)
+    values = 10 * np.exp(0.02 * steps + 0.05 * rng.normal(size=200).cumsum())
+    path = tmp_path / "growth.csv"
+    path.write_text("x\n" + "".join(f"{value:.5f}\n" for value in values))
+    config = replace(CONFIG, data=str(path), season="1", transform="auto")
+    model = build(config)
+    plain = build(replace(config, transform="none"))
+    dataset = forecast.load_dataset(config)
+    assert forecast.transform_dataset(dataset, model.facts, 6).table.series[0].is_log
+    assert not forecast.transform_dataset(dataset, plain.facts, 6).table.series[0].is_log
+    (result,) = forecast.predict(model, {"input": values.tolist(), "horizon": 20})["results"]
+    assert min(result["quantiles"]["0.1"]) > 0 and values[-1] / 3 < result["median"][0] < values[-1] * 3
+
+
+# --- files ---
+
+
+def test_a_history_becomes_a_file_of_forecasts(week: Path, tmp_path: Path):
+    config = replace(CONFIG, data=str(week))
+    model = build(config)
+    long = tmp_path / "long.csv"
+    days = [line.split(",") for line in week.read_text().splitlines()[1:]]
+    rows = [f"{date},{name},{value}" for name in ("a", "b") for date, value in days[:100]]
+    long.write_text("date,id,value\n" + "\n".join([*rows, "2024-01-01,c,5"]))
+
+    def answer(**options: Any) -> tuple[dict[str, Any], list[dict[str, str]]]:
+        result = predict_file(forecast, model, config, long, tmp_path / "out.csv", 1, **options)
+        with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+            return result, list(csv.DictReader(file))
+
+    with pytest.raises(InputError, match=r"long\.csv: the series 'c' has 1 values; at least 4"):
+        answer()
+    result, lines = answer(skip_broken=True, settings={"horizon": 9})
+    assert result["rows"] == len(lines) == 18 and result["skipped"] == 1 and "'c'" in result["first_skipped"]
+    assert list(lines[0]) == ["series", "time", "median", *map(str, QUANTILES)]
+    assert [line["series"] for line in lines] == ["a"] * 9 + ["b"] * 9
+    assert lines[0]["time"] == lines[9]["time"] == str(np.datetime64("2024-01-01") + 100)
+    (direct, _) = forecast.predict(model, {"input": [[float(value) for _, value in days[:100]]] * 2})["results"]
+    assert [float(line["median"]) for line in lines[:6]] == direct["median"]
+    expected = forecast.predict(model, {"input": str(week), "horizon": 1})["results"][0]["quantiles"]
+    long.write_text("\n".join(["date,id,value", *(f"{date},x,{value}" for date, value in days)]))
+    _, (line,) = answer(settings={"horizon": 1})
+    assert {level: [float(line[level])] for level in expected} == expected
+
+
+def test_short_series_get_a_shorter_horizon(week: Path, tmp_path: Path):
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(week.read_text().splitlines()[:41]))
+    defaults = forecast.data_defaults({"data": str(short)})
+    assert defaults is not None and defaults.overrides == {"horizon": 5} and "40 values" in defaults.reason
+    assert forecast.data_defaults({"data": str(short), "horizon": 3}) is forecast.data_defaults({"data": str(week)})
+
+
+def test_the_report_draws_the_band(week: Path):
+    config = replace(CONFIG, data=str(week))
+    (figure,) = forecast.figures(build(config), config)
+    band, truth, median = figure["lines"]
+    assert (np.array(band["low"]) <= median["y"]).all() and len(truth["y"]) == 24
+    assert 'class="band"' in draw_figure(figure)["svg"]

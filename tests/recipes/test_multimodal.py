@@ -273,7 +273,6 @@ def test_a_person_at_a_terminal_is_asked(
         ('{"lenght": 4}', ("'lenght'", "did you mean 'length'?")),
         ('{"length": "long"}', ("input 0, length: 'long' is not a number",)),
         ('{"length": NaN}', ("not finite",)),
-        ('{"soil": "clays"}', ("'clays' was not seen in training", "clay")),
         ("{length", ("not JSON",)),
         ("nowhere.csv", ("nowhere.csv", "no such table")),
         (3, ("input 0 is int; a row is expected",)),
@@ -282,6 +281,15 @@ def test_a_person_at_a_terminal_is_asked(
 def test_requests_that_cannot_be_answered(table_run: tuple[Path, Path], row: Any, parts: tuple[str, ...]):
     with refuses(*parts):
         api.load(table_run[1], "cpu").predict(input=row)
+
+
+def test_a_category_that_was_not_seen_is_missing_and_said(
+    table_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    results = api.load(table_run[1], "cpu").predict([{"length": 8.1, "soil": "clays"}, {"length": 8.1}])["results"]
+    assert results[0] == results[1]
+    notice = "soil: values that were not seen in training are read as missing; seen: clay, sand"
+    assert capsys.readouterr().err.count(notice) == 1
 
 
 @needs_data

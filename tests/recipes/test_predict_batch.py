@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from anyformer import recipe as recipes
-from anyformer.errors import InputError
 from anyformer.predict_file import predict_file
 from data_kit import SMALL_DATA
 
@@ -113,13 +112,6 @@ def write_inputs(name: str, recipe: Any, model: Any, config: Any, folder: Path) 
     file = folder / "in.jsonl"
     file.write_text("".join(json.dumps(row | {"row": i}) + "\n" for i, row in enumerate(rows)), encoding="utf-8")
     return file
-
-
-def test_series_are_not_predicted_row_by_row(tmp_path: Path):
-    recipe, model, config = build("forecast")
-    (tmp_path / "in.csv").write_text("sales\n1\n")
-    with pytest.raises(InputError, match="forecast together"):
-        predict_file(recipe, model, config, tmp_path / "in.csv", tmp_path / "out.csv", 8)
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.list_recipes() if name != "forecast"])

@@ -25,6 +25,7 @@ VERBS = {
     "rollout": "play episodes in an environment, to learn from",
     "eval": "metrics over the whole validation split",
     "runs": "what was trained: scores, sizes, states; remove, prune, open",
+    "sweep": "search for a better config, and train it",
     "compare": "runs side by side: scores, configs, loss curves",
     "ladder": "compare the Transformer with what came before it",
     "worth": "what each field of a row is worth to a trained model",
@@ -87,7 +88,7 @@ def run_verb(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise InputError(f"there is no verb '{verb}': {suggest(verb, VERBS)}")
     module = importlib.import_module(f"{__name__}.{verb_module(verb)}")
-    if verb == "train":  # its flags are those of a recipe
+    if verb in ("train", "sweep"):  # their flags are those of a recipe
         return module.run(words)
     from .flags import parse_arguments
 

@@ -9,10 +9,10 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
 from ..errors import InputError
@@ -189,16 +189,21 @@ def confirm(question: str) -> bool:
 class TrainCommand:
     """The flags of a recipe, and their values in the words of the command line."""
 
+    kind: ClassVar[Any] = Options
+    short_flags: ClassVar[Mapping[str, str]] = SHORT_FLAGS
+    basic_flags: ClassVar[Sequence[str]] = BASIC_FLAGS
+
     def __init__(self, recipe: recipes.Recipe, words: Sequence[str], prog: str):
         self.recipe, self.words, self.prog = recipe, words, prog
         pairs = itertools.pairwise(part for word in words for part in word.split("=", 1))
         self.preset = next((value for flag, value in pairs if flag == "--preset"), recipes.default_preset(recipe))
         config = recipes.get_preset(recipe, self.preset)
-        self.options = list(list_flags(Options, Options(preset=self.preset)))
-        taken = {*SHORT_FLAGS.values(), *(flag.name for flag in self.options)}
+        options = list_flags(self.kind, self.kind(preset=self.preset))
+        self.options = [flag for flag in options if not flag.is_positional]
+        taken = {*self.short_flags.values(), *(flag.name for flag in self.options)}
         self.fields: list[Flag] = []
         for flag in list_flags(type(config), config, taken=taken):
-            short = (SHORT_FLAGS[flag.name],) if flag.name in SHORT_FLAGS else ()
+            short = (self.short_flags[flag.name],) if flag.name in self.short_flags else ()
             self.fields.append(dataclasses.replace(flag, aliases=flag.aliases + short))
 
     def read(self) -> tuple[Options, dict[str, Any]]:
@@ -235,13 +240,13 @@ class TrainCommand:
 
     def format_help(self, show_all: bool) -> str:
         """The help: the basic flags, and the others too or only their names."""
-        flags = [
-            dataclasses.replace(flag, name=SHORT_FLAGS[flag.name]) for flag in self.fields if flag.name in SHORT_FLAGS
-        ]
+        short = self.short_flags
+        flags = [dataclasses.replace(flag, name=short[flag.name]) for flag in self.fields if flag.name in short]
         presets = f"Where the defaults come from: {', '.join(self.recipe.PRESETS)}."
         flags += [dataclasses.replace(flag, help=presets) if flag.name == "--preset" else flag for flag in self.options]
         flags += self.fields
-        names = BASIC_FLAGS + (SCHEMA_FLAGS if isinstance(self.recipe, recipes.SupportsSchema) else ())
+        has_schema = self.kind is Options and isinstance(self.recipe, recipes.SupportsSchema)
+        names = (*self.basic_flags, *(SCHEMA_FLAGS if has_schema else ()))
         basic = [flag for name in names for flag in flags if flag.name == name]
         others = [flag for flag in flags if flag not in basic]
         about = inspect.getdoc(self.recipe) or ""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..data.series.batches import Batch, Window, WindowShape, build_batch, build_last_window
-from ..data.series.prepare import SeriesFacts
+from ..data.series.prepare import SeriesFacts, restore_values, transform_table
 from ..data.series.read import Series, SeriesTable
 from ..data.series.times import Frequency, format_times
 from ..errors import InputError
@@ -25,8 +25,11 @@ MAX_HORIZON = 10_000
 
 
 class ForecastModel(Protocol):
-    shape: WindowShape
-    facts: SeriesFacts
+    @property
+    def shape(self) -> WindowShape: ...
+
+    @property
+    def facts(self) -> SeriesFacts: ...
 
     def predict_quantiles(self, batch: Batch) -> np.ndarray:
         """Return the sorted quantiles of the H values after each window, (B, H, Q), as the labels are."""
@@ -69,16 +72,19 @@ def forecast(model: ForecastModel, table: SeriesTable, request: Request) -> list
     horizon = request.horizon or model.shape.horizon
     for series in table.series:
         check_series(series, model.shape.patch, horizon)
+    table = transform_table(table, [len(series.values) for series in table.series], model.facts)
     answers: list[np.ndarray] = []
     for start in range(0, len(table.series), BATCH_SIZE):
         part = replace(table, series=table.series[start : start + BATCH_SIZE])
         last = [build_last_window(series, model.shape) for series in part.series]
         quantiles = predict_ends(model, part, last)
         answers += list(quantiles)
-    if horizon <= model.shape.horizon:
-        return [quantiles[:horizon] for quantiles in answers]
-    singles = (replace(table, series=(series,)) for series in table.series)
-    return [continue_paths(model, single, q, horizon, request) for single, q in zip(singles, answers, strict=True)]
+    answers = [quantiles[:horizon] for quantiles in answers]
+    if horizon > model.shape.horizon:
+        singles = (replace(table, series=(series,)) for series in table.series)
+        pairs = zip(singles, answers, strict=True)
+        answers = [continue_paths(model, single, quantiles, horizon, request) for single, quantiles in pairs]
+    return [restore_values(q, series.is_log) for q, series in zip(answers, table.series, strict=True)]
 
 
 def check_series(series: Series, patch: int, horizon: int) -> None:

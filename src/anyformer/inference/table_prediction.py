@@ -47,7 +47,7 @@ def predict_rows(model: Any, inputs: Any) -> list[dict[str, Any]]:
 def encode_column(field: Field, batch: list[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Encode the values that some rows have of a field, (B, *field.shape), and which nodes exist, (B, nodes)."""
     values: list[Any] = [row.get(field.name) for _, row, _ in batch]
-    if field.kind == "scalar":
+    if field.kind == "scalar" and field.decimal == ".":
         with suppress(TypeError, ValueError, OverflowError):  # by `encode_value`, if one is missing or no number
             array = np.array([float(value) for value in values])
             if (np.abs(array) < np.finfo(np.float32).max).all():
@@ -71,7 +71,7 @@ def describe_output(target: Target, output: Tensor, row: dict[str, Any]) -> dict
 
 def iterate_rows(inputs: Any, schema: Schema) -> Iterator[Row]:
     names = [column.name for column in (*schema.fields, *schema.targets)]
-    names += filter(None, (schema.group, schema.split))
+    names += filter(None, (*schema.left_out, schema.group, schema.order, schema.split))
     for i, item in enumerate(inputs if isinstance(inputs, list | tuple) else [inputs]):
         if isinstance(item, str) and not item.lstrip().startswith("{"):
             table = open_table(item)

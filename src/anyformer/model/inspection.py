@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from .transformer import Transformer
 
 
+class _Complete(Exception):  # noqa: N818 (not an error)
+    """Every layer has run once."""
+
+
 @torch.no_grad()
-def attention_weights(body: Transformer, forward: Callable[[], Any], sublayer: str = "attn") -> Tensor:
-    """The weights of each layer's `sublayer` ("attn" or "cross") while `forward()` runs: (layers, B, H, Q, K)."""
+def attention_weights(
+    body: Transformer, forward: Callable[[], Any], sublayer: str = "attn", first_pass: bool = False
+) -> Tensor:
+    """The weights of each layer's `sublayer` ("attn" or "cross") while `forward()` runs: (layers, B, H, Q, K).
+    `first_pass`: only until every layer has run once, where `forward` generates."""
     layers: list[Tensor] = []
 
     def request_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -22,6 +29,8 @@ def attention_weights(body: Transformer, forward: Callable[[], Any], sublayer: s
 
     def keep_weights(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> Tensor:
         layers.append(output[1])
+        if first_pass and len(layers) == len(modules):
+            raise _Complete
         return output[0]
 
     modules = [block.get_submodule(sublayer) for block in body.blocks]
@@ -29,6 +38,8 @@ def attention_weights(body: Transformer, forward: Callable[[], Any], sublayer: s
     hooks += [module.register_forward_hook(keep_weights) for module in modules]
     try:
         forward()
+    except _Complete:
+        pass
     finally:
         for hook in hooks:
             hook.remove()

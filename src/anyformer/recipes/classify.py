@@ -92,6 +92,7 @@ class Config(EncoderConfig):
 
 KINDS = {"labeled text": {"columns": "{text},{label}", "too_long": "cut"}}
 SIZES = (Size(64, 1, 32, 0), Size(96, 2, 32, 200))  # of --minutes
+TEST_SPLIT = "test"
 PRESETS = {
     # seconds: for tests. Is a line of Shakespeare's from a comedy, a history, a tragedy ...?
     "tiny": Config(

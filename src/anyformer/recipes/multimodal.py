@@ -1,8 +1,8 @@
 """Multimodal: the numbers, categories, series, texts, images and sounds of one row as one set of nodes.
 
 raw    rows of a table (csv, tsv, jsonl, parquet) or a set by name; a schema says what each column is
-nodes  one for a number, a vector or a category; slices of a series, tokens, patches, mel frames; each carries its
-       field, and its position in the field or none; what a row lacks has no node
+nodes  one for a number, a date, a vector or a category; slices of a series, tokens, patches, mel frames; each
+       carries its field, and its position in the field or none; what a row lacks has no node
 edges  full, padding excepted
 head   a logit for each class, or a number, for each target, from a class node
 loss   cross-entropy of the class, squared error of the number, the mean over the known labels
@@ -11,14 +11,15 @@ loss   cross-entropy of the class, squared error of the number, the mean over th
     anyformer train multimodal --preset spoken-digits                 a spoken digit and a written one
     anyformer train multimodal --preset table --data my.csv --target species
 
-For a table of your own the schema is inferred and shown before training: --print-schema > my.toml writes it to a file
-to correct, and --schema my.toml uses that. `anyformer worth RUN` measures what each field contributes.
+For a table of your own the schema is inferred and shown before training (docs/tables.md): --print-schema > my.toml
+writes it to a file to correct, and --schema my.toml uses that. `anyformer worth RUN` measures what each field
+contributes.
 
 A set of nodes of several kinds: Gato (2205.06175), FT-Transformer (2106.11959); fields left out: ModDrop (1501.00102).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from ..data.tables.encode import count_ids, resolve_row_paths
 from ..data.tables.schema import Field, Schema, Target
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.labeled import epoch_order
+from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
 from ..inference.table_prediction import predict_rows, to_tensor
 from ..metrics import accuracy, confusion_matrix, macro_f1, regression_scores
@@ -45,6 +47,7 @@ from ..model.edges import within
 from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
+from ..search_space import SearchChoice, SearchSpace
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
@@ -65,7 +68,16 @@ class Config:
     target: str = ""
     """Where the schema is inferred: the column to predict, or several with commas between."""
     fold: str = "1/10"
-    """Which part of how many is for validation, where the data do not say: whole groups, or rows of each class."""
+    """Which part of how many is for validation, where the data do not say: the latest rows, whole groups, or rows of
+    each class."""
+    group: str = ""
+    """A column, such as a person: rows of one value stay together, in training or in validation."""
+    order: str = ""
+    """A column of dates or numbers: the latest rows are for validation."""
+    empty: EmptyPolicy = "skip"
+    """What becomes of rows without a target."""
+    duplicates: DuplicatePolicy = "keep"
+    """What becomes of rows that are equal to another one."""
     field_dropout: float = 0.1
     """Probability that a field of a row is left out in training, though never all fields of a row."""
     noise: float = 0.0
@@ -132,10 +144,16 @@ PRESETS = {
         data="spoken-digits",
         field_dropout=0.3,
         lenient=True,
+        empty="few",
+        duplicates="skip",
         model=make_modern_config(512, 8, 8, 1024, dropout=0.1, **MODERN),
         train=replace(MUON_TRAIN, steps=50_000, batch=128, warmup=1000),
     ),
 }
+
+
+def search_space(config: Config) -> SearchSpace:
+    return {"field_dropout": SearchChoice((0.0, 0.1, 0.3)), "noise": SearchChoice((0.0, 0.1, 0.3))}
 
 
 def sizes(config: Config) -> Iterator[SizeOption]:
@@ -188,14 +206,19 @@ class MultimodalTransformer(nn.Module):
 
 def load_rows(config: Config) -> TableDataset:
     """Load the rows of the config, encoded once; files that have changed since are read again."""
-    return prepare.load_table(config.data, config.schema, config.target, config.lenient)
+    return prepare.fit_table(table_source(config), config.fold)
+
+
+def table_source(config: Config) -> prepare.TableSource:
+    names = (field.name for field in fields(prepare.TableSource))
+    return prepare.TableSource(**{name: getattr(config, name) for name in names})
 
 
 def fit_schema(config: Config) -> Schema:
     """Return the schema with what a model must know of the training rows. Raises InputError if the model's position or
     context does not fit it."""
     c = config.model
-    schema = prepare.fit_schema(config.data, config.schema, config.target, config.lenient, config.fold)
+    schema = prepare.fit_schema(table_source(config), config.fold)
     if c.position != "none":
         raise InputError(f"model.position is {c.position}: positions belong to the fields, so it must be none")
     if schema.nodes >= c.context:
@@ -206,12 +229,12 @@ def fit_schema(config: Config) -> Schema:
 
 def read_schema(config: Config) -> Schema:
     """Return what each column is, before anything is measured."""
-    return prepare.resolve_schema(config.data, config.schema, config.target)
+    return prepare.resolve_schema(table_source(config))
 
 
 def infer_schema(config: Config) -> Schema | None:
     """Return the inferred schema, for a person to approve; None where one is given."""
-    return prepare.infer_missing_schema(config.data, config.schema, config.target)
+    return prepare.infer_missing_schema(table_source(config))
 
 
 def build(config: Config) -> MultimodalTransformer:
@@ -358,7 +381,7 @@ def numeric_features(dataset: TableDataset) -> np.ndarray:
     """Return the numbers, categories (one-hot) and means and deviations of series, (N, F); 0 where there is none."""
     columns = [np.zeros((len(dataset), 0))]
     for column, values in zip(dataset.schema.fields, dataset.values, strict=True):
-        if column.kind in ("scalar", "vector"):
+        if column.kind in ("scalar", "date", "vector"):
             columns.append(values)
         elif column.kind == "category" and len(column.values) <= MAX_ONE_HOT:
             columns.append(values == np.arange(len(column.values)))

@@ -29,6 +29,7 @@ PALETTE = """\
 .chart .reference { stroke: var(--muted); stroke-dasharray: 2 4; }
 .chart path { fill: none; stroke-linejoin: round; stroke-linecap: round; stroke-width: 1.75; }
 .chart path.faint { stroke-width: 1; opacity: .28; }
+.chart path.band { stroke: none; fill-opacity: .2; }
 .chart .ring { fill: var(--paper); stroke-width: 2; }
 """
 N_COLORS = 5  # --c0 is the accent, --c1 belongs to validation
@@ -48,6 +49,7 @@ class Series:
     color: int = 0
     faint: bool = False  # thin and pale, without legend and read-out: the raw values behind a smoothed line
     dots: bool = False  # draw each point
+    is_band: bool = False  # a filled area: its upper edge forward, then its lower edge backward
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,8 @@ def _draw_line(line: Series, points: list[Point]) -> str:
     if not points:
         return ""
     path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)
+    if line.is_band:
+        return f'<path class="band" style="fill:{_color(line.color)}" d="{path}Z"/>'
     name = ' class="faint"' if line.faint else f' data-name="{escape(line.name)}"'
     dots = points if line.dots or len(points) == 1 else []
     circles = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill:{_color(line.color)}"/>' for x, y in dots]

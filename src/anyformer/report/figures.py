@@ -45,10 +45,13 @@ def draw_matrix(figure: dict[str, Any]) -> dict[str, Any]:
 def draw_lines(figure: dict[str, Any]) -> dict[str, Any]:
     series = []
     for i, line in enumerate(figure["lines"]):
-        points = [(float(x), float(y)) for x, y in zip(line["x"], line["y"], strict=True)]
+        edges = [(line["x"], line["y"])] if "y" in line else [(line["x"], line["high"]), (line["x"], line["low"])]
+        points = [(float(x), float(y)) for x, y in zip(*edges[0], strict=True)]
+        points += [(float(x), float(y)) for x, y in reversed([*zip(*edges[1], strict=True)])] if edges[1:] else []
         points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        series.append(Series(str(line["name"]), xs, ys, color=i, dots=len(points) <= 60))
+        dots, is_band = len(points) <= 60 and "y" in line, "y" not in line
+        series.append(Series(str(line["name"]), xs, ys, color=int(line.get("color", i)), dots=dots, is_band=is_band))
     label, zero = str(figure.get("x_label", "")), bool(figure.get("zero", False))
     title = str(figure.get("title", ""))
     return {"svg": line_chart(series, title=title, x_label=label, zero=zero, standalone=False)}

@@ -68,8 +68,7 @@ def template_environment() -> Environment:
 def render_report(run: Path) -> str:
     """Return the page as text."""
     setup, result = read_content(run / "config.json"), read_content(run / "result.json")
-    curves, timings = (read_curves(read_lines(run / name)) for name in ("metrics.jsonl", "timings.jsonl"))
-    curves |= {name: curve for name, curve in timings.items() if name not in curves}  # validating steps are not timed
+    curves = read_metrics(run)
     if "step" not in curves or result.get("step") != curves["step"].last[1]:
         result = {}  # of before the run was continued
     recipe, data = setup.get("recipe") or "a run", as_mapping(setup.get("config")).get("data")
@@ -96,6 +95,12 @@ def render_report(run: Path) -> str:
         commands=list_commands(run, setup.get("recipe")),
         command=setup.get("command"),
     )
+
+
+def read_metrics(run: Path) -> Curves:
+    """Return the curves of a run's metrics and of its speed."""
+    curves, timings = (read_curves(read_lines(run / name)) for name in ("metrics.jsonl", "timings.jsonl"))
+    return curves | {name: curve for name, curve in timings.items() if name not in curves}  # some steps are not timed
 
 
 # --- numbers ---
@@ -200,17 +205,19 @@ def choose_reference(result: Tree, curves: Curves, vocab_size: int | None) -> Re
     return max((x, f"{name}: {x:.3f}") for x, name in losses) if losses else None
 
 
-def draw_charts(curves: Curves, reference: Reference, eval_batches: Any) -> tuple[list[Markup], list[Markup]]:
+def draw_charts(
+    curves: Curves, reference: Reference, eval_batches: Any, standalone: bool = False
+) -> tuple[list[Markup], list[Markup]]:
     """Return (the loss in two widths, for desktop and phone; one small chart for each other group of metrics).
 
-    The validation curve was measured on `eval_batches` batches.
+    The validation curve was measured on `eval_batches` batches. `standalone`: each chart of the loss is a file.
     """
     groups = group_metrics(key for key, curve in curves.items() if key not in COUNTERS and curve.buckets)
     main = "loss" if "loss" in groups else next((name for name, keys in groups.items() if is_validation(keys[0])), "")
     reference = reference if main == "loss" else None
     validation = f"validation ({eval_batches} batches)" if is_number(eval_batches) else "validation"
     sizes = ((760, 380), (380, 320)) if main else ()
-    large = [_draw_chart(main, groups[main], curves, size, reference, validation) for size in sizes]
+    large = [_draw_chart(main, groups[main], curves, size, reference, validation, standalone) for size in sizes]
     groups = {name: keys for name, keys in groups.items() if any(len(set(curves[key].points()[0])) > 1 for key in keys)}
     small = [_draw_chart(name, keys, curves, (360, 190)) for name, keys in groups.items() if name != main]
     return large, small
@@ -223,6 +230,7 @@ def _draw_chart(
     size: tuple[int, int],
     reference: Reference = None,
     validation: str = "validation",
+    standalone: bool = False,
 ) -> Markup:
     series, mark = [], None
     for index, key in enumerate(sorted(keys, key=is_validation)):
@@ -245,7 +253,7 @@ def _draw_chart(
     options |= {"heading": size[0] < 380 or len(keys) == 1, "zero": name == "tokens_per_second" and not log}
     x_range = (0, max(curve.last[0] for curve in curves.values()))
     title = series[-1].name if len(keys) == 1 else format_metric(name)
-    return line_chart(series, title=title, x_range=x_range, standalone=False, **options)
+    return line_chart(series, title=title, x_range=x_range, standalone=standalone, **options)
 
 
 # --- words ---

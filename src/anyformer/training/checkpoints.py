@@ -88,6 +88,15 @@ def write_model(folder: Path, model: nn.Module, config: dict[str, Any], state: d
         (folder / name).write_bytes(content)
 
 
+def rewrite_model(folder: Path, model: nn.Module) -> None:
+    """Write a checkpoint again with the weights and files that its model has now. Raises InputError; the old one
+    remains then."""
+    with atomic_directory(folder) as temporary:
+        for path in folder.iterdir():
+            shutil.copyfile(path, temporary / path.name)
+        write_model(temporary, model, read_json(folder / "config.json"), read_json(folder / "state.json"))
+
+
 def detach(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 

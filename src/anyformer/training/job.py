@@ -133,7 +133,9 @@ def apply_budget(job: TrainingJob) -> TrainingJob:
     """Return the job with its time divided, and possibly another model size. Raises InputError if it is too short."""
     if job.budget is None:
         return job
-    baselines = job.recipe.baselines(job.config) if isinstance(job.recipe, SupportsBaselines) else None
+    baselines = job.baselines
+    if baselines is None and isinstance(job.recipe, SupportsBaselines):
+        baselines = job.recipe.baselines(job.config)
     if job.budget.choose_size:
         (config, timer), reasons = budgets.choose_size(job.recipe, job.config, job.budget)
         plan = {"minutes": job.budget.minutes} | reasons

@@ -184,17 +184,19 @@ def mask_digits(cell: str) -> str:
 
 
 def find_decimal_commas(rows: Iterator[Cells], has_names: bool) -> set[int]:
-    """Return the indices of the columns of numbers of which some have a decimal comma."""
-    candidates, commas = None, set()
+    """Return the indices of the columns of numbers of which some have a decimal comma: at least four of five values are
+    such numbers, and none is a number with a point only."""
+    counts: dict[int, list[int]] = {}  # of a column: its values, numbers, those with a comma, those with a point only
     for _, cells in islice(rows, int(has_names), None):
-        candidates = set(range(len(cells))) if candidates is None else candidates
-        for i in [i for i in candidates if i < len(cells) and (cell := cells[i].strip())]:
-            if not DECIMAL_COMMA.fullmatch(cell := cells[i].strip()):
-                candidates.discard(i)
-            elif "," in cell:
-                commas.add(i)
-    return (candidates or set()) & commas
+        for i, cell in enumerate(map(str.strip, cells)):
+            if cell:
+                is_number = bool(DECIMAL_COMMA.fullmatch(cell))
+                facts = (True, is_number, is_number and "," in cell, not is_number and bool(NUMBER.fullmatch(cell)))
+                counts[i] = [a + b for a, b in zip(counts.get(i, [0] * 4), facts)]
+    return {i for i, (n, numbers, commas, points) in counts.items() if commas and not points and numbers >= 0.8 * n}
 
 
 def to_decimal_point(cell: str) -> str:
-    return cell.strip().replace(".", "").replace(",", ".")
+    """Write a number with a decimal comma with a point; other texts are returned as they are."""
+    text = cell.strip()
+    return text.replace(".", "").replace(",", ".") if DECIMAL_COMMA.fullmatch(text) else cell

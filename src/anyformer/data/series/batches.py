@@ -15,6 +15,7 @@ from .read import Series, SeriesTable
 from .times import CALENDAR_FEATURES, calendar_features
 
 Batch = dict[str, np.ndarray]
+SCALE_STEPS = 16  # the running scale follows calm and lively times this fast
 MAX_ORIGINS = 64  # of the rolling forecasts over the held-out end of one series
 
 
@@ -28,6 +29,11 @@ class WindowShape:
     @property
     def length(self) -> int:
         return self.patch * self.nodes
+
+    @property
+    def scale_nodes(self) -> int:
+        """Return from how many patches the running scale is measured: a season, at least SCALE_STEPS values."""
+        return min(self.nodes, -(-max(self.season, SCALE_STEPS) // self.patch))
 
     def count_nodes(self, steps: int) -> int:
         """Return how many whole patches so many values fill, at most `nodes`."""
@@ -92,6 +98,17 @@ def list_windows(dataset: SeriesDataset, split: str, shape: WindowShape) -> list
                 nodes = min(longest, origin // shape.patch)
                 windows.append(Window(i, origin - nodes * shape.patch, nodes, nodes - 1, origin + shape.horizon))
     return windows
+
+
+def number_folds(windows: list[Window]) -> np.ndarray:
+    """Return for each of the rolling origins whether it is in the first (1) or second half (2) of those of its
+    series."""
+    folds = np.zeros(len(windows), int)
+    series = np.array([window.series for window in windows])
+    for i in np.unique(series):
+        rows = np.flatnonzero(series == i)
+        folds[rows] = 1 + (np.arange(len(rows)) >= len(rows) / 2)
+    return folds
 
 
 def roll_origins(first: int, last: int) -> list[int]:

@@ -1,15 +1,21 @@
-"""What a model of series must know of the data it was trained on: season, scale of the features, and an example."""
+"""What a model of series must know of the data it was trained on: season, transform, scale of the features, and an
+example."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from ...errors import InputError
+from ...events import report_notice
 from .batches import FeatureScale, WindowShape, measure_features
 from .datasets import SeriesDataset, infer_season
 from .read import Series, SeriesTable
 from .times import Frequency
+
+Transform = Literal["none", "auto"]
+MIN_GROWTH = 1.5  # ratio of the levels of a series below which logarithms change nothing
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,20 @@ class SeriesFacts:
     season: int
     scale: FeatureScale
     example: dict[str, Any]
+    transform: Transform = "none"
+    fixed_linear: bool = False
+    """The linear path is fitted in closed form and not trained."""
+    calibration: list[list[float]] = field(default_factory=list)
+    """Factors of the bands at each step: for other data, for the first half and for the second half of the validation
+    origins; none before a model is calibrated."""
 
 
-def measure_facts(dataset: SeriesDataset, season: str, patch: int, nodes: int, horizon: int) -> SeriesFacts:
+def measure_facts(
+    dataset: SeriesDataset, season: str, transform: Transform, patch: int, nodes: int, horizon: int
+) -> SeriesFacts:
     """Measure the facts on the part before the held-out ends. `season` is "auto" or a number. Raises InputError."""
     check_lengths(dataset, patch, horizon)
+    check_movement(dataset)
     longest = patch * nodes
     steps = str(infer_season(dataset, horizon, longest)) if season == "auto" else season
     if not (steps.isdecimal() and len(steps) < 9 and 1 <= int(steps) <= longest):
@@ -32,7 +47,40 @@ def measure_facts(dataset: SeriesDataset, season: str, patch: int, nodes: int, h
             f"read (patch {patch} * model.context {nodes})"
         )
     shape = WindowShape(patch, nodes, horizon, int(steps))
-    return SeriesFacts(int(steps), measure_features(dataset, horizon), make_example(dataset.table, shape))
+    example = make_example(dataset.table, shape)
+    return SeriesFacts(int(steps), measure_features(dataset, horizon), example, transform, True)
+
+
+def transform_table(table: SeriesTable, cuts: Sequence[int], facts: SeriesFacts) -> SeriesTable:
+    """Return the table with logarithms of the series that grow by shares rather than by amounts, as far as their values
+    before the cuts show."""
+    if facts.transform == "none":
+        return table
+    series = [
+        replace(s, values=np.log(s.values), is_log=True) if grows_by_shares(s.values, cut, facts.season) else s
+        for s, cut in zip(table.series, cuts, strict=True)
+    ]
+    return replace(table, series=tuple(series))
+
+
+def grows_by_shares(values: np.ndarray, cut: int, season: int) -> bool:
+    """Whether a series is positive, and its movements vary less between parts of its past in shares of the level than
+    as they are (Guerrero's criterion, of two powers)."""
+    size, past = max(season, 8), values[:cut]
+    count = len(past) // size
+    if count < 3 or values.min() <= 0:
+        return False
+    parts = past[len(past) - count * size :].reshape(count, size)
+    levels, moves = parts.mean(1), np.abs(np.diff(parts)).mean(1)
+    shares = moves / levels
+    if levels.max() < MIN_GROWTH * levels.min() or moves.min() == 0:
+        return False
+    return bool(shares.std() / shares.mean() < moves.std() / moves.mean())
+
+
+def restore_values(values: np.ndarray, is_log: bool) -> np.ndarray:
+    """Return values in the units of the data."""
+    return np.exp(np.minimum(values, 700.0)) if is_log else values
 
 
 def check_lengths(dataset: SeriesDataset, patch: int, horizon: int) -> None:
@@ -49,6 +97,20 @@ def check_lengths(dataset: SeriesDataset, patch: int, horizon: int) -> None:
         f"data '{dataset.name}': the series '{series.name}'{count}: a history of {n} values is too short for a "
         f"horizon of {horizon} and patches of {patch}, which need {needed}: {advice}"
     )
+
+
+def check_movement(dataset: SeriesDataset) -> None:
+    """Raise InputError if no series ever changes; name those that do not."""
+    still = [series for series in dataset.table.series if np.ptp(series.values) == 0]
+    if not still:
+        return
+    names = f"'{still[0].name}'" + (f" and {len(still) - 1} others" if len(still) > 1 else "")
+    if len(still) == len(dataset.table.series):
+        raise InputError(
+            f"data '{dataset.name}': the series {names}: every value is {still[0].values[0]:g}; "
+            "there is nothing to learn from a constant"
+        )
+    report_notice(f"data '{dataset.name}': constant: {names}; --target names the columns to forecast")
 
 
 def make_example(table: SeriesTable, shape: WindowShape) -> dict[str, Any]:

@@ -8,18 +8,20 @@ without one, rows are steps in their order. Rows at the end that lack the value 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ...errors import InputError, suggest
+from ...events import report_notice
 from ..tables.read import Table
 from .times import Frequency, format_time, infer_frequency, parse_time
 
 Gaps = Literal["error", "fill"]
 TIME_NAMES = ["time", "date", "datetime", "timestamp", "ds", "period", "year", "month", "week", "day", "quarter", "obs"]
 ID_NAMES = ["id", "unique_id", "series", "series_id", "item_id"]
+ROW_NUMBER_NAMES = ["", "1", "unnamed: 0", "rownames", "row.names", "index"]
 VALUE_NAMES = ["value", "y", "target"]
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", ".", "?"}
 
@@ -42,6 +44,7 @@ class Series:
     past_covariates: np.ndarray  # (T, features)
     future_covariates: np.ndarray  # (T + A, features)
     start: int | None = None  # seconds of the first step; None where steps are only numbered
+    is_log: bool = False  # the values are logarithms
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,18 @@ def read_series(table: Table, where: str, columns: Columns, gaps: Gaps) -> Serie
     table_of_series = SeriesTable(tuple(one_series for one_series in series if len(one_series.values)), frequency, zone)
     if not table_of_series.series:
         raise InputError(f"{where}: {', '.join(targets)}: every value is missing")
+    report_empty(rows, [s.name for s in series if not len(s.values)], taken)
     return fill_gaps(table_of_series, where, gaps)
+
+
+def report_empty(rows: RowTable, names: list[str], taken: set[str]) -> None:
+    """Name the series and columns that hold no values and are left out."""
+    names = names + [
+        name for name, cells in rows.cells.items() if name not in taken and all(map(is_missing, cells)) and not names
+    ]
+    if names:
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        report_notice(f"{rows.where}: '{names[0]}'{others}: every value is missing; left out")
 
 
 # --- what the columns are ---
@@ -184,12 +198,20 @@ def find_ids(rows: RowTable, times: np.ndarray | None, taken: set[str]) -> list[
 
 def find_targets(rows: RowTable, taken: set[str], is_long: bool) -> list[str]:
     """Return the columns of numbers, or in a long table the one that is called `value`. Raises InputError."""
-    names = [name for name in rows.cells if name not in taken and rows.is_numeric(name)]
+    names = [n for n in rows.cells if n not in taken and rows.is_numeric(n) and not is_row_number(rows, n)]
     values = [name for name in names if name.lower() in VALUE_NAMES]
     if not names:
         held = ", ".join(rows.cells)
         raise InputError(f"{rows.where}: no column holds numbers to forecast: the columns are {held}")
     return values[:1] if is_long and values else names
+
+
+def is_row_number(rows: RowTable, name: str) -> bool:
+    """Whether a column numbers the rows, as R and pandas write them."""
+    if name.lower() not in ROW_NUMBER_NAMES:
+        return False
+    numbers = [parse_number(cell) for cell in rows.cells[name]]
+    return numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
 
 
 # --- rows to even steps ---
@@ -269,11 +291,9 @@ def fill_gaps(table: SeriesTable, where: str, gaps: Gaps) -> SeriesTable:
             f"{where}: {sum(counts):,} values are missing, the first in the series '{series.name}' at {place}: "
             "complete them, or repeat the last value with --gaps fill"
         )
-    filled_series = [
-        Series(s.name, *(forward_fill(a) for a in (s.values, s.past_covariates, s.future_covariates)), s.start)
-        for s in table.series
-    ]
-    return SeriesTable(tuple(filled_series), table.frequency, table.zone)
+    names = ("values", "past_covariates", "future_covariates")
+    filled = (replace(s, **{name: forward_fill(getattr(s, name)) for name in names}) for s in table.series)
+    return replace(table, series=tuple(filled))
 
 
 def forward_fill(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 DAY, YEAR = 86400, 365.2425 * 86400
 FORMATS = ("%b %d %Y", "%b-%d-%Y", "%d %b %Y", "%d-%b-%Y", "%b %Y", "%Y-%m", "%m/%d/%Y", "%d.%m.%Y", "%m/%d/%Y %H:%M")
+DECIMAL_YEAR = re.compile(r"([12]\d{3})(\.\d+)")
 QUARTER = re.compile(r"(\d{4})[- ]?Q([1-4])", re.IGNORECASE)
 SEASONS = ((3600, 24), (DAY, 7), (7 * DAY, 52))  # step in seconds -> steps of a season
 CALENDAR_FEATURES = 6
@@ -23,7 +24,8 @@ def parse_time(value: Any) -> tuple[int, str] | None:
     """Return the seconds of a time and its zone ("" where it has none), or None for what is no time.
 
     Understands ISO 8601 ("2024-01-31", "2024/01/31 12:00", "2024-01-31T12:00+02:00"), years, "2024Q1", "202401",
-    "20240131", "Jan 31 2024", "01/31/2024", "31.01.2024", and seconds since 1970.
+    "20240131", "Jan 31 2024", "01/31/2024", "31.01.2024", months as fractions of a year as R writes
+    them ("1949.0833"), and seconds since 1970.
     """
     if isinstance(value, date):  # of parquet; a datetime is a date
         moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
@@ -44,6 +46,10 @@ def _parse_text(text: str) -> datetime | None:
             return datetime(int(year), int(month), int(day)) if len(text) in (4, 6, 8) else None
         if match := QUARTER.fullmatch(text):
             return datetime(int(match[1]), 3 * int(match[2]) - 2, 1)
+        if match := DECIMAL_YEAR.fullmatch(text):
+            months = 12 * float(match[2])
+            is_month = abs(months - round(months)) < 0.02 and round(months) < 12
+            return datetime(int(match[1]), 1 + round(months), 1) if is_month else None
         with suppress(ValueError):
             return datetime.fromisoformat(text.replace("/", "-") if text[4:5] == "/" else text)
         for pattern in FORMATS:

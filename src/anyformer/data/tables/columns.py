@@ -71,7 +71,8 @@ class Column:
         name = plain_name(self.name)
         if name in TIME_NAMES and self.share(is_year) > 0.95:
             return "year"
-        if name in INDEX_NAMES and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
+        is_index = name in INDEX_NAMES or name == "1"  # a first column without a name
+        if is_index and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
             return "id"
         for kind, test in TESTS.items():
             if self.share(test) > 0.95 and (kind != "smiles" or self._holds_molecules()):

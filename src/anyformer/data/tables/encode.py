@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, suggest
+from ...events import report_notice
 from ..audio.features import SAMPLE_RATE, log_mel
 from ..audio.read import read_audio
 from ..images.read import read_image, resize_image
 from ..tokenizers.build import TOKENIZER_FILE, Tokenizer, tokenizer_from_files
+from .dates import encode_moment, parse_date
+from .number_formats import parse_number
 from .read import is_missing
 from .schema import Field, Schema, Target
 
@@ -33,10 +36,11 @@ def encode_missing(field: Field) -> Encoded:
 def encode_value(field: Field, value: Any, place: str, folder: Path = Path(), lenient: bool = False) -> Encoded:
     """Encode a value of a field; `place` names its row in messages, and relative paths start from `folder`.
 
-    With `lenient`, readings that are not finite become NaN. Raises DamagedValueError for numbers that are not finite
-    and for files that cannot be read, InputError for any other value that does not fit the field.
+    With `lenient`, readings that are not finite become NaN. Raises DamagedValueError for what should be a number or a
+    date and is none, for numbers that are not finite and for files that cannot be read, InputError for any other value
+    that does not fit the field.
     """
-    if is_missing(value):
+    if is_missing(value) or says_missing(field, value):
         return encode_missing(field)
     try:
         return ENCODERS[field.kind](field, value, folder, lenient)
@@ -46,27 +50,55 @@ def encode_value(field: Field, value: Any, place: str, folder: Path = Path(), le
 
 def encode_target(target: Target, value: Any, place: str) -> float:
     """Encode a target as its class index or number; NaN where it is missing. Raises InputError."""
-    if is_missing(value):
+    if is_missing(value) or says_missing(target, value):
         return float("nan")
     try:
-        is_class = target.kind == "class"
-        return float(find_category(value, target.values) if is_class else require_finite(np.array(parse_number(value))))
+        if target.kind == "number":
+            return float(require_finite(np.array(parse_number(value, target.decimal))))
+        name = category_name(value)
+        if name not in target.values:
+            hint = suggest(name, target.values)
+            many = f"{hint.split('valid:')[0]}valid: {', '.join(target.values[:3])}, ..."
+            raise InputError(f"'{name}' was not seen in training: {hint if len(target.values) <= 8 else many}")
+        return float(target.values.index(name))
     except InputError as error:
         raise InputError(f"{place}, {target.name}: {error}") from None
 
 
-def find_category(value: Any, values: tuple[str, ...]) -> int:
-    """Return the index of a value among `values`. Raises InputError."""
-    name = category_name(value)
-    if name not in values:
-        hint = suggest(name, values)
-        hint = hint if len(values) <= 8 else f"{hint.split('valid:')[0]}valid: {', '.join(values[:3])}, ..."
-        raise InputError(f"'{name}' was not seen in training: {hint}")
-    return values.index(name)
+def says_missing(column: Field | Target, value: Any) -> bool:
+    """Whether a value is one of the texts that mean a missing value in its column."""
+    return bool(column.missing) and category_name(value) in column.missing
 
 
 def category_name(value: Any) -> str:
     return str(value).strip()
+
+
+def encode_category(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    """Encode a category; one that was not seen in training is "other", or missing where training had no rare ones."""
+    name = category_name(value)
+    if name in field.index:
+        return np.array([field.index[name]]), np.ones(1, bool)
+    if field.rare:
+        return np.array([len(field.values)]), np.ones(1, bool)
+    seen = ", ".join(field.values[:8]) + (", ..." if len(field.values) > 8 else "")
+    report_notice(f"{field.name}: values that were not seen in training are read as missing; seen: {seen}")  # once
+    return encode_missing(field)
+
+
+def encode_date(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    seconds = parse_date(value, field.format)
+    if seconds is None:
+        raise DamagedValueError(f"{str(value)[:40]!r} is not a date{f' as {field.format}' if field.format else ''}")
+    return encode_moment(seconds, field.parts), np.ones(1, bool)
+
+
+def encode_scalar(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
+    try:
+        number = parse_number(value, field.decimal)
+    except InputError as error:
+        raise DamagedValueError(str(error)) from None
+    return require_finite(np.array([number], np.float32)), np.ones(1, bool)
 
 
 def encode_vector(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
@@ -109,8 +141,9 @@ def load_tokenizer(text: str) -> Tokenizer:
 
 
 def count_ids(field: Field) -> int:
-    """Return the vocabulary size of a category or a text."""
-    return len(field.values) if field.kind == "category" else load_tokenizer(field.words).vocab_size
+    """Return the vocabulary size of a category, with one id for all that are rare, or of a text."""
+    is_category = field.kind == "category"
+    return len(field.values) + (field.rare > 0) if is_category else load_tokenizer(field.words).vocab_size
 
 
 def encode_image(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
@@ -156,21 +189,15 @@ def read_file(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
 
 
 ENCODERS: dict[str, Callable[[Field, Any, Path, bool], Encoded]] = {
-    "category": lambda field, value, *_: (np.array([find_category(value, field.values)]), np.ones(1, bool)),
-    "scalar": lambda _, value, *__: (require_finite(np.array([parse_number(value)], np.float32)), np.ones(1, bool)),
+    "category": encode_category,
+    "scalar": encode_scalar,
+    "date": encode_date,
     "vector": encode_vector,
     "series": encode_series,
     "text": encode_text,
     "image": encode_image,
     "audio": encode_audio,
 }
-
-
-def parse_number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{str(value)[:40]!r} is not a number") from None
 
 
 def parse_array(value: Any, folder: Path) -> np.ndarray:

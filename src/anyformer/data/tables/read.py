@@ -4,12 +4,14 @@
     table.jsonl      {"age": 31, "motion": [[0.1, 0.2], ...], "photo": "a.png"}  an object per line
     table.parquet    columns of numbers, texts and lists (needs pyarrow)
 
-An empty cell, NA, NaN, null, ? or an absent name is a missing value. Relative paths start from the folder of the table.
+An empty cell, NA, NaN, null, ?, an error of a spreadsheet (#REF!) or an absent name is a missing value. Relative paths
+start from the folder of the table.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,11 @@ from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
 
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
 CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  # of files that a cell may name
-MISSING_MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "?")
+MISSING_MARKERS = frozenset(
+    """
+    na n/a n.a. #n/a <na> nan nat null (null) \\N ? . -- --- #value! #ref! #div/0! #num! #name?
+    """.lower().split()
+) | {""}
 
 
 @dataclass(frozen=True)
@@ -84,4 +90,6 @@ def to_json_value(value: Any) -> Any:
     """Convert numpy arrays and scalars to plain Python values."""
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if isinstance(value, date | time):
+        return value.isoformat()
     return value.item() if isinstance(value, np.generic) else value

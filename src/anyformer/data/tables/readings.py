@@ -1,6 +1,5 @@
 """Readings of a table: what its columns can be data for, by rules from the most special to the most general."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from .columns import (
     Rows,
     plain_name,
 )
+from .dates import find_format, parse_date
 
 CHAT_INPUTS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("messages",): (),
@@ -200,8 +200,7 @@ def read_series(rows: Rows) -> Iterator[Reading]:
     if not times or not values:
         return
     time = rows.pick(TIME_NAMES, times) or times[0]
-    texts = rows.columns[time].texts
-    steps = [a <= b for a, b in pairwise(texts)] if rows.columns[time].share(_is_year_first) > 0.95 else [True]
+    steps = [a <= b for a, b in pairwise(read_moments(rows.columns[time].texts))] or [True]
     is_ordered = sum(steps) >= 0.9 * len(steps) or sum(steps) <= 0.1 * len(steps)
     is_first = list(rows.columns).index(time) <= 1
     others = [name for name in rows["category"] + rows["text"] if plain_name(name) not in SPLIT_NAMES]
@@ -214,8 +213,11 @@ def read_series(rows: Rows) -> Iterator[Reading]:
     yield Reading("series", score, why, {"time": time, "target": values[-1] if len(values) < 8 else values[0]})
 
 
-def _is_year_first(text: str) -> bool:
-    return bool(re.match(r"\d{4}", text))
+def read_moments(texts: list[str]) -> list[float]:
+    """Return the times that texts hold, in any format; none where it is not known."""
+    pattern = find_format(texts, may_lack_days=True)
+    moments = [parse_date(text, pattern) for text in texts] if pattern is not None else []
+    return [moment for moment in moments if moment is not None]
 
 
 def read_documents(rows: Rows) -> Iterator[Reading]:

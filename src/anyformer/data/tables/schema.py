@@ -1,13 +1,18 @@
 """The schema of a table: which columns are fields, of what kind, and which are targets.
 
     group = "subject"               rows of one group stay in one split
+    order = "date"                  the latest rows are for validation
     split = "split"                 or a column names the split: train, val
 
     [fields.motion]
-    kind = "series"                 category, scalar, vector, series, text, image, audio
+    kind = "series"                 category, scalar, date, vector, series, text, image, audio
     channels = 3
     rate = 50.0                     readings per second
     seconds = 2.0
+
+    [fields.age]
+    kind = "scalar"
+    missing = ["unknown"]           read as a missing value, of any category, scalar, date or target
 
     [targets.exercise]
     kind = "class"                  or number
@@ -19,33 +24,39 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import InputError, suggest
 from ...parsing import check_range, parse_dataclass
 from ..io.checks import read_text
+from .dates import Part, count_numbers
+from .number_formats import Decimal
 
 MAX_COUNT = 1 << 16  # of every option that is an integer
 POSITION = {"position": "learned"}
 FIELD_OPTIONS: dict[str, dict[str, Any]] = {  # the options of each kind with their defaults; None: required
-    "category": {},
-    "scalar": {},
+    "category": {"min_count": 1, "missing": ()},
+    "scalar": {"decimal": ".", "missing": ()},
+    "date": {"parts": ("year", "month", "weekday", "hour"), "format": "", "missing": ()},
     "vector": {"size": None},
     "series": {"channels": None, "rate": None, "seconds": None, "patch": 5, "cut": False} | POSITION,
     "text": {"tokens": 64, "tokenizer": "bpe", "cut": False} | POSITION,
     "image": {"height": 28, "width": 28, "channels": 1, "patch": 4} | POSITION,
     "audio": {"seconds": None, "mels": 40, "cut": False} | POSITION,
 }
-TARGET_OPTIONS: dict[str, dict[str, Any]] = {"class": {}, "number": {}}
-NORMALIZED_KINDS = ("scalar", "vector", "series", "image")
-MEASURED_OPTIONS = ("values", "mean", "std", "words")
+TARGET_OPTIONS: dict[str, dict[str, Any]] = {"class": {"missing": ()}, "number": {"decimal": ".", "missing": ()}}
+RARE_OPTIONS = ("min_count", "decimal", "format", "missing")  # not written where they have their defaults
+NORMALIZED_KINDS = ("scalar", "date", "vector", "series", "image")
+COUNTS = ("size", "channels", "rate", "seconds", "patch", "tokens", "height", "width", "mels", "min_count")
+MEASURED_OPTIONS = ("values", "rare", "mean", "std", "words")
 
 
 @dataclass(frozen=True)
 class Field:
-    """A column that the model reads, and how it becomes nodes. The last four are measured."""
+    """A column that the model reads, and how it becomes nodes. The last five are measured."""
 
     name: str
     kind: str
@@ -61,14 +72,21 @@ class Field:
     height: int = 0
     width: int = 0
     mels: int = 0
+    min_count: int = 0  # categories of fewer training rows become one, "other"
+    decimal: Decimal = "."  # of numbers that are texts; the other of . and , separates thousands
+    parts: tuple[Part, ...] = ()  # of a date, beside its position in time
+    format: str = ""  # of dates, for strptime; "": ISO 8601 and all that `series.times` reads
+    missing: tuple[str, ...] = ()  # texts that say that there is no value
     values: tuple[str, ...] = ()  # the categories
+    rare: int = 0  # training rows of other categories
     mean: tuple[float, ...] = ()  # on the training rows: of each number, channel or color
     std: tuple[float, ...] = ()
     words: str = ""  # the tokenizer.json of a text
 
     def __post_init__(self) -> None:
-        options = [name for name in FIELD_OPTIONS[self.kind] if name not in ("position", "tokenizer", "cut")]
+        options = [name for name in FIELD_OPTIONS[self.kind] if name in COUNTS]
         check_range(self, *options, above=0)
+        check_range(self, "rare", at_least=0)
         check_range(self, *(name for name in options if name not in ("rate", "seconds")), at_most=MAX_COUNT)
         if self.kind == "image" and (self.height % self.patch or self.width % self.patch):
             raise InputError(f"patches of {self.patch} pixels do not divide {self.height} x {self.width}")
@@ -94,12 +112,18 @@ class Field:
             return max(1, math.ceil(50 * self.seconds))  # two mel frames of 10 ms each
         return self.tokens if self.kind == "text" else 1
 
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """The index of each category."""
+        return {value: i for i, value in enumerate(self.values)}
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of an encoded value."""
         return {
             "category": (1,),
             "scalar": (1,),
+            "date": (count_numbers(self.parts),),
             "vector": (self.size,),
             "series": (self.nodes * self.patch, self.channels),
             "text": (self.tokens,),
@@ -118,6 +142,8 @@ class Target:
 
     name: str
     kind: Literal["class", "number"]
+    decimal: Decimal = "."
+    missing: tuple[str, ...] = ()  # texts that say that there is no value; rows without any target are left out
     values: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -142,7 +168,9 @@ class Schema:
     fields: tuple[Field, ...]
     targets: tuple[Target, ...]
     group: str = ""
+    order: str = ""
     split: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)  # columns that the inferred schema does not use, and why
     examples: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -176,17 +204,21 @@ class Schema:
 
     def to_dict(self, measured: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return what a hand-written TOML holds, and these of the measured options."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in ("group", "split") if getattr(self, name)}
+        settings = {name: getattr(self, name) for name in ("group", "order", "split")}
+        values: dict[str, Any] = {name: column for name, column in settings.items() if column}
         for table, columns in (("fields", self.fields), ("targets", self.targets)):
             values[table] = {}
             for column in columns:
-                options = {name: getattr(column, name) for name in ("kind", *FIELD_OPTIONS.get(column.kind, ()))}
+                defaults = (FIELD_OPTIONS | TARGET_OPTIONS)[column.kind]
+                options = {"kind": column.kind} | {name: getattr(column, name) for name in defaults}
+                options = {k: v for k, v in options.items() if k not in RARE_OPTIONS or v != defaults[k]}
                 options |= {name: value for name in measured if (value := getattr(column, name, ()))}
                 values[table][column.name] = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
         return values
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(MEASURED_OPTIONS) | {"examples": self.examples}, ensure_ascii=False)
+        extras = {"left_out": self.left_out, "examples": self.examples}
+        return json.dumps(self.to_dict(MEASURED_OPTIONS) | extras, ensure_ascii=False)
 
     def to_toml(self) -> str:
         values, lines = self.to_dict(), []

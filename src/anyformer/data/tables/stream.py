@@ -3,7 +3,8 @@
     table.csv, .tsv, .jsonl, .parquet    a row per line, as in `read`
     texts.txt, or any other suffix       a value per line
 
-Written are csv and tsv, whose columns are those of the first row, and jsonl.
+Beside ";" as the delimiter, numbers with decimal commas become numbers with points, as they do for training; the file
+is read once more for that. Written are csv and tsv, whose columns are those of the first row, and jsonl.
 """
 
 import csv
@@ -17,7 +18,7 @@ from ...errors import InputError, suggest
 from ..io.checks import parse_json
 from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, read_start, suffix
 from ..io.parquet import count_parquet_rows, read_parquet_rows
-from ..io.separated import guess_delimiter, guess_quotechar, read_cells
+from ..io.separated import find_decimal_commas, guess_delimiter, guess_quotechar, read_cells, to_decimal_point
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 OUTPUT_SUFFIXES = tuple(DELIMITERS)
@@ -75,13 +76,19 @@ class RowReader:
     def _read_separated(self, delimiter: str) -> Iterator[tuple[str, RowOrError]]:
         quoting: Any = csv.QUOTE_MINIMAL if self.tsv_quotes or delimiter == "," else csv.QUOTE_NONE
         quotechar = guess_quotechar(read_start(self.path).decode("utf-8", "replace"))
-        reader = read_cells((f"{line}\n" for _, line in self._read_lines()), delimiter, quoting, quotechar)
+
+        def read() -> Any:
+            return read_cells((f"{line}\n" for _, line in self._read_lines()), delimiter, quoting, quotechar)
+
+        reader = read()
         try:
             header = next(reader, [])
             if not header:
                 raise InputError(f"{self.path}: is empty: expected a header with {', '.join(self.columns)}, then rows")
             self.check_header(header, f"{self.path}, line 1")
-            for cells in reader:
+            commas = find_decimal_commas(enumerate(read()), has_names=True) if delimiter == ";" else set()
+            for row in reader:
+                cells = [to_decimal_point(cell) if i in commas else cell for i, cell in enumerate(row)]
                 place = f"{self.path}, line {reader.line_num}"
                 if len(cells) > len(header):
                     problem = f"has more columns than the header: quote what holds a {delimiter!r}"
