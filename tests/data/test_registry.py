@@ -46,7 +46,7 @@ def test_folder(tmp_path):
 
 
 def test_bad_names(tmp_path):
-    write(tmp_path / "d" / "e.png", "x")
+    write(tmp_path / "d" / "e.png", b"\x89PNG\0")
     with refuses("no readable file", ".txt, .md, .jsonl, .parquet"):
         sets.resolve(str(tmp_path / "d"))
     for path in (str(tmp_path / "none"), "none.txt"):

@@ -83,8 +83,8 @@ def write_sentences(path: Path) -> str:
 
 def test_pairs_of_sentences_take_a_preset_for_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     job = jobs.resolve_job("translation", overrides={"data": write_sentences(tmp_path / "a.tsv"), "vocab_size": 300})
-    assert job.preset == "multi30k" and job.config.vocab_size == 300 and job.config.decoder.context == 64
-    assert "a.tsv': pairs of sentences: --preset multi30k" in capsys.readouterr().err
+    assert job.preset == "sentences" and job.config.vocab_size == 300 and job.config.decoder.context == 64
+    assert "a.tsv': pairs of sentences: --preset sentences" in capsys.readouterr().err
     next(translation.batches(job.config, "train"))
     words = write(tmp_path / "b.tsv", "".join(f"abc{i}\t{i}cba\n" for i in range(60)))
     assert jobs.resolve_job("translation", overrides={"data": str(words)}).preset == "reverse"

@@ -65,7 +65,7 @@ class Config(EncoderConfig):
     """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such."""
     columns: str = TEXT_COLUMN
     """Where the data are rows: the column (or field) of the text."""
-    empty: EmptyPolicy = "few"
+    empty: EmptyPolicy = "skip"
     """Rows without a text: skip, error, or few: skip where they are at most 1 %."""
     duplicates: DuplicatePolicy = "keep"
     """Rows, or sequences of FASTA, that repeat another one: keep or skip."""

@@ -75,7 +75,7 @@ PRESETS = {
     ),
     # BERT-base on the names of CoNLL-2003 (1810.04805): bring --data, a folder with train.* and dev.*, and --init
     "bert": Config(
-        data="conll2003",
+        data="train.conll",
         vocab_size=28996,
         padded_vocab=28996,
         token_types=2,

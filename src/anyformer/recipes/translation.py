@@ -14,6 +14,7 @@ The original Transformer (1706.03762); T5 (1910.10683) is the preset `t5`.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..data.text.pairs import sample_pairs
@@ -47,8 +48,9 @@ def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     texts = [text for pair in sample for text in pair if text]
     if 2 * sum(" " in text for text in texts) <= len(texts):
         return None
-    reason = f"data '{overrides['data']}': pairs of sentences: --preset multi30k ({SENTENCES}; --preset names another)"
-    return DataDefaults("multi30k", {}, reason)
+    preset = "multi30k" if overrides.get("source_tokenizer") else "sentences"  # to copy needs one vocabulary
+    reason = f"data '{overrides['data']}': pairs of sentences: --preset {preset} ({SENTENCES}; --preset names another)"
+    return DataDefaults(preset, {}, reason)
 
 
 SENTENCES = "subwords, up to 63 of each side"
@@ -60,11 +62,15 @@ ADAMW_TRAIN = TrainConfig(steps=4000, batch=32, warmup=400, eval_every=500, save
 T5_PAIRS: dict[str, Any] = {"start": 0, "end": 0, "train": ADAMW_TRAIN}
 T5_SIZE = (256, 3, 4, 64)
 
+CAPTIONS = Config(
+    vocab_size=6000, **make_stacks(192, 3, 3, 64, dropout=0.1, init="zero", **MODERN), train=CAPTIONS_TRAIN
+)
+
 KINDS = {"pairs": {"columns": "{source},{target}", "too_long": "cut"}}
 SIZES = (Size(64, 1, 8, 0), Size(96, 2, 8, 600), Size(128, 2, 16, 1200))  # of --minutes
 PRESETS = {
     # seconds: for tests
-    "tiny": Config(data="reverse", tokenizer="char", **make_stacks(32, 1, 2, 24), train=TINY_PAIRS_TRAIN),
+    "tiny": Config(data="reverse", tokenizer="char", copy=True, **make_stacks(32, 1, 2, 24), train=TINY_PAIRS_TRAIN),
     # 99 of 100 strings exact
     "reverse": Config(
         data="reverse",
@@ -73,9 +79,9 @@ PRESETS = {
         **make_stacks(64, 2, 4, 24, norm="rmsnorm", activation="swiglu", bias=False),
         train=TrainConfig(steps=2000, batch=32, lr=3e-3, eval_every=500, save_every=500, weight_decay=0.01),
     ),
-    "multi30k": Config(
-        vocab_size=6000, **make_stacks(192, 3, 3, 64, dropout=0.1, init="zero", **MODERN), train=CAPTIONS_TRAIN
-    ),
+    "multi30k": CAPTIONS,
+    # the same for your own pairs: names, numbers and tags can be copied
+    "sentences": replace(CAPTIONS, data="pairs.tsv", copy=True),
     # French to English, with the choices of Llama
     "fra-eng": Config(
         data="fra-eng",

@@ -61,7 +61,7 @@ class RowOptions:
 
     columns: str = "text"
     """The column of the text, or several with commas between."""
-    empty: EmptyPolicy = "few"
+    empty: EmptyPolicy = "skip"
     duplicates: DuplicatePolicy = "keep"
 
     @property

@@ -254,7 +254,7 @@ class TranslatorConfig(PairConfig):
             raise ValueError(
                 f"encoder.dim is {self.encoder.dim} and decoder.dim {self.decoder.dim}: they must be equal"
             )
-        if self.copy and self.source_tokenizer:
+        if self.copy and self.source_tokenizer and not self.shared:
             raise ValueError("copy: tokens of the source can be copied only where both sides have one vocabulary")
         if self.shared and self.source_tokenizer:
             raise ValueError("source_tokenizer: two vocabularies have no embedding to share: --no-shared")

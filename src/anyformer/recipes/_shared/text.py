@@ -48,7 +48,7 @@ class TextConfig(VocabularyConfig):
     columns: str = "text"
     """Where the data are rows: the column (or field) of the text or of a conversation's messages, or several columns
     with commas between."""
-    empty: EmptyPolicy = "few"
+    empty: EmptyPolicy = "skip"
     """Rows without a text: skip, error, or few: skip where they are at most 1 %."""
     duplicates: DuplicatePolicy = "keep"
     """Rows that repeat the text of another one: keep or skip."""
