@@ -140,7 +140,11 @@ FORMS: dict[str, tuple[Build, str, dict]] = {
     "a zip of class folders": (archive(media(lambda i: f"{CLASSES[i % 3]}/{i}.png", image), "zip"), "vision", {}),
     "a tar of sounds with a table": (archive(both(CLIPS, table("a.csv", "file,transcript", lambda i: f"{i:04}.wav,say {i}", 24)), "gztar"), "speech", {"columns": "file,transcript"}),
 }  # fmt: skip
-SMALL = {"language": {}, "tagging": {"tokenizer": "byte"}, "forecast": {"target": "", "past_covariates": "", "future_covariates": "", "patch": 4}}
+SMALL = {
+    "language": {},
+    "tagging": {"tokenizer": "byte"},
+    "forecast": {"target": "", "past_covariates": "", "future_covariates": "", "patch": 4},
+}
 
 
 @pytest.mark.parametrize("name", FORMS)

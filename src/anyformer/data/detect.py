@@ -343,12 +343,10 @@ def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[R
         why = f"{parallel[0].name} and {parallel[1].name} have the same number of lines"
         is_train = parallel[0].parent == folder and split_side(parallel[0].name)[0] == "train"
         yield Reading("pairs", 0.85, why, {"data": str(folder) if is_train else ",".join(map(str, parallel))})
-    depth = Counter(len(path.parts) for path in texts).most_common(1)[0][0]
-    deepest = [path for path in texts if len(path.parts) == depth]  # what lies above the class folders has no class
-    classes = Counter(file.label for file in find_classes(folder, deepest, by_name=False))
+    classes = Counter(file.label for file in find_classes(folder, texts, by_name=False))
     is_class = len(classes) > 1 and "" not in classes and min(classes.values()) >= 3 and len(classes) <= 200
     if is_class:
-        why = f"{len(deepest):,} texts in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
+        why = f"{len(texts):,} texts in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
         yield Reading("labeled text", 0.8, why)
     yield Reading("documents" if len(texts) > 1 else "text", 0.6, f"{len(texts):,} text files")
 

@@ -245,7 +245,7 @@ def is_measurement(rows: Rows, name: str) -> bool:
 def read_series(rows: Rows) -> Iterator[Reading]:
     """A column of times in order (or one for each series), and numbers."""
     times, values = rows["date"] or rows["year"], rows["number"]
-    if not times and len(values) == 1 and set(rows.columns) == {*values, *rows["id"]} and rows.count >= MIN_STEPS:
+    if not times and len(values) == 1 and is_in_order(rows, values[0]) and rows.count >= MIN_STEPS:
         yield Reading("series", 0.85, f"a number in each row, in {values[0]}", {"target": values[0]})
     parts = [name for name in rows.columns if plain_name(name) in TIME_NAMES]
     values = [name for name in values if name not in parts] or values
@@ -262,6 +262,12 @@ def read_series(rows: Rows) -> Iterator[Reading]:
     why = f"numbers over time: {time}, then {', '.join(values[:4])}"
     score = 0.9 if is_first and len(others) <= 1 else 0.6
     yield Reading("series", score, why, {"time": time, "target": values[-1] if len(values) < 8 else values[0]})
+
+
+def is_in_order(rows: Rows, value: str) -> bool:
+    """Whether the columns beside the values only number the rows, and do not name what they are about."""
+    others = [column for name, column in rows.columns.items() if name != value]
+    return all(c.kind == "id" and (c.share(is_whole) == 1 or plain_name(c.name) in TIME_NAMES) for c in others)
 
 
 def read_moments(texts: list[str]) -> list[float]:

@@ -35,7 +35,7 @@ SPLITS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.
 Row = tuple[str, str, str]  # text, class, place
 UNLABELED_FOLDERS = ("unsup", "unlabeled", "unlabelled")
 FASTTEXT = b"__label__"
-LEADING = re.compile(r"([A-Za-z]+:\w+|\d)\s+(.*[^\W\d].*)")  # a class before a text
+LEADING = re.compile(r"([A-Za-z]+:\w+|\d)\s+(\S.*)")  # a class before a text
 MAX_LEADING_SHARE, MIN_LEADING_LINES = 0.2, 20  # of the lines: so many different classes at most
 MAX_FILES_OF_LINES = 2  # of a class: with more, each file is a text
 MAX_TEXT_BYTES = 16 << 20  # of a file that is a text
@@ -179,12 +179,12 @@ def has_leading_labels(text: str) -> bool:
     """Whether a class of one form stands before the text of each line: TYPE:KIND or a digit, few different ones that
     come in any order."""
     lines = [line for line in text.split("\n")[:-1] if line.strip()]
-    labels = [match[1] for line in lines if (match := LEADING.fullmatch(line.strip()))]
-    n_classes = len(set(labels))
+    matches = [match for line in lines if (match := LEADING.fullmatch(line.strip()))]
+    if not MIN_LEADING_LINES <= len(matches) == len(lines):
+        return False
+    labels, n_texts = [match[1] for match in matches], sum(bool(re.search(r"[^\W\d]", match[2])) for match in matches)
     is_mixed = labels != sorted(labels) and len({":" in label for label in labels}) == 1
-    return (
-        len(labels) == len(lines) >= MIN_LEADING_LINES and 2 <= n_classes <= MAX_LEADING_SHARE * len(lines) and is_mixed
-    )
+    return is_mixed and n_texts > 0.95 * len(lines) and 2 <= len(set(labels)) <= MAX_LEADING_SHARE * len(lines)
 
 
 def _read_leading(path: Path) -> Iterator[Row]:

@@ -114,7 +114,8 @@ def is_tagged(text: str) -> bool:
     words, tags = ({row[place] for row in rows} for place in (0, -1))
     are_names = [bool(re.match(r"[^\W\d]", tag)) for tag in tags]
     return (
-        2 <= len(tags) <= min(len(words), MAX_TAG_SHARE * len(rows))
+        2 <= len(tags) < len(words)
+        and len(tags) <= MAX_TAG_SHARE * len(rows)
         and 2 * sum(are_names) >= len(tags)
         and 2 * sum(any(map(str.isalpha, word)) for word in words) > len(words)
     )
