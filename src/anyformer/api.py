@@ -19,6 +19,7 @@ from .data.io.checks import read_json
 from .errors import Stopped
 from .model.config import find_stacks
 from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
+from .report.curves import is_lower_better
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
 from .training import checkpoints
@@ -26,6 +27,8 @@ from .training.job import CheckpointCallback, RecordCallback, StartCallback, Tra
 from .training.loop import TrainState
 from .training.run_directory import atomic_write
 from .training.trackers import TrackedRun, Trackers
+
+Scores = dict[str, dict[str, float]]  # metric -> name of a model -> its value
 
 __all__ = [
     "Model", "Stopped", "export_checkpoint", "import_checkpoint", "load", "resolve_job", "select_eval_data", "train",
@@ -44,6 +47,7 @@ def train(
     init: str | Path | None = None,
     lora: dict[str, Any] | None = None,
     track: str | Sequence[str] = (),
+    compare: bool = False,
     progress: bool | None = None,
     on_start: StartCallback = ignore,
     on_record: RecordCallback = ignore,
@@ -58,11 +62,11 @@ def train(
         minutes: Train for this time, everything included; with `resume`, for so many more minutes. Without a preset
             and fields of model or train, recipes with `sizes` choose the model size with the lowest predicted loss.
         yes: Start even if the minutes are too few to learn anything.
-        out: The run directory. Default: a new one below runs/.
-        resume: Continue the run in `out`, if there is one.
+        out: The run directory (default: a new one below runs/); `resume` continues the run in it, if there is one.
         init: A run or public checkpoint to start from (fine-tuning).
         lora: Train adapters on the model of `init` only: {"rank": 8}.
         track: Trackers that get the records too: "tensorboard", "wandb", "mlflow", "trackio", or several of them.
+        compare: Train the recipe's other kind of model beside, on the same split: result.json says which was better.
         progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
         on_start: Called once with the job and the training state, before the first step.
         on_record: Called after every step with its record.
@@ -77,9 +81,9 @@ def train(
     """
     module = recipes.load_recipe(recipe)
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
-    where: dict[str, Any] = {"out": out, "resume": resume, "init": init, "yes": yes}
-    where["track"] = (track,) if isinstance(track, str) else track
-    job = resolve_job(module, preset, overrides, minutes=minutes, lora=lora, command=command, **where)
+    where: dict[str, Any] = {"out": out, "resume": resume, "init": init, "yes": yes, "compare": compare}
+    where |= {"track": (track,) if isinstance(track, str) else track, "lora": lora}
+    job = resolve_job(module, preset, overrides, minutes=minutes, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
         return train_job(job, start, update, on_checkpoint)
 
@@ -137,6 +141,9 @@ def write_result(job: TrainingJob, state: TrainState, started_at: float, last_va
         result["skipped"] = skipped
     if isinstance(job.recipe, SupportsBaselines):
         result["baselines"] = job.recipe.baselines(job.config) if job.baselines is None else job.baselines
+    if job.peers:
+        result["baselines"] = merge_peers(result.get("baselines") or {}, job.peers)
+        result["comparison"] = judge_peers(result, job.peers)
     if isinstance(job.recipe, SupportsFigures):
         figures = job.recipe.figures(model.module, model.config)
         atomic_write(job.run.path / "figures.json", json.dumps(figures, ensure_ascii=False))
@@ -147,6 +154,23 @@ def write_result(job: TrainingJob, state: TrainState, started_at: float, last_va
         result["minutes"] = job.budget.minutes  # what was asked for
     atomic_write(job.run.path / "result.json", json.dumps(result, indent=2) + "\n")
     return model
+
+
+def merge_peers(baselines: Scores, peers: Scores) -> Scores:
+    """Return the scores of baselines and of peers together."""
+    metrics = dict.fromkeys([*baselines, *peers])
+    return {metric: baselines.get(metric, {}) | peers.get(metric, {}) for metric in metrics}
+
+
+def judge_peers(result: dict[str, Any], peers: Scores) -> dict[str, Any]:
+    """Return which model was better by the first metric: {"metric", "value", "peer", "peer_value", "winner"}, where the
+    winner is "this model", the name of the best peer, or "neither"."""
+    metric, scores = next(iter(peers.items()))
+    value, sign = result[f"val_{metric}"], -1 if is_lower_better(metric) else 1
+    peer = max(scores, key=lambda name: sign * scores[name])
+    lead = sign * (value - scores[peer])
+    winner = "this model" if lead > 0 else peer if lead < 0 else "neither"
+    return {"metric": metric, "value": value, "peer": peer, "peer_value": scores[peer], "winner": winner}
 
 
 # --- what a person sees of a training ---

@@ -12,18 +12,15 @@ import importlib.util
 import json
 import os.path
 import pkgutil
-import sys
-import traceback
 import types
 import typing
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .data.io.cache import cache_by_files
 from .errors import InputError, suggest
 from .parsing import RENAMED_FIELDS, parse_dataclass
+from .recipe_files import import_file, report_import_errors
 from .search_space import SearchSpace
 
 StreamState = dict[str, Any]
@@ -216,6 +213,23 @@ class SupportsFinish(Protocol):
 
 
 @runtime_checkable
+class SupportsPeers(Protocol):
+    """Other kinds of models can be trained beside, on the same splits: `--compare`. Like `baselines`, with the metric
+    that decides first. Raises InputError where a library is missing or the data have nothing that they could read."""
+
+    def train_peers(self, config: Any) -> dict[str, dict[str, float]]: ...
+
+
+@runtime_checkable
+class SupportsFolds(Protocol):
+    """The rows can be split into parts, each of which is once for validation: `--folds`."""
+
+    def fold_overrides(self, config: Any, fold: int, folds: int) -> dict[str, Any]:
+        """Return the config fields, nested, that select one of the parts, from 1. Raises InputError if the data say
+        themselves what is for validation."""
+
+
+@runtime_checkable
 class SupportsScore(Protocol):
     """Metrics that need the model's answers to a split (BLEU, returns of episodes): `anyformer eval --scores`."""
 
@@ -386,46 +400,6 @@ def check_recipe(module: Any, where: str) -> Recipe:
     if name in list_recipes() and module.__name__ != f"{__package__}.recipes.{name}":
         raise InputError(f"{where}: anyformer has a recipe '{name}' of its own: rename yours")
     return typing.cast(Recipe, module)
-
-
-@contextmanager
-def report_import_errors(where: str, *folders: Path) -> Generator[None]:
-    """Let imports find modules in some folders. Whatever the imported code raises becomes an InputError of one line."""
-    paths = [str(folder) for folder in folders]
-    sys.path[:0] = paths
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-        raise InputError(f"cannot import the recipe {where}: {type(error).__name__}: {error} (line {line})") from error
-    finally:
-        for path in paths:
-            with suppress(ValueError):
-                sys.path.remove(path)
-
-
-def import_file(path: Path) -> types.ModuleType:
-    """Import a file, or a folder with an __init__.py. A file that has not changed is imported once."""
-    file = (path / "__init__.py" if path.is_dir() else path).resolve()
-    if not file.is_file():
-        raise InputError(f"there is no recipe at {path}: expected a Python file")
-    with report_import_errors(str(path), file.parent):
-        return execute_file(file)
-
-
-@cache_by_files(lambda file: [file], maxsize=64)
-def execute_file(file: Path) -> types.ModuleType:
-    is_package = file.name == "__init__.py"
-    name = f"anyformer_recipe_files.{file.parent.stem if is_package else file.stem}"
-    folders = [str(file.parent)] if is_package else None
-    spec: Any = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up their module there
-    spec.loader.exec_module(module)
-    return module
 
 
 # --- presets and stored configs ---

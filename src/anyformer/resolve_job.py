@@ -13,7 +13,15 @@ from .errors import InputError, suggest
 from .events import report_notice
 from .model.config import find_stacks
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
-from .recipe import DataDefaults, Recipe, SupportsDataDefaults, SupportsSizes, parse_config, resolve_paths
+from .recipe import (
+    DataDefaults,
+    Recipe,
+    SupportsDataDefaults,
+    SupportsPeers,
+    SupportsSizes,
+    parse_config,
+    resolve_paths,
+)
 from .trained_model import load_source
 from .training import checkpoints
 from .training.budget import Budget
@@ -37,6 +45,7 @@ def resolve_job(
     init: str | Path | None = None,
     lora: dict[str, Any] | None = None,
     track: Sequence[str] = (),
+    compare: bool = False,
     command: str = "",
     is_preset_free: bool = False,
 ) -> TrainingJob:
@@ -47,16 +56,17 @@ def resolve_job(
     """
     started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), fetch_overrides(overrides)
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
-    settings, trackers = parse_dataclass(LoRAConfig, lora or {}, "lora"), check_trackers(track)
+    settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
+    extras: dict[str, Any] = {"trackers": check_trackers(track), "compare": check_comparison(module, compare)}
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and resume and run.exists:
         job = resume_job(module, preset, overrides, run, command)
-        return dataclasses.replace(job, budget=budget, trackers=trackers)
+        return dataclasses.replace(job, budget=budget, **extras)
     source = None if init is None else load_source(Path(init), module)
     defaults = suggest_defaults(module, overrides) if preset is None and source is None else None
     if defaults is not None:
         preset, is_preset_free = defaults.preset, True
-    suggested = defaults.overrides if defaults else {}
+    suggested = {} if defaults is None else defaults.overrides
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
     is_preset_free = is_preset_free or preset is None
     can_choose = source is None and is_preset_free and can_choose_size(module, preset, suggested, config)
@@ -71,8 +81,16 @@ def resolve_job(
         lora=settings,
         budget=budget,
         command=command,
-        trackers=trackers,
+        **extras,
     )
+
+
+def check_comparison(module: Recipe, compare: bool) -> bool:
+    """Raise InputError if a comparison is wanted and the recipe has none."""
+    if compare and not isinstance(module, SupportsPeers):
+        names = recipes.recipes_with(SupportsPeers)
+        raise InputError(f"--compare is for the recipes {names}, not for '{recipes.recipe_name(module)}'")
+    return compare
 
 
 def resume_job(

@@ -23,7 +23,14 @@ from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
 from .parsing import parse_dataclass, to_json
 from .predict_file import predict_file
-from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream, resolve_paths
+from .recipe import (
+    Recipe,
+    StreamState,
+    SupportsEmbedding,
+    SupportsScore,
+    SupportsStream,
+    resolve_paths,
+)
 from .training import checkpoints, loop, lora
 from .training.config import LoRAConfig
 from .training.device import resolve_device

@@ -202,6 +202,7 @@ def test_measurements_in_a_stored_schema_are_checked():
     dataset = encode_table(open_sensors(), load_schema(SENSORS))
     values = json.loads(measure_schema(dataset, dataset.split("train")).to_json())
     wrong = {"mean": [1.0], "std": [0.0, 1.0, 1.0], "values": [1], "rare": -1, "words": 3}
+    wrong |= {"quantiles": [2.0, 1.0], "errors": 3}
     assert set(wrong) == set(MEASURED_OPTIONS)
     for option, value in wrong.items():
         broken = json.loads(json.dumps(values))

@@ -47,6 +47,12 @@ class Options:
     seeds: int | None = None
     """Train the same config with the seeds 1 to this one, into OUT-seed-1 ..., and print the mean and the standard
     deviation of the final metrics. With --minutes each run takes as long; --resume continues the series."""
+    folds: int | None = None
+    """Cross-validation: train on all but each of so many parts of the rows in turn, into OUT-fold-1 ..., and print the
+    mean and the standard deviation of the final metrics, also into OUT/result.json."""
+    compare: bool = False
+    """Train another kind of model beside on the same split (of tables gradient boosting, which needs scikit-learn), and
+    say at the end which was better."""
     init: Annotated[Path | None, "Start from this run, public checkpoint or owner/name of the hub (fine-tuning)."] = (
         None
     )
@@ -73,14 +79,15 @@ def run(arguments: list[str]) -> int:
         print(command.format_help(show_all="--help-all" in words))
         return 0
     options, overrides = command.read()
-    names = ("preset", "minutes", "yes", "out", "resume", "init", "track")
+    names = ("preset", "minutes", "yes", "out", "resume", "init", "track", "compare")
     settings = {name: getattr(options, name) for name in names}
     settings |= {"lora": dataclasses.asdict(options.lora), "command": shlex.join(["anyformer", "train", *arguments])}
     settings["is_preset_free"] = not has_preset
-    if options.seeds is not None and not (options.print_config or options.print_schema or options.dry_run):
-        from .train_seeds import train_seeds
+    is_several = options.seeds is not None or options.folds is not None
+    if is_several and not (options.print_config or options.print_schema or options.dry_run):
+        from .train_several import train_several
 
-        return train_seeds(command, options, overrides, settings, started_at)
+        return train_several(command, options, overrides, settings, started_at)
     job = command.resolve(overrides, settings)
     if options.print_config:
         print(json.dumps({"recipe": job.recipe_name, "preset": job.preset, "config": to_json(job.config)}, indent=2))
@@ -214,8 +221,7 @@ class TrainCommand:
             options["lora"] = parse_dataclass(LoRAConfig, options["lora"], "--lora")
         if "minutes" in options and "--train.steps" in values:
             raise InputError("--steps and --minutes both say how long: give one of them")
-        if "seeds" in options:
-            check_seeds(options["seeds"], "--train.seed" in values)
+        check_several(options, "--train.seed" in values)
         if options.get("resume") and "out" not in options:
             raise InputError(f"--resume needs --out RUN: {newest_run()}")
         return Options(**options), overrides
@@ -270,11 +276,17 @@ def nest(flags: Iterable[Flag], values: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def check_seeds(count: int, has_seed: bool) -> None:
-    if count < 2:
-        raise InputError(f"--seeds is {count}; it must be at least 2: it is how many runs are trained")
-    if has_seed:
-        raise InputError(f"--seeds {count} trains the seeds 1 to {count}: leave --seed out")
+def check_several(options: dict[str, Any], has_seed: bool) -> None:
+    """Raise InputError unless --seeds and --folds make sense."""
+    seeds, folds = options.get("seeds", 2), options.get("folds", 2)
+    if seeds < 2:
+        raise InputError(f"--seeds is {seeds}; it must be at least 2: it is how many runs are trained")
+    if folds < 2:
+        raise InputError(f"--folds is {folds}; it must be at least 2: it is how many parts the rows are split into")
+    if "seeds" in options and "folds" in options:
+        raise InputError("--seeds and --folds both train several runs: give one of them")
+    if "seeds" in options and has_seed:
+        raise InputError(f"--seeds {seeds} trains the seeds 1 to {seeds}: leave --seed out")
 
 
 def newest_run() -> str:
@@ -373,6 +385,16 @@ def describe_seconds(result: dict[str, Any]) -> str:
     return f"{took} of the {result['minutes'] * 60:.0f} s of --minutes" if "minutes" in result else took
 
 
+def describe_comparison(result: dict[str, Any]) -> list[str]:
+    """Say which was better, this model or the best of those that --compare trained beside it."""
+    if not (facts := result.get("comparison")):
+        return []
+    metric, peer = facts["metric"].replace("_", " "), facts["peer"]
+    values = f"{metric} {facts['value']:.4g} of this model, {facts['peer_value']:.4g} of {peer}, on the same split"
+    verdicts = {"this model": f"this model was better than {peer}", peer: f"{peer} was better: use it for these data"}
+    return [f"{verdicts.get(facts['winner'], f'this model and {peer} were equal')} ({values})"]
+
+
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
     from ..report.html import describe_baselines, describe_overfitting
@@ -385,7 +407,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     train = model.config.train
     split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"
     lines = [f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})"]
-    lines += [*describe_baselines(result), *describe_overfitting(result)]
+    lines += [*describe_baselines(result), *describe_overfitting(result), *describe_comparison(result)]
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
         lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.tables.datasets import open_table
 from ..data.tables.encode import encode_value
 from ..data.tables.read import is_missing, to_json_value
-from ..data.tables.schema import Field, Schema, Target
+from ..data.tables.schema import COVERAGES, Field, Schema, Target
 from ..errors import InputError, suggest
 from .classification import describe_classes
 
@@ -27,8 +27,8 @@ Row = tuple[str, dict[str, Any], Path]  # its place, for messages, its values, a
 def predict_rows(model: Any, inputs: Any) -> list[dict[str, Any]]:
     """Predict the targets of rows: a row {field: value}, its JSON, or the path of a table of rows; or a list of such.
 
-    Returns for each row {"label", "probability", "probabilities"} or {"value"}, with "truth" where the row has the
-    target; with several targets, {target: such}. Raises InputError that names the row.
+    Returns for each row {"label", "probability", "probabilities"} or {"value", "interval"}, with "truth" where the row
+    has the target; with several targets, {target: such}. Raises InputError that names the row.
     """
     results, rows = [], iterate_rows(inputs, model.schema)
     fields, device = model.schema.fields, next(model.parameters()).device
@@ -38,8 +38,9 @@ def predict_rows(model: Any, inputs: Any) -> list[dict[str, Any]]:
         present = torch.from_numpy(np.concatenate([nodes for _, nodes in columns], 1))
         outputs = [output.float().cpu() for output in model(values, present.to(device))]
         for i, (_, row, _) in enumerate(batch):
-            targets = zip(model.schema.targets, outputs, strict=True)
-            answers = {target.name: describe_output(target, output[i], row) for target, output in targets}
+            answers = {}
+            for target, output in zip(model.schema.targets, outputs, strict=True):
+                answers[target.name] = describe_output(target, output[i], row)
             results.append(next(iter(answers.values())) if len(answers) == 1 else answers)
     return results
 
@@ -63,10 +64,13 @@ def to_tensor(values: np.ndarray) -> Tensor:
 
 
 def describe_output(target: Target, output: Tensor, row: dict[str, Any]) -> dict[str, Any]:
+    """Describe the output for a row, (classes,) or (1,)."""
     truth = {} if is_missing(row.get(target.name)) else {"truth": to_json_value(row[target.name])}
-    if target.kind == "number":
-        return {"value": output.item() * target.std[0] + target.mean[0]} | truth
-    return describe_classes(output.softmax(-1), target.values) | truth
+    if target.kind == "class":
+        return describe_classes(output.softmax(-1), target.values) | truth
+    value = output.item() * target.std[0] + target.mean[0]
+    intervals = {name: [value - error, value + error] for name, error in zip(COVERAGES, target.errors)}
+    return {"value": value} | ({"interval": intervals} if intervals else {}) | truth
 
 
 def iterate_rows(inputs: Any, schema: Schema) -> Iterator[Row]:

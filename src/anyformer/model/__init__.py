@@ -37,9 +37,10 @@ from .embeddings import (
     TrajectoryEmbedding,
 )
 from .encoder_decoder import Encoder, EncoderDecoder
-from .heads import Classifier, LMHead, MaskedHead, PointerHead, Regressor
+from .heads import Classifier, LMHead, MaskedHead, Regressor
 from .init import initialize
 from .inspection import attention_weights
+from .pointer import PointerHead
 from .transformer import MLP, Attention, Block, Transformer
 
 __all__ = [

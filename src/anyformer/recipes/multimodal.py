@@ -22,38 +22,55 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.sampling import sample_indices
 from ..data.tables import prepare
 from ..data.tables.augment import add_noise, drop_fields, rotate_vectors, stretch_time
-from ..data.tables.batches import build_batch, label_key, node_slices, value_key
+from ..data.tables.batches import build_batch, node_slices, value_key
 from ..data.tables.cache import TableDataset
+from ..data.tables.datasets import NAMED_SETS, open_table
 from ..data.tables.encode import count_ids, resolve_row_paths
 from ..data.tables.schema import Field, Schema, Target
-from ..data.text.batches import IGNORE_INDEX
 from ..data.text.labeled import epoch_order
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
 from ..inference.table_prediction import predict_rows, to_tensor
-from ..metrics import accuracy, confusion_matrix, macro_f1, regression_scores
 from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Transformer, TransformerConfig, initialize
 from ..model.edges import within
-from ..model.embeddings import FrameEmbedding, MultiFieldEmbedding, Normalized, ScalarEmbedding, SeriesPatchEmbedding
+from ..model.embeddings import (
+    FrameEmbedding,
+    MultiFieldEmbedding,
+    Normalized,
+    ScalarEmbedding,
+    SeriesPatchEmbedding,
+)
+from ..model.tabular import CategoryPath, LinearPath, NumberPath, PiecewiseLinear
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
+from ..recipe import (
+    BatchStream,
+    DataDefaults,
+    Figure,
+    FileInput,
+    Graph,
+    GraphInput,
+    SizeOption,
+    StreamState,
+    init_stream,
+)
 from ..search_space import SearchChoice, SearchSpace
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.trivial_baselines import Baselines, score_target
+from ._shared.table_baselines import score_table, train_gradient_boosting
+from ._shared.table_targets import collect_results, evaluate_targets, measure_errors, select_known
+from ._shared.trivial_baselines import Baselines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +104,8 @@ class Config:
     max_rotation: float = 0.0
     """Training rotates the series of three channels of a row, vectors in space, by up to so many degrees: a device is
     never worn in exactly the same way."""
+    linear_path: bool = False
+    """Add a linear model of the numbers and categories to the output of the Transformer."""
     lenient: bool = False
     """Leave out and count damaged values (a reading that is NaN, an image or sound that cannot be read)."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
@@ -101,13 +120,13 @@ class Config:
         check_range(self, "max_rotation", at_least=0, at_most=180)
 
 
-MAX_ONE_HOT = 100  # categories of a field that the linear baseline reads
+EPOCHS, FEW_ROWS, MAX_STEPS = 40, 800, 10_000  # over the rows of a table that are more than a few, at most
 MODERN: dict[str, Any] = {"position": "none", "init": "zero"}
 ADAMW = TrainConfig(steps=2500, batch=64, warmup=50, min_lr=0.0, eval_every=200, save_every=400)
 MUON_TRAIN = replace(ADAMW, steps=1500, lr=3e-3, weight_decay=0.01, clip=0.0, **MUON)
 KINDS = {
-    "table": {"preset": "table", "target": "{target}"},
-    "labeled sounds": {"preset": "table", "target": "{label}"},
+    "table": {"target": "{target}"},
+    "labeled sounds": {"preset": "spoken-digits", "target": "{label}"},
 }
 SIZES = (Size(32, 1, 32, 0), Size(48, 2, 64, 400))  # of --minutes
 PRESETS = {
@@ -123,14 +142,15 @@ PRESETS = {
         model=make_model_config(64, 3, 4, 64, position="none", dropout=0.1),
         train=ADAMW,
     ),
-    # seconds on two cores
+    # seconds on two cores for some hundred rows; early stopping decides how many of the steps are done
     "table": Config(
         data="breast-cancer",
         schema="inferred",
         target="diagnosis",
-        noise=0.2,
-        model=make_model_config(64, 2, 4, 256, position="none", dropout=0.1),
-        train=replace(ADAMW, steps=300, lr=5e-4),
+        field_dropout=0.0,
+        linear_path=True,
+        model=make_model_config(32, 2, 4, 256, position="none", dropout=0.1),
+        train=replace(ADAMW, steps=150, warmup=20, eval_every=10, patience=5),
     ),
     # minutes on two cores
     "spoken-digits": Config(
@@ -173,7 +193,27 @@ def build_field_embedding(field: Field, config: TransformerConfig) -> nn.Module:
         return Normalized(patches, field.mean, field.std, image=True)
     if field.kind == "series":
         return Normalized(SeriesPatchEmbedding(field.patch, field.channels, config), field.mean, field.std)
+    if field.quantiles:
+        return nn.Sequential(PiecewiseLinear(field.quantiles), ScalarEmbedding(len(field.quantiles) - 1, config))
     return Normalized(ScalarEmbedding(field.shape[0], config), field.mean, field.std)
+
+
+def build_linear_path(schema: Schema) -> LinearPath:
+    """Build the linear model of the numbers and categories; its outputs are those of all targets in turn."""
+    outputs = sum(count_outputs(target) for target in schema.targets)
+    parts: list[nn.Module | None] = []
+    for column in schema.fields:
+        if column.kind == "category":
+            parts.append(CategoryPath(count_ids(column), outputs))
+        elif column.kind in ("scalar", "date", "vector"):
+            parts.append(NumberPath(column.mean, column.std, column.quantiles, outputs))
+        else:
+            parts.append(None)
+    return LinearPath(parts, outputs)
+
+
+def count_outputs(target: Target) -> int:
+    return len(target.values) if target.kind == "class" else 1
 
 
 class MultimodalTransformer(nn.Module):
@@ -182,20 +222,29 @@ class MultimodalTransformer(nn.Module):
 
     def __init__(self, config: Config, schema: Schema):
         super().__init__()
-        self.schema, self.files = schema, {"schema.json": schema.to_json()}
-        fields = [build_field_embedding(field, config.model) for field in schema.fields]
-        self.nodes = MultiFieldEmbedding(fields, config.model)
+        self.set_schema(schema)
+        parts = [build_field_embedding(field, config.model) for field in schema.fields]
+        self.nodes = MultiFieldEmbedding(parts, config.model)
         self.body = Transformer(config.model)
         dim = config.model.dim
         self.heads = nn.ModuleList(
             Classifier(dim, len(target.values), "first") if target.kind == "class" else Regressor(dim, 1, "first")
             for target in schema.targets
         )
+        self.linear = build_linear_path(schema) if config.linear_path else None
 
     def forward(self, values: Sequence[Tensor], present: Tensor) -> list[Tensor]:
         x, lengths = self.nodes(values, present)
         x = self.body(x, within(lengths))
-        return [head(x) for head in self.heads]
+        outputs = [head(x) for head in self.heads]
+        if self.linear is None:
+            return outputs
+        is_present = torch.stack([present[:, nodes.start] for nodes in node_slices(self.schema)], 1)
+        terms = self.linear(values, is_present).split([count_outputs(target) for target in self.schema.targets], 1)
+        return [output + term for output, term in zip(outputs, terms, strict=True)]
+
+    def set_schema(self, schema: Schema) -> None:
+        self.schema, self.files = schema, {"schema.json": schema.to_json()}
 
     def predict_batch(self, batch: dict[str, Tensor]) -> list[Tensor]:
         return self([batch[value_key(field)] for field in self.schema.fields], batch["present"])
@@ -232,6 +281,22 @@ def read_schema(config: Config) -> Schema:
     return prepare.resolve_schema(table_source(config))
 
 
+def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
+    """Choose the preset for tables, with as many steps as the rows need, and a larger model where a row holds texts,
+    series, images or sounds; None for the sets by name."""
+    if overrides["data"] in NAMED_SETS:
+        return None
+    preset, names = PRESETS["table"], [field.name for field in fields(Config) if field.type is str]
+    schema = read_schema(replace(preset, **{name: overrides[name] for name in names if name in overrides}))
+    n_rows, is_plain = sum(1 for _ in open_table(overrides["data"]).rows()), all(f.nodes == 1 for f in schema.fields)
+    model = {} if is_plain else {"field_dropout": 0.1, "model": {"dim": 64}}
+    n_steps = preset.train.steps if is_plain else 300
+    steps = min(MAX_STEPS, max(n_steps, EPOCHS * (n_rows - FEW_ROWS) // preset.train.batch))
+    every = max(preset.train.eval_every, steps // 20)
+    train = {"train": {"steps": steps, "eval_every": every, "save_every": every}}
+    return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table, at most {steps:,} steps")
+
+
 def infer_schema(config: Config) -> Schema | None:
     """Return the inferred schema, for a person to approve; None where one is given."""
     return prepare.infer_missing_schema(table_source(config))
@@ -240,6 +305,8 @@ def infer_schema(config: Config) -> Schema | None:
 def build(config: Config) -> MultimodalTransformer:
     model = MultimodalTransformer(config, fit_schema(config))
     initialize(model, config.model)
+    if model.linear is not None:
+        model.linear.reset_parameters()
     return model
 
 
@@ -273,46 +340,6 @@ def to_tensors(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
 # --- loss and evaluation ---
 
 
-class TargetResult(NamedTuple):
-    """The result of one target for a batch, (B,) each; `losses` is 0 where the label is not known."""
-
-    losses: Tensor
-    predictions: Tensor
-    labels: Tensor
-    is_known: Tensor
-
-    def mean_loss(self) -> Tensor:
-        return self.losses.sum() / self.is_known.sum().clamp(min=1)
-
-    def scores(self, target: Target) -> dict[str, float]:
-        """Return accuracy and macro F1 of a class, RMSE and R2 of a number."""
-        if target.kind == "number":
-            return regression_scores(self.labels[self.is_known], self.predictions[self.is_known])
-        confusion = self.confusion(target)
-        return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
-
-    def confusion(self, target: Target) -> Tensor:
-        return confusion_matrix(self.labels[self.is_known], self.predictions[self.is_known], len(target.values))
-
-
-def evaluate_targets(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Iterator[TargetResult]:
-    for target, output in zip(model.schema.targets, model.predict_batch(batch), strict=True):
-        output, labels = output.float(), batch[label_key(target)]
-        is_known = select_known(labels)
-        if target.kind == "class":
-            losses = F.cross_entropy(output, labels, reduction="none", ignore_index=IGNORE_INDEX)
-            yield TargetResult(losses, output.argmax(-1), labels, is_known)
-        else:
-            output, normalized = output[:, 0], (labels - target.mean[0]) / target.std[0]
-            losses = (output - torch.where(is_known, normalized, output)) ** 2
-            yield TargetResult(losses, output * target.std[0] + target.mean[0], labels, is_known)
-
-
-def select_known(labels: Tensor) -> Tensor:
-    """Return which labels are known: no NaN among numbers, no IGNORE_INDEX among classes."""
-    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE_INDEX
-
-
 def loss(model: MultimodalTransformer, batch: dict[str, Tensor]) -> Tensor:
     """Return the mean over the targets of the mean over the rows whose label is known."""
     return torch.stack([result.mean_loss() for result in evaluate_targets(model, batch)]).mean()
@@ -340,20 +367,28 @@ def evaluate(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]])
     return {"loss": sum(means) / len(means)} | metrics | {"rows": len(results[0].losses)}
 
 
-def collect_results(model: MultimodalTransformer, batches: Iterator[dict[str, Tensor]]) -> list[TargetResult]:
-    """Return the result of each target over all batches, on the CPU."""
-    parts = [[[tensor.cpu() for tensor in result] for result in evaluate_targets(model, batch)] for batch in batches]
-    return [TargetResult(*map(torch.cat, zip(*results))) for results in zip(*parts)]
+# --- how sure it is ---
+
+
+@torch.inference_mode()
+def finish_model(model: MultimodalTransformer, config: Config) -> None:
+    """Measure how far predicted numbers are off on the validation split, into the schema of the model."""
+    model.set_schema(model.schema.with_measurements(measure_errors(model, val_batches(model, config))))
+
+
+def val_batches(model: MultimodalTransformer, config: Config) -> Iterator[dict[str, Tensor]]:
+    """Yield what the final evaluation covers of the validation split, on the device of the model."""
+    device = next(model.parameters()).device
+    for batch, _ in islice(batches(config, "val"), 0, None, config.train.final_every):
+        yield {name: value.to(device) for name, value in batch.items()}
 
 
 @torch.inference_mode()
 def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
     """Draw the confusion matrix of each target that is a class, on what the final evaluation covers of the split."""
-    device, drawn = next(model.parameters()).device, []
-    evaluated = islice(batches(config, "val"), 0, None, config.train.final_every)
-    moved = ({name: value.to(device) for name, value in batch.items()} for batch, _ in evaluated)
+    drawn = []
     with evaluation_autocast(model, config.train.dtype):
-        results = collect_results(model, moved)
+        results = collect_results(model, val_batches(model, config))
     for target, result in zip(model.schema.targets, results, strict=True):
         if target.kind == "class":
             title = f"Confusion matrix of {target.name}"
@@ -363,31 +398,23 @@ def figures(model: MultimodalTransformer, config: Config) -> list[Figure]:
 
 def baselines(config: Config) -> Baselines:
     """Score the most frequent class or the mean, and a linear model of the fields that are numbers."""
-    dataset, schema = load_rows(config), fit_schema(config)
-    features = numeric_features(dataset)
+    dataset = load_rows(config)
+    return score_table(dataset, *(dataset.split(split, config.fold) for split in ("train", "val")))
+
+
+def train_peers(config: Config) -> Baselines:
+    """Train gradient boosting on the same split."""
+    dataset = load_rows(config)
     train, val = (dataset.split(split, config.fold) for split in ("train", "val"))
-    metrics: Baselines = {}
-    for i, target in enumerate(schema.targets):
-        labels = dataset.targets[:, i]
-        rows, val_rows = (indices[~np.isnan(labels[indices])] for indices in (train, val))
-        if len(rows) and len(val_rows):
-            scores = score_target(target, labels[rows], labels[val_rows], features[rows], features[val_rows])
-            prefix = "" if len(schema.targets) == 1 else f"{target.name}_"
-            metrics |= {prefix + metric: values for metric, values in scores.items()}
-    return metrics
+    return train_gradient_boosting(dataset, train, val, config.train.seed)
 
 
-def numeric_features(dataset: TableDataset) -> np.ndarray:
-    """Return the numbers, categories (one-hot) and means and deviations of series, (N, F); 0 where there is none."""
-    columns = [np.zeros((len(dataset), 0))]
-    for column, values in zip(dataset.schema.fields, dataset.values, strict=True):
-        if column.kind in ("scalar", "date", "vector"):
-            columns.append(values)
-        elif column.kind == "category" and len(column.values) <= MAX_ONE_HOT:
-            columns.append(values == np.arange(len(column.values)))
-        elif column.kind == "series":
-            columns += [np.nanmean(values, 1), np.nanstd(values, 1)]
-    return np.nan_to_num(np.concatenate(columns, 1).astype(np.float64))
+def fold_overrides(config: Config, fold: int, folds: int) -> dict[str, Any]:
+    """Select a part for validation. Raises InputError where the data name the rows for validation."""
+    if (load_rows(config).val_flags >= 0).any():
+        raise InputError("--folds: the data say which rows are for validation: take that column out of the schema")
+    # Where the rows have an order, every part has earlier ones.
+    return {"fold": f"{fold}/{folds + 1 if fit_schema(config).order else folds}"}
 
 
 def export_graph(model: MultimodalTransformer) -> Graph:
@@ -418,8 +445,8 @@ def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, 
     """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table. A field that
     a row lacks is missing.
 
-    Returns {"results": [{"label", "probability", "probabilities"} or {"value"}, ...]}, with several targets each by its
-    name.
+    Returns {"results": [{"label", "probability", "probabilities"} or {"value", "interval"}, ...]}, with several targets
+    each by its name.
     """
     inputs = parse_dataclass(Request, request, "request").input
     return {"results": predict_rows(model, list(model.schema.examples) if inputs is None else inputs)}

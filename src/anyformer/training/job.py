@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import Stopped, TrainingError
 from ..parsing import to_json
-from ..recipe import Recipe, SupportsBaselines, bind_checkpoint_files, format_prediction, recipe_name
+from ..recipe import Recipe, SupportsBaselines, SupportsPeers, bind_checkpoint_files, format_prediction, recipe_name
 from . import budget as budgets
 from . import checkpoints
 from .config import LoRAConfig
@@ -60,6 +60,10 @@ class TrainingJob:
     """How the time is divided. Of a resumed run without a new budget: as its checkpoint stores it."""
     baselines: dict[str, dict[str, float]] | None = None
     """Of SupportsBaselines, if they were computed before training, so that their time is known."""
+    compare: bool = False
+    """Train the models of SupportsPeers too, before this one, so that their time is known."""
+    peers: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What they reached."""
     plan: dict[str, Any] = field(default_factory=dict)
     """How a budget chose the size of the model; stored in config.json."""
     command: str = ""
@@ -104,6 +108,8 @@ def run_job(
         if job.is_resumed:
             stack.enter_context(job.run.lock())
         check_inputs(job)  # before anything is written
+        if job.compare and isinstance(job.recipe, SupportsPeers):
+            job = replace(job, peers=job.recipe.train_peers(job.config))
         job = apply_budget(job)
         if not job.is_resumed:
             stack.enter_context(job.run.lock())

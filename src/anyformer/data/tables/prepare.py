@@ -20,6 +20,7 @@ from .read import Table, is_missing, to_json_value
 from .schema import NORMALIZED_KINDS, Field, Schema, Target, is_content, load_schema
 
 MAX_EXAMPLES, MAX_EXAMPLE_ROW = 4, 2048  # examples are among the first rows
+N_INTERVALS = 16  # between the quantiles of a number
 MAX_VALUE_CHARS = 8 << 10  # of an example, as JSON
 
 
@@ -131,7 +132,10 @@ def measure_schema(dataset: TableDataset, rows: np.ndarray, examples: tuple[dict
     for field, values, nodes in zip(schema.fields, dataset.values, node_slices(schema), strict=True):
         if field.kind in NORMALIZED_KINDS and not field.mean:
             has_value = np.flatnonzero(dataset.present[:, nodes].any(1))
-            measurements[field.name] = mean_and_std(values, np.intersect1d(rows, has_value))
+            has_value = np.intersect1d(rows, has_value)
+            measurements[field.name] = mean_and_std(values, has_value)
+            if field.kind == "scalar":
+                measurements[field.name]["quantiles"] = measure_quantiles(values[has_value])
     for i, target in enumerate(schema.targets):
         if target.kind == "number" and not target.mean:
             numbers = dataset.targets[rows, i]
@@ -155,6 +159,15 @@ def mean_and_std(values: np.ndarray, rows: np.ndarray, block: int = 1024) -> dic
     std = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean**2, 0))
     std[std < 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
     return {"mean": mean.tolist(), "std": std.tolist()}
+
+
+def measure_quantiles(values: np.ndarray) -> list[float]:
+    """Return the different ones among the quantiles that divide values into `N_INTERVALS` parts of equal size; none
+    where there are fewer than two."""
+    values = np.asarray(values, np.float64)
+    quantiles = np.quantile(values, np.linspace(0, 1, N_INTERVALS + 1)) if values.size else np.zeros(0)
+    distinct = np.unique(quantiles.astype(np.float32))
+    return distinct.tolist() if len(distinct) > 1 else []
 
 
 def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> tuple[dict[str, Any], ...]:

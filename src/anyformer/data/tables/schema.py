@@ -26,6 +26,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from ..io.checks import read_text
 from .dates import Part, count_numbers
 from .number_formats import Decimal
 
+COVERAGES = {"80%": 0.8, "90%": 0.9}  # of the intervals around predicted numbers
 MAX_COUNT = 1 << 16  # of every option that is an integer
 POSITION = {"position": "learned"}
 FIELD_OPTIONS: dict[str, dict[str, Any]] = {  # the options of each kind with their defaults; None: required
@@ -51,7 +53,7 @@ TARGET_OPTIONS: dict[str, dict[str, Any]] = {"class": {"missing": ()}, "number":
 RARE_OPTIONS = ("min_count", "decimal", "format", "missing")  # not written where they have their defaults
 NORMALIZED_KINDS = ("scalar", "date", "vector", "series", "image")
 COUNTS = ("size", "channels", "rate", "seconds", "patch", "tokens", "height", "width", "mels", "min_count")
-MEASURED_OPTIONS = ("values", "rare", "mean", "std", "words")
+MEASURED_OPTIONS = ("values", "rare", "mean", "std", "quantiles", "words", "errors")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Field:
     rare: int = 0  # training rows of other categories
     mean: tuple[float, ...] = ()  # on the training rows: of each number, channel or color
     std: tuple[float, ...] = ()
+    quantiles: tuple[float, ...] = ()  # of a scalar, increasing; none in schemas of earlier versions
     words: str = ""  # the tokenizer.json of a text
 
     def __post_init__(self) -> None:
@@ -95,6 +98,8 @@ class Field:
         if self.nodes > MAX_COUNT or math.prod(self.shape) > 1 << 28:
             raise InputError(f"makes {self.nodes:,} nodes per row: fewer seconds, or larger patches")
         check_statistics(self.mean, self.std, self.shape[-1])
+        if any(low >= high for low, high in pairwise(self.quantiles)):
+            raise InputError("quantiles must increase")
 
     @property
     def length(self) -> int:
@@ -147,8 +152,11 @@ class Target:
     values: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()  # of a number, on validation rows: those that `COVERAGES` of them do not exceed
 
     def __post_init__(self) -> None:
+        if self.errors and (len(self.errors) != len(COVERAGES) or not all(0 <= x < math.inf for x in self.errors)):
+            raise InputError(f"errors is {list(self.errors)}; it must be {len(COVERAGES)} numbers of at least 0")
         if self.kind == "class" and len(self.values) == 1:
             raise InputError(f"one class ({self.values[0]!r}): two or more are needed")
         check_statistics(self.mean, self.std, 1)
