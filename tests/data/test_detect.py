@@ -88,7 +88,6 @@ SETS: dict[str, tuple[Build, str, str]] = {
     "numbered lines": (table("laws.txt", "", lambda i: f"{i // 10 + 1} {sentence(i, 4 + i % 5)}"), "text", "language"),
     "sounds with codes": (both(files(*[f"audio/{i % 5}-{i}.wav" for i in range(60)]), table("meta/esc.csv", "filename,fold,target,category,src_file", lambda i: f"{i % 5}-{i}.wav,{i % 5 + 1},{i % 3},{'dog rain sea'.split()[i % 3]},{100 + i // 2}")), "labeled sounds", "multimodal"),
     "one column": (table("visits.csv", "x", lambda i: str(80 + i % 9)), "series", "forecast"),
-    "a number for each state": (table("states.csv", "state,share", lambda i: f"s{i}x,{i}.5"), "documents", "language"),
     "years and months": (table("cars.csv", "Year,Month,Make,Sold", lambda i: f"{2007 + i // 24},{i // 2 % 12 + 1},{'Ford Fiat'.split()[i % 2]},{i}"), "series", "forecast"),
     "steps with names": (table("pole.csv", "episode,t,position,speed,action,reward,done", lambda i: f"{i // 10},{i % 10},{i}.5,{i % 7}.1,{i % 2},1.0,{i % 10 == 9}"), "trajectories", "control"),
     "tags": (table("ner.conll", "", lambda i: f"{WORDS[i % 17]} {'B-PER O O'.split()[i % 3]}" if i % 6 else ""), "tagged text", "tagging"),
@@ -155,6 +154,7 @@ def test_a_recipe_can_be_chosen(tmp_path: Path):
         ("broken.npz", b"PK\x03\x04junk", "not a .npz"),
         ("wide.csv", b'a,b\n"' + b"x" * 200_000 + b'",1\n', "field larger"),
         ("one.json", b'{\n"a": {\n' + b",\n".join(b'"%d": 1' % i for i in range(400)) + b"}}", "one JSON object"),
+        ("states.csv", b"state,share\n" + b"".join(b"s%dx,%d.5\n" % (i, i) for i in range(60)), "without rows"),
         ("movie.mp4", b"\0\0\0\x18ftypmp42", "a .mp4 of 12 bytes"),
     ],
 )
