@@ -106,7 +106,7 @@ FORMS: dict[str, tuple[Build, str, dict]] = {
     "parallel files of any stem": (files("news.en", "news.fr", content=lambda i: "".join(f"{sentence(j, 4 + i)}\n" for j in range(50))), "translation", {}),
     "source and target files": (files(*[f"{s}-{n}.txt" for s in ("src", "tgt") for n in ("train", "val")], content=lambda i: "".join(f"{sentence(j, 4)}\n" for j in range(50))), "translation", {}),
     "pairs between numbers": (table("a.tsv", "", lambda i: f"{900 + i}\t{sentence(i, 4)}\t{7 * i}\t{sentence(i + 1, 4)}"), "translation", {"columns": "2,4"}),
-    "class before text": (table("a.all", "", lambda i: f"{i * i % 3} {sentence(i)} {i}"), "classify", {}),
+    "class before text": (table("a.all", "", lambda i: f"{i * i % 3} {sentence(i, 4 + i % 6)} {i}"), "classify", {}),
     "words with tags": (table("a.conll", "", lambda i: f"{WORDS[i % 3]} {'ON'[i % 2]}" if i % 7 else "", 99), "tagging", {}),
     "news without header": (table("a.csv", "", lambda i: f'{i % 4 + 1},"{sentence(i, 5)}","{sentence(i, 20)}"'), "classify", {"columns": "3,1"}),
     "spam without extension": (table("SMS", "", lambda i: f"{['ham', 'spam'][i % 3 == 0]}\t{sentence(i)}"), "classify", {"columns": "2,1"}),

@@ -177,13 +177,14 @@ def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
 
 def has_leading_labels(text: str) -> bool:
     """Whether a class of one form stands before the text of each line: TYPE:KIND or a digit, few different ones that
-    come in any order."""
+    come in any order; texts have various numbers of words, and rows of a table as many values each."""
     lines = [line for line in text.split("\n")[:-1] if line.strip()]
     matches = [match for line in lines if (match := LEADING.fullmatch(line.strip()))]
     if not MIN_LEADING_LINES <= len(matches) == len(lines):
         return False
     labels, n_texts = [match[1] for match in matches], sum(bool(re.search(r"[^\W\d]", match[2])) for match in matches)
     is_mixed = labels != sorted(labels) and len({":" in label for label in labels}) == 1
+    is_mixed &= len({len(line.split()) for line in lines}) > 2
     return is_mixed and n_texts > 0.95 * len(lines) and 2 <= len(set(labels)) <= MAX_LEADING_SHARE * len(lines)
 
 
