@@ -89,6 +89,13 @@ def test_a_text_file_has_an_input_per_line(tmp_path: Path):
         predict(tmp_path / "a.txt", recipe=Recipe(("a", "b")))
 
 
+def test_columns_without_names_are_numbered(tmp_path: Path):
+    file = write(tmp_path / "a.csv", "7,7,one\n8,7,three\n")
+    assert predict(file, recipe=Recipe(("3", "2"))) == {"rows": 2, "skipped": 0}
+    rows = read_csv(tmp_path / "out.csv")
+    assert [(row["1"], row["3"], row["label"]) for row in rows] == [("7", "one", "short"), ("8", "three", "long")]
+
+
 def test_quotes_of_a_tsv_may_be_part_of_a_text(tmp_path: Path):
     file = write(tmp_path / "a.tsv", 'text\n"never closed\nplain\n')
     assert predict(file, recipe=Recipe(tsv_quotes=False))["rows"] == 2

@@ -166,6 +166,14 @@ def test_the_split_of_a_clip_does_not_depend_on_the_others(tmp_path: Path):
     assert 0 < len(val) < 12 and {half.texts[i] for i in half.split("val")} == val & set(half.texts)
 
 
+def test_one_of_few_clips_is_for_validation(tmp_path: Path):
+    rows = [{k: v for k, v in row.items() if k != "split"} for row in write_sounds(tmp_path, 6)]
+    for order in (rows, rows[::-1]):
+        dataset = load_audio(str(write_table(tmp_path / "a.csv", order)), val_fraction=1e-9)
+        (val,) = (dataset.texts[i] for i in dataset.split("val"))
+        assert val == min(order, key=lambda row: val != row["text"])["text"] and len(dataset.split("train")) == 5
+
+
 def test_broken_files_are_left_out_on_request_and_counted(tmp_path: Path):
     path = write_table(tmp_path / "clips.csv", write_sounds(tmp_path))
     before = load_audio(str(path))

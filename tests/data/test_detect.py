@@ -3,6 +3,7 @@
 # ruff: noqa: E501, SIM905 (one line for each set)
 
 import gzip
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from anyformer.data.detect import detect
 from anyformer.data.io.manifest import read_rows
 from anyformer.detection import detect_recipe
 from anyformer.errors import InputError
-from forms_kit import Build, both, files, jsonl, sentence, table
+from forms_kit import WORDS, Build, both, files, jsonl, sentence, table
 
 
 def write_fasta(folder: Path) -> Path:
@@ -38,6 +39,7 @@ SETS: dict[str, tuple[Build, str, str]] = {
     # name: (files, kind, recipe)
     "book": (files("book.txt", content=lambda i: "\n".join(map(sentence, range(99)))), "text", "language"),
     "notes": (files("a.md", "b.md", "sub/c.md"), "documents", "language"),
+    "chapters": (files("index.md", "about.md", *[f"{c}/{i}.md" for c in ("api", "tour") for i in range(4)]), "documents", "language"),
     "code": (files("pkg/a.py", "pkg/b.py", "README.md", content=lambda i: f"x = {i}\n"), "code", "language"),
     "documents": (jsonl("docs.jsonl", lambda i: {"text": sentence(i, 30)}), "documents", "language"),
     "reviews": (table("reviews.csv", "review,sentiment", lambda i: f"{sentence(i)},{'neg pos'.split()[i % 2]}"), "labeled text", "classify"),
@@ -76,6 +78,25 @@ SETS: dict[str, tuple[Build, str, str]] = {
     "smiles": (table("drugs.smi", "", lambda i: f"CC(=O)O{'c1ccccc1' * (i % 3 + 1)}C(=O)O mol{i}"), "molecules", "language"),
     "solubility": (table("esol.csv", "smiles,solubility", lambda i: f"CC(=O)O{'C' * (i % 9)},{-i % 7}.5"), "table", "multimodal"),
     "tunes": (files("jigs.abc", content=lambda i: "X:1\nT:A jig\nM:6/8\nK:D\nA2A ABc|\n"), "tunes", "language"),
+    "source and target files": (files("src-train.txt", "tgt-train.txt", "src-val.txt", "tgt-val.txt"), "pairs", "translation"),
+    "pairs between numbers": (table("links.tsv", "", lambda i: f"{1000 + 7 * i}\t{sentence(i)}\t{90 + 3 * i}\t{sentence(i + 3)}"), "pairs", "translation"),
+    "class folders and a note": (files("db.README.2.0", *[f"txt/{c}/{i}.txt" for c in ("neg", "pos") for i in range(4)]), "labeled text", "classify"),
+    "votes": (table("tweets.csv", ",count,hateful,class,tweet", lambda i: f"{i},3,{i % 4},{i % 3},{sentence(i, 12)}"), "labeled text", "classify"),
+    "helpfulness": (table("reviews.csv", "age,price,rating,review", lambda i: f"{18 + i},{i}.5,{i % 5},{sentence(i, 12)}"), "table", "multimodal"),
+    "class first": (table("TREC.train", "", lambda i: f"{'DESC:manner ENTY:animal NUM:date'.split()[i % 3]} {sentence(i, 4 + i % 6)}"), "labeled text", "classify"),
+    "digit first": (table("sst.all", "", lambda i: f"{i * i % 5} {sentence(i, 4 + i % 6)}"), "labeled text", "classify"),
+    "values with spaces": (table("monks.train", "", lambda i: f"{i * i % 3} {i % 4} {'red blue'.split()[i % 2]} {i % 5}.5"), "table", "multimodal"),
+    "numbered lines": (table("laws.txt", "", lambda i: f"{i // 10 + 1} {sentence(i, 4 + i % 5)}"), "text", "language"),
+    "sounds with codes": (both(files(*[f"audio/{i % 5}-{i}.wav" for i in range(60)]), table("meta/esc.csv", "filename,fold,target,category,src_file", lambda i: f"{i % 5}-{i}.wav,{i % 5 + 1},{i % 3},{'dog rain sea'.split()[i % 3]},{100 + i // 2}")), "labeled sounds", "multimodal"),
+    "one column": (table("visits.csv", "x", lambda i: str(80 + i % 9)), "series", "forecast"),
+    "years and months": (table("cars.csv", "Year,Month,Make,Sold", lambda i: f"{2007 + i // 24},{i // 2 % 12 + 1},{'Ford Fiat'.split()[i % 2]},{i}"), "series", "forecast"),
+    "steps with names": (table("pole.csv", "episode,t,position,speed,action,reward,done", lambda i: f"{i // 10},{i % 10},{i}.5,{i % 7}.1,{i % 2},1.0,{i % 10 == 9}"), "trajectories", "control"),
+    "tags": (table("ner.conll", "", lambda i: f"{WORDS[i % 17]} {'B-PER O O'.split()[i % 3]}" if i % 6 else ""), "tagged text", "tagging"),
+    "tags in a text": (table("train.txt", "", lambda i: f"{WORDS[i % 17]} NN {'B-PER O O'.split()[i % 3]}" if i % 6 else "", rows=99), "tagged text", "tagging"),
+    "tag lists": (jsonl("ner.jsonl", lambda i: {"id": i, "tokens": WORDS[: i % 5 + 1], "ner_tags": [0] * (i % 5 + 1)}), "tagged text", "tagging"),
+    "tagged splits": (files("README.md", "eng.train", "eng.testa", content=lambda i: f"{chr(10).join(f'{word} {word[0]}' if k % 5 else '' for k, word in enumerate(WORDS * 9))}\n"), "tagged text", "tagging"),
+    "short lines": (table("poem.txt", "", lambda i: f"{WORDS[i % 17]} {WORDS[i * 5 % 17]}" if i % 4 else ""), "text", "language"),
+    "list in an object": (table("squad.json", "", lambda i: '{"version": "1.1", "n": 3, "data": [' + ",".join(json.dumps({"text": sentence(k, 30)}) for k in range(30)) + "]}", rows=1), "documents", "language"),
     "episodes": (trajectories, "trajectories", "control"),
 }  # fmt: skip
 
@@ -96,6 +117,15 @@ def test_the_target_and_the_columns_are_named(tmp_path: Path):
     reviews = detect_recipe(SETS["reviews"][0](tmp_path) or tmp_path)
     assert reviews.fields["columns"] == "review,sentiment" and "classify" in reviews.describe()
     assert reviews.alternatives == ("multimodal", "language")
+
+
+def test_columns_of_numbers_that_repeat_the_classes_are_no_features(tmp_path: Path):
+    SETS["sounds with codes"][0](tmp_path)
+    assert detect_recipe(tmp_path).target == "category"
+
+
+def test_the_parts_of_a_time_are_no_values(tmp_path: Path):
+    assert detect_recipe(SETS["years and months"][0](tmp_path) or tmp_path).why.endswith("Year, then Sold")
 
 
 def test_the_table_of_a_folder_is_the_data(tmp_path: Path):
@@ -124,6 +154,8 @@ def test_a_recipe_can_be_chosen(tmp_path: Path):
         ("data.zip", b"PK\x03\x04rest", "cannot be unpacked"),
         ("broken.npz", b"PK\x03\x04junk", "not a .npz"),
         ("wide.csv", b'a,b\n"' + b"x" * 200_000 + b'",1\n', "field larger"),
+        ("one.json", b'{\n"a": {\n' + b",\n".join(b'"%d": 1' % i for i in range(400)) + b"}}", "one JSON object"),
+        ("states.csv", b"state,share\n" + b"".join(b"s%dx,%d.5\n" % (i, i) for i in range(60)), "without rows"),
         ("movie.mp4", b"\0\0\0\x18ftypmp42", "a .mp4 of 12 bytes"),
     ],
 )

@@ -49,6 +49,26 @@ def test_a_folder_with_its_own_splits(tmp_path: Path):
 
 
 @needs_data
+def test_sides_are_found_in_names(tmp_path: Path):
+    for stem, words in {"train": "ab", "val": "c"}.items():
+        (tmp_path / f"tgt-{stem}.txt").write_text("".join(f"{word.upper()}\n" for word in words))
+        (tmp_path / f"src-{stem}.txt").write_text("".join(f"{word}\n" for word in words))
+    assert pairs.read_pairs(str(tmp_path)).splits == {"train": [("a", "A"), ("b", "B")], "val": [("c", "C")]}
+    names = ["train.en", "test_2016.de.gz", "src.valid", "wiki-target-2.txt", "train.clean"]
+    sides = [("train", "en"), ("test_2016", "de"), ("valid", "src"), ("wiki-2", "target"), ("train", "clean")]
+    assert [pairs.split_side(name) for name in names] == sides
+
+
+def test_quotation_marks_of_texts_in_any_line(tmp_path: Path):
+    lines = [f"{i}\tword {i}\t{i}\tWort {i}\n" for i in range(300)] + [
+        '300\t"open\t300\toffen\n',
+        "301\tno\t301\tnein\n",
+    ]
+    (tmp_path / "links.tsv").write_text("".join(lines))
+    read = pairs.read_pairs(str(tmp_path / "links.tsv"), columns="2,4").split("all")
+    assert len(read) == 302 and ('"open', "offen") in read and ("no", "nein") in read
+
+
 def test_the_public_sets():
     multi30k = pairs.read_pairs("multi30k")
     assert [len(multi30k.split("train")), len(multi30k.split("val"))] == [29_000, 1_014]

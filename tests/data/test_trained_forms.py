@@ -104,6 +104,10 @@ FORMS: dict[str, tuple[Build, str, dict]] = {
     "nested translations": (jsonl("a.jsonl", lambda i: {"translation": {"en": sentence(i, 3), "fr": sentence(i, 4)}}), "translation", {}),
     "articles in parquet": (parquet("a.parquet", lambda i: {"id": f"x{i}", "article": sentence(i, 60), "highlights": sentence(i, 4)}), "translation", {"columns": "article,highlights"}),
     "parallel files of any stem": (files("news.en", "news.fr", content=lambda i: "".join(f"{sentence(j, 4 + i)}\n" for j in range(50))), "translation", {}),
+    "source and target files": (files(*[f"{s}-{n}.txt" for s in ("src", "tgt") for n in ("train", "val")], content=lambda i: "".join(f"{sentence(j, 4)}\n" for j in range(50))), "translation", {}),
+    "pairs between numbers": (table("a.tsv", "", lambda i: f"{900 + i}\t{sentence(i, 4)}\t{7 * i}\t{sentence(i + 1, 4)}"), "translation", {"columns": "2,4"}),
+    "class before text": (table("a.all", "", lambda i: f"{i * i % 3} {sentence(i, 4 + i % 6)} {i}"), "classify", {}),
+    "words with tags": (table("a.conll", "", lambda i: f"{WORDS[i % 3]} {'ON'[i % 2]}" if i % 7 else "", 99), "tagging", {}),
     "news without header": (table("a.csv", "", lambda i: f'{i % 4 + 1},"{sentence(i, 5)}","{sentence(i, 20)}"'), "classify", {"columns": "3,1"}),
     "spam without extension": (table("SMS", "", lambda i: f"{['ham', 'spam'][i % 3 == 0]}\t{sentence(i)}"), "classify", {"columns": "2,1"}),
     "fastText": (table("train.txt", "", lambda i: f"__label__{'ab'[i % 2]} {sentence(i)} {i}"), "classify", {}),
@@ -128,13 +132,19 @@ FORMS: dict[str, tuple[Build, str, dict]] = {
     "gym's names": (steps, "control", {}),
     "an episode in each row": (jsonl("a.jsonl", lambda i: {"observations": [[i, 1.0, 0, 0]] * 5, "actions": [0, 1, 0, 1, 0], "rewards": [1.0] * 5}), "control", {}),
     "a step in each row": (table("a.csv", "episode,obs_0,obs_1,obs_2,obs_3,action,reward,done", lambda i: f"{i // 6},{i}.5,0,1,2,{i % 2},1.0,{i % 6 == 5}"), "control", {}),
+    "steps with names": (table("a.csv", "episode,t,x,dx,angle,spin,action,reward", lambda i: f"{i // 6},{i % 6},{i}.5,0,1,2,{i % 2},1.0"), "control", {}),
+    "one column": (table("a.csv", "x", lambda i: f"{i % 11 + 50}", 250), "forecast", {}),
     "aligned FASTA": (table("a.faa", "", lambda i: f">s{i}\n{'MK-V' * 20}{'ACDE'[i % 4]}A"), "masked", {}),
     "a3m": (table("a.a3m", "", lambda i: f">s{i}\n{'MKAV' * 20}{'abc' * (i % 2)}{'ACDE'[i % 4]}-"), "masked", {}),
     "Stockholm": (table("a.sto", "# STOCKHOLM 1.0", lambda i: f"s{i}/1-9 {'MK.V-' * 20}{'ACDE'[i % 4]}"), "masked", {}),
     "a zip of class folders": (archive(media(lambda i: f"{CLASSES[i % 3]}/{i}.png", image), "zip"), "vision", {}),
     "a tar of sounds with a table": (archive(both(CLIPS, table("a.csv", "file,transcript", lambda i: f"{i:04}.wav,say {i}", 24)), "gztar"), "speech", {"columns": "file,transcript"}),
 }  # fmt: skip
-SMALL = {"language": {}, "forecast": {"target": "", "past_covariates": "", "future_covariates": "", "patch": 4}}
+SMALL = {
+    "language": {},
+    "tagging": {"tokenizer": "byte"},
+    "forecast": {"target": "", "past_covariates": "", "future_covariates": "", "patch": 4},
+}
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -23,7 +23,7 @@ from anyformer.data.trajectories.environments import (
     play_episodes,
 )
 from anyformer.data.trajectories.normalizer import fit_normalizer, load_normalizer
-from anyformer.data.trajectories.read import Trajectories, read_trajectories, write_trajectories
+from anyformer.data.trajectories.read import Trajectories, is_trajectory, read_trajectories, write_trajectories
 from data_kit import refuses
 
 load_anew = load_trajectories.__wrapped__  # without the memory of this process
@@ -95,6 +95,17 @@ def test_files_come_back(tmp_path: Path):
     arrays = {"observations": data.states, "actions": data.actions, "rewards": data.rewards}
     np.savez(tmp_path / "d4rl.npz", **arrays, terminals=[0, 0, 0, 1, 0, 0], timeouts=[0, 0, 1, 0, 0, 0])
     assert read_trajectories(tmp_path / "d4rl.npz").sha256 == data.sha256
+
+
+def test_the_state_is_what_is_left_beside_actions_and_rewards(tmp_path: Path):
+    header, rows = (
+        "episode,t,position,speed,action,reward,next_position,done\n",
+        ["a,0,1,2,0,1,5,0", "a,1,3,4,1,1,5,1", "b,0,5,6,0,2,5,1"],
+    )
+    (tmp_path / "a.csv").write_text(header + "\n".join(rows) + "\n")
+    data = read_trajectories(tmp_path / "a.csv")
+    assert data.states.tolist() == [[1, 2], [3, 4], [5, 6]] and data.ends.tolist() == [2, 3]
+    assert not is_trajectory(["position", "action", "reward"]), "nothing says where an episode ends"
 
 
 def test_parquet_files(tmp_path: Path):

@@ -15,6 +15,7 @@ def sentence(i: int, n: int = 9) -> str:
 def table(name: str, header: str, row: Callable[[int], str], rows: int = 60) -> Build:
     def build(folder: Path) -> Path:
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(line + "\n" for line in ([header] if header else []) + [row(i) for i in range(rows)]))
         return path
 

@@ -10,7 +10,7 @@ import torch
 
 from anyformer import api
 from anyformer.data.text.batches import IGNORE_INDEX
-from anyformer.data.text.tagged import read_tagged
+from anyformer.data.text.tagged import is_tagged, read_tagged
 from anyformer.metrics import find_spans, score_spans
 from anyformer.parsing import parse_dataclass, to_json
 from anyformer.recipes import tagging
@@ -51,6 +51,19 @@ def test_a_folder_has_its_own_validation(tmp_path: Path):
     data = read_tagged(str(tmp_path))
     assert len(data.split("train")) == len(SENTENCES)
     assert [words for words, _, _ in data.split("val")] == [("Eve", "sleeps")]
+
+
+def test_splits_are_parts_of_the_names_of_files(tmp_path: Path):
+    write(tmp_path / "eng.train", CONLL), write(tmp_path / "eng.testa", "Eve B-PER\nsleeps O\n\n")
+    write(tmp_path / "train-README.txt", "about them")
+    assert [words for words, _, _ in read_tagged(str(tmp_path)).split("val")] == [("Eve", "sleeps")]
+
+
+def test_what_looks_like_words_with_tags():
+    assert is_tagged(CONLL) and is_tagged("-DOCSTART- -X- O\n\n" + CONLL)
+    assert not is_tagged(CONLL.replace("\n\n", "\n")), "a table has no empty lines"
+    assert not is_tagged("roses red\nviolets blue\n\n" * 9 + "sugar sweet\n"), "as many endings as words"
+    assert not is_tagged("".join(f"{i} {i % 3}\n" + "\n" * (i % 4 == 0) for i in range(99))), "numbers"
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,14 @@ from .io.separated import (
 from .sequences.read import ALIGNMENT_EXTENSIONS
 from .sequences.read import FASTA_EXTENSIONS as SEQUENCE_EXTENSIONS
 from .tables.columns import (
-    LANGUAGES,
     Rows,
     is_smiles,
     plain_name,
 )
 from .tables.readings import Reading, read_rows
+from .text.labeled import has_leading_labels
+from .text.pairs import LANGUAGES, SOURCE_SIDES, TARGET_SIDES, find_parallel, split_side
+from .text.tagged import CONLL_EXTENSIONS, NAMED_EXTENSIONS, find_split_files, is_tagged
 from .trajectories.read import is_trajectory
 
 MAX_FILES = 20_000  # of a folder that are listed
@@ -69,6 +71,8 @@ TAKEN = (
     "taken are texts (.txt, .md, a folder), tables (.csv, .tsv, .jsonl, .parquet), folders of images or sounds with "
     "class folders or a table, trajectories (.npz), FASTA, SMILES (.smi), ABC, and archives of these"
 )
+JSON_VALUE = r"(\"[^\"]*\"|[\w.+-]+)"  # of a text, a number, true, false or null
+JSON_LIST = re.compile(rf"\s*(\{{\s*(\"[^\"]*\"\s*:\s*{JSON_VALUE}\s*,\s*)*\"[^\"]*\"\s*:\s*)?\[")  # maybe in an object
 MAX_CLASS_FOLDERS = 0.5  # for each image or sound in them
 MIN_TABLE_ROWS = 5  # of a file that is not named a table
 
@@ -138,6 +142,9 @@ def _read_text_file(path: Path, text: str, files: Mapping[str, str] | None = Non
     if extension in (".jsonl", ".ndjson", ".json"):
         yield from read_rows(Rows(_json_rows(path, text), files=files))
         return
+    if extension in NAMED_EXTENSIONS or (extension in CONLL_EXTENSIONS and is_tagged(text)):
+        yield Reading("tagged text", 0.95, "a word and its tag on each line")
+        return
     if special := _read_special(extension, lines):
         yield special
         return
@@ -153,7 +160,9 @@ def _read_text_file(path: Path, text: str, files: Mapping[str, str] | None = Non
 def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
     """The first objects of a jsonl file, or of a JSON list, which may be cut."""
     is_object = text.lstrip().startswith("{")
-    start = re.match(r"\s*(\{\s*\"[^\"]*\"\s*:\s*)?\[", text)
+    start = JSON_LIST.match(text)
+    if suffix(path) == ".json" and not start and is_object and not is_json_lines(text):
+        raise InputError(f"{path}: one JSON object: expected a list of objects, or an object in each line; {TAKEN}")
     if not start or (is_object and "\n" in text and is_json_lines(text)):
         return [row for _, row in islice(read_json_rows("\n".join(text.split("\n")[:MAX_ROWS]), path), MAX_ROWS)]
     decoder, position, rows = json.JSONDecoder(), start.end(), []
@@ -168,7 +177,7 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _read_special(extension: str, lines: Sequence[str]) -> Reading | None:
-    """Formats that are recognized by their lines: FASTA, Stockholm, ABC, SMILES, fastText."""
+    """Formats that are recognized by their lines: FASTA, Stockholm, ABC, SMILES, classes before texts."""
     if lines[0].startswith("# STOCKHOLM"):
         return Reading("alignment", 0.95, "a Stockholm alignment")
     if lines[0].startswith(">") and len(lines) > 1:
@@ -177,6 +186,8 @@ def _read_special(extension: str, lines: Sequence[str]) -> Reading | None:
         return Reading("tunes", 0.95, "tunes in ABC notation (X:, K:)")
     if all(line.startswith("__label__") for line in lines[:20]):
         return Reading("labeled text", 0.9, "lines that start with __label__")
+    if extension not in TABLE_NAMES and has_leading_labels("\n".join([*lines, ""])):
+        return Reading("labeled text", 0.85, "a class before the text of each line")
     words = [line.split()[0] for line in lines[:MAX_ROWS]]
     if all(map(is_smiles, words)) and (
         extension == ".smi" or sum(bool(re.search(r"[=()#\d]", w)) for w in words) > len(words) / 2
@@ -234,6 +245,7 @@ def _read_folder(folder: Path) -> Iterator[Reading]:
         for reading in _read_file(data_files[0]):
             yield replace(reading, options={"data": str(data_files[0])} | reading.options)
         return
+    yield from _read_tagged_folder(folder, data_files)
     groups: dict[str, list[Path]] = {}
     for path in data_files or files:
         groups.setdefault(_group(path), []).append(path)
@@ -257,6 +269,12 @@ def _read_table_folder(folder: Path, groups: dict[str, list[Path]], media: Seque
             if not media or names_files:
                 is_folder = suffix(path) == ".parquet" and reading.kind == "labeled images"  # maybe of several parts
                 yield replace(reading, options=reading.options | {"data": str(folder if is_folder else path)})
+
+
+def _read_tagged_folder(folder: Path, files: Sequence[Path]) -> Iterator[Reading]:
+    train = find_split_files(path for path in files if path.parent == folder).get("train")
+    if train and suffix(train) in (*CONLL_EXTENSIONS, ".jsonl"):
+        yield from (reading for reading in _read_file(train) if reading.kind == "tagged text")
 
 
 def _list_names(paths: Sequence[Path]) -> Iterator[str]:
@@ -296,12 +314,14 @@ def _read_media_folder(folder: Path, name: str, groups: dict[str, list[Path]]) -
     share = sum(path.stem in stems for path in files) / len(files)
     is_transcribed = share > 0.8 or any(path.name.endswith(".trans.txt") for path in texts)
     classes = {file.label for file in find_classes(folder, files)}
+    is_by_folder = len({file.label for file in find_classes(folder, files, by_name=False)}) > 1
     if is_transcribed:
         kind = "transcribed sounds" if name == "sound" else "captioned images"
         yield Reading(kind, 0.85, f"{len(files):,} {name}s with a text file each")
     if len(classes) > 1 and "" not in classes:
         why = f"{len(files):,} {name}s in {len(classes)} classes: {', '.join(sorted(classes)[:4])}"
-        score = 0.5 if is_transcribed or len(classes) > MAX_CLASS_FOLDERS * len(files) else 0.9
+        score = 0.9 if is_by_folder else 0.8  # less than a table that names the files
+        score = 0.5 if is_transcribed or len(classes) > MAX_CLASS_FOLDERS * len(files) else score
         yield Reading(f"labeled {name}s", score, why, {"label": "label"} if name == "sound" else {})
     elif name == "image":
         yield Reading("images", 0.4 if is_transcribed else 0.7, f"{len(files):,} images in one folder")
@@ -321,7 +341,7 @@ def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[R
             yield Reading("labeled text", 0.8, f"a file for each class: {', '.join(names[:4])}")
     if parallel := _find_parallel(texts):
         why = f"{parallel[0].name} and {parallel[1].name} have the same number of lines"
-        is_train = parallel[0].parent == folder and parallel[0].name.startswith("train.")
+        is_train = parallel[0].parent == folder and split_side(parallel[0].name)[0] == "train"
         yield Reading("pairs", 0.85, why, {"data": str(folder) if is_train else ",".join(map(str, parallel))})
     classes = Counter(file.label for file in find_classes(folder, texts, by_name=False))
     is_class = len(classes) > 1 and "" not in classes and min(classes.values()) >= 3 and len(classes) <= 200
@@ -332,14 +352,18 @@ def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[R
 
 
 def _find_parallel(texts: Sequence[Path]) -> list[Path] | None:
-    """Two files of equal names but for the language, with the same number of lines."""
-    by_name: dict[tuple[Path, str], list[Path]] = {}
-    for path in sorted(texts, key=lambda path: not path.name.startswith("train.")):
-        by_name.setdefault((path.parent, path.name.rsplit(".", 1)[0]), []).append(path)
-    for paths in by_name.values():
-        is_language = {plain_name(path.suffix) for path in paths} <= LANGUAGES
-        if len(paths) == 2 and is_language and len({_count_lines(path) for path in paths}) == 1:
-            return paths
+    """Two files of equal names but for the language, or for source and target, with the same number of lines; those
+    for training first."""
+    by_folder: dict[Path, list[Path]] = {}
+    for path in texts:
+        by_folder.setdefault(path.parent, []).append(path)
+    for members in by_folder.values():
+        pairs = find_parallel(members)
+        for stem in sorted(pairs, key=lambda stem: stem != "train"):
+            first, second = (split_side(path.name)[1] for path in pairs[stem])
+            is_language = {first, second} <= LANGUAGES or (first in SOURCE_SIDES and second in TARGET_SIDES)
+            if is_language and len({_count_lines(path) for path in pairs[stem]}) == 1:
+                return pairs[stem]
     return None
 
 

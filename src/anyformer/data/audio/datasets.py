@@ -96,7 +96,7 @@ def load_audio(
     folder = cache_dir() / "sounds" / content
     stored = build_cached(folder, "clips.json", lambda new: decode_entries(entries, new, skip_broken))
     entries = [entries[i] for i in stored["clips"]]
-    is_val = np.array([hash_to_val(entry, val_fraction) if entry.is_val is None else entry.is_val for entry in entries])
+    is_val = select_validation(entries, val_fraction)
     samples, starts = np.memmap(folder / "samples.bin", np.dtype("<i2"), "r"), np.array(stored["starts"], np.int64)
     texts, places = [entry.text for entry in entries], [entry.place for entry in entries]
     return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"])
@@ -164,10 +164,20 @@ def hash_entries(entries: list[AudioEntry], skip_broken: bool) -> str:
     return content.hexdigest()
 
 
-def hash_to_val(entry: AudioEntry, fraction: float) -> bool:
-    """Decide by a hash of file name and text whether a clip is for validation, whatever the order of the clips."""
+def select_validation(entries: list[AudioEntry], fraction: float) -> np.ndarray:
+    """Return which clips are for validation, (N,) bool: as the data say, or by a hash of file name and text, whatever
+    their order; where the data say nothing, at least one of several."""
+    hashes = [hash_entry(entry) for entry in entries]
+    is_val = np.array([h < fraction if e.is_val is None else e.is_val for e, h in zip(entries, hashes, strict=True)])
+    if len(entries) > 1 and fraction > 0 and not is_val.any() and all(entry.is_val is None for entry in entries):
+        is_val[np.argmin(hashes)] = True
+    return is_val
+
+
+def hash_entry(entry: AudioEntry) -> float:
+    """Return a number from 0 to 1 that depends on file name and text alone."""
     digest = hashlib.sha256(f"{entry.path.name}\n{entry.text}".encode()).digest()[:8]
-    return int.from_bytes(digest, "big") < fraction * (1 << 64)
+    return int.from_bytes(digest, "big") / (1 << 64)
 
 
 def decode_entries(entries: list[AudioEntry], folder: Path, skip_broken: bool) -> dict[str, Any]:

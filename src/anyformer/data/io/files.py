@@ -18,7 +18,8 @@ from .encodings import explain_encoding
 MAX_LINE_BYTES = 256 << 20
 SAMPLE_BYTES = 64 << 10
 DOCUMENTATION = re.compile(
-    r"(_?readme|licen[sc]e|copyright|copying|notice|changelog|sha256sums|md5sums|_about|citation)", re.IGNORECASE
+    r"((\w+[._-])?_?readme|licen[sc]e|copyright|copying|notice|changelog|sha256sums|md5sums|_about|citation)",
+    re.IGNORECASE,
 )
 COMPRESSIONS = {
     b"\x1f\x8b": ".gz",

@@ -117,7 +117,20 @@ def guess_quoting(text: str, delimiter: str) -> Any:
         quoting: score_widths(sample_rows(text, delimiter, quoting)) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE)
     }
     is_literal = delimiter in "\t|" and scores[csv.QUOTE_NONE] > scores[csv.QUOTE_MINIMAL]
+    is_literal |= delimiter in "\t|" and holds_open_quotes(text, delimiter)
     return csv.QUOTE_NONE if is_literal else csv.QUOTE_MINIMAL
+
+
+def holds_open_quotes(text: str, delimiter: str) -> bool:
+    """Whether every line has as many values as the first, and some value starts with a quotation mark that its line
+    does not close: those are parts of texts."""
+    lines, opened = text.rstrip("\n").split("\n"), f'{delimiter}"'
+    if len({line.count(delimiter) for line in lines}) != 1:
+        return False
+    values = (
+        value for line in lines if opened in line or line[:1] == '"' for value in line.rstrip("\r").split(delimiter)
+    )
+    return any(value[:1] == '"' and value.count('"') % 2 for value in values)
 
 
 def sample_rows(text: str, delimiter: str, quoting: Any) -> list[list[str]]:

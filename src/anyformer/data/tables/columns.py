@@ -31,11 +31,6 @@ TABLE_TARGETS = tuple(
     result medv mpg charges saleprice median_house_value strength sales rings type
     """.split()  # noqa: SIM905
 )
-LANGUAGES = frozenset(
-    """
-    en de fr es it pt nl ru zh ja ko ar cs pl fi sv da tr uk el hu ro hi vi
-    """.split()  # noqa: SIM905
-)
 
 
 @dataclass

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from ..trajectories.read import find_columns, is_trajectory
+from ..text.pairs import LANGUAGES
+from ..text.tagged import TAG_NAMES, WORD_NAMES
+from ..trajectories.read import find_columns, find_states, is_trajectory
 from .columns import (
-    LANGUAGES,
+    LABEL_NAMES,
     SOURCE_NAMES,
     SPLIT_NAMES,
     TABLE_TARGETS,
@@ -17,6 +19,7 @@ from .columns import (
     TIME_NAMES,
     TRANSCRIPT_NAMES,
     Rows,
+    is_whole,
     plain_name,
 )
 from .dates import find_format, parse_date
@@ -30,6 +33,8 @@ CHAT_INPUTS: dict[tuple[str, ...], tuple[str, ...]] = {
 }  # fields of conversations -> fields that may be between them
 CHAT_KEYS = tuple(CHAT_INPUTS)
 MAX_CLASSES = 20  # of a number with more values, it is a measurement
+MIN_TEXT_WORDS = 8  # of a text whose class may be the point of a table of several columns
+MIN_STEPS = 20  # of a series without times
 MAX_WORDS_RATIO = 4  # of the mean lengths of two columns of texts that are taken for pairs
 
 
@@ -77,6 +82,7 @@ def read_rows(rows: Rows) -> Iterator[Reading]:
     for rule in (
         read_conversations,
         read_trajectories,
+        read_tagged,
         read_media,
         read_molecules,
         read_pairs,
@@ -99,8 +105,22 @@ def read_conversations(rows: Rows) -> Iterator[Reading]:
 
 def read_trajectories(rows: Rows) -> Iterator[Reading]:
     if rows.has_header and is_trajectory(rows.columns):
-        columns = [name for role in ("states", "actions", "rewards") for name in find_columns(rows.columns, role)[:1]]
+        others = [name for role in ("actions", "rewards") for name in find_columns(rows.columns, role)[:1]]
+        columns = [*find_states(rows.columns)[:1], *others]
         yield Reading("trajectories", 0.95, f"the columns {', '.join(columns)}")
+
+
+def read_tagged(rows: Rows) -> Iterator[Reading]:
+    words, tags = (next((name for name in names if name in rows.columns), None) for names in (WORD_NAMES, TAG_NAMES))
+    if not words or not tags or words == tags:
+        return
+    both = [rows.columns[name].values for name in (words, tags)]
+    if len(both[0]) == len(both[1]) and all(are_tags(*lists) for lists in zip(*both)):
+        yield Reading("tagged text", 0.95, f"lists of words in {words} and their tags in {tags}")
+
+
+def are_tags(words: Any, tags: Any) -> bool:
+    return isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags)
 
 
 def read_media(rows: Rows) -> Iterator[Reading]:
@@ -110,7 +130,7 @@ def read_media(rows: Rows) -> Iterator[Reading]:
     file, label = (images + sounds)[0], rows.label(exclude=images + sounds)
     named, what = rows.pick(TRANSCRIPT_NAMES, rows["text"] + rows["category"]), "images" if images else "sounds"
     text = named or (rows["text"] or [None])[-1]
-    if len(images + sounds) > 1 or (has_features(rows, {file, label, text}) and not (sounds and named)):
+    if len(images + sounds) > 1 or (has_features(rows, {file, label, text}, label) and not (sounds and named)):
         target = rows.pick(TABLE_TARGETS, [name for name in rows.columns if name not in images + sounds]) or label
         names = ", ".join([*images, *sounds, *(name for name in rows.columns if name not in images + sounds)][:5])
         yield Reading("table", 0.9, f"rows that combine files and values: {names}", {"target": target or last(rows)})
@@ -125,9 +145,16 @@ def read_media(rows: Rows) -> Iterator[Reading]:
         yield Reading("captioned images", 0.8, f"images in {file}, a text each in {rows['text'][0]}")
 
 
-def has_features(rows: Rows, interpreted: set[str | None]) -> bool:
+def repeats(rows: Rows, name: str, label: str | None) -> bool:
+    """Whether a column says the same as that of the classes, such as their numbers."""
+    pair = [rows.columns[column].texts for column in (name, label) if column]
+    return len({len(set(texts)) for texts in (*pair, list(zip(*pair)))}) == 1 and len(pair) == 2 and pair[0] != []
+
+
+def has_features(rows: Rows, interpreted: set[str | None], label: str | None = None) -> bool:
     """Whether there are numbers that are measurements, besides the columns that are interpreted."""
     names = [name for name in rows["number"] if name not in interpreted and plain_name(name) not in SPLIT_NAMES]
+    names = [name for name in names if not is_identifier(rows, name) and not repeats(rows, name, label)]
     numbers = [rows.columns[name] for name in names if not plain_name(name).endswith(("label", "class"))]
     return len(numbers) > 1 or any(column.distinct > MAX_CLASSES for column in numbers)
 
@@ -161,14 +188,24 @@ def read_pairs(rows: Rows) -> Iterator[Reading]:
     languages = [name for name in texts if plain_name(name).split("_")[0] in LANGUAGES]
     if len(languages) >= 2:
         source, target = languages[:2]
-    others = [name for name in rows.columns if name not in texts and rows.columns[name].kind in ("number", "category")]
+    values = [name for name in rows["number"] + rows["category"] if not is_identifier(rows, name)]
+    others, has_ids = [name for name in values if name not in texts], bool(rows["number"])
     if source and target and source != target:
         score = 0.95 if not others else 0.9
     elif len(texts) == 2 and not others and is_similar(rows, *texts):
-        (source, target), score = texts, 0.8
+        (source, target), score = texts, 0.9 if has_ids else 0.8
     else:
         return
     yield Reading("pairs", score, f"two columns of texts, {source} and {target}", {"source": source, "target": target})
+
+
+def is_identifier(rows: Rows, name: str) -> bool:
+    """Whether numbers only name things: whole ones in a column that is called so, or all different ones without a
+    name."""
+    column = rows.columns[name]
+    is_named = bool({"id", "index", "file"} & set(plain_name(name).split("_")))
+    is_distinct = not rows.has_header and column.distinct == len(column.texts)
+    return (is_named or is_distinct) and column.share(is_whole) == 1
 
 
 def is_translation(values: list[Any]) -> bool:
@@ -187,16 +224,31 @@ def read_labeled_text(rows: Rows) -> Iterator[Reading]:
     if not texts or not label or rows["image"] or rows["sound"]:
         return
     text = select_text(rows)
-    others = [name for name in rows["number"] if name != label and rows.columns[name].kind != "id"]
-    score = 0.85 if len(others) <= 1 and len(rows["category"]) <= 2 else 0.5
+    others = [name for name in rows["number"] if name != label]
+    is_about_text = is_named_text(rows, text, label) and not any(is_measurement(rows, name) for name in others)
+    score = 0.85 if (len(others) <= 1 or is_about_text) and len(rows["category"]) <= 2 else 0.5
     why = f"texts in {text}, {rows.columns[label].distinct} classes in {label}"
     yield Reading("labeled text", score, why, {"text": text, "label": label})
 
 
+def is_named_text(rows: Rows, text: str, label: str) -> bool:
+    """Whether two columns are called as texts and their classes are, and the texts are long ones."""
+    named = plain_name(text) in TEXT_NAMES and plain_name(label) in LABEL_NAMES
+    return named and rows.columns[text].words >= MIN_TEXT_WORDS
+
+
+def is_measurement(rows: Rows, name: str) -> bool:
+    """Whether numbers are more than a few whole ones, such as counts of votes."""
+    return rows.columns[name].distinct > MAX_CLASSES or rows.columns[name].share(is_whole) < 1
+
+
 def read_series(rows: Rows) -> Iterator[Reading]:
     """A column of times in order (or one for each series), and numbers."""
-    numbers = rows["number"]
-    times, values = rows["date"] or rows["year"], numbers
+    times, values = rows["date"] or rows["year"], rows["number"]
+    if not times and len(values) == 1 and is_in_order(rows, values[0]) and rows.count >= MIN_STEPS:
+        yield Reading("series", 0.85, f"a number in each row, in {values[0]}", {"target": values[0]})
+    parts = [name for name in rows.columns if plain_name(name) in TIME_NAMES]
+    values = [name for name in values if name not in parts] or values
     if not times or not values:
         return
     time = rows.pick(TIME_NAMES, times) or times[0]
@@ -204,13 +256,18 @@ def read_series(rows: Rows) -> Iterator[Reading]:
     is_ordered = sum(steps) >= 0.9 * len(steps) or sum(steps) <= 0.1 * len(steps)
     is_first = list(rows.columns).index(time) <= 1
     others = [name for name in rows["category"] + rows["text"] if plain_name(name) not in SPLIT_NAMES]
-    parts = [name for name in rows.columns if plain_name(name) in TIME_NAMES]
     is_regular = rows.columns[time].distinct > 0.5 * rows.count or len(others) == 1 or len(parts) > 1
     if not is_ordered or not is_regular:
         return
     why = f"numbers over time: {time}, then {', '.join(values[:4])}"
     score = 0.9 if is_first and len(others) <= 1 else 0.6
     yield Reading("series", score, why, {"time": time, "target": values[-1] if len(values) < 8 else values[0]})
+
+
+def is_in_order(rows: Rows, value: str) -> bool:
+    """Whether the columns beside the values only number the rows, and do not name what they are about."""
+    others = [column for name, column in rows.columns.items() if name != value]
+    return all(c.kind == "id" and (c.share(is_whole) == 1 or plain_name(c.name) in TIME_NAMES) for c in others)
 
 
 def read_moments(texts: list[str]) -> list[float]:

@@ -11,6 +11,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,9 +86,13 @@ class RowReader:
             header = next(reader, [])
             if not header:
                 raise InputError(f"{self.path}: is empty: expected a header with {', '.join(self.columns)}, then rows")
-            self.check_header(header, f"{self.path}, line 1")
-            commas = find_decimal_commas(enumerate(read()), has_names=True) if delimiter == ";" else set()
-            for row in reader:
+            rows, numbers = reader, [str(i) for i in range(1, len(header) + 1)]
+            if has_names := not (set(self.columns) <= set(numbers) and set(self.columns) - set(header)):
+                self.check_header(header, f"{self.path}, line 1")
+            else:  # the columns are numbered, as they were for training
+                rows, header = chain([header], reader), numbers
+            commas = find_decimal_commas(enumerate(read()), has_names) if delimiter == ";" else set()
+            for row in rows:
                 cells = [to_decimal_point(cell) if i in commas else cell for i, cell in enumerate(row)]
                 place = f"{self.path}, line {reader.line_num}"
                 if len(cells) > len(header):

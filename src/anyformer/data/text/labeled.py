@@ -4,13 +4,14 @@
     FOLDER/CLASS/*.txt    a text in each file, or in each line where a class has one file; maybe below train/ and test/
     polarity.neg, .pos    a text in each line; the class is the ending, or the name before it
     texts.txt, labels.txt a text and its class in the same line of both
-    train.txt             lines "__label__CLASS text", as fastText reads them
+    train.txt             lines "__label__CLASS text", as fastText reads them; also "DESC:def What is it ?", "1 good"
 
 A text that occurs twice with the same class is kept once by default, so that none is in training and in validation.
 """
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ SPLITS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.
 Row = tuple[str, str, str]  # text, class, place
 UNLABELED_FOLDERS = ("unsup", "unlabeled", "unlabelled")
 FASTTEXT = b"__label__"
+LEADING = re.compile(r"([A-Za-z]+:\w+|\d)\s+(\S.*)")  # a class before a text
+MAX_LEADING_SHARE, MIN_LEADING_LINES = 0.2, 20  # of the lines: so many different classes at most
 MAX_FILES_OF_LINES = 2  # of a class: with more, each file is a text
 MAX_TEXT_BYTES = 16 << 20  # of a file that is a text
 
@@ -154,6 +157,9 @@ def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
     if read_start(path, len(FASTTEXT)) == FASTTEXT:
         yield from _read_fasttext(path)
         return
+    if suffix(path) not in TABLE_EXTENSIONS and has_leading_labels(read_start(path).decode("utf-8", "replace")):
+        yield from _read_leading(path)
+        return
     if not is_table(path):
         expected = f"{', '.join(TABLE_EXTENSIONS)}, a folder with a file a class, or files with commas between"
         raise InputError(f"data '{path}' has no labels: expected {expected}")
@@ -167,6 +173,26 @@ def _read_table(path: Path, columns: tuple[str, str]) -> Iterator[Row]:
         if not isinstance(text, str) or not isinstance(label, str | int):
             raise InputError(f"{where}: {columns[0]} must be a text and {columns[1]} a text or a whole number")
         yield text.strip(), str(label).strip(), where
+
+
+def has_leading_labels(text: str) -> bool:
+    """Whether a class of one form stands before the text of each line: TYPE:KIND or a digit, few different ones that
+    come in any order; texts have various numbers of words, and rows of a table as many values each."""
+    lines = [line for line in text.split("\n")[:-1] if line.strip()]
+    matches = [match for line in lines if (match := LEADING.fullmatch(line.strip()))]
+    if not MIN_LEADING_LINES <= len(matches) == len(lines):
+        return False
+    labels, n_texts = [match[1] for match in matches], sum(bool(re.search(r"[^\W\d]", match[2])) for match in matches)
+    is_mixed = labels != sorted(labels) and len({":" in label for label in labels}) == 1
+    is_mixed &= len({len(line.split()) for line in lines}) > 2
+    return is_mixed and n_texts > 0.95 * len(lines) and 2 <= len(set(labels)) <= MAX_LEADING_SHARE * len(lines)
+
+
+def _read_leading(path: Path) -> Iterator[Row]:
+    for where, line in read_lines(path):
+        if line.strip():
+            label, _, text = line.strip().partition(" ")
+            yield text.strip(), label, where
 
 
 def _read_fasttext(path: Path) -> Iterator[Row]:

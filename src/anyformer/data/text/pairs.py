@@ -5,7 +5,7 @@
     pairs.jsonl             {"source": ..., "target": ...}, or the only two texts of each line, under any names;
                             {"translation": {"en": ..., "fr": ...}} too, as Hugging Face's; also .json, .parquet
     a.en,a.fr               two files, line by line
-    folder                  STEM.SIDE files: train.en, train.fr, val.en, val.fr
+    folder                  STEM.SIDE files: train.en, train.fr, val.en, val.fr; also src-train.txt, tgt-train.txt
     multi30k                a named set; multi30k/test_2016_flickr is that part of it
     reverse                 strings of 5 to 20 digits and their reversals, generated
 
@@ -13,6 +13,7 @@ If there is no validation split, one is separated by the first side, so that no 
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -35,6 +36,14 @@ MAX_LINE_BYTES = 1 << 20
 SAMPLE_PAIRS = 500
 MAX_FILE_BYTES = 4 << 30  # all pairs are held in memory
 TABLE_EXTENSIONS = (".tsv", ".txt", ".tab")
+SOURCE_SIDES = ("src", "source", "input", "in", "complex", "original")
+TARGET_SIDES = ("tgt", "trg", "target", "output", "out", "simple", "simplified", "summary")
+LANGUAGES = frozenset(
+    """
+    en de fr es it pt nl ru zh ja ko ar cs pl fi sv da tr uk el hu ro hi vi
+    """.split()  # noqa: SIM905
+)
+SIDE = re.compile(rf"(?:^|[._-])({'|'.join((*SOURCE_SIDES, *TARGET_SIDES, *sorted(LANGUAGES)))})(?=[._-]|$)")
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 REVERSE = "reverse"
 EXPECTED = (
@@ -159,12 +168,29 @@ def _find_splits(data: str, columns: str = "") -> dict[str, Iterable[Line]]:
     raise InputError(f"data '{data}': no such file or data set: {suggest(data, [REVERSE, *SETS])}")
 
 
-def _read_folder(files: list[Path], data: str, part: str = "") -> dict[str, Iterable[Line]]:
-    """Read files STEM.SIDE, two of each stem, the sides in alphabetical order; "train" and "val" are stems."""
-    stems: dict[str, list[Path]] = {}
+def split_side(name: str) -> tuple[str, str]:
+    """Return what the names of two parallel files share, and the side: ("train", "src") for "src-train.txt"."""
+    name = name.removesuffix(".gz")
+    text = name.removesuffix(".txt")
+    if not (matches := list(SIDE.finditer(text.lower()))):
+        stem, _, side = name.rpartition(".")
+        return stem, side
+    start, end = matches[-1].span()
+    return (text[:start] + text[end:]).strip("._-"), matches[-1][1]
+
+
+def find_parallel(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return the two files of each stem, the source first; the sides that are languages are in alphabetical order."""
+    stems: dict[str, list[tuple[bool, str, Path]]] = {}
     for path in files:
-        stems.setdefault(path.name.removesuffix(".gz").rpartition(".")[0], []).append(path)
-    pairs = {stem: paths for stem, paths in stems.items() if stem and len(paths) == 2}
+        stem, side = split_side(path.name)
+        stems.setdefault(stem, []).append((side in TARGET_SIDES, side, path))
+    return {stem: [path for *_, path in sorted(sides)] for stem, sides in stems.items() if len(sides) == 2}
+
+
+def _read_folder(files: list[Path], data: str, part: str = "") -> dict[str, Iterable[Line]]:
+    """Read two files of each stem; "train" and "val" are stems."""
+    pairs = find_parallel(files)
     train = part or "train"
     if train not in pairs:
         raise InputError(f"data '{data}' has no two files {train}.*: {suggest(train, pairs) if pairs else EXPECTED}")

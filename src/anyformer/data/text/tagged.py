@@ -3,7 +3,8 @@
     train.conll     a word and its tag on a line, whatever stands between them; an empty line ends a sentence
     train.conllu    Universal Dependencies: the word is the second column, its part of speech the fourth
     train.jsonl     {"tokens": ["Ada", "sleeps"], "tags": ["B-PER", "O"]}, a sentence a line
-    folder          train.*, and dev.* or test.* for validation
+                    also .json and .parquet
+    folder          train.*, and dev.* or test.* for validation; also eng.train, en-ud-dev.conllu
     errands         a named set, generated
 
 Files may be compressed. If there is no validation split, a tenth of the sentences is separated by their hash.
@@ -11,22 +12,26 @@ Files may be compressed. If there is no validation split, a tenth of the sentenc
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...errors import InputError, suggest
 from ..io.archives import unpack_archive
-from ..io.checks import parse_json
-from ..io.files import read_lines, suffix
+from ..io.files import is_documentation, read_lines, suffix
+from ..io.manifest import read_rows
 from ..sampling import select_split
 
 ERRANDS = "errands"
-CONLL_EXTENSIONS = (".conll", ".conllu", ".iob", ".bio", ".txt", ".tsv")
+NAMED_EXTENSIONS = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 VALIDATION_NAMES = ("dev", "val", "valid", "validation", "test", "testa")
+CONLL_EXTENSIONS = (*NAMED_EXTENSIONS, ".txt", ".tsv", ".train", *(f".{name}" for name in VALIDATION_NAMES), ".testb")
+OBJECT_EXTENSIONS = (".jsonl", ".ndjson", ".json", ".parquet")
+SAMPLE_LINES, MIN_TAGGED_WORDS = 2000, 10
+MAX_TAG_SHARE = 0.3  # of the lines: so many different tags at most
 WORD_NAMES, TAG_NAMES = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels", "upos")
 EXPECTED = "a word and its tag on each line (.conll), .conllu, .jsonl with tokens and tags, or a folder with train.*"
 
@@ -74,7 +79,7 @@ def read_tagged(data: str, names: list[str] | None = None) -> TaggedTexts:
 def _find_splits(data: str) -> dict[str, Iterable[Sentence]]:
     path = unpack_archive(Path(data).expanduser())
     if data and path.is_dir():
-        files = {p.name.split(".")[0].lower(): p for p in sorted(path.iterdir()) if p.is_file()}
+        files = find_split_files(sorted(path.iterdir()))
         val = next((files[name] for name in VALIDATION_NAMES if name in files), None)
         if "train" not in files:
             raise InputError(f"data '{data}' has no file train.*: expected {EXPECTED}")
@@ -84,6 +89,36 @@ def _find_splits(data: str) -> dict[str, Iterable[Sentence]]:
     if data == ERRANDS:
         return {"train": _generate_errands()}
     raise InputError(f"data '{data}': no such file, folder or set (looked in {Path.cwd()}): expected {EXPECTED}")
+
+
+def find_split_files(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return the files whose names have train, dev, ... as one of their parts: eng.train, en-ud-dev.conllu."""
+    files: dict[str, Path] = {}
+    for path in paths:
+        parts = re.split(r"[._-]", path.name.lower())
+        name = next((part for part in parts if part in ("train", *VALIDATION_NAMES)), "")
+        is_data = suffix(path) in (*CONLL_EXTENSIONS, *OBJECT_EXTENSIONS) and path.is_file()
+        if name and is_data and not is_documentation(path):
+            files.setdefault(name, path)
+    return files
+
+
+def is_tagged(text: str) -> bool:
+    """Whether the first lines of a text are words with a tag each: as many columns in every line, few different ones in
+    the last, and an empty line after each sentence."""
+    lines = text.strip().split("\n")[:SAMPLE_LINES]
+    rows = [line.split() for line in lines if line.strip() and not line.startswith(("# ", "-DOCSTART-"))]
+    has_ends = not all(map(str.strip, lines))
+    if len(rows) < MIN_TAGGED_WORDS or len({len(row) for row in rows}) != 1 or len(rows[0]) < 2 or not has_ends:
+        return False
+    words, tags = ({row[place] for row in rows} for place in (0, -1))
+    are_names = [bool(re.match(r"[^\W\d]", tag)) for tag in tags]
+    return (
+        2 <= len(tags) < len(words)
+        and len(tags) <= MAX_TAG_SHARE * len(rows)
+        and 2 * sum(are_names) >= len(tags)
+        and 2 * sum(any(map(str.isalpha, word)) for word in words) > len(words)
+    )
 
 
 def _separate_validation(sentences: list[Sentence]) -> dict[str, list[Sentence]]:
@@ -96,17 +131,14 @@ def _separate_validation(sentences: list[Sentence]) -> dict[str, list[Sentence]]
 
 def _read_file(path: Path) -> Iterator[Sentence]:
     extension = suffix(path)
-    if extension not in (*CONLL_EXTENSIONS, ".jsonl"):
+    if extension not in (*CONLL_EXTENSIONS, *OBJECT_EXTENSIONS):
         raise InputError(f"data '{path}': cannot be read as words with tags: expected {EXPECTED}")
-    return _read_objects(path) if extension == ".jsonl" else _read_columns(path, extension == ".conllu")
+    return _read_objects(path) if extension in OBJECT_EXTENSIONS else _read_columns(path, extension == ".conllu")
 
 
 def _read_objects(path: Path) -> Iterator[Sentence]:
     hint = ': expected {"tokens": ["Ada", "sleeps"], "tags": ["B-PER", "O"]}'
-    for where, line in read_lines(path):
-        if not line.strip():
-            continue
-        row: dict[str, Any] = parse_json(line, where, hint=hint)
+    for where, row in read_rows(path):
         words, tags = (next((row[name] for name in names if name in row), None) for names in (WORD_NAMES, TAG_NAMES))
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
             raise InputError(f"{where}: tokens and tags must be lists of the same length{hint}")

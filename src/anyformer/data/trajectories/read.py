@@ -3,7 +3,8 @@
     episodes.npz        arrays, without pickles: states, actions, rewards, and ends (the step after the last of each
                         episode), the episode of each step, or flags terminals and timeouts, as in D4RL (2004.07219)
     steps.parquet       a row per step: episode (number or name), state (list of numbers), action (integer, or list of
-                        numbers), reward; also csv, tsv, jsonl, json, and with a column for each number: obs_0, obs_1
+                        numbers), reward; also csv, tsv, jsonl, json, and with a column for each number: obs_0, obs_1,
+                        or any names beside action, reward and episode or done
     episodes.jsonl      a row per episode: states, actions and rewards, lists with an entry for each step
     minari:NAME         a dataset that Minari has downloaded to this machine; its environment is not created
 
@@ -37,6 +38,7 @@ ROLES = {
     "terminals": ("terminals", "terminal", "dones", "done", "terminations", "terminated"),
     "timeouts": ("timeouts", "timeout", "truncations", "truncated"),
 }  # names of arrays and columns
+STEP_NAMES = ("", "t", "step", "steps", "timestep", "time_step", "time", "index", "unnamed_0", "return_to_go", "info")
 MINARI_PREFIX = "minari:"
 
 
@@ -183,10 +185,25 @@ def find_columns(names: Iterable[str], role: str) -> list[str]:
     return [name for name in names if numbered.fullmatch(plain_name(name))]
 
 
+def find_states(names: Iterable[str]) -> list[str]:
+    """Return the columns of the state: named so, or, beside an action, a reward and the episodes, all others that do
+    not number the step or tell of the next one."""
+    names = list(names)
+    if named := find_columns(names, "states"):
+        return named
+    roles = {role: find_columns(names, role) for role in ROLES}
+    has_ends = any(roles[role] for role in ("episodes", "terminals", "timeouts"))
+    if not (roles["actions"] and roles["rewards"] and has_ends):
+        return []
+    taken = {name for columns in roles.values() for name in columns}
+    others = [name for name in names if name not in taken and plain_name(name) not in STEP_NAMES]
+    return [name for name in others if not plain_name(name).startswith("next_")]
+
+
 def is_trajectory(names: Iterable[str]) -> bool:
     """Whether arrays or columns of these names hold trajectories."""
     names = list(names)
-    roles = [bool(find_columns(names, role)) for role in ("states", "actions", "rewards")]
+    roles = [bool(find_states(names)), *(bool(find_columns(names, role)) for role in ("actions", "rewards"))]
     return all(roles[:2]) and (roles[2] or {"observations", "actions"} <= {plain_name(name) for name in names})
 
 
@@ -208,7 +225,7 @@ def read_steps(path: Path) -> Trajectories:
     """Read a table with a row for each step, or for each episode."""
     rows = [row for _, row in read_rows(path)]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {role: find_columns(names, role) for role in ROLES}
+    columns = {role: find_columns(names, role) for role in ROLES} | {"states": find_states(names)}
     if missing := [role for role in ("states", "actions", "rewards") if not columns[role]]:
         role = missing[0].removesuffix("s")
         raise InputError(f"it has no column '{role}': {suggest(role, names)}")
