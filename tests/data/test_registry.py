@@ -47,7 +47,7 @@ def test_folder(tmp_path):
 
 def test_bad_names(tmp_path):
     write(tmp_path / "d" / "e.png", b"\x89PNG\0")
-    with refuses("no readable file", ".txt, .md, .jsonl, .parquet"):
+    with refuses("no readable file", ".txt, .md, .rst"):
         sets.resolve(str(tmp_path / "d"))
     for path in (str(tmp_path / "none"), "none.txt"):
         with refuses(path, "no such file or folder"):
