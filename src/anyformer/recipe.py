@@ -458,6 +458,8 @@ def format_prediction(answer: Mapping[str, Any]) -> list[str]:
     """Format an answer of `predict` for a person: samples as they are, results one per line."""
     if answer.get("samples"):
         return [sample["text"] for sample in answer["samples"]]
+    if answer.get("results") == []:  # there was nothing to ask
+        return []
     return ["\n".join(_format_result(result) for result in answer.get("results") or [answer])]
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from anyformer.detection import detect_recipe
-from anyformer.recipe import load_recipe
+from anyformer.recipe import format_prediction, load_recipe
+from data_kit import refuses
 from forms_kit import Build, both, files, jsonl, sentence, table
 
 CLASSES = ("red", "green", "blue")
@@ -166,3 +167,19 @@ def test_a_form_is_trained_on(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     loss.backward()
     assert torch.isfinite(loss)
     assert recipe.predict(model.eval(), {})
+
+
+def test_a_sound_is_asked_by_its_path_and_no_answer_is_shown_without_one(tmp_path: Path):
+    """Examples hold no sounds; an answer to a row without its only field would be a guess."""
+    build = FORMS["commands"][0]
+    recipe, folder = load_recipe("multimodal"), build(tmp_path) or tmp_path
+    detection = detect_recipe(folder)
+    config = dataclasses.replace(recipe.PRESETS["tiny"], schema="inferred", **detection.fields)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, context=256))
+    model = recipe.build(config).eval()
+    assert recipe.predict(model, {}) == {"results": []} and format_prediction({"results": []}) == []
+    path = next(iter(sorted(Path(folder).rglob("*.wav"))))
+    (result,) = recipe.predict(model, {"input": str(path)})["results"]
+    assert result["label"] in model.schema.targets[0].values
+    with refuses("nowhere.wav: there is no such sound file"):
+        recipe.predict(model, {"input": "nowhere.wav"})

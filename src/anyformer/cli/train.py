@@ -403,7 +403,8 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     if as_json:
         print(json.dumps({"run": str(run)} | result))
         return
-    print("\n".join(recipes.format_prediction(model.predict({}))) + "\n")
+    if answer := recipes.format_prediction(model.predict({})):
+        print("\n".join(answer) + "\n")
     train = model.config.train
     split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"
     lines = [f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})"]

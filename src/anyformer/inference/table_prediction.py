@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.io.manifest import is_table
 from ..data.tables.datasets import open_table
 from ..data.tables.encode import encode_value
 from ..data.tables.read import is_missing, to_json_value
@@ -26,6 +27,7 @@ Row = tuple[str, dict[str, Any], Path]  # its place, for messages, its values, a
 @torch.inference_mode()
 def predict_rows(model: Any, inputs: Any) -> list[dict[str, Any]]:
     """Predict the targets of rows: a row {field: value}, its JSON, or the path of a table of rows; or a list of such.
+    Where images or sounds are the only field, also the path of one.
 
     Returns for each row {"label", "probability", "probabilities"} or {"value", "interval"}, with "truth" where the row
     has the target; with several targets, {target: such}. Raises InputError that names the row.
@@ -76,7 +78,11 @@ def describe_output(target: Target, output: Tensor, row: dict[str, Any]) -> dict
 def iterate_rows(inputs: Any, schema: Schema) -> Iterator[Row]:
     names = [column.name for column in (*schema.fields, *schema.targets)]
     names += filter(None, (*schema.left_out, schema.group, schema.order, schema.split))
+    only_file = schema.fields[0].name if [f.kind for f in schema.fields] in (["image"], ["audio"]) else ""
     for i, item in enumerate(inputs if isinstance(inputs, list | tuple) else [inputs]):
+        if only_file and isinstance(item, str) and not item.lstrip().startswith("{") and not is_table(Path(item)):
+            yield f"input {i}", {only_file: item}, Path()
+            continue
         if isinstance(item, str) and not item.lstrip().startswith("{"):
             table = open_table(item)
             yield from ((where, row, table.folder) for where, row in table.rows())

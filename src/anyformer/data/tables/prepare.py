@@ -171,7 +171,8 @@ def measure_quantiles(values: np.ndarray) -> list[float]:
 
 
 def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> tuple[dict[str, Any], ...]:
-    """Pick a few of these rows as JSON values, one of each class; values that are too large are left out."""
+    """Pick a few of these rows as JSON values, one of each class; values that are too large are left out, and rows of
+    which no field remains."""
     candidates = rows[dataset.numbers[rows] < MAX_EXAMPLE_ROW]
     if not len(candidates):  # the first rows are all for training
         candidates = np.flatnonzero(dataset.numbers < MAX_EXAMPLE_ROW)
@@ -183,6 +184,7 @@ def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> tu
             columns = [column for column in dataset.schema.columns if column.name in row]
             values = {column.name: to_example(column, row[column.name], table.folder) for column in columns}
             examples.append({name: value for name, value in values.items() if value is not None})
+    examples = [row for row in examples if any(field.name in row for field in dataset.schema.fields)]
     return tuple(json.loads(json.dumps(examples)))
 
 
