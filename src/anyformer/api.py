@@ -16,6 +16,7 @@ from typing import Any
 from . import recipe as recipes
 from .checkpoints import exports
 from .data.io.checks import read_json
+from .detection import detect_recipe, names_data
 from .errors import Stopped
 from .model.config import find_stacks
 from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
@@ -57,7 +58,7 @@ def train(
     """Train a recipe and return its best model.
 
     Args:
-        recipe: A name ("language"), a file ("./my_recipe.py"), a Python path ("mypackage.my_recipe") or a module.
+        recipe: A name ("language"), a file, a Python path or a module; or data ("my.csv"), which say the recipe.
         preset: Where the defaults of the config come from.
         minutes: Train for this time, everything included; with `resume`, for so many more minutes. Without a preset
             and fields of model or train, recipes with `sizes` choose the model size with the lowest predicted loss.
@@ -79,13 +80,21 @@ def train(
         TrainingError: If training cannot continue.
         Stopped: After Ctrl-C; everything is saved.
     """
-    module = recipes.load_recipe(recipe)
+    module, chosen, overrides = choose_recipe(recipe, preset, overrides)
     overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
     where: dict[str, Any] = {"out": out, "resume": resume, "init": init, "yes": yes, "compare": compare}
-    where |= {"track": (track,) if isinstance(track, str) else track, "lora": lora}
-    job = resolve_job(module, preset, overrides, minutes=minutes, command=command, **where)
+    where |= {"track": (track,) if isinstance(track, str) else track, "lora": lora, "is_preset_free": preset is None}
+    job = resolve_job(module, chosen, overrides, minutes=minutes, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
         return train_job(job, start, update, on_checkpoint)
+
+
+def choose_recipe(recipe: Any, preset: str | None, overrides: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """Return the recipe, its preset and config fields; those for the data, where `recipe` names data."""
+    if isinstance(recipe, str | Path) and names_data(str(recipe)):
+        detection = detect_recipe(recipe, target=str(overrides.get("target", "")))
+        recipe, preset, overrides = detection.recipe, preset or detection.preset, detection.fields | overrides
+    return recipes.load_recipe(recipe), preset, overrides
 
 
 def train_job(

@@ -54,12 +54,13 @@ MIN_SCORE = 0.6  # of a reading that is taken without asking
 MIN_LEAD = 0.15  # over the reading of another recipe
 
 
-def detect_recipe(path: str | Path, recipe: str | None = None) -> Detection:
+def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "") -> Detection:
     """Choose the recipe for a file or a folder. Raises InputError where nothing fits.
 
     Args:
         path: the data: a path, a URL, a named set, or owner/name of a data set on the Hugging Face hub.
         recipe: a recipe that has been chosen: its settings for these data are looked for.
+        target: the columns to predict, with commas between, where they are known: other readings are left out.
     """
     source, path = str(path), fetch_data(str(path))
     if not os.path.exists(path):
@@ -69,6 +70,7 @@ def detect_recipe(path: str | Path, recipe: str | None = None) -> Detection:
             f"there is no file or folder {path}, and no named data set: {suggest(path, [*SETS, *GENERATED])}"
         )
     readings = detect(Path(path))
+    readings = [reading for reading in readings if can_predict(reading, target)] or readings
     names = recipes.list_recipes() if recipe is None else [recipe]
     matches = [(reading, *match) for reading in readings for match in match_recipes(reading, names)]
     if not matches:
@@ -87,6 +89,20 @@ def detect_recipe(path: str | Path, recipe: str | None = None) -> Detection:
         is_sure=is_sure,
         alternatives=tuple(dict.fromkeys(other_name for _, other_name in others)),
     )
+
+
+def names_data(source: str) -> bool:
+    """Whether a text names data that are here, and not a recipe."""
+    path = Path(source).expanduser()
+    is_code = path.suffix == ".py" or (path / "__init__.py").is_file()
+    is_here = source in (*SETS, *GENERATED) or (bool(source) and path.exists() and not is_code)
+    return is_here and source not in recipes.list_recipes()
+
+
+def can_predict(reading: Reading, target: str) -> bool:
+    """Whether these columns, with commas between, can be predicted in a reading that names those that can."""
+    targets = reading.options.get("targets")
+    return targets is None or all(name.strip() in targets for name in target.split(",") if name.strip())
 
 
 def detect_set(name: str, recipe: str | None = None) -> Detection:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from anyformer import api
+from anyformer.detection import detect_recipe
 from cli_kit import assert_refused, call
+from data_kit import write
 
 
 @pytest.fixture
@@ -78,3 +81,17 @@ def test_the_columns_that_were_recognized_are_kept_by_the_run(tmp_path: Path):
     assert (tmp_path / "scored.csv").read_text().startswith("id,remark,verdict,label,probability\n")
     described = json.loads(call("train", path, "--columns", "id,verdict", "--print-config").ok().out)
     assert described["config"]["columns"] == "id,verdict"
+
+
+def test_a_target_that_is_no_number_is_predicted_from_a_table(tmp_path: Path):
+    rows = [f"2024-{i // 28 + 1:02}-{i % 28 + 1:02},{i % 7}.5,{('rain', 'sun')[i % 2]}" for i in range(90)]
+    path = write(tmp_path / "weather.csv", "date,wind,weather\n" + "\n".join(rows) + "\n")
+    assert detect_recipe(path).recipe == "forecast" and detect_recipe(path, target="wind").recipe == "forecast"
+    assert detect_recipe(path, target="weather").recipe == "multimodal"
+    line = call("train", path, "--target", "weather", "--dry-run").ok().err
+    assert "so the recipe is multimodal" in line
+
+
+def test_data_are_trained_on_from_python(table: Path, tmp_path: Path):
+    model = api.train(str(table), out=tmp_path / "run", train={"steps": 2, "eval_every": 2})
+    assert model.recipe.__name__.endswith(detect_recipe(table).recipe) and model.step > 0

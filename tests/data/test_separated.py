@@ -108,3 +108,13 @@ def test_other_encodings_are_one_line(encoding: str, text: str, parts: list[str]
             reader(path)
     with refuses("a.tsv", parts[0], "0x", parts[-1].replace("a.csv", "a.tsv") if "iconv" in parts[-1] else ""):
         read_pairs(str(write(tmp_path / "a.tsv", text.replace(",", "\t").encode(encoding))))
+
+
+def test_the_first_of_pairs_of_texts_is_no_header(tmp_path: Path):
+    """Names of two columns of texts have few words and no commas."""
+    pairs = [("214th Example Street", "214 bis, rue Exemple"), ("Add new string", "Ajouter une chaîne")]
+    pairs += [(f"open page {i} of it", f"ouvrir la page {i}") for i in range(9)]
+    path = write(tmp_path / "a.tsv", "".join(f"{a}\t{b}\n" for a, b in pairs))
+    assert sorted(read_pairs(str(path), 0.3).split("all")) == sorted(pairs)
+    path = write(tmp_path / "b.tsv", "".join(f"{a}\t{b}\n" for a, b in [("English text", "French"), *pairs]))
+    assert [tuple(row) for row in read(path)[:1]] == [("English text", "French")]

@@ -172,11 +172,15 @@ def choose_recipe(path: str, words: Sequence[str]) -> tuple[str, list[str]]:
         del words[place : place + 2]
         if not names:
             raise InputError(f"--recipe needs a value: one of {', '.join(recipes.list_recipes())}")
+    target = next((value for word, value in itertools.pairwise([*words, ""]) if word == "--target"), "")
+    target = next((word.partition("=")[2] for word in words if word.startswith("--target=")), target)
     with show_progress():
-        detection = detect_recipe(path, *names)
+        detection = detect_recipe(path, names[0] if names else None, target)
     print_status(detection.describe())
     if not (names or detection.is_sure or {"--yes", *HELP} & set(words)):
         choices = " or ".join((detection.recipe, *detection.alternatives))
+        if not detection.alternatives:
+            raise InputError(f"{path} fits that badly: --recipe {choices} reads it so in spite of it")
         if not confirm(f"Train {detection.recipe} on this?"):
             raise InputError(f"{path} can be read in several ways: choose with --recipe {choices}")
     fields = detection.fields | ({"preset": detection.preset} if detection.preset else {})

@@ -18,6 +18,7 @@ from ..parsing import check_range, check_types
 from .beam import Hypothesis, beam_search
 from .decode import pad_rows
 
+CUT_HINT = "or let it be cut: --request '{\"cut\": true}'"
 EXTRA_TOKENS = 20  # that a translation may have in any case
 NO_REPEAT_NGRAM = 4
 MAX_CACHE_NODES = 1 << 14  # in all rows of a batch together, which bounds its memory
@@ -70,7 +71,7 @@ def translate(model: Any, request: TranslationRequest) -> list[dict[str, Any]]:
     for text, row in zip(request.texts, rows):
         if len(row) > max_source and not request.cut:
             about = f"the source {text[:40]!r}... has {len(row):,} tokens"
-            raise InputError(f"{about}, and {max_source:,} fit into the context: shorten it, or let it be cut (cut)")
+            raise InputError(f"{about}, and {max_source:,} fit into the context: shorten it, {CUT_HINT}")
     sources = [[*row[:max_source], tokenizers.source_end_id] for row in rows]
     results = []
     for text, row, hypotheses in zip(request.texts, rows, search_in_batches(model, sources, request)):

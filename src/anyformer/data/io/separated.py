@@ -172,7 +172,15 @@ def is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
         return not any(NUMBER.fullmatch(cell) and not names_year(cell, values) for cell, values in numeric)
     if not rows:
         return not any(NUMBER.fullmatch(cell) for cell in cells)
+    is_long = any(len(cell.split()) > 2 or "," in cell for cell in cells)
+    if is_long and len(cells) == 2 and all(count_words(values) > 1 for values in columns):
+        return False  # pairs of texts, whose names have few words
     return not any(resembles(cell, values) for cell, values in zip(cells, columns))
+
+
+def count_words(values: Sequence[str]) -> int:
+    """Return the median of the words of each value; 0 without values."""
+    return sorted(len(value.split()) for value in values)[len(values) // 2] if values else 0
 
 
 def names_year(cell: str, values: Sequence[str]) -> bool:
@@ -187,7 +195,7 @@ def resembles(cell: str, values: Sequence[str]) -> bool:
     is_sentence = len(cell) > MAX_NAME_CHARS or (" " in cell and cell.endswith((".", "!", "?")))
     pattern = mask_digits(cell)
     is_file |= pattern != cell and bool(values) and all(mask_digits(value) == pattern for value in values)
-    words, usual = len(cell.split()), sorted(len(value.split()) for value in values)[len(values) // 2] if values else 0
+    words, usual = len(cell.split()), count_words(values)
     is_sentence |= words >= MIN_SENTENCE_WORDS and 2 * words > usual
     return bool(cell) and (cell in values or is_sentence or (bool(values) and is_file))
 

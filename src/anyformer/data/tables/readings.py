@@ -246,7 +246,7 @@ def read_series(rows: Rows) -> Iterator[Reading]:
     """A column of times in order (or one for each series), and numbers."""
     times, values = rows["date"] or rows["year"], rows["number"]
     if not times and len(values) == 1 and is_in_order(rows, values[0]) and rows.count >= MIN_STEPS:
-        yield Reading("series", 0.85, f"a number in each row, in {values[0]}", {"target": values[0]})
+        yield Reading("series", 0.85, f"a number in each row, in {values[0]}", {"target": values[0], "targets": values})
     parts = [name for name in rows.columns if plain_name(name) in TIME_NAMES]
     values = [name for name in values if name not in parts] or values
     if not times or not values:
@@ -261,7 +261,8 @@ def read_series(rows: Rows) -> Iterator[Reading]:
         return
     why = f"numbers over time: {time}, then {', '.join(values[:4])}"
     score = 0.9 if is_first and len(others) <= 1 else 0.6
-    yield Reading("series", score, why, {"time": time, "target": values[-1] if len(values) < 8 else values[0]})
+    target = values[-1] if len(values) < 8 else values[0]
+    yield Reading("series", score, why, {"time": time, "target": target, "targets": values})
 
 
 def is_in_order(rows: Rows, value: str) -> bool:

@@ -81,7 +81,7 @@ class MaskedTokenizer:
             if not cut:
                 start = repr(text if len(text) <= 40 else f"{text[:40]}...")
                 problem = f"{start} has {length} tokens, the context holds {context}"
-                raise InputError(f"{problem}: shorten it, or let it be cut (cut)")
+                raise InputError(f"{problem}: shorten it, or let it be cut: --request '{{\"cut\": true}}'")
             ids = ids[: context - self.n_special]
         return [*self.prefix_ids, *ids, *self.suffix_ids]
 
