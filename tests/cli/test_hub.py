@@ -425,7 +425,7 @@ def test_a_word_that_is_nothing_is_explained(server: Hub):
     assert_refused(call("train", "owner/data.csv"), "there is no file or folder owner/data.csv")
     assert_refused(call("train", "owner/none"), "no file or folder owner/none here, and no data set owner/none on")
     assert all("data.csv" not in path for _, path, _ in server.requests)
-    for text in ("a", "a/b.csv", "./a/b", "/a/b", "~/a", "a//b", "plays/x", "a/../b", "multi30k/test2016"):
+    for text in ("a", "a/b.csv", "./a/b", "/a/b", "~/a", "a//b", "plays/x", "a/../b", "multi30k/test2016", "runs/x"):
         assert hub.parse_reference(text, "dataset") is None, text
     assert hub.parse_reference("a/b@v1/c/d", "dataset") == hub.Reference("a/b@v1/c/d", "a/b", "v1", "c/d")
 

@@ -37,6 +37,7 @@ REFERENCE = re.compile(rf"(?P<repo>{NAME}/{NAME})(?:@(?P<revision>[\w.-]+))?(?P<
 PLACE = r"/(?:tree|blob|resolve)/(?P<revision>[\w.-]+)(?P<path>(?:/[^/]+)*)"
 ADDRESS = re.compile(rf"(?P<repo>{NAME}/{NAME})(?:{PLACE})?/?")
 LOCAL_FILE = re.compile(r"[^/]+/[^/]+\.(csv|tsv|jsonl?|txt|md|parquet|py|zip|tar|gz|xz|zst|npz|gguf|safetensors|wav)")
+LOCAL_OWNERS = (*SETS, *GENERATED, "runs")  # runs/NAME is where a training writes
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 Kind = Literal["model", "dataset"]
 NAMES = {"model": "model", "dataset": "data set"}
@@ -80,7 +81,7 @@ def parse_reference(text: str, kind: Kind) -> Reference | None:
     owner, prefix = text.partition("/")[0], f"{get_endpoint()}/{'datasets/' if kind == 'dataset' else ''}"
     if text.startswith(prefix):
         match = ADDRESS.fullmatch(text.removeprefix(prefix).partition("?")[0])
-    elif os.path.exists(text) or os.path.exists(owner) or owner in (*SETS, *GENERATED) or LOCAL_FILE.fullmatch(text):
+    elif os.path.exists(text) or os.path.exists(owner) or owner in LOCAL_OWNERS or LOCAL_FILE.fullmatch(text):
         return None
     else:
         match = REFERENCE.fullmatch(text)
