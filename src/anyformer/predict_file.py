@@ -55,7 +55,7 @@ def predict_file(
         return write_rows(((place, {}, answer) for place, answer in predicted), file, out, skip_broken)
     source = recipe.file_input(model, config) if isinstance(recipe, SupportsFileInput) else FileInput()
     reader = RowReader(file, source.columns, source.tsv_quotes)
-    predict = select_predict(recipe, model, settings)
+    predict = select_predict(recipe, model, {**source.settings, **settings})
     size = batch if isinstance(recipe, SupportsBatchPredict) else 1
     rows = answer_rows(reader.rows(), lambda row: read_input(source, row, file.parent), predict, size)
     return write_rows(report_rows(rows, reader), file, out, skip_broken)

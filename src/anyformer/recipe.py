@@ -155,6 +155,8 @@ class FileInput:
     """Takes a row and the folder of its file and returns the input. None: the value of the only column."""
     tsv_quotes: bool = True
     """Quotation marks in a tsv file mean what they mean in csv."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of every request, where the person gives no others: texts are cut as in training."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ def copy_run(source: Path, path: Path, loss: float, **train: object) -> RunDirec
     setup, result = (json.loads((path / name).read_text()) for name in ("config.json", "result.json"))
     setup["config"]["train"] |= train
     (path / "config.json").write_text(json.dumps(setup))
-    (path / "result.json").write_text(json.dumps(result | {"val_loss": loss}))
+    (path / "result.json").write_text(json.dumps(result | {"val_loss": loss, "minutes": 0.5}))
     return RunDirectory(path)
 
 
@@ -43,6 +43,7 @@ def test_scores_and_fields_side_by_side(folder: Path):
     assert "train.seed" not in result.out and "model" not in result.out, "fields that are the same are left out"
     facts = call("compare", "a-seed-1", "b", "--json").ok().json
     assert facts["differences"].keys() == {"train.lr"} and facts["differences"]["train.lr"]["b"] == 0.5
+    assert "minutes" not in facts["runs"][1]["scores"], "what was asked for is no score"
     assert facts["runs"][1]["scores"]["loss"] == 1.9 and facts["warnings"] == []
     curve, log = facts["runs"][0]["curve"], (folder / "b" / "metrics.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, log) if "val_loss" in record]

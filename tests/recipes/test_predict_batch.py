@@ -12,7 +12,7 @@ import torch
 
 from anyformer import recipe as recipes
 from anyformer.predict_file import predict_file
-from data_kit import SMALL_DATA
+from data_kit import SMALL_DATA, refuses
 
 BATCHED = [
     name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsBatchPredict)
@@ -139,3 +139,22 @@ def parse(value: str) -> Any:
         return float(value)
     except ValueError:
         return value
+
+
+@pytest.mark.parametrize("name", ["classify", "translation"])
+def test_texts_of_a_file_are_cut_where_training_cut_them(name: str, tmp_path: Path):
+    recipe, model, config = build(name)
+    column = recipe.file_input(model, config).columns[0]
+    long = "1" * 500 if name == "translation" else "the spring song " * 99
+    (tmp_path / "a.csv").write_text(f"{column}\n{long}\n")
+
+    def predict(too_long: str, **settings: Any) -> dict[str, Any]:
+        changed = dataclasses.replace(config, too_long=too_long)
+        return predict_file(recipe, model, changed, tmp_path / "a.csv", tmp_path / "b.jsonl", settings=settings)
+
+    assert predict("cut")["rows"] == 1
+    with refuses("a.csv, line 2", "let it be cut"):
+        predict("few")
+    assert predict("few", cut=True)["rows"] == 1, "the person decides otherwise"
+    with refuses("let it be cut"):
+        predict("cut", cut=False)

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
-from ..data.io.checks import read_json
 from ..data.text.batches import bucket_by_length, epoch_order, pad_ids
 from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
@@ -51,6 +50,7 @@ from ._shared.encoder import (  # noqa: F401
     batch_by_length,
     embed,
     export_graph,
+    read_label_names,
 )
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
@@ -169,18 +169,10 @@ class ClassifyModel(TextEncoder):
 
 
 def build(config: Config) -> ClassifyModel:
-    names = read_class_names(config) or load_texts(config).names
+    names = read_label_names(config) or load_texts(config).names
     model = ClassifyModel(config, load_text_tokenizer(config), names)
     initialize(model, config.model)
     return model
-
-
-def read_class_names(config: Config) -> tuple[str, ...] | None:
-    """Return the names of the classes, where they are kept in a file."""
-    names = read_json(Path(config.labels), kind=list) if config.labels else None
-    if names is not None and (len(names) < 2 or not all(isinstance(name, str) for name in names)):
-        raise InputError(f"{config.labels} should hold a list of the classes' names, at least two")
-    return names and tuple(names)
 
 
 def config_files(config: Config) -> list[Path]:
@@ -191,7 +183,7 @@ def config_files(config: Config) -> list[Path]:
 def load_texts(config: Config) -> LabeledTexts:
     """Return the labeled texts, read once; a file that has changed since is read again."""
     text, _, label = config.columns.partition(",")
-    return read_labeled(config.data, (text, label), read_class_names(config), config.empty, config.duplicates)
+    return read_labeled(config.data, (text, label), read_label_names(config), config.empty, config.duplicates)
 
 
 @cache_by_files(config_files)
@@ -342,7 +334,8 @@ def classify_texts(model: ClassifyModel, texts: list[str], cut: bool) -> list[di
 
 
 def file_input(model: ClassifyModel, config: Config) -> FileInput:
-    return FileInput((config.columns.partition(",")[0],), tsv_quotes=False)
+    settings = {"cut": config.too_long == "cut"}
+    return FileInput((config.columns.partition(",")[0],), tsv_quotes=False, settings=settings)
 
 
 def predict_batch(model: ClassifyModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

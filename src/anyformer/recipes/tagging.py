@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.io.cache import cache_by_files, data_files
-from ..data.io.checks import read_json
 from ..data.text.batches import IGNORE_INDEX, bucket_by_length, epoch_order
 from ..data.text.tagged import TaggedTexts, read_tagged
 from ..data.text.tagged_batches import Row, collate_tagged, encode_tagged, encode_words
@@ -34,14 +33,13 @@ from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..data.unusable import LengthPolicy
-from ..errors import InputError
 from ..inference.decode import pad_rows
 from ..metrics import find_spans, score_classes, score_spans
 from ..model import initialize
 from ..parsing import parse_dataclass, path_field
 from ..recipe import BatchStream, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared.encoder import EncoderConfig, TextEncoder, batch_by_length, export_graph  # noqa: F401
+from ._shared.encoder import EncoderConfig, TextEncoder, batch_by_length, export_graph, read_label_names  # noqa: F401
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import load_config_tokenizer
@@ -105,17 +103,9 @@ class Tagger(TextEncoder):
 
 
 def build(config: Config) -> Tagger:
-    model = Tagger(config, load_text_tokenizer(config), read_tag_names(config) or load_sentences(config).names)
+    model = Tagger(config, load_text_tokenizer(config), read_label_names(config) or load_sentences(config).names)
     initialize(model, config.model)
     return model
-
-
-def read_tag_names(config: Config) -> list[str] | None:
-    """Return the names of the tags, where they are kept in a file."""
-    names = read_json(Path(config.labels), kind=list) if config.labels else None
-    if names is not None and (len(names) < 2 or not all(isinstance(name, str) for name in names)):
-        raise InputError(f"{config.labels} should hold a list of the tags' names, at least two")
-    return names
 
 
 def config_files(config: Config) -> list[Path]:
@@ -124,7 +114,7 @@ def config_files(config: Config) -> list[Path]:
 
 @cache_by_files(config_files)
 def load_sentences(config: Config) -> TaggedTexts:
-    return read_tagged(config.data, read_tag_names(config))
+    return read_tagged(config.data, read_label_names(config))
 
 
 @cache_by_files(config_files)

@@ -25,7 +25,7 @@ from .runs import RunSummary, read_result, summarize_run
 
 SEED = "train.seed"
 HIDDEN = ("train.device", "train.compile")  # fields of the machine
-COUNTS = ("step", "best_step", "seconds", "baselines", "skipped")  # of result.json: no scores
+COUNTS = ("step", "best_step", "seconds", "minutes", "baselines", "skipped")  # of result.json: no scores
 TOKEN_FIELDS = ("tokenizer", "vocab_size", "vocab")  # a loss per token depends on them
 
 

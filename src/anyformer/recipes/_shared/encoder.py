@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...data.io.checks import read_json
 from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
+from ...errors import InputError
 from ...inference.decode import pad_rows
 from ...model import Encoder, TransformerConfig
 from ...model.heads import mean_pool
@@ -86,6 +90,14 @@ class TextRequest:
     """A text, or several, to turn into vectors."""
     cut: bool = False
     """Cut texts that are longer than the context instead of refusing them."""
+
+
+def read_label_names(config: Any) -> list[str] | None:
+    """Return the names of the labels, where the config names a file of them. Raises InputError."""
+    names = read_json(Path(config.labels), kind=list) if config.labels else None
+    if names is not None and (len(names) < 2 or not all(isinstance(name, str) for name in names)):
+        raise InputError(f"{config.labels} should hold a list of the labels' names, at least two")
+    return names
 
 
 def as_list(texts: str | list[str]) -> list[str]:

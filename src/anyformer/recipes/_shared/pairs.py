@@ -197,7 +197,7 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def file_input(model: Any, config: Any) -> FileInput:
     side = split_columns(config.columns, COLUMNS)[config.backwards] if config.columns else "source"
-    return FileInput((side,), tsv_quotes=False)
+    return FileInput((side,), tsv_quotes=False, settings={"cut": config.too_long == "cut"})
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
