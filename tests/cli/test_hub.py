@@ -421,6 +421,8 @@ def test_a_word_that_is_nothing_is_explained(server: Hub):
     assert_refused(call("train", "qqq"), "'qqq' is none of a recipe", "anyformer list shows")
     Path("my_data").mkdir()
     assert_refused(call("train", "my_dta"), "'my_dta' is none of a recipe", "did you mean 'my_data'?")
+    Path("my.csv").touch()
+    assert_refused(call("train", "my_.csv"), "'my_.csv' is none of a recipe", "did you mean 'my.csv'?")
     assert_refused(call("train", "langage"), "there is no recipe 'langage': did you mean 'language'?")
     assert_refused(call("train", "owner/data.csv"), "there is no file or folder owner/data.csv")
     assert_refused(call("train", "owner/none"), "no file or folder owner/none here, and no data set owner/none on")

@@ -134,10 +134,16 @@ def load_recipe(source: str) -> recipes.Recipe:
     try:
         return recipes.load_recipe(source)
     except InputError as error:
-        is_python_path = "." in source and "/" not in source
-        if is_python_path or is_recipe_file(source) or Path(f"{source}.py").is_file():
+        if is_python_path(source) or is_recipe_file(source) or Path(f"{source}.py").is_file():
             raise
         raise explain_unknown(source, error) from None
+
+
+def is_python_path(source: str) -> bool:
+    """Whether a word may be a Python path, such as mypackage.my_recipe; my_data.csv is none."""
+    from ..data.io.hub import LOCAL_FILE
+
+    return "." in source and "/" not in source and not LOCAL_FILE.fullmatch(source)
 
 
 def explain_unknown(source: str, error: InputError) -> InputError:

@@ -36,7 +36,9 @@ NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 REFERENCE = re.compile(rf"(?P<repo>{NAME}/{NAME})(?:@(?P<revision>[\w.-]+))?(?P<path>(?:/[^/@]+)*)/?")
 PLACE = r"/(?:tree|blob|resolve)/(?P<revision>[\w.-]+)(?P<path>(?:/[^/]+)*)"
 ADDRESS = re.compile(rf"(?P<repo>{NAME}/{NAME})(?:{PLACE})?/?")
-LOCAL_FILE = re.compile(r"[^/]+/[^/]+\.(csv|tsv|jsonl?|txt|md|parquet|py|zip|tar|gz|xz|zst|npz|gguf|safetensors|wav)")
+LOCAL_FILE = re.compile(
+    r"([^/]+/)?[^/]+\.(csv|tsv|jsonl?|txt|md|parquet|py|zip|tar|gz|xz|zst|npz|gguf|safetensors|wav)"
+)
 LOCAL_OWNERS = (*SETS, *GENERATED, "runs")  # runs/NAME is where a training writes
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 Kind = Literal["model", "dataset"]
