@@ -32,6 +32,7 @@ from ..data.images.augment import Augment, augment_batch
 from ..data.images.measure import choose_format
 from ..data.images.read import COLUMNS, encode_png, open_images, overlay_heatmap, read_image, resize_image
 from ..data.io.manifest import split_columns
+from ..data.registry import SETS
 from ..data.sampling import sample_evenly, sample_indices
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError, suggest
@@ -251,7 +252,12 @@ def check_sizes(config: Config) -> None:
 def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     """Choose color and size from the images, where the user has not."""
     names = ("data", "columns", "empty", "duplicates")
-    image_format = choose_format(open_images(**{name: overrides[name] for name in names if name in overrides}))
+    try:
+        image_format = choose_format(open_images(**{name: overrides[name] for name in names if name in overrides}))
+    except InputError:
+        if overrides["data"] not in SETS:
+            raise
+        image_format = None  # the set is not on this machine: the presets know the named sets
     if image_format is None:
         return None
     height, width, channels, patch, median = image_format
