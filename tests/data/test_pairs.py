@@ -48,7 +48,6 @@ def test_a_folder_with_its_own_splits(tmp_path: Path):
     assert pairs.read_pairs(str(tmp_path)).splits == {"train": [("a", "c"), ("b", "d")], "val": [("e", "f")]}
 
 
-@needs_data
 def test_sides_are_found_in_names(tmp_path: Path):
     for stem, words in {"train": "ab", "val": "c"}.items():
         (tmp_path / f"tgt-{stem}.txt").write_text("".join(f"{word.upper()}\n" for word in words))
@@ -69,6 +68,7 @@ def test_quotation_marks_of_texts_in_any_line(tmp_path: Path):
     assert len(read) == 302 and ('"open', "offen") in read and ("no", "nein") in read
 
 
+@needs_data
 def test_the_public_sets():
     multi30k = pairs.read_pairs("multi30k")
     assert [len(multi30k.split("train")), len(multi30k.split("val"))] == [29_000, 1_014]
