@@ -47,11 +47,11 @@ def test_bad_rows_stop_or_are_counted(classifier: Path, tmp_path: Path):
     file, out = tmp_path / "new.csv", tmp_path / "scored.csv"
     file.write_text(f"text\nand song warm\n{'song ' * 99}\n\nsong 1\nwarm\n", encoding="utf-8")
     command = ("predict", classifier, "--device", "cpu", "--file", file, "--out", out)
-    whole = (*command, "--request", '{"cut": false}')
+    without_cuts = (*command, "--request", '{"cut": false}')
     with nothing_changes(tmp_path):
-        assert_refused(call(*whole), "new.csv, line 3: 'song song ", "shorten it")
+        assert_refused(call(*without_cuts), "new.csv, line 3: 'song song ", "shorten it")
         assert_refused(call(*command), "new.csv, line 5: the vocabulary of ")
-    result = call(*whole, "--skip-broken").ok()
+    result = call(*without_cuts, "--skip-broken").ok()
     assert f"{out}: 2 rows, " in result.err and "; 2 left out, the first: " in result.err
     assert [row["text"] for row in read_csv(out)] == ["and song warm", "warm"]
     call(*command, "--skip-broken").ok()
