@@ -13,6 +13,7 @@ from anyformer.data.images import augment, cache, read
 from anyformer.data.images.augment import Augment, augment_batch
 from anyformer.data.images.cache import load_images
 from anyformer.data.images.read import ImageSource, open_images, read_image, resize_image
+from anyformer.data.io import arrays
 from anyformer.data.registry import list_data_sets
 from anyformer.data.sampling import Dataset, epoch_permutation, sample_indices
 from data_kit import needs_data, refuses
@@ -157,7 +158,7 @@ def test_bad_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("cut", "damaged or cut off"),
         ("program", "not an image of a known format"),
         ("deep", "8 bits"),
-        ("none", "No such file"),
+        ("none", "there is no such file"),
     ):
         with refuses(f"{name}.png", message):
             read_image(tmp_path / f"{name}.png")
@@ -165,7 +166,7 @@ def test_bad_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with refuses("good.png has 8 x 6 pixels", "40"):
         read_image(tmp_path / "good.png")
     monkeypatch.setattr(read, "MAX_FILE_BYTES", 40)
-    with refuses("good.png has", "bytes"):
+    with refuses("good.png: holds more than 40 bytes"):
         read_image(tmp_path / "good.png")
 
 
@@ -214,8 +215,8 @@ def test_bad_arrays(tmp_path: Path):
         ({"images": PIXELS, "labels": np.array([{}] * 12)}, "cannot be read as .npz"),
         ({"data": PIXELS.ravel(), "offsets": np.arange(13) * 9**9, "labels": LABELS}, "offsets do not divide"),
     )
-    for arrays, message in cases:
-        np.savez(path, **arrays)
+    for stored, message in cases:
+        np.savez(path, **stored)
         with refuses("a.npz", message):
             open_images(str(path))
     path.write_bytes(b"PK nothing")
@@ -229,7 +230,8 @@ def test_bad_arrays(tmp_path: Path):
 
 
 def test_claimed_sizes_are_checked_before_memory_is_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(read, "MAX_ARRAY_BYTES", 1000)
+    for module in (arrays, read):
+        monkeypatch.setattr(module, "MAX_ARRAY_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("images.npy", bytes(100_000))
     with refuses("bomb.npz", "unpacks to 100,000 bytes"):

@@ -181,5 +181,5 @@ def test_a_sound_is_asked_by_its_path_and_no_answer_is_shown_without_one(tmp_pat
     path = next(iter(sorted(Path(folder).rglob("*.wav"))))
     (result,) = recipe.predict(model, {"input": str(path)})["results"]
     assert result["label"] in model.schema.targets[0].values
-    with refuses("nowhere.wav: there is no such sound file"):
+    with refuses("nowhere.wav: there is no such file"):
         recipe.predict(model, {"input": "nowhere.wav"})

@@ -22,10 +22,10 @@ import numpy as np
 from ...errors import InputError, suggest
 from ..io.archives import unpack_archive
 from ..io.cache import data_files
-from ..io.checks import read_bounded
 from ..io.file_index import list_files
 from ..io.files import is_documentation, is_text, open_data, read_line_pairs, read_lines, read_start, suffix
 from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
+from ..io.regular_file import read_bounded
 from ..io.resolve import resolve
 from ..sampling import select_split
 from ..unusable import DuplicatePolicy, EmptyPolicy, check_empty, select_distinct
@@ -108,7 +108,7 @@ def _list_files(data: str) -> list[Path]:
     path = unpack_archive(Path(data).expanduser())
     if not path.is_dir():
         return resolve(data)
-    files = [file for file in list_files(path, ("",)) if not (is_documentation(file) or file.name.startswith("."))]
+    files = [file for file in list_files(path, ("",)) if not is_documentation(file)]
     files = [file for file in files if file.parent.name not in UNLABELED_FOLDERS and is_text(file)]
     depths = Counter(len(file.parts) for file in files)
     files = [file for file in files if len(file.parts) == depths.most_common(1)[0][0]]
