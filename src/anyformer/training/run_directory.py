@@ -191,7 +191,7 @@ def find_lock_holder(path: Path) -> LockHolder | None:
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the complete lines of a log; one cut off by a kill is left out."""
     if path.exists():
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             yield from (line for line in file if line.endswith("\n"))
 
 
@@ -200,7 +200,7 @@ def read_records(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(read_lines(path), 1):
         try:
             step = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             words = f"{line[:40].strip()!r} is not a record of a step"
             raise InputError(f"{path}, line {number}: {words}: remove it") from None
         yield step, line
