@@ -167,7 +167,8 @@ def _parse_value(hint: Any, value: Any, name: str) -> Any:
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {key: _parse_value(options[1], item, f"{name}.{key}") for key, item in value.items()}
     if origin is Literal and isinstance(value, str) and value not in options:
-        raise InputError(f"{name} is '{value}': {suggest(value, map(str, options))}")
+        shown = show_value(value)
+        raise InputError(f"{name} is {shown}: {suggest(value[:80], map(str, options))}")
     if not _is_scalar(hint, value):
         raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
     return SCALARS[hint][1](value) if hint in SCALARS else value

@@ -89,8 +89,8 @@ def set_limits(cpu_seconds: int) -> None:
     signal.alarm(WALL_SECONDS)
 
 
-def find_fault(outcome: Outcome) -> str:
-    """Return what is wrong with an outcome, "" if nothing is: success, or exit code 2 and one line."""
+def find_fault(outcome: Outcome, codes: tuple[int, ...] = (2,)) -> str:
+    """Return what is wrong with an outcome, "" if nothing is: success, or one of these exit codes and one line."""
     lines = outcome.errors.strip().splitlines()
     if outcome.code == 0:
         return ""
@@ -98,7 +98,7 @@ def find_fault(outcome: Outcome) -> str:
         return f"ended by {signal.Signals(-outcome.code).name}"
     if "Traceback (most recent call last)" in outcome.errors:
         return "\n".join(["a traceback", *lines[-12:]])
-    if outcome.code != 2 or not lines or not lines[-1].startswith("anyformer: "):
+    if outcome.code not in codes or not lines or not lines[-1].startswith("anyformer: "):
         return "\n".join([f"exit code {outcome.code}", *lines[-5:]])
     return lines[-1] if "out of memory" in lines[-1] or len(lines[-1]) > 2000 else ""
 
@@ -106,11 +106,11 @@ def find_fault(outcome: Outcome) -> str:
 class Tally:
     """How many attacks of a kind were tried, and what broke."""
 
-    def __init__(self, kind: str):
-        self.kind, self.counts, self.broken = kind, Counter(), []
+    def __init__(self, kind: str, codes: tuple[int, ...] = (2,)):
+        self.kind, self.codes, self.counts, self.broken = kind, codes, Counter(), []
 
     def add(self, name: str, outcome: Outcome) -> None:
-        fault = find_fault(outcome)
+        fault = find_fault(outcome, self.codes)
         self.counts["broken" if fault else "done" if outcome.code == 0 else "refused"] += 1
         if fault:
             self.broken.append(f"{name}: {fault}")
