@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from anyformer.detection import detect_recipe
-from anyformer.recipe import format_prediction, load_recipe
+from anyformer.answers import format_prediction
+from anyformer.recipe import load_recipe
 from data_kit import refuses
 from forms_kit import Build, both, files, jsonl, sentence, table
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
+from ..answers import format_prediction
 from ..errors import InputError
 from ..parsing import parse_dataclass, to_json
 from ..training.config import LoRAConfig
@@ -413,7 +414,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     if as_json:
         print(json.dumps({"run": str(run)} | result))
         return
-    if answer := recipes.format_prediction(model.predict({})):
+    if answer := format_prediction(model.predict({})):
         print("\n".join(answer) + "\n")
     train = model.config.train
     split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"

@@ -39,7 +39,7 @@ from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, Figure, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.encoder import (  # noqa: F401
@@ -55,7 +55,7 @@ from ._shared.encoder import (  # noqa: F401
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import first_encodable, load_config_tokenizer
+from ._shared.text import LONG_EXAMPLE, choose_examples, first_tokens, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
 MAX_POOLED = 1 << 28  # numbers of a frozen encoder's vectors that are kept: 1 GiB
@@ -306,6 +306,15 @@ def baselines(config: Config) -> Baselines:
     return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"TF-IDF and a linear model": linear}}
 
 
+def examples(config: Config) -> Examples:
+    data, indices = load_texts(config), select_texts(config, "val")
+    rows = indices[choose_examples([data.texts[i] for i in indices])]
+    return Examples(
+        {"input": [data.texts[i][:LONG_EXAMPLE] for i in rows], "cut": True},
+        [data.names[data.classes[i]] for i in rows],
+    )
+
+
 @torch.inference_mode()
 def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
     """Classify texts, or embed them: the fields of `TextRequest`.
@@ -316,10 +325,7 @@ def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
     fields = parse_dataclass(TextRequest, request, "request")
     if fields.embed is not None:
         return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
-    if (texts := fields.input) is None:
-        tokenizer = model.masked_tokenizer.tokenizer
-        fallback = tokenizer.decode(range(min(8, tokenizer.vocab_size)))
-        texts = first_encodable(tokenizer.encode, "as good as it gets", fallback)
+    texts = first_tokens(model.masked_tokenizer.tokenizer) if fields.input is None else fields.input
     return {"results": classify_texts(model, as_list(texts), fields.cut)}
 
 

@@ -30,6 +30,7 @@ from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
 from ..data.audio.read import read_blocks, split_at_pauses
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.manifest import split_columns
+from ..data.sampling import sample_evenly
 from ..data.text.batches import IGNORE_INDEX
 from ..data.tokenizers.base import Tokenizer, encode_each
 from ..data.tokenizers.build import build_tokenizer
@@ -45,6 +46,7 @@ from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
     DataDefaults,
+    Examples,
     Figure,
     FileInput,
     Graph,
@@ -56,7 +58,7 @@ from ..recipe import (
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import VocabularyConfig, load_config_tokenizer
+from ._shared.text import N_EXAMPLES, VocabularyConfig, load_config_tokenizer
 
 MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
 DEFAULT = "digits"  # the preset for the user's data
@@ -376,6 +378,15 @@ def figures(model: SpeechTransformer, config: Config) -> list[Figure]:
     note = "a row for each token as it is written, a column for each moment (in seconds): darker for more attention"
     figure = {"kind": "matrix", "title": model.decode_text(labels), "note": note, "rows": rows}
     return [figure | {"values": values, "columns": columns}]
+
+
+def examples(config: Config) -> Examples:
+    """Take files of the validation split. Generated sounds are in no files."""
+    dataset = load_clips(config)
+    if not dataset.paths:
+        return Examples()
+    rows = sample_evenly(np.setdiff1d(dataset.split("val"), find_too_long(config)), N_EXAMPLES)
+    return Examples({"input": [str(dataset.paths[i]) for i in rows]}, [dataset.texts[i] for i in rows])
 
 
 @dataclass(frozen=True)
