@@ -91,7 +91,9 @@ def test_examples_are_of_the_validation_split(tmp_path: Path):
 
 def test_a_run_without_examples_answers_the_recipes_own(tmp_path: Path):
     recipe: Any = recipes.load_recipe("classify")
-    model = api.train("classify", "tiny", data=str(write_labeled(tmp_path)), out=tmp_path / "run", steps=2, device="cpu")
+    model = api.train(
+        "classify", "tiny", data=str(write_labeled(tmp_path)), out=tmp_path / "run", steps=2, device="cpu"
+    )
     own = recipe.predict(model.module, {})
     (tmp_path / "run" / "examples.json").unlink()
     assert model.predict() == own

@@ -36,6 +36,7 @@ from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOpti
 from ..training.config import TrainConfig
 from ._shared.presets import TINY_TRAIN, make_model_config
 from ._shared.sizes import Size, offer_sizes
+from ._shared.trivial_baselines import Baselines, score_actions
 
 FIGURE_GOALS, FIGURE_EPISODES = 5, 8  # returns to reach in the figure, and episodes for each
 MAX_FIGURE_STEPS = 1000  # steps of an episode: the figure costs seconds
@@ -287,6 +288,23 @@ def evaluate(model: DecisionTransformer, batches: Iterator[dict[str, Tensor]]) -
             right += int((output.argmax(-1) == batch["labels"]).sum())  # never equal where a label is ignored
     accuracy = {"accuracy": right / max(1, count)} if model.normalizer.discrete else {}
     return {"loss": total / max(1, count), **accuracy, "tokens": count}
+
+
+def baselines(config: Config) -> Baselines:
+    """Score what predicts the action from the state of the same step alone."""
+    (x, y), (x_val, y_val) = (collect_steps(config, split, n) for split, n in (("train", 10_000), ("val", 2_000)))
+    return score_actions(x, y, x_val, y_val)
+
+
+def collect_steps(config: Config, split: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return states (steps, S) and labels (steps[, A]) of up to so many steps of a split."""
+    states, labels, count = [], [], 0
+    for batch, _ in batches(config, split):
+        states.append(select_real(batch["state"], batch).numpy())
+        labels.append(select_real(batch["labels"], batch).numpy())
+        if (count := count + len(states[-1])) >= n_steps:
+            break
+    return np.concatenate(states)[:n_steps], np.concatenate(labels)[:n_steps]
 
 
 def export_graph(model: DecisionTransformer) -> Graph:

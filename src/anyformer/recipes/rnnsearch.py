@@ -27,7 +27,7 @@ from ._shared.pairs import (  # noqa: F401
     predict_batch,
     score,
 )
-from ._shared.recurrent_pairs import LARGE, MULTI30K, REVERSE, TINY, build_recurrent
+from ._shared.recurrent_pairs import LARGE, MULTI30K, REVERSE, TINY, build_recurrent, sizes  # noqa: F401
 from ._shared.recurrent_pairs import RecurrentConfig as Config
 
 PRESETS = {

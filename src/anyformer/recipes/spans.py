@@ -16,6 +16,7 @@ T5's pre-training (Raffel et al. 2019, 1910.10683); the model is that of the rec
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,10 @@ from ._shared.pairs import Translator, TranslatorConfig, build_pair, build_trans
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import file_input, first_tokens, hide_tokens, load_corpus, load_text_tokenizer  # noqa: F401
+from ._shared.trivial_baselines import Baselines, score_bigrams
 
 GAP = "___"
+MAX_BASELINE_BATCHES = 200  # of each split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +145,15 @@ def make_batch(source: np.ndarray, target: np.ndarray, start: int, end: int) -> 
     target = np.pad(target, ((0, 0), (1, 0)), constant_values=start)
     batch = {"source": source, "lengths": lengths, "target": target, "labels": labels}
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def baselines(config: Config) -> Baselines:
+    """Score models of the gaps' texts alone."""
+    rows: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    for split in rows:
+        for batch, _ in islice(batches(config, split), MAX_BASELINE_BATCHES):
+            rows[split] += list(np.concatenate([batch["target"][:, :1], batch["labels"]], 1))
+    return {"loss": score_bigrams(rows["train"], rows["val"], config.padded_vocab or 0)}
 
 
 def examples(config: Config) -> Examples:
