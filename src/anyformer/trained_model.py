@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import recipe as recipes
-from .answers import predict_examples
 from .checkpoints import gguf, hf_folder, onnx, peft
 from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
 from .errors import InputError
+from .examples import predict_examples
 from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer

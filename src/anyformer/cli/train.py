@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
-from ..answers import format_prediction
 from ..errors import InputError
 from ..parsing import parse_dataclass, to_json
 from ..training.config import LoRAConfig
@@ -408,6 +407,7 @@ def describe_comparison(result: dict[str, Any]) -> list[str]:
 
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
+    from ..answer_text import format_prediction
     from ..report.html import describe_baselines, describe_overfitting
 
     run, result = job.run.path, json.loads((job.run.path / "result.json").read_text(encoding="utf-8"))

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ..answers import find_examples, predict_examples
 from ..errors import InputError
 from ..events import report_notice, report_progress
+from ..examples import find_examples, predict_examples
 from ..model.config import find_stacks
 from ..recipe import Recipe, SizeOption, SupportsFigures, SupportsSizes
 from .config import TrainConfig

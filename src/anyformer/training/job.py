@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..answers import find_examples, format_prediction, predict_examples
+from ..answer_text import format_prediction
 from ..errors import Stopped, TrainingError
+from ..examples import find_examples, predict_examples
 from ..parsing import to_json
 from ..recipe import Examples, Recipe, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
 from . import budget as budgets

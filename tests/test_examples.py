@@ -12,7 +12,8 @@ import pytest
 
 from anyformer import api
 from anyformer import recipe as recipes
-from anyformer.answers import MAX_INPUT_CHARS, find_examples, format_prediction, predict_examples
+from anyformer.answer_text import MAX_INPUT_CHARS, format_prediction
+from anyformer.examples import find_examples, predict_examples
 from anyformer.recipe import Examples
 from anyformer.recipes import classify, masked
 from anyformer.training.run_directory import RunDirectory
