@@ -24,7 +24,8 @@ from .search_space import SearchSpace
 
 StreamState = dict[str, Any]
 """The position of a stream of batches, as JSON; passed back to `batches`, the stream continues exactly there.
-"step": batches so far; "tokens": nodes so far; "data": a hash of the data's content."""
+"step": batches so far; "tokens": nodes so far; "data": a hash of the data's content.
+Maybe "rows": how many are for training and for validation; "skipped", "cut": how many were left out and cut."""
 
 BatchStream = Iterator[tuple[dict[str, Any], StreamState]]
 """What `batches` yields: each batch, and the state to continue from after it."""

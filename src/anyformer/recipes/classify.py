@@ -17,6 +17,7 @@ section 4.1); a linear head on a frozen encoder (1905.00537 calls it a probe).
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
+from ..data.sampling import count_rows
 from ..data.text.batches import bucket_by_length, epoch_order, pad_ids
 from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
@@ -239,7 +241,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     yield each text once. For a frozen encoder the batches are the same in every epoch, in another order.
     """
     c, data = config.train, load_texts(config)
-    state = init_stream(state, config.data, data.sha256)
+    state = init_stream(state, config.data, data.sha256, rows=count_rows(split, partial(select_texts, config)))
     indices, rows, order = select_texts(config, split), encode_texts(config), []
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class

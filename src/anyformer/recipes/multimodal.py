@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.sampling import sample_indices
+from ..data.sampling import count_rows, sample_indices
 from ..data.tables import prepare
 from ..data.tables.augment import add_noise, drop_fields, rotate_vectors, stretch_time
 from ..data.tables.batches import build_batch, node_slices, value_key
@@ -316,7 +316,8 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     "train" never ends and yields every row once an epoch, augmented. "val" and "all" yield every row once.
     """
     c, dataset = config.train, load_rows(config)
-    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped)
+    n_rows = count_rows(split, lambda name: dataset.split(name, config.fold))
+    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped, rows=n_rows)
     indices = dataset.split(split, config.fold)
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class

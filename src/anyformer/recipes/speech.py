@@ -16,6 +16,7 @@ Whisper (Radford et al. 2022, 2212.04356); SpecAugment (1904.08779).
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,7 @@ from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
 from ..data.audio.read import read_blocks, split_at_pauses
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.manifest import split_columns
-from ..data.sampling import sample_evenly
+from ..data.sampling import count_rows, sample_evenly
 from ..data.text.batches import IGNORE_INDEX
 from ..data.tokenizers.base import Tokenizer, encode_each
 from ..data.tokenizers.build import build_tokenizer
@@ -291,7 +292,8 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     """
     c, dataset, tokenizer = config.train, load_clips(config), load_text_tokenizer(config)
     n_left_out, indices = len(find_too_long(config)), select_clips(config, split)
-    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped + n_left_out)
+    n_rows = count_rows(split, partial(select_clips, config))
+    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped + n_left_out, rows=n_rows)
     is_train = split == "train"
     for step in count(state["step"]) if is_train else range(-(-len(indices) // c.batch)):
         rows = range(c.batch) if is_train else range(step * c.batch, min((step + 1) * c.batch, len(indices)))

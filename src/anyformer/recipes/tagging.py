@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.io.cache import cache_by_files, data_files
+from ..data.sampling import count_rows
 from ..data.text.batches import IGNORE_INDEX, bucket_by_length, epoch_order
 from ..data.text.tagged import TaggedTexts, read_tagged
 from ..data.text.tagged_batches import Row, collate_tagged, encode_tagged, encode_words
@@ -138,8 +139,9 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     "train" never ends and yields each sentence once an epoch, sentences of similar length together; "val" and "all"
     yield each once.
     """
-    c, rows, order = config.train, encode_sentences(config)[split], []
-    state = init_stream(state, config.data, load_sentences(config).sha256)
+    c, splits, order = config.train, encode_sentences(config), []
+    rows, n_rows = splits[split], count_rows(split, splits.__getitem__)
+    state = init_stream(state, config.data, load_sentences(config).sha256, rows=n_rows)
     indices, lengths = np.arange(len(rows)), np.array([len(ids) for ids, _ in rows])
     if split != "train":
         indices = epoch_order(len(rows), 0, 1)

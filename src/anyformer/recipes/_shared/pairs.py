@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.io.manifest import split_columns
+from ...data.sampling import count_rows
 from ...data.text import pair_batches
 from ...data.text.batches import IGNORE_INDEX
 from ...data.text.pairs import Pairs, read_pairs
@@ -138,9 +139,13 @@ def batches(config: Any, split: str, state: StreamState | None = None) -> BatchS
     pairs as cost no more than `train.batch` pairs that fill the context.
     """
     pairs, tokenizers = load_pairs(config), load_tokenizers(config)
-    encoded = pair_batches.encode_pairs(pairs, split, tokenizers.tokenizers, max_tokens(config), config.too_long)
+
+    def encode(split: str) -> pair_batches.EncodedPairs:
+        return pair_batches.encode_pairs(pairs, split, tokenizers.tokenizers, max_tokens(config), config.too_long)
+
+    encoded, n_rows = encode(split), count_rows(split, encode)
     skipped = pairs.skipped + encoded.skipped
-    state = init_stream(state, config.data, pairs.sha256, skipped=skipped, cut=encoded.cut)
+    state = init_stream(state, config.data, pairs.sha256, skipped=skipped, cut=encoded.cut, rows=n_rows)
     max_cost = config.train.batch * max(config.contexts)
 
     def make_batch(indices: np.ndarray) -> dict[str, Tensor]:
