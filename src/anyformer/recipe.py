@@ -205,7 +205,7 @@ class Examples:
     request: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For `predict`. Empty: the recipe's own example."""
     truths: list[Any] = dataclasses.field(default_factory=list)
-    """What each result should be, as text."""
+    """What each result should be."""
 
 
 @runtime_checkable

@@ -100,9 +100,7 @@ def write_inputs(name: str, recipe: Any, model: Any, config: Any, folder: Path) 
         soundfile.write(folder / "a.wav", load_tones().read_clip(0), 16000)
         rows: list[Any] = [{"path": "a.wav"}] * 2
     elif name == "control":
-        rows = (
-            [model.normalizer.example] * 2 if isinstance(model.normalizer.example, dict) else model.normalizer.example
-        )
+        rows = recipe.examples(config).request["input"]
     elif name == "multimodal":
         rows = make_inputs(name, model, folder)
     else:
