@@ -79,6 +79,17 @@ def test_a_training_shows_rows_of_its_validation_split(name: str, write_data: Ca
     assert [json.loads(line)["truth"] for line in printed.out.splitlines()] == truths
 
 
+def test_rows_of_a_table_are_in_the_run_and_not_in_the_checkpoint(tmp_path: Path):
+    rows = [f"{i},{'red' if i % 3 else 'blue'}" for i in range(60)]
+    data = write(tmp_path / "rows.csv", "\n".join(["size,color", *rows]) + "\n")
+    settings = {"data": str(data), "schema": "inferred", "target": "color", "steps": 2, "device": "cpu"}
+    model = api.train("multimodal", "tiny", out=tmp_path / "run", progress=False, **settings)
+    shown = RunDirectory(tmp_path / "run").read_examples().request["input"]
+    assert shown and {f"{int(row['size'])},{row['color']}" for row in shown} <= {*rows}
+    assert [result["truth"] for result in model.predict()["results"]] == [row["color"] for row in shown]
+    assert "examples" not in json.loads((model.path / "schema.json").read_text())
+
+
 def test_examples_are_of_the_validation_split(tmp_path: Path):
     config: Any = dataclasses.replace(classify.PRESETS["tiny"], data=str(write_labeled(tmp_path)))
     data, examples = classify.load_texts(config), find_examples(classify, config)

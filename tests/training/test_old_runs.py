@@ -52,6 +52,8 @@ def make_request(name: str, run: Path, answer: dict[str, Any]) -> dict[str, Any]
         return {"input": [result["input"] for result in answer["results"]]}
     if name == "control":  # it was stored with the model
         return {"input": json.loads(next(run.rglob("space.json")).read_text())["example"]}
+    if name == "multimodal":
+        return {"input": json.loads(next(run.rglob("schema.json")).read_text())["examples"]}
     return {}
 
 

@@ -54,6 +54,7 @@ from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
     DataDefaults,
+    Examples,
     Figure,
     FileInput,
     Graph,
@@ -433,13 +434,19 @@ def export_graph(model: MultimodalTransformer) -> Graph:
     return Graph(call, inputs, tuple(target.name for target in model.schema.targets))
 
 
+def examples(config: Config) -> Examples:
+    """Take rows with their targets, which `predict` returns as "truth"."""
+    dataset = load_rows(config)
+    rows = prepare.select_examples(open_table(config.data), dataset, dataset.split("val", config.fold))
+    return Examples({"input": rows} if rows else {})
+
+
 @dataclass(frozen=True)
 class Request:
     """Rows of which to predict the targets."""
 
     input: Any = None
-    """A row {field: value}, its JSON, or the path of a table; or a list of such. None: a few rows of the validation
-    split, with their label as "truth"."""
+    """A row {field: value}, its JSON, or the path of a table; or a list of such."""
 
 
 def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, Any]:
@@ -450,7 +457,7 @@ def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, 
     each by its name.
     """
     inputs = parse_dataclass(Request, request, "request").input
-    return {"results": predict_rows(model, list(model.schema.examples) if inputs is None else inputs)}
+    return {"results": predict_rows(model, [] if inputs is None else inputs)}
 
 
 def file_input(model: MultimodalTransformer, config: Config) -> FileInput:
