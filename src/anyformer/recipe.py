@@ -9,7 +9,6 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os.path
 import pkgutil
 import types
@@ -451,32 +450,3 @@ def bind_checkpoint_files(config: Any, folder: Path) -> Any:
         if name in names and path.name not in ("config.json", "state.json"):  # these two are of every checkpoint
             paths[name] = str(path)
     return dataclasses.replace(config, **paths)
-
-
-# --- answers as text ---
-
-
-def format_prediction(answer: Mapping[str, Any]) -> list[str]:
-    """Format an answer of `predict` for a person: samples as they are, results one per line."""
-    if answer.get("samples"):
-        return [sample["text"] for sample in answer["samples"]]
-    if answer.get("results") == []:  # there was nothing to ask
-        return []
-    return ["\n".join(_format_result(result) for result in answer.get("results") or [answer])]
-
-
-def _format_result(result: Any) -> str:
-    """Format a result: "input → text", "label, probability 0.93 (truth: label)"; of several targets each by its name;
-    anything else as JSON."""
-    if not isinstance(result, dict) or not result:
-        return json.dumps(result, ensure_ascii=False)
-    answer = result.get("text", result.get("label"))
-    if isinstance(result.get("input"), str) and isinstance(answer, str):
-        return f"{result['input']} → {answer}"
-    if isinstance(result.get("label", result.get("value")), str | int | float):
-        text = str(result["label"]) if "label" in result else f"{result['value']:.4g}"
-        text += f", probability {result['probability']:.2f}" if "probability" in result else ""
-        return text + (f" (truth: {result['truth']})" if "truth" in result else "")
-    if all(isinstance(value, dict) for value in result.values()):
-        return "; ".join(f"{name}: {_format_result(value)}" for name, value in result.items())
-    return json.dumps(result, ensure_ascii=False)

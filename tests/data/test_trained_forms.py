@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from anyformer.answer_text import format_prediction
 from anyformer.detection import detect_recipe
-from anyformer.recipe import format_prediction, load_recipe
+from anyformer.recipe import load_recipe
 from data_kit import refuses
 from forms_kit import Build, both, files, jsonl, sentence, table
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..answer_text import format_prediction
 from ..errors import Stopped, TrainingError
 from ..parsing import to_json
-from ..recipe import Recipe, SupportsBaselines, SupportsPeers, bind_checkpoint_files, format_prediction, recipe_name
+from ..recipe import Recipe, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
 from . import budget as budgets
 from . import checkpoints
 from .config import LoRAConfig
