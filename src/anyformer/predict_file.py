@@ -148,13 +148,20 @@ def answer_rows(
                     inputs[i] = read(row)
             except InputError as error:
                 answers[i] = InputError(f"{place}: {error}")
-        order = sorted(inputs, key=lambda i: len(inputs[i]) if isinstance(inputs[i], str) else 0)
+        order = sorted(inputs, key=lambda i: measure_length(inputs[i]))
         for start in range(0, len(order), batch):
             indices = order[start : start + batch]
             results = answer_batch(predict, [inputs[i] for i in indices])
             answers |= {i: locate(window[i][0], result) for i, result in zip(indices, results, strict=True)}
         for i, (place, row) in enumerate(window):
             yield place, {} if isinstance(row, InputError) else row, answers[i]
+
+
+def measure_length(value: Any) -> int:
+    """Return the length of a text, or of the longest list in a row."""
+    if isinstance(value, dict):
+        return max((len(part) for part in value.values() if isinstance(part, list)), default=0)
+    return len(value) if isinstance(value, str) else 0
 
 
 def answer_batch(predict: Callable[[list[Any]], list[Row]], inputs: list[Any]) -> list[Answer]:
