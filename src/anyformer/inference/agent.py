@@ -185,11 +185,12 @@ def predict_next_actions(model: Any, requests: Sequence[Any]) -> list[dict[str, 
     if not episodes:
         return []
     lengths = np.array([len(arrays[0]) for arrays in episodes])
-    padded = [
-        np.stack([np.pad(x, ((0, lengths.max() - len(x)), *((0, 0),) * (x.ndim - 1))) for x in arrays])
-        for arrays in zip(*episodes, strict=True)
-    ]
-    return [describe_action(model.normalizer, output) for output in predict_actions(model, *padded, lengths)]
+    padded = [np.zeros((len(episodes), lengths.max(), *array.shape[1:]), array.dtype) for array in episodes[0]]
+    for i, arrays in enumerate(episodes):
+        for rows, array in zip(padded, arrays, strict=True):
+            rows[i, : len(array)] = array
+    outputs = predict_actions(model, *padded, lengths=lengths)
+    return [describe_action(model.normalizer, output) for output in outputs]
 
 
 def describe_action(normalizer: Any, output: np.ndarray) -> dict[str, Any]:
