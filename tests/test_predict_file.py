@@ -97,7 +97,7 @@ def test_columns_without_names_are_numbered(tmp_path: Path):
 
 
 def test_a_csv_has_the_delimiter_and_the_decimal_commas_of_its_input(tmp_path: Path):
-    file = write(tmp_path / "a.csv", "text;price;note\none;1.234,5;a.b\nthree;2,5;\nfour;k.A.;3.5\n" * 3)
+    file = write(tmp_path / "a.csv", "text;price;note\none;1.234,5;a.b\nthree;2,5;\nfour;k.A.;3.5\n" + "x;1,5;y\n" * 4)
     predict(file)
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert lines[:3] == [
