@@ -333,7 +333,7 @@ def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
 
 def classify_texts(model: ClassifyModel, texts: list[str], cut: bool) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
-    rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
+    rows = model.masked_tokenizer.encode_batch(texts, model.context, cut)
     for indices in batch_by_length(rows):
         ids, lengths = pad_rows([rows[i] for i in indices], next(model.parameters()).device)
         probabilities = model(ids, lengths).float().softmax(-1).cpu()

@@ -30,7 +30,7 @@ from ..data.trajectories.environments import LINE
 from ..data.trajectories.normalizer import TrajectoryNormalizer, fit_normalizer, load_normalizer
 from ..data.trajectories.read import Trajectories
 from ..errors import InputError
-from ..inference.agent import Actor, check_environment, predict_next_action, read_episode_row, roll_out
+from ..inference.agent import Actor, check_environment, predict_next_actions, read_episode_row, roll_out
 from ..model import TrajectoryEmbedding, Transformer, TransformerConfig, causal, initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import BatchStream, Examples, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
@@ -398,8 +398,12 @@ def predict(model: DecisionTransformer, request: dict[str, Any]) -> dict[str, An
     mean = list(model.normalizer.mean) or [0.0] * model.normalizer.states
     episodes = {"states": [mean], "target_return": model.target_return} if fields.input is None else fields.input
     episodes = episodes if isinstance(episodes, list | tuple) else [episodes]
-    return {"results": [predict_next_action(model, episode, f"input {i}") for i, episode in enumerate(episodes)]}
+    return {"results": predict_next_actions(model, episodes)}
 
 
 def file_input(model: DecisionTransformer, config: Config) -> FileInput:
     return FileInput(("states",), read_row=read_episode_row)
+
+
+def predict_batch(model: DecisionTransformer, inputs: list[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]

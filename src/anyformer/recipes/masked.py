@@ -330,7 +330,7 @@ def predict_batch(model: MaskedModel, inputs: list[str], settings: dict[str, Any
 def fill_texts(model: MaskedModel, texts: list[str], top: int, cut: bool) -> list[dict[str, Any]]:
     """Predict the masks of texts. Raises InputError where one has none."""
     results: dict[int, dict[str, Any]] = {}
-    rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
+    rows = model.masked_tokenizer.encode_batch(texts, model.context, cut)
     mask_id = model.masked_tokenizer.require_mask_id()
     masks = [[i for i, token in enumerate(ids) if token == mask_id] for ids in rows]
     if without := [text for text, places in zip(texts, masks) if not places]:

@@ -450,13 +450,14 @@ class Request:
 
 
 def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, Any]:
-    """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table. A field that
-    a row lacks is missing.
+    """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table; a single row
+    may also stand for itself, {field: value, ...}. A field that a row lacks is missing.
 
     Returns {"results": [{"label", "probability", "probabilities"} or {"value", "interval"}, ...]}, with several targets
     each by its name.
     """
-    inputs = parse_dataclass(Request, request, "request").input
+    is_row = "input" not in request and any(field.name in request for field in model.schema.fields)
+    inputs = request if is_row else parse_dataclass(Request, request, "request").input
     return {"results": predict_rows(model, [] if inputs is None else inputs)}
 
 

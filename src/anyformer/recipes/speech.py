@@ -14,10 +14,10 @@ Whisper (Radford et al. 2022, 2212.04356); SpecAugment (1904.08779).
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips
+from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips, pad_mels
 from ..data.audio.datasets import COLUMNS, AudioDataset, load_audio, load_tones
 from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
 from ..data.audio.read import read_blocks, split_at_pauses
@@ -65,6 +65,7 @@ from ._shared.trivial_baselines import Baselines, average_parts, find_nearest, s
 
 MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
 DEFAULT = "digits"  # the preset for the user's data
+BATCH_SIZE = 16  # windows that are transcribed together
 MAX_NODES, MAX_TOKENS = 1500, 448  # of contexts that are chosen from the data: those of Whisper
 CURRICULUM_STEPS = 100  # after each so many steps, examples may be one clip longer
 
@@ -449,21 +450,37 @@ def predict(model: SpeechTransformer, request: dict[str, Any]) -> dict[str, Any]
     paths = parse_dataclass(Request, request, "request").input
     if paths is None:
         sound, text = join_clips(load_tones(), np.array([3, 1, 4]), np.random.Philox(key=0))
-        return {"results": [transcribe_sound(model, f"tones: {text}", iter([sound]))]}
+        return {"results": transcribe_sounds(model, [f"tones: {text}"], iter([iter([sound])]))}
     paths = paths if isinstance(paths, list) else [paths]
-    return {"results": [transcribe_sound(model, str(path), read_blocks(Path(path).expanduser())) for path in paths]}
+    sounds = (read_blocks(Path(path).expanduser()) for path in paths)
+    return {"results": transcribe_sounds(model, list(map(str, paths)), sounds)}
 
 
 def file_input(model: SpeechTransformer, config: Config) -> FileInput:
     return FileInput(split_columns(config.columns, COLUMNS)[:1], is_path=True)
 
 
-def transcribe_sound(model: SpeechTransformer, name: str, sound: Iterator[np.ndarray]) -> dict[str, Any]:
+def predict_batch(model: SpeechTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]
+
+
+def transcribe_sounds(
+    model: SpeechTransformer, names: Sequence[str], sounds: Iterator[Iterator[np.ndarray]]
+) -> list[dict[str, Any]]:
+    """Transcribe sounds, given as blocks of samples, in batches of windows."""
     c, device = model.config, next(model.parameters()).device
-    texts, samples = [], 0
-    for piece in split_at_pauses(sound, 2 * c.encoder.context * HOP_LENGTH):
-        samples += len(piece)
-        mel = log_mel(piece, c.mels, 2 * c.encoder.context if c.pad_to_context else None)
-        lengths = torch.tensor([mel.shape[1] // 2], device=device)
-        texts += map(model.decode_text, model.transcribe(torch.from_numpy(mel)[None].to(device), lengths))
-    return {"input": name, "text": " ".join(filter(None, map(str.strip, texts))), "seconds": samples / SAMPLE_RATE}
+    texts: list[list[str]] = [[] for _ in names]
+    samples = [0] * len(names)
+    windows = (
+        (i, piece)
+        for i, sound in enumerate(sounds)
+        for piece in split_at_pauses(sound, 2 * c.encoder.context * HOP_LENGTH)
+    )
+    while batch := list(islice(windows, BATCH_SIZE)):
+        mels = [log_mel(piece, c.mels, 2 * c.encoder.context if c.pad_to_context else None) for _, piece in batch]
+        mel, lengths = (torch.from_numpy(array).to(device) for array in pad_mels(mels))
+        for (i, piece), ids in zip(batch, model.transcribe(mel, lengths), strict=True):
+            texts[i].append(model.decode_text(ids).strip())
+            samples[i] += len(piece)
+    joined = [" ".join(filter(None, pieces)) for pieces in texts]
+    return [{"input": x, "text": text, "seconds": n / SAMPLE_RATE} for x, text, n in zip(names, joined, samples)]
