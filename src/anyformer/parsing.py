@@ -5,6 +5,7 @@ and what would be right.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import numbers
@@ -91,7 +92,7 @@ def parse_dataclass(kind: Any, values: Any, where: str = "") -> Any:
 
 def check_types(config: Any) -> None:
     """Check every field of a dataclass against its type hint; a number must be finite. Raises InputError."""
-    hints = typing.get_type_hints(type(config))
+    hints = read_hints(type(config))
     for field in dataclasses.fields(config):
         _parse_value(hints[field.name], getattr(config, field.name), field.name)
 
@@ -130,7 +131,7 @@ def _parse_fields(kind: Any, values: Any, prefix: str) -> Any:
     subject = f"{prefix[:-1]}: " if prefix else ""
     if not isinstance(values, Mapping):
         raise InputError(f"{subject}expected an object for {kind.__name__}, found {show_value(values)}")
-    hints, names = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
+    hints, names = read_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
     arguments = {}
     for name, value in values.items():
         name, value = _rename_field(name, value, names)
@@ -142,6 +143,12 @@ def _parse_fields(kind: Any, values: Any, prefix: str) -> Any:
     except (ValueError, TypeError) as error:  # of `__post_init__`
         names_field = str(error).partition(" ")[0] in names
         raise InputError(f"{prefix if names_field else subject}{error}") from None
+
+
+@functools.cache
+def read_hints(kind: Any) -> dict[str, Any]:
+    """Return the type hints of a dataclass; finding them takes longer than checking the values."""
+    return typing.get_type_hints(kind)
 
 
 def _rename_field(name: str, value: Any, names: Sequence[str]) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ from anyformer.data.images.cache import load_images
 from anyformer.data.images.read import ImageSource, open_images, read_image, resize_image
 from anyformer.data.io import arrays
 from anyformer.data.registry import list_data_sets
-from anyformer.data.sampling import Dataset, epoch_permutation, sample_indices
+from anyformer.data.sampling import Dataset, epoch_permutation, sample_indices, stratify
 from data_kit import needs_data, refuses
 
 Image = pytest.importorskip("PIL.Image", reason="decoding images needs Pillow")
@@ -176,7 +176,7 @@ def test_unreadable_images_are_left_out_on_request(tmp_path: Path):
     with refuses("04.png", "not an image", "--skip-unreadable"):
         load_images(str(root), 6, 8, 3)
     dataset = load_images(str(root), 6, 8, 3, skip_unreadable=True)
-    assert dataset.skipped == 1 and len(dataset.split("val")) == 1 and len(dataset.split("all")) == 11
+    assert dataset.skipped == 1 and len(dataset.split("val")) == 2 and len(dataset.split("all")) == 11
     assert all(dataset.pixels[i].any() for i in dataset.split("all")), "an unreadable image is in no split"
 
 
@@ -321,3 +321,14 @@ def test_mixed_images_are_of_their_shares():
             else:
                 is_own = (image == own).all(-1)
                 assert (is_own | (image == other).all(-1)).all() and abs(is_own.mean() - share) < 1e-6
+
+
+def test_few_images_for_validation_are_of_all_classes(tmp_path: Path):
+    """Of five classes with six images each, one of each; the only image of a class is for training."""
+    images = np.arange(31, dtype=np.uint8)[:, None, None].repeat(64, 1).reshape(31, 8, 8)
+    np.savez(tmp_path / "set.npz", images=images, labels=[i % 5 for i in range(30)] + [5], classes=[*"abcdef"])
+    dataset = load_images(str(tmp_path / "set.npz"), 8, 8, 1)
+    val, train = (dataset.labels[dataset.split(name)].tolist() for name in ("val", "train"))
+    assert {*val} == {0, 1, 2, 3, 4} and {*train} == {0, 1, 2, 3, 4, 5}
+    assert not {*dataset.split("val")} & {*dataset.split("train")} and len(val) + len(train) == 31
+    assert stratify(np.array([0] * 20 + [1] * 10), 3).nonzero()[0].tolist() == [0, 1, 20], "in proportion"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from anyformer.answer_text import format_prediction
 from anyformer.detection import detect_recipe
-from anyformer.recipe import format_prediction, load_recipe
+from anyformer.recipe import Examples, load_recipe
 from data_kit import refuses
 from forms_kit import FORMS
 
@@ -47,6 +48,7 @@ def test_a_sound_is_asked_by_its_path_and_no_answer_is_shown_without_one(tmp_pat
     config = dataclasses.replace(recipe.PRESETS["tiny"], schema="inferred", **detection.fields)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, context=256))
     model = recipe.build(config).eval()
+    assert recipe.examples(config) == Examples()
     assert recipe.predict(model, {}) == {"results": []} and format_prediction({"results": []}) == []
     path = next(iter(sorted(Path(folder).rglob("*.wav"))))
     (result,) = recipe.predict(model, {"input": str(path)})["results"]

@@ -31,7 +31,6 @@ from ..sampling import select_split
 from ..unusable import DuplicatePolicy, EmptyPolicy, check_empty, select_distinct
 from .batches import epoch_order
 
-SPLITS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.0, 1.0)}
 Row = tuple[str, str, str]  # text, class, place
 UNLABELED_FOLDERS = ("unsup", "unlabeled", "unlabelled")
 FASTTEXT = b"__label__"
@@ -53,9 +52,16 @@ class LabeledTexts:
 
     def split(self, name: str) -> np.ndarray:
         """Return the indices of a split: 80 % "train", 10 % "val", 10 % "test" of each class, or "all"."""
-        order, (start, stop) = epoch_order(len(self.texts), 0, 0), select_split(name, SPLITS)
+        order = epoch_order(len(self.texts), 0, 0)
         members = [order[self.classes[order] == number] for number in range(len(self.names))]
-        return np.sort(np.concatenate([rows[round(start * len(rows)) : round(stop * len(rows))] for rows in members]))
+        return np.sort(np.concatenate([select_split(name, split_class(rows)) for rows in members]))
+
+
+def split_class(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the splits of the texts of a class; of few texts, "val" has one before "test" has."""
+    start, stop = round(0.8 * len(rows)), round(0.9 * len(rows))
+    stop = max(stop, min(start + 1, len(rows)))
+    return {"train": rows[:start], "val": rows[start:stop], "test": rows[stop:], "all": rows}
 
 
 def read_labeled(
