@@ -20,7 +20,8 @@ from fuzz_kit import Tally, count_attacks, run_limited
 
 NOT_NUMBERS: tuple[Any, ...] = ("a", "", None, [], {}, [[1]], {"a": 1}, True, "\0", "\ud800", "x" * 70_000, "9" * 5001)
 EXTREMES: tuple[Any, ...] = (
-    -1, 0, 10**7, 2**31, 2**63, 10**20, 10**400, -(10**20), 0.5, 1e-320, 1e300, float("nan"), float("inf"), -float("inf"),
+    -1, 0, 10**7, 2**31, 2**63, 10**20, 10**400, -(10**20), 0.5, 1e-320, 1e300, float("nan"), float("inf"),
+    -float("inf"),
 )  # fmt: skip
 SHORT = ("--train.steps", "1", "--train.eval_batches", "1", "--train.final_every", "1000000")
 NEVER_SENSIBLE = ("nan", "inf", "-inf", str(10**20), str(10**400), str(-(10**20)))  # of any number
