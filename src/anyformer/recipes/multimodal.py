@@ -294,7 +294,7 @@ def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     steps = min(MAX_STEPS, max(n_steps, EPOCHS * (n_rows - FEW_ROWS) // preset.train.batch))
     every = max(preset.train.eval_every, steps // 20)
     train = {"train": {"steps": steps, "eval_every": every, "save_every": every}}
-    return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table, at most {steps:,} steps")
+    return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table")
 
 
 def infer_schema(config: Config) -> Schema | None:
