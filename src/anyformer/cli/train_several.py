@@ -180,10 +180,11 @@ def build_table(
 def compare_folds(runs: Sequence[RunDirectory], baselines: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
     """Return {"baselines"}, their means, and where all runs were compared with another model also {"comparison"}: its
     metric, the means of both, and how many folds each has won."""
+    from ..report.run_files import as_mapping
     from ..report.runs import read_result
 
     facts: dict[str, Any] = {"baselines": average_baselines(baselines)}
-    comparisons = [read_result(run.path).get("comparison") for run in runs]
+    comparisons = [as_mapping(read_result(run.path).get("comparison")) for run in runs]
     if all(comparisons):
         winners = Counter(fold["winner"] for fold in comparisons)
         n_wins, n_equal = winners["this model"], winners["neither"]
