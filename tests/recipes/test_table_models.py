@@ -16,6 +16,7 @@ from anyformer.cli.train_several import describe_fold_comparison
 from anyformer.data.tables.schema import load_schema
 from anyformer.model.embeddings import Normalized
 from anyformer.model.tabular import PiecewiseLinear
+from anyformer.training import loop
 from cli_kit import assert_refused, call
 from data_kit import refuses, write
 
@@ -131,6 +132,27 @@ def test_damaged_errors_are_refused(house_run: Path, errors: Any):
     values["targets"]["price"]["errors"] = errors
     with refuses("price", "errors"):
         load_schema(json.dumps(values))
+
+
+def test_rows_that_lack_fields_are_answered_less_surely(tmp_path: Path):
+    """With one of four fields, and with none: without field dropout the losses are 0.88 and 0.87."""
+    rng, lines = np.random.default_rng(0), ["a,b,c,d,kind"]
+    for _ in range(400):
+        x = rng.normal(size=4)
+        kind = "no" if x.sum() + rng.normal(0, 0.5) < 0 else "yes"
+        lines.append(",".join(f"{value:.2f}" for value in x) + "," + kind)
+    data = write(tmp_path / "t.csv", "\n".join(lines) + "\n")
+    config = dataclasses.replace(multimodal.PRESETS["table"], data=str(data), target="kind", fold="1/2")
+    train = dataclasses.replace(config.train, steps=100, eval_every=1000, device="cpu")
+    config = dataclasses.replace(config, train=train)
+    state = loop.init_state(multimodal, config)
+    for _ in loop.train(multimodal, config, state):
+        pass
+    losses = [
+        loop.evaluate(multimodal, state.model, multimodal.ablate_fields(config, "val", fields))["loss"]
+        for fields in ("abcd", "c", "")
+    ]
+    assert losses[0] < 0.25 and max(losses[1:]) < 0.8
 
 
 # --- folds ---
