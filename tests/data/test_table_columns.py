@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anyformer.data.tables import summary
 from anyformer.data.tables.dates import encode_moment, find_format, parse_date
 from anyformer.data.tables.encode import encode_value
 from anyformer.data.tables.infer_schema import infer_schema
@@ -207,6 +208,11 @@ def test_what_the_columns_suggest_for_validation_is_said(columns: Any, hint: str
     lines = [line for line in capsys.readouterr().err.splitlines() if "--group" in line or "--order" in line]
     assert [hint + " " in line for line in lines] == [True] * bool(hint)
     assert (schema.group, schema.order) == ("", ""), "the split does not change"
+
+
+def test_groups_beyond_the_values_that_are_told_apart(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(summary, "MAX_DISTINCT", 500)
+    assert infer_one(lambda i: i // 2, "chick", rows=1200)
 
 
 def test_nothing_is_suggested_where_the_split_is_known(capsys: pytest.CaptureFixture[str]):

@@ -42,7 +42,8 @@ def looks_like_group(summary: TableSummary, name: str) -> bool:
     """Whether the rows of each value stand together, the values being words or counted from 0 or 1; or differ in their
     times, which other rows share."""
     column, values = summary.columns[name], summary.values(name)
-    if column.distinct < MIN_BLOCKS or plain_name(name) in TIME_NAMES or "" in values:
+    is_known = not column.count_when_full and "" not in values
+    if column.distinct < MIN_BLOCKS or plain_name(name) in TIME_NAMES or not is_known:
         return False
     blocks = [value for value, _ in groupby(values)]
     if len(blocks) == len(set(blocks)) and (not column.numbers or is_counted([column.numbers[x] for x in blocks])):
