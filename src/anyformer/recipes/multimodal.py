@@ -97,7 +97,8 @@ class Config:
     duplicates: DuplicatePolicy = "keep"
     """What becomes of rows that are equal to another one."""
     field_dropout: float = 0.1
-    """Probability that a field of a row is left out in training, though never all fields of a row."""
+    """Probability that a field of a row is left out in training, though never all fields of a row: where fields are
+    missing, the answers are then less sure."""
     noise: float = 0.0
     """Noise added in training to every number, reading or channel, in units of its standard deviation."""
     stretch: float = 0.0
@@ -148,7 +149,6 @@ PRESETS = {
         data="breast-cancer",
         schema="inferred",
         target="diagnosis",
-        field_dropout=0.0,
         linear_path=True,
         model=make_model_config(32, 2, 4, 256, position="none", dropout=0.1),
         train=replace(ADAMW, steps=150, warmup=20, eval_every=10, patience=5),
@@ -290,12 +290,12 @@ def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     preset, names = PRESETS["table"], [field.name for field in fields(Config) if field.type is str]
     schema = read_schema(replace(preset, **{name: overrides[name] for name in names if name in overrides}))
     n_rows, is_plain = sum(1 for _ in open_table(overrides["data"]).rows()), all(f.nodes == 1 for f in schema.fields)
-    model = {} if is_plain else {"field_dropout": 0.1, "model": {"dim": 64}}
+    model = {} if is_plain else {"model": {"dim": 64}}
     n_steps = preset.train.steps if is_plain else 300
     steps = min(MAX_STEPS, max(n_steps, EPOCHS * (n_rows - FEW_ROWS) // preset.train.batch))
     every = max(preset.train.eval_every, steps // 20)
     train = {"train": {"steps": steps, "eval_every": every, "save_every": every}}
-    return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table, at most {steps:,} steps")
+    return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table")
 
 
 def infer_schema(config: Config) -> Schema | None:
