@@ -1,7 +1,8 @@
 """Files of every form with something wrong in them: a command ends with success, or with one line and exit code 2."""
 
 import random
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -9,34 +10,37 @@ import pytest
 from anyformer import cli
 from cli_kit import call
 from forms_kit import FORMS
-from fuzz_kit import Tally, copied, count_attacks, harm_folder, run_limited
+from fuzz_kit import IS_FULL, Tally, copy_folder, count_attacks, harm_folder, run_limited
 
-RECIPES = ("language", "classify", "vision", "multimodal", "translation")  # whose runs are harmed
+RECIPES = ("language", "classify", "vision", "multimodal", "translation") if IS_FULL else ("language",)
 
 
 @pytest.fixture(scope="module")
-def forms(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
-    """A folder of each form of data, and what `train` takes of it."""
-    built = []
-    for i, (build, _, _) in enumerate(FORMS.values()):
-        folder = tmp_path_factory.mktemp(f"form{i}")
-        path = build(folder)
-        built.append((folder, str(path.relative_to(folder)) if path else "."))
-    return built
+def build_form(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
+    """Build a form of data once: returns its folder, and what `train` takes of it."""
+
+    @cache
+    def build(name: str) -> tuple[Path, str]:
+        folder = tmp_path_factory.mktemp("form")
+        path = FORMS[name][0](folder)
+        return folder, str(path.relative_to(folder)) if path else "."
+
+    return build
 
 
-def test_data_of_every_form(forms: list[tuple[Path, str]], monkeypatch: pytest.MonkeyPatch):
+def test_data_of_every_form(build_form: Callable[[str], tuple[Path, str]], monkeypatch: pytest.MonkeyPatch):
     tally = Tally("data files")
-    for seed in count_attacks(24):
+    for seed in count_attacks(16):
         chance = random.Random(seed)
-        folder, name = chance.choice(forms)
-        with copied(folder) as copy:
+        form = chance.choice(sorted(FORMS))
+        folder, name = build_form(form)
+        with copy_folder(folder) as copy:
             what = harm_folder(copy, chance)
             monkeypatch.setenv("ANYFORMER_CACHE", str(copy.parent / "cache"))
             command = (
                 ["train", str(copy / name), "--dry-run"] if chance.random() < 0.7 else ["detect", str(copy / name)]
             )
-            tally.add(f"seed {seed}, {folder.name}, {what}", run_limited(partial(cli.run, command)))
+            tally.add(f"seed {seed}, {form}, {what}", run_limited(partial(cli.run, command)))
     tally.close()
 
 
@@ -65,10 +69,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_runs_and_public_checkpoints(runs: list[Path]):
     tally = Tally("runs and checkpoints")
-    for seed in count_attacks(24):
+    for seed in count_attacks(16):
         chance = random.Random(seed)
         source = chance.choice(runs)
-        with copied(source) as copy:
+        with copy_folder(source) as copy:
             what = harm_folder(copy, chance)
             commands = [["predict", str(copy)], ["runs", str(copy.parent)], ["train", "--resume", str(copy)]]
             commands += [

@@ -125,6 +125,9 @@ class Tally:
         assert not self.broken, f"{len(self.broken)} of {self.counts.total()} broke:\n" + "\n".join(self.broken[:20])
 
 
+IS_FULL = "ANYFORMER_FUZZ" in os.environ  # `make fuzz`, and not the slice of it in `make test`
+
+
 def count_attacks(slice_of_tests: int) -> range:
     """Return the seeds to try: few in `make test`, $ANYFORMER_FUZZ in `make fuzz`, from $ANYFORMER_FUZZ_SEED on."""
     start = int(os.environ.get("ANYFORMER_FUZZ_SEED", "0"))
@@ -257,7 +260,7 @@ def change_value(value: Any, chance: random.Random) -> Any:
 
 
 @contextlib.contextmanager
-def copied(folder: Path) -> Any:
+def copy_folder(folder: Path) -> Any:
     """Yield a copy of a folder that can be harmed."""
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / folder.name
