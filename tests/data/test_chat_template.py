@@ -144,7 +144,7 @@ def test_a_hostile_template_is_refused_in_one_line(monkeypatch, hasty: Renderer,
     with refuses("chat template"):
         render_chat(template, TALKS[0], {})
     monkeypatch.setattr(chat_sandbox, "MAX_TEXT_CHARACTERS", 1 << 16)  # the same bounds, reached sooner
-    with pytest.raises((jinja2.TemplateError, OverflowError, RecursionError, MemoryError)):  # a system without limits
+    with pytest.raises((jinja2.TemplateError, OverflowError, RecursionError, MemoryError, TypeError)):
         chat_sandbox.BoundedSandbox().from_string(template).render(messages=TALKS[0])
 
 
@@ -232,6 +232,11 @@ def test_the_process_ends_with_its_parent_and_loads_no_torch():
             return
         time.sleep(0.05)
     pytest.fail("the process has outlived its parent")
+
+
+def test_methods_of_texts_act_inside_of_loops():
+    loop = "{% for m in messages %}{% set c = m.content.replace('a', 'b', 1) %}{{ ','.join([c, m.role]) }}{% endfor %}"
+    assert render_chat(loop, [{"role": "user", "content": "aa"}], {}) == "ba,user"
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Any, function: Any, /, *values: Any, **named: Any) -> Any:
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str) and name == "replace" and len(values) >= 2:
-            return replace(owner, *values, **named)
+            return replace(owner, *values, **{k: v for k, v in named.items() if k == "count"})  # no _loop_vars of Jinja
         if isinstance(owner, str) and name == "join" and len(values) == 1:
             return check_length(owner.join(to_texts(values[0], len(owner))))
         return super().call(context, function, *values, **named)
