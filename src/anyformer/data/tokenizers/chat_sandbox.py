@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -41,13 +42,12 @@ def main() -> None:
         limit_seconds(int(sys.argv[1]))
         try:
             request = json.loads(line)
-            answer = {"text": compile_template(request["template"]).render(**request["values"])}
+            answer = json.dumps({"text": compile_template(request["template"]).render(**request["values"])})
         except MemoryError:
             os._exit(MEMORY_EXIT)
         except Exception as error:  # foreign code may fail in any way
-            answer = {"error": " ".join(str(error)[:10_000].split())[:300] or type(error).__name__}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+            answer = json.dumps({"error": " ".join(str(error)[:10_000].split())[:300] or type(error).__name__})
+        print(answer, flush=True)
 
 
 def limit_memory() -> None:
@@ -56,7 +56,9 @@ def limit_memory() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+        pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
+        size = pages * resource.getpagesize() + MAX_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
     except (ImportError, ValueError, OSError):
         return
 

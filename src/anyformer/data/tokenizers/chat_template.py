@@ -22,7 +22,7 @@ from ...errors import InputError
 MAX_SOURCE_CHARACTERS = 1 << 18
 MAX_SECONDS = 10  # of CPU time of a request
 PATIENCE = 3  # times as many seconds pass on a busy machine, or where the system has no limit of CPU time
-MAX_MEMORY = 1 << 28  # bytes of address space, of which Python itself takes little
+MAX_MEMORY = 1 << 28  # bytes of address space besides those of Python itself
 MAX_ANSWER = 1 << 26  # bytes
 MEMORY_EXIT, CPU_SIGNAL = 70, 24  # how a process ends at these limits
 
@@ -92,8 +92,8 @@ class Renderer:
     def start(self) -> subprocess.Popen[bytes]:
         if self.process is None or self.process.poll() is not None:
             self.close()
-            # The same path, so that it finds what this process has found; -P: nothing from the current folder.
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            # The path of this process, in which it has found this package; -P: nothing else.
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
             command = [sys.executable, "-P", "-m", f"{__package__}.chat_sandbox", str(math.ceil(self.seconds))]
             pipe = subprocess.PIPE
             try:
