@@ -27,7 +27,7 @@ from anyformer.model.kernels import linear, sdpa
 from anyformer.model.quantization.quantize import quantize
 from anyformer.recipes import language, recall, speech
 from anyformer.recipes._shared import pairs
-from fuzz_kit import few_examples
+from examples_kit import few_examples
 
 ALPHABET = "abcdefghij"
 V = len(ALPHABET) + 1

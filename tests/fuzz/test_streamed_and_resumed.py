@@ -22,7 +22,7 @@ from anyformer.recipes import language
 from anyformer.training import checkpoints, loop
 from anyformer.training.run_directory import describe_run
 from data_kit import SAMPLE, SMALL_DATA
-from fuzz_kit import IS_FUZZ, few_examples
+from examples_kit import IS_FUZZ, few_examples
 
 pytestmark = pytest.mark.fuzz
 
