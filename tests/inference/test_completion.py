@@ -67,6 +67,10 @@ def test_stop_texts_and_streaming_cost_the_same_for_every_token():
         assert "".join(shown).rstrip("en") == text.encode()[:n].decode(errors="ignore").rstrip("en")
         counts.append(tokenizer.n_decoded / n)
     assert counts[1] <= 1.1 * counts[0] <= 100
+    textless = Completion("x", [23], tokenizer := Counting(), ["end"])
+    for token in [97, 98] + [300] * 3000 + [99]:  # of a vocabulary that is padded
+        textless.add(token)
+    assert textless.text == "abc" and tokenizer.n_decoded < 100 * 3000
     for token in text.encode()[4000:]:
         if completion.add(token):
             break

@@ -91,17 +91,20 @@ class GrowingText:
 
     def shrink(self) -> None:
         """Drop the older half of the window, or let it grow where the text depends on it."""
-        newest = self.window[len(self.window) // 2 :]
-        decoded = self.tokenizer.decode(newest)
-        pairs = enumerate(zip(reversed(self.decoded), reversed(decoded)))
-        common = next((i for i, (a, b) in pairs if a != b), min(len(self.decoded), len(decoded)))
-        if 2 * common > len(decoded):
-            cut = max(len(self.decoded) - common, self.skip)
-            self.parts.append(self.decoded[self.skip : cut])
-            self.settled_length += cut - self.skip
-            self.skip = len(decoded) - (len(self.decoded) - cut)
-            self.window, self.decoded = newest, decoded
-        self.limit = max(WINDOW_TOKENS, 2 * len(self.window))
+        half = len(self.window) // 2
+        for ids in (self.window[half:], self.window[:half] + self.window[-CONTEXT_TOKENS:]):  # or the newer has no text
+            decoded = self.tokenizer.decode(ids)
+            pairs = enumerate(zip(reversed(self.decoded), reversed(decoded)))
+            common = next((i for i, (a, b) in pairs if a != b), min(len(self.decoded), len(decoded)))
+            if 2 * common > len(decoded) or decoded == self.decoded:
+                cut = max(len(self.decoded) - common, self.skip)
+                self.parts.append(self.decoded[self.skip : cut])
+                self.settled_length += cut - self.skip
+                self.skip = len(decoded) - (len(self.decoded) - cut)
+                self.window, self.decoded = ids, decoded
+                self.limit = max(WINDOW_TOKENS, len(ids) + WINDOW_TOKENS // 2)
+                return
+        self.limit = 2 * len(self.window)
 
 
 class Completion:
