@@ -7,7 +7,7 @@ import pytest
 
 from cli_kit import train
 
-FUZZ_EXAMPLES = 1000  # of each property, with HYPOTHESIS_PROFILE=fuzz
+FUZZ_EXAMPLES = int(os.environ.get("ANYFORMER_FUZZ", "1000"))  # of each property, with HYPOTHESIS_PROFILE=fuzz
 
 
 def pytest_configure(config: pytest.Config) -> None:
