@@ -148,6 +148,11 @@ def test_a_hostile_template_is_refused_in_one_line(monkeypatch, hasty: Renderer,
         chat_sandbox.BoundedSandbox().from_string(template).render(messages=TALKS[0])
 
 
+def test_the_reason_of_a_template_moves_no_cursor():
+    with refuses("cannot render these messages: no [2J more"):
+        render_chat("{{ raise_exception('no\n\x1b[2J\ud800 more') }}", TALKS[0], {})
+
+
 def test_a_long_template_is_refused():
     with refuses("chat template has 262,145 characters"):
         render_chat(" " * (MAX_SOURCE_CHARACTERS + 1), TALKS[0], {})

@@ -46,7 +46,8 @@ def main() -> None:
         except MemoryError:
             os._exit(MEMORY_EXIT)
         except Exception as error:  # foreign code may fail in any way
-            answer = json.dumps({"error": " ".join(str(error)[:10_000].split())[:300] or type(error).__name__})
+            reason = "".join(c if c.isprintable() else " " for c in str(error)[:10_000])
+            answer = json.dumps({"error": " ".join(reason.split())[:300] or type(error).__name__})
         print(answer, flush=True)
 
 
