@@ -14,6 +14,7 @@ REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character 
 CONTEXT_TOKENS = 8  # tokens of the prompt that new tokens are decoded with: a word may depend on the one before it
 WINDOW_TOKENS = 64  # newest tokens that are decoded again with each new one, and half of them in any case
 MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1000  # of a request
+MAX_SAMPLES = 10_000  # of a prompt; they are generated together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class CompletionRequest(SamplingParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "tokens", "samples", "keep", at_least=1)
+        check_range(self, "tokens", "keep", at_least=1, at_most=10_000_000)
+        check_range(self, "samples", at_least=1, at_most=MAX_SAMPLES)
         check_range(self, "seed", at_least=0, below=1 << 40)
         if len(self.stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in self.stops):
             raise InputError(f"stop: at most {MAX_STOPS} texts of {MAX_STOP_CHARACTERS:,} characters")
