@@ -7,6 +7,8 @@ import pytest
 
 from cli_kit import train
 
+FUZZ_EXAMPLES = int(os.environ.get("ANYFORMER_FUZZ", "1000"))  # of each property, with HYPOTHESIS_PROFILE=fuzz
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """One thread, as the tests run side by side, one a core. What only hands out tests (xdist) need not load torch."""
@@ -16,7 +18,8 @@ def pytest_configure(config: pytest.Config) -> None:
     from hypothesis import settings
 
     settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40)
-    settings.load_profile("steady")
+    settings.register_profile("fuzz", deadline=None, max_examples=FUZZ_EXAMPLES, print_blob=True)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
     torch.set_num_threads(1)
 
 

@@ -1,15 +1,22 @@
 """Chat templates: the same text as the public library renders, and bounds on what a template can do."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import jinja2
 import pytest
 import tokenizers
 
 from anyformer import api
 from anyformer.data.tokenizers import build as tok
-from anyformer.data.tokenizers import chat_template
-from anyformer.data.tokenizers.chat_template import MAX_SOURCE_CHARACTERS, render_chat
+from anyformer.data.tokenizers import chat_sandbox, chat_template
+from anyformer.data.tokenizers.chat_template import MAX_SOURCE_CHARACTERS, Renderer, get_renderer, render_chat
 from anyformer.errors import InputError
 from cli_kit import assert_refused, call, train
 from data_kit import SAMPLE, refuses
@@ -96,10 +103,17 @@ def test_the_public_library_renders_the_same(template: str, talk: list[dict[str,
     assert own.encode_parsing_special(own.apply_chat_template(talk)).tolist() == ids
 
 
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Renderer]:
+    """A renderer with little time."""
+    renderer = Renderer(seconds=0.4)
+    yield renderer
+    renderer.close()
+
+
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% for a in range(9999999) %}{{ a }}{% endfor %}",
         "{% for a in range(99999) %}{{ messages[0].content * 1000 }}{% endfor %}",
         "{{ 'a' * 10**12 }}",
@@ -123,14 +137,111 @@ def test_the_public_library_renders_the_same(template: str, talk: list[dict[str,
         "{% if %}",
         "{{ nothing.at.all }}",
         "(" * 1000 + "{{" + "(" * 1000,
-        " " * (MAX_SOURCE_CHARACTERS + 1),
     ],
 )
-def test_a_hostile_template_is_refused_in_one_line(monkeypatch, template: str):
-    monkeypatch.setattr(chat_template, "MAX_TEXT_CHARACTERS", 1 << 16)  # the same bounds, reached sooner
-    monkeypatch.setattr(chat_template, "MAX_STEPS", 100_000)
+def test_a_hostile_template_is_refused_in_one_line(monkeypatch, hasty: Renderer, template: str):
+    monkeypatch.setattr(chat_template, "get_renderer", lambda pid: hasty)
     with refuses("chat template"):
         render_chat(template, TALKS[0], {})
+    monkeypatch.setattr(chat_sandbox, "MAX_TEXT_CHARACTERS", 1 << 16)  # the same bounds, reached sooner
+    with pytest.raises((jinja2.TemplateError, OverflowError, RecursionError, MemoryError, TypeError)):
+        chat_sandbox.BoundedSandbox().from_string(template).render(messages=TALKS[0])
+
+
+def test_the_reason_of_a_template_moves_no_cursor():
+    with refuses("cannot render these messages: no [2J more"):
+        render_chat("{{ raise_exception('no\n\x1b[2J\ud800 more') }}", TALKS[0], {})
+
+
+def test_a_long_template_is_refused():
+    with refuses("chat template has 262,145 characters"):
+        render_chat(" " * (MAX_SOURCE_CHARACTERS + 1), TALKS[0], {})
+
+
+@pytest.mark.parametrize("expression", ["n.x == n.y", "n.x in [n.y]", "[n.y].index(n.x)", "{n.x: 1}"])
+def test_a_single_call_without_end_is_ended(monkeypatch, hasty: Renderer, expression: str):
+    """Each is one call in C, of which no trace function hears: two trees of 2^60 leaves from 60 values."""
+    monkeypatch.setattr(chat_template, "get_renderer", lambda pid: hasty)
+    grow = "{% set n.x = (n.x, n.x) %}{% set n.y = (n.y, n.y) %}"
+    grow = "{% set n = namespace(x=1, y=1) %}{% for i in range(60) %}" + grow + "{% endfor %}"
+    with refuses("the chat template", "takes more than 0.4 seconds"):
+        render_chat(grow + "{{ " + expression + " }}", TALKS[0], {})
+
+
+def test_loops_without_end_are_ended(monkeypatch, hasty: Renderer):
+    monkeypatch.setattr(chat_template, "get_renderer", lambda pid: hasty)
+    with refuses("takes more than 0.4 seconds"):
+        render_chat("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", TALKS[0], {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system limits the memory of a process")
+def test_many_bounded_values_do_not_take_the_memory_of_the_machine():
+    start, grow = "{% set n = namespace(x=[]) %}", "{% set n.x = n.x + ['é' * 4000000 ~ i] %}"
+    with refuses("the chat template", "needs more than 256 MiB of memory"):
+        render_chat(start + "{% for i in range(99999) %}" + grow + "{% endfor %}", TALKS[0], {})
+    assert render_chat("{{ messages[0].role }}", TALKS[0], {}) == "user", "the next request gets a new process"
+
+
+# --- the process that renders ---
+
+
+def test_the_process_stays_and_is_started_again_when_it_has_died():
+    renderer = get_renderer(os.getpid())
+    assert render_chat("a{{ messages[0].role }}", TALKS[0], {}) == "auser"
+    first = renderer.process
+    assert render_chat("b", TALKS[0], {}) == "b" and renderer.process is first is not None
+    first.kill()
+    first.wait()
+    assert render_chat("c", TALKS[0], {}) == "c" and renderer.process is not first
+
+
+def test_an_interrupted_request_leaves_no_answer_for_the_next(monkeypatch):
+    def interrupt(process: subprocess.Popen, line: bytes) -> bytes:
+        exchange_lines(process, line)
+        raise KeyboardInterrupt
+
+    exchange_lines = chat_template.exchange_lines
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_template, "exchange_lines", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            render_chat("old", TALKS[0], {})
+    assert render_chat("new", TALKS[0], {}) == "new"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process cannot be forked here")
+def test_a_forked_process_renders_in_a_process_of_its_own():
+    render_chat("a", TALKS[0], {})
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            status = 0 if render_chat("b", TALKS[0], {}) == "b" else 2
+            get_renderer(os.getpid()).close()
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert render_chat("c", TALKS[0], {}) == "c"
+
+
+def test_the_process_ends_with_its_parent_and_loads_no_torch():
+    code = "import os, sys\nfrom anyformer.data.tokenizers import chat_sandbox, chat_template as c\n"
+    code += "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+    code += "c.render_chat('a', [{'role': 'user', 'content': ''}], {})\n"
+    code += "print(c.get_renderer(os.getpid()).process.pid, flush=True)\nos.kill(os.getpid(), 9)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL and result.stderr == ""
+    for _ in range(100):
+        try:
+            os.kill(int(result.stdout), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the process has outlived its parent")
+
+
+def test_methods_of_texts_act_inside_of_loops():
+    loop = "{% for m in messages %}{% set c = m.content.replace('a', 'b', 1) %}{{ ','.join([c, m.role]) }}{% endfor %}"
+    assert render_chat(loop, [{"role": "user", "content": "aa"}], {}) == "ba,user"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Completion: stop texts, streaming, seeds, and requests that make no sense."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from anyformer.data.tokenizers.build import Characters
+from anyformer.data.tokenizers.build import Bytes, Characters
 from anyformer.errors import InputError
 from anyformer.inference.completion import Completion, CompletionRequest, encode_prompts
 from anyformer.model.config import TransformerConfig
@@ -46,6 +48,35 @@ def test_streamed_texts_add_up_to_the_text():
     shown = "".join(add_text(completion, "a zz b z"))
     completion.finish_reason = "length"
     assert shown + completion.new_text() == completion.text == "a zz b z"
+
+
+def test_stop_texts_and_streaming_cost_the_same_for_every_token():
+    class Counting(Bytes):
+        n_decoded = 0
+
+        def decode(self, ids: Any) -> str:
+            self.n_decoded += len(ids)
+            return super().decode(ids)
+
+    text, counts = "so an é, a 夏 or a 🌞 is whole; " * 100 + "en" * 500 + "end. and", []
+    for n in (1000, 4000):
+        completion, shown = Completion("x", [23], tokenizer := Counting(), ["end", "or b"]), []
+        for token in text.encode()[:n]:
+            completion.add(token)
+            shown.append(completion.new_text())
+        assert "".join(shown).rstrip("en") == text.encode()[:n].decode(errors="ignore").rstrip("en")
+        counts.append(tokenizer.n_decoded / n)
+    assert counts[1] <= 1.1 * counts[0] <= 100
+    textless = Completion("x", [23], tokenizer := Counting(), ["end"])
+    for token in [97, 98] + [300] * 3000 + [99]:  # of a vocabulary that is padded
+        textless.add(token)
+    assert textless.text == "abc" and tokenizer.n_decoded < 100 * 3000
+    for token in text.encode()[4000:]:
+        if completion.add(token):
+            break
+        shown.append(completion.new_text())
+    assert completion.finish_reason == "stop" and "".join([*shown, completion.new_text()]) == completion.text
+    assert completion.text == text.split("end")[0]
 
 
 def test_the_end_token_ends_the_completion():
@@ -97,6 +128,8 @@ def test_streaming_gives_the_same_text(model: language.LanguageModel):
         ({"keep": 0}, "keep is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"prompt": []}, "no prompt"),
+        ({"stop": "a" * 1001}, "stop: at most 64 texts of 1,000 characters"),
+        ({"stop": ["a"] * 65}, "stop: at most 64 texts"),
         ({"prompt": "É"}, "no 'É'"),
     ],
 )

@@ -102,7 +102,7 @@ def prefill(stack: LocalStack, lengths: Tensor) -> KVCache:
     """Read rows of these lengths as one batch, padded on the right."""
     cache, x = stack.new_cache(len(lengths)), stack.x[: len(lengths), : int(lengths.max())].clone()
     x[torch.arange(x.shape[1]) >= lengths[:, None]] = 7.0
-    cache.prefill_lengths = lengths
+    cache.reset(lengths)
     stack(x, cache)
     cache.trim(lengths)
     return cache

@@ -123,7 +123,7 @@ def test_prompts_of_unequal_length_share_a_cache(setting):
     cache = model.new_cache()
     prompt = model.ids[:, :6].clone()
     prompt[torch.arange(6) >= lengths[:, None]] = 0  # padding on the right
-    cache.prefill_lengths = lengths
+    cache.reset(lengths)
     outputs = [model(prompt, ALL, cache)[torch.arange(B), lengths - 1]]
     cache.trim(lengths)
     positions = lengths[:, None] + torch.arange(steps)

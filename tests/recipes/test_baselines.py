@@ -12,7 +12,8 @@ from torch import nn
 from anyformer import api
 from anyformer.baselines.recurrent import RecurrentSeq2Seq, RNNSearch, Seq2SeqLSTM
 from anyformer.baselines.window_lm import WindowLM
-from anyformer.inference.decode import new_cache, prefill, step
+from anyformer.inference.decode import generate, new_cache, prefill, step
+from anyformer.inference.sampling import SamplingParams
 from anyformer.model import within
 from cli_kit import assert_refused, call
 
@@ -61,6 +62,22 @@ def test_the_window_lm_cached_is_uncached():
             torch.testing.assert_close(row_logits, model(torch.tensor([row]))[0, -1])
         rows = [[*row, token] for row, token in zip(rows, new, strict=True)]
         logits = step(model, torch.tensor(new), cache)
+
+
+@pytest.mark.parametrize("keep", [None, 1, 16])
+def test_the_window_lm_decodes_short_rows_beside_rows_past_their_context_as_alone(keep: int | None):
+    """When the long row is read again from its newest tokens, so are the short ones: from before their first token."""
+    torch.manual_seed(0)
+    model = WindowLM(11, 5, 7, words=4, context=16, direct=True, dropout=0.0).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    prompts = [[3], [i % 11 for i in range(40)], [7, 8]]
+
+    def decode(prompts: list[list[int]]) -> list[tuple]:
+        params = SamplingParams(temperature=0)
+        return list(zip(*generate(model, prompts, tokens=30, sampling=params, seeds=[0] * len(prompts), keep=keep)))
+
+    assert decode(prompts) == [decode([prompt])[0] for prompt in prompts]
 
 
 # --- 2014 ---

@@ -25,7 +25,11 @@ class RecurrentState:
     is_unbounded = False
 
     def __init__(self, device: torch.device):
-        self.device, self.lengths = device, 0
+        self.device = device
+        self.reset()
+
+    def reset(self, prefill_lengths: Tensor | None = None) -> None:
+        """Forget what was read: the next tokens are the first ones of their rows."""
         self.state: State | None = None
 
     def trim(self, lengths: Tensor) -> None:

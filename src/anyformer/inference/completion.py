@@ -12,6 +12,8 @@ from .sampling import SamplingParams
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
 CONTEXT_TOKENS = 8  # tokens of the prompt that new tokens are decoded with: a word may depend on the one before it
+WINDOW_TOKENS = 64  # newest tokens that are decoded again with each new one, and half of them in any case
+MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1000  # of a request
 MAX_SAMPLES = 10_000  # of a prompt; they are generated together
 
 
@@ -40,6 +42,8 @@ class CompletionRequest(SamplingParams):
         check_range(self, "tokens", "keep", at_least=1, at_most=10_000_000)
         check_range(self, "samples", at_least=1, at_most=MAX_SAMPLES)
         check_range(self, "seed", at_least=0, below=1 << 40)
+        if len(self.stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in self.stops):
+            raise InputError(f"stop: at most {MAX_STOPS} texts of {MAX_STOP_CHARACTERS:,} characters")
         if not self.prompts:
             raise InputError("there is no prompt to continue")
 
@@ -52,16 +56,70 @@ class CompletionRequest(SamplingParams):
         return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop) if text]
 
 
+class GrowingText:
+    """The text of ids that come one after the other, of which only the newest are decoded again.
+
+    What an id adds may depend on those before it: a character can have several ids, a word a space before it. The
+    oldest ids of the window are dropped only where decoding without them gives the same text, except at its start.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context_ids: Sequence[int]):
+        self.tokenizer, self.window, self.limit = tokenizer, list(context_ids), WINDOW_TOKENS
+        self.decoded = tokenizer.decode(self.window)
+        self.skip = len(self.decoded)
+        """Characters at the start of the window's text that are not new: of the prompt, or in `parts`."""
+        self.parts: list[str] = []
+        self.settled_length = 0
+        """Characters in `parts`, the text of ids that have left the window."""
+        self.is_decoded = True
+
+    def append(self, token: int) -> None:
+        self.window.append(token)
+        self.is_decoded = False
+
+    def text_from(self, start: int) -> str:
+        """The text from this character on."""
+        if not self.is_decoded:
+            self.decoded, self.is_decoded = self.tokenizer.decode(self.window), True
+            if len(self.window) >= self.limit:
+                self.shrink()
+        pieces, first = [self.decoded[self.skip :]], self.settled_length
+        for part in reversed(self.parts):
+            if first <= start:
+                break
+            pieces.append(part)
+            first -= len(part)
+        return "".join(reversed(pieces))[start - first :]
+
+    def shrink(self) -> None:
+        """Drop the older half of the window, or let it grow where the text depends on it."""
+        half = len(self.window) // 2
+        for ids in (self.window[half:], self.window[:half] + self.window[-CONTEXT_TOKENS:]):  # or the newer has no text
+            decoded = self.tokenizer.decode(ids)
+            pairs = enumerate(zip(reversed(self.decoded), reversed(decoded)))
+            common = next((i for i, (a, b) in pairs if a != b), min(len(self.decoded), len(decoded)))
+            if 2 * common > len(decoded) or decoded == self.decoded:
+                cut = max(len(self.decoded) - common, self.skip)
+                self.parts.append(self.decoded[self.skip : cut])
+                self.settled_length += cut - self.skip
+                self.skip = len(decoded) - (len(self.decoded) - cut)
+                self.window, self.decoded = ids, decoded
+                self.limit = max(WINDOW_TOKENS, len(ids) + WINDOW_TOKENS // 2)
+                return
+        self.limit = 2 * len(self.window)
+
+
 class Completion:
     """One continuation of a prompt, as it grows."""
 
     def __init__(self, prompt: str, ids: list[int], tokenizer: Tokenizer, stops: Sequence[str]):
         self.prompt, self.tokenizer, self.stops = prompt, tokenizer, stops
-        self.context_ids = ids[-CONTEXT_TOKENS:]
-        self.context_length = len(tokenizer.decode(self.context_ids))
+        self.growing_text = GrowingText(tokenizer, ids[-CONTEXT_TOKENS:])
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
         self.shown_length = 0
+        self.stop_start: int | None = None
+        """The character at which the first stop text begins."""
 
     def add(self, token: int) -> bool:
         """Append a token. Returns whether the continuation ends with it."""
@@ -69,32 +127,41 @@ class Completion:
             self.finish_reason = "stop"
             return True
         self.tokens.append(token)
-        if self.stops and len(self.text) < len(self.decode()):
-            self.finish_reason = "stop"
+        self.growing_text.append(token)
+        if self.stops:
+            self.find_stop()
         return self.finish_reason is not None
 
-    def decode(self) -> str:
-        """Return the text of all tokens, a stop text included."""
-        return self.tokenizer.decode(self.context_ids + self.tokens)[self.context_length :]
+    def find_stop(self) -> None:
+        """Look for stop texts in what is new, and in what they may have begun in."""
+        start = max(0, self.growing_text.settled_length - max(map(len, self.stops)))
+        text = self.growing_text.text_from(start)
+        if starts := [i for i in map(text.find, self.stops) if i >= 0]:
+            self.stop_start, self.finish_reason = start + min(starts), "stop"
 
     @property
     def text(self) -> str:
         """The text before the first stop text."""
-        text = self.decode()
-        return text[: min((i for i in map(text.find, self.stops) if i >= 0), default=None)]
+        return self.growing_text.text_from(0)[: self.stop_start]
 
     def new_text(self) -> str:
         """Return the text added since the last call, without an incomplete character or the start of a stop text."""
-        text = self.text
+        text = self.growing_text.text_from(self.shown_length)
+        if self.stop_start is not None:
+            text = text[: max(0, self.stop_start - self.shown_length)]
         if self.finish_reason is None:
             text = text.rstrip(REPLACEMENT_CHARACTER)
-            withheld = max((n for stop in self.stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
-            text = text[: len(text) - withheld]
-        new, self.shown_length = text[self.shown_length :], max(self.shown_length, len(text))
-        return new
+            text = text[: len(text) - max((overlap(text, stop) for stop in self.stops), default=0)]
+        self.shown_length += len(text)
+        return text
 
     def result(self) -> dict[str, Any]:
         return {"prompt": self.prompt, "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+
+
+def overlap(text: str, stop: str) -> int:
+    """The length of the longest end of the text with which a stop text could begin."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionRequest) -> Iterator[list[Completion]]:

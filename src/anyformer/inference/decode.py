@@ -50,7 +50,7 @@ def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Te
     Shorter rows are padded on the right: in a causal model no token reads what comes after it.
     """
     ids, lengths = pad_rows(rows)
-    cache.lengths, cache.prefill_lengths = 0, lengths
+    cache.reset(lengths)
     x = model.hidden(ids.to(cache.device), cache)
     cache.trim(lengths)
     last = (lengths - 1).to(x.device)

@@ -27,10 +27,12 @@ class KVCache:
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
         self.memory: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
         self.embeds_positions = config.position in ("learned", "sinusoidal")
-        self.lengths = 0
-        self.prefill_lengths: Tensor | None = None
-        """Length of each row without padding, (B,), set before a prefill of padded rows. A ring buffer needs it before
-        padding overwrites keys."""
+        self.reset()
+
+    def reset(self, prefill_lengths: Tensor | None = None) -> None:
+        """Forget all nodes but the memory. `prefill_lengths` (B,): of the rows that will be read next, without their
+        padding; a ring buffer needs them before padding overwrites keys."""
+        self.lengths, self.prefill_lengths = 0, prefill_lengths
 
     @property
     def lengths(self) -> int | Tensor:
@@ -63,7 +65,7 @@ class KVCache:
         is_announced = prefill_lengths is not None and torch.equal(prefill_lengths, lengths.to(prefill_lengths.device))
         has_overwritten = any(kv is not None and kv[0].shape[2] < self.max_length for kv in self.layers)
         if has_overwritten and not is_announced and bool((lengths < self.max_length).any()):
-            raise ValueError("a layer that keeps a window cannot go back: set `prefill_lengths` before reading")
+            raise ValueError("a layer that keeps a window cannot go back: reset it with `prefill_lengths` before")
         self.lengths = int(lengths[0]) if bool((lengths == lengths[0]).all()) else lengths.to(self.device)
 
     def reorder(self, rows: Tensor) -> None:

@@ -1,33 +1,30 @@
-"""Render messages with a checkpoint's chat template: a program in Jinja, which is run in a sandbox.
+"""Render messages with a checkpoint's chat template, in a process of its own (`chat_sandbox`).
 
-The template gets the variables and functions of the public library and no others. Its cost is bounded: the size of its
-source, the number of lines that it runs, and the length of any text that it builds.
+The template is foreign code: it may run for ever, or ask for more memory than there is, inside of a single call that
+Python cannot interrupt. The process has limits of memory and time, is started at the first request, stays for the next
+ones, and ends with this one.
 """
 
+import atexit
 import functools
 import json
+import math
+import os
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
-from types import FrameType
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 
 from ...errors import InputError
 
 MAX_SOURCE_CHARACTERS = 1 << 18
-MAX_TEXT_CHARACTERS = 1 << 22  # of any value that a template builds
-MAX_STEPS = 1_000_000  # lines of the template
-MAX_SECONDS = 20.0
-# Methods of texts, and filters, whose result can be much longer than the text.
-WIDENING_METHODS = {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"}
-WIDENING_FILTERS = ("center", "format", "indent", "batch", "slice", "wordwrap", "xmlattr", "pprint", "urlize")
+MAX_SECONDS = 10  # of CPU time of a request
+PATIENCE = 3  # times as many seconds pass on a busy machine, or where the system has no limit of CPU time
+MAX_MEMORY = 1 << 28  # bytes of address space besides those of Python itself
+MAX_ANSWER = 1 << 26  # bytes
+MEMORY_EXIT, CPU_SIGNAL = 70, 24  # how a process ends at these limits
 
 
 def render_chat(template: str, messages: Any, names: Mapping[str, str], add_generation_prompt: bool = True) -> str:
@@ -39,18 +36,16 @@ def render_chat(template: str, messages: Any, names: Mapping[str, str], add_gene
     check_messages(messages)
     if len(template) > MAX_SOURCE_CHARACTERS:
         raise InputError(f"the chat template has {len(template):,} characters, more than {MAX_SOURCE_CHARACTERS:,}")
-    previous_trace = sys.gettrace()
+    values = {**names, "messages": messages, "tools": None, "documents": None}
+    values["add_generation_prompt"] = add_generation_prompt
     try:
-        sandbox = BoundedSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
-        compiled = sandbox.from_string(template)
-        values = {"messages": json.loads(json.dumps(messages)), "tools": None, "documents": None}
-        sys.settrace(StepLimit())
-        return compiled.render(**names, **values, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # foreign code may fail in any way
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"the chat template cannot render these messages: {reason}") from None
-    finally:
-        sys.settrace(previous_trace)
+        line = json.dumps({"template": template, "values": values}).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"messages cannot be written as JSON: {error}") from None
+    answer = get_renderer(os.getpid()).request(line)
+    if "error" in answer:
+        raise InputError(f"the chat template cannot render these messages: {answer['error']}")
+    return answer["text"]
 
 
 def check_messages(messages: Any) -> None:
@@ -62,162 +57,82 @@ def check_messages(messages: Any) -> None:
             raise InputError(f"message {i}: expected an object with the texts role and content, found {message!r:.80}")
 
 
-class StepLimit:
-    """A trace function that counts the lines of the template that this thread runs."""
-
-    def __init__(self) -> None:
-        self.steps_left, self.deadline = MAX_STEPS, time.monotonic() + MAX_SECONDS
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != "<template>":
-            return None
-        self.steps_left -= 1
-        if self.steps_left < 0 or time.monotonic() > self.deadline:
-            raise jinja2.TemplateError(f"it takes more than {MAX_STEPS:,} steps or {MAX_SECONDS:.0f} seconds")
-        return self
+@functools.lru_cache(maxsize=1)
+def get_renderer(pid: int) -> "Renderer":
+    """Return the renderer of this process: a process that was forked has one of its own."""
+    return Renderer()
 
 
-class ConcatToJoin(NodeTransformer):
-    """Replace a ~ b, which a sandbox cannot intercept, by the filter `join`, which is bounded."""
+class Renderer:
+    """The process that renders, started when it is needed and again after it has died. Threads wait for each other."""
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 (the name is Jinja's)
-        self.generic_visit(node)
-        return nodes.Filter(nodes.List(node.nodes), "join", [], [], None, None, lineno=node.lineno)
+    def __init__(self, seconds: float = MAX_SECONDS):
+        self.seconds, self.lock = seconds, threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
 
+    def request(self, line: bytes) -> dict[str, Any]:
+        """Return the answer of the process: {"text"}, or {"error"}, also for one that had to be ended."""
+        answer = b""
+        with self.lock:
+            process, deadline = self.start(), time.monotonic() + self.seconds * PATIENCE
+            timer = threading.Timer(self.seconds * PATIENCE, process.kill)
+            timer.daemon = True
+            timer.start()
+            try:
+                answer = exchange_lines(process, line)
+            finally:
+                timer.cancel()
+                if not answer.endswith(b"\n"):  # it has died, or the caller was interrupted
+                    self.close(kill=True)
+        if answer.endswith(b"\n"):
+            return json.loads(answer)
+        return {"error": self.explain_death(process.returncode, time.monotonic() >= deadline)}
 
-class BoundedSandbox(ImmutableSandboxedEnvironment):
-    """The sandbox of Jinja, with bounds on the length of texts and lists and on the size of numbers."""
+    def start(self) -> subprocess.Popen[bytes]:
+        if self.process is None or self.process.poll() is not None:
+            self.close()
+            # The path of this process, in which it has found this package; -P: nothing else.
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+            command = [sys.executable, "-P", "-m", f"{__package__}.chat_sandbox", str(math.ceil(self.seconds))]
+            pipe = subprocess.PIPE
+            try:
+                self.process = subprocess.Popen(
+                    command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+                )
+            except OSError as error:
+                raise InputError(f"the process that renders chat templates cannot be started: {error}") from None
+        return self.process
 
-    intercepted_binops = frozenset(["*", "**", "+", "%"])
+    def explain_death(self, status: int, is_late: bool) -> str:
+        if is_late or status == -CPU_SIGNAL:
+            return f"it takes more than {self.seconds:g} seconds"
+        if status == MEMORY_EXIT:
+            return f"it needs more than {MAX_MEMORY >> 20} MiB of memory"
+        return f"its process ends with status {status}"
 
-    def __init__(self, **options: Any):
-        super().__init__(finalize=check_size, **options)
-        filters: dict[str, Any] = {name: f for name, f in self.filters.items() if name not in WIDENING_FILTERS}
-        filters |= {"tojson": tojson, "join": join, "replace": replace, "indent": indent}
-        self.filters = {name: bound_filter(value) for name, value in filters.items()}
-        functions: dict[str, Any] = {"raise_exception": raise_exception, "strftime_now": strftime_now}
-        self.globals.update(functions)
-        self.globals.pop("lipsum", None)
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return ConcatToJoin().visit(super()._parse(source, name, filename))
-
-    @staticmethod
-    def concat(parts: Iterable[str]) -> str:
-        return "".join(to_texts(parts))
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return not (isinstance(obj, str) and attr in WIDENING_METHODS) and super().is_safe_attribute(obj, attr, value)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and not (abs(left) < 1 << 20 and abs(right) <= 64):
-            raise jinja2.TemplateError("it raises a number to too high a power")
-        if operator == "*" and isinstance(left, str | list | tuple) | isinstance(right, str | list | tuple):
-            sizes = [len(x) if isinstance(x, str | list | tuple) else abs(x) for x in (left, right)]
-            check_count(sizes[0] * sizes[1])
-        if operator == "%" and isinstance(left, str):
-            raise jinja2.TemplateError("it formats with %, which is not supported")
-        return check_length(super().call_binop(context, operator, left, right))
-
-    def call(self, context: Any, function: Any, /, *values: Any, **named: Any) -> Any:
-        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-        if isinstance(owner, str) and name == "replace" and len(values) >= 2:
-            return replace(owner, *values, **named)
-        if isinstance(owner, str) and name == "join" and len(values) == 1:
-            return check_length(owner.join(to_texts(values[0], len(owner))))
-        return super().call(context, function, *values, **named)
-
-
-class Generation(Extension):
-    """{% generation %} ... {% endgeneration %} marks the trained part; here it has no effect."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def check_count(n: int) -> None:
-    if n > MAX_TEXT_CHARACTERS:
-        raise jinja2.TemplateError(f"it makes a text of more than {MAX_TEXT_CHARACTERS:,} characters")
+    def close(self, kill: bool = False) -> None:
+        """End the process, if there is one."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if kill:
+            process.kill()
+        try:
+            process.communicate(timeout=1)  # closes its input, at which it ends
+        except (subprocess.TimeoutExpired, OSError, ValueError):
+            process.kill()
+            process.wait()
 
 
-def check_length(value: Any) -> Any:
-    check_count(len(value) if isinstance(value, str | list | tuple | range) else 0)
-    if isinstance(value, int) and value.bit_length() > 4096:
-        raise jinja2.TemplateError("it makes a number of more than 4,096 bits")
-    return value
-
-
-def check_size(value: Any) -> Any:
-    """Return a value that is not too long when written out: a list may contain another one many times."""
-    total, stack = 0, [value]
-    while stack and isinstance(value, list | tuple | dict):
-        item = stack.pop()
-        total += len(item) + 1 if isinstance(item, str | list | tuple | dict) else 1
-        check_count(total)
-        if isinstance(item, dict):
-            stack += [*item.keys(), *item.values()]
-        elif isinstance(item, list | tuple):
-            stack += item
-    return value
-
-
-def bound_filter(filter: Callable[..., Any]) -> Callable[..., Any]:
-    """Check the size of a filter's arguments and of its result."""
-
-    @functools.wraps(filter)
-    def wrapper(*values: Any, **named: Any) -> Any:
-        for value in (*values, *named.values()):
-            check_size(value)
-        return check_length(filter(*values, **named))
-
-    return wrapper
-
-
-def to_texts(parts: Iterable[Any], separator_length: int = 0) -> list[str]:
-    """Convert parts that are not too long together."""
-    texts, total = [], 0
-    for part in parts:
-        texts.append(str(check_size(part)))
-        total += len(texts[-1]) + separator_length
-        check_count(total)
-    return texts
-
-
-# --- filters and functions of templates ---
-
-
-def join(value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
-    parts = (part[attribute] for part in value) if attribute else value
-    return str(d).join(to_texts(parts, len(str(d))))
-
-
-def replace(text: Any, old: Any, new: Any, count: int | None = -1) -> str:
-    text, old, new = str(text), str(old), str(new)
-    check_count(len(text) + (len(text) + 1 if not old else text.count(old)) * len(new))
-    return text.replace(old, new, -1 if count is None else count)
-
-
-def indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    space = width if isinstance(width, str) else " " * min(width, 100)
-    lines = str(text).splitlines() or [""]
-    indented = [line if (i == 0 and not first) or not (line or blank) else space + line for i, line in enumerate(lines)]
-    return "\n".join(to_texts(indented))
-
-
-def tojson(
-    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    space = min(indent, 100) if isinstance(indent, int) else None
-    options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": separators, "sort_keys": sort_keys}
-    return check_length(json.dumps(x, indent=space, **options))
-
-
-def raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def strftime_now(form: str) -> str:
-    return datetime.now().strftime(form[:1000])
+def exchange_lines(process: subprocess.Popen[bytes], line: bytes) -> bytes:
+    """Write a line and return the line that follows, without its end where the process has died."""
+    stdin, stdout = process.stdin, process.stdout
+    if stdin is None or stdout is None:
+        raise ValueError("the process has no pipes")
+    try:
+        stdin.write(line)
+        stdin.flush()
+        return stdout.readline(MAX_ANSWER)
+    except OSError:
+        return b""

@@ -1,7 +1,8 @@
 """Weights for inference: fused, in fewer bits, packed for the processor.
 
 To write one token, all weights are read once, and memory bandwidth decides: weights of a quarter of the bytes take a
-quarter of the time. Norms, residual stream, keys, values and the output of each map stay in float32.
+quarter of the time. Norms, residual stream, keys, values and the output of each map stay in float32. The kernel of int8
+depends on the number of rows, so that a row is rounded differently in another batch.
 
 Shapes: R rows of I numbers in, O numbers out.
 """
