@@ -11,6 +11,7 @@ ahead.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -71,6 +72,7 @@ class RowTable:
         self.where, self.places = where, [place for place, _ in pairs]
         names = dict.fromkeys(str(name) for _, row in pairs for name in row)
         self.cells = {name: [row.get(name) for _, row in pairs] for name in names}
+        self.numeric: dict[str, bool] = {}  # what `is_numeric` has found out
 
     def require(self, names: Sequence[str]) -> None:
         for name in names:
@@ -79,18 +81,20 @@ class RowTable:
 
     def is_numeric(self, name: str) -> bool:
         """Whether most of the cells that are not missing are numbers."""
-        cells = [cell for cell in self.cells[name] if not is_missing(cell)]
-        return 2 * sum(parse_number(cell) is not None for cell in cells) > len(cells)
+        if name not in self.numeric:
+            others = [cell for cell in self.cells[name] if parse_number(cell) is None]
+            numbers, texts = len(self.places) - len(others), sum(not is_missing(cell) for cell in others)
+            self.numeric[name] = numbers > texts
+        return self.numeric[name]
 
     def read_numbers(self, name: str) -> np.ndarray:
         """Return a column as numbers, NaN where a cell is missing. Raises InputError for a text."""
         numbers = np.full(len(self.places), np.nan)
         for i, cell in enumerate(self.cells[name]):
-            if not is_missing(cell):
-                number = parse_number(cell)
-                if number is None:
-                    raise InputError(f"{self.places[i]}: {name} is {str(cell)[:40]!r}; expected a number")
+            if (number := parse_number(cell)) is not None:
                 numbers[i] = number
+            elif not is_missing(cell):
+                raise InputError(f"{self.places[i]}: {name} is {str(cell)[:40]!r}; expected a number")
         return numbers
 
 
@@ -161,7 +165,7 @@ def find_time_columns(rows: RowTable) -> list[str]:
 
 
 def looks_like_times(rows: RowTable, name: str) -> bool:
-    cells = [cell for cell in read_time_cells(rows, [name]) if not is_missing(cell)][:20]
+    cells = list(islice((cell for cell in read_time_cells(rows, [name]) if not is_missing(cell)), 20))
     return 2 * sum(parse_time(cell) is not None for cell in cells) > len(cells)
 
 
@@ -193,9 +197,10 @@ def read_times(rows: RowTable, names: list[str]) -> tuple[np.ndarray | None, str
     """Return the seconds of each row and the zone. Raises InputError for what is no time, and for several zones."""
     if not names:
         return None, ""
-    seconds, zone = np.zeros(len(rows.places), np.int64), None
-    for i, (place, cell) in enumerate(zip(rows.places, read_time_cells(rows, names), strict=True)):
-        parsed = parse_time(cell)
+    seconds, zone, cells = np.zeros(len(rows.places), np.int64), None, read_time_cells(rows, names)
+    texts = {text: parse_time(text) for text in {cell for cell in cells if isinstance(cell, str)}}  # of many series
+    for i, (place, cell) in enumerate(zip(rows.places, cells, strict=True)):
+        parsed = texts[cell] if isinstance(cell, str) else parse_time(cell)
         if parsed is None:
             raise InputError(f"{place}: {names[0]} is {cell!r}; expected a time such as 2024-01-31 or 2024-01-31T12:00")
         zone = parsed[1] if zone is None else zone
