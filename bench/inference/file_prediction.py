@@ -4,9 +4,9 @@
     python -m bench.inference.file_prediction classify:small multimodal:table --rows 2000 --seconds 5
 
 "one by one" calls `predict` for each row, without a file; "batched" is `predict_file`, from file to file. "floor" is
-what the forward passes of the batches alone would allow. A row of `forecast` is a series of 60 steps. The models are
-untrained: what they have learned does not change how long they take, but for texts that end early. Times are CPU
-seconds of one thread, so that other processes do not matter much.
+what the forward passes of the batches alone would allow. A row of `forecast` is a series of 60 steps,
+one by one in a table of its own. The models are untrained: what they have learned does not change how long they take,
+but for texts that end early. Times are CPU seconds of one thread, so that other processes do not matter much.
 """
 
 import json
@@ -87,13 +87,16 @@ def time_forwards(model: torch.nn.Module) -> Iterator[list[float]]:
         hook.remove()
 
 
-def write_series(file: Path, count: int) -> list[list[float]]:
-    """Write a table of series of 60 steps, and return their numbers."""
-    series = np.random.default_rng(0).normal(size=(count, 60)).cumsum(1).round(3).tolist()
-    dates = np.datetime64("2024-01-01") + np.arange(60)
-    rows = [f"{date},s{i},{x}\n" for i, values in enumerate(series) for date, x in zip(dates, values, strict=True)]
-    file.write_text("date,id,value\n" + "".join(rows))
-    return series
+def write_series(file: Path, count: int) -> list[str]:
+    """Write a table of series of 60 steps, and the first ones each as a table of its own. Returns their paths."""
+    dates, names, tables = np.datetime64("2024-01-01") + np.arange(60), "date,id,value\n", []
+    for i, values in enumerate(np.random.default_rng(0).normal(size=(count, 60)).cumsum(1)):
+        tables.append("".join(f"{date},s{i},{x:.3f}\n" for date, x in zip(dates, values, strict=True)))
+    file.write_text(names + "".join(tables))
+    paths = [file.with_name(f"{i}.csv") for i in range(min(count, 100))]
+    for path, table in zip(paths, tables):
+        path.write_text(names + table)
+    return list(map(str, paths))
 
 
 def write_inputs(name: str, recipe: Any, model: Any, config: Any, file: Path, count: int) -> tuple[list[Any], dict]:
