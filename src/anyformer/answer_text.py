@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 TABLE_ROWS = 6  # of an answer that is a table
+MAX_INPUT_CHARS = 200
 
 
 def format_prediction(answer: Mapping[str, Any]) -> list[str]:
@@ -18,23 +19,27 @@ def format_prediction(answer: Mapping[str, Any]) -> list[str]:
 
 
 def format_result(result: Any) -> str:
-    """Format a result: "input → text", "label, probability 0.93 (truth: label)"; of several targets each by its name;
+    """Format a result: "input → label, probability 0.93 (truth: label)"; of several targets each by its name;
     lists of the same length as the columns of a table; anything else as JSON."""
     if not isinstance(result, dict) or not result:
         return json.dumps(result, ensure_ascii=False)
-    answer = result.get("text", result.get("label"))
-    if isinstance(result.get("input"), str) and isinstance(answer, str):
-        return f"{result['input']} → {answer}"
-    if isinstance(result.get("label", result.get("value")), str | int | float):
-        text = str(result["label"]) if "label" in result else f"{result['value']:.4g}"
+    answer = result.get("text", result.get("label", result.get("value")))
+    if isinstance(answer, str | int | float):
+        text = answer if isinstance(answer, str) else f"{answer:.4g}"
         text += f", probability {result['probability']:.2f}" if "probability" in result else ""
-        return text + (f" (truth: {result['truth']})" if "truth" in result else "")
+        text += f" (truth: {result['truth']})" if "truth" in result else ""
+        return f"{shorten(result['input'])} → {text}" if isinstance(result.get("input"), str) else text
     if columns := select_columns(result):
         facts = [f"{name} {value}" for name, value in result.items() if isinstance(value, str | int | float)]
         return ", ".join([*facts, f"{max(map(len, columns.values()))} values"]) + "\n" + format_table(columns)
     if all(isinstance(value, dict) for value in result.values()):
         return "; ".join(f"{name}: {format_result(value)}" for name, value in result.items())
     return json.dumps(result, ensure_ascii=False)
+
+
+def shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_INPUT_CHARS else f"{text[:MAX_INPUT_CHARS]}…"
 
 
 def select_columns(result: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
