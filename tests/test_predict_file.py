@@ -15,6 +15,7 @@ from anyformer.events import listen
 from anyformer.predict_file import predict_file
 from anyformer.recipe import FileInput
 from cli_kit import nothing_changes
+from data_kit import refuses
 
 
 def answer(text: Any) -> dict[str, Any]:
@@ -174,9 +175,12 @@ def test_a_recipe_that_answers_one_by_one(key: str, tmp_path: Path):
 
 def test_paths_are_relative_to_the_file(tmp_path: Path):
     recipe = Recipe(("path",), is_path=True)
-    predict(write(tmp_path / "a.csv", "path\nx/a.png\n/b.png\n"), recipe=recipe)
-    assert sorted(recipe.batches[0]) == sorted([str(tmp_path / "x" / "a.png"), "/b.png"])
-    assert [row["path"] for row in read_csv(tmp_path / "out.csv")] == ["x/a.png", "/b.png"]
+    inside = str(tmp_path / "b.png")
+    predict(write(tmp_path / "a.csv", f"path\nx/a.png\n{inside}\n"), recipe=recipe)
+    assert sorted(recipe.batches[0]) == sorted([str(tmp_path / "x" / "a.png"), inside])
+    assert [row["path"] for row in read_csv(tmp_path / "out.csv")] == ["x/a.png", inside]
+    with refuses("a.csv, line 2: '/b.png' is outside", "ANYFORMER_FILES"):
+        predict(write(tmp_path / "a.csv", "path\n/b.png\n"), recipe=recipe)
 
 
 # --- bad rows ---

@@ -24,7 +24,8 @@ from .search_space import SearchSpace
 
 StreamState = dict[str, Any]
 """The position of a stream of batches, as JSON; passed back to `batches`, the stream continues exactly there.
-"step": batches so far; "tokens": nodes so far; "data": a hash of the data's content."""
+"step": batches so far; "tokens": nodes so far; "data": a hash of the data's content.
+Maybe "rows": how many are for training and for validation; "skipped", "cut": how many were left out and cut."""
 
 BatchStream = Iterator[tuple[dict[str, Any], StreamState]]
 """What `batches` yields: each batch, and the state to continue from after it."""
@@ -195,6 +196,24 @@ class SupportsFigures(Protocol):
     """The report of a run shows figures of the trained model."""
 
     def figures(self, model: Any, config: Any) -> list[Figure]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Rows of the validation split that show what a model does, as plain values."""
+
+    request: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """For `predict`. Empty: the recipe's own example."""
+    truths: list[Any] = dataclasses.field(default_factory=list)
+    """What each result should be."""
+
+
+@runtime_checkable
+class SupportsExamples(Protocol):
+    """The samples of a training, and `predict` without an input, are of the user's data. The examples are stored in the
+    run directory and never in a checkpoint."""
+
+    def examples(self, config: Any) -> Examples: ...
 
 
 @runtime_checkable

@@ -78,7 +78,8 @@ def make_inputs(name: str, model: Any, folder: Path) -> list[Any]:
     if name == "vision":
         return write_images(folder, model.size)
     if name == "multimodal":
-        rows = [dict(row) for row in model.schema.examples]
+        recipe, _, config = build(name)
+        rows = recipe.examples(config).request["input"]
         return [*rows, {key: value for key, value in rows[0].items() if key != model.schema.fields[0].name}]
     return INPUTS[name]
 

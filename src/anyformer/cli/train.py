@@ -49,10 +49,11 @@ class Options:
     deviation of the final metrics. With --minutes each run takes as long; --resume continues the series."""
     folds: int | None = None
     """Cross-validation: train on all but each of so many parts of the rows in turn, into OUT-fold-1 ..., and print the
-    mean and the standard deviation of the final metrics, also into OUT/result.json."""
+    mean and the standard deviation of the final metrics, also into OUT/result.json. With --minutes each fold takes as
+    long, so that 5 folds take 5 times the minutes."""
     compare: bool = False
     """Train another kind of model beside on the same split (of tables gradient boosting, which needs scikit-learn), and
-    say at the end which was better."""
+    say at the end which was better; with --folds, on how many of them."""
     init: Annotated[Path | None, "Start from this run, public checkpoint or owner/name of the hub (fine-tuning)."] = (
         None
     )

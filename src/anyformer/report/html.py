@@ -121,8 +121,13 @@ def describe_baselines(result: Tree) -> list[str]:
         if not is_number(value) or not numbers:
             continue
         sign = -1 if is_lower_better(metric) else 1
-        worse = [name for name, x in numbers.items() if not sign * (value - x) > 0]
-        verdict = f"No better than {' or '.join(worse)}" if worse else f"Better than {' and '.join(numbers)}"
+        leads = {name: sign * (value - x) for name, x in numbers.items()}
+        verdict = f"Better than {' and '.join(name for name, lead in leads.items() if lead > 0)}"
+        if min(leads.values()) < 0:
+            verdict = f"No better than {' or '.join(name for name, lead in leads.items() if lead <= 0)}"
+        elif min(leads.values()) == 0:
+            equal = f"Equal to {' and '.join(name for name, lead in leads.items() if lead == 0)}"
+            verdict = f"{equal}, b{verdict[1:]}" if max(leads.values()) > 0 else equal
         values = ", ".join(f"{name} {x:.3g}" for name, x in numbers.items())
         sentences.append(f"{verdict}: {format_metric(metric)} {value:.3g} ({values}).")
     return sentences
