@@ -32,14 +32,12 @@ PRESETS = {"forecast": "small"}  # others: tiny
 SETTINGS = {name: {"tokens": 20, "temperature": 0} for name in PROMPTS}
 
 
-def make_rows(name: str, model: Any, column: str, count: int, folder: Path) -> Iterator[dict[str, Any]]:
+def make_rows(name: str, config: Any, column: str, count: int, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield rows that a recipe reads, of different lengths where it reads texts."""
     rng = np.random.default_rng(0)
-    if name == "multimodal":
-        yield from ([dict(row) for row in model.schema.examples] * count)[:count]
-    elif name == "control":
-        example = model.normalizer.example
-        yield from ((example if isinstance(example, list) else [example]) * count)[:count]
+    if name in ("multimodal", "control"):
+        recipe = recipes.load_recipe(name)
+        yield from (recipe.examples(config).request["input"] * count)[:count]
     for i in range(count if name not in ("multimodal", "control") else 0):
         if name in ("vision", "speech"):
             yield {column: write_media(name, folder, i % 50)}
@@ -104,7 +102,7 @@ def write_inputs(name: str, recipe: Any, model: Any, config: Any, file: Path, co
     if isinstance(recipe, recipes.SupportsTablePredict):  # a row of it is a series
         return write_series(file, count), {}
     source = recipe.file_input(model, config)
-    rows = make_rows(name, model, source.columns[0], count, file.parent)
+    rows = make_rows(name, config, source.columns[0], count, file.parent)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = RowReader(file, source.columns).rows()
     inputs = [read_input(source, row, file.parent) for _, row in islice(pairs, 500) if isinstance(row, dict)]
