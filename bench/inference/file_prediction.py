@@ -4,9 +4,9 @@
     python -m bench.inference.file_prediction classify:small multimodal:table --rows 2000 --seconds 5
 
 "one by one" calls `predict` for each row, without a file; "batched" is `predict_file`, from file to file. "floor" is
-what the forward passes of the batches alone would allow. The models are untrained: what they have learned does not
-change how long they take, but for texts that end early. Times are CPU seconds of one thread, so that other processes do
-not matter much.
+what the forward passes of the batches alone would allow. A row of `forecast` is a series of 60 steps,
+one by one in a table of its own. The models are untrained: what they have learned does not change how long they take,
+but for texts that end early. Times are CPU seconds of one thread, so that other processes do not matter much.
 """
 
 import json
@@ -28,17 +28,16 @@ from bench._common import make_parser
 
 WORDS = ["the", "spring", "song", "is", "bright", "and", "so", "are", "my", "friends", "on", "the", "warm", "mat"]
 PAIRS, PROMPTS = ("translation", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
+PRESETS = {"forecast": "small"}  # others: tiny
 SETTINGS = {name: {"tokens": 20, "temperature": 0} for name in PROMPTS}
 
 
-def make_rows(name: str, model: Any, column: str, count: int, folder: Path) -> Iterator[dict[str, Any]]:
+def make_rows(name: str, config: Any, column: str, count: int, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield rows that a recipe reads, of different lengths where it reads texts."""
     rng = np.random.default_rng(0)
-    if name == "multimodal":
-        yield from ([dict(row) for row in model.schema.examples] * count)[:count]
-    elif name == "control":
-        example = model.normalizer.example
-        yield from ((example if isinstance(example, list) else [example]) * count)[:count]
+    if name in ("multimodal", "control"):
+        recipe = recipes.load_recipe(name)
+        yield from (recipe.examples(config).request["input"] * count)[:count]
     for i in range(count if name not in ("multimodal", "control") else 0):
         if name in ("vision", "speech"):
             yield {column: write_media(name, folder, i % 50)}
@@ -86,21 +85,38 @@ def time_forwards(model: torch.nn.Module) -> Iterator[list[float]]:
         hook.remove()
 
 
+def write_series(file: Path, count: int) -> list[str]:
+    """Write a table of series of 60 steps, and the first ones each as a table of its own. Returns their paths."""
+    dates, names, tables = np.datetime64("2024-01-01") + np.arange(60), "date,id,value\n", []
+    for i, values in enumerate(np.random.default_rng(0).normal(size=(count, 60)).cumsum(1)):
+        tables.append("".join(f"{date},s{i},{x:.3f}\n" for date, x in zip(dates, values, strict=True)))
+    file.write_text(names + "".join(tables))
+    paths = [file.with_name(f"{i}.csv") for i in range(min(count, 100))]
+    for path, table in zip(paths, tables):
+        path.write_text(names + table)
+    return list(map(str, paths))
+
+
+def write_inputs(name: str, recipe: Any, model: Any, config: Any, file: Path, count: int) -> tuple[list[Any], dict]:
+    """Write a file for a recipe. Returns the inputs of its first rows, and what a request of them holds besides."""
+    if isinstance(recipe, recipes.SupportsTablePredict):  # a row of it is a series
+        return write_series(file, count), {}
+    source = recipe.file_input(model, config)
+    rows = make_rows(name, config, source.columns[0], count, file.parent)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = RowReader(file, source.columns).rows()
+    inputs = [read_input(source, row, file.parent) for _, row in islice(pairs, 500) if isinstance(row, dict)]
+    return inputs, {**source.settings, **SETTINGS.get(name, {})}
+
+
 @torch.no_grad()
 def measure(name: str, preset: str, count: int, batch: int, seconds: float) -> dict[str, Any]:
     recipe = recipes.load_recipe(name)
-    config, settings = recipe.PRESETS[preset], SETTINGS.get(name, {})
+    config = recipe.PRESETS[preset]
     model = recipe.build(config).eval()
-    source = recipe.file_input(model, config) if isinstance(recipe, recipes.SupportsFileInput) else None
     with TemporaryDirectory() as text:
-        file, out = Path(text) / "in.jsonl", Path(text) / "out.csv"
-        if source is None:  # the recipe answers a file as a whole: a row of it is a step ahead
-            return {}
-        rows = make_rows(name, model, source.columns[0], count, file.parent)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        pairs = RowReader(file, source.columns).rows()
-        inputs = [read_input(source, row, file.parent) for _, row in islice(pairs, 500) if isinstance(row, dict)]
-        request = {**source.settings, **settings}
+        file = Path(text) / ("in.csv" if isinstance(recipe, recipes.SupportsTablePredict) else "in.jsonl")
+        inputs, request = write_inputs(name, recipe, model, config, file, count)
         recipe.predict(model, request | {"input": inputs[0]})  # prepares what is prepared once
         start, singles = time.process_time(), 0
         while time.process_time() - start < seconds:
@@ -109,7 +125,7 @@ def measure(name: str, preset: str, count: int, batch: int, seconds: float) -> d
         one_by_one = singles / (time.process_time() - start)
         with time_forwards(model) as clock:
             start = time.process_time()
-            predict_file(recipe, model, config, file, out, batch, settings=settings)
+            predict_file(recipe, model, config, file, file.with_name("out.csv"), batch, settings=SETTINGS.get(name, {}))
             batched = count / (time.process_time() - start)
     results = {"one_by_one": one_by_one, "batched": batched, "floor": count / max(clock[0], 1e-9)}
     return {"rows": count, "times": batched / one_by_one} | results
@@ -125,10 +141,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {}
     for name, _, preset in (word.partition(":") for word in options.recipes or recipes.list_recipes()):
-        result = measure(name, preset or "tiny", options.rows, options.batch, options.seconds)
-        if result:
-            results[f"{name} {preset or 'tiny'}"] = result
-            speeds = f"one by one {result['one_by_one']:>7,.0f}  batched {result['batched']:>7,.0f}"
-            print(f"{name:<12}{preset or 'tiny':<8}{speeds}  {result['times']:>5.1f}x  floor {result['floor']:>8,.0f}")
+        preset = preset or PRESETS.get(name, "tiny")
+        result = measure(name, preset, options.rows, options.batch, options.seconds)
+        results[f"{name} {preset}"] = result
+        speeds = f"one by one {result['one_by_one']:>7,.0f}  batched {result['batched']:>7,.0f}"
+        print(f"{name:<12}{preset:<8}{speeds}  {result['times']:>5.1f}x  floor {result['floor']:>8,.0f}")
     if options.json:
         print(json.dumps(results))

@@ -250,6 +250,26 @@ def test_a_total_time_is_divided(text: Path, tmp_path: Path):
     assert {"train.batch", "model.dim", "model.n_layer"} <= set(facts["trials"][0]["values"])
 
 
+def test_trials_that_take_too_long_are_left_out(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By a clock that the test turns: each training takes 70 seconds more than planned."""
+    now, original = 1000.0, api.train_job
+
+    def train_job(job: Any, on_record: Any) -> Any:
+        nonlocal now
+        now += job.budget.minutes * 60 + (70 if job.run.path.name != "best" else 0)
+        train = dataclasses.replace(job.config.train, steps=1, warmup=0)
+        return original(dataclasses.replace(job, budget=None, config=dataclasses.replace(job.config, train=train)))
+
+    monkeypatch.setattr(engine.api, "train_job", train_job)
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now)
+    result = sweep(text, tmp_path / "sweep", "--minutes", 4, "--trials", 5).ok()
+    assert "the time allows 1 of 5 trials" in result.err
+    assert "the time allowed no other config: best is the default config" in result.out
+    state = read_state(tmp_path / "sweep")
+    assert [trial.number for trial in state.trials] == [0] and state.seconds <= 240
+    assert f"--minutes {state.final['amount'] / 60:.4g} " in state.final["commands"]["best"]
+
+
 def test_a_sweep_by_the_clock_continues(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Stopped within a trial, whose training goes on with the time that it had left. How exactly a run ends on time is
     tested with --minutes of train."""
@@ -267,6 +287,7 @@ def test_a_sweep_by_the_clock_continues(text: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(engine.api, "train_job", stop)
     monkeypatch.setattr(engine, "MIN_FIRST", {"seconds": 1.5})  # several steps, on any machine
+    monkeypatch.setattr(engine.Sweep, "is_late", lambda *_: False)
     flags = ("--minutes", 0.1, "--trials", 2, "--train.save-every", 1)
     assert sweep(text, tmp_path / "sweep", *flags).code == 1
     facts = sweep(text, tmp_path / "sweep", "--resume", "--json").ok().json

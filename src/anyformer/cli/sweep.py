@@ -107,7 +107,7 @@ def run_sweep(command: SweepCommand, options: Command, overrides: dict[str, Any]
 
     with show_progress():
         job, folder, state = resolve_sweep(command, options, overrides, typed, started_at)
-        train = TrainWords(command.recipe, command.prog.replace("sweep", "train", 1), job.preset)
+        train = TrainWords(command.recipe, command.prog.replace("sweep", "train", 1), job.preset, state.unit)
         show = ShowSweep(state.unit)
         sweep = Sweep(job, folder, state, show, train.describe, options.check, started_at)
         with RunDirectory(folder).lock():
@@ -207,14 +207,14 @@ def resume_sweep(
 class TrainWords:
     """Command lines of `anyformer train` for a config."""
 
-    def __init__(self, recipe: "Recipe", prog: str, preset: str):
-        self.prog, self.preset, self.default = prog, preset, recipes.get_preset(recipe, preset)
+    def __init__(self, recipe: "Recipe", prog: str, preset: str, unit: str):
+        self.unit, self.prog, self.preset, self.default = unit, prog, preset, recipes.get_preset(recipe, preset)
         self.flags = TrainCommand(recipe, ["--preset", preset], prog).fields
 
     def describe(self, config: Any, amount: float, out: Path) -> str:
         """Return the command that trains a config for so many seconds, or for the steps in it."""
         values, defaults = (dict(flatten_values(to_json(c))) for c in (config, self.default))
-        is_timed = config.train.steps != amount
+        is_timed = self.unit == "seconds"
         words = [self.prog, "--preset", shlex.quote(self.preset)]
         for flag in self.flags:
             name = ".".join(flag.path)
@@ -311,7 +311,9 @@ def describe_verdict(state: "SweepState") -> list[str]:
     """Say whether the best config beats the default one on data that did not choose."""
     final, losses = state.final, {name: metrics["loss"] for name, metrics in state.final["held_out"].items()}
     chosen, default = state.trials[final.get("chosen", final["winner"])].name, state.trials[0].name
-    if chosen == default:
+    if len(state.trials) == 1:
+        lines = ["the time allowed no other config: best is the default config"]
+    elif chosen == default:
         lines = ["no config that was tried beats the default one: best is the default config"]
     elif default in losses:
         word = "beats" if losses[chosen] < losses[default] else "does not beat"

@@ -149,7 +149,8 @@ class Sweep:
     # --- the rungs ---
 
     def run_rung(self, rung: int) -> bool:
-        """Train the trials of a rung that were not trained yet. Returns False if no time is left for it."""
+        """Train the trials of a rung that were not trained yet. Returns False if no time is left for it, or for more
+        than the default config."""
         if rung == len(self.state.rungs):
             numbers = self.select_trials(rung)
             amount = self.divide_search(rung)
@@ -157,10 +158,28 @@ class Sweep:
                 return False
             self.save(rungs=(*self.state.rungs, Rung(amount=amount, trials=tuple(numbers))))
         for number in self.state.rungs[rung].trials:
+            if rung == 0 and self.is_late(number):
+                self.drop_trials(number)
+                break
             self.add_trial(number)
             if len(self.state.trials[number].results) <= rung and not self.state.trials[number].error:
                 self.train_trial(number, rung)
-        return True
+        return len(self.state.rungs[rung].trials) > 1
+
+    def is_late(self, number: int) -> bool:
+        """Whether the share of the search has no time left for a trial that was not trained yet."""
+        is_trained = number < len(self.state.trials) and (self.state.trials[number].results or number == 0)
+        if is_trained or not self.is_timed or not self.overruns:
+            return False
+        overrun = sum(self.overruns) / len(self.overruns)
+        return self.usage + overrun + self.state.rungs[0].amount > self.state.total * SEARCH_SHARE
+
+    def drop_trials(self, count: int) -> None:
+        """Go on with the first trials only."""
+        planned = len(self.state.rungs[0].trials)
+        rung = replace(self.state.rungs[0], trials=tuple(range(count)))
+        report_notice(f"the time allows {count} of {planned} trials: a trial takes longer than planned")
+        self.save(rungs=(rung,), trials=self.state.trials[:count])
 
     def select_trials(self, rung: int) -> list[int]:
         """Return the trials of a rung: all of them, then the best of the rung before and the default config."""

@@ -3,14 +3,15 @@
     long   shop,date,sales,promotion        a row for each series and time
     wide   date,temperature,wind            a row for each time, a series in each column of numbers
 
-A time column is recognized by its name or its values, years with quarters, months or weeks in a column of their own
-too; without one, rows are steps in their order. Rows at the end that lack the value to forecast say what is known
-ahead.
+A time column is recognized by its name or its values, years with quarters, weeks, or months, days and hours, in columns
+of their own too; without one, rows are steps in their order. Rows at the end that lack the value to forecast say what
+is known ahead.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from .times import MONTH_NUMBER, WEEK, Frequency, format_time, format_week, infe
 
 Gaps = Literal["error", "fill"]
 TIME_NAMES = ["time", "date", "datetime", "timestamp", "ds", "period", "year", "month", "week", "day", "quarter", "obs"]
+FINE_PARTS = (("day", "day_of_month", "date_of_month", "mday"), ("hour", "hr"))  # of a time, below its month
 ID_NAMES = ["id", "unique_id", "series", "series_id", "item_id"]
 ROW_NUMBER_NAMES = ["", "1", "unnamed: 0", "rownames", "row.names", "index"]
 MIN_STEPS = 8  # of a series that a number names
@@ -71,6 +73,7 @@ class RowTable:
         self.where, self.places = where, [place for place, _ in pairs]
         names = dict.fromkeys(str(name) for _, row in pairs for name in row)
         self.cells = {name: [row.get(name) for _, row in pairs] for name in names}
+        self.numeric: dict[str, bool] = {}  # what `is_numeric` has found out
 
     def require(self, names: Sequence[str]) -> None:
         for name in names:
@@ -79,18 +82,20 @@ class RowTable:
 
     def is_numeric(self, name: str) -> bool:
         """Whether most of the cells that are not missing are numbers."""
-        cells = [cell for cell in self.cells[name] if not is_missing(cell)]
-        return 2 * sum(parse_number(cell) is not None for cell in cells) > len(cells)
+        if name not in self.numeric:
+            others = [cell for cell in self.cells[name] if parse_number(cell) is None]
+            numbers, texts = len(self.places) - len(others), sum(not is_missing(cell) for cell in others)
+            self.numeric[name] = numbers > texts
+        return self.numeric[name]
 
     def read_numbers(self, name: str) -> np.ndarray:
         """Return a column as numbers, NaN where a cell is missing. Raises InputError for a text."""
         numbers = np.full(len(self.places), np.nan)
         for i, cell in enumerate(self.cells[name]):
-            if not is_missing(cell):
-                number = parse_number(cell)
-                if number is None:
-                    raise InputError(f"{self.places[i]}: {name} is {str(cell)[:40]!r}; expected a number")
+            if (number := parse_number(cell)) is not None:
                 numbers[i] = number
+            elif not is_missing(cell):
+                raise InputError(f"{self.places[i]}: {name} is {str(cell)[:40]!r}; expected a number")
         return numbers
 
 
@@ -114,7 +119,7 @@ def read_series(table: Table, where: str, columns: Columns, gaps: Gaps) -> Serie
     time_columns = find_time_columns(rows)
     times, zone = read_times(rows, time_columns)
     ids = find_ids(rows, times, {*time_columns, *columns.target, *columns.past_covariates, *columns.future_covariates})
-    taken = {*time_columns, *ids, *columns.past_covariates, *columns.future_covariates}
+    taken = {*time_columns, *find_time_parts(rows), *ids, *columns.past_covariates, *columns.future_covariates}
     targets = list(columns.target) or find_targets(rows, taken, is_long=bool(ids))
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(zip(*(rows.cells[column] for column in ids)) if ids else [()] * len(rows.places)):
@@ -149,19 +154,28 @@ def report_empty(rows: RowTable, names: list[str], taken: set[str]) -> None:
 
 
 def find_time_columns(rows: RowTable) -> list[str]:
-    """Return the column of times; two for years with quarters, months or weeks; none where there is none."""
-    lower = {name.lower(): name for name in reversed(rows.cells)}
-    part = lower.get("quarter") or lower.get("month") or lower.get("week")
-    if "year" in lower and part and rows.is_numeric(part):
-        return [lower["year"], part]
+    """Return the column of times; several where only their parts are there; none where there is none."""
     texts = [name for name in rows.cells if not rows.is_numeric(name)]
+    if parts := find_time_parts(rows):
+        return [name for name in texts if looks_like_times(rows, name)][:1] or parts
+    lower = {name.lower(): name for name in reversed(rows.cells)}
     numbers = [name for name in rows.cells if name not in texts and holds_months(rows, name)]
     names = [lower[name] for name in TIME_NAMES if name in lower] + texts + numbers
     return [name for name in names if looks_like_times(rows, name)][:1]
 
 
+def find_time_parts(rows: RowTable) -> list[str]:
+    """Return the columns of years with quarters, weeks, or months and maybe days and hours; else none."""
+    lower = {name.lower(): name for name in reversed(rows.cells) if rows.is_numeric(name)}
+    part = lower.get("quarter") or lower.get("month") or lower.get("week")
+    if "year" not in lower or not part:
+        return []
+    fine = [next((lower[name] for name in names if name in lower), "") for names in FINE_PARTS]
+    return [lower["year"], part, *takewhile(bool, fine if part.lower() == "month" else [])]
+
+
 def looks_like_times(rows: RowTable, name: str) -> bool:
-    cells = [cell for cell in read_time_cells(rows, [name]) if not is_missing(cell)][:20]
+    cells = list(islice((cell for cell in read_time_cells(rows, [name]) if not is_missing(cell)), 20))
     return 2 * sum(parse_time(cell) is not None for cell in cells) > len(cells)
 
 
@@ -179,23 +193,23 @@ def holds_weeks(rows: RowTable, name: str) -> bool:
 
 
 def read_time_cells(rows: RowTable, names: list[str]) -> list[Any]:
-    """Return the times of the rows as their column has them; those of two columns, and weeks, in ISO 8601."""
-    first = rows.cells[names[0]]
+    """Return the times of the rows as their column has them; weeks, and times in several columns, in ISO 8601."""
     if len(names) == 1:
-        return [format_week(str(cell)) for cell in first] if holds_weeks(rows, names[0]) else first
-    part = names[1].lower()
-    numbers = [int(parse_number(cell) or 0) for cell in rows.cells[names[1]]]
-    mark = {"quarter": "Q", "week": "-W"}.get(part, "M")
-    return [f"{int(parse_number(year) or 0):04d}{mark}{n:02d}" for year, n in zip(first, numbers, strict=True)]
+        cells = rows.cells[names[0]]
+        return [format_week(str(cell)) for cell in cells] if holds_weeks(rows, names[0]) else cells
+    form = {"quarter": "{:04d}Q{}", "week": "{:04d}-W{:02d}"}.get(names[1].lower(), "{:04d}-{:02d}-{:02d}T{:02d}")
+    parts = zip(*(rows.cells[name] for name in names), strict=True)
+    return [form.format(*(int(parse_number(part) or 0) for part in row), *(1, 0)[len(row) - 2 :]) for row in parts]
 
 
 def read_times(rows: RowTable, names: list[str]) -> tuple[np.ndarray | None, str]:
     """Return the seconds of each row and the zone. Raises InputError for what is no time, and for several zones."""
     if not names:
         return None, ""
-    seconds, zone = np.zeros(len(rows.places), np.int64), None
-    for i, (place, cell) in enumerate(zip(rows.places, read_time_cells(rows, names), strict=True)):
-        parsed = parse_time(cell)
+    seconds, zone, cells = np.zeros(len(rows.places), np.int64), None, read_time_cells(rows, names)
+    texts = {text: parse_time(text) for text in {cell for cell in cells if isinstance(cell, str)}}  # of many series
+    for i, (place, cell) in enumerate(zip(rows.places, cells, strict=True)):
+        parsed = texts[cell] if isinstance(cell, str) else parse_time(cell)
         if parsed is None:
             raise InputError(f"{place}: {names[0]} is {cell!r}; expected a time such as 2024-01-31 or 2024-01-31T12:00")
         zone = parsed[1] if zone is None else zone
