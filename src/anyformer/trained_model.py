@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from . import recipe as recipes
 from .checkpoints import gguf, hf_folder, onnx, peft
@@ -18,6 +17,7 @@ from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
 from .errors import InputError
+from .model.init import SkipInit
 from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
@@ -36,6 +36,7 @@ from .training.config import LoRAConfig
 from .training.device import resolve_device
 from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory, describe_run
+from .training.seal import verify_files
 
 if TYPE_CHECKING:
     from .report.notebook import Run
@@ -264,11 +265,19 @@ def load_run(path: Path, device: str, merged: bool, recipe: Any) -> Model:
             raise InputError(f"{where} names no {name}: it is not a checkpoint of anyformer")
     module = recipes.load_stored_recipe(stored["recipe"], recipe, path)
     config = recipes.bind_checkpoint_files(recipes.parse_config(module, stored["config"], where), folder)
-    model = module.build(config)
-    if stored.get("lora"):
-        settings = parse_dataclass(LoRAConfig, stored["lora"], where)
-        source = load_source(Path(stored["init"]["path"]), module, stored["init"]["sha256"])
-        checkpoints.initialize_from(model, source.module, str(source.path), settings)
+    verify_files(folder, but="optimizer.safetensors")
+    settings = parse_dataclass(LoRAConfig, stored.get("lora") or {}, where)
+    source = load_source(Path(stored["init"]["path"]), module, stored["init"]["sha256"]) if settings.rank else None
+
+    def build() -> nn.Module:
+        model = module.build(config)
+        if source is not None:
+            checkpoints.initialize_from(model, source.module, str(source.path), settings)
+        return model
+
+    checkpoints.check_model(folder, build)
+    with SkipInit() if source is None else nullcontext():
+        model = build()
     return fill_model(module, config, model.to(resolve_device(device)), folder, merged)
 
 
@@ -283,6 +292,7 @@ def fill_model(recipe: Recipe, config: Any, model: nn.Module, folder: Path, merg
 def from_training(job: TrainingJob, state: loop.TrainState) -> Model:
     """Return the best model of a finished training; its checkpoint is read into the model that was trained."""
     folder = find_checkpoint(job.run.path)
+    verify_files(folder, but="optimizer.safetensors")
     state.model.zero_grad(set_to_none=True)
     return fill_model(job.recipe, recipes.bind_checkpoint_files(job.config, folder), state.model, folder)
 
@@ -316,16 +326,6 @@ def find_checkpoint(path: Path) -> Path:
 # --- public checkpoints ---
 
 
-class SkipInit(TorchFunctionMode):
-    """Build modules without drawing their initial weights, which a file is about to replace."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 def load_public(path: Path, device: str = "auto") -> Model:
     """Load a public checkpoint where it lies; names and shapes are checked before memory is allocated."""
     source = hf_folder.open_checkpoint(path)
@@ -336,6 +336,7 @@ def load_public(path: Path, device: str = "auto") -> Model:
     with nullcontext() if missing_keys else SkipInit():
         model = recipe.build(config)
     source.load_weights(model)
+    checkpoints.check_loaded(model, path)
     stream_state = {"data": "", "tokens": 0}  # unknown training data: other data are evaluated as a whole
     state = {"step": 0, "stream_state": stream_state, "missing_keys": missing_keys}
     return Model(recipe, config, model.to(resolve_device(device)), state, path)
