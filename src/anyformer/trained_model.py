@@ -22,7 +22,7 @@ from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
 from .parsing import parse_dataclass, to_json
-from .predict_file import predict_file
+from .predict_file import check_finite, predict_file
 from .recipe import (
     Recipe,
     StreamState,
@@ -62,7 +62,9 @@ class Model:
         if request is not None and not isinstance(request, dict):
             request = {"input": request}
         with torch.no_grad():
-            return self.recipe.predict(self.module, (request or {}) | settings)
+            answer = self.recipe.predict(self.module, (request or {}) | settings)
+        check_finite(answer, str(self.path))
+        return answer
 
     def predict_file(
         self, file: str | Path, out: str | Path, batch: int = 64, skip_broken: bool = False, **settings: Any
@@ -112,7 +114,9 @@ class Model:
         `every`."""
         config, split = select_eval_data(self, data)
         batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
-        return loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
+        metrics = loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
+        check_finite(metrics, str(self.path))
+        return metrics
 
     def score(self, data: str | None = None, **request: Any) -> dict[str, Any]:
         """Return the metrics that need the model's answers, over the same split as `evaluate`. Raises InputError if

@@ -181,8 +181,8 @@ def prune_checkpoints(folder: Path, keep_last: int = 1) -> None:
 
 
 def list_superfluous(folder: Path, keep_last: int = 1) -> list[Path]:
-    """Return what `prune_checkpoints` removes. The average of the last checkpoints counts as none of them, and a damaged
-    one is superfluous once its step has been saved again."""
+    """Return what `prune_checkpoints` removes; of the average of the last checkpoints nothing, of damaged ones those
+    whose step has been saved again."""
     paths = list_checkpoints(folder)
     best = read_state(paths[-1])["best"].get("step") if paths else None
     damaged = [path for path in folder.glob(f"step-*{DAMAGED}") if path.with_suffix("").is_dir()]

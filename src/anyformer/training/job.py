@@ -121,6 +121,7 @@ def run_job(
             job.run.create(describe_job(job))
         stack.enter_context(remove_stub(job))
         stack.enter_context(job.run.report_removal())
+        stack.enter_context(name_last_checkpoint(job))
         state = restore_or_init(job)
         if job.is_resumed:
             job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
@@ -189,6 +190,17 @@ def remove_stub(job: TrainingJob) -> Generator[None]:
         if not is_worth_keeping and checkpoints.find_latest(job.run.checkpoints) is None:
             job.run.remove()
         raise
+
+
+@contextmanager
+def name_last_checkpoint(job: TrainingJob) -> Generator[None]:
+    """Say from where a training that could not continue can be resumed."""
+    try:
+        yield
+    except TrainingError as error:
+        if (latest := checkpoints.find_latest(job.run.checkpoints)) is None:
+            raise
+        raise TrainingError(f"{error}; --resume goes on from {latest}") from error
 
 
 def initialize(job: TrainingJob, model: nn.Module) -> nn.Module:
