@@ -17,7 +17,6 @@ from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
 from .errors import InputError
-from .model.init import SkipInit
 from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
@@ -32,11 +31,12 @@ from .recipe import (
     resolve_paths,
 )
 from .training import checkpoints, loop, lora
+from .training.building import SkipInit
+from .training.checksums import verify_files
 from .training.config import LoRAConfig
 from .training.device import resolve_device
 from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory, describe_run
-from .training.seal import verify_files
 
 if TYPE_CHECKING:
     from .report.notebook import Run

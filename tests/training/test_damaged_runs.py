@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from anyformer.data.tokenizers.build import Bytes
 from anyformer.report import progress
 from anyformer.training import job
-from anyformer.training.seal import seal
+from anyformer.training.checksums import write_checksums
 from cli_kit import TINY, CommandResult, assert_refused, call, nothing_changes, read_folder, train, write
 
 TEXT = "the cat sat on the mat. the dog sat on the log.\n" * 60
@@ -122,7 +122,7 @@ def test_a_checkpoint_with_lies(run: Path, last: Path, name: str, content: bytes
         save_file(load_file(path) | content, path)
     else:
         write(path, path.read_bytes()[:5000] if content == "half" else content)
-    seal(last)
+    write_checksums(last)
     with nothing_changes(run):
         assert_refused(call("eval", run), str(last), message)
         if name != "config.json":  # a run has its own
@@ -132,7 +132,7 @@ def test_a_checkpoint_with_lies(run: Path, last: Path, name: str, content: bytes
 def test_the_state_of_another_optimizer(run: Path, last: Path):
     for tensors in ({}, {"a": torch.zeros(3)}, {"0.0.exp_avg": torch.zeros(3)}, {"0.999.exp_avg": torch.zeros(3)}):
         save_file(tensors, last / "optimizer.safetensors")
-        seal(last)
+        write_checksums(last)
         with nothing_changes(run):
             assert_refused(resume(run), "optimizer.safetensors belongs to another model or optimizer")
 

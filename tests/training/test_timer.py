@@ -15,10 +15,10 @@ from anyformer.errors import InputError
 from anyformer.recipes import language
 from anyformer.training import checkpoints
 from anyformer.training.budget import Budget
+from anyformer.training.checksums import write_checksums
 from anyformer.training.job import TrainingJob, run_job
 from anyformer.training.loop import TrainState
 from anyformer.training.run_directory import RunDirectory
-from anyformer.training.seal import seal
 from anyformer.training.timer import Timer, TimerState
 from cli_kit import assert_refused, call
 
@@ -204,7 +204,7 @@ def test_a_damaged_timer_is_one_line(text: Path, tmp_path: Path, change: dict):
     state = json.loads((folder / "state.json").read_text())
     state["timer"] |= change
     (folder / "state.json").write_text(json.dumps(state))
-    seal(folder)
+    write_checksums(folder)
     with pytest.raises(InputError, match=rf"state\.json: timer: {next(iter(change))}|state\.json: timer: .*'x'"):
         run_job(resolve_job.resolve_job("language", out=run, resume=True))
 

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from ..data.io.checks import read_json, sha256_file
 from ..errors import InputError
 from ..events import report_notice
-from ..model.init import SkipInit, limit_parameters
 from ..parsing import parse_dataclass, to_json
+from .building import SkipInit, limit_parameters
+from .checksums import verify_files, write_checksums
 from .config import LoRAConfig
 from .gradients import find_not_finite
 from .hardware import first_line
 from .loop import TrainState
 from .lora import add_lora
-from .seal import seal, verify_files
 from .timer import TimerState
 
 AVERAGE_DIR = "mean"  # folder of the average of the last checkpoints
@@ -85,12 +85,12 @@ def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> 
 
 
 def write_model(folder: Path, model: nn.Module, config: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write everything that using a model needs: weights, configs and the model's own files; seal the folder."""
+    """Write everything that using a model needs: weights, configs and the model's own files, and their checksums."""
     files = {"config.json": json.dumps(config, indent=2), "state.json": json.dumps(state, indent=2)}
     save_file(detach(collect_tensors(model)), folder / "model.safetensors", {"format": "pt"})
     for name, text in (getattr(model, "files", {}) | files).items():
         (folder / name).write_bytes(text.encode())
-    seal(folder)
+    write_checksums(folder)
 
 
 def rewrite_model(folder: Path, model: nn.Module) -> None:

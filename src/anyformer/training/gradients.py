@@ -137,3 +137,9 @@ def check_weights(model: nn.Module, step: int, lr: float) -> None:
             f"{name} holds nan or inf after step {step} with learning rate {lr:.3g}: try --train.lr {lr / 3:.1g} or a "
             "longer --train.warmup"
         )
+
+
+def check_val_loss(loss: float, step: int) -> None:
+    """Raise TrainingError if a validation loss is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(f"the validation loss is {loss:g} at step {step}: try a lower --train.lr")

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import TrainingError
 from ..recipe import Recipe, StreamState
 from .config import TrainConfig
 from .device import resolve_device, resolve_dtype, seed_generators
 from .evaluation import evaluate
-from .gradients import check_finite, check_weights, clip_gradient, compute_gradient, select_loss
+from .gradients import check_finite, check_val_loss, check_weights, clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
 from .timer import Timer, get_position, is_over
 
@@ -61,8 +60,7 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
         True, and "loss_scale" is the reduced scale of the next step.
 
     Raises:
-        TrainingError: If the loss or the gradient is not finite (the weights have not been changed then), or the
-            weights are not, before they are validated.
+        TrainingError: If the loss or the gradient is not finite, or the weights before they are validated.
     """
     c: TrainConfig = config.train
     state = state or init_state(recipe, config)
@@ -104,16 +102,12 @@ def is_finished(state: TrainState, config: TrainConfig) -> bool:
 
 
 def validate(recipe: Recipe, config: Any, state: TrainState) -> dict[str, float]:
-    """Evaluate the first validation batches, always the same ones, and record the best step. Returns "val_loss" ...
-
-    Raises TrainingError if the loss is not finite.
-    """
+    """Evaluate the first validation batches, always the same ones, and record the best step. Returns "val_loss" ..."""
     batches = (batch for batch, _ in recipe.batches(config, "val", None))
     metrics = evaluate(recipe, state.model, islice(batches, config.train.eval_batches), config.train.dtype)
     if state.timer is not None:
         state.timer.end_validation()
-    if not math.isfinite(metrics["loss"]):
-        raise TrainingError(f"the validation loss is {metrics['loss']:g} at step {state.step}: try a lower --train.lr")
+    check_val_loss(metrics["loss"], state.step)
     if metrics["loss"] < state.best.get("val_loss", math.inf):
         state.best = {"step": state.step, "val_loss": metrics["loss"]}
     return {f"val_{name}": value for name, value in metrics.items() if name != "tokens"}

@@ -12,7 +12,7 @@ from ..errors import InputError
 SUMS_FILE = "SHA256SUMS"
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Write the checksums of all files of a checkpoint."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS_FILE)
     lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]

@@ -20,7 +20,7 @@ from anyformer.parsing import to_json
 from anyformer.recipe import list_recipes, load_recipe
 from anyformer.recipes import language
 from anyformer.training import checkpoints, gradients, loop
-from anyformer.training.seal import seal
+from anyformer.training.checksums import write_checksums
 from cli_kit import TINY, assert_refused, call, nothing_changes, read_folder, train
 from data_kit import SMALL_DATA
 from fault_kit import Child, limit_memory
@@ -145,7 +145,7 @@ def test_sizes_are_checked_before_memory_is_taken(name: str, tmp_path: Path):
             for value in (80_000, 10**9, 10**30):
                 changed = content | {"config": replace_value(content["config"], path, value)}
                 (tmp_path / "config.json").write_text(json.dumps(changed))
-                seal(tmp_path)
+                write_checksums(tmp_path)
                 try:
                     loaded = api.load(tmp_path, "cpu").module.state_dict()
                     failures += [f"{path} {value}: other weights"] * (loaded.keys() != stored.keys())
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_nan(run: Path, tmp_path: Path):
     tensors = load_file(folder / "model.safetensors")
     tensors["body.norm.weight"][0] = torch.nan
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    seal(folder)
+    write_checksums(folder)
     for verb in ("eval", "sample", "predict"):
         assert_refused(call(verb, run), "step-2/model.safetensors: body.norm.weight holds nan or inf", "--train.lr")
 
