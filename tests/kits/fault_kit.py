@@ -1,6 +1,12 @@
-"""Faults of the machine, made to happen to a child process: little memory, a full disk, removed folders, odd clocks."""
+"""Faults of the machine, made to happen to a child process: little memory, a full disk, removed folders, odd clocks.
+
+$ANYFORMER_FAULTS       faults of each class for every recipe; without it a slice of seconds, for one recipe
+$ANYFORMER_FUZZ_SEED    of the random moments, 0 without it
+$ANYFORMER_FUZZ_REPORT  the numbers are added to this JSON file: {class: {"held": ..., "broken": ...}}
+"""
 
 import errno
+import json
 import os
 import random
 import re
@@ -9,12 +15,29 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+TRIES = int(os.environ.get("ANYFORMER_FAULTS", "0"))
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # files can still be removed
+
+
+def make_rng(name: str) -> random.Random:
+    """Return random numbers that depend on the name of a test and the seed alone."""
+    return random.Random(f"{name} {os.environ.get('ANYFORMER_FUZZ_SEED', '0')}")
+
+
+def report_faults(kind: str, failures: list[str], tried: int) -> None:
+    """Add the numbers of a class to the report, and fail if one fault was not survived."""
+    if report := os.environ.get("ANYFORMER_FUZZ_REPORT"):
+        path = Path(report)
+        numbers = json.loads(path.read_text()) if path.exists() else {}
+        counts = Counter(numbers.get(kind, {})) + Counter(held=tried - len(failures), broken=len(failures))
+        path.write_text(json.dumps(numbers | {kind: dict(counts)}, indent=1))
+    assert not failures, f"{len(failures)} of {tried} broke:\n" + "\n".join(failures)
 
 
 def limit_memory(n_bytes: int) -> None:
