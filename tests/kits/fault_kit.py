@@ -59,6 +59,8 @@ class Child:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
                 text = function()
+            except KeyboardInterrupt:  # before or after the command, which reports it
+                text = f"ended with {-signal.SIGINT}"
             except BaseException as error:
                 text = f"Traceback: {type(error).__name__}: {error}"
             finally:

@@ -243,7 +243,7 @@ def test_large_weights_are_finite():
 
 
 @pytest.mark.parametrize("how", ["removed", "moved", "remade", "logs"])
-@pytest.mark.parametrize("step", [1, 2, 4])
+@pytest.mark.parametrize("step", [1, 4])
 def test_a_run_that_is_removed_while_it_is_trained(text: Path, tmp_path: Path, how: str, step: int):
     out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
 

@@ -73,7 +73,8 @@ def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> 
     """Write `folder/step-N`, with `config` as its config.json. Raises InputError; nothing half-written remains."""
     final, latest = folder / f"step-{state.step}", find_latest(folder)
     previous = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
-    with atomic_directory(final, f"{previous}: free some space and continue with --resume") as temporary:
+    advice = f"{previous}: free some space and continue with --resume"
+    with atomic_directory(final, advice, make_parents=False) as temporary:
         save_file(detach(state.optimizer.state_dict()), temporary / "optimizer.safetensors", {"format": "pt"})
         values: dict[str, Any] = {"step": state.step, "stream_state": state.stream_state, "best": state.best}
         if state.scaler.is_enabled():
@@ -109,12 +110,16 @@ def detach(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def atomic_directory(final: Path, advice: str = "free some space and try again") -> Generator[Path]:
-    """Yield a temporary folder that becomes `final` if the block succeeds, and is removed if it fails."""
+def atomic_directory(
+    final: Path, advice: str = "free some space and try again", make_parents: bool = True
+) -> Generator[Path]:
+    """Yield a temporary folder that becomes `final` if the block succeeds, and is removed if it fails. Without
+    `make_parents`, at most the folder that holds it is made: a run that was removed is not made again."""
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        final.parent.mkdir(parents=make_parents, exist_ok=True)
+        temporary.mkdir()
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)

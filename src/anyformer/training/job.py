@@ -295,7 +295,7 @@ def average_checkpoints(job: TrainingJob, state: TrainState) -> None:
     batches = (batch for batch, _ in islice(job.recipe.batches(job.config, "val", None), config.eval_batches))
     best = {"step": state.step, "val_loss": evaluate(job.recipe, state.model, batches, config.dtype)["loss"]}
     values = {"step": state.step, "stream_state": state.stream_state, "best": best}
-    with checkpoints.atomic_directory(folder / checkpoints.AVERAGE_DIR) as temporary:
+    with checkpoints.atomic_directory(folder / checkpoints.AVERAGE_DIR, make_parents=False) as temporary:
         checkpoints.write_model(temporary, state.model, job.run.read_config(), values)
 
 
