@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TRIES = int(os.environ.get("ANYFORMER_FAULTS", "0"))
+TRIES = int(os.environ.get("ANYFORMER_FAULTS") or 0)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # files can still be removed
 
