@@ -77,14 +77,15 @@ def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "")
         raise InputError(f"{path}: {KINDS[readings[0].kind]} ({readings[0].why}): no recipe trains on them yet")
     reading, name, fields = matches[0]
     others = [(other, other_name) for other, other_name, _ in matches if other_name != name]
+    target = target or fields.get("target") or reading.options.get("target") or ""
     is_sure = reading.score >= MIN_SCORE and all(reading.score - other.score > MIN_LEAD - 1e-6 for other, _ in others)
     return Detection(
         path=source,
         recipe=name,
         preset=fields.pop("preset", None),
-        target=fields.get("target") or reading.options.get("target"),
+        target=target or None,
         kind=KINDS[reading.kind],
-        why=reading.why,
+        why=reading.why + (f", {target} to predict" if target and reading.kind == "table" else ""),
         fields=fields | {"data": reading.options.get("data", str(path))},
         is_sure=is_sure,
         alternatives=tuple(dict.fromkeys(other_name for _, other_name in others)),

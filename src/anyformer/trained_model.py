@@ -17,6 +17,7 @@ from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
 from .errors import InputError
+from .examples import predict_examples
 from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
@@ -58,11 +59,16 @@ class Model:
         """Answer a request; plain values in and out. Raises InputError if the recipe cannot answer it.
 
         A request that is not a dict is its "input", and `settings` are more of its values: model.predict(rows, beam=4).
+        Without any, the model of a run answers examples of its validation split.
         """
         if request is not None and not isinstance(request, dict):
             request = {"input": request}
+        request = (request or {}) | settings
         with torch.no_grad():
-            answer = self.recipe.predict(self.module, (request or {}) | settings)
+            if request:
+                answer = self.recipe.predict(self.module, request)
+            else:
+                answer = predict_examples(self.recipe, self.module, RunDirectory(self.run_path).read_examples())
         check_finite(answer, str(self.path))
         return answer
 

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.report.compare import compare_runs, render_comparison, strip_seed, student_t, summarize_values
+from anyformer.report.compare import (
+    compare_runs,
+    render_comparison,
+    strip_seed,
+    student_t,
+    summarize_scores,
+    summarize_values,
+)
 from anyformer.training.run_directory import RunDirectory
 from cli_kit import assert_refused, call
 
@@ -68,6 +75,13 @@ def test_student_t_is_that_of_the_tables():
     expected = {1: 12.706, 2: 4.303, 10: 2.228, 11: 2.201, 20: 2.086, 30: 2.042, 100: 1.984, 10**6: 1.960}
     assert {freedom: round(student_t(freedom), 3) for freedom in expected} == expected
     assert str(summarize_values([1.0])) == "1.0000" and str(summarize_values([1.0, 3.0])) == "2.0000 ± 1.4142"
+
+
+def test_the_interval_of_a_loss_ends_at_zero():
+    """Unless one of the losses is below it."""
+    rows = [{"loss": 0.1, "r2": 0.1, "policy_loss": -0.1}, {"loss": 1.0, "r2": 1.0, "policy_loss": 1.0}]
+    intervals = {name: sample.interval or () for name, sample in summarize_scores(rows, list(rows[0])).items()}
+    assert intervals["loss"] == (0.0, intervals["r2"][1]) and intervals["r2"][0] < 0 > intervals["policy_loss"][0]
 
 
 def test_the_page_works_offline(folder: Path, tmp_path: Path):

@@ -39,6 +39,8 @@ def test_flags_go_before_what_was_recognized(table: Path):
     words = ("--preset", "tiny", "--target", "length", "--print-config")
     described = json.loads(call("train", table, *words).ok().out)
     assert (described["recipe"], described["preset"], described["config"]["target"]) == ("multimodal", "tiny", "length")
+    lines = call("train", table, *words).ok().err
+    assert "length to predict" in lines and "species to predict" not in lines
 
 
 def test_another_recipe_can_be_chosen(tmp_path: Path):

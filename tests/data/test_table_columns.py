@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anyformer.data.tables import summary
 from anyformer.data.tables.dates import encode_moment, find_format, parse_date
 from anyformer.data.tables.encode import encode_value
 from anyformer.data.tables.infer_schema import infer_schema
@@ -176,6 +177,51 @@ def test_numbers_that_name_something_are_categories(capsys: pytest.CaptureFixtur
         field = infer_one(lambda i: 10_000 + 7 * (i % 10), name)
         assert isinstance(field, Field) and field.kind == "category"
     assert "--group shop_id keeps them together" in capsys.readouterr().err
+
+
+def is_alike(i: int) -> int:
+    """A number without an order, of which several rows have the same."""
+    return i * 7 % 11
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ({"customer_id": lambda i: 7 * (i * 13 % 20)}, "--group customer_id"),
+        ({"chick": lambda i: i // 5}, "--group chick"),  # counted, in blocks
+        ({"country": lambda i: f"land{i // 5 * 7 % 12}"}, "--group country"),  # words, in blocks
+        ({"state": lambda i: 3 + i % 12 * 5, "year": lambda i: 1990 + i // 12 * 3 % 5}, "--group state"),
+        ({"sold": lambda i: date(2024, 1, 1 + i // 3).isoformat()}, "--order sold"),
+        ({"paid": lambda i: date(2024, 1, 31 - i // 2).isoformat()}, "--order paid"),  # the latest first
+        ({"Year": lambda i: 1960 + i}, "--order Year"),
+        ({"no": lambda i: i * 13 % 20}, ""),  # nitric oxide
+        ({"ward_id": lambda i: i % 20 + 0.5}, ""),
+        ({"age": lambda i: 20 + i // 3}, ""),  # sorted by a number
+        ({"kind": lambda i: "abc"[i // 20]}, ""),  # sorted by a class
+        ({"city": lambda i: f"city{i * 7 % 12}"}, ""),
+        ({"born": lambda i: date(1990, 1, 1 + i * 7 % 30).isoformat()}, ""),  # in no order
+        ({"month": lambda i: 1 + i // 30}, ""),  # too few
+    ],
+)
+def test_what_the_columns_suggest_for_validation_is_said(columns: Any, hint: str, capsys: pytest.CaptureFixture[str]):
+    schema = infer(other=is_alike, **columns)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "--group" in line or "--order" in line]
+    assert [hint + " " in line for line in lines] == [True] * bool(hint)
+    assert (schema.group, schema.order) == ("", ""), "the split does not change"
+
+
+def test_groups_beyond_the_values_that_are_told_apart(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(summary, "MAX_DISTINCT", 500)
+    assert infer_one(lambda i: i // 2, "chick", rows=1200)
+
+
+def test_nothing_is_suggested_where_the_split_is_known(capsys: pytest.CaptureFixture[str]):
+    rows = [{"day": i // 2, "user_id": 7 * (i % 9), "y": LABELS[i]} for i in range(N)]
+    splits = [row | {"split": "val" if i % 5 else "train"} for i, row in enumerate(rows)]
+    for table, options in ((rows, {"group": "user_id"}), (rows, {"order": "day"}), (splits, {}), (rows, {})):
+        infer_schema(make_table(table), ["y"], **options)
+        has_split = table is splits or bool(options)
+        assert ({"--group", "--order"} & set(capsys.readouterr().err.split()) == set()) == has_split
 
 
 def test_names_are_texts_where_their_words_are_repeated():

@@ -241,11 +241,21 @@ def test_a_result_is_compared_with_its_baselines(run: Path):
     assert sentences[0] == (
         "Better than guessing evenly and letter frequencies: loss 1.49 (guessing evenly 4.17, letter frequencies 3.31)."
     )
-    assert sentences[1] == "No better than majority: accuracy 0.5 (majority 0.5)."
+    assert sentences[1] == "Equal to majority: accuracy 0.5 (majority 0.5)."
     (run / "result.json").write_text(json.dumps(result | {"baselines": baselines}))
     assert sentences[0] in read_words(write_report(run))
     for malformed in (3, {"loss": 3}, {"loss": {"x": "y"}}, {"other": {"x": 1.0}}):
         assert describe_baselines(result | {"baselines": malformed}) == []
+
+
+@pytest.mark.parametrize(("verdict", "others"), [
+    ("Equal to a linear model, better than majority: accuracy 1 ", {"majority": 0.6, "a linear model": 1.0}),
+    ("Equal to majority and a linear model: accuracy 1 ", {"majority": 1.0, "a linear model": 1.0}),
+    ("No better than x or y: accuracy 1 ", {"majority": 0.6, "x": 1.0, "y": 1.5}),
+])  # fmt: skip
+def test_what_is_equal_is_called_equal(verdict: str, others: dict[str, float]):
+    (sentence,) = describe_baselines({"val_accuracy": 1.0, "baselines": {"accuracy": others}})
+    assert sentence.startswith(verdict)
 
 
 def test_a_validation_loss_that_rose_again_is_said(run: Path):

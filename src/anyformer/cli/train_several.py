@@ -5,6 +5,7 @@ import json
 import shlex
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from .terminal import format_columns, print_status
 from .train import Options, TrainCommand, confirm_schema, shift_budget, train_to_end
 
 if TYPE_CHECKING:
+    from ..report.compare import SampleSummary
     from ..training.job import TrainingJob
 
 
@@ -46,6 +48,9 @@ def train_several(
     for run in runs if name == "seed" else [RunDirectory(stem), *runs]:
         if not options.resume or not (run.exists or run.path == stem):
             run.require_unused()  # before any of them is trained
+    if minutes := settings["minutes"]:
+        total = f"about {minutes * count:g} minutes for all {count}"
+        print_status(f"--minutes {minutes:g} is the time of each {name}: {total}")
     go_on = f"{command.prog} --out {shlex.quote(str(stem))} --{name}s {count} --resume"
     config: dict[str, Any] = {}
     for number, run in enumerate(runs, 1):
@@ -123,36 +128,83 @@ def is_finished(job: "TrainingJob") -> bool:
 
 def summarize(variation: Variation, stem: Path, runs: Sequence[RunDirectory], seconds: float, as_json: bool) -> None:
     """Print the final metrics of each run, their mean and their standard deviation; of folds, they are also stored in
-    STEM/result.json."""
-    from ..report.compare import compare_runs, summarize_values
+    STEM/result.json, with how the baselines and the model of --compare did."""
+    from ..report.compare import compare_runs, summarize_scores
+    from ..report.html import describe_baselines
 
     facts = compare_runs(runs)
-    metrics, scores = facts["metrics"], [row["scores"] for row in facts["runs"]]
-    samples = {name: summarize_values([values[name] for values in scores if name in values]) for name in metrics}
+    scores = [row["scores"] for row in facts["runs"]]
+    samples = summarize_scores(scores, facts["metrics"])
     values = {name: dataclasses.asdict(sample) for name, sample in samples.items()}
     result: dict[str, Any] = {"runs": [str(run.path) for run in runs], "seconds": round(seconds, 2), "metrics": values}
-    others: dict[str, dict[str, float]] = {}
+    verdicts: list[str] = []
     if variation.name == "fold":
-        others = average_baselines([row["baselines"] for row in facts["runs"]])
-        result["baselines"] = others
+        result |= compare_folds(runs, [row["baselines"] for row in facts["runs"]])
+        means = {f"val_{name}": sample.mean for name, sample in samples.items()}
+        verdicts = [f"In the mean: {text}" for text in describe_baselines(means | {"baselines": result["baselines"]})]
+        verdicts += describe_fold_comparison(result.get("comparison"))
         stem.mkdir(parents=True, exist_ok=True)
         atomic_write(stem / "result.json", json.dumps({"folds": len(runs)} | result, indent=2) + "\n")
     if as_json:
         print(json.dumps(result))
         return
-    rows = [[variation.name, *(name.replace("_", " ") for name in metrics), "run"]]
-    for number, (values, run) in enumerate(zip(scores, runs, strict=True), 1):
-        cells = [f"{values[name]:.4f}" if name in values else "" for name in metrics]
-        rows.append([str(number), *cells, str(run.path)])
-    rows.append(["mean", *(f"{samples[name].mean:.4f}" for name in metrics), ""])
-    deviations = [samples[name].std for name in metrics]
-    rows.append(["std", *("" if std is None else f"{std:.4f}" for std in deviations), ""])
-    for name in dict.fromkeys(name for values in others.values() for name in values):
-        cells = [f"{others[metric][name]:.4f}" if name in others.get(metric, {}) else "" for metric in metrics]
-        rows.append([name, *cells, "(mean)"])
-    print(format_columns(rows))
+    print(format_columns(build_table(variation.name, runs, scores, samples, result.get("baselines", {}))))
     names = " ".join(shlex.quote(str(run.path)) for run in runs)
-    print_status(f"trained in {seconds:.0f} s\ncompare  anyformer compare {names} --out compare.html")
+    lines = [*verdicts, f"trained in {seconds:.0f} s", f"compare  anyformer compare {names} --out compare.html"]
+    print_status("\n".join(lines))
+
+
+def build_table(
+    name: str,
+    runs: Sequence[RunDirectory],
+    scores: Sequence[dict[str, float]],
+    samples: "dict[str, SampleSummary]",
+    baselines: dict[str, dict[str, float]],
+) -> list[list[str]]:
+    """Return rows of cells: a heading, each run, the mean and deviation, and the means of others."""
+    rows = [[name, *(metric.replace("_", " ") for metric in samples), "run"]]
+    for number, (values, run) in enumerate(zip(scores, runs, strict=True), 1):
+        cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in samples]
+        rows.append([str(number), *cells, str(run.path)])
+    rows.append(["mean", *(f"{sample.mean:.4f}" for sample in samples.values()), ""])
+    rows.append(["std", *("" if s.std is None else f"{s.std:.4f}" for s in samples.values()), ""])
+    for other in dict.fromkeys(other for values in baselines.values() for other in values):
+        cells = [f"{baselines[metric][other]:.4f}" if other in baselines.get(metric, {}) else "" for metric in samples]
+        rows.append([other, *cells, "(mean)"])
+    return rows
+
+
+# --- other models on the same folds ---
+
+
+def compare_folds(runs: Sequence[RunDirectory], baselines: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Return {"baselines"}, their means, and where all runs were compared with another model also {"comparison"}: its
+    metric, the means of both, and how many folds each has won."""
+    from ..report.run_files import as_mapping
+    from ..report.runs import read_result
+
+    facts: dict[str, Any] = {"baselines": average_baselines(baselines)}
+    comparisons = [as_mapping(read_result(run.path).get("comparison")) for run in runs]
+    if all(comparisons):
+        winners = Counter(fold["winner"] for fold in comparisons)
+        n_wins, n_equal = winners["this model"], winners["neither"]
+        facts["comparison"] = {name: comparisons[0][name] for name in ("metric", "peer")} | {
+            "value": statistics.fmean(fold["value"] for fold in comparisons),
+            "peer_value": statistics.fmean(fold["peer_value"] for fold in comparisons),
+            "folds": {"this model": n_wins, "neither": n_equal, "peer": len(runs) - n_wins - n_equal},
+        }
+    return facts
+
+
+def describe_fold_comparison(facts: dict[str, Any] | None) -> list[str]:
+    """Say on how many folds this model was better than that of --compare, and the means of both."""
+    if facts is None:
+        return []
+    peer, folds = facts["peer"], facts["folds"]
+    counts = f"this model was better on {folds['this model']}, {peer} on {folds['peer']}"
+    counts += f", equal on {folds['neither']}" if folds["neither"] else ""
+    means = f"{facts['value']:.4g} of this model, {facts['peer_value']:.4g} of {peer}"
+    return [f"Of {sum(folds.values())} folds {counts} (mean {facts['metric'].replace('_', ' ')} {means})"]
 
 
 def average_baselines(folds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

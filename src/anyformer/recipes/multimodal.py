@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.sampling import sample_indices
+from ..data.sampling import count_rows, sample_indices
 from ..data.tables import prepare
 from ..data.tables.augment import add_noise, drop_fields, rotate_vectors, stretch_time
 from ..data.tables.batches import build_batch, node_slices, value_key
@@ -54,6 +54,7 @@ from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
     DataDefaults,
+    Examples,
     Figure,
     FileInput,
     Graph,
@@ -96,7 +97,8 @@ class Config:
     duplicates: DuplicatePolicy = "keep"
     """What becomes of rows that are equal to another one."""
     field_dropout: float = 0.1
-    """Probability that a field of a row is left out in training, though never all fields of a row."""
+    """Probability that a field of a row is left out in training, though never all fields of a row: where fields are
+    missing, the answers are then less sure."""
     noise: float = 0.0
     """Noise added in training to every number, reading or channel, in units of its standard deviation."""
     stretch: float = 0.0
@@ -147,7 +149,6 @@ PRESETS = {
         data="breast-cancer",
         schema="inferred",
         target="diagnosis",
-        field_dropout=0.0,
         linear_path=True,
         model=make_model_config(32, 2, 4, 256, position="none", dropout=0.1),
         train=replace(ADAMW, steps=150, warmup=20, eval_every=10, patience=5),
@@ -289,12 +290,12 @@ def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     preset, names = PRESETS["table"], [field.name for field in fields(Config) if field.type is str]
     schema = read_schema(replace(preset, **{name: overrides[name] for name in names if name in overrides}))
     n_rows, is_plain = sum(1 for _ in open_table(overrides["data"]).rows()), all(f.nodes == 1 for f in schema.fields)
-    model = {} if is_plain else {"field_dropout": 0.1, "model": {"dim": 64}}
+    model = {} if is_plain else {"model": {"dim": 64}}
     n_steps = preset.train.steps if is_plain else 300
     steps = min(MAX_STEPS, max(n_steps, EPOCHS * (n_rows - FEW_ROWS) // preset.train.batch))
     every = max(preset.train.eval_every, steps // 20)
     train = {"train": {"steps": steps, "eval_every": every, "save_every": every}}
-    return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table, at most {steps:,} steps")
+    return DataDefaults("table", model | train, f"{n_rows:,} rows: --preset table")
 
 
 def infer_schema(config: Config) -> Schema | None:
@@ -316,7 +317,8 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     "train" never ends and yields every row once an epoch, augmented. "val" and "all" yield every row once.
     """
     c, dataset = config.train, load_rows(config)
-    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped)
+    n_rows = count_rows(split, lambda name: dataset.split(name, config.fold))
+    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped, rows=n_rows)
     indices = dataset.split(split, config.fold)
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
@@ -432,24 +434,31 @@ def export_graph(model: MultimodalTransformer) -> Graph:
     return Graph(call, inputs, tuple(target.name for target in model.schema.targets))
 
 
+def examples(config: Config) -> Examples:
+    """Take rows with their targets, which `predict` returns as "truth"."""
+    dataset = load_rows(config)
+    rows = prepare.select_examples(open_table(config.data), dataset, dataset.split("val", config.fold))
+    return Examples({"input": rows} if rows else {})
+
+
 @dataclass(frozen=True)
 class Request:
     """Rows of which to predict the targets."""
 
     input: Any = None
-    """A row {field: value}, its JSON, or the path of a table; or a list of such. None: a few rows of the validation
-    split, with their label as "truth"."""
+    """A row {field: value}, its JSON, or the path of a table; or a list of such."""
 
 
 def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, Any]:
-    """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table. A field that
-    a row lacks is missing.
+    """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table; a single row
+    may also stand for itself, {field: value, ...}. A field that a row lacks is missing.
 
     Returns {"results": [{"label", "probability", "probabilities"} or {"value", "interval"}, ...]}, with several targets
     each by its name.
     """
-    inputs = parse_dataclass(Request, request, "request").input
-    return {"results": predict_rows(model, list(model.schema.examples) if inputs is None else inputs)}
+    is_row = "input" not in request and any(field.name in request for field in model.schema.fields)
+    inputs = request if is_row else parse_dataclass(Request, request, "request").input
+    return {"results": predict_rows(model, [] if inputs is None else inputs)}
 
 
 def file_input(model: MultimodalTransformer, config: Config) -> FileInput:

@@ -31,7 +31,7 @@ TOKEN_FIELDS = ("tokenizer", "vocab_size", "vocab")  # a loss per token depends 
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """Values of one metric over several seeds."""
+    """Values of one metric over several seeds or folds."""
 
     values: tuple[float, ...]
     mean: float
@@ -44,14 +44,22 @@ class SampleSummary:
         return f"{self.mean:.4f}" + ("" if self.std is None else f" ± {self.std:.4f}")
 
 
-def summarize_values(values: Sequence[float]) -> SampleSummary:
-    """Summarize values over seeds. Raises statistics.StatisticsError if there is none."""
+def summarize_scores(rows: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> dict[str, SampleSummary]:
+    """Summarize each metric over the rows that have it."""
+    samples = {name: [scores[name] for scores in rows if name in scores] for name in metrics}
+    return {name: summarize_values(values, is_lower_better(name)) for name, values in samples.items() if values}
+
+
+def summarize_values(values: Sequence[float], is_loss: bool = False) -> SampleSummary:
+    """Summarize values over seeds or folds; the interval of losses and errors none of which is negative ends at 0.
+    Raises statistics.StatisticsError if there is none."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return SampleSummary(tuple(values), mean, None, None)
     std = statistics.stdev(values)
     half = student_t(len(values) - 1) * std / math.sqrt(len(values))
-    return SampleSummary(tuple(values), mean, std, (mean - half, mean + half))
+    low = max(0.0, mean - half) if is_loss and min(values) >= 0 else mean - half
+    return SampleSummary(tuple(values), mean, std, (low, mean + half))
 
 
 def student_t(freedom: int) -> float:
@@ -81,9 +89,7 @@ def compare_runs(runs: Sequence[RunDirectory]) -> dict[str, Any]:
     groups = group_by_config(rows, fields)
     metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     for group in groups:
-        members = [rows[i]["scores"] for i in group["runs"]]
-        samples = {name: [scores[name] for scores in members if name in scores] for name in metrics}
-        group["scores"] = {name: summarize_values(values) for name, values in samples.items() if values}
+        group["scores"] = summarize_scores([rows[i]["scores"] for i in group["runs"]], metrics)
     names = [row["name"] for row in rows]
     return {
         "runs": rows,

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, suggest
-from .checks import parse_json, read_bounded
+from .checks import parse_json
 from .encodings import explain_encoding
 from .files import open_data, read_start, suffix
 from .parquet import read_parquet_rows
+from .regular_file import read_bounded
 from .separated import MIN_SHARE, guess_delimiter, guess_quoting, read_separated, sample_rows, score_widths
 
 MAX_FILE_BYTES = 1 << 30  # the table is held in memory

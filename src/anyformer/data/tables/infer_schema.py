@@ -22,6 +22,7 @@ from .read import Table
 from .relations import describe_leak
 from .schema import FIELD_OPTIONS, Field, Schema, Target
 from .summary import MAX_WORDS, ColumnSummary, TableSummary, summarize
+from .validation_hints import report_groups, report_order
 
 MAX_CATEGORIES = 32  # a column of texts with at most this many values is a category
 MAX_INTEGER_CLASSES = 10  # a target of at most this many integers is a class
@@ -57,8 +58,10 @@ def infer_schema(table: Table, targets: Sequence[str], group: str = "", order: s
         problem = f"the data have no usable column besides {', '.join(targets)}: nothing to predict from"
         raise InputError(f"{problem} (left out: {reasons})" if reasons else problem)
     report_reading(summary, (*fields, *inferred_targets), left_out)
-    if not group:
-        report_groups(summary, [*(field.name for field in fields), *left_out])
+    if not (group or order or split):
+        names = [*(field.name for field in fields if field.kind != "date"), *left_out]
+        report_groups(summary, names, [name for name in names if names_identifier(name)])
+        report_order(summary, fields)
     return Schema(tuple(fields), inferred_targets, group, order, "" if group or order else split, left_out)
 
 
@@ -290,13 +293,3 @@ def describe_left_out(left_out: dict[str, str]) -> str:
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(name)
     return ", ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
-
-
-def report_groups(summary: TableSummary, names: Sequence[str]) -> None:
-    """Suggest to keep the rows of one identifier together."""
-    for name in names:
-        column = summary.columns[name]
-        if names_identifier(name) and 2 < column.distinct <= 0.5 * column.count and not column.lists:
-            report_notice(f"{name}: rows of one value may be in training and in validation: "
-                          f"--group {name} keeps them together")  # fmt: skip
-            return

@@ -171,7 +171,7 @@ def read_molecules(rows: Rows) -> Iterator[Reading]:
     targets = [name for name in others if plain_name(name) not in SPLIT_NAMES]
     if targets:
         target = rows.pick(TABLE_TARGETS, targets) or targets[-1]
-        yield Reading("table", 0.8, f"molecules in {rows['smiles'][0]}, {target} to predict", {"target": target})
+        yield Reading("table", 0.8, f"molecules in {rows['smiles'][0]}", {"target": target})
     options = {"text": rows["smiles"][0]}
     yield Reading("molecules", 0.6 if targets else 0.9, f"SMILES in {rows['smiles'][0]}", options)
 
@@ -304,5 +304,5 @@ def read_table(rows: Rows) -> Iterator[Reading]:
         return
     target = rows.pick(TABLE_TARGETS, candidates) or candidates[-1]
     kinds = Counter(rows.columns[name].kind for name in usable)
-    why = f"{len(usable)} columns ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}), {target} to predict"
+    why = f"{len(usable)} columns ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())})"
     yield Reading("table", 0.5 if rows["image"] or rows["sound"] else 0.7, why, {"target": target})
