@@ -9,7 +9,7 @@ import pytest
 from anyformer import cli
 from cli_kit import call
 from forms_kit import FORMS
-from fuzz_kit import Tally, copied, count_attacks, harm_folder, run_limited
+from fuzz_kit import Tally, copy_folder, count_attacks, harm_folder, run_limited
 
 RECIPES = ("language", "classify", "vision", "multimodal", "translation")  # whose runs are harmed
 
@@ -30,7 +30,7 @@ def test_data_of_every_form(forms: list[tuple[Path, str]], monkeypatch: pytest.M
     for seed in count_attacks(24):
         chance = random.Random(seed)
         folder, name = chance.choice(forms)
-        with copied(folder) as copy:
+        with copy_folder(folder) as copy:
             what = harm_folder(copy, chance)
             monkeypatch.setenv("ANYFORMER_CACHE", str(copy.parent / "cache"))
             command = (
@@ -68,7 +68,7 @@ def test_runs_and_public_checkpoints(runs: list[Path]):
     for seed in count_attacks(24):
         chance = random.Random(seed)
         source = chance.choice(runs)
-        with copied(source) as copy:
+        with copy_folder(source) as copy:
             what = harm_folder(copy, chance)
             commands = [["predict", str(copy)], ["runs", str(copy.parent)], ["train", "--resume", str(copy)]]
             commands += [

@@ -257,7 +257,7 @@ def change_value(value: Any, chance: random.Random) -> Any:
 
 
 @contextlib.contextmanager
-def copied(folder: Path) -> Any:
+def copy_folder(folder: Path) -> Any:
     """Yield a copy of a folder that can be harmed."""
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / folder.name
