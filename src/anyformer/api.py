@@ -122,15 +122,16 @@ def train_job(
 
     try:
         job, state = run_job(job, start, update, on_checkpoint)
-        model = write_result(job, state, started_at, validations[-1] if validations else None)
-        trackers.finish(read_json(job.run.path / "result.json"))
+        with job.run.report_removal():
+            model = write_result(job, state, started_at, validations[-1] if validations else None)
+            trackers.finish(read_json(job.run.path / "result.json"))
+            write_report(job.run.path)
     except BaseException:
         trackers.finish()
         if has_started and job.run.exists:
             with suppress(OSError):
                 write_report(job.run.path)
         raise
-    write_report(job.run.path)
     return model
 
 

@@ -1,5 +1,6 @@
 """Answer a file of inputs: the rows of a file go in, the same rows with predictions come out, in bounded memory."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -80,6 +81,7 @@ def write_rows(rows: Iterator[tuple[str, Row, Answer]], reader: RowReader, out: 
                     raise answer
                 result = {"first_skipped": str(answer)} | result | {"skipped": result["skipped"] + 1}
                 continue
+            check_finite(answer, place)
             writer.write(place, row, select_values(row, answer, is_flat=writer.delimiter is not None))
             result["rows"] += 1
         if not result["rows"]:
@@ -118,6 +120,19 @@ def read_input(source: FileInput, row: Row, folder: Path) -> Any:
 
 
 # --- answers ---
+
+
+def check_finite(value: Any, where: str) -> None:
+    """Raise InputError if a number in an answer is nan or inf; `where` says whose answer it is."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in ECHOES:
+                check_finite(item, f"{where}: {name}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_finite(item, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} is {value}: its training diverged, or the input is too large to compute with")
 
 
 def select_predict(recipe: Recipe, model: Any, settings: Row) -> Callable[[list[Any]], list[Row]]:

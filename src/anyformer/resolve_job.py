@@ -117,7 +117,7 @@ def resume_job(
         is_resumed=True,
         init=load_source(Path(init["path"]), module, init["sha256"]) if init and needs_source else None,
         lora=settings,
-        timer=None if has_steps else checkpoints.read_timer(latest),
+        keeps_timer=not has_steps,
         command=command,
     )
 

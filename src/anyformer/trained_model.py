@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from . import recipe as recipes
 from .checkpoints import gguf, hf_folder, onnx, peft
@@ -23,7 +22,7 @@ from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
 from .parsing import parse_dataclass, to_json
-from .predict_file import predict_file
+from .predict_file import check_finite, predict_file
 from .recipe import (
     Recipe,
     StreamState,
@@ -33,6 +32,8 @@ from .recipe import (
     resolve_paths,
 )
 from .training import checkpoints, loop, lora
+from .training.building import SkipInit
+from .training.checksums import verify_files
 from .training.config import LoRAConfig
 from .training.device import resolve_device
 from .training.job import InitWeights, TrainingJob
@@ -64,9 +65,12 @@ class Model:
             request = {"input": request}
         request = (request or {}) | settings
         with torch.no_grad():
-            if not request:
-                return predict_examples(self.recipe, self.module, RunDirectory(self.run_path).read_examples())
-            return self.recipe.predict(self.module, request)
+            if request:
+                answer = self.recipe.predict(self.module, request)
+            else:
+                answer = predict_examples(self.recipe, self.module, RunDirectory(self.run_path).read_examples())
+        check_finite(answer, str(self.path))
+        return answer
 
     def predict_file(
         self, file: str | Path, out: str | Path, batch: int = 64, skip_broken: bool = False, **settings: Any
@@ -116,7 +120,9 @@ class Model:
         `every`."""
         config, split = select_eval_data(self, data)
         batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
-        return loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
+        metrics = loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
+        check_finite(metrics, str(self.path))
+        return metrics
 
     def score(self, data: str | None = None, **request: Any) -> dict[str, Any]:
         """Return the metrics that need the model's answers, over the same split as `evaluate`. Raises InputError if
@@ -269,11 +275,19 @@ def load_run(path: Path, device: str, merged: bool, recipe: Any) -> Model:
             raise InputError(f"{where} names no {name}: it is not a checkpoint of anyformer")
     module = recipes.load_stored_recipe(stored["recipe"], recipe, path)
     config = recipes.bind_checkpoint_files(recipes.parse_config(module, stored["config"], where), folder)
-    model = module.build(config)
-    if stored.get("lora"):
-        settings = parse_dataclass(LoRAConfig, stored["lora"], where)
-        source = load_source(Path(stored["init"]["path"]), module, stored["init"]["sha256"])
-        checkpoints.initialize_from(model, source.module, str(source.path), settings)
+    verify_files(folder, but="optimizer.safetensors")
+    settings = parse_dataclass(LoRAConfig, stored.get("lora") or {}, where)
+    source = load_source(Path(stored["init"]["path"]), module, stored["init"]["sha256"]) if settings.rank else None
+
+    def build() -> nn.Module:
+        model = module.build(config)
+        if source is not None:
+            checkpoints.initialize_from(model, source.module, str(source.path), settings)
+        return model
+
+    checkpoints.check_model(folder, build)
+    with SkipInit() if source is None else nullcontext():
+        model = build()
     return fill_model(module, config, model.to(resolve_device(device)), folder, merged)
 
 
@@ -288,6 +302,7 @@ def fill_model(recipe: Recipe, config: Any, model: nn.Module, folder: Path, merg
 def from_training(job: TrainingJob, state: loop.TrainState) -> Model:
     """Return the best model of a finished training; its checkpoint is read into the model that was trained."""
     folder = find_checkpoint(job.run.path)
+    verify_files(folder, but="optimizer.safetensors")
     state.model.zero_grad(set_to_none=True)
     return fill_model(job.recipe, recipes.bind_checkpoint_files(job.config, folder), state.model, folder)
 
@@ -321,16 +336,6 @@ def find_checkpoint(path: Path) -> Path:
 # --- public checkpoints ---
 
 
-class SkipInit(TorchFunctionMode):
-    """Build modules without drawing their initial weights, which a file is about to replace."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 def load_public(path: Path, device: str = "auto") -> Model:
     """Load a public checkpoint where it lies; names and shapes are checked before memory is allocated."""
     source = hf_folder.open_checkpoint(path)
@@ -341,6 +346,7 @@ def load_public(path: Path, device: str = "auto") -> Model:
     with nullcontext() if missing_keys else SkipInit():
         model = recipe.build(config)
     source.load_weights(model)
+    checkpoints.check_loaded(model, path)
     stream_state = {"data": "", "tokens": 0}  # unknown training data: other data are evaluated as a whole
     state = {"step": 0, "stream_state": stream_state, "missing_keys": missing_keys}
     return Model(recipe, config, model.to(resolve_device(device)), state, path)

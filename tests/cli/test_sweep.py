@@ -34,7 +34,7 @@ def sweep(data: Path, out: Path, *flags: object) -> Any:
 
 def read_evidence(folder: Path) -> dict[str, bytes | None]:
     """Everything but what depends on the time and the command."""
-    hidden = ("timings.jsonl", "result.json", "report.html", "config.json", "sweep.json")
+    hidden = ("timings.jsonl", "result.json", "report.html", "config.json", "SHA256SUMS", "sweep.json")
     return {name: content for name, content in read_folder(folder).items() if Path(name).name not in hidden}
 
 

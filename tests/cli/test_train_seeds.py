@@ -21,7 +21,7 @@ def call_seeds(data: Path, out: Path, *flags: object) -> Any:
 
 def read_evidence(run: Path) -> dict[str, bytes | None]:
     """Everything but what depends on the time and the command."""
-    hidden = ("timings.jsonl", "result.json", "report.html", "config.json")
+    hidden = ("timings.jsonl", "result.json", "report.html", "config.json", "SHA256SUMS")
     return {name: content for name, content in read_folder(run).items() if Path(name).name not in hidden}
 
 

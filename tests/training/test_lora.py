@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from anyformer import api
 from anyformer.trained_model import export_checkpoint
 from anyformer.training import checkpoints, lora
+from anyformer.training.checksums import write_checksums
 from anyformer.training.config import LoRAConfig
 from checkpoint_kit import assert_close, build_reference, open_reference, save, transformers
 from cli_kit import assert_refused, call
@@ -100,6 +101,8 @@ def test_another_base_is_refused(base: Path, adapter_run: Path, tmp_path: Path):
         if path.is_file():
             (copy / path.relative_to(adapter_run)).parent.mkdir(parents=True, exist_ok=True)
             (copy / path.relative_to(adapter_run)).write_bytes(path.read_bytes().replace(sha256.encode(), b"0" * 64))
+    for folder in (copy / "checkpoints").iterdir():
+        write_checksums(folder)
     assert_refused(call("sample", copy), "has changed since adapters were trained")
     assert_refused(call("train", "language", "--out", copy, "--resume"), "has changed since adapters were trained")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..parsing import check_range, check_types
 
 TOP_P_CANDIDATES = 1024  # likeliest tokens that nearly always hold the probability of top-p
@@ -120,6 +121,11 @@ def select_next(
         seen: (B, V) bool, the tokens that occurred before; None where there is no repetition penalty.
         sampling: how the token is chosen.
         generators: one for each row; not used at temperature 0.
+
+    Raises:
+        InputError: If the logits are not finite.
     """
     logits = process_logits(logits, seen, sampling)
+    if not logits.amax(-1).isfinite().all():
+        raise InputError("the model's logits are nan or inf: its training diverged; use an earlier checkpoint")
     return logits.argmax(-1) if sampling.temperature == 0 else sample_tokens(logits, generators)

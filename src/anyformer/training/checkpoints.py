@@ -1,17 +1,17 @@
-"""Checkpoints: folders `step-N` with `model.safetensors`, `optimizer.safetensors`, `config.json`, `state.json` and the
-model's own files (`tokenizer.json`).
+"""Checkpoints: folders `step-N` with `model.safetensors`, `optimizer.safetensors`, `config.json`, `state.json`, the
+model's own files (`tokenizer.json`) and `SHA256SUMS`.
 
 They are written under a temporary name, flushed to disk and renamed, so that a kill, a full disk or a power cut leaves
-the previous checkpoint intact. They are validated when read; nothing is ever unpickled.
+the previous checkpoint intact. They are validated when read, their sizes before memory is allocated; nothing is ever
+unpickled.
 """
 
-import hashlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,19 @@ from torch import Tensor, nn
 
 from ..data.io.checks import read_json, sha256_file
 from ..errors import InputError
+from ..events import report_notice
 from ..parsing import parse_dataclass, to_json
+from .building import SkipInit, limit_parameters
+from .checksums import verify_files, write_checksums
 from .config import LoRAConfig
+from .gradients import find_not_finite
+from .hardware import first_line
 from .loop import TrainState
 from .lora import add_lora
 from .timer import TimerState
 
 AVERAGE_DIR = "mean"  # folder of the average of the last checkpoints
+DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 
 RENAMED_TENSORS = {
     r"^nodes\.first$": "nodes.cls_token",
@@ -67,7 +73,8 @@ def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> 
     """Write `folder/step-N`, with `config` as its config.json. Raises InputError; nothing half-written remains."""
     final, latest = folder / f"step-{state.step}", find_latest(folder)
     previous = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
-    with atomic_directory(final, f"{previous}: free some space and continue with --resume") as temporary:
+    advice = f"{previous}: free some space and continue with --resume"
+    with atomic_directory(final, advice, make_parents=False) as temporary:
         save_file(detach(state.optimizer.state_dict()), temporary / "optimizer.safetensors", {"format": "pt"})
         values: dict[str, Any] = {"step": state.step, "stream_state": state.stream_state, "best": state.best}
         if state.scaler.is_enabled():
@@ -79,13 +86,12 @@ def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> 
 
 
 def write_model(folder: Path, model: nn.Module, config: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write everything that using a model needs: weights, configs, the model's own files and their hashes."""
-    files = {name: text.encode() for name, text in getattr(model, "files", {}).items()}
-    state = state | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
-    files |= {"config.json": json.dumps(config, indent=2).encode(), "state.json": json.dumps(state, indent=2).encode()}
+    """Write everything that using a model needs: weights, configs and the model's own files, and their checksums."""
+    files = {"config.json": json.dumps(config, indent=2), "state.json": json.dumps(state, indent=2)}
     save_file(detach(collect_tensors(model)), folder / "model.safetensors", {"format": "pt"})
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    for name, text in (getattr(model, "files", {}) | files).items():
+        (folder / name).write_bytes(text.encode())
+    write_checksums(folder)
 
 
 def rewrite_model(folder: Path, model: nn.Module) -> None:
@@ -94,7 +100,9 @@ def rewrite_model(folder: Path, model: nn.Module) -> None:
     with atomic_directory(folder) as temporary:
         for path in folder.iterdir():
             shutil.copyfile(path, temporary / path.name)
-        write_model(temporary, model, read_json(folder / "config.json"), read_json(folder / "state.json"))
+        state = read_json(folder / "state.json")
+        state.pop("files", None)  # checksums of an earlier version
+        write_model(temporary, model, read_json(folder / "config.json"), state)
 
 
 def detach(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,12 +110,16 @@ def detach(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def atomic_directory(final: Path, advice: str = "free some space and try again") -> Generator[Path]:
-    """Yield a temporary folder that becomes `final` if the block succeeds, and is removed if it fails."""
+def atomic_directory(
+    final: Path, advice: str = "free some space and try again", make_parents: bool = True
+) -> Generator[Path]:
+    """Yield a temporary folder that becomes `final` if the block succeeds, and is removed if it fails. Without
+    `make_parents`, at most the folder that holds it is made: a run that was removed is not made again."""
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        final.parent.mkdir(parents=make_parents, exist_ok=True)
+        temporary.mkdir()
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
@@ -143,8 +155,8 @@ def sync_to_disk(path: Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, oldest first."""
-    paths = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and (path / "state.json").is_file()]
+    """Return the checkpoints in a folder, oldest first; damaged ones too."""
+    paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]{1,18}", path.name) and path.is_dir()]
     return sorted(paths, key=lambda path: int(path.name[5:]))
 
 
@@ -174,10 +186,43 @@ def prune_checkpoints(folder: Path, keep_last: int = 1) -> None:
 
 
 def list_superfluous(folder: Path, keep_last: int = 1) -> list[Path]:
-    """Return what `prune_checkpoints` removes. The average of the last checkpoints counts as none of them."""
+    """Return what `prune_checkpoints` removes; of the average of the last checkpoints nothing, of damaged ones those
+    whose step has been saved again."""
     paths = list_checkpoints(folder)
     best = read_state(paths[-1])["best"].get("step") if paths else None
-    return [path for path in paths[:-keep_last] if path.name != f"step-{best}"] + sorted(folder.glob(".step-*"))
+    damaged = [path for path in folder.glob(f"step-*{DAMAGED}") if path.with_suffix("").is_dir()]
+    old = [path for path in paths[:-keep_last] if path.name != f"step-{best}"]
+    return old + sorted(damaged) + sorted(folder.glob(".step-*"))
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename damaged checkpoints if an intact one remains, and say from which one a training continues. Raises
+    InputError if none is intact: a run that has been trained never starts again at step 0 in silence."""
+    paths, errors = list_checkpoints(folder), {}
+    for path in paths:
+        try:
+            verify_checkpoint(path)
+        except InputError as error:
+            errors[path] = error
+    if not errors:
+        return
+    intact = [path for path in paths if path not in errors]
+    if not intact:
+        path, error = errors.popitem()
+        raise InputError(f"{error}; the run has no other checkpoint: remove {path} to begin again at step 0")
+    for path, error in errors.items():
+        report_notice(f"a damaged checkpoint is set aside as {path.name}{DAMAGED}, going on from {intact[-1]}: {error}")
+        remove_directory(damaged := path.with_name(path.name + DAMAGED))
+        os.replace(path, damaged)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Check everything in a checkpoint that can be checked without its model. Raises InputError."""
+    read_state(folder)
+    verify_files(folder)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        with open_safetensors(folder / name):
+            pass
 
 
 # --- reading ---
@@ -218,26 +263,59 @@ def match_names(stored: Iterable[str], expected: Iterable[str]) -> dict[str, str
     return matched
 
 
+def check_model(folder: Path, build: Callable[[], nn.Module]) -> None:
+    """Compare the model that a config describes with a checkpoint's tensors before memory is allocated: `build` is
+    called on the meta device, and may register little more than as many parameters as there are. Raises InputError."""
+    path = folder / "model.safetensors"
+    with open_safetensors(path) as file:
+        most = 4 * len(file.keys()) + 64  # frozen weights that adapters leave out, and tied ones
+        try:
+            with torch.device("meta"), SkipInit(), limit_parameters(most):
+                model = build()
+        except (RuntimeError, TypeError, OverflowError) as error:
+            if "meta" in str(error):  # a recipe that computes with its weights: it is checked when they are loaded
+                return
+            reason = f"{first_line(error)}; {path.name} has {len(file.keys()):,} tensors"
+            raise InputError(f"{folder / 'config.json'}: no model can be built from it ({reason})") from error
+        match_tensors(path, file, collect_tensors(model))
+
+
+def match_tensors(path: Path, file: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the name in an open file of each tensor. Raises InputError naming the first that does not match."""
+    names = match_names(file.keys(), tensors)
+    if missing := sorted(tensors.keys() - names.keys()):
+        raise InputError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more): it belongs to another model")
+    if extra := sorted(names.keys() - tensors.keys()):
+        raise InputError(f"{path} has {extra[0]} (and {len(extra) - 1} more) that this model does not know")
+    for name, tensor in tensors.items():
+        shape = file.get_slice(names[name]).get_shape()
+        if list(shape) != list(tensor.shape):
+            raise InputError(f"{path}: {name} has shape {shape}, the model expects {list(tensor.shape)}")
+    return names
+
+
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Fill a model from `folder/model.safetensors`. Raises InputError naming the first tensor that does not match."""
+    """Fill a model from `folder/model.safetensors`. Raises InputError naming the first tensor that does not match or
+    is not finite."""
     path, tensors = folder / "model.safetensors", collect_tensors(model)
-    verify_files(folder)
     with open_safetensors(path) as file, torch.no_grad():
-        names = match_names(file.keys(), tensors)
-        if missing := sorted(tensors.keys() - names.keys()):
-            raise InputError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more): it belongs to another model")
-        if extra := sorted(names.keys() - tensors.keys()):
-            raise InputError(f"{path} has {extra[0]} (and {len(extra) - 1} more) that this model does not know")
-        for name, tensor in tensors.items():
-            shape = file.get_slice(names[name]).get_shape()
-            if list(shape) != list(tensor.shape):
-                raise InputError(f"{path}: {name} has shape {shape}, the model expects {list(tensor.shape)}")
+        names = match_tensors(path, file, tensors)
         for name, tensor in tensors.items():
             tensor.copy_(file.get_tensor(names[name]))
+    check_loaded(model, path)
+
+
+def check_loaded(model: nn.Module, path: Path) -> None:
+    """Raise InputError if weights that were read from `path` are not finite."""
+    if name := find_not_finite(model):
+        advice = "that training diverged: use an earlier checkpoint, or train again with a lower --train.lr"
+        raise InputError(f"{path}: {name} holds nan or inf; {advice}")
 
 
 def load_average(folders: Sequence[Path], model: nn.Module) -> None:
     """Fill a model with the average of several of its checkpoints, one tensor at a time. Raises InputError."""
+    for folder in folders:
+        verify_files(folder, but="optimizer.safetensors")
     load_weights(folders[0], model)
     with ExitStack() as stack, torch.no_grad():
         files = [stack.enter_context(open_safetensors(folder / "model.safetensors")) for folder in folders]
@@ -249,16 +327,6 @@ def load_average(folders: Sequence[Path], model: nn.Module) -> None:
                 tensor.copy_(total / len(files))
 
 
-def verify_files(folder: Path) -> None:
-    """Check that the files next to the weights are those saved with them: another vocabulary of the same size would
-    load without an error. Raises InputError."""
-    hashes = read_json(folder / "state.json").get("files")
-    for name, sha256 in hashes.items() if isinstance(hashes, dict) else ():
-        path = folder / Path(name).name
-        if path.is_file() and sha256_file(path) != sha256:
-            raise InputError(f"{path} is not the file that these weights were trained with: restore the original")
-
-
 def read_timer(folder: Path | None) -> TimerState | None:
     """Return what a checkpoint stores of the timer; None if training did not follow the clock. Raises InputError."""
     values = None if folder is None else read_state(folder).get("timer")
@@ -266,7 +334,7 @@ def read_timer(folder: Path | None) -> TimerState | None:
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Restore everything from a checkpoint. Raises InputError."""
+    """Restore everything from a checkpoint that was verified. Raises InputError."""
     load_weights(folder, state.model)
     path = folder / "optimizer.safetensors"
     with open_safetensors(path) as file:
@@ -277,6 +345,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         raise InputError(f"{path} belongs to another model or optimizer, which a run cannot change: {error}") from None
     values = read_state(folder)
     state.step, state.stream_state, state.best = values["step"], values["stream_state"], values["best"]
+    if not (folder.parent / f"step-{state.best.get('step')}").is_dir():  # it was damaged and set aside
+        state.best = {}
     if state.scaler.is_enabled() and "scaler" in values:
         try:
             state.scaler.load_state_dict(values["scaler"])

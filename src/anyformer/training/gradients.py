@@ -118,3 +118,28 @@ def check_finite(scaler: torch.amp.GradScaler, loss: float, grad_norm: float, st
         f"the loss is {loss:g} and the gradient's norm {grad_norm:g} at step {step + 1} with learning rate {lr:.3g}: "
         f"try --train.lr {lr / 3:.1g}, a longer --train.warmup, or --dtype float32"
     )
+
+
+def find_not_finite(model: nn.Module) -> str | None:
+    """Return the name of a parameter or buffer that holds nan or inf; None if there is none. Waits for the device."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    tensors = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point() and tensor.numel()}
+    if math.isfinite(nn.utils.get_total_norm(tensors.values())):
+        return None
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)  # a norm can overflow
+
+
+def check_weights(model: nn.Module, step: int, lr: float) -> None:
+    """Raise TrainingError if the update of a step has made the weights nan or inf. Called before they are used for
+    anything but the next loss, which shows it too."""
+    if name := find_not_finite(model):
+        raise TrainingError(
+            f"{name} holds nan or inf after step {step} with learning rate {lr:.3g}: try --train.lr {lr / 3:.1g} or a "
+            "longer --train.warmup"
+        )
+
+
+def check_val_loss(loss: float, step: int) -> None:
+    """Raise TrainingError if a validation loss is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(f"the validation loss is {loss:g} at step {step}: try a lower --train.lr")

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..answer_text import format_prediction
 from ..errors import Stopped, TrainingError
+from ..events import report_notice
 from ..examples import find_examples, predict_examples
 from ..parsing import to_json
 from ..recipe import Examples, Recipe, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
@@ -24,8 +25,9 @@ from . import budget as budgets
 from . import checkpoints
 from .config import LoRAConfig
 from .device import resolve_device
+from .gradients import check_weights
 from .loop import TrainState, evaluate, init_state, is_finished, train
-from .run_directory import RunDirectory, describe_run, open_logs
+from .run_directory import RemovedError, RunDirectory, describe_run, open_logs
 from .timer import Timer, TimerState
 
 
@@ -59,7 +61,9 @@ class TrainingJob:
     budget: budgets.Budget | None = None
     """The time that training takes, and that possibly decides the size of the model; of a resumed run, from now on."""
     timer: TimerState | None = None
-    """How the time is divided. Of a resumed run without a new budget: as its checkpoint stores it."""
+    """How the time is divided."""
+    keeps_timer: bool = False
+    """The timer is the one that the run's checkpoint stores, if there is one: no number of steps was named."""
     baselines: dict[str, dict[str, float]] | None = None
     """Of SupportsBaselines, if they were computed before training, so that their time is known."""
     compare: bool = False
@@ -109,6 +113,7 @@ def run_job(
     with ExitStack() as stack:
         if job.is_resumed:
             stack.enter_context(job.run.lock())
+            job = find_start(job)
         check_inputs(job)  # before anything is written
         if job.compare and isinstance(job.recipe, SupportsPeers):
             job = replace(job, peers=job.recipe.train_peers(job.config))
@@ -117,6 +122,8 @@ def run_job(
             stack.enter_context(job.run.lock())
             job.run.create(describe_job(job))
         stack.enter_context(remove_stub(job))
+        stack.enter_context(job.run.report_removal())
+        stack.enter_context(name_last_checkpoint(job))
         job.run.write_examples(find_examples(job.recipe, job.config))
         state = restore_or_init(job)
         if job.is_resumed:
@@ -129,10 +136,23 @@ def run_job(
     return job, state
 
 
+def find_start(job: TrainingJob) -> TrainingJob:
+    """Set damaged checkpoints of a resumed run aside, so that the latest is intact. Returns the job with its timer.
+    Raises InputError if all are damaged."""
+    checkpoints.set_aside_damaged(job.run.checkpoints)
+    latest = checkpoints.find_latest(job.run.checkpoints)
+    if latest is None:
+        report_notice(f"{job.run.path} has no checkpoint: training begins at step 0")
+    return replace(job, timer=checkpoints.read_timer(latest)) if job.keeps_timer else job
+
+
 def check_inputs(job: TrainingJob) -> None:
-    """Open the device, and read a batch of both splits. Raises InputError."""
+    """Open the device, read a batch of both splits, and compare the model with the checkpoint. Raises InputError."""
     resolve_device(job.config.train.device)
     latest = checkpoints.find_latest(job.run.checkpoints)
+    if latest is not None:
+        config = bind_checkpoint_files(job.config, latest)
+        checkpoints.check_model(latest, lambda: initialize(job, job.recipe.build(config)))
     stream_state = None if latest is None else checkpoints.read_state(latest)["stream_state"]
     for split, state in (("train", stream_state), ("val", None)):
         next(job.recipe.batches(job.config, split, state))
@@ -169,10 +189,28 @@ def remove_stub(job: TrainingJob) -> Generator[None]:
     try:
         yield
     except BaseException as error:  # also Ctrl-C while the model is built
-        is_worth_keeping = job.is_resumed or isinstance(error, TrainingError | Stopped)
+        is_worth_keeping = job.is_resumed or isinstance(error, TrainingError | Stopped | RemovedError)
         if not is_worth_keeping and checkpoints.find_latest(job.run.checkpoints) is None:
             job.run.remove()
         raise
+
+
+@contextmanager
+def name_last_checkpoint(job: TrainingJob) -> Generator[None]:
+    """Say from where a training that could not continue can be resumed."""
+    try:
+        yield
+    except TrainingError as error:
+        if (latest := checkpoints.find_latest(job.run.checkpoints)) is None:
+            raise
+        raise TrainingError(f"{error}; --resume goes on from {latest}") from error
+
+
+def initialize(job: TrainingJob, model: nn.Module) -> nn.Module:
+    """Start a new model from the weights of `job.init`, if there are some. Returns it."""
+    if job.init is not None:
+        checkpoints.initialize_from(model, job.init.module, str(job.init.path), job.lora)
+    return model
 
 
 def restore_or_init(job: TrainingJob) -> TrainState:
@@ -180,14 +218,10 @@ def restore_or_init(job: TrainingJob) -> TrainState:
     folder = job.run.checkpoints
     checkpoints.prune_checkpoints(folder, job.config.train.average)
     latest = checkpoints.find_latest(folder)
-
-    def initialize(model: nn.Module) -> None:
-        if job.init is not None:
-            checkpoints.initialize_from(model, job.init.module, str(job.init.path), job.lora)
-            job.init.module.to("meta")  # frees its memory
-
     config = job.config if latest is None else bind_checkpoint_files(job.config, latest)
-    state = init_state(job.recipe, config, initialize)
+    state = init_state(job.recipe, config, lambda model: initialize(job, model))
+    if job.init is not None:
+        job.init.module.to("meta")  # frees its memory
     if latest is not None:
         checkpoints.load_checkpoint(latest, state)
     if job.timer is not None:
@@ -219,6 +253,9 @@ def run_training(
                 log("timings.jsonl", json.dumps(timings))
             is_due = state.step % config.save_every == 0 or is_finished(state, config)
             if is_due or stop.is_set() or state.best.get("step") == state.step:
+                check_weights(state.model, state.step, record["lr"])
+                if not run.exists:
+                    raise RemovedError(run.path)
                 checkpoint = checkpoints.save_checkpoint(run.checkpoints, state, content)
                 checkpoints.prune_checkpoints(run.checkpoints, config.average)
                 on_checkpoint(checkpoint)
@@ -261,7 +298,7 @@ def average_checkpoints(job: TrainingJob, state: TrainState) -> None:
     batches = (batch for batch, _ in islice(job.recipe.batches(job.config, "val", None), config.eval_batches))
     best = {"step": state.step, "val_loss": evaluate(job.recipe, state.model, batches, config.dtype)["loss"]}
     values = {"step": state.step, "stream_state": state.stream_state, "best": best}
-    with checkpoints.atomic_directory(folder / checkpoints.AVERAGE_DIR) as temporary:
+    with checkpoints.atomic_directory(folder / checkpoints.AVERAGE_DIR, make_parents=False) as temporary:
         checkpoints.write_model(temporary, state.model, job.run.read_config(), values)
 
 

@@ -13,7 +13,7 @@ from ..recipe import Recipe, StreamState
 from .config import TrainConfig
 from .device import resolve_device, resolve_dtype, seed_generators
 from .evaluation import evaluate
-from .gradients import check_finite, clip_gradient, compute_gradient, select_loss
+from .gradients import check_finite, check_val_loss, check_weights, clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
 from .timer import Timer, get_position, is_over
 
@@ -60,7 +60,7 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
         True, and "loss_scale" is the reduced scale of the next step.
 
     Raises:
-        TrainingError: If the loss or the gradient is not finite; the weights have not been changed then.
+        TrainingError: If the loss or the gradient is not finite, or the weights before they are validated.
     """
     c: TrainConfig = config.train
     state = state or init_state(recipe, config)
@@ -89,6 +89,7 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
         if not has_update:
             record |= {"skipped_update": True, "loss_scale": state.scaler.get_scale()}
         if state.step % c.eval_every == 0 or is_over(state.timer, state.step, c.steps):
+            check_weights(state.model, state.step, lr)
             record |= validate(recipe, config, state)
         yield record
 
@@ -106,6 +107,7 @@ def validate(recipe: Recipe, config: Any, state: TrainState) -> dict[str, float]
     metrics = evaluate(recipe, state.model, islice(batches, config.train.eval_batches), config.train.dtype)
     if state.timer is not None:
         state.timer.end_validation()
+    check_val_loss(metrics["loss"], state.step)
     if metrics["loss"] < state.best.get("val_loss", math.inf):
         state.best = {"step": state.step, "val_loss": metrics["loss"]}
     return {f"val_{name}": value for name, value in metrics.items() if name != "tokens"}

@@ -43,6 +43,13 @@ TRACKER_IDS, TRACKER_FOLDERS = "tracking.json", ("tensorboard", "wandb")
 MAX_HOLDER_CHARS = 300  # of a lock file
 
 
+class RemovedError(InputError):
+    """A run directory was removed or moved while it was trained."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"{path} was removed or moved while it was trained: restore it and go on with --resume")
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     path: Path
@@ -100,8 +107,8 @@ class RunDirectory:
         try:
             yield
         finally:
-            with suppress(OSError):
-                path.unlink()
+            if is_same_file(file, path):  # not if the directory was removed, and another process has made a new one
+                path.unlink(missing_ok=True)
             file.close()
             with suppress(OSError):
                 self.path.rmdir()  # fails if it holds anything
@@ -109,6 +116,16 @@ class RunDirectory:
     def find_holder(self) -> "LockHolder | None":
         """Return the process that trains in the directory now, or None."""
         return find_lock_holder(self.path / ".lock")
+
+    @contextmanager
+    def report_removal(self) -> Generator[None]:
+        """Raise RemovedError where the block fails because the run is no longer there."""
+        try:
+            yield
+        except (OSError, InputError) as error:
+            if self.exists:
+                raise
+            raise RemovedError(self.path) from error
 
     def remove(self) -> None:
         """Remove the run's files."""
@@ -147,13 +164,21 @@ def acquire_lock(path: Path) -> IO[str]:
             holder = LockHolder.parse(file.read(MAX_HOLDER_CHARS))
             file.close()
             raise InputError(f"{path.parent} is being trained by {holder}")
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if is_same_file(file, path):
             break
         file.close()  # its previous holder removed it between our opening and locking it
     file.truncate(0)
     file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def is_same_file(file: IO[str], path: Path) -> bool:
+    """Whether a path still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def try_lock(file: IO[str], is_exclusive: bool = True) -> bool:
@@ -266,11 +291,14 @@ def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str,
 
 @contextmanager
 def open_logs(path: Path) -> Generator[Callable[[str, str], None]]:
-    """Yield a function that appends a text and a newline to a log, by its name; nothing stays in a buffer."""
+    """Yield a function that appends a text and a newline to a log, by its name; nothing stays in a buffer. It raises
+    RemovedError if the log is no longer there."""
     with report_write_errors(f"to {path}"):
         files = {name: open(path / name, "a", 1, "utf-8") for name in LOG_FILES}  # noqa: SIM115 (closed below)
 
     def append(name: str, text: str) -> None:
+        if not is_same_file(files[name], path / name):
+            raise RemovedError(path)
         with report_write_errors(str(path / name), "; free some space and go on with --resume"):
             files[name].write(f"{text}\n")
 
