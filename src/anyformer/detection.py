@@ -77,7 +77,8 @@ def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "")
         raise InputError(f"{path}: {KINDS[readings[0].kind]} ({readings[0].why}): no recipe trains on them yet")
     reading, name, fields = matches[0]
     others = [(other, other_name) for other, other_name, _ in matches if other_name != name]
-    is_sure = reading.score >= MIN_SCORE and all(reading.score - other.score > MIN_LEAD - 1e-6 for other, _ in others)
+    is_best = reading.score >= readings[0].score  # else the best one is of a kind that no recipe trains on
+    leads = all(reading.score - other.score > MIN_LEAD - 1e-6 for other, _ in others)
     return Detection(
         path=source,
         recipe=name,
@@ -86,7 +87,7 @@ def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "")
         kind=KINDS[reading.kind],
         why=reading.why,
         fields=fields | {"data": reading.options.get("data", str(path))},
-        is_sure=is_sure,
+        is_sure=is_best and leads and reading.score >= MIN_SCORE,
         alternatives=tuple(dict.fromkeys(other_name for _, other_name in others)),
     )
 

@@ -32,6 +32,7 @@ from ...events import report_progress
 from ..io.archives import unpack_archive
 from ..io.checks import read_bounded
 from ..io.class_folders import find_classes, select_validation
+from ..io.embedded import read_embedded
 from ..io.file_index import FileIndex, list_files
 from ..io.files import import_optional, open_data, suffix
 from ..io.manifest import check_columns, is_table, read_manifest, split_columns, to_text
@@ -185,9 +186,8 @@ def open_parquet_images(paths: Sequence[Path], columns: tuple[str, ...]) -> Imag
         file_is_val = IS_VALIDATION.get(re.split(r"[^a-z]", path.name.lower())[0], False)
         for where, row in read_parquet_rows(path):
             check_columns(row, columns, where)
-            image, label = (row[name] for name in columns)
-            image = image.get("bytes") if isinstance(image, dict) else image
-            if not isinstance(image, bytes) or not to_text(label):
+            image, label = read_embedded(row[columns[0]]), row[columns[1]]
+            if image is None or not to_text(label):
                 raise InputError(f"{where}: expected the bytes of an image in {columns[0]}, a class in {columns[1]}")
             size += len(image)
             if size > MAX_ARRAY_BYTES:

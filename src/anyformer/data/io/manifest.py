@@ -4,7 +4,7 @@
     clips.tsv      the same with tabs
     clips.jsonl    {"path": "a.wav", "text": "..."}  an object in each line
     clips.json     [{"path": "a.wav"}, ...]          a list of objects, or an object that holds one
-    clips.parquet  columns path and text             (needs pyarrow)
+    clips.parquet  columns path and text, or the bytes of files  (needs pyarrow)
 
 Relative paths start from the folder of the table. Each of these may be compressed. In a table without a header the
 columns are taken in the order in which they are asked for.
@@ -18,6 +18,7 @@ from typing import Any
 
 from ...errors import InputError, suggest
 from .checks import parse_json, read_bounded
+from .embedded import save_embedded
 from .encodings import explain_encoding
 from .files import open_data, read_start, suffix
 from .parquet import read_parquet_rows
@@ -93,7 +94,8 @@ def read_rows(path: Path, tsv_quotes: bool = True) -> Iterator[tuple[str, dict[s
     tsv_quotes: whether quotation marks in a tsv file mean what they mean in csv.
     """
     if suffix(path) == ".parquet":
-        yield from read_parquet_rows(path)
+        for where, row in read_parquet_rows(path):
+            yield where, {name: save_embedded(value) for name, value in row.items()}
         return
     with open_data(path) as file:
         content = read_bounded(file, MAX_FILE_BYTES, path)

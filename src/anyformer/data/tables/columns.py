@@ -7,6 +7,7 @@ from typing import Any
 
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
+from ..io.embedded import find_extension, read_embedded
 from .read import is_missing
 
 MAX_NUMBER_CLASSES = 20  # of a column of whole numbers
@@ -28,9 +29,10 @@ TIME_NAMES = ("date", "datetime", "time", "timestamp", "ds", "month", "year", "w
 TABLE_TARGETS = tuple(
     """
     target label class y outcome species survived quality price default churn diagnosis income response deposit
-    result medv mpg charges saleprice median_house_value strength sales rings type
+    result medv mpg charges saleprice median_house_value strength sales rings type salary score rating choice
     """.split()  # noqa: SIM905
 )
+NO_TARGETS = {"id", "index", "code", "zip", "name", "url", *TIME_NAMES, "lat", "latitude", "lon", "lng", "longitude"}
 
 
 @dataclass
@@ -87,8 +89,9 @@ class Column:
 
     def _find_media(self) -> str:
         """Whether the values are the contents or the names of files: "image", "sound" or ""."""
-        if all(isinstance(value, dict) and "bytes" in value for value in self.values):
-            return "sound" if self.name == "audio" else "image"
+        if contents := [content for value in self.values if (content := read_embedded(value)) is not None]:
+            endings = set(map(find_extension, contents))
+            return "image" if endings <= {*IMAGE_EXTENSIONS} else "sound" if endings <= {*AUDIO_EXTENSIONS} else ""
         is_file = self.files and self.share(lambda text: file_name(text) in self.files) > MIN_FILE_SHARE
         if not is_file or 2 * self.distinct < len(self.texts):
             return ""

@@ -11,6 +11,7 @@ from ..text.tagged import TAG_NAMES, WORD_NAMES
 from ..trajectories.read import find_columns, find_states, is_trajectory
 from .columns import (
     LABEL_NAMES,
+    NO_TARGETS,
     SOURCE_NAMES,
     SPLIT_NAMES,
     TABLE_TARGETS,
@@ -130,7 +131,9 @@ def read_media(rows: Rows) -> Iterator[Reading]:
     file, label = (images + sounds)[0], rows.label(exclude=images + sounds)
     named, what = rows.pick(TRANSCRIPT_NAMES, rows["text"] + rows["category"]), "images" if images else "sounds"
     text = named or (rows["text"] or [None])[-1]
-    if len(images + sounds) > 1 or (has_features(rows, {file, label, text}, label) and not (sounds and named)):
+    has_more = has_features(rows, {file, label, text}, label) or bool(images and label and rows["text"])
+    is_combined = len(images + sounds) > 1 or (has_more and not (sounds and named))
+    if is_combined:
         target = rows.pick(TABLE_TARGETS, [name for name in rows.columns if name not in images + sounds]) or label
         names = ", ".join([*images, *sounds, *(name for name in rows.columns if name not in images + sounds)][:5])
         yield Reading("table", 0.9, f"rows that combine files and values: {names}", {"target": target or last(rows)})
@@ -138,7 +141,7 @@ def read_media(rows: Rows) -> Iterator[Reading]:
         why = f"sounds in {file}, their texts in {text}"
         yield Reading("transcribed sounds", 0.9 if named else 0.75, why, {"path": file, "text": text})
     if label:
-        score = 0.85 if not (sounds and text) else 0.5
+        score = 0.5 if sounds and text else 0.7 if is_combined else 0.85
         why = f"{what} in {file}, {rows.columns[label].distinct} classes in {label}"
         yield Reading(f"labeled {what}", score, why, {"path": file, "label": label})
     elif images and rows["text"]:
@@ -170,7 +173,7 @@ def read_molecules(rows: Rows) -> Iterator[Reading]:
     others = [name for name in rows.columns if name not in rows["smiles"] and rows.columns[name].kind != "id"]
     targets = [name for name in others if plain_name(name) not in SPLIT_NAMES]
     if targets:
-        target = rows.pick(TABLE_TARGETS, targets) or targets[-1]
+        target = pick_target(rows, targets)
         yield Reading("table", 0.8, f"molecules in {rows['smiles'][0]}, {target} to predict", {"target": target})
     options = {"text": rows["smiles"][0]}
     yield Reading("molecules", 0.6 if targets else 0.9, f"SMILES in {rows['smiles'][0]}", options)
@@ -302,7 +305,16 @@ def read_table(rows: Rows) -> Iterator[Reading]:
     candidates = [name for name in usable if rows.columns[name].kind in ("category", "number")]
     if not candidates:
         return
-    target = rows.pick(TABLE_TARGETS, candidates) or candidates[-1]
+    target = pick_target(rows, candidates)
     kinds = Counter(rows.columns[name].kind for name in usable)
     why = f"{len(usable)} columns ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}), {target} to predict"
     yield Reading("table", 0.5 if rows["image"] or rows["sound"] else 0.7, why, {"target": target})
+
+
+def pick_target(rows: Rows, candidates: list[str]) -> str:
+    """The column to predict: one with the name of a target, or whose name ends so; else the last one that is no code,
+    place or time by its name."""
+    words = {name: plain_name(name).split("_") for name in candidates}
+    ending = (name for target in TABLE_TARGETS for name in reversed(candidates) if words[name][-1] == target)
+    others = (name for name in reversed(candidates) if not {words[name][0], words[name][-1]} & NO_TARGETS)
+    return rows.pick(TABLE_TARGETS, candidates) or next(ending, None) or next(others, candidates[-1])
