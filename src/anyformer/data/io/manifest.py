@@ -18,10 +18,9 @@ from typing import Any
 
 from ...errors import InputError, suggest
 from .checks import parse_json, read_bounded
-from .embedded import save_embedded
 from .encodings import explain_encoding
 from .files import open_data, read_start, suffix
-from .parquet import read_parquet_rows
+from .parquet import read_parquet_table
 from .separated import MIN_SHARE, guess_delimiter, guess_quoting, read_separated, sample_rows, score_widths
 
 MAX_FILE_BYTES = 1 << 30  # the table is held in memory
@@ -94,8 +93,7 @@ def read_rows(path: Path, tsv_quotes: bool = True) -> Iterator[tuple[str, dict[s
     tsv_quotes: whether quotation marks in a tsv file mean what they mean in csv.
     """
     if suffix(path) == ".parquet":
-        for where, row in read_parquet_rows(path):
-            yield where, {name: save_embedded(value) for name, value in row.items()}
+        yield from read_parquet_table(path)
         return
     with open_data(path) as file:
         content = read_bounded(file, MAX_FILE_BYTES, path)

@@ -126,7 +126,7 @@ def encode_series(field: Field, value: Any, folder: Path, lenient: bool) -> Enco
 
 def encode_text(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
     if not isinstance(value, str):
-        raise InputError(f"{value!r} is {type(value).__name__}, not a text")
+        raise InputError(f"{value!r:.60} is {type(value).__name__}, not a text")
     ids = load_tokenizer(field.words).encode(value)
     if len(ids) > field.tokens and not field.cut:
         raise InputError(f"a text of {len(ids)} tokens, and {field.tokens} fit: raise tokens, or cut = true")
