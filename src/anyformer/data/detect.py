@@ -34,7 +34,7 @@ from .io.separated import (
     score_widths,
     split_rows,
 )
-from .sequences.read import ALIGNMENT_EXTENSIONS
+from .sequences.read import ALIGNMENT_EXTENSIONS, ALIGNMENT_STARTS
 from .sequences.read import FASTA_EXTENSIONS as SEQUENCE_EXTENSIONS
 from .tables.columns import (
     Rows,
@@ -180,8 +180,8 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
 
 def _read_special(extension: str, lines: Sequence[str]) -> Reading | None:
     """Formats that are recognized by their lines: FASTA, Stockholm, ABC, SMILES, classes before texts."""
-    if lines[0].startswith("# STOCKHOLM"):
-        return Reading("alignment", 0.95, "a Stockholm alignment")
+    if lines[0].startswith(ALIGNMENT_STARTS):
+        return Reading("alignment", 0.95, "a Stockholm or Clustal alignment")
     if lines[0].startswith(">") and len(lines) > 1:
         return _read_fasta(extension, lines)
     if any(line.startswith("X:") for line in lines[:50]) and any(line.startswith("K:") for line in lines[:80]):
@@ -361,7 +361,8 @@ def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[R
         return
     if not texts:
         return
-    if len(texts) > 1 and len({path.name.rsplit(".", 1)[0] for path in texts}) == 1:
+    is_one_name = len({(path.parent, path.stem) for path in texts}) == 1
+    if len(texts) > 1 and is_one_name:
         names = [path.suffix.removeprefix(".") for path in texts]
         if not LANGUAGES & {plain_name(name) for name in names}:
             yield Reading("labeled text", 0.8, f"a file for each class: {', '.join(names[:4])}")

@@ -2,7 +2,7 @@
 
     FOLDER/CLASS/*.png           class folders; or train/ and val/ (or test/) with class folders in each
     list.csv                     columns path and label, or others that are named, optionally split (train, val, test);
-                                 also .tsv, .jsonl and .json
+                                 also .tsv, .jsonl and .json; with columns *,label a pixel is in each other column
     *.parquet                    the bytes of image files and labels, a file or a folder of train-*, test-*
     *-images-idx3-ubyte[.gz]     with the matching *-labels-idx1-ubyte: one pair, or a folder with train-* and t10k-*
     set.npz                      images (or x) and labels (or y), optionally is_test and classes; or x_train, y_train,
@@ -35,7 +35,7 @@ from ..io.class_folders import find_classes, select_validation
 from ..io.embedded import read_embedded
 from ..io.file_index import FileIndex, list_files
 from ..io.files import import_optional, open_data, suffix
-from ..io.manifest import check_columns, is_table, read_manifest, split_columns, to_text
+from ..io.manifest import check_columns, is_table, read_manifest, read_rows, split_columns, to_text
 from ..io.parquet import open_parquet, read_parquet_rows
 from ..io.resolve import resolve
 from ..sampling import IS_VALIDATION, parse_split
@@ -50,6 +50,7 @@ FASHION_CLASSES = tuple(
     ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 )
 COLUMNS = "path,label"  # of a table
+PIXEL_COLUMNS = "*"  # instead of path: all columns but the label are the pixels of a square gray image
 IDX_NAMES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 RESAMPLE_FILTERS: tuple[Resample, ...] = get_args(Resample)  # in the order of Pillow's numbers
@@ -163,6 +164,8 @@ def open_table(
 ) -> ImageSource:
     """Open a table of paths and labels; paths are relative to the folder of the table."""
     name, label = columns
+    if name == PIXEL_COLUMNS:
+        return open_pixel_table(path, label)
     rows = read_manifest(path, columns, ("split",), may_be_empty=(label,), may_be_number=columns)
     check_empty([where for where, row in rows if not row[label]], len(rows), empty, "images have no class")
     rows = select_distinct([pair for pair in rows if pair[1][label]], lambda pair: (pair[1][name], pair[1][label]),
@@ -176,6 +179,24 @@ def open_table(
     has_split = any(row["split"] for _, row in rows)
     labels = [row[label] for _, row in rows]
     return ImageSource(lambda i: read_image(files[i]), labels, (), is_val if has_split else None, path, *files)
+
+
+def open_pixel_table(path: Path, label: str) -> ImageSource:
+    """Open a table of numbers from 0 to 255, an image in each row, row by row from the top, as MNIST's csv files."""
+    labels, images, side = [], [], 0
+    for where, row in read_rows(path):
+        check_columns(row, (label,), where)
+        labels.append(to_text(row.pop(label)))
+        side = side or math.isqrt(len(row))
+        try:
+            values = np.array(list(row.values())).astype(np.int64)
+            images.append(values.astype(np.uint8).reshape(side, side))
+        except (TypeError, ValueError):
+            values = np.array([-1])
+        if values.min() < 0 or values.max() > 255:
+            raise InputError(f"{where}: expected a whole number from 0 to 255 for each pixel of a square image")
+    indices, classes = number_classes(labels)
+    return source_from_arrays(np.array(images, np.uint8), indices, None, classes, path)
 
 
 def open_parquet_images(paths: Sequence[Path], columns: tuple[str, ...]) -> ImageSource:

@@ -25,13 +25,27 @@ TRANSCRIPT_NAMES = ("text", "sentence", "transcript", "transcription", "normaliz
 SPLIT_NAMES = ("split", "is_test", "is_val", "fold", "subset", "set")
 SOURCE_NAMES = ("source", "src", "input", "question", "article", "document", "en", "english", "prompt", "original")
 TARGET_NAMES = ("target", "tgt", "output", "answer", "summary", "highlights", "response", "completion", "simplified")
-TIME_NAMES = ("date", "datetime", "time", "timestamp", "ds", "month", "year", "week", "day", "quarter", "period")
+TIME_NAMES = (
+    "date",
+    "datetime",
+    "time",
+    "timestamp",
+    "ds",
+    "month",
+    "year",
+    "week",
+    "day",
+    "quarter",
+    "period",
+    "hour",
+)
 TABLE_TARGETS = tuple(
     """
     target label class y outcome species survived quality price default churn diagnosis income response deposit
-    result medv mpg charges saleprice median_house_value strength sales rings type salary score rating choice
+    result medv mpg charges saleprice median_house_value strength sales rings type salary score rating choice status
     """.split()  # noqa: SIM905
 )
+TARGET_ENDINGS = {"target", "label", "class", "outcome", "price", "income", "salary", "score", "rating", "status"}
 NO_TARGETS = {"id", "index", "code", "zip", "name", "url", *TIME_NAMES, "lat", "latitude", "lon", "lng", "longitude"}
 
 
@@ -172,6 +186,7 @@ class Rows:
         numbers = [name for name in self["number"] if 2 <= self.columns[name].distinct <= MAX_NUMBER_CLASSES]
         numbers = [name for name in numbers if self.columns[name].share(is_whole) == 1]
         among = [name for name in (*self["category"], *numbers, *self["id"]) if name not in exclude]
+        among += [name for name, column in self.columns.items() if column.distinct == 1]  # of rows in order of class
         categories = [name for name in self["category"] if name not in exclude and plain_name(name) not in SPLIT_NAMES]
         categories += [] if self.has_header or categories else [name for name in numbers if name not in exclude]
         named = [name for name in among if {"label", "class", "category"} & set(plain_name(name).split("_"))]
