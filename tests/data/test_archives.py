@@ -119,12 +119,12 @@ def test_zst_is_read_or_says_what_it_needs(tmp_path: Path):
 def test_a_zst_of_several_frames_is_read_and_a_damaged_one_refused(tmp_path: Path):
     zstandard = pytest.importorskip("zstandard")
     content = random.Random(0).randbytes(9000).hex().encode()
-    whole = zstandard.compress(content[:5000]) + zstandard.compress(content[5000:])
-    assert read_documents(*resolve(str(write(tmp_path / "a.txt.zst", whole)))) == [content]
+    packed = zstandard.compress(content[:5000]) + zstandard.compress(content[5000:])
+    assert read_documents(*resolve(str(write(tmp_path / "a.txt.zst", packed)))) == [content]
     with refuses("b.txt.zst", "damaged .zst file", "ends in the middle"):
-        read_documents(*resolve(str(write(tmp_path / "b.txt.zst", whole[:-500]))))
+        read_documents(*resolve(str(write(tmp_path / "b.txt.zst", packed[:-500]))))
     with refuses("c.txt.zst", "damaged .zst file"):
-        read_documents(*resolve(str(write(tmp_path / "c.txt.zst", whole[:4] + b"junk" * 9))))
+        read_documents(*resolve(str(write(tmp_path / "c.txt.zst", packed[:4] + b"junk" * 9))))
 
 
 def test_an_office_document_is_not_an_archive_of_texts(tmp_path: Path):

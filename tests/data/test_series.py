@@ -85,6 +85,13 @@ def test_long_and_wide_are_the_same_series(tmp_path: Path):
         assert by_name["b"].start == to_seconds("2024-01-01")[0]
 
 
+def test_days_and_hours_in_columns_of_their_own(tmp_path: Path):
+    days = load(tmp_path, "year,month,date_of_month,x\n" + "".join(f"2020,2,{i + 20},{i}\n" for i in range(10)))
+    assert days.series[0].start == parse_time("2020-02-20")[0] and days.frequency.seconds == 86400
+    text = "".join(f"2020,2,{1 + i // 24},{i % 24},{i}\n" for i in range(50))
+    assert load(tmp_path, "year,month,day,hour,x\n" + text).frequency.seconds == 3600
+
+
 def test_years_and_quarters_in_two_columns(tmp_path: Path):
     table = load(tmp_path, "year,quarter,x\n" + "".join(f"{1990 + i // 4},{i % 4 + 1},{i}\n" for i in range(9)))
     assert table.frequency == Frequency(months=3) and [s.name for s in table.series] == ["x"]

@@ -21,7 +21,7 @@ from .images.read import IMAGE_EXTENSIONS
 from .io.archives import unpack_archive
 from .io.class_folders import find_classes
 from .io.files import is_documentation, is_text, open_data, suffix
-from .io.manifest import FURTHER_EXTENSIONS, TABLE_EXTENSIONS, is_json_lines, read_json_rows
+from .io.manifest import FURTHER_EXTENSIONS, TABLE_EXTENSIONS, is_json_lines, is_table, read_json_rows
 from .io.parquet import read_parquet_rows
 from .io.resolve import CODE_EXTENSIONS as SOURCE_EXTENSIONS
 from .io.separated import (
@@ -274,14 +274,16 @@ def _tell_unread(groups: dict[str, list[Path]], *used: str) -> str:
 def _read_table_folder(folder: Path, groups: dict[str, list[Path]], media: Sequence[str]) -> Iterator[Reading]:
     """Yield the readings of a table in a folder; beside images or sounds, of one that names them, else unsure ones."""
     files = {name: kind for kind in media for name in _list_names(groups[kind])}
-    for path in _select_tables(groups.get("table", [])):
+    tables = groups.get("table") or [path for path in groups.get("text", []) if media and is_table(path)]
+    for path in _select_tables(tables):
         with suppress(InputError) if media else nullcontext():
             readings = list(_read_file(path, files))
             naming = [reading for reading in readings if names_files(reading)]
             if media and not naming:
+                readings = readings if path in groups.get("table", ()) else []  # it is a text
                 why = f"; {path.name} names no {' and no '.join(media)}"
                 readings = [replace(reading, score=reading.score / 2, why=reading.why + why) for reading in readings]
-            others = ", ".join(table.name for table in groups["table"][:4] if table != path)
+            others = ", ".join(table.name for table in tables[:4] if table != path)
             for reading in naming or readings:
                 is_folder = suffix(path) == ".parquet" and reading.kind == "labeled images"  # maybe of several parts
                 why = reading.why + (f"; not read: {others}" if others and not is_folder else "")

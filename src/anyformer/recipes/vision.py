@@ -71,7 +71,7 @@ class Config:
     """The name of a set (digits, fashion-mnist, cifar10), a folder of class folders, a table of path,label (csv, tsv,
     jsonl, json), a .parquet with images in it, a .npz, or a folder of idx files."""
     columns: str = COLUMNS
-    """Names of a table's columns of the image and of its class."""
+    """Names of a table's columns of the image, or * where each other column is a pixel, and of its class."""
     empty: EmptyPolicy = "few"
     """Rows of a table without a class: skip, error, or few: skip where they are at most 1 %."""
     duplicates: DuplicatePolicy = "keep"

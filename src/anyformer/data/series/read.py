@@ -3,10 +3,12 @@
     long   shop,date,sales,promotion        a row for each series and time
     wide   date,temperature,wind            a row for each time, a series in each column of numbers
 
-A time column is recognized by its name or its values, years with quarters or months in a column of their own too;
-without one, rows are steps in their order. Rows at the end that lack the value to forecast say what is known ahead.
+A time column is recognized by its name or its values, years with quarters, or months, days and hours, in columns of
+their own too; without one, rows are steps in their order. Rows at the end that lack the value to forecast say what is
+known ahead.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from .times import Frequency, format_time, infer_frequency, parse_time
 
 Gaps = Literal["error", "fill"]
 TIME_NAMES = ["time", "date", "datetime", "timestamp", "ds", "period", "year", "month", "week", "day", "quarter", "obs"]
+FINE_PARTS = (("day", "day_of_month", "date_of_month", "mday"), ("hour", "hr"))  # of a time, below its month
 ID_NAMES = ["id", "unique_id", "series", "series_id", "item_id"]
 ROW_NUMBER_NAMES = ["", "1", "unnamed: 0", "rownames", "row.names", "index"]
 VALUE_NAMES = ["value", "y", "target"]
@@ -146,10 +149,14 @@ def report_empty(rows: RowTable, names: list[str], taken: set[str]) -> None:
 
 
 def find_time_columns(rows: RowTable) -> list[str]:
-    """Return the column of times; two for years with quarters or months; none where there is none."""
+    """Return the column of times; several for years with quarters, or months and maybe days and hours; none where
+    there is none."""
     lower = {name.lower(): name for name in reversed(rows.cells)}
     if "year" in lower and (part := lower.get("quarter") or lower.get("month")) and rows.is_numeric(part):
-        return [lower["year"], part]
+        parts = [
+            next((lower[n] for n in names if n in lower and rows.is_numeric(lower[n])), "") for names in FINE_PARTS
+        ]
+        return [lower["year"], part, *itertools.takewhile(bool, parts if part.lower() == "month" else [])]
     for name in TIME_NAMES:
         if name in lower and _looks_like_times(rows, lower[name]):
             return [lower[name]]
@@ -169,9 +176,10 @@ def read_times(rows: RowTable, names: list[str]) -> tuple[np.ndarray | None, str
     seconds, zone = np.zeros(len(rows.places), np.int64), None
     months = 3 if names[-1].lower() == "quarter" else 1
     for i, place in enumerate(rows.places):
-        cell, *part = (rows.cells[name][i] for name in names)
-        if part:
-            cell = f"{int(float(cell or 0)):04d}-{months * int(float(part[0] or 0)) - months + 1:02d}-01"
+        cell, *parts = (rows.cells[name][i] for name in names)
+        if parts:
+            year, month, day, hour = (int(float(part or 0)) for part in [cell, *parts, *(1, 0)[len(parts) - 1 :]])
+            cell = f"{year:04d}-{months * (month - 1) + 1:02d}-{day:02d}T{hour:02d}"
         parsed = parse_time(cell)
         if parsed is None:
             raise InputError(f"{place}: {names[0]} is {cell!r}; expected a time such as 2024-01-31 or 2024-01-31T12:00")
