@@ -90,6 +90,9 @@ def test_days_and_hours_in_columns_of_their_own(tmp_path: Path):
     assert days.series[0].start == parse_time("2020-02-20")[0] and days.frequency.seconds == 86400
     text = "".join(f"2020,2,{1 + i // 24},{i % 24},{i}\n" for i in range(50))
     assert load(tmp_path, "year,month,day,hour,x\n" + text).frequency.seconds == 3600
+    text = "".join(f"{p},2020,2,1,{i % 9},{i},2020-02-01T{i:02}:00\n" for p in ("EWR", "JFK") for i in range(20))
+    hours = load(tmp_path, "origin,year,month,day,hour,x,time_hour\n" + text)  # the whole times are there too
+    assert [series.name for series in hours.series] == ["EWR", "JFK"] and hours.frequency.seconds == 3600
 
 
 def test_years_and_quarters_in_two_columns(tmp_path: Path):

@@ -114,7 +114,7 @@ def read_series(table: Table, where: str, columns: Columns, gaps: Gaps) -> Serie
     time_columns = find_time_columns(rows)
     times, zone = read_times(rows, time_columns)
     ids = find_ids(rows, times, {*time_columns, *columns.target, *columns.past_covariates, *columns.future_covariates})
-    taken = {*time_columns, *ids, *columns.past_covariates, *columns.future_covariates}
+    taken = {*time_columns, *find_time_parts(rows), *ids, *columns.past_covariates, *columns.future_covariates}
     targets = list(columns.target) or find_targets(rows, taken, is_long=bool(ids))
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(zip(*(rows.cells[column] for column in ids)) if ids else [()] * len(rows.places)):
@@ -149,19 +149,24 @@ def report_empty(rows: RowTable, names: list[str], taken: set[str]) -> None:
 
 
 def find_time_columns(rows: RowTable) -> list[str]:
-    """Return the column of times; several for years with quarters, or months and maybe days and hours; none where
-    there is none."""
+    """Return the column of times; several where only their parts are there; none where there is none."""
     lower = {name.lower(): name for name in reversed(rows.cells)}
-    if "year" in lower and (part := lower.get("quarter") or lower.get("month")) and rows.is_numeric(part):
-        parts = [
-            next((lower[n] for n in names if n in lower and rows.is_numeric(lower[n])), "") for names in FINE_PARTS
-        ]
-        return [lower["year"], part, *itertools.takewhile(bool, parts if part.lower() == "month" else [])]
+    texts = [name for name in rows.cells if not rows.is_numeric(name) and _looks_like_times(rows, name)]
+    if parts := find_time_parts(rows):
+        return texts[:1] or parts
     for name in TIME_NAMES:
         if name in lower and _looks_like_times(rows, lower[name]):
             return [lower[name]]
-    texts = [name for name in rows.cells if not rows.is_numeric(name) and _looks_like_times(rows, name)]
     return texts[:1]
+
+
+def find_time_parts(rows: RowTable) -> list[str]:
+    """Return the columns of years with quarters, or of years with months and maybe days and hours; else none."""
+    lower = {name.lower(): name for name in reversed(rows.cells) if rows.is_numeric(name)}
+    if "year" not in lower or not (part := lower.get("quarter") or lower.get("month")):
+        return []
+    fine = [next((lower[name] for name in names if name in lower), "") for names in FINE_PARTS]
+    return [lower["year"], part, *itertools.takewhile(bool, fine if part.lower() == "month" else [])]
 
 
 def _looks_like_times(rows: RowTable, name: str) -> bool:
