@@ -11,6 +11,10 @@ import pytest
 from anyformer.data.audio.datasets import load_audio
 from anyformer.data.io.embedded import find_extension, save_embedded
 from anyformer.data.io.manifest import read_rows
+from anyformer.data.tables.encode import resolve_row_paths
+from anyformer.data.tables.infer_schema import make_field
+from anyformer.data.tables.read import find_media
+from anyformer.data.tables.schema import Schema, Target
 from anyformer.detection import detect_recipe
 
 pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -58,3 +62,13 @@ def test_a_file_is_saved_once_and_other_values_stay(tmp_path: Path, cache: Path)
     assert rows[2]["x"]["bytes"] == b"no sound" and rows[2]["y"].endswith(".png")
     assert len(list(cache.iterdir())) == 2
     assert save_embedded("text") == "text" and find_extension(b"RIFF1234WEBP") == ".webp"
+
+
+def test_files_are_found_for_predictions_where_training_finds_them(tmp_path: Path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.wav").write_bytes(wav(1))
+    field, target = make_field("sound", "audio"), Target("label", "class", values=("x", "y"))
+    row = resolve_row_paths(Schema((field,), (target,)), {"sound": "a.wav"}, tmp_path)
+    assert row == {"sound": str(tmp_path / "clips" / "a.wav")}
+    assert find_media(tmp_path, "a") == row["sound"]
+    assert find_media(tmp_path, "b.wav") == str(tmp_path / "b.wav") and find_media(tmp_path, "b" * 5000)

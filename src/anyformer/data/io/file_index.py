@@ -27,10 +27,10 @@ class FileIndex:
     def find(self, name: str) -> Path:
         """Return the path of a file; one that is not there where the table says, if there is none."""
         path = self.folder / name
-        if path.is_file() or not self.extensions:
+        if os.path.isfile(path) or not self.extensions:
             return path
         for extension in self.extensions:
-            if (with_extension := path.with_name(path.name + extension)).is_file():
+            if os.path.isfile(with_extension := path.with_name(path.name + extension)):
                 return with_extension
         return self.names.get(Path(name).name, path)
 

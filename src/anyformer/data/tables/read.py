@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def locate_file(value: Any, index: FileIndex) -> Any:
         return value
     path = index.find(value)
     return value if path == index.folder / value else str(path)
+
+
+def find_media(folder: Path, name: str) -> str:
+    """Return the path of an image or a sound that a table in a folder names, as training finds it."""
+    return str(index_media(folder).find(name))
+
+
+@lru_cache(maxsize=4)
+def index_media(folder: Path) -> FileIndex:
+    return FileIndex(folder, (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS))
 
 
 def is_missing(value: Any) -> bool:
