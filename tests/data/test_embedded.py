@@ -67,7 +67,7 @@ def test_a_file_is_saved_once_and_other_values_stay(tmp_path: Path, cache: Path)
 def test_files_are_found_for_predictions_where_training_finds_them(tmp_path: Path):
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.wav").write_bytes(wav(1))
-    field, target = make_field("sound", "audio"), Target("label", "class", values=("x", "y"))
+    field, target = make_field("sound", "audio", seconds=1.0), Target("label", "class", values=("x", "y"))
     row = resolve_row_paths(Schema((field,), (target,)), {"sound": "a.wav"}, tmp_path)
     assert row == {"sound": str(tmp_path / "clips" / "a.wav")}
     assert find_media(tmp_path, "a") == row["sound"]
