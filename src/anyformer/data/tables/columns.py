@@ -12,6 +12,7 @@ from .read import is_missing
 
 MAX_NUMBER_CLASSES = 20  # of a column of whole numbers
 MAX_CODE_CHARS = 4  # of a code with the letters of a SMILES
+MIN_ROWS_IN_ORDER = 200  # which may all be of the first class, where the rows are in order of class
 MIN_FILE_SHARE = 0.95  # of the values of a column that are names of files
 MAX_CLASS_SHARE = 0.2  # a column of texts with fewer distinct values per row is a category
 LABEL_NAMES = tuple(
@@ -186,12 +187,13 @@ class Rows:
         numbers = [name for name in self["number"] if 2 <= self.columns[name].distinct <= MAX_NUMBER_CLASSES]
         numbers = [name for name in numbers if self.columns[name].share(is_whole) == 1]
         among = [name for name in (*self["category"], *numbers, *self["id"]) if name not in exclude]
-        among += [name for name, column in self.columns.items() if column.distinct == 1]  # of rows in order of class
         categories = [name for name in self["category"] if name not in exclude and plain_name(name) not in SPLIT_NAMES]
         categories += [] if self.has_header or categories else [name for name in numbers if name not in exclude]
         named = [name for name in among if {"label", "class", "category"} & set(plain_name(name).split("_"))]
         only = categories[0] if len(categories) == 1 else None
-        return self.pick(LABEL_NAMES, among) or (named[0] if named else only)
+        constant = [name for name, column in self.columns.items() if column.distinct == 1 and name not in exclude]
+        in_order = self.pick(LABEL_NAMES, constant) if self.count >= MIN_ROWS_IN_ORDER else None
+        return self.pick(LABEL_NAMES, among) or (named[0] if named else in_order or only)
 
 
 def plain_name(name: str) -> str:
