@@ -44,20 +44,21 @@ class Settings:
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
+integers = st.integers(-(2**63) + 1, 2**63 - 1)
 settings = st.builds(
     Settings,
-    steps=st.integers(),
+    steps=integers,
     lr=finite,
-    sizes=st.lists(st.integers()).map(tuple),
-    pair=st.tuples(st.integers(), finite),
+    sizes=st.lists(integers).map(tuple),
+    pair=st.tuples(integers, finite),
     mode=st.sampled_from(["a", "b", None]),
     prompt=st.text() | st.lists(st.text()).map(tuple),
     limit=finite | st.none(),
     names=st.lists(st.text()),
     weights=st.dictionaries(st.text(), finite),
     is_on=st.booleans(),
-    inner=st.builds(Inner, width=st.integers(1), kind=st.sampled_from(["wide", "deep"])),
-    maybe=st.none() | st.builds(Inner, width=st.integers(1)),
+    inner=st.builds(Inner, width=st.integers(1, 2**63 - 1), kind=st.sampled_from(["wide", "deep"])),
+    maybe=st.none() | st.builds(Inner, width=st.integers(1, 2**63 - 1)),
 )
 
 
@@ -69,6 +70,10 @@ def test_json_and_back(config: Settings):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"steps": 10**5000}, "steps is a number of about 5,000 digits; it must be a whole number"),
+        ({"steps": 2**63}, "steps is a number of about 19 digits; it must be a whole number"),
+        ({"steps": ["x" * 99]}, "steps is ['" + "x" * 58 + " ...; it must be a whole number"),
+        ({"steps": [10**5000]}, "steps is a list; it must be a whole number"),
         ({"steps": "5"}, "steps is '5'; it must be a whole number"),
         ({"steps": 5.0}, "steps is 5.0; it must be a whole number"),
         ({"steps": True}, "steps is True; it must be a whole number"),

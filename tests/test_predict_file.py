@@ -15,6 +15,7 @@ from anyformer.events import listen
 from anyformer.predict_file import predict_file
 from anyformer.recipe import FileInput
 from cli_kit import nothing_changes
+from data_kit import refuses
 
 
 def answer(text: Any) -> dict[str, Any]:
@@ -96,6 +97,20 @@ def test_columns_without_names_are_numbered(tmp_path: Path):
     assert [(row["1"], row["3"], row["label"]) for row in rows] == [("7", "one", "short"), ("8", "three", "long")]
 
 
+def test_a_csv_has_the_delimiter_and_the_decimal_commas_of_its_input(tmp_path: Path):
+    file = write(tmp_path / "a.csv", "text;price;note\none;1.234,5;a.b\nthree;2,5;\nfour;k.A.;3.5\n" + "x;1,5;y\n" * 4)
+    predict(file)
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[:3] == [
+        "text;price;note;label;probability", "one;1234,5;a.b;short;0,5", "three;2,5;;long;0,5",
+    ]  # fmt: skip
+    assert lines[3] == "four;k.A.;3.5;long;0,5"
+    predict(file, "out.tsv")
+    assert (tmp_path / "out.tsv").read_text().splitlines()[1] == "one\t1234.5\ta.b\tshort\t0.5"
+    predict(write(tmp_path / "b.csv", "text|n\none|1\ntwo|2\n"))
+    assert (tmp_path / "out.csv").read_text() == "text|n|label|probability\none|1|short|0.5\ntwo|2|short|0.5\n"
+
+
 def test_quotes_of_a_tsv_may_be_part_of_a_text(tmp_path: Path):
     file = write(tmp_path / "a.tsv", 'text\n"never closed\nplain\n')
     assert predict(file, recipe=Recipe(tsv_quotes=False))["rows"] == 2
@@ -160,9 +175,12 @@ def test_a_recipe_that_answers_one_by_one(key: str, tmp_path: Path):
 
 def test_paths_are_relative_to_the_file(tmp_path: Path):
     recipe = Recipe(("path",), is_path=True)
-    predict(write(tmp_path / "a.csv", "path\nx/a.png\n/b.png\n"), recipe=recipe)
-    assert sorted(recipe.batches[0]) == sorted([str(tmp_path / "x" / "a.png"), "/b.png"])
-    assert [row["path"] for row in read_csv(tmp_path / "out.csv")] == ["x/a.png", "/b.png"]
+    inside = str(tmp_path / "b.png")
+    predict(write(tmp_path / "a.csv", f"path\nx/a.png\n{inside}\n"), recipe=recipe)
+    assert sorted(recipe.batches[0]) == sorted([str(tmp_path / "x" / "a.png"), inside])
+    assert [row["path"] for row in read_csv(tmp_path / "out.csv")] == ["x/a.png", inside]
+    with refuses("a.csv, line 2: '/b.png' is outside", "ANYFORMER_FILES"):
+        predict(write(tmp_path / "a.csv", "path\n/b.png\n"), recipe=recipe)
 
 
 # --- bad rows ---

@@ -1,69 +1,134 @@
-"""Files in, files out: rows per second one by one and in batches, for texts and for a table.
+"""Files in, files out: rows per second one by one and in batches, for every recipe.
 
     python -m bench.inference.file_prediction
-    python -m bench.inference.file_prediction --rows 2000 --seconds 5
+    python -m bench.inference.file_prediction classify:small multimodal:table --rows 2000 --seconds 5
 
-"one by one" calls `predict` for each row, without a file; "batched" is `predict_file`, from file to file. The models
-are those of the presets, after a single step: what they have learned does not change how long they take.
+"one by one" calls `predict` for each row, without a file; "batched" is `predict_file`, from file to file. "floor" is
+what the forward passes of the batches alone would allow. The models are untrained: what they have learned does not
+change how long they take, but for texts that end early. Times are CPU seconds of one thread, so that other processes do
+not matter much.
 """
 
-import csv
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from anyformer.data.text.labeled import read_labeled
-from anyformer.recipes import classify, multimodal
-from bench._common import make_parser, train_to_end
+import numpy as np
+import torch
+
+from anyformer import recipe as recipes
+from anyformer.data.tables.stream import RowReader
+from anyformer.predict_file import predict_file, read_input
+from bench._common import make_parser
+
+WORDS = ["the", "spring", "song", "is", "bright", "and", "so", "are", "my", "friends", "on", "the", "warm", "mat"]
+PAIRS, PROMPTS = ("translation", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
+SETTINGS = {name: {"tokens": 20, "temperature": 0} for name in PROMPTS}
 
 
-def read_rows(name: str, config: Any, model: Any, count: int) -> list[dict[str, Any]]:
-    """Return `count` rows of the data of a preset, repeated if there are fewer."""
-    if name == "classify":
-        rows: list[dict[str, Any]] = [{"text": text} for text in read_labeled(config.data).texts[:count]]
-    else:
-        fields = [field.name for field in model.module.schema.fields]
-        table = multimodal.prepare.open_table(config.data)
-        rows = [{field: row[field] for field in fields} for _, row in table.rows()]
-    return (rows * -(-count // len(rows)))[:count]
+def make_rows(name: str, model: Any, column: str, count: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield rows that a recipe reads, of different lengths where it reads texts."""
+    rng = np.random.default_rng(0)
+    if name == "multimodal":
+        yield from ([dict(row) for row in model.schema.examples] * count)[:count]
+    elif name == "control":
+        example = model.normalizer.example
+        yield from ((example if isinstance(example, list) else [example]) * count)[:count]
+    for i in range(count if name not in ("multimodal", "control") else 0):
+        if name in ("vision", "speech"):
+            yield {column: write_media(name, folder, i % 50)}
+        elif name in PAIRS:
+            yield {column: "".join(map(str, rng.integers(0, 10, rng.integers(2, 12))))}
+        else:
+            words = rng.choice(WORDS, rng.integers(3, 4 if name in (*PROMPTS, "masked", "spans") else 12)).tolist()
+            hidden = {"masked": "[MASK]", "spans": "___"}.get(name, words[1])
+            yield {column: " ".join([words[0], hidden, *words[2:]])}
 
 
-def measure(name: str, recipe: Any, preset: str, count: int, batch: int, seconds: float) -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        model = train_to_end(name, preset, Path(folder) / "run", 1, 1)
-        rows, file = read_rows(name, recipe.PRESETS[preset], model, count), Path(folder) / "in.csv"
-        with open(file, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        inputs = [row["text"] for row in rows] if name == "classify" else rows
-        model.predict({"input": inputs[0]})  # prepares what is prepared once
-        start, singles = time.perf_counter(), 0
-        while singles < count and time.perf_counter() - start < seconds:
-            model.predict({"input": inputs[singles]})
+def write_media(name: str, folder: Path, number: int) -> str:
+    path = folder / f"{number}.{'png' if name == 'vision' else 'wav'}"
+    if not path.exists() and name == "vision":
+        from PIL import Image
+
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)).save(path)
+    elif not path.exists():
+        import soundfile
+
+        from anyformer.data.audio.datasets import load_tones
+
+        soundfile.write(path, load_tones().read_clip(number), 16000)
+    return path.name
+
+
+@contextmanager
+def time_forwards(model: torch.nn.Module) -> Iterator[list[float]]:
+    """Measure the seconds in the outermost calls of the model's modules: seconds, start, depth."""
+    clock = [0.0, 0.0, 0.0]
+
+    def enter(*_: Any) -> None:
+        clock[1] = clock[1] if clock[2] else time.process_time()
+        clock[2] += 1
+
+    def leave(*_: Any) -> None:
+        clock[2] -= 1
+        clock[0] += 0 if clock[2] else time.process_time() - clock[1]
+
+    modules = [*model.modules()]
+    hooks = [module.register_forward_pre_hook(enter) for module in modules]
+    hooks += [module.register_forward_hook(leave, always_call=True) for module in modules]
+    yield clock
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def measure(name: str, preset: str, count: int, batch: int, seconds: float) -> dict[str, Any]:
+    recipe = recipes.load_recipe(name)
+    config, settings = recipe.PRESETS[preset], SETTINGS.get(name, {})
+    model = recipe.build(config).eval()
+    source = recipe.file_input(model, config) if isinstance(recipe, recipes.SupportsFileInput) else None
+    with TemporaryDirectory() as text:
+        file, out = Path(text) / "in.jsonl", Path(text) / "out.csv"
+        if source is None:  # the recipe answers a file as a whole: a row of it is a step ahead
+            return {}
+        rows = make_rows(name, model, source.columns[0], count, file.parent)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        pairs = RowReader(file, source.columns).rows()
+        inputs = [read_input(source, row, file.parent) for _, row in islice(pairs, 500) if isinstance(row, dict)]
+        request = {**source.settings, **settings}
+        recipe.predict(model, request | {"input": inputs[0]})  # prepares what is prepared once
+        start, singles = time.process_time(), 0
+        while time.process_time() - start < seconds:
+            recipe.predict(model, request | {"input": inputs[singles % len(inputs)]})
             singles += 1
-        one_by_one = singles / (time.perf_counter() - start)
-        start = time.perf_counter()
-        model.predict_file(file, Path(folder) / "out.csv", batch)
-        batched = count / (time.perf_counter() - start)
-    return {"rows": count, "one_by_one": one_by_one, "batched": batched, "times": batched / one_by_one}
+        one_by_one = singles / (time.process_time() - start)
+        with time_forwards(model) as clock:
+            start = time.process_time()
+            predict_file(recipe, model, config, file, out, batch, settings=settings)
+            batched = count / (time.process_time() - start)
+    results = {"one_by_one": one_by_one, "batched": batched, "floor": count / max(clock[0], 1e-9)}
+    return {"rows": count, "times": batched / one_by_one} | results
 
 
 if __name__ == "__main__":
     parser = make_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=5000)
+    parser.add_argument("recipes", nargs="*", help="RECIPE or RECIPE:PRESET; default: all, with their preset tiny")
+    parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=10, help="the longest measurement of one by one")
+    parser.add_argument("--seconds", type=float, default=2, help="of the measurement of one by one")
     options = parser.parse_args()
-    jobs = {"classify": (classify, "small"), "multimodal": (multimodal, "table")}
-    results = {
-        name: measure(name, recipe, preset, options.rows, options.batch, options.seconds)
-        for name, (recipe, preset) in jobs.items()
-    }
+    torch.set_num_threads(1)
+    results = {}
+    for name, _, preset in (word.partition(":") for word in options.recipes or recipes.list_recipes()):
+        result = measure(name, preset or "tiny", options.rows, options.batch, options.seconds)
+        if result:
+            results[f"{name} {preset or 'tiny'}"] = result
+            speeds = f"one by one {result['one_by_one']:>7,.0f}  batched {result['batched']:>7,.0f}"
+            print(f"{name:<12}{preset or 'tiny':<8}{speeds}  {result['times']:>5.1f}x  floor {result['floor']:>8,.0f}")
     if options.json:
         print(json.dumps(results))
-    for name, result in results.items():
-        speeds = f"one by one {result['one_by_one']:,.0f}, batched {result['batched']:,.0f} rows per second"
-        print(f"{name:<12} {speeds}: {result['times']:.1f} times")

@@ -230,6 +230,8 @@ def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
         lines.append(describe_exports(job))
     _, stream_state = next(job.recipe.batches(job.config, "train", None))
     counts = {"skipped": "left out because they cannot be used", "cut": "cut to the context"}
+    if rows := stream_state.get("rows"):
+        lines.append(f"{rows[0]:,} rows to train on, {rows[1]:,} to validate on")
     return lines + [
         f"{stream_state[name]:,} of the data {text}" for name, text in counts.items() if stream_state.get(name)
     ]

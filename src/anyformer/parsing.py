@@ -5,10 +5,12 @@ and what would be right.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import numbers
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,7 +92,7 @@ def parse_dataclass(kind: Any, values: Any, where: str = "") -> Any:
 
 def check_types(config: Any) -> None:
     """Check every field of a dataclass against its type hint; a number must be finite. Raises InputError."""
-    hints = typing.get_type_hints(type(config))
+    hints = read_hints(type(config))
     for field in dataclasses.fields(config):
         _parse_value(hints[field.name], getattr(config, field.name), field.name)
 
@@ -107,7 +109,18 @@ def check_range(config: Any, *names: str, **bounds: float) -> None:
         value = getattr(config, name)
         if value is not None and not all(COMPARISONS[word](value, bound) for word, bound in bounds.items()):
             words = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in bounds.items())
-            raise InputError(f"{name} is {value!r}; it must be {words}")
+            raise InputError(f"{name} is {show_value(value)}; it must be {words}")
+
+
+def show_value(value: Any) -> str:
+    """Return a value for a message: its first characters, on one line."""
+    if isinstance(value, int) and abs(value) > LIMITS[int]:
+        return f"a number of about {round(value.bit_length() * math.log10(2)):,} digits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # numbers of thousands of digits somewhere inside, or deeply nested
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]} ..."
 
 
 # --- one value ---
@@ -117,8 +130,8 @@ def _parse_fields(kind: Any, values: Any, prefix: str) -> Any:
     """Build a dataclass; `prefix` is its place in another one: "model."."""
     subject = f"{prefix[:-1]}: " if prefix else ""
     if not isinstance(values, Mapping):
-        raise InputError(f"{subject}expected an object for {kind.__name__}, found {values!r}")
-    hints, names = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
+        raise InputError(f"{subject}expected an object for {kind.__name__}, found {show_value(values)}")
+    hints, names = read_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
     arguments = {}
     for name, value in values.items():
         name, value = _rename_field(name, value, names)
@@ -130,6 +143,12 @@ def _parse_fields(kind: Any, values: Any, prefix: str) -> Any:
     except (ValueError, TypeError) as error:  # of `__post_init__`
         names_field = str(error).partition(" ")[0] in names
         raise InputError(f"{prefix if names_field else subject}{error}") from None
+
+
+@functools.cache
+def read_hints(kind: Any) -> dict[str, Any]:
+    """Return the type hints of a dataclass; finding them takes longer than checking the values."""
+    return typing.get_type_hints(kind)
 
 
 def _rename_field(name: str, value: Any, names: Sequence[str]) -> tuple[str, Any]:
@@ -155,9 +174,10 @@ def _parse_value(hint: Any, value: Any, name: str) -> Any:
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {key: _parse_value(options[1], item, f"{name}.{key}") for key, item in value.items()}
     if origin is Literal and isinstance(value, str) and value not in options:
-        raise InputError(f"{name} is '{value}': {suggest(value, map(str, options))}")
+        shown = show_value(value)
+        raise InputError(f"{name} is {shown}: {suggest(value[:80], map(str, options))}")
     if not _is_scalar(hint, value):
-        raise InputError(f"{name} is {value!r}; it must be {describe_type(hint)}")
+        raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
     return SCALARS[hint][1](value) if hint in SCALARS else value
 
 
@@ -171,7 +191,7 @@ def _parse_union(hint: Any, value: Any, name: str) -> Any:
     for option in options:
         with suppress(InputError):
             return _parse_value(option, value, name)
-    raise InputError(f"{name} is {value!r}; it must be {describe_type(hint)}")
+    raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
 
 
 def _parse_sequence(hint: Any, value: Sequence[Any], name: str) -> Any:
@@ -194,10 +214,11 @@ def _is_scalar(hint: Any, value: Any) -> bool:
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
     if hint in SCALARS:
-        return isinstance(value, SCALARS[hint][0]) and not (hint is float and not math.isfinite(value))
+        return isinstance(value, SCALARS[hint][0]) and (hint not in (int, float) or abs(value) <= LIMITS[hint])
     return isinstance(hint, type) and isinstance(value, hint)
 
 
+LIMITS = {int: 2**63 - 1, float: sys.float_info.max}  # NaN is within none
 SEQUENCES = (list, tuple, Sequence)
 SCALARS: dict[Any, tuple[Any, Callable[[Any], Any], str]] = {
     int: (numbers.Integral, int, "a whole number"),

@@ -37,8 +37,8 @@ def predict_file(
         file: A csv, tsv, jsonl or parquet table with the columns that the recipe reads, or a text file with one input
             per line.
         out: A .csv, .tsv or .jsonl file, complete or not there. csv and tsv get the single values of an answer (label
-            and probability, number, text; JSON where there are only lists), jsonl the full answer. A name that the
-            rows have already gets "predicted_" in front.
+            and probability, number, text; JSON where there are only lists), jsonl the full answer. A csv for a csv has
+            its delimiter and decimal commas. A name that the rows have already gets "predicted_" in front.
         batch: Inputs that are answered together.
         skip_broken: Leave out rows that cannot be read or answered, instead of stopping at the first.
         settings: More of the request of every row: {"beam": 1}.
@@ -52,13 +52,14 @@ def predict_file(
     check_arguments(file, out, batch, settings)
     if isinstance(recipe, SupportsTablePredict):
         predicted = recipe.predict_table(model, config, file, batch, settings)
-        return write_rows(((place, {}, answer) for place, answer in predicted), file, out, skip_broken)
+        rows = ((place, {}, answer) for place, answer in predicted)
+        return write_rows(rows, RowReader(file, ()).peek(), out, skip_broken)
     source = recipe.file_input(model, config) if isinstance(recipe, SupportsFileInput) else FileInput()
     reader = RowReader(file, source.columns, source.tsv_quotes)
     predict = select_predict(recipe, model, {**source.settings, **settings})
     size = batch if isinstance(recipe, SupportsBatchPredict) else 1
     rows = answer_rows(reader.rows(), lambda row: read_input(source, row, file.parent), predict, size)
-    return write_rows(report_rows(rows, reader), file, out, skip_broken)
+    return write_rows(report_rows(rows, reader), reader, out, skip_broken)
 
 
 def report_rows(rows: Iterator[tuple[str, Row, Answer]], reader: RowReader) -> Iterator[tuple[str, Row, Answer]]:
@@ -67,11 +68,11 @@ def report_rows(rows: Iterator[tuple[str, Row, Answer]], reader: RowReader) -> I
         yield row
 
 
-def write_rows(rows: Iterator[tuple[str, Row, Answer]], file: Path, out: Path, skip_broken: bool) -> Row:
+def write_rows(rows: Iterator[tuple[str, Row, Answer]], reader: RowReader, out: Path, skip_broken: bool) -> Row:
     """Write (place, row, answer) to a file and count them. Raises InputError, also if there are none."""
     result: Row = {"rows": 0, "skipped": 0}
     with report_write_errors(str(out)), atomic_file(out) as stream:
-        writer = RowWriter(stream, out.suffix.lower())
+        writer = RowWriter(stream, out.suffix.lower(), reader)
         for place, row, answer in rows:
             if isinstance(answer, InputError):
                 if not skip_broken:
@@ -82,6 +83,7 @@ def write_rows(rows: Iterator[tuple[str, Row, Answer]], file: Path, out: Path, s
             result["rows"] += 1
         if not result["rows"]:
             first = result.get("first_skipped")
+            file = reader.path
             raise InputError(f"no row of {file} can be used; the first: {first}" if first else f"{file}: holds no rows")
     return result
 
@@ -148,13 +150,20 @@ def answer_rows(
                     inputs[i] = read(row)
             except InputError as error:
                 answers[i] = InputError(f"{place}: {error}")
-        order = sorted(inputs, key=lambda i: len(inputs[i]) if isinstance(inputs[i], str) else 0)
+        order = sorted(inputs, key=lambda i: measure_length(inputs[i]))
         for start in range(0, len(order), batch):
             indices = order[start : start + batch]
             results = answer_batch(predict, [inputs[i] for i in indices])
             answers |= {i: locate(window[i][0], result) for i, result in zip(indices, results, strict=True)}
         for i, (place, row) in enumerate(window):
             yield place, {} if isinstance(row, InputError) else row, answers[i]
+
+
+def measure_length(value: Any) -> int:
+    """Return the length of a text, or of the longest list in a row."""
+    if isinstance(value, dict):
+        return max((len(part) for part in value.values() if isinstance(part, list)), default=0)
+    return len(value) if isinstance(value, str) else 0
 
 
 def answer_batch(predict: Callable[[list[Any]], list[Row]], inputs: list[Any]) -> list[Answer]:

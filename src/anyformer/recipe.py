@@ -9,7 +9,6 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os.path
 import pkgutil
 import types
@@ -25,7 +24,8 @@ from .search_space import SearchSpace
 
 StreamState = dict[str, Any]
 """The position of a stream of batches, as JSON; passed back to `batches`, the stream continues exactly there.
-"step": batches so far; "tokens": nodes so far; "data": a hash of the data's content."""
+"step": batches so far; "tokens": nodes so far; "data": a hash of the data's content.
+Maybe "rows": how many are for training and for validation; "skipped", "cut": how many were left out and cut."""
 
 BatchStream = Iterator[tuple[dict[str, Any], StreamState]]
 """What `batches` yields: each batch, and the state to continue from after it."""
@@ -196,6 +196,24 @@ class SupportsFigures(Protocol):
     """The report of a run shows figures of the trained model."""
 
     def figures(self, model: Any, config: Any) -> list[Figure]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Rows of the validation split that show what a model does, as plain values."""
+
+    request: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """For `predict`. Empty: the recipe's own example."""
+    truths: list[Any] = dataclasses.field(default_factory=list)
+    """What each result should be."""
+
+
+@runtime_checkable
+class SupportsExamples(Protocol):
+    """The samples of a training, and `predict` without an input, are of the user's data. The examples are stored in the
+    run directory and never in a checkpoint."""
+
+    def examples(self, config: Any) -> Examples: ...
 
 
 @runtime_checkable
@@ -451,32 +469,3 @@ def bind_checkpoint_files(config: Any, folder: Path) -> Any:
         if name in names and path.name not in ("config.json", "state.json"):  # these two are of every checkpoint
             paths[name] = str(path)
     return dataclasses.replace(config, **paths)
-
-
-# --- answers as text ---
-
-
-def format_prediction(answer: Mapping[str, Any]) -> list[str]:
-    """Format an answer of `predict` for a person: samples as they are, results one per line."""
-    if answer.get("samples"):
-        return [sample["text"] for sample in answer["samples"]]
-    if answer.get("results") == []:  # there was nothing to ask
-        return []
-    return ["\n".join(_format_result(result) for result in answer.get("results") or [answer])]
-
-
-def _format_result(result: Any) -> str:
-    """Format a result: "input → text", "label, probability 0.93 (truth: label)"; of several targets each by its name;
-    anything else as JSON."""
-    if not isinstance(result, dict) or not result:
-        return json.dumps(result, ensure_ascii=False)
-    answer = result.get("text", result.get("label"))
-    if isinstance(result.get("input"), str) and isinstance(answer, str):
-        return f"{result['input']} → {answer}"
-    if isinstance(result.get("label", result.get("value")), str | int | float):
-        text = str(result["label"]) if "label" in result else f"{result['value']:.4g}"
-        text += f", probability {result['probability']:.2f}" if "probability" in result else ""
-        return text + (f" (truth: {result['truth']})" if "truth" in result else "")
-    if all(isinstance(value, dict) for value in result.values()):
-        return "; ".join(f"{name}: {_format_result(value)}" for name, value in result.items())
-    return json.dumps(result, ensure_ascii=False)

@@ -18,6 +18,7 @@ from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
 from .errors import InputError
+from .examples import predict_examples
 from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
@@ -57,11 +58,15 @@ class Model:
         """Answer a request; plain values in and out. Raises InputError if the recipe cannot answer it.
 
         A request that is not a dict is its "input", and `settings` are more of its values: model.predict(rows, beam=4).
+        Without any, the model of a run answers examples of its validation split.
         """
         if request is not None and not isinstance(request, dict):
             request = {"input": request}
+        request = (request or {}) | settings
         with torch.no_grad():
-            return self.recipe.predict(self.module, (request or {}) | settings)
+            if not request:
+                return predict_examples(self.recipe, self.module, RunDirectory(self.run_path).read_examples())
+            return self.recipe.predict(self.module, request)
 
     def predict_file(
         self, file: str | Path, out: str | Path, batch: int = 64, skip_broken: bool = False, **settings: Any

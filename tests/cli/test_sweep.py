@@ -19,7 +19,7 @@ from anyformer.errors import TrainingError
 from anyformer.parsing import to_json
 from anyformer.search_space import SearchChoice, SearchRange
 from anyformer.sweep import engine, held_out, sampler, schedule, space
-from anyformer.sweep.state import Result, Trial, read_state
+from anyformer.sweep.state import Result, Rung, SweepState, Trial, read_state
 from anyformer.training.run_directory import RunDirectory
 from cli_kit import assert_refused, call, nothing_changes, read_folder
 
@@ -66,8 +66,11 @@ def test_trials_are_runs_and_the_best_is_trained_anew(sweep_once: SweepOnce):
     assert {row["state"] for row in rows} == {"finished"}
     assert sum(row["steps"] for row in rows) == 28 == {row["name"]: row["steps"] for row in rows}["best"] + 14
     finalists = {number: trial["losses"][1] for number, trial in enumerate(facts["trials"]) if len(trial["losses"]) > 1}
-    assert facts["best"]["trial"] == min(finalists, key=lambda number: finalists[number])
-    assert set(facts["held_out"]) == {"data", "best", "trial-000", f"trial-{facts['best']['trial']:03d}"}
+    chosen = min(finalists, key=lambda number: finalists[number])
+    losses = {name: metrics["loss"] for name, metrics in facts["held_out"].items() if name != "data"}
+    assert set(losses) == {"best", "trial-000", f"trial-{chosen:03d}"}
+    is_better = losses[f"trial-{chosen:03d}"] < losses["trial-000"]
+    assert facts["best"]["trial"] == (chosen if is_better else 0)
     assert call("sample", folder / "best", "--tokens", 3).ok().out
     call("compare", folder / "best", folder / "trial-000").ok()
 
@@ -87,7 +90,7 @@ def test_trial_0_is_the_default_config(sweep_once: SweepOnce):
 def test_the_command_reproduces_the_best_run(sweep_once: SweepOnce, tmp_path: Path):
     _, folder, facts = sweep_once
     words = shlex.split(facts["command"])
-    assert words[-2:] == ["--out", str(folder / "best")]
+    assert words[-2:] == ["--out", str(folder / "best-again")], "best is there already"
     call(*words[1:-1], tmp_path / "again").ok()
     assert read_evidence(tmp_path / "again") == read_evidence(folder / "best")
     assert json.loads((folder / "best" / "config.json").read_text())["command"] == facts["command"]
@@ -172,6 +175,41 @@ def test_the_default_config_is_trained_for_the_total(sweep_once: SweepOnce, tmp_
     assert "at equal total, 28 steps, the sweep" in result.out
     stored = json.loads((tmp_path / "sweep" / "default" / "config.json").read_text())
     assert stored["config"]["train"]["steps"] == 28
+
+
+@pytest.mark.parametrize(
+    ("held_out_losses", "winner", "run", "says"),
+    [
+        ((0.7, 0.8, 0.6, 0.65), 1, "best", ("trial-001 beats the default", "the sweep beats the default")),
+        ((0.7, 0.8, 0.6, 0.6), 0, "default", ("trial-001 beats the default", "does not beat the default config: loss")),
+        ((0.8, 0.8, 0.6, 0.5), 0, "default", ("trial-001 does not beat", "best is the default config")),
+    ],
+)
+def test_the_default_config_is_kept_where_nothing_beats_it(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out_losses: tuple[float, ...], winner: int,
+    run: str, says: tuple[str, ...],
+):  # fmt: skip
+    """Trial 1 is best on the part that chooses. On the other: the losses of trial 1, trial 0, best and default."""
+    losses = {0: iter((0.5, 0.4, 0.6, 0.5, 0.3)), 1: iter(held_out_losses)}
+    monkeypatch.setattr(held_out.EvalPart, "evaluate", lambda part, *_: {"loss": next(losses[part.start])})
+    result = sweep(text, tmp_path / "sweep", *STEPS, "--check").ok()
+    folder, state = tmp_path / "sweep", read_state(tmp_path / "sweep")
+    assert all(word in result.out for word in says)
+    lines = dict(line.split(maxsplit=1) for line in result.out.splitlines() if line.startswith(("best  ", "reproduce")))
+    assert lines["best"] == str(folder / run) and lines["reproduce"].endswith(f"--out {folder / f'{run}-again'}")
+    rates = [json.loads((folder / name / "config.json").read_text())["config"]["train"]["lr"] for name in ("best", run)]
+    first = state.trials[1 if held_out_losses[0] < held_out_losses[1] else 0]
+    assert rates == [first.values["train.lr"], state.trials[winner].values["train.lr"]]
+
+
+def test_the_default_config_wins_ties():
+    results = (Result(amount=1, step=1, loss=0.5),)
+    trials = tuple(Trial(number=number, values={}, results=results) for number in range(3))
+    state = SweepState(
+        recipe="", preset="", config={}, unit="steps", total=1, n_trials=3, sampler="random", fixed=(), vary_size=False,
+        rungs=(Rung(amount=1, trials=(2, 1, 0)),), trials=trials,
+    )  # fmt: skip
+    assert state.rank(0) == [0, 1, 2]
 
 
 # --- the clock ---

@@ -121,7 +121,7 @@ def test_bad_sound_files(tmp_path: Path):
         "empty.wav": "holds no sound",
         "nan.wav": "not finite numbers",
         "rate.wav": "",  # one of two messages, by the version of libsndfile
-        "none.wav": "there is no such sound file",
+        "none.wav": "there is no such file",
     }.items():
         with refuses(name, message):
             read_audio(tmp_path / name)

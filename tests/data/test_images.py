@@ -13,8 +13,9 @@ from anyformer.data.images import augment, cache, read
 from anyformer.data.images.augment import Augment, augment_batch
 from anyformer.data.images.cache import load_images
 from anyformer.data.images.read import ImageSource, open_images, read_image, resize_image
+from anyformer.data.io import arrays
 from anyformer.data.registry import list_data_sets
-from anyformer.data.sampling import Dataset, epoch_permutation, sample_indices
+from anyformer.data.sampling import Dataset, epoch_permutation, sample_indices, stratify
 from data_kit import needs_data, refuses
 
 Image = pytest.importorskip("PIL.Image", reason="decoding images needs Pillow")
@@ -157,7 +158,7 @@ def test_bad_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("cut", "damaged or cut off"),
         ("program", "not an image of a known format"),
         ("deep", "8 bits"),
-        ("none", "No such file"),
+        ("none", "there is no such file"),
     ):
         with refuses(f"{name}.png", message):
             read_image(tmp_path / f"{name}.png")
@@ -165,7 +166,7 @@ def test_bad_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with refuses("good.png has 8 x 6 pixels", "40"):
         read_image(tmp_path / "good.png")
     monkeypatch.setattr(read, "MAX_FILE_BYTES", 40)
-    with refuses("good.png has", "bytes"):
+    with refuses("good.png: holds more than 40 bytes"):
         read_image(tmp_path / "good.png")
 
 
@@ -175,7 +176,7 @@ def test_unreadable_images_are_left_out_on_request(tmp_path: Path):
     with refuses("04.png", "not an image", "--skip-unreadable"):
         load_images(str(root), 6, 8, 3)
     dataset = load_images(str(root), 6, 8, 3, skip_unreadable=True)
-    assert dataset.skipped == 1 and len(dataset.split("val")) == 1 and len(dataset.split("all")) == 11
+    assert dataset.skipped == 1 and len(dataset.split("val")) == 2 and len(dataset.split("all")) == 11
     assert all(dataset.pixels[i].any() for i in dataset.split("all")), "an unreadable image is in no split"
 
 
@@ -214,8 +215,8 @@ def test_bad_arrays(tmp_path: Path):
         ({"images": PIXELS, "labels": np.array([{}] * 12)}, "cannot be read as .npz"),
         ({"data": PIXELS.ravel(), "offsets": np.arange(13) * 9**9, "labels": LABELS}, "offsets do not divide"),
     )
-    for arrays, message in cases:
-        np.savez(path, **arrays)
+    for stored, message in cases:
+        np.savez(path, **stored)
         with refuses("a.npz", message):
             open_images(str(path))
     path.write_bytes(b"PK nothing")
@@ -229,7 +230,8 @@ def test_bad_arrays(tmp_path: Path):
 
 
 def test_claimed_sizes_are_checked_before_memory_is_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(read, "MAX_ARRAY_BYTES", 1000)
+    for module in (arrays, read):
+        monkeypatch.setattr(module, "MAX_ARRAY_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("images.npy", bytes(100_000))
     with refuses("bomb.npz", "unpacks to 100,000 bytes"):
@@ -319,3 +321,14 @@ def test_mixed_images_are_of_their_shares():
             else:
                 is_own = (image == own).all(-1)
                 assert (is_own | (image == other).all(-1)).all() and abs(is_own.mean() - share) < 1e-6
+
+
+def test_few_images_for_validation_are_of_all_classes(tmp_path: Path):
+    """Of five classes with six images each, one of each; the only image of a class is for training."""
+    images = np.arange(31, dtype=np.uint8)[:, None, None].repeat(64, 1).reshape(31, 8, 8)
+    np.savez(tmp_path / "set.npz", images=images, labels=[i % 5 for i in range(30)] + [5], classes=[*"abcdef"])
+    dataset = load_images(str(tmp_path / "set.npz"), 8, 8, 1)
+    val, train = (dataset.labels[dataset.split(name)].tolist() for name in ("val", "train"))
+    assert {*val} == {0, 1, 2, 3, 4} and {*train} == {0, 1, 2, 3, 4, 5}
+    assert not {*dataset.split("val")} & {*dataset.split("train")} and len(val) + len(train) == 31
+    assert stratify(np.array([0] * 20 + [1] * 10), 3).nonzero()[0].tolist() == [0, 1, 20], "in proportion"

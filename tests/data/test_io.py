@@ -3,13 +3,24 @@
 import gzip
 import hashlib
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from anyformer.data.io import cache
+from anyformer.data.images import cache as image_cache
+from anyformer.data.io import cache, seal
+from anyformer.data.io.archives import unpack_archive
 from anyformer.data.io.checks import is_finite_number, read_json, sha256_file
 from anyformer.data.io.files import read_lines, suffix
+from anyformer.data.tables.cache import encode_table
+from anyformer.data.tables.read import read_table
+from anyformer.data.tables.schema import parse_schema
+from anyformer.data.text.prepare import prepare_corpus
+from anyformer.data.trajectories.datasets import load_trajectories
 from anyformer.errors import InputError
 from data_kit import refuses, write
 
@@ -64,16 +75,84 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path):
         fail()
     assert list(target.parent.iterdir()) == []
 
-    def is_complete(path: Path) -> bool:
-        return (path / "meta").is_file()
-
     write(target / "damaged", "")
-    with cache.build_directory(target, is_complete) as folder:
+    with cache.build_directory(target) as folder:
         write(folder / "meta", "1")
-    assert [path.name for path in target.iterdir()] == ["meta"]
-    with cache.build_directory(target, is_complete) as folder:  # slower than another process
+    assert sorted(path.name for path in target.iterdir()) == [".seal.json", "meta"]
+    with cache.build_directory(target) as folder:  # slower than another process
         write(folder / "meta", "2")
     assert (target / "meta").read_text() == "1" and [path.name for path in target.parent.iterdir()] == ["x"]
+
+
+ROWS_SCHEMA = {"fields": {"x": {"kind": "scalar"}}, "targets": {"y": {"kind": "class"}}}
+
+
+def build_texts(path: Path) -> Any:
+    return prepare_corpus(str(write(path / "t.txt", "one two three " * 400))).tokens
+
+
+def build_pictures(path: Path) -> Any:
+    np.savez(path / "p.npz", images=np.arange(512, dtype=np.uint8).reshape(8, 8, 8), labels=np.arange(8) % 2)
+    return image_cache.load_images.__wrapped__(str(path / "p.npz"), 8, 8, 1).pixels
+
+
+def build_rows(path: Path) -> Any:
+    table = read_table(write(path / "t.csv", "x,y\n" + "1,a\n2,b\n" * 50))
+    return encode_table(table, parse_schema(ROWS_SCHEMA, "here")).values[0]
+
+
+def build_steps(_: Path) -> Any:
+    return load_trajectories.__wrapped__("line").states
+
+
+def build_unpacked(path: Path) -> Any:
+    if not (path / "z.zip").exists():
+        with zipfile.ZipFile(path / "z.zip", "w") as file:
+            file.writestr("a.txt", "one two three " * 400)
+    return np.frombuffer(unpack_archive(path / "z.zip").read_bytes(), np.uint8)
+
+
+@pytest.mark.parametrize("harm", ["flip", "flip back in time", "cut", "remove", "add"])
+@pytest.mark.parametrize("build", [build_texts, build_pictures, build_rows, build_steps, build_unpacked])
+def test_a_damaged_cache_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, build: Callable, harm: str
+):
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "cache"))
+    expected = np.array(build(tmp_path))
+    (path,) = [
+        p for p in (tmp_path / "cache").rglob("*") if p.suffix in (".bin", ".npz", ".txt") and p.name != "present.bin"
+    ]
+    content, status = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    match harm:
+        case "flip" | "flip back in time":
+            path.write_bytes(content)
+        case "cut":
+            path.write_bytes(content[:-1])
+        case "remove":
+            path.unlink()
+        case "add":
+            write(path.with_name("new.txt"), "")
+    if harm == "flip back in time":
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    capsys.readouterr()
+    np.testing.assert_array_equal(build(tmp_path), expected)
+    assert "damaged, so it is made again" in capsys.readouterr().err
+    np.testing.assert_array_equal(build(tmp_path), expected)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_large_sealed_folder_is_read_only_when_its_time_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(seal, "QUICK_BYTES", 10)
+    path = write(tmp_path / "x.bin", bytes(100))
+    seal.write_seal(tmp_path)
+    time = path.stat().st_mtime_ns
+    write(path, bytes(99) + b"1")
+    os.utime(path, ns=(time, time))
+    assert seal.find_damage(tmp_path) == "" and seal.find_damage(tmp_path, is_deep=True) == "x.bin has changed"
+    write(path, bytes(100))
+    os.utime(path, ns=(time + 1, time + 1))  # a copy
+    assert seal.find_damage(tmp_path) == "" and path.stat().st_mtime_ns == time
 
 
 @pytest.mark.parametrize(
@@ -84,7 +163,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path):
         ("[" * 100_000, ["a.json: not JSON"]),
         (b"\xff", ["a.json: cannot be read as text", "utf-8"]),
         ('{"long": "....................."}', ["a.json: holds more than"]),
-        (None, ["a.json: cannot be read as text"]),
+        (None, ["a.json: there is no such file"]),
     ],
 )
 def test_bad_json(tmp_path: Path, content: str | bytes | None, parts: list[str]):

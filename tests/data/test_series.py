@@ -31,7 +31,8 @@ def to_seconds(*dates: str) -> np.ndarray:
         ("2024-01-31", "2024-01-31"), ("2024/01/31 12:30", "2024-01-31T12:30"), ("20240131", "2024-01-31"),
         ("2024Q3", "2024-07-01"), ("1974", "1974-01-01"), ("202402", "2024-02-01"), ("Jan 1 2000", "2000-01-01"),
         ("Jan-1-1995", "1995-01-01"), ("31.12.1999", "1999-12-31"), ("2024-02", "2024-02-01"),
-        ("1706659200", "2024-01-31"), ("2024-01-31T12:00:00+02:00", "2024-01-31T12:00"),
+        ("1706659200", "2024-01-31"), ("2024-W03", "2024-01-15"), ("2024W03", "2024-01-15"), ("2024M03", "2024-03-01"),
+        ("Q2 2024", "2024-04-01"), ("2024-Q2", "2024-04-01"), ("2024-01-31T12:00:00+02:00", "2024-01-31T12:00"),
     ],
 )  # fmt: skip
 def test_times(text: str, date: str):
@@ -47,7 +48,7 @@ def test_times_of_one_answer_have_one_form():
     assert format_times(times[:1], "+02:00") == ["2024-01-01T00:00:00+02:00"]
 
 
-@pytest.mark.parametrize("text", ["a", "12", "2024-13-01", "", "3.5"])
+@pytest.mark.parametrize("text", ["a", "12", "2024-13-01", "", "3.5", "2024-W54", "2024Q5", "2024M13"])
 def test_what_is_no_time(text: str):
     assert parse_time(text) is None
 
@@ -98,6 +99,33 @@ def test_days_and_hours_in_columns_of_their_own(tmp_path: Path):
 def test_years_and_quarters_in_two_columns(tmp_path: Path):
     table = load(tmp_path, "year,quarter,x\n" + "".join(f"{1990 + i // 4},{i % 4 + 1},{i}\n" for i in range(9)))
     assert table.frequency == Frequency(months=3) and [s.name for s in table.series] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "frequency"),
+    [
+        ("YEAR_WEEK", "{0}{1:02d}", Frequency(seconds=7 * 86400)),
+        ("year week", "{0}-{1}", Frequency(seconds=7 * 86400)),
+        ("when", "{0}-W{1:02d}", Frequency(seconds=7 * 86400)),
+        ("when", "{0}{1:02d}", Frequency(months=1)),
+        ("year,week", "{0},{1}", Frequency(seconds=7 * 86400)),
+    ],
+)
+def test_weeks_and_months_of_an_unsorted_panel(tmp_path: Path, name: str, first: str, frequency: Frequency):
+    per_year = 12 if frequency.months else 52
+    rows = [(first.format(2019 + i // per_year, i % per_year + 1), s, i) for s in "ab" for i in range(60)]
+    order = np.random.default_rng(0).permutation(len(rows))
+    text = f"{name},shop,x\n" + "".join("{},{},{}\n".format(*rows[i]) for i in order)
+    table = load(tmp_path, text)
+    assert table.frequency == frequency and sorted(series.name for series in table.series) == ["a", "b"]
+    assert all(series.values.tolist() == list(range(60)) for series in table.series)
+
+
+def test_whole_numbers_name_series(tmp_path: Path):
+    rows = [f"{s},{d},2024-01-{day:02d},{day + s + d}" for s in (1, 2) for d in (7, 9) for day in range(1, 20)]
+    table = load(tmp_path, "Store,Dept,Date,Sales\n" + "\n".join(rows))
+    assert [series.name for series in table.series] == ["1 7", "1 9", "2 7", "2 9"]
+    assert table.series[3].values.tolist() == [day + 11 for day in range(1, 20)]
 
 
 def test_without_times_rows_are_steps(tmp_path: Path):

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anyformer.data.tables.datasets import open_table
 from anyformer.data.tables.infer_schema import infer_schema
-from anyformer.data.tables.prepare import TableSource, fit_table, load_table
+from anyformer.data.tables.prepare import TableSource, fit_table, load_table, select_examples
 from anyformer.data.tables.schema import Schema
 from data_kit import make_table, refuses, write
 
@@ -102,8 +103,9 @@ def test_rows_without_a_target_are_left_out_and_counted(tmp_path: Path, capsys: 
     dataset = fit_table(source, "1/5")
     assert len(dataset) == 54 and not np.isnan(dataset.targets).any()
     assert dataset.values[0][:, 0].tolist() == [row["x"] for row in rows if row["y"]]
-    assert dataset.schema.examples and all(row["y"] for row in dataset.schema.examples)
-    for example in dataset.schema.examples:
+    examples = select_examples(open_table(source.data), dataset, dataset.split("val", "1/5"))
+    assert examples and all(row["y"] for row in examples)
+    for example in examples:
         assert {"x": int(example["x"]), "y": example["y"]} in rows
     notice = capsys.readouterr().err
     assert "6 of 60 rows have no target (the first:" in notice and "line 5): left out" in notice

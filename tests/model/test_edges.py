@@ -268,3 +268,10 @@ def test_causal_layers_do_not_leak(layers):
 )
 def test_one_layer_that_reads_the_future_leaks(layers):
     assert len(leak(layers, 8))
+
+
+def test_a_mask_needs_nothing_that_imports_sympy(monkeypatch: pytest.MonkeyPatch):
+    """torch.broadcast_shapes does, which takes a second."""
+    monkeypatch.delattr(torch, "broadcast_shapes")
+    monkeypatch.delattr(torch.functional, "broadcast_shapes")
+    assert (causal & window(3)).build_mask(1, 4, 4).shape == (1, 1, 4, 4)

@@ -14,7 +14,7 @@ import torch
 
 from anyformer import api
 from anyformer import recipe as recipes
-from anyformer.data.text.labeled import read_labeled
+from anyformer.data.text.labeled import read_labeled, split_class
 from cli_kit import assert_refused, call
 from data_kit import needs_data, refuses, write
 
@@ -230,3 +230,11 @@ def test_requests_that_cannot_be_answered(run: api.Model, request_: dict, parts:
 def test_configs_that_make_no_sense(changes: dict, parts: tuple[str, ...]):
     with refuses(*parts):
         classify.build(dataclasses.replace(TINY, **changes))
+
+
+@pytest.mark.parametrize("n", range(3, 12))
+def test_few_texts_of_a_class_leave_one_for_validation(n: int):
+    splits = split_class(np.arange(n))
+    assert len(splits["val"]) >= 1 and len(splits["train"]) >= n // 2
+    parts = [splits[name] for name in ("train", "val", "test")]
+    assert np.concatenate(parts).tolist() == splits["all"].tolist() == list(range(n))

@@ -1,5 +1,6 @@
 """Control: what an action is read from, cloning, the terms of the loss, playing many episodes at once, requests."""
 
+import json
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -13,7 +14,9 @@ import torch
 from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.data.trajectories.environments import play_episodes
+from anyformer.data.trajectories.normalizer import TrajectoryNormalizer, load_normalizer
 from anyformer.data.trajectories.read import write_trajectories
+from anyformer.examples import predict_examples
 from anyformer.inference.agent import Actor
 from anyformer.parsing import parse_dataclass, to_json
 from anyformer.training import loop
@@ -259,3 +262,15 @@ def test_without_data_a_model_is_built_from_its_space():
     values = to_json(TINY) | {"data": "", "space": build_model().files["space.json"]}
     model = control.build(parse_dataclass(control.Config, values, ""))
     assert model.normalizer == build_model().normalizer and control.predict(model, {})["results"]
+
+
+def test_examples_are_beginnings_of_episodes_for_validation():
+    data, examples = control.load_episodes(TINY), control.examples(TINY)
+    starts = {tuple(data.states[data.starts[i]]) for i in data.split("val", TINY.val_fraction)}
+    episodes = examples.request["input"]
+    assert len(episodes) == len(examples.truths) == 3 and {tuple(e["states"][0]) for e in episodes} <= starts
+    assert all(len(e["states"]) == len(e["actions"]) + 1 == len(e["returns"]) == 5 for e in episodes)
+    answers = predict_examples(control, build_model().eval(), examples)["results"]
+    assert [answer["truth"] for answer in answers] == examples.truths
+    stored = json.dumps({"states": 1, "actions": 2, "discrete": True, "example": {"states": [[0.0]]}})
+    assert load_normalizer(stored) == TrajectoryNormalizer(1, 2, True), "older models hold an example"

@@ -103,6 +103,7 @@ def test_a_forecast_follows_shift_and_scale():
 def test_metrics_equal_their_definitions(week: Path):
     config = replace(CONFIG, data=str(week))
     model, dataset = build(config), forecast.load_dataset(config)
+    model.set_facts(replace(model.facts, calibration=[[1.0] * 6] * 3))
     values, (cut,) = dataset.table.series[0].values, dataset.cuts(6)
     unit = np.abs(values[7:cut] - values[: cut - 7]).mean()
     windows, rows = iter(list_windows(dataset, "val", model.shape)), []
@@ -211,6 +212,35 @@ def test_what_is_known_ahead_and_the_past_of_other_columns_help(tmp_path: Path):
     assert scores["future_covariates"] < 0.85 * scores["alone"] and scores["past_covariates"] < 0.85 * scores["alone"]
 
 
+def test_columns_and_rows_are_tables(week: Path):
+    model = build(replace(CONFIG, data=str(week), gaps="fill"))
+    rows = [dict(zip(("date", "x"), line.split(","))) for line in week.read_text().splitlines()[1:]]
+    columns = {name: [row[name] for row in rows] for name in ("date", "x")}
+    (expected,) = forecast.predict(model, {"input": str(week), "horizon": 9})["results"]
+    numbers = [float(x) for x in columns["x"]]
+    for request in (columns, {"input": columns}, {"input": rows}, columns | {"x": np.array(numbers)}):
+        (result,) = forecast.predict(model, request | {"horizon": 9})["results"]
+        assert {"input": str(week)} | result == expected
+    (result,) = forecast.predict(model, {"input": np.array(numbers)})["results"]
+    assert result["median"] == pytest.approx(expected["median"][:6], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({"date": "2024-01-01", "x": 3}, "the columns of a table are lists of values"),
+        ({"date": ["2024-01-01"], "x": [3, 4]}, "the columns differ in their number of values: date 1, x 2"),
+        ({"horizn": 3}, "unknown field 'horizn': did you mean 'horizon'"),
+        ({"input": [1, "a"]}, r"request: input should be numbers, rows .* or its path, found \"\[1, 'a'\]"),
+        ({"date": ["2024-01-01", "2024-01-02", "soon"], "x": [3, 4, 5]}, "input, row 2: date is 'soon'"),
+    ],
+)
+def test_what_is_no_table(week: Path, request_: dict[str, Any], says: str):
+    model = build(replace(CONFIG, data=str(week), season="7"))
+    with pytest.raises(InputError, match=says):
+        forecast.predict(model, request_)
+
+
 def test_what_a_request_lacks(tmp_path: Path):
     model = build(forecast.PRESETS["tiny"])
     with pytest.raises(InputError, match="reads the columns visitors, promotion too: give it a table"):
@@ -239,6 +269,7 @@ def test_what_a_request_lacks(tmp_path: Path):
         (("--target", "y"), ("no column 'y'", "date, x")),
         (("--data", "none.csv"), ("none.csv", "no such table")),
         (("--data", "shop"), ("'shop'", "did you mean 'shops'")),
+        (("--columns", "x"), ("no flag --columns: --target names the columns to predict",)),
         (("--gaps", "fil"), ("--gaps is 'fil'", "'fill'")),
     ],
 )
@@ -290,6 +321,8 @@ def test_bands_cover_what_they_claim_and_coverage_is_measured_on_other_origins(t
     model.start.mul_(0.4)
     with torch.no_grad():
         model.head.bias.copy_(model.start.flatten())
+    assert "coverage_80" not in evaluate(model, config), "the bands are not those of the predictions yet"
+    model.set_facts(replace(model.facts, calibration=[[1.0] * 6] * 3))
     narrow = evaluate(model, config)["coverage_80"]
     forecast.finish_model(model, config)
     assert narrow < 0.6 and 0.73 < evaluate(model, config)["coverage_80"] < 0.87
@@ -371,3 +404,18 @@ def test_the_report_draws_the_band(week: Path):
     band, truth, median = figure["lines"]
     assert (np.array(band["low"]) <= median["y"]).all() and len(truth["y"]) == 24
     assert 'class="band"' in draw_figure(figure)["svg"]
+
+
+def test_the_end_of_training_names_the_calibrated_band_and_shows_the_first_values(week: Path, tmp_path: Path):
+    flags = ("--horizon", 8, "--patch", 4, "--model.context", 6, "--steps", 10, "--train.eval-every", 5)
+    shown = call("train", "forecast", "--data", week, *flags, "--device", "cpu", "--out", tmp_path / "run").ok()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert f"\ncoverage of the 80 % band {result['val_coverage_80']:.4g}\n" in shown.err
+    before = shown.err.partition("validation loss")[0]
+    assert "coverage" not in before, "of bands that are not calibrated"
+    title, names, *rows = shown.out.strip().split("\n")
+    assert title == "series x, 8 values"
+    assert names.split() == ["times", "median", "quantiles", "0.1", "quantiles", "0.9", "truth"]
+    assert len(rows) == 7 and rows[0].startswith("2024-10-19") and rows[-1] == "... 2 more"
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "validation coverage of the 80 % band" in report

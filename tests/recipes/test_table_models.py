@@ -104,7 +104,7 @@ def test_predicted_numbers_have_intervals(house_run: Path):
     for error, (low, high) in zip(errors, result["interval"].values(), strict=True):
         assert (low, high) == pytest.approx((result["value"] - error, result["value"] + error))
     sensors = multimodal.build(multimodal.PRESETS["tiny"]).eval()
-    row = sensors.schema.examples[0]
+    row = multimodal.examples(multimodal.PRESETS["tiny"]).request["input"][0]
     before = multimodal.predict(sensors, {"input": row})["results"][0]
     sensors.set_schema(sensors.schema.with_measurements({"load": {"errors": [2.0, 3.0]}}))
     after = multimodal.predict(sensors, {"input": row})["results"][0]

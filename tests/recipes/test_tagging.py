@@ -125,6 +125,7 @@ def test_names_are_found_that_training_never_showed(tmp_path: Path):
     answer = model.predict({"input": ["remind Zarvi Kamo to call Belsa on monday", ""]})["results"]
     assert {"text": "monday", "tag": "DAY"} in answer[0]["spans"] and answer[1] == {
         "input": "",
+        "text": "",
         "words": [],
         "spans": [],
     }

@@ -3,14 +3,17 @@
 import io
 import json
 import math
+import os
 import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from anyformer import events
 from anyformer.cli import terminal
+from anyformer.data.io.cache import build_directory
 from anyformer.report import doctor
 from anyformer.report.progress import Progress, format_clock, format_speed
 from anyformer.training import hardware
@@ -85,6 +88,20 @@ def test_doctor_measures_this_machine(monkeypatch):
     screen = io.StringIO()
     Console(file=screen, width=120).print(doctor.describe(facts))
     assert "GFLOP/s" in screen.getvalue() and doctor.advise(facts) in screen.getvalue()
+
+
+def test_doctor_removes_what_is_damaged_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    for name in "ab":
+        with build_directory(tmp_path / "sets" / name) as folder:
+            (folder / "x.bin").write_bytes(b"content")
+    damaged = tmp_path / "sets" / "b"
+    status = (damaged / "x.bin").stat()
+    (damaged / "x.bin").write_bytes(b"c0ntent")
+    os.utime(damaged / "x.bin", ns=(status.st_atime_ns, status.st_mtime_ns))
+    facts = doctor.examine_cache()
+    assert facts["checked"] == 2 and facts["removed"] == {str(damaged): "x.bin has changed"}
+    assert not damaged.exists() and (tmp_path / "sets" / "a" / "x.bin").exists()
 
 
 def test_the_advice_of_doctor_follows_the_speeds():

@@ -9,7 +9,10 @@ import pytest
 
 from anyformer import recipe as recipes
 from anyformer.recipes._shared.trivial_baselines import (
+    average_parts,
+    find_nearest,
     fit_linear,
+    score_actions,
     score_bigrams,
     score_gradients,
     score_linear_texts,
@@ -18,12 +21,11 @@ from anyformer.recipes._shared.trivial_baselines import (
 from anyformer.training import loop
 from data_kit import SMALL_DATA
 
-NAMES = [name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsBaselines)]
 
-
-@pytest.mark.parametrize("name", NAMES)
-def test_baselines_are_metrics_of_the_recipe(name: str):
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_baselines_of_every_recipe_are_metrics_of_it(name: str):
     recipe: Any = recipes.load_recipe(name)
+    assert isinstance(recipe, recipes.SupportsBaselines)
     config = recipe.PRESETS["tiny"]
     config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))
     batch, _ = next(recipe.batches(config, "val"))
@@ -57,3 +59,27 @@ def test_pairs_of_tokens_predict_an_order():
     assert losses["guessing evenly"] == pytest.approx(math.log(8))
     assert losses["token frequencies"] == pytest.approx(math.log(5), abs=0.02)
     assert losses["pairs of tokens"] == pytest.approx(-math.log((200 + 20 / 5) / (200 + 20)), abs=0.01)
+
+
+def test_the_nearest_rows_ignore_the_units_of_features():
+    x = np.array([[0.0, 5000.0], [1.0, 0.0], [2.0, 9000.0]])
+    assert find_nearest(x, np.array([[1.9, 8000.0], [0.1, 5100.0], [1.0, -10.0]])).tolist() == [2, 0, 1]
+
+
+def test_parts_of_a_sound():
+    sound = np.arange(10.0)[None].repeat(2, 0)
+    assert average_parts(sound).tolist() == [0.5, 0.5, 3.0, 3.0, 5.5, 5.5, 8.0, 8.0]
+    assert average_parts(sound[:, :2]).tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_actions_are_predicted_from_the_state():
+    """The action is the half of a circle that the state is in, or the third power of a number."""
+    angles = np.random.default_rng(0).uniform(0, 2 * np.pi, 400)
+    x, sides = np.stack([np.cos(angles), np.sin(angles)], 1), (angles % np.pi < np.pi / 2).astype(int)
+    scores = score_actions(x[:300], sides[:300], x[300:], sides[300:])["accuracy"]
+    assert scores["the most frequent action"] < 0.7 and scores["a linear model"] < 0.7
+    assert scores["the nearest state"] > 0.95
+    x = np.linspace(-1, 1, 400)[np.random.default_rng(1).permutation(400), None]
+    losses = score_actions(x[:300], x[:300] ** 3, x[300:], x[300:] ** 3)["loss"]
+    usual, linear, nearest = losses.values()
+    assert usual > 2 * linear > 100 * nearest

@@ -36,6 +36,8 @@ VERBS = {
     "bench": "how fast this machine trains, generates and tokenizes",
 }
 
+MAX_ERROR_CHARS = 1000
+
 HELP = f"""anyformer: any data, one Transformer
 
 usage: anyformer VERB ... [--help]
@@ -119,5 +121,9 @@ def print_error(text: str, code: int) -> int:
     """Print one line on stderr, and a traceback if $ANYFORMER_TRACEBACK is set; return the exit code."""
     if os.environ.get("ANYFORMER_TRACEBACK"):
         traceback.print_exc()
-    print("anyformer: " + " ".join(text.split()), file=sys.stderr)
+    line = " ".join(text.split())
+    line = (
+        line if len(line) <= MAX_ERROR_CHARS else f"{line[: MAX_ERROR_CHARS // 2]} ... {line[-MAX_ERROR_CHARS // 2 :]}"
+    )
+    print(f"anyformer: {line}", file=sys.stderr)
     return code

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Annotated
 
 from .flags import JsonFlag
 from .terminal import print_status
@@ -12,6 +13,9 @@ class Command:
     """Measure this machine: devices, number formats, threads, GFLOP/s, GB/s, and
     which optional packages are installed."""
 
+    deep: Annotated[
+        bool, "Read all of the cache too, and remove what is damaged: it is made again when it is needed."
+    ] = False
     json: JsonFlag = False
 
 
@@ -22,6 +26,9 @@ def run(options: Command) -> None:
 
     print_status("measuring ...")
     facts = doctor.examine()
+    if options.deep:
+        print_status("reading the cache ...")
+        facts["cache"] = doctor.examine_cache()
     if options.json:
         print(json.dumps(facts))
     else:

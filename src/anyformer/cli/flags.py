@@ -223,7 +223,9 @@ def convert(hint: Any, text: str, name: str) -> Any:
 
 
 def suggest_flag(word: str, names: list[str]) -> str:
-    """Name the nearest flag; also by its last part, since --n-head means --model.n-head."""
+    """Name the nearest flag; also by its last part, since --n-head means --model.n-head, or the one of its meaning."""
+    if word == "--columns" and "--target" in names:
+        return "--target names the columns to predict"
     by_tail = {name.lstrip("-").split(".")[-1]: name for name in reversed(names)}
     matches = difflib.get_close_matches(word, names, n=1, cutoff=0.75)
     tails = difflib.get_close_matches(word.lstrip("-").split(".")[-1], by_tail, n=1, cutoff=0.6)

@@ -292,36 +292,43 @@ def describe_sweep(sweep: "Sweep") -> dict[str, Any]:
         | {"step": trial.results[-1].step if trial.results else 0, "error": trial.error or None}
         for trial in state.trials
     ]
+    name, number, amount = "best", final["winner"], final["amount"]
+    if state.is_default_best:
+        name, number, amount = "default", 0, state.total
     return {
         "folder": str(sweep.folder),
         "seconds": state.seconds,
         "trials": trials,
-        "best": {"trial": final["winner"], "values": state.trials[final["winner"]].values}
-        | {"run": str(sweep.folder / "best"), "amount": final["amount"], "unit": state.unit},
+        "best": {"trial": number, "values": state.trials[number].values}
+        | {"run": str(sweep.folder / name), "amount": amount, "unit": state.unit},
         "held_out": {"data": sweep.parts[1].about, **final["held_out"]},
         "verdict": describe_verdict(state),
-        "command": final["commands"]["best"],
+        "command": final["commands"][name],
     }
 
 
 def describe_verdict(state: "SweepState") -> list[str]:
     """Say whether the best config beats the default one on data that did not choose."""
     final, losses = state.final, {name: metrics["loss"] for name, metrics in state.final["held_out"].items()}
-    winner, default = state.trials[final["winner"]].name, state.trials[0].name
-    if winner == default:
+    chosen, default = state.trials[final.get("chosen", final["winner"])].name, state.trials[0].name
+    if chosen == default:
         lines = ["no config that was tried beats the default one: best is the default config"]
     elif default in losses:
-        word = "beats" if losses[winner] < losses[default] else "does not beat"
-        lines = [f"trained equally long, {winner} {word} the default config: loss {losses[winner]:.4f} beside "]
-        lines[0] += f"{losses[default]:.4f}"
+        word = "beats" if losses[chosen] < losses[default] else "does not beat"
+        values = f"loss {losses[chosen]:.4f} beside {losses[default]:.4f}"
+        lines = [f"trained equally long, {chosen} {word} the default config: {values}"]
+        lines[0] += ": best is the default config" if final["winner"] == 0 else ""
     else:
         lines = [f"the default config cannot be trained: {state.trials[0].error}"]
     total = format_amount(state.total, state.unit)
-    if "default" in losses:
-        word = "beats" if losses["best"] < losses["default"] else "does not beat"
-        text = f"at equal total, {total}, the sweep {word} the default config: "
-        return [*lines, f"{text}loss {losses['best']:.4f} beside {losses['default']:.4f}"]
-    return [*lines, f"at equal total, {total}, it was not compared: --resume --check trains the default config too"]
+    if "default" not in losses:
+        return [*lines, f"at equal total, {total}, it was not compared: --resume --check trains the default config too"]
+    values = f"loss {losses['best']:.4f} beside {losses['default']:.4f}"
+    if state.is_default_best:
+        text = f"the sweep does not beat the default config: {values}: use the default config, trained for {total}"
+    else:
+        text = f"the sweep beats the default config: {values}"
+    return [*lines, f"at equal total, {total}, {text}"]
 
 
 def format_sweep(sweep: "Sweep", facts: dict[str, Any]) -> list[str]:
@@ -342,5 +349,5 @@ def format_sweep(sweep: "Sweep", facts: dict[str, Any]) -> list[str]:
     for name, metrics in state.final["held_out"].items():
         values = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in metrics.items() if isinstance(value, float)]
         lines.append(f"  {name:<10} {', '.join(values)}")
-    lines += ["", f"took       {state.seconds:.0f} s", f"best       {sweep.folder / 'best'}"]
+    lines += ["", f"took       {state.seconds:.0f} s", f"best       {facts['best']['run']}"]
     return [*lines, f"reproduce  {facts['command']}"]

@@ -7,22 +7,22 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..data.io.regular_file import read_regular
 from ..errors import InputError
 from ..events import listen
 
 MEDIA_PREFIXES = (b"fLaC", b"OggS", b"\x89PNG\r\n", b"\xff\xd8\xff")
 MEDIA_TYPES = (b"WAVE", b"WEBP")  # bytes 8 to 12 of a RIFF file
+MAX_TEXT_BYTES = 1 << 30  # of a file of inputs, held in memory
 MIN_SECONDS = 1.0  # shorter work shows no progress
 
 
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file. Raises InputError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, MAX_TEXT_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}: text is expected") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_stdin(head: bytes = b"") -> str:

@@ -407,18 +407,24 @@ def describe_comparison(result: dict[str, Any]) -> list[str]:
 
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
-    from ..report.html import describe_baselines, describe_overfitting
+    from ..answer_text import format_prediction
+    from ..report.html import describe_baselines, describe_metrics, describe_overfitting
 
     run, result = job.run.path, json.loads((job.run.path / "result.json").read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps({"run": str(run)} | result))
         return
-    if answer := recipes.format_prediction(model.predict({})):
+    if answer := format_prediction(model.predict({})):
         print("\n".join(answer) + "\n")
     train = model.config.train
     split = "the whole split" if train.final_every == 1 else f"one batch in {train.final_every} of the split"
     lines = [f"validation loss {result['val_loss']:.4f} over {split}, best checkpoint (step {model.step})"]
-    lines += [*describe_baselines(result), *describe_overfitting(result), *describe_comparison(result)]
+    lines += [
+        *describe_metrics(result),
+        *describe_baselines(result),
+        *describe_overfitting(result),
+        *describe_comparison(result),
+    ]
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
         lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")

@@ -1,6 +1,6 @@
 """Which rows belong to a split, and which of them a training step draws, for every kind of data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sized
 from functools import lru_cache
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -34,6 +34,23 @@ def select_split(name: str, splits: Mapping[str, T]) -> T:
     if name not in splits:
         raise InputError(f"split '{name}': {suggest(name, splits)}")
     return splits[name]
+
+
+def count_rows(split: str, select: Callable[[str], Sized]) -> list[int]:
+    """Return how many rows are for training and for validation; nothing unless a `split` is to be trained on."""
+    return [len(select(name)) for name in ("train", "val")] if split == "train" else []
+
+
+def stratify(classes: np.ndarray, n_val: int) -> np.ndarray:
+    """Select rows for validation so that all classes give about the same share of theirs, each its first rows: (N,)
+    bool. Of a class with a single row it is for training."""
+    order = np.argsort(classes, kind="stable")
+    _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
+    shares = np.empty(len(classes))
+    shares[order] = (np.arange(len(order)) - np.repeat(starts, sizes) + 0.5) / np.repeat(sizes, sizes)
+    is_val = np.zeros(len(classes), bool)
+    is_val[np.argsort(shares, kind="stable")[:n_val]] = True
+    return is_val
 
 
 def parse_split(name: str, place: str) -> bool:

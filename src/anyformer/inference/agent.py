@@ -65,21 +65,30 @@ class Actor:
 
 @torch.inference_mode()
 def predict_actions(
-    model: Any, returns_to_go: np.ndarray, states: np.ndarray, actions: np.ndarray, timesteps: np.ndarray
+    model: Any,
+    returns_to_go: np.ndarray,
+    states: np.ndarray,
+    actions: np.ndarray,
+    timesteps: np.ndarray,
+    lengths: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Predict the action of the last of k steps; the last of `actions` is a placeholder that is never read.
+    """Predict the action of the last of k steps, or of the last of as many as `lengths` says; the action there is a
+    placeholder that is never read, and steps after it do not matter.
 
     Shapes:
-        returns_to_go (n, k), states (n, k, S), actions (n, k) or (n, k, A), timesteps (k,) -> (n, A): logits where
-        actions are discrete.
+        returns_to_go (n, k), states (n, k, S), actions (n, k) or (n, k, A), timesteps (k,) or (n, k), lengths (n,) ->
+        (n, A): logits where actions are discrete.
     """
     device, normalizer, outputs = next(model.nodes.parameters()).device, model.normalizer, []
+    timesteps = np.broadcast_to(np.minimum(timesteps, model.max_episode_steps - 1), returns_to_go.shape)
+    last = (np.full(len(returns_to_go), timesteps.shape[1]) if lengths is None else lengths) - 1
     for start in range(0, len(returns_to_go), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
         normalized = normalizer.normalize_states(states[rows]), normalizer.encode_actions(actions[rows])
         inputs = [torch.from_numpy(a).float().to(device) for a in (returns_to_go[rows, :, None], *normalized)]
-        steps = torch.from_numpy(np.minimum(timesteps, model.max_episode_steps - 1)).expand(len(inputs[0]), -1)
-        outputs.append(model.predict_action(*inputs, steps.to(device))[:, -1].float().cpu().numpy())
+        steps = torch.from_numpy(timesteps[rows].copy()).to(device)
+        predicted = model.predict_action(*inputs, steps)
+        outputs.append(predicted[torch.arange(len(predicted)), last[rows]].float().cpu().numpy())
     return np.concatenate(outputs)
 
 
@@ -169,9 +178,31 @@ def read_episode_row(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     return values
 
 
-def predict_next_action(model: Any, request: Any, where: str) -> dict[str, Any]:
-    """Return the next "action" of an episode, and its "probabilities" where actions are discrete. `request` holds the
-    fields of `EpisodeRequest`, `where` names it in messages. Raises InputError."""
+def predict_next_actions(model: Any, requests: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the next "action" of each episode, and its "probabilities" where actions are discrete. A request holds the
+    fields of `EpisodeRequest`. Raises InputError."""
+    episodes = [read_episode(model, request, f"input {i}") for i, request in enumerate(requests)]
+    if not episodes:
+        return []
+    lengths = np.array([len(arrays[0]) for arrays in episodes])
+    padded = [np.zeros((len(episodes), lengths.max(), *array.shape[1:]), array.dtype) for array in episodes[0]]
+    for i, arrays in enumerate(episodes):
+        for rows, array in zip(padded, arrays, strict=True):
+            rows[i, : len(array)] = array
+    outputs = predict_actions(model, *padded, lengths=lengths)
+    return [describe_action(model.normalizer, output) for output in outputs]
+
+
+def describe_action(normalizer: Any, output: np.ndarray) -> dict[str, Any]:
+    if not normalizer.discrete:
+        return {"action": normalizer.decode_actions(output).tolist()}
+    exp = np.exp(output.astype(np.float64) - output.max())
+    return {"action": int(output.argmax()), "probabilities": (exp / exp.sum()).tolist()}
+
+
+def read_episode(model: Any, request: Any, where: str) -> list[np.ndarray]:
+    """Return the last k steps of an episode as far as the context reaches: returns to go (k,), states (k, S), actions
+    (k,) or (k, A) and timesteps (k,). `where` names it in messages. Raises InputError."""
     episode, normalizer = parse_dataclass(EpisodeRequest, request, where), model.normalizer
     states = read_array(episode.states, "states", (-1, normalizer.states), where)
     n = len(states)
@@ -181,14 +212,9 @@ def predict_next_action(model: Any, request: Any, where: str) -> dict[str, Any]:
         last = f"the model knows timesteps up to {model.max_episode_steps - 1}"
         raise InputError(f"{where} goes from step {episode.start} to {episode.start + n - 1}; {last}")
     actions = read_actions(episode, normalizer, n, where)
-    arrays = read_returns_to_go(model, episode, n, where), states, actions
-    first = max(0, n - model.context)
-    timesteps = np.arange(episode.start + first, episode.start + n)
-    output = predict_actions(model, *(array[None, first:] for array in arrays), timesteps)[0]
-    if not normalizer.discrete:
-        return {"action": normalizer.decode_actions(output).tolist()}
-    exp = np.exp(output.astype(np.float64) - output.max())
-    return {"action": int(output.argmax()), "probabilities": (exp / exp.sum()).tolist()}
+    timesteps = np.arange(episode.start, episode.start + n)
+    arrays = read_returns_to_go(model, episode, n, where), states, actions, timesteps
+    return [array[-model.context :] for array in arrays]
 
 
 def read_actions(episode: EpisodeRequest, normalizer: Any, n: int, where: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from .sampling import SamplingParams
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
 CONTEXT_TOKENS = 8  # tokens of the prompt that new tokens are decoded with: a word may depend on the one before it
+MAX_SAMPLES = 10_000  # of a prompt; they are generated together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class CompletionRequest(SamplingParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "tokens", "samples", "keep", at_least=1)
+        check_range(self, "tokens", "keep", at_least=1, at_most=10_000_000)
+        check_range(self, "samples", at_least=1, at_most=MAX_SAMPLES)
         check_range(self, "seed", at_least=0, below=1 << 40)
         if not self.prompts:
             raise InputError("there is no prompt to continue")

@@ -4,7 +4,7 @@ Shapes: H steps that a model predicts at once, Q quantiles, S sampled paths.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import NormalDist
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.series.batches import Batch, Window, WindowShape, build_batch, build_last_window
 from ..data.series.prepare import SeriesFacts, restore_values, transform_table
-from ..data.series.read import Series, SeriesTable
+from ..data.series.read import Series, SeriesTable, parse_number
 from ..data.series.times import Frequency, format_times
 from ..errors import InputError
 from ..parsing import check_range
@@ -39,8 +39,9 @@ class ForecastModel(Protocol):
 class Request:
     """Series to continue."""
 
-    input: str | list[float] | list[str] | list[list[float]] | None = None
-    """A table as in training, or several; the numbers of a series, or of several; None: an example."""
+    input: Any = None
+    """The path of a table as in training, or several; its rows [{column: value}, ...] or its columns {column: [value,
+    ...]}; the numbers of a series, or of several; None: an example."""
     horizon: int | None = None
     """How many steps ahead; None: as many as in training."""
     samples: int = 100
@@ -54,12 +55,42 @@ class Request:
         check_range(self, "seed", at_least=0)
 
 
-def read_lists(values: Sequence[Any]) -> SeriesTable:
-    """Return a table of the numbers of one series, or of several."""
-    lists = values if values and isinstance(values[0], list) else [values]
-    nothing = [np.zeros((len(numbers), 0)) for numbers in lists]
-    pairs = enumerate(zip(lists, nothing, strict=True), 1)
-    series = [Series(f"series {i}", np.array(numbers, float), empty, empty) for i, (numbers, empty) in pairs]
+def gather_columns(request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request that holds the columns of a table beside its fields with these columns as its input."""
+    names = {field.name for field in fields(Request)}
+    columns = {name: value for name, value in request.items() if name not in names}
+    if "input" in request or (len(columns) < 2 and not any(isinstance(x, Sequence) for x in columns.values())):
+        return request
+    return {name: value for name, value in request.items() if name in names} | {"input": columns}
+
+
+def list_rows(values: Any) -> list[dict[str, Any]]:
+    """Return the rows of a table that is given by its columns or its rows; none for anything else. Raises InputError
+    for columns that are no lists of the same length."""
+    if isinstance(values, dict):
+        if not all(isinstance(column, list | tuple | np.ndarray) for column in values.values()):
+            raise InputError("request: input: the columns of a table are lists of values: {column: [value, ...]}")
+        lengths = {name: len(column) for name, column in values.items()}
+        if len(set(lengths.values())) > 1:
+            names = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise InputError(f"request: input: the columns differ in their number of values: {names}")
+        return [dict(zip(values, cells, strict=True)) for cells in zip(*values.values(), strict=True)]
+    is_table = isinstance(values, list) and values and all(isinstance(row, dict) for row in values)
+    return values if is_table else []
+
+
+def read_lists(values: Any) -> SeriesTable:
+    """Return a table of the numbers of one series, or of several. Raises InputError for anything else."""
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    lists = values if isinstance(values, list) and values and isinstance(values[0], list) else [values]
+    series = []
+    for i, numbers in enumerate(lists, 1):
+        where = "request: input" + (f"[{i - 1}]" if len(lists) > 1 else "")
+        if not isinstance(numbers, list) or any(parse_number(x) is None or isinstance(x, str | bool) for x in numbers):
+            expected = "numbers, rows {column: value} or columns {column: [value, ...]} of a table, or its path"
+            raise InputError(f"{where} should be {expected}, found {str(numbers)[:60]!r}")
+        empty = np.zeros((len(numbers), 0))
+        series.append(Series(f"series {i}", np.array(numbers, float), empty, empty))
     return SeriesTable(tuple(series), Frequency())
 
 

@@ -84,7 +84,7 @@ class Edges:
         mask = self(b, h, q, k)
         if mask.dtype != torch.bool:
             raise TypeError(f"the rule {self} returns {mask.dtype}; it must return bool")
-        return mask.expand(torch.broadcast_shapes(mask.shape, b.shape, h.shape, q.shape, k.shape))
+        return torch.broadcast_tensors(mask, b, h, q, k)[0]  # torch.broadcast_shapes imports sympy, a second
 
     def build_mask(
         self, batch: int, queries: int, keys: int, heads: int = 1, device: torch.device | str = "cpu"

@@ -17,6 +17,7 @@ section 4.1); a linear head on a frozen encoder (1905.00537 calls it a probe).
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
+from ..data.sampling import count_rows
 from ..data.text.batches import bucket_by_length, epoch_order, pad_ids
 from ..data.text.labeled import LabeledTexts, read_labeled
 from ..data.tokenizers.base import Tokenizer
@@ -39,7 +41,7 @@ from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, Figure, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.encoder import (  # noqa: F401
@@ -55,7 +57,7 @@ from ._shared.encoder import (  # noqa: F401
 from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import first_encodable, load_config_tokenizer
+from ._shared.text import LONG_EXAMPLE, choose_examples, first_tokens, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
 MAX_POOLED = 1 << 28  # numbers of a frozen encoder's vectors that are kept: 1 GiB
@@ -239,7 +241,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     yield each text once. For a frozen encoder the batches are the same in every epoch, in another order.
     """
     c, data = config.train, load_texts(config)
-    state = init_stream(state, config.data, data.sha256)
+    state = init_stream(state, config.data, data.sha256, rows=count_rows(split, partial(select_texts, config)))
     indices, rows, order = select_texts(config, split), encode_texts(config), []
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
@@ -306,6 +308,15 @@ def baselines(config: Config) -> Baselines:
     return {"accuracy": score_majority(data.classes[train], data.classes[val]) | {"TF-IDF and a linear model": linear}}
 
 
+def examples(config: Config) -> Examples:
+    data, indices = load_texts(config), select_texts(config, "val")
+    rows = indices[choose_examples([data.texts[i] for i in indices])]
+    return Examples(
+        {"input": [data.texts[i][:LONG_EXAMPLE] for i in rows], "cut": True},
+        [data.names[data.classes[i]] for i in rows],
+    )
+
+
 @torch.inference_mode()
 def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
     """Classify texts, or embed them: the fields of `TextRequest`.
@@ -316,16 +327,13 @@ def predict(model: ClassifyModel, request: dict[str, Any]) -> dict[str, Any]:
     fields = parse_dataclass(TextRequest, request, "request")
     if fields.embed is not None:
         return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
-    if (texts := fields.input) is None:
-        tokenizer = model.masked_tokenizer.tokenizer
-        fallback = tokenizer.decode(range(min(8, tokenizer.vocab_size)))
-        texts = first_encodable(tokenizer.encode, "as good as it gets", fallback)
+    texts = first_tokens(model.masked_tokenizer.tokenizer) if fields.input is None else fields.input
     return {"results": classify_texts(model, as_list(texts), fields.cut)}
 
 
 def classify_texts(model: ClassifyModel, texts: list[str], cut: bool) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
-    rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
+    rows = model.masked_tokenizer.encode_batch(texts, model.context, cut)
     for indices in batch_by_length(rows):
         ids, lengths = pad_rows([rows[i] for i in indices], next(model.parameters()).device)
         probabilities = model(ids, lengths).float().softmax(-1).cpu()

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.sampling import sample_evenly
 from ..data.text.batches import IGNORE_INDEX
 from ..data.trajectories.batches import build_windows, eval_starts, sample_starts
 from ..data.trajectories.datasets import load_trajectories
@@ -29,16 +30,18 @@ from ..data.trajectories.environments import LINE
 from ..data.trajectories.normalizer import TrajectoryNormalizer, fit_normalizer, load_normalizer
 from ..data.trajectories.read import Trajectories
 from ..errors import InputError
-from ..inference.agent import Actor, check_environment, predict_next_action, read_episode_row, roll_out
+from ..inference.agent import Actor, check_environment, predict_next_actions, read_episode_row, roll_out
 from ..model import TrajectoryEmbedding, Transformer, TransformerConfig, causal, initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.presets import TINY_TRAIN, make_model_config
 from ._shared.sizes import Size, offer_sizes
+from ._shared.trivial_baselines import Baselines, score_actions
 
 FIGURE_GOALS, FIGURE_EPISODES = 5, 8  # returns to reach in the figure, and episodes for each
 MAX_FIGURE_STEPS = 1000  # steps of an episode: the figure costs seconds
+N_EXAMPLES, EXAMPLE_STEPS = 3, 5
 EVAL_SEED = 1  # seed of the episodes that are played here; those of generated sets have 0
 
 
@@ -289,6 +292,23 @@ def evaluate(model: DecisionTransformer, batches: Iterator[dict[str, Tensor]]) -
     return {"loss": total / max(1, count), **accuracy, "tokens": count}
 
 
+def baselines(config: Config) -> Baselines:
+    """Score what predicts the action from the state of the same step alone."""
+    (x, y), (x_val, y_val) = (collect_steps(config, split, n) for split, n in (("train", 10_000), ("val", 2_000)))
+    return score_actions(x, y, x_val, y_val)
+
+
+def collect_steps(config: Config, split: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return states (steps, S) and labels (steps[, A]) of up to so many steps of a split."""
+    states, labels, count = [], [], 0
+    for batch, _ in batches(config, split):
+        states.append(select_real(batch["state"], batch).numpy())
+        labels.append(select_real(batch["labels"], batch).numpy())
+        if (count := count + len(states[-1])) >= n_steps:
+            break
+    return np.concatenate(states)[:n_steps], np.concatenate(labels)[:n_steps]
+
+
 def export_graph(model: DecisionTransformer) -> Graph:
     sizes = {"return_to_go": 1, "state": model.normalizer.states, "action": model.normalizer.actions}
     inputs = {name: GraphInput(f"batch length {size}") for name, size in sizes.items()}
@@ -341,12 +361,24 @@ def figures(model: DecisionTransformer, config: Config) -> list[Figure]:
     return [figure | {"lines": lines}]
 
 
+def examples(config: Config) -> Examples:
+    """Take the beginnings of episodes of the validation split; the truth is the action that was taken next."""
+    data, episodes, truths = load_episodes(config), [], []
+    for start in data.starts[sample_evenly(data.split("val", config.val_fraction), N_EXAMPLES)]:
+        last = min(start + EXAMPLE_STEPS, data.ends[data.episode_ids[start]]) - 1
+        episode = {"states": data.states[start : last + 1], "actions": data.actions[start:last]}
+        episode |= {"returns": data.return_to_go[start : last + 1]}
+        episodes.append({name: array.tolist() for name, array in episode.items()})
+        truths.append(data.actions[last].tolist())
+    return Examples({"input": episodes}, truths)
+
+
 @dataclass(frozen=True)
 class Request:
     """An episode, or several, of which to predict the next action; or episodes to play."""
 
     input: Any = None
-    """The fields of `EpisodeRequest`, or a list of such. None: an example kept with the model."""
+    """The fields of `EpisodeRequest`, or a list of such. None: the mean state at the beginning of an episode."""
     rollout: Any = None
     """The fields of `RolloutRequest`."""
 
@@ -363,10 +395,15 @@ def predict(model: DecisionTransformer, request: dict[str, Any]) -> dict[str, An
         raise InputError("request: expected either an input or a rollout")
     if fields.rollout is not None:
         return {"results": roll_out(model, fields.rollout)}
-    episodes = (model.normalizer.example or []) if fields.input is None else fields.input
+    mean = list(model.normalizer.mean) or [0.0] * model.normalizer.states
+    episodes = {"states": [mean], "target_return": model.target_return} if fields.input is None else fields.input
     episodes = episodes if isinstance(episodes, list | tuple) else [episodes]
-    return {"results": [predict_next_action(model, episode, f"input {i}") for i, episode in enumerate(episodes)]}
+    return {"results": predict_next_actions(model, episodes)}
 
 
 def file_input(model: DecisionTransformer, config: Config) -> FileInput:
     return FileInput(("states",), read_row=read_episode_row)
+
+
+def predict_batch(model: DecisionTransformer, inputs: list[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]

@@ -40,7 +40,7 @@ from ..inference.decode import pad_rows
 from ..metrics import score_classes
 from ..model import MaskedHead, initialize
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import (  # noqa: F401
     EncoderConfig,
@@ -53,7 +53,7 @@ from ._shared.encoder import (  # noqa: F401
 )
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import TEXT_COLUMN, file_input, first_encodable, load_config_tokenizer  # noqa: F401
+from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -270,6 +270,12 @@ def align_labels(where: np.ndarray, targets: np.ndarray, shape: tuple[int, ...])
     return {"masked_positions": positions, "labels": labels}
 
 
+def examples(config: Config) -> Examples:
+    corpus = load_corpus(config)
+    n_special = MaskedTokenizer.from_tokenizer(corpus.tokenizer, config.padded_vocab).n_special
+    return hide_tokens(corpus, MASK, 1, config.model.context - n_special)
+
+
 def compute_logits(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
     """Return the logits of the hidden tokens: (B, K, V)"""
     return model(**{name: value for name, value in batch.items() if name != "labels"}).float()
@@ -313,10 +319,7 @@ def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
     tokenizer, n = model.masked_tokenizer, model.masked_tokenizer.tokenizer.vocab_size
     if not 1 <= fields.top <= n:
         raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {n}")
-    if (texts := fields.input) is None:
-        examples = "To be, or not to [MASK]", "To be, o[MASK] not to be", "MKTAYIAKQRQ[MASK]SFVKSHFSRQ"
-        fallbacks = tokenizer.tokenizer.decode(range(min(8, n))) + MASK, MASK
-        texts = first_encodable(lambda text: tokenizer.encode(text, model.context), *examples, *fallbacks)
+    texts = first_tokens(tokenizer.tokenizer) + MASK if fields.input is None else fields.input
     return {"results": fill_texts(model, as_list(texts), fields.top, fields.cut)}
 
 
@@ -327,7 +330,7 @@ def predict_batch(model: MaskedModel, inputs: list[str], settings: dict[str, Any
 def fill_texts(model: MaskedModel, texts: list[str], top: int, cut: bool) -> list[dict[str, Any]]:
     """Predict the masks of texts. Raises InputError where one has none."""
     results: dict[int, dict[str, Any]] = {}
-    rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
+    rows = model.masked_tokenizer.encode_batch(texts, model.context, cut)
     mask_id = model.masked_tokenizer.require_mask_id()
     masks = [[i for i, token in enumerate(ids) if token == mask_id] for ids in rows]
     if without := [text for text, places in zip(texts, masks) if not places]:

@@ -12,15 +12,17 @@ loss   cross-entropy of the next token
 Bengio, Ducharme, Vincent and Jauvin: A Neural Probabilistic Language Model (JMLR 3, 2003).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from ..baselines.window_lm import WindowLM
 from ..data.tokenizers.build import Tokenizer
 from ..parsing import check_range, check_types
-from ..recipe import Graph, GraphInput
+from ..recipe import Graph, GraphInput, SizeOption
 from ..training.config import TrainConfig
 from ._shared.language import baselines, batches, evaluate, loss, predict, stream  # noqa: F401
 from ._shared.presets import MAX_SIZE, TINY_TRAIN
+from ._shared.sizes import shrink_train
 from ._shared.text import TextConfig, file_input, load_text_tokenizer, predict_batch  # noqa: F401
 
 
@@ -71,6 +73,14 @@ PRESETS = {
         train=replace(MINUTE_TRAIN, steps=20_000),
     ),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    """Yield the sizes that `--minutes` chooses from: a narrower hidden layer, and then the config itself."""
+    if config.model.hidden > 128:
+        model = replace(config.model, dim=min(16, config.model.dim), hidden=128)
+        yield SizeOption(replace(config, model=model, train=shrink_train(config.train, config.model.hidden / 128, 32)))
+    yield SizeOption(config, steps=500)
 
 
 class WindowModel(WindowLM):

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.sampling import sample_indices
+from ..data.sampling import count_rows, sample_indices
 from ..data.tables import prepare
 from ..data.tables.augment import add_noise, drop_fields, rotate_vectors, stretch_time
 from ..data.tables.batches import build_batch, node_slices, value_key
@@ -54,6 +54,7 @@ from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
     DataDefaults,
+    Examples,
     Figure,
     FileInput,
     Graph,
@@ -316,7 +317,8 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     "train" never ends and yields every row once an epoch, augmented. "val" and "all" yield every row once.
     """
     c, dataset = config.train, load_rows(config)
-    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped)
+    n_rows = count_rows(split, lambda name: dataset.split(name, config.fold))
+    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped, rows=n_rows)
     indices = dataset.split(split, config.fold)
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
@@ -432,24 +434,31 @@ def export_graph(model: MultimodalTransformer) -> Graph:
     return Graph(call, inputs, tuple(target.name for target in model.schema.targets))
 
 
+def examples(config: Config) -> Examples:
+    """Take rows with their targets, which `predict` returns as "truth"."""
+    dataset = load_rows(config)
+    rows = prepare.select_examples(open_table(config.data), dataset, dataset.split("val", config.fold))
+    return Examples({"input": rows} if rows else {})
+
+
 @dataclass(frozen=True)
 class Request:
     """Rows of which to predict the targets."""
 
     input: Any = None
-    """A row {field: value}, its JSON, or the path of a table; or a list of such. None: a few rows of the validation
-    split, with their label as "truth"."""
+    """A row {field: value}, its JSON, or the path of a table; or a list of such."""
 
 
 def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, Any]:
-    """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table. A field that
-    a row lacks is missing.
+    """Predict the targets of rows: {"input": {field: value, ...}}, a list of such, or the path of a table; a single row
+    may also stand for itself, {field: value, ...}. A field that a row lacks is missing.
 
     Returns {"results": [{"label", "probability", "probabilities"} or {"value", "interval"}, ...]}, with several targets
     each by its name.
     """
-    inputs = parse_dataclass(Request, request, "request").input
-    return {"results": predict_rows(model, list(model.schema.examples) if inputs is None else inputs)}
+    is_row = "input" not in request and any(field.name in request for field in model.schema.fields)
+    inputs = request if is_row else parse_dataclass(Request, request, "request").input
+    return {"results": predict_rows(model, [] if inputs is None else inputs)}
 
 
 def file_input(model: MultimodalTransformer, config: Config) -> FileInput:

@@ -15,8 +15,19 @@ Bahdanau, Cho and Bengio: Neural Machine Translation by Jointly Learning to Alig
 from dataclasses import replace
 
 from ..baselines.recurrent import RecurrentSeq2Seq, RNNSearch
-from ._shared.pairs import baselines, batches, evaluate, figures, file_input, loss, predict, predict_batch, score  # noqa: F401
-from ._shared.recurrent_pairs import LARGE, MULTI30K, REVERSE, TINY, build_recurrent
+from ._shared.pairs import (  # noqa: F401
+    baselines,
+    batches,
+    evaluate,
+    examples,
+    figures,
+    file_input,
+    loss,
+    predict,
+    predict_batch,
+    score,
+)
+from ._shared.recurrent_pairs import LARGE, MULTI30K, REVERSE, TINY, build_recurrent, sizes  # noqa: F401
 from ._shared.recurrent_pairs import RecurrentConfig as Config
 
 PRESETS = {

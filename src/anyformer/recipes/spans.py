@@ -16,6 +16,7 @@ T5's pre-training (Raffel et al. 2019, 1910.10683); the model is that of the rec
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,16 @@ from ..errors import InputError
 from ..inference.beam import Hypothesis
 from ..inference.translation import TranslationRequest, search_in_batches
 from ..parsing import check_range, parse_dataclass
-from ..recipe import BatchStream, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.pairs import Translator, TranslatorConfig, build_pair, build_translator, evaluate, export_graph, loss  # noqa: F401
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import file_input, first_encodable, load_corpus, load_text_tokenizer  # noqa: F401
+from ._shared.text import file_input, first_tokens, hide_tokens, load_corpus, load_text_tokenizer  # noqa: F401
+from ._shared.trivial_baselines import Baselines, score_bigrams
 
 GAP = "___"
+MAX_BASELINE_BATCHES = 200  # of each split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,16 +147,27 @@ def make_batch(source: np.ndarray, target: np.ndarray, start: int, end: int) -> 
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
+def baselines(config: Config) -> Baselines:
+    """Score models of the gaps' texts alone."""
+    rows: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    for split in rows:
+        for batch, _ in islice(batches(config, split), MAX_BASELINE_BATCHES):
+            rows[split] += list(np.concatenate([batch["target"][:, :1], batch["labels"]], 1))
+    return {"loss": score_bigrams(rows["train"], rows["val"], config.padded_vocab or 0)}
+
+
+def examples(config: Config) -> Examples:
+    return hide_tokens(load_corpus(config), GAP, round(config.span), config.encoder.context - 2)
+
+
 def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
     """Fill the gaps of a text, or of several: {"input": "To be, or ___ to be", "beam": 4} and the other fields of
     `TranslationRequest`.
 
     Returns {"results": [{"input", "text", "gaps", "score"}, ...]}; "gaps" are the texts that fill each gap.
     """
-    source = model.pair_tokenizer.source
-    examples = f"To be, or {GAP} to be", f"{source.decode([0])}{GAP}{source.decode([1])}"
-    default = {"input": first_encodable(lambda text: source.encode(text.replace(GAP, "")), *examples)}
-    parsed = parse_dataclass(TranslationRequest, default | request, "request")
+    request = {"input": first_tokens(model.pair_tokenizer.source) + GAP} | request
+    parsed = parse_dataclass(TranslationRequest, request, "request")
     pieces = [re.split(re.escape(GAP), text) for text in parsed.texts]
     sources = [encode_gaps(model, text, parts) for text, parts in zip(parsed.texts, pieces)]
     hypotheses = search_in_batches(model, sources, replace(parsed, n_best=1))

@@ -13,23 +13,26 @@ loss   cross-entropy of the next token
 Whisper (Radford et al. 2022, 2212.04356); SpecAugment (1904.08779).
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips
+from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips, pad_mels
 from ..data.audio.datasets import COLUMNS, AudioDataset, load_audio, load_tones
 from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
 from ..data.audio.read import read_blocks, split_at_pauses
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.manifest import split_columns
+from ..data.sampling import count_rows, sample_evenly
 from ..data.text.batches import IGNORE_INDEX
 from ..data.tokenizers.base import Tokenizer, encode_each
 from ..data.tokenizers.build import build_tokenizer
@@ -45,6 +48,7 @@ from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
     DataDefaults,
+    Examples,
     Figure,
     FileInput,
     Graph,
@@ -56,10 +60,12 @@ from ..recipe import (
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import VocabularyConfig, load_config_tokenizer
+from ._shared.text import N_EXAMPLES, VocabularyConfig, load_config_tokenizer
+from ._shared.trivial_baselines import Baselines, average_parts, find_nearest, score_bigrams
 
 MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
 DEFAULT = "digits"  # the preset for the user's data
+BATCH_SIZE = 16  # windows that are transcribed together
 MAX_NODES, MAX_TOKENS = 1500, 448  # of contexts that are chosen from the data: those of Whisper
 CURRICULUM_STEPS = 100  # after each so many steps, examples may be one clip longer
 
@@ -286,27 +292,33 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     as there are clips, each beginning with another clip.
     """
     c, dataset, tokenizer = config.train, load_clips(config), load_text_tokenizer(config)
-    left_out = find_too_long(config)
-    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped + len(left_out))
-    indices = np.setdiff1d(dataset.split(split), left_out)
-    if not len(indices):
-        raise InputError(f"data '{config.data}': no clip is short enough for {split}: a larger --encoder.context")
-    if split == "val":  # always the same order: the first few batches are of all speakers and words
-        indices = np.random.Generator(np.random.Philox(key=0)).permutation(indices)
+    n_left_out, indices = len(find_too_long(config)), select_clips(config, split)
+    n_rows = count_rows(split, partial(select_clips, config))
+    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped + n_left_out, rows=n_rows)
     is_train = split == "train"
     for step in count(state["step"]) if is_train else range(-(-len(indices) // c.batch)):
         rows = range(c.batch) if is_train else range(step * c.batch, min((step + 1) * c.batch, len(indices)))
         spec = example_spec(config, tokenizer, step if is_train else None)
         examples = []
         for row in rows:  # drawn from (seed, step, row) in training, and from the row alone in validation
-            key, counter = (c.seed, (0, row, step, 1)) if is_train else (0, (0, row, 0, 2))
-            rng, first = np.random.Philox(key=key, counter=counter), None if is_train else row
+            rng = np.random.Philox(key=c.seed, counter=(0, row, step, 1)) if is_train else eval_rng(row)
+            first = None if is_train else row
             examples.append(build_example(spec, dataset, indices, tokenizer, rng, first))
         batch = {name: torch.from_numpy(value) for name, value in collate(spec, examples).items()}
         if is_train:
             nodes = int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
             state = state | {"step": step + 1, "tokens": state["tokens"] + nodes}
         yield batch, state
+
+
+def select_clips(config: Config, split: str) -> np.ndarray:
+    """Return the indices of the clips of a split that are used. Raises InputError where there are none."""
+    indices = np.setdiff1d(load_clips(config).split(split), find_too_long(config))
+    if not len(indices):
+        raise InputError(f"data '{config.data}': no clip is short enough for {split}: a larger --encoder.context")
+    if split == "val":  # always the same order: the first few batches are of all speakers and words
+        indices = np.random.Generator(np.random.Philox(key=0)).permutation(indices)
+    return indices
 
 
 def example_spec(config: Config, tokenizer: Tokenizer, step: int | None) -> ExampleSpec:
@@ -348,6 +360,41 @@ def evaluate(model: SpeechTransformer, batches: Iterator[dict[str, Tensor]]) -> 
     return {"loss": nats / max(1, tokens), **error_rates(references, texts), "tokens": tokens}
 
 
+def baselines(config: Config) -> Baselines:
+    """Score models of the texts alone and, where jiwer is installed, the text of the most similar training sound."""
+    tokenizer, spec = load_text_tokenizer(config), example_spec(config, load_text_tokenizer(config), None)
+    rows = {split: collect_examples(config, split, seconds) for split, seconds in (("train", 400), ("val", 200))}
+    ends = [] if spec.end is None else [spec.end]
+    ids = ([np.array([spec.prompt[-1], *row, *ends]) for _, row in part] for part in rows.values())
+    vocab_size = max(tokenizer.vocab_size, config.padded_vocab or 0)
+    texts, references = ([tokenizer.decode(row.tolist()) for _, row in part] for part in rows.values())
+    nearest = find_nearest(*(np.stack([sound for sound, _ in part]) for part in rows.values()))
+    answers = {"the most frequent text": [Counter(texts).most_common(1)[0][0]] * len(references)}
+    answers["the most similar sound"] = [texts[i] for i in nearest]
+    rates = {name: error_rates(references, answer).get("wer") for name, answer in answers.items()}
+    scores = {"loss": score_bigrams(*ids, vocab_size)}
+    return scores | ({"wer": cast(dict[str, float], rates)} if None not in rates.values() else {})
+
+
+def collect_examples(config: Config, split: str, seconds: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the mean frames of the parts of a sound, and the ids of its text, of examples of a split that are made as
+    those of the validation split are: of at least one, and of so many seconds together."""
+    clips, dataset, tokenizer = select_clips(config, split), load_clips(config), load_text_tokenizer(config)
+    spec = replace(example_spec(config, tokenizer, None), pad_to_context=False)
+    order = np.random.Generator(np.random.Philox(key=1)).permutation(len(clips)).tolist()
+    examples, n_frames = [], 0
+    while order and n_frames * HOP_LENGTH < seconds * SAMPLE_RATE:
+        row = order.pop()
+        mel, ids = build_example(spec, dataset, clips, tokenizer, eval_rng(row), row)
+        examples.append((average_parts(mel), ids))
+        n_frames += mel.shape[1]
+    return examples
+
+
+def eval_rng(row: int) -> np.random.Philox:
+    return np.random.Philox(key=0, counter=(0, row, 0, 2))
+
+
 def export_graph(model: SpeechTransformer) -> Graph:
     c = model.config
     frames = str(2 * c.encoder.context) if c.pad_to_context else "frames"
@@ -378,6 +425,15 @@ def figures(model: SpeechTransformer, config: Config) -> list[Figure]:
     return [figure | {"values": values, "columns": columns}]
 
 
+def examples(config: Config) -> Examples:
+    """Take files of the validation split. Generated sounds are in no files."""
+    dataset = load_clips(config)
+    if not dataset.paths:
+        return Examples()
+    rows = sample_evenly(select_clips(config, "val"), N_EXAMPLES)
+    return Examples({"input": [str(dataset.paths[i]) for i in rows]}, [dataset.texts[i] for i in rows])
+
+
 @dataclass(frozen=True)
 class Request:
     """Sounds to transcribe."""
@@ -394,21 +450,37 @@ def predict(model: SpeechTransformer, request: dict[str, Any]) -> dict[str, Any]
     paths = parse_dataclass(Request, request, "request").input
     if paths is None:
         sound, text = join_clips(load_tones(), np.array([3, 1, 4]), np.random.Philox(key=0))
-        return {"results": [transcribe_sound(model, f"tones: {text}", iter([sound]))]}
+        return {"results": transcribe_sounds(model, [f"tones: {text}"], iter([iter([sound])]))}
     paths = paths if isinstance(paths, list) else [paths]
-    return {"results": [transcribe_sound(model, str(path), read_blocks(Path(path).expanduser())) for path in paths]}
+    sounds = (read_blocks(Path(path).expanduser()) for path in paths)
+    return {"results": transcribe_sounds(model, list(map(str, paths)), sounds)}
 
 
 def file_input(model: SpeechTransformer, config: Config) -> FileInput:
     return FileInput(split_columns(config.columns, COLUMNS)[:1], is_path=True)
 
 
-def transcribe_sound(model: SpeechTransformer, name: str, sound: Iterator[np.ndarray]) -> dict[str, Any]:
+def predict_batch(model: SpeechTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return predict(model, settings | {"input": inputs})["results"]
+
+
+def transcribe_sounds(
+    model: SpeechTransformer, names: Sequence[str], sounds: Iterator[Iterator[np.ndarray]]
+) -> list[dict[str, Any]]:
+    """Transcribe sounds, given as blocks of samples, in batches of windows."""
     c, device = model.config, next(model.parameters()).device
-    texts, samples = [], 0
-    for piece in split_at_pauses(sound, 2 * c.encoder.context * HOP_LENGTH):
-        samples += len(piece)
-        mel = log_mel(piece, c.mels, 2 * c.encoder.context if c.pad_to_context else None)
-        lengths = torch.tensor([mel.shape[1] // 2], device=device)
-        texts += map(model.decode_text, model.transcribe(torch.from_numpy(mel)[None].to(device), lengths))
-    return {"input": name, "text": " ".join(filter(None, map(str.strip, texts))), "seconds": samples / SAMPLE_RATE}
+    texts: list[list[str]] = [[] for _ in names]
+    samples = [0] * len(names)
+    windows = (
+        (i, piece)
+        for i, sound in enumerate(sounds)
+        for piece in split_at_pauses(sound, 2 * c.encoder.context * HOP_LENGTH)
+    )
+    while batch := list(islice(windows, BATCH_SIZE)):
+        mels = [log_mel(piece, c.mels, 2 * c.encoder.context if c.pad_to_context else None) for _, piece in batch]
+        mel, lengths = (torch.from_numpy(array).to(device) for array in pad_mels(mels))
+        for (i, piece), ids in zip(batch, model.transcribe(mel, lengths), strict=True):
+            texts[i].append(model.decode_text(ids).strip())
+            samples[i] += len(piece)
+    joined = [" ".join(filter(None, pieces)) for pieces in texts]
+    return [{"input": x, "text": text, "seconds": n / SAMPLE_RATE} for x, text, n in zip(names, joined, samples)]

@@ -15,7 +15,7 @@ BERT's named entity recognition (1810.04805, section 5.3).
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.io.cache import cache_by_files, data_files
+from ..data.sampling import count_rows
 from ..data.text.batches import IGNORE_INDEX, bucket_by_length, epoch_order
 from ..data.text.tagged import TaggedTexts, read_tagged
 from ..data.text.tagged_batches import Row, collate_tagged, encode_tagged, encode_words
@@ -37,12 +38,12 @@ from ..inference.decode import pad_rows
 from ..metrics import find_spans, score_classes, score_spans
 from ..model import initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, FileInput, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import EncoderConfig, TextEncoder, batch_by_length, export_graph, read_label_names  # noqa: F401
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import load_config_tokenizer
+from ._shared.text import choose_examples, first_tokens, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, score_usual_tags
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
@@ -138,8 +139,9 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     "train" never ends and yields each sentence once an epoch, sentences of similar length together; "val" and "all"
     yield each once.
     """
-    c, rows, order = config.train, encode_sentences(config)[split], []
-    state = init_stream(state, config.data, load_sentences(config).sha256)
+    c, splits, order = config.train, encode_sentences(config), []
+    rows, n_rows = splits[split], count_rows(split, splits.__getitem__)
+    state = init_stream(state, config.data, load_sentences(config).sha256, rows=n_rows)
     indices, lengths = np.arange(len(rows)), np.array([len(ids) for ids, _ in rows])
     if split != "train":
         indices = epoch_order(len(rows), 0, 1)
@@ -184,6 +186,12 @@ def baselines(config: Config) -> Baselines:
     return {"accuracy": score_usual_tags(train, val)}
 
 
+def examples(config: Config) -> Examples:
+    sentences = load_sentences(config).split("val")
+    rows = [sentences[i] for i in choose_examples([" ".join(words) for words, _, _ in sentences])]
+    return Examples({"input": [" ".join(words) for words, _, _ in rows]}, [mark_tags(*row[:2]) for row in rows])
+
+
 @dataclass(frozen=True)
 class Request:
     """Texts to tag."""
@@ -194,11 +202,11 @@ class Request:
 
 @torch.inference_mode()
 def predict(model: Tagger, request: dict[str, Any]) -> dict[str, Any]:
-    """Tag the words of texts: {"input": "a text"} returns {"results": [{"input", "words": [{"word", "tag",
-    "probability"}], "spans": [{"text", "tag"}]}]}; "spans" where the tags are B-X, I-X and O. Words that exceed the
-    context have no tag."""
+    """Tag the words of texts: {"input": "a text"} returns {"results": [{"input", "text", "words": [{"word",
+    "tag", "probability"}], "spans": [{"text", "tag"}]}]}; "text" has the tags behind the words, "spans" are of tags
+    B-X, I-X and O. Words that exceed the context have no tag."""
     texts = parse_dataclass(Request, request, "request").input
-    texts = "remind Kalo to call Mirensa Ul on friday" if texts is None else texts
+    texts = first_tokens(model.masked_tokenizer.tokenizer) if texts is None else texts
     return {"results": predict_batch(model, [texts] if isinstance(texts, str) else texts, {})}
 
 
@@ -221,7 +229,12 @@ def describe_words(model: Tagger, text: str, words: list[str], probabilities: Te
     tags = [model.names[i] for i in index.tolist()]
     described = [{"word": w, "tag": t, "probability": p} for w, t, p in zip(words, tags, best.tolist())]
     spans = [{"text": " ".join(words[start:stop]), "tag": kind} for start, stop, kind in find_spans(tags)]
-    return {"input": text, "words": described, "spans": spans}
+    return {"input": text, "text": mark_tags(words, tags), "words": described, "spans": spans}
+
+
+def mark_tags(words: Sequence[str], tags: Sequence[str]) -> str:
+    """Return words as a text, with each tag other than O behind its word."""
+    return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in zip(words, tags))
 
 
 def file_input(model: Tagger, config: Config) -> FileInput:

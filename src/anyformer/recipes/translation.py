@@ -26,6 +26,7 @@ from ._shared.pairs import (  # noqa: F401
     baselines,
     batches,
     evaluate,
+    examples,
     export_graph,
     figures,
     file_input,

@@ -41,7 +41,7 @@ from ..data.images.read import (
 )
 from ..data.io.manifest import split_columns
 from ..data.registry import SETS
-from ..data.sampling import sample_evenly, sample_indices
+from ..data.sampling import count_rows, sample_evenly, sample_indices
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError, suggest
 from ..inference.classification import describe_classes, unique_names
@@ -315,7 +315,9 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     check_sizes(config)
     c, dataset = config.train, load_images(config)
     labels, indices = class_indices(config, dataset), dataset.split(split)
-    state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped)
+    state = init_stream(
+        state, config.data, dataset.sha256, skipped=dataset.skipped, rows=count_rows(split, dataset.split)
+    )
     for start in range(0, len(indices) if split != "train" else 0, c.batch):
         rows = indices[start : start + c.batch]
         yield to_tensors(dataset.pixels[rows], labels=labels[rows]), state

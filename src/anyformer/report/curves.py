@@ -6,6 +6,7 @@ lines are skipped.
 
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # a killed process leaves half a line, and a resumed run appends to it
             if isinstance(record, dict):
                 yield record
@@ -107,7 +108,7 @@ def read_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > sys.float_info.max
 
 
 def strip_split(key: str) -> str:

@@ -23,6 +23,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..data.io.cache import cache_dir, remove_damaged
+
 MIN_SPEEDUP = 1.15  # a smaller one is not worth another number format
 OPTIONAL_PACKAGES = {
     "pyarrow": "read and write Parquet data",
@@ -57,6 +59,13 @@ def examine() -> dict[str, Any]:
         "devices": list(_examine_devices()),
         "optional": [_check_package(*package) for package in OPTIONAL_PACKAGES.items()],
     }
+
+
+def examine_cache() -> dict[str, Any]:
+    """Read all of the cache, remove what is damaged, and return the facts as plain values."""
+    n_folders, damages = remove_damaged()
+    removed = {str(folder): damage for folder, damage in damages.items()}
+    return {"folder": str(cache_dir()), "checked": n_folders, "removed": removed}
 
 
 def processor_name() -> str | None:
@@ -172,6 +181,13 @@ def describe(facts: dict[str, Any]) -> Group:
     for package in facts["optional"]:
         mark = Text("✓", style="green") if package["installed"] else Text("·", style="dim")
         packages.add_row(mark, package["name"], Text(package["version"] or "not installed", "dim"), package["for"])
+    if "cache" in facts:
+        cache = facts["cache"]
+        machine.add_row(
+            "cache", f"{cache['checked']} folders read in {cache['folder']}, {len(cache['removed'])} damaged"
+        )
+        for folder, damage in cache["removed"].items():
+            machine.add_row("", f"removed {folder}: {damage}")
     return Group(
         add_title("This machine", machine),
         add_title("Speed, measured", _format_speeds(facts["devices"])),

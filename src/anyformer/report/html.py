@@ -36,7 +36,12 @@ from .run_files import as_mapping, find_key, read_content, read_model_size, read
 
 COUNTERS = {"step", "tokens", "seconds"}  # shown as numbers, not as charts
 OVERFIT_MARGIN = 0.02  # share by which the validation loss must have risen again, as it is measured on a few batches
-METRIC_NAMES = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens per second"}
+METRIC_NAMES = {
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
+    "coverage_80": "coverage of the 80 % band",
+}
 TOKEN_NAMES = {"char": "character", "byte": "byte"}
 
 Curves = dict[str, Curve]
@@ -123,6 +128,13 @@ def describe_baselines(result: Tree) -> list[str]:
     return sentences
 
 
+def describe_metrics(result: Tree) -> list[str]:
+    """Name the metrics of a result that no other line tells: "accuracy 0.912, macro f1 0.908"."""
+    others = {"val_loss", *(f"val_{metric}" for metric in as_mapping(result.get("baselines")))}
+    metrics = {k: x for k, x in result.items() if isinstance(x, float) and is_validation(k) and k not in others}
+    return [", ".join(f"{format_metric(strip_split(k))} {x:.4g}" for k, x in metrics.items())] if metrics else []
+
+
 def describe_overfitting(result: Tree) -> list[str]:
     """Say whether the validation loss rose again after its best step."""
     losses = as_mapping(result.get("validations"))
@@ -140,10 +152,11 @@ def summarize_numbers(setup: Tree, curves: Curves, result: Tree, parameters: int
     """Yield the run in a handful of numbers."""
     yield from (losses := list(summarize_loss(setup, curves, result)))
     shown = {"loss", *COUNTERS, *(name for _, name, _ in losses)}
-    for key, curve in curves.items():
-        if is_validation(key) and strip_split(key) not in shown and curve.buckets:
-            final = result.get(key)
-            value, note = (final, describe_split(setup, result)) if is_number(final) else (curve.last[1], "at the end")
+    lasts = {key: curve.last[1] for key, curve in curves.items() if curve.buckets}
+    finals = {key: value for key, value in result.items() if key in lasts or isinstance(value, float)}
+    for key, value in (lasts | finals).items():
+        if is_validation(key) and strip_split(key) not in shown and is_number(value):
+            note = describe_split(setup, result) if key in finals else "at the end"
             yield f"{value:.4g}", "validation " + format_metric(strip_split(key)), note
     if parameters:
         yield format_count(parameters), "parameters", f"{parameters:,}"

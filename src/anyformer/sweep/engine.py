@@ -2,7 +2,8 @@
 
 FOLDER/sweep.json        the default config, the trials and their results (`state.SweepState`)
 FOLDER/trial-000 ...     a run directory for each trial; 000 is the default config
-FOLDER/best              the best config, trained anew for what is left of the total
+FOLDER/best              the best config, trained anew for what is left of the total; the default one if none beats it
+                         on data that did not choose
 FOLDER/default           with `check`: the default config, trained for the total
 """
 
@@ -238,19 +239,22 @@ class Sweep:
     # --- the end ---
 
     def run_final(self) -> None:
-        """Compare the best trial with the default config, and train its config anew for what is left."""
+        """Compare the best trial with the default config, and train the better one anew for what is left."""
         rung = len(self.state.rungs) - 1
         while not self.state.rank(rung):
             rung -= 1
-        winner = self.state.trials[self.state.rank(rung)[0]]
-        final = self.state.final or {"winner": winner.number, "rung": rung, "held_out": {}}
-        for trial in dict.fromkeys((winner.number, 0)):
-            if self.state.trials[trial].results[rung:]:
-                self.measure(final, self.state.trials[trial].name, self.folder / self.state.trials[trial].name)
+        trials, chosen = self.state.trials, self.state.rank(rung)[0]
+        final = self.state.final or {"chosen": chosen, "winner": chosen, "rung": rung, "held_out": {}}
+        for number in dict.fromkeys((chosen, 0)):
+            if trials[number].results[rung:]:
+                self.measure(final, trials[number].name, self.folder / trials[number].name)
         if "amount" not in final:
+            losses = {name: metrics["loss"] for name, metrics in final["held_out"].items()}
+            if trials[0].name in losses and losses[trials[0].name] <= losses[trials[chosen].name]:
+                final["winner"] = 0
             final["amount"] = self.divide_rest(final)
             self.save(final=final)
-        self.train_final(final, winner, BEST, final["amount"])
+        self.train_final(final, trials[final["winner"]], BEST, final["amount"])
         if self.check:
             self.train_final(final, self.state.trials[0], DEFAULT, self.state.total)
 
@@ -277,7 +281,7 @@ class Sweep:
             return
         config = apply_values(self.job.recipe, self.config, trial.values)
         config = config if self.is_timed else fit_steps(config, int(amount))
-        command = self.describe_command(config, amount, run)
+        command = self.describe_command(config, amount, self.folder / f"{name}-again")
         job = replace(self.prepare_job(config, run), command=command)
         final["commands"] = final.get("commands", {}) | {name: command}
         job = self.add_budget(job, amount, 0) if self.is_timed else job

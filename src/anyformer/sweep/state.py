@@ -77,6 +77,14 @@ class SweepState:
     rungs: tuple[Rung, ...] = ()
     trials: tuple[Trial, ...] = ()
     final: dict[str, Any] = field(default_factory=dict)
+    """"chosen": the best trial, "winner": that one or the default config, if it is as good on data that did not choose;
+    "amount" of its training, "held_out": metrics by the name of a run, "commands"."""
+
+    @property
+    def is_default_best(self) -> bool:
+        """Whether the default config, trained for the total, was as good as what the sweep found."""
+        losses = {name: metrics["loss"] for name, metrics in self.final["held_out"].items()}
+        return "default" in losses and losses["default"] <= losses["best"]
 
     def replace_trial(self, trial: Trial) -> "SweepState":
         """Return the state with another version of a trial, or with one more trial."""

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import InputError
 from ..events import report_notice, report_progress
+from ..examples import find_examples, predict_examples
 from ..model.config import find_stacks
 from ..recipe import Recipe, SizeOption, SupportsFigures, SupportsSizes
 from .config import TrainConfig
@@ -184,13 +185,14 @@ def measure_speed(recipe: Recipe, config: Any, seconds: float, clock: Clock = ti
 
 def measure_eval(recipe: Recipe, config: Any, state: TrainState, clock: Clock = time.monotonic) -> EvalCost:
     """Time a validation of few batches, a sample, and the figures of a split of one batch."""
+    examples = find_examples(recipe, config)
     n_batches = sum(1 for _ in islice(recipe.batches(config, "val"), min(4, config.train.eval_batches)))
     few = replace(config, train=replace(config.train, eval_batches=n_batches, final_every=FEW))
     times = [clock()]
     validate(recipe, few, state)
     times.append(clock())
     with torch.no_grad():
-        recipe.predict(state.model.eval(), {})
+        predict_examples(recipe, state.model.eval(), examples)
     times.append(clock())
     if isinstance(recipe, SupportsFigures):
         recipe.figures(state.model, few)

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..answer_text import format_prediction
 from ..errors import Stopped, TrainingError
+from ..examples import find_examples, predict_examples
 from ..parsing import to_json
-from ..recipe import Recipe, SupportsBaselines, SupportsPeers, bind_checkpoint_files, format_prediction, recipe_name
+from ..recipe import Examples, Recipe, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
 from . import budget as budgets
 from . import checkpoints
 from .config import LoRAConfig
@@ -115,6 +117,7 @@ def run_job(
             stack.enter_context(job.run.lock())
             job.run.create(describe_job(job))
         stack.enter_context(remove_stub(job))
+        job.run.write_examples(find_examples(job.recipe, job.config))
         state = restore_or_init(job)
         if job.is_resumed:
             job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
@@ -200,7 +203,7 @@ def run_training(
 ) -> Iterator[dict[str, Any]]:
     """Train, log, sample and save; yield each record with "seconds" and "tokens_per_second". Raises Stopped."""
     config, run = job.config.train, job.run
-    content, tokens = run.read_config(), (state.stream_state or {}).get("tokens", 0)
+    content, examples, tokens = run.read_config(), run.read_examples(), (state.stream_state or {}).get("tokens", 0)
     started_at = last = time.monotonic()
     with catch_stop_signals() as stop, open_logs(run.path) as log:
         for record in train(job.recipe, job.config, state):
@@ -209,7 +212,7 @@ def run_training(
             tokens = record["tokens"]
             log("metrics.jsonl", json.dumps(record))
             if "val_loss" in record:
-                for text in format_prediction(predict_sample(job.recipe, state.model)):
+                for text in format_prediction(predict_sample(job.recipe, state.model, examples)):
                     log("samples.txt", f"--- step {state.step} ---\n{text}")
             else:  # a step that validates says nothing about the speed of training
                 timings = {"step": state.step, "seconds": round(seconds, 3), "tokens_per_second": round(speed)}
@@ -239,10 +242,10 @@ def fit_end(job: TrainingJob, state: TrainState) -> TrainingJob:
 
 
 @torch.no_grad()
-def predict_sample(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    """Return the recipe's example prediction; the model stays in training mode."""
+def predict_sample(recipe: Recipe, model: nn.Module, examples: Examples) -> dict[str, Any]:
+    """Answer the examples; the model stays in training mode."""
     try:
-        return recipe.predict(model.eval(), {})
+        return predict_examples(recipe, model.eval(), examples)
     finally:
         model.train()
 

@@ -3,7 +3,8 @@
 config.json              recipe, preset, resolved config, versions, seed, command
 metrics.jsonl            one line per step: the same for the same seed, data and machine
 timings.jsonl            seconds and tokens per second: never the same
-samples.txt              the model's prediction at each validation
+examples.json            rows of the validation split that the model is shown with
+samples.txt              its predictions for them at each validation
 checkpoints/step-N/      the best and the last
 result.json              the final evaluation
 figures.json             the recipe's figures of the model, as plain values
@@ -28,7 +29,8 @@ from typing import IO, Any
 
 from ..data.io.checks import read_json
 from ..errors import InputError
-from ..parsing import to_json
+from ..parsing import parse_dataclass, to_json
+from ..recipe import Examples
 
 try:
     import fcntl
@@ -36,6 +38,7 @@ except ImportError:  # Windows: runs are not locked there
     fcntl = None
 
 LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.txt")
+EXAMPLES = "examples.json"
 TRACKER_IDS, TRACKER_FOLDERS = "tracking.json", ("tensorboard", "wandb")
 MAX_HOLDER_CHARS = 300  # of a lock file
 
@@ -63,6 +66,15 @@ class RunDirectory:
 
     def write_config(self, content: dict[str, Any]) -> None:
         atomic_write(self.path / "config.json", json.dumps(content, indent=2) + "\n")
+
+    def read_examples(self) -> Examples:
+        """Return the examples that the model is shown with; none if there is no such file. Raises InputError."""
+        path = self.path / EXAMPLES
+        return parse_dataclass(Examples, read_json(path), str(path)) if path.is_file() else Examples()
+
+    def write_examples(self, examples: Examples) -> None:
+        if examples.request:
+            atomic_write(self.path / EXAMPLES, json.dumps(to_json(examples), ensure_ascii=False, indent=2) + "\n")
 
     def require_unused(self) -> None:
         """Raise InputError if the directory holds anything: nothing is ever overwritten."""
@@ -100,7 +112,7 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Remove the run's files."""
-        for name in (*LOG_FILES, "config.json", "result.json", "figures.json", "report.html", TRACKER_IDS):
+        for name in (*LOG_FILES, EXAMPLES, "config.json", "result.json", "figures.json", "report.html", TRACKER_IDS):
             (self.path / name).unlink(missing_ok=True)
         for folder in (self.checkpoints, *(self.path / name for name in TRACKER_FOLDERS)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -191,7 +203,7 @@ def find_lock_holder(path: Path) -> LockHolder | None:
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the complete lines of a log; one cut off by a kill is left out."""
     if path.exists():
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             yield from (line for line in file if line.endswith("\n"))
 
 
@@ -200,7 +212,7 @@ def read_records(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(read_lines(path), 1):
         try:
             step = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             words = f"{line[:40].strip()!r} is not a record of a step"
             raise InputError(f"{path}, line {number}: {words}: remove it") from None
         yield step, line

@@ -101,13 +101,20 @@ def spec_augment(mel: np.ndarray, rng: np.random.Philox) -> np.ndarray:
 
 def collate(spec: ExampleSpec, examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     """Pad examples to a batch: mel (B, M, T), lengths (B,) in nodes, ids (B, L) and labels (B, L), the next tokens."""
-    mels = np.zeros((len(examples), spec.mels, max(mel.shape[1] for mel, _ in examples)), np.float32)
+    mels, lengths = pad_mels([mel for mel, _ in examples])
     ends = [] if spec.end is None else [spec.end]
     texts = [[*spec.prompt, *ids.tolist(), *ends] for _, ids in examples]
     width, start = max(map(len, texts)) - 1, len(spec.prompt) - 1
     ids, labels = np.zeros((len(examples), width), np.int64), np.full((len(examples), width), IGNORE_INDEX)
-    for i, (mel, _) in enumerate(examples):
-        mels[i, :, : mel.shape[1]] = mel
+    for i in range(len(examples)):
         ids[i, : len(texts[i]) - 1] = texts[i][:-1]
         labels[i, start : len(texts[i]) - 1] = texts[i][start + 1 :]
-    return {"mel": mels, "lengths": np.array([mel.shape[1] // 2 for mel, _ in examples]), "ids": ids, "labels": labels}
+    return {"mel": mels, "lengths": lengths, "ids": ids, "labels": labels}
+
+
+def pad_mels(mels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames (M, T) of several lengths as one array (B, M, T), and their lengths in nodes (B,)."""
+    padded = np.zeros((len(mels), len(mels[0]), max(mel.shape[1] for mel in mels)), np.float32)
+    for row, mel in zip(padded, mels):
+        row[:, : mel.shape[1]] = mel
+    return padded, np.array([mel.shape[1] // 2 for mel in mels])

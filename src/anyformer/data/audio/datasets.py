@@ -61,6 +61,7 @@ class AudioDataset:
     is_val: np.ndarray  # bool, for each clip
     sha256: str  # of the content
     skipped: int = 0  # files that could not be read
+    paths: tuple[Path, ...] = ()  # the file of each clip; none where they are generated
 
     def read_clip(self, i: int) -> np.ndarray:
         """Return the samples of clip i, float32 between -1 and 1."""
@@ -99,7 +100,8 @@ def load_audio(
     is_val = select_validation(entries, val_fraction)
     samples, starts = np.memmap(folder / "samples.bin", np.dtype("<i2"), "r"), np.array(stored["starts"], np.int64)
     texts, places = [entry.text for entry in entries], [entry.place for entry in entries]
-    return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"])
+    paths = tuple(entry.path.absolute() for entry in entries)
+    return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"], paths)
 
 
 def list_entries(

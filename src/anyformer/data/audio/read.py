@@ -8,6 +8,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..io.files import import_optional
+from ..io.regular_file import check_regular
 from .features import SAMPLE_RATE
 
 BLOCK_SAMPLES = 1 << 19  # read at a time
@@ -19,8 +20,7 @@ def read_blocks(path: Path) -> Iterator[np.ndarray]:
     """Yield the samples of a sound file, mono at 16 kHz, float32, in blocks. Raises InputError for a damaged file."""
     message = "sound files need soundfile and soxr: pip install 'anyformer[audio]'"
     soundfile, soxr = import_optional("soundfile", message), import_optional("soxr", message)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such sound file")
+    check_regular(path)
     try:
         with soundfile.SoundFile(path) as file:
             check_header(file, path)

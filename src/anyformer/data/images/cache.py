@@ -15,11 +15,12 @@ import numpy as np
 from ...errors import InputError
 from ...events import report_progress
 from ..io.cache import build_cached, cache_by_files, cache_dir, data_files
-from ..sampling import select_split
+from ..sampling import select_split, stratify
 from ..unusable import DuplicatePolicy, EmptyPolicy
 from .read import COLUMNS, ImageSource, Resample, open_images, resize_image
 
 FORMAT_VERSION = 1  # to be raised when the stored content changes
+FEW_VALIDATION = 10  # images for validation of each class, in the mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class ImageDataset:
     labels: np.ndarray  # (N,) int64, indices of `classes`
     classes: tuple[str, ...]
     splits: dict[str, np.ndarray]  # the indices of "train", "val" and "all"
-    sha256: str  # of the content, whatever the size
+    sha256: str  # of the content, whatever the size, and of the rule that splits it
     skipped: int = 0  # images that could not be read, which are in no split
 
     def split(self, name: str) -> np.ndarray:
@@ -65,7 +66,14 @@ def load_images(
     # Data often come class by class, and an evaluation during training reads only the first batches of "val".
     order = np.random.Generator(np.random.Philox(key=0)).permutation(usable)
     n_val = max(1, round(len(usable) * val_fraction))
-    is_val = np.arange(len(order)) < n_val if source.is_val is None else source.is_val[order]
+    if source.is_val is not None:
+        is_val = source.is_val[order]
+    elif n_val < FEW_VALIDATION * len(source.classes):  # too few for a random sample to hold all classes alike
+        n_classes = len(np.unique(source.labels[order]))
+        is_val = stratify(source.labels[order], max(n_val, min(n_classes, len(order) // 5)))  # one of each, or a fifth
+        content = hashlib.sha256(f"{content} stratified".encode()).hexdigest()
+    else:
+        is_val = np.arange(len(order)) < n_val
     splits = {"train": np.sort(order[~is_val]), "val": order[is_val], "all": usable}
     for name, indices in splits.items():
         if not len(indices):

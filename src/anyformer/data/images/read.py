@@ -18,8 +18,6 @@ import json
 import math
 import re
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
@@ -30,18 +28,18 @@ import numpy as np
 from ...errors import InputError, suggest
 from ...events import report_progress
 from ..io.archives import unpack_archive
-from ..io.checks import read_bounded
+from ..io.arrays import MAX_ARRAY_BYTES, read_npz
 from ..io.class_folders import find_classes, select_validation
 from ..io.embedded import read_embedded
 from ..io.file_index import FileIndex, list_files
 from ..io.files import import_optional, open_data, suffix
 from ..io.manifest import check_columns, is_table, read_manifest, read_rows, split_columns, to_text
 from ..io.parquet import open_parquet, read_parquet_rows
+from ..io.regular_file import open_regular, read_bounded, read_regular
 from ..io.resolve import resolve
 from ..sampling import IS_VALIDATION, parse_split
 from ..unusable import DuplicatePolicy, EmptyPolicy, check_empty, select_distinct
 
-MAX_ARRAY_BYTES = 8 << 30  # of an array in memory
 MAX_PIXELS = 64 << 20  # of one image, checked before it is decoded
 MAX_FILE_BYTES = 256 << 20  # of one image file
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -89,7 +87,7 @@ class ImageSource:
         digest.update(b"" if self.is_val is None else self.is_val.tobytes())
         for i, path in enumerate(self.files, 1):
             digest.update(f"\n{path.stat().st_size}\n".encode())
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 hashlib.file_digest(file, lambda: digest)  # continues the digest
             if i % 64 == 0 or i == len(self.files):
                 report_progress("checking images", i, len(self.files))
@@ -145,7 +143,7 @@ def open_folder(path: Path) -> ImageSource:
     """Open class folders, possibly below train/ and val/, or idx files."""
     if idx_files := sorted(p for p in path.iterdir() if p.name.removesuffix(".gz").endswith(IDX_NAMES)):
         return open_idx(idx_files)
-    images = [file for file in list_files(path, IMAGE_EXTENSIONS) if file.name[0] != "."]
+    images = list_files(path, IMAGE_EXTENSIONS)
     for folder in (p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if not any(folder in image.parents for image in images):
             raise InputError(f"the class folder {folder} holds no image: it needs {', '.join(IMAGE_EXTENSIONS)}")
@@ -301,21 +299,6 @@ def open_npz(path: Path) -> ImageSource:
     return source_from_arrays(pixels, labels.reshape(-1), is_val, classes, path)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of a file, without pickles, after checking their total size."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            size = sum(member.file_size for member in file.infolist())
-        if size > MAX_ARRAY_BYTES:
-            raise InputError(f"{path} unpacks to {size:,} bytes, more than {MAX_ARRAY_BYTES >> 30} GiB")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as .npz: {error}") from None
-
-
 def source_from_arrays(
     pixels: np.ndarray, labels: np.ndarray, is_val: np.ndarray | None, classes: tuple[str, ...], *files: Path
 ) -> ImageSource:
@@ -336,12 +319,7 @@ def import_pillow() -> Any:
 
 def read_image(path: Path) -> np.ndarray:
     """Decode an image file: (H, W) or (H, W, 3) uint8, rotated as its EXIF orientation says. Raises InputError."""
-    try:
-        if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise InputError(f"{path} has {size:,} bytes: the limit for an image is {MAX_FILE_BYTES >> 20} MiB")
-        return decode_image(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    return decode_image(read_regular(path, MAX_FILE_BYTES), str(path))
 
 
 def decode_image(raw: bytes, place: str) -> np.ndarray:

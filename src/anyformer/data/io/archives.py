@@ -2,6 +2,7 @@
 
 import hashlib
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -10,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ...errors import InputError
-from .cache import build_directory, cache_dir, file_stamps
-from .checks import BLOCK_BYTES
+from .cache import build_directory, cache_dir, file_stamps, has_directory
 from .files import find_compression, open_data
+from .regular_file import BLOCK_BYTES, open_regular
 
 MAX_BYTES, MAX_FILES = 16 << 30, 1_000_000  # of an archive, unpacked
 ZIP_MAGIC, TAR_MAGIC = (b"PK\x03\x04", b"PK\x05\x06"), b"ustar"
@@ -40,9 +41,9 @@ def unpack_archive(path: Path) -> Path:
     Raises InputError for a damaged archive, one that is too large or has paths outside its folder, and for files of
     kinds that cannot be read.
     """
-    if not path.is_file() or path.suffix.lower() in ZIP_FILES:
+    if not os.path.isfile(path) or path.suffix.lower() in ZIP_FILES:
         return path
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         head = file.read(512)
     if kind := next((kind for magic, kind in REFUSED.items() if head.startswith(magic)), None):
         raise InputError(f"{path} is {kind}")
@@ -54,7 +55,7 @@ def unpack_archive(path: Path) -> Path:
         return path
     stamp = hashlib.sha256(repr(file_stamps([path])).encode()).hexdigest()
     target = cache_dir() / "unpacked" / stamp
-    if not target.is_dir():
+    if not has_directory(target):
         try:
             with build_directory(target) as folder:
                 write_members(members(path), folder, path)
@@ -111,9 +112,9 @@ def write_members(members: Iterator[Member], folder: Path, archive: Path) -> Non
 
 
 def enter_single(folder: Path) -> Path:
-    """Return the innermost folder that holds everything, or the only file."""
+    """Return the innermost folder that holds everything, or the only file; hidden files do not count."""
     while folder.is_dir():
-        entries = list(folder.iterdir())
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if len(entries) != 1:
             return folder
         folder = entries[0]

@@ -11,6 +11,9 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...events import report_notice
+from .seal import SEAL_NAME, find_damage, write_seal
+
 F = TypeVar("F", bound=Callable[..., Any])
 STALE_SECONDS = 24 * 3600  # after which the temporary directory of a killed process is removed
 
@@ -60,11 +63,33 @@ def file_stamps(paths: Iterable[str | Path]) -> tuple[tuple[str, int, int], ...]
     return tuple(stamps)
 
 
-@contextlib.contextmanager
-def build_directory(target: Path, is_complete: Callable[[Path], bool] = Path.is_dir) -> Generator[Path]:
-    """Yield a temporary directory that is renamed to `target` when the block succeeds.
+def has_directory(target: Path) -> bool:
+    """Whether a directory that `build_directory` made is there as it was made. Says in one line if it is damaged."""
+    if not target.is_dir():
+        return False
+    if damage := find_damage(target):
+        report_notice(f"{target} in the cache is damaged, so it is made again: {damage}")
+    return not damage
 
-    A directory that another process has put there is kept if `is_complete`, else replaced.
+
+def remove_damaged() -> tuple[int, dict[Path, str]]:
+    """Read every directory in the cache that `build_directory` made, and remove the damaged ones: they are made again
+    when they are needed.
+
+    Returns how many were read, and of each removed one what was wrong.
+    """
+    seals = sorted(cache_dir().rglob(SEAL_NAME))
+    damages = {path.parent: damage for path in seals if (damage := find_damage(path.parent, is_deep=True))}
+    for folder in damages:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(seals), damages
+
+
+@contextlib.contextmanager
+def build_directory(target: Path) -> Generator[Path]:
+    """Yield a temporary directory that is sealed and renamed to `target` when the block succeeds.
+
+    A directory that another process has put there is kept unless it is damaged.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in target.parent.glob(".new-*"):
@@ -74,16 +99,17 @@ def build_directory(target: Path, is_complete: Callable[[Path], bool] = Path.is_
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
     try:
         yield folder
-        _install(folder, target, is_complete)
+        write_seal(folder)
+        _install(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _install(folder: Path, target: Path, is_complete: Callable[[Path], bool]) -> None:
+def _install(folder: Path, target: Path) -> None:
     for _ in range(3):
         with contextlib.suppress(OSError):  # the target exists
             os.rename(folder, target)
-        if is_complete(target):
+        if not find_damage(target):
             return
         damaged = folder.with_name(f"{folder.name}-damaged")
         with contextlib.suppress(OSError):
@@ -93,11 +119,11 @@ def _install(folder: Path, target: Path, is_complete: Callable[[Path], bool]) ->
 
 
 def build_cached(folder: Path, name: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of the JSON file `name` of a cached directory; without that file, build the directory first.
+    """Return the content of the JSON file `name` of a cached directory, which is built first unless it is there.
 
     `write` fills an empty directory and returns the content of the file.
     """
-    if not (folder / name).is_file():
-        with build_directory(folder, lambda path: (path / name).is_file()) as new:
+    if not has_directory(folder):
+        with build_directory(folder) as new:
             (new / name).write_text(json.dumps(write(new)), "utf-8")
     return json.loads((folder / name).read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Checks of untrusted input that the whole package shares: bounded files, JSON, hashes, numbers."""
+"""Checks of untrusted input that the whole package shares: texts, JSON, hashes, numbers."""
 
 import hashlib
 import json
@@ -7,31 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from .regular_file import BLOCK_BYTES, open_regular, read_regular
 
 MAX_FILE_BYTES = 64 << 20
-BLOCK_BYTES = 1 << 20
-
-
-def read_bounded(file: Any, limit: int, where: Path) -> bytes:
-    """Read an open binary file of at most `limit` bytes. Raises InputError.
-
-    In blocks, because `read(limit)` of a compressed file allocates that much before anything is read.
-    """
-    blocks, size = [], 0
-    while block := file.read(BLOCK_BYTES):
-        blocks.append(block)
-        size += len(block)
-        if size > limit:
-            raise InputError(f"{where}: holds more than {limit >> 20:,} MiB, the most that is read of such a file")
-    return b"".join(blocks)
 
 
 def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
     """Read a UTF-8 file of at most `limit` bytes. Raises InputError."""
     try:
-        with open(path, "rb") as file:
-            return read_bounded(file, limit, path).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_regular(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
 
 
@@ -69,7 +54,7 @@ def sha256_file(*paths: Path) -> str:
     """Return the SHA-256, in hexadecimal, of the contents of these files, concatenated."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()

@@ -15,8 +15,9 @@ from urllib.error import HTTPError
 
 from ...errors import InputError
 from ...events import report_notice, report_progress
-from .cache import build_directory, cache_dir
-from .checks import BLOCK_BYTES
+from .archives import enter_single
+from .cache import build_directory, cache_dir, has_directory
+from .regular_file import BLOCK_BYTES
 
 MAX_BYTES = 16 << 30  # of one download
 TIMEOUT_SECONDS = 10.0
@@ -40,11 +41,11 @@ def is_url(text: str) -> bool:
 def fetch_url(url: str) -> Path:
     """Return the local file of a URL, downloaded unless it is in the cache. Raises InputError."""
     target = cache_dir() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if (path := _find_file(target)) is not None:
+    if has_directory(target):
         report_notice(f"{url}: downloaded before; remove {target} to fetch it again")
-        return path
+        return enter_single(target)
     try:
-        with build_directory(target, lambda folder: _find_file(folder) is not None) as folder:
+        with build_directory(target) as folder:
             headers = download_file(url, folder / ".part", MAX_BYTES)
             name = choose_file_name(url, headers)
             is_page = headers.get("content-type", "").startswith(WEB_PAGE)
@@ -99,8 +100,3 @@ def choose_file_name(url: str, headers: Mapping[str, str]) -> str:
         return with_suffix[0][-100:]
     content_type = headers.get("content-type", "").partition(";")[0].strip()
     return (names[0] or "data")[-90:] + EXTENSIONS.get(content_type, "")
-
-
-def _find_file(folder: Path) -> Path | None:
-    files = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-    return files[0] if len(files) == 1 else None

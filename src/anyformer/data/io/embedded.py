@@ -9,6 +9,7 @@ from typing import Any
 
 from .cache import cache_dir
 
+FOLDER = "embedded"
 SIGNATURES = {
     ".png": rb"\x89PNG",
     ".jpg": rb"\xff\xd8\xff",
@@ -21,6 +22,11 @@ SIGNATURES = {
     ".ogg": rb"OggS",
     ".mp3": rb"ID3|\xff[\xf2\xf3\xfb]",
 }
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a file is one that was saved here."""
+    return Path(name).parent == cache_dir() / FOLDER
 
 
 def read_embedded(value: Any) -> bytes | None:
@@ -39,7 +45,7 @@ def save_embedded(value: Any) -> Any:
     content = read_embedded(value)
     if content is None or not (extension := find_extension(content)):
         return value
-    path = cache_dir() / "embedded" / f"{hashlib.sha256(content).hexdigest()[:32]}{extension}"
+    path = cache_dir() / FOLDER / f"{hashlib.sha256(content).hexdigest()[:32]}{extension}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         new = Path(f"{path}.{os.getpid()}")

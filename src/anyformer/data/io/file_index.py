@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from .embedded import is_embedded
+from .regular_file import join_inside
+
 MAX_FILES = 1_000_000  # that are listed
 
 
@@ -25,23 +28,23 @@ class FileIndex:
         return {name: same[0] for name, same in names.items() if len(same) == 1}
 
     def find(self, name: str) -> Path:
-        """Return the path of a file; one that is not there where the table says, if there is none."""
-        path = self.folder / name
-        if os.path.isfile(path) or not self.extensions:
-            return path
-        for extension in self.extensions:
-            if os.path.isfile(with_extension := path.with_name(path.name + extension)):
-                return with_extension
-        return self.names.get(Path(name).name, path)
+        """Return the path of a file; one that is not there where the table says, if there is none. Raises InputError
+        for one that is outside the folder."""
+        if is_embedded(name):
+            return Path(name)
+        for candidate in (name, *(name + extension for extension in self.extensions)):
+            if os.path.isfile(self.folder / candidate):  # Path.is_file raises errors for a name that is too long
+                return join_inside(self.folder, candidate)
+        return self.names.get(Path(name).name, self.folder / name)
 
 
 def list_files(folder: Path, extensions: Sequence[str]) -> list[Path]:
     """List the visible files of a folder and of its folders, in order."""
     paths: list[Path] = []
-    n_files = 0
+    n_files, ends = 0, tuple(extensions)
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [Path(root, name) for name in sorted(files) if name.lower().endswith(tuple(extensions))]
+        paths += [Path(root, name) for name in sorted(files) if name[0] != "." and name.lower().endswith(ends)]
         n_files += len(files) + len(folders)
         if n_files > MAX_FILES:
             break

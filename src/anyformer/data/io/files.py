@@ -11,10 +11,11 @@ import zlib
 from collections.abc import Generator, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...errors import InputError
 from .encodings import explain_encoding
+from .regular_file import open_regular
 
 MAX_LINE_BYTES = 256 << 20
 SAMPLE_BYTES = 64 << 10
@@ -42,28 +43,28 @@ def find_compression(head: bytes) -> str:
     return next((ending for magic, ending in COMPRESSIONS.items() if head.startswith(magic)), "")
 
 
-def open_compressed(path: Path, compression: str) -> Any:
-    """Open a file for reading its decompressed bytes; `compression` is an ending, "" for none."""
+def decompress_file(file: BinaryIO, path: Path, compression: str) -> Any:
+    """Return a file of the decompressed bytes of an open one; `compression` is an ending, "" for none."""
     match compression:
         case ".gz":
-            return gzip.open(path)
+            return gzip.open(file)
         case ".xz":
-            return lzma.open(path)
+            return lzma.open(file)
         case ".bz2":
-            return bz2.open(path)
+            return bz2.open(file)
         case ".zst":
             hint = f"pip install zstandard, or decompress it: zstd -d '{path.name}'"
             zstandard = import_optional("zstandard", f"{path}: reading a .zst file needs zstandard: {hint}")
-            return io.BufferedReader(ZstdReader(path, zstandard))
-    return open(path, "rb")
+            return io.BufferedReader(ZstdReader(file, zstandard))
+    return file
 
 
 class ZstdReader(io.RawIOBase):
     """The decompressed bytes of a .zst file. Raises EOFError where it is damaged or cut, as the readers of other
     compressions do; zstandard's own reader ends there without a word."""
 
-    def __init__(self, path: Path, zstandard: Any):
-        self.file, self.zstandard, self.pending = open(path, "rb"), zstandard, b""  # noqa: SIM115
+    def __init__(self, file: BinaryIO, zstandard: Any):
+        self.file, self.zstandard, self.pending = file, zstandard, b""
         self.frame: Any = None  # that has begun and not ended
 
     def readable(self) -> bool:
@@ -88,22 +89,18 @@ class ZstdReader(io.RawIOBase):
             block = self.frame.unused_data
             self.frame = None if self.frame.eof else self.frame
 
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
 
 @contextlib.contextmanager
 def open_data(path: Path, decompress: bool = True) -> Generator[Any]:
     """Open a binary file for reading and decompress it, by its first bytes. Raises InputError, within the block too."""
     compression = ""
     try:
-        if decompress:
-            with open(path, "rb") as file:
-                compression = find_compression(file.read(8))
-            compression = ".gz" if path.suffix.lower() == ".gz" else compression
-        with open_compressed(path, compression) as file:
-            yield file
+        with open_regular(path) as raw:
+            if decompress:
+                compression = ".gz" if path.suffix.lower() == ".gz" else find_compression(raw.read(8))
+                raw.seek(0)
+            with decompress_file(raw, path, compression) as file:
+                yield file
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         name = "gzip" if compression == ".gz" else compression
         raise InputError(f"{path}: damaged {name} file ({error}): fetch or compress it again") from None

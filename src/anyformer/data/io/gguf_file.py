@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import InputError
+from .regular_file import check_regular, open_regular
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20  # of tensor data, in bytes
@@ -45,7 +46,7 @@ class TensorInfo(NamedTuple):
 
 
 def is_gguf_file(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
@@ -58,6 +59,7 @@ class GGUFFile:
 
     def __init__(self, path: Path):
         self.path = path
+        check_regular(path)
         try:
             self.n_bytes = path.stat().st_size
             self._data = np.memmap(path, np.uint8, "r") if self.n_bytes else np.zeros(0, np.uint8)

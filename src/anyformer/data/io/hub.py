@@ -25,7 +25,7 @@ from typing import Any, Literal
 from ...errors import InputError
 from ...events import report_notice, report_progress
 from ..registry import GENERATED, SETS
-from .cache import build_directory, cache_dir
+from .cache import build_directory, cache_dir, has_directory
 from .checks import read_json
 from .files import import_optional
 
@@ -170,7 +170,7 @@ def fetch_files(
     sizes = {name: listing.sizes[name] for name in names}
     digest = hashlib.sha256(json.dumps([get_endpoint(), *sizes]).encode()).hexdigest()[:8]
     target = cache_dir() / "hub" / f"{kind}s" / f"{reference.repo.replace('/', '--')}-{listing.commit[:12]}-{digest}"
-    if target.is_dir():
+    if has_directory(target):
         return target
     partial = (
         cache_dir() / "hub" / "partial" / target.name

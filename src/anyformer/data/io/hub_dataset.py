@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import InputError, suggest
-from .checks import read_bounded
 from .files import import_optional, open_data, suffix
 from .hub import Listing, Reference, describe_by_hand, fetch_files, link_file, list_repository, parse_reference
+from .regular_file import read_bounded
 
 TABLES = (".parquet", ".jsonl", ".csv", ".tsv", ".json")  # of equal number the first
 TEXTS = (".txt", ".md")

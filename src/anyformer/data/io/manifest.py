@@ -4,7 +4,7 @@
     clips.tsv      the same with tabs
     clips.jsonl    {"path": "a.wav", "text": "..."}  an object in each line
     clips.json     [{"path": "a.wav"}, ...]          a list of objects, or an object that holds one
-    clips.parquet  columns path and text, or the bytes of files  (needs pyarrow)
+    clips.parquet  columns path and text             (needs pyarrow)
 
 Relative paths start from the folder of the table. Each of these may be compressed. In a table without a header the
 columns are taken in the order in which they are asked for.
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, suggest
-from .checks import parse_json, read_bounded
+from .checks import parse_json
 from .encodings import explain_encoding
 from .files import open_data, read_start, suffix
 from .parquet import read_parquet_table
+from .regular_file import read_bounded
 from .separated import MIN_SHARE, guess_delimiter, guess_quoting, read_separated, sample_rows, score_widths
 
 MAX_FILE_BYTES = 1 << 30  # the table is held in memory

@@ -9,6 +9,7 @@ from typing import Any
 from ...errors import InputError
 from .embedded import save_embedded
 from .files import import_optional
+from .regular_file import check_regular
 
 BATCH_ROWS = 1024
 
@@ -36,6 +37,7 @@ def open_parquet(path: Path) -> Generator[Any]:
     """Open a parquet file for reading in bounded memory. Raises InputError, within the block too."""
     message = f"{path}: a .parquet file needs pyarrow: pip install 'anyformer[parquet]'"
     pyarrow, parquet = (import_optional(module, message) for module in ("pyarrow", "pyarrow.parquet"))
+    check_regular(path)
     try:
         with parquet.ParquetFile(path, buffer_size=1 << 20) as file:  # unbuffered, a column chunk would be in memory
             yield file

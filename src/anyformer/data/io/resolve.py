@@ -18,7 +18,7 @@ from ..registry import GENERATED, SETS, DataSet
 from ..sequences.read import is_sequence_file
 from ..text.read import TEXT_EXTENSIONS
 from .archives import unpack_archive
-from .cache import build_directory, cache_dir
+from .cache import build_directory, cache_dir, has_directory
 from .checks import sha256_file
 from .download import download_file
 from .files import is_text, suffix
@@ -112,7 +112,7 @@ def _list_text_files(folder: Path) -> list[Path]:
 
 def _find_local(dataset: DataSet) -> tuple[str, Path] | None:
     """Return the first source on this machine that has the set, and its path there."""
-    if (cached := _cache_path(dataset)).is_dir():
+    if has_directory(cached := _cache_path(dataset)):
         return "cache", cached
     folder = os.environ.get("ANYFORMER_DATA")
     if folder and dataset.file and (path := Path(folder).expanduser() / dataset.file).exists():

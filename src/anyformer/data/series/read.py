@@ -3,12 +3,13 @@
     long   shop,date,sales,promotion        a row for each series and time
     wide   date,temperature,wind            a row for each time, a series in each column of numbers
 
-A time column is recognized by its name or its values, years with quarters, or months, days and hours, in columns of
-their own too; without one, rows are steps in their order. Rows at the end that lack the value to forecast say what is
-known ahead.
+A time column is recognized by its name or its values, years with quarters, months or weeks in a column of their own
+too; without one, rows are steps in their order. Rows at the end that lack the value to forecast say what is known
+ahead.
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,13 +19,14 @@ import numpy as np
 from ...errors import InputError, suggest
 from ...events import report_notice
 from ..tables.read import Table
-from .times import Frequency, format_time, infer_frequency, parse_time
+from .times import MONTH_NUMBER, WEEK, Frequency, format_time, format_week, infer_frequency, parse_time
 
 Gaps = Literal["error", "fill"]
 TIME_NAMES = ["time", "date", "datetime", "timestamp", "ds", "period", "year", "month", "week", "day", "quarter", "obs"]
 FINE_PARTS = (("day", "day_of_month", "date_of_month", "mday"), ("hour", "hr"))  # of a time, below its month
 ID_NAMES = ["id", "unique_id", "series", "series_id", "item_id"]
 ROW_NUMBER_NAMES = ["", "1", "unnamed: 0", "rownames", "row.names", "index"]
+MIN_STEPS = 8  # of a series that a number names
 VALUE_NAMES = ["value", "y", "target"]
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", ".", "?"}
 
@@ -151,27 +153,54 @@ def report_empty(rows: RowTable, names: list[str], taken: set[str]) -> None:
 def find_time_columns(rows: RowTable) -> list[str]:
     """Return the column of times; several where only their parts are there; none where there is none."""
     lower = {name.lower(): name for name in reversed(rows.cells)}
-    texts = [name for name in rows.cells if not rows.is_numeric(name) and _looks_like_times(rows, name)]
+    texts = [name for name in rows.cells if not rows.is_numeric(name)]
     if parts := find_time_parts(rows):
-        return texts[:1] or parts
-    for name in TIME_NAMES:
-        if name in lower and _looks_like_times(rows, lower[name]):
-            return [lower[name]]
-    return texts[:1]
+        return [name for name in texts if looks_like_times(rows, name)][:1] or parts
+    numbers = [name for name in rows.cells if name not in texts and holds_months(rows, name)]
+    names = [lower[name] for name in TIME_NAMES if name in lower] + texts + numbers
+    return [name for name in names if looks_like_times(rows, name)][:1]
 
 
 def find_time_parts(rows: RowTable) -> list[str]:
-    """Return the columns of years with quarters, or of years with months and maybe days and hours; else none."""
+    """Return the columns of years with quarters or weeks, or with months and maybe days and hours; else none."""
     lower = {name.lower(): name for name in reversed(rows.cells) if rows.is_numeric(name)}
-    if "year" not in lower or not (part := lower.get("quarter") or lower.get("month")):
+    part = lower.get("quarter") or lower.get("month") or lower.get("week")
+    if "year" not in lower or not part:
         return []
     fine = [next((lower[name] for name in names if name in lower), "") for names in FINE_PARTS]
     return [lower["year"], part, *itertools.takewhile(bool, fine if part.lower() == "month" else [])]
 
 
-def _looks_like_times(rows: RowTable, name: str) -> bool:
-    cells = [cell for cell in rows.cells[name] if not is_missing(cell)][:20]
+def looks_like_times(rows: RowTable, name: str) -> bool:
+    cells = [cell for cell in read_time_cells(rows, [name]) if not is_missing(cell)][:20]
     return 2 * sum(parse_time(cell) is not None for cell in cells) > len(cells)
+
+
+def holds_months(rows: RowTable, name: str) -> bool:
+    """Whether numbers are months such as 202401, or weeks."""
+    return holds_weeks(rows, name) or all(MONTH_NUMBER.fullmatch(str(cell)) for cell in rows.cells[name])
+
+
+def holds_weeks(rows: RowTable, name: str) -> bool:
+    """Whether a column is called after weeks and holds such as 202403."""
+    words = re.split(r"[^a-z]+|(?<=year)", name.lower())
+    return not {"week", "weeks", "wk"}.isdisjoint(words) and all(
+        WEEK.fullmatch(str(x).strip()) for x in rows.cells[name]
+    )
+
+
+def read_time_cells(rows: RowTable, names: list[str]) -> list[Any]:
+    """Return the times of the rows as their column has them; those of two columns, and weeks, in ISO 8601."""
+    first = rows.cells[names[0]]
+    if len(names) == 1:
+        return [format_week(str(cell)) for cell in first] if holds_weeks(rows, names[0]) else first
+    if len(names) > 2:
+        parts = [[int(parse_number(cell) or 0) for cell in rows.cells[name]] for name in names]
+        return [f"{year:04d}-{month:02d}-{day:02d}T{(*hour, 0)[0]:02d}" for year, month, day, *hour in zip(*parts)]
+    part = names[1].lower()
+    numbers = [int(parse_number(cell) or 0) for cell in rows.cells[names[1]]]
+    mark = {"quarter": "Q", "week": "-W"}.get(part, "M")
+    return [f"{int(parse_number(year) or 0):04d}{mark}{n:02d}" for year, n in zip(first, numbers, strict=True)]
 
 
 def read_times(rows: RowTable, names: list[str]) -> tuple[np.ndarray | None, str]:
@@ -179,12 +208,7 @@ def read_times(rows: RowTable, names: list[str]) -> tuple[np.ndarray | None, str
     if not names:
         return None, ""
     seconds, zone = np.zeros(len(rows.places), np.int64), None
-    months = 3 if names[-1].lower() == "quarter" else 1
-    for i, place in enumerate(rows.places):
-        cell, *parts = (rows.cells[name][i] for name in names)
-        if parts:
-            year, month, day, hour = (int(float(part or 0)) for part in [cell, *parts, *(1, 0)[len(parts) - 1 :]])
-            cell = f"{year:04d}-{months * (month - 1) + 1:02d}-{day:02d}T{hour:02d}"
+    for i, (place, cell) in enumerate(zip(rows.places, read_time_cells(rows, names), strict=True)):
         parsed = parse_time(cell)
         if parsed is None:
             raise InputError(f"{place}: {names[0]} is {cell!r}; expected a time such as 2024-01-31 or 2024-01-31T12:00")
@@ -197,16 +221,26 @@ def read_times(rows: RowTable, names: list[str]) -> tuple[np.ndarray | None, str
 
 
 def find_ids(rows: RowTable, times: np.ndarray | None, taken: set[str]) -> list[str]:
-    """Return the columns that name the series of a row: of the texts, the first that makes times unique, or all."""
+    """Return the columns that name the series of a row: of the texts, the first that makes times unique, or all; else
+    the first whole numbers of few values that do, such as those of shops and their departments."""
     by_name = [name for name in rows.cells if name.lower() in ID_NAMES and name not in taken]
-    texts = [name for name in rows.cells if name not in taken and name not in by_name and not rows.is_numeric(name)]
-    candidates = by_name + texts
-    if times is None or len(set(times.tolist())) == len(times) or not candidates:
+    others = [name for name in rows.cells if name not in taken and name not in by_name]
+    texts = by_name + [name for name in others if not rows.is_numeric(name)]
+    if times is None or len(set(times.tolist())) == len(times):
         return by_name
-    for name in candidates:
-        if len(set(zip(times.tolist(), map(str, rows.cells[name])))) == len(times):
-            return [name]
-    return candidates
+
+    def is_unique(names: list[str]) -> bool:
+        return len(set(zip(times.tolist(), *(map(str, rows.cells[name]) for name in names)))) == len(times)
+
+    numbers = [name for name in others if name not in texts and is_id_number(rows, name)]
+    groups = [[name] for name in texts] + [numbers[:count] for count in range(1, len(numbers) + 1)]
+    return next((names for names in groups if is_unique(names)), texts)
+
+
+def is_id_number(rows: RowTable, name: str) -> bool:
+    """Whether whole numbers repeat so often that each may name a series."""
+    cells = rows.cells[name]
+    return MIN_STEPS * len(set(cells)) <= len(cells) and all(str(cell).strip().isdecimal() for cell in cells)
 
 
 def find_targets(rows: RowTable, taken: set[str], is_long: bool) -> list[str]:

@@ -15,7 +15,10 @@ import numpy as np
 DAY, YEAR = 86400, 365.2425 * 86400
 FORMATS = ("%b %d %Y", "%b-%d-%Y", "%d %b %Y", "%d-%b-%Y", "%b %Y", "%Y-%m", "%m/%d/%Y", "%d.%m.%Y", "%m/%d/%Y %H:%M")
 DECIMAL_YEAR = re.compile(r"([12]\d{3})(\.\d+)")
-QUARTER = re.compile(r"(\d{4})[- ]?Q([1-4])", re.IGNORECASE)
+PERIOD = re.compile(r"(\d{4})[-: ]?([QM])(\d{1,2})", re.IGNORECASE)  # 2024Q1, 2024-M03
+QUARTER_FIRST = re.compile(r"Q([1-4])[-/: ]?(\d{4})", re.IGNORECASE)  # Q1 2024
+WEEK = re.compile(r"((?:1[89]|2[01])\d\d)[-/ ]?W?(\d{1,2})", re.IGNORECASE)  # 2024-W03, and 202403 in a column of weeks
+MONTH_NUMBER = re.compile(r"(1[89]|2[01])\d\d(0[1-9]|1[0-2])")
 SEASONS = ((3600, 24), (DAY, 7), (7 * DAY, 52))  # step in seconds -> steps of a season
 CALENDAR_FEATURES = 6
 
@@ -23,9 +26,9 @@ CALENDAR_FEATURES = 6
 def parse_time(value: Any) -> tuple[int, str] | None:
     """Return the seconds of a time and its zone ("" where it has none), or None for what is no time.
 
-    Understands ISO 8601 ("2024-01-31", "2024/01/31 12:00", "2024-01-31T12:00+02:00"), years, "2024Q1", "202401",
-    "20240131", "Jan 31 2024", "01/31/2024", "31.01.2024", months as fractions of a year as R writes
-    them ("1949.0833"), and seconds since 1970.
+    Understands ISO 8601 ("2024-01-31", "2024/01/31 12:00", "2024-01-31T12:00+02:00", "2024-W03"), years, "2024Q1",
+    "Q1 2024", "2024M01", "202401", "20240131", "Jan 31 2024", "01/31/2024", "31.01.2024", months as fractions of a year
+    as R writes them ("1949.0833"), and seconds since 1970.
     """
     if isinstance(value, date):  # of parquet; a datetime is a date
         moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
@@ -44,8 +47,10 @@ def _parse_text(text: str) -> datetime | None:
                 return datetime.fromtimestamp(int(text), UTC).replace(tzinfo=None)
             year, month, day = text[:4], text[4:6] or "1", text[6:8] or "1"
             return datetime(int(year), int(month), int(day)) if len(text) in (4, 6, 8) else None
-        if match := QUARTER.fullmatch(text):
-            return datetime(int(match[1]), 3 * int(match[2]) - 2, 1)
+        if match := QUARTER_FIRST.fullmatch(text):
+            return datetime(int(match[2]), 3 * int(match[1]) - 2, 1)
+        if match := PERIOD.fullmatch(text):
+            return datetime(int(match[1]), int(match[3]) * 3 - 2 if match[2] in "Qq" else int(match[3]), 1)
         if match := DECIMAL_YEAR.fullmatch(text):
             months = 12 * float(match[2])
             is_month = abs(months - round(months)) < 0.02 and round(months) < 12
@@ -56,6 +61,12 @@ def _parse_text(text: str) -> datetime | None:
             with suppress(ValueError):
                 return datetime.strptime(text, pattern)
     return None
+
+
+def format_week(text: str) -> str:
+    """Write a week of a year in any form, such as 202403, as ISO 8601 does: 2024-W03. Other texts stay as they are."""
+    match = WEEK.fullmatch(text.strip())
+    return f"{match[1]}-W{int(match[2]):02d}" if match else text
 
 
 def format_time(seconds: int) -> str:

@@ -11,8 +11,9 @@ from ...errors import InputError, suggest
 from ..audio.datasets import DIGIT_WORDS
 from ..audio.features import SAMPLE_RATE
 from ..audio.read import AUDIO_EXTENSIONS
-from ..images.read import read_idx, read_npz
+from ..images.read import read_idx
 from ..io.archives import unpack_archive
+from ..io.arrays import read_npz
 from ..io.class_folders import find_classes, select_validation
 from ..io.file_index import list_files
 from ..io.resolve import resolve

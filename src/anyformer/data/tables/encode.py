@@ -16,6 +16,9 @@ from ...events import report_notice
 from ..audio.features import SAMPLE_RATE, log_mel
 from ..audio.read import read_audio
 from ..images.read import read_image, resize_image
+from ..io.arrays import read_npy
+from ..io.checks import MAX_FILE_BYTES
+from ..io.regular_file import join_inside, read_regular
 from ..tokenizers.build import TOKENIZER_FILE, Tokenizer, tokenizer_from_files
 from .dates import encode_moment, parse_date
 from .number_formats import parse_number
@@ -126,7 +129,7 @@ def encode_series(field: Field, value: Any, folder: Path, lenient: bool) -> Enco
 
 def encode_text(field: Field, value: Any, folder: Path, lenient: bool) -> Encoded:
     if not isinstance(value, str):
-        raise InputError(f"{value!r:.60} is {type(value).__name__}, not a text")
+        raise InputError(f"{value!r} is {type(value).__name__}, not a text")
     ids = load_tokenizer(field.words).encode(value)
     if len(ids) > field.tokens and not field.cut:
         raise InputError(f"a text of {len(ids)} tokens, and {field.tokens} fit: raise tokens, or cut = true")
@@ -178,7 +181,7 @@ def resolve_row_paths(schema: Schema, row: dict[str, Any], folder: Path) -> dict
         if isinstance(value, str) and field.kind in ("image", "audio"):
             values[field.name] = find_media(folder, value)
         elif isinstance(value, str) and value.lower().endswith((".npy", ".csv")):
-            values[field.name] = str(folder / value)
+            values[field.name] = str(join_inside(folder, value))
     return values
 
 
@@ -205,14 +208,15 @@ def parse_array(value: Any, folder: Path) -> np.ndarray:
     """Convert lists of numbers, their JSON, or a .npy or .csv file to a float32 array; None becomes NaN."""
     try:
         if isinstance(value, str) and value.lower().endswith(".npy"):
-            value = np.load(folder / value, allow_pickle=False)
+            value = read_npy(folder / value)
         elif isinstance(value, str) and value.lower().endswith(".csv"):
-            value = np.loadtxt(folder / value, delimiter=",", ndmin=2)
+            lines = read_regular(folder / value, MAX_FILE_BYTES).decode("utf-8", "replace").splitlines()
+            value = np.loadtxt(lines, delimiter=",", ndmin=2)
         elif isinstance(value, str):
             value = json.loads(value)
         return np.array(value, np.float32)
-    except (OSError, EOFError) as error:
-        raise DamagedValueError(f"{value} cannot be read: {error}") from None
+    except InputError as error:
+        raise DamagedValueError(str(error)) from None
     except (TypeError, ValueError, RecursionError):
         raise InputError(f"{str(value)[:40]!r} is not a list of numbers such as [1.0, 2.5]") from None
 

@@ -89,10 +89,9 @@ def fit_table(source: TableSource, fold: str) -> TableDataset:
     declared, dataset = resolve_schema(source), load_table(source)
     if declared.is_measured:
         return dataset
-    train, val = (dataset.split(name, fold) for name in ("train", "val"))
+    train = dataset.split("train", fold)
     dataset = restrict_categories(dataset, declared, train)
-    examples = select_examples(open_table(source.data), dataset, val)
-    return replace(dataset, schema=measure_schema(dataset, train, examples))
+    return replace(dataset, schema=measure_schema(dataset, train))
 
 
 def fit_schema(source: TableSource, fold: str) -> Schema:
@@ -126,7 +125,7 @@ def restrict_categories(dataset: TableDataset, declared: Schema, rows: np.ndarra
     return replace(dataset, schema=schema, values=tuple(columns), present=present)
 
 
-def measure_schema(dataset: TableDataset, rows: np.ndarray, examples: tuple[dict[str, Any], ...] = ()) -> Schema:
+def measure_schema(dataset: TableDataset, rows: np.ndarray) -> Schema:
     """Return the schema with the mean and deviation of every number on these rows; known ones are kept."""
     schema, measurements = dataset.schema, {}
     for field, values, nodes in zip(schema.fields, dataset.values, node_slices(schema), strict=True):
@@ -145,7 +144,7 @@ def measure_schema(dataset: TableDataset, rows: np.ndarray, examples: tuple[dict
                     f"the target '{target.name}' has one value ({only}) in all {len(rows):,} training rows"
                 )
             measurements[target.name] = mean_and_std(dataset.targets[:, i : i + 1], rows, block=1 << 30)
-    return replace(schema.with_measurements(measurements), examples=examples)
+    return schema.with_measurements(measurements)
 
 
 def mean_and_std(values: np.ndarray, rows: np.ndarray, block: int = 1024) -> dict[str, list[float]]:
@@ -170,7 +169,7 @@ def measure_quantiles(values: np.ndarray) -> list[float]:
     return distinct.tolist() if len(distinct) > 1 else []
 
 
-def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> tuple[dict[str, Any], ...]:
+def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> list[dict[str, Any]]:
     """Pick a few of these rows as JSON values, one of each class; values that are too large are left out, and rows of
     which no field remains."""
     candidates = rows[dataset.numbers[rows] < MAX_EXAMPLE_ROW]
@@ -185,7 +184,7 @@ def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> tu
             values = {column.name: to_example(column, row[column.name], table.folder) for column in columns}
             examples.append({name: value for name, value in values.items() if value is not None})
     examples = [row for row in examples if any(field.name in row for field in dataset.schema.fields)]
-    return tuple(json.loads(json.dumps(examples)))
+    return json.loads(json.dumps(examples))
 
 
 def to_example(column: Field | Target, value: Any, folder: Path) -> Any:

@@ -22,8 +22,10 @@ from ...errors import InputError
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
 from ..io.checks import sha256_file
+from ..io.embedded import is_embedded
 from ..io.file_index import FileIndex
 from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
+from ..io.regular_file import join_inside
 
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
 CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  # of files that a cell may name
@@ -84,7 +86,9 @@ def locate_file(value: Any, index: FileIndex) -> Any:
 
 def find_media(folder: Path, name: str) -> str:
     """Return the path of an image or a sound that a table in a folder names, as training finds it."""
-    return str(index_media(folder).find(name))
+    path = index_media(folder).find(name)
+    is_there = is_embedded(name) or path != folder / name
+    return str(path if is_there else join_inside(folder, name))
 
 
 @lru_cache(maxsize=4)

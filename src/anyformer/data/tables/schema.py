@@ -171,7 +171,7 @@ def check_statistics(mean: tuple[float, ...], std: tuple[float, ...], size: int)
 
 @dataclass(frozen=True)
 class Schema:
-    """The fields and targets of a table, and a few example rows to demonstrate a model on."""
+    """The fields and targets of a table."""
 
     fields: tuple[Field, ...]
     targets: tuple[Target, ...]
@@ -179,7 +179,6 @@ class Schema:
     order: str = ""
     split: str = ""
     left_out: dict[str, str] = field(default_factory=dict)  # columns that the inferred schema does not use, and why
-    examples: tuple[dict[str, Any], ...] = ()
 
     @property
     def columns(self) -> tuple[Field | Target, ...]:
@@ -225,8 +224,7 @@ class Schema:
         return values
 
     def to_json(self) -> str:
-        extras = {"left_out": self.left_out, "examples": self.examples}
-        return json.dumps(self.to_dict(MEASURED_OPTIONS) | extras, ensure_ascii=False)
+        return json.dumps(self.to_dict(MEASURED_OPTIONS) | {"left_out": self.left_out}, ensure_ascii=False)
 
     def to_toml(self) -> str:
         values, lines = self.to_dict(), []
@@ -274,7 +272,8 @@ def parse_schema(values: Mapping[str, Any], place: str) -> Schema:
         )
     if both := [name for name in values["fields"] if name in values["targets"]]:
         raise InputError(f"{place}: '{both[0]}' is a field and a target: choose one")
-    return parse_dataclass(Schema, {**values, **columns}, place)
+    settings = {name: value for name, value in values.items() if name != "examples"}  # of older versions
+    return parse_dataclass(Schema, {**settings, **columns}, place)
 
 
 def parse_column(

@@ -4,7 +4,8 @@
     texts.txt, or any other suffix       a value per line
 
 Beside ";" as the delimiter, numbers with decimal commas become numbers with points, as they do for training; the file
-is read once more for that. Written are csv and tsv, whose columns are those of the first row, and jsonl.
+is read once more for that. Written are csv and tsv, whose columns are those of the first row, and jsonl; a csv for a
+csv has its delimiter and its decimal commas.
 """
 
 import csv
@@ -19,7 +20,14 @@ from ...errors import InputError, suggest
 from ..io.checks import parse_json
 from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, read_start, suffix
 from ..io.parquet import count_parquet_rows, read_parquet_table
-from ..io.separated import find_decimal_commas, guess_delimiter, guess_quotechar, read_cells, to_decimal_point
+from ..io.separated import (
+    find_decimal_commas,
+    guess_delimiter,
+    guess_quotechar,
+    is_number,
+    read_cells,
+    to_decimal_point,
+)
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 OUTPUT_SUFFIXES = tuple(DELIMITERS)
@@ -40,6 +48,14 @@ class RowReader:
     tsv_quotes: bool = True
     done: int = 0
     total: int = 0
+    commas: frozenset[str] = frozenset()  # columns with decimal commas, once rows are read
+    delimiter: str | None = None  # of a csv, once rows are read
+
+    def peek(self) -> "RowReader":
+        """Read the delimiter and the columns with decimal commas of a csv, and nothing else."""
+        if suffix(self.path) == ".csv":
+            next(self.rows(), None)
+        return self
 
     def rows(self) -> Iterator[tuple[str, RowOrError]]:
         """Yield (place, row); of a row that cannot be read, the error, which names the place. Raises InputError for a
@@ -52,8 +68,9 @@ class RowReader:
                 if line.strip():
                     yield place, self._parse_object(line, place)
         elif kind in DELIMITERS:
-            start = read_start(self.path).decode("utf-8", "replace") if kind == ".csv" else ""
-            yield from self._read_separated(guess_delimiter(start) if kind == ".csv" else "\t")
+            if kind == ".csv":
+                self.delimiter = guess_delimiter(read_start(self.path).decode("utf-8", "replace"))
+            yield from self._read_separated(self.delimiter or "\t")
         elif len(self.columns) == 1:
             yield from ((place, {self.columns[0]: line}) for place, line in self._read_lines())
         else:
@@ -92,6 +109,7 @@ class RowReader:
             else:  # the columns are numbered, as they were for training
                 rows, header = chain([header], reader), numbers
             commas = find_decimal_commas(enumerate(read()), has_names) if delimiter == ";" else set()
+            self.commas = frozenset(header[i] for i in commas)
             for row in rows:
                 cells = [to_decimal_point(cell) if i in commas else cell for i, cell in enumerate(row)]
                 place = f"{self.path}, line {reader.line_num}"
@@ -120,12 +138,12 @@ class RowReader:
 
 
 class RowWriter:
-    """Write rows to an open text file, in the format of a suffix (`OUTPUT_SUFFIXES`)."""
+    """Write rows to an open text file, in the format of a suffix (`OUTPUT_SUFFIXES`). A csv is written as the csv that
+    `reader` reads, if it does."""
 
-    def __init__(self, file: IO[str], kind: str):
-        self.file, self.names = file, []
+    def __init__(self, file: IO[str], kind: str, reader: RowReader):
+        self.file, self.names, self.reader = file, [], reader
         self.delimiter = DELIMITERS[kind]
-        self.csv = csv.writer(file, delimiter=self.delimiter or ",", lineterminator="\n")
 
     def write(self, place: str, row: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """Write a row and further values. Raises InputError where csv or tsv has no column for a value of the row;
@@ -136,10 +154,21 @@ class RowWriter:
             return
         if not self.names:
             self.names = list(line)
+            if self.delimiter == ",":
+                self.delimiter = self.reader.delimiter or ","
+            self.csv = csv.writer(self.file, delimiter=self.delimiter, lineterminator="\n")
             self.csv.writerow(self.names)
         if extra := [name for name in row if name not in self.names]:
             raise InputError(f"{place}: '{extra[0]}' is no column of the first row: write a .jsonl file instead")
-        self.csv.writerow([format_cell(line.get(name)) for name in self.names])
+        cells = [format_cell(line.get(name)) for name in self.names]
+        if self.reader.commas and self.delimiter != "\t":
+            cells = [self._write_comma(name, cell) for name, cell in zip(self.names, cells, strict=True)]
+        self.csv.writerow(cells)
+
+    def _write_comma(self, name: str, cell: Any) -> Any:
+        """Write a decimal comma in predicted numbers and in the columns that had one."""
+        had_comma = name in self.reader.commas and is_number(str(cell))
+        return str(cell).replace(".", ",") if had_comma or isinstance(cell, float) else cell
 
 
 def format_cell(value: Any) -> Any:

@@ -22,16 +22,15 @@ import numpy as np
 from ...errors import InputError, suggest
 from ..io.archives import unpack_archive
 from ..io.cache import data_files
-from ..io.checks import read_bounded
 from ..io.file_index import list_files
 from ..io.files import is_documentation, is_text, open_data, read_line_pairs, read_lines, read_start, suffix
 from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
+from ..io.regular_file import read_bounded
 from ..io.resolve import resolve
 from ..sampling import select_split
 from ..unusable import DuplicatePolicy, EmptyPolicy, check_empty, select_distinct
 from .batches import epoch_order
 
-SPLITS = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0), "all": (0.0, 1.0)}
 Row = tuple[str, str, str]  # text, class, place
 UNLABELED_FOLDERS = ("unsup", "unlabeled", "unlabelled")
 FASTTEXT = b"__label__"
@@ -53,9 +52,16 @@ class LabeledTexts:
 
     def split(self, name: str) -> np.ndarray:
         """Return the indices of a split: 80 % "train", 10 % "val", 10 % "test" of each class, or "all"."""
-        order, (start, stop) = epoch_order(len(self.texts), 0, 0), select_split(name, SPLITS)
+        order = epoch_order(len(self.texts), 0, 0)
         members = [order[self.classes[order] == number] for number in range(len(self.names))]
-        return np.sort(np.concatenate([rows[round(start * len(rows)) : round(stop * len(rows))] for rows in members]))
+        return np.sort(np.concatenate([select_split(name, split_class(rows)) for rows in members]))
+
+
+def split_class(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the splits of the texts of a class; of few texts, "val" has one before "test" has."""
+    start, stop = round(0.8 * len(rows)), round(0.9 * len(rows))
+    stop = max(stop, min(start + 1, len(rows)))
+    return {"train": rows[:start], "val": rows[start:stop], "test": rows[stop:], "all": rows}
 
 
 def read_labeled(
@@ -108,7 +114,7 @@ def _list_files(data: str) -> list[Path]:
     path = unpack_archive(Path(data).expanduser())
     if not path.is_dir():
         return resolve(data)
-    files = [file for file in list_files(path, ("",)) if not (is_documentation(file) or file.name.startswith("."))]
+    files = [file for file in list_files(path, ("",)) if not is_documentation(file)]
     files = [file for file in files if file.parent.name not in UNLABELED_FOLDERS and is_text(file)]
     depths = Counter(len(file.parts) for file in files)
     files = [file for file in files if len(file.parts) == depths.most_common(1)[0][0]]

@@ -9,7 +9,6 @@ Everything is read and written in pieces, so that memory is bounded whatever the
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -21,7 +20,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...events import report_progress
-from ..io.cache import build_directory, cache_dir, file_stamps
+from ..io.cache import build_directory, cache_dir, file_stamps, has_directory
 from ..io.files import open_data
 from ..io.resolve import resolve
 from ..sampling import select_split
@@ -128,40 +127,28 @@ def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, va
         identity += f"\n{options}"
     content = hashlib.sha256(f"{FORMAT}\n{sha256}\n{identity}".encode()).hexdigest()
     folder = cache_dir() / "tokens" / content
-    cached = _read_cache(folder)
-    if cached is None:
-        with build_directory(folder, lambda path: _read_cache(path) is not None) as new:
+    if not has_directory(folder):
+        with build_directory(folder) as new:
             _build(files, make(), new, sha256)
             if file_stamps(files.paths) != stamps:
                 raise InputError(f"data '{files.name}' changed while it was read: start again when it is complete")
-        cached = _read_cache(folder)
-    if cached is None:
-        raise OSError(f"{folder}: was removed while it was in use")
-    tokens, tokenizer, meta = cached
+    tokens, tokenizer, meta = _read_cache(folder)
     files.report_rows(meta)
     # As a fraction of whole numbers: in floating point 1 - 0.9 < 0.1, which would move a token to the other split.
     n_train = int(len(tokens) * (1 - Fraction(str(val_fraction))))
     return Corpus(tokens, tokenizer, n_train, content, meta)
 
 
-def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]] | None:
-    """Open a folder of the cache; None if it does not exist or its parts do not agree."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(meta["dtype"]), mode="r")
-        tokenizer = tok.load_tokenizer(folder / "tokenizer.json")
-        agree = len(tokens) == meta["n_tokens"] and tokenizer.vocab_size == meta["vocab_size"]
-        return (tokens, tokenizer, meta) if agree and meta["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]]:
+    meta = json.loads((folder / "meta.json").read_text("utf-8"))
+    tokens = np.memmap(folder / "tokens.bin", dtype=np.dtype(meta["dtype"]), mode="r")
+    return tokens, tok.load_tokenizer(folder / "tokenizer.json"), meta
 
 
 def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
     dtype = np.dtype(dtype_for(tokenizer.vocab_size)).newbyteorder("<")
     with open(folder / "tokens.bin", "wb") as file:  # not a memmap, whose pages count as memory of this process
         counts = _encode(files, tokenizer, file, dtype)
-        file.flush()
-        os.fsync(file.fileno())
     tokenizer.save(folder / "tokenizer.json")
     meta = {"format": FORMAT, "data": files.name, "n_files": len(files.paths), "sha256": sha256}
     meta |= {"tokenizer": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "dtype": dtype.str} | counts

@@ -19,12 +19,11 @@ Row = tuple[list[int], list[int]]  # ids, and for each the number of its tag or 
 def encode_words(tokenizer: MaskedTokenizer, words: Sequence[str], context: int) -> tuple[list[int], list[int]]:
     """Return the ids of a sentence, cut to the context, and the index of the first token of each word that fits."""
     ids, first = list(tokenizer.prefix_ids), []
-    for i, word in enumerate(words):
-        pieces = tokenizer.tokenizer.encode(f" {word}" if i else word).tolist()
-        if not pieces or len(ids) + len(pieces) + len(tokenizer.suffix_ids) > context:
+    for pieces in tokenizer.tokenizer.encode_batch([f" {word}" if i else word for i, word in enumerate(words)]):
+        if not len(pieces) or len(ids) + len(pieces) + len(tokenizer.suffix_ids) > context:
             break
         first.append(len(ids))
-        ids += pieces
+        ids += pieces.tolist()
     return [*ids, *tokenizer.suffix_ids], first
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from .subwords import Subwords
 
 MASK = "[MASK]"
 MASK_TOKENS = (MASK, "<mask>")  # usual names
+MASK_PATTERN = re.compile("|".join(map(re.escape, MASK_TOKENS)))
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,29 @@ class MaskedTokenizer:
 
         Raises InputError for an empty text, and for one that is longer than the context, unless it may be cut.
         """
+        return self.encode_batch([text], context, cut)[0]
+
+    def encode_batch(self, texts: Sequence[Any], context: int | None = None, cut: bool = False) -> list[list[int]]:
+        """Return the ids of several texts, each as `encode` does."""
+        parts = [self._split_at_masks(text) for text in texts]
+        encoded = iter(self.tokenizer.encode_batch([part for row in parts for part in row if part]))
+        rows = []
+        for text, (first, *others) in zip(texts, parts, strict=True):
+            ids = next(encoded).tolist() if first else []
+            for part in others:
+                ids += [self.require_mask_id(), *(next(encoded).tolist() if part else ())]
+            rows.append(self._fit(text, ids, context, cut))
+        return rows
+
+    def _split_at_masks(self, text: Any) -> list[str]:
+        """Return what stands before, between and after the masks of a text."""
         if not isinstance(text, str):
             raise InputError(f"{text!r} is {type(text).__name__}, not a text")
-        ids: list[int] = []
-        *parts, last = re.split("|".join(map(re.escape, MASK_TOKENS)), text)
-        for part in parts:
-            part = part.rstrip(" ") if self.mask_strips_space else part
-            ids += [*(self.tokenizer.encode(part).tolist() if part else ()), self.require_mask_id()]
-        ids += self.tokenizer.encode(last).tolist() if last else ()
+        *parts, last = MASK_PATTERN.split(text)
+        return [*(part.rstrip(" ") if self.mask_strips_space else part for part in parts), last]
+
+    def _fit(self, text: str, ids: list[int], context: int | None, cut: bool) -> list[int]:
+        """Put the special tokens around the ids of a text, which must not exceed the context."""
         length = len(ids) + self.n_special
         if not length:
             raise InputError("an empty text has no nodes: give it a word")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ...errors import InputError, suggest
 from ..io.archives import unpack_archive
-from ..io.cache import cache_by_files, cache_dir, data_files
+from ..io.cache import build_directory, cache_by_files, cache_dir, data_files, has_directory
 from .environments import EXPERT_POLICIES, LINE, EpsilonGreedy, import_gymnasium, make_envs, play_episodes
 from .read import MINARI_PREFIX, Trajectories, read_minari, read_trajectories, write_trajectories
 
+STEPS_FILE = "steps.npz"  # of a cached set
 NAMED_SETS = {  # the arguments of `play_mixed`
     "line": (LINE, 30, (1.0, 0.5, 0.05)),
     "cartpole": ("CartPole-v1", 200, (1.0, 0.7, 0.4, 0.05)),
@@ -34,10 +35,11 @@ def load_trajectories(data: str) -> Trajectories:
     env = NAMED_SETS[data][0]
     version = "1" if env == LINE else import_gymnasium(env).__version__
     key = hashlib.sha256(json.dumps([NAMED_SETS[data], version]).encode()).hexdigest()[:16]
-    cached = cache_dir() / "trajectories" / f"{data}-{key}.npz"
-    if not cached.is_file():
-        write_trajectories(cached, play_mixed(*NAMED_SETS[data]))
-    return read_trajectories(cached)
+    cached = cache_dir() / "trajectories" / f"{data}-{key}"
+    if not has_directory(cached):
+        with build_directory(cached) as folder:
+            write_trajectories(folder / STEPS_FILE, play_mixed(*NAMED_SETS[data]))
+    return read_trajectories(cached / STEPS_FILE)
 
 
 def play_mixed(env: str, episodes: int, epsilons: Sequence[float], seed: int = 0) -> Trajectories:

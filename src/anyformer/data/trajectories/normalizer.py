@@ -1,8 +1,7 @@
 """Sizes and normalization of the states and actions of a model, stored beside its weights as space.json."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from .read import Trajectories
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DIM = 1 << 16  # numbers per state or action
-EXAMPLE_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,6 @@ class TrajectoryNormalizer:
     mean: tuple[float, ...] = ()  # empty: states are used as they are
     std: tuple[float, ...] = ()
     reach: tuple[float, ...] = ()  # empty: actions are used as they are
-    example: dict[str, Any] = field(default_factory=dict)
-    """The beginning of an episode to demonstrate the model on: {"states", "actions", "returns"}."""
 
     def __post_init__(self) -> None:
         check_range(self, "states", "actions", above=0, at_most=MAX_DIM)
@@ -72,10 +68,7 @@ class TrajectoryNormalizer:
 def fit_normalizer(data: Trajectories, normalize: bool) -> TrajectoryNormalizer:
     """Build the normalizer of these trajectories; without `normalize`, states and actions are used as they are."""
     actions = int(data.actions.max()) + 1 if data.is_discrete else data.actions.shape[1]
-    last = min(EXAMPLE_STEPS, int(data.ends[0]))
-    example = {"states": data.states[:last], "actions": data.actions[: last - 1], "returns": data.return_to_go[:last]}
-    sizes = data.states.shape[1], actions, data.is_discrete
-    normalizer = TrajectoryNormalizer(*sizes, example={name: array.tolist() for name, array in example.items()})
+    normalizer = TrajectoryNormalizer(data.states.shape[1], actions, data.is_discrete)
     if not normalize:
         return normalizer
     states, reach = data.states.astype(np.float64), ()
@@ -87,4 +80,6 @@ def fit_normalizer(data: Trajectories, normalize: bool) -> TrajectoryNormalizer:
 
 def load_normalizer(text: str) -> TrajectoryNormalizer:
     """Load a space.json: its path, or its content. Raises InputError."""
-    return parse_dataclass(TrajectoryNormalizer, load_json(text, "space", MAX_FILE_BYTES), "space")
+    values = load_json(text, "space", MAX_FILE_BYTES)
+    values.pop("example", None)  # older files have one
+    return parse_dataclass(TrajectoryNormalizer, values, "space")

@@ -14,7 +14,6 @@ Shapes: N steps of all episodes, one after the other; E episodes; S numbers per 
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +23,11 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_progress
+from ..io.arrays import MAX_ARRAY_BYTES, open_npz
 from ..io.files import import_optional
 from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
 from ..sampling import select_split, split_by_mask
 
-MAX_ARRAY_BYTES = 16 << 30  # of all arrays together
 ROLES = {
     "states": ("states", "observations", "state", "observation", "obs", "observation_state"),
     "actions": ("actions", "action", "act"),
@@ -119,14 +118,13 @@ def read_trajectories(path: Path) -> Trajectories:
         return read_npz(path) if path.suffix == ".npz" else read_steps(path)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from None
 
 
 def read_npz(path: Path) -> Trajectories:
-    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as stored:
-        check_size(sum(member.file_size for member in archive.infolist()))
-        return from_arrays(stored)
+    with open_npz(path) as arrays:
+        return from_arrays(arrays)
 
 
 def check_size(size: int) -> None:

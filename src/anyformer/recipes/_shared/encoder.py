@@ -64,7 +64,7 @@ def export_graph(model: TextEncoder) -> Graph:
 def embed(model: TextEncoder, texts: list[str], cut: bool = False) -> list[list[float]]:
     """Return a vector of length 1 for each text, the mean of its nodes after the last block (1908.10084). Raises
     InputError for a text that exceeds the context, unless it may be cut."""
-    rows = [model.masked_tokenizer.encode(text, model.context, cut) for text in texts]
+    rows = model.masked_tokenizer.encode_batch(texts, model.context, cut)
     vectors = {}
     for indices in batch_by_length(rows):
         ids, lengths = pad_rows([rows[i] for i in indices], next(model.parameters()).device)

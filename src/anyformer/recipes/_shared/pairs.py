@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.io.manifest import split_columns
+from ...data.sampling import count_rows
 from ...data.text import pair_batches
 from ...data.text.batches import IGNORE_INDEX
 from ...data.text.pairs import Pairs, read_pairs
@@ -38,9 +39,9 @@ from ...model import (
 )
 from ...model.encoder_decoder import ConditionedDecoder
 from ...parsing import check_range, parse_dataclass, path_field
-from ...recipe import BatchStream, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ...recipe import BatchStream, Examples, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
-from .text import VocabularyConfig, first_encodable, load_config_tokenizer
+from .text import LONG_EXAMPLE, VocabularyConfig, choose_examples, first_tokens, load_config_tokenizer
 from .trivial_baselines import Baselines, score_bigrams
 
 COLUMNS = "source,target"  # of a table
@@ -138,9 +139,13 @@ def batches(config: Any, split: str, state: StreamState | None = None) -> BatchS
     pairs as cost no more than `train.batch` pairs that fill the context.
     """
     pairs, tokenizers = load_pairs(config), load_tokenizers(config)
-    encoded = pair_batches.encode_pairs(pairs, split, tokenizers.tokenizers, max_tokens(config), config.too_long)
+
+    def encode(split: str) -> pair_batches.EncodedPairs:
+        return pair_batches.encode_pairs(pairs, split, tokenizers.tokenizers, max_tokens(config), config.too_long)
+
+    encoded, n_rows = encode(split), count_rows(split, encode)
     skipped = pairs.skipped + encoded.skipped
-    state = init_stream(state, config.data, pairs.sha256, skipped=skipped, cut=encoded.cut)
+    state = init_stream(state, config.data, pairs.sha256, skipped=skipped, cut=encoded.cut, rows=n_rows)
     max_cost = config.train.batch * max(config.contexts)
 
     def make_batch(indices: np.ndarray) -> dict[str, Tensor]:
@@ -183,15 +188,19 @@ def baselines(config: Any) -> Baselines:
     return {"loss": score_bigrams(*texts, tokenizers.vocab_sizes(config.padded_vocab)[1])}
 
 
+def examples(config: Any) -> Examples:
+    pairs = load_pairs(config).split("val")
+    rows = [pairs[i] for i in choose_examples([source for source, _ in pairs])]
+    sources, targets = ([row[side][:LONG_EXAMPLE] for row in rows] for side in (0, 1))
+    return Examples({"input": sources, "cut": True}, targets)
+
+
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Translate a text, or several: {"input": "A dog.", "beam": 4} and the other fields of `TranslationRequest`.
 
     Returns {"results": [{"input", "text", "score", "finish_reason"}, ...]}, with "candidates" where `n_best` > 1.
     """
-    if "input" not in request:
-        examples = "A man in an orange hat is looking at something.", "0123456789", ""
-        example = first_encodable(model.pair_tokenizer.source.encode, *examples)
-        request = {"input": example, "cut": True} | request
+    request = {"input": first_tokens(model.pair_tokenizer.source)} | request
     return {"results": translate(model, parse_dataclass(TranslationRequest, request, "request"))}
 
 

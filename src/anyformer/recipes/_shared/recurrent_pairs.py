@@ -1,13 +1,16 @@
 """Config and presets of recurrent models of pairs (seq2seq and RNNsearch)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...baselines.recurrent import RecurrentSeq2Seq
 from ...parsing import check_range
+from ...recipe import SizeOption
 from ...training.config import TrainConfig
 from .pairs import PairConfig, load_tokenizers
 from .presets import MAX_SIZE, TINY_PAIRS_TRAIN
+from .sizes import shrink_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,17 @@ class RecurrentConfig(PairConfig):
     @property
     def contexts(self) -> tuple[int, int]:
         return self.context, self.context
+
+
+def sizes(config: RecurrentConfig) -> Iterator[SizeOption]:
+    """Yield the sizes that `--minutes` chooses from: narrower models of one layer, and then the config itself."""
+    for hidden, batch, steps in ((64, 8, 0), (128, 16, 600)):
+        if hidden < config.hidden:
+            train = shrink_train(config.train, config.hidden / hidden, batch)
+            yield SizeOption(
+                replace(config, dim=min(hidden, config.dim), hidden=hidden, layers=1, train=train), steps=steps
+            )
+    yield SizeOption(config, steps=1500)
 
 
 def build_recurrent(model_class: type[RecurrentSeq2Seq], config: RecurrentConfig) -> RecurrentSeq2Seq:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ...model.config import TransformerConfig, find_stacks
 from ...recipe import SizeOption
+from ...training.config import TrainConfig
 
 
 class Size(NamedTuple):
@@ -36,10 +37,14 @@ def offer_sizes(config: Any, smaller: tuple[Size, ...], steps: int) -> Iterator[
 def shrink(config: Any, size: Size) -> Any:
     """Return the config with smaller stacks and batches. The learning rate rises with the inverse root of the width, as
     it does among the sizes of `language`."""
-    stacks, c = find_stacks(config), config.train
-    lr = c.lr * (max(stack.dim for stack in stacks.values()) / size.dim) ** 0.5
-    train = replace(c, batch=min(size.batch, c.batch), lr=lr, accumulate=1)
+    stacks = find_stacks(config)
+    train = shrink_train(config.train, max(stack.dim for stack in stacks.values()) / size.dim, size.batch)
     return replace(config, train=train, **{name: shrink_stack(stack, size) for name, stack in stacks.items()})
+
+
+def shrink_train(train: TrainConfig, ratio: float, batch: int) -> TrainConfig:
+    """Return the settings for a model whose width is so many times smaller."""
+    return replace(train, batch=min(batch, train.batch), lr=train.lr * ratio**0.5, accumulate=1)
 
 
 def shrink_stack(stack: TransformerConfig, size: Size) -> TransformerConfig:

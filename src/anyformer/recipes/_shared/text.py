@@ -1,23 +1,26 @@
 """A text and its vocabulary: the config fields, the prepared corpus and the tokenizer that a config names."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...data.io.cache import cache_by_files, data_files
+from ...data.sampling import sample_evenly
 from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.text.read import RowOptions
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
-from ...errors import InputError
 from ...inference.completion import CompletionRequest, generate_text
 from ...parsing import check_range, check_types, parse_dataclass, path_field
-from ...recipe import FileInput
+from ...recipe import Examples, FileInput
 
 TEXT_COLUMN = "text"  # of rows, where a config names none
+N_EXAMPLES, SHORT_EXAMPLE, LONG_EXAMPLE = 3, 120, 4000  # characters: preferred, and at most
+MAX_EXAMPLE_TOKENS, MAX_LINE_TOKENS, MIN_SHOWN_TOKENS = 4096, 32, 6  # read for examples; of a line; left of it
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
@@ -93,13 +96,39 @@ def load_text_tokenizer(config: Any) -> Tokenizer:
     return load_config_tokenizer(config, lambda: load_corpus(config).tokenizer)
 
 
-def first_encodable(encode: Callable[[str], Any], *texts: str) -> str:
-    """Return the first of these texts that the vocabulary can encode, otherwise the last."""
-    for text in texts:
-        with suppress(InputError):
-            encode(text)
-            return text
-    return texts[-1]
+# --- examples ---
+
+
+def first_tokens(tokenizer: Tokenizer) -> str:
+    """Return a text that the vocabulary can encode, to answer where there are no data."""
+    return tokenizer.decode(range(min(8, tokenizer.vocab_size)))
+
+
+def choose_examples(texts: Sequence[str]) -> list[int]:
+    """Return the indices of a few texts, at equal distances, to show a model with: of short ones if there are any."""
+    short = [i for i, text in enumerate(texts) if len(text) <= SHORT_EXAMPLE]
+    return sample_evenly(np.array(short or range(len(texts))), N_EXAMPLES).tolist()
+
+
+def hide_tokens(corpus: Corpus, mark: str, n_hidden: int, context: int) -> Examples:
+    """Take lines of the validation split, of at most `context` tokens, each with some tokens in its middle replaced by
+    `mark`."""
+    tokens, separator, tokenizer = corpus.split("val")[:MAX_EXAMPLE_TOKENS], corpus.separator, corpus.tokenizer
+    documents = [tokens] if separator is None else np.split(tokens, np.flatnonzero(tokens == separator))
+    lines = [line for ids in documents for line in tokenizer.decode(ids[ids != separator].tolist()).split("\n")][1:-1]
+    rows = [tokenizer.encode(line.strip())[: min(context, MAX_LINE_TOKENS)].tolist() for line in lines]
+    hidden = [row for row in (hide_middle(tokenizer, ids, mark, n_hidden) for ids in rows) if row is not None]
+    chosen = [hidden[i] for i in choose_examples([text for text, _ in hidden])] if hidden else []
+    return Examples({"input": [text for text, _ in chosen]}, [line for _, line in chosen]) if chosen else Examples()
+
+
+def hide_middle(tokenizer: Tokenizer, ids: list[int], mark: str, n_hidden: int) -> tuple[str, str] | None:
+    """Return the text of the ids with some in its middle replaced, and the text itself; None if it is too short."""
+    line, middle = tokenizer.decode(ids), (len(ids) - n_hidden) // 2
+    before, until = tokenizer.decode(ids[:middle]), tokenizer.decode(ids[: middle + n_hidden])
+    if len(ids) < n_hidden + MIN_SHOWN_TOKENS or not (line.startswith(until) and until.startswith(before)):
+        return None
+    return f"{before}{mark}{line[len(until) :]}", line
 
 
 # --- files of texts and prompts ---

@@ -164,6 +164,35 @@ def count_gradients(pixels: np.ndarray) -> np.ndarray:
     return np.sqrt(counts / (counts.sum(1, keepdims=True) + 1e-6))
 
 
+def find_nearest(x: np.ndarray, x_val: np.ndarray) -> np.ndarray:
+    """Return the index of the row of x (N, F) that is nearest to each row of x_val (M, F), where each feature has
+    deviation 1: (M,)"""
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, x_val = (((rows - mean) / std).astype(np.float32) for rows in (x, x_val))
+    return (np.square(x).sum(1) - 2 * x_val @ x.T).argmin(1)
+
+
+def average_parts(x: np.ndarray) -> np.ndarray:
+    """Return the means of the beginning, the two middle parts and the end of a sequence: (F, T) -> (4 F,)"""
+    length = x.shape[1]
+    starts = [i * length // 4 for i in range(5)]
+    return np.concatenate([x[:, start : max(stop, start + 1)].mean(1) for start, stop in pairwise(starts)])
+
+
+def score_actions(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) -> Baselines:
+    """Score the usual action, a linear model of the state and the action in the nearest state: states x (N, F) and
+    x_val (M, F), actions y (N,) and y_val (M,) that are ids, or (N, A) and (M, A), of which the loss is the squared
+    error."""
+    nearest = y[find_nearest(x, x_val)]
+    if y.ndim == 1:
+        linear = fit_linear(x, np.eye(int(y.max()) + 1)[y], x_val).argmax(1)
+        scores = {"the most frequent action": (y_val == np.bincount(y).argmax()).mean()}
+        scores |= {"a linear model": (y_val == linear).mean(), "the nearest state": (y_val == nearest).mean()}
+        return {"accuracy": {name: float(value) for name, value in scores.items()}}
+    actions = {"the mean action": y.mean(0), "a linear model": fit_linear(x, y, x_val), "the nearest state": nearest}
+    return {"loss": {name: float(np.square(y_val - values).mean()) for name, values in actions.items()}}
+
+
 def score_target(target: Any, y: np.ndarray, y_val: np.ndarray, x: np.ndarray, x_val: np.ndarray) -> Baselines:
     """Score the most frequent class or the mean, and a linear model, on a target of a table: known labels y (N,) and
     y_val (M,), numbers x (N, F) and x_val (M, F), where F may be 0."""

@@ -54,6 +54,8 @@ from ...inference.forecasting import (
     check_series,
     describe_forecasts,
     forecast,
+    gather_columns,
+    list_rows,
     read_lists,
 )
 from ...model import initialize
@@ -62,7 +64,7 @@ from ...recipe import BatchStream, DataDefaults, Figure, Graph, GraphInput, Size
 from .._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config
 from .._shared.sizes import Size, offer_sizes
 from .._shared.trivial_baselines import Baselines
-from .config import Config, load_dataset, load_facts, split_names, transform_dataset
+from .config import Config, load_dataset, load_facts, read_rows, split_names, transform_dataset
 from .forecaster import Forecaster, Refitted, call_model, pinball, select_origins, start_linear, to_tensors
 
 FIGURE_SERIES = 3
@@ -169,7 +171,7 @@ def loss_weight(batch: dict[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def evaluate(model: Forecaster, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the pinball loss, and of the calibrated forecasts in the units of the data MASE, the weighted quantile
-    loss and the share of the truth in the 80 % band."""
+    loss and the share of the truth in the 80 % band, which is unknown before the bands are calibrated."""
     parts = []
     for batch in batches:
         quantiles, labels = select_origins(model, batch)
@@ -186,7 +188,8 @@ def evaluate(model: Forecaster, batches: Iterator[dict[str, Tensor]]) -> dict[st
         values = (losses, errors / plain_unit[:, None], weighted, np.abs(truth[..., 0]), is_inside)
         parts.append(np.stack([value.astype(float).ravel() for value in values]))
     loss, mase, weighted, size, coverage = np.concatenate(parts, 1).mean(1).tolist()
-    return {"loss": loss, "mase": mase, "weighted_quantile_loss": weighted / (size or 1.0), "coverage_80": coverage}
+    metrics = {"loss": loss, "mase": mase, "weighted_quantile_loss": weighted / (size or 1.0)}
+    return metrics | ({"coverage_80": coverage} if model.facts.calibration else {})
 
 
 def restore(values: np.ndarray, level: np.ndarray, unit: np.ndarray, is_log: np.ndarray) -> np.ndarray:
@@ -259,13 +262,14 @@ def export_graph(model: Forecaster) -> Graph:
 
 
 def predict(model: Forecaster, request: dict[str, Any]) -> dict[str, Any]:
-    """Continue series: {"input": table or numbers, "horizon": 48}, the fields of `Request`.
+    """Continue series: {"input": table or numbers, "horizon": 48}, the fields of `Request`; the columns of a table may
+    also stand for themselves, {"date": [...], "sales": [...], "horizon": 48}.
 
     Returns {"results": [{"input", "series", "times", "median", "quantiles": {"0.1": [...], ...}}, ...]}, one for each
     series; "steps" instead of "times" where the data have none. Without input: the end of a series in the training
     data, with what really followed as "truth".
     """
-    fields, results = parse_dataclass(Request, request, "request"), []
+    fields, results = parse_dataclass(Request, gather_columns(request), "request"), []
     if fields.input is None:
         table, truth = read_example(model.facts, model.config.horizon, fields.horizon or 0)
         (result,) = describe_forecasts(table, forecast(model, table, fields))
@@ -300,13 +304,16 @@ def predict_table(
 
 def read_inputs(config: Config, inputs: Any) -> Iterator[tuple[dict[str, Any], SeriesTable]]:
     """Yield the tables of a request, each with what it is called in the answer."""
-    if isinstance(inputs, str) or (inputs and isinstance(inputs[0], str)):
-        for path in [inputs] if isinstance(inputs, str) else inputs:
+    paths = [inputs] if isinstance(inputs, str) else inputs
+    if isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths):
+        for path in paths:
             yield {"input": path}, load_dataset(config, path).table
-        return
-    if names := ", ".join(filter(None, (config.past_covariates, config.future_covariates))):
+    elif rows := list_rows(inputs):
+        yield {}, read_rows(config, rows)
+    elif names := ", ".join(filter(None, (config.past_covariates, config.future_covariates))):
         raise InputError(f"this model reads the columns {names} too: give it a table and not a list of numbers")
-    yield {}, read_lists(inputs)
+    else:
+        yield {}, read_lists(inputs)
 
 
 # --- figures ---

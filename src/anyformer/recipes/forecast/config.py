@@ -1,7 +1,8 @@
 """The configuration of `forecast`, and what it reads."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from ...data.io.checks import load_json
 from ...data.series.datasets import SeriesDataset, load_series
@@ -11,7 +12,8 @@ from ...data.series.prepare import (
     measure_facts,
     transform_table,
 )
-from ...data.series.read import Columns
+from ...data.series.read import Columns, SeriesTable, read_series
+from ...data.tables.read import Table
 from ...inference.forecasting import (
     MAX_HORIZON,
 )
@@ -56,11 +58,18 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def select_columns(config: Config) -> Columns:
+    return Columns(*(split_names(text) for text in (config.target, config.past_covariates, config.future_covariates)))
+
+
 def load_dataset(config: Config, data: str | None = None) -> SeriesDataset:
-    columns = Columns(
-        *(split_names(text) for text in (config.target, config.past_covariates, config.future_covariates))
-    )
-    return load_series(config.data if data is None else data, columns, config.gaps)
+    return load_series(config.data if data is None else data, select_columns(config), config.gaps)
+
+
+def read_rows(config: Config, rows: list[dict[str, Any]]) -> SeriesTable:
+    """Read the series of a request's rows."""
+    table = Table(lambda: ((f"input, row {i}", row) for i, row in enumerate(rows)), Path(), "", self_contained=True)
+    return read_series(table, "input", select_columns(config), config.gaps)
 
 
 def load_facts(config: Config) -> SeriesFacts:
