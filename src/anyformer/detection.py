@@ -78,7 +78,8 @@ def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "")
     reading, name, fields = matches[0]
     others = [(other, other_name) for other, other_name, _ in matches if other_name != name]
     target = target or fields.get("target") or reading.options.get("target") or ""
-    is_sure = reading.score >= MIN_SCORE and all(reading.score - other.score > MIN_LEAD - 1e-6 for other, _ in others)
+    is_best = reading.score >= readings[0].score  # else the best one is of a kind that no recipe trains on
+    leads = all(reading.score - other.score > MIN_LEAD - 1e-6 for other, _ in others)
     return Detection(
         path=source,
         recipe=name,
@@ -87,7 +88,7 @@ def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "")
         kind=KINDS[reading.kind],
         why=reading.why + (f", {target} to predict" if target and reading.kind == "table" else ""),
         fields=fields | {"data": reading.options.get("data", str(path))},
-        is_sure=is_sure,
+        is_sure=is_best and leads and reading.score >= MIN_SCORE,
         alternatives=tuple(dict.fromkeys(other_name for _, other_name in others)),
     )
 

@@ -7,8 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .data.io.regular_file import join_inside
-from .data.tables.read import is_missing
+from .data.tables.read import find_media, is_missing
 from .data.tables.stream import OUTPUT_SUFFIXES, RowOrError, RowReader, RowWriter
 from .errors import InputError, suggest
 from .events import report_progress
@@ -116,7 +115,7 @@ def read_input(source: FileInput, row: Row, folder: Path) -> Any:
         return source.read_row(row, folder)
     if is_missing(row[name]):
         raise InputError(f"{name} is empty")
-    return str(join_inside(folder, str(row[name]))) if source.is_path else row[name]
+    return find_media(folder, str(row[name])) if source.is_path else row[name]
 
 
 # --- answers ---

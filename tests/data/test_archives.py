@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -113,6 +114,17 @@ def test_zst_is_read_or_says_what_it_needs(tmp_path: Path):
     else:
         path.write_bytes(zstandard.compress(TEXT))
         assert read_documents(*resolve(str(path))) == [TEXT]
+
+
+def test_a_zst_of_several_frames_is_read_and_a_damaged_one_refused(tmp_path: Path):
+    zstandard = pytest.importorskip("zstandard")
+    content = random.Random(0).randbytes(9000).hex().encode()
+    packed = zstandard.compress(content[:5000]) + zstandard.compress(content[5000:])
+    assert read_documents(*resolve(str(write(tmp_path / "a.txt.zst", packed)))) == [content]
+    with refuses("b.txt.zst", "damaged .zst file", "ends in the middle"):
+        read_documents(*resolve(str(write(tmp_path / "b.txt.zst", packed[:-500]))))
+    with refuses("c.txt.zst", "damaged .zst file"):
+        read_documents(*resolve(str(write(tmp_path / "c.txt.zst", packed[:4] + b"junk" * 9))))
 
 
 def test_an_office_document_is_not_an_archive_of_texts(tmp_path: Path):

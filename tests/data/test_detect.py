@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from anyformer.data.detect import detect
+from anyformer.data.images.read import open_images
 from anyformer.data.io.manifest import read_rows
 from anyformer.detection import detect_recipe
 from anyformer.errors import InputError
@@ -98,6 +99,19 @@ SETS: dict[str, tuple[Build, str, str]] = {
     "short lines": (table("poem.txt", "", lambda i: f"{WORDS[i % 17]} {WORDS[i * 5 % 17]}" if i % 4 else ""), "text", "language"),
     "list in an object": (table("squad.json", "", lambda i: '{"version": "1.1", "n": 3, "data": [' + ",".join(json.dumps({"text": sentence(k, 30)}) for k in range(30)) + "]}", rows=1), "documents", "language"),
     "episodes": (trajectories, "trajectories", "control"),
+    "pixels in columns": (table("mnist.csv", "label," + ",".join(f"pixel{i}" for i in range(64)), lambda i: f"{i % 3}," + ",".join(str((i * k) % 256) for k in range(64))), "labeled images", "vision"),
+    "classes one after the other": (table("imdb.csv", "text,label", lambda i: f"{sentence(i)},{'neg pos'.split()[i > 350]}", rows=400), "labeled text", "classify"),
+    "numbered classes one after the other": (table("imdb.csv", "text,label", lambda i: f"{sentence(i)},{i // 350}", rows=400), "labeled text", "classify"),
+    "panel": (table("firms.csv", "invest,value,firm,year", lambda i: f"{i}.5,{i % 9},{'abc'[i // 20]},{1950 + i % 20}"), "series", "forecast"),
+    "hours": (table("weather.csv", "origin,year,month,day,hour,temp,wind,time_hour", lambda i: f"EWR,2013,1,{1 + i // 24},{i % 24},{i % 7}.1,{i % 5},2013-01-{1 + i // 24:02} {i % 24:02}:00:00"), "series", "forecast"),
+    "robot": (jsonl("data.jsonl", lambda i: {"observation.state": [i, 0.5], "action": i % 3, "episode_index": i // 20, "frame_index": i % 20, "next.reward": -1.0, "next.done": i % 20 == 19}), "trajectories", "control"),
+    "clustal": (table("p53.aln", "CLUSTAL W (1.83) multiple sequence alignment", lambda i: f"s{i} MK-V{'ACDE'[i % 4]}A"), "alignment", "masked"),
+    "documents of one name": (files(*[f"{c}/README.md" for c in "abcd"]), "documents", "language"),
+    "images in a list": (both(files(*[f"img/{i}.png" for i in range(60)]), table("labels.txt", "image,label", lambda i: f"{i}.png,{'cat dog'.split()[i % 2]}")), "labeled images", "vision"),
+    "documents with pictures": (files(*[f"docs/{i}.md" for i in range(20)], *[f"docs/img/{i}.png" for i in range(5)]), "documents", "language"),
+    "code with pictures": (files("d.csv", *[f"pkg/{i}.py" for i in range(9)], *[f"pkg/img/{i}.png" for i in range(3)]), "code", "language"),
+    "memes": (both(files(*[f"img/{i}.jpg" for i in range(60)]), jsonl("memes.jsonl", lambda i: {"id": i, "img": f"img/{i}.jpg", "label": i % 2, "text": sentence(i)})), "table", "multimodal"),
+    "images and sounds": (both(files(*[f"{i}{e}" for i in range(60) for e in (".png", ".wav")]), table("birds.csv", "photo,song,species", lambda i: f"{i}.png,{i}.wav,{'abc'[i % 3]}")), "table", "multimodal"),
 }  # fmt: skip
 
 
@@ -128,9 +142,51 @@ def test_the_parts_of_a_time_are_no_values(tmp_path: Path):
     assert detect_recipe(SETS["years and months"][0](tmp_path) or tmp_path).why.endswith("Year, then Sold")
 
 
+def test_images_in_columns_of_pixels_are_read(tmp_path: Path):
+    path = SETS["pixels in columns"][0](tmp_path) or tmp_path
+    fields = detect_recipe(path).fields
+    images = open_images(fields["data"], fields["columns"])
+    assert images.read(7).tolist() == [[7 * k % 256 for k in range(row, row + 8)] for row in range(0, 64, 8)]
+    assert images.classes == ("0", "1", "2") and images.labels[7] == 1
+    path.write_text(path.read_text().replace(",0,1,2,", ",0,1,256,", 1))
+    with pytest.raises(InputError, match="line 3: expected a whole number from 0 to 255"):
+        open_images(fields["data"], fields["columns"])
+
+
 def test_the_table_of_a_folder_is_the_data(tmp_path: Path):
     SETS["homes"][0](tmp_path)
     assert detect_recipe(tmp_path).fields["data"] == str(tmp_path / "homes.csv")
+
+
+def test_what_is_not_read_is_said(tmp_path: Path):
+    files(*[f"{word}/{i}{e}" for word in ("yes", "no") for i in range(3) for e in (".wav", ".json")])(tmp_path)
+    assert detect_recipe(tmp_path).why.endswith("not read: 6 .json")
+    both(table("t/users.csv", "age,city", lambda i: f"{i},{i % 3}"), SETS["iris"][0])(tmp_path / "t")
+    assert detect_recipe(tmp_path / "t").why.endswith("not read: users.csv")
+
+
+def test_a_table_that_does_not_name_the_images_beside_it_is_asked_about(tmp_path: Path):
+    both(files(*[f"photos/{i}-{k}.jpg" for i in range(60) for k in "ab"]), SETS["iris"][0])(tmp_path)
+    detection = detect_recipe(tmp_path)
+    assert not detection.is_sure and detection.why.endswith("iris.csv names no image")
+
+
+def test_images_with_captions_are_no_texts(tmp_path: Path):
+    both(files(*[f"{i}.png" for i in range(60)]), table("c.csv", "image,caption", lambda i: f"{i}.png,{sentence(i)}"))(
+        tmp_path
+    )
+    with pytest.raises(InputError, match=r"images with a text each .*no recipe"):
+        detect_recipe(tmp_path)
+    assert not detect_recipe(tmp_path / "c.csv").is_sure
+
+
+@pytest.mark.parametrize(
+    ("header", "target"),
+    [("inspection_score,year,chain", "inspection_score"), ("size,weight,area code", "weight"), ("a,b,c", "c")],
+)
+def test_the_target_is_known_by_its_name(header: str, target: str, tmp_path: Path):
+    path = table("t.csv", header, lambda i: f"{i % 7}.5,{i % 5},{i % 3}")(tmp_path)
+    assert path and detect_recipe(path).target == target
 
 
 def test_an_archive_is_what_it_holds(tmp_path: Path):

@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from .images.read import IMAGE_EXTENSIONS
 from .io.archives import unpack_archive
 from .io.class_folders import find_classes
 from .io.files import is_documentation, is_text, open_data, suffix
-from .io.manifest import FURTHER_EXTENSIONS, TABLE_EXTENSIONS, is_json_lines, read_json_rows
+from .io.manifest import FURTHER_EXTENSIONS, TABLE_EXTENSIONS, is_json_lines, is_table, read_json_rows
 from .io.parquet import read_parquet_rows
 from .io.resolve import CODE_EXTENSIONS as SOURCE_EXTENSIONS
 from .io.separated import (
@@ -33,7 +34,7 @@ from .io.separated import (
     score_widths,
     split_rows,
 )
-from .sequences.read import ALIGNMENT_EXTENSIONS
+from .sequences.read import ALIGNMENT_EXTENSIONS, ALIGNMENT_STARTS
 from .sequences.read import FASTA_EXTENSIONS as SEQUENCE_EXTENSIONS
 from .tables.columns import (
     Rows,
@@ -74,6 +75,7 @@ TAKEN = (
 JSON_VALUE = r"(\"[^\"]*\"|[\w.+-]+)"  # of a text, a number, true, false or null
 JSON_LIST = re.compile(rf"\s*(\{{\s*(\"[^\"]*\"\s*:\s*{JSON_VALUE}\s*,\s*)*\"[^\"]*\"\s*:\s*)?\[")  # maybe in an object
 MAX_CLASS_FOLDERS = 0.5  # for each image or sound in them
+MIN_TEXTS_PER_MEDIA = 2  # of a folder that is read as one of texts, in spite of images or sounds in it
 MIN_TABLE_ROWS = 5  # of a file that is not named a table
 
 
@@ -178,8 +180,8 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
 
 def _read_special(extension: str, lines: Sequence[str]) -> Reading | None:
     """Formats that are recognized by their lines: FASTA, Stockholm, ABC, SMILES, classes before texts."""
-    if lines[0].startswith("# STOCKHOLM"):
-        return Reading("alignment", 0.95, "a Stockholm alignment")
+    if lines[0].startswith(ALIGNMENT_STARTS):
+        return Reading("alignment", 0.95, "a Stockholm or Clustal alignment")
     if lines[0].startswith(">") and len(lines) > 1:
         return _read_fasta(extension, lines)
     if any(line.startswith("X:") for line in lines[:50]) and any(line.startswith("K:") for line in lines[:80]):
@@ -250,25 +252,47 @@ def _read_folder(folder: Path) -> Iterator[Reading]:
     for path in data_files or files:
         groups.setdefault(_group(path), []).append(path)
     media = [name for name in ("image", "sound") if len(groups.get(name, ())) > 1]
+    written = len(groups.get("text", ())) + len(groups.get("code", ()))
+    is_written = written > MIN_TEXTS_PER_MEDIA * sum(len(groups[name]) for name in media)
     yield from _read_table_folder(folder, groups, media)
     for name in media:
-        yield from _read_media_folder(folder, name, groups)
+        for reading in _read_media_folder(folder, name, groups):
+            yield replace(reading, score=reading.score / 2) if is_written else reading
     for name in ("fasta", "tunes", "array"):
         if members := groups.get(name):
             yield from _read_file(members[0])
-    if not media:
+    if is_written:
         yield from _read_text_folder(folder, groups)
 
 
+def _tell_unread(groups: dict[str, list[Path]], *used: str) -> str:
+    """Say what else a folder holds than groups that are used; "" for nothing."""
+    counts = Counter(suffix(path) or path.name for name, paths in groups.items() if name not in used for path in paths)
+    return "; not read: " * bool(counts) + ", ".join(f"{n:,} {ending}" for ending, n in counts.most_common(3))
+
+
 def _read_table_folder(folder: Path, groups: dict[str, list[Path]], media: Sequence[str]) -> Iterator[Reading]:
-    """Yield the readings of a table in a folder; beside images or sounds, of one that names them."""
+    """Yield the readings of a table in a folder; beside images or sounds, of one that names them, else unsure ones."""
     files = {name: kind for kind in media for name in _list_names(groups[kind])}
-    for path in _select_tables(groups.get("table", [])):
-        for reading in _read_file(path, files):
-            names_files = reading.kind.endswith(("images", "sounds")) or "combine files" in reading.why
-            if not media or names_files:
+    tables = groups.get("table") or [path for path in groups.get("text", []) if media and is_table(path)]
+    for path in _select_tables(tables):
+        with suppress(InputError) if media else nullcontext():
+            readings = list(_read_file(path, files))
+            naming = [reading for reading in readings if names_files(reading)]
+            if media and not naming:
+                readings = readings if path in groups.get("table", ()) else []  # it is a text
+                why = f"; {path.name} names no {' and no '.join(media)}"
+                readings = [replace(reading, score=reading.score / 2, why=reading.why + why) for reading in readings]
+            others = ", ".join(table.name for table in tables[:4] if table != path)
+            for reading in naming or readings:
                 is_folder = suffix(path) == ".parquet" and reading.kind == "labeled images"  # maybe of several parts
-                yield replace(reading, options=reading.options | {"data": str(folder if is_folder else path)})
+                why = reading.why + (f"; not read: {others}" if others and not is_folder else "")
+                yield replace(reading, why=why, options=reading.options | {"data": str(folder if is_folder else path)})
+
+
+def names_files(reading: Reading) -> bool:
+    """Whether a table is read as one of files."""
+    return reading.kind.endswith(("images", "sounds")) or "combine files" in reading.why
 
 
 def _read_tagged_folder(folder: Path, files: Sequence[Path]) -> Iterator[Reading]:
@@ -311,31 +335,36 @@ def _group(path: Path) -> str:
 def _read_media_folder(folder: Path, name: str, groups: dict[str, list[Path]]) -> Iterator[Reading]:
     files, texts = groups[name], groups.get("text", [])
     stems = {path.stem for path in texts}
-    share = sum(path.stem in stems for path in files) / len(files)
+    share = sum(path.stem in stems for path in files) / max(len(files), len(texts) / MIN_TEXTS_PER_MEDIA)
     is_transcribed = share > 0.8 or any(path.name.endswith(".trans.txt") for path in texts)
     classes = {file.label for file in find_classes(folder, files)}
     is_by_folder = len({file.label for file in find_classes(folder, files, by_name=False)}) > 1
     if is_transcribed:
         kind = "transcribed sounds" if name == "sound" else "captioned images"
-        yield Reading(kind, 0.85, f"{len(files):,} {name}s with a text file each")
+        unread = _tell_unread(groups, name, "text")
+        yield Reading(kind, 0.85, f"{len(files):,} {name}s with a text file each{unread}")
+    unread = _tell_unread(groups, name)
     if len(classes) > 1 and "" not in classes:
-        why = f"{len(files):,} {name}s in {len(classes)} classes: {', '.join(sorted(classes)[:4])}"
+        why = f"{len(files):,} {name}s in {len(classes)} classes: {', '.join(sorted(classes)[:4])}{unread}"
         score = 0.9 if is_by_folder else 0.8  # less than a table that names the files
         score = 0.5 if is_transcribed or len(classes) > MAX_CLASS_FOLDERS * len(files) else score
         yield Reading(f"labeled {name}s", score, why, {"label": "label"} if name == "sound" else {})
     elif name == "image":
-        yield Reading("images", 0.4 if is_transcribed else 0.7, f"{len(files):,} images in one folder")
+        yield Reading("images", 0.4 if is_transcribed else 0.7, f"{len(files):,} images in one folder{unread}")
 
 
 def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[Reading]:
     texts, code = groups.get("text", []), groups.get("code", [])
     if len(code) > len(texts) / 2 and len(code) > 1:
         kinds = Counter(suffix(path) for path in code).most_common(3)
-        yield Reading("code", 0.85, f"{len(code):,} files of source code ({', '.join(kind for kind, _ in kinds)})")
+        names = ", ".join(kind for kind, _ in kinds)
+        unread = _tell_unread(groups, "code", "text")
+        yield Reading("code", 0.85, f"{len(code):,} files of source code ({names}){unread}")
         return
     if not texts:
         return
-    if len(texts) > 1 and len({path.name.rsplit(".", 1)[0] for path in texts}) == 1:
+    is_one_name = len({(path.parent, path.stem) for path in texts}) == 1
+    if len(texts) > 1 and is_one_name:
         names = [path.suffix.removeprefix(".") for path in texts]
         if not LANGUAGES & {plain_name(name) for name in names}:
             yield Reading("labeled text", 0.8, f"a file for each class: {', '.join(names[:4])}")
@@ -348,7 +377,9 @@ def _read_text_folder(folder: Path, groups: dict[str, list[Path]]) -> Iterator[R
     if is_class:
         why = f"{len(texts):,} texts in {len(classes)} folders: {', '.join(sorted(classes)[:4])}"
         yield Reading("labeled text", 0.8, why)
-    yield Reading("documents" if len(texts) > 1 else "text", 0.6, f"{len(texts):,} text files")
+    yield Reading(
+        "documents" if len(texts) > 1 else "text", 0.6, f"{len(texts):,} text files{_tell_unread(groups, 'text')}"
+    )
 
 
 def _find_parallel(texts: Sequence[Path]) -> list[Path] | None:

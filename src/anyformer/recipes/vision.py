@@ -30,7 +30,15 @@ from ..data.images import cache
 from ..data.images import preprocessing as prep
 from ..data.images.augment import Augment, augment_batch
 from ..data.images.measure import choose_format
-from ..data.images.read import COLUMNS, encode_png, open_images, overlay_heatmap, read_image, resize_image
+from ..data.images.read import (
+    COLUMNS,
+    PIXEL_COLUMNS,
+    encode_png,
+    open_images,
+    overlay_heatmap,
+    read_image,
+    resize_image,
+)
 from ..data.io.manifest import split_columns
 from ..data.registry import SETS
 from ..data.sampling import count_rows, sample_evenly, sample_indices
@@ -71,7 +79,7 @@ class Config:
     """The name of a set (digits, fashion-mnist, cifar10), a folder of class folders, a table of path,label (csv, tsv,
     jsonl, json), a .parquet with images in it, a .npz, or a folder of idx files."""
     columns: str = COLUMNS
-    """Names of a table's columns of the image and of its class."""
+    """Names of a table's columns of the image, or * where each other column is a pixel, and of its class."""
     empty: EmptyPolicy = "few"
     """Rows of a table without a class: skip, error, or few: skip where they are at most 1 %."""
     duplicates: DuplicatePolicy = "keep"
@@ -399,7 +407,8 @@ def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]
 
 
 def file_input(model: VisionTransformer, config: Config) -> FileInput:
-    return FileInput(split_columns(config.columns, COLUMNS)[:1], is_path=True)
+    name = split_columns(config.columns, COLUMNS)[0]
+    return FileInput(("path" if name == PIXEL_COLUMNS else name,), is_path=True)
 
 
 def predict_batch(model: VisionTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

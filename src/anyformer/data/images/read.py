@@ -2,7 +2,7 @@
 
     FOLDER/CLASS/*.png           class folders; or train/ and val/ (or test/) with class folders in each
     list.csv                     columns path and label, or others that are named, optionally split (train, val, test);
-                                 also .tsv, .jsonl and .json
+                                 also .tsv, .jsonl and .json; with columns *,label a pixel is in each other column
     *.parquet                    the bytes of image files and labels, a file or a folder of train-*, test-*
     *-images-idx3-ubyte[.gz]     with the matching *-labels-idx1-ubyte: one pair, or a folder with train-* and t10k-*
     set.npz                      images (or x) and labels (or y), optionally is_test and classes; or x_train, y_train,
@@ -30,9 +30,10 @@ from ...events import report_progress
 from ..io.archives import unpack_archive
 from ..io.arrays import MAX_ARRAY_BYTES, read_npz
 from ..io.class_folders import find_classes, select_validation
+from ..io.embedded import read_embedded
 from ..io.file_index import FileIndex, list_files
 from ..io.files import import_optional, open_data, suffix
-from ..io.manifest import check_columns, is_table, read_manifest, split_columns, to_text
+from ..io.manifest import check_columns, is_table, read_manifest, read_rows, split_columns, to_text
 from ..io.parquet import open_parquet, read_parquet_rows
 from ..io.regular_file import open_regular, read_bounded, read_regular
 from ..io.resolve import resolve
@@ -47,6 +48,7 @@ FASHION_CLASSES = tuple(
     ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 )
 COLUMNS = "path,label"  # of a table
+PIXEL_COLUMNS = "*"  # instead of path: all columns but the label are the pixels of a square gray image
 IDX_NAMES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 RESAMPLE_FILTERS: tuple[Resample, ...] = get_args(Resample)  # in the order of Pillow's numbers
@@ -160,6 +162,8 @@ def open_table(
 ) -> ImageSource:
     """Open a table of paths and labels; paths are relative to the folder of the table."""
     name, label = columns
+    if name == PIXEL_COLUMNS:
+        return open_pixel_table(path, label)
     rows = read_manifest(path, columns, ("split",), may_be_empty=(label,), may_be_number=columns)
     check_empty([where for where, row in rows if not row[label]], len(rows), empty, "images have no class")
     rows = select_distinct([pair for pair in rows if pair[1][label]], lambda pair: (pair[1][name], pair[1][label]),
@@ -175,6 +179,24 @@ def open_table(
     return ImageSource(lambda i: read_image(files[i]), labels, (), is_val if has_split else None, path, *files)
 
 
+def open_pixel_table(path: Path, label: str) -> ImageSource:
+    """Open a table of numbers from 0 to 255, an image in each row, row by row from the top, as MNIST's csv files."""
+    labels, images, side = [], [], 0
+    for where, row in read_rows(path):
+        check_columns(row, (label,), where)
+        labels.append(to_text(row.pop(label)))
+        side = side or math.isqrt(len(row))
+        try:
+            values = np.array(list(row.values())).astype(np.int64)
+            images.append(values.astype(np.uint8).reshape(side, side))
+        except (TypeError, ValueError):
+            values = np.array([-1])
+        if values.min() < 0 or values.max() > 255:
+            raise InputError(f"{where}: expected a whole number from 0 to 255 for each pixel of a square image")
+    indices, classes = number_classes(labels)
+    return source_from_arrays(np.array(images, np.uint8), indices, None, classes, path)
+
+
 def open_parquet_images(paths: Sequence[Path], columns: tuple[str, ...]) -> ImageSource:
     """Open parquet files of images: their bytes, alone or as {"bytes": ...}. Of several files, those that begin with
     the name of a split other than train are for validation."""
@@ -183,9 +205,8 @@ def open_parquet_images(paths: Sequence[Path], columns: tuple[str, ...]) -> Imag
         file_is_val = IS_VALIDATION.get(re.split(r"[^a-z]", path.name.lower())[0], False)
         for where, row in read_parquet_rows(path):
             check_columns(row, columns, where)
-            image, label = (row[name] for name in columns)
-            image = image.get("bytes") if isinstance(image, dict) else image
-            if not isinstance(image, bytes) or not to_text(label):
+            image, label = read_embedded(row[columns[0]]), row[columns[1]]
+            if image is None or not to_text(label):
                 raise InputError(f"{where}: expected the bytes of an image in {columns[0]}, a class in {columns[1]}")
             size += len(image)
             if size > MAX_ARRAY_BYTES:

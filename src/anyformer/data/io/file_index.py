@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from .embedded import is_embedded
 from .regular_file import join_inside
 
 MAX_FILES = 1_000_000  # that are listed
@@ -29,6 +30,8 @@ class FileIndex:
     def find(self, name: str) -> Path:
         """Return the path of a file; one that is not there where the table says, if there is none. Raises InputError
         for one that is outside the folder."""
+        if is_embedded(name):
+            return Path(name)
         for candidate in (name, *(name + extension for extension in self.extensions)):
             if os.path.isfile(self.folder / candidate):  # Path.is_file raises errors for a name that is too long
                 return join_inside(self.folder, candidate)

@@ -4,6 +4,7 @@ import bz2
 import contextlib
 import gzip
 import importlib
+import io
 import lzma
 import re
 import zlib
@@ -18,6 +19,7 @@ from .regular_file import open_regular
 
 MAX_LINE_BYTES = 256 << 20
 SAMPLE_BYTES = 64 << 10
+ZSTD_BYTES = 1 << 10  # decompressed at a time, to at most 32 MiB
 DOCUMENTATION = re.compile(
     r"((\w+[._-])?_?readme|licen[sc]e|copyright|copying|notice|changelog|sha256sums|md5sums|_about|citation)",
     re.IGNORECASE,
@@ -52,8 +54,40 @@ def decompress_file(file: BinaryIO, path: Path, compression: str) -> Any:
             return bz2.open(file)
         case ".zst":
             hint = f"pip install zstandard, or decompress it: zstd -d '{path.name}'"
-            return import_optional("zstandard", f"{path}: reading a .zst file needs zstandard: {hint}").open(file, "rb")
+            zstandard = import_optional("zstandard", f"{path}: reading a .zst file needs zstandard: {hint}")
+            return io.BufferedReader(ZstdReader(file, zstandard))
     return file
+
+
+class ZstdReader(io.RawIOBase):
+    """The decompressed bytes of a .zst file. Raises EOFError where it is damaged or cut, as the readers of other
+    compressions do; zstandard's own reader ends there without a word."""
+
+    def __init__(self, file: BinaryIO, zstandard: Any):
+        self.file, self.zstandard, self.pending = file, zstandard, b""
+        self.frame: Any = None  # that has begun and not ended
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.pending and (block := self.file.read(ZSTD_BYTES)):
+            self.pending = b"".join(self._decompress(block))
+        if not self.pending and self.frame:
+            raise EOFError("it ends in the middle")
+        n = min(len(buffer), len(self.pending))
+        buffer[:n], self.pending = self.pending[:n], self.pending[n:]
+        return n
+
+    def _decompress(self, block: bytes) -> Iterator[bytes]:
+        while block:
+            self.frame = self.frame or self.zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield self.frame.decompress(block)
+            except self.zstandard.ZstdError as error:
+                raise EOFError(error) from None
+            block = self.frame.unused_data
+            self.frame = None if self.frame.eof else self.frame
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from ...errors import InputError, suggest
 from .checks import parse_json
 from .encodings import explain_encoding
 from .files import open_data, read_start, suffix
-from .parquet import read_parquet_rows
+from .parquet import read_parquet_table
 from .regular_file import read_bounded
 from .separated import MIN_SHARE, guess_delimiter, guess_quoting, read_separated, sample_rows, score_widths
 
@@ -94,7 +94,7 @@ def read_rows(path: Path, tsv_quotes: bool = True) -> Iterator[tuple[str, dict[s
     tsv_quotes: whether quotation marks in a tsv file mean what they mean in csv.
     """
     if suffix(path) == ".parquet":
-        yield from read_parquet_rows(path)
+        yield from read_parquet_table(path)
         return
     with open_data(path) as file:
         content = read_bounded(file, MAX_FILE_BYTES, path)

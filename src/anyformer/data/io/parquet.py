@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from .embedded import save_embedded
 from .files import import_optional
 from .regular_file import check_regular
 
@@ -18,6 +19,12 @@ def read_parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(BATCH_ROWS))
         for number, row in enumerate(rows, 1):
             yield f"{path}, row {number}", row
+
+
+def read_parquet_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows with the paths of files instead of images and sounds, as the rows of other tables have them."""
+    for where, row in read_parquet_rows(path):
+        yield where, {name: save_embedded(value) for name, value in row.items()}
 
 
 def count_parquet_rows(path: Path) -> int:

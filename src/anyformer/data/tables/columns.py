@@ -7,10 +7,12 @@ from typing import Any
 
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
+from ..io.embedded import find_extension, read_embedded
 from .read import is_missing
 
 MAX_NUMBER_CLASSES = 20  # of a column of whole numbers
 MAX_CODE_CHARS = 4  # of a code with the letters of a SMILES
+MIN_ROWS_IN_ORDER = 200  # which may all be of the first class, where the rows are in order of class
 MIN_FILE_SHARE = 0.95  # of the values of a column that are names of files
 MAX_CLASS_SHARE = 0.2  # a column of texts with fewer distinct values per row is a category
 LABEL_NAMES = tuple(
@@ -24,13 +26,28 @@ TRANSCRIPT_NAMES = ("text", "sentence", "transcript", "transcription", "normaliz
 SPLIT_NAMES = ("split", "is_test", "is_val", "fold", "subset", "set")
 SOURCE_NAMES = ("source", "src", "input", "question", "article", "document", "en", "english", "prompt", "original")
 TARGET_NAMES = ("target", "tgt", "output", "answer", "summary", "highlights", "response", "completion", "simplified")
-TIME_NAMES = ("date", "datetime", "time", "timestamp", "ds", "month", "year", "week", "day", "quarter", "period")
+TIME_NAMES = (
+    "date",
+    "datetime",
+    "time",
+    "timestamp",
+    "ds",
+    "month",
+    "year",
+    "week",
+    "day",
+    "quarter",
+    "period",
+    "hour",
+)
 TABLE_TARGETS = tuple(
     """
     target label class y outcome species survived quality price default churn diagnosis income response deposit
-    result medv mpg charges saleprice median_house_value strength sales rings type
+    result medv mpg charges saleprice median_house_value strength sales rings type salary score rating choice status
     """.split()  # noqa: SIM905
 )
+TARGET_ENDINGS = {"target", "label", "class", "outcome", "price", "income", "salary", "score", "rating", "status"}
+NO_TARGETS = {"id", "index", "code", "zip", "name", "url", *TIME_NAMES, "lat", "latitude", "lon", "lng", "longitude"}
 
 
 @dataclass
@@ -87,8 +104,9 @@ class Column:
 
     def _find_media(self) -> str:
         """Whether the values are the contents or the names of files: "image", "sound" or ""."""
-        if all(isinstance(value, dict) and "bytes" in value for value in self.values):
-            return "sound" if self.name == "audio" else "image"
+        if contents := [content for value in self.values if (content := read_embedded(value)) is not None]:
+            endings = set(map(find_extension, contents))
+            return "image" if endings <= {*IMAGE_EXTENSIONS} else "sound" if endings <= {*AUDIO_EXTENSIONS} else ""
         is_file = self.files and self.share(lambda text: file_name(text) in self.files) > MIN_FILE_SHARE
         if not is_file or 2 * self.distinct < len(self.texts):
             return ""
@@ -173,7 +191,9 @@ class Rows:
         categories += [] if self.has_header or categories else [name for name in numbers if name not in exclude]
         named = [name for name in among if {"label", "class", "category"} & set(plain_name(name).split("_"))]
         only = categories[0] if len(categories) == 1 else None
-        return self.pick(LABEL_NAMES, among) or (named[0] if named else only)
+        constant = [name for name, column in self.columns.items() if column.distinct == 1 and name not in exclude]
+        in_order = self.pick(LABEL_NAMES, constant) if self.count >= MIN_ROWS_IN_ORDER else None
+        return self.pick(LABEL_NAMES, among) or (named[0] if named else in_order or only)
 
 
 def plain_name(name: str) -> str:

@@ -22,7 +22,7 @@ from ..io.regular_file import join_inside, read_regular
 from ..tokenizers.build import TOKENIZER_FILE, Tokenizer, tokenizer_from_files
 from .dates import encode_moment, parse_date
 from .number_formats import parse_number
-from .read import is_missing
+from .read import find_media, is_missing
 from .schema import Field, Schema, Target
 
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -178,8 +178,9 @@ def resolve_row_paths(schema: Schema, row: dict[str, Any], folder: Path) -> dict
     for field in schema.fields:
         if field.kind not in ("image", "audio", "vector", "series") or is_missing(value := values.get(field.name)):
             continue
-        is_file = field.kind in ("image", "audio") or str(value).lower().endswith((".npy", ".csv"))
-        if isinstance(value, str) and is_file:
+        if isinstance(value, str) and field.kind in ("image", "audio"):
+            values[field.name] = find_media(folder, value)
+        elif isinstance(value, str) and value.lower().endswith((".npy", ".csv")):
             values[field.name] = str(join_inside(folder, value))
     return values
 

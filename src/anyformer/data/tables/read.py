@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from ...errors import InputError
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
 from ..io.checks import sha256_file
+from ..io.embedded import is_embedded
 from ..io.file_index import FileIndex
 from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
+from ..io.regular_file import join_inside
 
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by name
 CELL_FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS, ".npy", ".csv")  # of files that a cell may name
@@ -79,6 +82,18 @@ def locate_file(value: Any, index: FileIndex) -> Any:
         return value
     path = index.find(value)
     return value if path == index.folder / value else str(path)
+
+
+def find_media(folder: Path, name: str) -> str:
+    """Return the path of an image or a sound that a table in a folder names, as training finds it."""
+    path = index_media(folder).find(name)
+    is_there = is_embedded(name) or path != folder / name
+    return str(path if is_there else join_inside(folder, name))
+
+
+@lru_cache(maxsize=4)
+def index_media(folder: Path) -> FileIndex:
+    return FileIndex(folder, (*IMAGE_EXTENSIONS, *AUDIO_EXTENSIONS))
 
 
 def is_missing(value: Any) -> bool:

@@ -1,19 +1,23 @@
 """Readings of a table: what its columns can be data for, by rules from the most special to the most general."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from ..images.read import PIXEL_COLUMNS
 from ..text.pairs import LANGUAGES
 from ..text.tagged import TAG_NAMES, WORD_NAMES
 from ..trajectories.read import find_columns, find_states, is_trajectory
 from .columns import (
     LABEL_NAMES,
+    NO_TARGETS,
     SOURCE_NAMES,
     SPLIT_NAMES,
     TABLE_TARGETS,
+    TARGET_ENDINGS,
     TARGET_NAMES,
     TEXT_NAMES,
     TIME_NAMES,
@@ -34,6 +38,7 @@ CHAT_INPUTS: dict[tuple[str, ...], tuple[str, ...]] = {
 CHAT_KEYS = tuple(CHAT_INPUTS)
 MAX_CLASSES = 20  # of a number with more values, it is a measurement
 MIN_TEXT_WORDS = 8  # of a text whose class may be the point of a table of several columns
+MIN_PIXEL_SIDE = 8  # of images in columns
 MIN_STEPS = 20  # of a series without times
 MAX_WORDS_RATIO = 4  # of the mean lengths of two columns of texts that are taken for pairs
 
@@ -84,6 +89,7 @@ def read_rows(rows: Rows) -> Iterator[Reading]:
         read_trajectories,
         read_tagged,
         read_media,
+        read_pixels,
         read_molecules,
         read_pairs,
         read_labeled_text,
@@ -130,7 +136,9 @@ def read_media(rows: Rows) -> Iterator[Reading]:
     file, label = (images + sounds)[0], rows.label(exclude=images + sounds)
     named, what = rows.pick(TRANSCRIPT_NAMES, rows["text"] + rows["category"]), "images" if images else "sounds"
     text = named or (rows["text"] or [None])[-1]
-    if len(images + sounds) > 1 or (has_features(rows, {file, label, text}, label) and not (sounds and named)):
+    has_more = has_features(rows, {file, label, text}, label) or bool(images and label and rows["text"])
+    is_combined = len(images + sounds) > 1 or (has_more and not (sounds and named))
+    if is_combined:
         target = rows.pick(TABLE_TARGETS, [name for name in rows.columns if name not in images + sounds]) or label
         names = ", ".join([*images, *sounds, *(name for name in rows.columns if name not in images + sounds)][:5])
         yield Reading("table", 0.9, f"rows that combine files and values: {names}", {"target": target or last(rows)})
@@ -138,7 +146,7 @@ def read_media(rows: Rows) -> Iterator[Reading]:
         why = f"sounds in {file}, their texts in {text}"
         yield Reading("transcribed sounds", 0.9 if named else 0.75, why, {"path": file, "text": text})
     if label:
-        score = 0.85 if not (sounds and text) else 0.5
+        score = 0.5 if sounds and text else 0.7 if is_combined else 0.85
         why = f"{what} in {file}, {rows.columns[label].distinct} classes in {label}"
         yield Reading(f"labeled {what}", score, why, {"path": file, "label": label})
     elif images and rows["text"]:
@@ -164,13 +172,28 @@ def last(rows: Rows) -> str | None:
     return next((name for name in reversed(rows.columns) if rows.columns[name].kind in ("category", "number")), None)
 
 
+def read_pixels(rows: Rows) -> Iterator[Reading]:
+    """A class in one column, and in each other one a pixel of a square gray image, as in MNIST's csv files."""
+    label = rows.label()
+    pixels = [column for name, column in rows.columns.items() if name != label]
+    side = math.isqrt(len(pixels))
+    is_square = side >= MIN_PIXEL_SIDE and side * side == len(pixels)
+    if label and is_square and all(column.share(is_pixel) == 1 for column in pixels):
+        why = f"{side} x {side} pixels in columns, classes in {label}"
+        yield Reading("labeled images", 0.95, why, {"path": PIXEL_COLUMNS, "label": label})
+
+
+def is_pixel(text: str) -> bool:
+    return text.isdecimal() and int(text) < 256
+
+
 def read_molecules(rows: Rows) -> Iterator[Reading]:
     if not rows["smiles"]:
         return
     others = [name for name in rows.columns if name not in rows["smiles"] and rows.columns[name].kind != "id"]
     targets = [name for name in others if plain_name(name) not in SPLIT_NAMES]
     if targets:
-        target = rows.pick(TABLE_TARGETS, targets) or targets[-1]
+        target = pick_target(rows, targets)
         yield Reading("table", 0.8, f"molecules in {rows['smiles'][0]}", {"target": target})
     options = {"text": rows["smiles"][0]}
     yield Reading("molecules", 0.6 if targets else 0.9, f"SMILES in {rows['smiles'][0]}", options)
@@ -254,15 +277,23 @@ def read_series(rows: Rows) -> Iterator[Reading]:
     time = rows.pick(TIME_NAMES, times) or times[0]
     steps = [a <= b for a, b in pairwise(read_moments(rows.columns[time].texts))] or [True]
     is_ordered = sum(steps) >= 0.9 * len(steps) or sum(steps) <= 0.1 * len(steps)
-    is_first = list(rows.columns).index(time) <= 1
+    is_first = {time, *parts} & {*list(rows.columns)[:2]}
     others = [name for name in rows["category"] + rows["text"] if plain_name(name) not in SPLIT_NAMES]
     is_regular = rows.columns[time].distinct > 0.5 * rows.count or len(others) == 1 or len(parts) > 1
-    if not is_ordered or not is_regular:
+    is_panel = len(others) == 1 and is_distinct(rows, time, others[0])
+    if not (is_ordered or is_panel) or not is_regular:
         return
     why = f"numbers over time: {time}, then {', '.join(values[:4])}"
-    score = 0.9 if is_first and len(others) <= 1 else 0.6
+    score = 0.9 if is_panel or (is_first and len(others) <= 1) else 0.6
     target = values[-1] if len(values) < 8 else values[0]
     yield Reading("series", score, why, {"time": time, "target": target, "targets": values})
+
+
+def is_distinct(rows: Rows, time: str, key: str) -> bool:
+    """Whether each of several series, named by a key, has several times, and none of them twice."""
+    times, keys = rows.columns[time].texts, rows.columns[key].texts
+    is_repeated = 1 < rows.columns[key].distinct <= rows.count / 2 and rows.columns[time].distinct <= rows.count / 2
+    return is_repeated and len({*zip(keys, times)}) == len(times) == len(keys)
 
 
 def is_in_order(rows: Rows, value: str) -> bool:
@@ -302,7 +333,16 @@ def read_table(rows: Rows) -> Iterator[Reading]:
     candidates = [name for name in usable if rows.columns[name].kind in ("category", "number")]
     if not candidates:
         return
-    target = rows.pick(TABLE_TARGETS, candidates) or candidates[-1]
+    target = pick_target(rows, candidates)
     kinds = Counter(rows.columns[name].kind for name in usable)
     why = f"{len(usable)} columns ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())})"
     yield Reading("table", 0.5 if rows["image"] or rows["sound"] else 0.7, why, {"target": target})
+
+
+def pick_target(rows: Rows, candidates: list[str]) -> str:
+    """The column to predict: one with the name of a target, or whose name ends so; else the last one that is no code,
+    place or time by its name."""
+    words = {name: plain_name(name).split("_") for name in candidates}
+    ending = (name for name in reversed(candidates) if words[name][-1] in TARGET_ENDINGS)
+    others = (name for name in reversed(candidates) if not {words[name][0], words[name][-1]} & NO_TARGETS)
+    return rows.pick(TABLE_TARGETS, candidates) or next(ending, None) or next(others, candidates[-1])

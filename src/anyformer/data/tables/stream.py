@@ -19,7 +19,7 @@ from typing import IO, Any
 from ...errors import InputError, suggest
 from ..io.checks import parse_json
 from ..io.files import MAX_LINE_BYTES, decode_lines, open_data, read_start, suffix
-from ..io.parquet import count_parquet_rows, read_parquet_rows
+from ..io.parquet import count_parquet_rows, read_parquet_table
 from ..io.separated import (
     find_decimal_commas,
     guess_delimiter,
@@ -123,7 +123,7 @@ class RowReader:
 
     def _read_parquet(self) -> Iterator[tuple[str, RowOrError]]:
         self.total = count_parquet_rows(self.path)
-        for place, row in read_parquet_rows(self.path):
+        for place, row in read_parquet_table(self.path):
             if not self.done:
                 self.check_header(list(row), str(self.path))
             self.done += 1

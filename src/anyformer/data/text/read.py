@@ -143,7 +143,7 @@ def _read_file(path: Path, size: int, options: RowOptions, counts: RowCounts) ->
                 yield from _read_text(source, text, options.columns, size)
         return
     with open_data(path) as file:
-        start = len(BOM) if file.read(len(BOM)) == BOM else file.seek(0)
+        start = len(file.read(len(BOM) * file.peek(len(BOM)).startswith(BOM)))
         yield from _read_document(file, str(path), size, start)
 
 

@@ -29,14 +29,14 @@ from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
 from ..sampling import select_split, split_by_mask
 
 ROLES = {
-    "states": ("states", "observations", "state", "observation", "obs"),
+    "states": ("states", "observations", "state", "observation", "obs", "observation_state"),
     "actions": ("actions", "action", "act"),
-    "rewards": ("rewards", "reward", "rew"),
+    "rewards": ("rewards", "reward", "rew", "next_reward"),
     "ends": ("ends", "episode_ends"),
     "episodes": ("episode", "episodes", "episode_id", "episode_ids", "episode_index", "traj_id", "trajectory"),
-    "terminals": ("terminals", "terminal", "dones", "done", "terminations", "terminated"),
+    "terminals": ("terminals", "terminal", "dones", "done", "terminations", "terminated", "next_done"),
     "timeouts": ("timeouts", "timeout", "truncations", "truncated"),
-}  # names of arrays and columns
+}  # names of arrays and columns, also those of LeRobot's
 STEP_NAMES = ("", "t", "step", "steps", "timestep", "time_step", "time", "index", "unnamed_0", "return_to_go", "info")
 MINARI_PREFIX = "minari:"
 
