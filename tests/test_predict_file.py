@@ -175,7 +175,9 @@ def test_a_recipe_that_answers_one_by_one(key: str, tmp_path: Path):
 
 def test_paths_are_relative_to_the_file(tmp_path: Path):
     recipe = Recipe(("path",), is_path=True)
-    inside = str(tmp_path / "b.png")
+    inside = str(write(tmp_path / "b.png", ""))
+    (tmp_path / "x").mkdir()
+    write(tmp_path / "x" / "a.png", "")
     predict(write(tmp_path / "a.csv", f"path\nx/a.png\n{inside}\n"), recipe=recipe)
     assert sorted(recipe.batches[0]) == sorted([str(tmp_path / "x" / "a.png"), inside])
     assert [row["path"] for row in read_csv(tmp_path / "out.csv")] == ["x/a.png", inside]
