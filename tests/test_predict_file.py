@@ -181,8 +181,9 @@ def test_paths_are_relative_to_the_file(tmp_path: Path):
     predict(write(tmp_path / "a.csv", f"path\nx/a.png\n{inside}\n"), recipe=recipe)
     assert sorted(recipe.batches[0]) == sorted([str(tmp_path / "x" / "a.png"), inside])
     assert [row["path"] for row in read_csv(tmp_path / "out.csv")] == ["x/a.png", inside]
-    with refuses("a.csv, line 2: '/b.png' is outside", "ANYFORMER_FILES"):
-        predict(write(tmp_path / "a.csv", "path\n/b.png\n"), recipe=recipe)
+    outside = write(tmp_path.parent / f"{tmp_path.name}.png", "")
+    with refuses(f"a.csv, line 2: '{outside}' is outside", "ANYFORMER_FILES"):
+        predict(write(tmp_path / "a.csv", f"path\n{outside}\n"), recipe=recipe)
 
 
 # --- bad rows ---
