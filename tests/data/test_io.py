@@ -142,6 +142,18 @@ def test_a_damaged_cache_is_made_again(
     assert capsys.readouterr().err == ""
 
 
+def test_a_cache_of_an_earlier_version_is_made_again_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "cache"))
+    expected = np.array(build_pictures(tmp_path))
+    (path,) = (tmp_path / "cache").rglob(seal.SEAL_NAME)
+    path.unlink()
+    capsys.readouterr()
+    np.testing.assert_array_equal(build_pictures(tmp_path), expected)
+    assert path.is_file() and "damaged" not in capsys.readouterr().err
+
+
 def test_a_large_sealed_folder_is_read_only_when_its_time_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(seal, "QUICK_BYTES", 10)
     path = write(tmp_path / "x.bin", bytes(100))

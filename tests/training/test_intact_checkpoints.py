@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from anyformer import api
 from anyformer.errors import InputError, TrainingError
@@ -20,6 +21,7 @@ from anyformer.parsing import to_json
 from anyformer.recipe import list_recipes, load_recipe
 from anyformer.recipes import language
 from anyformer.training import checkpoints, gradients, loop
+from anyformer.training.building import SkipInit
 from anyformer.training.checksums import write_checksums
 from cli_kit import TINY, assert_refused, call, nothing_changes, read_folder, train
 from data_kit import SMALL_DATA
@@ -227,6 +229,19 @@ def test_answers_of_a_model_in_memory(run: Path):
             ask()
     with pytest.raises(InputError, match=r"step-2: loss is nan: its training diverged"):
         model.evaluate()
+
+
+def test_buffers_that_are_in_no_file_are_filled():
+    class Projection(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            directions = torch.empty(64, 64).normal_(generator=torch.Generator().manual_seed(0))
+            self.register_buffer("directions", directions, persistent=False)
+
+    with SkipInit():
+        assert torch.equal(Projection().directions, Projection().directions)
+        assert Projection().directions.std() > 0.9
 
 
 def test_large_weights_are_finite():

@@ -117,6 +117,17 @@ def test_one_process_at_a_time(text: Path, tmp_path: Path):
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+def test_a_lock_file_that_cannot_be_removed_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on Windows, where an open file is not removed."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "it is open")
+
+    with pytest.raises(KeyError), RunDirectory(tmp_path / "run").lock():
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise KeyError
+
+
 def test_what_a_kill_left_is_removed(text: Path, tmp_path: Path):
     train(text, tmp_path / "run", steps=4)
     partial = tmp_path / "run" / "checkpoints" / ".step-12.99999"

@@ -8,14 +8,18 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+INITIALIZERS = ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_")
+
 
 class SkipInit(TorchFunctionMode):
-    """Build modules without drawing their initial weights, which a file is about to replace."""
+    """Build modules without drawing the initial values of their parameters, which a file is about to replace; buffers,
+    which may be in no file, are filled."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_"):
-            return args[0] if args else kwargs["tensor"]
+        tensor = args[0] if args else kwargs.get("tensor")
+        if isinstance(tensor, nn.Parameter) and getattr(func, "__name__", "") in INITIALIZERS:
+            return tensor
         return func(*args, **kwargs)
 
 

@@ -108,7 +108,8 @@ class RunDirectory:
             yield
         finally:
             if is_same_file(file, path):  # not if the directory was removed, and another process has made a new one
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # Windows removes no open file
+                    path.unlink()
             file.close()
             with suppress(OSError):
                 self.path.rmdir()  # fails if it holds anything

@@ -65,7 +65,7 @@ def file_stamps(paths: Iterable[str | Path]) -> tuple[tuple[str, int, int], ...]
 
 def has_directory(target: Path) -> bool:
     """Whether a directory that `build_directory` made is there as it was made. Says in one line if it is damaged."""
-    if not target.is_dir():
+    if not (target / SEAL_NAME).is_file():  # not there, or made by an earlier version
         return False
     if damage := find_damage(target):
         report_notice(f"{target} in the cache is damaged, so it is made again: {damage}")

@@ -26,7 +26,7 @@ SIGNATURES = {
 
 def is_embedded(name: str) -> bool:
     """Whether a file is one that was saved here."""
-    return Path(name).parent == cache_dir() / FOLDER
+    return FOLDER in name and Path(name).parent == cache_dir() / FOLDER
 
 
 def read_embedded(value: Any) -> bytes | None:

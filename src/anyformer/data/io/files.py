@@ -64,7 +64,7 @@ class ZstdReader(io.RawIOBase):
     compressions do; zstandard's own reader ends there without a word."""
 
     def __init__(self, file: BinaryIO, zstandard: Any):
-        self.file, self.zstandard, self.pending = file, zstandard, b""
+        self.file, self.zstandard, self.pending = file, zstandard, memoryview(b"")
         self.frame: Any = None  # that has begun and not ended
 
     def readable(self) -> bool:
@@ -72,7 +72,7 @@ class ZstdReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.pending and (block := self.file.read(ZSTD_BYTES)):
-            self.pending = b"".join(self._decompress(block))
+            self.pending = memoryview(b"".join(self._decompress(block)))  # sliced without a copy
         if not self.pending and self.frame:
             raise EOFError("it ends in the middle")
         n = min(len(buffer), len(self.pending))

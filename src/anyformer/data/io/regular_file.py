@@ -87,10 +87,10 @@ def join_inside(folder: Path, name: str) -> Path:
     leads into a folder that $ANYFORMER_FILES allows.
     """
     path = folder / name
-    allowed = [folder, *map(Path, filter(None, os.environ.get(ALLOWED_FOLDERS, "").split(os.pathsep)))]
+    allowed = [str(folder), *filter(None, os.environ.get(ALLOWED_FOLDERS, "").split(os.pathsep))]
     try:
         inside = os.path.realpath(path)
-        roots = [os.path.realpath(root.expanduser()) for root in allowed]
+        roots = (os.path.realpath(os.path.expanduser(root)) for root in allowed)
         if any(os.path.commonpath([root, inside]) == root for root in roots):
             return path
     except ValueError:  # a zero byte, a lone surrogate, another drive

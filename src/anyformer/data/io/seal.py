@@ -26,8 +26,8 @@ def write_seal(folder: Path) -> None:
     """Store what the files of a folder are now, hidden ones left out."""
     facts = {}
     for name in list_names(folder):
-        status = os.stat(folder / name)
-        facts[name] = [status.st_size, status.st_mtime_ns, compute_crc32(folder / name)]
+        status = os.stat(path := f"{folder}/{name}")
+        facts[name] = [status.st_size, status.st_mtime_ns, compute_crc32(path)]
     (folder / SEAL_NAME).write_text(json.dumps(facts), "utf-8")
 
 
@@ -39,7 +39,8 @@ def find_damage(folder: Path, is_deep: bool = False) -> str:
             return f"{names[0]} is {'missing' if names[0] in facts else 'new'}"
         is_quick = sum(size for size, _, _ in facts.values()) <= QUICK_BYTES
         for name, (size, time, crc32) in facts.items():
-            path, status = folder / name, os.stat(folder / name)
+            path = f"{folder}/{name}"
+            status = os.stat(path)
             if status.st_size != size:
                 return f"{name} has {status.st_size:,} bytes instead of {size:,}"
             if (is_deep or is_quick or status.st_mtime_ns != time) and compute_crc32(path) != crc32:
@@ -56,10 +57,12 @@ def list_names(folder: Path) -> Iterator[str]:
     """Yield the paths of the visible files, relative to the folder."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name).relative_to(folder).as_posix() for name in sorted(files) if name[0] != ".")
+        place = Path(root).relative_to(folder)
+        prefix = f"{place.as_posix()}/" if place.parts else ""
+        yield from (prefix + name for name in sorted(files) if name[0] != ".")
 
 
-def compute_crc32(path: Path) -> int:
+def compute_crc32(path: str) -> int:
     crc32 = 0
     with open_regular(path) as file:
         while block := file.read(BLOCK_BYTES):
