@@ -173,7 +173,7 @@ def test_a_large_sealed_folder_is_read_only_when_its_time_says_so(tmp_path: Path
         ("[1]", ["a.json: should hold a JSON object, found list"]),
         ("{\n", ["a.json: not JSON", "column"]),
         ("[" * 100_000, ["a.json: not JSON"]),
-        (b"\xff", ["a.json: cannot be read as text", "utf-8"]),
+        (b"\xff", ["a.json: cannot be read as text", "not UTF-8"]),
         ('{"long": "....................."}', ["a.json: holds more than"]),
         (None, ["a.json: there is no such file"]),
     ],

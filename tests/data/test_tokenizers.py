@@ -118,7 +118,7 @@ def test_gpt2_ids():
         ("[]", ["t.json: not a tokenizer.json", "no model"]),
         ('{"model": {"type": "BPE"}}', ["t.json: not a tokenizer.json"]),
         ('{"model": {"type": "WordLevel", "vocab": 3}}', ["t.json: not a tokenizer.json"]),
-        (b"\xff", ["t.json: cannot be read as text", "utf-8"]),
+        (b"\xff", ["t.json: cannot be read as text", "not UTF-8"]),
     ],
 )
 def test_bad_tokenizer_file(tmp_path, content, parts):

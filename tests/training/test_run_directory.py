@@ -123,9 +123,12 @@ def test_a_lock_file_that_cannot_be_removed_hides_no_error(tmp_path: Path, monke
     def refuse(path: Path, missing_ok: bool = False) -> None:
         raise PermissionError(13, "it is open")
 
-    with pytest.raises(KeyError), RunDirectory(tmp_path / "run").lock():
+    def fail() -> None:
         monkeypatch.setattr(Path, "unlink", refuse)
         raise KeyError
+
+    with pytest.raises(KeyError), RunDirectory(tmp_path / "run").lock():
+        fail()
 
 
 def test_what_a_kill_left_is_removed(text: Path, tmp_path: Path):

@@ -122,8 +122,7 @@ def print_error(text: str, code: int) -> int:
     if os.environ.get("ANYFORMER_TRACEBACK"):
         traceback.print_exc()
     line = " ".join(text.split())
-    line = (
-        line if len(line) <= MAX_ERROR_CHARS else f"{line[: MAX_ERROR_CHARS // 2]} ... {line[-MAX_ERROR_CHARS // 2 :]}"
-    )
+    if len(line) > MAX_ERROR_CHARS:
+        line = f"{line[: MAX_ERROR_CHARS // 2]} ... {line[-MAX_ERROR_CHARS // 2 :]}"
     print(f"anyformer: {line}", file=sys.stderr)
     return code

@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..data.io.regular_file import read_regular
+from ..data.io.checks import read_text
 from ..errors import InputError
 from ..events import listen
 
@@ -15,14 +15,6 @@ MEDIA_PREFIXES = (b"fLaC", b"OggS", b"\x89PNG\r\n", b"\xff\xd8\xff")
 MEDIA_TYPES = (b"WAVE", b"WEBP")  # bytes 8 to 12 of a RIFF file
 MAX_TEXT_BYTES = 1 << 30  # of a file of inputs, held in memory
 MIN_SECONDS = 1.0  # shorter work shows no progress
-
-
-def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file. Raises InputError."""
-    try:
-        return read_regular(path, MAX_TEXT_BYTES).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}: text is expected") from None
 
 
 def read_stdin(head: bytes = b"") -> str:
@@ -53,7 +45,7 @@ def read_inputs(words: tuple[str, ...], file: Path | None, media: Path | None = 
             inputs.append(str(media))
         else:
             inputs += read_stdin(head).splitlines()
-    return inputs + ([] if file is None else read_text(file).splitlines())
+    return inputs + ([] if file is None else read_text(file, MAX_TEXT_BYTES).splitlines())
 
 
 def format_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -63,8 +63,7 @@ def examine() -> dict[str, Any]:
 
 def examine_cache() -> dict[str, Any]:
     """Read all of the cache, remove what is damaged, and return the facts as plain values."""
-    n_folders, damages = remove_damaged()
-    removed = {str(folder): damage for folder, damage in damages.items()}
+    n_folders, removed = remove_damaged()
     return {"folder": str(cache_dir()), "checked": n_folders, "removed": removed}
 
 
@@ -183,9 +182,8 @@ def describe(facts: dict[str, Any]) -> Group:
         packages.add_row(mark, package["name"], Text(package["version"] or "not installed", "dim"), package["for"])
     if "cache" in facts:
         cache = facts["cache"]
-        machine.add_row(
-            "cache", f"{cache['checked']} folders read in {cache['folder']}, {len(cache['removed'])} damaged"
-        )
+        counts = f"{cache['checked']} folders read in {cache['folder']}, {len(cache['removed'])} damaged"
+        machine.add_row("cache", counts)
         for folder, damage in cache["removed"].items():
             machine.add_row("", f"removed {folder}: {damage}")
     return Group(

@@ -44,16 +44,11 @@ class NpzFile(Mapping[str, np.ndarray]):
 @contextmanager
 def open_npz(path: Path) -> Generator[NpzFile]:
     """Open a .npz file. Raises InputError, within the block too."""
-    try:
-        with open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-            if size > MAX_ARRAY_BYTES:
-                raise InputError(f"{path} unpacks to {size:,} bytes, more than {MAX_ARRAY_BYTES >> 30} GiB")
-            yield NpzFile(archive)
-    except READ_ERRORS as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as .npz: {str(error).strip() or type(error).__name__}") from None
+    with report_damage(path, ".npz"), open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_ARRAY_BYTES:
+            raise InputError(f"{path} unpacks to {size:,} bytes, more than {MAX_ARRAY_BYTES >> 30} GiB")
+        yield NpzFile(archive)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -64,13 +59,18 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def read_npy(path: Path) -> np.ndarray:
     """Read a .npy file. Raises InputError."""
+    with report_damage(path, ".npy"), open_regular(path) as file:
+        return read_array(file, os.fstat(file.fileno()).st_size)
+
+
+@contextmanager
+def report_damage(path: Path, kind: str) -> Generator[None]:
     try:
-        with open_regular(path) as file:
-            return read_array(file, os.fstat(file.fileno()).st_size)
+        yield
+    except InputError:
+        raise
     except READ_ERRORS as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as .npy: {str(error).strip() or type(error).__name__}") from None
+        raise InputError(f"{path} cannot be read as {kind}: {str(error).strip() or type(error).__name__}") from None
 
 
 def read_array(file: Any, size: int) -> np.ndarray:

@@ -72,14 +72,14 @@ def has_directory(target: Path) -> bool:
     return not damage
 
 
-def remove_damaged() -> tuple[int, dict[Path, str]]:
+def remove_damaged() -> tuple[int, dict[str, str]]:
     """Read every directory in the cache that `build_directory` made, and remove the damaged ones: they are made again
     when they are needed.
 
     Returns how many were read, and of each removed one what was wrong.
     """
     seals = sorted(cache_dir().rglob(SEAL_NAME))
-    damages = {path.parent: damage for path in seals if (damage := find_damage(path.parent, is_deep=True))}
+    damages = {str(path.parent): damage for path in seals if (damage := find_damage(path.parent, is_deep=True))}
     for folder in damages:
         shutil.rmtree(folder, ignore_errors=True)
     return len(seals), damages

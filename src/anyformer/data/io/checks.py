@@ -17,7 +17,7 @@ def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
     try:
         return read_regular(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
+        raise InputError(f"{path}: cannot be read as text: it is not UTF-8 at byte {error.start}") from None
 
 
 def read_json(path: Path, limit: int = MAX_FILE_BYTES, kind: type = dict) -> Any:

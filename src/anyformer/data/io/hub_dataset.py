@@ -7,7 +7,7 @@ before the others. Shards become one file; numbers that stand for named classes 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import InputError, suggest
 from .files import import_optional, open_data, suffix
 from .hub import Listing, Reference, describe_by_hand, fetch_files, link_file, list_repository, parse_reference
-from .regular_file import read_bounded
+from .manifest import read_rows
 
 TABLES = (".parquet", ".jsonl", ".csv", ".tsv", ".json")  # of equal number the first
 TEXTS = (".txt", ".md")
@@ -26,7 +26,6 @@ SPLITS = {
 }
 NOT_DATA = re.compile(r"(readme|licen[sc]e|dataset_infos?|config|requirements|\.)", re.IGNORECASE)
 COMMON_FOLDERS = {"data", "default", "plain_text", "main"}
-MAX_JSON_BYTES = 1 << 30
 MAX_NAMES = 12  # in a message
 
 
@@ -162,25 +161,8 @@ def write_json_lines(files: Sequence[Path], target: Path) -> None:
     """Write lists of objects, or objects in lines, as objects in lines."""
     with open(target, "w", encoding="utf-8") as output:
         for path in files:
-            with open_data(path) as file:
-                text = read_bounded(file, MAX_JSON_BYTES, path).decode("utf-8-sig", "replace").strip()
-            for row in parse_rows(text, path):
+            for _, row in read_rows(path):
                 output.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def parse_rows(text: str, path: Path) -> Iterable[Any]:
-    """Return the rows of a JSON list, of the only list in an object, or of lines. Raises InputError."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path.name}: neither JSON nor JSON lines ({error})") from None
-    except RecursionError as error:
-        raise InputError(f"{path.name}: not JSON ({error})") from None
-    lists = [part for part in value.values() if isinstance(part, list)] if isinstance(value, dict) else []
-    return value if isinstance(value, list) else lists[0] if len(lists) == 1 else [value]
 
 
 def write_parquet(files: Sequence[Path], target: Path) -> None:

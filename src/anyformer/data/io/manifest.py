@@ -12,6 +12,7 @@ columns are taken in the order in which they are asked for.
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ def split_columns(columns: str, default: str) -> tuple[str, ...]:
         number = ("one", "two", "three")[default.count(",")]
         raise InputError(f"columns is '{columns}'; it must name {number}, such as {default}")
     return names
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a column in lower case, with _ between its words."""
+    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
 
 
 def to_text(value: Any) -> str:

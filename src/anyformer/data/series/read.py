@@ -18,11 +18,11 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_notice
+from ..tables.columns import TIME_NAMES
 from ..tables.read import Table
 from .times import MONTH_NUMBER, WEEK, Frequency, format_time, format_week, infer_frequency, parse_time
 
 Gaps = Literal["error", "fill"]
-TIME_NAMES = ["time", "date", "datetime", "timestamp", "ds", "period", "year", "month", "week", "day", "quarter", "obs"]
 FINE_PARTS = (("day", "day_of_month", "date_of_month", "mday"), ("hour", "hr"))  # of a time, below its month
 ID_NAMES = ["id", "unique_id", "series", "series_id", "item_id"]
 ROW_NUMBER_NAMES = ["", "1", "unnamed: 0", "rownames", "row.names", "index"]
@@ -160,7 +160,7 @@ def find_time_columns(rows: RowTable) -> list[str]:
         return [name for name in texts if looks_like_times(rows, name)][:1] or parts
     lower = {name.lower(): name for name in reversed(rows.cells)}
     numbers = [name for name in rows.cells if name not in texts and holds_months(rows, name)]
-    names = [lower[name] for name in TIME_NAMES if name in lower] + texts + numbers
+    names = [lower[name] for name in (*TIME_NAMES, "obs") if name in lower] + texts + numbers
     return [name for name in names if looks_like_times(rows, name)][:1]
 
 

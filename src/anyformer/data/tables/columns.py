@@ -8,6 +8,7 @@ from typing import Any
 from ..audio.read import AUDIO_EXTENSIONS
 from ..images.read import IMAGE_EXTENSIONS
 from ..io.embedded import find_extension, read_embedded
+from ..io.manifest import plain_name
 from .read import is_missing
 
 MAX_NUMBER_CLASSES = 20  # of a column of whole numbers
@@ -27,18 +28,8 @@ SPLIT_NAMES = ("split", "is_test", "is_val", "fold", "subset", "set")
 SOURCE_NAMES = ("source", "src", "input", "question", "article", "document", "en", "english", "prompt", "original")
 TARGET_NAMES = ("target", "tgt", "output", "answer", "summary", "highlights", "response", "completion", "simplified")
 TIME_NAMES = (
-    "date",
-    "datetime",
-    "time",
-    "timestamp",
-    "ds",
-    "month",
-    "year",
-    "week",
-    "day",
-    "quarter",
-    "period",
-    "hour",
+    *("date", "datetime", "time", "timestamp", "ds"),
+    *("month", "year", "week", "day", "quarter", "period", "hour"),
 )
 TABLE_TARGETS = tuple(
     """
@@ -194,7 +185,3 @@ class Rows:
         constant = [name for name, column in self.columns.items() if column.distinct == 1 and name not in exclude]
         in_order = self.pick(LABEL_NAMES, constant) if self.count >= MIN_ROWS_IN_ORDER else None
         return self.pick(LABEL_NAMES, among) or (named[0] if named else in_order or only)
-
-
-def plain_name(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")

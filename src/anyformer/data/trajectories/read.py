@@ -25,7 +25,7 @@ from ...errors import InputError, suggest
 from ...events import report_progress
 from ..io.arrays import MAX_ARRAY_BYTES, open_npz
 from ..io.files import import_optional
-from ..io.manifest import TABLE_EXTENSIONS, is_table, read_rows
+from ..io.manifest import TABLE_EXTENSIONS, is_table, plain_name, read_rows
 from ..sampling import select_split, split_by_mask
 
 ROLES = {
@@ -168,10 +168,6 @@ def find_name(names: Iterable[str], role: str) -> str:
     """Return the name under which arrays or columns hold a role (of ROLES), "" if none does."""
     plain = {plain_name(name): name for name in names}
     return next((plain[alias] for alias in ROLES[role] if alias in plain), "")
-
-
-def plain_name(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
 
 
 def find_columns(names: Iterable[str], role: str) -> list[str]:
