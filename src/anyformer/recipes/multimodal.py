@@ -35,21 +35,14 @@ from ..data.tables.batches import build_batch, node_slices, value_key
 from ..data.tables.cache import TableDataset
 from ..data.tables.datasets import NAMED_SETS, open_table
 from ..data.tables.encode import count_ids, resolve_row_paths
-from ..data.tables.schema import Field, Schema, Target
+from ..data.tables.schema import Schema
 from ..data.text.labeled import epoch_order
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
 from ..inference.table_prediction import predict_rows, to_tensor
-from ..model import Classifier, PatchEmbedding, Regressor, TokenEmbedding, Transformer, TransformerConfig, initialize
+from ..model import Classifier, Regressor, Transformer, TransformerConfig, initialize
 from ..model.edges import within
-from ..model.embeddings import (
-    FrameEmbedding,
-    MultiFieldEmbedding,
-    Normalized,
-    ScalarEmbedding,
-    SeriesPatchEmbedding,
-)
-from ..model.tabular import CategoryPath, LinearPath, NumberPath, PiecewiseLinear
+from ..model.embeddings import MultiFieldEmbedding
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
@@ -70,6 +63,7 @@ from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.table_baselines import score_table, train_gradient_boosting
+from ._shared.table_modules import build_field_embedding, build_linear_path, count_outputs
 from ._shared.table_targets import collect_results, evaluate_targets, measure_errors, select_known
 from ._shared.trivial_baselines import Baselines
 
@@ -179,42 +173,6 @@ def search_space(config: Config) -> SearchSpace:
 
 def sizes(config: Config) -> Iterator[SizeOption]:
     yield from offer_sizes(config, SIZES, steps=800)
-
-
-def build_field_embedding(field: Field, config: TransformerConfig) -> nn.Module:
-    """Build what turns the values of a field into nodes, with their position within the field."""
-    position = {"learned": "learned", "fixed": "sinusoidal", "none": "none"}[field.position]
-    config = replace(config, position=position, context=field.nodes, dropout=0.0)
-    if field.kind in ("category", "text"):
-        return TokenEmbedding(count_ids(field), config)
-    if field.kind == "audio":
-        return FrameEmbedding(field.mels, config)
-    if field.kind == "image":
-        patches = PatchEmbedding(field.patch, config, field.channels, cls_token=False)
-        return Normalized(patches, field.mean, field.std, image=True)
-    if field.kind == "series":
-        return Normalized(SeriesPatchEmbedding(field.patch, field.channels, config), field.mean, field.std)
-    if field.quantiles:
-        return nn.Sequential(PiecewiseLinear(field.quantiles), ScalarEmbedding(len(field.quantiles) - 1, config))
-    return Normalized(ScalarEmbedding(field.shape[0], config), field.mean, field.std)
-
-
-def build_linear_path(schema: Schema) -> LinearPath:
-    """Build the linear model of the numbers and categories; its outputs are those of all targets in turn."""
-    outputs = sum(count_outputs(target) for target in schema.targets)
-    parts: list[nn.Module | None] = []
-    for column in schema.fields:
-        if column.kind == "category":
-            parts.append(CategoryPath(count_ids(column), outputs))
-        elif column.kind in ("scalar", "date", "vector"):
-            parts.append(NumberPath(column.mean, column.std, column.quantiles, outputs))
-        else:
-            parts.append(None)
-    return LinearPath(parts, outputs)
-
-
-def count_outputs(target: Target) -> int:
-    return len(target.values) if target.kind == "class" else 1
 
 
 class MultimodalTransformer(nn.Module):
