@@ -70,7 +70,10 @@ def score_spans(labels: Sequence[Sequence[str]], predictions: Sequence[Sequence[
 
 
 def regression_scores(labels: Tensor, predictions: Tensor) -> dict[str, float]:
-    """Return the root mean squared error in the unit of the labels, and R2, the share of their variance explained."""
+    """Return the root mean squared error in the unit of the labels, and R2, the share of their variance explained;
+    nothing where there are no labels."""
+    if not len(labels):
+        return {}
     labels, predictions = labels.double(), predictions.double()
     error, variance = ((predictions - labels) ** 2).mean(), labels.var(correction=0)
     return {"rmse": error.sqrt().item(), "r2": (1 - error / variance.clamp(min=1e-12)).item()}

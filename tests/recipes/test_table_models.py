@@ -126,6 +126,17 @@ def test_the_intervals_are_of_the_validation_split(house_run: Path):
     assert 0.8 <= share < 0.87
 
 
+def test_a_target_without_labels_has_no_scores(tmp_path: Path):
+    rows = [f"{i % 7},{i / 8},{i % 7 + i / 8}" for i in range(40)]
+    old = write(tmp_path / "old.csv", "\n".join(["a,y,z", *rows]))
+    new = write(tmp_path / "new.csv", "\n".join(["a,y,z", *(row.rpartition(",")[0] + "," for row in rows)]))
+    settings = {"target": "y,z", "train": {"steps": 1, "device": "cpu"}}
+    model = api.train("multimodal", "table", data=str(old), out=tmp_path / "run", yes=True, **settings)
+    assert "z_rmse" in model.evaluate(data=str(old))
+    metrics = model.evaluate(data=str(new))
+    assert "y_rmse" in metrics and "z_rmse" not in metrics
+
+
 @pytest.mark.parametrize("errors", [[-1.0, 1.0], [1.0], 3, [float("nan"), 1.0]])
 def test_damaged_errors_are_refused(house_run: Path, errors: Any):
     values = json.loads(api.load(house_run, "cpu").module.schema.to_json())
