@@ -15,6 +15,7 @@ from anyformer.data.images.read import open_images
 from anyformer.data.io import archives
 from anyformer.data.io.resolve import resolve
 from anyformer.data.tables.datasets import open_table
+from anyformer.data.tables.stream import RowReader
 from anyformer.data.text.pairs import read_pairs
 from data_kit import read_documents, refuses, write
 
@@ -114,6 +115,13 @@ def test_zst_is_read_or_says_what_it_needs(tmp_path: Path):
     else:
         path.write_bytes(zstandard.compress(TEXT))
         assert read_documents(*resolve(str(path))) == [TEXT]
+
+
+def test_rows_of_a_zst_are_read_one_after_the_other(tmp_path: Path):
+    zstandard = pytest.importorskip("zstandard")
+    path = write(tmp_path / "a.csv.zst", zstandard.compress(b"a,b\n" + b"1,2\n" * 9000))
+    reader = RowReader(path, ("a",))
+    assert [row for _, row in reader.rows()] == [{"a": "1", "b": "2"}] * 9000 and reader.done == 36_004
 
 
 def test_a_zst_of_several_frames_is_read_and_a_damaged_one_refused(tmp_path: Path):

@@ -66,6 +66,7 @@ class ZstdReader(io.RawIOBase):
     def __init__(self, file: BinaryIO, zstandard: Any):
         self.file, self.zstandard, self.pending = file, zstandard, memoryview(b"")
         self.frame: Any = None  # that has begun and not ended
+        self.position = 0
 
     def readable(self) -> bool:
         return True
@@ -77,7 +78,11 @@ class ZstdReader(io.RawIOBase):
             raise EOFError("it ends in the middle")
         n = min(len(buffer), len(self.pending))
         buffer[:n], self.pending = self.pending[:n], self.pending[n:]
+        self.position += n
         return n
+
+    def tell(self) -> int:
+        return self.position
 
     def _decompress(self, block: bytes) -> Iterator[bytes]:
         while block:
