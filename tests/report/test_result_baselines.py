@@ -83,3 +83,20 @@ def test_actions_are_predicted_from_the_state():
     losses = score_actions(x[:300], x[:300] ** 3, x[300:], x[300:] ** 3)["loss"]
     usual, linear, nearest = losses.values()
     assert usual > 2 * linear > 100 * nearest
+
+
+def test_a_linear_model_of_many_features_is_that_of_few_rows():
+    """The matrix that is solved has the size of the rows: pixels as states do not fill the memory."""
+    rng = np.random.default_rng(0)
+    x, y, x_val = rng.normal(size=(6, 50_000)), rng.normal(size=(6, 2)), rng.normal(size=(3, 50_000))
+    expected = y.mean(0) + fit_dense(x[:, :40], y, x_val[:, :40])
+    np.testing.assert_allclose(fit_linear(x[:, :40], y, x_val[:, :40]), expected, rtol=1e-6, atol=1e-9)
+    assert fit_linear(x, y, x_val).shape == (3, 2)
+
+
+def fit_dense(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, x_val = (x - mean) / std, (x_val - mean) / std
+    penalty = np.sqrt(1e-3 * len(x) + 1e-6) * np.eye(x.shape[1])
+    targets = np.concatenate([y - y.mean(0), np.zeros((x.shape[1], y.shape[1]))])
+    return x_val @ np.linalg.lstsq(np.concatenate([x, penalty]), targets, rcond=None)[0]

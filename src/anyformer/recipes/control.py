@@ -42,6 +42,7 @@ from ._shared.trivial_baselines import Baselines, score_actions
 FIGURE_GOALS, FIGURE_EPISODES = 5, 8  # returns to reach in the figure, and episodes for each
 MAX_FIGURE_STEPS = 1000  # steps of an episode: the figure costs seconds
 N_EXAMPLES, EXAMPLE_STEPS = 3, 5
+MAX_BASELINE_NUMBERS = 1 << 26  # of the states of a split
 EVAL_SEED = 1  # seed of the episodes that are played here; those of generated sets have 0
 
 
@@ -294,7 +295,9 @@ def evaluate(model: DecisionTransformer, batches: Iterator[dict[str, Tensor]]) -
 
 def baselines(config: Config) -> Baselines:
     """Score what predicts the action from the state of the same step alone."""
-    (x, y), (x_val, y_val) = (collect_steps(config, split, n) for split, n in (("train", 10_000), ("val", 2_000)))
+    most = max(1, MAX_BASELINE_NUMBERS // load_episodes(config).states.shape[1])
+    rows = {"train": min(10_000, most), "val": min(2_000, most)}
+    (x, y), (x_val, y_val) = (collect_steps(config, split, n) for split, n in rows.items())
     return score_actions(x, y, x_val, y_val)
 
 

@@ -129,11 +129,13 @@ def score_usual_tags(train: list[Tagged], val: list[Tagged]) -> dict[str, float]
 
 
 def fit_linear(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
-    """Predict by ridge regression: x (N, F), y (N, K), x_val (M, F) -> (M, K)."""
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, x_val = (x - mean) / std, (x_val - mean) / std
-    ridge = x.T @ x + (1e-3 * len(x) + 1e-6) * np.eye(x.shape[1])
-    return y.mean(0) + x_val @ np.linalg.solve(ridge, x.T @ (y - y.mean(0)))
+    """Predict by ridge regression: x (N, F), y (N, K), x_val (M, F) -> (M, K). The matrix to solve has the smaller of N
+    and F rows."""
+    mean, std, ridge = x.mean(0), x.std(0) + 1e-6, 1e-3 * len(x) + 1e-6
+    x, x_val, y_centered = (x - mean) / std, (x_val - mean) / std, y - y.mean(0)
+    if x.shape[1] > len(x):
+        return y.mean(0) + x_val @ x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), y_centered)
+    return y.mean(0) + x_val @ np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y_centered)
 
 
 def score_gradients(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
