@@ -187,12 +187,13 @@ def score_actions(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.nda
     error."""
     nearest = y[find_nearest(x, x_val)]
     if y.ndim == 1:
-        linear = fit_linear(x, np.eye(int(y.max()) + 1)[y], x_val).argmax(1)
+        actions, index = np.unique(y, return_inverse=True)  # of very many ids few occur
+        linear = actions[fit_linear(x, np.eye(len(actions))[index], x_val).argmax(1)]
         scores = {"the most frequent action": (y_val == np.bincount(y).argmax()).mean()}
         scores |= {"a linear model": (y_val == linear).mean(), "the nearest state": (y_val == nearest).mean()}
         return {"accuracy": {name: float(value) for name, value in scores.items()}}
-    actions = {"the mean action": y.mean(0), "a linear model": fit_linear(x, y, x_val), "the nearest state": nearest}
-    return {"loss": {name: float(np.square(y_val - values).mean()) for name, values in actions.items()}}
+    predicted = {"the mean action": y.mean(0), "a linear model": fit_linear(x, y, x_val), "the nearest state": nearest}
+    return {"loss": {name: float(np.square(y_val - values).mean()) for name, values in predicted.items()}}
 
 
 def score_target(target: Any, y: np.ndarray, y_val: np.ndarray, x: np.ndarray, x_val: np.ndarray) -> Baselines:
