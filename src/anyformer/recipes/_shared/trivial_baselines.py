@@ -138,6 +138,12 @@ def fit_linear(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
     return y.mean(0) + x_val @ np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y_centered)
 
 
+def classify_linear(x: np.ndarray, labels: np.ndarray, x_val: np.ndarray) -> np.ndarray:
+    """Predict one of the classes that occur among the labels: x (N, F), labels (N,), x_val (M, F) -> (M,)"""
+    classes, index = np.unique(labels, return_inverse=True)
+    return classes[fit_linear(x, np.eye(len(classes))[index], x_val).argmax(1)]
+
+
 def score_gradients(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
     """Return the accuracy of a linear model of histograms of oriented gradients (Dalal and Triggs 2005). pixels
     (images, height, width, channels) uint8, labels (images,); `train` and `val` are indices of the images."""
@@ -146,8 +152,7 @@ def score_gradients(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, v
         np.concatenate([count_gradients(pixels[rows[i : i + 500]]) for i in range(0, len(rows), 500)])
         for rows in (train, val)
     )
-    classes = np.eye(int(labels.max()) + 1)[labels[train]]
-    return float((fit_linear(x, classes, x_val).argmax(1) == labels[val]).mean())
+    return float((classify_linear(x, labels[train], x_val) == labels[val]).mean())
 
 
 def count_gradients(pixels: np.ndarray) -> np.ndarray:
@@ -187,8 +192,7 @@ def score_actions(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.nda
     error."""
     nearest = y[find_nearest(x, x_val)]
     if y.ndim == 1:
-        actions, index = np.unique(y, return_inverse=True)  # of very many ids few occur
-        linear = actions[fit_linear(x, np.eye(len(actions))[index], x_val).argmax(1)]
+        linear = classify_linear(x, y, x_val)
         scores = {"the most frequent action": (y_val == np.bincount(y).argmax()).mean()}
         scores |= {"a linear model": (y_val == linear).mean(), "the nearest state": (y_val == nearest).mean()}
         return {"accuracy": {name: float(value) for name, value in scores.items()}}
@@ -203,7 +207,7 @@ def score_target(target: Any, y: np.ndarray, y_val: np.ndarray, x: np.ndarray, x
         y, y_val = y.astype(np.int64), y_val.astype(np.int64)
         scores = score_majority(y, y_val)
         if x.shape[1]:
-            predictions = fit_linear(x, np.eye(int(y.max()) + 1)[y], x_val).argmax(1)
+            predictions = classify_linear(x, y, x_val)
             scores["a linear model"] = float((predictions == y_val).mean())
         return {"accuracy": scores}
     scores = {"the mean": float(np.sqrt(np.mean((y_val - y.mean()) ** 2)))}
