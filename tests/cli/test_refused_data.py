@@ -124,6 +124,10 @@ def test_a_file_can_be_piped_in(recipe: str, tmp_path: Path, monkeypatch: pytest
         assert piped == [direct[0] | {"input": name}]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
     assert_refused(call("predict", run, "-", "--device", "cpu"), "stdin is not UTF-8 at byte 3")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert_refused(call("predict", run, "-", "--device", "cpu"), "nothing to answer: stdin holds no lines")
+    (empty := tmp_path / "empty.txt").touch()
+    assert_refused(call("predict", run, "--file", empty, "--device", "cpu"), "empty.txt holds no lines")
 
 
 # --- memory ---

@@ -51,6 +51,8 @@ def run(options: Command) -> None:
     with TemporaryDirectory() as folder:
         media = Path(folder) / "stdin"
         inputs = read_inputs(options.input, options.file, media)
+        if not inputs and (options.input or options.file):
+            raise InputError(f"there is nothing to answer: {options.file or 'stdin'} holds no lines")
         with show_progress():
             model = load_model(options)
             answer = model.predict(request | ({"input": inputs} if inputs else {}))
