@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.io.checks import read_json, sha256_file
+from ..data.io.seal import sync_to_disk
 from ..errors import InputError
 from ..events import report_notice
 from ..parsing import parse_dataclass, to_json
@@ -138,17 +139,6 @@ def remove_directory(folder: Path) -> None:
         doomed = folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}.old")
         os.replace(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def sync_to_disk(path: Path) -> None:
-    """Flush a file or folder to disk (on Windows folders cannot be opened, and need no flush)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- choosing ---

@@ -28,6 +28,8 @@ def write_seal(folder: Path) -> None:
     for name in list_names(folder):
         status = os.stat(path := f"{folder}/{name}")
         facts[name] = [status.st_size, status.st_mtime_ns, compute_crc32(path)]
+        if status.st_size > QUICK_BYTES:  # not read at each check: a power cut must not leave zeros of this size
+            sync_to_disk(path)
     (folder / SEAL_NAME).write_text(json.dumps(facts), "utf-8")
 
 
@@ -60,6 +62,18 @@ def list_names(folder: Path) -> Iterator[str]:
         place = Path(root).relative_to(folder)
         prefix = f"{place.as_posix()}/" if place.parts else ""
         yield from (prefix + name for name in sorted(files) if name[0] != ".")
+
+
+def sync_to_disk(path: str | Path) -> None:
+    """Flush a file or folder to disk (on Windows folders cannot be opened, and need no flush)."""
+    is_windows = os.name == "nt"
+    if is_windows and os.path.isdir(path):
+        return
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # Windows flushes nothing that is only read
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def compute_crc32(path: str) -> int:
