@@ -49,7 +49,8 @@ def looks_like_group(summary: TableSummary, name: str) -> bool:
     if len(blocks) == len(set(blocks)) and (not column.numbers or is_counted([column.numbers[x] for x in blocks])):
         return True
     times = [other for other in summary.columns if plain_name(other) in TIME_NAMES]
-    return any(is_repeated(summary.columns[time]) and are_unique(values, summary.values(time)) for time in times)
+    times = [time for time in times if is_repeated(summary.columns[time])]
+    return any(len(set(zip(values, summary.values(time)))) == len(values) for time in times)
 
 
 def is_counted(numbers: Sequence[float]) -> bool:
@@ -58,10 +59,6 @@ def is_counted(numbers: Sequence[float]) -> bool:
 
 def is_repeated(column: ColumnSummary) -> bool:
     return 1 < column.distinct <= 0.5 * column.count
-
-
-def are_unique(first: Sequence[str], second: Sequence[str]) -> bool:
-    return len(set(zip(first, second))) == len(first)
 
 
 def report_order(summary: TableSummary, fields: Sequence[Field]) -> None:

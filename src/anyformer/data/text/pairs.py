@@ -120,9 +120,9 @@ def read_pairs(
     return Pairs(splits, _hash_pairs(splits), len(missing), data, backwards, columns)
 
 
-def sample_pairs(data: str, n: int = SAMPLE_PAIRS, columns: str = "") -> list[Pair]:
+def sample_pairs(data: str, columns: str = "") -> list[Pair]:
     """Return the first pairs of the data, with empty sides too. Raises InputError."""
-    return [(source, target) for _, source, target in islice(_find_splits(data, columns)["train"], n)]
+    return [(source, target) for _, source, target in islice(_find_splits(data, columns)["train"], SAMPLE_PAIRS)]
 
 
 def _separate_validation(pairs: list[Pair], fraction: float) -> dict[str, list[Pair]]:

@@ -27,7 +27,7 @@ MAX_ANSWER = 1 << 26  # bytes
 MEMORY_EXIT, CPU_SIGNAL = 70, 24  # how a process ends at these limits
 
 
-def render_chat(template: str, messages: Any, names: Mapping[str, str], add_generation_prompt: bool = True) -> str:
+def render_chat(template: str, messages: Any, names: Mapping[str, str]) -> str:
     """Render messages, [{"role": ..., "content": ...}, ...], followed by the start of the model's answer.
 
     `names`: bos_token, eos_token and the like -> the token's text. Raises InputError for bad messages, and for a
@@ -36,8 +36,7 @@ def render_chat(template: str, messages: Any, names: Mapping[str, str], add_gene
     check_messages(messages)
     if len(template) > MAX_SOURCE_CHARACTERS:
         raise InputError(f"the chat template has {len(template):,} characters, more than {MAX_SOURCE_CHARACTERS:,}")
-    values = {**names, "messages": messages, "tools": None, "documents": None}
-    values["add_generation_prompt"] = add_generation_prompt
+    values = {**names, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
     try:
         line = json.dumps({"template": template, "values": values}).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
