@@ -21,6 +21,8 @@ from ..training.config import LoRAConfig
 from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, read_flags
 from .terminal import print_status, show_progress
 
+MAX_FOLDS = 100
+
 if TYPE_CHECKING:
     from ..trained_model import Model
     from ..training.job import TrainingJob
@@ -292,8 +294,10 @@ def check_several(options: dict[str, Any], has_seed: bool) -> None:
     seeds, folds = options.get("seeds", 2), options.get("folds", 2)
     if seeds < 2:
         raise InputError(f"--seeds is {seeds}; it must be at least 2: it is how many runs are trained")
-    if folds < 2:
-        raise InputError(f"--folds is {folds}; it must be at least 2: it is how many parts the rows are split into")
+    if not 2 <= folds <= MAX_FOLDS:
+        raise InputError(
+            f"--folds is {folds}; it must be from 2 to {MAX_FOLDS}: it is how many parts the rows are split into"
+        )
     if "seeds" in options and "folds" in options:
         raise InputError("--seeds and --folds both train several runs: give one of them")
     if "seeds" in options and has_seed:
@@ -390,10 +394,14 @@ def train_to_end(job: "TrainingJob", go_on: str) -> "tuple[Model, dict[str, Any]
         return None
 
 
-def describe_seconds(result: dict[str, Any]) -> str:
-    """Say how long a training took, beside the time that was asked for."""
+def describe_seconds(result: dict[str, Any], config: Any) -> str:
+    """Say how long a training took, beside the time that was asked for, and whether it stopped early."""
     took = f"trained in {result['seconds']:.0f} s"
-    return f"{took} of the {result['minutes'] * 60:.0f} s of --minutes" if "minutes" in result else took
+    took += f" of the {result['minutes'] * 60:.0f} s of --minutes" if "minutes" in result else ""
+    train, best = config.train, result.get("best_step", result["step"])
+    is_early = train.patience and result["step"] - best >= train.patience * train.eval_every
+    why = f"the last {train.patience} validations were no better than that of step {best}"
+    return f"{took}; stopped early at step {result['step']}: {why} (--train.patience 0 goes on)" if is_early else took
 
 
 def describe_comparison(result: dict[str, Any]) -> list[str]:
@@ -429,7 +437,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
         lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")
-    lines += [describe_seconds(result), f"run     {run}", f"report  {run / 'report.html'}"]
+    lines += [describe_seconds(result, model.config), f"run     {run}", f"report  {run / 'report.html'}"]
     recipe = ""
     if job.recipe_name not in recipes.list_recipes():
         recipe = f" --recipe {shlex.quote(inspect.getfile(cast(Any, job.recipe)))}"

@@ -138,10 +138,25 @@ def fit_linear(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
     return y.mean(0) + x_val @ np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y_centered)
 
 
-def classify_linear(x: np.ndarray, labels: np.ndarray, x_val: np.ndarray) -> np.ndarray:
-    """Predict one of the classes that occur among the labels: x (N, F), labels (N,), x_val (M, F) -> (M,)"""
-    classes, index = np.unique(labels, return_inverse=True)
-    return classes[fit_linear(x, np.eye(len(classes))[index], x_val).argmax(1)]
+def fit_classes(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
+    """Predict one of the classes in y by logistic regression: x (N, F), y (N,), x_val (M, F) -> (M,)"""
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    inputs, inputs_val = (
+        torch.from_numpy(np.c_[(rows - mean) / std, np.ones(len(rows))]).float() for rows in (x, x_val)
+    )
+    classes, index = np.unique(y, return_inverse=True)  # of very many actions few occur
+    labels, weight = torch.from_numpy(index), torch.zeros(inputs.shape[1], len(classes), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+    def compute_loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(inputs @ weight, labels) + 0.5 / len(inputs) * weight[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(compute_loss)
+    return classes[(inputs_val @ weight).argmax(1).numpy()]
 
 
 def score_gradients(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
@@ -152,7 +167,8 @@ def score_gradients(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, v
         np.concatenate([count_gradients(pixels[rows[i : i + 500]]) for i in range(0, len(rows), 500)])
         for rows in (train, val)
     )
-    return float((classify_linear(x, labels[train], x_val) == labels[val]).mean())
+    classes = np.eye(int(labels.max()) + 1)[labels[train]]
+    return float((fit_linear(x, classes, x_val).argmax(1) == labels[val]).mean())
 
 
 def count_gradients(pixels: np.ndarray) -> np.ndarray:
@@ -192,7 +208,7 @@ def score_actions(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.nda
     error."""
     nearest = y[find_nearest(x, x_val)]
     if y.ndim == 1:
-        linear = classify_linear(x, y, x_val)
+        linear = fit_classes(x, y, x_val)
         scores = {"the most frequent action": (y_val == np.bincount(y).argmax()).mean()}
         scores |= {"a linear model": (y_val == linear).mean(), "the nearest state": (y_val == nearest).mean()}
         return {"accuracy": {name: float(value) for name, value in scores.items()}}
@@ -207,8 +223,7 @@ def score_target(target: Any, y: np.ndarray, y_val: np.ndarray, x: np.ndarray, x
         y, y_val = y.astype(np.int64), y_val.astype(np.int64)
         scores = score_majority(y, y_val)
         if x.shape[1]:
-            predictions = classify_linear(x, y, x_val)
-            scores["a linear model"] = float((predictions == y_val).mean())
+            scores["a linear model"] = float((fit_classes(x, y, x_val) == y_val).mean())
         return {"accuracy": scores}
     scores = {"the mean": float(np.sqrt(np.mean((y_val - y.mean()) ** 2)))}
     if x.shape[1]:
