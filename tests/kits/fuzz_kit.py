@@ -117,17 +117,21 @@ class Tally:
 
     def add(self, name: str, outcome: Outcome) -> None:
         fault = find_fault(outcome, self.codes)
-        self.counts["broken" if fault else "done" if outcome.code == 0 else "refused"] += 1
+        result = "broken" if fault else "done" if outcome.code == 0 else "refused"
+        self.counts[result] += 1
         if fault:
             self.broken.append(f"{name}: {fault}")
-
-    def close(self) -> None:
-        """Add the numbers to the report, and fail if anything broke."""
-        if report := os.environ.get("ANYFORMER_FUZZ_REPORT"):
+        if report := os.environ.get("ANYFORMER_FUZZ_REPORT"):  # at once: hours of attacks may be interrupted
             path = Path(report)
             numbers = json.loads(path.read_text()) if path.exists() else {}
-            numbers[self.kind] = dict(Counter(numbers.get(self.kind, {})) + self.counts)
+            numbers[self.kind] = dict(Counter(numbers.get(self.kind, {})) + Counter([result]))
             path.write_text(json.dumps(numbers, indent=1))
+            if fault:
+                with path.with_suffix(".broken.txt").open("a") as file:
+                    file.write(f"{self.kind}, {self.broken[-1]}\n")
+
+    def close(self) -> None:
+        """Fail if anything broke."""
         assert not self.broken, f"{len(self.broken)} of {self.counts.total()} broke:\n" + "\n".join(self.broken[:20])
 
 
