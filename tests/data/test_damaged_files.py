@@ -110,14 +110,18 @@ def test_a_run_with_a_fifo_or_a_folder_in_it(name: str, run_once: Path, tmp_path
         shutil.rmtree(run / name) if make is os.mkdir else (run / name).unlink()
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, "\xff\xfe\0", MANY_DIGITS, '{"step": ' + MANY_DIGITS + "}", '"\\ud800"'])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "\xff\xfe\0", MANY_DIGITS, '{"step": ' + MANY_DIGITS + "}", '"\\ud800"']
+)
 def test_a_run_with_nonsense_in_its_files(content: str, run_once: Path, tmp_path: Path):
     shutil.copytree(run_once, run := tmp_path / "run")
     for name in ("result.json", "samples.txt", "timings.jsonl", "figures.json", "metrics.jsonl"):
         (run / name).write_bytes(content.encode("latin-1") + b"\n")
     assert call("runs", tmp_path).code == 0
     assert call("compare", run, run_once).code in (0, 2)
-    assert_refused(refuse_last(call("train", "language", "--out", run, "--resume", "--steps", 9)), "metrics.jsonl, line 1")
+    assert_refused(
+        refuse_last(call("train", "language", "--out", run, "--resume", "--steps", 9)), "metrics.jsonl, line 1"
+    )
     (run / "checkpoints" / "step-²").mkdir()
     call("predict", run).ok()
     state = next(run.glob("checkpoints/step-4/state.json"))
@@ -130,7 +134,11 @@ def test_a_run_with_nonsense_in_its_files(content: str, run_once: Path, tmp_path
 def test_lone_surrogates(tmp_path: Path):
     rows = [json.dumps({"text": f"a text {i} \ud800 of some words", "label": "ab"[i % 2]}) for i in range(60)]
     data = write(tmp_path / "a.jsonl", "\n".join(rows))
-    for words in (["train", data], ["train", "language", "--data", data], ["train", "multimodal", "--data", data, "--target", "label"]):
+    for words in (
+        ["train", data],
+        ["train", "language", "--data", data],
+        ["train", "multimodal", "--data", data, "--target", "label"],
+    ):
         result = call(*words, "--dry-run")
         assert result.code in (0, 2) and "Traceback" not in result.err, result
 
@@ -139,7 +147,10 @@ def test_lone_surrogates(tmp_path: Path):
 def test_an_architecture_that_is_no_text(kind: str, tmp_path: Path):
     value = b"\x09\0\0\0\x08\0\0\0" + bytes(8) if kind == "array" else b"\x04\0\0\0" + bytes(4)
     key = b"general.architecture"
-    path = write(tmp_path / "a.gguf", b"GGUF\x03\0\0\0" + bytes(8) + b"\x01" + bytes(7) + len(key).to_bytes(8, "little") + key + value)
+    path = write(
+        tmp_path / "a.gguf",
+        b"GGUF\x03\0\0\0" + bytes(8) + b"\x01" + bytes(7) + len(key).to_bytes(8, "little") + key + value,
+    )
     with refuses("general.architecture"):
         gguf.read(path)
 

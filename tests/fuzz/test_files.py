@@ -21,7 +21,9 @@ from fuzz_kit import IS_FULL, Tally, copy_folder, count_attacks, harm_folder, ru
 FORMS = sorted(CORPUS) if IS_FULL else sorted(CORPUS)[::5]
 RECIPES = list_recipes() if IS_FULL else ["language"]
 GPT2 = ("language", "--model.activation", "gelu_tanh", "--model.context", "32")
-TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}{% if not loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}{% if loop.last %}.{% endif %}{% endfor %}"
+)
 MESSAGES = '{"messages": [{"role": "user", "content": "hello"}], "tokens": 3}'
 BuildForm = Callable[[str], tuple[Path, list[str]]]
 
@@ -35,8 +37,8 @@ def build_form(tmp_path_factory: pytest.TempPathFactory) -> BuildForm:
         folder, form = tmp_path_factory.mktemp("form"), CORPUS[name]
         path = form.build(folder)
         data = f"{{}}/{path.relative_to(folder)}" if path else "{}"
-        fields = {"data": data} | form.fields
-        words = [form.recipe] + ["--data", fields["data"]] if form.recipe else [data]
+        fields = {"data": data, **form.fields}
+        words = [form.recipe, "--data", fields["data"]] if form.recipe else [data]
         return folder, words + [word for key in fields if key != "data" for word in (f"--{key}", fields[key])]
 
     return build
@@ -49,13 +51,13 @@ def fill(words: list[str], folder: Path) -> list[str]:
 def test_good_data_of_every_form(build_form: BuildForm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """An attack on files that would be refused anyway shows nothing."""
     monkeypatch.setattr("anyformer.training.estimate.measure_step", lambda *_: (0, 0))
-    refused = {}
+    refused = []
     for form in FORMS:
         folder, words = build_form(form)
         monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / form))
         result = call("train", *fill(words, folder), "--dry-run")
-        refused |= {form: result.err} if result.code else {}
-    assert refused == {}
+        refused += [f"{form}: {result.err.splitlines()[-1]}"] if result.code else []
+    assert not refused, "\n".join(refused)
 
 
 def test_data_of_every_form(build_form: BuildForm, monkeypatch: pytest.MonkeyPatch):
@@ -78,14 +80,14 @@ def test_data_of_every_form(build_form: BuildForm, monkeypatch: pytest.MonkeyPat
 
 def hash_batches(words: list[str]) -> str:
     """Return a hash of what a model is trained on."""
-    fields = {name.removeprefix("--"): value for name, value in zip(words[1::2], words[2::2], strict=True)}
+    fields: dict[str, Any] = {name.removeprefix("--"): value for name, value in zip(words[1::2], words[2::2])}
+    fields = {name: int(value) if value.isdecimal() else value for name, value in fields.items()}
     module, preset, overrides = api.choose_recipe(words[0], None, fields)
     job = resolve_job(module, preset, overrides)
     model, digest = job.recipe.build(job.config), hashlib.sha256()
-    for split in ("train", "val"):
-        batch, _ = next(job.recipe.batches(job.config, split, None))
-        for name, value in sorted(batch.items()):
-            digest.update(f"{name}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+    batch, _ = next(job.recipe.batches(job.config, "train", None))
+    for name, value in sorted(batch.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
     digest.update(repr(sorted(getattr(model, "files", {}).items())).encode())
     return digest.hexdigest()
 
@@ -110,7 +112,7 @@ def test_caches(build_form: BuildForm, monkeypatch: pytest.MonkeyPatch, tmp_path
         task = partial(compare_batches, fill(words, folder), tmp_path / f"{form}.sha256")
         monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / form))
         if not (tmp_path / f"{form}.sha256").exists():
-            tally.add(f"{form}, unharmed", run_limited(task))
+            assert (outcome := run_limited(task)).code == 0, (form, outcome.errors)
         if not any(path.is_file() for path in (tmp_path / form).rglob("*")):
             continue
         with copy_folder(tmp_path / form) as copy:

@@ -182,7 +182,9 @@ def harm_inside(content: bytes, chance: random.Random) -> bytes | None:
 
 def write_array(chance: random.Random) -> bytes:
     """Return an array, as .npy, of another shape and kind than anybody expects."""
-    value = chance.choice((0, -1, 1, 255, 2**31, 2**40, 2**60, 0.5, float("nan"), float("inf"), "a", "", True, b"x", 1j))
+    value = chance.choice(
+        (0, -1, 1, 255, 2**31, 2**40, 2**60, 0.5, float("nan"), float("inf"), "a", "", True, b"x", 1j)
+    )
     shape = chance.choice(((), (0,), (1,), (3,), (20,), (30,), (0, 2), (20, 1), (20, 2), (30, 3), (20, 8, 8), (1,) * 9))
     array = np.full(shape, value)
     kinds = [array.dtype, np.dtype("<M8[s]"), np.dtype(">i2"), np.dtype("f2"), np.dtype([("a", "i4")]), np.dtype("U3")]
