@@ -11,6 +11,7 @@ import pytest
 
 from anyformer.checkpoints import gguf
 from anyformer.data.images.read import number_classes, open_images
+from anyformer.data.io.seal import SEAL_NAME, find_damage, write_seal
 from anyformer.data.tables.readings import is_pixel
 from anyformer.data.tables.schema import load_schema
 from anyformer.data.tables.splits import parse_fold
@@ -159,3 +160,13 @@ def test_a_model_type_that_is_no_text(tmp_path: Path):
     write(tmp_path / "config.json", '{"model_type": ["gpt2"]}')
     write(tmp_path / "model.safetensors", (2).to_bytes(8, "little") + b"{}")
     assert_refused(call("import", tmp_path, "--out", tmp_path / "run"), "model_type", "is not supported")
+
+
+def test_a_seal_with_a_time_that_no_file_can_have(tmp_path: Path):
+    write(tmp_path / "a.bin", "content")
+    write_seal(tmp_path)
+    path = tmp_path / SEAL_NAME
+    facts = json.loads(path.read_text())
+    facts["a.bin"][1] = 10**30
+    path.write_text(json.dumps(facts))
+    assert "cannot be checked" in find_damage(tmp_path)

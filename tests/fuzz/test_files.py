@@ -18,8 +18,8 @@ from cli_kit import call
 from fuzz_corpus import CORPUS
 from fuzz_kit import IS_FULL, Tally, copy_folder, count_attacks, harm_folder, run_limited
 
-FORMS = sorted(CORPUS) if IS_FULL else sorted(CORPUS)[::5]
-RECIPES = list_recipes() if IS_FULL else ["language"]
+FORMS = sorted(CORPUS) if IS_FULL else sorted(CORPUS)[::9]
+RECIPES = list_recipes() if IS_FULL else []  # besides the run of GPT2
 GPT2 = ("language", "--model.activation", "gelu_tanh", "--model.context", "32")
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}{% if loop.last %}.{% endif %}{% endfor %}"
@@ -105,7 +105,7 @@ def compare_batches(words: list[str], expected: Path) -> int:
 def test_caches(build_form: BuildForm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A damaged cache is made again: the batches are the same."""
     tally = Tally("caches", codes=())
-    for seed in count_attacks(8):
+    for seed in count_attacks(4):
         chance = random.Random(seed)
         form = chance.choice(FORMS)
         folder, words = build_form(form)
@@ -163,7 +163,7 @@ def choose_command(copy: Path, source: Path, chance: random.Random) -> list[Any]
 
 def test_runs_and_public_checkpoints(runs: list[Path]):
     tally = Tally("runs and checkpoints")
-    for seed in count_attacks(16):
+    for seed in count_attacks(8):
         chance = random.Random(seed)
         source = chance.choice(runs)
         with copy_folder(source) as copy:
