@@ -129,7 +129,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     flags = ("--preset", "tiny", "--steps", 2, "--train.eval_batches", 1)
     for recipe in RECIPES:
         call("train", recipe, *flags, "--out", folder / recipe, "--train.final_every", 1000).ok()
-    call("train", *GPT2, *flags, "--out", folder / "gpt2").ok()
+    (text := tmp_path_factory.mktemp("text") / "a.txt").write_text("the cat sat on the mat. " * 150)
+    call("train", *GPT2, *flags, "--out", folder / "gpt2", "--data", text).ok()
     for run in sorted(folder.iterdir()):
         for kind in ("hf", "gguf"):
             call("export", run, folder / f"{run.name}-{kind}", "--to", kind)
