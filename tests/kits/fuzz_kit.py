@@ -5,6 +5,8 @@ $ANYFORMER_FUZZ_REPORT is set, the numbers are added to that JSON file, of which
 """
 
 import contextlib
+import gzip
+import io
 import json
 import os
 import random
@@ -14,10 +16,14 @@ import shutil
 import signal
 import struct
 import tempfile
+import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 CPU_SECONDS, WALL_SECONDS = 60, 600
 MEMORY_BYTES, FILE_BYTES, OPEN_FILES = 3 << 30, 1 << 30, 256
@@ -111,17 +117,21 @@ class Tally:
 
     def add(self, name: str, outcome: Outcome) -> None:
         fault = find_fault(outcome, self.codes)
-        self.counts["broken" if fault else "done" if outcome.code == 0 else "refused"] += 1
+        result = "broken" if fault else "done" if outcome.code == 0 else "refused"
+        self.counts[result] += 1
         if fault:
             self.broken.append(f"{name}: {fault}")
-
-    def close(self) -> None:
-        """Add the numbers to the report, and fail if anything broke."""
-        if report := os.environ.get("ANYFORMER_FUZZ_REPORT"):
+        if report := os.environ.get("ANYFORMER_FUZZ_REPORT"):  # at once: hours of attacks may be interrupted
             path = Path(report)
             numbers = json.loads(path.read_text()) if path.exists() else {}
-            numbers[self.kind] = dict(Counter(numbers.get(self.kind, {})) + self.counts)
+            numbers[self.kind] = dict(Counter(numbers.get(self.kind, {})) + Counter([result]))
             path.write_text(json.dumps(numbers, indent=1))
+            if fault:
+                with path.with_suffix(".broken.txt").open("a") as file:
+                    file.write(f"{self.kind}, {self.broken[-1]}\n")
+
+    def close(self) -> None:
+        """Fail if anything broke."""
         assert not self.broken, f"{len(self.broken)} of {self.counts.total()} broke:\n" + "\n".join(self.broken[:20])
 
 
@@ -142,11 +152,46 @@ def harm_folder(folder: Path, chance: random.Random, files: Sequence[Path] | Non
     path = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()) if files is None else files)
     if chance.random() < 0.08:
         return f"{path.name}: {replace_file(path, chance)}"
-    content = path.read_bytes()
-    for _ in range(chance.choice((1, 1, 1, 2, 5))):
-        content, what = harm(content, chance)
-    path.write_bytes(content)
+    content, what = path.read_bytes(), "inside"
+    if (inner := harm_inside(content, chance)) is None:
+        for _ in range(chance.choice((1, 1, 1, 2, 5))):
+            content, what = harm(content, chance)
+    path.write_bytes(content if inner is None else inner)
     return f"{path.name}: {what}"
+
+
+def harm_inside(content: bytes, chance: random.Random) -> bytes | None:
+    """Return an archive with something wrong in a member of it, whose checksums fit; None for any other content, and
+    for half of the archives."""
+    if chance.random() < 0.5:
+        return None
+    if content.startswith(b"\x1f\x8b"):
+        return gzip.compress(harm(gzip.decompress(content), chance)[0])
+    if not content.startswith(b"PK"):
+        return None
+    source, buffer = zipfile.ZipFile(io.BytesIO(content)), io.BytesIO()
+    members = {name: source.read(name) for name in source.namelist()}
+    name = chance.choice(sorted(members))
+    is_array = name.endswith(".npy") and chance.random() < 0.7
+    members[name] = write_array(chance) if is_array else harm(members[name], chance)[0]
+    with zipfile.ZipFile(buffer, "w") as target:
+        for member, part in members.items():
+            target.writestr(member, part)
+    return buffer.getvalue()
+
+
+def write_array(chance: random.Random) -> bytes:
+    """Return an array, as .npy, of another shape and kind than anybody expects."""
+    value = chance.choice(
+        (0, -1, 1, 255, 2**31, 2**40, 2**60, 0.5, float("nan"), float("inf"), "a", "", True, b"x", 1j)
+    )
+    shape = chance.choice(((), (0,), (1,), (3,), (20,), (30,), (0, 2), (20, 1), (20, 2), (30, 3), (20, 8, 8), (1,) * 9))
+    array = np.full(shape, value)
+    kinds = [array.dtype, np.dtype("<M8[s]"), np.dtype(">i2"), np.dtype("f2"), np.dtype([("a", "i4")]), np.dtype("U3")]
+    with contextlib.suppress(ValueError, TypeError, OverflowError), warnings.catch_warnings(action="ignore"):
+        array = array.astype(chance.choice(kinds))
+    np.save(buffer := io.BytesIO(), array)
+    return buffer.getvalue()
 
 
 def replace_file(path: Path, chance: random.Random) -> str:
@@ -174,7 +219,7 @@ def replace_file(path: Path, chance: random.Random) -> str:
 
 def harm(content: bytes, chance: random.Random) -> tuple[bytes, str]:
     """Return a content with something wrong in it, and what."""
-    kinds = [flip, cut, drop, repeat, insert, put_number, put_integer, put_value]
+    kinds = [flip, cut, drop, repeat, insert, put_number, put_integer, put_value, put_cells]
     kind = chance.choice(kinds)
     return kind(content, chance), kind.__name__
 
@@ -241,6 +286,26 @@ def put_value(content: bytes, chance: random.Random) -> bytes:
         return insert(content, chance)
     text = json.dumps(change_value(value, chance)).encode("utf-8", "surrogatepass")
     return len(text).to_bytes(8, "little") + text + content[8 + size :] if is_tensors else text
+
+
+def put_cells(content: bytes, chance: random.Random) -> bytes:
+    """Put another value into one line of a table or of JSON lines, or into the same column of all."""
+    lines, value = content.split(b"\n"), chance.choice(VALUES)
+    if b"\0" in content or len(lines) < 3:
+        return insert(content, chance)
+    if content.startswith(b"{"):
+        place = chance.randrange(len(lines) - 1)
+        lines[place] = put_value(lines[place], chance)
+        return b"\n".join(lines)
+    delimiter = max((b",", b"\t", b"|", b" "), key=lines[1].count)
+    cell = json.dumps(value)[:600].strip('"').encode() if chance.random() < 0.5 else chance.choice(WORDS)
+    column, only = chance.randrange(9), chance.choice((None, chance.randrange(len(lines))))
+    for i, line in enumerate(lines):
+        cells = line.split(delimiter)
+        if line and (only is None or only == i):
+            cells[column % len(cells)] = cell
+        lines[i] = delimiter.join(cells)
+    return b"\n".join(lines)
 
 
 def change_value(value: Any, chance: random.Random) -> Any:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from ..data.io.regular_file import shorten
 from ..errors import InputError, TrainingError, suggest
 from ..threads import limit_spinning
 
@@ -107,9 +108,12 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 
 def describe_shortage(error: BaseException) -> str | None:
-    """Say what the machine has too little of, and what to do about it; None for any other error."""
+    """Say what the machine has too little of, and what to do about it, or which file it cannot use; None for any other
+    error."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk refuses ({error}): free some space, or point --out or $ANYFORMER_CACHE elsewhere"
+    if isinstance(error, OSError) and error.filename:  # a loop of links, a name that is too long
+        return f"{shorten(error.filename)}: {error.strerror or error}"
     kind, text = type(error).__name__, str(error)
     if not (isinstance(error, MemoryError) or re.search("out ?of ?memory|allocate memory", f"{kind} {text}", re.I)):
         return None

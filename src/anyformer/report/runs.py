@@ -5,6 +5,7 @@ left out.
 """
 
 import datetime
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.io.checks import read_json
+from ..data.io.regular_file import open_regular
 from ..errors import InputError, suggest
 from ..training.run_directory import LockHolder, RunDirectory
 from .curves import is_lower_better, is_number
@@ -158,10 +160,10 @@ def read_result(run: Path) -> dict[str, Any]:
 def read_last_step(log: Path) -> int:
     """Return the step of the last complete record of a log, 0 if there is none."""
     try:
-        with open(log, "rb") as file:
+        with open_regular(log) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read(TAIL_BYTES).splitlines()
-    except OSError:
+    except (OSError, InputError):
         return 0
     for line in reversed(lines):
         try:
@@ -186,9 +188,9 @@ def read_best_loss(checkpoints: Path) -> float | None:
 def read_seconds(log: Path) -> float:
     """Return the seconds of training that timings.jsonl records; its clock restarts when a run is continued."""
     try:
-        with open(log, encoding="utf-8", errors="replace") as file:
+        with io.TextIOWrapper(open_regular(log), "utf-8", "replace") as file:
             seconds = [float(match[1]) for line in file if (match := re.search(r'"seconds": (\d+(?:\.\d+)?)', line))]
-    except OSError:
+    except (OSError, InputError):
         return 0.0
     return sum(before for before, after in pairwise(seconds) if after < before) + sum(seconds[-1:])
 

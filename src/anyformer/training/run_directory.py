@@ -13,6 +13,7 @@ tensorboard/, wandb/     files of trackers, if there are any; tracking.json: its
 .lock                    process and host that are training it now
 """
 
+import io
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..data.io.checks import read_json
+from ..data.io.regular_file import check_regular, open_regular
 from ..errors import InputError
 from ..parsing import parse_dataclass, to_json
 from ..recipe import Examples
@@ -159,6 +161,8 @@ def acquire_lock(path: Path) -> IO[str]:
     The kernel releases the lock when the process ends, however it ends; a lock file left by a dead process is reused.
     """
     while True:
+        if path.exists():
+            check_regular(path)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by the caller)
         if not try_lock(file):
             file.seek(0)
@@ -217,9 +221,9 @@ class LockHolder:
 def find_lock_holder(path: Path) -> LockHolder | None:
     """Return the live process that holds a lock file, or None: there is no file, or a dead process left it."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with io.TextIOWrapper(open_regular(path), "utf-8", "replace") as file:
             return None if try_lock(file, is_exclusive=False) else LockHolder.parse(file.read(MAX_HOLDER_CHARS))
-    except OSError:
+    except (OSError, InputError):
         return None
 
 
@@ -229,7 +233,7 @@ def find_lock_holder(path: Path) -> LockHolder | None:
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the complete lines of a log; one cut off by a kill is left out."""
     if path.exists():
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with io.TextIOWrapper(open_regular(path), "utf-8", "replace") as file:
             yield from (line for line in file if line.endswith("\n"))
 
 
@@ -246,7 +250,7 @@ def read_records(path: Path) -> Iterator[tuple[int, str]]:
 
 def read_samples(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (step, text with its headline) for each sample."""
-    parts = re.split(r"^(--- step (\d+) ---\n)", "".join(read_lines(path)), flags=re.MULTILINE)
+    parts = re.split(r"^(--- step ([0-9]{1,18}) ---\n)", "".join(read_lines(path)), flags=re.MULTILINE)
     for head, step, body in zip(parts[1::3], parts[2::3], parts[3::3]):
         yield int(step), head + body
 

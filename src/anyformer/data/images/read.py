@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,17 @@ FASHION_CLASSES = tuple(
 )
 COLUMNS = "path,label"  # of a table
 PIXEL_COLUMNS = "*"  # instead of path: all columns but the label are the pixels of a square gray image
+MAX_DIGITS = 100  # of a class that is a number
+LABELS, INTEGERS, FLAGS = "biufUS", "iu", "biu"  # kinds of NumPy's dtypes
+KIND_NAMES = {LABELS: "numbers or texts", INTEGERS: "integers", FLAGS: "flags or integers"}
+NPZ_ARRAYS = {
+    **{name: (LABELS, (1, 2)) for name in ("labels", "y", "y_train", "y_test")},
+    **{name: (INTEGERS, (3, 4)) for name in ("x_train", "x_test")},
+    "classes": (LABELS, (1,)),
+    "is_test": (FLAGS, (1,)),
+    "data": (INTEGERS, (1,)),
+    "offsets": (INTEGERS, (1,)),
+}  # name: (kinds, numbers of axes)
 IDX_NAMES = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 RESAMPLE_FILTERS: tuple[Resample, ...] = get_args(Resample)  # in the order of Pillow's numbers
@@ -86,8 +98,8 @@ class ImageSource:
         digest.update(self.labels.tobytes())
         digest.update(b"" if self.is_val is None else self.is_val.tobytes())
         for i, path in enumerate(self.files, 1):
-            digest.update(f"\n{path.stat().st_size}\n".encode())
             with open_regular(path) as file:
+                digest.update(f"\n{os.fstat(file.fileno()).st_size}\n".encode())
                 hashlib.file_digest(file, lambda: digest)  # continues the digest
             if i % 64 == 0 or i == len(self.files):
                 report_progress("checking images", i, len(self.files))
@@ -234,7 +246,7 @@ def read_parquet_classes(path: Path, column: str) -> tuple[str, ...]:
 def number_classes(labels: Iterable[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return labels as indices, and the class names, sorted as numbers where all are numbers, else as text."""
     names = list(map(str, labels))
-    numeric = all(name.isdecimal() for name in names)
+    numeric = all(name.isdecimal() and len(name) < MAX_DIGITS for name in names)
     classes = sorted(set(names), key=lambda name: (int(name) if numeric else 0, name))
     index = {name: i for i, name in enumerate(classes)}
     return np.array([index[name] for name in names], np.int64), tuple(classes)
@@ -279,16 +291,20 @@ def read_bytes(path: Path) -> bytes:
 
 def open_npz(path: Path) -> ImageSource:
     arrays = read_npz(path)
+    for name in NPZ_ARRAYS.keys() & arrays.keys():
+        check_array(arrays[name], f"{path}: {name}", *NPZ_ARRAYS[name])
     classes, is_val = tuple(map(str, arrays.get("classes", ()))), arrays.get("is_test")
     if {"data", "offsets", "labels"} <= arrays.keys():
         data, offsets, labels = arrays["data"], arrays["offsets"].astype(np.int64), arrays["labels"]
-        if len(offsets) != len(labels) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(data):
+        if len(offsets) != len(labels) + 1 or (np.diff(offsets, prepend=0) < 0).any() or offsets[-1] > len(data):
             raise InputError(f"{path}: offsets do not divide data ({len(data):,} bytes) into one image for each label")
         spans = list(pairwise(offsets.tolist()))
         decode = lambda i: decode_image(data[slice(*spans[i])].tobytes(), f"{path}, image {i}")  # noqa: E731
         return ImageSource(decode, labels, classes, is_val, path)
     if {"x_train", "y_train"} <= arrays.keys():
         splits = [name for name in ("train", "test") if {f"x_{name}", f"y_{name}"} <= arrays.keys()]
+        if len(shapes := {arrays[f"x_{name}"].shape[1:] for name in splits}) > 1:
+            raise InputError(f"{path}: the images of x_train and x_test differ in shape: {sorted(shapes)}")
         pixels = np.concatenate([arrays[f"x_{name}"] for name in splits])
         labels = np.concatenate([arrays[f"y_{name}"].reshape(-1) for name in splits])
         is_val = np.arange(len(pixels)) >= len(arrays["x_train"]) if len(splits) > 1 else None
@@ -297,6 +313,13 @@ def open_npz(path: Path) -> ImageSource:
     if pixels is None or labels is None:
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected images and labels (or x and y)")
     return source_from_arrays(pixels, labels.reshape(-1), is_val, classes, path)
+
+
+def check_array(array: np.ndarray, where: str, kinds: str, axes: Sequence[int]) -> None:
+    """Raise InputError unless an array is of one of these kinds of numbers or texts and has so many axes."""
+    if array.dtype.kind not in kinds or array.ndim not in axes:
+        expected = f"{KIND_NAMES[kinds]} with {' or '.join(map(str, axes))} axes"
+        raise InputError(f"{where} is {array.dtype} of shape {array.shape}; it must be {expected}")
 
 
 def source_from_arrays(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...errors import InputError
 from .regular_file import BLOCK_BYTES, open_regular, read_regular
 
 MAX_FILE_BYTES = 64 << 20
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
@@ -44,6 +46,11 @@ def parse_json(text: str, where: str, kind: type = dict, hint: str = "") -> Any:
         raise InputError(f"{where}: not JSON ({error.msg}, {line}column {error.colno}){hint}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error}){hint}") from None
+    if SURROGATE.search(text):  # a half of a pair alone
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError):
+            raise InputError(f"{where}: holds a lone surrogate, which no text can: \\ud800 to \\udfff{hint}") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else kind.__name__
         raise InputError(f"{where}: should hold a JSON {expected}, found {type(value).__name__}{hint}")

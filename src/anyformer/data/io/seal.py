@@ -50,7 +50,7 @@ def find_damage(folder: Path, is_deep: bool = False) -> str:
             if status.st_mtime_ns != time:  # a copy: the next check is quick again
                 with contextlib.suppress(OSError):  # not our own file
                     os.utime(path, ns=(time, time))
-    except (OSError, InputError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, InputError, TypeError, ValueError, AttributeError, OverflowError) as error:
         return f"it cannot be checked ({error})"
     return ""
 

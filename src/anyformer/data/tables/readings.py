@@ -184,7 +184,7 @@ def read_pixels(rows: Rows) -> Iterator[Reading]:
 
 
 def is_pixel(text: str) -> bool:
-    return text.isdecimal() and int(text) < 256
+    return text.isdecimal() and len(text) < 4 and int(text) < 256
 
 
 def read_molecules(rows: Rows) -> Iterator[Reading]:

@@ -12,7 +12,7 @@ from ...errors import InputError
 def parse_fold(fold: str) -> tuple[int, int]:
     """Return k and n of "k/n". Raises InputError."""
     k, _, n = fold.partition("/")
-    if not (k.isdecimal() and n.isdecimal()) or not 1 <= int(k) <= int(n) or int(n) < 2:
+    if not (k.isdecimal() and n.isdecimal() and len(fold) < 30) or not 1 <= int(k) <= int(n) or int(n) < 2:
         raise InputError(f"fold is '{fold}'; it must be one of at least two parts, such as 1/10")
     return int(k), int(n)
 

@@ -38,6 +38,7 @@ ROLES = {
     "timeouts": ("timeouts", "timeout", "truncations", "truncated"),
 }  # names of arrays and columns, also those of LeRobot's
 STEP_NAMES = ("", "t", "step", "steps", "timestep", "time_step", "time", "index", "unnamed_0", "return_to_go", "info")
+MAX_ACTIONS = 1 << 16  # that a step chooses from: each has an embedding
 MINARI_PREFIX = "minari:"
 
 
@@ -97,8 +98,9 @@ def check_arrays(states: np.ndarray, actions: np.ndarray, rewards: np.ndarray, e
             raise InputError(f"trajectories: {n} states but {len(array)} {name}: one per step")
         if not (finite := np.isfinite(array)).all():
             raise InputError(f"trajectories: {name} of step {np.argwhere(~finite)[0, 0]} is not a number")
-    if actions.ndim == 1 and n and actions.min() < 0:
-        raise InputError(f"trajectories: action {actions.min()} at step {actions.argmin()} is below 0")
+    if actions.ndim == 1 and (bad := np.flatnonzero((actions < 0) | (actions >= MAX_ACTIONS))).size:
+        verdict = "below 0" if actions[bad[0]] < 0 else f"too large: they are numbered from 0, up to {MAX_ACTIONS:,}"
+        raise InputError(f"trajectories: action {actions[bad[0]]} at step {bad[0]} is {verdict}")
     if ends.ndim != 1 or len(ends) == 0 or ends[-1] != n:
         last = ends[-1] if ends.ndim == 1 and len(ends) else "nothing"
         raise InputError(f"trajectories: the last episode ends at {last}; it must end at {n}, the number of steps")
