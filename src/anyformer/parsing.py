@@ -101,15 +101,15 @@ COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operato
 
 
 def check_range(config: Any, *names: str, **bounds: float) -> None:
-    """Check that number fields of a dataclass lie within bounds: at_least, above, at_most, below. None passes.
-
-    Raises InputError naming the field.
-    """
+    """Check that fields of a dataclass, or the items of lists, are numbers within bounds: at_least, above, at_most,
+    below. A field that may be None passes as None. Raises InputError naming the field."""
+    hints = read_hints(type(config))
     for name in names:
-        value = getattr(config, name)
-        if value is not None and not all(COMPARISONS[word](value, bound) for word, bound in bounds.items()):
-            words = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in bounds.items())
-            raise InputError(f"{name} is {show_value(value)}; it must be {words}")
+        value = _parse_value(hints[name], getattr(config, name), name)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is not None and not all(COMPARISONS[word](number, bound) for word, bound in bounds.items()):
+                words = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in bounds.items())
+                raise InputError(f"{name} is {show_value(number)}; it must be {words}")
 
 
 def show_value(value: Any) -> str:
