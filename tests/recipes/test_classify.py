@@ -224,7 +224,7 @@ def test_requests_that_cannot_be_answered(run: api.Model, request_: dict, parts:
         ({"pool": "frist"}, ("pool is 'frist'", "did you mean 'first'")),
         ({"columns": "text"}, ("columns is 'text'", "two, such as text,label")),
         ({"token_types": -1}, ("token_types is -1",)),
-        ({"labels": "none.json"}, ("none.json", "cannot be read")),
+        ({"labels": "none.json"}, ("none.json", "there is no such file")),
     ],
 )
 def test_configs_that_make_no_sense(changes: dict, parts: tuple[str, ...]):

@@ -53,7 +53,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_reads_every_text_once(
 
     monkeypatch.setattr(classify.ClassifyModel, "hidden", count)
     model = train_frozen(encoder, folder, tmp_path / "run")
-    assert sum(rows) == 80 + 10, "30 steps of 16 are six epochs of 80 texts; 10 are for validation"
+    assert sum(rows) == 80 + 10 + 6, "30 steps of 16 are six epochs of 80 texts; 10 are for validation, 6 are shown"
     before, after = api.load(encoder, "cpu").module.state_dict(), model.module.state_dict()
     shared = [name for name in before if not name.startswith("head")]
     assert shared and all(torch.equal(before[name], after[name]) for name in shared)

@@ -181,7 +181,7 @@ def test_at_most_2_in_100_spoken_digits_are_wrong(real_data: Path, tmp_path: Pat
     [
         ({"inputs": "a.wav"}, ("'inputs'", "did you mean 'input'")),
         ({"input": 3}, ("input is 3; it must be a text or a path",)),
-        ({"input": "none.wav"}, ("none.wav", "there is no such sound file")),
+        ({"input": "none.wav"}, ("none.wav", "there is no such file")),
     ],
 )
 def test_requests_that_cannot_be_answered(request_: dict, parts: tuple[str, ...]):

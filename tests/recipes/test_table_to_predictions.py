@@ -58,12 +58,12 @@ def test_rows_of_a_file_are_read_as_for_training(run: Path, tmp_path: Path):
     new = [*rows[1:5], "X1;24.12.2024;Mars;1.000,00 €;5 %;44;DE;"]
     write(tmp_path / "new.csv", "\n".join([header, *new]) + "\n")
     call("predict", run, "--file", tmp_path / "new.csv", "--out", tmp_path / "scored.csv", "--device", "cpu").ok()
-    scored = list(csv.DictReader((tmp_path / "scored.csv").read_text().splitlines()))
+    scored = list(csv.DictReader((tmp_path / "scored.csv").read_text().splitlines(), delimiter=";"))
     model = api.load(run, "cpu")
     for line, row in zip(new, scored, strict=True):
         values = dict(zip(names, line.split(";"), strict=True))
         (single,) = model.predict([values])["results"]
-        assert float(row["value"]) == pytest.approx(single["value"], rel=1e-4)
+        assert float(row["value"].replace(",", ".")) == pytest.approx(single["value"], rel=1e-4)
     assert model.predict([values | {"Ort": "Venus"}])["results"] == model.predict([values])["results"]
     assert json.loads((run / "config.json").read_text())["config"]["order"] == "Datum"
 

@@ -174,7 +174,7 @@ def test_98_in_100_held_out_digits_are_right():
         ({"preprocessing": '{"mean": [0.5]}'}, ("mean and std must be 1 numbers each",)),
         ({"preprocessing": '{"mean": [0.5], "std": [1], "size": 3}'}, ("unknown field 'size'",)),
         ({"labels": "[1, 2]"}, ("expected a list of names",)),
-        ({"labels": "none.json"}, ("labels: none.json: cannot be read",)),
+        ({"labels": "none.json"}, ("labels: none.json: there is no such file",)),
     ],
 )
 def test_configs_that_make_no_sense(changes: dict[str, Any], parts: tuple[str, ...]):
@@ -189,7 +189,7 @@ def test_configs_that_make_no_sense(changes: dict[str, Any], parts: tuple[str, .
         ({"input": 3}, ("input is 3; it must be a text",)),
         ({"input": "x.png", "top": 0}, ("top is 0",)),
         ({"input": "x.png", "top": "2"}, ("top is '2'",)),
-        ({"input": "none.png"}, ("none.png: No such file",)),
+        ({"input": "none.png"}, ("none.png: there is no such file",)),
     ],
 )
 def test_requests_that_cannot_be_answered(run: api.Model, request_: dict[str, Any], parts: tuple[str, ...]):

@@ -150,7 +150,7 @@ def test_other_recipes_have_attention_too():
         config = recipe.PRESETS["tiny"] if data is None else dataclasses.replace(recipe.PRESETS["tiny"], data=data)
         model = anyformer.Model(recipe, config, recipe.build(config), {"step": 0}, Path(name))
         if data is None:
-            weights = model.attention()
+            weights = model.attention(recipe.examples(config).request["input"])
             torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
         else:
             with pytest.raises(InputError, match="has no Transformer"):

@@ -43,4 +43,6 @@ def attention_weights(
     finally:
         for hook in hooks:
             hook.remove()
+    if not layers:
+        raise ValueError("the Transformer has not run: give a request with something to read")
     return torch.stack(layers)

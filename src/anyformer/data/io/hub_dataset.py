@@ -44,7 +44,7 @@ def fetch_dataset(text: str) -> Path:
         return fetch_files(reference, "dataset", listing, names)
     prepare = partial(write_table, stem=Path(stem).name, ending=ending)
     folder = fetch_files(reference, "dataset", listing, names, prepare)
-    return next(path for path in sorted(folder.iterdir()) if path.is_file())
+    return next(path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
 
 
 # --- which files ---
