@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError, suggest
-from ..parsing import LIMITS, RENAMED_FIELDS, show_value
+from ..parsing import LIMITS, RENAMED_FIELDS, describe_type, show_value
 
 REQUIRED = dataclasses.MISSING
 UNIONS = (types.UnionType, typing.Union)
@@ -230,7 +230,7 @@ def convert(hint: Any, text: str, name: str) -> Any:
     except (ValueError, RecursionError):
         raise InputError(f"{name}: {show_value(text)} is not {kind}") from None
     if hint in LIMITS and not abs(value) <= LIMITS[hint]:
-        raise InputError(f"{name}: {show_value(text)} is not a finite number of 64 bits")
+        raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
     return value
 
 
