@@ -19,6 +19,7 @@ from .data.io.checks import read_json
 from .detection import detect_recipe, names_data
 from .errors import Stopped
 from .model.config import find_stacks
+from .parsing import check_arguments
 from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
 from .report.curves import is_lower_better
 from .resolve_job import expand_short_names, resolve_job
@@ -37,6 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@check_arguments
 def train(
     recipe: Any,
     preset: str | None = None,

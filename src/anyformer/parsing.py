@@ -6,6 +6,7 @@ and what would be right.
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import numbers
@@ -16,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from .errors import InputError, suggest
 
@@ -112,6 +113,26 @@ def check_range(config: Any, *names: str, **bounds: float) -> None:
                 raise InputError(f"{name} is {show_value(number)}; it must be {words}")
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function: the arguments of each call are checked against their type hints, and converted: a str to a
+    Path. The function raises InputError."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        hints, bound = read_hints(function), signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if name in hints:
+                bound.arguments[name] = _parse_value(hints[name], value, name)
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
 def show_value(value: Any) -> str:
     """Return a value for a message: its first characters, on one line."""
     if isinstance(value, int) and abs(value) > LIMITS[int]:
@@ -172,6 +193,8 @@ def _parse_value(hint: Any, value: Any, name: str) -> Any:
     if origin in SEQUENCES and isinstance(value, list | tuple):
         return _parse_sequence(hint, value, name)
     if origin in (dict, Mapping) and isinstance(value, Mapping):
+        if options[0] is str and (bad := [key for key in value if not isinstance(key, str)]):
+            raise InputError(f"{name} has the name {show_value(bad[0])}; it must be a text")
         return {key: _parse_value(options[1], item, f"{name}.{key}") for key, item in value.items()}
     if origin is Literal and isinstance(value, str) and value not in options:
         shown = show_value(value)
@@ -211,6 +234,8 @@ def _is_scalar(hint: Any, value: Any) -> bool:
         return True
     if typing.get_origin(hint) is Literal:
         return any(value == option and type(value) is type(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Callable:
+        return callable(value)
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
     if hint in SCALARS:

@@ -110,8 +110,10 @@ class Tally:
         self.kind, self.codes, self.counts, self.broken = kind, codes, Counter(), []
 
     def add(self, name: str, outcome: Outcome) -> None:
-        fault = find_fault(outcome, self.codes)
-        self.counts["broken" if fault else "done" if outcome.code == 0 else "refused"] += 1
+        self.count(name, find_fault(outcome, self.codes), is_done=outcome.code == 0)
+
+    def count(self, name: str, fault: str, is_done: bool) -> None:
+        self.counts["broken" if fault else "done" if is_done else "refused"] += 1
         if fault:
             self.broken.append(f"{name}: {fault}")
 

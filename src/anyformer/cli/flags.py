@@ -220,7 +220,7 @@ def convert(hint: Any, text: str, name: str) -> Any:
     if hint is bool or typing.get_origin(hint) is Literal:
         by_text = {str(option): option for option in options}
         if text not in by_text:
-            raise InputError(f"{name} is '{text}': {suggest(text, by_text)}")
+            raise InputError(f"{name} is {show_value(text)}: {suggest(text[:80], by_text)}")
         return by_text[text]
     if isinstance(hint, type) and issubclass(hint, str | os.PathLike):
         return hint(text)
