@@ -240,7 +240,7 @@ def test_every_flag_of_every_verb(models: Mapping[str, Any], tmp_path: Path):
         chance = random.Random(seed)
         verb, run = chance.choice(sorted(VERBS)), str(chance.choice(list(models.values())).run_path)
         words = [run if word == "RUN" else word for word in VERBS[verb]]
-        for flag in chance.sample(list(list_flags(load_command(verb))), chance.choice((1, 1, 2))):
+        for flag in chance.choices(list(list_flags(load_command(verb))), k=chance.choice((1, 1, 2))):
             text = choose_text(flag, chance)
             if flag.is_positional:
                 words[:1] = [text]
