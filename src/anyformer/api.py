@@ -19,7 +19,7 @@ from .data.io.checks import read_json
 from .detection import detect_recipe, names_data
 from .errors import Stopped
 from .model.config import find_stacks
-from .parsing import check_arguments
+from .parsing import check_arguments, check_path
 from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
 from .report.curves import is_lower_better
 from .resolve_job import expand_short_names, resolve_job
@@ -93,9 +93,11 @@ def train(
 
 def choose_recipe(recipe: Any, preset: str | None, overrides: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
     """Return the recipe, its preset and config fields; those for the data, where `recipe` names data."""
-    if isinstance(recipe, str | Path) and names_data(str(recipe)):
-        detection = detect_recipe(recipe, target=str(overrides.get("target", "")))
-        recipe, preset, overrides = detection.recipe, preset or detection.preset, detection.fields | overrides
+    if isinstance(recipe, str | Path):
+        check_path(recipe, "recipe")
+        if names_data(str(recipe)):
+            detection = detect_recipe(recipe, target=str(overrides.get("target", "")))
+            recipe, preset, overrides = detection.recipe, preset or detection.preset, detection.fields | overrides
     return recipes.load_recipe(recipe), preset, overrides
 
 

@@ -5,12 +5,14 @@ and what would be right.
 """
 
 import dataclasses
+import errno
 import functools
 import inspect
 import json
 import math
 import numbers
 import operator
+import os
 import sys
 import types
 import typing
@@ -96,6 +98,17 @@ def check_types(config: Any) -> None:
     hints = read_hints(type(config))
     for field in dataclasses.fields(config):
         _parse_value(hints[field.name], getattr(config, field.name), field.name)
+
+
+def check_path(path: str | Path, name: str) -> None:
+    """Raise InputError for a name that no file can have; `name` is the field or the flag."""
+    try:
+        os.stat(path)
+    except ValueError:  # "\0", or half of a surrogate pair
+        raise InputError(f"{name} is {show_value(str(path))}; no file can have this name") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{name} is {show_value(str(path))}: {error.strerror}") from None
 
 
 COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
@@ -201,6 +214,8 @@ def _parse_value(hint: Any, value: Any, name: str) -> Any:
         raise InputError(f"{name} is {shown}: {suggest(value[:80], map(str, options))}")
     if not _is_scalar(hint, value):
         raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
+    if hint is Path:
+        check_path(value, name)
     return SCALARS[hint][1](value) if hint in SCALARS else value
 
 
@@ -211,6 +226,8 @@ def _parse_union(hint: Any, value: Any, name: str) -> Any:
         return None
     if len(options) == 1 and options[0] is not bool and options[0] not in SCALARS:
         return _parse_value(options[0], value, name)
+    if Path in options and isinstance(value, str | Path):
+        check_path(value, name)
     for option in options:
         with suppress(InputError):
             return _parse_value(option, value, name)

@@ -251,6 +251,17 @@ def test_every_flag_of_every_verb(models: Mapping[str, Any], tmp_path: Path):
     tally.close()
 
 
+def test_every_name_of_data(tmp_path: Path):
+    """In place of a recipe or data."""
+    tally = Tally("names of data", codes=(2,))
+    commands = (["train", "--dry-run"], ["sweep", "--steps", "1"], ["detect"], ["import"], ["compare"], ["runs"])
+    attacks = [(command, str(value)) for command in commands for value in (*NOT_NUMBERS, *CONTAINERS, *EXTREMES)]
+    for (verb, *flags), text in attacks if IS_FULL else random.Random(0).sample(attacks, 10):
+        outcome = run_limited(partial(run_in, tmp_path, [verb, text, *flags]), cpu_seconds=40)
+        tally.add(f"{verb} {text[:40]!r}", outcome)
+    tally.close()
+
+
 # --- requests, and calls from Python ---
 
 

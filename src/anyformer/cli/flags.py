@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError, suggest
-from ..parsing import LIMITS, RENAMED_FIELDS, describe_type, show_value
+from ..parsing import LIMITS, RENAMED_FIELDS, check_types, describe_type, show_value
 
 REQUIRED = dataclasses.MISSING
 UNIONS = (types.UnionType, typing.Union)
@@ -143,7 +143,9 @@ def parse_arguments(kind: Any, arguments: Sequence[str], prog: str) -> Any:
 def make_options(kind: Any, values: Mapping[str, Any]) -> Any:
     """Return an instance of the dataclass. Raises InputError that names the flag: "top_k is 0" -> "--top-k is 0"."""
     try:
-        return kind(**values)
+        options = kind(**values)
+        check_types(options)
+        return options
     except InputError as error:
         name, space, text = str(error).partition(" ")
         raise InputError(f"{flag_name([name])}{space}{text}") from None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
 from ..errors import InputError
-from ..parsing import check_range, parse_dataclass, to_json
+from ..parsing import check_path, check_range, parse_dataclass, to_json
 from ..training.config import MAX_MINUTES, LoRAConfig
 from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, make_options, read_flags
 from .terminal import print_status, show_progress
@@ -124,6 +124,7 @@ def is_data(source: str) -> bool:
     from ..data.io.remote import is_remote
     from ..data.registry import GENERATED, SETS
 
+    check_path(source, "the recipe or data")
     path = Path(source).expanduser()
     if source in recipes.list_recipes() or is_recipe_file(source):
         return False
