@@ -103,7 +103,9 @@ def check_types(config: Any) -> None:
 def check_path(path: str | Path, name: str) -> None:
     """Raise InputError for a name that no file can have; `name` is the field or the flag."""
     try:
-        os.stat(path)
+        os.stat(Path(path).expanduser())
+    except RuntimeError:
+        raise InputError(f"{name} is {show_value(str(path))}; there is no such user of this machine") from None
     except ValueError:  # "\0", or half of a surrogate pair
         raise InputError(f"{name} is {show_value(str(path))}; no file can have this name") from None
     except OSError as error:

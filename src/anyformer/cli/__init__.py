@@ -107,7 +107,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 
 def describe_shortage(error: BaseException) -> str | None:
-    """Say what the machine has too little of, and what to do about it; None for any other error."""
+    """Say what the machine refuses or has too little of, and what to do about it; None for any other error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"no file can have this name ({error.strerror}): {str(error.filename)[:80]}"
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk refuses ({error}): free some space, or point --out or $ANYFORMER_CACHE elsewhere"
     kind, text = type(error).__name__, str(error)
