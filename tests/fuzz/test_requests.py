@@ -32,7 +32,7 @@ from fuzz_kit import IS_FULL, Tally, count_attacks, run_limited
 
 NOT_NUMBERS: tuple[Any, ...] = (
     "a", "", None, [], {}, [[1]], {"a": 1}, True, "\0", "\ud800", "x" * 70_000, "9" * 5001, "~nobody", "http://[", "-",
-    "a\nb", "../..", "a,b", "/dev/zero", ".", "a:b", "%s", "ß" * 200, "a@b",
+    "a\nb", "../a", "a,b", "/dev/zero", ".", "a:b", "%s", "ß" * 200, "a@b",
 )  # fmt: skip
 EXTREMES: tuple[Any, ...] = (
     -1, 0, 10**7, 2**31, 2**63, 10**20, 10**400, -(10**20), 0.5, 1e-320, 1e300, float("nan"), float("inf"),

@@ -14,6 +14,7 @@ import traceback
 from typing import NoReturn
 
 from ..errors import InputError, TrainingError, suggest
+from ..memory import limit_memory, read_memory
 from ..threads import limit_spinning
 
 VERBS = {
@@ -55,6 +56,7 @@ usage: anyformer VERB ... [--help]
 def main() -> NoReturn:
     """The entry point of the `anyformer` command."""
     limit_spinning()
+    limit_memory(read_memory()[0])
     sys.exit(run(sys.argv[1:]))
 
 
@@ -108,10 +110,10 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 def describe_shortage(error: BaseException) -> str | None:
     """Say what the machine refuses or has too little of, and what to do about it; None for any other error."""
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return f"no file can have this name ({error.strerror}): {str(error.filename)[:80]}"
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"the disk refuses ({error}): free some space, or point --out or $ANYFORMER_CACHE elsewhere"
+    if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a file that disappears
+        return f"{str(error.filename)[:200]}: {error.strerror}"
     kind, text = type(error).__name__, str(error)
     if not (isinstance(error, MemoryError) or re.search("out ?of ?memory|allocate memory", f"{kind} {text}", re.I)):
         return None
