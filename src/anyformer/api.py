@@ -225,11 +225,14 @@ def show_training(
 def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
     """Describe a training that starts, in lines for a person."""
     parameters = list(state.model.parameters())
-    size, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
+    train, device = job.config.train, parameters[0].device
+    size = sum(parameter.numel() for parameter in parameters)
     step = f" from step {state.step}" if state.step else ""
     lines = [f"{job.recipe_name} · {job.preset} · {size:,} parameters on {device} · {job.run.path}{step}"]
     if job.timer is not None and not job.plan:
         lines.append(describe_time(job, state))
+    if job.timer is None and train.warmup >= train.steps > 1:
+        lines.append(f"--train.warmup {train.warmup:,} is longer than the training: the learning rate never reaches its highest")
     if not step:
         lines += [describe_plan(job.plan, job.config)] if job.plan else []
         lines.append(describe_exports(job))
