@@ -175,12 +175,15 @@ def test_a_recipe_that_answers_one_by_one(key: str, tmp_path: Path):
 
 def test_paths_are_relative_to_the_file(tmp_path: Path):
     recipe = Recipe(("path",), is_path=True)
-    inside = str(tmp_path / "b.png")
+    inside = str(write(tmp_path / "b.png", ""))
+    (tmp_path / "x").mkdir()
+    write(tmp_path / "x" / "a.png", "")
     predict(write(tmp_path / "a.csv", f"path\nx/a.png\n{inside}\n"), recipe=recipe)
     assert sorted(recipe.batches[0]) == sorted([str(tmp_path / "x" / "a.png"), inside])
     assert [row["path"] for row in read_csv(tmp_path / "out.csv")] == ["x/a.png", inside]
-    with refuses("a.csv, line 2: '/b.png' is outside", "ANYFORMER_FILES"):
-        predict(write(tmp_path / "a.csv", "path\n/b.png\n"), recipe=recipe)
+    outside = write(tmp_path.parent / f"{tmp_path.name}.png", "")
+    with refuses(f"a.csv, line 2: '{outside}' is outside", "ANYFORMER_FILES"):
+        predict(write(tmp_path / "a.csv", f"path\n{outside}\n"), recipe=recipe)
 
 
 # --- bad rows ---

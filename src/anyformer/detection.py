@@ -86,7 +86,7 @@ def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "")
         preset=fields.pop("preset", None),
         target=target or None,
         kind=KINDS[reading.kind],
-        why=reading.why + (f", {target} to predict" if target and reading.kind == "table" else ""),
+        why=name_target(reading.why, target) if reading.kind == "table" else reading.why,
         fields=fields | {"data": reading.options.get("data", str(path))},
         is_sure=is_best and leads and reading.score >= MIN_SCORE,
         alternatives=tuple(dict.fromkeys(other_name for _, other_name in others)),
@@ -153,3 +153,9 @@ def match_recipes(reading: Reading, names: Sequence[str]) -> list[tuple[str, dic
                     fields[field] = template.format_map(reading.options)
             matches.append((name, fields))
     return matches
+
+
+def name_target(why: str, target: str) -> str:
+    """Add the target to the reason of a table, before what is said of the other files beside it."""
+    columns, separator, others = why.partition("; ")
+    return columns + (f", {target} to predict" if target else "") + separator + others
