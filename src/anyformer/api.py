@@ -231,8 +231,8 @@ def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
     lines = [f"{job.recipe_name} · {job.preset} · {size:,} parameters on {device} · {job.run.path}{step}"]
     if job.timer is not None and not job.plan:
         lines.append(describe_time(job, state))
-    if job.timer is None and train.warmup >= train.steps > 1:
-        lines.append(f"--train.warmup {train.warmup:,} is longer than the training: the learning rate never reaches its highest")
+    if job.timer is None and train.warmup > train.steps > 1:
+        lines.append(f"--train.warmup {train.warmup:,} lasts longer than the training: --train.lr is never reached")
     if not step:
         lines += [describe_plan(job.plan, job.config)] if job.plan else []
         lines.append(describe_exports(job))
