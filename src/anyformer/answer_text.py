@@ -25,9 +25,9 @@ def format_result(result: Any) -> str:
         return json.dumps(result, ensure_ascii=False)
     answer = result.get("text", result.get("label", result.get("value")))
     if isinstance(answer, str | int | float):
-        text = answer if isinstance(answer, str) else f"{answer:.4g}"
+        text = format_value(answer)
         text += f", probability {result['probability']:.2f}" if "probability" in result else ""
-        text += f" (truth: {result['truth']})" if "truth" in result else ""
+        text += f" (truth: {format_value(result['truth'])})" if "truth" in result else ""
         return f"{shorten(result['input'])} → {text}" if isinstance(result.get("input"), str) else text
     if columns := select_columns(result):
         facts = [f"{name} {value}" for name, value in result.items() if isinstance(value, str | int | float)]
@@ -35,6 +35,13 @@ def format_result(result: Any) -> str:
     if all(isinstance(value, dict) for value in result.values()):
         return "; ".join(f"{name}: {format_result(value)}" for name, value in result.items())
     return json.dumps(result, ensure_ascii=False)
+
+
+def format_value(value: Any) -> str:
+    """Format a number with four digits, and no exponent where it is usual to have none; anything else as it is."""
+    if isinstance(value, bool | str) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def shorten(text: str) -> str:

@@ -151,7 +151,7 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
 def show_value(value: Any) -> str:
     """Return a value for a message: its first characters, on one line."""
     if isinstance(value, int) and abs(value) > LIMITS[int]:
-        return f"a number of about {round(value.bit_length() * math.log10(2)):,} digits"
+        return f"too large a number (about {round(value.bit_length() * math.log10(2)):,} digits)"
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # numbers of thousands of digits somewhere inside, or deeply nested

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .data.io.regular_file import check_regular
 from .data.tables.read import find_media, is_missing
 from .data.tables.stream import OUTPUT_SUFFIXES, RowOrError, RowReader, RowWriter
 from .errors import InputError, suggest
@@ -98,8 +99,7 @@ def check_arguments(file: Path, out: Path, batch: int, settings: Row) -> None:
         raise InputError(f"batch is {show_value(batch)}; it must be at least 1 and at most {MAX_BATCH:,}")
     if "input" in settings:
         raise InputError("request: the inputs are the rows of the file: leave 'input' out")
-    if not file.is_file():
-        raise InputError(f"there is no file {file}" + (" (it is a folder)" if file.is_dir() else ""))
+    check_regular(file)
     if out.suffix.lower() not in OUTPUT_SUFFIXES or out.is_dir():
         raise InputError(f"predictions go to a {', '.join(OUTPUT_SUFFIXES)} file, not {out}")
     if not out.parent.is_dir():

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from anyformer.cli.train import describe_seconds
 from anyformer.data.registry import list_data_sets
 from anyformer.recipe import list_recipes
 from anyformer.report import doctor
 from anyformer.report.progress import Progress
+from anyformer.training.config import TrainConfig
 from cli_kit import SHORT, TINY, call, nothing_changes, train
 
 
@@ -294,3 +297,14 @@ def test_the_command_itself(run: Path):
     result = subprocess.run(command, input="the cat", capture_output=True, text=True, env=os.environ)
     assert result.returncode == 0 and result.stderr == ""
     assert json.loads(result.stdout)["samples"][0]["prompt"] == "the cat"
+
+
+def test_a_training_that_stops_early_says_so():
+    config = SimpleNamespace(train=TrainConfig(patience=5, eval_every=10))
+    result = {"seconds": 12.0, "minutes": 0.5, "step": 140, "best_step": 90}
+    line = describe_seconds(result, config)
+    assert line.startswith(
+        "trained in 12 s of the 30 s of --minutes; stopped early at step 140: the last 5 validations"
+    )
+    assert "step 90" in line and "--train.patience 0" in line
+    assert describe_seconds(result | {"best_step": 100}, config) == "trained in 12 s of the 30 s of --minutes"

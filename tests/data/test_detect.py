@@ -13,6 +13,7 @@ import pytest
 from anyformer.data.detect import detect
 from anyformer.data.images.read import open_images
 from anyformer.data.io.manifest import read_rows
+from anyformer.data.tables.columns import is_smiles
 from anyformer.detection import detect_recipe
 from anyformer.errors import InputError
 from forms_kit import WORDS, Build, both, files, jsonl, sentence, table
@@ -235,3 +236,19 @@ def test_the_reader_finds_the_columns_that_are_recognized(tmp_path: Path):
         if path.suffix in (".csv", ".tsv"):
             options, row = detect(path)[0].options, next(iter(read_rows(path)))[1]
             assert {value for key, value in options.items() if key != "data"} <= row.keys(), (name, options, row)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_molecule"),
+    [
+        ("CC(=O)Oc1ccccc1C(=O)O", True),
+        ("C1CC2CC1C2", True),
+        ("[13CH4]", True),
+        ("C00012", False),
+        ("C1CC", False),
+        ("B12", False),
+    ],
+)
+def test_codes_are_no_molecules(text: str, is_molecule: bool):
+    """The rings of a molecule are closed."""
+    assert is_smiles(text) == is_molecule

@@ -83,7 +83,8 @@ def test_a_table_names_files_in_its_folder_only(tmp_path: Path, monkeypatch: pyt
     (table / "deep").mkdir(parents=True)
     assert join_inside(table, "deep/../x.png") == table / "deep/../x.png"
     (table / "link.npy").symlink_to(secret)
-    for name in ("../secret/key.npy", str(secret), "deep/../../secret/key.npy", "link.npy", "a\0b"):
+    assert join_inside(table, "link.npy") == table / "link.npy"
+    for name in ("../secret/key.npy", str(secret), "deep/../../secret/key.npy", "../table2/x.npy"):
         with refuses("is outside", "ANYFORMER_FILES"):
             join_inside(table, name)
     monkeypatch.setenv("ANYFORMER_FILES", f"/nowhere{os.pathsep}{secret.parent}")

@@ -15,7 +15,7 @@ from anyformer.data.sampling import Dataset
 from anyformer.data.tables.cache import TableDataset, encode_table
 from anyformer.data.tables.datasets import SENSORS, SPOKEN_DIGITS, WATCH, open_sensors
 from anyformer.data.tables.infer_schema import infer_schema
-from anyformer.data.tables.prepare import TableSource, load_table, measure_schema
+from anyformer.data.tables.prepare import TableSource, load_table, measure_schema, select_examples
 from anyformer.data.tables.read import read_table
 from anyformer.data.tables.schema import MEASURED_OPTIONS, load_schema, parse_schema
 from anyformer.errors import InputError
@@ -303,3 +303,29 @@ def test_a_changed_table_is_read_again(tmp_path: Path):
     assert load_table(TableSource(str(path), target="kind")) is first
     write(path, "age,kind\n1,a\n2,b\n3,b\n")
     assert len(load_table(TableSource(str(path), target="kind"))) == 3
+
+
+def write_pictures(folder: Path) -> Path:
+    image = pytest.importorskip("PIL.Image")
+    (folder / "pics").mkdir()
+    for i in range(20):
+        color = (200, 90, 90) if i % 2 else (60, 140, 150)
+        image.fromarray(np.full((40, 60, 3), color, np.uint8)).save(folder / "pics" / f"{i}.png")
+    rows = [f"pics/{i if i != 7 else 'missing'}{'.png' if i != 7 else ''},{i % 5},{'ab'[i % 2]}" for i in range(20)]
+    return write(folder / "t.csv", "\n".join(["picture,x,y", *rows]) + "\n")
+
+
+def test_images_of_a_table_keep_their_size_and_color_and_a_wrong_name_among_them_is_named(tmp_path: Path):
+    """They had become 28 x 28 gray, and one name without an ending left the whole column out."""
+    schema = infer_schema(read_table(write_pictures(tmp_path)), ("y",))
+    picture = schema.fields[0]
+    assert (picture.kind, picture.height, picture.width, picture.channels) == ("image", 40, 64, 3)
+    with refuses("t.csv, line 9, picture: ", "pics/missing", "there is no such file"):
+        encode_table(read_table(tmp_path / "t.csv"), schema)
+
+
+def test_examples_of_numbers_are_from_the_lowest_to_the_highest():
+    table = make_table([{"x": i % 7, "y": float(i)} for i in range(100)])
+    schema = parse_schema({"fields": {"x": {"kind": "scalar"}}, "targets": {"y": {"kind": "number"}}}, "here")
+    values = sorted(row["y"] for row in select_examples(table, encode_table(table, schema), np.arange(100)))
+    assert values[0] == 0 and values[-1] == 99 and 40 < np.mean(values) < 60

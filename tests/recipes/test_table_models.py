@@ -16,6 +16,7 @@ from anyformer.cli.train_several import describe_fold_comparison
 from anyformer.data.tables.schema import load_schema
 from anyformer.model.embeddings import Normalized
 from anyformer.model.tabular import PiecewiseLinear
+from anyformer.recipes._shared.trivial_baselines import fit_classes
 from anyformer.training import loop
 from cli_kit import assert_refused, call
 from data_kit import refuses, write
@@ -187,7 +188,7 @@ def test_folds_are_trainings_whose_scores_are_averaged(houses: Path, tmp_path: P
 def test_folds_that_make_no_sense(houses: Path, tmp_path: Path, text: Path):
     out = ("--device", "cpu", "--out", tmp_path / "a")
     table = ("train", "multimodal", "--preset", "tiny", "--data", houses, "--target", "price", *out)
-    assert_refused(call(*table, "--folds", 1), "--folds is 1; it must be at least 2")
+    assert_refused(call(*table, "--folds", 1), "--folds is 1; it must be from 2 to 100")
     assert_refused(call(*table, "--folds", 2, "--seeds", 2), "give one of them")
     language = ("train", "language", "--preset", "tiny", "--data", text, *out)
     assert_refused(call(*language, "--folds", 2), "--folds is for the recipes", "multimodal")
@@ -289,3 +290,11 @@ def test_a_table_takes_the_preset_for_tables(houses: Path, tmp_path: Path):
     assert multimodal.data_defaults({"data": "watch"}) is None
     described = call("train", houses, "--target", "price", "--print-config", "--yes").ok()
     assert json.loads(described.out)["preset"] == "table"
+
+
+def test_the_linear_model_of_classes_finds_the_one_in_the_middle():
+    """Least squares on the classes never predicts it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(900, 4))
+    y = np.digitize(x @ [1.0, 2.0, -1.0, 0.5], [-1, 1])
+    assert (fit_classes(x[:700], y[:700], x[700:]) == y[700:]).mean() > 0.95

@@ -155,3 +155,10 @@ def test_logs_describe_the_run(text: Path, tmp_path: Path, monkeypatch: pytest.M
     loaded = anyformer.load("runs/language-text-1")
     assert loaded.evaluate() == model.evaluate()
     assert loaded.generate("the", tokens=5, temperature=0) == model.generate("the", tokens=5, temperature=0)
+
+
+def test_a_new_run_in_a_used_directory_is_refused_before_its_size_is_chosen(text: Path, tmp_path: Path):
+    """With --minutes the message was that of another model."""
+    train(text, tmp_path / "run")
+    command = ("train", "language", "--data", text, "--out", tmp_path / "run", "--minutes", 1, "--yes")
+    assert_refused(call(*command), "run already holds a run: continue it with --resume, or choose another --out")

@@ -21,6 +21,8 @@ from ..training.config import MAX_MINUTES, LoRAConfig
 from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, make_options, read_flags
 from .terminal import print_status, show_progress
 
+MAX_FOLDS = 100
+
 if TYPE_CHECKING:
     from ..trained_model import Model
     from ..training.job import TrainingJob
@@ -68,7 +70,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_range(self, "minutes", above=0, at_most=MAX_MINUTES)
-        check_range(self, "seeds", "folds", at_least=2, at_most=1000)
+        check_range(self, "seeds", at_least=2, at_most=1000)
+        check_range(self, "folds", at_least=2, at_most=MAX_FOLDS)
 
 
 def run(arguments: list[str]) -> int:
@@ -390,10 +393,14 @@ def train_to_end(job: "TrainingJob", go_on: str) -> "tuple[Model, dict[str, Any]
         return None
 
 
-def describe_seconds(result: dict[str, Any]) -> str:
-    """Say how long a training took, beside the time that was asked for."""
+def describe_seconds(result: dict[str, Any], config: Any) -> str:
+    """Say how long a training took, beside the time that was asked for, and whether it stopped early."""
     took = f"trained in {result['seconds']:.0f} s"
-    return f"{took} of the {result['minutes'] * 60:.0f} s of --minutes" if "minutes" in result else took
+    took += f" of the {result['minutes'] * 60:.0f} s of --minutes" if "minutes" in result else ""
+    train, best = config.train, result.get("best_step", result["step"])
+    is_early = train.patience and result["step"] - best >= train.patience * train.eval_every
+    why = f"the last {train.patience} validations were no better than that of step {best}"
+    return f"{took}; stopped early at step {result['step']}: {why} (--train.patience 0 goes on)" if is_early else took
 
 
 def describe_comparison(result: dict[str, Any]) -> list[str]:
@@ -429,7 +436,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"
         lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")
-    lines += [describe_seconds(result), f"run     {run}", f"report  {run / 'report.html'}"]
+    lines += [describe_seconds(result, model.config), f"run     {run}", f"report  {run / 'report.html'}"]
     recipe = ""
     if job.recipe_name not in recipes.list_recipes():
         recipe = f" --recipe {shlex.quote(inspect.getfile(cast(Any, job.recipe)))}"

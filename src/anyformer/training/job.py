@@ -147,9 +147,13 @@ def find_start(job: TrainingJob) -> TrainingJob:
 
 
 def check_inputs(job: TrainingJob) -> None:
-    """Open the device, read a batch of both splits, and compare the model with the checkpoint. Raises InputError."""
+    """Open the device, read a batch of both splits, and look at the run directory: a new run needs an unused one, a
+    resumed one a checkpoint of the same model. Raises InputError."""
     resolve_device(job.config.train.device)
-    latest = checkpoints.find_latest(job.run.checkpoints)
+    latest = checkpoints.find_latest(job.run.checkpoints) if job.is_resumed else None
+    if not job.is_resumed:
+        with job.run.lock():
+            job.run.require_unused()
     if latest is not None:
         config = bind_checkpoint_files(job.config, latest)
         checkpoints.check_model(latest, lambda: initialize(job, job.recipe.build(config)))

@@ -83,17 +83,13 @@ def shorten(path: str | Path) -> str:
 def join_inside(folder: Path, name: str) -> Path:
     """Return the path of a file that a table names, relative to the folder of the table.
 
-    Raises InputError for a path that leaves this folder, by "..", as an absolute path or through a link, unless it
-    leads into a folder that $ANYFORMER_FILES allows.
+    Raises InputError for a path that leaves this folder, by ".." or as an absolute path, unless it leads into a folder
+    that $ANYFORMER_FILES allows. Links in the folder may lead elsewhere: its owner has made them.
     """
-    path = folder / name
-    allowed = [folder, *map(Path, filter(None, os.environ.get(ALLOWED_FOLDERS, "").split(os.pathsep)))]
-    try:
-        inside = os.path.realpath(path)
-        roots = [os.path.realpath(root.expanduser()) for root in allowed]
-        if any(os.path.commonpath([root, inside]) == root for root in roots):
+    path, allowed = folder / name, os.environ.get(ALLOWED_FOLDERS, "").split(os.pathsep)
+    inside = os.path.abspath(path)
+    for root in (folder, *map(Path, filter(None, allowed))):
+        if inside.startswith(os.path.join(os.path.abspath(root.expanduser()), "")):
             return path
-    except ValueError:  # a zero byte, a lone surrogate, another drive
-        pass
     hint = f"to allow it, set {ALLOWED_FOLDERS} to the folder of the files"
     raise InputError(f"{shorten(path)!r} is outside {folder}, the folder of the table: {hint}")

@@ -1,6 +1,7 @@
 """What the columns of a table hold, by their names and first values: numbers, dates, categories, texts, files."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from .read import is_missing
 MAX_NUMBER_CLASSES = 20  # of a column of whole numbers
 MAX_CODE_CHARS = 4  # of a code with the letters of a SMILES
 MIN_ROWS_IN_ORDER = 200  # which may all be of the first class, where the rows are in order of class
+MIN_MEDIA_SHARE = 0.8  # that end as images or sounds do: the others are mistakes, which are named
 MIN_FILE_SHARE = 0.95  # of the values of a column that are names of files
 MAX_CLASS_SHARE = 0.2  # a column of texts with fewer distinct values per row is a category
 LABEL_NAMES = tuple(
@@ -87,7 +89,8 @@ class Column:
         if is_index and self.share(str.isdigit) == 1 and self.distinct == len(self.texts):
             return "id"
         for kind, test in TESTS.items():
-            if self.share(test) > 0.95 and (kind != "smiles" or self._holds_molecules()):
+            least = MIN_MEDIA_SHARE if kind in ("image", "sound") else 0.95
+            if self.share(test) > least and (kind != "smiles" or self._holds_molecules()):
                 return kind
         if self.distinct == 1:
             return "constant"
@@ -149,7 +152,9 @@ SMILES = re.compile(r"(\[[^\]\s]+\]|Br|Cl|[BCNOPSFIbcnops]|\d|%\d\d|[=#$:/\\\-+(
 
 
 def is_smiles(text: str) -> bool:
-    return bool(SMILES.fullmatch(text)) and bool(re.search(r"[Cc]", text))
+    """Whether a text may be a molecule: its letters are atoms, and each open ring is closed (C00012 is none)."""
+    rings = Counter(re.findall(r"%\d\d|\d", re.sub(r"\[[^\]]*\]", "", text)))
+    return bool(SMILES.fullmatch(text) and re.search(r"[Cc]", text)) and all(n % 2 == 0 for n in rings.values())
 
 
 TESTS: dict[str, Callable[[str], Any]] = {

@@ -7,6 +7,8 @@ every row), names that hardly repeat, and columns that give the target away.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ import numpy as np
 from ...errors import InputError, suggest
 from ...events import report_notice
 from ..audio.read import AUDIO_EXTENSIONS
-from ..images.read import IMAGE_EXTENSIONS
+from ..images.measure import choose_format
+from ..images.read import IMAGE_EXTENSIONS, ImageSource, read_image
 from ..sampling import IS_VALIDATION
 from .columns import INDEX_NAMES, SPLIT_NAMES, TIME_NAMES, plain_name
 from .dates import find_format, find_parts, is_order_open, parse_date
@@ -57,6 +60,7 @@ def infer_schema(table: Table, targets: Sequence[str], group: str = "", order: s
         reasons = describe_left_out(left_out) if left_out else ""
         problem = f"the data have no usable column besides {', '.join(targets)}: nothing to predict from"
         raise InputError(f"{problem} (left out: {reasons})" if reasons else problem)
+    fields = [fit_image(field, summary, table.folder) if field.kind == "image" else field for field in fields]
     report_reading(summary, (*fields, *inferred_targets), left_out)
     if not (group or order or split):
         names = [*(field.name for field in fields if field.kind != "date"), *left_out]
@@ -94,6 +98,15 @@ def make_field(name: str, kind: str, **options: Any) -> Field:
     return Field(name, kind, **FIELD_OPTIONS[kind] | options)
 
 
+def fit_image(field: Field, summary: TableSummary, folder: Path) -> Field:
+    """Return a field of images with the size and the color of its files."""
+    paths = [folder / name for name in summary.columns[field.name].counts]
+    labels = np.zeros(len(paths), np.int64)
+    form = choose_format(ImageSource(lambda i: read_image(paths[i]), labels, ("",), None, *paths))
+    sizes = {} if form is None else {name: getattr(form, name) for name in ("height", "width", "channels", "patch")}
+    return replace(field, **sizes)
+
+
 def find_split_column(summary: TableSummary, targets: Sequence[str]) -> str:
     """Return the column that says which rows are for validation; "" where there is none."""
     for name, column in summary.columns.items():
@@ -115,9 +128,9 @@ def infer_field(column: ColumnSummary, rows: int) -> Field | str:
         return infer_list(column)
     if column.distinct == 1 and column.count == rows:
         return "constant"
-    if column.extensions and column.extensions <= set(IMAGE_EXTENSIONS):
+    if column.names_files(IMAGE_EXTENSIONS):
         return make_field(column.name, "image")
-    if column.extensions and column.extensions <= set(AUDIO_EXTENSIONS):
+    if column.names_files(AUDIO_EXTENSIONS):
         return make_field(column.name, "audio", seconds=1.0, cut=True)
     if column.distinct == 1:  # it is there or missing
         return make_field(column.name, "category")

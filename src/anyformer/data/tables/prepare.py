@@ -14,7 +14,6 @@ from ..unusable import DuplicatePolicy, EmptyPolicy, check_unusable, report_dupl
 from .batches import node_slices
 from .cache import TableDataset, encode_table
 from .datasets import open_table
-from .encode import encode_value
 from .infer_schema import infer_schema
 from .read import Table, is_missing, to_json_value
 from .schema import NORMALIZED_KINDS, Field, Schema, Target, is_content, load_schema
@@ -170,13 +169,14 @@ def measure_quantiles(values: np.ndarray) -> list[float]:
 
 
 def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> list[dict[str, Any]]:
-    """Pick a few of these rows as JSON values, one of each class; values that are too large are left out, and rows of
-    which no field remains."""
+    """Pick a few of these rows as JSON values, one of each class, or with numbers from the lowest to the highest;
+    values that are too large are left out, and rows of which no field remains."""
     candidates = rows[dataset.numbers[rows] < MAX_EXAMPLE_ROW]
     if not len(candidates):  # the first rows are all for training
         candidates = np.flatnonzero(dataset.numbers < MAX_EXAMPLE_ROW)
     _, firsts = np.unique(dataset.targets[candidates, 0], return_index=True)
-    chosen = {int(dataset.numbers[i]) for i in candidates[firsts[:MAX_EXAMPLES]]}
+    spread = firsts[np.linspace(0, len(firsts) - 1, min(MAX_EXAMPLES, len(firsts))).astype(np.int64)]
+    chosen = {int(dataset.numbers[i]) for i in candidates[spread]}
     examples = []
     for number, (_, row) in enumerate(islice(table.rows(), max(chosen, default=-1) + 1)):
         if number in chosen:
@@ -188,10 +188,9 @@ def select_examples(table: Table, dataset: TableDataset, rows: np.ndarray) -> li
 
 
 def to_example(column: Field | Target, value: Any, folder: Path) -> Any:
-    """Convert a value to JSON; None for one that is missing, too large, or in a file other than an image."""
-    if column.kind == "image" and isinstance(column, Field) and isinstance(value, str):
-        value = encode_value(column, value, "example", folder)[0][..., 0 if column.channels == 1 else slice(None)]
-    if column.kind in ("audio", "series", "vector") and isinstance(value, str) and not value.lstrip().startswith("["):
-        return None
+    """Convert a value to JSON; None for one that is missing or too large. A file is its path."""
+    is_file = column.kind in ("image", "audio", "series", "vector") and isinstance(value, str)
+    if is_file and not is_missing(value) and not value.lstrip().startswith("["):
+        return str((folder / value).resolve())
     value = None if is_missing(value) else to_json_value(value)
     return value if len(json.dumps(value)) <= MAX_VALUE_CHARS else None

@@ -18,6 +18,7 @@ MAX_DISTINCT = 20_000  # values of a column that are told apart
 MAX_TOTAL_DISTINCT = 2_000_000  # of all columns
 MAX_NAME_CHARS = 200  # longer texts are cut
 SAMPLE_ROWS = 10_000  # kept to compare columns with each other
+MIN_FILE_SHARE = 0.8  # of different values that are names of files
 MAX_WORDS = 20  # different texts that a column of numbers or dates may hold, each a missing value
 
 
@@ -34,7 +35,7 @@ class ColumnSummary:
     lists: int = 0
     lengths: set[int] = field(default_factory=set)  # of the texts and lists
     item_shape: tuple[int, ...] = ()  # of a list, without its first axis
-    extensions: set[str] = field(default_factory=set)  # of the file names; "" for other texts
+    extensions: Counter[str] = field(default_factory=Counter)  # of different file names; "" for other texts
 
     def add(self, value: Any) -> None:
         self.count += 1
@@ -52,7 +53,11 @@ class ColumnSummary:
                 self.extra_words[name] += 1
         if isinstance(value, str):
             self.lengths.add(len(value))
-            self.extensions.add(value[value.rfind(".") :].lower() if "." in value[-6:] else "")
+            self.extensions[value[value.rfind(".") :].lower() if "." in value[-6:] else ""] += 1
+
+    def names_files(self, extensions: Sequence[str]) -> bool:
+        """Whether the values are files with these extensions; a few others are mistakes, which their reader names."""
+        return sum(self.extensions[ending] for ending in extensions) > MIN_FILE_SHARE * self.extensions.total()
 
     def _add_list(self, value: Any) -> bool:
         """Add a list of numbers. Returns False for other values, among them texts in brackets."""

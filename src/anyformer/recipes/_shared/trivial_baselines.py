@@ -136,6 +136,27 @@ def fit_linear(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
     return y.mean(0) + x_val @ np.linalg.solve(ridge, x.T @ (y - y.mean(0)))
 
 
+def fit_classes(x: np.ndarray, y: np.ndarray, x_val: np.ndarray) -> np.ndarray:
+    """Predict classes by logistic regression: x (N, F), y (N,) from 0, x_val (M, F) -> (M,)"""
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    inputs, inputs_val = (
+        torch.from_numpy(np.c_[(rows - mean) / std, np.ones(len(rows))]).float() for rows in (x, x_val)
+    )
+    labels = torch.from_numpy(y)
+    weight = torch.zeros(inputs.shape[1], int(y.max()) + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+    def compute_loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(inputs @ weight, labels) + 0.5 / len(inputs) * weight[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(compute_loss)
+    return (inputs_val @ weight).argmax(1).numpy()
+
+
 def score_gradients(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> float:
     """Return the accuracy of a linear model of histograms of oriented gradients (Dalal and Triggs 2005). pixels
     (images, height, width, channels) uint8, labels (images,); `train` and `val` are indices of the images."""
@@ -185,7 +206,7 @@ def score_actions(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.nda
     error."""
     nearest = y[find_nearest(x, x_val)]
     if y.ndim == 1:
-        linear = fit_linear(x, np.eye(int(y.max()) + 1)[y], x_val).argmax(1)
+        linear = fit_classes(x, y, x_val)
         scores = {"the most frequent action": (y_val == np.bincount(y).argmax()).mean()}
         scores |= {"a linear model": (y_val == linear).mean(), "the nearest state": (y_val == nearest).mean()}
         return {"accuracy": {name: float(value) for name, value in scores.items()}}
@@ -200,8 +221,7 @@ def score_target(target: Any, y: np.ndarray, y_val: np.ndarray, x: np.ndarray, x
         y, y_val = y.astype(np.int64), y_val.astype(np.int64)
         scores = score_majority(y, y_val)
         if x.shape[1]:
-            predictions = fit_linear(x, np.eye(int(y.max()) + 1)[y], x_val).argmax(1)
-            scores["a linear model"] = float((predictions == y_val).mean())
+            scores["a linear model"] = float((fit_classes(x, y, x_val) == y_val).mean())
         return {"accuracy": scores}
     scores = {"the mean": float(np.sqrt(np.mean((y_val - y.mean()) ** 2)))}
     if x.shape[1]:
