@@ -122,6 +122,8 @@ class Model:
     def evaluate(self, data: str | None = None, every: int = 1) -> dict[str, float]:
         """Return metrics of one fixed pass over the validation split, or over all of other `data`; of one batch in
         `every`."""
+        if every < 1:
+            raise InputError(f"every is {every}; it must be at least 1")
         config, split = select_eval_data(self, data)
         batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
         metrics = loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
@@ -161,8 +163,11 @@ class Model:
         """
         from .report.plots import plot_matrix
 
-        weights = self.attention(request, **settings)[layer, 0].float()
-        weights = weights.mean(0) if head is None else weights[head]
+        try:
+            weights = self.attention(request, **settings)[layer, 0].float()
+            weights = weights.mean(0) if head is None else weights[head]
+        except IndexError:
+            raise InputError(f"the model has no layer {layer}, or no head {head} in it") from None
         title = f"attention of layer {layer}, " + ("mean of the heads" if head is None else f"head {head}")
         return plot_matrix(weights.tolist(), labels, labels, title)
 
