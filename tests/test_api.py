@@ -43,7 +43,7 @@ def test_settings_of_training_may_stand_alone(text: Path, tmp_path: Path):
         ({"optimizer": "sgd"}, r"train.optimizer is 'sgd': valid: adamw, muon"),
         ({"seed": 1.5}, r"train.seed is 1.5; it must be a whole number"),
         ({"lora": {"rank": 8}}, r"--lora.rank trains adapters on an existing model"),
-        ({"minutes": float("nan")}, r"--minutes is nan"),
+        ({"minutes": float("nan")}, r"minutes is nan; it must be a finite number"),
     ],
 )
 def test_a_wrong_setting_is_one_line(overrides: dict, message: str):

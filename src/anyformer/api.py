@@ -19,6 +19,7 @@ from .data.io.checks import read_json
 from .detection import detect_recipe, names_data
 from .errors import Stopped
 from .model.config import find_stacks
+from .parsing import check_arguments, check_path
 from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
 from .report.curves import is_lower_better
 from .resolve_job import expand_short_names, resolve_job
@@ -37,6 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@check_arguments
 def train(
     recipe: Any,
     preset: str | None = None,
@@ -91,9 +93,11 @@ def train(
 
 def choose_recipe(recipe: Any, preset: str | None, overrides: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
     """Return the recipe, its preset and config fields; those for the data, where `recipe` names data."""
-    if isinstance(recipe, str | Path) and names_data(str(recipe)):
-        detection = detect_recipe(recipe, target=str(overrides.get("target", "")))
-        recipe, preset, overrides = detection.recipe, preset or detection.preset, detection.fields | overrides
+    if isinstance(recipe, str | Path):
+        check_path(recipe, "recipe")
+        if names_data(str(recipe)):
+            detection = detect_recipe(recipe, target=str(overrides.get("target", "")))
+            recipe, preset, overrides = detection.recipe, preset or detection.preset, detection.fields | overrides
     return recipes.load_recipe(recipe), preset, overrides
 
 
@@ -221,11 +225,14 @@ def show_training(
 def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
     """Describe a training that starts, in lines for a person."""
     parameters = list(state.model.parameters())
-    size, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
+    train, device = job.config.train, parameters[0].device
+    size = sum(parameter.numel() for parameter in parameters)
     step = f" from step {state.step}" if state.step else ""
     lines = [f"{job.recipe_name} · {job.preset} · {size:,} parameters on {device} · {job.run.path}{step}"]
     if job.timer is not None and not job.plan:
         lines.append(describe_time(job, state))
+    if job.timer is None and train.warmup > train.steps > 1:
+        lines.append(f"--train.warmup {train.warmup:,} lasts longer than the training: --train.lr is never reached")
     if not step:
         lines += [describe_plan(job.plan, job.config)] if job.plan else []
         lines.append(describe_exports(job))

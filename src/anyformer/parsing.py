@@ -5,18 +5,21 @@ and what would be right.
 """
 
 import dataclasses
+import errno
 import functools
+import inspect
 import json
 import math
 import numbers
 import operator
+import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from .errors import InputError, suggest
 
@@ -97,19 +100,52 @@ def check_types(config: Any) -> None:
         _parse_value(hints[field.name], getattr(config, field.name), field.name)
 
 
+def check_path(path: str | Path, name: str) -> None:
+    """Raise InputError for a name that no file can have; `name` is the field or the flag."""
+    try:
+        os.stat(Path(path).expanduser())
+    except RuntimeError:
+        raise InputError(f"{name} is {show_value(str(path))}; there is no such user of this machine") from None
+    except ValueError:  # "\0", or half of a surrogate pair
+        raise InputError(f"{name} is {show_value(str(path))}; no file can have this name") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{name} is {show_value(str(path))}: {error.strerror}") from None
+
+
 COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 def check_range(config: Any, *names: str, **bounds: float) -> None:
-    """Check that number fields of a dataclass lie within bounds: at_least, above, at_most, below. None passes.
-
-    Raises InputError naming the field.
-    """
+    """Check that fields of a dataclass, or the items of lists, are numbers within bounds: at_least, above, at_most,
+    below. A field that may be None passes as None. Raises InputError naming the field."""
+    hints = read_hints(type(config))
     for name in names:
-        value = getattr(config, name)
-        if value is not None and not all(COMPARISONS[word](value, bound) for word, bound in bounds.items()):
-            words = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in bounds.items())
-            raise InputError(f"{name} is {show_value(value)}; it must be {words}")
+        value = _parse_value(hints[name], getattr(config, name), name)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is not None and not all(COMPARISONS[word](number, bound) for word, bound in bounds.items()):
+                words = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in bounds.items())
+                raise InputError(f"{name} is {show_value(number)}; it must be {words}")
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function: the arguments of each call are checked against their type hints, and converted: a str to a
+    Path. The function raises InputError."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        hints, bound = read_hints(function), signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if name in hints:
+                bound.arguments[name] = _parse_value(hints[name], value, name)
+        return function(*bound.args, **bound.kwargs)
+
+    return call
 
 
 def show_value(value: Any) -> str:
@@ -172,12 +208,16 @@ def _parse_value(hint: Any, value: Any, name: str) -> Any:
     if origin in SEQUENCES and isinstance(value, list | tuple):
         return _parse_sequence(hint, value, name)
     if origin in (dict, Mapping) and isinstance(value, Mapping):
+        if options[0] is str and (bad := [key for key in value if not isinstance(key, str)]):
+            raise InputError(f"{name} has the name {show_value(bad[0])}; it must be a text")
         return {key: _parse_value(options[1], item, f"{name}.{key}") for key, item in value.items()}
     if origin is Literal and isinstance(value, str) and value not in options:
         shown = show_value(value)
         raise InputError(f"{name} is {shown}: {suggest(value[:80], map(str, options))}")
     if not _is_scalar(hint, value):
         raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
+    if hint is Path:
+        check_path(value, name)
     return SCALARS[hint][1](value) if hint in SCALARS else value
 
 
@@ -188,6 +228,8 @@ def _parse_union(hint: Any, value: Any, name: str) -> Any:
         return None
     if len(options) == 1 and options[0] is not bool and options[0] not in SCALARS:
         return _parse_value(options[0], value, name)
+    if Path in options and isinstance(value, str | Path):
+        check_path(value, name)
     for option in options:
         with suppress(InputError):
             return _parse_value(option, value, name)
@@ -211,6 +253,8 @@ def _is_scalar(hint: Any, value: Any) -> bool:
         return True
     if typing.get_origin(hint) is Literal:
         return any(value == option and type(value) is type(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Callable:
+        return callable(value)
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
     if hint in SCALARS:

@@ -13,7 +13,9 @@ from .data.tables.read import find_media, is_missing
 from .data.tables.stream import OUTPUT_SUFFIXES, RowOrError, RowReader, RowWriter
 from .errors import InputError, suggest
 from .events import report_progress
+from .parsing import show_value
 from .recipe import FileInput, Recipe, SupportsBatchPredict, SupportsFileInput, SupportsTablePredict
+from .training.config import MAX_BATCH
 from .training.run_directory import atomic_file, report_write_errors
 
 WINDOW_BATCHES = 16  # read ahead, so that inputs of similar length share a batch
@@ -94,8 +96,8 @@ def write_rows(rows: Iterator[tuple[str, Row, Answer]], reader: RowReader, out: 
 
 def check_arguments(file: Path, out: Path, batch: int, settings: Row) -> None:
     """Raise InputError for files that cannot be read or written, and for values that make no sense."""
-    if batch < 1:
-        raise InputError(f"batch is {batch}; it must be at least 1")
+    if not (isinstance(batch, int) and 1 <= batch <= MAX_BATCH):
+        raise InputError(f"batch is {show_value(batch)}; it must be at least 1 and at most {MAX_BATCH:,}")
     if "input" in settings:
         raise InputError("request: the inputs are the rows of the file: leave 'input' out")
     check_regular(file)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from .errors import InputError, suggest
-from .parsing import RENAMED_FIELDS, parse_dataclass
+from .parsing import RENAMED_FIELDS, check_path, parse_dataclass
 from .recipe_files import import_file, report_import_errors
 from .search_space import SearchSpace
 
@@ -452,6 +452,8 @@ def resolve_paths(config: Any) -> Any:
         if dataclasses.is_dataclass(value):
             changes[field.name] = resolve_paths(value)
         elif field.metadata.get("path") and value:
+            if value.startswith("~"):
+                check_path(value, field.name)
             # os.path.exists is False, and Path.exists an error, for a text that no path can be
             paths = [value] if os.path.exists(value) else value.split(",")
             ends = field.metadata["suffixes"] or ("",)

@@ -6,7 +6,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from .examples import predict_examples
 from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
-from .parsing import parse_dataclass, to_json
+from .parsing import check_arguments, parse_dataclass, to_json
 from .predict_file import check_finite, predict_file
 from .recipe import (
     Recipe,
@@ -72,6 +72,7 @@ class Model:
         check_finite(answer, str(self.path))
         return answer
 
+    @check_arguments
     def predict_file(
         self, file: str | Path, out: str | Path, batch: int = 64, skip_broken: bool = False, **settings: Any
     ) -> dict[str, Any]:
@@ -83,6 +84,7 @@ class Model:
             arguments = (Path(file), Path(out), batch, skip_broken, settings)
             return predict_file(self.recipe, self.module, self.config, *arguments)
 
+    @check_arguments
     def generate(self, prompt: str | list[str] | None = None, **settings: Any) -> dict[str, Any]:
         """Continue a prompt (without one: a new line), or several in one batch.
 
@@ -107,6 +109,7 @@ class Model:
                 return
             yield completions[0].new_text()
 
+    @check_arguments
     def embed(self, texts: list[str], cut: bool = False) -> list[list[float]]:
         """Return a vector of length 1 for each text. `cut`: shorten texts that exceed the context."""
         if not isinstance(self.recipe, SupportsEmbedding):
@@ -115,15 +118,19 @@ class Model:
         with torch.no_grad():
             return self.recipe.embed(self.module, texts, cut)
 
+    @check_arguments
     def evaluate(self, data: str | None = None, every: int = 1) -> dict[str, float]:
         """Return metrics of one fixed pass over the validation split, or over all of other `data`; of one batch in
         `every`."""
+        if every < 1:
+            raise InputError(f"every is {every}; it must be at least 1")
         config, split = select_eval_data(self, data)
         batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
         metrics = loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
         check_finite(metrics, str(self.path))
         return metrics
 
+    @check_arguments
     def score(self, data: str | None = None, **request: Any) -> dict[str, Any]:
         """Return the metrics that need the model's answers, over the same split as `evaluate`. Raises InputError if
         the recipe has none."""
@@ -143,6 +150,7 @@ class Model:
             raise InputError(f"the model of '{self.name}' has no Transformer: there are no attention weights")
         return attention_weights(stack, lambda: self.predict(request, **settings), first_pass=True)
 
+    @check_arguments
     def plot_attention(
         self, request: Any = None, layer: int = -1, head: int | None = None, labels: Sequence[str] = (), **settings: Any
     ) -> Any:
@@ -155,8 +163,11 @@ class Model:
         """
         from .report.plots import plot_matrix
 
-        weights = self.attention(request, **settings)[layer, 0].float()
-        weights = weights.mean(0) if head is None else weights[head]
+        try:
+            weights = self.attention(request, **settings)[layer, 0].float()
+            weights = weights.mean(0) if head is None else weights[head]
+        except IndexError:
+            raise InputError(f"the model has no layer {layer}, or no head {head} in it") from None
         title = f"attention of layer {layer}, " + ("mean of the heads" if head is None else f"head {head}")
         return plot_matrix(weights.tolist(), labels, labels, title)
 
@@ -229,6 +240,7 @@ def select_eval_data(model: Model, data: str | None = None) -> tuple[Any, str]:
 # --- load ---
 
 
+@check_arguments
 def load(
     path: str | Path,
     device: str = "auto",
@@ -352,6 +364,7 @@ def load_public(path: Path, device: str = "auto") -> Model:
     return Model(recipe, config, model.to(resolve_device(device)), state, path)
 
 
+@check_arguments
 def import_checkpoint(source: str | Path, out: Path, command: str = "") -> Model:
     """Turn a public checkpoint into a run directory. Raises InputError; nothing half-written remains."""
     run = RunDirectory(out)
@@ -379,7 +392,10 @@ def import_checkpoint(source: str | Path, out: Path, command: str = "") -> Model
     return model
 
 
-def export_checkpoint(source: Path, to: str, folder: Path, recipe: Any = None) -> list[str]:
+@check_arguments
+def export_checkpoint(
+    source: str | Path, to: Literal["hf", "gguf", "onnx", "peft"], folder: Path, recipe: Any = None
+) -> list[str]:
     """Write a run or a checkpoint in a public format ("hf", "gguf", "onnx" or "peft") to a new or empty folder.
 
     Returns the names of the written files. Raises InputError if the format cannot hold this model. `recipe` as for

@@ -1,5 +1,7 @@
 """Mistakes of a person: one line that says what, where and what would be right, and nothing is left behind."""
 
+import itertools
+import math
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from anyformer.recipes import language
 from cli_kit import TINY, assert_refused, call, nothing_changes, train, write
 
 
@@ -129,7 +132,7 @@ def test_a_gpu_that_is_not_there(text: Path, run: Path):
 
 def test_more_than_the_memory_holds(text: Path, tmp_path: Path):
     """Petabytes, which no machine begins to fill."""
-    flags = ("--train.batch", 10**15)
+    flags = ("--model.dim", 1 << 20)
     for folder in (tmp_path / "new", tmp_path / "project"):
         (tmp_path / "project" / ".git").mkdir(parents=True, exist_ok=True)  # what was there before us stays there
         with nothing_changes(tmp_path):
@@ -149,9 +152,10 @@ def test_memory_that_ends_in_the_first_step(text: Path, tmp_path: Path, monkeypa
     assert result.err.splitlines()[-1].startswith("anyformer: out of memory: lower --train.batch")
 
 
-def test_a_loss_that_is_not_finite(text: Path, tmp_path: Path):
-    decay = ("--train.weight-decay", 0)
-    result = call(*TINY, "--data", text, "--out", tmp_path / "run", "--train.lr", "1e30", "--train.warmup", 0, *decay)
+def test_a_loss_that_is_not_finite(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    loss, factors = language.loss, itertools.chain([1.0], itertools.repeat(math.inf))
+    monkeypatch.setattr(language, "loss", lambda model, batch: loss(model, batch) * next(factors))
+    result = call(*TINY, "--data", text, "--out", tmp_path / "run")
     last = result.err.splitlines()[-1]
     assert result.code == 1 and result.out == "" and "Traceback" not in result.err
     assert last.startswith("anyformer: the loss is ") and "at step 2 with learning rate " in last

@@ -415,7 +415,7 @@ def test_misuse(sweep_once: SweepOnce, tmp_path: Path):
         assert_refused(call("sweep", "--minutes", 1), "sweep needs data or a recipe first")
         assert_refused(sweep(text, tmp_path / "s"), "needs --minutes", "or --steps")
         assert_refused(sweep(text, tmp_path / "s", "--minutes", 1, "--steps", 3), "give one of them")
-        assert_refused(sweep(text, tmp_path / "s", "--minutes", 0), "--minutes is 0; it must be above 0")
+        assert_refused(sweep(text, tmp_path / "s", "--minutes", 0), "--minutes is 0.0; it must be above 0")
         assert_refused(sweep(text, tmp_path / "s", "--minutes", "nan"), "--minutes is nan")
         assert_refused(sweep(text, tmp_path / "s", "--minutes", 0.01), "--minutes 0.01 is too little", "give --minutes")
         assert_refused(sweep(text, tmp_path / "s", "--steps", 9, "--trials", 9), "--steps 9 is too little", "--steps")

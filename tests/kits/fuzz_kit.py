@@ -95,8 +95,9 @@ def set_limits(cpu_seconds: int) -> None:
     signal.alarm(WALL_SECONDS)
 
 
-def find_fault(outcome: Outcome, codes: tuple[int, ...] = (2,)) -> str:
-    """Return what is wrong with an outcome, "" if nothing is: success, or one of these exit codes and one line."""
+def find_fault(outcome: Outcome, codes: tuple[int, ...] = (2,), is_small: bool = True) -> str:
+    """Return what is wrong with an outcome, "" if nothing is: success, or one of these exit codes and one line.
+    `is_small`: nothing was asked for that needs memory."""
     lines = outcome.errors.strip().splitlines()
     if outcome.code == 0:
         return ""
@@ -106,18 +107,20 @@ def find_fault(outcome: Outcome, codes: tuple[int, ...] = (2,)) -> str:
         return "\n".join(["a traceback", *lines[-12:]])
     if outcome.code not in codes or not lines or not lines[-1].startswith("anyformer: "):
         return "\n".join([f"exit code {outcome.code}", *lines[-5:]])
-    return lines[-1] if "out of memory" in lines[-1] or len(lines[-1]) > 2000 else ""
+    return lines[-1] if (is_small and "out of memory" in lines[-1]) or len(lines[-1]) > 2000 else ""
 
 
 class Tally:
     """How many attacks of a kind were tried, and what broke."""
 
-    def __init__(self, kind: str, codes: tuple[int, ...] = (2,)):
-        self.kind, self.codes, self.counts, self.broken = kind, codes, Counter(), []
+    def __init__(self, kind: str, codes: tuple[int, ...] = (2,), is_small: bool = True):
+        self.kind, self.codes, self.is_small, self.counts, self.broken = kind, codes, is_small, Counter(), []
 
     def add(self, name: str, outcome: Outcome) -> None:
-        fault = find_fault(outcome, self.codes)
-        result = "broken" if fault else "done" if outcome.code == 0 else "refused"
+        self.count(name, find_fault(outcome, self.codes, self.is_small), is_done=outcome.code == 0)
+
+    def count(self, name: str, fault: str, is_done: bool) -> None:
+        result = "broken" if fault else "done" if is_done else "refused"
         self.counts[result] += 1
         if fault:
             self.broken.append(f"{name}: {fault}")

@@ -199,7 +199,7 @@ def test_folds_are_trainings_whose_scores_are_averaged(houses: Path, tmp_path: P
 def test_folds_that_make_no_sense(houses: Path, tmp_path: Path, text: Path):
     out = ("--device", "cpu", "--out", tmp_path / "a")
     table = ("train", "multimodal", "--preset", "tiny", "--data", houses, "--target", "price", *out)
-    assert_refused(call(*table, "--folds", 1), "--folds is 1; it must be from 2 to 100")
+    assert_refused(call(*table, "--folds", 1), "--folds is 1; it must be at least 2 and at most 100")
     assert_refused(call(*table, "--folds", 2, "--seeds", 2), "give one of them")
     language = ("train", "language", "--preset", "tiny", "--data", text, *out)
     assert_refused(call(*language, "--folds", 2), "--folds is for the recipes", "multimodal")

@@ -106,7 +106,7 @@ def test_speed_is_measured_on_late_batches(text: Path):
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, math.inf, math.nan])
 def test_times_that_make_no_sense_are_refused_before_data_are_read(minutes: float):
-    with pytest.raises(InputError, match=rf"--minutes is {minutes:g}; it must be above 0, and finite"):
+    with pytest.raises(InputError, match=rf"^minutes is {minutes}; it must be (above 0|a finite)"):
         anyformer.train("language", data="missing.txt", minutes=minutes)
 
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from ..data.io.regular_file import shorten
 from ..errors import InputError, TrainingError, suggest
+from ..memory import limit_memory, read_memory
 from ..threads import limit_spinning
 
 VERBS = {
@@ -56,6 +57,7 @@ usage: anyformer VERB ... [--help]
 def main() -> NoReturn:
     """The entry point of the `anyformer` command."""
     limit_spinning()
+    limit_memory(read_memory()[0])
     sys.exit(run(sys.argv[1:]))
 
 

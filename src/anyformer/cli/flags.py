@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError, suggest
-from ..parsing import RENAMED_FIELDS
+from ..parsing import LIMITS, RENAMED_FIELDS, check_types, describe_type, show_value
 
 REQUIRED = dataclasses.MISSING
 UNIONS = (types.UnionType, typing.Union)
@@ -137,7 +137,18 @@ def parse_arguments(kind: Any, arguments: Sequence[str], prog: str) -> Any:
     for flag in flags:
         if flag.default is REQUIRED and flag.name not in values:
             raise InputError(f"{prog} needs {flag.usage}: see {prog} --help")
-    return kind(**{flag.path[0]: values[flag.name] for flag in flags if flag.name in values})
+    return make_options(kind, {flag.path[0]: values[flag.name] for flag in flags if flag.name in values})
+
+
+def make_options(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Return an instance of the dataclass. Raises InputError that names the flag: "top_k is 0" -> "--top-k is 0"."""
+    try:
+        options = kind(**values)
+        check_types(options)
+        return options
+    except InputError as error:
+        name, space, text = str(error).partition(" ")
+        raise InputError(f"{flag_name([name])}{space}{text}") from None
 
 
 def read_flags(flags: Sequence[Flag], arguments: Sequence[str], prog: str) -> dict[str, Any]:
@@ -211,15 +222,18 @@ def convert(hint: Any, text: str, name: str) -> Any:
     if hint is bool or typing.get_origin(hint) is Literal:
         by_text = {str(option): option for option in options}
         if text not in by_text:
-            raise InputError(f"{name} is '{text}': {suggest(text, by_text)}")
+            raise InputError(f"{name} is {show_value(text)}: {suggest(text[:80], by_text)}")
         return by_text[text]
     if isinstance(hint, type) and issubclass(hint, str | os.PathLike):
         return hint(text)
     kind = {int: "a whole number", float: "a number"}.get(hint, "JSON")
     try:
-        return json.loads(text) if kind == "JSON" else hint(text)
-    except ValueError:
-        raise InputError(f"{name}: '{text}' is not {kind}") from None
+        value = json.loads(text) if kind == "JSON" else hint(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{name}: {show_value(text)} is not {kind}") from None
+    if hint in LIMITS and not abs(value) <= LIMITS[hint]:
+        raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
+    return value
 
 
 def suggest_flag(word: str, names: list[str]) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..errors import InputError
+from ..parsing import check_range
+from ..training.config import MAX_MINUTES, MAX_SEED
 from .flags import DeviceFlag, JsonFlag
 from .terminal import print_status
 
@@ -29,10 +30,13 @@ class Command:
     device: DeviceFlag = "auto"
     json: JsonFlag = False
 
+    def __post_init__(self) -> None:
+        check_range(self, "minutes", above=0, at_most=MAX_MINUTES)
+        check_range(self, "sentences", at_least=1, at_most=1 << 31)
+        check_range(self, "seed", at_least=0, at_most=MAX_SEED)
+
 
 def run(options: Command) -> None:
-    if options.sentences < 1:
-        raise InputError(f"--sentences is {options.sentences}; it must be at least 1")
     from ..labs import ladder
     from ..resolve_job import choose_run
 

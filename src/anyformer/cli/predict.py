@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from ..errors import InputError
+from ..parsing import check_range
+from ..training.config import MAX_BATCH
 from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
 from .terminal import print_status, read_inputs, show_progress
 
@@ -40,6 +42,9 @@ class Command:
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
     json: JsonFlag = False
+
+    def __post_init__(self) -> None:
+        check_range(self, "batch", at_least=1, at_most=MAX_BATCH)
 
 
 def run(options: Command) -> None:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..data.trajectories import MAX_EPISODES, MAX_RETURN
 from ..errors import InputError
+from ..parsing import check_range
+from ..training.config import MAX_SEED
 from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag
 from .terminal import show_progress
 
 if TYPE_CHECKING:
     from ..data.trajectories.environments import EnvSpec, Policy
-
-MAX_EPISODES = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class Command:
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     json: JsonFlag = False
+
+    def __post_init__(self) -> None:
+        check_range(self, "epsilon", at_least=0, at_most=1)
+        check_range(self, "target_return", at_least=-MAX_RETURN, at_most=MAX_RETURN)
+        check_range(self, "temperature", at_least=0, at_most=1e6)
+        check_range(self, "episodes", at_least=1, at_most=MAX_EPISODES)
+        check_range(self, "seed", at_least=0, at_most=MAX_SEED)
 
 
 def run(options: Command) -> None:
@@ -64,13 +72,9 @@ def run(options: Command) -> None:
 
 def check_options(options: Command) -> None:
     count = options.episodes * len(options.epsilon)
-    if not 0 < count <= MAX_EPISODES:
+    if count > MAX_EPISODES:
         limits = f"from 1 to {MAX_EPISODES:,} can be played at once"
         raise InputError(f"--episodes {options.episodes} makes {count} episodes; {limits}")
-    if bad := [value for value in options.epsilon if not 0 <= value <= 1]:
-        raise InputError(f"--epsilon is {bad[0]}; a fraction is from 0 to 1")
-    if options.seed < 0 or not options.temperature >= 0:
-        raise InputError(f"--seed {options.seed} and --temperature {options.temperature} must be 0 or more")
     if options.out is not None and options.out.suffix != ".npz":
         raise InputError(f"--out {options.out}: trajectories are stored as .npz, so its name must end in .npz")
 

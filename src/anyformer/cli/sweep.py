@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import math
 import shlex
 import sys
 import time
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from .. import recipe as recipes
 from ..errors import InputError
-from ..parsing import flatten_values, to_json
-from .flags import HELP, POSITIONAL, JsonFlag, format_help, list_flags, read_flags
+from ..parsing import check_range, flatten_values, to_json
+from ..training.config import MAX_MINUTES, MAX_STEPS
+from .flags import HELP, POSITIONAL, JsonFlag, format_help, list_flags, make_options, read_flags
 from .terminal import format_columns, print_status, show_progress
 from .train import BASIC_FLAGS, SHORT_FLAGS, TrainCommand, choose_recipe, is_data, nest
 
@@ -54,6 +54,11 @@ class Command:
     yes: Annotated[bool, "Start without asking, where data can be read in several ways."] = False
     json: JsonFlag = False
 
+    def __post_init__(self) -> None:
+        check_range(self, "minutes", above=0, at_most=MAX_MINUTES)
+        check_range(self, "steps", at_least=1, at_most=MAX_STEPS)
+        check_range(self, "trials", at_least=1, at_most=10_000)
+
 
 class SweepCommand(TrainCommand):
     """The flags of a recipe and of a sweep."""
@@ -73,12 +78,9 @@ class SweepCommand(TrainCommand):
             raise InputError("--train.steps is chosen for each trial: --steps is the total of all of them")
         if "minutes" in options and "steps" in options:
             raise InputError("--steps and --minutes both say how long: give one of them")
-        for name in ("minutes", "steps"):
-            if name in options and not 0 < options[name] < math.inf:
-                raise InputError(f"--{name} is {options[name]:g}; it must be above 0, and finite")
         if options.get("resume") and "out" not in options:
             raise InputError("--resume needs --out FOLDER: the folder of a sweep")
-        return Command(**options), overrides
+        return make_options(Command, options), overrides
 
 
 def run(arguments: list[str]) -> int:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
 from ..errors import InputError
-from ..parsing import parse_dataclass, to_json
-from ..training.config import LoRAConfig
-from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, read_flags
+from ..parsing import check_path, check_range, parse_dataclass, to_json
+from ..training.config import MAX_MINUTES, LoRAConfig
+from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, make_options, read_flags
 from .terminal import print_status, show_progress
 
 MAX_FOLDS = 100
@@ -67,6 +67,11 @@ class Options:
     print_config: Annotated[bool, "Print the resolved config, and stop."] = False
     yes: Annotated[bool, "Start without asking: with an inferred schema, or --minutes that are too few."] = False
     json: JsonFlag = False
+
+    def __post_init__(self) -> None:
+        check_range(self, "minutes", above=0, at_most=MAX_MINUTES)
+        check_range(self, "seeds", at_least=2, at_most=1000)
+        check_range(self, "folds", at_least=2, at_most=MAX_FOLDS)
 
 
 def run(arguments: list[str]) -> int:
@@ -122,6 +127,7 @@ def is_data(source: str) -> bool:
     from ..data.io.remote import is_remote
     from ..data.registry import GENERATED, SETS
 
+    check_path(source, "the recipe or data")
     path = Path(source).expanduser()
     if source in recipes.list_recipes() or is_recipe_file(source):
         return False
@@ -237,7 +243,7 @@ class TrainCommand:
         check_several(options, "--train.seed" in values)
         if options.get("resume") and "out" not in options:
             raise InputError(f"--resume needs --out RUN: {newest_run()}")
-        return Options(**options), overrides
+        return make_options(Options, options), overrides
 
     def resolve(self, overrides: dict[str, Any], settings: dict[str, Any]) -> "TrainingJob":
         """Resolve a job. Raises InputError that names flags."""
@@ -290,18 +296,11 @@ def nest(flags: Iterable[Flag], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_several(options: dict[str, Any], has_seed: bool) -> None:
-    """Raise InputError unless --seeds and --folds make sense."""
-    seeds, folds = options.get("seeds", 2), options.get("folds", 2)
-    if seeds < 2:
-        raise InputError(f"--seeds is {seeds}; it must be at least 2: it is how many runs are trained")
-    if not 2 <= folds <= MAX_FOLDS:
-        raise InputError(
-            f"--folds is {folds}; it must be from 2 to {MAX_FOLDS}: it is how many parts the rows are split into"
-        )
+    """Raise InputError if --seeds, --folds and --seed exclude each other."""
     if "seeds" in options and "folds" in options:
         raise InputError("--seeds and --folds both train several runs: give one of them")
     if "seeds" in options and has_seed:
-        raise InputError(f"--seeds {seeds} trains the seeds 1 to {seeds}: leave --seed out")
+        raise InputError("--seeds N trains the seeds 1 to N: leave --seed out")
 
 
 def newest_run() -> str:

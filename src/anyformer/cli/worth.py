@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..errors import InputError
+from ..parsing import check_range
+from ..training.config import MAX_SEED
 from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag
 from .terminal import print_status, show_progress
 
@@ -26,10 +27,12 @@ class Command:
     device: DeviceFlag = "auto"
     json: JsonFlag = False
 
+    def __post_init__(self) -> None:
+        check_range(self, "shuffles", at_least=1, at_most=1000)
+        check_range(self, "seed", at_least=0, at_most=MAX_SEED)
+
 
 def run(options: Command) -> None:
-    if options.shuffles < 1:
-        raise InputError(f"--shuffles is {options.shuffles}; it must be at least 1")
     from .. import api
     from ..labs import field_importance
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.trajectories import MAX_EPISODES, MAX_RETURN
 from ..data.trajectories.environments import make_envs, play_episodes
 from ..errors import InputError
-from ..parsing import check_range, parse_dataclass
+from ..parsing import check_range, check_types, parse_dataclass
 
 BATCH_SIZE = 256  # episodes in one forward
-MAX_EPISODES = 10_000
 
 
 class Actor:
@@ -110,9 +110,11 @@ class RolloutRequest:
     """Of the sampling of discrete actions; 0 takes the likeliest."""
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "target_return", at_least=-MAX_RETURN, at_most=MAX_RETURN)
         check_range(self, "episodes", at_least=1, at_most=MAX_EPISODES)
         check_range(self, "seed", at_least=0, at_most=1 << 40)
-        check_range(self, "temperature", at_least=0)
+        check_range(self, "temperature", at_least=0, at_most=1e6)
 
 
 def roll_out(model: Any, request: Any) -> list[dict[str, Any]]:
@@ -164,6 +166,10 @@ class EpisodeRequest:
     rewards: Any = ()
     start: int = 0
     """The timestep of the first state."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "target_return", at_least=-MAX_RETURN, at_most=MAX_RETURN)
+        check_range(self, "start", at_least=0, at_most=1 << 31)
 
 
 def read_episode_row(row: dict[str, Any], folder: Path) -> dict[str, Any]:

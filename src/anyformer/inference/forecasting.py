@@ -52,7 +52,7 @@ class Request:
     def __post_init__(self) -> None:
         check_range(self, "horizon", at_least=1, at_most=MAX_HORIZON)
         check_range(self, "samples", at_least=9, at_most=10_000)
-        check_range(self, "seed", at_least=0)
+        check_range(self, "seed", at_least=0, below=1 << 40)
 
 
 def gather_columns(request: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class TranslationRequest:
         check_types(self)
         check_range(self, "beam", at_least=1, at_most=256)
         check_range(self, "n_best", at_least=1, at_most=self.beam)
-        check_range(self, "tokens", at_least=1)
+        check_range(self, "tokens", at_least=1, at_most=10_000_000)
         check_range(self, "no_repeat_ngram", at_least=0, at_most=1000)
         check_range(self, "max_length_ratio", at_least=0, at_most=1000)
         check_range(self, "length_penalty", at_least=-10, at_most=10)

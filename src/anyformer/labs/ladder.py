@@ -59,8 +59,6 @@ def climb(
     Raises:
         InputError: If the data cannot be used or `out` is not empty, before anything is trained.
     """
-    if not minutes > 0:
-        raise InputError(f"--minutes is {minutes:g}; it must be above 0")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty: choose another --out")
     has_pairs = is_pairs(data)

@@ -25,7 +25,7 @@ MAX_SIZES = {
     "n_kv_head": 1 << 14,
     "head_dim": 1 << 16,
     "mlp_dim": 1 << 22,
-    "context": 1 << 31,
+    "context": 1 << 24,
 }
 
 

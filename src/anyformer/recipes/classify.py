@@ -40,7 +40,7 @@ from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
-from ..parsing import parse_dataclass, path_field
+from ..parsing import parse_dataclass, path_field, show_value
 from ..recipe import BatchStream, Examples, Figure, FileInput, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
@@ -89,7 +89,7 @@ class Config(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len([name for name in self.columns.split(",", 1) if name]) != 2:
-            raise InputError(f"columns is '{self.columns}'; it must name two, such as text,label")
+            raise InputError(f"columns is {show_value(self.columns)}; it must name two, such as text,label")
 
 
 KINDS = {"labeled text": {"columns": "{text},{label}", "too_long": "cut"}}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..data.sampling import sample_evenly
 from ..data.text.batches import IGNORE_INDEX
+from ..data.trajectories import MAX_RETURN
 from ..data.trajectories.batches import build_windows, eval_starts, sample_starts
 from ..data.trajectories.datasets import load_trajectories
 from ..data.trajectories.environments import LINE
@@ -81,6 +82,7 @@ class Config:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "best_fraction", above=0, at_most=1)
+        check_range(self, "target_return", at_least=-MAX_RETURN, at_most=MAX_RETURN)
         check_range(self, "return_scale", at_least=1e-9, at_most=1e9)
         check_range(self, "max_episode_steps", at_least=1, at_most=1_000_000)  # each step has an embedding
         check_range(self, "aux_loss_weight", at_least=0, at_most=1e6)

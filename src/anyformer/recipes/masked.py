@@ -304,6 +304,9 @@ class Request(TextRequest):
     top: int = 5
     """How many tokens to name for each mask, likeliest first."""
 
+    def __post_init__(self) -> None:
+        check_range(self, "top", at_least=1, at_most=1 << 31)
+
 
 @torch.inference_mode()
 def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
@@ -317,7 +320,7 @@ def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
     if fields.embed is not None:
         return {"vectors": embed(model, as_list(fields.embed), fields.cut)}
     tokenizer, n = model.masked_tokenizer, model.masked_tokenizer.tokenizer.vocab_size
-    if not 1 <= fields.top <= n:
+    if fields.top > n:
         raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {n}")
     texts = first_tokens(tokenizer.tokenizer) + MASK if fields.input is None else fields.input
     return {"results": fill_texts(model, as_list(texts), fields.top, fields.cut)}

@@ -57,7 +57,7 @@ class Config(TranslatorConfig):
         if self.source_tokenizer:
             raise ValueError("source_tokenizer: source and target are parts of one text: leave it out")
         check_range(self, "rate", above=0, below=1)
-        check_range(self, "span", "sentinels", at_least=1)
+        check_range(self, "span", "sentinels", at_least=1, at_most=1 << 20)
 
 
 SIZES = (Size(64, 1, 8, 0), Size(96, 2, 8, 600))  # of --minutes

@@ -60,7 +60,7 @@ from ..recipe import (
 from ..training.config import TrainConfig
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import N_EXAMPLES, VocabularyConfig, load_config_tokenizer
+from ._shared.text import MAX_VOCAB_SIZE, N_EXAMPLES, VocabularyConfig, load_config_tokenizer
 from ._shared.trivial_baselines import Baselines, average_parts, find_nearest, score_bigrams
 
 MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
@@ -111,7 +111,7 @@ class Config(VocabularyConfig):
         split_columns(self.columns, COLUMNS)
         check_range(self, "max_clips", "mels", at_least=1, at_most=1000)
         check_range(self, "val_fraction", above=0, below=1)
-        check_range(self, "end", at_least=0)
+        check_range(self, "end", at_least=0, at_most=MAX_VOCAB_SIZE)
         if self.encoder.dim != self.decoder.dim:
             raise InputError(f"encoder.dim {self.encoder.dim} and decoder.dim {self.decoder.dim} must be equal")
 

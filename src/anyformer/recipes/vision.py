@@ -117,7 +117,7 @@ class Config:
         check_types(self)
         split_columns(self.columns, COLUMNS)
         check_range(self, "height", "width", "patch", "radius", at_least=1, at_most=1 << 14)
-        check_range(self, "local_layers", at_least=0)
+        check_range(self, "local_layers", at_least=0, at_most=1 << 14)
         check_range(self, "smoothing", at_least=0, below=1)
         check_range(self, "val_fraction", above=0, below=1)
 
@@ -384,7 +384,7 @@ class Request:
     """How many classes to name, likeliest first; None: all."""
 
     def __post_init__(self) -> None:
-        check_range(self, "top", at_least=1)
+        check_range(self, "top", at_least=1, at_most=1 << 31)
 
 
 def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.io.cache import cache_dir, remove_damaged
+from ..memory import read_memory
 
 MIN_SPEEDUP = 1.15  # a smaller one is not worth another number format
 OPTIONAL_PACKAGES = {
@@ -80,22 +81,6 @@ def count_cores() -> int:
     """Return the logical cores that this process may use; in a container they can be fewer than the machine's."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def read_memory() -> tuple[int | None, int | None]:
-    """Return (total, free) bytes for this process: of the machine, or the limit of the container if that is lower."""
-    total = free = None
-    with suppress(AttributeError, OSError, ValueError):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError, KeyError):  # Linux
-        table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        total, free = (int(table[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    if total is None:
-        return None, None
-    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        total, free = min(total, limit), min(total if free is None else free, max(0, limit - used))
-    return total, free
 
 
 def check_compile() -> dict[str, Any]:

@@ -16,8 +16,9 @@ from ..errors import InputError
 from ..events import report_notice, report_progress
 from ..examples import find_examples, predict_examples
 from ..model.config import find_stacks
+from ..parsing import check_range
 from ..recipe import Recipe, SizeOption, SupportsFigures, SupportsSizes
-from .config import TrainConfig
+from .config import MAX_MINUTES, TrainConfig
 from .device import resolve_device
 from .loop import TrainState, init_state, train, validate
 from .timer import Clock, TimerState
@@ -47,8 +48,7 @@ class Budget:
     clock: Clock = time.monotonic
 
     def __post_init__(self) -> None:
-        if not 0 < self.minutes < math.inf:
-            raise InputError(f"--minutes is {self.minutes:g}; it must be above 0, and finite")
+        check_range(self, "minutes", above=0, at_most=MAX_MINUTES)
 
     @property
     def remaining_seconds(self) -> float:

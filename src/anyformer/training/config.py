@@ -6,6 +6,9 @@ from typing import Literal
 from ..parsing import check_range, check_types
 
 MAX_SEED = 2**32 - 1  # torch's generator is seeded with 1_000_003 * seed + step, which must fit into 64 bits
+MAX_BATCH = 1 << 20
+MAX_MINUTES = 1e7  # 19 years
+MAX_STEPS = 10**12  # more than any training has: `eval_every` of this many never validates before the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        counts = ("steps", "batch", "accumulate", "eval_every", "eval_batches", "final_every", "save_every", "average")
-        check_range(self, *counts, at_least=1)
-        check_range(self, "warmup", "patience", "clip", "weight_decay", at_least=0)
+        counts = ("steps", "eval_every", "eval_batches", "final_every", "save_every")
+        check_range(self, *counts, at_least=1, at_most=MAX_STEPS)
+        check_range(self, "batch", "accumulate", at_least=1, at_most=MAX_BATCH)
+        check_range(self, "average", at_least=1, at_most=1000)
+        check_range(self, "warmup", "patience", at_least=0, at_most=MAX_STEPS)
+        check_range(self, "clip", "weight_decay", at_least=0, at_most=1e12)
         check_range(self, "seed", at_least=0, at_most=MAX_SEED)
         check_range(self, "min_lr", at_least=0, at_most=1)
         check_range(self, "beta2", at_least=0, below=1)
-        check_range(self, "lr", above=0)
+        check_range(self, "lr", above=0, at_most=1000)
         if self.lr * self.weight_decay > 1:  # the decoupled decay multiplies by 1 - lr * weight_decay
             raise ValueError(f"weight_decay is {self.weight_decay} and lr {self.lr}; their product must be at most 1")
 
@@ -82,5 +88,5 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "rank", at_least=0)
-        check_range(self, "alpha", above=0)
+        check_range(self, "rank", at_least=0, at_most=1 << 16)
+        check_range(self, "alpha", above=0, at_most=1e6)

@@ -28,7 +28,9 @@ class Augment:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "crop", "distort", "mix", at_least=0)
+        check_range(self, "crop", at_least=0, at_most=1 << 14)
+        check_range(self, "distort", at_least=0, at_most=100)
+        check_range(self, "mix", at_least=0, at_most=1000)
 
 
 def augment_batch(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, suggest
+from ...parsing import show_value
 from .checks import parse_json
 from .encodings import explain_encoding
 from .files import open_data, read_start, suffix
@@ -81,7 +82,7 @@ def split_columns(columns: str, default: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in columns.split(",") if name.strip())
     if len(names) != default.count(",") + 1:
         number = ("one", "two", "three")[default.count(",")]
-        raise InputError(f"columns is '{columns}'; it must name {number}, such as {default}")
+        raise InputError(f"columns is {show_value(columns)}; it must name {number}, such as {default}")
     return names
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, suggest
+from ...parsing import check_path
 from ..audio.datasets import DIGIT_WORDS
 from ..audio.features import SAMPLE_RATE
 from ..audio.read import AUDIO_EXTENSIONS
@@ -53,6 +54,7 @@ digit = { kind = "class" }
 
 def open_table(data: str) -> Table:
     """Open a file of rows, or a named set; an existing file takes precedence over a name. Raises InputError."""
+    check_path(data, "data")
     path = unpack_archive(Path(data).expanduser())
     if data and path.is_file():
         return read_table(path)

@@ -47,7 +47,7 @@ class LanguageConfig(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "window", "global_every", at_least=1)
+        check_range(self, "window", "global_every", at_least=1, at_most=1 << 24)
 
 
 class LanguageModel(nn.Module):

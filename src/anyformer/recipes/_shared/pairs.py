@@ -41,7 +41,14 @@ from ...model.encoder_decoder import ConditionedDecoder
 from ...parsing import check_range, parse_dataclass, path_field
 from ...recipe import BatchStream, Examples, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
-from .text import LONG_EXAMPLE, VocabularyConfig, choose_examples, first_tokens, load_config_tokenizer
+from .text import (
+    LONG_EXAMPLE,
+    MAX_VOCAB_SIZE,
+    VocabularyConfig,
+    choose_examples,
+    first_tokens,
+    load_config_tokenizer,
+)
 from .trivial_baselines import Baselines, score_bigrams
 
 COLUMNS = "source,target"  # of a table
@@ -83,7 +90,7 @@ class PairConfig(VocabularyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "val_fraction", above=0, below=1)
-        check_range(self, "start", "end", at_least=0)
+        check_range(self, "start", "end", at_least=0, at_most=MAX_VOCAB_SIZE)
         check_range(self, "label_smoothing", at_least=0, below=1)
 
     @property
