@@ -124,7 +124,9 @@ def check_range(config: Any, *names: str, **bounds: float) -> None:
         value = _parse_value(hints[name], getattr(config, name), name)
         for number in value if isinstance(value, list | tuple) else [value]:
             if number is not None and not all(COMPARISONS[word](number, bound) for word, bound in bounds.items()):
-                words = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in bounds.items())
+                words = " and ".join(
+                    f"{word.replace('_', ' ')} {format_bound(bound)}" for word, bound in bounds.items()
+                )
                 raise InputError(f"{name} is {show_value(number)}; it must be {words}")
 
 
@@ -146,6 +148,10 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def format_bound(bound: float) -> str:
+    return f"{bound:.0f}" if float(bound).is_integer() and abs(bound) < 1e15 else f"{bound:g}"
 
 
 def show_value(value: Any) -> str:

@@ -223,8 +223,8 @@ def test_rollout_writes_the_episodes_that_it_plays(tmp_path: Path, capsys: pytes
     [
         (["--policy", "0.1"], "--policy has 1 numbers, for states of 2"),
         (["--policy", "exprt"], "random, expert, numbers"),
-        (["--episodes", "0"], "0 episodes"),
-        (["--epsilon", "2"], "from 0 to 1"),
+        (["--episodes", "0"], "--episodes is 0; it must be at least 1"),
+        (["--epsilon", "2"], "it must be at least 0 and at most 1"),
         (["--out", "a.csv"], ".npz"),
     ],
 )

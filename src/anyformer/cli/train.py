@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
+from ..data.io.checks import read_json
 from ..errors import InputError
 from ..parsing import check_path, check_range, parse_dataclass, to_json
 from ..training.config import MAX_MINUTES, LoRAConfig
@@ -418,7 +419,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
     from ..answer_text import format_prediction
     from ..report.html import describe_baselines, describe_metrics, describe_overfitting
 
-    run, result = job.run.path, json.loads((job.run.path / "result.json").read_text(encoding="utf-8"))
+    run, result = job.run.path, read_json(job.run.path / "result.json")
     if as_json:
         print(json.dumps({"run": str(run)} | result))
         return

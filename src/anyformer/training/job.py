@@ -27,7 +27,7 @@ from .config import LoRAConfig
 from .device import resolve_device
 from .gradients import check_weights
 from .loop import TrainState, evaluate, init_state, is_finished, train
-from .run_directory import RemovedError, RunDirectory, describe_run, open_logs
+from .run_directory import RemovedError, RunDirectory, describe_run, find_lock_holder, open_logs
 from .timer import Timer, TimerState
 
 
@@ -151,9 +151,8 @@ def check_inputs(job: TrainingJob) -> None:
     resumed one a checkpoint of the same model. Raises InputError."""
     resolve_device(job.config.train.device)
     latest = checkpoints.find_latest(job.run.checkpoints) if job.is_resumed else None
-    if not job.is_resumed:
-        with job.run.lock():
-            job.run.require_unused()
+    if not job.is_resumed and find_lock_holder(job.run.path / ".lock") is None:  # else its lock names the process
+        job.run.require_unused()
     if latest is not None:
         config = bind_checkpoint_files(job.config, latest)
         checkpoints.check_model(latest, lambda: initialize(job, job.recipe.build(config)))
