@@ -77,6 +77,7 @@ SETS: dict[str, tuple[Build, str, str]] = {
     "hourly": (table("ETTh1.csv", "date,HUFL,HULL,OT", lambda i: f"2016-07-{i // 24 + 1:02} {i % 24:02}:00:00,{i}.5,{i % 7},{i % 9}"), "series", "forecast"),
     "fasta": (write_fasta, "sequences", "masked"),
     "alignment": (table("dhfr.fasta", "", lambda i: f">s{i}\nMK-V{'ACDE'[i % 4]}A"), "alignment", "masked"),
+    "dialogues": (jsonl("talk.jsonl", lambda i: {"topic": "ab"[i % 2], "dialog": [sentence(i), sentence(i + 1)]}), "conversations", "language"),
     "smiles": (table("drugs.smi", "", lambda i: f"CC(=O)O{'c1ccccc1' * (i % 3 + 1)}C(=O)O mol{i}"), "molecules", "language"),
     "solubility": (table("esol.csv", "smiles,solubility", lambda i: f"CC(=O)O{'C' * (i % 9)},{-i % 7}.5"), "table", "multimodal"),
     "tunes": (files("jigs.abc", content=lambda i: "X:1\nT:A jig\nM:6/8\nK:D\nA2A ABc|\n"), "tunes", "language"),
@@ -252,3 +253,18 @@ def test_the_reader_finds_the_columns_that_are_recognized(tmp_path: Path):
 def test_codes_are_no_molecules(text: str, is_molecule: bool):
     """The rings of a molecule are closed."""
     assert is_smiles(text) == is_molecule
+
+
+def test_the_target_has_a_name_of_targets_and_is_no_note(tmp_path: Path):
+    rows = table(
+        "heating.csv",
+        "idcase,depvar,income,rooms,comments",
+        lambda i: f"{i},{'abc'[i % 3]},{i % 7},{i % 5},{'x' * (i % 9 == 0)}",
+    )
+    assert detect_recipe(rows(tmp_path)).target == "depvar"
+    rows = table(
+        "plain.csv",
+        "idcase,rooms,kind,comments",
+        lambda i: f"{i},{i % 5},{'abc'[i % 3]},{'xy'[i % 2] if i % 9 == 0 else ''}",
+    )
+    assert detect_recipe(rows(tmp_path)).target == "kind"

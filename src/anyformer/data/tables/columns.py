@@ -35,12 +35,16 @@ TIME_NAMES = (
 )
 TABLE_TARGETS = tuple(
     """
-    target label class y outcome species survived quality price default churn diagnosis income response deposit
-    result medv mpg charges saleprice median_house_value strength sales rings type salary score rating choice status
+    target label class y outcome depvar dependent_variable response species survived died death quality price default
+    churn diagnosis deposit result medv mpg charges saleprice median_house_value strength sales rings type salary score
+    rating choice status income
     """.split()  # noqa: SIM905
 )
 TARGET_ENDINGS = {"target", "label", "class", "outcome", "price", "income", "salary", "score", "rating", "status"}
-NO_TARGETS = {"id", "index", "code", "zip", "name", "url", *TIME_NAMES, "lat", "latitude", "lon", "lng", "longitude"}
+NO_TARGETS = {
+    *("id", "index", "code", "zip", "name", "url", "comment", "comments", "note", "notes", "remarks", "reference"),
+    *("lat", "latitude", "lon", "lng", "longitude", *TIME_NAMES),
+}
 
 
 @dataclass
@@ -177,6 +181,13 @@ class Rows:
         """The first column of `among` that has one of these names, whatever its case and separators."""
         plain = {plain_name(name): name for name in reversed(among)}
         return next((plain[name] for name in names if name in plain), None)
+
+    def only_number(self, exclude: Sequence[str]) -> str | None:
+        """The only other column, where it holds few whole numbers: classes, whatever its name."""
+        others = [name for name, column in self.columns.items() if name not in exclude and column.kind != "empty"]
+        column = self.columns[others[0]] if len(others) == 1 else None
+        is_class = column is not None and column.kind == "number" and column.share(is_whole) == 1
+        return others[0] if is_class and 2 <= self.columns[others[0]].distinct <= MAX_NUMBER_CLASSES else None
 
     def label(self, exclude: Sequence[str] = ()) -> str | None:
         """The column of classes: one that is named so, or the only category; without names, whole numbers too."""

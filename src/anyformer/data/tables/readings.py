@@ -38,6 +38,7 @@ CHAT_INPUTS: dict[tuple[str, ...], tuple[str, ...]] = {
 CHAT_KEYS = tuple(CHAT_INPUTS)
 MAX_CLASSES = 20  # of a number with more values, it is a measurement
 MIN_TEXT_WORDS = 8  # of a text whose class may be the point of a table of several columns
+MIN_TURN_WORDS = 3  # in the mean of a list of sentences
 MIN_PIXEL_SIDE = 8  # of images in columns
 MIN_STEPS = 20  # of a series without times
 MAX_WORDS_RATIO = 4  # of the mean lengths of two columns of texts that are taken for pairs
@@ -107,6 +108,18 @@ def read_conversations(rows: Rows) -> Iterator[Reading]:
             columns = ",".join(name for name in rows.columns if plain_name(name) in {*keys, *CHAT_INPUTS[keys]})
             yield Reading("conversations", 0.95, f"the fields {', '.join(keys)}", {"text": columns})
             return
+    for name, column in rows.columns.items():
+        if holds_dialogues(column.values):
+            yield Reading("conversations", 0.9, f"lists of sentences in {name}", {"text": name})
+            return
+
+
+def holds_dialogues(values: list[Any]) -> bool:
+    """Whether values are lists of sentences, such as the turns of a conversation."""
+    turns = [turn for value in values if isinstance(value, list) for turn in value]
+    if not turns or not all(isinstance(value, list) for value in values) or not all(isinstance(t, str) for t in turns):
+        return False
+    return sum(len(turn.split()) for turn in turns) >= MIN_TURN_WORDS * len(turns)
 
 
 def read_trajectories(rows: Rows) -> Iterator[Reading]:
@@ -133,7 +146,7 @@ def read_media(rows: Rows) -> Iterator[Reading]:
     images, sounds = rows["image"], rows["sound"]
     if not images and not sounds:
         return
-    file, label = (images + sounds)[0], rows.label(exclude=images + sounds)
+    file, label = (images + sounds)[0], rows.label(exclude=images + sounds) or rows.only_number(images + sounds)
     named, what = rows.pick(TRANSCRIPT_NAMES, rows["text"] + rows["category"]), "images" if images else "sounds"
     text = named or (rows["text"] or [None])[-1]
     has_more = has_features(rows, {file, label, text}, label) or bool(images and label and rows["text"])
@@ -344,5 +357,6 @@ def pick_target(rows: Rows, candidates: list[str]) -> str:
     place or time by its name."""
     words = {name: plain_name(name).split("_") for name in candidates}
     ending = (name for name in reversed(candidates) if words[name][-1] in TARGET_ENDINGS)
-    others = (name for name in reversed(candidates) if not {words[name][0], words[name][-1]} & NO_TARGETS)
+    is_full = {name: 2 * len(rows.columns[name].values) >= rows.count for name in candidates}
+    others = (n for n in reversed(candidates) if is_full[n] and not {words[n][0], words[n][-1]} & NO_TARGETS)
     return rows.pick(TABLE_TARGETS, candidates) or next(ending, None) or next(others, candidates[-1])

@@ -204,14 +204,16 @@ def _read_text(source: str, text: str, columns: str, size: int) -> Iterator[Piec
 
 
 def format_text(value: Any, place: str) -> str:
-    """Return a text as it is and the messages of a conversation as paragraphs, a missing value as "". Raises
-    InputError."""
+    """Return a text as it is, the messages of a conversation or the texts of a list as paragraphs, and a missing value
+    as "". Raises InputError."""
     if isinstance(value, list) and value and all(isinstance(message, dict) for message in value):
         keys = [next((key for key in names if key in value[0]), "") for names in (ROLE_KEYS, CONTENT_KEYS)]
         if not all(keys):
             raise InputError(f"{place} holds {', '.join(value[0])} in each message: expected role and content")
         role, content = keys
         return format_parts([(str(message.get(role) or ""), str(message.get(content) or "")) for message in value])
+    if isinstance(value, list) and all(isinstance(turn, str) for turn in value):
+        return "\n\n".join(filter(None, value))
     if not isinstance(value, str | None):
         raise InputError(f"{place} is {type(value).__name__}, not a string")
     return value or ""
