@@ -99,3 +99,13 @@ def test_every_reader_of_a_table_with_paths_holds_to_its_folder(tmp_path: Path):
         open_images(str(path))
     with refuses("x.png", "is outside"):
         list(read_table(path).rows())
+
+
+def test_a_fifo_in_a_folder_of_images_is_named(tmp_path: Path):
+    pillow = pytest.importorskip("PIL.Image")
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pillow.new("L", (8, 8)).save(tmp_path / name)
+    os.mkfifo(tmp_path / "b" / "2.png")
+    with refuses("b/2.png is a FIFO"):
+        open_images(str(tmp_path)).sha256()

@@ -1,8 +1,10 @@
 """The contract of a recipe, tested on the tiny preset of every recipe in recipes/, a new one included."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import islice
@@ -272,3 +274,12 @@ def test_loaded_equals_saved(name: str, tmp_path: Path):
     metrics = loop.evaluate(recipe, state.model, val_batches(name))
     assert loop.evaluate(recipe, loaded.module, val_batches(name)) == metrics
     assert loaded.predict({}) == recipe.predict(state.model.eval(), {})
+
+
+def test_a_request_that_names_a_device_or_a_fifo_reads_nothing(name: str, tmp_path: Path):
+    """Where inputs are texts, the path is one; /dev/zero had filled the memory of the machine."""
+    os.mkfifo(tmp_path / "fifo")
+    recipe, model = recipes.load_recipe(name), build(name).eval()
+    for path in ("/dev/zero", str(tmp_path / "fifo")):
+        with contextlib.suppress(InputError):
+            assert recipe.predict(model, {"input": path}), "a text as any other"
