@@ -109,3 +109,10 @@ def test_a_fifo_in_a_folder_of_images_is_named(tmp_path: Path):
     os.mkfifo(tmp_path / "b" / "2.png")
     with refuses("b/2.png is a FIFO"):
         open_images(str(tmp_path)).sha256()
+
+
+def test_a_header_that_is_cut_off_in_the_middle(tmp_path: Path):
+    header = b"{'descr': '<f8', 'shape': (3,"
+    claim = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with refuses("a.npy cannot be read as .npy"):
+        read_npy(write(tmp_path / "a.npy", claim))

@@ -256,3 +256,8 @@ def test_windows_hold_the_values_after_each_node_and_respect_the_held_out_end(tm
         assert batch["is_label"].any((1, 2)).all()
     origins = [window.limit - 6 for window in batches.list_windows(dataset, "val", shape)]
     assert origins == list(range(48, 55))
+
+
+@pytest.mark.parametrize("text", ["9" * 12, "9" * 18, "9" * 40, "9" * 5001])
+def test_seconds_that_no_calendar_has_are_no_time(text: str):
+    assert parse_time(text) is None

@@ -3,6 +3,7 @@
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Mapping
@@ -18,7 +19,7 @@ from .regular_file import open_regular
 MAX_ARRAY_BYTES = 8 << 30  # of all arrays of a file together
 READ_ERRORS = (
     OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, OverflowError, struct.error, zlib.error,
-    zipfile.BadZipFile,
+    zipfile.BadZipFile, tokenize.TokenError, SyntaxError,
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def parse_time(value: Any) -> tuple[int, str] | None:
 
 
 def _parse_text(text: str) -> datetime | None:
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError, OSError):  # the last two: seconds that no calendar has
         if text.isdecimal():
             if len(text) >= 9:
                 return datetime.fromtimestamp(int(text), UTC).replace(tzinfo=None)
