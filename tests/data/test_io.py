@@ -46,6 +46,7 @@ def test_a_function_runs_again_only_when_its_arguments_or_files_change(tmp_path:
     write(folder / "c.txt", "c")  # another file
     load(data)
     assert len(calls) == 5
+    assert cache.data_files("9" * 5001) == cache.data_files("a\0b") == []
     assert load("a name") is load("a name") and load("") == [] and len(calls) == 7
 
 

@@ -49,7 +49,7 @@ def cache_by_files(files: Callable[..., Iterable[str | Path]], maxsize: int = 4)
 def data_files(data: str) -> list[Path]:
     """Return the existing files and directories that a `data` argument names; none for a named set, which is fixed."""
     paths = [Path(part).expanduser() for part in (data, *map(str.strip, data.split(",")))] if data else []
-    return [path for path in dict.fromkeys(paths) if path.exists()]
+    return [path for path in dict.fromkeys(paths) if os.path.exists(path)]  # False for a name that no file can have
 
 
 def file_stamps(paths: Iterable[str | Path]) -> tuple[tuple[str, int, int], ...]:
