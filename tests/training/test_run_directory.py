@@ -176,3 +176,14 @@ def test_a_new_run_in_a_used_directory_is_refused_before_its_size_is_chosen(text
     train(text, tmp_path / "run")
     command = ("train", "language", "--data", text, "--out", tmp_path / "run", "--minutes", 1, "--yes")
     assert_refused(call(*command), "run already holds a run: continue it with --resume, or choose another --out")
+
+
+def test_a_best_checkpoint_that_is_removed_while_training_is_said(text: Path, tmp_path: Path, capsys: Any):
+    run = tmp_path / "run"
+
+    def remove(record: dict[str, Any]) -> None:
+        best = run / "checkpoints" / "step-1"
+        best.rename(tmp_path / "elsewhere") if best.is_dir() else None
+
+    train(text, run, remove, steps=6, eval_every=1, save_every=1, lr=10.0)
+    assert "the best checkpoint, " in capsys.readouterr().err

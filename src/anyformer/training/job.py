@@ -259,6 +259,7 @@ def run_training(
                 check_weights(state.model, state.step, record["lr"])
                 if not run.exists:
                     raise RemovedError(run.path)
+                report_lost_best(run.checkpoints, state)
                 checkpoint = checkpoints.save_checkpoint(run.checkpoints, state, content)
                 checkpoints.prune_checkpoints(run.checkpoints, config.average)
                 on_checkpoint(checkpoint)
@@ -268,6 +269,13 @@ def run_training(
             if stop.is_set():
                 end = f", {left['seconds_left']:.0f} s before the end" if left else f" of {config.steps}"
                 raise Stopped(f"stopped at step {state.step}{end}; everything is saved")
+
+
+def report_lost_best(folder: Path, state: TrainState) -> None:
+    """Say so if the best checkpoint is no longer there: training goes on, without it."""
+    step = state.best.get("step", state.step)
+    if step != state.step and not (folder / f"step-{step}").is_dir():
+        report_notice(f"the best checkpoint, {folder}/step-{step}, is gone: the last one takes its place")
 
 
 def fit_end(job: TrainingJob, state: TrainState) -> TrainingJob:
