@@ -21,7 +21,7 @@ def first_line(error: BaseException) -> str:
 
 
 def get_peak_flops(device: torch.device) -> float | None:
-    """Return the dense bfloat16 FLOP/s of a GPU as its maker states them; None for devices that are not in the table."""
+    """Return the dense bfloat16 FLOP/s of a GPU as its maker states them; None for other devices."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((1e12 * tflops for kind, tflops in PEAK_TFLOPS.items() if kind in name), None)
 

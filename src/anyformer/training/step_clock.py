@@ -6,7 +6,7 @@ device's peak (MFU), and memory.
     for ...:                            # steps, with `clock.communicate()` around collectives that the loop calls
         record |= clock.end_step(tokens)
 
-Nothing here waits for a GPU: the loop does once in each step, when it reads the loss, and times between such moments are
+Nothing here waits for a GPU: the loop does so once a step, when it reads the loss, and times between such moments are
 right.
 """
 
