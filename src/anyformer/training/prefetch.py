@@ -19,8 +19,8 @@ PATIENCE = 0.1  # seconds after which the thread looks whether it is still neede
 
 
 def prefetch(stream: BatchStream, device: torch.device) -> BatchStream:
-    """Return the stream; for a GPU, one whose batches a thread prepares in pinned memory, from which `move_batch` copies
-    without waiting. On a CPU the thread would take the time of a core from the model."""
+    """Return the stream; for a GPU, one whose batches a thread prepares in pinned memory, from which `move_batch`
+    copies without waiting. On a CPU the thread would take the time of a core from the model."""
     if device.type != "cuda":
         return stream
     return run_ahead(stream, pin_batch, lambda: torch.cuda.set_device(device))
