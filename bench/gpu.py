@@ -157,7 +157,9 @@ def summarize(results: dict[str, Any]) -> list[Row]:
         rows = results.get(part)
         value = measure(rows) if rows else None
         row: Row = {"what": name, "value": value, "target": f"{sign} {target:g}"}
-        if value is not None:
+        if results.get("dry"):
+            row["reason"] = "a dry run: tiny shapes"
+        elif value is not None:
             row["is_met"] = value >= target if sign == ">=" else value <= target
         elif rows is not None:
             row["reason"] = next((r[key] for r in rows for key in ("problem", "skipped") if key in r), "not measured")
