@@ -57,7 +57,7 @@ def list_checks(setup: Setup) -> Iterator[Measurement]:
         for name, check in gpu_checks.list_checks().items():
             if setup.dry and not name.startswith(("prefetched", "narrow", "captured")):
                 continue
-            yield name, lambda check=check: check(gpu_checks.Place(setup.device, Path(folder)))
+            yield name, lambda check=check: check(gpu_checks.Target(setup.device, Path(folder)))
 
 
 PARTS: dict[str, Callable[[Any], Iterator[Measurement]]] = {

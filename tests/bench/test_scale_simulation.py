@@ -98,8 +98,8 @@ def test_accumulation_makes_fsdp_gather_again_and_ddp_not():
 
 def test_a_ring_over_the_network_uses_all_rails():
     model = MODELS["7B"]
-    one, eight = (scale.communicate(model, 512, 512, 1, replace(IDEAL, rails=rails)) for rails in (1, 8))
-    assert sum(one) > 6 * sum(eight)
+    single, eight = (scale.communicate(model, 512, 512, 1, replace(IDEAL, rails=rails)) for rails in (1, 8))
+    assert sum(single) > 6 * sum(eight)
     assert scale.reduce_seconds(1e9, 8, 1, IDEAL) == pytest.approx(2 * 7 / 8 * 1e9 / IDEAL.nvlink)
 
 

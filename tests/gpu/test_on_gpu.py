@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_checks import Check, Place, list_checks
+from gpu_checks import Check, Target, list_checks
 
 CHECKS = list_checks()
 N_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -24,9 +24,9 @@ def reset_compiler() -> None:
 @needs_gpu
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_on_a_gpu(check: Check, tmp_path: Path):
-    check(Place(torch.device("cuda"), tmp_path))
+    check(Target(torch.device("cuda"), tmp_path))
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_on_the_cpu(check: Check, tmp_path: Path):
-    check(Place(torch.device("cpu"), tmp_path))
+    check(Target(torch.device("cpu"), tmp_path))

@@ -38,7 +38,7 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Where checks run: a device, and a folder for data and checkpoints."""
 
     device: torch.device
@@ -60,28 +60,28 @@ class Place:
         return replace(tiny, data=self.write_text(), train=replace(tiny.train, **settings | train))
 
 
-Check = Callable[[Place], Figures]
+Check = Callable[[Target], Figures]
 
 
 # --- attention ---
 
 
-def check_flex(rule: str, position: str | None, place: Place) -> Figures:
+def check_flex(rule: str, position: str | None, target: Target) -> Figures:
     """FlexAttention, compiled on a GPU, equals a dense mask: values, and on a GPU gradients of q, k, v and the bias."""
-    with place.device:
+    with target.device:
         torch.manual_seed(0)
         edges = {**RULES, **LONG_RULES}[rule](B, NODES)
         bias = None if position is None else {"relative": RelativeBias, "alibi": Alibi}[position](H)
         q, k, v = (torch.randn(B, groups, NODES, 32) for groups in (H, 2, 2))
     weights = [bias.weight] if isinstance(bias, RelativeBias) else []
-    spec = AttentionSpec(B, H, NODES, NODES, 0, place.device)
+    spec = AttentionSpec(B, H, NODES, NODES, 0, target.device)
     results = []
-    with torch.set_grad_enabled(place.is_gpu):
-        for kernel in (DenseMask(edges, bias, spec), Flex(edges, bias, spec, compiled=place.is_gpu)):
-            inputs = [x.detach().requires_grad_(place.is_gpu) for x in (q, k, v)]
+    with torch.set_grad_enabled(target.is_gpu):
+        for kernel in (DenseMask(edges, bias, spec), Flex(edges, bias, spec, compiled=target.is_gpu)):
+            inputs = [x.detach().requires_grad_(target.is_gpu) for x in (q, k, v)]
             y = kernel(*inputs)
             dy = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape)
-            has_gradient = place.is_gpu and y.requires_grad
+            has_gradient = target.is_gpu and y.requires_grad
             sources = [*inputs, *weights] if has_gradient else []
             results.append([y, *(torch.autograd.grad(y, sources, dy, materialize_grads=True) if sources else ())])
     return {"difference": compare(*results, tolerance=5e-3)}
@@ -98,31 +98,32 @@ LONG_RULES: dict[str, Callable[[int, int], Edges]] = {
 
 
 def compare(first: list[Tensor], second: list[Tensor], tolerance: float) -> float:
-    """Return the largest difference of two lists of tensors, relative to their norms. Raises AssertionError above the
-    tolerance."""
-    pairs = zip(first, second, strict=True)
-    errors = [(a.float() - b.float()).norm().item() / max(b.float().norm().item(), 1e-6) for a, b in pairs]
+    """Return the largest difference of two lists of tensors, relative to their norms, or to 2 % of the largest norm: of
+    gradients that are 0, such as that of a key's bias, only noise remains. Raises AssertionError above the tolerance."""
+    norms = [b.float().norm().item() for b in second]
+    pairs = zip(first, second, norms, strict=True)
+    errors = [(a.float() - b.float()).norm().item() / max(norm, 0.02 * max(norms), 1e-6) for a, b, norm in pairs]
     assert max(errors) <= tolerance, f"tensor {errors.index(max(errors))} differs by {max(errors):.2g} of its norm"
     return max(errors)
 
 
-def check_recompiling(place: Place) -> Figures:
+def check_recompiling(target: Target) -> Figures:
     """Documents whose borders differ in every batch do not compile FlexAttention anew."""
     from torch._dynamo.utils import counters
 
-    spec = AttentionSpec(B, H, NODES, NODES, 0, place.device)
-    attend = torch.compile(flex_attention, backend="inductor" if place.is_gpu else "eager")
+    spec = AttentionSpec(B, H, NODES, NODES, 0, target.device)
+    attend = torch.compile(flex_attention, backend="inductor" if target.is_gpu else "eager")
     counters.clear()
-    q = torch.randn(B, H, NODES, 32, device=place.device)
+    q = torch.randn(B, H, NODES, 32, device=target.device)
     for width in (20, 30, 50, 60):
-        document = (torch.arange(NODES, device=place.device) // width).expand(B, -1)
+        document = (torch.arange(NODES, device=target.device) // width).expand(B, -1)
         attend(q, q, q, block_mask=Flex(causal & same(document), None, spec).block_mask)
     graphs = counters["stats"]["unique_graphs"]
     assert graphs == 1, f"{graphs} graphs for one rule"
     return {"graphs": graphs}
 
 
-def check_stack(place: Place) -> Figures:
+def check_stack(target: Target) -> Figures:
     """A stack with rotary positions, normed queries and several rules gives on the device what it gives on the CPU, in
     values and gradients; in bfloat16 nearly so."""
     config = TransformerConfig(dim=64, n_layer=3, n_head=4, n_kv_head=2, position="rotary", qk_norm=True, context=256)
@@ -132,8 +133,8 @@ def check_stack(place: Place) -> Figures:
     results: dict[str, list[Tensor]] = {}
     for name, device, dtype in (
         ("cpu", torch.device("cpu"), torch.float32),
-        ("device", place.device, torch.float32),
-        ("bfloat16", place.device, torch.bfloat16),
+        ("device", target.device, torch.float32),
+        ("bfloat16", target.device, torch.bfloat16),
     ):
         model.to(device).zero_grad()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -145,27 +146,27 @@ def check_stack(place: Place) -> Figures:
     return figures | {"bfloat16": compare(results["bfloat16"], results["cpu"], 0.1)}
 
 
-def check_narrow_heads(place: Place) -> Figures:
+def check_narrow_heads(target: Target) -> Figures:
     """Heads of 8 channels, for which FlexAttention has no kernel, take a dense mask."""
-    model = Transformer(TransformerConfig(dim=16, n_layer=1, n_head=2, context=64)).to(place.device)
-    model(torch.randn(2, 40, 16, device=place.device), causal & window(8)).sum().backward()
+    model = Transformer(TransformerConfig(dim=16, n_layer=1, n_head=2, context=64)).to(target.device)
+    model(torch.randn(2, 40, 16, device=target.device), causal & window(8)).sum().backward()
     return {}
 
 
 # --- training ---
 
 
-def check_resume(place: Place, dtype: str = "float32") -> Figures:
+def check_resume(target: Target, dtype: str = "float32") -> Figures:
     """A training that is saved, loaded and continued equals one that was never stopped: bit for bit where the device
     repeats itself, else within what it differs from itself."""
 
     def train(stop: int | None) -> list[Tensor]:
-        config = place.configure(dtype=dtype)
+        config = target.configure(dtype=dtype)
         state = loop.init_state(language, config)
         for _ in itertools.islice(loop.train(language, config, state), stop):
             pass
         if stop is not None:
-            folder = checkpoints.save_checkpoint(place.folder, state, {})
+            folder = checkpoints.save_checkpoint(target.folder, state, {})
             state = loop.init_state(language, config)
             checkpoints.load_checkpoint(folder, state)
             list(loop.train(language, config, state))
@@ -179,71 +180,71 @@ def check_resume(place: Place, dtype: str = "float32") -> Figures:
     return {"bit_for_bit": difference == 0, "difference": difference, "twice": noise}
 
 
-def check_recipe(name: str, place: Place) -> Figures:
+def check_recipe(name: str, target: Target) -> Figures:
     """The tiny preset of a recipe is trained in bfloat16, validated, and answers."""
     recipe = recipes.load_recipe(name)
     config = recipe.PRESETS["tiny"]
-    settings = {"steps": 3, "batch": 4, "eval_every": 3, "eval_batches": 2, "device": str(place.device)}
-    data = choose_data(name, config.data, place)
+    settings = {"steps": 3, "batch": 4, "eval_every": 3, "eval_batches": 2, "device": str(target.device)}
+    data = choose_data(name, config.data, target)
     config = replace(config, data=data, train=replace(config.train, **settings, dtype="bfloat16"))
     state = loop.init_state(recipe, config)
     records = list(loop.train(recipe, config, state))
     assert all(math.isfinite(record["loss"]) for record in records) and math.isfinite(records[-1]["val_loss"])
-    assert all(p.device.type == place.device.type for p in state.model.parameters())
+    assert all(p.device.type == target.device.type for p in state.model.parameters())
     state.model.eval()
     assert recipe.predict(state.model, {})
     return {"loss": records[-1]["loss"], "val_loss": records[-1]["val_loss"]}
 
 
-def choose_data(name: str, data: str, place: Place) -> str:
-    """Return small data that need no package, in place of a preset's."""
+def choose_data(name: str, data: str, target: Target) -> str:
+    """Return small data that need no package, in target of a preset's."""
     if name == "classify":
         return str(Path(__file__).parent.parent / "data_files" / "moods.csv")
     if name == "vision":
-        rng, path = np.random.default_rng(0), place.folder / "images.npz"
+        rng, path = np.random.default_rng(0), target.folder / "images.npz"
         np.savez(path, images=rng.integers(0, 255, (80, 8, 8), np.uint8), labels=np.arange(80) % 4)
         return str(path)
     if name == "tagging":
-        path = place.folder / "tags.conll"
+        path = target.folder / "tags.conll"
         path.write_text("the DET\ncat NOUN\nsat VERB\n\na DET\ndog NOUN\nran VERB\n\n" * 30)
         return str(path)
-    return place.write_text() if data in NO_SET else data
+    return target.write_text() if data in NO_SET else data
 
 
-def check_scaler(place: Place) -> Figures:
+def check_scaler(target: Target) -> Figures:
     """float16 begins with gradients that overflow, skips these updates, and then learns."""
-    config = place.configure(dtype="float16", steps=60, lr=1e-2, eval_every=60)
+    config = target.configure(dtype="float16", steps=60, lr=1e-2, eval_every=60)
     state = loop.init_state(language, config)
-    state.scaler = torch.amp.GradScaler(place.device.type, init_scale=2.0**24)
+    state.scaler = torch.amp.GradScaler(target.device.type, init_scale=2.0**24)
     records = list(loop.train(language, config, state))
     skipped = sum("skipped_update" in record for record in records)
     assert 0 < skipped < 40 and records[-1]["loss"] < records[0]["loss"] - 0.3
     return {"skipped": skipped, "loss": records[-1]["loss"]}
 
 
-def check_compile(place: Place) -> Figures:
+def check_compile(target: Target) -> Figures:
     """A compiled loss gives the loss and the gradients of the loss that is not compiled."""
-    config = place.configure(batch=4)
+    config = target.configure(batch=4)
     batch, _ = next(language.batches(config, "train"))
     model = loop.init_state(language, config).model
-    compiled = torch.compile(language.loss, backend="inductor" if place.is_gpu else "eager")
+    compiled = torch.compile(language.loss, backend="inductor" if target.is_gpu else "eager")
     results = []
     for loss in (language.loss, compiled):
         model.zero_grad()
-        scaler = torch.amp.GradScaler(place.device.type, enabled=False)
+        scaler = torch.amp.GradScaler(target.device.type, enabled=False)
         mean, _ = gradients.compute_gradient(language, loss, model, scaler, [batch], "bfloat16")
         results.append([mean, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     return {"difference": compare(*results, tolerance=5e-2)}
 
 
-def check_prefetch(place: Place) -> Figures:
+def check_prefetch(target: Target) -> Figures:
     """Batches that a thread prepares, pinned for a GPU, are those of the stream."""
-    config = place.configure()
-    stream = prefetch.prefetch(language.batches(config, "train"), place.device)
+    config = target.configure()
+    stream = prefetch.prefetch(language.batches(config, "train"), target.device)
     for (batch, state), (expected, expected_state) in zip(stream, itertools.islice(read(config), 5)):
-        moved = gradients.move_batch(batch, place.device)
+        moved = gradients.move_batch(batch, target.device)
         assert state == expected_state and all(torch.equal(moved[name].cpu(), expected[name]) for name in expected)
-        assert not place.is_gpu or all(value.is_pinned() for value in batch.values())
+        assert not target.is_gpu or all(value.is_pinned() for value in batch.values())
     stream.close()
     return {}
 
@@ -252,14 +253,14 @@ def read(config: Any) -> Iterator[Any]:
     return language.batches(config, "train")
 
 
-def check_generation(place: Place) -> Figures:
+def check_generation(target: Target) -> Figures:
     """Greedy decoding with a static cache, on a GPU captured as a CUDA graph, gives the tokens of `generate`."""
     tiny = replace(language.PRESETS["gpt2"], data="", tokenizer="ids", vocab_size=512, padded_vocab=512)
     shape = replace(tiny.model, dim=64, n_layer=2, n_head=2, context=64)
-    setup = SimpleNamespace(gpt2=replace(tiny, model=shape), device=place.device)
+    setup = SimpleNamespace(gpt2=replace(tiny, model=shape), device=target.device)
     model, prompts, new = gpu_generation.build_sharp_model(setup), [[1, 2, 3, 4], [9, 8, 7, 6]], 40
     decoder = gpu_generation.GreedyDecoder(model, 2, 4 + new)
-    rows = (decoder.capture() if place.is_gpu else decoder).generate_rows(prompts, new)
+    rows = (decoder.capture() if target.is_gpu else decoder).generate_rows(prompts, new)
     assert rows == generate_greedy(model, prompts, new), "the captured step gives other tokens"
     return {"tokens": 2 * new}
 

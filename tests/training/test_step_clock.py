@@ -74,16 +74,11 @@ def test_waiting_after_the_last_gradient_is_communication():
 
 
 def test_on_a_gpu_waits_are_measured_by_events(monkeypatch: pytest.MonkeyPatch):
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
+    def make_event(enable_timing: bool) -> Any:
+        assert enable_timing
+        return SimpleNamespace(record=lambda: None, elapsed_time=lambda end: 250.0)  # milliseconds
 
-        def record(self) -> None: ...
-
-        def elapsed_time(self, end: Any) -> float:
-            return 250.0
-
-    for name, value in {"Event": Event, "get_device_name": lambda _: "NVIDIA H100 80GB HBM3"}.items():
+    for name, value in {"Event": make_event, "get_device_name": lambda _: "NVIDIA H100 80GB HBM3"}.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3_000_000_000)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
