@@ -98,8 +98,9 @@ LONG_RULES: dict[str, Callable[[int, int], Edges]] = {
 
 
 def compare(first: list[Tensor], second: list[Tensor], tolerance: float) -> float:
-    """Return the largest difference of two lists of tensors, relative to their norms, or to 2 % of the largest norm: of
-    gradients that are 0, such as that of a key's bias, only noise remains. Raises AssertionError above the tolerance."""
+    """Return the largest difference of two lists of tensors, relative to their norms or 2 % of the largest norm: of
+    a gradient that is 0, such as that of a key's bias, only noise remains. Raises AssertionError above the tolerance.
+    """
     norms = [b.float().norm().item() for b in second]
     pairs = zip(first, second, norms, strict=True)
     errors = [(a.float() - b.float()).norm().item() / max(norm, 0.02 * max(norms), 1e-6) for a, b, norm in pairs]
