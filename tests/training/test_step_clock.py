@@ -1,5 +1,7 @@
 """The clock of a step: its parts add up to the whole, in a training and by rank."""
 
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from anyformer.recipes import language
@@ -138,3 +141,31 @@ def test_figures_of_all_ranks_name_the_slowest():
     expected = {"data_seconds": 0.15, "communication_seconds": 0.25, "tokens_per_second": 20, "memory_gb": 3.0}
     assert summarize_ranks(rows) == pytest.approx(expected | {"slowest_rank": 1, "memory_rank": 1})
     assert summarize_ranks(rows[:1]) == rows[0]
+
+
+def train_in_parallel(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8)))
+    clock = StepClock(CPU)
+    clock.watch_gradients(model)
+    parallel, rows = nn.parallel.DistributedDataParallel(model), []
+    for step in range(4):
+        clock.restart()
+        if step == 3 and rank == 1:
+            time.sleep(0.5)  # its data are late, and the other waits
+        parallel(torch.randn(8, 256)).sum().backward()
+        clock.end_backward()
+        rows.append(clock.end_step(8))
+    figures: list[Any] = [None, None]
+    dist.all_gather_object(figures, rows[-1])
+    Path(folder, f"{rank}.json").write_text(json.dumps(summarize_ranks(figures) | {"own": rows[-1]}))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_data_parallel_processes_wait_for_the_slowest(tmp_path: Path):
+    torch.multiprocessing.spawn(train_in_parallel, (str(tmp_path),), nprocs=2)
+    rows = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert rows[0]["own"]["communication_seconds"] > 0.4 > rows[1]["own"]["communication_seconds"] > 0
+    assert rows[0]["slowest_rank"] == rows[1]["slowest_rank"] == 1
