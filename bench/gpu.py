@@ -157,7 +157,7 @@ def summarize(results: dict[str, Any]) -> list[Row]:
         rows = results.get(part)
         value = measure(rows) if rows else None
         row: Row = {"what": name, "value": value, "target": f"{sign} {target:g}"}
-        if results.get("dry"):
+        if value is not None and results.get("dry"):
             row["reason"] = "a dry run: tiny shapes"
         elif value is not None:
             row["is_met"] = value >= target if sign == ">=" else value <= target

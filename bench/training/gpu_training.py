@@ -78,9 +78,14 @@ def step_anyformer(setup: Any, config: language.Config, compiled: str) -> Iterat
         yield from loop.train(make_random_recipe(torch.compile(language.loss, backend=setup.backend)), config)
         return
     state = loop.init_state(make_random_recipe(), config)
-    for module in state.model.body.blocks if compiled == "blocks" else [state.model]:
-        module.compile(backend=setup.backend)
+    compile_modules(state.model, compiled, setup.backend)
     yield from loop.train(make_random_recipe(), config, state)
+
+
+def compile_modules(model: Any, what: str, backend: str) -> None:
+    """Compile the model, or each of its blocks, which share one graph; "eager": nothing."""
+    for module in {"blocks": model.body.blocks, "model": [model], "eager": []}[what]:
+        module.compile(backend=backend)
 
 
 def step_nanogpt(setup: Any, config: language.Config) -> Iterator[Any]:
@@ -112,12 +117,9 @@ def list_shakespeare(setup: Any) -> Iterator[Measurement]:
         data = setup.options.shakespeare or ("shakespeare" if not setup.dry else write_text(Path(folder) / "text.txt"))
         for name, config in make_candidates(setup, str(data)).items():
             language.load_corpus(config)  # prepared before the time starts
-            for compile_model in (False, True):
-                mode = "compiled" if compile_model else "eager"
-                yield (
-                    f"shakespeare, {name}, {mode}",
-                    lambda c=config, compile_model=compile_model: train_to_target(setup, c, compile_model),
-                )
+            for compiled in ("blocks", "eager", "model"):
+                title = f"shakespeare, {name}, compiled: {compiled}".replace("compiled: eager", "eager")
+                yield title, lambda c=config, compiled=compiled: train_to_target(setup, c, compiled)
 
 
 def write_text(path: Path) -> Path:
@@ -143,13 +145,12 @@ def make_candidates(setup: Any, data: str) -> dict[str, language.Config]:
     return {n: replace(configs[n], data=data, train=replace(configs[n].train, **settings)) for n in options.presets}
 
 
-def train_to_target(setup: Any, config: language.Config, compile_model: bool) -> Row:
+def train_to_target(setup: Any, config: language.Config, compiled: str) -> Row:
     """Return the seconds from building the model to the target loss, validation and compilation included."""
     target, best, record = 99.0 if setup.dry else setup.options.target, math.inf, {}
     start = time.perf_counter()
     state = loop.init_state(typing.cast(Recipe, language), config)
-    if compile_model:
-        state.model.compile(backend=setup.backend)
+    compile_modules(state.model, compiled, setup.backend)
     for record in loop.train(typing.cast(Recipe, language), config, state):
         best = min(best, record.get("val_loss", math.inf))
         if best <= target or time.monotonic() > setup.ends_at - 5:
