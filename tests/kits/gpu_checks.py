@@ -27,6 +27,7 @@ from anyformer.model.kernels.select import AttentionSpec
 from anyformer.model.positions import Alibi, RelativeBias
 from anyformer.recipes import language
 from anyformer.training import checkpoints, gradients, loop, prefetch
+from anyformer.training.updates import make_update
 from bench._common import generate_greedy
 from bench.inference import gpu_generation
 from rules import RULES
@@ -233,7 +234,8 @@ def check_compile(target: Target) -> Figures:
     for loss in (language.loss, compiled):
         model.zero_grad()
         scaler = torch.amp.GradScaler(target.device.type, enabled=False)
-        mean, _ = gradients.compute_gradient(language, loss, model, scaler, [batch], "bfloat16")
+        update = make_update(language, [batch])
+        mean, _ = gradients.compute_gradient(partial(loss, model), model, scaler, update, "bfloat16")
         results.append([mean, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     return {"difference": compare(*results, tolerance=5e-2)}
 
