@@ -41,21 +41,12 @@ def test_on_the_cpu(check: Check, tmp_path: Path):
 
 
 def train_with_two(device: str, shard: int, folder: Path) -> list[float]:
-    """Return the losses of a training in two processes, as torchrun starts them."""
+    """Return the losses of a training in two processes."""
     text, run = folder / "text.txt", folder / "run"
     text.write_text(TEXT)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "anyformer",
-    ]
-    command += ["train", "language", "--preset", "tiny", "--data", str(text), "--out", str(run), "--steps", "4"]
-    command += ["--train.accumulate", "2", "--train.shard", str(shard), "--device", device, "--dtype", "float32"]
+    command = [sys.executable, "-m", "anyformer", "train", "language", "--preset", "tiny", "--data", str(text)]
+    command += ["--out", str(run), "--steps", "4", "--processes", "2", "--train.accumulate", "2"]
+    command += ["--train.shard", str(shard), "--device", device, "--dtype", "float32"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     assert process.returncode == 0, process.stderr
