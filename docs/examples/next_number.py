@@ -21,7 +21,7 @@ from torch import nn
 
 from anyformer import InputError, Transformer, TransformerConfig, causal
 from anyformer.parsing import parse_dataclass, path_field
-from anyformer.recipe import Graph, GraphInput, init_stream
+from anyformer.recipe import Graph, GraphInput, advance_stream, init_stream
 from anyformer.training.config import TrainConfig
 
 

@@ -231,7 +231,7 @@ def test_a_process_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):
             distributed.total(torch.ones(1))
 
     text = run_processes(2, lambda: catch(work))[0]
-    assert text.startswith("TrainingError: process 1 on ") and "hangs: it is at the data of step 7" in text
+    assert text.startswith("HangError: process 1 on ") and "hangs: it is at the data of step 7" in text
 
 
 def test_a_process_that_never_joins_is_named(monkeypatch: pytest.MonkeyPatch):
