@@ -228,14 +228,14 @@ def check_compile(target: Target) -> Figures:
     """A compiled loss gives the loss and the gradients of the loss that is not compiled."""
     config = target.configure(batch=4)
     batch, _ = next(language.batches(config, "train"))
-    model = loop.init_state(language, config).model
+    state = loop.init_state(language, config)
+    model = state.model
     compiled = torch.compile(language.loss, backend="inductor" if target.is_gpu else "eager")
     results = []
     for loss in (language.loss, compiled):
         model.zero_grad()
-        scaler = torch.amp.GradScaler(target.device.type, enabled=False)
-        update = make_update(language, [batch])
-        mean, _ = gradients.compute_gradient(partial(loss, model), model, scaler, update, "bfloat16")
+        state.wrapped.loss_function = loss
+        mean, _ = gradients.compute_gradient(state, make_update(language, [batch]), "bfloat16")
         results.append([mean, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     return {"difference": compare(*results, tolerance=5e-2)}
 

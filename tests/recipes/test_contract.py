@@ -190,7 +190,7 @@ def test_accumulated_batches_equal_one_large_batch(name: str):
             {key: value[start:end] for key, value in batch.items()} for start, end in zip((0, *cuts), (*cuts, rows))
         ]
         update = make_update(recipe, parts)
-        loss, _ = gradients.compute_gradient(state.wrapped, state.model, state.scaler, update, "float32")
+        loss, _ = gradients.compute_gradient(state, update, "float32")
         return loss, {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
 
     loss, gradient = compute_gradient()
@@ -226,7 +226,7 @@ def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
         state.model.train()
         torch.manual_seed(0)
         update = make_update(recipe, [batch])
-        loss, _ = gradients.compute_gradient(state.wrapped, state.model, state.scaler, update, "float32")
+        loss, _ = gradients.compute_gradient(state, update, "float32")
         results.append(
             {"loss": loss} | {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
         )

@@ -3,7 +3,7 @@
 import math
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from .distributed import gather, get_full, get_local, get_size, is_sharded, name
 from .hardware import first_line
 from .optimizers import Optimizer
 from .updates import Update
+
+if TYPE_CHECKING:
+    from .loop import TrainState
 
 LossFunction = Callable[[nn.Module, dict[str, Any]], Tensor]
 
@@ -47,9 +50,7 @@ def compile_loss(function: LossFunction) -> LossFunction:
     return compute_loss
 
 
-def compute_gradient(
-    step: nn.Module, model: nn.Module, scaler: torch.amp.GradScaler, update: Update, dtype: str
-) -> tuple[Tensor, Tensor | None]:
+def compute_gradient(state: "TrainState", update: Update, dtype: str) -> tuple[Tensor, Tensor | None]:
     """Add the gradient of the mean loss over all predictions in the batches of an update to the model's parameters, of
     several processes in the batches of all.
 
@@ -59,19 +60,20 @@ def compute_gradient(
         This process's part of the mean loss, detached; and the last loss with its graph. A caller that holds the latter
         until the next update keeps the allocator from returning the memory of the activations to the system in between.
     """
-    device = next(model.parameters()).device
+    device = next(state.model.parameters()).device
     mean, loss = torch.zeros((), device=device), None
     for i, (batch, share) in enumerate(zip(update.batches, update.shares)):
         if share is not None and not share.any() and get_size() == 1:
             continue  # it predicts nothing, and its mean is undefined
         if update.seeds:
             seed_generators(update.seeds[i], device)
-        with sync_gradients(step, is_last=i == len(update.batches) - 1) as factor:
+        with sync_gradients(state.wrapped, is_last=i == len(update.batches) - 1) as factor:
             with autocast(device, resolve_dtype(dtype, device)):
-                loss = step(move_batch(batch, device))
+                loss = state.wrapped(move_batch(batch, device))
                 if share is not None:
                     loss = (loss * move_batch({"share": share}, device)["share"]).sum()
-            scaler.scale(loss * factor).backward()
+            state.scaler.scale(loss * factor).backward()
+            state.clock.end_backward()
         mean += loss.detach()
     return mean, loss
 

@@ -26,12 +26,16 @@ from . import budget as budgets
 from . import checkpoints, distributed
 from .config import LoRAConfig
 from .device import resolve_device, resolve_dtype
+from .estimate import estimate
 from .gradients import check_weights
 from .loop import TrainState, evaluate, init_state, is_finished, train
 from .lora import add_lora
 from .run_directory import ReadOnlyRun, RemovedError, RunDirectory, describe_run, describe_versions, find_lock_holder
+from .step_clock import summarize_ranks
 from .timer import Timer, TimerState
 from .updates import count_own
+
+RANKS_EVERY = 10  # steps between two figures of all processes
 
 
 @dataclass(frozen=True)
@@ -299,29 +303,49 @@ def run_training(
     content, examples = run.read_config(), distributed.agree(run.read_examples())
     tokens = (state.stream_state or {}).get("tokens", 0)
     started_at = last = time.monotonic()
+    start_clock(job, state)
     with distributed.name_hanging(), catch_stop_signals() as stop, run.open_logs() as log:
         for record in train(job.recipe, job.config, state, stop.is_set):
-            now = time.monotonic()
-            seconds, speed = now - started_at, (record["tokens"] - tokens) / max(now - last, 1e-9)
-            tokens = record["tokens"]
+            now, n_tokens = time.monotonic(), record["tokens"] - tokens
+            seconds, speed, tokens = now - started_at, n_tokens / max(now - last, 1e-9), record["tokens"]
+            figures = read_figures(state, n_tokens)
             log("metrics.jsonl", json.dumps(record))
             if "val_loss" in record:
                 for text in format_prediction(predict_sample(job.recipe, state, examples)):
                     log("samples.txt", f"--- step {state.step} ---\n{text}")
             else:  # a step that validates says nothing about the speed of training
                 timings = {"step": state.step, "seconds": round(seconds, 3), "tokens_per_second": round(speed)}
-                log("timings.jsonl", json.dumps(timings))
+                log("timings.jsonl", json.dumps(timings | figures))
             is_due = state.step % config.save_every == 0 or is_finished(state, config)
             is_stopping = state.is_stopping or (stop.is_set() and distributed.get_size() == 1)
             if is_due or is_stopping or state.best.get("step") == state.step:
                 check_weights(state.model, state.step, record["lr"])
                 on_checkpoint(save(run, state, content, config.average))
             last = time.monotonic()  # the time of saving and of the caller is not counted
+            state.clock.restart()
             left = {} if state.timer is None else {"seconds_left": state.timer.seconds_left}
-            yield record | {"seconds": seconds, "tokens_per_second": speed} | left
+            yield record | {"seconds": seconds, "tokens_per_second": speed} | figures | left
             if is_stopping:
                 end = f", {left['seconds_left']:.0f} s before the end" if left else f" of {config.steps}"
                 raise Stopped(f"stopped at step {state.step}{end}; everything is saved")
+
+
+def start_clock(job: TrainingJob, state: TrainState) -> None:
+    """Prepare to measure what each step needs."""
+    if state.clock.peak is not None:
+        facts = estimate(job.recipe, job.config)
+        state.clock.flops_per_token = facts["flops_per_step"] / max(1, facts["tokens_per_step"])
+    if distributed.get_size() > 1:
+        state.clock.watch_gradients(state.model)
+
+
+def read_figures(state: TrainState, tokens: int) -> dict[str, float]:
+    """Return where the time of the last step went, and now and then of several processes in which of them."""
+    size = distributed.get_size()
+    figures = state.clock.end_step(tokens / size)
+    is_due = size > 1 and state.step % RANKS_EVERY == 0
+    combined = summarize_ranks(distributed.gather(figures)) if is_due else figures
+    return {name: value for name, value in combined.items() if name != "tokens_per_second"}
 
 
 def save(run: RunDirectory, state: TrainState, content: dict[str, Any], keep_last: int) -> Path:

@@ -16,6 +16,7 @@ from .distributed import Step, distribute
 from .evaluation import evaluate
 from .gradients import check_finite, check_val_loss, check_weights, clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
+from .step_clock import StepClock
 from .timer import Timer, get_position, is_over
 from .updates import read_updates
 
@@ -30,6 +31,8 @@ class TrainState:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     """Scales the loss in float16 (1710.03740); disabled for other dtypes."""
+    clock: StepClock
+    """Measures where the time of each step goes."""
     step: int = 0
     """Number of updates so far."""
     stream_state: StreamState | None = None
@@ -52,7 +55,7 @@ def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], An
     model = model.to(device)
     wrapped = distribute(Step(recipe, model, select_loss(recipe, config.train)), config.train.shard, device)
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_dtype(config.train.dtype, device) == torch.float16)
-    return TrainState(model, wrapped, Optimizer(model, config.train), scaler)
+    return TrainState(model, wrapped, Optimizer(model, config.train), scaler, StepClock(device))
 
 
 def train(
@@ -60,8 +63,7 @@ def train(
 ) -> Iterator[dict[str, Any]]:
     """Train until `config.train.steps`, the time of `state.timer` or `patience` is used up; yield a record per update.
 
-    The caller prints, saves or stops. `state` is changed in place; pass it again to continue. Of several processes,
-    `state.is_stopping` says that `must_stop` was true on one of them.
+    The caller prints, saves or stops. `state` is changed in place; pass it again to continue.
 
     Yields:
         {"step", "loss", "lr", "grad_norm", "tokens"}, with the validation metrics ("val_loss", ...) on steps that
@@ -74,13 +76,13 @@ def train(
     c: TrainConfig = config.train
     state = state or init_state(recipe, config)
     state.model.train()
-    updates = read_updates(recipe, config, state.stream_state, state.step, must_stop)
+    updates = read_updates(recipe, config, state, must_stop)
     while not is_finished(state, c):
         lr = get_lr(get_position(state.timer, state.step, c.steps), c)
         update = next(updates)
         state.stream_state, state.is_stopping = update.stream_state, update.is_stopping
         # _graph is held until the next step: freed earlier, the allocator returns its memory and faults it in again.
-        mean, _graph = compute_gradient(state.wrapped, state.model, state.scaler, update, c.dtype)
+        mean, _graph = compute_gradient(state, update, c.dtype)
         loss, grad_norm = clip_gradient(state.model, state.optimizer, state.scaler, mean, c.clip)
         has_update = check_finite(state.scaler, mean, loss, grad_norm, state.step, lr)
         if has_update:

@@ -2,7 +2,7 @@
 
 config.json              recipe, preset, resolved config, versions, seed, command
 metrics.jsonl            one line per step: the same for the same seed, data and machine
-timings.jsonl            seconds and tokens per second: never the same
+timings.jsonl            tokens per second, seconds of data, communication and compute, memory: never the same
 examples.json            rows of the validation split that the model is shown with
 samples.txt              its predictions for them at each validation
 checkpoints/step-N/      the best and the last

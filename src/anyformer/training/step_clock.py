@@ -96,7 +96,7 @@ class StepClock:
             self.communication += self.clock() - self.last_gradient
         self.last_gradient = None
 
-    def end_step(self, tokens: int) -> dict[str, float]:
+    def end_step(self, tokens: float) -> dict[str, float]:
         """Return the figures of the step that ends now, and start the next one.
 
         Returns:

@@ -7,7 +7,7 @@ r + N, ... What is random in a batch depends on the seed and its number alone.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from ..errors import InputError
 from ..recipe import BatchStream, Recipe, StreamState, SupportsLossWeight, recipe_name
 from .config import TrainConfig
 from .distributed import get_rank, get_size, report_place, total
+from .prefetch import prefetch
+
+if TYPE_CHECKING:
+    from .loop import TrainState
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,18 @@ class Update:
 
 
 def read_updates(
-    recipe: Recipe, config: Any, stream_state: StreamState | None, step: int, must_stop: Callable[[], bool]
+    recipe: Recipe, config: Any, train_state: "TrainState", must_stop: Callable[[], bool]
 ) -> Iterator[Update]:
-    """Yield this process's part of each update, from `step` on. Raises InputError if the batches of an update cannot be
-    dealt out to the processes."""
+    """Yield this process's part of each update, from where a training is. Raises InputError if the batches of an update
+    cannot be dealt out to the processes."""
     c: TrainConfig = config.train
     rank, size, spare = get_rank(), get_size(), None
     n_own, numbers = count_own(c.accumulate, size), range(rank, c.accumulate, size)
-    stream, start = open_stream(recipe, config, stream_state)
+    stream, start = open_stream(recipe, config, train_state.stream_state)
+    clock = train_state.clock
+    stream = clock.time_data(prefetch(stream, clock.device))
     tokens = start.get("tokens", 0)  # of this process
-    for number in count(step):
+    for number in count(train_state.step):
         report_place(number, "data")
         pairs = [next(stream) for _ in range(n_own)]
         batches, state = [batch for batch, _ in pairs], pairs[-1][1]
@@ -53,7 +59,8 @@ def read_updates(
             yield Update(batches, compute_shares(recipe, batches)[0], seeds, state)
             continue
         sums = [state.get("tokens", 0) - tokens, float(must_stop())]
-        shares, (n_tokens, n_stopping) = compute_shares(recipe, batches, sums)
+        with clock.communicate():
+            shares, (n_tokens, n_stopping) = compute_shares(recipe, batches, sums)
         tokens = state.get("tokens", 0)
         start = state | {"step": start["step"] + c.accumulate, "tokens": start["tokens"] + round(n_tokens)}
         spare = next((batch for batch, share in zip(batches, shares) if share.any()), spare)
