@@ -9,6 +9,7 @@ from typing import Any
 from . import recipe as recipes
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
 from .data.io.remote import fetch_data
+from .data.io.sources import shorten_names, split_sources
 from .errors import InputError, suggest
 from .events import report_notice
 from .model.config import find_stacks
@@ -30,6 +31,7 @@ from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory
 from .training.trackers import check_trackers
 
+MAX_NAMES = 3  # of sources in the name of a run
 READING_FIELDS = ("columns", "empty", "duplicates", "too_long")  # how a recipe reads its own kind of data
 
 
@@ -68,6 +70,7 @@ def resolve_job(
         preset, is_preset_free = defaults.preset, True
     suggested = {} if defaults is None else defaults.overrides
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
+    recipes.check_mixture(module, config.data)
     is_preset_free = is_preset_free or preset is None
     can_choose = source is None and is_preset_free and can_choose_size(module, preset, suggested, config)
     if budget is not None and can_choose:
@@ -140,9 +143,9 @@ OWN_FIELDS = ("data", "labels", "train", "frozen")  # of a run, not of the model
 
 
 def fetch_overrides(overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the overrides with data that are elsewhere (a URL, the hub) downloaded."""
+    """Return the overrides with data that are elsewhere (a URL, the hub, rows in memory) as local files."""
     data = (overrides or {}).get("data")
-    return (overrides or {}) | ({"data": fetch_data(data)} if isinstance(data, str) else {})
+    return (overrides or {}) | ({} if data is None else {"data": fetch_data(data)})
 
 
 def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], source: InitWeights | None) -> Any:
@@ -233,7 +236,8 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def choose_run(name: str, config: Any, suffix: str = "") -> RunDirectory:
     """Return runs/RECIPE-DATA-1, or the next number that is free, also with the suffix."""
-    stem = f"{name}-{Path(config.data).name.split('.')[0] or 'data'}"
+    names, sources = [Path(config.data).name.split(".")[0] or "data"], split_sources(config.data)
+    stem = "-".join([name, *(names if len(sources) == 1 else shorten_names(sources)[:MAX_NAMES])])
     paths = (Path("runs") / f"{stem}-{i}" for i in range(1, 1 << 30))
     free = (path for path in paths if not path.exists() and not path.with_name(path.name + suffix).exists())
     return RunDirectory(next(free))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
 from ..data.io.checks import read_json
+from ..data.io.sources import combine_sources
 from ..errors import InputError
 from ..parsing import check_path, check_range, parse_dataclass, to_json
 from ..training.config import MAX_MINUTES, LoRAConfig
@@ -231,12 +232,15 @@ class TrainCommand:
         self.fields: list[Flag] = []
         for flag in list_flags(type(config), config, taken=taken):
             short = (self.short_flags[flag.name],) if flag.name in self.short_flags else ()
-            self.fields.append(dataclasses.replace(flag, aliases=flag.aliases + short))
+            count = "repeated" if flag.path == ("data",) else flag.count  # several sources, see `combine_sources`
+            self.fields.append(dataclasses.replace(flag, aliases=flag.aliases + short, count=count))
 
     def read(self) -> tuple[Options, dict[str, Any]]:
         """Return the options, and the config fields that were given, nested. Raises InputError."""
         values = read_flags([*self.options, *self.fields], self.words, self.prog)
         options, overrides = (nest(flags, values) for flags in (self.options, self.fields))
+        if "data" in overrides:
+            overrides["data"] = combine_sources(overrides["data"])
         if "lora" in options:
             options["lora"] = parse_dataclass(LoRAConfig, options["lora"], "--lora")
         if "minutes" in options and "--train.steps" in values:
@@ -417,7 +421,7 @@ def describe_comparison(result: dict[str, Any]) -> list[str]:
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
     from ..answer_text import format_prediction
-    from ..report.html import describe_baselines, describe_metrics, describe_overfitting
+    from ..report.html import describe_baselines, describe_metrics, describe_overfitting, describe_sources
 
     run, result = job.run.path, read_json(job.run.path / "result.json")
     if as_json:
@@ -433,6 +437,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
         *describe_baselines(result),
         *describe_overfitting(result),
         *describe_comparison(result),
+        *describe_sources(result),
     ]
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"

@@ -28,9 +28,16 @@ def train_windows(
     Raises:
         InputError: fewer than context + 1 tokens.
     """
-    _check(tokens, context, context + 1, split)
+    return select_windows(tokens, context, step * batch + np.arange(batch), seed, split)
+
+
+def select_windows(
+    tokens: np.ndarray, context: int, indices: np.ndarray, seed: int, split: str = "train"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and labels of the windows with these indices (B,) in the order that `train_windows` visits them."""
+    check_length(tokens, context, context + 1, split)
     n_windows = max(1, (len(tokens) - context) // context)
-    epoch, offset = np.divmod(step * batch + np.arange(batch), n_windows)  # (B,) each
+    epoch, offset = np.divmod(indices, n_windows)  # (B,) each
     # Coprime to the number of windows, so that each window is visited once.
     stride = next(a for a in count(round(0.618 * n_windows) or 1) if math.gcd(a, n_windows) == 1)
     # Raw words of a counter-based generator (Philox, Salmon et al. 2011), which jumps to any epoch at no cost: unlike
@@ -53,7 +60,7 @@ def eval_windows(
     Raises:
         InputError: fewer than 2 tokens.
     """
-    _check(tokens, context, 2, split)
+    check_length(tokens, context, 2, split)
     flat = np.asarray(tokens)
     for start in range(0, len(flat) - 1, batch * context):
         part = flat[start : start + batch * context + 1].astype(np.int64)
@@ -113,7 +120,8 @@ def bucket_by_length(
     return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
 
 
-def _check(tokens: np.ndarray, context: int, needed: int, split: str) -> None:
+def check_length(tokens: np.ndarray, context: int, needed: int, split: str) -> None:
+    """Raise InputError if a split has fewer tokens than are needed."""
     if context < 1:
         raise InputError(f"a context of {context} holds nothing: it must be 1 or more")
     if len(tokens) >= needed:

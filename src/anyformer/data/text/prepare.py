@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -74,7 +74,7 @@ def prepare_corpus(
         val_fraction: the fraction of the tokens, at the end, that is for validation.
         rows: how documents are read from files of rows.
     """
-    files = _Files(data, rows)
+    files = TextFiles(data, rows)
     if tokenizer not in tok.KINDS:
         loaded = tok.load_tokenizer(Path(tokenizer))
         # Token ids depend on the vocabulary, and on the end-of-text id, which extra files may change.
@@ -86,7 +86,7 @@ def prepare_corpus(
     return _prepare(files, make, identity, val_fraction)
 
 
-class _Files:
+class TextFiles:
     """The files that `data` names."""
 
     def __init__(self, data: str, rows: RowOptions):
@@ -108,8 +108,9 @@ class _Files:
             self.report("reading", done := done + len(piece.data))
             yield decode_piece(piece)
 
+    @cached_property
     def sha256(self) -> str:
-        """Hash the contents and formats of the files."""
+        """A hash of the contents and formats of the files."""
         digest, done = hashlib.sha256(), 0
         for path in self.paths:
             kind = text_format(path) + (".gz" if path.suffix.lower() == ".gz" else "")
@@ -121,8 +122,8 @@ class _Files:
         return digest.hexdigest()
 
 
-def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, val_fraction: float) -> Corpus:
-    stamps, sha256 = file_stamps(files.paths), files.sha256()
+def _prepare(files: TextFiles, make: Callable[[], tok.Tokenizer], identity: str, val_fraction: float) -> Corpus:
+    stamps, sha256 = file_stamps(files.paths), files.sha256
     if (options := (files.rows.columns, files.rows.duplicates)) != ("text", "keep"):
         identity += f"\n{options}"
     content = hashlib.sha256(f"{FORMAT}\n{sha256}\n{identity}".encode()).hexdigest()
@@ -145,7 +146,7 @@ def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]]
     return tokens, tok.load_tokenizer(folder / "tokenizer.json"), meta
 
 
-def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
+def _build(files: TextFiles, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
     dtype = np.dtype(dtype_for(tokenizer.vocab_size)).newbyteorder("<")
     with open(folder / "tokens.bin", "wb") as file:  # not a memmap, whose pages count as memory of this process
         counts = _encode(files, tokenizer, file, dtype)
@@ -155,7 +156,7 @@ def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
 
 
-def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.dtype) -> dict[str, Any]:
+def _encode(files: TextFiles, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.dtype) -> dict[str, Any]:
     n_bytes, n_documents, starts_document, counts = 0, 0, True, RowCounts()
     separator = b"" if tokenizer.end_id is None else np.array(tokenizer.end_id, dtype).tobytes()
     is_bytes, is_table = isinstance(tokenizer, tok.Bytes), isinstance(tokenizer, tok.Characters | tok.Bytes)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.text.batches import IGNORE_INDEX, eval_windows, segment, train_windows
+from ...data.text.batches import IGNORE_INDEX, segment
 from ...data.tokenizers.build import Tokenizer
 from ...inference.completion import Completion, CompletionRequest, default_prompt, generate_text
 from ...model.cache import KVCache
@@ -25,7 +25,9 @@ from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
 from ...recipe import Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
-from .text import TextConfig, load_corpus
+from . import mixtures
+from .mixtures import score_by_source, tag_batch
+from .text import TextConfig, load_mixture
 from .trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -98,16 +100,15 @@ def batches(
 
     "train": random windows without end. "val" and "all": one pass in which every token is predicted once.
     """
-    c, corpus = config.train, load_corpus(config)
-    state = init_stream(state, config.data, corpus.meta["sha256"])
-    tokens, context = corpus.split(split), config.model.context
+    c, text, context = config.train, load_mixture(config), config.model.context
+    state = init_stream(state, config.data, text.sha256, **text.stream_values)
     is_apart = isinstance(config, LanguageConfig) and config.documents == "apart"
-    separator = corpus.separator if is_apart and corpus.n_documents > 1 else None
+    separator = text.separator if is_apart and text.n_documents > 1 else None
     if split != "train":
-        for ids, labels in eval_windows(tokens, context, c.batch, split):
-            yield make_batch(ids, labels, separator), state
+        for source, ids, labels in text.eval_windows(split, context, c.batch):
+            yield tag_batch(make_batch(ids, labels, separator), source), state
     while split == "train":
-        ids, labels = train_windows(tokens, context, c.batch, c.seed, state["step"], split)
+        ids, labels = text.train_windows(context, c.batch, c.seed, state["step"])
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
         yield make_batch(ids, labels, separator), state
 
@@ -133,20 +134,26 @@ def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean nats per token, their exponential, and the bits per byte, which no tokenizer changes."""
-    nats, tokens, n_bytes = 0.0, 0, 0
-    for batch in batches:
+
+    def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
         labels = batch["labels"].flatten()
         predicted = labels[labels != IGNORE_INDEX]
-        nats += F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
-        tokens += len(predicted)
-        n_bytes += model.tokenizer.count_bytes(predicted.cpu().numpy())
-    mean = nats / max(1, tokens)
-    bits = nats / math.log(2) / max(1, n_bytes)
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": tokens}
+        nats = F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
+        return nats, model.tokenizer.count_bytes(predicted.cpu().numpy()), len(predicted)
+
+    def describe(nats: float, n_bytes: float, tokens: float) -> dict[str, float]:
+        mean, bits = nats / max(1, tokens), nats / math.log(2) / max(1, n_bytes)
+        return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": round(tokens)}
+
+    return score_by_source(batches, add, describe)
 
 
 def baselines(config: LanguageConfig) -> Baselines:
-    return score_token_frequencies(load_corpus(config), config.tokenizer)
+    return score_token_frequencies(load_mixture(config), config.tokenizer)
+
+
+def describe_sources(config: Any, n_batches: int) -> dict[str, dict[str, Any]]:
+    return mixtures.describe_sources(load_mixture(config), config, config.model.context, n_batches)
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
