@@ -73,11 +73,10 @@ def train(
         compare: Train the recipe's other kind of model beside, on the same split: result.json says which was better.
         progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
         on_start: Called once with the job and the training state, before the first step.
-        on_record: Called after every step with its record.
+        on_record: Called with the record of every step.
         on_checkpoint: Called with the folder of every checkpoint after it was written.
-        overrides: Fields of the config, nested ones as dicts: data="a.txt", train={"lr": 1e-3}. Fields of the
-            training config may stand alone: steps=100. `data` may also be rows, such as a `datasets.Dataset`: texts or
-            dicts, which are stored in the cache; or several sources with weights, ["a.jsonl:3", (rows, 1)].
+        overrides: Fields of the config: data="a.txt", train={"lr": 1e-3}, or alone lr=1e-3. `data` may be rows too
+            (texts or dicts, a `datasets.Dataset`), or several sources with weights: ["a.jsonl:3", (rows, 1)].
 
     Raises:
         InputError: If something does not exist or does not make sense.

@@ -35,6 +35,12 @@ def describe_classes(nats: float = 0.0, right: float = 0, count: float = 0) -> d
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / total, "tokens": round(count)}
 
 
+def describe_tokens(nats: float = 0.0, n_bytes: float = 0, count: float = 0) -> dict[str, float]:
+    """Return the metrics of a language model for sums over all tokens: the bits per byte are those of any tokenizer."""
+    mean, bits = nats / max(1, count), nats / math.log(2) / max(1, n_bytes)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": round(count)}
+
+
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
     """Count how often each class was predicted as which: (N,), (N,) -> (K, K) [label, prediction], on the CPU."""
     pairs = (labels.long() * classes + predictions).cpu()

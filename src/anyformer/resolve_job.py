@@ -56,7 +56,8 @@ def resolve_job(
     The arguments are those of `api.train`, with nested `overrides`, {"data": "my.txt", "train": {"lr": 1e-3}}, the
     command line or call for config.json, and whether the preset was chosen for the data, not by the user.
     """
-    started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), fetch_overrides(overrides)
+    started_at, module = time.monotonic(), recipes.load_recipe(recipe)
+    overrides = fetch_overrides(module, overrides)
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
     settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
     extras: dict[str, Any] = {"trackers": check_trackers(track), "compare": check_comparison(module, compare)}
@@ -70,10 +71,8 @@ def resolve_job(
         preset, is_preset_free = defaults.preset, True
     suggested = {} if defaults is None else defaults.overrides
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
-    recipes.check_mixture(module, config.data)
-    is_preset_free = is_preset_free or preset is None
-    can_choose = source is None and is_preset_free and can_choose_size(module, preset, suggested, config)
-    if budget is not None and can_choose:
+    is_free = source is None and (is_preset_free or preset is None)
+    if budget is not None and is_free and can_choose_size(module, preset, suggested, config):
         budget = dataclasses.replace(budget, choose_size=True)
     return TrainingJob(
         recipe=module,
@@ -142,10 +141,14 @@ def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> Any
 OWN_FIELDS = ("data", "labels", "train", "frozen")  # of a run, not of the model that it starts from
 
 
-def fetch_overrides(overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the overrides with data that are elsewhere (a URL, the hub, rows in memory) as local files."""
-    data = (overrides or {}).get("data")
-    return (overrides or {}) | ({} if data is None else {"data": fetch_data(data)})
+def fetch_overrides(module: Recipe, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the overrides with data that are elsewhere (a URL, the hub, rows in memory) as local files. Raises
+    InputError for several sources that the recipe cannot mix."""
+    overrides = dict(overrides or {})
+    if overrides.get("data") is not None:
+        overrides["data"] = fetch_data(overrides["data"])
+        recipes.check_mixture(module, overrides["data"])
+    return overrides
 
 
 def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], source: InitWeights | None) -> Any:

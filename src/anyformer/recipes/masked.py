@@ -44,7 +44,6 @@ from ..model import MaskedHead, initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, Examples, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared import mixtures
 from ._shared.encoder import (  # noqa: F401
     EncoderConfig,
     TextEncoder,
@@ -54,7 +53,7 @@ from ._shared.encoder import (  # noqa: F401
     embed,
     export_graph,
 )
-from ._shared.mixtures import score_by_source, tag_batch
+from ._shared.mixtures import count_sources, score_by_source, tag_batch
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer, prepare_sources  # noqa: F401
@@ -230,7 +229,7 @@ def baselines(config: Config) -> Baselines:
 def describe_sources(config: Config, n_batches: int) -> dict[str, dict[str, Any]]:
     text = load_mixture(config)
     width = config.model.context - read_vocabulary(config, text).n_special
-    return mixtures.describe_sources(text, config, width, n_batches)
+    return count_sources(text, config, width, n_batches)
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:

@@ -32,8 +32,7 @@ from ..metrics import count_classes, describe_classes
 from ..parsing import check_range, parse_dataclass
 from ..recipe import BatchStream, Examples, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
-from ._shared import mixtures
-from ._shared.mixtures import score_by_source, tag_batch
+from ._shared.mixtures import count_sources, score_by_source, tag_batch
 from ._shared.pairs import (  # noqa: F401
     Translator,
     TranslatorConfig,
@@ -168,7 +167,7 @@ def evaluate(model: Translator, batches: Iterator[dict[str, Tensor]]) -> dict[st
 
 
 def describe_sources(config: Config, n_batches: int) -> dict[str, dict[str, Any]]:
-    return mixtures.describe_sources(load_mixture(config), config, fit_corruption(config)[1], n_batches)
+    return count_sources(load_mixture(config), config, fit_corruption(config)[1], n_batches)
 
 
 def baselines(config: Config) -> Baselines:

@@ -3,7 +3,6 @@
 Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ...data.text.batches import IGNORE_INDEX, segment
 from ...data.tokenizers.build import Tokenizer
 from ...inference.completion import Completion, CompletionRequest, default_prompt, generate_text
+from ...metrics import describe_tokens
 from ...model.cache import KVCache
 from ...model.config import TransformerConfig
 from ...model.edges import Edges, causal, same, window
@@ -25,7 +25,6 @@ from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
 from ...recipe import Graph, GraphInput, StreamState, init_stream
 from ...training.config import TrainConfig
-from . import mixtures
 from .mixtures import score_by_source, tag_batch
 from .text import TextConfig, load_mixture
 from .trivial_baselines import Baselines, score_token_frequencies
@@ -141,19 +140,11 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
         nats = F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
         return nats, model.tokenizer.count_bytes(predicted.cpu().numpy()), len(predicted)
 
-    def describe(nats: float, n_bytes: float, tokens: float) -> dict[str, float]:
-        mean, bits = nats / max(1, tokens), nats / math.log(2) / max(1, n_bytes)
-        return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": round(tokens)}
-
-    return score_by_source(batches, add, describe)
+    return score_by_source(batches, add, describe_tokens)
 
 
 def baselines(config: LanguageConfig) -> Baselines:
     return score_token_frequencies(load_mixture(config), config.tokenizer)
-
-
-def describe_sources(config: Any, n_batches: int) -> dict[str, dict[str, Any]]:
-    return mixtures.describe_sources(load_mixture(config), config, config.model.context, n_batches)
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...data.io.sources import split_sources
 from ...data.text.mixtures import Mixture, Source
+from .text import load_mixture
 
 SOURCE_KEY = "source/"  # of a validation batch of a mixture: SOURCE_KEY + name -> the weight of the source, ()
 Sums = Sequence[float]
@@ -52,9 +53,13 @@ def balance_sums(sums: dict[str, np.ndarray], weights: dict[str, float]) -> list
     return sum((scales[key] * values for key, values in sums.items()), np.zeros(3)).tolist()
 
 
-def describe_sources(mixture: Mixture, config: Any, width: int, n_batches: int) -> dict[str, dict[str, Any]]:
-    """Return what each source of a mixture gives in so many batches of rows of `width` tokens; see
-    `SupportsMixtures`."""
+def describe_sources(config: Any, n_batches: int) -> dict[str, dict[str, Any]]:
+    """Return what each source of a mixture gives; see `SupportsMixtures`."""
+    return count_sources(load_mixture(config), config, config.model.context, n_batches)
+
+
+def count_sources(mixture: Mixture, config: Any, width: int, n_batches: int) -> dict[str, dict[str, Any]]:
+    """Return what each source of a mixture gives in so many batches of rows of `width` tokens."""
     if len(mixture.sources) == 1:
         return {}
     counts = mixture.count_rows(n_batches * config.train.batch, config.train.seed)
