@@ -65,7 +65,8 @@ class Config(EncoderConfig):
     """An encoder, its text and its training. A FASTA file as `data` has residues as its tokens."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such."""
+    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such;
+    several are mixed by their weights: --data a.jsonl:3 --data b.txt:1."""
     columns: str = TEXT_COLUMN
     """Where the data are rows: the column (or field) of the text."""
     empty: EmptyPolicy = "skip"
@@ -246,9 +247,9 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     separate = config.documents == "apart" and text.n_documents > 1 and text.separator is not None
     width = config.model.context - tokenizer.n_special
     if split != "train":
-        for i, (source, ids, labels) in enumerate(text.eval_windows(split, width, c.batch)):
+        for i, (owners, ids, labels) in enumerate(text.eval_windows(split, width, c.batch)):
             batch = make_batch(tokenizer, policy, ids, (labels != IGNORE_INDEX).sum(1), 0, i, separate)
-            yield tag_batch(batch, source), state
+            yield tag_batch(batch, text, owners), state
     while split == "train":
         ids, _ = text.train_windows(width, c.batch, c.seed, state["step"])
         batch = make_batch(tokenizer, policy, ids, np.full(len(ids), width), c.seed, state["step"], separate)

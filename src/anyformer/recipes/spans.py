@@ -135,11 +135,11 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     corruption, length = fit_corruption(config)
     pair = build_pair(config, text.tokenizer)
     if split != "train":
-        for i, (source, ids, labels) in enumerate(text.eval_windows(split, length, c.batch)):
+        for i, (owners, ids, labels) in enumerate(text.eval_windows(split, length, c.batch)):
             is_full = (labels != IGNORE_INDEX).all(1)  # the last window may be shorter: it is left out
             if is_full.any():
                 batch = make_batch(*corruption(ids[is_full], 0, i), pair.start_id, pair.end_id)
-                yield tag_batch(batch, source), state
+                yield tag_batch(batch, text, owners[is_full]), state
     while split == "train":
         ids, _ = text.train_windows(length, c.batch, c.seed, state["step"])
         batch = make_batch(*corruption(ids, c.seed, state["step"]), pair.start_id, pair.end_id)

@@ -10,13 +10,15 @@ alone; a source visits all of its windows before any of them again, and the stre
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from math import gcd, lcm
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -105,19 +107,31 @@ class Mixture:
             ids[rows], labels[rows] = select_windows(tokens, context, indices[rows], seed)
         return ids, labels
 
-    def eval_windows(self, split: str, context: int, batch: int) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:
-        """Yield (source, ids, labels) of one pass over a split, each batch of one source. The sources take turns, in a
-        random order each time, so that any part of the batches has all of them."""
+    def eval_windows(self, split: str, context: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield the numbers of sources (<= B,), ascending, and ids and labels (<= B, T) of one pass over a split. Every
+        batch has about as many rows of each source, as long as it has some, so that any part of them has all."""
+        if len(self.sources) == 1:
+            for ids, labels in eval_windows(self.sources[0].corpus.split(split), context, batch, split):
+                yield np.zeros(len(ids), np.int64), ids, labels
+            return
+        rows = self._eval_rows(split, context)
+        while part := sorted(islice(rows, batch), key=itemgetter(0)):
+            owners, ids, labels = zip(*part)
+            yield np.array(owners), np.concatenate(ids), np.concatenate(labels)
+
+    def _eval_rows(self, split: str, context: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield the rows of all sources in turns, in a random order each time: a part such as every second row has
+        all of them too."""
         self.check_length(split, 2, context)
-        streams = [eval_windows(source.corpus.split(split), context, batch, split) for source in self.sources]
+        streams = [eval_windows(source.corpus.split(split), context, 1, split) for source in self.sources]
         remaining = set(range(len(streams)))
         for turn in count():
             for number in epoch_order(len(streams), 0, turn).tolist():
-                windows = next(streams[number], None) if number in remaining else None
-                if windows is None:
+                row = next(streams[number], None) if number in remaining else None
+                if row is None:
                     remaining.discard(number)
                 else:
-                    yield self.sources[number], *windows
+                    yield number, *row
             if not remaining:
                 return
 
@@ -186,11 +200,22 @@ def prepare_mixture(
         prepare: Prepares each source.
     """
     names, weights = shorten_names(sources), scale_weights([Fraction(source.weight) for source in sources])
+    columns = divide_columns(rows.columns, len(sources))
+    pairs = [(source.name, replace(rows, columns=text)) for source, text in zip(sources, columns, strict=True)]
     if tokenizer in ("char", "bpe"):
-        files = [TextFiles(source.name, rows) for source in sources]
+        files = [TextFiles(name, options) for name, options in pairs]
         tokenizer = str(build_shared_tokenizer(tokenizer, files, weights, vocab_size))
-    corpora = [prepare(source.name, tokenizer, vocab_size, val_fraction, rows) for source in sources]
+    corpora = [prepare(name, tokenizer, vocab_size, val_fraction, options) for name, options in pairs]
     return Mixture(tuple(map(Source, corpora, weights, names)))
+
+
+def divide_columns(columns: str, n_sources: int) -> list[str]:
+    """Return the columns that are read of each source: the same ones, or as many words as there are sources."""
+    try:
+        words = shlex.split(columns)
+    except ValueError:  # an apostrophe
+        words = []
+    return words if len(words) == n_sources else [columns] * n_sources
 
 
 def scale_weights(weights: Sequence[Fraction]) -> list[int]:
@@ -202,9 +227,8 @@ def scale_weights(weights: Sequence[Fraction]) -> list[int]:
 
 def build_shared_tokenizer(kind: str, files: Sequence[TextFiles], weights: Sequence[int], vocab_size: int) -> Path:
     """Return the file of a tokenizer that is learned from several sources once."""
-    size = vocab_size if kind == "bpe" else 0
-    rows = files[0].rows
-    facts = [FORMAT, kind, size, rows.columns, rows.duplicates, [f.sha256 for f in files], list(weights)]
+    sources = [(f.sha256, f.rows.columns, f.rows.duplicates) for f in files]
+    facts = [FORMAT, kind, vocab_size if kind == "bpe" else 0, list(weights), sources]
     folder = cache_dir() / "tokenizers" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     if not has_directory(folder):
         with build_directory(folder) as new:

@@ -104,8 +104,8 @@ def batches(
     is_apart = isinstance(config, LanguageConfig) and config.documents == "apart"
     separator = text.separator if is_apart and text.n_documents > 1 else None
     if split != "train":
-        for source, ids, labels in text.eval_windows(split, context, c.batch):
-            yield tag_batch(make_batch(ids, labels, separator), source), state
+        for owners, ids, labels in text.eval_windows(split, context, c.batch):
+            yield tag_batch(make_batch(ids, labels, separator), text, owners), state
     while split == "train":
         ids, labels = text.train_windows(context, c.batch, c.seed, state["step"])
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}

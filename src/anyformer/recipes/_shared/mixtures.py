@@ -1,6 +1,6 @@
 """Several sources of text in one training: validation by source, and what each gave."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,17 +8,26 @@ import torch
 from torch import Tensor
 
 from ...data.io.sources import split_sources
-from ...data.text.mixtures import Mixture, Source
+from ...data.text.mixtures import Mixture
 from .text import load_mixture
 
-SOURCE_KEY = "source/"  # of a validation batch of a mixture: SOURCE_KEY + name -> the weight of the source, ()
+SOURCE_KEY = "source/"  # of a validation batch: SOURCE_KEY + name of a source -> its share, first row and last + 1
 Sums = Sequence[float]
 """What is summed over the batches of an evaluation; the last of them is the number of predictions."""
 
 
-def tag_batch(batch: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
-    """Return a validation batch that says which source of a mixture it is of."""
-    return batch | ({SOURCE_KEY + source.name: torch.tensor(float(source.weight))} if source.name else {})
+def tag_batch(batch: dict[str, Tensor], text: Mixture, owners: np.ndarray) -> dict[str, Tensor]:
+    """Return a validation batch that says which of its rows are of which source, by the ascending numbers of these,
+    (B,)."""
+    if len(text.sources) == 1:
+        return batch
+    bounds = np.searchsorted(owners, np.arange(len(text.sources) + 1)).tolist()
+    parts = zip(text.sources, text.shares, bounds, bounds[1:])
+    return batch | {
+        SOURCE_KEY + source.name: torch.tensor([share, start, stop])
+        for source, share, start, stop in parts
+        if stop > start
+    }
 
 
 def score_by_source(
@@ -35,14 +44,23 @@ def score_by_source(
     """
     sums: dict[str, np.ndarray] = {}
     weights: dict[str, float] = {}
-    for batch in batches:
-        key = next((key for key in batch if key.startswith(SOURCE_KEY)), "")
-        weights[key] = float(batch[key]) if key else 1.0
-        values = np.array(add({name: value for name, value in batch.items() if name != key}), np.float64)
+    for key, weight, rows in (part for batch in batches for part in split_batch(batch)):
+        weights[key], values = weight, np.array(add(rows), np.float64)
         sums[key] = sums[key] + values if key in sums else values
     metrics = describe(*balance_sums(sums, weights))
     by_source = {key.removeprefix(SOURCE_KEY): describe(*sums[key].tolist())["loss"] for key in sorted(sums) if key}
     return metrics | {f"{name}_loss": loss for name, loss in by_source.items()}
+
+
+def split_batch(batch: dict[str, Tensor]) -> Iterator[tuple[str, float, dict[str, Tensor]]]:
+    """Yield (key, weight, rows) of each source in a batch; of a single source ("", 1, the batch)."""
+    keys = [key for key in batch if key.startswith(SOURCE_KEY)]
+    if not keys:
+        yield "", 1.0, batch
+    for key in keys:
+        weight, start, stop = batch[key].tolist()
+        rows = slice(int(start), int(stop))
+        yield key, weight, {name: value[rows] for name, value in batch.items() if name not in keys}
 
 
 def balance_sums(sums: dict[str, np.ndarray], weights: dict[str, float]) -> list[float]:

@@ -10,7 +10,7 @@ import numpy as np
 from ...data.io.cache import cache_by_files, data_files
 from ...data.io.sources import split_sources
 from ...data.sampling import sample_evenly
-from ...data.text.mixtures import Mixture, Prepare, Source, prepare_mixture
+from ...data.text.mixtures import Mixture, Prepare, Source, divide_columns, prepare_mixture
 from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.text.read import RowOptions
 from ...data.tokenizers.base import ids_json
@@ -49,10 +49,11 @@ class TextConfig(VocabularyConfig):
     """A text and its vocabulary."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such."""
+    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such; several
+    are mixed by their weights: --data a.jsonl:3 --data b.txt:1."""
     columns: str = "text"
     """Where the data are rows: the column (or field) of the text or of a conversation's messages, or several columns
-    with commas between."""
+    with commas between; of several sources maybe those of each, with spaces between."""
     empty: EmptyPolicy = "skip"
     """Rows without a text: skip, error, or few: skip where they are at most 1 %."""
     duplicates: DuplicatePolicy = "keep"
@@ -155,7 +156,8 @@ def hide_middle(tokenizer: Tokenizer, ids: list[int], mark: str, n_hidden: int) 
 
 
 def file_input(model: Any, config: Any) -> FileInput:
-    return FileInput(((config.columns or TEXT_COLUMN).partition(",")[0].strip(),), tsv_quotes=False)
+    columns = divide_columns(config.columns or TEXT_COLUMN, len(split_sources(config.data)))[0]
+    return FileInput((columns.partition(",")[0].strip(),), tsv_quotes=False)
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
