@@ -81,7 +81,13 @@ def join_sources(sources: Sequence[SourceName]) -> str:
     """Return the sources as one text that `split_sources` reads; a single one as it is."""
     if len(sources) == 1:
         return sources[0].name
-    return shlex.join(f"{source.name}:{source.weight.normalize():f}" for source in sources)
+    return shlex.join(f"{source.name}:{format_weight(source.weight)}" for source in sources)
+
+
+def format_weight(weight: Decimal) -> str:
+    """Return a weight with all of its digits and no zeros at the end: "3", "0.5"."""
+    text = f"{weight:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def combine_sources(words: Sequence[str]) -> str:
@@ -97,7 +103,9 @@ def make_absolute(data: str) -> str:
     for i, (name, source) in enumerate(zip(names, sources)):
         if name in names[:i]:
             total = source.weight + sources[names.index(name)].weight
-            raise InputError(f"data '{source.name}' is named twice: give it once, with the weight {total}")
+            raise InputError(
+                f"data '{source.name}' is named twice: give it once, with the weight {format_weight(total)}"
+            )
     return join_sources([SourceName(name, source.weight) for name, source in zip(names, sources)])
 
 
