@@ -34,6 +34,7 @@ from ..data.text.mixtures import Mixture, Source
 from ..data.text.prepare import Corpus, prepare_corpus, shorten_documents
 from ..data.text.read import RowOptions
 from ..data.tokenizers.base import Characters, Tokenizer
+from ..data.tokenizers.build import KINDS as TEXT_TOKENIZERS
 from ..data.tokenizers.build import load_tokenizer
 from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
@@ -194,7 +195,7 @@ def load_mixture(config: Config) -> Mixture:
 def check_kinds(sources: list[str], tokenizer: str) -> None:
     """Raise InputError if the sources of a mixture are sequences and no one tokenizer is for all of them."""
     is_sequences = [any(map(is_sequence_file, resolve(source))) for source in sources]
-    if any(is_sequences) and not (all(is_sequences) and tokenizer == "residues"):
+    if any(is_sequences) and (not all(is_sequences) or tokenizer in TEXT_TOKENIZERS):
         name, hint = sources[is_sequences.index(True)], "they mix with sequences only, and --tokenizer residues"
         raise InputError(f"data '{name}' are sequences: {hint}")
 

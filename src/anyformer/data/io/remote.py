@@ -5,11 +5,13 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from ...errors import InputError
+from ...parsing import show_value
 from .download import fetch_url, is_url
 from .hub import parse_reference
 from .hub_dataset import fetch_dataset
 from .rows import store_rows
-from .sources import SourceName, join_sources, parse_source, parse_weight, split_sources
+from .sources import SourceName, is_source, join_sources, parse_source, parse_weight, split_sources
 
 
 def is_remote(source: str) -> bool:
@@ -26,6 +28,9 @@ def fetch_data(data: Any) -> str:
             weight, is a mixture, and so is a text such as "a.jsonl:3 b.parquet".
     """
     if isinstance(data, list | tuple) and data and not isinstance(data[0], dict):
+        if all(isinstance(item, str) and not (is_source(item) or is_remote(item)) for item in data):
+            problem = f"data is a list in which nothing names a file or a set ({show_value(data[0])} ...)"
+            raise InputError(f"{problem}: pass texts as iter(texts), or as objects such as {{'text': '...'}}")
         return join_sources([fetch_source(*split_pair(item)) for item in data])
     if isinstance(data, str):
         return join_sources([fetch_source(*source) for source in split_sources(data)])

@@ -90,6 +90,4 @@ def explain_missing(path: Path) -> str:
     """Say what to do if a file with rows is no longer in the cache; "" for any other file."""
     if path.name != FILE or path.parent.parent.name != FOLDER or path.exists():
         return ""
-    return (
-        f"data '{path}': rows that came from Python, and are no longer in the cache: pass the same rows again as data"
-    )
+    return f"data '{path}': rows that came from Python and are no longer in the cache: pass the same rows again as data"
