@@ -101,11 +101,14 @@ def test_any_process_computes_any_batch(name: str):
     recipe, config = mix(name)
     stream = list(islice(recipe.batches(config, "train"), 9))
     assert stream[0][1]["sources"] and json.loads(json.dumps(stream[0][1])) == stream[0][1]
-    for n_ranks in (2, 3):
+    for n_ranks in (2, 3, 4):
         for rank in range(n_ranks):
-            for step in range(rank, 9, n_ranks):
-                batch, _ = next(recipe.batches(config, "train", stream[0][1] | {"step": step}))
+            dealt = recipe.batches(config, "train", stream[0][1] | {"step": rank, "stride": n_ranks})
+            own = list(islice(dealt, len(range(rank, 9, n_ranks))))
+            for (batch, state), step in zip(own, range(rank, 9, n_ranks), strict=True):
                 assert equal(batch, stream[step][0])
+                resumed = next(recipe.batches(config, "train", state))[0]
+                assert step + n_ranks >= 9 or equal(resumed, stream[step + n_ranks][0])
 
 
 def test_a_run_killed_at_random_steps_reads_what_an_uninterrupted_one_reads(monkeypatch: pytest.MonkeyPatch):

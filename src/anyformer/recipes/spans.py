@@ -30,7 +30,7 @@ from ..inference.beam import Hypothesis
 from ..inference.translation import TranslationRequest, search_in_batches
 from ..metrics import count_classes, describe_classes
 from ..parsing import check_range, parse_dataclass
-from ..recipe import BatchStream, Examples, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.mixtures import count_sources, score_by_source, tag_batch
 from ._shared.pairs import (  # noqa: F401
@@ -144,7 +144,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         ids, _ = text.train_windows(length, c.batch, c.seed, state["step"])
         batch = make_batch(*corruption(ids, c.seed, state["step"]), pair.start_id, pair.end_id)
         count = batch["source"].numel() + batch["labels"].numel()
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + count}
+        state = advance_stream(state, count)
         yield batch, state
 
 

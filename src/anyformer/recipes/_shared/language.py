@@ -23,7 +23,7 @@ from ...model.embeddings import TokenEmbedding
 from ...model.heads import LMHead
 from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
-from ...recipe import Graph, GraphInput, StreamState, init_stream
+from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
 from .mixtures import score_by_source, tag_batch
 from .text import TextConfig, load_mixture
@@ -108,7 +108,7 @@ def batches(
             yield tag_batch(make_batch(ids, labels, separator), text, owners), state
     while split == "train":
         ids, labels = text.train_windows(context, c.batch, c.seed, state["step"])
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
+        state = advance_stream(state, ids.size)
         yield make_batch(ids, labels, separator), state
 
 
