@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from ...events import report_notice
 from .seal import SEAL_NAME, find_damage, write_seal
-from .sources import split_sources
 
 F = TypeVar("F", bound=Callable[..., Any])
 STALE_SECONDS = 24 * 3600  # after which the temporary directory of a killed process is removed
@@ -49,8 +48,7 @@ def cache_by_files(files: Callable[..., Iterable[str | Path]], maxsize: int = 4)
 
 def data_files(data: str) -> list[Path]:
     """Return the existing files and directories that a `data` argument names; none for a named set, which is fixed."""
-    names = (data, *map(str.strip, data.split(",")), *(source.name for source in split_sources(data)))
-    paths = [Path(name).expanduser() for name in names] if data else []
+    paths = [Path(part).expanduser() for part in (data, *map(str.strip, data.split(",")))] if data else []
     return [path for path in dict.fromkeys(paths) if os.path.exists(path)]  # False for a name that no file can have
 
 

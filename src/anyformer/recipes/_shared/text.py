@@ -85,7 +85,13 @@ def load_mixture(config: Any) -> Mixture:
     return prepare_sources(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows, prepare_corpus)
 
 
-@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
+def list_files(data: str, tokenizer: str, *_: Any) -> list[Path]:
+    """Return the files of all sources of a text, and of its tokenizer."""
+    names = [*(source.name for source in split_sources(data)), tokenizer]
+    return [path for name in names for path in data_files(name)]
+
+
+@cache_by_files(list_files)
 def prepare_sources(
     data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions, prepare: Prepare
 ) -> Mixture:
