@@ -31,6 +31,7 @@ from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
 from ..data.text.masking import MaskingPolicy, word_pieces
 from ..data.text.prepare import Corpus, prepare_corpus, shorten_documents
 from ..data.text.read import RowOptions
+from ..data.text.shards import corpus_files, holds_shards
 from ..data.tokenizers.base import Characters, Tokenizer
 from ..data.tokenizers.build import load_tokenizer
 from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
@@ -180,9 +181,9 @@ def load_corpus(config: Config) -> Corpus:
     return corpus if config.too_long == "split" else _shorten(config, corpus)
 
 
-@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
+@cache_by_files(lambda data, tokenizer, *_: [*corpus_files(data), *data_files(tokenizer)])
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions) -> Corpus:
-    paths = resolve(data)
+    paths = [] if holds_shards(data) else resolve(data)
     if any(is_sequence_file(path) for path in paths):
         file = Path(tokenizer)
         reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else Characters(RESIDUES)
@@ -205,7 +206,7 @@ def _shorten(config: Config, corpus: Corpus) -> Corpus:
 
 
 def baselines(config: Config) -> Baselines:
-    return score_token_frequencies(load_corpus(config), config.tokenizer)
+    return score_token_frequencies(load_corpus(config))
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
@@ -225,7 +226,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         for i, (ids, labels) in enumerate(eval_windows(tokens, width, c.batch, split)):
             yield make_batch(tokenizer, policy, ids, (labels != IGNORE_INDEX).sum(1), 0, i, separate), state
     while split == "train":
-        ids, _ = train_windows(tokens, width, c.batch, c.seed, state["step"], split)
+        ids, _ = train_windows(tokens, width, c.batch, c.seed, state["step"], split, c.accumulate)
         batch = make_batch(tokenizer, policy, ids, np.full(len(ids), width), c.seed, state["step"], separate)
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
         yield batch, state

@@ -131,7 +131,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
             if is_full.any():
                 yield make_batch(*corruption(ids[is_full], 0, i), pair.start_id, pair.end_id), state
     while split == "train":
-        ids, _ = train_windows(tokens, length, c.batch, c.seed, state["step"], split)
+        ids, _ = train_windows(tokens, length, c.batch, c.seed, state["step"], split, c.accumulate)
         batch = make_batch(*corruption(ids, c.seed, state["step"]), pair.start_id, pair.end_id)
         count = batch["source"].numel() + batch["labels"].numel()
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + count}

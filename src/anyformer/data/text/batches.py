@@ -5,46 +5,124 @@ Shapes: B batch, T context.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import count
 
 import numpy as np
 
 from ...errors import InputError
+from .shards import ShardedTokens, Tokens
 
+LANES = 8  # places in shards that an update reads from, at least
 IGNORE_INDEX = -100  # the label of a position where nothing is predicted; cross-entropy leaves it out
 
 
 def train_windows(
-    tokens: np.ndarray, context: int, batch: int, seed: int, step: int, split: str = "train"
+    tokens: Tokens, context: int, batch: int, seed: int, step: int, split: str = "train", accumulate: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a training batch: ids and labels (the next tokens), each (B, T) int64.
 
     An epoch cuts the tokens into adjacent windows, starting at a random offset, and visits each window once in
     golden-section strides: any run of batches is spread evenly over the text, and no list of windows is held in memory.
+    Of tokens in shards, see `_read_shard_windows`.
 
     Args:
         split: the name of these tokens in error messages.
+        accumulate: batches of an update, over which the shards are shared out.
 
     Raises:
         InputError: fewer than context + 1 tokens.
     """
     _check(tokens, context, context + 1, split)
-    n_windows = max(1, (len(tokens) - context) // context)
-    epoch, offset = np.divmod(step * batch + np.arange(batch), n_windows)  # (B,) each
-    # Coprime to the number of windows, so that each window is visited once.
-    stride = next(a for a in count(round(0.618 * n_windows) or 1) if math.gcd(a, n_windows) == 1)
-    # Raw words of a counter-based generator (Philox, Salmon et al. 2011), which jumps to any epoch at no cost: unlike
-    # numpy's distributions, they are the same in every version of numpy.
-    draws = {e: np.random.Philox(key=seed, counter=(0, 0, e, 0)).random_raw(2).tolist() for e in set(epoch.tolist())}
-    first = np.array([draws[e][0] % n_windows for e in epoch.tolist()], np.int64)
-    shift = np.array([draws[e][1] % min(context, len(tokens) - n_windows * context) for e in epoch.tolist()], np.int64)
-    starts = (first + offset * stride) % n_windows * context + shift
+    if isinstance(tokens, ShardedTokens):
+        rows = _read_shard_windows(tokens, context, batch, seed, step, accumulate)
+        return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+    epoch, offset = np.divmod(step * batch + np.arange(batch), _count_windows(len(tokens), context))  # (B,) each
+    starts = np.empty(batch, np.int64)
+    for e in set(epoch.tolist()):
+        is_now = epoch == e
+        starts[is_now] = _place_windows(len(tokens), context, offset[is_now], seed, e)
     rows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)].astype(np.int64)  # (B, T + 1)
     return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
 
+def _count_windows(n_tokens: int, context: int) -> int:
+    return max(1, (n_tokens - context) // context)
+
+
+def _place_windows(
+    n_tokens: int, context: int, offset: np.ndarray, seed: int, epoch: int, stream: int = 0
+) -> np.ndarray:
+    """Return where the windows of these numbers (N,) in the order of an epoch start: (N,). `stream`: of several parts
+    of the text, which have orders of their own."""
+    n_windows = _count_windows(n_tokens, context)
+    # Coprime to the number of windows, so that each window is visited once.
+    stride = next(a for a in count(round(0.618 * n_windows) or 1) if math.gcd(a, n_windows) == 1)
+    # Raw words of a counter-based generator (Philox, Salmon et al. 2011), which jumps to any epoch at no cost: unlike
+    # numpy's distributions, they are the same in every version of numpy.
+    first, shift = np.random.Philox(key=seed, counter=(0, stream, epoch, 0)).random_raw(2).tolist()
+    place = (first % n_windows + offset * stride) % n_windows
+    return place * context + shift % min(context, n_tokens - n_windows * context)
+
+
+def _read_shard_windows(
+    tokens: ShardedTokens, context: int, batch: int, seed: int, step: int, accumulate: int
+) -> np.ndarray:
+    """Return the windows of a training batch out of shards: (B, T + 1) int64.
+
+    An epoch lays the windows of all shards, these in random order, in one row and reads it from several places (lanes)
+    at once, each of which goes through its part shard by shard; within a shard, windows are visited as in a whole text.
+    An update has at least LANES lanes, each batch of an update lanes of its own, so that a process that takes every
+    Nth batch reads one Nth of the shards. No window reaches from one shard into the next.
+    """
+    n_lanes = -(-LANES // accumulate)  # of one batch
+    turn, group = divmod(step, accumulate)
+    tokens.reader.keep_open(2 * n_lanes * accumulate)
+    row, lanes = turn * batch + np.arange(batch), group * n_lanes + np.arange(n_lanes)
+    n_all, number = n_lanes * accumulate, row // n_lanes
+    rows = np.empty((batch, context + 1), np.int64)
+    for is_here, shard, starts in _find_in_shards(tokens, context, seed, lanes[row % n_lanes], number, n_all):
+        rows[is_here] = tokens.reader.read(shard)[starts[:, None] + np.arange(context + 1)]
+    ahead = np.full(n_lanes, number[-1] + int(tokens.parts[2].max()) // context // 2)  # half a shard
+    tokens.reader.prefetch(shard for _, shard, _ in _find_in_shards(tokens, context, seed, lanes, ahead, n_all))
+    return rows
+
+
+def _find_in_shards(
+    tokens: ShardedTokens, context: int, seed: int, lane: np.ndarray, number: np.ndarray, n_lanes: int
+) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    """Find the windows of these numbers (B,) in their lanes (B,): for each shard, yield which of them it holds, (B,)
+    bool, its number, and where they start. Raises InputError."""
+    total = int(_order_shards(tokens, context, seed, 0)[1][-1])
+    if not total:
+        problem = f"no shard holds a window of context {context}"
+        raise InputError(f"{problem}: write larger ones (--shard-tokens), or use a smaller context (--model.context)")
+    length = max(1, total // n_lanes)
+    epoch, place = np.divmod(number, length)
+    place = (lane * length + place) % total
+    for e in sorted(set(epoch.tolist())):
+        order, ends, counts = _order_shards(tokens, context, seed, e)
+        slot = np.where(epoch == e, np.searchsorted(ends, place, "right"), -1)
+        for i in sorted(set(slot[epoch == e].tolist())):
+            shard, low, high = tokens.parts[:, order[i]].tolist()
+            offset = place[slot == i] - (ends[i] - counts[i])
+            yield slot == i, shard, low + _place_windows(high - low, context, offset, seed, e, stream=shard + 1)
+
+
+@lru_cache(maxsize=8)
+def _order_shards(
+    tokens: ShardedTokens, context: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the order of the parts of shards in an epoch, how many windows there are up to the end of each, and how
+    many it has: (K,) each."""
+    _, low, high = tokens.parts
+    counts = np.where(high - low > context, np.maximum(1, (high - low - context) // context), 0)
+    order = epoch_order(len(counts), seed, epoch)
+    return order, np.cumsum(counts[order]), counts[order]
+
+
 def eval_windows(
-    tokens: np.ndarray, context: int, batch: int, split: str = "val"
+    tokens: Tokens, context: int, batch: int, split: str = "val"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ids and labels, each (<= B, T) int64, of adjacent windows: each token but the first is predicted once.
 
@@ -54,9 +132,8 @@ def eval_windows(
         InputError: fewer than 2 tokens.
     """
     _check(tokens, context, 2, split)
-    flat = np.asarray(tokens)
-    for start in range(0, len(flat) - 1, batch * context):
-        part = flat[start : start + batch * context + 1].astype(np.int64)
+    for start in range(0, len(tokens) - 1, batch * context):
+        part = np.asarray(tokens[start : start + batch * context + 1]).astype(np.int64)
         padding = (0, -(len(part) - 1) % context)
         ids = np.pad(part[:-1], padding).reshape(-1, context)
         labels = np.pad(part[1:], padding, constant_values=IGNORE_INDEX).reshape(-1, context)
@@ -113,7 +190,7 @@ def bucket_by_length(
     return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
 
 
-def _check(tokens: np.ndarray, context: int, needed: int, split: str) -> None:
+def _check(tokens: Tokens, context: int, needed: int, split: str) -> None:
     if context < 1:
         raise InputError(f"a context of {context} holds nothing: it must be 1 or more")
     if len(tokens) >= needed:

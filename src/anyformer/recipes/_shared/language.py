@@ -107,7 +107,7 @@ def batches(
         for ids, labels in eval_windows(tokens, context, c.batch, split):
             yield make_batch(ids, labels, separator), state
     while split == "train":
-        ids, labels = train_windows(tokens, context, c.batch, c.seed, state["step"], split)
+        ids, labels = train_windows(tokens, context, c.batch, c.seed, state["step"], split, c.accumulate)
         state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
         yield make_batch(ids, labels, separator), state
 
@@ -146,7 +146,7 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
 
 
 def baselines(config: LanguageConfig) -> Baselines:
-    return score_token_frequencies(load_corpus(config), config.tokenizer)
+    return score_token_frequencies(load_corpus(config))
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:

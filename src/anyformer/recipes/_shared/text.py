@@ -11,6 +11,7 @@ from ...data.io.cache import cache_by_files, data_files
 from ...data.sampling import sample_evenly
 from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.text.read import RowOptions
+from ...data.text.shards import corpus_files
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
@@ -69,7 +70,7 @@ def load_corpus(config: Any) -> Corpus:
     return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows)
 
 
-@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
+@cache_by_files(lambda data, tokenizer, *_: [*corpus_files(data), *data_files(tokenizer)])
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions) -> Corpus:
     return prepare_corpus(data, tokenizer, vocab_size, val_fraction, rows)
 
@@ -113,7 +114,8 @@ def choose_examples(texts: Sequence[str]) -> list[int]:
 def hide_tokens(corpus: Corpus, mark: str, n_hidden: int, context: int) -> Examples:
     """Take lines of the validation split, of at most `context` tokens, each with some tokens in its middle replaced by
     `mark`."""
-    tokens, separator, tokenizer = corpus.split("val")[:MAX_EXAMPLE_TOKENS], corpus.separator, corpus.tokenizer
+    tokens = np.asarray(corpus.split("val")[:MAX_EXAMPLE_TOKENS])
+    separator, tokenizer = corpus.separator, corpus.tokenizer
     documents = [tokens] if separator is None else np.split(tokens, np.flatnonzero(tokens == separator))
     lines = [line for ids in documents for line in tokenizer.decode(ids[ids != separator].tolist()).split("\n")][1:-1]
     rows = [tokenizer.encode(line.strip())[: min(context, MAX_LINE_TOKENS)].tolist() for line in lines]

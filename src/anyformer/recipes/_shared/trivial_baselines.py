@@ -28,16 +28,16 @@ Baselines = dict[str, dict[str, float]]
 """Metric of `evaluate` -> name of the baseline -> its value."""
 
 
-def score_token_frequencies(corpus: Corpus, tokenizer: str) -> Baselines:
+def score_token_frequencies(corpus: Corpus) -> Baselines:
     """Return the loss of an even guess, and of the frequencies of tokens in the training split."""
     vocab_size = corpus.tokenizer.vocab_size
     train, val = (
-        np.bincount(corpus.split(split)[:MAX_TOKENS].astype(np.int64), minlength=vocab_size)
+        np.bincount(np.asarray(corpus.split(split)[:MAX_TOKENS], np.int64), minlength=vocab_size)
         for split in ("train", "val")
     )
     log_probabilities = np.log((train + 1) / (train.sum() + len(train)))
     loss = -(val / max(1, val.sum())) @ log_probabilities[: len(val)]
-    unit = {"char": "letter", "byte": "byte"}.get(tokenizer, "token")
+    unit = {"char": "letter", "byte": "byte"}.get(corpus.tokenizer.kind, "token")
     return {"loss": {"guessing evenly": float(np.log(vocab_size)), f"{unit} frequencies": float(loss)}}
 
 
