@@ -65,7 +65,6 @@ class ShardIndex:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, "vocab_size", at_least=1, at_most=1 << 31)
-        check_range(self, "n_train", at_least=0, at_most=self.n_tokens)
         sizes = [n for n, _ in self.shards]
         if self.dtype not in ("<u2", "<u4"):
             raise InputError(f"dtype is {self.dtype[:20]!r}; it must be '<u2' or '<u4'")
@@ -73,6 +72,7 @@ class ShardIndex:
             raise InputError(f"shards: each must have from 1 to {MAX_SHARD_TOKENS:,} tokens")
         if sum(sizes) != self.n_tokens:
             raise InputError(f"n_tokens is {self.n_tokens:,}; the shards have {sum(sizes):,}")
+        check_range(self, "n_train", at_least=0, at_most=self.n_tokens)
         if TOKENIZER_FILE not in self.tokenizer or not self.tokenizer.keys() <= {TOKENIZER_FILE, *METADATA_FILES}:
             raise InputError(f"tokenizer: must name {TOKENIZER_FILE} and its metadata files")
 
