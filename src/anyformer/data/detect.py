@@ -89,7 +89,7 @@ def detect(data: str | Path) -> list[Reading]:
     """
     if holds_shards(str(data)):
         index, _ = read_index(FileStore(str(data)))
-        return [Reading("shards", 1.0, f"{index.n_tokens:,} tokens in {len(index.shards):,} shards")]
+        return [Reading("documents", 1.0, f"{index.n_tokens:,} tokens in {len(index.shards):,} shards")]
     path = unpack_archive(Path(data))
     readings = list(_read_folder(path) if path.is_dir() else _read_file(path))
     if not readings:

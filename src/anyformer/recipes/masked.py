@@ -63,7 +63,8 @@ class Config(EncoderConfig):
     """An encoder, its text and its training. A FASTA file as `data` has residues as its tokens."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such."""
+    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such; or a
+    folder or URL of shards, which come with their tokenizer and validation split (`anyformer shard`)."""
     columns: str = TEXT_COLUMN
     """Where the data are rows: the column (or field) of the text."""
     empty: EmptyPolicy = "skip"

@@ -61,7 +61,6 @@ class Reading:
 KINDS = {
     "text": "running text",
     "documents": "separate texts",
-    "shards": "tokens of texts in shards",
     "code": "source code",
     "labeled text": "texts with a class each",
     "tagged text": "sentences with a tag for each word",

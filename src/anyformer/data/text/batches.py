@@ -56,13 +56,23 @@ def _place_windows(
     """Return where the windows of these numbers (N,) in the order of an epoch start: (N,). `stream`: of several parts
     of the text, which have orders of their own."""
     n_windows = _count_windows(n_tokens, context)
-    # Coprime to the number of windows, so that each window is visited once.
-    stride = next(a for a in count(round(0.618 * n_windows) or 1) if math.gcd(a, n_windows) == 1)
-    # Raw words of a counter-based generator (Philox, Salmon et al. 2011), which jumps to any epoch at no cost: unlike
-    # numpy's distributions, they are the same in every version of numpy.
-    first, shift = np.random.Philox(key=seed, counter=(0, stream, epoch, 0)).random_raw(2).tolist()
-    place = (first % n_windows + offset * stride) % n_windows
+    first, shift = _draw_order(seed, epoch, stream)
+    place = (first % n_windows + offset * _choose_stride(n_windows)) % n_windows
     return place * context + shift % min(context, n_tokens - n_windows * context)
+
+
+@lru_cache(maxsize=256)
+def _draw_order(seed: int, epoch: int, stream: int) -> tuple[int, int]:
+    """Return two random numbers. They are raw words of a counter-based generator (Philox, Salmon et al. 2011), which
+    jumps to any epoch at no cost: unlike numpy's distributions, they are the same in every version of numpy."""
+    first, shift = np.random.Philox(key=seed, counter=(0, stream, epoch, 0)).random_raw(2).tolist()
+    return first, shift
+
+
+@lru_cache(maxsize=256)
+def _choose_stride(n_windows: int) -> int:
+    """Return a number coprime to the number of windows, so that each window is visited once."""
+    return next(a for a in count(round(0.618 * n_windows) or 1) if math.gcd(a, n_windows) == 1)
 
 
 def _read_shard_windows(
@@ -80,19 +90,23 @@ def _read_shard_windows(
     tokens.reader.keep_open(2 * n_lanes * accumulate)
     row, lanes = turn * batch + np.arange(batch), group * n_lanes + np.arange(n_lanes)
     n_all, number = n_lanes * accumulate, row // n_lanes
+    epoch, part, offset = _find_in_shards(tokens, context, seed, lanes[row % n_lanes], number, n_all)
     rows = np.empty((batch, context + 1), np.int64)
-    for is_here, shard, starts in _find_in_shards(tokens, context, seed, lanes[row % n_lanes], number, n_all):
+    for e, i in sorted(set(zip(epoch.tolist(), part.tolist()))):
+        is_here, (shard, low, high) = (epoch == e) & (part == i), tokens.parts[:, i].tolist()
+        starts = low + _place_windows(high - low, context, offset[is_here], seed, e, stream=shard + 1)
         rows[is_here] = tokens.reader.read(shard)[starts[:, None] + np.arange(context + 1)]
     ahead = np.full(n_lanes, number[-1] + int(tokens.parts[2].max()) // context // 2)  # half a shard
-    tokens.reader.prefetch(shard for _, shard, _ in _find_in_shards(tokens, context, seed, lanes, ahead, n_all))
+    _, next_part, _ = _find_in_shards(tokens, context, seed, lanes, ahead, n_all)
+    tokens.reader.prefetch(tokens.parts[0, next_part].tolist())
     return rows
 
 
 def _find_in_shards(
     tokens: ShardedTokens, context: int, seed: int, lane: np.ndarray, number: np.ndarray, n_lanes: int
-) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-    """Find the windows of these numbers (B,) in their lanes (B,): for each shard, yield which of them it holds, (B,)
-    bool, its number, and where they start. Raises InputError."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the windows of these numbers (B,) in their lanes (B,): return their epochs, which parts of `tokens` hold
+    them, and their numbers in these, (B,) each. Raises InputError."""
     total = int(_order_shards(tokens, context, seed, 0)[1][-1])
     if not total:
         problem = f"no shard holds a window of context {context}"
@@ -100,13 +114,13 @@ def _find_in_shards(
     length = max(1, total // n_lanes)
     epoch, place = np.divmod(number, length)
     place = (lane * length + place) % total
-    for e in sorted(set(epoch.tolist())):
+    part, offset = np.empty_like(place), np.empty_like(place)
+    for e in set(epoch.tolist()):
         order, ends, counts = _order_shards(tokens, context, seed, e)
-        slot = np.where(epoch == e, np.searchsorted(ends, place, "right"), -1)
-        for i in sorted(set(slot[epoch == e].tolist())):
-            shard, low, high = tokens.parts[:, order[i]].tolist()
-            offset = place[slot == i] - (ends[i] - counts[i])
-            yield slot == i, shard, low + _place_windows(high - low, context, offset, seed, e, stream=shard + 1)
+        slot = np.searchsorted(ends, place, "right")
+        is_now = epoch == e
+        part[is_now], offset[is_now] = order[slot][is_now], (place - ends[slot] + counts[slot])[is_now]
+    return epoch, part, offset
 
 
 @lru_cache(maxsize=8)

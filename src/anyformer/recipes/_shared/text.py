@@ -48,7 +48,8 @@ class TextConfig(VocabularyConfig):
     """A text and its vocabulary."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such."""
+    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such; or a
+    folder or URL of shards, which come with their tokenizer and validation split (`anyformer shard`)."""
     columns: str = "text"
     """Where the data are rows: the column (or field) of the text or of a conversation's messages, or several columns
     with commas between."""
