@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from anyformer.data.io import node_cache
 from anyformer.data.text import shards as module
-from anyformer.data.text.batches import LANES, eval_windows, train_windows
+from anyformer.data.text.batches import LANES, eval_windows, select_windows, train_windows
 from anyformer.data.text.prepare import prepare_corpus, write_shards
 from anyformer.data.text.read import RowOptions
 from anyformer.data.text.shards import ShardedTokens, corpus_files, holds_shards
@@ -158,6 +158,15 @@ def test_a_batch_depends_on_seed_and_step_alone(numbers: str):
     tokens = open_tokens(numbers)
     for step in np.random.default_rng(0).permutation(24).tolist():
         assert np.array_equal(draw(tokens, step, accumulate=4), stream[step])
+
+
+def test_windows_are_selected_by_their_index(numbers: str):
+    """As a mixture does, whose batches have rows of several texts, of some maybe none."""
+    tokens = open_tokens(numbers)
+    rows = np.concatenate([draw(tokens, step)[:, :-1] for step in range(3)])
+    ids, labels = select_windows(tokens, CONTEXT, np.array([7, 2, 11]), 0)
+    assert np.array_equal(ids, rows[[7, 2, 11]]) and np.array_equal(labels, ids + 1)
+    assert select_windows(tokens, CONTEXT, np.zeros(0, np.int64), 0)[0].shape == (0, CONTEXT)
 
 
 def count_shards_of_rank(folder: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -33,16 +33,29 @@ def train_windows(
     Raises:
         InputError: fewer than context + 1 tokens.
     """
-    _check(tokens, context, context + 1, split)
+    group = 0
     if isinstance(tokens, ShardedTokens):
-        rows = _read_shard_windows(tokens, context, batch, seed, step, accumulate)
-        return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
-    epoch, offset = np.divmod(step * batch + np.arange(batch), _count_windows(len(tokens), context))  # (B,) each
-    starts = np.empty(batch, np.int64)
-    for e in set(epoch.tolist()):
-        is_now = epoch == e
-        starts[is_now] = _place_windows(len(tokens), context, offset[is_now], seed, e)
-    rows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)].astype(np.int64)  # (B, T + 1)
+        step, group = divmod(step, accumulate)
+    return select_windows(tokens, context, step * batch + np.arange(batch), seed, split, group, accumulate)
+
+
+def select_windows(
+    tokens: Tokens, context: int, indices: np.ndarray, seed: int, split: str = "train", group: int = 0, groups: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and labels of the windows with these indices (B,) in the order that `train_windows` visits them.
+
+    Of tokens in shards each of the `groups` of lanes (see `_read_shard_windows`) has an order of its own.
+    """
+    check_length(tokens, context, context + 1, split)
+    if isinstance(tokens, ShardedTokens):
+        rows = _read_shard_windows(tokens, context, indices, seed, group, groups)
+    else:
+        epoch, offset = np.divmod(indices, _count_windows(len(tokens), context))  # (B,) each
+        starts = np.empty_like(indices)
+        for e in set(epoch.tolist()):
+            is_now = epoch == e
+            starts[is_now] = _place_windows(len(tokens), context, offset[is_now], seed, e)
+        rows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)].astype(np.int64)  # (B, T + 1)
     return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
 
@@ -76,27 +89,26 @@ def _choose_stride(n_windows: int) -> int:
 
 
 def _read_shard_windows(
-    tokens: ShardedTokens, context: int, batch: int, seed: int, step: int, accumulate: int
+    tokens: ShardedTokens, context: int, indices: np.ndarray, seed: int, group: int, groups: int
 ) -> np.ndarray:
-    """Return the windows of a training batch out of shards: (B, T + 1) int64.
+    """Return the windows of a group of lanes with these indices (B,) out of shards: (B, T + 1) int64.
 
     An epoch lays the windows of all shards, these in random order, in one row and reads it from several places (lanes)
     at once, each of which goes through its part shard by shard; within a shard, windows are visited as in a whole text.
-    An update has at least LANES lanes, each batch of an update lanes of its own, so that a process that takes every
+    There are at least LANES lanes, each batch of an update reads a group of its own, so that a process that takes every
     Nth batch reads one Nth of the shards. No window reaches from one shard into the next.
     """
-    n_lanes = -(-LANES // accumulate)  # of one batch
-    turn, group = divmod(step, accumulate)
-    tokens.reader.keep_open(2 * n_lanes * accumulate)
-    row, lanes = turn * batch + np.arange(batch), group * n_lanes + np.arange(n_lanes)
-    n_all, number = n_lanes * accumulate, row // n_lanes
-    epoch, part, offset = _find_in_shards(tokens, context, seed, lanes[row % n_lanes], number, n_all)
-    rows = np.empty((batch, context + 1), np.int64)
+    n_lanes = -(-LANES // groups)  # of a group
+    n_all, lanes, number = n_lanes * groups, group * n_lanes + np.arange(n_lanes), indices // n_lanes
+    tokens.reader.keep_open(2 * n_all)
+    epoch, part, offset = _find_in_shards(tokens, context, seed, lanes[indices % n_lanes], number, n_all)
+    rows = np.empty((len(indices), context + 1), np.int64)
     for e, i in sorted(set(zip(epoch.tolist(), part.tolist()))):
         is_here, (shard, low, high) = (epoch == e) & (part == i), tokens.parts[:, i].tolist()
         starts = low + _place_windows(high - low, context, offset[is_here], seed, e, stream=shard + 1)
         rows[is_here] = tokens.reader.read(shard)[starts[:, None] + np.arange(context + 1)]
-    ahead = np.full(n_lanes, number[-1] + int(tokens.parts[2].max()) // context // 2)  # half a shard
+    half_shard = int(tokens.parts[2].max()) // context // 2
+    ahead = np.full(n_lanes, number.max(initial=0) + half_shard)
     _, next_part, _ = _find_in_shards(tokens, context, seed, lanes, ahead, n_all)
     tokens.reader.prefetch(tokens.parts[0, next_part].tolist())
     return rows
@@ -145,7 +157,7 @@ def eval_windows(
     Raises:
         InputError: fewer than 2 tokens.
     """
-    _check(tokens, context, 2, split)
+    check_length(tokens, context, 2, split)
     for start in range(0, len(tokens) - 1, batch * context):
         part = np.asarray(tokens[start : start + batch * context + 1]).astype(np.int64)
         padding = (0, -(len(part) - 1) % context)
@@ -204,7 +216,8 @@ def bucket_by_length(
     return [groups[i] for i in epoch_order(len(groups), seed, 2 * epoch + 1)]
 
 
-def _check(tokens: Tokens, context: int, needed: int, split: str) -> None:
+def check_length(tokens: Tokens, context: int, needed: int, split: str) -> None:
+    """Raise InputError if a split has fewer tokens than are needed."""
     if context < 1:
         raise InputError(f"a context of {context} holds nothing: it must be 1 or more")
     if len(tokens) >= needed:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,7 +82,7 @@ def write_shards(
         shard_tokens: of each shard but the last.
         others: as of `prepare_corpus`.
     """
-    files = _Files(data, rows)
+    files = TextFiles(data, rows)
     stamps = file_stamps(files.paths)
     make_texts = partial(files.read_texts, SUBWORD_BLOCK if tokenizer == "bpe" else BLOCK)
     writer = ShardWriter(location, lambda: tok.build_tokenizer(tokenizer, make_texts, vocab_size), shard_tokens)
@@ -112,7 +112,7 @@ def prepare_corpus(
     if holds_shards(data):
         tokens, own, index, digest = open_shards(data, tokenizer)
         return Corpus(tokens, own, index.n_train, digest, {"sha256": digest, "n_documents": index.n_documents})
-    files = _Files(data, rows)
+    files = TextFiles(data, rows)
     if tokenizer not in tok.KINDS:
         loaded = tok.load_tokenizer(Path(tokenizer))
         # Token ids depend on the vocabulary, and on the end-of-text id, which extra files may change.
@@ -124,7 +124,7 @@ def prepare_corpus(
     return _prepare(files, make, identity, val_fraction)
 
 
-class _Files:
+class TextFiles:
     """The files that `data` names."""
 
     def __init__(self, data: str, rows: RowOptions):
@@ -146,8 +146,9 @@ class _Files:
             self.report("reading", done := done + len(piece.data))
             yield decode_piece(piece)
 
+    @cached_property
     def sha256(self) -> str:
-        """Hash the contents and formats of the files."""
+        """A hash of the contents and formats of the files."""
         digest, done = hashlib.sha256(), 0
         for path in self.paths:
             kind = text_format(path) + (".gz" if path.suffix.lower() == ".gz" else "")
@@ -159,8 +160,8 @@ class _Files:
         return digest.hexdigest()
 
 
-def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, val_fraction: float) -> Corpus:
-    stamps, sha256 = file_stamps(files.paths), files.sha256()
+def _prepare(files: TextFiles, make: Callable[[], tok.Tokenizer], identity: str, val_fraction: float) -> Corpus:
+    stamps, sha256 = file_stamps(files.paths), files.sha256
     if (options := (files.rows.columns, files.rows.duplicates)) != ("text", "keep"):
         identity += f"\n{options}"
     content = hashlib.sha256(f"{FORMAT}\n{sha256}\n{identity}".encode()).hexdigest()
@@ -186,7 +187,7 @@ def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]]
     return tokens, tok.load_tokenizer(folder / "tokenizer.json"), meta
 
 
-def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
+def _build(files: TextFiles, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
     dtype = np.dtype(dtype_for(tokenizer.vocab_size)).newbyteorder("<")
     with open(folder / "tokens.bin", "wb") as file:  # not a memmap, whose pages count as memory of this process
         counts = _encode(files, tokenizer, file, dtype)
@@ -197,7 +198,7 @@ def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -
 
 
 def _encode(
-    files: _Files, tokenizer: tok.Tokenizer, file: Any, dtype: np.dtype, counts: RowCounts | None = None
+    files: TextFiles, tokenizer: tok.Tokenizer, file: Any, dtype: np.dtype, counts: RowCounts | None = None
 ) -> dict[str, Any]:
     n_bytes, n_documents, starts_document, counts = 0, 0, True, RowCounts() if counts is None else counts
     separator = b"" if tokenizer.end_id is None else np.array(tokenizer.end_id, dtype).tobytes()
