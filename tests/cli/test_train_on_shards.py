@@ -4,13 +4,18 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from anyformer import api
 from anyformer.data.text import shards
 from anyformer.errors import Stopped
+from anyformer.recipe import init_stream
+from anyformer.recipes import language
 from cli_kit import assert_refused, call, nothing_changes
 from hub_kit import Hub, serve_hub
 from shard_kit import serve_folder
@@ -86,6 +91,19 @@ def test_a_stopped_run_equals_an_uninterrupted_one(folder: Path, url: str, tmp_p
     assert read_losses(tmp_path / "here") == read_losses(tmp_path / "there")
     weights = [tmp_path / name / "checkpoints" / "step-12" / "model.safetensors" for name in ("here", "there")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_processes_share_out_the_batches_of_one(folder: Path):
+    """Rank r of N takes batches r, r + N, ...: together they are those of one process."""
+    preset = language.PRESETS["tiny"]
+    config = replace(preset, data=str(folder), train=replace(preset.train, accumulate=4))
+    stream = [batch["ids"] for batch, _ in islice(language.batches(config, "train"), 24)]
+    for n_ranks in (2, 4):
+        for rank in range(n_ranks):
+            state = init_stream(None, "", language.load_corpus(config).hash, step=rank, stride=n_ranks)
+            for i in range(rank, 24, n_ranks):
+                batch, state = next(language.batches(config, "train", state))
+                assert torch.equal(batch["ids"], stream[i])
 
 
 def test_bad_shards_are_one_line(folder: Path, tmp_path: Path, text: Path):
