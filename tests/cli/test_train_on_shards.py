@@ -1,5 +1,6 @@
 """anyformer shard, and training on what it wrote: from a folder or a URL, as from any data."""
 
+import errno
 import json
 import os
 import signal
@@ -118,6 +119,15 @@ def test_bad_shards_are_one_line(folder: Path, tmp_path: Path, text: Path):
     refuse("index.json: not JSON")
     assert_refused(call("train", "s3://none/corpus"), "s3://none/corpus", "pip install 'anyformer[s3]'")
     assert_refused(call("train", "language", "--data", "http://example.org/corpus"), "not https")
+
+
+def test_a_full_disk_is_one_line(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    result = call("train", "language", "--data", url, *TINY_MODEL, "--out", tmp_path / "run")
+    assert_refused(result, "the disk refuses", "No space left", "$ANYFORMER_CACHE")
 
 
 def test_a_model_is_not_tuned_on_shards_of_another_tokenizer(folder: Path, run: Path, text: Path, tmp_path: Path):

@@ -477,6 +477,7 @@ def test_a_bucket_that_cannot_be_read_is_one_line(error: Exception, message: str
         ("s3://bucket/corpus", "pip install 'anyformer[s3]'"),
         ("gs://bucket/corpus", "pip install 'anyformer[gs]'"),
         ("nowhere://bucket/corpus", "Protocol not known: nowhere"),
+        ("simplecache::memory://bucket/corpus", "expected one protocol"),
     ],
 )
 def test_a_missing_package_is_named(url: str, message: str, monkeypatch: pytest.MonkeyPatch):
@@ -484,9 +485,12 @@ def test_a_missing_package_is_named(url: str, message: str, monkeypatch: pytest.
         monkeypatch.setitem(sys.modules, module_name, None)
     with refuses(url, message):
         prepare_corpus(url)
+
+
+def test_a_missing_fsspec_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    with refuses(url, "needs fsspec"):
-        prepare_corpus(url)
+    with refuses("s3://bucket/corpus", "needs fsspec", "anyformer[s3]"):
+        prepare_corpus("s3://bucket/corpus")
 
 
 def test_nothing_is_written_over_http(mirror: tuple[Hub, str]):

@@ -17,7 +17,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -118,10 +118,9 @@ def read_index(store: FileStore) -> tuple[ShardIndex, str]:
     where = store.address(INDEX)
     try:
         content = store.read(INDEX, MAX_INDEX_BYTES)
-    except UnreachableError:
-        raise
     except InputError as error:
-        raise InputError(f"{error}; shards that were written to the end have one") from None
+        hint = "; shards that were written to the end have one" if "no such file" in str(error) else ""
+        raise InputError(f"{error}{hint}") from None
     values = parse_json(content.decode("utf-8", "replace"), where)
     if values.get("format") != FORMAT:
         raise InputError(f"{where}: is not the index of shards: its format is not '{FORMAT}'")
@@ -142,7 +141,7 @@ def open_shards(data: str, tokenizer: str) -> tuple["ShardedTokens", Tokenizer, 
     if tokenizer not in KINDS and not is_equal(load_tokenizer(Path(tokenizer)), own):
         problem = f"the shards were written with another tokenizer ({own.kind}, {own.vocab_size:,} ids) than"
         raise InputError(f"{data}: {problem} {tokenizer}: write them with --tokenizer {tokenizer}")
-    return ShardedTokens(ShardReader(store, index, digest)), own, index, digest
+    return ShardedTokens(ShardReader(store, index, digest), 0, index.n_tokens), own, index, digest
 
 
 def read_tokenizer(store: FileStore, index: ShardIndex) -> Tokenizer:
@@ -188,6 +187,7 @@ class ShardReader:
         with self._open_lock:
             if (array := self._find(number)) is None:
                 array = self._open(number, waits)
+                self._failed.discard(number)
                 with self._arrays_lock:
                     self._arrays[number] = array
                     while len(self._arrays) > self.n_open:
@@ -264,12 +264,13 @@ class ShardReader:
             return np.asarray(np.memmap(file, np.dtype(self.index.dtype), "r"))
 
 
+@dataclass(frozen=True)
 class ShardedTokens:
     """Token ids in shards: `len()`, slices, which read nothing, and `np.asarray`, which reads them."""
 
-    def __init__(self, reader: ShardReader, start: int = 0, stop: int | None = None):
-        self.reader, self.start = reader, start
-        self.stop = reader.index.n_tokens if stop is None else stop
+    reader: ShardReader
+    start: int
+    stop: int
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -288,14 +289,19 @@ class ShardedTokens:
         tokens = np.concatenate([np.zeros(0, self.reader.index.dtype), *parts])
         return tokens if dtype is None else tokens.astype(dtype)
 
-    @cached_property
+    @property
     def parts(self) -> np.ndarray:
         """The shards that hold these tokens: their numbers, and where in each the tokens start and stop, (3, K)."""
-        sizes = self.reader.sizes
-        firsts = np.cumsum(sizes) - sizes
-        low, high = (np.clip(edge - firsts, 0, sizes) for edge in (self.start, self.stop))
-        numbers = np.flatnonzero(low < high)
-        return np.stack([numbers, low[numbers], high[numbers]])
+        return _list_parts(self)
+
+
+@lru_cache(maxsize=16)
+def _list_parts(tokens: ShardedTokens) -> np.ndarray:
+    sizes = tokens.reader.sizes
+    firsts = np.cumsum(sizes) - sizes
+    low, high = (np.clip(edge - firsts, 0, sizes) for edge in (tokens.start, tokens.stop))
+    numbers = np.flatnonzero(low < high)
+    return np.stack([numbers, low[numbers], high[numbers]])
 
 
 Tokens = np.ndarray | ShardedTokens
