@@ -17,6 +17,7 @@ from anyformer.data.text import shards
 from anyformer.errors import Stopped
 from anyformer.recipe import init_stream
 from anyformer.recipes import language
+from anyformer.recipes._shared import scaling
 from cli_kit import assert_refused, call, nothing_changes
 from hub_kit import Hub, serve_hub
 from shard_kit import serve_folder
@@ -69,6 +70,17 @@ def test_a_folder_and_its_url_train_alike(folder: Path, url: str, tmp_path: Path
     metrics = [call("eval", tmp_path / name, "--json").ok().json for name in ("here", "there")]
     assert metrics[0]["loss"] == metrics[1]["loss"] and metrics[1]["data"] == url
     assert call("sample", tmp_path / "there", "--tokens", 3).code == 0
+
+
+def test_sizes_are_chosen_by_the_first_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pieces spread over all shards would fetch all of them."""
+    monkeypatch.setattr(scaling, "COUNT_TOKENS", 100)
+    monkeypatch.setattr(scaling, "TEST_TOKENS", 100)
+    config = replace(language.PRESETS["tiny"], data=str(folder))
+    numbers, read = set(), shards.ShardReader.read
+    monkeypatch.setattr(shards.ShardReader, "read", lambda self, n, *a: (numbers.add(n), read(self, n, *a))[1])
+    text = scaling.measure_text(config)
+    assert 0 < text.difficulty < 5 and text.unique_tokens == 2304 and numbers == {0, 1, 2, 15, 16, 17, 18}
 
 
 def train_until(data: object, out: Path, stop: int | None = None) -> None:
