@@ -178,7 +178,7 @@ def test_baselines_and_sizes_of_equal_sources_are_those_of_one():
     _, single = mix("language", "b.txt")
     _, double = mix("language", "b.txt:3 c.txt:1")
     texts = [language.load_mixture(config) for config in (single, double)]
-    scores = [score_token_frequencies(text, "char")["loss"]["letter frequencies"] for text in texts]
+    scores = [score_token_frequencies(text)["loss"]["letter frequencies"] for text in texts]
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
     sizes = [scaling.measure_text(config) for config in (single, double)]
     assert sizes[0].difficulty == pytest.approx(sizes[1].difficulty, abs=0.05)
@@ -237,3 +237,18 @@ def test_sequences_mix_with_sequences():
     flags = ("--data", "p.fasta:2 q.fasta", "--tokenizer", "residues", *FLAGS, "--steps", 2, "--out", "run")
     call("train", "masked", *flags).ok()
     assert {"val_p_loss", "val_q_loss"} <= json.loads(Path("run/result.json").read_text()).keys()
+
+
+def test_shards_are_a_source_and_give_the_tokenizer():
+    call("shard", "a.jsonl", "--to", "shards", "--tokenizer", "char", "--shard-tokens", 1024).ok()
+    Path("b.txt").write_text("the cat sat on the mat. " * 120)
+    flags = ("--data", "shards:3", "--data", "b.txt", *FLAGS, "--steps", 4)
+    call("train", "language", *flags, "--out", "run").ok()
+    assert {"val_shards_loss", "val_b_loss"} <= json.loads(Path("run/result.json").read_text()).keys()
+    recipe, config = mix("language", "shards:3 b.txt:1")
+    stream = list(islice(recipe.batches(config, "train"), 6))
+    assert equal(next(recipe.batches(config, "train", stream[3][1]))[0], stream[4][0])
+    text = language.load_mixture(config)
+    assert text.tokenizer.to_json() == Path("shards/tokenizer.json").read_text()
+    Path("b.txt").write_text("defy" * 99)
+    assert_refused(call("train", "language", "--data", "shards b.txt", *FLAGS, "--out", "other"), "b.txt", "has no 'd', 'f', 'y'")

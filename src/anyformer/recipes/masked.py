@@ -33,6 +33,7 @@ from ..data.text.masking import MaskingPolicy, word_pieces
 from ..data.text.mixtures import Mixture, Source
 from ..data.text.prepare import Corpus, prepare_corpus, shorten_documents
 from ..data.text.read import RowOptions
+from ..data.text.shards import corpus_files, holds_shards
 from ..data.tokenizers.base import Characters, Tokenizer
 from ..data.tokenizers.build import KINDS as TEXT_TOKENIZERS
 from ..data.tokenizers.build import load_tokenizer
@@ -66,8 +67,9 @@ class Config(EncoderConfig):
     """An encoder, its text and its training. A FASTA file as `data` has residues as its tokens."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such;
-    several are mixed by their weights: --data a.jsonl:3 --data b.txt:1."""
+    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such; or a
+    folder or URL of shards, which come with their tokenizer and validation split (`anyformer shard`). Several are mixed
+    by their weights: --data a.jsonl:3 --data b.txt:1."""
     columns: str = TEXT_COLUMN
     """Where the data are rows: the column (or field) of the text."""
     empty: EmptyPolicy = "skip"
@@ -194,15 +196,15 @@ def load_mixture(config: Config) -> Mixture:
 
 def check_kinds(sources: list[str], tokenizer: str) -> None:
     """Raise InputError if the sources of a mixture are sequences and no one tokenizer is for all of them."""
-    is_sequences = [any(map(is_sequence_file, resolve(source))) for source in sources]
+    is_sequences = [not holds_shards(source) and any(map(is_sequence_file, resolve(source))) for source in sources]
     if any(is_sequences) and (not all(is_sequences) or tokenizer in TEXT_TOKENIZERS):
         name, hint = sources[is_sequences.index(True)], "they mix with sequences only, and --tokenizer residues"
         raise InputError(f"data '{name}' are sequences: {hint}")
 
 
-@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)], maxsize=16)
+@cache_by_files(lambda data, tokenizer, *_: [*corpus_files(data), *data_files(tokenizer)], maxsize=16)
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions) -> Corpus:
-    paths = resolve(data)
+    paths = [] if holds_shards(data) else resolve(data)
     if any(is_sequence_file(path) for path in paths):
         file = Path(tokenizer)
         reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else Characters(RESIDUES)
@@ -225,7 +227,7 @@ def _shorten(config: Config, corpus: Corpus) -> Corpus:
 
 
 def baselines(config: Config) -> Baselines:
-    return score_token_frequencies(load_mixture(config), config.tokenizer)
+    return score_token_frequencies(load_mixture(config))
 
 
 def describe_sources(config: Config, n_batches: int) -> dict[str, dict[str, Any]]:
@@ -252,7 +254,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
             batch = make_batch(tokenizer, policy, ids, (labels != IGNORE_INDEX).sum(1), 0, i, separate)
             yield tag_batch(batch, text, owners), state
     while split == "train":
-        ids, _ = text.train_windows(width, c.batch, c.seed, state["step"])
+        ids, _ = text.train_windows(width, c.batch, c.seed, state["step"], c.accumulate)
         batch = make_batch(tokenizer, policy, ids, np.full(len(ids), width), c.seed, state["step"], separate)
         state = advance_stream(state, ids.size)
         yield batch, state

@@ -141,7 +141,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
                 batch = make_batch(*corruption(ids[is_full], 0, i), pair.start_id, pair.end_id)
                 yield tag_batch(batch, text, owners[is_full]), state
     while split == "train":
-        ids, _ = text.train_windows(length, c.batch, c.seed, state["step"])
+        ids, _ = text.train_windows(length, c.batch, c.seed, state["step"], c.accumulate)
         batch = make_batch(*corruption(ids, c.seed, state["step"]), pair.start_id, pair.end_id)
         count = batch["source"].numel() + batch["labels"].numel()
         state = advance_stream(state, count)

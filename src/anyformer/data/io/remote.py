@@ -1,4 +1,4 @@
-"""Data that are not files on this machine: at a URL, on the Hugging Face hub, or rows in memory."""
+"""Data that are not files on this machine: at a URL, in a bucket, on the Hugging Face hub, or rows in memory."""
 
 from decimal import Decimal
 from numbers import Real
@@ -7,6 +7,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...parsing import show_value
+from ..text.shards import holds_shards
 from .download import fetch_url, is_url
 from .hub import parse_reference
 from .hub_dataset import fetch_dataset
@@ -16,12 +17,13 @@ from .sources import SourceName, is_source, join_sources, parse_source, parse_we
 
 def is_remote(source: str) -> bool:
     """Whether data are named by a URL or by the name of a data set on the hub."""
-    return is_url(source) or parse_reference(source, "dataset") is not None
+    return "://" in source or parse_reference(source, "dataset") is not None
 
 
 def fetch_data(data: Any) -> str:
     """Return the local path of data that are elsewhere, downloaded once, or rows that were passed, stored once; of
-    several sources all of them as one text. Any other text is returned as it is. Raises InputError.
+    several sources all of them as one text. Any other text is returned as it is, and so is the URL of shards, which are
+    fetched one by one. Raises InputError.
 
     Args:
         data: A path, a name, or rows: an iterable of texts or dicts. A list of those, each maybe in a pair with its
@@ -53,4 +55,4 @@ def fetch_source(source: Any, weight: Decimal) -> SourceName:
     name = str(source)
     if parse_reference(name, "dataset") is not None:
         name = str(fetch_dataset(name))
-    return SourceName(str(fetch_url(name)) if is_url(name) else name, weight)
+    return SourceName(str(fetch_url(name)) if is_url(name) and not holds_shards(name) else name, weight)

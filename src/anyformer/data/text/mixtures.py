@@ -30,6 +30,7 @@ from ..tokenizers import build as tok
 from .batches import check_length, epoch_order, eval_windows, select_windows, train_windows
 from .prepare import BLOCK, FORMAT, SUBWORD_BLOCK, Corpus, TextFiles, prepare_corpus
 from .read import RowOptions
+from .shards import holds_shards
 
 ROW_BLOCK = 4096  # rows that are shuffled together
 Prepare = Callable[[str, str, int, float, RowOptions], Corpus]
@@ -93,10 +94,16 @@ class Mixture:
             with name_source(source):
                 check_length(source.corpus.split(split), context, needed, split)
 
-    def train_windows(self, context: int, batch: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a training batch: ids and labels (the next tokens), each (B, T) int64. Raises InputError."""
+    def train_windows(
+        self, context: int, batch: int, seed: int, step: int, accumulate: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a training batch: ids and labels (the next tokens), each (B, T) int64. Raises InputError.
+
+        Args:
+            accumulate: Of a single source in shards, as of `batches.train_windows`.
+        """
         if len(self.sources) == 1:
-            return train_windows(self.sources[0].corpus.split("train"), context, batch, seed, step)
+            return train_windows(self.sources[0].corpus.split("train"), context, batch, seed, step, "train", accumulate)
         self.check_length("train", context + 1, context)
         ids, labels = np.empty((2, batch, context), np.int64)
         places = [find_place(self.weights, row, seed) for row in range(step * batch, (step + 1) * batch)]
@@ -196,13 +203,17 @@ def prepare_mixture(
     """Return the tokens of several sources, from the cache if it has them. Raises InputError.
 
     Args:
-        tokenizer: As for `prepare_corpus`; char and bpe are learned from all sources, in proportion to the weights.
+        tokenizer: As for `prepare_corpus`; char and bpe are learned from all sources, in proportion to the weights. If
+            some of them are shards, all are read with the tokenizer of these.
         prepare: Prepares each source.
     """
     names, weights = shorten_names(sources), scale_weights([Fraction(source.weight) for source in sources])
     columns = divide_columns(rows.columns, len(sources))
     pairs = [(source.name, replace(rows, columns=text)) for source, text in zip(sources, columns, strict=True)]
-    if tokenizer in ("char", "bpe"):
+    shards = next((pair for pair in pairs if holds_shards(pair[0])), None)
+    if shards and tokenizer in tok.KINDS:
+        tokenizer = str(store_tokenizer(prepare(shards[0], tokenizer, vocab_size, val_fraction, shards[1]).tokenizer))
+    elif tokenizer in ("char", "bpe"):
         files = [TextFiles(name, options) for name, options in pairs]
         tokenizer = str(build_shared_tokenizer(tokenizer, files, weights, vocab_size))
     corpora = [prepare(name, tokenizer, vocab_size, val_fraction, options) for name, options in pairs]
@@ -223,6 +234,17 @@ def scale_weights(weights: Sequence[Fraction]) -> list[int]:
     denominator = lcm(*(weight.denominator for weight in weights))
     numbers = [int(weight * denominator) for weight in weights]
     return [number // gcd(*numbers) for number in numbers]
+
+
+def store_tokenizer(tokenizer: tok.Tokenizer) -> Path:
+    """Return the file of a tokenizer in the cache, with its metadata files beside it."""
+    files = {tok.TOKENIZER_FILE: tokenizer.to_json(), **tokenizer.extra_files}
+    folder = cache_dir() / "tokenizers" / hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    if not has_directory(folder):
+        with build_directory(folder) as new:
+            for name, text in files.items():
+                (new / name).write_text(text, "utf-8")
+    return folder / tok.TOKENIZER_FILE
 
 
 def build_shared_tokenizer(kind: str, files: Sequence[TextFiles], weights: Sequence[int], vocab_size: int) -> Path:

@@ -107,7 +107,7 @@ def batches(
         for owners, ids, labels in text.eval_windows(split, context, c.batch):
             yield tag_batch(make_batch(ids, labels, separator), text, owners), state
     while split == "train":
-        ids, labels = text.train_windows(context, c.batch, c.seed, state["step"])
+        ids, labels = text.train_windows(context, c.batch, c.seed, state["step"], c.accumulate)
         state = advance_stream(state, ids.size)
         yield make_batch(ids, labels, separator), state
 
@@ -144,7 +144,7 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
 
 
 def baselines(config: LanguageConfig) -> Baselines:
-    return score_token_frequencies(load_mixture(config), config.tokenizer)
+    return score_token_frequencies(load_mixture(config))
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:

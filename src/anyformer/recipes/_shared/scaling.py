@@ -15,6 +15,7 @@ import numpy as np
 
 from ...data.text.mixtures import Mixture
 from ...data.text.ngrams import MAX_CODE_BITS, count_ngrams
+from ...data.text.shards import Tokens
 from ...model.config import TransformerConfig
 from ...recipe import SizeOption
 from .language import LanguageConfig
@@ -116,8 +117,10 @@ def sample_rows(text: Mixture, split: str, count: int, length: int) -> Iterator[
         yield from sample_pieces(source.corpus.split(split), round(share * count), length)
 
 
-def sample_pieces(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
-    """Return about `count` tokens in pieces at even distances: (pieces, length), at least one piece."""
+def sample_pieces(tokens: Tokens, count: int, length: int) -> np.ndarray:
+    """Return about `count` tokens in pieces at even distances: (pieces, length), at least one piece. Of tokens in
+    shards only the first ones are read."""
+    tokens = np.asarray(tokens if isinstance(tokens, np.ndarray) else tokens[: 4 * count])
     length = min(length, len(tokens))
     starts = np.linspace(0, len(tokens) - length, max(1, min(count, len(tokens)) // length)).astype(np.int64)
     return np.asarray(tokens[starts[:, None] + np.arange(length)], np.int64)

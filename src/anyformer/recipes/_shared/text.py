@@ -13,6 +13,7 @@ from ...data.sampling import sample_evenly
 from ...data.text.mixtures import Mixture, Prepare, Source, divide_columns, prepare_mixture
 from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.text.read import RowOptions
+from ...data.text.shards import corpus_files
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
@@ -49,8 +50,9 @@ class TextConfig(VocabularyConfig):
     """A text and its vocabulary."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such; several
-    are mixed by their weights: --data a.jsonl:3 --data b.txt:1."""
+    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such; or a
+    folder or URL of shards, which come with their tokenizer and validation split (`anyformer shard`). Several are mixed
+    by their weights: --data a.jsonl:3 --data b.txt:1."""
     columns: str = "text"
     """Where the data are rows: the column (or field) of the text or of a conversation's messages, or several columns
     with commas between; of several sources maybe those of each, with spaces between."""
@@ -72,7 +74,7 @@ def load_corpus(config: Any) -> Corpus:
     return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows)
 
 
-@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
+@cache_by_files(lambda data, tokenizer, *_: [*corpus_files(data), *data_files(tokenizer)])
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions) -> Corpus:
     return prepare_corpus(data, tokenizer, vocab_size, val_fraction, rows)
 
@@ -87,8 +89,8 @@ def load_mixture(config: Any) -> Mixture:
 
 def list_files(data: str, tokenizer: str, *_: Any) -> list[Path]:
     """Return the files of all sources of a text, and of its tokenizer."""
-    names = [*(source.name for source in split_sources(data)), tokenizer]
-    return [path for name in names for path in data_files(name)]
+    files = [path for source in split_sources(data) for path in corpus_files(source.name)]
+    return [*files, *data_files(tokenizer)]
 
 
 @cache_by_files(list_files)
@@ -139,7 +141,8 @@ def hide_tokens(text: Mixture, mark: str, n_hidden: int, context: int) -> Exampl
     `mark`."""
     tokenizer, lines = text.tokenizer, []
     for source in text.sources:
-        tokens, separator = source.corpus.split("val")[: MAX_EXAMPLE_TOKENS // len(text.sources)], text.separator
+        tokens = np.asarray(source.corpus.split("val")[: MAX_EXAMPLE_TOKENS // len(text.sources)])
+        separator = text.separator
         documents = [tokens] if separator is None else np.split(tokens, np.flatnonzero(tokens == separator))
         texts = [tokenizer.decode(ids[ids != separator].tolist()) for ids in documents]
         lines += [line for text in texts for line in text.split("\n")][1:-1]
