@@ -178,7 +178,7 @@ def test_baselines_and_sizes_of_equal_sources_are_those_of_one():
     _, single = mix("language", "b.txt")
     _, double = mix("language", "b.txt:3 c.txt:1")
     texts = [language.load_mixture(config) for config in (single, double)]
-    scores = [score_token_frequencies(text, "char")["loss"]["letter frequencies"] for text in texts]
+    scores = [score_token_frequencies(text)["loss"]["letter frequencies"] for text in texts]
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
     sizes = [scaling.measure_text(config) for config in (single, double)]
     assert sizes[0].difficulty == pytest.approx(sizes[1].difficulty, abs=0.05)

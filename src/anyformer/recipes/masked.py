@@ -225,7 +225,7 @@ def _shorten(config: Config, corpus: Corpus) -> Corpus:
 
 
 def baselines(config: Config) -> Baselines:
-    return score_token_frequencies(load_mixture(config), config.tokenizer)
+    return score_token_frequencies(load_mixture(config))
 
 
 def describe_sources(config: Config, n_batches: int) -> dict[str, dict[str, Any]]:

@@ -144,7 +144,7 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
 
 
 def baselines(config: LanguageConfig) -> Baselines:
-    return score_token_frequencies(load_mixture(config), config.tokenizer)
+    return score_token_frequencies(load_mixture(config))
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:

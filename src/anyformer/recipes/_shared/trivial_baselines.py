@@ -28,13 +28,13 @@ Baselines = dict[str, dict[str, float]]
 """Metric of `evaluate` -> name of the baseline -> its value."""
 
 
-def score_token_frequencies(text: Mixture, tokenizer: str) -> Baselines:
+def score_token_frequencies(text: Mixture) -> Baselines:
     """Return the loss of an even guess, and of the frequencies of tokens in the training split."""
     vocab_size = text.tokenizer.vocab_size
     train, val = (count_tokens(text, split) for split in ("train", "val"))
     log_probabilities = np.log((train + 1) / (train.sum() + len(train)))
     loss = -(val / max(1, val.sum())) @ log_probabilities[: len(val)]
-    unit = {"char": "letter", "byte": "byte"}.get(tokenizer, "token")
+    unit = {"char": "letter", "byte": "byte"}.get(text.tokenizer.kind, "token")
     return {"loss": {"guessing evenly": float(np.log(vocab_size)), f"{unit} frequencies": float(loss)}}
 
 
