@@ -73,8 +73,7 @@ def train(
         track: Trackers that get the records too: "tensorboard", "wandb", "mlflow", "trackio", or several of them.
         compare: Train the recipe's other kind of model beside, on the same split: result.json says which was better.
         progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
-        on_start: Called once with the job and the training state, before the first step.
-        on_record: Called with the record of every step.
+        on_start, on_record: Called once with the job and the training state; with the record of every step.
         on_checkpoint: Called with the folder of every checkpoint after it was written.
         overrides: Fields of the config: data="a.txt", train={"lr": 1e-3}, or alone lr=1e-3. `data` may be rows too
             (texts or dicts, a `datasets.Dataset`), or several sources with weights: ["a.jsonl:3", (rows, 1)].
