@@ -74,9 +74,12 @@ def test_what_is_joined_is_read_back(pairs: list[tuple[str, Decimal]]):
 
 def test_a_path_that_exists_is_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a:3", "a.txt b.txt:2", "a", "b"):
+    for name in ("a:3", "a.txt b.txt:2", "a", "b", "a,b c:2"):
         write(tmp_path / name, "x")
         assert split_sources(name) == name_sources((name, 1))
+    for name in ("my", "my data/a.en", "my data/a.de"):
+        write(tmp_path / name, "x")
+    assert split_sources("my data/a.en,my data/a.de") == name_sources(("my data/a.en,my data/a.de", 1))
     assert combine_sources(["a:3"]) == "a:3" and combine_sources(["a:3", "b:2"]) == "a:3:1 b:2"
     absolute = make_absolute("a:3 b:2")
     assert absolute == f"{tmp_path}/a:3:1 {tmp_path}/b:2" == make_absolute(absolute)

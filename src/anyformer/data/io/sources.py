@@ -50,7 +50,7 @@ def parse_weight(name: str, text: str) -> Decimal:
 
 def split_sources(data: str) -> list[SourceName]:
     """Return the sources of a text: of a mixture all of them, otherwise one. Raises InputError for a wrong weight."""
-    if not data or is_here(data):
+    if is_here(data) or all(map(is_here, data.split(","))):  # also two files of pairs
         return [SourceName(data, Decimal(1))]
     try:
         words = shlex.split(data)
