@@ -16,6 +16,7 @@ from typing import NoReturn
 from ..data.io.regular_file import shorten
 from ..errors import InputError, TrainingError, suggest
 from ..memory import limit_memory, read_memory
+from ..processes import EXIT_FILE, get_world_size, is_first, name_process
 from ..threads import limit_spinning
 
 VERBS = {
@@ -59,7 +60,16 @@ def main() -> NoReturn:
     """The entry point of the `anyformer` command."""
     limit_spinning()
     limit_memory(read_memory()[0])
-    sys.exit(run(sys.argv[1:]))
+    if get_world_size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of torch.distributed
+    if not is_first():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end): the first process shows all
+    try:
+        code = run(sys.argv[1:])
+    except BaseException:
+        sys.stderr = sys.__stderr__
+        raise
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -76,7 +86,10 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
-        if (message := describe_shortage(error)) is None:
+        message = describe_shortage(error)
+        if message is None and is_consequence(error):
+            return print_error("another process has ended", 1, is_consequence=True)
+        if message is None:
             raise
         return print_error(message, 2)
 
@@ -124,8 +137,21 @@ def describe_shortage(error: BaseException) -> str | None:
     return f"out of memory: {remedy} ({(text or kind).splitlines()[0]})"
 
 
-def print_error(text: str, code: int) -> int:
-    """Print one line on stderr, and a traceback if $ANYFORMER_TRACEBACK is set; return the exit code."""
+def is_consequence(error: BaseException) -> bool:
+    """Whether an error says that another process does not answer."""
+    return get_world_size() > 1 and re.search("gloo|nccl|connection|broken pipe|store", str(error), re.I) is not None
+
+
+def print_error(text: str, code: int, is_consequence: bool = False) -> int:
+    """Print one line on stderr, and a traceback if $ANYFORMER_TRACEBACK is set; return the exit code. Of several
+    processes one prints it: the first that knows why it ends."""
+    if get_world_size() > 1:
+        from ..training.distributed import claim_failure
+
+        if not claim_failure(is_consequence):
+            return end_quietly(code, is_consequence)
+        sys.stderr, text = sys.__stderr__, text if is_first() else f"{name_process()}: {text}"
+        code = end_quietly(code, is_consequence)
     if os.environ.get("ANYFORMER_TRACEBACK"):
         traceback.print_exc()
     line = " ".join(text.split())
@@ -133,3 +159,14 @@ def print_error(text: str, code: int) -> int:
         line = f"{line[: MAX_ERROR_CHARS // 2]} ... {line[-MAX_ERROR_CHARS // 2 :]}"
     print(f"anyformer: {line}", file=sys.stderr)
     return code
+
+
+def end_quietly(code: int, is_consequence: bool) -> int:
+    """Return the exit code of one of several processes. Where they are started again if one fails, an end that would be
+    the same again is no failure: its code is written to a file."""
+    path = os.environ.get(EXIT_FILE)
+    if path is None or is_consequence:
+        return code
+    with open(path, "w") as file:
+        file.write(str(code))
+    return 0
