@@ -170,7 +170,7 @@ def test_a_bucket_that_cannot_be_read_is_one_line(error: Exception, message: str
         ("s3://bucket/corpus", "pip install 'anyformer[s3]'"),
         ("gs://bucket/corpus", "pip install 'anyformer[gs]'"),
         ("nowhere://bucket/corpus", "Protocol not known: nowhere"),
-        ("simplecache::memory://bucket/corpus", "expected one protocol"),
+        ("simplecache::memory://bucket/corpus", "no such file"),
     ],
 )
 def test_a_missing_package_is_named(url: str, message: str, monkeypatch: pytest.MonkeyPatch):

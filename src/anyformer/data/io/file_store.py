@@ -4,7 +4,6 @@ s3:// needs the package s3fs, gs:// gcsfs, other protocols their own; https:// a
 """
 
 import os
-import re
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -98,8 +97,6 @@ class FileStore:
         """Return the file system of fsspec and the path in it."""
         protocol = self.location.partition("://")[0]
         hint = f"pip install 'anyformer[{EXTRAS[protocol]}]'" if protocol in EXTRAS else "see the protocols of fsspec"
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", protocol):  # fsspec chains them: a::b://
-            raise InputError(f"{self.location}: expected one protocol, such as s3://bucket/corpus")
         core = import_optional("fsspec.core", f"{self.location} needs fsspec: {hint}")
         try:
             return core.url_to_fs(self.location)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 import zlib
@@ -38,6 +39,7 @@ from ..tokenizers.build import KINDS, MAX_FILE_BYTES, TOKENIZER_FILE, load_token
 from ..tokenizers.special_tokens import METADATA_FILES
 
 INDEX, FORMAT, VERSION = "index.json", "anyformer shards", 1
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")  # of one protocol: fsspec chains them, a::b://
 MAX_INDEX_BYTES, HEAD_BYTES = 64 << 20, 4096
 MAX_SHARD_TOKENS = 1 << 28
 MAX_ARRAY_TOKENS = 1 << 25  # that are read into memory at once
@@ -87,7 +89,7 @@ def name_shard(number: int) -> str:
 def holds_shards(data: str) -> bool:
     """Whether data are a folder of shards: a local one, or a URL. Raises nothing; what is wrong shows when it is
     read."""
-    if "://" in data:
+    if URL.fullmatch(data):
         return _probe(data) if is_url(data) else True
     path = os.path.expanduser(data)
     if not data or not os.path.isdir(path):
