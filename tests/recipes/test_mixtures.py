@@ -251,4 +251,5 @@ def test_shards_are_a_source_and_give_the_tokenizer():
     text = language.load_mixture(config)
     assert text.tokenizer.to_json() == Path("shards/tokenizer.json").read_text()
     Path("b.txt").write_text("defy" * 99)
-    assert_refused(call("train", "language", "--data", "shards b.txt", *FLAGS, "--out", "other"), "b.txt", "has no 'd', 'f', 'y'")
+    refused = call("train", "language", "--data", "shards b.txt", *FLAGS, "--out", "other")
+    assert_refused(refused, "b.txt", "has no 'd', 'f', 'y'")
