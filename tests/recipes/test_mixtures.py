@@ -14,6 +14,8 @@ import torch
 import anyformer
 from anyformer import api
 from anyformer import recipe as recipes
+from anyformer.cli.sweep import SweepCommand
+from anyformer.cli.train import TrainCommand
 from anyformer.data.text.mixtures import find_place
 from anyformer.recipes import language, masked
 from anyformer.recipes._shared import scaling
@@ -221,6 +223,13 @@ def test_bad_input_gets_one_line_and_leaves_nothing(name: str, data: str, messag
     for flags in (sources, ("--data", data)):
         assert_refused(call("train", name, *flags, "--preset", "tiny", "--device", "cpu", "--out", "run"), message)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("kind", [TrainCommand, SweepCommand])
+def test_every_command_joins_the_sources(kind: Any):
+    for words, data in [(["a.jsonl"], "a.jsonl"), (["a.jsonl", "b.txt:2"], "a.jsonl:1 b.txt:2")]:
+        flags = [flag for word in words for flag in ("--data", word)]
+        assert kind(language, flags, "anyformer").read()[1] == {"data": data}
 
 
 def test_runs_are_named_after_their_sources():

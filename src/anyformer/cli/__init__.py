@@ -14,7 +14,7 @@ import traceback
 from typing import NoReturn
 
 from ..data.io.regular_file import shorten
-from ..errors import InputError, TrainingError, suggest
+from ..errors import HangError, InputError, TrainingError, suggest
 from ..memory import limit_memory, read_memory
 from ..processes import EXIT_FILE, get_world_size, is_first, name_process
 from ..threads import limit_spinning
@@ -41,6 +41,7 @@ VERBS = {
 }
 
 MAX_ERROR_CHARS = 1000
+MAY_RESTART = 75  # the exit code of what is not this process's fault (EX_TEMPFAIL)
 
 HELP = f"""anyformer: any data, one Transformer
 
@@ -66,10 +67,10 @@ def main() -> NoReturn:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end): the first process shows all
     try:
         code = run(sys.argv[1:])
-    except BaseException:
-        sys.stderr = sys.__stderr__
-        raise
-    sys.exit(code)
+    except Exception:
+        sys.stderr, code = sys.__stderr__, 1
+        traceback.print_exc()
+    sys.exit(end_process(code))
 
 
 def run(arguments: list[str]) -> int:
@@ -78,6 +79,8 @@ def run(arguments: list[str]) -> int:
         return run_verb(arguments)
     except InputError as error:
         return print_error(str(error), 2)
+    except HangError as error:
+        return print_error(str(error), MAY_RESTART)
     except TrainingError as error:
         return print_error(str(error), 1)
     except KeyboardInterrupt:
@@ -88,7 +91,7 @@ def run(arguments: list[str]) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         message = describe_shortage(error)
         if message is None and is_consequence(error):
-            return print_error("another process has ended", 1, is_consequence=True)
+            return print_error(f"another process has ended ({str(error).splitlines()[0]})", MAY_RESTART)
         if message is None:
             raise
         return print_error(message, 2)
@@ -138,20 +141,20 @@ def describe_shortage(error: BaseException) -> str | None:
 
 
 def is_consequence(error: BaseException) -> bool:
-    """Whether an error says that another process does not answer."""
-    return get_world_size() > 1 and re.search("gloo|nccl|connection|broken pipe|store", str(error), re.I) is not None
+    """Whether an error says that another process does not answer, or that a device has failed."""
+    words = "gloo|nccl|connection|broken pipe|store|cuda error"
+    return get_world_size() > 1 and re.search(words, str(error), re.I) is not None
 
 
-def print_error(text: str, code: int, is_consequence: bool = False) -> int:
+def print_error(text: str, code: int) -> int:
     """Print one line on stderr, and a traceback if $ANYFORMER_TRACEBACK is set; return the exit code. Of several
     processes one prints it: the first that knows why it ends."""
     if get_world_size() > 1:
         from ..training.distributed import claim_failure
 
-        if not claim_failure(is_consequence):
-            return end_quietly(code, is_consequence)
+        if not claim_failure(code == MAY_RESTART):
+            return code
         sys.stderr, text = sys.__stderr__, text if is_first() else f"{name_process()}: {text}"
-        code = end_quietly(code, is_consequence)
     if os.environ.get("ANYFORMER_TRACEBACK"):
         traceback.print_exc()
     line = " ".join(text.split())
@@ -161,12 +164,14 @@ def print_error(text: str, code: int, is_consequence: bool = False) -> int:
     return code
 
 
-def end_quietly(code: int, is_consequence: bool) -> int:
-    """Return the exit code of one of several processes. Where they are started again if one fails, an end that would be
-    the same again is no failure: its code is written to a file."""
+def end_process(code: int) -> int:
+    """Return the exit code of one of several processes. Where they are started again if one fails (`--processes`), an
+    end that would be the same again is no failure: its code is written to a file."""
     path = os.environ.get(EXIT_FILE)
-    if path is None or is_consequence:
+    if path is None or code == 0:
         return code
+    if code == MAY_RESTART:
+        return 0 if os.path.exists(path) else code
     with open(path, "w") as file:
         file.write(str(code))
     return 0

@@ -25,6 +25,7 @@ from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, ma
 from .terminal import print_status, show_progress
 
 MAX_FOLDS, MAX_PROCESSES = 100, 1024
+DATA = ("data",)  # the path of the field that names the data
 
 if TYPE_CHECKING:
     from ..trained_model import Model
@@ -242,15 +243,13 @@ class TrainCommand:
         self.fields: list[Flag] = []
         for flag in list_flags(type(config), config, taken=taken):
             short = (self.short_flags[flag.name],) if flag.name in self.short_flags else ()
-            count = "repeated" if flag.path == ("data",) else flag.count  # several sources, see `combine_sources`
+            count = "repeated" if flag.path == DATA else flag.count  # several sources
             self.fields.append(dataclasses.replace(flag, aliases=flag.aliases + short, count=count))
 
     def read(self) -> tuple[Options, dict[str, Any]]:
         """Return the options, and the config fields that were given, nested. Raises InputError."""
         values = read_flags([*self.options, *self.fields], self.words, self.prog)
         options, overrides = (nest(flags, values) for flags in (self.options, self.fields))
-        if "data" in overrides:
-            overrides["data"] = combine_sources(overrides["data"])
         if "lora" in options:
             options["lora"] = parse_dataclass(LoRAConfig, options["lora"], "--lora")
         if "minutes" in options and "--train.steps" in values:
@@ -307,14 +306,16 @@ def drop_flag(words: Sequence[str], name: str) -> list[str]:
 
 
 def nest(flags: Iterable[Flag], values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of these flags by their paths: {"--model.dim": 8} -> {"model": {"dim": 8}}."""
+    """Return the values of these flags by their paths: {"--model.dim": 8} -> {"model": {"dim": 8}}; several sources of
+    data as one text."""
     nested: dict[str, Any] = {}
     for flag in flags:
         if flag.name in values:
             inner = nested
             for name in flag.path[:-1]:
                 inner = inner.setdefault(name, {})
-            inner[flag.path[-1]] = values[flag.name]
+            value = values[flag.name]
+            inner[flag.path[-1]] = combine_sources(value) if flag.path == DATA else value
     return nested
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import processes
-from ..errors import InputError, Stopped, TrainingError
+from ..errors import HangError, InputError, Stopped, TrainingError
 from ..processes import get_local_rank, get_world_size, name_process
 from ..recipe import Recipe
 from .device import resolve_device
@@ -221,13 +221,13 @@ def report_place(step: int, work: str) -> None:
 
 @contextmanager
 def name_hanging() -> Generator[None]:
-    """Raise TrainingError that names the process which was waited for in vain, where the block fails for that."""
+    """Raise HangError that names the process which was waited for in vain, where the block fails for that."""
     try:
         yield
     except RuntimeError as error:
         if get_size() == 1 or not any(word in str(error).lower() for word in ("timed out", "timeout")):
             raise
-        raise TrainingError(describe_places(first_line(error))) from error
+        raise HangError(describe_places(first_line(error))) from error
 
 
 def describe_places(reason: str) -> str:
