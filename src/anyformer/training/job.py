@@ -165,10 +165,10 @@ def begin_job(job: TrainingJob, stack: ExitStack) -> tuple[TrainingJob, TrainSta
 def check_processes(job: TrainingJob, size: int) -> None:
     """Raise InputError for what so many processes cannot do."""
     c = job.config.train
-    distributed.check_shard(c.shard, size)
-    count_own(c.accumulate, size)
     if size > 1 and (job.budget is not None or job.timer is not None):
         raise InputError("--minutes ends a training of one process by its clock: say --steps to several")
+    distributed.check_shard(c.shard, size)
+    count_own(c.accumulate, size)
     if size > 1 and job.compare:
         raise InputError("--compare trains other models in one process: leave it out, or train in one process")
     if c.shard > 1 and resolve_dtype(c.dtype, resolve_device(c.device)) == torch.float16:
