@@ -95,7 +95,7 @@ def test_examples_are_of_the_validation_split(tmp_path: Path):
     data, examples = classify.load_texts(config), find_examples(classify, config)
     assert {data.texts[i] for i in data.split("val")} >= set(examples.request["input"])
     config = dataclasses.replace(masked.PRESETS["tiny"], data=str(write_text(tmp_path)))
-    corpus = masked.load_corpus(config)
+    corpus = masked.load_mixture(config).sources[0].corpus
     text = corpus.tokenizer.decode(corpus.split("val").tolist())
     for hidden, truth in zip(find_examples(masked, config).request["input"], find_examples(masked, config).truths):
         assert truth in text and len(hidden) == len(truth) + len("[MASK]") - 1, "one character is hidden"

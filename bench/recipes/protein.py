@@ -62,7 +62,7 @@ def fit_mixture(probabilities: np.ndarray) -> np.ndarray:
 def main(minutes: float, seed: int) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         model = api.train("masked", "protein", minutes=minutes, out=Path(folder) / "run", train={"seed": seed})
-        corpus = masked.load_corpus(masked.PRESETS["protein"])
+        corpus = masked.load_mixture(masked.PRESETS["protein"]).sources[0].corpus
         train, val = (corpus.split(name).astype(np.int64) for name in ("train", "val"))
         size, n_fit = int(max(train.max(), val.max())) + 1, len(train) // 10
         weights = fit_mixture(predict_orders(count_ngrams(train[n_fit:], size), train[:n_fit], size))

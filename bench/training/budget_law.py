@@ -29,7 +29,7 @@ from anyformer.recipes._shared import scaling
 
 def measure_size(data: str, size: int, minutes: float, tokenizer: str, vocab_size: int, seed: int) -> dict[str, Any]:
     config = language.Config(data=data, tokenizer=tokenizer, vocab_size=vocab_size)
-    corpus = language.load_corpus(config)
+    text = language.load_mixture(config)
     config = scaling.resize(replace(config, train=replace(config.train, seed=seed)), *scaling.SIZES[size])
     with TemporaryDirectory() as folder:
         model = api.train("language", "small", minutes=minutes, out=Path(folder) / "run", **to_json(config))
@@ -40,10 +40,10 @@ def measure_size(data: str, size: int, minutes: float, tokenizer: str, vocab_siz
         "size": size,
         "minutes": minutes,
         "parameters": scaling.count_block_weights(config.model),
-        "unique": len(corpus.split("train")),
-        "vocab": corpus.tokenizer.vocab_size,
+        "unique": scaling.count_unique_tokens(text),
+        "vocab": text.tokenizer.vocab_size,
         "tokens": model.config.train.steps * config.train.batch * config.model.context,
-        "difficulty": scaling.measure_difficulty(corpus),
+        "difficulty": scaling.measure_difficulty(text),
         "loss": result["val_loss"],
         "seconds": result["seconds"],
         "steps": [result["best_step"], result["step"]],

@@ -21,7 +21,7 @@ from .errors import Stopped
 from .model.config import find_stacks
 from .parsing import check_arguments, check_path
 from .processes import is_first
-from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
+from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish, SupportsMixtures
 from .report.curves import is_lower_better
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
@@ -31,6 +31,7 @@ from .training.loop import TrainState
 from .training.run_directory import atomic_write
 from .training.trackers import TrackedRun, Trackers
 
+MAX_EPOCHS = 16  # of a source of a mixture: more hardly help (2305.16264)
 Scores = dict[str, dict[str, float]]  # metric -> name of a model -> its value
 
 __all__ = [
@@ -72,11 +73,10 @@ def train(
         track: Trackers that get the records too: "tensorboard", "wandb", "mlflow", "trackio", or several of them.
         compare: Train the recipe's other kind of model beside, on the same split: result.json says which was better.
         progress: Show a progress bar on stderr. Default: on a terminal and in Jupyter.
-        on_start: Called once with the job and the training state, before the first step.
-        on_record: Called after every step with its record.
+        on_start, on_record: Called once with the job and the training state; with the record of every step.
         on_checkpoint: Called with the folder of every checkpoint after it was written.
-        overrides: Fields of the config, nested ones as dicts: data="a.txt", train={"lr": 1e-3}. Fields of the
-            training config may stand alone: steps=100.
+        overrides: Fields of the config: data="a.txt", train={"lr": 1e-3}, or alone lr=1e-3. `data` may be rows too
+            (texts or dicts, a `datasets.Dataset`), or several sources with weights: ["a.jsonl:3", (rows, 1)].
 
     Raises:
         InputError: If something does not exist or does not make sense.
@@ -160,6 +160,9 @@ def write_result(job: TrainingJob, state: TrainState, started_at: float, last_va
         result["validations"] = {"best": state.best["val_loss"], "last": last_val_loss}
     if skipped := model.stream_state.get("skipped"):
         result["skipped"] = skipped
+    if isinstance(job.recipe, SupportsMixtures):
+        n_batches = state.step * job.config.train.accumulate
+        result |= {"sources": sources} if (sources := job.recipe.describe_sources(job.config, n_batches)) else {}
     if isinstance(job.recipe, SupportsBaselines):
         result["baselines"] = job.recipe.baselines(job.config) if job.baselines is None else job.baselines
     if job.peers:
@@ -247,8 +250,21 @@ def describe_start(job: TrainingJob, state: TrainState) -> list[str]:
     counts = {"skipped": "left out because they cannot be used", "cut": "cut to the context"}
     if rows := stream_state.get("rows"):
         lines.append(f"{rows[0]:,} rows to train on, {rows[1]:,} to validate on")
-    return lines + [
-        f"{stream_state[name]:,} of the data {text}" for name, text in counts.items() if stream_state.get(name)
+    lines += [f"{stream_state[name]:,} of the data {text}" for name, text in counts.items() if stream_state.get(name)]
+    return [*lines, *describe_repeats(job)]
+
+
+def describe_repeats(job: TrainingJob) -> list[str]:
+    """Name the sources of a mixture that are so small that the training repeats them more than is worth it."""
+    if not isinstance(job.recipe, SupportsMixtures):
+        return []
+    train = job.config.train
+    sources = job.recipe.describe_sources(job.config, train.steps * train.accumulate)
+    return [
+        f"source '{name}' has {source['tokens']:,} tokens to train on, seen about {source['epochs']:,.0f} "
+        f"times: a lower weight than {source['weight']:g}, or more of it, may do better"
+        for name, source in sources.items()
+        if source["epochs"] > MAX_EPOCHS
     ]
 
 

@@ -12,6 +12,7 @@ from .data.detect import detect
 from .data.io.remote import fetch_data
 from .data.registry import GENERATED, SETS
 from .data.tables.readings import KINDS, Reading
+from .data.text.shards import holds_shards
 from .errors import InputError, suggest
 
 
@@ -63,13 +64,13 @@ def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "")
         target: the columns to predict, with commas between, where they are known: other readings are left out.
     """
     source, path = str(path), fetch_data(str(path))
-    if not os.path.exists(path):
+    if not (os.path.exists(path) or holds_shards(path)):
         if path in (*SETS, *GENERATED):
             return detect_set(path, recipe)
         raise InputError(
             f"there is no file or folder {path}, and no named data set: {suggest(path, [*SETS, *GENERATED])}"
         )
-    readings = detect(Path(path))
+    readings = detect(path)
     readings = [reading for reading in readings if can_predict(reading, target)] or readings
     names = recipes.list_recipes() if recipe is None else [recipe]
     matches = [(reading, *match) for reading in readings for match in match_recipes(reading, names)]

@@ -18,13 +18,27 @@ from .errors import InputError
 
 def score_classes(predictions: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the mean nats of labels (N,) under logits (N, K) over all batches, their exponential and the accuracy."""
-    nats, right, count = 0.0, 0, 0
-    for logits, labels in predictions:
-        nats += F.cross_entropy(logits, labels, reduction="sum").item()
-        right += int((logits.argmax(-1) == labels).sum())  # never equal where a label is ignored
-        count += int((labels != IGNORE_INDEX).sum())
+    sums = [count_classes(logits, labels) for logits, labels in predictions]
+    return describe_classes(*map(sum, zip(*sums)))
+
+
+def count_classes(logits: Tensor, labels: Tensor) -> tuple[float, int, int]:
+    """Return the nats of labels (N,) under logits (N, K), how many are right, and how many there are."""
+    nats = F.cross_entropy(logits, labels, reduction="sum").item()
+    right = int((logits.argmax(-1) == labels).sum())  # never equal where a label is ignored
+    return nats, right, int((labels != IGNORE_INDEX).sum())
+
+
+def describe_classes(nats: float = 0.0, right: float = 0, count: float = 0) -> dict[str, float]:
+    """Return the metrics for sums over all labels."""
     mean, total = nats / max(1, count), max(1, count)
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / total, "tokens": count}
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "accuracy": right / total, "tokens": round(count)}
+
+
+def describe_tokens(nats: float = 0.0, n_bytes: float = 0, count: float = 0) -> dict[str, float]:
+    """Return the metrics of a language model for sums over all tokens: the bits per byte are those of any tokenizer."""
+    mean, bits = nats / max(1, count), nats / math.log(2) / max(1, n_bytes)
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": round(count)}
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from .data.io.sources import make_absolute, split_sources
 from .errors import InputError, suggest
 from .parsing import RENAMED_FIELDS, check_path, parse_dataclass
 from .recipe_files import import_file, report_import_errors
@@ -328,6 +329,16 @@ class SupportsEmbedding(Protocol):
 
 
 @runtime_checkable
+class SupportsMixtures(Protocol):
+    """`data` may name several sources with weights, "a.jsonl:3 b.parquet:1" (`data.io.sources`), which are trained on
+    together. `evaluate` then returns NAME_loss for each source."""
+
+    def describe_sources(self, config: Any, n_batches: int) -> dict[str, dict[str, Any]]:
+        """Return what each source of a mixture gives in so many training batches, by its short name: {"data", "weight",
+        "tokens" of its training split, "share" of the rows, "epochs"}; nothing of a single source."""
+
+
+@runtime_checkable
 class SupportsPolicy(Protocol):
     """The model can act in an environment: `anyformer rollout`."""
 
@@ -349,6 +360,13 @@ class SupportsLossTerms(SupportsLossWeight, Protocol):
     """`loss` is the sum of terms, (k,), each the mean over its own number of predictions: `loss_weight` is (k,) too."""
 
     def loss_terms(self, model: Any, batch: dict[str, Any]) -> Any: ...
+
+
+def check_mixture(recipe: Recipe, data: str) -> None:
+    """Raise InputError if several sources are named and the recipe trains on one only."""
+    if len(split_sources(data)) > 1 and not isinstance(recipe, SupportsMixtures):
+        names = recipes_with(SupportsMixtures)
+        raise InputError(f"data '{data}' are several sources, which {names} mix, not '{recipe_name(recipe)}': name one")
 
 
 def recipes_with(ability: Any) -> str:
@@ -460,6 +478,8 @@ def resolve_paths(config: Any) -> Any:
         elif field.metadata.get("path") and value:
             if value.startswith("~"):
                 check_path(value, field.name)
+            if field.name == "data":
+                value = changes["data"] = make_absolute(value)
             # os.path.exists is False, and Path.exists an error, for a text that no path can be
             paths = [value] if os.path.exists(value) else value.split(",")
             ends = field.metadata["suffixes"] or ("",)

@@ -9,6 +9,7 @@ from typing import Any
 from . import recipe as recipes
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
 from .data.io.remote import fetch_data
+from .data.io.sources import shorten_names, split_sources
 from .errors import InputError, suggest
 from .events import report_notice
 from .model.config import find_stacks
@@ -31,6 +32,7 @@ from .training.job import InitWeights, TrainingJob
 from .training.run_directory import RunDirectory
 from .training.trackers import check_trackers
 
+MAX_NAMES = 3  # of sources in the name of a run
 READING_FIELDS = ("columns", "empty", "duplicates", "too_long")  # how a recipe reads its own kind of data
 
 
@@ -55,9 +57,9 @@ def resolve_job(
     The arguments are those of `api.train`, with nested `overrides`, {"data": "my.txt", "train": {"lr": 1e-3}}, the
     command line or call for config.json, and whether the preset was chosen for the data, not by the user.
     """
-    started_at, module, overrides = time.monotonic(), recipes.load_recipe(recipe), fetch_overrides(overrides)
+    started_at, module = time.monotonic(), recipes.load_recipe(recipe)
+    overrides, settings = fetch_overrides(module, overrides), parse_dataclass(LoRAConfig, lora or {}, "lora")
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
-    settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
     extras: dict[str, Any] = {"trackers": check_trackers(track), "compare": check_comparison(module, compare)}
     run = None if out is None else RunDirectory(Path(out))
     if run is not None and (resume or is_restarted()) and run.exists:
@@ -69,9 +71,8 @@ def resolve_job(
         preset, is_preset_free = defaults.preset, True
     suggested = {} if defaults is None else defaults.overrides
     config = build_config(module, preset, merge_overrides(suggested, overrides), source)
-    is_preset_free = is_preset_free or preset is None
-    can_choose = source is None and is_preset_free and can_choose_size(module, preset, suggested, config)
-    if budget is not None and can_choose:
+    is_free = source is None and (is_preset_free or preset is None)
+    if budget is not None and is_free and can_choose_size(module, preset, suggested, config):
         budget = dataclasses.replace(budget, choose_size=True)
     return TrainingJob(
         recipe=module,
@@ -140,10 +141,14 @@ def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> Any
 OWN_FIELDS = ("data", "labels", "train", "frozen")  # of a run, not of the model that it starts from
 
 
-def fetch_overrides(overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the overrides with data that are elsewhere (a URL, the hub) downloaded."""
-    data = (overrides or {}).get("data")
-    return (overrides or {}) | ({"data": fetch_data(data)} if isinstance(data, str) else {})
+def fetch_overrides(module: Recipe, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the overrides with data that are elsewhere (a URL, the hub, rows in memory) as local files. Raises
+    InputError for several sources that the recipe cannot mix."""
+    overrides = dict(overrides or {})
+    if overrides.get("data") is not None:
+        overrides["data"] = fetch_data(overrides["data"])
+        recipes.check_mixture(module, overrides["data"])
+    return overrides
 
 
 def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], source: InitWeights | None) -> Any:
@@ -236,7 +241,8 @@ def choose_run(name: str, config: Any, suffix: str = "") -> RunDirectory:
     """Return runs/RECIPE-DATA-1, or the next number that is free, also with the suffix."""
     if get_world_size() > 1:
         raise InputError("several processes need a run directory that all know: --out DIR")
-    stem = f"{name}-{Path(config.data).name.split('.')[0] or 'data'}"
+    names, sources = [Path(config.data).name.split(".")[0] or "data"], split_sources(config.data)
+    stem = "-".join([name, *(names if len(sources) == 1 else shorten_names(sources)[:MAX_NAMES])])
     paths = (Path("runs") / f"{stem}-{i}" for i in range(1, 1 << 30))
     free = (path for path in paths if not path.exists() and not path.with_name(path.name + suffix).exists())
     return RunDirectory(next(free))

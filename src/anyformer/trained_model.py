@@ -119,9 +119,9 @@ class Model:
             return self.recipe.embed(self.module, texts, cut)
 
     @check_arguments
-    def evaluate(self, data: str | None = None, every: int = 1) -> dict[str, float]:
-        """Return metrics of one fixed pass over the validation split, or over all of other `data`; of one batch in
-        `every`."""
+    def evaluate(self, data: Any = None, every: int = 1) -> dict[str, float]:
+        """Return metrics of one fixed pass over the validation split, or over all of other `data` (as for `train`); of
+        one batch in `every`."""
         if every < 1:
             raise InputError(f"every is {every}; it must be at least 1")
         config, split = select_eval_data(self, data)
@@ -223,14 +223,16 @@ class Model:
         return f"<table>{rows}</table>{chart}{link}"
 
 
-def select_eval_data(model: Model, data: str | None = None) -> tuple[Any, str]:
+def select_eval_data(model: Model, data: Any = None) -> tuple[Any, str]:
     """Return the config and the split that the model was not trained on; `data` replaces the model's own. Raises
     InputError if there are no data, or the model's own have changed."""
     if data is None and not model.config.data:
         raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
     config = model.config if data is None else resolve_paths(replace(model.config, data=fetch_data(data)))
+    recipes.check_mixture(model.recipe, config.data)
     _, state = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a split may be empty
-    if model.stream_state.get("data") in (None, state.get("data")):
+    hashes, own_hashes = ({values.get("data"), *values.get("sources", ())} for values in (state, model.stream_state))
+    if model.stream_state.get("data") in (None, state.get("data")) or (data is not None and hashes & own_hashes):
         return config, "val"
     if data is None:
         raise InputError(f"the data '{config.data}' has changed since this run began: restore it, or name data")

@@ -314,6 +314,15 @@ def test_files_of_one_split_are_joined(server: Hub, files: dict[str, bytes], exp
     assert fetch_dataset("owner/name").read_text() == expected
 
 
+def test_a_data_set_of_the_hub_is_a_source_of_a_mixture(server: Hub, tmp_path: Path):
+    lines = "".join(json.dumps({"text": f"the cat sat on mat number {i}"}) + "\n" for i in range(60))
+    server.repos["datasets/owner/name"] = {"train.jsonl": lines.encode()}
+    (tmp_path / "b.txt").write_text("def f(x): return x + 1\n" * 60)
+    data = ("--data", "owner/name:3", "--data", tmp_path / "b.txt")
+    call("train", "language", "--preset", "tiny", "--device", "cpu", "--steps", 2, *data, "--out", "run").ok()
+    assert {"val_name_loss", "val_b_loss"} <= json.loads(Path("run/result.json").read_text()).keys()
+
+
 def test_folders_of_texts_stay_folders(server: Hub):
     texts = {f"{name}/{i}.txt": f"a {name} text {i}\n".encode() * 9 for name in ("good", "bad") for i in range(4)}
     server.repos["datasets/owner/name"] = texts

@@ -170,7 +170,7 @@ def test_documents_longer_than_the_context_of_a_masked_model(
     data = str(write(tmp_path / "a.jsonl", "\n".join(f'{{"text": "{text}"}}' for text in texts)))
     config = dataclasses.replace(masked.PRESETS["tiny"], data=data, val_fraction=0.0)
     shorter = dataclasses.replace(config, too_long=policy, model=dataclasses.replace(config.model, context=20))
-    corpus = masked.load_corpus(shorter)
+    corpus = masked.load_mixture(shorter).sources[0].corpus
     assert corpus.n_documents == n_documents and abs(len(corpus.tokens) - n_tokens) <= 2
     with refuses("1 of 3 documents are longer than the context of 20 tokens", "--too-long split, cut or skip"):
-        masked.load_corpus(dataclasses.replace(shorter, too_long="error"))
+        masked.load_mixture(dataclasses.replace(shorter, too_long="error"))

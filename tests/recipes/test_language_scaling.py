@@ -23,12 +23,12 @@ def test_difficulty_of_a_text(tmp_path: Path):
     """Dice leave all of their entropy open, a refrain none; short texts have a difficulty too."""
     rng = random.Random(0)
     dice = write_corpus(tmp_path, "".join(rng.choices("abcdefgh", k=50_000)))
-    assert scaling.measure_difficulty(language.load_corpus(dice)) == pytest.approx(math.log(8), abs=0.1)
+    assert scaling.measure_difficulty(language.load_mixture(dice)) == pytest.approx(math.log(8), abs=0.1)
     refrain = write_corpus(tmp_path, "over the hills " * 2000)
-    assert scaling.measure_difficulty(language.load_corpus(refrain)) < 0.02
+    assert scaling.measure_difficulty(language.load_mixture(refrain)) < 0.02
     for length in (40, 300, 5000):
         short = write_corpus(tmp_path, "".join(rng.choices("ab", k=length)))
-        assert 0 < scaling.measure_difficulty(language.load_corpus(short)) < 2
+        assert 0 < scaling.measure_difficulty(language.load_mixture(short)) < 2
 
 
 def test_pieces_are_spread_over_the_text():

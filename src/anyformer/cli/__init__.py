@@ -22,6 +22,7 @@ from ..threads import limit_spinning
 VERBS = {
     "train": "train on your data, or a recipe on a data set by name",
     "detect": "say what your data are, and which recipe trains on them",
+    "shard": "turn texts larger than a machine into shards of tokens",
     "sample": "continue a prompt with a trained language model",
     "predict": "ask a trained model of any recipe",
     "embed": "turn texts into vectors",

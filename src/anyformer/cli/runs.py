@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..data.io.sources import describe_data
 from ..errors import InputError
 from ..report.runs import RunSummary, find_run, find_runs, list_runs, measure_folder, name_run, summarize_run
 from ..training.run_directory import RunDirectory, report_write_errors
@@ -77,7 +78,7 @@ def format_run(summary: RunSummary) -> list[str]:
     return [
         summary.name,
         f"{summary.recipe} · {summary.preset}",
-        Path(summary.data).name,
+        describe_data(summary.data),
         f"{summary.step:,}" if is_whole else f"{summary.step:,}/{summary.steps:,}",
         score + (" so far" if score and summary.state != "finished" else ""),
         baseline,

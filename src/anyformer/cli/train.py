@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
 from ..data.io.checks import read_json
+from ..data.io.sources import combine_sources
 from ..errors import InputError
 from ..parsing import check_path, check_range, parse_dataclass, to_json
 from ..processes import get_world_size
@@ -24,6 +25,7 @@ from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, ma
 from .terminal import print_status, show_progress
 
 MAX_FOLDS, MAX_PROCESSES = 100, 1024
+DATA = ("data",)  # the path of the field that names the data
 
 if TYPE_CHECKING:
     from ..trained_model import Model
@@ -241,7 +243,8 @@ class TrainCommand:
         self.fields: list[Flag] = []
         for flag in list_flags(type(config), config, taken=taken):
             short = (self.short_flags[flag.name],) if flag.name in self.short_flags else ()
-            self.fields.append(dataclasses.replace(flag, aliases=flag.aliases + short))
+            count = "repeated" if flag.path == DATA else flag.count  # several sources
+            self.fields.append(dataclasses.replace(flag, aliases=flag.aliases + short, count=count))
 
     def read(self) -> tuple[Options, dict[str, Any]]:
         """Return the options, and the config fields that were given, nested. Raises InputError."""
@@ -303,14 +306,16 @@ def drop_flag(words: Sequence[str], name: str) -> list[str]:
 
 
 def nest(flags: Iterable[Flag], values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of these flags by their paths: {"--model.dim": 8} -> {"model": {"dim": 8}}."""
+    """Return the values of these flags by their paths: {"--model.dim": 8} -> {"model": {"dim": 8}}; several sources of
+    data as one text."""
     nested: dict[str, Any] = {}
     for flag in flags:
         if flag.name in values:
             inner = nested
             for name in flag.path[:-1]:
                 inner = inner.setdefault(name, {})
-            inner[flag.path[-1]] = values[flag.name]
+            value = values[flag.name]
+            inner[flag.path[-1]] = combine_sources(value) if flag.path == DATA else value
     return nested
 
 
@@ -438,7 +443,7 @@ def describe_comparison(result: dict[str, Any]) -> list[str]:
 def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None, as_json: bool) -> None:
     """Print an answer of the model, its validation loss and where everything is."""
     from ..answer_text import format_prediction
-    from ..report.html import describe_baselines, describe_metrics, describe_overfitting
+    from ..report.html import describe_baselines, describe_metrics, describe_overfitting, describe_sources
 
     run, result = job.run.path, read_json(job.run.path / "result.json")
     if as_json:
@@ -454,6 +459,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
         *describe_baselines(result),
         *describe_overfitting(result),
         *describe_comparison(result),
+        *describe_sources(result),
     ]
     if last_val_loss is not None:
         batches = f"{train.eval_batches} batches of it" if train.eval_batches > 1 else "one batch of it"

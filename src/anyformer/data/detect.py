@@ -20,6 +20,7 @@ from .audio.read import AUDIO_EXTENSIONS
 from .images.read import IMAGE_EXTENSIONS
 from .io.archives import unpack_archive
 from .io.class_folders import find_classes
+from .io.file_store import FileStore
 from .io.files import is_documentation, is_text, open_data, suffix
 from .io.manifest import FURTHER_EXTENSIONS, TABLE_EXTENSIONS, is_json_lines, is_table, read_json_rows
 from .io.parquet import read_parquet_rows
@@ -44,6 +45,7 @@ from .tables.columns import (
 from .tables.readings import Reading, read_rows
 from .text.labeled import has_leading_labels
 from .text.pairs import LANGUAGES, SOURCE_SIDES, TARGET_SIDES, find_parallel, split_side
+from .text.shards import holds_shards, read_index
 from .text.tagged import CONLL_EXTENSIONS, NAMED_EXTENSIONS, find_split_files, is_tagged
 from .trajectories.read import is_trajectory
 
@@ -79,12 +81,16 @@ MIN_TEXTS_PER_MEDIA = 2  # of a folder that is read as one of texts, in spite of
 MIN_TABLE_ROWS = 5  # of a file that is not named a table
 
 
-def detect(path: Path) -> list[Reading]:
-    """Return the readings of a file or a folder, the most likely first. Raises InputError if there are none.
+def detect(data: str | Path) -> list[Reading]:
+    """Return the readings of a file or a folder, or of a URL of shards, the most likely first. Raises InputError if
+    there are none.
 
     Archives are unpacked, once, below the cache directory.
     """
-    path = unpack_archive(path)
+    if holds_shards(str(data)):
+        index, _ = read_index(FileStore(str(data)))
+        return [Reading("documents", 1.0, f"{index.n_tokens:,} tokens in {len(index.shards):,} shards")]
+    path = unpack_archive(Path(data))
     readings = list(_read_folder(path) if path.is_dir() else _read_file(path))
     if not readings:
         raise InputError(f"{path}: {_describe_unknown(path)}; {TAKEN}")

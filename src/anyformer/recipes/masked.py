@@ -13,7 +13,7 @@ BERT (Devlin et al. 2018, 1810.04805), hidden anew at each step as in RoBERTa (1
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,19 +25,23 @@ from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.resolve import resolve
+from ..data.io.sources import split_sources
 from ..data.sequences.prepare import prepare_sequences
 from ..data.sequences.read import FASTA_EXTENSIONS, RESIDUES, is_sequence_file
-from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
+from ..data.text.batches import IGNORE_INDEX
 from ..data.text.masking import MaskingPolicy, word_pieces
+from ..data.text.mixtures import Mixture, Source
 from ..data.text.prepare import Corpus, prepare_corpus, shorten_documents
 from ..data.text.read import RowOptions
+from ..data.text.shards import corpus_files, holds_shards
 from ..data.tokenizers.base import Characters, Tokenizer
+from ..data.tokenizers.build import KINDS as TEXT_TOKENIZERS
 from ..data.tokenizers.build import load_tokenizer
 from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
 from ..inference.decode import pad_rows
-from ..metrics import score_classes
+from ..metrics import count_classes, describe_classes
 from ..model import MaskedHead, initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
@@ -51,9 +55,10 @@ from ._shared.encoder import (  # noqa: F401
     embed,
     export_graph,
 )
+from ._shared.mixtures import count_sources, score_by_source, tag_batch
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer  # noqa: F401
+from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer, prepare_sources  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -62,7 +67,9 @@ class Config(EncoderConfig):
     """An encoder, its text and its training. A FASTA file as `data` has residues as its tokens."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such."""
+    """The name of a set, a file (txt, md, jsonl, parquet, csv, fasta, sto, each also .gz) or a directory of such; or a
+    folder or URL of shards, which come with their tokenizer and validation split (`anyformer shard`). Several are mixed
+    by their weights: --data a.jsonl:3 --data b.txt:1."""
     columns: str = TEXT_COLUMN
     """Where the data are rows: the column (or field) of the text."""
     empty: EmptyPolicy = "skip"
@@ -170,19 +177,34 @@ def build(config: Config) -> MaskedModel:
 def load_text_tokenizer(config: Config) -> Tokenizer:
     if config.tokenizer == "residues":
         return Characters(RESIDUES)
-    return load_config_tokenizer(config, lambda: load_corpus(config).tokenizer)
+    return load_config_tokenizer(config, lambda: load_mixture(config).tokenizer)
 
 
-def load_corpus(config: Config) -> Corpus:
-    """Return the tokens of the config's data, prepared once; a file that has changed is read again."""
-    rows = RowOptions(config.columns, config.empty, config.duplicates)
-    corpus = _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows)
-    return corpus if config.too_long == "split" else _shorten(config, corpus)
+def load_mixture(config: Config) -> Mixture:
+    """Return the tokens of all sources of the config's data, prepared once; files that have changed are read again."""
+    rows, sources = RowOptions(config.columns, config.empty, config.duplicates), split_sources(config.data)
+    options = config.tokenizer, config.vocab_size, config.val_fraction, rows
+    if len(sources) == 1:
+        text = Mixture((Source(_prepare(config.data, *options)),))
+    else:
+        check_kinds([source.name for source in sources], config.tokenizer)
+        text = prepare_sources(config.data, *options, _prepare)
+    if config.too_long == "split":
+        return text
+    return Mixture(tuple(replace(source, corpus=_shorten(config, source.corpus)) for source in text.sources))
 
 
-@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
+def check_kinds(sources: list[str], tokenizer: str) -> None:
+    """Raise InputError if the sources of a mixture are sequences and no one tokenizer is for all of them."""
+    is_sequences = [not holds_shards(source) and any(map(is_sequence_file, resolve(source))) for source in sources]
+    if any(is_sequences) and (not all(is_sequences) or tokenizer in TEXT_TOKENIZERS):
+        name, hint = sources[is_sequences.index(True)], "they mix with sequences only, and --tokenizer residues"
+        raise InputError(f"data '{name}' are sequences: {hint}")
+
+
+@cache_by_files(lambda data, tokenizer, *_: [*corpus_files(data), *data_files(tokenizer)], maxsize=16)
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions) -> Corpus:
-    paths = resolve(data)
+    paths = [] if holds_shards(data) else resolve(data)
     if any(is_sequence_file(path) for path in paths):
         file = Path(tokenizer)
         reader = load_tokenizer(file) if tokenizer != "residues" and file.exists() else Characters(RESIDUES)
@@ -193,7 +215,7 @@ def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, ro
     return prepare_corpus(data, tokenizer, vocab_size, val_fraction, rows)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)
 def _shorten(config: Config, corpus: Corpus) -> Corpus:
     """Cut or leave out documents that exceed the context, as the config says. Raises InputError."""
     n_special = MaskedTokenizer.from_tokenizer(corpus.tokenizer, config.padded_vocab).n_special
@@ -205,7 +227,13 @@ def _shorten(config: Config, corpus: Corpus) -> Corpus:
 
 
 def baselines(config: Config) -> Baselines:
-    return score_token_frequencies(load_corpus(config), config.tokenizer)
+    return score_token_frequencies(load_mixture(config))
+
+
+def describe_sources(config: Config, n_batches: int) -> dict[str, dict[str, Any]]:
+    text = load_mixture(config)
+    width = config.model.context - read_vocabulary(config, text).n_special
+    return count_sources(text, config, width, n_batches)
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
@@ -214,21 +242,26 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     "train" never ends and yields random windows, hidden anew at each step. "val" and "all" yield every window once,
     with the same tokens hidden each time.
     """
-    c, corpus = config.train, load_corpus(config)
-    state = init_stream(state, config.data, corpus.meta["sha256"])
-    tokenizer = MaskedTokenizer.from_tokenizer(corpus.tokenizer, config.padded_vocab)
-    pieces = word_pieces(corpus.tokenizer) if config.whole_words else None
-    policy = MaskingPolicy(tokenizer.require_mask_id(), corpus.tokenizer.vocab_size, pieces, config.mask_rate)
-    separate = config.documents == "apart" and corpus.n_documents > 1 and corpus.separator is not None
-    tokens, width = corpus.split(split), config.model.context - tokenizer.n_special
+    c, text = config.train, load_mixture(config)
+    state = init_stream(state, config.data, text.sha256, **text.stream_values)
+    tokenizer = read_vocabulary(config, text)
+    pieces = word_pieces(text.tokenizer) if config.whole_words else None
+    policy = MaskingPolicy(tokenizer.require_mask_id(), text.tokenizer.vocab_size, pieces, config.mask_rate)
+    separate = config.documents == "apart" and text.n_documents > 1 and text.separator is not None
+    width = config.model.context - tokenizer.n_special
     if split != "train":
-        for i, (ids, labels) in enumerate(eval_windows(tokens, width, c.batch, split)):
-            yield make_batch(tokenizer, policy, ids, (labels != IGNORE_INDEX).sum(1), 0, i, separate), state
+        for i, (owners, ids, labels) in enumerate(text.eval_windows(split, width, c.batch)):
+            batch = make_batch(tokenizer, policy, ids, (labels != IGNORE_INDEX).sum(1), 0, i, separate)
+            yield tag_batch(batch, text, owners), state
     while split == "train":
-        ids, _ = train_windows(tokens, width, c.batch, c.seed, state["step"], split)
+        ids, _ = text.train_windows(width, c.batch, c.seed, state["step"], c.accumulate)
         batch = make_batch(tokenizer, policy, ids, np.full(len(ids), width), c.seed, state["step"], separate)
         state = advance_stream(state, ids.size)
         yield batch, state
+
+
+def read_vocabulary(config: Config, text: Mixture) -> MaskedTokenizer:
+    return MaskedTokenizer.from_tokenizer(text.tokenizer, config.padded_vocab)
 
 
 def make_batch(
@@ -271,9 +304,8 @@ def align_labels(where: np.ndarray, targets: np.ndarray, shape: tuple[int, ...])
 
 
 def examples(config: Config) -> Examples:
-    corpus = load_corpus(config)
-    n_special = MaskedTokenizer.from_tokenizer(corpus.tokenizer, config.padded_vocab).n_special
-    return hide_tokens(corpus, MASK, 1, config.model.context - n_special)
+    text = load_mixture(config)
+    return hide_tokens(text, MASK, 1, config.model.context - read_vocabulary(config, text).n_special)
 
 
 def compute_logits(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
@@ -290,11 +322,11 @@ def loss(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
 def evaluate(model: MaskedModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return of the hidden tokens the mean nats, their exponential, and the accuracy."""
 
-    def select_labels(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
         is_label = batch["labels"] != IGNORE_INDEX
-        return compute_logits(model, batch)[is_label], batch["labels"][is_label]
+        return count_classes(compute_logits(model, batch)[is_label], batch["labels"][is_label])
 
-    return score_classes(map(select_labels, batches))
+    return score_by_source(batches, add, describe_classes)
 
 
 @dataclass(frozen=True)

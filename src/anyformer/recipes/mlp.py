@@ -21,6 +21,7 @@ from ..parsing import check_range, check_types
 from ..recipe import Graph, GraphInput, SizeOption
 from ..training.config import TrainConfig
 from ._shared.language import baselines, batches, evaluate, loss, predict, stream  # noqa: F401
+from ._shared.mixtures import describe_sources  # noqa: F401
 from ._shared.presets import MAX_SIZE, TINY_TRAIN
 from ._shared.sizes import shrink_train
 from ._shared.text import TextConfig, file_input, load_text_tokenizer, predict_batch  # noqa: F401

@@ -23,18 +23,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.text.batches import IGNORE_INDEX, eval_windows, train_windows
+from ..data.text.batches import IGNORE_INDEX
 from ..data.text.masking import SpanCorruption
 from ..errors import InputError
 from ..inference.beam import Hypothesis
 from ..inference.translation import TranslationRequest, search_in_batches
+from ..metrics import count_classes, describe_classes
 from ..parsing import check_range, parse_dataclass
 from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
-from ._shared.pairs import Translator, TranslatorConfig, build_pair, build_translator, evaluate, export_graph, loss  # noqa: F401
+from ._shared.mixtures import count_sources, score_by_source, tag_batch
+from ._shared.pairs import (  # noqa: F401
+    Translator,
+    TranslatorConfig,
+    build_pair,
+    build_translator,
+    compute_logits,
+    export_graph,
+    loss,
+)
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import file_input, first_tokens, hide_tokens, load_corpus, load_text_tokenizer  # noqa: F401
+from ._shared.text import file_input, first_tokens, hide_tokens, load_mixture, load_text_tokenizer  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_bigrams
 
 GAP = "___"
@@ -120,18 +130,18 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
 
     "train": random windows without end, with other gaps at each step. "val" and "all": one pass, always the same gaps.
     """
-    c, text = config.train, load_corpus(config)
-    state = init_stream(state, config.data, text.meta["sha256"])
+    c, text = config.train, load_mixture(config)
+    state = init_stream(state, config.data, text.sha256, **text.stream_values)
     corruption, length = fit_corruption(config)
     pair = build_pair(config, text.tokenizer)
-    tokens = text.split(split)
     if split != "train":
-        for i, (ids, labels) in enumerate(eval_windows(tokens, length, c.batch, split)):
+        for i, (owners, ids, labels) in enumerate(text.eval_windows(split, length, c.batch)):
             is_full = (labels != IGNORE_INDEX).all(1)  # the last window may be shorter: it is left out
             if is_full.any():
-                yield make_batch(*corruption(ids[is_full], 0, i), pair.start_id, pair.end_id), state
+                batch = make_batch(*corruption(ids[is_full], 0, i), pair.start_id, pair.end_id)
+                yield tag_batch(batch, text, owners[is_full]), state
     while split == "train":
-        ids, _ = train_windows(tokens, length, c.batch, c.seed, state["step"], split)
+        ids, _ = text.train_windows(length, c.batch, c.seed, state["step"], c.accumulate)
         batch = make_batch(*corruption(ids, c.seed, state["step"]), pair.start_id, pair.end_id)
         count = batch["source"].numel() + batch["labels"].numel()
         state = advance_stream(state, count)
@@ -147,6 +157,19 @@ def make_batch(source: np.ndarray, target: np.ndarray, start: int, end: int) -> 
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
+def evaluate(model: Translator, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean nats per token of the gaps' texts (not smoothed), their exponential, and the accuracy."""
+
+    def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
+        return count_classes(compute_logits(model, batch), batch["labels"].flatten())
+
+    return score_by_source(batches, add, describe_classes)
+
+
+def describe_sources(config: Config, n_batches: int) -> dict[str, dict[str, Any]]:
+    return count_sources(load_mixture(config), config, fit_corruption(config)[1], n_batches)
+
+
 def baselines(config: Config) -> Baselines:
     """Score models of the gaps' texts alone."""
     rows: dict[str, list[np.ndarray]] = {"train": [], "val": []}
@@ -157,7 +180,7 @@ def baselines(config: Config) -> Baselines:
 
 
 def examples(config: Config) -> Examples:
-    return hide_tokens(load_corpus(config), GAP, round(config.span), config.encoder.context - 2)
+    return hide_tokens(load_mixture(config), GAP, round(config.span), config.encoder.context - 2)
 
 
 def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:

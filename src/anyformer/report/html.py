@@ -86,7 +86,7 @@ def render_report(run: Path) -> str:
         "report.html.j2",
         title=f"{recipe} on {data}" if data else str(recipe),
         origin=[f"{name} {value}" for name, value in (origin | as_mapping(setup.get("versions"))).items()],
-        verdict=[*describe_baselines(result), *describe_overfitting(result)],
+        verdict=[*describe_baselines(result), *describe_overfitting(result), *describe_sources(result)],
         numbers=list(summarize_numbers(setup, curves, result, parameters)),
         warnings=[describe_gaps(key, curve.nonfinite_steps) for key, curve in curves.items() if curve.nonfinite_steps],
         large=large,
@@ -151,6 +151,17 @@ def describe_overfitting(result: Tree) -> list[str]:
         return []
     rise = f"validation loss was best at step {best_step:,.0f} ({best:.3g}) and {last:.3g} at step {step:,.0f}"
     return [f"Overfits: {rise}. The best checkpoint is kept; fewer steps, more data or dropout may do better."]
+
+
+def describe_sources(result: Tree) -> list[str]:
+    """Say how much of a training each source of a mixture gave, and how often its tokens were seen."""
+    sources = {name: as_mapping(facts) for name, facts in as_mapping(result.get("sources")).items()}
+    texts = [
+        f"{name} {facts['share']:.1%} of the rows, seen {facts['epochs']:.3g} times"
+        for name, facts in sources.items()
+        if is_number(facts.get("share")) and is_number(facts.get("epochs"))
+    ]
+    return [f"Sources: {'; '.join(texts)}."] if texts else []
 
 
 def summarize_numbers(setup: Tree, curves: Curves, result: Tree, parameters: int | None) -> Iterator[Number]:
@@ -252,7 +263,7 @@ def _draw_chart(
 ) -> Markup:
     series, mark = [], None
     for index, key in enumerate(sorted(keys, key=is_validation)):
-        curve, color = curves[key], 1 if is_validation(key) else (0, 2, 3, 4)[index % 4]
+        curve, color = curves[key], choose_color(name, keys, key, index)
         label = validation if is_validation(key) else "training"
         is_plain = key in (name, f"val_{name}", f"train_{name}") and len(keys) > 1
         label = label if is_plain else format_metric(key.replace("val_", "validation ", 1))
@@ -272,6 +283,13 @@ def _draw_chart(
     x_range = (0, max(curve.last[0] for curve in curves.values()))
     title = series[-1].name if len(keys) == 1 else format_metric(name)
     return line_chart(series, title=title, x_range=x_range, standalone=standalone, **options)
+
+
+def choose_color(name: str, keys: list[str], key: str, index: int) -> int:
+    """Return the color of a curve: 1 of validation, and others where several metrics of it share the chart."""
+    if not is_validation(key):
+        return (0, 2, 3, 4)[index % 4]
+    return 1 if key == f"val_{name}" or sum(map(is_validation, keys)) == 1 else (2, 3, 4)[index % 3]
 
 
 # --- words ---

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.error import HTTPError
 
 from ...errors import InputError
@@ -64,10 +65,7 @@ def fetch_url(url: str) -> Path:
 
 def download_file(url: str, path: Path, max_bytes: int) -> dict[str, str]:
     """Write the content of a URL to a file. Returns the headers, their names in lower case. Raises OSError."""
-    _check_scheme(url)
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
-        if response.url != url and not response.url.startswith("https://"):
-            raise OSError(f"redirected to {response.url}, which is not https")
+    with open_url(url) as response, open(path, "wb") as file:
         headers = {name.lower(): value for name, value in dict(response.headers).items()}
         size = headers.get("content-length", "")
         total = int(size) if size.isdecimal() else None
@@ -83,6 +81,16 @@ def download_file(url: str, path: Path, max_bytes: int) -> dict[str, str]:
         if total is not None and file.tell() != total:
             raise OSError(f"ended after {file.tell():,} of {total:,} bytes")
     return headers
+
+
+def open_url(url: str) -> Any:
+    """Return the response of a URL as an open file. Raises OSError, and HTTPException."""
+    _check_scheme(url)
+    response = urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)
+    if response.url != url and not response.url.startswith("https://"):
+        response.close()
+        raise OSError(f"redirected to {response.url}, which is not https")
+    return response
 
 
 def _check_scheme(url: str) -> None:

@@ -22,6 +22,7 @@ from .cache import build_directory, cache_dir, has_directory
 from .checks import sha256_file
 from .download import download_file
 from .files import is_text, suffix
+from .rows import explain_missing
 
 MAX_BYTES = 1 << 30  # of a download, and of the extracted files of an archive
 CODE_EXTENSIONS = (
@@ -73,6 +74,8 @@ def resolve(name_or_path: str) -> list[Path]:
         raise InputError(f"data '{path}': neither a file nor a folder: save the text to a file first")
     if name_or_path in SETS:
         return _fetch_files(SETS[name_or_path])
+    if problem := explain_missing(path):
+        raise InputError(problem)
     if path.suffix or os.sep in name_or_path:
         raise InputError(f"data '{name_or_path}': no such file or folder (looked in {Path.cwd()})")
     raise InputError(f"data '{name_or_path}': no such file or data set: {suggest(name_or_path, SETS)}")

@@ -12,9 +12,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from ..tokenizers import build as tok
 from ..tokenizers.base import dtype_for, encode_each
 from ..unusable import check_empty, report_duplicates
 from .read import ROW_OPTIONS, Piece, RowCounts, RowOptions, decode_piece, read_pieces, text_format
+from .shard_writer import ShardWriter
+from .shards import MAX_ARRAY_TOKENS, ShardedTokens, ShardIndex, Tokens, holds_shards, open_shards
 
 FORMAT = 1  # increment when what is stored, or where text is cut, changes
 BLOCK = 256 << 10  # bytes of a piece: tables and temporary arrays of larger pieces do not fit into the CPU cache
@@ -39,16 +41,17 @@ BATCH_BYTES = 4 << 20  # encoded at a time, so that every core has pieces to wor
 class Corpus:
     """Token ids on disk, with their tokenizer. The first `n_train` are for training, the others for validation."""
 
-    tokens: np.memmap
+    tokens: np.memmap | ShardedTokens
     tokenizer: tok.Tokenizer
     n_train: int
     hash: str
     meta: dict[str, Any]
 
-    def split(self, name: str) -> np.ndarray:
+    def split(self, name: str) -> Tokens:
         """Return a view of the tokens of "train", "val" or "all": (N,)."""
         slices = {"train": slice(self.n_train), "val": slice(self.n_train, None), "all": slice(None)}
-        return np.asarray(self.tokens)[select_split(name, slices)]
+        tokens = self.tokens if isinstance(self.tokens, ShardedTokens) else np.asarray(self.tokens)
+        return tokens[select_split(name, slices)]
 
     @property
     def n_documents(self) -> int:
@@ -60,6 +63,36 @@ class Corpus:
         return self.tokenizer.end_id
 
 
+def write_shards(
+    data: str,
+    location: str,
+    tokenizer: str = "bpe",
+    vocab_size: int = 1024,
+    val_fraction: float = 0.1,
+    rows: RowOptions = ROW_OPTIONS,
+    shard_tokens: int = MAX_ARRAY_TOKENS,
+) -> ShardIndex:
+    """Write the tokens of a file, a folder or a named set as shards, into a folder or to a URL. Raises InputError.
+
+    Nothing is kept in memory but one shard, and with `duplicates` "skip" a hash of each document. The index is written
+    last: without it the folder holds no corpus.
+
+    Args:
+        location: a folder, s3://bucket/corpus or another URL of fsspec.
+        shard_tokens: of each shard but the last.
+        others: as of `prepare_corpus`.
+    """
+    files = TextFiles(data, rows)
+    stamps = file_stamps(files.paths)
+    make_texts = partial(files.read_texts, SUBWORD_BLOCK if tokenizer == "bpe" else BLOCK)
+    writer = ShardWriter(location, lambda: tok.build_tokenizer(tokenizer, make_texts, vocab_size), shard_tokens)
+    counts = _encode(files, writer.tokenizer, writer, writer.dtype, RowCounts(finds_repeated=rows.duplicates == "skip"))
+    if file_stamps(files.paths) != stamps:
+        raise InputError(f"data '{files.name}' changed while it was read: start again when it is complete")
+    files.report_rows(counts)
+    return writer.finish(_count_training(counts["n_tokens"], val_fraction), counts["n_documents"])
+
+
 def prepare_corpus(
     data: str,
     tokenizer: str = "char",
@@ -69,12 +102,17 @@ def prepare_corpus(
 ) -> Corpus:
     """Return the tokens of a file, a folder or a named set, from the cache if it has them. Raises InputError.
 
+    Data in shards (`shards.holds_shards`) come with their tokenizer and splits.
+
     Args:
         tokenizer: char, byte, bpe (trained on the data, with `vocab_size` ids) or the path of a tokenizer.json.
         val_fraction: the fraction of the tokens, at the end, that is for validation.
         rows: how documents are read from files of rows.
     """
-    files = _Files(data, rows)
+    if holds_shards(data):
+        tokens, own, index, digest = open_shards(data, tokenizer)
+        return Corpus(tokens, own, index.n_train, digest, {"sha256": digest, "n_documents": index.n_documents})
+    files = TextFiles(data, rows)
     if tokenizer not in tok.KINDS:
         loaded = tok.load_tokenizer(Path(tokenizer))
         # Token ids depend on the vocabulary, and on the end-of-text id, which extra files may change.
@@ -86,7 +124,7 @@ def prepare_corpus(
     return _prepare(files, make, identity, val_fraction)
 
 
-class _Files:
+class TextFiles:
     """The files that `data` names."""
 
     def __init__(self, data: str, rows: RowOptions):
@@ -108,8 +146,9 @@ class _Files:
             self.report("reading", done := done + len(piece.data))
             yield decode_piece(piece)
 
+    @cached_property
     def sha256(self) -> str:
-        """Hash the contents and formats of the files."""
+        """A hash of the contents and formats of the files."""
         digest, done = hashlib.sha256(), 0
         for path in self.paths:
             kind = text_format(path) + (".gz" if path.suffix.lower() == ".gz" else "")
@@ -121,8 +160,8 @@ class _Files:
         return digest.hexdigest()
 
 
-def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, val_fraction: float) -> Corpus:
-    stamps, sha256 = file_stamps(files.paths), files.sha256()
+def _prepare(files: TextFiles, make: Callable[[], tok.Tokenizer], identity: str, val_fraction: float) -> Corpus:
+    stamps, sha256 = file_stamps(files.paths), files.sha256
     if (options := (files.rows.columns, files.rows.duplicates)) != ("text", "keep"):
         identity += f"\n{options}"
     content = hashlib.sha256(f"{FORMAT}\n{sha256}\n{identity}".encode()).hexdigest()
@@ -134,9 +173,12 @@ def _prepare(files: _Files, make: Callable[[], tok.Tokenizer], identity: str, va
                 raise InputError(f"data '{files.name}' changed while it was read: start again when it is complete")
     tokens, tokenizer, meta = _read_cache(folder)
     files.report_rows(meta)
+    return Corpus(tokens, tokenizer, _count_training(len(tokens), val_fraction), content, meta)
+
+
+def _count_training(n_tokens: int, val_fraction: float) -> int:
     # As a fraction of whole numbers: in floating point 1 - 0.9 < 0.1, which would move a token to the other split.
-    n_train = int(len(tokens) * (1 - Fraction(str(val_fraction))))
-    return Corpus(tokens, tokenizer, n_train, content, meta)
+    return int(n_tokens * (1 - Fraction(str(val_fraction))))
 
 
 def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]]:
@@ -145,7 +187,7 @@ def _read_cache(folder: Path) -> tuple[np.memmap, tok.Tokenizer, dict[str, Any]]
     return tokens, tok.load_tokenizer(folder / "tokenizer.json"), meta
 
 
-def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
+def _build(files: TextFiles, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -> None:
     dtype = np.dtype(dtype_for(tokenizer.vocab_size)).newbyteorder("<")
     with open(folder / "tokens.bin", "wb") as file:  # not a memmap, whose pages count as memory of this process
         counts = _encode(files, tokenizer, file, dtype)
@@ -155,8 +197,10 @@ def _build(files: _Files, tokenizer: tok.Tokenizer, folder: Path, sha256: str) -
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
 
 
-def _encode(files: _Files, tokenizer: tok.Tokenizer, file: BinaryIO, dtype: np.dtype) -> dict[str, Any]:
-    n_bytes, n_documents, starts_document, counts = 0, 0, True, RowCounts()
+def _encode(
+    files: TextFiles, tokenizer: tok.Tokenizer, file: Any, dtype: np.dtype, counts: RowCounts | None = None
+) -> dict[str, Any]:
+    n_bytes, n_documents, starts_document, counts = 0, 0, True, RowCounts() if counts is None else counts
     separator = b"" if tokenizer.end_id is None else np.array(tokenizer.end_id, dtype).tobytes()
     is_bytes, is_table = isinstance(tokenizer, tok.Bytes), isinstance(tokenizer, tok.Characters | tok.Bytes)
     for batch in _batch_pieces(read_pieces(files.paths, BLOCK if is_table else SUBWORD_BLOCK, files.rows, counts)):

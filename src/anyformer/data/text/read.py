@@ -80,6 +80,7 @@ class RowCounts:
     empty: int = 0
     repeated: int = 0
     first_empty: str = ""
+    finds_repeated: bool = True  # takes some 100 bytes of memory for each document
     seen: set[bytes] = field(default_factory=set)  # hashes of the documents
 
     def add(self, text: str, source: str) -> bool:
@@ -87,6 +88,8 @@ class RowCounts:
         self.total += 1
         if not text:
             self.empty, self.first_empty = self.empty + 1, self.first_empty or source
+            return False
+        if not self.finds_repeated:
             return False
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
         is_repeated = digest in self.seen

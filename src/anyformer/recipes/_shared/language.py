@@ -3,7 +3,6 @@
 Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.text.batches import IGNORE_INDEX, eval_windows, segment, train_windows
+from ...data.text.batches import IGNORE_INDEX, segment
 from ...data.tokenizers.build import Tokenizer
 from ...inference.completion import Completion, CompletionRequest, default_prompt, generate_text
+from ...metrics import describe_tokens
 from ...model.cache import KVCache
 from ...model.config import TransformerConfig
 from ...model.edges import Edges, causal, same, window
@@ -25,7 +25,8 @@ from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
 from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
-from .text import TextConfig, load_corpus
+from .mixtures import score_by_source, tag_batch
+from .text import TextConfig, load_mixture
 from .trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -98,16 +99,15 @@ def batches(
 
     "train": random windows without end. "val" and "all": one pass in which every token is predicted once.
     """
-    c, corpus = config.train, load_corpus(config)
-    state = init_stream(state, config.data, corpus.meta["sha256"])
-    tokens, context = corpus.split(split), config.model.context
+    c, text, context = config.train, load_mixture(config), config.model.context
+    state = init_stream(state, config.data, text.sha256, **text.stream_values)
     is_apart = isinstance(config, LanguageConfig) and config.documents == "apart"
-    separator = corpus.separator if is_apart and corpus.n_documents > 1 else None
+    separator = text.separator if is_apart and text.n_documents > 1 else None
     if split != "train":
-        for ids, labels in eval_windows(tokens, context, c.batch, split):
-            yield make_batch(ids, labels, separator), state
+        for owners, ids, labels in text.eval_windows(split, context, c.batch):
+            yield tag_batch(make_batch(ids, labels, separator), text, owners), state
     while split == "train":
-        ids, labels = train_windows(tokens, context, c.batch, c.seed, state["step"], split)
+        ids, labels = text.train_windows(context, c.batch, c.seed, state["step"], c.accumulate)
         state = advance_stream(state, ids.size)
         yield make_batch(ids, labels, separator), state
 
@@ -133,20 +133,18 @@ def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean nats per token, their exponential, and the bits per byte, which no tokenizer changes."""
-    nats, tokens, n_bytes = 0.0, 0, 0
-    for batch in batches:
+
+    def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
         labels = batch["labels"].flatten()
         predicted = labels[labels != IGNORE_INDEX]
-        nats += F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
-        tokens += len(predicted)
-        n_bytes += model.tokenizer.count_bytes(predicted.cpu().numpy())
-    mean = nats / max(1, tokens)
-    bits = nats / math.log(2) / max(1, n_bytes)
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": tokens}
+        nats = F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
+        return nats, model.tokenizer.count_bytes(predicted.cpu().numpy()), len(predicted)
+
+    return score_by_source(batches, add, describe_tokens)
 
 
 def baselines(config: LanguageConfig) -> Baselines:
-    return score_token_frequencies(load_corpus(config), config.tokenizer)
+    return score_token_frequencies(load_mixture(config))
 
 
 def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:

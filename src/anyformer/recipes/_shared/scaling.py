@@ -13,13 +13,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from ...data.text.mixtures import Mixture
 from ...data.text.ngrams import MAX_CODE_BITS, count_ngrams
-from ...data.text.prepare import Corpus
+from ...data.text.shards import Tokens
 from ...model.config import TransformerConfig
 from ...recipe import SizeOption
 from .language import LanguageConfig
 from .presets import MINUTE_TRAIN, make_modern_config
-from .text import load_corpus
+from .text import load_mixture
 
 SIZES = (  # dim, n_layer, context, batch, lr
     (64, 2, 64, 32, 6e-3),
@@ -73,8 +74,14 @@ def mixture_sizes(config: LanguageConfig) -> Iterator[SizeOption]:
 
 
 def measure_text(config: LanguageConfig) -> TextStatistics:
-    corpus = load_corpus(config)
-    return TextStatistics(measure_difficulty(corpus), len(corpus.split("train")), corpus.tokenizer.vocab_size)
+    text = load_mixture(config)
+    return TextStatistics(measure_difficulty(text), count_unique_tokens(text), text.tokenizer.vocab_size)
+
+
+def count_unique_tokens(text: Mixture) -> int:
+    """Return the size of a single text whose tokens would be repeated as often as those of the sources on average."""
+    repeats = (share**2 / len(source.corpus.split("train")) for share, source in zip(text.shares, text.sources))
+    return round(1 / sum(repeats))
 
 
 def resize_all(config: Config, text: TextStatistics) -> Iterator[Config]:
@@ -92,20 +99,28 @@ def resize(config: Config, dim: int, n_layer: int, context: int, batch: int, lr:
     return replace(config, model=model, train=replace(MINUTE_TRAIN, batch=batch, lr=lr, **fields))
 
 
-def measure_difficulty(corpus: Corpus) -> float:
+def measure_difficulty(text: Mixture) -> float:
     """Return the nats per token on the validation split of n-grams counted in the training split."""
-    vocab_size = corpus.tokenizer.vocab_size
-    tokens = sample_pieces(corpus.split("train"), COUNT_TOKENS, COUNT_PIECE).ravel()
+    vocab_size = text.tokenizer.vocab_size
+    tokens = np.concatenate(list(sample_rows(text, "train", COUNT_TOKENS, COUNT_PIECE)))
     max_order = min(6, int(MAX_CODE_BITS / math.log2(max(2, vocab_size))) - 1, len(tokens) - 1)
     counts, nats = count_ngrams(tokens, max_order, vocab_size), []
-    for row in sample_pieces(corpus.split("val"), TEST_TOKENS, TEST_PIECE + 1):  # row by row: (T, vocab_size) is large
+    for row in sample_rows(text, "val", TEST_TOKENS, TEST_PIECE + 1):  # row by row: (T, vocab_size) is large
         probabilities = counts.probabilities(row[None, :-1])[0]
         nats.append(-np.log(np.maximum(probabilities[np.arange(len(row) - 1), row[1:]], 1e-9)).mean())
     return float(np.mean(nats))
 
 
-def sample_pieces(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
-    """Return about `count` tokens in pieces at even distances: (pieces, length), at least one piece."""
+def sample_rows(text: Mixture, split: str, count: int, length: int) -> Iterator[np.ndarray]:
+    """Yield pieces of a split, of all sources by their weights."""
+    for share, source in zip(text.shares, text.sources):
+        yield from sample_pieces(source.corpus.split(split), round(share * count), length)
+
+
+def sample_pieces(tokens: Tokens, count: int, length: int) -> np.ndarray:
+    """Return about `count` tokens in pieces at even distances: (pieces, length), at least one piece. Of tokens in
+    shards only the first ones are read."""
+    tokens = np.asarray(tokens if isinstance(tokens, np.ndarray) else tokens[: 4 * count])
     length = min(length, len(tokens))
     starts = np.linspace(0, len(tokens) - length, max(1, min(count, len(tokens)) // length)).astype(np.int64)
     return np.asarray(tokens[starts[:, None] + np.arange(length)], np.int64)

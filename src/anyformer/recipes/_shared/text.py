@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from ...data.io.cache import cache_by_files, data_files
+from ...data.io.sources import split_sources
 from ...data.sampling import sample_evenly
+from ...data.text.mixtures import Mixture, Prepare, Source, divide_columns, prepare_mixture
 from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.text.read import RowOptions
+from ...data.text.shards import corpus_files
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
@@ -47,10 +50,12 @@ class TextConfig(VocabularyConfig):
     """A text and its vocabulary."""
 
     data: str = path_field("plays")
-    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such."""
+    """The name of a set, a file (txt, md, rst, abc, jsonl, parquet, csv, each also .gz) or a directory of such; or a
+    folder or URL of shards, which come with their tokenizer and validation split (`anyformer shard`). Several are mixed
+    by their weights: --data a.jsonl:3 --data b.txt:1."""
     columns: str = "text"
     """Where the data are rows: the column (or field) of the text or of a conversation's messages, or several columns
-    with commas between."""
+    with commas between; of several sources maybe those of each, with spaces between."""
     empty: EmptyPolicy = "skip"
     """Rows without a text: skip, error, or few: skip where they are at most 1 %."""
     duplicates: DuplicatePolicy = "keep"
@@ -69,9 +74,30 @@ def load_corpus(config: Any) -> Corpus:
     return _prepare(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows)
 
 
-@cache_by_files(lambda data, tokenizer, *_: [*data_files(data), *data_files(tokenizer)])
+@cache_by_files(lambda data, tokenizer, *_: [*corpus_files(data), *data_files(tokenizer)])
 def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions) -> Corpus:
     return prepare_corpus(data, tokenizer, vocab_size, val_fraction, rows)
+
+
+def load_mixture(config: Any) -> Mixture:
+    """Return the tokens of all sources of the config's text, prepared once; files that have changed are read again."""
+    if len(split_sources(config.data)) == 1:
+        return Mixture((Source(load_corpus(config)),))
+    rows = RowOptions(config.columns or TEXT_COLUMN, config.empty, config.duplicates)
+    return prepare_sources(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows, prepare_corpus)
+
+
+def list_files(data: str, tokenizer: str, *_: Any) -> list[Path]:
+    """Return the files of all sources of a text, and of its tokenizer."""
+    files = [path for source in split_sources(data) for path in corpus_files(source.name)]
+    return [*files, *data_files(tokenizer)]
+
+
+@cache_by_files(list_files)
+def prepare_sources(
+    data: str, tokenizer: str, vocab_size: int, val_fraction: float, rows: RowOptions, prepare: Prepare
+) -> Mixture:
+    return prepare_mixture(split_sources(data), tokenizer, vocab_size, val_fraction, rows, prepare)
 
 
 def load_config_tokenizer(config: VocabularyConfig, train: Callable[[], Tokenizer], spec: str = "") -> Tokenizer:
@@ -93,7 +119,7 @@ def load_config_tokenizer(config: VocabularyConfig, train: Callable[[], Tokenize
 
 def load_text_tokenizer(config: Any) -> Tokenizer:
     """Return the tokenizer of a text: from its file, or that of the prepared corpus."""
-    return load_config_tokenizer(config, lambda: load_corpus(config).tokenizer)
+    return load_config_tokenizer(config, lambda: load_mixture(config).tokenizer)
 
 
 # --- examples ---
@@ -110,12 +136,16 @@ def choose_examples(texts: Sequence[str]) -> list[int]:
     return sample_evenly(np.array(short or range(len(texts))), N_EXAMPLES).tolist()
 
 
-def hide_tokens(corpus: Corpus, mark: str, n_hidden: int, context: int) -> Examples:
+def hide_tokens(text: Mixture, mark: str, n_hidden: int, context: int) -> Examples:
     """Take lines of the validation split, of at most `context` tokens, each with some tokens in its middle replaced by
     `mark`."""
-    tokens, separator, tokenizer = corpus.split("val")[:MAX_EXAMPLE_TOKENS], corpus.separator, corpus.tokenizer
-    documents = [tokens] if separator is None else np.split(tokens, np.flatnonzero(tokens == separator))
-    lines = [line for ids in documents for line in tokenizer.decode(ids[ids != separator].tolist()).split("\n")][1:-1]
+    tokenizer, lines = text.tokenizer, []
+    for source in text.sources:
+        tokens = np.asarray(source.corpus.split("val")[: MAX_EXAMPLE_TOKENS // len(text.sources)])
+        separator = text.separator
+        documents = [tokens] if separator is None else np.split(tokens, np.flatnonzero(tokens == separator))
+        texts = [tokenizer.decode(ids[ids != separator].tolist()) for ids in documents]
+        lines += [line for text in texts for line in text.split("\n")][1:-1]
     rows = [tokenizer.encode(line.strip())[: min(context, MAX_LINE_TOKENS)].tolist() for line in lines]
     hidden = [row for row in (hide_middle(tokenizer, ids, mark, n_hidden) for ids in rows) if row is not None]
     chosen = [hidden[i] for i in choose_examples([text for text, _ in hidden])] if hidden else []
@@ -135,7 +165,8 @@ def hide_middle(tokenizer: Tokenizer, ids: list[int], mark: str, n_hidden: int) 
 
 
 def file_input(model: Any, config: Any) -> FileInput:
-    return FileInput(((config.columns or TEXT_COLUMN).partition(",")[0].strip(),), tsv_quotes=False)
+    columns = divide_columns(config.columns or TEXT_COLUMN, len(split_sources(config.data)))[0]
+    return FileInput((columns.partition(",")[0].strip(),), tsv_quotes=False)
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ...data.sampling import sample_evenly
-from ...data.text.prepare import Corpus
+from ...data.text.mixtures import Mixture
 
 MAX_TOKENS = 10_000_000  # of each split
 BIGRAM_PRIOR = 20.0  # how many occurrences the frequencies of single tokens count as
@@ -28,17 +28,23 @@ Baselines = dict[str, dict[str, float]]
 """Metric of `evaluate` -> name of the baseline -> its value."""
 
 
-def score_token_frequencies(corpus: Corpus, tokenizer: str) -> Baselines:
+def score_token_frequencies(text: Mixture) -> Baselines:
     """Return the loss of an even guess, and of the frequencies of tokens in the training split."""
-    vocab_size = corpus.tokenizer.vocab_size
-    train, val = (
-        np.bincount(corpus.split(split)[:MAX_TOKENS].astype(np.int64), minlength=vocab_size)
-        for split in ("train", "val")
-    )
+    vocab_size = text.tokenizer.vocab_size
+    train, val = (count_tokens(text, split) for split in ("train", "val"))
     log_probabilities = np.log((train + 1) / (train.sum() + len(train)))
     loss = -(val / max(1, val.sum())) @ log_probabilities[: len(val)]
-    unit = {"char": "letter", "byte": "byte"}.get(tokenizer, "token")
+    unit = {"char": "letter", "byte": "byte"}.get(text.tokenizer.kind, "token")
     return {"loss": {"guessing evenly": float(np.log(vocab_size)), f"{unit} frequencies": float(loss)}}
+
+
+def count_tokens(text: Mixture, split: str) -> np.ndarray:
+    """Return how often each token occurs, where each source counts by its weight: (vocab_size,)"""
+    tokens = [np.asarray(source.corpus.split(split)[:MAX_TOKENS], np.int64) for source in text.sources]
+    counts = [np.bincount(ids, minlength=text.tokenizer.vocab_size) for ids in tokens]
+    total = sum(map(len, tokens))
+    scales = [share * total / max(1, len(ids)) for share, ids in zip(text.shares, tokens)]
+    return sum((scale * values for scale, values in zip(scales, counts)), np.zeros(1))
 
 
 def score_majority(train: np.ndarray, val: np.ndarray) -> dict[str, float]:
