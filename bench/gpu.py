@@ -143,7 +143,7 @@ def step_anyformer(setup: Setup, config: language.Config, compile_loss: bool = F
         yield from loop.train(make_random_recipe(torch.compile(language.loss, backend=setup.backend)), config)
         return
     state = loop.init_state(make_random_recipe(), config)
-    state.model.compile(backend=setup.backend)
+    state.model.body.compile(backend=setup.backend)
     yield from loop.train(make_random_recipe(), config, state)
 
 
@@ -213,7 +213,7 @@ def train_to_target(setup: Setup, config: language.Config, compile_model: bool) 
     start = time.perf_counter()
     state = loop.init_state(typing.cast(Recipe, language), config)
     if compile_model:
-        state.model.compile(backend=setup.backend)
+        state.model.body.compile(backend=setup.backend)
     for record in loop.train(typing.cast(Recipe, language), config, state):
         seconds = time.perf_counter() - start
         best = min(best, record.get("val_loss", math.inf))

@@ -15,12 +15,12 @@ BERT (Devlin et al. 2018, 1810.04805), hidden anew at each step as in RoBERTa (1
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
@@ -39,6 +39,7 @@ from ..errors import InputError
 from ..inference.decode import pad_rows
 from ..metrics import score_classes
 from ..model import MaskedHead, initialize
+from ..model.kernels.cross_entropy import cross_entropy, iterate_logits
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, Examples, SizeOption, StreamState, init_stream
 from ..training.config import TrainConfig
@@ -152,13 +153,16 @@ class MaskedModel(TextEncoder):
         super().__init__(config, tokenizer)
         self.head = MaskedHead(config.model, self.vocab_size, self.nodes.token if config.tied else None)
 
-    def forward(
+    def masked_nodes(
         self, ids: Tensor, *inputs: Tensor | None, masked_positions: Tensor | None = None, **named: Tensor | None
     ) -> Tensor:
         x = self.hidden(ids, *inputs, **named)
         if masked_positions is not None:
             x = x.gather(1, masked_positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, K, C)
-        return self.head(x)
+        return x
+
+    def forward(self, ids: Tensor, *inputs: Tensor | None, **named: Tensor | None) -> Tensor:
+        return self.head(self.masked_nodes(ids, *inputs, **named))
 
 
 def build(config: Config) -> MaskedModel:
@@ -276,25 +280,20 @@ def examples(config: Config) -> Examples:
     return hide_tokens(corpus, MASK, 1, config.model.context - n_special)
 
 
-def compute_logits(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits of the hidden tokens: (B, K, V)"""
-    return model(**{name: value for name, value in batch.items() if name != "labels"}).float()
+def compute_nodes(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Return the nodes of the hidden tokens: (B, K, C)"""
+    return model.masked_nodes(**{name: value for name, value in batch.items() if name != "labels"})
 
 
 def loss(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
-    labels = batch["labels"].flatten()
-    nats = F.cross_entropy(compute_logits(model, batch).flatten(0, 1), labels, reduction="sum")
-    return nats / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    nats = cross_entropy(model.head, compute_nodes(model, batch), batch["labels"], reduction="sum")
+    return nats / (batch["labels"] != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def evaluate(model: MaskedModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return of the hidden tokens the mean nats, their exponential, and the accuracy."""
-
-    def select_labels(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        is_label = batch["labels"] != IGNORE_INDEX
-        return compute_logits(model, batch)[is_label], batch["labels"][is_label]
-
-    return score_classes(map(select_labels, batches))
+    parts = (iterate_logits(model.head, compute_nodes(model, batch), batch["labels"]) for batch in batches)
+    return score_classes(chain.from_iterable(parts))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..recipe import Recipe, StreamState
+from .activation_checkpointing import checkpoint_activations
 from .config import TrainConfig
 from .device import resolve_device, resolve_dtype, seed_generators
 from .evaluation import evaluate
@@ -44,7 +45,7 @@ def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], An
     model = recipe.build(config)
     if initialize is not None:
         initialize(model)
-    model = model.to(device)
+    model = checkpoint_activations(model.to(device), config.train)
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_dtype(config.train.dtype, device) == torch.float16)
     return TrainState(model, Optimizer(model, config.train), scaler)
 

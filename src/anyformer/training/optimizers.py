@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..model.transformer import Transformer
 from .config import TrainConfig
+from .optimizer_dtype import store_states
 
 STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 DECAY_FRACTION = 0.4  # of the steps after the warm-up, at the end of the trapezoid schedule
@@ -50,6 +51,9 @@ class Optimizer:
         if by_muon:
             muon = torch.optim.Muon(by_muon, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
             self.optimizers.append(muon)
+        if config.optimizer_dtype == "bfloat16":
+            for optimizer in self.optimizers:
+                store_states(optimizer, torch.bfloat16)
 
     def step(self, lr: float) -> None:
         for optimizer in self.optimizers:

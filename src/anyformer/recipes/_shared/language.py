@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.text.batches import IGNORE_INDEX, eval_windows, segment, train_windows
@@ -21,6 +20,7 @@ from ...model.config import TransformerConfig
 from ...model.edges import Edges, causal, same, window
 from ...model.embeddings import TokenEmbedding
 from ...model.heads import LMHead
+from ...model.kernels.cross_entropy import cross_entropy
 from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
 from ...recipe import Graph, GraphInput, StreamState, init_stream
@@ -121,27 +121,20 @@ def make_batch(ids: np.ndarray, labels: np.ndarray, separator: int | None) -> di
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def compute_logits(model: nn.Module, batch: dict[str, Tensor], **arguments: Any) -> Tensor:
-    """Return the logits of every next token: (B * T, V)"""
+def loss(model: Any, batch: dict[str, Tensor], reduction: str = "mean", **arguments: Any) -> Tensor:
     arguments |= {name: batch[name] for name in ("document", "positions", "previous") if name in batch}
-    return model(batch["ids"], **arguments).flatten(0, 1).float()
-
-
-def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(compute_logits(model, batch), batch["labels"].flatten())
+    return cross_entropy(model.head, model.hidden(batch["ids"], **arguments), batch["labels"], reduction=reduction)
 
 
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean nats per token, their exponential, and the bits per byte, which no tokenizer changes."""
     nats, tokens, n_bytes = 0.0, 0, 0
     for batch in batches:
-        labels = batch["labels"].flatten()
-        predicted = labels[labels != IGNORE_INDEX]
-        nats += F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
+        predicted = batch["labels"][batch["labels"] != IGNORE_INDEX]
+        nats += loss(model, batch, "sum").item()
         tokens += len(predicted)
         n_bytes += model.tokenizer.count_bytes(predicted.cpu().numpy())
-    mean = nats / max(1, tokens)
-    bits = nats / math.log(2) / max(1, n_bytes)
+    mean, bits = nats / max(1, tokens), nats / math.log(2) / max(1, n_bytes)
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": tokens}
 
 
