@@ -1,7 +1,7 @@
 """Activation checkpointing (1604.06174): a block keeps its input only, and is computed again for the backward pass."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ def checkpoint_activations(model: nn.Module, config: TrainConfig) -> nn.Module:
         if not blocks:
             raise InputError("train.activation_checkpointing: this model has no blocks of a Transformer")
         for block in blocks:
-            block.forward = partial(_forward, block)
+            block.forward = partial(_forward, cast(Block, block))
     return model
 
 

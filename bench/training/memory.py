@@ -1,0 +1,123 @@
+"""Memory of a training step: estimated by `--dry-run` and measured, for a few models and settings.
+
+    python -m bench.training.memory                        two minutes
+    python -m bench.training.memory --only language masked
+
+Measured is the largest total of what torch's CPU allocator has handed out (torch.profiler) in three updates of the
+training loop, in a process of its own; beside it, by how much the resident size of that process has grown.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import typing
+from dataclasses import replace
+from typing import Any
+
+from bench._common import make_parser
+
+STEPS = 3
+
+
+def list_cases() -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Return for each case the recipe, changes of the config, and those of its training."""
+    base = {"vocab_size": 512, "padded_vocab": 512}
+    large = {"vocab_size": 50_304, "padded_vocab": 50_304}
+    return {
+        "language": ("language", base, {}),
+        "language, dropout": ("language", base | {"dropout": 0.1}, {}),
+        "language, two batches": ("language", base, {"accumulate": 2}),
+        "language, bfloat16": ("language", base, {"dtype": "bfloat16"}),
+        "language, muon": ("language", base, {"optimizer": "muon"}),
+        "language, checkpointed": ("language", base, {"activation_checkpointing": True}),
+        "language, states in bfloat16": ("language", base, {"optimizer_dtype": "bfloat16"}),
+        "language, 50,304 tokens": ("language", large, {"batch": 16}),
+        "masked": ("masked", {"data": "plays"}, {}),
+        "translation": ("translation", {}, {}),
+        "speech": ("speech", {}, {}),
+        "vision": ("vision", {}, {}),
+        "multimodal": ("multimodal", {}, {}),
+        "control": ("control", {}, {}),
+    }
+
+
+def make_case(name: str) -> tuple[Any, Any]:
+    """Return the recipe and the config of a case."""
+    from anyformer.labs.benchmark import make_random_recipe
+    from anyformer.model.config import find_stacks
+    from anyformer.recipe import load_recipe
+
+    recipe_name, changes, train = list_cases()[name]
+    recipe = load_recipe(recipe_name)
+    config: Any = recipe.PRESETS["tiny"]
+    if recipe_name == "language":
+        recipe = make_random_recipe()
+        dropout = changes.get("dropout", 0.0)
+        shape = {"dim": 256, "n_layer": 4, "n_head": 4, "context": 128, "dropout": dropout}
+        text = {"data": "", "tokenizer": "ids", "model": replace(config.model, **shape)}
+        config = replace(config, **text, **{key: value for key, value in changes.items() if key != "dropout"})
+    else:
+        stacks = {key: replace(stack, dim=128, n_layer=3) for key, stack in find_stacks(config).items()}
+        config = replace(config, **changes, **stacks)
+    settings = {"steps": STEPS + 1, "warmup": 0, "eval_every": STEPS + 1, "device": "cpu", "dtype": "float32"}
+    return recipe, replace(config, train=replace(config.train, **settings | train))
+
+
+def current_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Train in this process. Returns the largest total of allocated bytes, and by how much the process has grown."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from anyformer.training import loop
+
+    recipe, config = make_case(name)
+    next(recipe.batches(config, "train", None))  # the data are prepared
+    before = current_bytes()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for record in loop.train(recipe, config):
+            if record["step"] == STEPS:
+                break
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    results = typing.cast(Any, profiler.profiler).kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results if event.name() == "[memory]")
+    total = peak = 0
+    for _, change in changes:
+        total += change
+        peak = max(peak, total)
+    return {"measured": peak, "resident": grown}
+
+
+def main(options: argparse.Namespace) -> None:
+    from anyformer.training.estimate import estimate
+
+    rows = []
+    for name in list_cases():
+        if options.only and not any(name.startswith(word) for word in options.only):
+            continue
+        command = [sys.executable, "-m", "bench.training.memory", "--measure", name]
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        memory = estimate(*make_case(name))["memory_bytes"]
+        rows.append({"case": name, "estimated": memory["total"]} | json.loads(process.stdout.splitlines()[-1]))
+        row = rows[-1] | {"parts": memory, "error": memory["total"] / rows[-1]["measured"] - 1}
+        if not options.json:
+            sizes = [f"{key} {row[key] / 1e6:8.1f} MB" for key in ("estimated", "measured", "resident")]
+            print(f"{name:<30}", *sizes, f"{row['error']:+.1%}", sep="  ", flush=True)
+    if options.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    parser = make_parser(__doc__)
+    parser.add_argument("--only", nargs="+", help="cases that begin with this")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure)))
+    else:
+        main(arguments)
