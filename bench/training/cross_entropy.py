@@ -3,9 +3,8 @@
     python -m bench.training.cross_entropy                      a minute: 2 rows of 1,024 tokens, 50,304 entries
     python -m bench.training.cross_entropy --rows 1 2 4 8 --contenders whole chunked
 
-Each contender runs in a process of its own: loss and gradients of a head, float32, CPU. Memory is the largest resident
-size of the process less that before the loss, so that the gradient of the weights counts in all of them. The difference
-to whole logits is the largest of any gradient, relative to the largest gradient.
+Each contender runs in a process of its own: loss and gradients of a head, float32, seconds of CPU time. Memory is the largest resident
+size of the process less that before the loss, so that the gradient of the weights counts in all of them.
 """
 
 import argparse
@@ -21,35 +20,30 @@ from bench._common import make_parser
 CONTENDERS = ("whole", "chunked", "recomputed", "torch")
 
 
-def make_loss(name: str, chunk: int) -> Any:
-    """Return loss(x, weight, labels) of a contender."""
+def make_loss(name: str, weight: Any, chunk: int) -> Any:
+    """Return loss(x, labels) of a contender, for a head with this weight."""
     import torch
     import torch.nn.functional as F
 
+    from anyformer.model.heads import LMHead
     from anyformer.model.kernels import cross_entropy as kernel
 
-    kernel.MAX_LOGITS = chunk
-
-    class Head(torch.nn.Module):
-        def __init__(self, weight: torch.Tensor):
-            super().__init__()
-            self.vocab_size, self.project = len(weight), torch.nn.Linear(1, 1, bias=False)
-            self.project.weight = torch.nn.Parameter(weight)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.project(x)
-
-    class LinearHead(Head):
-        def transform(self, x: torch.Tensor) -> torch.Tensor:
-            return x
-
+    kernel.MAX_CPU_LOGITS = chunk
+    head = LMHead(weight.shape[1], len(weight))
+    head.project.weight = weight
     if name == "whole":
-        return lambda x, weight, labels: F.cross_entropy(F.linear(x, weight), labels)
+        return lambda x, labels: F.cross_entropy(head(x), labels)
     if name == "torch":
         options = torch.nn.LinearCrossEntropyOptions()
-        return lambda x, weight, labels: F.linear_cross_entropy(x, weight, labels, options=options)
-    make_head = LinearHead if name == "chunked" else Head
-    return lambda x, weight, labels: kernel.cross_entropy(make_head(weight), x, labels)
+        return lambda x, labels: F.linear_cross_entropy(x, weight, labels, options=options)
+    if name == "recomputed":  # as of a head that does not end with a linear map
+
+        def call(x: torch.Tensor) -> torch.Tensor:
+            return head(x)
+
+        call.vocab_size = len(weight)  # ty: ignore[unresolved-attribute]
+        return lambda x, labels: kernel.cross_entropy(call, x, labels)
+    return lambda x, labels: kernel.cross_entropy(head, x, labels)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,21 +55,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     x = torch.randn(tokens, options.dim).requires_grad_()
     weight = torch.nn.Parameter(torch.randn(options.vocab, options.dim) / options.dim**0.5)
     labels = torch.randint(0, options.vocab, (tokens,))
-    loss_function = make_loss(options.contender, options.chunk)
-    loss_function(x[:2], weight, labels[:2]).backward()  # threads, libraries
-    gradients = None
-    x.grad = weight.grad = None
-    before, seconds = current_bytes(), []
-    for _ in range(options.repeat):
-        x.grad = weight.grad = gradients = None
-        start = time.perf_counter()
-        loss = loss_function(x, weight, labels)
-        loss.backward()
-        seconds.append(time.perf_counter() - start)
-    gradients = [g for g in (x.grad, weight.grad) if g is not None]
+    loss_function = make_loss(options.contender, weight, options.chunk)
+    before, start = current_bytes(), time.process_time()
+    loss = loss_function(x, labels)
+    loss.backward()
+    seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    sums = [g.double().abs().sum().item() for g in gradients]
-    return {"seconds": min(seconds), "bytes": peak, "loss": loss.item(), "gradient_sums": sums}
+    norms = [g.double().norm().item() for g in (x.grad, weight.grad)]
+    return {"seconds": seconds, "bytes": peak, "loss": loss.item(), "gradient_norms": norms}
 
 
 def current_bytes() -> int:
@@ -95,7 +82,8 @@ def main(options: argparse.Namespace) -> None:
                 row, logits = rows[-1], 4 * n * options.context * options.vocab
                 print(
                     f"{name:<10} {row['tokens']:>7,} tokens  {row['seconds']:6.2f} s  {row['bytes'] / 1e6:8,.0f} MB"
-                    f"  (logits {logits / 1e6:,.0f} MB)  loss {row['loss']:.6f}"
+                    f"  (logits {logits / 1e6:,.0f} MB)  loss {row['loss']:.6f}  gradients"
+                    f" {' '.join(f'{norm:.6f}' for norm in row['gradient_norms'])}"
                 )
     if options.json:
         print(json.dumps(rows))
@@ -108,8 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--vocab", type=int, default=50_304)
-    parser.add_argument("--chunk", type=int, default=1 << 25, help="entries of the logits that are computed at once")
-    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--chunk", type=int, default=1 << 24, help="entries of the logits that are computed at once")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:

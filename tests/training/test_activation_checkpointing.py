@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same gradients from fewer activations, for every recipe, under LoRA, FSDP and compile."""
+"""Activation checkpointing: the same gradients from fewer activations, with every recipe, LoRA, FSDP and compile."""
 
 from collections.abc import Generator
 from dataclasses import replace

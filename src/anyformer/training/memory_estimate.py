@@ -20,7 +20,7 @@ from .device import autocast, resolve_device, resolve_dtype
 from .optimizers import Optimizer
 
 MAX_ROWS = 256  # rows of the batch whose shapes are read; those of a larger one are scaled up from it
-MAX_REAL_ROWS = 4  # the same for models that need values
+MAX_REAL_ROWS = 8  # the same for models that need values
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "communication")
 
 
@@ -31,6 +31,8 @@ class Storage:
     size: int
     part: str
     in_block: bool = False
+    is_owned: bool = False
+    """The state of a matrix that Muon keeps in one process only."""
 
 
 class MemoryRecorder(TorchDispatchMode):
@@ -100,7 +102,7 @@ def estimate_memory(
             fake = {name: torch.zeros(shape, dtype=batch[name].dtype) for name, shape in full.items()}
             parts = simulate(recipe, config, fake, processes)
     except (RuntimeError, TypeError):  # the loss depends on values, and not on shapes alone
-        (small, _, small_scale), (large, _, large_scale) = read_batch(1), read_batch(MAX_REAL_ROWS)
+        (small, _, small_scale), (large, _, large_scale) = read_batch(MAX_REAL_ROWS // 2), read_batch(MAX_REAL_ROWS)
         less, more = (simulate(recipe, config, batch, processes) for batch in (small, large))
         reach = 0.0 if small_scale == large_scale else (1 - 1 / large_scale) / (1 / large_scale - 1 / small_scale)
         parts = {part: max(0.0, more[part] + reach * (more[part] - less[part])) for part in PARTS}
@@ -112,7 +114,11 @@ def simulate(recipe: Recipe, config: Any, batch: dict[str, Tensor], processes: i
     """Run an update on a batch, as the training loop does, and return the size of each part at its peak."""
     c, device = config.train, resolve_device(config.train.device)
     with MemoryRecorder(device) as recorder:
-        model = checkpoint_activations(recipe.build(config).to(device), c).train()
+        with device:  # fake tensors cannot be moved
+            model = recipe.build(config)
+        if next(model.parameters()).device.type != device.type:
+            model = model.to(device)
+        checkpoint_activations(model.train(), c)
         optimizer, trained = Optimizer(model, c), [p for p in model.parameters() if p.requires_grad]
         batch = {name: value.to(device) for name, value in batch.items()}
         recorder.vocab_sizes = {m.vocab_size for m in model.modules() if isinstance(m, LMHead | MaskedHead)}
@@ -127,6 +133,8 @@ def simulate(recipe: Recipe, config: Any, batch: dict[str, Tensor], processes: i
             recorder.part = "optimizer"
             optimizer.step(c.lr)
             recorder.part = "activations"
+            for states in (states for muon in optimizer.optimizers[1:] for states in muon.state.values()):
+                recorder.find(states["momentum_buffer"]).is_owned = processes > 1
             optimizer.zero_grad()
     return share(recorder, model, getattr(c, "shard", 1), processes)
 
@@ -154,13 +162,15 @@ def share(recorder: MemoryRecorder, model: nn.Module, shard: int, processes: int
     are complete during an update, and of the blocks the current and the next one, with gradients on their way."""
 
     def weigh(storage: Storage) -> float:
+        if storage.is_owned and shard == 1:
+            return storage.size / processes
         is_shared = storage.part in ("weights", "optimizer") or storage.in_block
         return storage.size / shard if is_shared else storage.size
 
     parts = recorder.measure_peak(weigh)
     if shard > 1:
         blocks = [count_bytes(block.parameters()) for stack in list_stacks(model) for block in stack.blocks]
-        parts["communication"] = count_bytes(model.parameters()) - sum(blocks) + 4 * max(blocks, default=0)
+        parts["communication"] = count_bytes(model.parameters()) - sum(blocks) + 3 * max(blocks, default=0)
     elif processes > 1:  # the buckets of DistributedDataParallel
         parts["communication"] = count_bytes(p for p in model.parameters() if p.requires_grad)
     return parts

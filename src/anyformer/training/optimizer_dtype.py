@@ -12,8 +12,8 @@ def store_states(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> None:
     """Let an optimizer keep its averages in a dtype between updates, also after `load_state_dict`.
 
     During an update all of them are in float32: activations are freed by then, so that the peak of a training step is
-    lower unless activations take less than half of the states. Rounding is to the nearest: an average whose new part
-    is below 2^-9 of it (beta2 above 0.998) does not move any more.
+    lower unless activations take less than half of the states. Values are rounded to the nearest, so that an average
+    that decays by less than 2^-8 in an update stays where it is.
     """
 
     def widen(*_: Any) -> None:
