@@ -3,8 +3,8 @@
     python -m bench.training.cross_entropy                      a minute: 2 rows of 1,024 tokens, 50,304 entries
     python -m bench.training.cross_entropy --rows 1 2 4 8 --contenders whole chunked
 
-Each contender runs in a process of its own: loss and gradients of a head, float32, seconds of CPU time. Memory is the largest resident
-size of the process less that before the loss, so that the gradient of the weights counts in all of them.
+Each contender runs in a process of its own: loss and gradients of a head in float32, in seconds of CPU time. Memory is
+the largest resident size of the process less that before the loss, so that the gradient of the weights counts in all.
 """
 
 import argparse

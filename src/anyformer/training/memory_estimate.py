@@ -123,20 +123,30 @@ def simulate(recipe: Recipe, config: Any, batch: dict[str, Tensor], processes: i
         batch = {name: value.to(device) for name, value in batch.items()}
         recorder.vocab_sizes = {m.vocab_size for m in model.modules() if isinstance(m, LMHead | MaskedHead)}
         label_weights(recorder, model)
-        for _ in range(2):  # the first update allocates the states of the optimizer
-            recorder.restart()
-            for _ in range(2 if c.accumulate > processes else 1):
-                with autocast(device, resolve_dtype(c.dtype, device)):
-                    loss = recipe.loss(model, batch)
-                loss.backward()
-                label_gradients(recorder, trained)
-            recorder.part = "optimizer"
-            optimizer.step(c.lr)
-            recorder.part = "activations"
-            for states in (states for muon in optimizer.optimizers[1:] for states in muon.state.values()):
-                recorder.find(states["momentum_buffer"]).is_owned = processes > 1
-            optimizer.zero_grad()
+        allocate_states(recorder, optimizer, trained, processes)
+        for _ in range(2 if c.accumulate > processes else 1):
+            with autocast(device, resolve_dtype(c.dtype, device)):
+                loss = recipe.loss(model, batch)
+            loss.backward()
+            label_gradients(recorder, trained)
+        recorder.part = "optimizer"
+        optimizer.step(c.lr)
     return share(recorder, model, getattr(c, "shard", 1), processes)
+
+
+def allocate_states(
+    recorder: MemoryRecorder, optimizer: Optimizer, parameters: list[nn.Parameter], processes: int
+) -> None:
+    """Let the optimizer allocate its states, as the first update does, and record from then on."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    recorder.part = "optimizer"
+    optimizer.step(0.0)
+    optimizer.zero_grad()
+    for states in (states for muon in optimizer.optimizers[1:] for states in muon.state.values()):
+        recorder.find(states["momentum_buffer"]).is_owned = processes > 1
+    recorder.part = "activations"
+    recorder.restart()
 
 
 def label_weights(recorder: MemoryRecorder, model: nn.Module) -> None:
