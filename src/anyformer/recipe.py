@@ -84,6 +84,12 @@ def init_stream(state: StreamState | None, data: str, sha256: str, **extra: Any)
     return stream
 
 
+def advance_stream(state: StreamState, tokens: int) -> StreamState:
+    """Return the state after a batch of so many tokens. A stream that is one of several processes' passes over the
+    batches of the others: its state has a "stride"."""
+    return state | {"step": state["step"] + state.get("stride", 1), "tokens": state["tokens"] + tokens}
+
+
 # --- what a recipe may offer besides ---
 
 

@@ -27,6 +27,7 @@ from anyformer.training.config import TrainConfig
 from anyformer.training.estimate import estimate
 from anyformer.training.evaluation import evaluate
 from anyformer.training.run_directory import describe_run
+from anyformer.training.updates import make_update
 from cli_kit import call
 from data_kit import SMALL_DATA
 
@@ -205,13 +206,14 @@ def test_accumulated_batches_equal_one_large_batch(name: str):
     rows = max(len(value) for value in batch.values())
 
     def compute_gradient(*cuts: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        state = loop.init_state(recipe, config)
+        train = dataclasses.replace(config.train, accumulate=len(cuts) + 1)
+        state = loop.init_state(recipe, dataclasses.replace(config, train=train))
         state.model.train()
         parts = [
             {key: value[start:end] for key, value in batch.items()} for start, end in zip((0, *cuts), (*cuts, rows))
         ]
-        function = gradients.select_loss(recipe, dataclasses.replace(config.train, accumulate=len(parts)))
-        loss, _ = gradients.compute_gradient(recipe, function, state.model, state.scaler, parts, "float32")
+        update = make_update(recipe, parts)
+        loss, _ = gradients.compute_gradient(state.wrapped, state.model, state.scaler, update, "float32")
         return loss, {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
 
     loss, gradient = compute_gradient()
@@ -246,8 +248,8 @@ def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
         state = loop.init_state(recipe, config)
         state.model.train()
         torch.manual_seed(0)
-        function = gradients.select_loss(recipe, config.train)
-        loss, _ = gradients.compute_gradient(recipe, function, state.model, state.scaler, [batch], "float32")
+        update = make_update(recipe, [batch])
+        loss, _ = gradients.compute_gradient(state.wrapped, state.model, state.scaler, update, "float32")
         results.append(
             {"loss": loss} | {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
         )

@@ -18,6 +18,7 @@ from anyformer.recipes import language
 from anyformer.training import device, gradients, loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.optimizers import Optimizer, get_lr
+from anyformer.training.updates import make_update
 
 
 def configure(text: Path, **train: Any) -> language.Config:
@@ -51,7 +52,8 @@ def test_a_part_without_labels_is_left_out(text: Path):
     state = loop.init_state(language, config)
     batches = [batch for batch, _ in islice(language.batches(config, "train"), 2)]
     batches[1]["labels"][:] = -100
-    loss, _ = gradients.compute_gradient(language, language.loss, state.model, state.scaler, batches, "float32")
+    update = make_update(language, batches)
+    loss, _ = gradients.compute_gradient(state.wrapped, state.model, state.scaler, update, "float32")
     assert loss.item() == pytest.approx(language.loss(state.model, batches[0]).item())
     assert all(p.grad.isfinite().all() for p in state.model.parameters())
 
@@ -130,10 +132,10 @@ def test_a_machine_that_cannot_compile(text: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_loss_that_is_not_finite_stops_the_training(text: Path, monkeypatch: pytest.MonkeyPatch):
     loss, config = language.loss, configure(text)
-    state = loop.init_state(language, config)
     monkeypatch.setattr(
         language, "loss", lambda model, batch: loss(model, batch) * (math.nan if state.step == 2 else 1)
     )
+    state = loop.init_state(language, config)
     records: Iterator[dict] = loop.train(language, config, state)
     next(records), next(records)
     weights = [p.clone() for p in state.model.parameters()]

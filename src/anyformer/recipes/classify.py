@@ -41,7 +41,7 @@ from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field, show_value
-from ..recipe import BatchStream, Examples, Figure, FileInput, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, Figure, FileInput, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.encoder import (  # noqa: F401
@@ -242,7 +242,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     """
     c, data = config.train, load_texts(config)
     state = init_stream(state, config.data, data.sha256, rows=count_rows(split, partial(select_texts, config)))
-    indices, rows, order = select_texts(config, split), encode_texts(config), []
+    indices, rows, ordered_epoch = select_texts(config, split), encode_texts(config), None
     if split != "train":
         indices = indices[epoch_order(len(indices), 0, 1)]  # so that the first few batches hold every class
         for start in range(0, len(indices), c.batch):
@@ -250,11 +250,11 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     lengths, n_batches = np.array([len(row) for row in rows]), -(-len(indices) // c.batch)
     while split == "train":
         epoch, index = divmod(state["step"], n_batches)
-        if index == 0 or not order:
-            pool_epoch = 0 if config.frozen else epoch
+        if epoch != ordered_epoch:
+            ordered_epoch, pool_epoch = epoch, 0 if config.frozen else epoch
             order = bucket_by_length(indices, lengths[indices], c.batch, c.seed, epoch, pool_epoch)
         batch = make_batch(rows, data.classes, order[index])
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + int(batch["lengths"].sum())}
+        state = advance_stream(state, int(batch["lengths"].sum()))
         yield batch, state
 
 

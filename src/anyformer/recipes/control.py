@@ -34,7 +34,18 @@ from ..errors import InputError
 from ..inference.agent import Actor, check_environment, predict_next_actions, read_episode_row, roll_out
 from ..model import TrajectoryEmbedding, Transformer, TransformerConfig, causal, initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
-from ..recipe import BatchStream, Examples, Figure, FileInput, Graph, GraphInput, SizeOption, StreamState, init_stream
+from ..recipe import (
+    BatchStream,
+    Examples,
+    Figure,
+    FileInput,
+    Graph,
+    GraphInput,
+    SizeOption,
+    StreamState,
+    advance_stream,
+    init_stream,
+)
 from ..training.config import TrainConfig
 from ._shared.presets import TINY_TRAIN, make_model_config
 from ._shared.sizes import Size, offer_sizes
@@ -228,7 +239,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     while split == "train":
         starts = sample_starts(data, episodes, c.batch, c.seed, state["step"])
         windows = build_windows(data, starts, context)
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + 3 * int(windows["real"].sum())}
+        state = advance_stream(state, 3 * int(windows["real"].sum()))
         yield to_tensors(windows, normalizer), state
 
 

@@ -41,7 +41,7 @@ from ..metrics import score_classes
 from ..model import MaskedHead, initialize
 from ..model.kernels.cross_entropy import cross_entropy, iterate_logits
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, Examples, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import (  # noqa: F401
     EncoderConfig,
@@ -231,7 +231,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     while split == "train":
         ids, _ = train_windows(tokens, width, c.batch, c.seed, state["step"], split)
         batch = make_batch(tokenizer, policy, ids, np.full(len(ids), width), c.seed, state["step"], separate)
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
+        state = advance_stream(state, ids.size)
         yield batch, state
 
 

@@ -54,6 +54,7 @@ from ..recipe import (
     GraphInput,
     SizeOption,
     StreamState,
+    advance_stream,
     init_stream,
 )
 from ..search_space import SearchChoice, SearchSpace
@@ -289,7 +290,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         batch = stretch_time(schema, build_batch(dataset, rows), config.stretch, rng)
         batch = drop_fields(schema, rotate_vectors(schema, batch, config.max_rotation, rng), config.field_dropout, rng)
         tensors = to_tensors(add_noise(schema, batch, config.noise, rng))
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + int(tensors["present"].sum()) + c.batch}
+        state = advance_stream(state, int(tensors["present"].sum()) + c.batch)
         yield tensors, state
 
 

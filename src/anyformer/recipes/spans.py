@@ -29,7 +29,7 @@ from ..errors import InputError
 from ..inference.beam import Hypothesis
 from ..inference.translation import TranslationRequest, search_in_batches
 from ..parsing import check_range, parse_dataclass
-from ..recipe import BatchStream, Examples, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.pairs import Translator, TranslatorConfig, build_pair, build_translator, evaluate, export_graph, loss  # noqa: F401
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
@@ -134,7 +134,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         ids, _ = train_windows(tokens, length, c.batch, c.seed, state["step"], split)
         batch = make_batch(*corruption(ids, c.seed, state["step"]), pair.start_id, pair.end_id)
         count = batch["source"].numel() + batch["labels"].numel()
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + count}
+        state = advance_stream(state, count)
         yield batch, state
 
 

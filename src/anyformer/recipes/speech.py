@@ -55,6 +55,7 @@ from ..recipe import (
     GraphInput,
     SizeOption,
     StreamState,
+    advance_stream,
     init_stream,
 )
 from ..training.config import TrainConfig
@@ -296,7 +297,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     n_rows = count_rows(split, partial(select_clips, config))
     state = init_stream(state, config.data, dataset.sha256, skipped=dataset.skipped + n_left_out, rows=n_rows)
     is_train = split == "train"
-    for step in count(state["step"]) if is_train else range(-(-len(indices) // c.batch)):
+    for step in count(state["step"], state.get("stride", 1)) if is_train else range(-(-len(indices) // c.batch)):
         rows = range(c.batch) if is_train else range(step * c.batch, min((step + 1) * c.batch, len(indices)))
         spec = example_spec(config, tokenizer, step if is_train else None)
         examples = []
@@ -307,7 +308,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         batch = {name: torch.from_numpy(value) for name, value in collate(spec, examples).items()}
         if is_train:
             nodes = int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
-            state = state | {"step": step + 1, "tokens": state["tokens"] + nodes}
+            state = advance_stream(state, nodes)
         yield batch, state
 
 

@@ -38,7 +38,7 @@ from ..inference.decode import pad_rows
 from ..metrics import find_spans, score_classes, score_spans
 from ..model import initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Examples, FileInput, SizeOption, StreamState, init_stream
+from ..recipe import BatchStream, Examples, FileInput, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import EncoderConfig, TextEncoder, batch_by_length, export_graph, read_label_names  # noqa: F401
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
@@ -139,7 +139,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     "train" never ends and yields each sentence once an epoch, sentences of similar length together; "val" and "all"
     yield each once.
     """
-    c, splits, order = config.train, encode_sentences(config), []
+    c, splits, ordered_epoch = config.train, encode_sentences(config), None
     rows, n_rows = splits[split], count_rows(split, splits.__getitem__)
     state = init_stream(state, config.data, load_sentences(config).sha256, rows=n_rows)
     indices, lengths = np.arange(len(rows)), np.array([len(ids) for ids, _ in rows])
@@ -150,10 +150,11 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     n_batches = -(-len(rows) // c.batch)
     while split == "train":
         epoch, index = divmod(state["step"], n_batches)
-        if index == 0 or not order:
+        if epoch != ordered_epoch:
+            ordered_epoch = epoch
             order = bucket_by_length(indices, lengths, c.batch, c.seed, epoch)
         batch = make_batch([rows[i] for i in order[index]])
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + int(batch["lengths"].sum())}
+        state = advance_stream(state, int(batch["lengths"].sum()))
         yield batch, state
 
 

@@ -58,6 +58,7 @@ from ..recipe import (
     GraphInput,
     SizeOption,
     StreamState,
+    advance_stream,
     init_stream,
 )
 from ..training.config import TrainConfig
@@ -324,7 +325,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     while split == "train":
         rows = sample_indices(indices, c.batch, c.seed, state["step"])
         batch = augment_batch(config.augment, dataset.pixels[rows], labels[rows], c.seed, state["step"])
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + c.batch * config.model.context}
+        state = advance_stream(state, c.batch * config.model.context)
         yield to_tensors(**batch), state
 
 

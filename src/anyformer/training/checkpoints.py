@@ -29,6 +29,7 @@ from ..parsing import parse_dataclass, to_json
 from .building import SkipInit, limit_parameters
 from .checksums import verify_files, write_checksums
 from .config import LoRAConfig
+from .distributed import collect, fill, get_rank
 from .gradients import find_not_finite
 from .hardware import first_line
 from .loop import TrainState
@@ -71,25 +72,37 @@ def collect_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_checkpoint(folder: Path, state: TrainState, config: dict[str, Any]) -> Path:
-    """Write `folder/step-N`, with `config` as its config.json. Raises InputError; nothing half-written remains."""
+    """Write `folder/step-N`, with `config` as its config.json. Raises InputError; nothing half-written remains. Of
+    several processes all must call this, and the first writes."""
     final, latest = folder / f"step-{state.step}", find_latest(folder)
+    optimizer, weights = state.optimizer.state_dict(), collect(collect_tensors(state.model))
+    if get_rank() > 0:
+        return final
     previous = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
     advice = f"{previous}: free some space and continue with --resume"
     with atomic_directory(final, advice, make_parents=False) as temporary:
-        save_file(detach(state.optimizer.state_dict()), temporary / "optimizer.safetensors", {"format": "pt"})
+        save_file(detach(optimizer), temporary / "optimizer.safetensors", {"format": "pt"})
         values: dict[str, Any] = {"step": state.step, "stream_state": state.stream_state, "best": state.best}
         if state.scaler.is_enabled():
             values["scaler"] = state.scaler.state_dict()
         if state.timer is not None:
             values["timer"] = to_json(state.timer.get_state())
-        write_model(temporary, state.model, config, values)
+        write_model(temporary, state.model, config, values, weights)
     return final
 
 
-def write_model(folder: Path, model: nn.Module, config: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write everything that using a model needs: weights, configs and the model's own files, and their checksums."""
+def write_model(
+    folder: Path,
+    model: nn.Module,
+    config: dict[str, Any],
+    state: dict[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write everything that using a model needs: weights (of a model that processes share, those that were collected),
+    configs and the model's own files, and their checksums."""
     files = {"config.json": json.dumps(config, indent=2), "state.json": json.dumps(state, indent=2)}
-    save_file(detach(collect_tensors(model)), folder / "model.safetensors", {"format": "pt"})
+    tensors = collect_tensors(model) if weights is None else weights
+    save_file(detach(tensors), folder / "model.safetensors", {"format": "pt"})
     for name, text in (getattr(model, "files", {}) | files).items():
         (folder / name).write_bytes(text.encode())
     write_checksums(folder)
@@ -291,7 +304,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     with open_safetensors(path) as file, torch.no_grad():
         names = match_tensors(path, file, tensors)
         for name, tensor in tensors.items():
-            tensor.copy_(file.get_tensor(names[name]))
+            fill(tensor, file.get_tensor(names[name]))
     check_loaded(model, path)
 
 

@@ -22,6 +22,8 @@ class TrainConfig:
     """Rows of a batch."""
     accumulate: int = 1
     """Batches whose gradients are summed before each update, for a larger batch than memory holds."""
+    shard: int = 1
+    """Processes that share one copy of weights, gradients and optimizer states (FSDP2); 1: each has a copy (DDP)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW (1711.05101), or Muon for the matrices of Transformer blocks and AdamW for everything else."""
     lr: float = 1e-3
@@ -69,7 +71,7 @@ class TrainConfig:
         check_types(self)
         counts = ("steps", "eval_every", "eval_batches", "final_every", "save_every")
         check_range(self, *counts, at_least=1, at_most=MAX_STEPS)
-        check_range(self, "batch", "accumulate", at_least=1, at_most=MAX_BATCH)
+        check_range(self, "batch", "accumulate", "shard", at_least=1, at_most=MAX_BATCH)
         check_range(self, "average", at_least=1, at_most=1000)
         check_range(self, "warmup", "patience", at_least=0, at_most=MAX_STEPS)
         check_range(self, "clip", "weight_decay", at_least=0, at_most=1e12)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..processes import get_local_rank, get_world_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -14,6 +15,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def resolve_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is the fastest kind available. Raises InputError if the machine lacks it."""
     available = ["cpu"] + ["mps"] * torch.backends.mps.is_available()
+    if get_world_size() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{get_local_rank()}"  # each process has a device of its own
     available += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] * torch.cuda.is_available()
     if name == "auto":
         return torch.device(next((d for d in ("cuda", "mps") if d in available), "cpu"))

@@ -1,19 +1,21 @@
 """The gradient of one update: accumulated over several batches, scaled in float16, compiled, clipped."""
 
 import math
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data.text.batches import IGNORE_INDEX
 from ..errors import InputError, TrainingError
-from ..recipe import Recipe, SupportsLossTerms, SupportsLossWeight
+from ..recipe import Recipe, SupportsLossTerms
 from .config import TrainConfig
-from .device import autocast, move_batch, resolve_dtype
+from .device import autocast, move_batch, resolve_dtype, seed_generators
+from .distributed import gather, get_local, get_size, get_full, is_sharded, name_process, sync_gradients, total
 from .hardware import first_line
 from .optimizers import Optimizer
+from .updates import Update
 
 LossFunction = Callable[[nn.Module, dict[str, Any]], Tensor]
 
@@ -46,87 +48,78 @@ def compile_loss(function: LossFunction) -> LossFunction:
 
 
 def compute_gradient(
-    recipe: Recipe,
-    loss_function: LossFunction,
-    model: nn.Module,
-    scaler: torch.amp.GradScaler,
-    batches: Sequence[dict[str, Any]],
-    dtype: str,
+    step: nn.Module, model: nn.Module, scaler: torch.amp.GradScaler, update: Update, dtype: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Add the gradient of the mean loss over all predictions in several batches to the model's parameters.
+    """Add the gradient of the mean loss over all predictions in the batches of an update to the model's parameters, of
+    several processes in the batches of all.
 
     Each batch counts by its number of predictions, so that the gradient equals that of one large batch.
 
     Returns:
-        The mean loss, detached; and the last loss with its graph. A caller that holds the latter until the next update
-        keeps the allocator from returning the memory of the activations to the system in between.
+        This process's part of the mean loss, detached; and the last loss with its graph. A caller that holds the latter
+        until the next update keeps the allocator from returning the memory of the activations to the system in between.
     """
     device = next(model.parameters()).device
     mean, loss = torch.zeros((), device=device), None
-    for batch, share in zip(batches, compute_shares(recipe, batches)):
-        if share is not None and not share.any():
+    for i, (batch, share) in enumerate(zip(update.batches, update.shares)):
+        if share is not None and not share.any() and get_size() == 1:
             continue  # it predicts nothing, and its mean is undefined
-        with autocast(device, resolve_dtype(dtype, device)):
-            loss = loss_function(model, move_batch(batch, device))
-            if share is not None:
-                loss = (loss * move_batch({"share": share}, device)["share"]).sum()
-        scaler.scale(loss).backward()
+        if update.seeds:
+            seed_generators(update.seeds[i], device)
+        with sync_gradients(step, is_last=i == len(update.batches) - 1) as factor:
+            with autocast(device, resolve_dtype(dtype, device)):
+                loss = step(move_batch(batch, device))
+                if share is not None:
+                    loss = (loss * move_batch({"share": share}, device)["share"]).sum()
+            scaler.scale(loss * factor).backward()
         mean += loss.detach()
     return mean, loss
-
-
-def compute_shares(recipe: Recipe, batches: Sequence[dict[str, Any]]) -> list[Tensor | None]:
-    """Return the weight of each batch in the mean over all of them: (), or (k,) for a loss of k terms; None is 1."""
-    if len(batches) == 1:
-        return [None]
-    weights = torch.stack([count_predictions(recipe, batch) for batch in batches]).double()
-    return list((weights / weights.sum(0).clamp(min=1)).float())
-
-
-def count_predictions(recipe: Recipe, batch: dict[str, Any]) -> Tensor:
-    """Return how many predictions the loss of a batch is the mean of."""
-    if isinstance(recipe, SupportsLossWeight):
-        return torch.as_tensor(recipe.loss_weight(batch))
-    labels = [value for name, value in batch.items() if name.split("/")[0] == "labels"]
-    if not labels:
-        return torch.tensor(len(next(iter(batch.values()))))
-    return torch.stack([(value != IGNORE_INDEX).sum() for value in labels]).sum()
 
 
 def clip_gradient(
     model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, max_norm: float
 ) -> tuple[float, float]:
-    """Undo the loss scale, and clip the gradient's norm; 0 does not clip. Returns the loss and the norm before that,
-    read in a single transfer from the device."""
+    """Undo the loss scale, and clip the gradient's norm; 0 does not clip. Returns the loss, summed over the processes,
+    and the norm before that, read in a single transfer from the device."""
     for part in optimizer.optimizers:
         scaler.unscale_(part)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
-    loss_value, norm_value = torch.stack([loss, norm.to(loss.device)]).tolist()
+    norm = get_full(nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf))
+    loss_value, norm_value = torch.stack([total(loss), norm.to(loss.device)]).tolist()
     return loss_value, norm_value
 
 
-def check_finite(scaler: torch.amp.GradScaler, loss: float, grad_norm: float, step: int, lr: float) -> bool:
+def check_finite(
+    scaler: torch.amp.GradScaler, own_loss: Tensor, loss: float, grad_norm: float, step: int, lr: float
+) -> bool:
     """Return whether the update can be made; not if float16 gradients overflowed because of the loss scale.
 
-    Raises TrainingError if the loss or the gradient is not finite for any other reason.
+    Raises TrainingError if the loss or the gradient is not finite for any other reason; of several processes it names
+    the first whose `own_loss` is not.
     """
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return True
     if math.isfinite(loss) and scaler.get_scale() > 1:
         return False
+    losses = gather((own_loss.item(), socket.gethostname()))
+    names = [name_process(rank, host) for rank, (own, host) in enumerate(losses) if not math.isfinite(own)]
+    where = f" (first on {names[0]})" if names and get_size() > 1 else ""
     raise TrainingError(
-        f"the loss is {loss:g} and the gradient's norm {grad_norm:g} at step {step + 1} with learning rate {lr:.3g}: "
-        f"try --train.lr {lr / 3:.1g}, a longer --train.warmup, or --dtype float32"
+        f"the loss is {loss:g}{where} and the gradient's norm {grad_norm:g} at step {step + 1} with learning rate "
+        f"{lr:.3g}: try --train.lr {lr / 3:.1g}, a longer --train.warmup, or --dtype float32"
     )
 
 
 def find_not_finite(model: nn.Module) -> str | None:
-    """Return the name of a parameter or buffer that holds nan or inf; None if there is none. Waits for the device."""
+    """Return the name of a parameter or buffer that holds nan or inf; None if there is none. Waits for the device. Of a
+    model that is shared, all processes must call this."""
     named = (*model.named_parameters(), *model.named_buffers())
-    tensors = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point() and tensor.numel()}
-    if math.isfinite(nn.utils.get_total_norm(tensors.values())):
-        return None
-    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)  # a norm can overflow
+    is_shared = any(is_sharded(parameter) for parameter in model.parameters())
+    tensors = {name: get_local(tensor.detach()) for name, tensor in named if tensor.is_floating_point()}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+    name = None
+    if tensors and not math.isfinite(nn.utils.get_total_norm(tensors.values())):  # which can overflow by itself
+        name = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    return next(filter(None, gather(name)), None) if is_shared else name
 
 
 def check_weights(model: nn.Module, step: int, lr: float) -> None:

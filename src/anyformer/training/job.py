@@ -10,25 +10,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ..answer_text import format_prediction
-from ..errors import Stopped, TrainingError
+from ..errors import InputError, Stopped, TrainingError
 from ..events import report_notice
 from ..examples import find_examples, predict_examples
 from ..parsing import to_json
-from ..recipe import Examples, Recipe, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
+from ..recipe import Examples, Recipe, StreamState, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
 from . import budget as budgets
-from . import checkpoints
+from . import checkpoints, distributed
 from .config import LoRAConfig
-from .device import resolve_device
+from .device import resolve_device, resolve_dtype
 from .gradients import check_weights
 from .loop import TrainState, evaluate, init_state, is_finished, train
-from .run_directory import RemovedError, RunDirectory, describe_run, find_lock_holder, open_logs
+from .lora import add_lora
+from .run_directory import ReadOnlyRun, RemovedError, RunDirectory, describe_run, describe_versions, find_lock_holder
 from .timer import Timer, TimerState
+from .updates import count_own
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def run_job(
     on_checkpoint: CheckpointCallback = ignore,
 ) -> tuple[TrainingJob, TrainState]:
     """Train in the job's run directory, up to the last checkpoint; a run that fails before its first one is removed.
+    Of several processes, the first alone writes to it and calls back.
 
     Returns:
         The job with the config that was trained (a budget decides part of it), and the final state.
@@ -111,10 +114,36 @@ def run_job(
         Stopped: After Ctrl-C or SIGTERM; everything is saved.
     """
     with ExitStack() as stack:
-        if job.is_resumed:
+        stack.enter_context(distributed.join_processes(job.config.train.device))
+        is_first = distributed.get_rank() == 0
+        if not is_first:
+            job = replace(job, run=ReadOnlyRun(job.run.path))
+            on_start = on_record = on_checkpoint = ignore
+        job, state = begin_job(job, stack)
+        on_start(job, state)
+        for record in run_training(job, state, on_checkpoint):
+            on_record(record)
+        state.model = distributed.get_full_model(state.model, lambda: rebuild(job))
+    if is_first:
+        average_checkpoints(job, state)
+        job = fit_end(job, state)
+    return job, state
+
+
+def begin_job(job: TrainingJob, stack: ExitStack) -> tuple[TrainingJob, TrainState]:
+    """Check the input, reserve the run directory until the stack is closed, and return the state to begin with. What
+    fails on one of several processes fails on all."""
+    is_first, stream_state = distributed.get_rank() == 0, None
+    with distributed.fail_together():
+        if job.is_resumed and is_first:
             stack.enter_context(job.run.lock())
             job = find_start(job)
-        check_inputs(job)  # before anything is written
+        check_processes(job)
+    for is_turn in distributed.take_turns():  # the first process of a machine prepares the data for the others
+        with distributed.fail_together():
+            stream_state = check_inputs(job) if is_turn else stream_state  # before anything is written
+    distributed.check_agreement(describe_inputs(job, stream_state or {}))
+    with distributed.fail_together():
         if job.compare and isinstance(job.recipe, SupportsPeers):
             job = replace(job, peers=job.recipe.train_peers(job.config))
         job = apply_budget(job)
@@ -124,16 +153,34 @@ def run_job(
         stack.enter_context(remove_stub(job))
         stack.enter_context(job.run.report_removal())
         stack.enter_context(name_last_checkpoint(job))
-        job.run.write_examples(find_examples(job.recipe, job.config))
-        state = restore_or_init(job)
-        if job.is_resumed:
-            job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
-        on_start(job, state)
-        for record in run_training(job, state, on_checkpoint):
-            on_record(record)
-        average_checkpoints(job, state)
-        job = fit_end(job, state)
+        job.run.write_examples(find_examples(job.recipe, job.config) if is_first else Examples())
+        if is_first:
+            checkpoints.prune_checkpoints(job.run.checkpoints, job.config.train.average)
+    state = restore_or_init(job)
+    if job.is_resumed:
+        job.run.write_config(job.run.read_config() | {"config": to_json(job.config)})
     return job, state
+
+
+def check_processes(job: TrainingJob) -> None:
+    """Raise InputError for what several processes cannot do."""
+    size, c = distributed.get_size(), job.config.train
+    distributed.check_shard(c.shard, size)
+    count_own(c.accumulate, size)
+    if size > 1 and (job.budget is not None or job.timer is not None):
+        raise InputError("--minutes ends a training of one process by its clock: say --steps to several")
+    if size > 1 and job.compare:
+        raise InputError("--compare trains other models in one process: leave it out, or train in one process")
+    if c.shard > 1 and resolve_dtype(c.dtype, resolve_device(c.device)) == torch.float16:
+        raise InputError("float16 has a loss scale for each process: with --train.shard, give --dtype bfloat16")
+
+
+def describe_inputs(job: TrainingJob, stream_state: StreamState) -> dict[str, Any]:
+    """Return what several processes must have in common."""
+    versions = {f"the version of {name}": text for name, text in describe_versions().items()}
+    config, exists = json.dumps(to_json(job.config), sort_keys=True), job.is_resumed
+    facts = {"the data": stream_state.get("data"), "the config": config, f"whether {job.run.path} is continued": exists}
+    return facts | versions
 
 
 def find_start(job: TrainingJob) -> TrainingJob:
@@ -146,9 +193,9 @@ def find_start(job: TrainingJob) -> TrainingJob:
     return replace(job, timer=checkpoints.read_timer(latest)) if job.keeps_timer else job
 
 
-def check_inputs(job: TrainingJob) -> None:
+def check_inputs(job: TrainingJob) -> StreamState:
     """Open the device, read a batch of both splits, and look at the run directory: a new run needs an unused one, a
-    resumed one a checkpoint of the same model. Raises InputError."""
+    resumed one a checkpoint of the same model. Returns the state after the first training batch. Raises InputError."""
     resolve_device(job.config.train.device)
     latest = checkpoints.find_latest(job.run.checkpoints) if job.is_resumed else None
     if not job.is_resumed and find_lock_holder(job.run.path / ".lock") is None:  # else its lock names the process
@@ -157,8 +204,9 @@ def check_inputs(job: TrainingJob) -> None:
         config = bind_checkpoint_files(job.config, latest)
         checkpoints.check_model(latest, lambda: initialize(job, job.recipe.build(config)))
     stream_state = None if latest is None else checkpoints.read_state(latest)["stream_state"]
-    for split, state in (("train", stream_state), ("val", None)):
-        next(job.recipe.batches(job.config, split, state))
+    _, after_first = next(job.recipe.batches(job.config, "train", stream_state))
+    next(job.recipe.batches(job.config, "val", None))
+    return after_first
 
 
 def apply_budget(job: TrainingJob) -> TrainingJob:
@@ -216,11 +264,16 @@ def initialize(job: TrainingJob, model: nn.Module) -> nn.Module:
     return model
 
 
+def rebuild(job: TrainingJob) -> nn.Module:
+    """Build a model like the one of a training, whose weights are filled in afterwards."""
+    latest = checkpoints.find_latest(job.run.checkpoints)
+    model = job.recipe.build(job.config if latest is None else bind_checkpoint_files(job.config, latest))
+    return add_lora(model, job.lora) if job.lora.rank else model
+
+
 def restore_or_init(job: TrainingJob) -> TrainState:
     """Return the state of the run's last checkpoint, its logs cut there; or a new state if it has none."""
-    folder = job.run.checkpoints
-    checkpoints.prune_checkpoints(folder, job.config.train.average)
-    latest = checkpoints.find_latest(folder)
+    latest = distributed.agree(checkpoints.find_latest(job.run.checkpoints))
     config = job.config if latest is None else bind_checkpoint_files(job.config, latest)
     state = init_state(job.recipe, config, lambda model: initialize(job, model))
     if job.init is not None:
@@ -240,35 +293,46 @@ def run_training(
 ) -> Iterator[dict[str, Any]]:
     """Train, log, sample and save; yield each record with "seconds" and "tokens_per_second". Raises Stopped."""
     config, run = job.config.train, job.run
-    content, examples, tokens = run.read_config(), run.read_examples(), (state.stream_state or {}).get("tokens", 0)
+    content, examples = run.read_config(), distributed.agree(run.read_examples())
+    tokens = (state.stream_state or {}).get("tokens", 0)
     started_at = last = time.monotonic()
-    with catch_stop_signals() as stop, open_logs(run.path) as log:
-        for record in train(job.recipe, job.config, state):
+    with distributed.name_hanging(), catch_stop_signals() as stop, run.open_logs() as log:
+        for record in train(job.recipe, job.config, state, stop.is_set):
             now = time.monotonic()
             seconds, speed = now - started_at, (record["tokens"] - tokens) / max(now - last, 1e-9)
             tokens = record["tokens"]
             log("metrics.jsonl", json.dumps(record))
             if "val_loss" in record:
-                for text in format_prediction(predict_sample(job.recipe, state.model, examples)):
+                for text in format_prediction(predict_sample(job.recipe, state, examples)):
                     log("samples.txt", f"--- step {state.step} ---\n{text}")
             else:  # a step that validates says nothing about the speed of training
                 timings = {"step": state.step, "seconds": round(seconds, 3), "tokens_per_second": round(speed)}
                 log("timings.jsonl", json.dumps(timings))
             is_due = state.step % config.save_every == 0 or is_finished(state, config)
-            if is_due or stop.is_set() or state.best.get("step") == state.step:
+            is_stopping = state.is_stopping or (stop.is_set() and distributed.get_size() == 1)
+            if is_due or is_stopping or state.best.get("step") == state.step:
                 check_weights(state.model, state.step, record["lr"])
-                if not run.exists:
-                    raise RemovedError(run.path)
-                report_lost_best(run.checkpoints, state)
-                checkpoint = checkpoints.save_checkpoint(run.checkpoints, state, content)
-                checkpoints.prune_checkpoints(run.checkpoints, config.average)
-                on_checkpoint(checkpoint)
+                on_checkpoint(save(run, state, content, config.average))
             last = time.monotonic()  # the time of saving and of the caller is not counted
             left = {} if state.timer is None else {"seconds_left": state.timer.seconds_left}
             yield record | {"seconds": seconds, "tokens_per_second": speed} | left
-            if stop.is_set():
+            if is_stopping:
                 end = f", {left['seconds_left']:.0f} s before the end" if left else f" of {config.steps}"
                 raise Stopped(f"stopped at step {state.step}{end}; everything is saved")
+
+
+def save(run: RunDirectory, state: TrainState, content: dict[str, Any], keep_last: int) -> Path:
+    """Write a checkpoint, and remove superfluous ones. Of several processes all must call this."""
+    distributed.report_place(state.step, "checkpoint")
+    with distributed.fail_together():
+        if not run.exists:
+            raise RemovedError(run.path)
+        if distributed.get_rank() == 0:
+            report_lost_best(run.checkpoints, state)
+        checkpoint = checkpoints.save_checkpoint(run.checkpoints, state, content)
+        if distributed.get_rank() == 0:
+            checkpoints.prune_checkpoints(run.checkpoints, keep_last)
+    return checkpoint
 
 
 def report_lost_best(folder: Path, state: TrainState) -> None:
@@ -290,12 +354,17 @@ def fit_end(job: TrainingJob, state: TrainState) -> TrainingJob:
 
 
 @torch.no_grad()
-def predict_sample(recipe: Recipe, model: nn.Module, examples: Examples) -> dict[str, Any]:
-    """Answer the examples; the model stays in training mode."""
+def predict_sample(recipe: Recipe, state: TrainState, examples: Examples) -> dict[str, Any]:
+    """Answer the examples; the model stays in training mode. A model that processes share answers on all of them; of
+    copies, that of the first process does."""
+    is_shared = distributed.is_shared(state.model)
+    if distributed.get_rank() > 0 and not is_shared:
+        return {}
     try:
-        return predict_examples(recipe, model.eval(), examples)
+        state.model.eval()
+        return predict_examples(cast(Recipe, state.wrapped) if is_shared else recipe, state.model, examples)
     finally:
-        model.train()
+        state.model.train()
 
 
 def average_checkpoints(job: TrainingJob, state: TrainState) -> None:

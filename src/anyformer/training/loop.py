@@ -13,10 +13,12 @@ from ..recipe import Recipe, StreamState
 from .activation_checkpointing import checkpoint_activations
 from .config import TrainConfig
 from .device import resolve_device, resolve_dtype, seed_generators
+from .distributed import Step, distribute
 from .evaluation import evaluate
 from .gradients import check_finite, check_val_loss, check_weights, clip_gradient, compute_gradient, select_loss
 from .optimizers import Optimizer, get_lr
 from .timer import Timer, get_position, is_over
+from .updates import read_updates
 
 
 @dataclass
@@ -24,6 +26,8 @@ class TrainState:
     """Everything that training changes; a checkpoint holds exactly this."""
 
     model: nn.Module
+    wrapped: nn.Module
+    """Maps a batch to its loss by this model, alone or together with other processes."""
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     """Scales the loss in float16 (1710.03740); disabled for other dtypes."""
@@ -33,27 +37,32 @@ class TrainState:
     """Position of the stream of training batches."""
     best: dict[str, Any] = field(default_factory=dict)
     """The step with the lowest validation loss so far: {"step": ..., "val_loss": ...}."""
+    is_stopping: bool = False
+    """One of several processes was asked to stop."""
     timer: Timer | None = None
     """Measures a training that ends at a time (`--minutes`), not after a number of steps."""
 
 
-def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], Any] | None = None) -> TrainState:
+def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], Any] = lambda model: None) -> TrainState:
     """Build a model and its optimizer, the same for the same seed. `initialize` is called with the new model before the
     optimizer is built: it loads weights or adds adapters."""
     device = resolve_device(config.train.device)
     seed_generators(config.train.seed, device)
     model = recipe.build(config)
-    if initialize is not None:
-        initialize(model)
+    initialize(model)
     model = checkpoint_activations(model.to(device), config.train)
+    wrapped = distribute(Step(recipe, model, select_loss(recipe, config.train)), config.train.shard, device)
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_dtype(config.train.dtype, device) == torch.float16)
-    return TrainState(model, Optimizer(model, config.train), scaler)
+    return TrainState(model, wrapped, Optimizer(model, config.train), scaler)
 
 
-def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
+def train(
+    recipe: Recipe, config: Any, state: TrainState | None = None, must_stop: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, Any]]:
     """Train until `config.train.steps`, the time of `state.timer` or `patience` is used up; yield a record per update.
 
-    The caller prints, saves or stops. `state` is changed in place; pass it again to continue.
+    The caller prints, saves or stops. `state` is changed in place; pass it again to continue. Of several processes,
+    `state.is_stopping` says that `must_stop` was true on one of them.
 
     Yields:
         {"step", "loss", "lr", "grad_norm", "tokens"}, with the validation metrics ("val_loss", ...) on steps that
@@ -66,17 +75,15 @@ def train(recipe: Recipe, config: Any, state: TrainState | None = None) -> Itera
     c: TrainConfig = config.train
     state = state or init_state(recipe, config)
     state.model.train()
-    device, loss_function = next(state.model.parameters()).device, select_loss(recipe, c)
-    stream = recipe.batches(config, "train", state.stream_state)
+    updates = read_updates(recipe, config, state.stream_state, state.step, must_stop)
     while not is_finished(state, c):
-        seed_generators(c.seed * 1_000_003 + state.step, device)  # randomness depends on (seed, step) alone
         lr = get_lr(get_position(state.timer, state.step, c.steps), c)
-        steps = [next(stream) for _ in range(c.accumulate)]
-        batches, state.stream_state = [batch for batch, _ in steps], steps[-1][1]
+        update = next(updates)
+        state.stream_state, state.is_stopping = update.stream_state, update.is_stopping
         # _graph is held until the next step: freed earlier, the allocator returns its memory and faults it in again.
-        mean, _graph = compute_gradient(recipe, loss_function, state.model, state.scaler, batches, c.dtype)
+        mean, _graph = compute_gradient(state.wrapped, state.model, state.scaler, update, c.dtype)
         loss, grad_norm = clip_gradient(state.model, state.optimizer, state.scaler, mean, c.clip)
-        has_update = check_finite(state.scaler, loss, grad_norm, state.step, lr)
+        has_update = check_finite(state.scaler, mean, loss, grad_norm, state.step, lr)
         if has_update:
             state.optimizer.step(lr)
         state.optimizer.zero_grad()
@@ -104,8 +111,8 @@ def is_finished(state: TrainState, config: TrainConfig) -> bool:
 
 def validate(recipe: Recipe, config: Any, state: TrainState) -> dict[str, float]:
     """Evaluate the first validation batches, always the same ones, and record the best step. Returns "val_loss" ..."""
-    batches = (batch for batch, _ in recipe.batches(config, "val", None))
-    metrics = evaluate(recipe, state.model, islice(batches, config.train.eval_batches), config.train.dtype)
+    batches = islice((batch for batch, _ in recipe.batches(config, "val", None)), config.train.eval_batches)
+    metrics = evaluate(recipe, state.model, batches, config.train.dtype, state.wrapped)
     if state.timer is not None:
         state.timer.end_validation()
     check_val_loss(metrics["loss"], state.step)

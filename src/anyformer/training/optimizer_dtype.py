@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .muon import OwnedMuon
+
 KEPT = "step"  # the number of updates, which stays exact
 
 
@@ -22,6 +24,8 @@ def store_states(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> None:
     def narrow(*_: Any) -> None:
         convert(optimizer, dtype)
 
+    if isinstance(optimizer, OwnedMuon):
+        optimizer.state_dtype = dtype
     optimizer.register_step_pre_hook(widen)
     optimizer.register_step_post_hook(narrow)
     optimizer.register_load_state_dict_post_hook(narrow)

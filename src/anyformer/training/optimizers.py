@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from ..model.transformer import Transformer
 from .config import TrainConfig
+from .distributed import collect, get_size, share_like
+from .muon import OwnedMuon
 from .optimizer_dtype import store_states
 
-STATE_KEYS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
+STATE_KEYS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
 DECAY_FRACTION = 0.4  # of the steps after the warm-up, at the end of the trapezoid schedule
 
 
@@ -49,8 +51,8 @@ class Optimizer:
             torch.optim.AdamW(groups, config.lr, (0.9, float(config.beta2)), fused=fused)
         ]
         if by_muon:
-            muon = torch.optim.Muon(by_muon, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
-            self.optimizers.append(muon)
+            kind = OwnedMuon if get_size() > 1 else torch.optim.Muon
+            self.optimizers.append(kind(by_muon, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
         if config.optimizer_dtype == "bfloat16":
             for optimizer in self.optimizers:
                 store_states(optimizer, torch.bfloat16)
@@ -66,13 +68,26 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all state tensors, by "optimizer.parameter.key": "0.12.exp_avg"."""
-        return {
+        """Return all state tensors, by "optimizer.parameter.key": "0.12.exp_avg". Of several processes all must call
+        this, and the first gets them."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, OwnedMuon):
+                optimizer.gather_state()
+        tensors = {
             f"{i}.{index}.{key}": value
             for i, optimizer in enumerate(self.optimizers)
             for index, values in optimizer.state_dict()["state"].items()
             for key, value in values.items()
         }
+        tensors = collect(tensors)
+        self.drop_state()
+        return tensors
+
+    def drop_state(self) -> None:
+        """Forget the state that other processes keep."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, OwnedMuon):
+                optimizer.drop_state()
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore the state. Raises ValueError or IndexError if the tensors do not belong to these parameters."""
@@ -80,12 +95,14 @@ class Optimizer:
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
         for name, value in tensors.items():
             i, index, key = name.split(".")
-            shape = parameters[int(i)][int(index)].shape
-            if value.ndim and value.shape != shape:
-                raise ValueError(f"{name} has shape {list(value.shape)}, not {list(shape)}")
+            parameter = parameters[int(i)][int(index)]
+            if value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {list(value.shape)}, not {list(parameter.shape)}")
+            value = share_like(value, parameter) if value.ndim else value
             states[int(i)].setdefault(int(index), {})[key] = value
         for optimizer, state in zip(self.optimizers, states):
-            keys = STATE_KEYS[type(optimizer).__name__]
+            keys = next(keys for kind, keys in STATE_KEYS.items() if isinstance(optimizer, kind))
             if not state or any(values.keys() != keys for values in state.values()):
                 raise ValueError(f"it is not the state of {type(optimizer).__name__}")
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.drop_state()

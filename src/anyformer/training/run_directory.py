@@ -22,7 +22,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -137,6 +137,10 @@ class RunDirectory:
         for folder in (self.checkpoints, *(self.path / name for name in TRACKER_FOLDERS)):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def open_logs(self) -> AbstractContextManager[Callable[[str, str], None]]:
+        """Open the logs: yields a function that appends a text to one of them, by its name."""
+        return open_logs(self.path)
+
     def rewind(self, step: int) -> None:
         """Remove what was logged after a step, and the final figures."""
         (self.path / "figures.json").unlink(missing_ok=True)
@@ -144,6 +148,32 @@ class RunDirectory:
             path = self.path / name
             if path.exists():
                 atomic_write(path, "".join([text for logged, text in read(path) if logged <= step]))
+
+
+class ReadOnlyRun(RunDirectory):
+    """The directory of a run that another process writes."""
+
+    def write_config(self, content: dict[str, Any]) -> None:
+        pass
+
+    def write_examples(self, examples: Examples) -> None:
+        pass
+
+    def create(self, config: dict[str, Any]) -> None:
+        pass
+
+    @contextmanager
+    def lock(self) -> Generator[None]:
+        yield
+
+    def remove(self) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def open_logs(self) -> AbstractContextManager[Callable[[str, str], None]]:
+        return nullcontext(lambda name, text: None)
 
 
 @contextmanager
@@ -278,18 +308,22 @@ def atomic_file(path: Path) -> Generator[IO[str]]:
         temporary.unlink(missing_ok=True)
 
 
-def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
-    """Return the content of config.json."""
+def describe_versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "anyformer": "unknown"}
     for package in ("anyformer", "torch", "numpy"):
         with suppress(PackageNotFoundError):  # it runs without being installed
             versions[package] = version(package)
+    return versions
+
+
+def describe_run(name: str, preset: str, config: Any, command: str) -> dict[str, Any]:
+    """Return the content of config.json."""
     return {
         "recipe": name,
         "preset": preset,
         "config": to_json(config),
         "seed": config.train.seed,
-        "versions": versions,
+        "versions": describe_versions(),
         "command": command,
     }
 

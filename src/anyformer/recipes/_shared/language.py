@@ -23,7 +23,7 @@ from ...model.heads import LMHead
 from ...model.kernels.cross_entropy import cross_entropy
 from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
-from ...recipe import Graph, GraphInput, StreamState, init_stream
+from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
 from .text import TextConfig, load_corpus
 from .trivial_baselines import Baselines, score_token_frequencies
@@ -108,7 +108,7 @@ def batches(
             yield make_batch(ids, labels, separator), state
     while split == "train":
         ids, labels = train_windows(tokens, context, c.batch, c.seed, state["step"], split)
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + ids.size}
+        state = advance_stream(state, ids.size)
         yield make_batch(ids, labels, separator), state
 
 

@@ -40,7 +40,17 @@ from ...model import (
 from ...model.encoder_decoder import ConditionedDecoder
 from ...model.kernels.cross_entropy import cross_entropy, iterate_logits
 from ...parsing import check_range, parse_dataclass, path_field
-from ...recipe import BatchStream, Examples, Figure, FileInput, Graph, GraphInput, StreamState, init_stream
+from ...recipe import (
+    BatchStream,
+    Examples,
+    Figure,
+    FileInput,
+    Graph,
+    GraphInput,
+    StreamState,
+    advance_stream,
+    init_stream,
+)
 from ...training.config import TrainConfig
 from .text import (
     LONG_EXAMPLE,
@@ -167,7 +177,7 @@ def batches(config: Any, split: str, state: StreamState | None = None) -> BatchS
     while split == "train":
         batch = make_batch(pair_batches.sample_indices(encoded, max_cost, config.train.seed, state["step"]))
         tokens = int(batch["lengths"].sum() + (batch["labels"] != IGNORE_INDEX).sum())
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + tokens}
+        state = advance_stream(state, tokens)
         yield batch, state
 
 

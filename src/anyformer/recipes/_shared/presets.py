@@ -36,6 +36,17 @@ def make_stacks(
     return {name: make_model_config(dim, depth, n_head, length, **fields) for name, depth, length in stacks}
 
 
+# nanoGPT's half a million tokens an update, 600,000 times
+GPT2_TRAIN = TrainConfig(
+    batch=12,
+    accumulate=40,
+    lr=6e-4,
+    warmup=2000,
+    steps=600_000,
+    eval_every=1000,
+    eval_batches=200,
+    save_every=5000,
+)
 TINY_TRAIN = TrainConfig(steps=20, batch=8, warmup=2, eval_every=10, eval_batches=4, save_every=10)
 """Seconds: for tests."""
 TINY_PAIRS_TRAIN = replace(TINY_TRAIN, batch=4)

@@ -60,7 +60,17 @@ from ...inference.forecasting import (
 )
 from ...model import initialize
 from ...parsing import parse_dataclass
-from ...recipe import BatchStream, DataDefaults, Figure, Graph, GraphInput, SizeOption, StreamState, init_stream
+from ...recipe import (
+    BatchStream,
+    DataDefaults,
+    Figure,
+    Graph,
+    GraphInput,
+    SizeOption,
+    StreamState,
+    advance_stream,
+    init_stream,
+)
 from .._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config
 from .._shared.sizes import Size, offer_sizes
 from .._shared.trivial_baselines import Baselines
@@ -143,7 +153,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         yield build_rows(range(start, min(start + c.batch, len(windows)))), state
     while split == "train":
         rows = sample_indices(np.arange(len(windows)), c.batch, c.seed, state["step"])
-        state = state | {"step": state["step"] + 1, "tokens": state["tokens"] + c.batch * config.model.context}
+        state = advance_stream(state, c.batch * config.model.context)
         yield build_rows(rows), state
 
 

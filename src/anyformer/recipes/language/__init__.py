@@ -18,7 +18,7 @@ from ...model.init import initialize
 from ...training.config import TrainConfig
 from .._shared.language import LanguageConfig as Config
 from .._shared.language import LanguageModel, baselines, batches, evaluate, export_graph, loss, predict, stream  # noqa: F401
-from .._shared.presets import MINUTE_TRAIN, T5, TINY_TRAIN, make_model_config, make_modern_config
+from .._shared.presets import GPT2_TRAIN, MINUTE_TRAIN, T5, TINY_TRAIN, make_model_config, make_modern_config
 from .._shared.scaling import sizes  # noqa: F401
 from .._shared.text import file_input, load_corpus, load_text_tokenizer, predict_batch  # noqa: F401
 
@@ -61,16 +61,7 @@ PRESETS = {
         padded_vocab=50304,
         val_fraction=0.0005,
         model=make_model_config(768, 12, 12, 1024, activation="gelu_tanh"),
-        train=TrainConfig(
-            batch=12,
-            accumulate=40,
-            lr=6e-4,
-            warmup=2000,
-            steps=600_000,
-            eval_every=1000,
-            eval_batches=200,
-            save_every=5000,
-        ),
+        train=GPT2_TRAIN,
     ),
     # The default size, trained for the same minute, with the choices of other models (1706.03762 first).
     "vaswani": replace(SMALL, model=make_model_config(position="sinusoidal", norm_place="post", activation="relu")),
