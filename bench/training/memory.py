@@ -2,6 +2,7 @@
 
     python -m bench.training.memory                        two minutes
     python -m bench.training.memory --only language masked
+    python -m bench.training.memory --only "language, ch" --processes 2    each of two, with copies or a share
 
 Measured is the largest total of what torch's CPU allocator has handed out (torch.profiler) in three updates of the
 training loop, in a process of its own; beside it, by how much the resident size of that process has grown.
@@ -9,6 +10,7 @@ training loop, in a process of its own; beside it, by how much the resident size
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -43,9 +45,8 @@ def list_cases() -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
     }
 
 
-def make_case(name: str) -> tuple[Any, Any]:
-    """Return the recipe and the config of a case."""
-    from anyformer.labs.benchmark import make_random_recipe
+def make_case(name: str, processes: int = 1, shard: int = 1) -> tuple[Any, Any]:
+    """Return the recipe and the config of a case; each process has as much work as one alone."""
     from anyformer.model.config import find_stacks
     from anyformer.recipe import load_recipe
 
@@ -53,16 +54,18 @@ def make_case(name: str) -> tuple[Any, Any]:
     recipe = load_recipe(recipe_name)
     config: Any = recipe.PRESETS["tiny"]
     if recipe_name == "language":
-        recipe = make_random_recipe()
         dropout = changes.get("dropout", 0.0)
         shape = {"dim": 256, "n_layer": 4, "n_head": 4, "context": 128, "dropout": dropout}
-        text = {"data": "", "tokenizer": "ids", "model": replace(config.model, **shape)}
-        config = replace(config, **text, **{key: value for key, value in changes.items() if key != "dropout"})
+        model = replace(config.model, **shape)
+        config = replace(
+            config, data="plays", model=model, **{key: value for key, value in changes.items() if key != "dropout"}
+        )
     else:
         stacks = {key: replace(stack, dim=128, n_layer=3) for key, stack in find_stacks(config).items()}
         config = replace(config, **changes, **stacks)
     settings = {"steps": STEPS + 1, "warmup": 0, "eval_every": STEPS + 1, "device": "cpu", "dtype": "float32"}
-    return recipe, replace(config, train=replace(config.train, **settings | train))
+    train = settings | train | {"accumulate": processes * train.get("accumulate", 1), "shard": shard}
+    return recipe, replace(config, train=replace(config.train, **train))
 
 
 def current_bytes() -> int:
@@ -70,16 +73,18 @@ def current_bytes() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, shard: int) -> dict[str, Any]:
     """Train in this process. Returns the largest total of allocated bytes, and by how much the process has grown."""
     from torch.profiler import ProfilerActivity, profile
 
+    from anyformer import processes
     from anyformer.training import loop
+    from anyformer.training.distributed import join_processes
 
-    recipe, config = make_case(name)
+    recipe, config = make_case(name, processes.get_world_size(), shard)
     next(recipe.batches(config, "train", None))  # the data are prepared
     before = current_bytes()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with join_processes("cpu"), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for record in loop.train(recipe, config):
             if record["step"] == STEPS:
                 break
@@ -93,21 +98,32 @@ def measure(name: str) -> dict[str, Any]:
     return {"measured": peak, "resident": grown}
 
 
-def main(options: argparse.Namespace) -> None:
+def compare(name: str, processes: int, shard: int) -> dict[str, Any]:
+    """Return the estimate of a case beside what the first of the processes takes that train it."""
     from anyformer.training.estimate import estimate
 
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "bench.training.memory", "--measure", name]
+    command += ["--shard", str(shard)]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    measured = json.loads(next(line for line in process.stdout.splitlines() if line.startswith(b"{")))
+    parts = estimate(*make_case(name, processes, shard), processes)["memory_bytes"]
+    error = parts["total"] / measured["measured"] - 1
+    return {"case": name, "shard": shard, "estimated": parts["total"], "parts": parts, "error": error} | measured
+
+
+def main(options: argparse.Namespace) -> None:
     rows = []
     for name in list_cases():
         if options.only and not any(name.startswith(word) for word in options.only):
             continue
-        command = [sys.executable, "-m", "bench.training.memory", "--measure", name]
-        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        memory = estimate(*make_case(name))["memory_bytes"]
-        rows.append({"case": name, "estimated": memory["total"]} | json.loads(process.stdout.splitlines()[-1]))
-        row = rows[-1] | {"parts": memory, "error": memory["total"] / rows[-1]["measured"] - 1}
-        if not options.json:
-            sizes = [f"{key} {row[key] / 1e6:8.1f} MB" for key in ("estimated", "measured", "resident")]
-            print(f"{name:<30}", *sizes, f"{row['error']:+.1%}", sep="  ", flush=True)
+        for shard in sorted({1, options.processes}):
+            row = compare(name, options.processes, shard)
+            rows.append(row)
+            if not options.json:
+                sizes = [f"{key} {row[key] / 1e6:8.1f} MB" for key in ("estimated", "measured", "resident")]
+                title = name if options.processes == 1 else f"{name}, shard {shard} of {options.processes}"
+                print(f"{title:<40}", *sizes, f"{row['error']:+.1%}", sep="  ", flush=True)
     if options.json:
         print(json.dumps(rows))
 
@@ -115,9 +131,13 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = make_parser(__doc__)
     parser.add_argument("--only", nargs="+", help="cases that begin with this")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--shard", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
+        result = measure(arguments.measure, arguments.shard)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(result), flush=True)
     else:
         main(arguments)
