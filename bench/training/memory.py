@@ -9,11 +9,14 @@ training loop, in a process of its own; beside it, by how much the resident size
 """
 
 import argparse
+import bisect
+import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
+import time
 import typing
 from dataclasses import replace
 from typing import Any
@@ -79,22 +82,30 @@ def measure(name: str, shard: int) -> dict[str, Any]:
 
     from anyformer import processes
     from anyformer.training import loop
-    from anyformer.training.distributed import join_processes
+    from anyformer.training.distributed import get_local, join_processes
 
     recipe, config = make_case(name, processes.get_world_size(), shard)
     next(recipe.batches(config, "train", None))  # the data are prepared
     before = current_bytes()
     with join_processes("cpu"), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        for record in loop.train(recipe, config):
+        state, ends = loop.init_state(recipe, config), [0]
+        for record in loop.train(recipe, config, state):
+            ends.append(time.time_ns())
             if record["step"] == STEPS:
                 break
+        states = [
+            value for part in state.optimizer.optimizers for kept in part.state.values() for value in kept.values()
+        ]
+        held = sum(get_local(tensor).nbytes for tensor in (*state.model.parameters(), *state.model.buffers(), *states))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     results = typing.cast(Any, profiler.profiler).kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in results if event.name() == "[memory]")
-    total = peak = 0
-    for _, change in changes:
-        total += change
-        peak = max(peak, total)
+    totals = list(itertools.accumulate(change for _, change in changes))
+    peak = max(totals)
+    if shard > 1:  # what other threads free is not seen: of gathered weights, only the rise within an update counts
+        times = [moment for moment, _ in changes]
+        start, end = (bisect.bisect(times, moment) for moment in ends[-2:])
+        peak = held + max(totals[start:end]) - totals[start - 1]
     return {"measured": peak, "resident": grown}
 
 

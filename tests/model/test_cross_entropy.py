@@ -55,9 +55,9 @@ def test_chunks_equal_whole_logits_in_float64(has_bias: bool, label_smoothing: f
     torch.manual_seed(0)
     head, x = nn.Linear(C, V, has_bias).double(), make_nodes("linear").double().requires_grad_()
     labels = make_labels()
-    whole = F.cross_entropy(head(x), labels, reduction="sum", label_smoothing=label_smoothing)
+    full = F.cross_entropy(head(x), labels, reduction="sum", label_smoothing=label_smoothing)
     parts = kernel.linear_cross_entropy(x, head.weight, head.bias, labels, label_smoothing, chunks=5)
-    for expected, actual in zip(differentiate(head, x, whole), differentiate(head, x, parts), strict=True):
+    for expected, actual in zip(differentiate(head, x, full), differentiate(head, x, parts), strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
 
 
@@ -68,9 +68,9 @@ def test_heads_in_chunks(kind: str, reduction: str, monkeypatch: pytest.MonkeyPa
     assert kernel.count_chunks(head, labels) == 4
     parts = differentiate(head, x, kernel.cross_entropy(head, x, labels, 0.1, reduction))
     monkeypatch.setattr(kernel, "MAX_CPU_LOGITS", N * V)
-    whole = F.cross_entropy(head(x).float(), labels, label_smoothing=0.1, reduction=reduction)
-    assert torch.equal(kernel.cross_entropy(head, x, labels, 0.1, reduction), whole), "small logits are computed whole"
-    for expected, actual in zip(differentiate(head, x, whole), parts, strict=True):
+    full = F.cross_entropy(head(x).float(), labels, label_smoothing=0.1, reduction=reduction)
+    assert torch.equal(kernel.cross_entropy(head, x, labels, 0.1, reduction), full), "small logits are computed whole"
+    for expected, actual in zip(differentiate(head, x, full), parts, strict=True):
         torch.testing.assert_close(actual, expected, atol=2e-6 * expected.abs().max().item(), rtol=1e-5)
 
 
@@ -78,11 +78,11 @@ def test_heads_in_chunks(kind: str, reduction: str, monkeypatch: pytest.MonkeyPa
 def test_evaluation_in_chunks(kind: str):
     head, x, labels = make_head(kind), make_nodes(kind), make_labels()
     with torch.inference_mode():
-        whole = head(x)
+        full = head(x)
         parts = list(kernel.iterate_logits(head, x[None], labels[None]))
-        torch.testing.assert_close(kernel.cross_entropy(head, x, labels), F.cross_entropy(whole, labels))
+        torch.testing.assert_close(kernel.cross_entropy(head, x, labels), F.cross_entropy(full, labels))
     assert len(parts) == 4
-    torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), whole)
+    torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), full)
     assert torch.equal(torch.cat([targets for _, targets in parts]), labels)
 
 
@@ -94,9 +94,9 @@ def test_no_label_at_all_is_undefined_as_in_torch():
 def test_products_in_the_dtype_of_autocast():
     head, x, labels = make_head("masked"), make_nodes("masked").requires_grad_(), make_labels()
     with torch.autocast("cpu", torch.bfloat16):
-        whole, parts = F.cross_entropy(head(x).float(), labels), kernel.cross_entropy(head, x, labels)
+        full, parts = F.cross_entropy(head(x).float(), labels), kernel.cross_entropy(head, x, labels)
     assert parts.dtype == torch.float32
-    for expected, actual in zip(differentiate(head, x, whole), differentiate(head, x, parts), strict=True):
+    for expected, actual in zip(differentiate(head, x, full), differentiate(head, x, parts), strict=True):
         assert actual.dtype == expected.dtype == torch.float32
         torch.testing.assert_close(actual, expected, atol=0.01 * expected.abs().max().item(), rtol=0.02)
 
@@ -142,7 +142,7 @@ def test_one_graph_serves_many_lengths():
     compiled = torch.compile(lambda x, labels: kernel.cross_entropy(head, x, labels), backend=count, fullgraph=True)
     for rows in (25, 26, 31, 37, 40, 45):
         x, labels = torch.randn(rows, C).requires_grad_(), torch.randint(0, V, (rows,))
-        whole, parts = F.cross_entropy(head(x), labels), compiled(x, labels)
-        for expected, actual in zip(differentiate(head, x, whole), differentiate(head, x, parts), strict=True):
+        full, parts = F.cross_entropy(head(x), labels), compiled(x, labels)
+        for expected, actual in zip(differentiate(head, x, full), differentiate(head, x, parts), strict=True):
             torch.testing.assert_close(actual, expected)
     assert len(graphs) <= 3

@@ -152,8 +152,8 @@ def test_loss_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch):
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
         results[-1].append(torch.tensor(evaluate(recipe, model, iter([batch]))["loss"]))
-    for whole, parts in zip(*results, strict=True):
-        torch.testing.assert_close(parts, whole, atol=1e-6 + 1e-5 * whole.abs().max().item(), rtol=1e-4)
+    for full, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, full, atol=1e-6 + 1e-5 * full.abs().max().item(), rtol=1e-4)
     assert (max(chunks, default=1) > 1) == (name in ("language", "masked", "recall", "spans", "speech", "translation"))
 
 

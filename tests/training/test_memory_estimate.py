@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from torch.profiler import ProfilerActivity, profile
 
+from anyformer.errors import InputError
 from anyformer.labs.benchmark import make_random_recipe
 from anyformer.recipes import language
 from anyformer.training import loop
@@ -79,10 +79,22 @@ def test_a_part_for_each_process():
         assert f"in each of {processes} processes" in format_estimate("language", facts)
 
 
+def test_a_shared_copy_needs_less():
+    """Half of what is shared, and the weights that are gathered: those outside of blocks, and three blocks."""
+    copies, shared = (
+        estimate(make_random_recipe(), configure(accumulate=4, shard=shard), 2)["memory_bytes"] for shard in (1, 2)
+    )
+    assert shared["weights"] == copies["weights"] / 2 and shared["optimizer"] == copies["optimizer"] / 2
+    assert shared["activations"] == copies["activations"] and shared["gradients"] < copies["gradients"]
+    assert copies["communication"] == copies["weights"] > 0 and shared["communication"] > 0
+    for settings, message in (({"shard": 2}, "--train.shard 2 does not divide"), ({}, "--train.accumulate 1")):
+        with pytest.raises(InputError, match=message):
+            estimate(make_random_recipe(), configure(**settings), 3)
+
+
 def test_the_table_names_every_part():
     facts = estimate(make_random_recipe(), configure(activation_checkpointing=True))
     lines = format_estimate("language", facts).splitlines()
     for part, size in facts["memory_bytes"].items():
         if size and part != "total":
             assert any(line.split() == [part, f"{size / 1e6:,.1f}", "MB"] for line in lines)
-    assert torch.get_default_device() == torch.device("cpu")

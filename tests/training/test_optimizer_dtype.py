@@ -1,36 +1,35 @@
 """Optimizer states in bfloat16: half the memory, updates in float32, resumed bit for bit."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from anyformer.labs.benchmark import make_random_recipe
 from anyformer.recipes import language
 from anyformer.training import checkpoints, loop
 from anyformer.training.config import TrainConfig
 
 
-def configure(optimizer: str = "adamw", dtype: str = "bfloat16", steps: int = 6) -> Any:
+def configure(text: Path, optimizer: str = "adamw", dtype: str = "bfloat16") -> Any:
     tiny = language.PRESETS["tiny"]
-    settings = {"steps": steps, "eval_every": 100, "batch": 4, "device": "cpu", "dtype": "float32", "lr": 1e-2}
+    settings = {"steps": 6, "eval_every": 100, "batch": 4, "device": "cpu", "dtype": "float32", "lr": 1e-2}
     settings |= {"optimizer": optimizer, "optimizer_dtype": dtype, "warmup": 0}
-    return replace(tiny, data="", tokenizer="ids", vocab_size=64, train=replace(tiny.train, **settings))
+    return replace(tiny, data=str(text), train=replace(tiny.train, **settings))
 
 
 def run(config: Any, steps: int, state: loop.TrainState | None = None) -> loop.TrainState:
-    recipe = make_random_recipe()
-    state = state or loop.init_state(recipe, config)
-    for _ in loop.train(recipe, replace(config, train=replace(config.train, eval_every=1 << 30)), state):
+    state = state or loop.init_state(language, config)
+    for _ in loop.train(language, config, state):
         if state.step == steps:
             break
     return state
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_states_take_half_the_memory_and_updates_start_the_same(optimizer: str):
-    states = {dtype: run(configure(optimizer, dtype), 1) for dtype in ("float32", "bfloat16")}
+def test_states_take_half_the_memory_and_updates_start_the_same(text: Path, optimizer: str):
+    states = {dtype: run(configure(text, optimizer, dtype), 1) for dtype in ("float32", "bfloat16")}
     exact, rounded = (states[dtype].optimizer.state_dict() for dtype in ("float32", "bfloat16"))
     assert exact.keys() == rounded.keys()
     for name, value in rounded.items():
@@ -43,11 +42,11 @@ def test_states_take_half_the_memory_and_updates_start_the_same(optimizer: str):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_bit_for_bit(optimizer: str, tmp_path: Any):
-    config = configure(optimizer)
+def test_resumed_bit_for_bit(text: Path, optimizer: str, tmp_path: Path):
+    config = configure(text, optimizer)
     uninterrupted = run(config, 4)
     folder = checkpoints.save_checkpoint(tmp_path, run(config, 2), {})
-    state = loop.init_state(make_random_recipe(), config)
+    state = loop.init_state(language, config)
     checkpoints.load_checkpoint(folder, state)
     assert any(value.dtype == torch.bfloat16 for value in state.optimizer.state_dict().values())
     resumed = run(config, 4, state)
@@ -55,10 +54,10 @@ def test_resumed_bit_for_bit(optimizer: str, tmp_path: Any):
         assert torch.equal(a, b)
 
 
-def test_states_of_another_dtype_are_converted(tmp_path: Any):
-    folder = checkpoints.save_checkpoint(tmp_path, run(configure(dtype="float32"), 2), {})
+def test_states_of_another_dtype_are_converted(text: Path, tmp_path: Path):
+    folder = checkpoints.save_checkpoint(tmp_path, run(configure(text, dtype="float32"), 2), {})
     for dtype in ("bfloat16", "float32"):
-        state = loop.init_state(make_random_recipe(), configure(dtype=dtype))
+        state = loop.init_state(language, configure(text, dtype=dtype))
         checkpoints.load_checkpoint(folder, state)
         dtypes = {value.dtype for name, value in state.optimizer.state_dict().items() if not name.endswith(".step")}
         assert dtypes == {getattr(torch, dtype)}

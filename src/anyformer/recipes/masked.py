@@ -153,7 +153,7 @@ class MaskedModel(TextEncoder):
         super().__init__(config, tokenizer)
         self.head = MaskedHead(config.model, self.vocab_size, self.nodes.token if config.tied else None)
 
-    def masked_nodes(
+    def select_nodes(
         self, ids: Tensor, *inputs: Tensor | None, masked_positions: Tensor | None = None, **named: Tensor | None
     ) -> Tensor:
         x = self.hidden(ids, *inputs, **named)
@@ -162,7 +162,7 @@ class MaskedModel(TextEncoder):
         return x
 
     def forward(self, ids: Tensor, *inputs: Tensor | None, **named: Tensor | None) -> Tensor:
-        return self.head(self.masked_nodes(ids, *inputs, **named))
+        return self.head(self.select_nodes(ids, *inputs, **named))
 
 
 def build(config: Config) -> MaskedModel:
@@ -282,7 +282,7 @@ def examples(config: Config) -> Examples:
 
 def compute_nodes(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
     """Return the nodes of the hidden tokens: (B, K, C)"""
-    return model.masked_nodes(**{name: value for name, value in batch.items() if name != "labels"})
+    return model.select_nodes(**{name: value for name, value in batch.items() if name != "labels"})
 
 
 def loss(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:

@@ -12,15 +12,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..recipe import Recipe
 from .device import resolve_device, resolve_dtype
+from .distributed import check_shard
 from .memory_estimate import MAX_ROWS, estimate_memory
+from .updates import count_own
 
 MAX_CPU_ROWS = 4  # rows of the batch on which models run that cannot run on the meta device
 
 
 def estimate(recipe: Recipe, config: Any, processes: int = 1) -> dict[str, Any]:
     """Return parameters, FLOPs of an update, bytes of memory of each process and the shapes of one batch, as plain
-    values."""
+    values. Raises InputError if so many processes cannot train together under this config."""
     c = config.train
+    check_shard(c.shard, processes)
+    count_own(c.accumulate, processes)
     batch, tokens, scale = read_batch(recipe, config, MAX_ROWS)
     try:
         with torch.device("meta"):

@@ -103,9 +103,9 @@ def estimate_memory(
             parts = simulate(recipe, config, fake, processes)
     except (RuntimeError, TypeError):  # the loss depends on values, and not on shapes alone
         (small, _, small_scale), (large, _, large_scale) = read_batch(MAX_REAL_ROWS // 2), read_batch(MAX_REAL_ROWS)
-        less, more = (simulate(recipe, config, batch, processes) for batch in (small, large))
+        of_small, of_large = (simulate(recipe, config, batch, processes) for batch in (small, large))
         reach = 0.0 if small_scale == large_scale else (1 - 1 / large_scale) / (1 / large_scale - 1 / small_scale)
-        parts = {part: max(0.0, more[part] + reach * (more[part] - less[part])) for part in PARTS}
+        parts = {part: max(0.0, of_large[part] + reach * (of_large[part] - of_small[part])) for part in PARTS}
     rounded = {part: round(size) for part, size in parts.items()}
     return rounded | {"total": sum(rounded.values())}
 
@@ -131,7 +131,7 @@ def simulate(recipe: Recipe, config: Any, batch: dict[str, Tensor], processes: i
             label_gradients(recorder, trained)
         recorder.part = "optimizer"
         optimizer.step(c.lr)
-    return share(recorder, model, getattr(c, "shard", 1), processes)
+    return share(recorder, model, c.shard, processes)
 
 
 def allocate_states(
