@@ -21,7 +21,7 @@ from torch import nn
 
 from anyformer import InputError, Transformer, TransformerConfig, causal
 from anyformer.parsing import parse_dataclass, path_field
-from anyformer.recipe import Graph, GraphInput, init_stream
+from anyformer.recipe import Graph, GraphInput, advance_stream, init_stream
 from anyformer.training.config import TrainConfig
 
 
@@ -74,13 +74,14 @@ def batches(config, split, state=None):
     if len(series) <= context:
         raise InputError(f"the {split} split has {len(series)} numbers; --model.context {context} needs more")
     windows = np.lib.stride_tricks.sliding_window_view(series, context + 1)
-    for step in range(state["step"], 1 << 40 if split == "train" else -(-len(windows) // size)):
+    end = 1 << 40 if split == "train" else -(-len(windows) // size)
+    for step in range(state["step"], end, state.get("stride", 1)):  # other processes take the steps between
         if split == "train":  # drawn from seed and step alone: a resumed run sees the same batches
             rows = np.random.default_rng((config.train.seed, step)).integers(len(windows), size=size)
         else:
             rows = np.arange(step * size, min((step + 1) * size, len(windows)))
         x = torch.from_numpy(windows[rows])
-        state = state | {"step": step + 1, "tokens": state["tokens"] + len(rows) * context}
+        state = advance_stream(state, len(rows) * context)
         yield {"values": x[:, :-1], "labels": x[:, 1:]}, state
 
 

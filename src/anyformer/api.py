@@ -20,11 +20,12 @@ from .detection import detect_recipe, names_data
 from .errors import Stopped
 from .model.config import find_stacks
 from .parsing import check_arguments, check_path
+from .processes import is_first
 from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish
 from .report.curves import is_lower_better
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
-from .training import checkpoints
+from .training import checkpoints, distributed
 from .training.job import CheckpointCallback, RecordCallback, StartCallback, TrainingJob, ignore, run_job
 from .training.loop import TrainState
 from .training.run_directory import atomic_write
@@ -88,7 +89,8 @@ def train(
     where |= {"track": (track,) if isinstance(track, str) else track, "lora": lora, "is_preset_free": preset is None}
     job = resolve_job(module, chosen, overrides, minutes=minutes, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
-        return train_job(job, start, update, on_checkpoint)
+        model = train_job(job, start, update, on_checkpoint)
+    return load(job.run.path, job.config.train.device) if model is None else model
 
 
 def choose_recipe(recipe: Any, preset: str | None, overrides: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
@@ -106,8 +108,9 @@ def train_job(
     on_start: StartCallback = ignore,
     on_record: RecordCallback = ignore,
     on_checkpoint: CheckpointCallback = ignore,
-) -> Model:
-    """Run a job, evaluate its best checkpoint over the validation split, and write the report, however it ends."""
+) -> Model | None:
+    """Run a job, evaluate its best checkpoint over the validation split, and write the report, however it ends. Of
+    several processes the first does so and returns the model, and the others wait for it."""
     from .report.html import write_report  # here, to load models faster
 
     started_at = time.monotonic()
@@ -126,10 +129,15 @@ def train_job(
 
     try:
         job, state = run_job(job, start, update, on_checkpoint)
+        if not is_first():
+            del state
+            distributed.wait_for_end()
+            return None
         with job.run.report_removal():
             model = write_result(job, state, started_at, validations[-1] if validations else None)
             trackers.finish(read_json(job.run.path / "result.json"))
             write_report(job.run.path)
+        distributed.announce_end()
     except BaseException:
         trackers.finish()
         if has_started and job.run.exists:

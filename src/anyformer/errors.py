@@ -15,6 +15,10 @@ class TrainingError(RuntimeError):
     """Training cannot continue, although no input is known to be wrong. One line, with what to try."""
 
 
+class HangError(TrainingError):
+    """Another process of this training does not answer."""
+
+
 class Stopped(Exception):  # noqa: N818 (not an error)
     """The run was asked to stop (Ctrl-C, SIGTERM), and everything is saved."""
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 
+from .processes import is_first
+
 ProgressCallback = Callable[[str, int, int], None]
 
 _listener: ContextVar[ProgressCallback] = ContextVar("listener", default=lambda task, done, total: None)
@@ -28,5 +30,7 @@ def listen(listener: ProgressCallback) -> Generator[None]:
 
 @lru_cache(maxsize=1024)
 def report_notice(text: str) -> None:
-    """Tell the person one line on stderr, once: what was recognized, chosen or left out."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the person one line on stderr, once: what was recognized, chosen or left out. Of several processes the
+    first does."""
+    if is_first():
+        print(text, file=sys.stderr, flush=True)

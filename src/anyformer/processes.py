@@ -4,6 +4,7 @@ torch: progress, notices and errors are shown by the first process alone."""
 import os
 import socket
 
+EXIT_FILE = "ANYFORMER_EXIT_FILE"  # where `--processes` wants the exit code of an end that no restart would mend
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -13,6 +13,7 @@ from .errors import InputError, suggest
 from .events import report_notice
 from .model.config import find_stacks
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
+from .processes import get_world_size, is_restarted
 from .recipe import (
     DataDefaults,
     Recipe,
@@ -58,7 +59,9 @@ def resolve_job(
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
     settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
     extras: dict[str, Any] = {"trackers": check_trackers(track), "compare": check_comparison(module, compare)}
-    run = None if out is None else RunDirectory(Path(out))
+    if out is None and get_world_size() > 1:
+        raise InputError("several processes need a run directory that all know: --out DIR")
+    run, resume = None if out is None else RunDirectory(Path(out)), resume or is_restarted()
     if run is not None and resume and run.exists:
         job = resume_job(module, preset, overrides, run, command)
         return dataclasses.replace(job, budget=budget, **extras)

@@ -14,8 +14,9 @@ import traceback
 from typing import NoReturn
 
 from ..data.io.regular_file import shorten
-from ..errors import InputError, TrainingError, suggest
+from ..errors import HangError, InputError, TrainingError, suggest
 from ..memory import limit_memory, read_memory
+from ..processes import EXIT_FILE, get_world_size, is_first, name_process
 from ..threads import limit_spinning
 
 VERBS = {
@@ -39,6 +40,7 @@ VERBS = {
 }
 
 MAX_ERROR_CHARS = 1000
+MAY_RESTART = 75  # the exit code of what is not this process's fault (EX_TEMPFAIL)
 
 HELP = f"""anyformer: any data, one Transformer
 
@@ -58,7 +60,16 @@ def main() -> NoReturn:
     """The entry point of the `anyformer` command."""
     limit_spinning()
     limit_memory(read_memory()[0])
-    sys.exit(run(sys.argv[1:]))
+    if get_world_size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of torch.distributed
+    if not is_first():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end): the first process shows all
+    try:
+        code = run(sys.argv[1:])
+    except Exception:
+        sys.stderr, code = sys.__stderr__, 1
+        traceback.print_exc()
+    sys.exit(end_process(code))
 
 
 def run(arguments: list[str]) -> int:
@@ -67,6 +78,8 @@ def run(arguments: list[str]) -> int:
         return run_verb(arguments)
     except InputError as error:
         return print_error(str(error), 2)
+    except HangError as error:
+        return print_error(str(error), MAY_RESTART)
     except TrainingError as error:
         return print_error(str(error), 1)
     except KeyboardInterrupt:
@@ -75,7 +88,10 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
-        if (message := describe_shortage(error)) is None:
+        message = describe_shortage(error)
+        if message is None and is_consequence(error):
+            return print_error(f"another process has ended ({str(error).splitlines()[0]})", MAY_RESTART)
+        if message is None:
             raise
         return print_error(message, 2)
 
@@ -123,8 +139,21 @@ def describe_shortage(error: BaseException) -> str | None:
     return f"out of memory: {remedy} ({(text or kind).splitlines()[0]})"
 
 
+def is_consequence(error: BaseException) -> bool:
+    """Whether an error says that another process does not answer, or that a device has failed."""
+    words = "gloo|nccl|connection|broken pipe|store|cuda error"
+    return get_world_size() > 1 and re.search(words, str(error), re.I) is not None
+
+
 def print_error(text: str, code: int) -> int:
-    """Print one line on stderr, and a traceback if $ANYFORMER_TRACEBACK is set; return the exit code."""
+    """Print one line on stderr, and a traceback if $ANYFORMER_TRACEBACK is set; return the exit code. Of several
+    processes one prints it: the first that knows why it ends."""
+    if get_world_size() > 1:
+        from ..training.distributed import claim_failure
+
+        if not claim_failure(code == MAY_RESTART):
+            return code
+        sys.stderr, text = sys.__stderr__, text if is_first() else f"{name_process()}: {text}"
     if os.environ.get("ANYFORMER_TRACEBACK"):
         traceback.print_exc()
     line = " ".join(text.split())
@@ -132,3 +161,16 @@ def print_error(text: str, code: int) -> int:
         line = f"{line[: MAX_ERROR_CHARS // 2]} ... {line[-MAX_ERROR_CHARS // 2 :]}"
     print(f"anyformer: {line}", file=sys.stderr)
     return code
+
+
+def end_process(code: int) -> int:
+    """Return the exit code of one of several processes. Where they are started again if one fails (`--processes`), an
+    end that would be the same again is no failure: its code is written to a file."""
+    path = os.environ.get(EXIT_FILE)
+    if path is None or code == 0:
+        return code
+    if code == MAY_RESTART:
+        return 0 if os.path.exists(path) else code
+    with open(path, "w") as file:
+        file.write(str(code))
+    return 0

@@ -18,11 +18,12 @@ from .. import recipe as recipes
 from ..data.io.checks import read_json
 from ..errors import InputError
 from ..parsing import check_path, check_range, parse_dataclass, to_json
+from ..processes import get_world_size
 from ..training.config import MAX_MINUTES, LoRAConfig
 from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, make_options, read_flags
 from .terminal import print_status, show_progress
 
-MAX_FOLDS = 100
+MAX_FOLDS, MAX_PROCESSES = 100, 1024
 
 if TYPE_CHECKING:
     from ..trained_model import Model
@@ -54,6 +55,9 @@ class Options:
     """Cross-validation: train on all but each of so many parts of the rows in turn, into OUT-fold-1 ..., and print the
     mean and the standard deviation of the final metrics, also into OUT/result.json. With --minutes each fold takes as
     long, so that 5 folds take 5 times the minutes."""
+    processes: int = 1
+    """Train in so many processes of this machine, each with a GPU of its own if there are some; they start again by
+    themselves if one is killed. Several machines: torchrun -m anyformer train ..."""
     compare: bool = False
     """Train another kind of model beside on the same split (of tables gradient boosting, which needs scikit-learn), and
     say at the end which was better; with --folds, on how many of them."""
@@ -73,6 +77,7 @@ class Options:
         check_range(self, "minutes", above=0, at_most=MAX_MINUTES)
         check_range(self, "seeds", at_least=2, at_most=1000)
         check_range(self, "folds", at_least=2, at_most=MAX_FOLDS)
+        check_range(self, "processes", at_least=1, at_most=MAX_PROCESSES)
 
 
 def run(arguments: list[str]) -> int:
@@ -103,9 +108,14 @@ def run(arguments: list[str]) -> int:
     elif options.print_schema:
         print(read_schema(job), end="")
     elif options.dry_run:
-        dry_run(job, options.json)
+        dry_run(job, options.json, options.processes)
     else:
         job = shift_budget(job, started_at + (0.0 if job.is_resumed else confirm_schema(job, options.yes)))
+        if options.processes > 1 and get_world_size() == 1:
+            from .launch import check_start, launch
+
+            check_start(job, options.processes)
+            return launch([source, *drop_flag(words, "--processes"), "--yes"], options.processes)
         return train(job, command.prog, options.json)
     return 0
 
@@ -207,7 +217,7 @@ def choose_recipe(path: str, words: Sequence[str]) -> tuple[str, list[str]]:
 
 def confirm(question: str) -> bool:
     """Ask on a terminal; without one, the answer is no."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and get_world_size() == 1):
         return False
     print_status(f"{question} [Y/n]")
     return input().strip().lower() in ("", "y", "yes")
@@ -242,6 +252,8 @@ class TrainCommand:
         if "minutes" in options and "--train.steps" in values:
             raise InputError("--steps and --minutes both say how long: give one of them")
         check_several(options, "--train.seed" in values)
+        if options.get("processes", 1) > 1 and "out" not in options:
+            raise InputError("--processes needs a run directory that all know: --out DIR")
         if options.get("resume") and "out" not in options:
             raise InputError(f"--resume needs --out RUN: {newest_run()}")
         return make_options(Options, options), overrides
@@ -284,6 +296,12 @@ class TrainCommand:
         return format_help(self.prog, about, basic, f"more flags, explained by {self.prog} --help-all:\n{text}")
 
 
+def drop_flag(words: Sequence[str], name: str) -> list[str]:
+    """Return the words of a command line without a flag and its value."""
+    place = next((i for i, word in enumerate(words) if word.split("=", 1)[0] == name), len(words))
+    return [*words[:place], *words[place + (1 if "=" in "".join(words[place : place + 1]) else 2) :]]
+
+
 def nest(flags: Iterable[Flag], values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of these flags by their paths: {"--model.dim": 8} -> {"model": {"dim": 8}}."""
     nested: dict[str, Any] = {}
@@ -300,6 +318,8 @@ def check_several(options: dict[str, Any], has_seed: bool) -> None:
     """Raise InputError if --seeds, --folds and --seed exclude each other."""
     if "seeds" in options and "folds" in options:
         raise InputError("--seeds and --folds both train several runs: give one of them")
+    if "processes" in options and ("seeds" in options or "folds" in options):
+        raise InputError("--processes trains one run in several processes: leave --seeds and --folds out")
     if "seeds" in options and has_seed:
         raise InputError("--seeds N trains the seeds 1 to N: leave --seed out")
 
@@ -336,7 +356,7 @@ def confirm_schema(job: "TrainingJob", yes: bool) -> float:
         return 0.0
     print_status(f"{schema.to_toml()}\nThis schema was inferred from the data. To correct it:")
     print_status("  --print-schema > my.toml writes it, --schema my.toml uses it\n")
-    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if yes or not (sys.stdin.isatty() and sys.stderr.isatty() and get_world_size() == 1):
         return 0.0
     asked_at = time.monotonic()
     if not confirm("Train on this?"):
@@ -353,15 +373,15 @@ def shift_budget(job: "TrainingJob", started_at: float) -> "TrainingJob":
     return dataclasses.replace(job, budget=budget)
 
 
-def dry_run(job: "TrainingJob", as_json: bool) -> None:
-    """Print what a training would take."""
+def dry_run(job: "TrainingJob", as_json: bool, processes: int) -> None:
+    """Print what a training in so many processes would take."""
     from .. import api
     from ..training.estimate import estimate, format_estimate
     from ..training.job import apply_budget
 
     with show_progress():
         job = apply_budget(shift_budget(job, time.monotonic()))
-        facts = estimate(job.recipe, job.config) | ({"plan": job.plan} if job.plan else {})
+        facts = estimate(job.recipe, job.config, processes) | ({"plan": job.plan} if job.plan else {})
     if as_json:
         print(json.dumps(facts))
         return
@@ -377,13 +397,14 @@ def train(job: "TrainingJob", prog: str, as_json: bool) -> int:
     if trained is None:
         return 1
     model, shown = trained
-    print_result(job, model, shown.get("val_loss"), as_json)
+    if model is not None:
+        print_result(job, model, shown.get("val_loss"), as_json)
     return 0
 
 
-def train_to_end(job: "TrainingJob", go_on: str) -> "tuple[Model, dict[str, Any]] | None":
-    """Train with a progress bar. Returns the model and the last values shown; None if it was stopped, after printing
-    the command to go on with."""
+def train_to_end(job: "TrainingJob", go_on: str) -> "tuple[Model | None, dict[str, Any]] | None":
+    """Train with a progress bar. Returns the model (the first of several processes has it) and the last values shown;
+    None if it was stopped, after printing the command to go on with."""
     from .. import api
 
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -214,7 +214,7 @@ class Sweep:
         try:
             job = self.resolve_trial(trial, rung)
             model = api.train_job(job, on_record=self.show.start_trial(trial, rung, job.run.path))
-            loss = self.parts[0].evaluate(self.job.recipe, model.module)["loss"]
+            loss = self.parts[0].evaluate(self.job.recipe, cast(Model, model).module)["loss"]
             last = read_json(job.run.path / "result.json")["step"]
             trial = replace(trial, results=(*trial.results, Result(amount=amount, step=last, loss=loss)))
             if not math.isfinite(loss):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import processes
-from ..errors import InputError, Stopped, TrainingError
+from ..errors import HangError, InputError, Stopped, TrainingError
 from ..processes import get_local_rank, get_world_size, name_process
 from ..recipe import Recipe
 from .device import resolve_device
@@ -62,11 +62,37 @@ def join_processes(device_name: str) -> Generator[None]:
     timeout = timedelta(seconds=read_seconds(TIMEOUT, DEFAULT_TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     rank, size = processes.get_rank(), get_world_size()
+    warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)  # of DDP, where a size is 1
     dist.init_process_group(backend, store=open_store(rank, size), rank=rank, world_size=size, timeout=timeout)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+_store: list[dist.Store] = []  # of the processes that have joined; it outlives the group
+
+
+def claim_failure(is_consequence: bool) -> bool:
+    """Whether this process is the one that says why all end. The first one says it at once, the others if it does not;
+    what only follows from the end of another process is said last, if at all."""
+    time.sleep(3.0 if is_consequence else 0.0 if processes.get_rank() == 0 else 1.0)
+    try:
+        return not _store or _store[0].add("failures", 1) == 1
+    except RuntimeError:  # the process that holds the store has ended
+        return False
+
+
+def announce_end() -> None:
+    """Tell the others that everything is written."""
+    if _store:
+        _store[0].set("has_ended", "1")
+
+
+def wait_for_end() -> None:
+    """Wait until the first process has written everything."""
+    if _store:
+        _store[0].wait(["has_ended"], timedelta(days=7))
 
 
 def read_seconds(name: str, default: float) -> float:
@@ -100,6 +126,7 @@ def open_store(rank: int, size: int) -> dist.Store:
         store.set("is_complete", "1")
     else:
         wait_for_first(store, seconds)
+    _store[:] = [store]
     return store
 
 
@@ -188,34 +215,28 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
 
 def report_place(step: int, work: str) -> None:
     """Tell the others what this process does now, so that they can name it if it hangs."""
-    if get_size() > 1 and (store := get_store()) is not None:
-        store.set(f"place/{get_rank()}", json.dumps([step, work, socket.gethostname()]))
-
-
-def get_store() -> dist.Store | None:
-    with suppress(Exception):
-        return dist.distributed_c10d._get_default_store()
-    return None
+    if get_size() > 1 and _store:
+        _store[0].set(f"place/{get_rank()}", json.dumps([step, work, socket.gethostname()]))
 
 
 @contextmanager
 def name_hanging() -> Generator[None]:
-    """Raise TrainingError that names the process which was waited for in vain, where the block fails for that."""
+    """Raise HangError that names the process which was waited for in vain, where the block fails for that."""
     try:
         yield
     except RuntimeError as error:
         if get_size() == 1 or not any(word in str(error).lower() for word in ("timed out", "timeout")):
             raise
-        raise TrainingError(describe_places(first_line(error))) from error
+        raise HangError(describe_places(first_line(error))) from error
 
 
 def describe_places(reason: str) -> str:
     """Say which processes are behind the others."""
-    store, places = get_store(), {}
-    for rank in range(get_size()):
-        with suppress(Exception):
-            if store is not None and store.check([key := f"place/{rank}"]):
-                places[rank] = json.loads(store.get(key))
+    places: dict[int, Any] = {}
+    for rank in range(get_size() if _store else 0):
+        with suppress(RuntimeError, ValueError):
+            if _store[0].check([key := f"place/{rank}"]):
+                places[rank] = json.loads(_store[0].get(key))
     if not places:
         return f"a process does not answer: {reason}"
     order = ("data", "update", "checkpoint")
@@ -237,11 +258,25 @@ class Step(nn.Module):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         return self.loss_function(self.model, batch)
 
-    def evaluate(self, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
         return self.recipe.evaluate(self.model, iter(batches))
 
     def predict(self, model: nn.Module, request: dict[str, Any]) -> dict[str, Any]:
         return self.recipe.predict(self.model, request)
+
+
+@contextmanager
+def gather_parameters(recipe: Recipe, model: nn.Module, step: Any) -> Generator[Any]:
+    """Yield what evaluates and predicts like a recipe: itself, or of a model that processes share, their step."""
+    if not is_shared(model):
+        yield recipe
+        return
+    from .sharding import release
+
+    try:
+        yield step
+    finally:
+        release(step)
 
 
 def check_shard(shard: int, size: int) -> None:
@@ -311,7 +346,7 @@ def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         full = get_full(tensor.detach())
         if get_rank() == 0:
-            collected[name] = full.cpu() if is_sharded(tensor) else full
+            collected[name] = full.cpu().clone() if is_sharded(tensor) else full
     return collected
 
 

@@ -12,7 +12,7 @@ from ..errors import InputError, TrainingError
 from ..recipe import Recipe, SupportsLossTerms
 from .config import TrainConfig
 from .device import autocast, move_batch, resolve_dtype, seed_generators
-from .distributed import gather, get_local, get_size, get_full, is_sharded, name_process, sync_gradients, total
+from .distributed import gather, get_full, get_local, get_size, is_sharded, name_process, sync_gradients, total
 from .hardware import first_line
 from .optimizers import Optimizer
 from .updates import Update

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -138,7 +138,7 @@ def begin_job(job: TrainingJob, stack: ExitStack) -> tuple[TrainingJob, TrainSta
         if job.is_resumed and is_first:
             stack.enter_context(job.run.lock())
             job = find_start(job)
-        check_processes(job)
+        check_processes(job, distributed.get_size())
     for is_turn in distributed.take_turns():  # the first process of a machine prepares the data for the others
         with distributed.fail_together():
             stream_state = check_inputs(job) if is_turn else stream_state  # before anything is written
@@ -162,13 +162,13 @@ def begin_job(job: TrainingJob, stack: ExitStack) -> tuple[TrainingJob, TrainSta
     return job, state
 
 
-def check_processes(job: TrainingJob) -> None:
-    """Raise InputError for what several processes cannot do."""
-    size, c = distributed.get_size(), job.config.train
-    distributed.check_shard(c.shard, size)
-    count_own(c.accumulate, size)
+def check_processes(job: TrainingJob, size: int) -> None:
+    """Raise InputError for what so many processes cannot do."""
+    c = job.config.train
     if size > 1 and (job.budget is not None or job.timer is not None):
         raise InputError("--minutes ends a training of one process by its clock: say --steps to several")
+    distributed.check_shard(c.shard, size)
+    count_own(c.accumulate, size)
     if size > 1 and job.compare:
         raise InputError("--compare trains other models in one process: leave it out, or train in one process")
     if c.shard > 1 and resolve_dtype(c.dtype, resolve_device(c.device)) == torch.float16:
@@ -357,12 +357,11 @@ def fit_end(job: TrainingJob, state: TrainState) -> TrainingJob:
 def predict_sample(recipe: Recipe, state: TrainState, examples: Examples) -> dict[str, Any]:
     """Answer the examples; the model stays in training mode. A model that processes share answers on all of them; of
     copies, that of the first process does."""
-    is_shared = distributed.is_shared(state.model)
-    if distributed.get_rank() > 0 and not is_shared:
+    if distributed.get_rank() > 0 and not distributed.is_shared(state.model):
         return {}
     try:
-        state.model.eval()
-        return predict_examples(cast(Recipe, state.wrapped) if is_shared else recipe, state.model, examples)
+        with distributed.gather_parameters(recipe, state.model, state.wrapped) as asked:
+            return predict_examples(asked, state.model.eval(), examples)
     finally:
         state.model.train()
 
@@ -391,7 +390,7 @@ def catch_stop_signals() -> Generator[threading.Event]:
         return
 
     def request_stop(signum: int, frame: Any) -> None:
-        if is_requested.is_set():
+        if is_requested.is_set() and distributed.get_size() == 1:
             raise KeyboardInterrupt
         is_requested.set()
 

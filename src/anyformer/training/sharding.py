@@ -62,3 +62,9 @@ def gather_model(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     for name, buffer in full.named_buffers():
         buffer.copy_(tensors[name])
     return full.to(next(model.parameters()).device)
+
+
+def release(module: nn.Module) -> None:
+    """Free the parameters that a forward pass without a backward pass has left gathered."""
+    for part in list_sharded(module):
+        part.reshard()
