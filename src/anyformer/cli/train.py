@@ -252,7 +252,7 @@ class TrainCommand:
         if "minutes" in options and "--train.steps" in values:
             raise InputError("--steps and --minutes both say how long: give one of them")
         check_several(options, "--train.seed" in values)
-        if options.get("processes", 1) > 1 and "out" not in options:
+        if options.get("processes", 1) > 1 and not {"out", "dry_run"} & set(options):
             raise InputError("--processes needs a run directory that all know: --out DIR")
         if options.get("resume") and "out" not in options:
             raise InputError(f"--resume needs --out RUN: {newest_run()}")
