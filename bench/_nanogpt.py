@@ -16,8 +16,7 @@ import torch
 from anyformer.data.io.resolve import resolve
 from anyformer.data.text.prepare import Corpus
 from anyformer.recipes import language
-from anyformer.training import loop
-from anyformer.training.device import autocast
+from anyformer.training.device import autocast, move_batch
 from bench._common import make_parser
 
 
@@ -61,7 +60,7 @@ def step_nanogpt(
     optimizer = model.to(device).configure_optimizers(c.weight_decay, c.lr, (0.9, c.beta2), device.type)
     forward = torch.compile(model, backend=backend) if backend else model
     for batch, _ in batches:
-        batch = loop.move_batch(batch, device)
+        batch = move_batch(batch, device)
         with autocast(device, getattr(torch, c.dtype)):
             _, loss = forward(batch["ids"], batch["labels"])
         loss.backward()

@@ -1,82 +1,51 @@
-"""Benchmarks on one NVIDIA GPU: training, time to a loss, generation, and windowed attention, each next to a peer.
+"""Benchmarks on one NVIDIA GPU, the most telling first: tests, training, time to a loss, generation, long windows.
 
-    python -m bench.gpu --nanogpt ../nanoGPT --shakespeare input.txt
+    python -m bench.gpu --minutes 8 --out gpu.json --nanogpt ../nanoGPT --shakespeare input.txt
+    python -m bench.gpu --minutes 30                     CIFAR-10 and Multi30k too
     python -m bench.gpu --only window training --json
-    python -m bench.gpu --dry                  tiny shapes on any machine: checks that every part runs
+    python -m bench.gpu --dry                            tiny shapes on any machine: checks that every part runs
 
-training      GPT-2's 124M shape, context 1024, bfloat16, torch.compile: tokens/s and MFU of nanoGPT's model and ours,
-              and the number of graphs, since each graph break costs time
+checks        what must hold on a GPU (`pytest -m gpu`; pytest is not needed here)
+training      GPT-2's 124M shape, context 1024, bfloat16: tokens/s and MFU of ours and nanoGPT's model, compiled
 shakespeare   seconds until the loss over the validation split of tiny Shakespeare is 1.4697, which nanoGPT reports
-generation    GPT-2's 124M shape, a prompt of 32 tokens, 128 new tokens: eager, captured, compiled, and transformers
+generation    GPT-2's 124M shape, a prompt of 32 tokens, 128 new tokens, batch 1 and 32: ours and transformers
 window        one layer of causal & window(256) through FlexAttention, and full causal attention through SDPA
+cifar10       accuracy of the vision preset `cifar10-gpu` after some minutes
+multi30k      BLEU of the translation preset `multi30k` after some minutes
 
-Nothing is downloaded; torch, numpy, tokenizers and rich are enough. If a part or a row fails, the reason is reported
-and the others continue.
+Nothing is downloaded; torch, numpy, safetensors, tokenizers and rich are enough. Each part is a process of its own with
+a time limit: a crash, or a kernel that never ends, costs its part alone, and what was measured before is kept. A part
+for which no time is left is skipped. --out is written after each part.
 """
 
 import argparse
 import contextlib
 import json
-import math
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-import typing
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch._dynamo.utils import counters
-
-from anyformer.labs.benchmark import make_random_recipe, random_batches
-from anyformer.recipe import Recipe
-from anyformer.recipes import language
-from anyformer.training import hardware, loop
-from anyformer.training.device import resolve_device
-
-if __package__ in (None, ""):  # python bench/gpu.py
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from bench import _nanogpt as nanogpt
-from bench._common import make_parser
-from bench.inference.gpu_generation import list_generation
-from bench.model.gpu_long_context import list_windows
-
-# dense bfloat16, by name
-PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
-NEVER = 1 << 30
-TARGET_LOSS = 1.4697
-BATCH_SIZES = (64, 32, 16, 8, 4)  # tried in training, from the largest
-WARMUP_STEPS = 5  # not measured
+ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
-Measurement = tuple[str, Callable[[], Row]]  # name of a row, and the function that measures it
+Rows = Sequence[Row]
 
 
-class Setup:
-    """The device, the options and the shapes."""
+@dataclass(frozen=True)
+class Part:
+    """Seconds that a part takes at most on a GPU, and those without which it is not worth starting."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options, self.dry = options, options.dry
-        self.device = resolve_device(options.device)
-        self.backend = "eager" if self.dry else "inductor"  # eager: traced, not compiled
-        gpt2 = language.PRESETS["gpt2"]
-        small = replace(gpt2.model, dim=64, n_layer=2, n_head=2, context=64)
-        text = {"data": "", "tokenizer": "ids", "padded_vocab": 512 if self.dry else gpt2.padded_vocab}
-        self.gpt2 = replace(gpt2, **text, model=small if self.dry else gpt2.model)
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def peak_flops(self) -> float | None:
-        """Return the peak FLOP/s in bfloat16: --peak, or known for this GPU."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        tflops = self.options.peak or next((peak for kind, peak in PEAK_TFLOPS.items() if kind in name), None)
-        return None if tflops is None else 1e12 * tflops
+    at_most: float
+    at_least: float = 25
 
 
+<<<<<<< HEAD
 def attempt(name: str, work: Callable[[], Row]) -> Row:
     """Measure and print a row; if it fails, the row has the problem."""
     try:
@@ -228,50 +197,184 @@ PARTS: dict[str, Callable[[Any], Iterator[Measurement]]] = {
     "shakespeare": list_shakespeare,
     "generation": list_generation,
     "window": list_windows,
+=======
+PARTS = {
+    "checks": Part(100),
+    "training": Part(150),
+    "shakespeare": Part(90),
+    "generation": Part(110),
+    "window": Part(40),
+    "cifar10": Part(600, 120),
+    "multi30k": Part(600, 120),
+>>>>>>> main
 }
+NO_GPU = 3  # exit status of a part
+GRACE = 10  # seconds after its limit in which a part may end by itself
 
 
-def measure_part(name: str, setup: Setup) -> Iterator[Row]:
-    """Yield all rows of a part; if it ends early, the last row has the problem."""
-    try:
-        for title, work in PARTS[name](setup):
-            yield attempt(title, work)
-    except (Exception, SystemExit) as error:
-        yield {"what": name, "problem": describe_error(error)}
-        print(name, describe_error(error), flush=True)
+# --- running a part ---
 
 
-def main(options: argparse.Namespace) -> None:
-    setup = Setup(options)
-    if setup.device.type != "cuda" and not setup.dry:
+def run_part(name: str, words: Sequence[str], limit: float, as_json: bool) -> Rows:
+    """Measure a part in a process of its own. Returns its rows, the last of which has the problem if it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        command = [sys.executable, "-m", "bench._gpu_parts", name, str(file), f"{limit:.0f}", *words]
+        status = run_limited(command, limit + GRACE, sys.stderr if as_json else None)
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    if status == NO_GPU:
         sys.exit("there is no NVIDIA GPU here: --dry runs the script without one")
-    name = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else str(setup.device)
-    results: Row = {"device": name, "torch": torch.__version__, "peak": setup.peak_flops(), "dry": setup.dry}
-    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-        print(f"{name}, torch {torch.__version__}", flush=True)
-        for part in options.only:
-            results[part] = list(measure_part(part, setup))
+    if status != 0:
+        why = f"ended after its {limit:.0f} s" if status is None else f"crashed (exit status {status})"
+        rows.append({"what": name, "problem": why})
+        print(f"{name} {why}", file=sys.stderr, flush=True)
+    return rows
+
+
+def run_limited(command: Sequence[str], seconds: float, stdout: Any = None) -> int | None:
+    """Run a process and all that it starts. Returns its exit status, None if it was ended after so many seconds."""
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
+    process = subprocess.Popen(command, cwd=Path.cwd(), env=environment, stdout=stdout, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers of the compiler too
+        process.wait()
+
+
+# --- the summary ---
+
+
+def find_row(rows: Rows, start: str, key: str, **values: Any) -> Any:
+    """Return a value of the first row whose name starts so and that has these values; None if there is none."""
+    fitting = (row for row in rows if row["what"].startswith(start) and values.items() <= row.items())
+    return next((row[key] for row in fitting if row.get(key) is not None), None)
+
+
+def best_row(rows: Rows, start: str, key: str, **values: Any) -> Any:
+    fitting = [row for row in rows if row["what"].startswith(start) and values.items() <= row.items()]
+    return max((row[key] for row in fitting if row.get(key) is not None), default=None)
+
+
+def divide(a: float | None, b: float | None) -> float | None:
+    return a / b if a and b else None
+
+
+def count_checks(rows: Rows) -> float | None:
+    return sum("problem" not in row for row in rows) / len(rows) if rows else None
+
+
+def compare_generation(rows: Rows, batch: int) -> float | None:
+    peer = find_row(rows, "transformers", "tokens_per_second", batch=batch)
+    return divide(best_row(rows, "anyformer", "tokens_per_second", batch=batch), peer)
+
+
+def compare_windows(rows: Rows) -> float | None:
+    dense, window = (find_row(rows, start, "training_ms", nodes=16384) for start in ("all of the past", "window"))
+    return divide(dense, window)
+
+
+def find_seconds(rows: Rows) -> float | None:
+    return min((row["seconds"] for row in rows if row.get("reached")), default=None)
+
+
+TARGETS: dict[str, tuple[str, Callable[[Rows], float | None], str, float]] = {
+    "share of the checks that hold": ("checks", count_checks, ">=", 1.0),
+    "124M, MFU": ("training", lambda rows: best_row(rows, "training, anyformer", "mfu"), ">=", 0.55),
+    "124M, tokens/s, times nanoGPT's": (
+        "training",
+        lambda rows: divide(
+            best_row(rows, "training, anyformer", "tokens_per_second"),
+            find_row(rows, "training, nanoGPT", "tokens_per_second"),
+        ),
+        ">=",
+        1.3,
+    ),
+    "tiny Shakespeare to 1.4697, seconds": ("shakespeare", find_seconds, "<=", 20.0),
+    "generation, batch 1, times transformers'": ("generation", lambda rows: compare_generation(rows, 1), ">=", 3.0),
+    "generation, batch 32, times transformers'": ("generation", lambda rows: compare_generation(rows, 32), ">=", 2.0),
+    "16k nodes, window(256), times as fast as dense": ("window", compare_windows, ">=", 1.0),
+    "CIFAR-10, accuracy": ("cifar10", lambda rows: best_row(rows, "cifar10", "accuracy"), ">=", 0.88),
+    "Multi30k, BLEU": ("multi30k", lambda rows: best_row(rows, "multi30k", "bleu"), ">=", 36.5),
+}
+"""What is compared -> its part, its value, and the target."""
+
+
+def summarize(results: dict[str, Any]) -> list[Row]:
+    """Compare what was measured with the targets. A value that is missing has a reason instead."""
+    summary = []
+    for name, (part, measure, sign, target) in TARGETS.items():
+        rows = results.get(part)
+        value = measure(rows) if rows else None
+        row: Row = {"what": name, "value": value, "target": f"{sign} {target:g}"}
+        if value is not None and results.get("dry"):
+            row["reason"] = "a dry run: tiny shapes"
+        elif value is not None:
+            row["is_met"] = value >= target if sign == ">=" else value <= target
+        elif rows is not None:
+            row["reason"] = next((r[key] for r in rows for key in ("problem", "skipped") if key in r), "not measured")
+        summary.append(row)
+    return summary
+
+
+def format_summary(summary: Rows) -> str:
+    lines = [f"{'':<48}{'value':>10}{'target':>10}"]
+    for row in summary:
+        value = "-" if row["value"] is None else f"{row['value']:,.3g}"
+        verdict = {True: "met", False: "missed", None: row.get("reason", "not run")[:60]}[row.get("is_met")]
+        lines.append(f"{row['what']:<48}{value:>10}{row['target']:>10}  {verdict}")
+    return "\n".join(lines)
+
+
+# --- all parts ---
+
+
+def main(options: argparse.Namespace, words: Sequence[str]) -> None:
+    started_at, results = time.monotonic(), {"parts": options.only, "minutes": options.minutes, "dry": options.dry}
+    log = sys.stderr if options.json else sys.stdout
+    for name in options.only:
+        part, left = PARTS[name], 60 * options.minutes - (time.monotonic() - started_at) - GRACE
+        if left < part.at_least:
+            results[name] = [{"what": name, "skipped": f"{max(0, left):.0f} s of --minutes {options.minutes:g} left"}]
+            print(f"{name} skipped: {results[name][0]['skipped']}", file=log, flush=True)
+        else:
+            print(f"--- {name}, at most {min(left, part.at_most):.0f} s", file=log, flush=True)
+            results[name] = run_part(name, words, min(left, part.at_most), options.json)
+        results |= {"summary": summarize(results), "seconds": round(time.monotonic() - started_at, 1)}
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=1))
+    print(format_summary(results["summary"]), file=log)
     if options.json:
         print(json.dumps(results))
 
 
-if __name__ == "__main__":
-    parser = make_parser(__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together")
+    parser.add_argument("--out", type=Path, help="a JSON file, written after each part")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dry", action="store_true", help="tiny shapes, nothing compiled, on a CPU too")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of github.com/karpathy/nanoGPT")
     parser.add_argument("--peak", type=float, help="dense bfloat16 TFLOP/s of this GPU; by default from a table")
     parser.add_argument("--batch", type=int, help="of training; by default the largest that fits")
-    parser.add_argument("--patience", type=float, default=10.0, help="seconds of measuring each contender in training")
+    parser.add_argument("--patience", type=float, default=8.0, help="seconds of measuring each contender in training")
     parser.add_argument("--shakespeare", type=Path, help="input.txt; by default the set by name")
-    parser.add_argument("--presets", nargs="+", default=["nanogpt-gpu", "modern"], help="of language, for shakespeare")
-    parser.add_argument("--target", type=float, default=TARGET_LOSS, help="loss over the whole validation split")
-    parser.add_argument("--minutes", type=float, default=2.0, help="time limit of each run of shakespeare")
+    parser.add_argument("--presets", nargs="+", default=["modern", "nanogpt-gpu"], help="of language, for shakespeare")
+    parser.add_argument("--target", type=float, default=1.4697, help="loss over the whole validation split")
     parser.add_argument("--every", type=int, default=100, help="steps between validations")
     parser.add_argument("--steps", type=int, default=1000, help="of the preset modern")
     parser.add_argument("--lr", type=float, default=2e-3, help="of the preset modern")
     parser.add_argument("--rounds", type=int, default=3, help="of generation")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1 << i for i in range(10, 17)])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 1024, 4096, 65536])
     parser.add_argument("--width", type=int, default=256, help="of the window")
-    main(parser.parse_args())
+    return parser
+
+
+if __name__ == "__main__":
+    main(build_parser().parse_args(), sys.argv[1:])

@@ -2,6 +2,7 @@
 (On a CPU: bench/inference/generation_vs_peers.py.)
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -138,15 +139,16 @@ def list_generation(setup: Any) -> Iterator[tuple[str, Callable[[], Row]]]:
         return GreedyDecoder(build_sharp_model(setup).bfloat16(), batch, size)
 
     backends: dict[str, Callable[[int], Any]] = {
-        "anyformer, float32, eager": lambda batch: partial(generate_greedy, model),
-        "anyformer, bfloat16 weights, eager": lambda batch: partial(generate_greedy, build_bfloat16_weights(setup)),
-        "anyformer, bfloat16, eager": lambda batch: partial(generate_greedy, build_sharp_model(setup).bfloat16()),
         "anyformer, bfloat16, captured": lambda batch: build_decoder(batch).capture().generate_rows,
-        "anyformer, bfloat16, compiled": lambda batch: build_decoder(batch).compile_step(setup.dry).generate_rows,
         "transformers, bfloat16, static cache": lambda batch: use_transformers(setup.gpt2, setup.device),
+        "anyformer, bfloat16, eager": lambda batch: partial(generate_greedy, build_sharp_model(setup).bfloat16()),
+        "anyformer, bfloat16, compiled": lambda batch: build_decoder(batch).compile_step(setup.dry).generate_rows,
+        "anyformer, bfloat16 weights, eager": lambda batch: partial(generate_greedy, build_bfloat16_weights(setup)),
+        "anyformer, float32, eager": lambda batch: partial(generate_greedy, model),
     }
-    for batch in (1, 32):
-        for name, build in backends.items():
+    for names in (list(backends)[:2], list(backends)[2:]):
+        for batch, name in itertools.product((1, 32), names):
+            build = backends[name]
 
             def measure(build: Callable[[int], Any] = build, batch: int = batch) -> Row:
                 generate_rows, times = build(batch), []

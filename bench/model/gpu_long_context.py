@@ -50,12 +50,14 @@ def measure_window(setup: Any, nodes: int, width: int) -> Row:
         with torch.no_grad():
             difference = (kernels[-1](*x) - DenseMask(edges, None, spec)(*x)).abs().max().item()
         assert difference < 0.05, f"it lies {difference:.2g} from a dense table"
-    return time_passes(setup, kernels[-1], x, gradient) | {"table_ms": 1e3 * table_seconds}
+    return {"nodes": nodes} | time_passes(setup, kernels[-1], x, gradient) | {"table_ms": 1e3 * table_seconds}
 
 
 def measure_full(setup: Any, nodes: int) -> Row:
     *x, gradient = random_qkv(setup, nodes)
-    return time_passes(setup, lambda *x: F.scaled_dot_product_attention(*x, is_causal=True), x, gradient)
+    return {"nodes": nodes} | time_passes(
+        setup, lambda *x: F.scaled_dot_product_attention(*x, is_causal=True), x, gradient
+    )
 
 
 def time_passes(setup: Any, attend: Callable[..., Any], x: list[torch.Tensor], gradient: torch.Tensor) -> Row:

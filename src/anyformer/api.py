@@ -89,8 +89,7 @@ def train(
     where |= {"track": (track,) if isinstance(track, str) else track, "lora": lora, "is_preset_free": preset is None}
     job = resolve_job(module, chosen, overrides, minutes=minutes, command=command, **where)
     with show_training(is_interactive() if progress is None else progress, on_start, on_record) as (start, update, _):
-        model = train_job(job, start, update, on_checkpoint)
-    return load(job.run.path, job.config.train.device) if model is None else model
+        return train_job(job, start, update, on_checkpoint) or load(job.run.path, job.config.train.device)
 
 
 def choose_recipe(recipe: Any, preset: str | None, overrides: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:

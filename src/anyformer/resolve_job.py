@@ -59,10 +59,8 @@ def resolve_job(
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
     settings = parse_dataclass(LoRAConfig, lora or {}, "lora")
     extras: dict[str, Any] = {"trackers": check_trackers(track), "compare": check_comparison(module, compare)}
-    if out is None and get_world_size() > 1:
-        raise InputError("several processes need a run directory that all know: --out DIR")
-    run, resume = None if out is None else RunDirectory(Path(out)), resume or is_restarted()
-    if run is not None and resume and run.exists:
+    run = None if out is None else RunDirectory(Path(out))
+    if run is not None and (resume or is_restarted()) and run.exists:
         job = resume_job(module, preset, overrides, run, command)
         return dataclasses.replace(job, budget=budget, **extras)
     source = None if init is None else load_source(Path(init), module)
@@ -236,6 +234,8 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def choose_run(name: str, config: Any, suffix: str = "") -> RunDirectory:
     """Return runs/RECIPE-DATA-1, or the next number that is free, also with the suffix."""
+    if get_world_size() > 1:
+        raise InputError("several processes need a run directory that all know: --out DIR")
     stem = f"{name}-{Path(config.data).name.split('.')[0] or 'data'}"
     paths = (Path("runs") / f"{stem}-{i}" for i in range(1, 1 << 30))
     free = (path for path in paths if not path.exists() and not path.with_name(path.name + suffix).exists())

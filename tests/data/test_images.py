@@ -298,6 +298,11 @@ def test_flip_and_crop_only_move_pixels():
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
     crops = {padded[y : y + 6, x : x + 8].tobytes() for y in range(3) for x in range(3)}
     assert all(augment.random_crop(image, np.random.default_rng(s), 1).tobytes() in crops for s in range(10))
+    far = np.pad(image, ((20, 20), (20, 20), (0, 0)))
+    for seed in range(20):
+        top, left = np.random.default_rng(seed).integers(0, 41, 2)
+        crop = augment.random_crop(image, np.random.default_rng(seed), 20)
+        assert np.array_equal(crop, far[top : top + 6, left : left + 8])
 
 
 @pytest.mark.parametrize("distortion", augment.DISTORTIONS)

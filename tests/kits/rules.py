@@ -3,10 +3,9 @@
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from anyformer.model.edges import (
@@ -22,6 +21,9 @@ from anyformer.model.edges import (
     window,
     within,
 )
+
+if TYPE_CHECKING:
+    from hypothesis import strategies as st
 
 
 def near_by_head(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -63,12 +65,14 @@ def kinds(B: int, T: int) -> Tensor:
     return (torch.arange(B)[:, None] + torch.arange(T)) * 7 // 4 % 3
 
 
-def compositions(B: int, T: int) -> st.SearchStrategy[Edges]:
+def compositions(B: int, T: int) -> "st.SearchStrategy[Edges]":
     """Rules combined by &, | and ~."""
+    from hypothesis import strategies as st  # not on every machine that measures a GPU
+
     leaf = st.sampled_from(sorted(RULES)).map(lambda name: RULES[name](B, T))
     leaf |= st.integers(1, T).map(window) | st.integers(1, T).map(every)
 
-    def grow(inner: st.SearchStrategy[Edges]) -> st.SearchStrategy[Edges]:
+    def grow(inner: "st.SearchStrategy[Edges]") -> "st.SearchStrategy[Edges]":
         pair = st.tuples(inner, inner)
         return pair.map(lambda ab: ab[0] & ab[1]) | pair.map(lambda ab: ab[0] | ab[1]) | inner.map(lambda a: ~a)
 

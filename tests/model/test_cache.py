@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyformer.inference.decode import generate, new_cache
 from anyformer.inference.sampling import SamplingParams
@@ -218,3 +219,18 @@ def test_the_memory_of_an_unbounded_cache_does_not_grow():
     for token in [1, 2] * 5 * SIZE:
         model.hidden(torch.tensor([[token]]), cache)
     assert cache.size == SIZE and capacities(cache) == [4, 4] and cache.lengths == 10 * SIZE
+
+
+def test_counting_nodes_reads_nothing_from_the_device():
+    """A GPU would be waited for at every token."""
+
+    class NoTransfers(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    cache = KVCache(TransformerConfig(dim=C, n_layer=1, n_head=2), 2, SIZE)
+    cache.lengths = torch.tensor([3, 1])
+    with NoTransfers():
+        cache.advance(2)
+    assert (cache.max_length, cache.lengths.tolist()) == (5, [5, 3])

@@ -52,11 +52,11 @@ def test_several_processes_compute_what_one_does(size: int, shard: int):
     expected = train("translation", lambda model: model.double())
     results = run_processes(size, lambda: train("translation", lambda model: model.double(), shard=shard))
     assert all(result == results[0] for result in results)
-    for (loss, norm, tokens, val_loss), wanted in zip(results[0], expected, strict=True):
-        assert loss == pytest.approx(wanted[0], abs=1e-6)
-        assert norm == pytest.approx(wanted[1], rel=1e-12)
-        assert tokens == wanted[2]
-        assert val_loss == pytest.approx(wanted[3], abs=1e-6)
+    for (loss, norm, tokens, val_loss), reference in zip(results[0], expected, strict=True):
+        assert loss == pytest.approx(reference[0], abs=1e-6)
+        assert norm == pytest.approx(reference[1], rel=1e-12)
+        assert tokens == reference[2]
+        assert val_loss == pytest.approx(reference[3], abs=1e-6)
     assert len({tokens for _, _, tokens, _ in expected}) == 3
 
 
@@ -70,8 +70,8 @@ def test_every_recipe_deals_out_its_batches():
             start = state | {"step": rank, "tokens": 0, "stride": 2}
             for number, (batch, after) in zip((0, 2, 4), recipe.batches(config, "train", start)):
                 assert after["step"] == number + rank + 2, name
-                wanted = expected[number + rank]
-                assert all(torch.equal(value, wanted[key]) for key, value in batch.items()), (name, number)
+                reference = expected[number + rank]
+                assert all(torch.equal(value, reference[key]) for key, value in batch.items()), (name, number)
 
 
 @pytest.mark.slow

@@ -56,8 +56,8 @@ class KVCache:
         return steps + (self.lengths if isinstance(self.lengths, int) else self.lengths[:, None])
 
     def advance(self, new: int) -> None:
-        """Count `new` more nodes in each row, after all layers have stored them."""
-        self.lengths = self.lengths + new
+        """Count `new` more nodes in each row, after all layers have stored them. Reads nothing from the device."""
+        self._lengths, self.max_length = self._lengths + new, self.max_length + new
 
     def trim(self, lengths: Tensor) -> None:
         """Keep the first lengths[b] nodes of row b. Raises ValueError if a ring buffer has overwritten some of them."""

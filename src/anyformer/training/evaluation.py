@@ -20,7 +20,7 @@ def evaluate(
     mode = torch.no_grad() if is_shared(model) else torch.inference_mode()
     model.eval()
     try:
-        with gather_parameters(recipe, model, step) as asked, mode, evaluation_autocast(model, dtype):
-            return agree(asked.evaluate(model, (move_batch(batch, device) for batch in batches)))
+        with gather_parameters(recipe, model, step) as evaluator, mode, evaluation_autocast(model, dtype):
+            return agree(evaluator.evaluate(model, (move_batch(batch, device) for batch in batches)))
     finally:
         model.train(was_training)

@@ -7,12 +7,23 @@ import torch
 
 COPY_BYTES = 128 * 2**20  # larger than the caches of all but the largest servers
 MIN_MATMUL_SECONDS = 0.03  # a matrix multiplication this long is warmed up and measured well
+PEAK_TFLOPS = {
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70,
+    "A10": 125, "A40": 150, "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+"""Dense bfloat16 TFLOP/s of GPUs, by a part of their name; the first that fits counts."""
 UNSUPPORTED_ERRORS = (RuntimeError, TypeError, NotImplementedError)  # of torch, if a device cannot, or lacks memory
 
 
 def first_line(error: BaseException) -> str:
     """Return an error's message in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def get_peak_flops(device: torch.device) -> float | None:
+    """Return the dense bfloat16 FLOP/s of a GPU as its maker states them; None for other devices."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((1e12 * tflops for kind, tflops in PEAK_TFLOPS.items() if kind in name), None)
 
 
 def measure_matmul_gflops(device: str, dtype: str) -> float:

@@ -20,6 +20,7 @@ from ..errors import InputError, Stopped, TrainingError
 from ..events import report_notice
 from ..examples import find_examples, predict_examples
 from ..parsing import to_json
+from ..processes import is_restarted
 from ..recipe import Examples, Recipe, StreamState, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
 from . import budget as budgets
 from . import checkpoints, distributed
@@ -134,6 +135,8 @@ def begin_job(job: TrainingJob, stack: ExitStack) -> tuple[TrainingJob, TrainSta
     """Check the input, reserve the run directory until the stack is closed, and return the state to begin with. What
     fails on one of several processes fails on all."""
     is_first, stream_state = distributed.get_rank() == 0, None
+    if is_restarted():
+        report_notice("a process has ended: all start again from the last checkpoint")
     with distributed.fail_together():
         if job.is_resumed and is_first:
             stack.enter_context(job.run.lock())
@@ -360,8 +363,8 @@ def predict_sample(recipe: Recipe, state: TrainState, examples: Examples) -> dic
     if distributed.get_rank() > 0 and not distributed.is_shared(state.model):
         return {}
     try:
-        with distributed.gather_parameters(recipe, state.model, state.wrapped) as asked:
-            return predict_examples(asked, state.model.eval(), examples)
+        with distributed.gather_parameters(recipe, state.model, state.wrapped) as predictor:
+            return predict_examples(predictor, state.model.eval(), examples)
     finally:
         state.model.train()
 

@@ -63,10 +63,17 @@ def augment_image(augment: Augment, image: np.ndarray, rng: Random) -> np.ndarra
 
 def random_crop(image: np.ndarray, rng: Random, padding: int) -> np.ndarray:
     """Shift by up to `padding` pixels in either direction; what comes in is black."""
-    height, width = image.shape[:2]
-    top, left = rng.integers(0, 2 * padding + 1, 2)
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    return padded[top : top + height, left : left + width]
+    shifts = (rng.integers(0, 2 * padding + 1, 2) - padding).tolist()
+    targets, sources = zip(*(shift_slices(by, size) for by, size in zip(shifts, image.shape)))
+    shifted = np.zeros_like(image)
+    shifted[targets] = image[sources]
+    return shifted
+
+
+def shift_slices(by: int, size: int) -> tuple[slice, slice]:
+    """Return where the pixels of an axis go, and which these are, when pixel `by` becomes the first."""
+    by = max(-size, min(by, size))
+    return slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by))
 
 
 # --- the distortions of RandAugment (1909.13719) that need nothing but arrays ---

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .select import AttentionSpec, PositionBias
 
 BLOCK = 128  # queries and keys of a block
+MIN_CHANNELS = 16  # of a head: torch's kernel for GPUs takes no fewer
 MAX_PAIRS_AT_ONCE = 1 << 26  # whose edges are evaluated together
 
 
@@ -30,7 +31,9 @@ class Flex:
         self.score_mod = None if bias is None else lambda score, b, h, q, k: score + bias(h, q, k, bidirectional)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, scale: float | None = None) -> Tensor:
-        if q.shape[-1] != v.shape[-1]:  # attention weights are asked for: FlexAttention takes few widths of values
+        q, k = q.type_as(v), k.type_as(v)  # on a GPU, autocast norms queries and keys in float32
+        has_unit_values = q.shape[-1] != v.shape[-1]  # attention weights are asked for: it takes few widths of values
+        if has_unit_values or q.shape[-1] < MIN_CHANNELS:
             return DenseMask(self.edges, self.bias, self.spec)(q, k, v, dropout_p, scale)
         attend = _flex_attention(self.compiled)
         enable_gqa = k.shape[1] != q.shape[1]

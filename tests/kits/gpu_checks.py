@@ -1,0 +1,290 @@
+"""What must hold on a GPU, as functions of a device: the tests run them on the CPU too, so that their first run on a
+GPU does not fail on a slip, and bench/gpu.py runs them where there is no pytest.
+
+Each returns figures worth noting, and raises AssertionError (or what the library raises) if something does not hold.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from anyformer import recipe as recipes
+from anyformer.model import Transformer, TransformerConfig
+from anyformer.model.edges import Edges, causal, neighbors, same, window, within
+from anyformer.model.kernels.dense import DenseMask
+from anyformer.model.kernels.flex import Flex
+from anyformer.model.kernels.select import AttentionSpec
+from anyformer.model.positions import Alibi, RelativeBias
+from anyformer.recipes import language
+from anyformer.training import checkpoints, gradients, loop, prefetch
+from anyformer.training.updates import make_update
+from bench._common import generate_greedy
+from bench.inference import gpu_generation
+from rules import RULES
+
+B, H, NODES = 3, 4, 200  # rows, heads, nodes: two blocks of FlexAttention, the second not full
+TEXT = "the cat sat on the mat. the dog sat on the log.\n" * 60
+NO_SET = {"plays", "digits"}  # data of tiny presets that come from packages
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where checks run: a device, and a folder for data and checkpoints."""
+
+    device: torch.device
+    folder: Path
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def write_text(self) -> str:
+        path = self.folder / "text.txt"
+        path.write_text(TEXT)
+        return str(path)
+
+    def configure(self, **train: Any) -> language.Config:
+        """Return the tiny language model on a small text, with a few steps."""
+        tiny = language.PRESETS["tiny"]
+        settings = {"steps": 6, "eval_every": 3, "eval_batches": 2, "device": str(self.device), "dtype": "float32"}
+        return replace(tiny, data=self.write_text(), train=replace(tiny.train, **settings | train))
+
+
+Check = Callable[[Target], Figures]
+
+
+# --- attention ---
+
+
+def check_flex(rule: str, position: str | None, target: Target) -> Figures:
+    """FlexAttention, compiled on a GPU, equals a dense mask: values, and on a GPU gradients of q, k, v and the bias."""
+    with target.device:
+        torch.manual_seed(0)
+        edges = {**RULES, **LONG_RULES}[rule](B, NODES)
+        bias = None if position is None else {"relative": RelativeBias, "alibi": Alibi}[position](H)
+        q, k, v = (torch.randn(B, groups, NODES, 32) for groups in (H, 2, 2))
+    weights = [bias.weight] if isinstance(bias, RelativeBias) else []
+    spec = AttentionSpec(B, H, NODES, NODES, 0, target.device)
+    results = []
+    with torch.set_grad_enabled(target.is_gpu):
+        for kernel in (DenseMask(edges, bias, spec), Flex(edges, bias, spec, compiled=target.is_gpu)):
+            inputs = [x.detach().requires_grad_(target.is_gpu) for x in (q, k, v)]
+            y = kernel(*inputs)
+            dy = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape)
+            has_gradient = target.is_gpu and y.requires_grad
+            sources = [*inputs, *weights] if has_gradient else []
+            results.append([y, *(torch.autograd.grad(y, sources, dy, materialize_grads=True) if sources else ())])
+    return {"difference": compare(*results, tolerance=5e-3)}
+
+
+LONG_RULES: dict[str, Callable[[int, int], Edges]] = {
+    "documents": lambda B, T: causal & same((torch.arange(T) // 37).expand(B, -1)),
+    "documents in a window": lambda B, T: causal & window(40) & same((torch.arange(T) // 90).expand(B, -1)),
+    "a grid behind a class node": lambda B, T: neighbors(9, 20, 2, 1) | window(2),
+    "long window": lambda B, T: causal & window(150),
+    "ragged window": lambda B, T: window(60) & within(torch.tensor([T, 3, T - 7])),
+}
+"""Rules that span more than one block, besides those of rules.py."""
+
+
+def compare(first: list[Tensor], second: list[Tensor], tolerance: float) -> float:
+    """Return the largest difference of two lists of tensors, relative to their norms or 2 % of the largest norm: of
+    a gradient that is 0, such as that of a key's bias, only noise remains. Raises AssertionError above the tolerance.
+    """
+    norms = [b.float().norm().item() for b in second]
+    pairs = zip(first, second, norms, strict=True)
+    errors = [(a.float() - b.float()).norm().item() / max(norm, 0.02 * max(norms), 1e-6) for a, b, norm in pairs]
+    assert max(errors) <= tolerance, f"tensor {errors.index(max(errors))} differs by {max(errors):.2g} of its norm"
+    return max(errors)
+
+
+def check_recompiling(target: Target) -> Figures:
+    """Documents whose borders differ in every batch do not compile FlexAttention anew."""
+    from torch._dynamo.utils import counters
+
+    spec = AttentionSpec(B, H, NODES, NODES, 0, target.device)
+    attend = torch.compile(flex_attention, backend="inductor" if target.is_gpu else "eager")
+    counters.clear()
+    q = torch.randn(B, H, NODES, 32, device=target.device)
+    for width in (20, 30, 50, 60):
+        document = (torch.arange(NODES, device=target.device) // width).expand(B, -1)
+        attend(q, q, q, block_mask=Flex(causal & same(document), None, spec).block_mask)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == 1, f"{graphs} graphs for one rule"
+    return {"graphs": graphs}
+
+
+def check_stack(target: Target) -> Figures:
+    """A stack with rotary positions, normed queries and several rules gives on the device what it gives on the CPU, in
+    values and gradients; in bfloat16 nearly so."""
+    config = TransformerConfig(dim=64, n_layer=3, n_head=4, n_kv_head=2, position="rotary", qk_norm=True, context=256)
+    torch.manual_seed(0)
+    model, x = Transformer(config), torch.randn(2, NODES, 64)
+    rules = [causal & window(40), causal, causal & window(40)]
+    results: dict[str, list[Tensor]] = {}
+    for name, device, dtype in (
+        ("cpu", torch.device("cpu"), torch.float32),
+        ("device", target.device, torch.float32),
+        ("bfloat16", target.device, torch.bfloat16),
+    ):
+        model.to(device).zero_grad()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            y = model(x.to(device), rules)
+        (y.float() * torch.linspace(-1, 1, y.numel(), device=device).view(y.shape)).sum().backward()
+        gradients = [p.grad.float().cpu() for p in model.parameters() if p.grad is not None]
+        results[name] = [y.detach().float().cpu(), *gradients]
+    figures = {"float32": compare(results["device"], results["cpu"], 5e-3)}
+    return figures | {"bfloat16": compare(results["bfloat16"], results["cpu"], 0.1)}
+
+
+def check_narrow_heads(target: Target) -> Figures:
+    """Heads of 8 channels, for which FlexAttention has no kernel, take a dense mask."""
+    model = Transformer(TransformerConfig(dim=16, n_layer=1, n_head=2, context=64)).to(target.device)
+    model(torch.randn(2, 40, 16, device=target.device), causal & window(8)).sum().backward()
+    return {}
+
+
+# --- training ---
+
+
+def check_resume(target: Target, dtype: str = "float32") -> Figures:
+    """A training that is saved, loaded and continued equals one that was never stopped: bit for bit where the device
+    repeats itself, else within what it differs from itself."""
+
+    def train(stop: int | None) -> list[Tensor]:
+        config = target.configure(dtype=dtype)
+        state = loop.init_state(language, config)
+        for _ in itertools.islice(loop.train(language, config, state), stop):
+            pass
+        if stop is not None:
+            folder = checkpoints.save_checkpoint(target.folder, state, {})
+            state = loop.init_state(language, config)
+            checkpoints.load_checkpoint(folder, state)
+            list(loop.train(language, config, state))
+        assert state.step == 6
+        return [p.detach().float().cpu() for p in state.model.parameters()]
+
+    first, again, resumed = train(None), train(None), train(3)
+    noise = max((a - b).abs().max().item() for a, b in zip(first, again))
+    difference = max((a - b).abs().max().item() for a, b in zip(first, resumed))
+    assert difference <= 4 * noise, f"resumed differs by {difference:.2g}, the same training twice by {noise:.2g}"
+    return {"bit_for_bit": difference == 0, "difference": difference, "twice": noise}
+
+
+def check_recipe(name: str, target: Target) -> Figures:
+    """The tiny preset of a recipe is trained in bfloat16, validated, and answers."""
+    recipe = recipes.load_recipe(name)
+    config = recipe.PRESETS["tiny"]
+    settings = {"steps": 3, "batch": 4, "eval_every": 3, "eval_batches": 2, "device": str(target.device)}
+    data = choose_data(name, config.data, target)
+    config = replace(config, data=data, train=replace(config.train, **settings, dtype="bfloat16"))
+    state = loop.init_state(recipe, config)
+    records = list(loop.train(recipe, config, state))
+    assert all(math.isfinite(record["loss"]) for record in records) and math.isfinite(records[-1]["val_loss"])
+    assert all(p.device.type == target.device.type for p in state.model.parameters())
+    state.model.eval()
+    assert recipe.predict(state.model, {})
+    return {"loss": records[-1]["loss"], "val_loss": records[-1]["val_loss"]}
+
+
+def choose_data(name: str, data: str, target: Target) -> str:
+    """Return small data that need no package, in target of a preset's."""
+    if name == "classify":
+        return str(Path(__file__).parent.parent / "data_files" / "moods.csv")
+    if name == "vision":
+        rng, path = np.random.default_rng(0), target.folder / "images.npz"
+        np.savez(path, images=rng.integers(0, 255, (80, 8, 8), np.uint8), labels=np.arange(80) % 4)
+        return str(path)
+    if name == "tagging":
+        path = target.folder / "tags.conll"
+        path.write_text("the DET\ncat NOUN\nsat VERB\n\na DET\ndog NOUN\nran VERB\n\n" * 30)
+        return str(path)
+    return target.write_text() if data in NO_SET else data
+
+
+def check_scaler(target: Target) -> Figures:
+    """float16 begins with gradients that overflow, skips these updates, and then learns."""
+    config = target.configure(dtype="float16", steps=60, lr=1e-2, eval_every=60)
+    state = loop.init_state(language, config)
+    state.scaler = torch.amp.GradScaler(target.device.type, init_scale=2.0**24)
+    records = list(loop.train(language, config, state))
+    skipped = sum("skipped_update" in record for record in records)
+    assert 0 < skipped < 40 and records[-1]["loss"] < records[0]["loss"] - 0.3
+    return {"skipped": skipped, "loss": records[-1]["loss"]}
+
+
+def check_compile(target: Target) -> Figures:
+    """A compiled loss gives the loss and the gradients of the loss that is not compiled."""
+    config = target.configure(batch=4)
+    batch, _ = next(language.batches(config, "train"))
+    model = loop.init_state(language, config).model
+    compiled = torch.compile(language.loss, backend="inductor" if target.is_gpu else "eager")
+    results = []
+    for loss in (language.loss, compiled):
+        model.zero_grad()
+        scaler = torch.amp.GradScaler(target.device.type, enabled=False)
+        update = make_update(language, [batch])
+        mean, _ = gradients.compute_gradient(partial(loss, model), model, scaler, update, "bfloat16")
+        results.append([mean, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    return {"difference": compare(*results, tolerance=5e-2)}
+
+
+def check_prefetch(target: Target) -> Figures:
+    """Batches that a thread prepares, pinned for a GPU, are those of the stream."""
+    config = target.configure()
+    stream = prefetch.prefetch(language.batches(config, "train"), target.device)
+    for (batch, state), (expected, expected_state) in zip(stream, itertools.islice(read(config), 5)):
+        moved = gradients.move_batch(batch, target.device)
+        assert state == expected_state and all(torch.equal(moved[name].cpu(), expected[name]) for name in expected)
+        assert not target.is_gpu or all(value.is_pinned() for value in batch.values())
+    stream.close()
+    return {}
+
+
+def read(config: Any) -> Iterator[Any]:
+    return language.batches(config, "train")
+
+
+def check_generation(target: Target) -> Figures:
+    """Greedy decoding with a static cache, on a GPU captured as a CUDA graph, gives the tokens of `generate`."""
+    tiny = replace(language.PRESETS["gpt2"], data="", tokenizer="ids", vocab_size=512, padded_vocab=512)
+    shape = replace(tiny.model, dim=64, n_layer=2, n_head=2, context=64)
+    setup = SimpleNamespace(gpt2=replace(tiny, model=shape), device=target.device)
+    model, prompts, new = gpu_generation.build_sharp_model(setup), [[1, 2, 3, 4], [9, 8, 7, 6]], 40
+    decoder = gpu_generation.GreedyDecoder(model, 2, 4 + new)
+    rows = (decoder.capture() if target.is_gpu else decoder).generate_rows(prompts, new)
+    assert rows == generate_greedy(model, prompts, new), "the captured step gives other tokens"
+    return {"tokens": 2 * new}
+
+
+# --- all of them, the most telling first ---
+
+
+def list_checks() -> dict[str, Check]:
+    """Return all checks by name."""
+    positions = itertools.cycle([None, "alibi", None, "relative"])
+    checks: dict[str, Check] = {
+        "a stack equals the CPU": check_stack,
+        "resumed equals uninterrupted": check_resume,
+        "float16 with a loss scale": check_scaler,
+        "captured generation": check_generation,
+        "narrow heads": check_narrow_heads,
+        "a compiled loss": check_compile,
+        "prefetched batches": check_prefetch,
+        "documents do not compile again": check_recompiling,
+    }
+    flexible = {f"flex: {rule}": partial(check_flex, rule, next(positions)) for rule in (*LONG_RULES, *RULES)}
+    first = dict(itertools.islice(flexible.items(), len(LONG_RULES)))
+    checks |= first | {f"bfloat16: {name}": partial(check_recipe, name) for name in recipes.list_recipes()}
+    return checks | flexible | {"resumed in bfloat16": partial(check_resume, dtype="bfloat16")}
