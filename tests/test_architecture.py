@@ -143,6 +143,7 @@ def test_no_recipe_is_named_outside_recipes(folder: str):
 
 # Fields that describe the machine, its time or the data's labels, and not the model or its recipe.
 OPERATIONAL = {"seed", "shard", "device", "dtype", "compile", "final_every", "labels"}
+OPERATIONAL |= {"activation_checkpointing", "optimizer_dtype"}  # what fits into memory
 OPERATIONAL |= {
     "columns",
     "empty",

@@ -18,8 +18,12 @@ from .errors import InputError
 
 def score_classes(predictions: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the mean nats of labels (N,) under logits (N, K) over all batches, their exponential and the accuracy."""
-    sums = [count_classes(logits, labels) for logits, labels in predictions]
-    return describe_classes(*map(sum, zip(*sums)))
+    return describe_classes(*sum_classes(predictions))
+
+
+def sum_classes(predictions: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    """Return the sums of `count_classes` over all batches; nothing where there are none."""
+    return [sum(counts) for counts in zip(*(count_classes(logits, labels) for logits, labels in predictions))]
 
 
 def count_classes(logits: Tensor, labels: Tensor) -> tuple[float, int, int]:

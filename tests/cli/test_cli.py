@@ -19,7 +19,7 @@ from anyformer.recipe import list_recipes
 from anyformer.report import doctor
 from anyformer.report.progress import Progress
 from anyformer.training.config import TrainConfig
-from cli_kit import SHORT, TINY, call, nothing_changes, train
+from cli_kit import SHORT, TINY, assert_refused, call, nothing_changes, train
 
 
 def read_weights(run: Path) -> dict[str, bytes]:
@@ -103,6 +103,16 @@ def test_a_dry_run_tells_what_training_would_take(text: Path):
     assert larger["parameters"] > facts["parameters"] and larger["flops"] > facts["flops"]
     text_output = call(*TINY, "--data", text, "--dry-run").ok().out
     assert "can be exported to hf, onnx; not to gguf (" in text_output and "--preset gpt2" in text_output
+
+
+def test_a_dry_run_of_several_processes(text: Path):
+    several = (*TINY, "--data", text, "--dry-run", "--processes", 2, "--train.accumulate", 2)
+    copies, shares = (
+        call(*several, "--json", "--train.shard", shard).ok().json["memory_bytes"]["weights"] for shard in (1, 2)
+    )
+    assert shares == copies / 2
+    assert "MB at the peak of a step in each of 2 processes" in call(*several).ok().out
+    assert_refused(call(*several, "--train.shard", 3), "--train.shard 3 does not divide the number of processes, 2")
 
 
 # --- resume ---

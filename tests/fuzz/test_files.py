@@ -50,7 +50,8 @@ def fill(words: list[str], folder: Path) -> list[str]:
 
 def test_good_data_of_every_form(build_form: BuildForm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """An attack on files that would be refused anyway shows nothing."""
-    monkeypatch.setattr("anyformer.training.estimate.measure_step", lambda *_: (0, 0))
+    monkeypatch.setattr("anyformer.training.estimate.count_flops", lambda *_: 0)
+    monkeypatch.setattr("anyformer.training.estimate.estimate_memory", lambda *_: {"total": 0})
     refused = []
     for form in FORMS:
         folder, words = build_form(form)
@@ -63,7 +64,8 @@ def test_good_data_of_every_form(build_form: BuildForm, monkeypatch: pytest.Monk
 def test_data_of_every_form(build_form: BuildForm, monkeypatch: pytest.MonkeyPatch):
     """The step that a dry run would measure takes most of its time, and reads no file."""
     tally = Tally("data files")
-    monkeypatch.setattr("anyformer.training.estimate.measure_step", lambda *_: (0, 0))
+    monkeypatch.setattr("anyformer.training.estimate.count_flops", lambda *_: 0)
+    monkeypatch.setattr("anyformer.training.estimate.estimate_memory", lambda *_: {"total": 0})
     for seed in count_attacks(16):
         chance = random.Random(seed)
         form = chance.choice(FORMS)

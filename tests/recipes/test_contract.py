@@ -19,11 +19,13 @@ from anyformer import api
 from anyformer import recipe as recipes
 from anyformer.errors import InputError
 from anyformer.model.config import TransformerConfig
+from anyformer.model.kernels import cross_entropy
 from anyformer.parsing import parse_dataclass, to_json
 from anyformer.report.figures import draw_figure
 from anyformer.training import checkpoints, gradients, loop
 from anyformer.training.config import TrainConfig
 from anyformer.training.estimate import estimate
+from anyformer.training.evaluation import evaluate
 from anyformer.training.run_directory import describe_run
 from anyformer.training.updates import make_update
 from cli_kit import call
@@ -132,6 +134,27 @@ def test_validation_ends_and_repeats(name: str):
 
 
 # --- model and training ---
+
+
+def test_loss_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Large logits over a vocabulary are never whole, in training and in evaluation (`model/kernels/cross_entropy`)."""
+    recipe, config = tiny(name)
+    config = dataclasses.replace(config, copy=False) if "copy" in vars(config) else config  # a copy has no chunks
+    model, chunks, split = recipe.build(config).train(), [], cross_entropy.split
+    batch, _ = next(recipe.batches(config, "train", None))
+    results = []
+    for limit in (cross_entropy.MAX_CPU_LOGITS, 1 << 8):
+        monkeypatch.setattr(cross_entropy, "MAX_CPU_LOGITS", limit)
+        monkeypatch.setattr(cross_entropy, "split", lambda *args: chunks.append(args[1]) or split(*args))
+        torch.manual_seed(0)
+        loss = recipe.loss(model, batch)
+        model.zero_grad()
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        results[-1].append(torch.tensor(evaluate(recipe, model, iter([batch]))["loss"]))
+    for full, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, full, atol=1e-6 + 1e-5 * full.abs().max().item(), rtol=1e-4)
+    assert (max(chunks, default=1) > 1) == (name in ("language", "masked", "recall", "spans", "speech", "translation"))
 
 
 def test_seed_decides_the_model(name: str):

@@ -222,14 +222,6 @@ def test_both_sides_are_read():
         assert not torch.equal(model(changed)[0, 4], model(ids)[0, 4])
 
 
-def test_the_loss_goes_through_forward():
-    """What is compiled or wrapped is `forward`."""
-    model, calls = build_model(), []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    masked.loss(model, first(TINY))
-    assert calls == [1]
-
-
 # --- requests ---
 
 

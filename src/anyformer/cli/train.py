@@ -110,7 +110,7 @@ def run(arguments: list[str]) -> int:
     elif options.print_schema:
         print(read_schema(job), end="")
     elif options.dry_run:
-        dry_run(job, options.json)
+        dry_run(job, options.json, options.processes)
     else:
         job = shift_budget(job, started_at + (0.0 if job.is_resumed else confirm_schema(job, options.yes)))
         if options.processes > 1 and get_world_size() == 1:
@@ -255,7 +255,7 @@ class TrainCommand:
         if "minutes" in options and "--train.steps" in values:
             raise InputError("--steps and --minutes both say how long: give one of them")
         check_several(options, "--train.seed" in values)
-        if options.get("processes", 1) > 1 and "out" not in options:
+        if options.get("processes", 1) > 1 and not {"out", "dry_run"} & set(options):
             raise InputError("--processes needs a run directory that all know: --out DIR")
         if options.get("resume") and "out" not in options:
             raise InputError(f"--resume needs --out RUN: {newest_run()}")
@@ -378,15 +378,15 @@ def shift_budget(job: "TrainingJob", started_at: float) -> "TrainingJob":
     return dataclasses.replace(job, budget=budget)
 
 
-def dry_run(job: "TrainingJob", as_json: bool) -> None:
-    """Print what a training would take."""
+def dry_run(job: "TrainingJob", as_json: bool, processes: int) -> None:
+    """Print what a training in so many processes would take."""
     from .. import api
     from ..training.estimate import estimate, format_estimate
     from ..training.job import apply_budget
 
     with show_progress():
         job = apply_budget(shift_budget(job, time.monotonic()))
-        facts = estimate(job.recipe, job.config) | ({"plan": job.plan} if job.plan else {})
+        facts = estimate(job.recipe, job.config, processes) | ({"plan": job.plan} if job.plan else {})
     if as_json:
         print(json.dumps(facts))
         return

@@ -24,14 +24,17 @@ class LMHead(nn.Module):
 
     def __init__(self, dim: int, vocab_size: int, tied: nn.Embedding | None = None, scale: float = 1.0):
         super().__init__()
-        self.scale = scale
+        self.scale, self.vocab_size = scale, vocab_size
         # On "meta" a matrix that is about to be replaced, often the largest of the model, is never allocated.
         self.project = Linear(dim, vocab_size, bias=False, device=None if tied is None else "meta")
         if tied is not None:
             self.project.weight = tied.weight
 
+    def transform(self, x: Tensor) -> Tensor:
+        return x if self.scale == 1 else x * self.scale
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(x if self.scale == 1 else x * self.scale)
+        return self.project(self.transform(x))
 
 
 class MaskedHead(nn.Module):
@@ -39,15 +42,18 @@ class MaskedHead(nn.Module):
 
     def __init__(self, config: TransformerConfig, vocab_size: int, tied: nn.Embedding | None = None):
         super().__init__()
-        self.dense = Linear(config.dim, config.dim)
+        self.vocab_size, self.dense = vocab_size, Linear(config.dim, config.dim)
         self.activation = ACTIVATIONS[config.activation]
         self.norm = build_norm(config)
         self.project = Linear(config.dim, vocab_size)
         if tied is not None:
             self.project.weight = tied.weight
 
+    def transform(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(x)))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.norm(self.activation(self.dense(x))))
+        return self.project(self.transform(x))
 
 
 class Classifier(nn.Module):

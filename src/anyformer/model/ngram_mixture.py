@@ -4,6 +4,7 @@ Shapes: B batch, T nodes, C channels, V vocabulary.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ class NGramMixture(nn.Module):
     """Logits of a head plus log-probabilities from elsewhere times a weight, which each node computes and starts at 1.
     (B, T, C + V) -> (B, T, V)"""
 
-    def __init__(self, head: nn.Module, dim: int):
+    def __init__(self, head: Any, dim: int):
         super().__init__()
-        self.head, self.dim = head, dim
+        self.head, self.dim, self.vocab_size = head, dim, head.vocab_size
         self.weigh = Linear(dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.io.cache import cache_by_files, data_files
@@ -41,8 +40,9 @@ from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
 from ..inference.decode import pad_rows
-from ..metrics import count_classes, describe_classes
+from ..metrics import describe_classes, sum_classes
 from ..model import MaskedHead, initialize
+from ..model.kernels.cross_entropy import cross_entropy, iterate_logits
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
@@ -159,13 +159,16 @@ class MaskedModel(TextEncoder):
         super().__init__(config, tokenizer)
         self.head = MaskedHead(config.model, self.vocab_size, self.nodes.token if config.tied else None)
 
-    def forward(
+    def select_nodes(
         self, ids: Tensor, *inputs: Tensor | None, masked_positions: Tensor | None = None, **named: Tensor | None
     ) -> Tensor:
         x = self.hidden(ids, *inputs, **named)
         if masked_positions is not None:
             x = x.gather(1, masked_positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, K, C)
-        return self.head(x)
+        return x
+
+    def forward(self, ids: Tensor, *inputs: Tensor | None, **named: Tensor | None) -> Tensor:
+        return self.head(self.select_nodes(ids, *inputs, **named))
 
 
 def build(config: Config) -> MaskedModel:
@@ -308,23 +311,21 @@ def examples(config: Config) -> Examples:
     return hide_tokens(text, MASK, 1, config.model.context - read_vocabulary(config, text).n_special)
 
 
-def compute_logits(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits of the hidden tokens: (B, K, V)"""
-    return model(**{name: value for name, value in batch.items() if name != "labels"}).float()
+def compute_nodes(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Return the nodes of the hidden tokens: (B, K, C)"""
+    return model.select_nodes(**{name: value for name, value in batch.items() if name != "labels"})
 
 
 def loss(model: MaskedModel, batch: dict[str, Tensor]) -> Tensor:
-    labels = batch["labels"].flatten()
-    nats = F.cross_entropy(compute_logits(model, batch).flatten(0, 1), labels, reduction="sum")
-    return nats / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    nats = cross_entropy(model.head, compute_nodes(model, batch), batch["labels"], reduction="sum")
+    return nats / (batch["labels"] != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def evaluate(model: MaskedModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return of the hidden tokens the mean nats, their exponential, and the accuracy."""
 
-    def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
-        is_label = batch["labels"] != IGNORE_INDEX
-        return count_classes(compute_logits(model, batch)[is_label], batch["labels"][is_label])
+    def add(batch: dict[str, Tensor]) -> list[float]:
+        return sum_classes(iterate_logits(model.head, compute_nodes(model, batch), batch["labels"]))
 
     return score_by_source(batches, add, describe_classes)
 

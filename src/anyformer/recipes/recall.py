@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.io.checks import read_json
@@ -37,7 +36,6 @@ from ._shared.language import (  # noqa: F401
     LanguageConfig,
     LanguageModel,
     baselines,
-    compute_logits,
     evaluate,
     predict,
     stream,
@@ -247,5 +245,4 @@ def prepend(ids: np.ndarray, positions: np.ndarray | None, previous: np.ndarray)
 
 
 def loss(model: RecallModel, batch: dict[str, Tensor]) -> Tensor:
-    logits = compute_logits(model, batch, labels=batch["labels"] if model.training else None)
-    return F.cross_entropy(logits, batch["labels"].flatten())
+    return language.loss(model, batch, labels=batch["labels"] if model.training else None)

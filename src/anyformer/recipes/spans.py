@@ -28,7 +28,8 @@ from ..data.text.masking import SpanCorruption
 from ..errors import InputError
 from ..inference.beam import Hypothesis
 from ..inference.translation import TranslationRequest, search_in_batches
-from ..metrics import count_classes, describe_classes
+from ..metrics import describe_classes, sum_classes
+from ..model.kernels.cross_entropy import iterate_logits
 from ..parsing import check_range, parse_dataclass
 from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
@@ -38,7 +39,7 @@ from ._shared.pairs import (  # noqa: F401
     TranslatorConfig,
     build_pair,
     build_translator,
-    compute_logits,
+    decode_batch,
     export_graph,
     loss,
 )
@@ -160,8 +161,8 @@ def make_batch(source: np.ndarray, target: np.ndarray, start: int, end: int) -> 
 def evaluate(model: Translator, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean nats per token of the gaps' texts (not smoothed), their exponential, and the accuracy."""
 
-    def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
-        return count_classes(compute_logits(model, batch), batch["labels"].flatten())
+    def add(batch: dict[str, Tensor]) -> list[float]:
+        return sum_classes(iterate_logits(*decode_batch(model, batch), batch["labels"]))
 
     return score_by_source(batches, add, describe_classes)
 

@@ -23,7 +23,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips, pad_mels
@@ -44,6 +43,7 @@ from ..inference.translation import select_sharpest_layer
 from ..metrics import error_rates
 from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
 from ..model.edges import Edges, full, within
+from ..model.kernels.cross_entropy import cross_entropy
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
@@ -339,13 +339,10 @@ def example_spec(config: Config, tokenizer: Tokenizer, step: int | None) -> Exam
     )
 
 
-def compute_logits(model: SpeechTransformer, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits of every next token: (B * L, V)"""
-    return model(batch["mel"], batch["ids"], model.sound_edges(batch["lengths"])).flatten(0, 1).float()
-
-
-def loss(model: SpeechTransformer, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(compute_logits(model, batch), batch["labels"].flatten())
+def loss(model: SpeechTransformer, batch: dict[str, Tensor], reduction: str = "mean") -> Tensor:
+    memory_mask = model.sound_edges(batch["lengths"])
+    nodes = model.decode(batch["ids"], model.encode(batch["mel"], memory_mask), memory_mask)
+    return cross_entropy(model.head, nodes, batch["labels"], reduction=reduction)
 
 
 def evaluate(model: SpeechTransformer, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
@@ -354,7 +351,7 @@ def evaluate(model: SpeechTransformer, batches: Iterator[dict[str, Tensor]]) -> 
     nats, tokens, references, texts = 0.0, 0, [], []
     for batch in batches:
         labels = batch["labels"].flatten()
-        nats += F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
+        nats += loss(model, batch, "sum").item()
         tokens += int((labels != IGNORE_INDEX).sum())
         references += map(model.decode_text, batch["labels"].tolist())
         texts += map(model.decode_text, model.transcribe(batch["mel"], batch["lengths"]))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..recipe import Recipe, StreamState
+from .activation_checkpointing import checkpoint_activations
 from .config import TrainConfig
 from .device import resolve_device, resolve_dtype, seed_generators
 from .distributed import Step, distribute
@@ -52,7 +53,7 @@ def init_state(recipe: Recipe, config: Any, initialize: Callable[[nn.Module], An
     seed_generators(config.train.seed, device)
     model = recipe.build(config)
     initialize(model)
-    model = model.to(device)
+    model = checkpoint_activations(model.to(device), config.train)
     wrapped = distribute(Step(recipe, model, select_loss(recipe, config.train)), config.train.shard, device)
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_dtype(config.train.dtype, device) == torch.float16)
     return TrainState(model, wrapped, Optimizer(model, config.train), scaler, StepClock(device))

@@ -18,6 +18,9 @@ class OwnedMuon(torch.optim.Muon):
     Of a copied matrix, only the owner keeps the momentum. Of a shared one, each process keeps that of its rows.
     """
 
+    state_dtype = torch.float32
+    """Of the momentum between updates (`optimizer_dtype.py`)."""
+
     def __init__(self, matrices: Sequence[Tensor], lr: float, weight_decay: float, **settings: Any):
         super().__init__(matrices, lr, weight_decay, **settings)
         self.owners = choose_owners([min(p.shape) * p.numel() for p in matrices], get_size())
@@ -58,10 +61,11 @@ class OwnedMuon(torch.optim.Muon):
             if is_sharded(parameter) or owner == 0 or get_rank() not in (0, owner):
                 continue
             if get_rank() == owner:
-                dist.send(self.state[parameter]["momentum_buffer"], 0)
+                dist.send(as_bytes(self.state[parameter]["momentum_buffer"]), 0)
             else:
-                self.state[parameter]["momentum_buffer"] = buffer = torch.empty_like(parameter)
-                dist.recv(buffer, owner)
+                buffer = torch.empty_like(parameter, dtype=self.state_dtype)
+                self.state[parameter]["momentum_buffer"] = buffer
+                dist.recv(as_bytes(buffer), owner)
 
     def drop_state(self) -> None:
         """Forget the momentum that other processes keep."""

@@ -9,6 +9,7 @@ from ..model.transformer import Transformer
 from .config import TrainConfig
 from .distributed import collect, get_size, share_like
 from .muon import OwnedMuon
+from .optimizer_dtype import store_states
 
 STATE_KEYS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
 DECAY_FRACTION = 0.4  # of the steps after the warm-up, at the end of the trapezoid schedule
@@ -52,6 +53,9 @@ class Optimizer:
         if by_muon:
             kind = OwnedMuon if get_size() > 1 else torch.optim.Muon
             self.optimizers.append(kind(by_muon, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        if config.optimizer_dtype == "bfloat16":
+            for optimizer in self.optimizers:
+                store_states(optimizer, torch.bfloat16)
 
     def step(self, lr: float) -> None:
         for optimizer in self.optimizers:

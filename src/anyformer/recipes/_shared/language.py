@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.text.batches import IGNORE_INDEX, segment
@@ -21,6 +20,7 @@ from ...model.config import TransformerConfig
 from ...model.edges import Edges, causal, same, window
 from ...model.embeddings import TokenEmbedding
 from ...model.heads import LMHead
+from ...model.kernels.cross_entropy import cross_entropy
 from ...model.transformer import Transformer
 from ...parsing import check_range, parse_dataclass
 from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
@@ -121,23 +121,17 @@ def make_batch(ids: np.ndarray, labels: np.ndarray, separator: int | None) -> di
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def compute_logits(model: nn.Module, batch: dict[str, Tensor], **arguments: Any) -> Tensor:
-    """Return the logits of every next token: (B * T, V)"""
+def loss(model: Any, batch: dict[str, Tensor], reduction: str = "mean", **arguments: Any) -> Tensor:
     arguments |= {name: batch[name] for name in ("document", "positions", "previous") if name in batch}
-    return model(batch["ids"], **arguments).flatten(0, 1).float()
-
-
-def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(compute_logits(model, batch), batch["labels"].flatten())
+    return cross_entropy(model.head, model.hidden(batch["ids"], **arguments), batch["labels"], reduction=reduction)
 
 
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean nats per token, their exponential, and the bits per byte, which no tokenizer changes."""
 
     def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
-        labels = batch["labels"].flatten()
-        predicted = labels[labels != IGNORE_INDEX]
-        nats = F.cross_entropy(compute_logits(model, batch), labels, reduction="sum").item()
+        predicted = batch["labels"][batch["labels"] != IGNORE_INDEX]
+        nats = loss(model, batch, "sum").item()
         return nats, model.tokenizer.count_bytes(predicted.cpu().numpy()), len(predicted)
 
     return score_by_source(batches, add, describe_tokens)

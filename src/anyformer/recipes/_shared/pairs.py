@@ -6,13 +6,13 @@ A model of pairs is called with source (B, S) ids, target (B, T) ids and the edg
 Shapes: B pairs, S tokens of a source, T tokens of a target, V entries of the vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.io.manifest import split_columns
@@ -38,6 +38,7 @@ from ...model import (
     within,
 )
 from ...model.encoder_decoder import ConditionedDecoder
+from ...model.kernels.cross_entropy import cross_entropy, iterate_logits
 from ...parsing import check_range, parse_dataclass, path_field
 from ...recipe import (
     BatchStream,
@@ -180,19 +181,22 @@ def batches(config: Any, split: str, state: StreamState | None = None) -> BatchS
         yield batch, state
 
 
-def compute_logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits of every next token: (B * T, V)"""
-    return model(batch["source"], batch["target"], within(batch["lengths"])).flatten(0, 1).float()
+def decode_batch(model: Any, batch: dict[str, Tensor]) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return the head, and the nodes (B, T, C) of which it computes the logits of every next token."""
+    source, memory_mask = batch["source"], within(batch["lengths"])
+    decoder = model.condition(model.encode(source, memory_mask), memory_mask, source)
+    return decoder.head, decoder.hidden(batch["target"])
 
 
 def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     smoothing = model.label_smoothing if model.training else 0.0
-    return F.cross_entropy(compute_logits(model, batch), batch["labels"].flatten(), label_smoothing=smoothing)
+    return cross_entropy(*decode_batch(model, batch), batch["labels"], smoothing)
 
 
 def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean nats per token of the target (not smoothed), their exponential, and the accuracy."""
-    return score_classes((compute_logits(model, batch), batch["labels"].flatten()) for batch in batches)
+    parts = (iterate_logits(*decode_batch(model, batch), batch["labels"]) for batch in batches)
+    return score_classes(chain.from_iterable(parts))
 
 
 def baselines(config: Any) -> Baselines:
