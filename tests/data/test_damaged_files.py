@@ -170,3 +170,9 @@ def test_a_seal_with_a_time_that_no_file_can_have(tmp_path: Path):
     facts["a.bin"][1] = 10**30
     path.write_text(json.dumps(facts))
     assert "cannot be checked" in find_damage(tmp_path)
+
+
+def test_a_cell_of_deeply_nested_json_stays_text():
+    from anyformer.data.trajectories.read import parse_cell
+
+    assert parse_cell("[" * 100_000) == "[" * 100_000

@@ -98,6 +98,16 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def write_shards(folder: Path) -> Path:
+    from cli_kit import call
+
+    text = TEXT(folder)
+    call("shard", text or folder, "--to", folder / "corpus", "--tokenizer", "char", "--shard-tokens", 900).ok()
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    return folder / "corpus"
+
+
 TEXT = files("a.txt", "b.txt", content=lambda i: "".join(sentence(i + j) + "\n" for j in range(60)))
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 8, 8)).astype(np.uint8)
 PNGS = [image(i) for i in range(20)]
@@ -134,6 +144,8 @@ FURTHER_FORMS = {
     "Clustal": Form(table("a.aln", "CLUSTAL W\n", lambda i: f"s{i}    {'MKA-V' * 9}{'ACDE'[i % 4]}")),
     "a schema": Form(both(NUMBERS, files("s.toml", content=lambda _: SCHEMA)), "multimodal", {"data": "{}/a.csv", "schema": "{}/s.toml"}),
     "a tokenizer": Form(both(TEXT, write_tokenizer), "language", {"data": "{}/a.txt", "tokenizer": "{}/tokenizer.json"}),
+    "shards": Form(write_shards, "language"),
+    "a mixture": Form(TEXT, "language", {"data": "{}/a.txt:2 {}/b.txt"}),
     "a text file": Form(TEXT, "language", {"data": "{}/a.txt", "tokenizer": "bpe", "vocab_size": "300"}),
     **{
         f"text as {kind}": Form(compress("a.txt", kind, "".join(sentence(i) + "\n" for i in range(99))), "language", {})

@@ -145,7 +145,7 @@ def is_json_lines(text: str) -> bool:
     first, _, others = text.strip().partition("\n")
     try:
         value = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return not first.rstrip().endswith(("{", "["))
     lists = [part for part in value.values() if isinstance(part, list)] if isinstance(value, dict) else []
     holds_rows = len(lists) == 1 and bool(lists[0]) and all(isinstance(row, dict) for row in lists[0])
