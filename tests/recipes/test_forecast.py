@@ -274,7 +274,8 @@ def test_what_a_request_lacks(tmp_path: Path):
     ],
 )
 def test_bad_flags_are_one_line(week: Path, tmp_path: Path, flags: tuple[object, ...], says: tuple[str, ...]):
-    arguments = ("train", "forecast", "--data", week, "--out", tmp_path / "run", "--device", "cpu")
+    data = () if "--data" in flags else ("--data", week)
+    arguments = ("train", "forecast", *data, "--out", tmp_path / "run", "--device", "cpu")
     assert_refused(call(*arguments, *flags), *says)
     assert not (tmp_path / "run").exists()
 
