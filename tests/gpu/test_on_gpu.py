@@ -35,6 +35,7 @@ def test_on_a_gpu(check: Check, tmp_path: Path):
     check(Target(torch.device("cuda"), tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_on_the_cpu(check: Check, tmp_path: Path):
     check(Target(torch.device("cpu"), tmp_path))

@@ -130,6 +130,7 @@ def test_logits_are_never_whole(kind: str):
     assert mode.largest < rows * V / 4
 
 
+@pytest.mark.slow
 def test_one_graph_serves_many_lengths():
     """torch.compile traces the chunks with a symbolic number of rows: other lengths do not trace them anew."""
     head, graphs = make_head("linear"), []

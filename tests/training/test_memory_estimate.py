@@ -50,7 +50,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case == "plain" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_estimate_is_what_a_training_takes(case: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("anyformer.model.kernels.cross_entropy.MAX_CPU_LOGITS", 1 << 20)
     config = configure(**CASES[case])
