@@ -49,7 +49,7 @@ def random_batches(config: language.Config, split: str, state: StreamState | Non
 def train(shard: int, updates: int) -> float:
     """Return the CPU seconds of this process for so many updates."""
     preset = language.PRESETS["nanogpt-gpu"]
-    settings: dict[str, Any] = {"steps": updates + 1, "batch": 8, "accumulate": 2, "shard": shard, "eval_every": 10**6}
+    settings: dict[str, Any] = {"steps": updates + 2, "batch": 8, "accumulate": 2, "shard": shard, "eval_every": 10**6}
     config: Any = replace(
         preset, data="", tokenizer="ids", train=replace(preset.train, device="cpu", dtype="float32", **settings)
     )
