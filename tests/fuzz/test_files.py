@@ -12,7 +12,7 @@ import pytest
 import torch._dynamo  # noqa: F401  (imported where a model is built: once here, not in every child)
 
 from anyformer import api, cli
-from anyformer.recipe import list_recipes
+from anyformer.recipe import list_recipes, load_recipe
 from anyformer.resolve_job import resolve_job
 from anyformer.training.checksums import SUMS_FILE, write_checksums
 from cli_kit import call
@@ -43,6 +43,13 @@ def build_form(tmp_path_factory: pytest.TempPathFactory) -> BuildForm:
         return folder, words + [word for key in fields if key != "data" for word in (f"--{key}", fields[key])]
 
     return build
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_recipes() -> None:
+    """Every child needs them."""
+    for name in list_recipes():
+        load_recipe(name)
 
 
 def fill(words: list[str], folder: Path) -> list[str]:
