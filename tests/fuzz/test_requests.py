@@ -51,7 +51,7 @@ NEVER_SENSIBLE = ("nan", "inf", "-inf", str(10**20), str(10**400), str(-(10**20)
 TINY = ("--preset", "tiny", "--train.steps", "1", "--train.eval-batches", "1", "--train.final-every", "1000000")
 MORE_WORK = (
     "--train.steps", "--train.accumulate", "--train.batch", "--train.eval-batches", "--tokens", "--shuffles", "--seeds",
-    "--folds", "--minutes",
+    "--folds", "--minutes", "--processes",
 )  # fmt: skip
 """Flags of which a large value is right, and takes its time."""
 VERBS = {
@@ -194,7 +194,8 @@ def choose_text(flag: Flag, chance: random.Random) -> str:
 
 
 def is_more_work(name: str, text: str) -> bool:
-    return name in MORE_WORK and text.isdecimal() and int(text[:9]) > 64
+    most = 8 if name in ("--seeds", "--folds") else 64  # trainings, one after the other
+    return name in MORE_WORK and text.isdecimal() and int(text[:9]) > most
 
 
 @pytest.fixture(scope="module")
