@@ -274,3 +274,10 @@ def test_minari_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     env = gymnasium.make("CartPole-v1")
     minari.create_dataset_from_buffers("test/cartpole-v0", buffer=episodes, env=env, eval_env=env, data_format="arrow")
     assert load_anew("minari:test/cartpole-v0").sha256 == data.sha256
+
+
+def test_names_of_episodes_can_be_any_json(tmp_path: Path):
+    names = [f'"{{""a"": {i // 3}}}"' for i in range(9)]
+    rows = ["episode,state,action,reward", *(f"{name},1,0,1" for name in names)]
+    (path := tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
+    assert load_trajectories(str(path)).ends.tolist() == [3, 6, 9]

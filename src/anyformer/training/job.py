@@ -19,7 +19,7 @@ from ..answer_text import format_prediction
 from ..errors import InputError, Stopped, TrainingError
 from ..events import report_notice
 from ..examples import find_examples, predict_examples
-from ..parsing import to_json
+from ..parsing import flatten_values, to_json
 from ..processes import is_restarted
 from ..recipe import Examples, Recipe, StreamState, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
 from . import budget as budgets
@@ -185,9 +185,8 @@ def check_processes(job: TrainingJob, size: int) -> None:
 def describe_inputs(job: TrainingJob, stream_state: StreamState) -> dict[str, Any]:
     """Return what several processes must have in common."""
     versions = {f"the version of {name}": text for name, text in describe_versions().items()}
-    config, exists = json.dumps(to_json(job.config), sort_keys=True), job.is_resumed
-    facts = {"the data": stream_state.get("data"), "the config": config, f"whether {job.run.path} is continued": exists}
-    return facts | versions
+    facts = {"the hash of the data": stream_state.get("data"), f"whether {job.run.path} is continued": job.is_resumed}
+    return versions | dict(flatten_values(to_json(job.config))) | facts
 
 
 def find_start(job: TrainingJob) -> TrainingJob:

@@ -153,6 +153,7 @@ def find_ends(arrays: Mapping[str, np.ndarray], n: int) -> np.ndarray:
     names = [name for name in ("episodes", "terminals", "timeouts") if find_name(arrays, name)]
     for name in names:
         values = np.asarray(arrays[find_name(arrays, name)]).reshape(-1)
+        values = values.astype(str) if values.dtype == object else values  # a cell can hold JSON of any kind
         if len(values) != n:
             raise InputError(f"{n} rewards but {len(values)} {find_name(arrays, name)}: one per step")
         if name == "episodes":
