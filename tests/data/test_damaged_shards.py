@@ -13,6 +13,7 @@ import pytest
 from anyformer.data.text import shards as module
 from anyformer.data.text.prepare import prepare_corpus, write_shards
 from anyformer.data.text.shards import holds_shards
+from cli_kit import call
 from data_kit import SAMPLE, refuses, write
 from hub_kit import Hub
 from shard_kit import open_tokens, serve_folder, write_numbers
@@ -202,3 +203,9 @@ def test_an_unfinished_folder_is_no_corpus(tmp_path: Path, monkeypatch: pytest.M
     os.environ["ANYFORMER_CACHE"] = str(tmp_path / "cache")
     write_shards(str(data), folder, "char", shard_tokens=100)
     assert len(prepare_corpus(folder).tokens) == len(SAMPLE)
+
+
+@pytest.mark.parametrize("url", ["http://[", "https://[/corpus?x", "s3://["])
+def test_an_address_that_is_none(url: str):
+    result = call("train", "language", "--data", url)
+    assert result.code == 2 and result.err.startswith("anyformer: ") and result.err.count("\n") == 1

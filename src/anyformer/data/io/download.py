@@ -94,7 +94,10 @@ def open_url(url: str) -> Any:
 
 
 def _check_scheme(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:  # "http://["
+        raise OSError(str(error)) from None
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
         raise OSError("not https")
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -100,7 +99,8 @@ def holds_shards(data: str) -> bool:
 @lru_cache(maxsize=32)
 def _probe(url: str) -> bool:
     """Whether there is an index at a URL. The address of a file is not asked for one."""
-    return not PurePosixPath(urlsplit(url).path).suffix and _has_index(FileStore(url))
+    path = re.sub(r"^\w+://[^/?#]*|[?#].*", "", url)
+    return not PurePosixPath(path).suffix and _has_index(FileStore(url))
 
 
 def _has_index(store: FileStore) -> bool:
