@@ -10,6 +10,9 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """The user's input cannot be used. The message is one line and says what would be right."""
 
+    def __init__(self, message: str = ""):
+        super().__init__(" ".join(message.splitlines()))  # a name that it repeats may hold line breaks
+
 
 class TrainingError(RuntimeError):
     """Training cannot continue, although no input is known to be wrong. One line, with what to try."""

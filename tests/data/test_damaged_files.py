@@ -16,6 +16,7 @@ from anyformer.data.tables.readings import is_pixel
 from anyformer.data.tables.schema import load_schema
 from anyformer.data.tables.splits import parse_fold
 from anyformer.data.trajectories.read import read_trajectories
+from anyformer.errors import InputError
 from cli_kit import assert_refused, call
 from data_kit import refuses, write
 
@@ -176,3 +177,13 @@ def test_a_cell_of_deeply_nested_json_stays_text():
     from anyformer.data.trajectories.read import parse_cell
 
     assert parse_cell("[" * 100_000) == "[" * 100_000
+
+
+def test_a_list_of_rows_that_goes_too_deep_is_recognized_as_far_as_it_can_be_read(tmp_path: Path):
+    (path := tmp_path / "a.json").write_text('[{"a": 1}, ' + "[" * 100_000)
+    result = call("detect", path)
+    assert result.code in (0, 2) and "Traceback" not in result.err
+
+
+def test_a_message_is_one_line_though_it_repeats_what_was_given():
+    assert str(InputError("data 'a\nb\r\nc': no such file")) == "data 'a b c': no such file"

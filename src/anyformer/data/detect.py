@@ -178,7 +178,7 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
         match = re.compile(r"[\s,]*").match(text, position)
         try:
             value, position = decoder.raw_decode(text, match.end() if match else position)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         rows.append(value)
     return [row for row in rows if isinstance(row, dict)]
