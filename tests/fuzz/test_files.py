@@ -46,7 +46,7 @@ def build_form(tmp_path_factory: pytest.TempPathFactory) -> BuildForm:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def imported_recipes() -> None:
+def import_recipes() -> None:
     """Every child needs them."""
     for name in list_recipes():
         load_recipe(name)
