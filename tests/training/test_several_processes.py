@@ -214,3 +214,10 @@ def test_a_signal_to_the_agent_stops_all_and_everything_is_saved(text: Path, tmp
     lines = [line for line in process.stderr.read().splitlines() if line.startswith("stopped at step ")]
     assert len(lines) == 1 and "everything is saved" in lines[0] and "--resume" in lines[0]
     assert call("train", "language", "--out", out, "--resume", "--steps", 1).code in (0, 2)
+
+
+def test_what_was_left_half_written_is_removed(text: Path, tmp_path: Path):
+    train(text, out := tmp_path / "run")
+    (out / ".figures.json.123").write_text("{")
+    train(text, out, resume=True)
+    assert not (out / ".figures.json.123").exists()

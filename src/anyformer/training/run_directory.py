@@ -142,8 +142,10 @@ class RunDirectory:
         return open_logs(self.path)
 
     def rewind(self, step: int) -> None:
-        """Remove what was logged after a step, and the final figures."""
+        """Remove what was logged after a step, the final figures, and what a full disk has left half-written."""
         (self.path / "figures.json").unlink(missing_ok=True)
+        for path in self.path.glob(".*.*.[0-9]*"):  # of `atomic_write`
+            path.unlink(missing_ok=True)
         for name, read in zip(LOG_FILES, (read_records, read_records, read_samples)):
             path = self.path / name
             if path.exists():
