@@ -31,6 +31,7 @@ from .hardware import first_line
 T = TypeVar("T")
 TIMEOUT, JOIN_TIMEOUT = "ANYFORMER_TIMEOUT", "ANYFORMER_JOIN_TIMEOUT"  # in seconds
 DEFAULT_TIMEOUT, DEFAULT_JOIN_TIMEOUT = 1800.0, 300.0
+END_SECONDS = 10.0  # that the first process waits for the others to notice the end
 MAX_NAMES = 16  # in a message
 KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, TrainingError, Stopped)}
 
@@ -84,15 +85,22 @@ def claim_failure(is_consequence: bool) -> bool:
 
 
 def announce_end() -> None:
-    """Tell the others that everything is written."""
-    if _store:
-        _store[0].set("has_ended", "1")
+    """Tell the others that everything is written. The store ends with this process: they must have heard it."""
+    if not _store:
+        return
+    _store[0].set("has_ended", "1")
+    deadline = time.monotonic() + END_SECONDS
+    while _store[0].add("left", 0) < get_world_size() - 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def wait_for_end() -> None:
-    """Wait until the first process has written everything."""
-    if _store:
-        _store[0].wait(["has_ended"], timedelta(days=7))
+    """Wait until the first process has written everything, or is gone."""
+    with suppress(RuntimeError):
+        while _store and not _store[0].check(["has_ended"]):  # `wait` would not notice that the store is gone
+            time.sleep(0.1)
+        if _store:
+            _store[0].add("left", 1)
 
 
 def read_seconds(name: str, default: float) -> float:
