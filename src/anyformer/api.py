@@ -129,7 +129,6 @@ def train_job(
     try:
         job, state = run_job(job, start, update, on_checkpoint)
         if not is_first():
-            del state
             distributed.wait_for_end()
             return None
         with job.run.report_removal():

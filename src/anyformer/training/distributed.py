@@ -65,10 +65,8 @@ def join_processes(device_name: str) -> Generator[None]:
     rank, size = processes.get_rank(), get_world_size()
     warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)  # of DDP, where a size is 1
     dist.init_process_group(backend, store=open_store(rank, size), rank=rank, world_size=size, timeout=timeout)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error, whose frames hold DDP: without its group it can wait for ever
 
 
 _store: list[dist.Store] = []  # of the processes that have joined; it outlives the group

@@ -129,6 +129,7 @@ def run_job(
         for record in run_training(job, state, on_checkpoint):
             on_record(record)
         state.model = distributed.get_full_model(state.model, lambda: rebuild(job))
+        state.wrapped = state.model  # DDP must be gone before its group is: its destructor can wait for ever
     if is_first:
         average_checkpoints(job, state)
         job = fit_end(job, state)
