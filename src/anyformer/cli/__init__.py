@@ -167,7 +167,7 @@ def print_error(text: str, code: int) -> int:
 def end_process(code: int) -> int:
     """Return the exit code of one of several processes. Where they are started again if one fails (`--processes`), an
     end that would be the same again is no failure: its code is written to a file."""
-    path = os.environ.get(EXIT_FILE)
+    path = os.environ.get(EXIT_FILE) if get_world_size() > 1 else None  # the one that starts them has it set too
     if path is None or code == 0:
         return code
     if code == MAY_RESTART:

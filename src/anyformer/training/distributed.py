@@ -33,7 +33,8 @@ TIMEOUT, JOIN_TIMEOUT = "ANYFORMER_TIMEOUT", "ANYFORMER_JOIN_TIMEOUT"  # in seco
 DEFAULT_TIMEOUT, DEFAULT_JOIN_TIMEOUT = 1800.0, 300.0
 END_SECONDS = 10.0  # that the first process waits for the others to notice the end
 MAX_NAMES = 16  # in a message
-KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, TrainingError, Stopped)}
+KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (InputError, HangError, TrainingError, Stopped)}
+"""Errors that end all processes alike; any other one is reported by the process where it happened."""
 
 
 def get_size() -> int:
@@ -192,11 +193,12 @@ def fail_together() -> Generator[None]:
     except Exception as caught:
         error = caught
     if get_size() > 1:
-        failures = gather(None if error is None else (type(error).__name__, first_line(error), socket.gethostname()))
+        kind = next((name for name, known in KINDS.items() if isinstance(error, known)), HangError.__name__)
+        failures = gather(None if error is None else (kind, first_line(error), socket.gethostname()))
         for rank, failure in enumerate(failures):
             if failure is not None and error is None:
                 kind, text, host = failure
-                raise KINDS.get(kind, RuntimeError)(f"{name_process(rank, host)}: {text}")
+                raise KINDS[kind](f"{name_process(rank, host)}: {text}")
     if error is not None:
         raise error
 

@@ -261,7 +261,7 @@ def name_last_checkpoint(job: TrainingJob) -> Generator[None]:
     except TrainingError as error:
         if (latest := checkpoints.find_latest(job.run.checkpoints)) is None:
             raise
-        raise TrainingError(f"{error}; --resume goes on from {latest}") from error
+        raise type(error)(f"{error}; --resume goes on from {latest}") from error
 
 
 def initialize(job: TrainingJob, model: nn.Module) -> nn.Module:
