@@ -55,7 +55,6 @@ def set_environment(processes: int, exit_file: Path) -> None:
     """Set the variables that the processes get."""
     os.environ[EXIT_FILE] = str(exit_file)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # a store that is shared with the agent breaks restarts
 
 
 def describe_exit(code: int) -> str:

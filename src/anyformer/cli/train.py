@@ -117,6 +117,7 @@ def run(arguments: list[str]) -> int:
             from .launch import check_start, launch
 
             check_start(job, options.processes)
+            del job  # with the model of --init, which the processes load themselves
             return launch([source, *drop_flag(words, "--processes"), "--yes"], options.processes)
         return train(job, command.prog, options.json)
     return 0

@@ -78,9 +78,10 @@ def claim_failure(is_consequence: bool) -> bool:
     what only follows from the end of another process is said last, if at all."""
     time.sleep(3.0 if is_consequence else 0.0 if processes.get_rank() == 0 else 1.0)
     try:
-        return not _store or _store[0].add("failures", 1) == 1
-    except RuntimeError:  # the process that holds the store has ended
-        return False
+        store = _store[0] if _store else connect(is_master=False, seconds=3.0)
+        return store.add("failures", 1) == 1
+    except (RuntimeError, OSError):  # there is no store yet, or the process that holds it has ended
+        return processes.get_rank() == 0
 
 
 def announce_end() -> None:
@@ -114,18 +115,16 @@ def read_seconds(name: str, default: float) -> float:
 
 def open_store(rank: int, size: int) -> dist.Store:
     """Return the store that the processes share, once all have joined. Raises InputError that names others."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     seconds = read_seconds(JOIN_TIMEOUT, DEFAULT_JOIN_TIMEOUT)
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = dist.TCPStore(host, port, None, is_master, timedelta(seconds=seconds), wait_for_workers=False)
+        store = connect(is_master, seconds)
     except (RuntimeError, OSError) as error:
         if is_master and re.search("EADDRINUSE|address already in use", str(error), re.I):
             raise InputError(f"port {port} of {host} is in use: set MASTER_PORT to a free one") from None
         reason = first_line(error)[:200]
         raise InputError(f"{name_process()} does not reach process 0 at {host}:{port}: {reason}") from None
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"anyformer/{attempt}", store)
     store.set(f"joined/{rank}", socket.gethostname())
     store.add("joined", 1)
     if rank == 0:
@@ -135,6 +134,13 @@ def open_store(rank: int, size: int) -> dist.Store:
         wait_for_first(store, seconds)
     _store[:] = [store]
     return store
+
+
+def connect(is_master: bool, seconds: float) -> dist.Store:
+    """Return the store, with keys of their own for each start of the processes. Raises RuntimeError."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, None, is_master, timedelta(seconds=seconds), wait_for_workers=False)
+    return dist.PrefixStore(f"anyformer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def wait_for_all(store: dist.Store, size: int, seconds: float) -> None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
-from .distributed import get_local, get_rank, get_size, is_sharded
+from .distributed import gather, get_local, get_rank, get_size, is_sharded
 
 
 class OwnedMuon(torch.optim.Muon):
@@ -57,8 +57,9 @@ class OwnedMuon(torch.optim.Muon):
 
     def gather_state(self) -> None:
         """Give the first process the momentum that only the owners have. All processes must call this."""
-        for parameter, owner in self.matrices:
-            if is_sharded(parameter) or owner == 0 or get_rank() not in (0, owner):
+        has_state = gather([bool(self.state.get(parameter)) for parameter, _ in self.matrices])  # not before an update
+        for i, (parameter, owner) in enumerate(self.matrices):
+            if is_sharded(parameter) or owner == 0 or get_rank() not in (0, owner) or not has_state[owner][i]:
                 continue
             if get_rank() == owner:
                 dist.send(as_bytes(self.state[parameter]["momentum_buffer"]), 0)
