@@ -14,7 +14,7 @@ import torch
 import torch._dynamo  # imported by torch's optimizers: once here, not in every process that is forked
 
 from anyformer import recipe as recipes
-from anyformer.errors import InputError, TrainingError
+from anyformer.errors import HangError, InputError, TrainingError
 from anyformer.training import checkpoints, distributed, loop
 from anyformer.training.muon import OwnedMuon, choose_owners
 from process_kit import find_free_port, run_processes, start_process
@@ -201,6 +201,22 @@ def test_one_fails_all_fail():
     first, second = run_processes(2, lambda: catch(work))
     assert first.startswith("InputError: process 1 on ") and first.endswith(": no such file")
     assert second == "InputError: no such file"
+
+
+def test_errors_of_any_kind_end_all():
+    def work() -> None:
+        with distributed.fail_together():
+            if distributed.get_rank() == 1:
+                raise OSError("the disk refuses")
+
+    def catch_any() -> str:
+        try:
+            work()
+        except (OSError, HangError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    first, second = run_processes(2, catch_any)
+    assert first.startswith("HangError: process 1 on ") and second == "OSError: the disk refuses"
 
 
 def test_processes_that_see_different_data():

@@ -205,14 +205,22 @@ def test_killed_processes_start_again_by_themselves(text: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_what_the_processes_notice_is_one_line(text: Path, tmp_path: Path):
+    (tmp_path / "thesis.doc").touch()
+    process = start(text, tmp_path, 5, processes=2)
+    assert process.wait() == 2
+    assert process.stderr.read() == f"anyformer: {tmp_path} is not empty and holds no run: choose another --out\n"
+
+
+@pytest.mark.slow
 def test_a_signal_to_the_agent_stops_all_and_everything_is_saved(text: Path, tmp_path: Path):
     process = start(text, out := tmp_path / "run", 100_000, processes=2)
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").stat().st_size < 1000:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 1
-    lines = [line for line in process.stderr.read().splitlines() if line.startswith("stopped at step ")]
-    assert len(lines) == 1 and "everything is saved" in lines[0] and "--resume" in lines[0]
+    last = process.stderr.read().splitlines()[-1]
+    assert last.startswith("stopped at step ") and "everything is saved" in last and "--resume" in last
     assert call("train", "language", "--out", out, "--resume", "--steps", 1).code in (0, 2)
 
 

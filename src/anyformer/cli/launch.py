@@ -26,7 +26,7 @@ def launch(words: Sequence[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL + 1)
+    logging.disable(logging.CRITICAL)  # of the agent: what matters is said below, or by the processes
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
