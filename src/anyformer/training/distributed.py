@@ -199,7 +199,7 @@ def fail_together() -> Generator[None]:
     except Exception as caught:
         error = caught
     if get_size() > 1:
-        kind = next((name for name, known in KINDS.items() if isinstance(error, known)), HangError.__name__)
+        kind = next((name for name, base in KINDS.items() if isinstance(error, base)), HangError.__name__)
         failures = gather(None if error is None else (kind, first_line(error), socket.gethostname()))
         for rank, failure in enumerate(failures):
             if failure is not None and error is None:
