@@ -88,7 +88,7 @@ def set_limits(cpu_seconds: int) -> None:
         (resource.RLIMIT_AS, size + MEMORY_BYTES),
         (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_NOFILE, OPEN_FILES + max(map(int, os.listdir("/proc/self/fd")))),  # besides the parent's
     ):
         resource.setrlimit(limit, (value, value))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
