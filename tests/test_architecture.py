@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "anyformer"
@@ -129,7 +129,7 @@ def test_abilities_of_recipes_are_protocols():
 @pytest.mark.parametrize("folder", ["cli", "checkpoints", "inference", "training"])
 def test_no_recipe_is_named_outside_recipes(folder: str):
     """Code that knows a recipe by its name cannot serve one from outside. A family of checkpoints names its own."""
-    names = set(recipes.list_recipes())
+    names = set(recipe_loading.list_recipes())
     for path in (PACKAGE / folder).rglob("*.py"):
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Compare):
@@ -169,8 +169,8 @@ def collect_values(config: object) -> dict[str, set]:
 def test_every_setting_is_used_by_some_preset():
     """A field with the same value in every preset of every recipe is a constant, and should be one."""
     values: dict[str, set] = {}
-    for name in recipes.list_recipes():
-        for config in recipes.load_recipe(name).PRESETS.values():
+    for name in recipe_loading.list_recipes():
+        for config in recipe_loading.load_recipe(name).PRESETS.values():
             for field, value in collect_values(config).items():
                 values.setdefault(field, set()).update(value)
     assert "recipes.vision.patch" in values and "model.config.qk_norm" in values

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.cli import VERBS, verb_module
 from anyformer.cli.flags import parse_arguments
 from anyformer.cli.sweep import SweepCommand
@@ -207,7 +207,7 @@ def check_command(words: list[str]) -> None:
         name = arguments[1]
         source = ROOT / "docs" / "examples" / name if name.endswith(".py") else name
         source = "language" if name == "my_data" or is_data(name) else source  # with the flags of every training
-        COMMANDS[arguments[0]](recipes.load_recipe(source), arguments[2:], f"anyformer {arguments[0]}").read()
+        COMMANDS[arguments[0]](recipe_loading.load_recipe(source), arguments[2:], f"anyformer {arguments[0]}").read()
 
 
 @all_pages

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from anyformer.answer_text import MAX_INPUT_CHARS, format_prediction
 from anyformer.examples import find_examples, predict_examples
 from anyformer.recipe import Examples
@@ -102,7 +101,7 @@ def test_examples_are_of_the_validation_split(tmp_path: Path):
 
 
 def test_a_run_without_examples_answers_the_recipes_own(tmp_path: Path):
-    recipe: Any = recipes.load_recipe("classify")
+    recipe: Any = recipe_loading.load_recipe("classify")
     model = api.train(
         "classify", "tiny", data=str(write_labeled(tmp_path)), out=tmp_path / "run", steps=2, device="cpu"
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from anyformer import parsing
 from anyformer.errors import InputError
 from anyformer.parsing import parse_dataclass, path_field, to_json
-from anyformer.recipe import bind_checkpoint_files, list_recipes, load_recipe, parse_config, resolve_paths
+from anyformer.recipe_loading import bind_checkpoint_files, list_recipes, load_recipe, parse_config, resolve_paths
 
 
 @dataclass(frozen=True)

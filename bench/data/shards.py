@@ -78,11 +78,11 @@ def measure_loader(folder: Path, n_shards: int, shard_tokens: int, port: int) ->
 
 def measure_training(steps: int) -> float:
     """Return the tokens per second of training the preset, of the fastest update but the first."""
-    from anyformer import recipe
+    from anyformer import recipe_loading
     from anyformer.recipes import language
     from anyformer.training import loop
 
-    config, module = language.PRESETS["nanogpt-gpu"], recipe.load_recipe("language")
+    config, module = language.PRESETS["nanogpt-gpu"], recipe_loading.load_recipe("language")
     train = replace(config.train, steps=steps + 1, eval_every=1 << 30, batch=4, device="cpu", compile=False)
     times = [time.perf_counter()]
     for record in loop.train(module, replace(config, data="plays", train=train)):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.data.tables.stream import RowReader
 from anyformer.predict_file import predict_file, read_input
 from bench._common import make_parser
@@ -36,7 +37,7 @@ def make_rows(name: str, config: Any, column: str, count: int, folder: Path) -> 
     """Yield rows that a recipe reads, of different lengths where it reads texts."""
     rng = np.random.default_rng(0)
     if name in ("multimodal", "control"):
-        recipe = recipes.load_recipe(name)
+        recipe = recipe_loading.load_recipe(name)
         yield from (recipe.examples(config).request["input"] * count)[:count]
     for i in range(count if name not in ("multimodal", "control") else 0):
         if name in ("vision", "speech"):
@@ -111,7 +112,7 @@ def write_inputs(name: str, recipe: Any, model: Any, config: Any, file: Path, co
 
 @torch.no_grad()
 def measure(name: str, preset: str, count: int, batch: int, seconds: float) -> dict[str, Any]:
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS[preset]
     model = recipe.build(config).eval()
     with TemporaryDirectory() as text:
@@ -140,7 +141,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = {}
-    for name, _, preset in (word.partition(":") for word in options.recipes or recipes.list_recipes()):
+    for name, _, preset in (word.partition(":") for word in options.recipes or recipe_loading.list_recipes()):
         preset = preset or PRESETS.get(name, "tiny")
         result = measure(name, preset, options.rows, options.batch, options.seconds)
         results[f"{name} {preset}"] = result

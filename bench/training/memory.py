@@ -51,7 +51,7 @@ def list_cases() -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
 def make_case(name: str, processes: int = 1, shard: int = 1) -> tuple[Any, Any]:
     """Return the recipe and the config of a case; each process has as much work as one alone."""
     from anyformer.model.config import find_stacks
-    from anyformer.recipe import load_recipe
+    from anyformer.recipe_loading import load_recipe
 
     recipe_name, changes, train = list_cases()[name]
     recipe = load_recipe(recipe_name)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from anyformer import recipe
+from anyformer import recipe_loading
 from anyformer.recipes import language
 from anyformer.training import loop
 from anyformer.training.hardware import measure_matmul_gflops
@@ -35,7 +35,7 @@ def make_config(preset: str, batch: int, dtype: str, compile_model: bool) -> lan
 
 def step_anyformer(config: Any) -> Iterator[float]:
     """Yield the time at which each update ends."""
-    for _ in loop.train(recipe.load_recipe("language"), config):
+    for _ in loop.train(recipe_loading.load_recipe("language"), config):
         yield time.perf_counter()
 
 

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from . import recipe as recipes
 from .checkpoints import exports
 from .data.io.checks import read_json
 from .detection import detect_recipe, names_data
@@ -22,6 +21,7 @@ from .model.config import find_stacks
 from .parsing import check_arguments, check_path
 from .processes import is_first
 from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish, SupportsMixtures
+from .recipe_loading import load_recipe, recipe_name
 from .report.curves import is_lower_better
 from .resolve_job import expand_short_names, resolve_job
 from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
@@ -84,7 +84,7 @@ def train(
         Stopped: After Ctrl-C; everything is saved.
     """
     module, chosen, overrides = choose_recipe(recipe, preset, overrides)
-    overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipes.recipe_name(module)!r}, ...)"
+    overrides, command = expand_short_names(module, overrides), f"anyformer.train({recipe_name(module)!r}, ...)"
     where: dict[str, Any] = {"out": out, "resume": resume, "init": init, "yes": yes, "compare": compare}
     where |= {"track": (track,) if isinstance(track, str) else track, "lora": lora, "is_preset_free": preset is None}
     job = resolve_job(module, chosen, overrides, minutes=minutes, command=command, **where)
@@ -99,7 +99,7 @@ def choose_recipe(recipe: Any, preset: str | None, overrides: dict[str, Any]) ->
         if names_data(str(recipe)):
             detection = detect_recipe(recipe, target=str(overrides.get("target", "")))
             recipe, preset, overrides = detection.recipe, preset or detection.preset, detection.fields | overrides
-    return recipes.load_recipe(recipe), preset, overrides
+    return load_recipe(recipe), preset, overrides
 
 
 def train_job(

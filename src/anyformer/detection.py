@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import recipe as recipes
+from . import recipe_loading
 from .data.detect import detect
 from .data.io.remote import fetch_data
 from .data.registry import GENERATED, SETS
@@ -72,7 +73,7 @@ def detect_recipe(path: str | Path, recipe: str | None = None, target: str = "")
         )
     readings = detect(path)
     readings = [reading for reading in readings if can_predict(reading, target)] or readings
-    names = recipes.list_recipes() if recipe is None else [recipe]
+    names = recipe_loading.list_recipes() if recipe is None else [recipe]
     matches = [(reading, *match) for reading in readings for match in match_recipes(reading, names)]
     if not matches:
         raise InputError(f"{path}: {KINDS[readings[0].kind]} ({readings[0].why}): no recipe trains on them yet")
@@ -99,7 +100,7 @@ def names_data(source: str) -> bool:
     path = Path(source).expanduser()
     is_code = path.suffix == ".py" or (path / "__init__.py").is_file()
     is_here = source in (*SETS, *GENERATED) or (bool(source) and path.exists() and not is_code)
-    return is_here and source not in recipes.list_recipes()
+    return is_here and source not in recipe_loading.list_recipes()
 
 
 def can_predict(reading: Reading, target: str) -> bool:
@@ -113,14 +114,14 @@ def detect_set(name: str, recipe: str | None = None) -> Detection:
     been chosen does not train on it."""
     dataset = SETS.get(name) or GENERATED[name]
     kind = SET_KINDS.get(dataset.kind, dataset.kind)
-    names = recipes.list_recipes() if recipe is None else [recipe]
+    names = recipe_loading.list_recipes() if recipe is None else [recipe]
     matches = match_recipes(Reading(kind, 1.0, dataset.about), names)
     if not matches:
         raise InputError(f"the data set '{name}' is {KINDS[kind]}: no recipe of {', '.join(names)} trains on it")
     chosen, fields = matches[0]
-    presets = recipes.load_recipe(chosen).PRESETS
+    presets = recipe_loading.load_recipe(chosen).PRESETS
     own = [preset for preset in list(presets)[1:] if presets[preset].data == name]
-    default = recipes.default_preset(recipes.load_recipe(chosen))
+    default = recipe_loading.default_preset(recipe_loading.load_recipe(chosen))
     return Detection(
         path=name,
         recipe=chosen,
@@ -146,7 +147,7 @@ def match_recipes(reading: Reading, names: Sequence[str]) -> list[tuple[str, dic
     """Return the recipes that train on data of this kind, with the fields for them."""
     matches = []
     for name in names:
-        module = recipes.load_recipe(name)
+        module = recipe_loading.load_recipe(name)
         if isinstance(module, recipes.SupportsKinds) and reading.kind in module.KINDS:
             fields = {}
             for field, template in module.KINDS[reading.kind].items():

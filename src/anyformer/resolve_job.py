@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import recipe as recipes
+from . import recipe_loading
 from .checkpoints.hf_folder import FINETUNING_DEFAULTS
 from .data.io.remote import fetch_data
 from .data.io.sources import shorten_names, split_sources
@@ -15,15 +15,8 @@ from .events import report_notice
 from .model.config import find_stacks
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
 from .processes import get_world_size, is_restarted
-from .recipe import (
-    DataDefaults,
-    Recipe,
-    SupportsDataDefaults,
-    SupportsPeers,
-    SupportsSizes,
-    parse_config,
-    resolve_paths,
-)
+from .recipe import DataDefaults, Recipe, SupportsDataDefaults, SupportsPeers, SupportsSizes
+from .recipe_loading import parse_config, resolve_paths
 from .trained_model import load_source
 from .training import checkpoints
 from .training.budget import Budget
@@ -57,7 +50,7 @@ def resolve_job(
     The arguments are those of `api.train`, with nested `overrides`, {"data": "my.txt", "train": {"lr": 1e-3}}, the
     command line or call for config.json, and whether the preset was chosen for the data, not by the user.
     """
-    started_at, module = time.monotonic(), recipes.load_recipe(recipe)
+    started_at, module = time.monotonic(), recipe_loading.load_recipe(recipe)
     overrides, settings = fetch_overrides(module, overrides), parse_dataclass(LoRAConfig, lora or {}, "lora")
     budget = None if minutes is None else Budget(minutes=minutes, started_at=started_at, is_forced=yes)
     extras: dict[str, Any] = {"trackers": check_trackers(track), "compare": check_comparison(module, compare)}
@@ -76,9 +69,9 @@ def resolve_job(
         budget = dataclasses.replace(budget, choose_size=True)
     return TrainingJob(
         recipe=module,
-        preset=preset or recipes.default_preset(module),
+        preset=preset or recipe_loading.default_preset(module),
         config=check_init(config, source, settings),
-        run=run or choose_run(recipes.recipe_name(module), config),
+        run=run or choose_run(recipe_loading.recipe_name(module), config),
         init=source,
         lora=settings,
         budget=budget,
@@ -90,8 +83,8 @@ def resolve_job(
 def check_comparison(module: Recipe, compare: bool) -> bool:
     """Raise InputError if a comparison is wanted and the recipe has none."""
     if compare and not isinstance(module, SupportsPeers):
-        names = recipes.recipes_with(SupportsPeers)
-        raise InputError(f"--compare is for the recipes {names}, not for '{recipes.recipe_name(module)}'")
+        names = recipe_loading.recipes_with(SupportsPeers)
+        raise InputError(f"--compare is for the recipes {names}, not for '{recipe_loading.recipe_name(module)}'")
     return compare
 
 
@@ -99,7 +92,7 @@ def resume_job(
     module: Recipe, preset: str | None, overrides: dict[str, Any], run: RunDirectory, command: str
 ) -> TrainingJob:
     """Continue a run: its stored config, with other training settings at most."""
-    stored, name, where = run.read_config(), recipes.recipe_name(module), str(run.path / "config.json")
+    stored, name, where = run.read_config(), recipe_loading.recipe_name(module), str(run.path / "config.json")
     if stored["recipe"] != name:
         raise InputError(f"{run.path} is a run of recipe '{stored['recipe']}', not '{name}'")
     if preset not in (None, stored["preset"]):
@@ -147,13 +140,13 @@ def fetch_overrides(module: Recipe, overrides: dict[str, Any] | None) -> dict[st
     overrides = dict(overrides or {})
     if overrides.get("data") is not None:
         overrides["data"] = fetch_data(overrides["data"])
-        recipes.check_mixture(module, overrides["data"])
+        recipe_loading.check_mixture(module, overrides["data"])
     return overrides
 
 
 def build_config(module: Recipe, preset: str | None, overrides: dict[str, Any], source: InitWeights | None) -> Any:
     """Merge the preset, the shape of the model to start from and the overrides into a config. Raises InputError."""
-    values = to_json(recipes.get_preset(module, preset))
+    values = to_json(recipe_loading.get_preset(module, preset))
     if source is not None:
         stored = to_json(source.config)
         excluded = (*OWN_FIELDS, *(() if source.recipe is module else READING_FIELDS))
@@ -180,7 +173,7 @@ def expand_short_names(recipe: Recipe, overrides: dict[str, Any]) -> dict[str, A
 
     Raises InputError for an unknown name, with the right place for a field of another nested config.
     """
-    config = recipes.get_preset(recipe)
+    config = recipe_loading.get_preset(recipe)
     names, paths = [field.name for field in dataclasses.fields(config)], [path for path, _ in flatten(config)]
     expanded: dict[str, Any] = {}
     for name, value in overrides.items():
@@ -211,7 +204,7 @@ def can_choose_size(module: Recipe, preset: str | None, suggested: dict[str, Any
     """Whether the recipe has sizes to choose from, and the user chose neither model nor training settings."""
     if not isinstance(module, SupportsSizes):
         return False
-    default = parse_config(module, merge_overrides(to_json(recipes.get_preset(module, preset)), suggested), "")
+    default = parse_config(module, merge_overrides(to_json(recipe_loading.get_preset(module, preset)), suggested), "")
     machine = {name: getattr(config.train, name) for name in ("seed", "device", "dtype", "compile")}
     train = dataclasses.replace(default.train, **machine)
     shapes = [{name: vars(c).get(name) for name in ("model", *find_stacks(c))} for c in (config, default)]

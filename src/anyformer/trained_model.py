@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import recipe as recipes
+from . import recipe_loading
 from .checkpoints import gguf, hf_folder, onnx, peft
 from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
@@ -23,14 +23,8 @@ from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
 from .parsing import check_arguments, parse_dataclass, to_json
 from .predict_file import check_finite, predict_file
-from .recipe import (
-    Recipe,
-    StreamState,
-    SupportsEmbedding,
-    SupportsScore,
-    SupportsStream,
-    resolve_paths,
-)
+from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream
+from .recipe_loading import resolve_paths
 from .training import checkpoints, loop, lora
 from .training.building import SkipInit
 from .training.checksums import verify_files
@@ -48,7 +42,7 @@ class Model:
     the checkpoint that it was loaded from."""
 
     def __init__(self, recipe: Recipe, config: Any, module: nn.Module, state: dict[str, Any], path: Path):
-        self.recipe, self.name = recipe, recipes.recipe_name(recipe)
+        self.recipe, self.name = recipe, recipe_loading.recipe_name(recipe)
         self.config, self.module, self.path = config, module.eval(), path
         self.step: int = state["step"]
         self.stream_state: StreamState = state.get("stream_state") or {}  # the position in the training data
@@ -113,7 +107,7 @@ class Model:
     def embed(self, texts: list[str], cut: bool = False) -> list[list[float]]:
         """Return a vector of length 1 for each text. `cut`: shorten texts that exceed the context."""
         if not isinstance(self.recipe, SupportsEmbedding):
-            names = recipes.recipes_with(SupportsEmbedding)
+            names = recipe_loading.recipes_with(SupportsEmbedding)
             raise InputError(f"{self.path} is a run of '{self.name}', not of {names}: it embeds no texts")
         with torch.no_grad():
             return self.recipe.embed(self.module, texts, cut)
@@ -229,7 +223,7 @@ def select_eval_data(model: Model, data: Any = None) -> tuple[Any, str]:
     if data is None and not model.config.data:
         raise InputError(f"{model.path} came without data: name some to evaluate it on (--data)")
     config = model.config if data is None else resolve_paths(replace(model.config, data=fetch_data(data)))
-    recipes.check_mixture(model.recipe, config.data)
+    recipe_loading.check_mixture(model.recipe, config.data)
     _, state = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a split may be empty
     hashes, own_hashes = ({values.get("data"), *values.get("sources", ())} for values in (state, model.stream_state))
     if model.stream_state.get("data") in (None, state.get("data")) or (data is not None and hashes & own_hashes):
@@ -287,8 +281,8 @@ def load_run(path: Path, device: str, merged: bool, recipe: Any) -> Model:
     for name in ("recipe", "config"):
         if name not in stored:
             raise InputError(f"{where} names no {name}: it is not a checkpoint of anyformer")
-    module = recipes.load_stored_recipe(stored["recipe"], recipe, path)
-    config = recipes.bind_checkpoint_files(recipes.parse_config(module, stored["config"], where), folder)
+    module = recipe_loading.load_stored_recipe(stored["recipe"], recipe, path)
+    config = recipe_loading.bind_checkpoint_files(recipe_loading.parse_config(module, stored["config"], where), folder)
     verify_files(folder, but="optimizer.safetensors")
     settings = parse_dataclass(LoRAConfig, stored.get("lora") or {}, where)
     source = load_source(Path(stored["init"]["path"]), module, stored["init"]["sha256"]) if settings.rank else None
@@ -318,7 +312,7 @@ def from_training(job: TrainingJob, state: loop.TrainState) -> Model:
     folder = find_checkpoint(job.run.path)
     verify_files(folder, but="optimizer.safetensors")
     state.model.zero_grad(set_to_none=True)
-    return fill_model(job.recipe, recipes.bind_checkpoint_files(job.config, folder), state.model, folder)
+    return fill_model(job.recipe, recipe_loading.bind_checkpoint_files(job.config, folder), state.model, folder)
 
 
 def load_source(path: Path, recipe: Recipe, sha256: str | None = None) -> InitWeights:
@@ -327,7 +321,7 @@ def load_source(path: Path, recipe: Recipe, sha256: str | None = None) -> InitWe
     path, stored = find_model(path), {}
     if path.is_dir() and not hf_folder.is_hf_folder(path):
         stored = checkpoints.read_json(find_checkpoint(path) / "config.json")
-    is_same = stored.get("recipe") == recipes.recipe_name(recipe)
+    is_same = stored.get("recipe") == recipe_loading.recipe_name(recipe)
     source = load(path, "cpu", recipe=recipe if is_same else None)
     digest = checkpoints.hash_weights(source.path)
     if sha256 not in (None, digest):
@@ -353,8 +347,8 @@ def find_checkpoint(path: Path) -> Path:
 def load_public(path: Path, device: str = "auto") -> Model:
     """Load a public checkpoint where it lies; names and shapes are checked before memory is allocated."""
     source = hf_folder.open_checkpoint(path)
-    recipe = recipes.load_recipe(source.recipe)
-    config = recipes.parse_config(recipe, source.values, str(path))
+    recipe = recipe_loading.load_recipe(source.recipe)
+    config = recipe_loading.parse_config(recipe, source.values, str(path))
     with torch.device("meta"), SkipInit():
         missing_keys = source.check(recipe.build(config))
     with nullcontext() if missing_keys else SkipInit():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import anyformer
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.checkpoints import exports, hf_folder
 from anyformer.errors import InputError
 from anyformer.parsing import to_json
@@ -91,7 +91,7 @@ def test_an_exported_folder_opens_in_transformers_and_comes_back_bit_for_bit(cas
 
 def build_preset(preset: str) -> Model:
     """Build a language model of a preset's architecture with small sizes."""
-    recipe = recipes.load_recipe("language")
+    recipe = recipe_loading.load_recipe("language")
     config = recipe.PRESETS[preset]
     sizes = {"dim": 24, "n_layer": 4, "n_head": 4, "context": 64, "head_dim": None, "mlp_dim": 40}
     sizes |= {"n_kv_head": 2 if config.model.n_kv_head else None}
@@ -105,7 +105,7 @@ def build_preset(preset: str) -> Model:
     return Model(recipe, config, module, {"step": 0}, Path("unsaved"))
 
 
-@pytest.mark.parametrize("preset", recipes.load_recipe("language").PRESETS)
+@pytest.mark.parametrize("preset", recipe_loading.load_recipe("language").PRESETS)
 def test_exports_says_before_training_what_can_be_written(preset: str, tmp_path: Path):
     """Presets with rotary positions, QK norm and squared ReLU (the default among them) are written as Qwen3."""
     model = build_preset(preset)
@@ -131,9 +131,9 @@ def test_exports_says_before_training_what_can_be_written(preset: str, tmp_path:
 def test_default_presets_with_a_public_family():
     """Language is written as Qwen3, spans as T5, control as a decision transformer; the others say why not."""
     reasons = {}
-    for name in recipes.list_recipes():
-        recipe = recipes.load_recipe(name)
-        reasons[name] = exports(recipe, recipe.PRESETS[recipes.default_preset(recipe)])
+    for name in recipe_loading.list_recipes():
+        recipe = recipe_loading.load_recipe(name)
+        reasons[name] = exports(recipe, recipe.PRESETS[recipe_loading.default_preset(recipe)])
     assert {name for name, formats in reasons.items() if formats["hf"] is None} == {"language", "spans", "control"}
     assert "local_layers is 3" in reasons["vision"]["hf"] and "--preset tiny or vit-base" in reasons["vision"]["hf"]
     assert "qwen3: activation is relu2, not swiglu" in reasons["language"]["gguf"]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import anyformer
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.errors import InputError
 from anyformer.parsing import to_json
 from anyformer.trained_model import Model
@@ -107,9 +107,9 @@ def test_left_padding_there_equals_right_padding_here(tmp_path: Path):
 
 
 def build_preset(preset: str, **fields: Any) -> Model:
-    recipe = recipes.load_recipe("control")
+    recipe = recipe_loading.load_recipe("control")
     values = to_json(recipe.PRESETS[preset]) | {"data": ""} | fields
-    config = recipes.parse_config(recipe, values, "test")
+    config = recipe_loading.parse_config(recipe, values, "test")
     torch.manual_seed(0)
     return Model(recipe, config, randomize(recipe.build(config)), {"step": 0}, Path("unsaved"))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.checkpoints import onnx
 from anyformer.errors import InputError
 from anyformer.model.config import TransformerConfig
@@ -23,7 +24,9 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the oracle of these tes
 # Two generate token by token, which is no graph for any length, and one looks up n-grams outside of tensors.
 WITHOUT_GRAPH = ["recall", "rnnsearch", "seq2seq"]
 SAME_GRAPH = {"spans": "translation"}
-CASES = [(name, "tiny") for name in recipes.list_recipes() if name not in ("language", *WITHOUT_GRAPH, *SAME_GRAPH)]
+CASES = [
+    (name, "tiny") for name in recipe_loading.list_recipes() if name not in ("language", *WITHOUT_GRAPH, *SAME_GRAPH)
+]
 # Presets with other positions and edges, and in addition what the preset llama has and the activation that none has.
 LANGUAGE: dict[str, dict[str, Any]] = {
     "lamda": {},
@@ -54,7 +57,7 @@ def cache_registry() -> Any:
 
 def build(name: str, preset: str) -> tuple[Any, Any, Any]:
     """Build a model of a preset with one layer in each stack (two if some are local); the exporter is slow."""
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS[preset]
     sizes: dict[str, Any] = {"n_layer": 1}
     if preset in LANGUAGE:
@@ -136,10 +139,14 @@ def test_outputs_are_the_same_at_other_sizes(name: str, preset: str, tmp_path: P
 
 
 def test_recipes_without_a_graph_say_so(tmp_path: Path):
-    names = [n for n in recipes.list_recipes() if not isinstance(recipes.load_recipe(n), recipes.SupportsExport)]
+    names = [
+        n
+        for n in recipe_loading.list_recipes()
+        if not isinstance(recipe_loading.load_recipe(n), recipes.SupportsExport)
+    ]
     assert names == WITHOUT_GRAPH
     for name, other in SAME_GRAPH.items():
-        assert recipes.load_recipe(name).export_graph is recipes.load_recipe(other).export_graph
+        assert recipe_loading.load_recipe(name).export_graph is recipe_loading.load_recipe(other).export_graph
     with pytest.raises(InputError, match="the recipe 'seq2seq' cannot be exported to ONNX"):
         write("seq2seq", "tiny", tmp_path / "out")
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import anyformer
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.checkpoints import hf_folder
 from anyformer.errors import InputError
 from anyformer.model.edges import within
@@ -135,11 +135,11 @@ def test_greedy_generation_equals_that_of_transformers_up_to_the_64th_token(tmp_
 
 def build_preset(name: str, preset: str, **fields: Any) -> tuple[Any, Any, nn.Module]:
     """Build a model of a preset's architecture with small sizes."""
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     values = to_json(recipe.PRESETS[preset])
     for stack in ("encoder", "decoder"):
         values[stack] |= {"dim": 32, "n_layer": 1, "mlp_dim": 40}
-    config = recipes.parse_config(recipe, values | fields, "test")
+    config = recipe_loading.parse_config(recipe, values | fields, "test")
     return recipe, config, randomize(recipe.build(config))
 
 
@@ -167,7 +167,7 @@ def test_a_model_of_spans_is_exported(tmp_path: Path):
 
 
 def test_what_the_family_cannot_express_is_refused(tmp_path: Path):
-    recipe = recipes.load_recipe("translation")
+    recipe = recipe_loading.load_recipe("translation")
     config = recipe.PRESETS["tiny"]
     message = r"t5: encoder.position is learned, not relative.*--preset t5 or t5-v1.1"
     with pytest.raises(InputError, match=message):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import anyformer
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.errors import InputError
 from anyformer.trained_model import Model, import_checkpoint
 from checkpoint_kit import (
@@ -145,7 +145,7 @@ def test_an_imported_model_is_a_run(square: Exchange, tmp_path: Path):
 
 def build_tiny(**fields: Any) -> Model:
     """Build the preset tiny with other fields; those of its TransformerConfig stand among them."""
-    recipe = recipes.load_recipe("vision")
+    recipe = recipe_loading.load_recipe("vision")
     tiny = recipe.PRESETS["tiny"]
     outer = {name: value for name, value in fields.items() if hasattr(tiny, name)}
     inner = {name: value for name, value in fields.items() if name not in outer}

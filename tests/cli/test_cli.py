@@ -15,7 +15,7 @@ import pytest
 
 from anyformer.cli.train import describe_seconds
 from anyformer.data.registry import list_data_sets
-from anyformer.recipe import list_recipes
+from anyformer.recipe_loading import list_recipes
 from anyformer.report import doctor
 from anyformer.report.progress import Progress
 from anyformer.training.config import TrainConfig

@@ -13,7 +13,7 @@ import pytest
 from anyformer.cli import VERBS, verb_module
 from anyformer.cli.flags import POSITIONAL, REPEATABLE, format_help, list_flags, parse_arguments
 from anyformer.errors import InputError
-from anyformer.recipe import list_recipes, load_recipe
+from anyformer.recipe_loading import list_recipes, load_recipe
 from cli_kit import call
 
 

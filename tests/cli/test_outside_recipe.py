@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import anyformer
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.errors import InputError
 from cli_kit import assert_refused, call, nothing_changes
 
@@ -84,19 +84,23 @@ def test_a_run_does_not_name_code(folder: Path):
 def test_every_way_to_name_a_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch):
     (folder / "my_package").mkdir()
     (folder / "my_package" / "next_number.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
-    module = recipes.load_recipe("my_package.next_number")
+    module = recipe_loading.load_recipe("my_package.next_number")
     points = importlib.metadata.EntryPoints(
         [importlib.metadata.EntryPoint("prophet", "my_package.next_number", "anyformer.recipes")]
     )
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points.select(group=group))
     monkeypatch.syspath_prepend(folder)
-    assert recipes.load_recipe(module) is recipes.load_recipe("prophet") is module
-    assert recipes.load_recipe(Path("next_number.py")) is recipes.load_recipe("./next_number.py") is not module
+    assert recipe_loading.load_recipe(module) is recipe_loading.load_recipe("prophet") is module
+    assert (
+        recipe_loading.load_recipe(Path("next_number.py"))
+        is recipe_loading.load_recipe("./next_number.py")
+        is not module
+    )
     (folder / "prophecy").mkdir()  # a recipe that has grown into a folder
     (folder / "prophecy" / "parts.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
-    names = ", ".join(recipes.NAMES)
+    names = ", ".join(recipe_loading.NAMES)
     (folder / "prophecy" / "__init__.py").write_text(f"from .parts import {names}")
-    assert recipes.recipe_name(recipes.load_recipe("./prophecy")) == "prophecy"
+    assert recipe_loading.recipe_name(recipe_loading.load_recipe("./prophecy")) == "prophecy"
     with pytest.raises(InputError, match="a recipe is a name, a file, a Python path or a module, not 3"):
         anyformer.train(3)
     model = anyformer.train(module, "tiny", steps=2, device="cpu", out="run")

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from anyformer import api, load
-from anyformer import recipe as recipes
+from anyformer import api, load, recipe_loading
 from anyformer.errors import TrainingError
 from anyformer.parsing import to_json
 from anyformer.search_space import SearchChoice, SearchRange
@@ -77,7 +76,7 @@ def test_trials_are_runs_and_the_best_is_trained_anew(sweep_once: SweepOnce):
 
 def test_trial_0_is_the_default_config(sweep_once: SweepOnce):
     _, folder, facts = sweep_once
-    default = recipes.load_recipe("language").PRESETS["tiny"]
+    default = recipe_loading.load_recipe("language").PRESETS["tiny"]
     stored = json.loads((folder / "trial-000" / "config.json").read_text())["config"]
     changed = {"steps", "eval_every", "warmup", "device", "dtype"}
     assert {k: v for k, v in stored["train"].items() if k not in changed} == {
@@ -100,7 +99,7 @@ def test_the_comparison_is_on_data_that_did_not_choose(sweep_once: SweepOnce):
     """The losses are those of the two halves of the validation split, recomputed here batch by batch."""
     _, folder, facts = sweep_once
     model = load(folder / "trial-000", "cpu")
-    config = recipes.parse_config(model.recipe, json.loads((folder / "sweep.json").read_text())["config"], "")
+    config = recipe_loading.parse_config(model.recipe, json.loads((folder / "sweep.json").read_text())["config"], "")
     choosing, comparing = held_out.divide(model.recipe, config)
     batches = [batch for batch, _ in model.recipe.batches(choosing.config, "val", None)]
     assert len(batches) >= held_out.MIN_BATCHES
@@ -302,9 +301,9 @@ def test_a_sweep_by_the_clock_continues(text: Path, tmp_path: Path, monkeypatch:
 
 
 def test_the_space_of_every_recipe_has_valid_configs():
-    for name in recipes.list_recipes():
-        recipe = recipes.load_recipe(name)
-        config = recipes.get_preset(recipe)
+    for name in recipe_loading.list_recipes():
+        recipe = recipe_loading.load_recipe(name)
+        config = recipe_loading.get_preset(recipe)
         options = space.build_space(recipe, config, (), vary_size=True, vary_batch=True)
         assert {"train.lr", "train.weight_decay", "train.batch"} <= set(options), name
         default = space.read_values(config, options)
@@ -315,13 +314,13 @@ def test_the_space_of_every_recipe_has_valid_configs():
 
 
 def test_the_space_is_what_the_user_leaves_free():
-    recipe = recipes.load_recipe("translation")
+    recipe = recipe_loading.load_recipe("translation")
     config = recipe.PRESETS["tiny"]
     options = space.build_space(recipe, config, ("train.lr", "encoder.dim"), vary_size=True, vary_batch=False)
     assert set(options) == {"train.weight_decay", "encoder.dropout,decoder.dropout", "encoder.n_layer,decoder.n_layer"}
     changed = space.apply_values(recipe, config, {"encoder.dropout,decoder.dropout": 0.2})
     assert changed.encoder.dropout == changed.decoder.dropout == 0.2
-    multimodal = recipes.load_recipe("multimodal")
+    multimodal = recipe_loading.load_recipe("multimodal")
     options = space.build_space(multimodal, multimodal.PRESETS["tiny"], (), vary_size=False, vary_batch=False)
     assert {"field_dropout", "noise"} <= set(options), "the recipe's own"
 
@@ -362,7 +361,7 @@ def test_a_diverging_trial_is_left_out(text: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_test_split_compares_where_there_is_one():
-    recipe = recipes.load_recipe("classify")
+    recipe = recipe_loading.load_recipe("classify")
     choosing, comparing = held_out.divide(recipe, recipe.PRESETS["tiny"])
     assert (choosing.split, comparing.split) == ("val", "test") and "test split" in comparing.about
 

@@ -8,7 +8,7 @@ import torch
 
 from anyformer.answer_text import format_prediction
 from anyformer.detection import detect_recipe
-from anyformer.recipe import load_recipe
+from anyformer.recipe_loading import load_recipe
 from data_kit import refuses
 from forms_kit import FORMS
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.recipe import list_recipes
+from anyformer.recipe_loading import list_recipes
 from cli_kit import call
 from data_kit import SMALL_DATA
 from fault_kit import (

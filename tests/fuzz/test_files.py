@@ -12,7 +12,7 @@ import pytest
 import torch._dynamo  # noqa: F401  (imported where a model is built: once here, not in every child)
 
 from anyformer import api, cli
-from anyformer.recipe import list_recipes, load_recipe
+from anyformer.recipe_loading import list_recipes, load_recipe
 from anyformer.resolve_job import resolve_job
 from anyformer.training.checksums import SUMS_FILE, write_checksums
 from cli_kit import call

@@ -24,7 +24,7 @@ from anyformer.cli.sweep import SweepCommand
 from anyformer.cli.train import TrainCommand
 from anyformer.errors import InputError
 from anyformer.parsing import read_hints, show_value, to_json
-from anyformer.recipe import list_recipes, load_recipe, parse_config
+from anyformer.recipe_loading import list_recipes, load_recipe, parse_config
 from anyformer.resolve_job import merge_overrides
 from anyformer.training.config import LoRAConfig
 from cli_kit import call

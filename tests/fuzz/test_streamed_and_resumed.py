@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.data.tokenizers.base import Tokenizer
 from anyformer.data.tokenizers.build import Bytes, Characters, Subwords, train_bpe
 from anyformer.inference.completion import Completion
@@ -185,11 +185,11 @@ def test_a_language_model_is_the_same_resumed_and_uninterrupted(
 
 
 @pytest.mark.skipif(not IS_FUZZ, reason="reads the data of every recipe: HYPOTHESIS_PROFILE=fuzz")
-@pytest.mark.parametrize("name", recipes.list_recipes())
+@pytest.mark.parametrize("name", recipe_loading.list_recipes())
 @settings(max_examples=20)
 @given(TRAIN, st.integers(1, 2))
 def test_every_recipe_is_the_same_resumed_and_uninterrupted(name: str, train: dict, interrupted_at: int):
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS["tiny"]
     train_config = replace(config.train, device="cpu", dtype="float32", eval_batches=1, **train)
     config = replace(config, data=str(SMALL_DATA.get(name, config.data)), train=train_config)

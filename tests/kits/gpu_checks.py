@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.model import Transformer, TransformerConfig
 from anyformer.model.edges import Edges, causal, neighbors, same, window, within
 from anyformer.model.kernels.dense import DenseMask
@@ -184,7 +184,7 @@ def check_resume(target: Target, dtype: str = "float32") -> Figures:
 
 def check_recipe(name: str, target: Target) -> Figures:
     """The tiny preset of a recipe is trained in bfloat16, validated, and answers."""
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS["tiny"]
     settings = {"steps": 3, "batch": 4, "eval_every": 3, "eval_batches": 2, "device": str(target.device)}
     data = choose_data(name, config.data, target)
@@ -286,5 +286,5 @@ def list_checks() -> dict[str, Check]:
     }
     flexible = {f"flex: {rule}": partial(check_flex, rule, next(positions)) for rule in (*LONG_RULES, *RULES)}
     first = dict(itertools.islice(flexible.items(), len(LONG_RULES)))
-    checks |= first | {f"bfloat16: {name}": partial(check_recipe, name) for name in recipes.list_recipes()}
+    checks |= first | {f"bfloat16: {name}": partial(check_recipe, name) for name in recipe_loading.list_recipes()}
     return checks | flexible | {"resumed in bfloat16": partial(check_resume, dtype="bfloat16")}

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from anyformer.inference.decode import new_cache, prefill, step
 from anyformer.model import KVCache, LMHead, Transformer, TransformerConfig, attention_weights, causal, within
 from anyformer.model.kernels import linear as linear_module
@@ -186,11 +185,11 @@ def is_close(actual: Any, expected: Any) -> bool:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", recipes.list_recipes())
+@pytest.mark.parametrize("name", recipe_loading.list_recipes())
 def test_every_recipe_predicts_the_same_in_float32_and_runs_in_fewer_bits(name: str, monkeypatch: pytest.MonkeyPatch):
     """Models are pickled on the way, as to a spawned process."""
     monkeypatch.setattr(linear_module, "MIN_PACKED_WEIGHTS", 1 << 8)
-    recipe, expected = recipes.load_recipe(name), None
+    recipe, expected = recipe_loading.load_recipe(name), None
     config = recipe.PRESETS["tiny"]
     config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))
     for weights in ("float32", "bfloat16", "int8"):

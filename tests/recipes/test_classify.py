@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from anyformer.data.text.labeled import read_labeled, split_class
 from cli_kit import assert_refused, call
 from data_kit import needs_data, refuses, write
 
-classify: Any = recipes.load_recipe("classify")
+classify: Any = recipe_loading.load_recipe("classify")
 TINY: Any = classify.PRESETS["tiny"]
 GOOD = [f"a good film, number {i}" for i in range(40)]
 BAD = [f"what a bad film it was, {i}" for i in range(60)]

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from data_kit import refuses, write
 
-classify: Any = recipes.load_recipe("classify")
-MASKED: Any = recipes.load_recipe("masked").PRESETS["tiny"]
+classify: Any = recipe_loading.load_recipe("classify")
+MASKED: Any = recipe_loading.load_recipe("masked").PRESETS["tiny"]
 FEW = {"steps": 30, "batch": 16, "eval_every": 15, "save_every": 15, "device": "cpu"}
 GOOD = [f"a good film, number {i}" for i in range(40)]
 BAD = [f"what a bad film it was, {i}" for i in range(60)]

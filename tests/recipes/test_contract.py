@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from anyformer import api
+from anyformer import api, recipe_loading
 from anyformer import recipe as recipes
 from anyformer.errors import InputError
 from anyformer.model.config import TransformerConfig
@@ -32,12 +32,12 @@ from cli_kit import call
 from data_kit import SMALL_DATA
 
 TRAIN = {"steps": 4, "batch": 4, "eval_every": 2, "eval_batches": 2, "device": "cpu", "dtype": "float32"}
-pytestmark = pytest.mark.parametrize("name", recipes.list_recipes())
+pytestmark = pytest.mark.parametrize("name", recipe_loading.list_recipes())
 
 
 def tiny(name: str, **train: Any) -> tuple[recipes.Recipe, Any]:
     """Return a recipe, and its tiny preset with a few small steps on the CPU."""
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS["tiny"]
     data = str(SMALL_DATA.get(name, config.data))
     return recipe, dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, **TRAIN | train))
@@ -304,7 +304,7 @@ def test_loaded_equals_saved(name: str, tmp_path: Path):
 def test_a_request_that_names_a_device_or_a_fifo_reads_nothing(name: str, tmp_path: Path):
     """Where inputs are texts, the path is one; /dev/zero had filled the memory of the machine."""
     os.mkfifo(tmp_path / "fifo")
-    recipe, model = recipes.load_recipe(name), build(name).eval()
+    recipe, model = recipe_loading.load_recipe(name), build(name).eval()
     for path in ("/dev/zero", str(tmp_path / "fifo")):
         with contextlib.suppress(InputError):
             assert recipe.predict(model, {"input": path}), "a text as any other"

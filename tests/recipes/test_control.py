@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from anyformer.data.trajectories.environments import play_episodes
 from anyformer.data.trajectories.normalizer import TrajectoryNormalizer, load_normalizer
 from anyformer.data.trajectories.read import write_trajectories
@@ -23,7 +22,7 @@ from anyformer.training import loop
 from cli_kit import call
 from data_kit import refuses
 
-control: Any = recipes.load_recipe("control")
+control: Any = recipe_loading.load_recipe("control")
 TINY = control.PRESETS["tiny"]
 INPUTS = ("return_to_go", "state", "action", "timestep")
 

@@ -13,7 +13,7 @@ import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers, processors
 
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.data.io.resolve import resolve
 from anyformer.data.sequences.prepare import select_validation
 from anyformer.data.sequences.read import RESIDUES, read_fasta
@@ -24,7 +24,7 @@ from anyformer.data.tokenizers.masked_tokenizer import MaskedTokenizer
 from anyformer.data.tokenizers.subwords import Subwords
 from data_kit import needs_data, refuses, write
 
-masked: Any = recipes.load_recipe("masked")
+masked: Any = recipe_loading.load_recipe("masked")
 TINY: Any = dataclasses.replace(masked.PRESETS["tiny"], documents="joined")
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "##ly", "sat", "on", "mat", "."]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import anyformer
-from anyformer import api
+from anyformer import api, recipe_loading
 from anyformer import recipe as recipes
 from anyformer.cli.sweep import SweepCommand
 from anyformer.cli.train import TrainCommand
@@ -23,7 +23,11 @@ from anyformer.recipes._shared.trivial_baselines import score_token_frequencies
 from anyformer.training.evaluation import evaluate
 from cli_kit import assert_refused, call
 
-MIXING = [name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsMixtures)]
+MIXING = [
+    name
+    for name in recipe_loading.list_recipes()
+    if isinstance(recipe_loading.load_recipe(name), recipes.SupportsMixtures)
+]
 FLAGS = ("--preset", "tiny", "--device", "cpu", "--dtype", "float32", "--train.batch", 4, "--train.eval-every", 2)
 
 
@@ -41,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def mix(name: str, data: str = "a.jsonl:3 b.txt:1", **train: Any) -> tuple[Any, Any]:
     """Return a recipe, and its tiny preset with a mixture."""
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS["tiny"]
     train = {"batch": 4, "eval_batches": 4, "device": "cpu", "dtype": "float32"} | train
     return recipe, dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, **train))

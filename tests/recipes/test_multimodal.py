@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from anyformer.cli.train import confirm_schema
 from anyformer.data.tables.batches import build_batch, node_slices, value_key
 from anyformer.data.tables.cache import TableDataset, encode_table
@@ -27,7 +26,7 @@ from anyformer.training import loop
 from cli_kit import assert_refused, call
 from data_kit import needs_data, refuses, write
 
-multimodal: Any = recipes.load_recipe("multimodal")
+multimodal: Any = recipe_loading.load_recipe("multimodal")
 TINY = multimodal.PRESETS["tiny"]
 N_FIELDS = 7
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.predict_file import predict_file
 from data_kit import SMALL_DATA, refuses
 
 BATCHED = [
-    name for name in recipes.list_recipes() if isinstance(recipes.load_recipe(name), recipes.SupportsBatchPredict)
+    name
+    for name in recipe_loading.list_recipes()
+    if isinstance(recipe_loading.load_recipe(name), recipes.SupportsBatchPredict)
 ]
 TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
 PAIRS, PROMPTS = ("translation", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
@@ -31,7 +34,7 @@ SETTINGS = {name: {"tokens": 6} for name in PROMPTS}
 
 
 def build(name: str) -> tuple[recipes.Recipe, Any, Any]:
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS["tiny"]
     config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))
     torch.manual_seed(0)
@@ -116,7 +119,7 @@ def test_batched_answers_equal_single_ones(name: str, tmp_path: Path):
 
 
 def test_every_recipe_answers_in_batches():
-    assert set(BATCHED) == set(recipes.list_recipes()) - {"forecast"}, "it answers a file as a whole"
+    assert set(BATCHED) == set(recipe_loading.list_recipes()) - {"forecast"}, "it answers a file as a whole"
 
 
 def write_inputs(name: str, recipe: Any, model: Any, config: Any, folder: Path) -> Path:
@@ -131,7 +134,7 @@ def write_inputs(name: str, recipe: Any, model: Any, config: Any, folder: Path) 
     return file
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.list_recipes() if name != "forecast"])
+@pytest.mark.parametrize("name", [name for name in recipe_loading.list_recipes() if name != "forecast"])
 def test_every_recipe_answers_a_file(name: str, tmp_path: Path):
     recipe, model, config = build(name)
     assert isinstance(recipe, recipes.SupportsFileInput)

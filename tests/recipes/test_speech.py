@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from anyformer.data.audio.batches import ExampleSpec, build_example, collate
 from anyformer.data.audio.datasets import DIGIT_WORDS, load_audio, load_tones
 from anyformer.data.text.batches import IGNORE_INDEX
@@ -19,7 +18,7 @@ from anyformer.training import loop
 from data_kit import needs_data, refuses, write
 
 soundfile = pytest.importorskip("soundfile", reason="sound files are read through it: pip install 'anyformer[audio]'")
-speech: Any = recipes.load_recipe("speech")
+speech: Any = recipe_loading.load_recipe("speech")
 TINY: Any = speech.PRESETS["tiny"]
 JOINED = dataclasses.replace(TINY, max_clips=2, decoder=dataclasses.replace(TINY.decoder, context=24))
 

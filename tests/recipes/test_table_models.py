@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from anyformer.cli.train_several import describe_fold_comparison
 from anyformer.data.tables.schema import load_schema
 from anyformer.model.embeddings import Normalized
@@ -21,7 +20,7 @@ from anyformer.training import loop
 from cli_kit import assert_refused, call
 from data_kit import refuses, write
 
-multimodal: Any = recipes.load_recipe("multimodal")
+multimodal: Any = recipe_loading.load_recipe("multimodal")
 FEW = ("--preset", "tiny", "--steps", "30", "--train.lr", "0.003", "--device", "cpu")
 
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from anyformer import api
-from anyformer import recipe as recipes
+from anyformer import api, recipe_loading
 from anyformer.data.images.preprocessing import MAX_EXAMPLES, uniform_preprocessor
 from anyformer.model.edges import full, hops
 from cli_kit import call
 from data_kit import refuses, write
 
-vision: Any = recipes.load_recipe("vision")
+vision: Any = recipe_loading.load_recipe("vision")
 TINY = vision.PRESETS["tiny"]
 LAYER = dataclasses.replace(TINY, patch=2, local_layers=1, model=dataclasses.replace(TINY.model, context=17))
 

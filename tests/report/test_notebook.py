@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import anyformer
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.errors import InputError
 from anyformer.report.figures import KINDS as DRAWN
 from anyformer.report.plots import KINDS, plot_figure
@@ -146,7 +146,7 @@ def test_attention_is_a_heat_map(run_once: Path):
 
 def test_other_recipes_have_attention_too():
     for name, data in (("multimodal", None), ("mlp", str(Path(__file__)))):
-        recipe = recipes.load_recipe(name)
+        recipe = recipe_loading.load_recipe(name)
         config = recipe.PRESETS["tiny"] if data is None else dataclasses.replace(recipe.PRESETS["tiny"], data=data)
         model = anyformer.Model(recipe, config, recipe.build(config), {"step": 0}, Path(name))
         if data is None:

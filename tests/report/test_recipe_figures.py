@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.data.audio.datasets import DIGIT_WORDS
 from anyformer.data.images import read as images
 from anyformer.inference.translation import select_sharpest_layer
@@ -23,9 +23,9 @@ from anyformer.recipes.vision import attention_heat
 from anyformer.training import loop
 from data_kit import SMALL_DATA
 
-control: Any = recipes.load_recipe("control")
-speech: Any = recipes.load_recipe("speech")
-vision: Any = recipes.load_recipe("vision")
+control: Any = recipe_loading.load_recipe("control")
+speech: Any = recipe_loading.load_recipe("speech")
+vision: Any = recipe_loading.load_recipe("vision")
 
 
 def build_tiny(recipe: Any, **changes: Any) -> tuple[Any, Any]:
@@ -169,7 +169,7 @@ def test_an_agent_without_its_environment_is_not_drawn(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["classify", "multimodal"])
 def test_counted_predictions_have_the_precision_of_the_evaluation(name: str):
     """In another precision a row at the border of two classes made the report contradict itself."""
-    recipe: Any = recipes.load_recipe(name)
+    recipe: Any = recipe_loading.load_recipe(name)
     tiny = recipe.PRESETS["tiny"]
     data, train = str(SMALL_DATA.get(name, tiny.data)), dataclasses.replace(tiny.train, dtype="bfloat16")
     config, model = build_tiny(recipe, data=data, train=train)

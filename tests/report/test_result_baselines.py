@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.recipes._shared.trivial_baselines import (
     average_parts,
     find_nearest,
@@ -22,9 +23,9 @@ from anyformer.training import loop
 from data_kit import SMALL_DATA
 
 
-@pytest.mark.parametrize("name", recipes.list_recipes())
+@pytest.mark.parametrize("name", recipe_loading.list_recipes())
 def test_baselines_of_every_recipe_are_metrics_of_it(name: str):
-    recipe: Any = recipes.load_recipe(name)
+    recipe: Any = recipe_loading.load_recipe(name)
     assert isinstance(recipe, recipes.SupportsBaselines)
     config = recipe.PRESETS["tiny"]
     config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))

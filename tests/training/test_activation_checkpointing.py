@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from anyformer.errors import InputError
 from anyformer.model.config import find_stacks
 from anyformer.model.transformer import Attention, Transformer
-from anyformer.recipe import list_recipes, load_recipe
+from anyformer.recipe_loading import list_recipes, load_recipe
 from anyformer.recipes import mlp
 from anyformer.training import loop
 from anyformer.training.activation_checkpointing import checkpoint_activations

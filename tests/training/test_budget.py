@@ -15,7 +15,8 @@ import anyformer
 from anyformer import resolve_job as resolve
 from anyformer.errors import InputError
 from anyformer.parsing import to_json
-from anyformer.recipe import SizeOption, load_recipe, parse_config
+from anyformer.recipe import SizeOption
+from anyformer.recipe_loading import load_recipe, parse_config
 from anyformer.recipes import language
 from anyformer.training import budget, loop
 from anyformer.training.job import TrainingJob, apply_budget

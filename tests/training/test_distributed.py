@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch._dynamo  # imported by torch's optimizers: once here, not in every process that is forked
 
-from anyformer import recipe as recipes
+from anyformer import recipe_loading
 from anyformer.errors import HangError, InputError, TrainingError
 from anyformer.training import checkpoints, distributed, loop
 from anyformer.training.muon import OwnedMuon, choose_owners
@@ -26,7 +26,7 @@ MACHINE = {"device": "cpu", "dtype": "float32", "eval_batches": 1}
 
 def configure(name: str, **train: Any) -> tuple[Any, Any]:
     """A recipe and its tiny config, with dropout."""
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS["tiny"]
     stacks = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     stacks = {
@@ -63,7 +63,7 @@ def test_several_processes_compute_what_one_does(size: int, shard: int):
 
 def test_every_recipe_deals_out_its_batches():
     """The batches of two processes, in turn, are those of one."""
-    for name in recipes.list_recipes():
+    for name in recipe_loading.list_recipes():
         recipe, config = configure(name, accumulate=1)
         _, state = next(recipe.batches(config, "train", None))
         expected = [batch for batch, _ in islice(recipe.batches(config, "train", None), 6)]
@@ -76,7 +76,7 @@ def test_every_recipe_deals_out_its_batches():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", recipes.list_recipes())
+@pytest.mark.parametrize("name", recipe_loading.list_recipes())
 def test_every_recipe_trains_in_several_processes(name: str):
     expected = train(name)
     for size, shard in ((2, 1), (2, 2), (4, 2)):
@@ -86,7 +86,7 @@ def test_every_recipe_trains_in_several_processes(name: str):
 
 def test_batches_that_predict_nothing(monkeypatch: pytest.MonkeyPatch):
     """A process whose batches have no labels takes part with a weight of zero."""
-    recipe = recipes.load_recipe("language")
+    recipe = recipe_loading.load_recipe("language")
     batches = recipe.batches
 
     def some_empty(config: Any, split: str, state: Any = None) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 from anyformer import api
 from anyformer.errors import InputError, TrainingError
 from anyformer.parsing import to_json
-from anyformer.recipe import list_recipes, load_recipe
+from anyformer.recipe_loading import list_recipes, load_recipe
 from anyformer.recipes import language
 from anyformer.training import checkpoints, gradients, loop
 from anyformer.training.building import SkipInit

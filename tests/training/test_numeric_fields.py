@@ -16,7 +16,7 @@ import pytest
 
 from anyformer.errors import TrainingError
 from anyformer.parsing import parse_dataclass, to_json
-from anyformer.recipe import list_recipes, load_recipe
+from anyformer.recipe_loading import list_recipes, load_recipe
 from anyformer.training import loop
 from anyformer.training.config import LoRAConfig, TrainConfig
 from data_kit import SMALL_DATA

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import InputError, suggest
 from ..parsing import to_json
-from ..recipe import Recipe, recipe_name
+from ..recipe import Recipe
+from ..recipe_loading import recipe_name
 from .config_fields import ConfigFields, FieldTable, Settings, require_model, require_settings, write_table
 from .tensor_map import ConfigDict, TensorMap, WeightSource
 

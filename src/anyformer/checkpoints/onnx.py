@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..recipe import Graph, GraphInput, Recipe, SupportsExport, recipe_name
+from ..recipe import Graph, GraphInput, Recipe, SupportsExport
+from ..recipe_loading import recipe_name
 from ..training.checkpoints import atomic_directory, collect_tensors
 from .tensor_map import ConfigDict
 

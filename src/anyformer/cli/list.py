@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import recipe as recipes
+from .. import recipe_loading
 from .flags import JsonFlag
 
 SHAPE_FIELDS = ("words", "layers", "hidden", "dim", "context")  # of models before the Transformer
@@ -21,15 +22,15 @@ class Command:
 
 
 def run(options: Command) -> None:
-    facts = {"recipes": [describe_recipe(name) for name in recipes.list_recipes()], "data": list_data()}
+    facts = {"recipes": [describe_recipe(name) for name in recipe_loading.list_recipes()], "data": list_data()}
     print(json.dumps(facts) if options.json else format_facts(facts))
 
 
 def describe_recipe(name: str) -> dict[str, Any]:
-    recipe = recipes.load_recipe(name)
+    recipe = recipe_loading.load_recipe(name)
     about = (inspect.getdoc(recipe) or name).splitlines()[0]
     presets = {preset: describe_preset(recipe, config) for preset, config in recipe.PRESETS.items()}
-    return {"name": name, "about": about, "default": recipes.default_preset(recipe), "presets": presets}
+    return {"name": name, "about": about, "default": recipe_loading.default_preset(recipe), "presets": presets}
 
 
 def describe_preset(recipe: recipes.Recipe, config: Any) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def linear_policy(text: str, spec: "EnvSpec") -> Any:
 def load_policy(options: Command, seeds: list[int]) -> tuple["Policy", int]:
     """Return a trained model as a policy. Raises InputError."""
     from .. import api
-    from ..recipe import SupportsPolicy, recipes_with
+    from ..recipe import SupportsPolicy
+    from ..recipe_loading import recipes_with
 
     if any(options.epsilon):
         raise InputError("--epsilon is for rules: a run conditions on its own actions, which must be the real ones")

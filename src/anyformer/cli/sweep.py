@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from .. import recipe as recipes
+from .. import recipe_loading
 from ..errors import InputError
 from ..parsing import check_range, flatten_values, to_json
 from ..training.config import MAX_MINUTES, MAX_STEPS
@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> int:
     source, *words = arguments
     if is_data(source):
         source, words = choose_recipe(source, words)
-    command = SweepCommand(recipes.load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
+    command = SweepCommand(recipe_loading.load_recipe(source), words, f"{PROG} {shlex.quote(source)}")
     if HELP & set(words):
         print(command.format_help(show_all="--help-all" in words))
         return 0
@@ -188,7 +188,7 @@ def resume_sweep(
     from ..training.job import TrainingJob
     from ..training.run_directory import RunDirectory
 
-    name = recipes.recipe_name(command.recipe)
+    name = recipe_loading.recipe_name(command.recipe)
     if state.recipe != name:
         raise InputError(f"{options.out} is a sweep of recipe '{state.recipe}', not '{name}'")
     begun: dict[str, Any] = {"trials": state.n_trials, "preset": state.preset, "sampler": state.sampler}
@@ -198,8 +198,8 @@ def resume_sweep(
         if value is not None and value != begun.get(flag):
             hint = f"with --{flag} {begun[flag]}, not {value}" if flag in begun else f"without --{flag}"
             raise InputError(f"{options.out} was begun {hint}: leave it out, or start a new sweep")
-    config = recipes.parse_config(command.recipe, state.config, "sweep.json")
-    changed = resolve_paths(recipes.parse_config(command.recipe, merge_overrides(state.config, overrides), ""))
+    config = recipe_loading.parse_config(command.recipe, state.config, "sweep.json")
+    changed = resolve_paths(recipe_loading.parse_config(command.recipe, merge_overrides(state.config, overrides), ""))
     if changed != config:
         raise InputError(f"{options.out} was begun with another config: leave its flags out, or start a new sweep")
     run = RunDirectory((options.out or Path()) / "best")
@@ -210,7 +210,7 @@ class TrainWords:
     """Command lines of `anyformer train` for a config."""
 
     def __init__(self, recipe: "Recipe", prog: str, preset: str, unit: str):
-        self.unit, self.prog, self.preset, self.default = unit, prog, preset, recipes.get_preset(recipe, preset)
+        self.unit, self.prog, self.preset, self.default = unit, prog, preset, recipe_loading.get_preset(recipe, preset)
         self.flags = TrainCommand(recipe, ["--preset", preset], prog).fields
 
     def describe(self, config: Any, amount: float, out: Path) -> str:

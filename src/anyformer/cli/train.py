@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from .. import recipe as recipes
+from .. import recipe_loading
 from ..data.io.checks import read_json
 from ..data.io.sources import combine_sources
 from ..errors import InputError
@@ -125,7 +126,7 @@ def run(arguments: list[str]) -> int:
 
 def print_usage(arguments: list[str]) -> int:
     """Print how the verb is used. Raises InputError if a flag stands where the recipe should."""
-    names = ", ".join(recipes.list_recipes())
+    names = ", ".join(recipe_loading.list_recipes())
     if arguments and arguments[0] not in HELP:
         raise InputError(f"{PROG} needs data or a recipe first: a file or a folder, or one of {names}")
     print(f"usage: {PROG} PATH [--recipe R] [--target COLUMN] [--minutes M] [--out DIR] ...")
@@ -143,7 +144,7 @@ def is_data(source: str) -> bool:
 
     check_path(source, "the recipe or data")
     path = Path(source).expanduser()
-    if source in recipes.list_recipes() or is_recipe_file(source):
+    if source in recipe_loading.list_recipes() or is_recipe_file(source):
         return False
     return path.exists() or source in (*SETS, *GENERATED) or is_remote(source)
 
@@ -155,7 +156,7 @@ def is_recipe_file(source: str) -> bool:
 def load_recipe(source: str) -> recipes.Recipe:
     """Load a recipe; a word that names none may have been meant for data. Raises InputError."""
     try:
-        return recipes.load_recipe(source)
+        return recipe_loading.load_recipe(source)
     except InputError as error:
         if is_python_path(source) or is_recipe_file(source) or Path(f"{source}.py").is_file():
             raise
@@ -175,9 +176,9 @@ def explain_unknown(source: str, error: InputError) -> InputError:
 
     if "/" in source:
         return InputError(f"there is no file or folder {source} (looked in {Path.cwd()})")
-    names = [*recipes.list_recipes(), *SETS, *GENERATED, *(path.name for path in Path().iterdir())]
+    names = [*recipe_loading.list_recipes(), *SETS, *GENERATED, *(path.name for path in Path().iterdir())]
     nearest = difflib.get_close_matches(source, names, n=1)
-    if nearest and nearest[0] in recipes.list_recipes():
+    if nearest and nearest[0] in recipe_loading.list_recipes():
         return error
     hint = f"did you mean '{nearest[0]}'?" if nearest else "anyformer list shows the recipes and named data sets"
     order = "a recipe, a file or folder here, a named data set or owner/name on the hub"
@@ -200,7 +201,7 @@ def choose_recipe(path: str, words: Sequence[str]) -> tuple[str, list[str]]:
         names = words[place + 1 : place + 2]
         del words[place : place + 2]
         if not names:
-            raise InputError(f"--recipe needs a value: one of {', '.join(recipes.list_recipes())}")
+            raise InputError(f"--recipe needs a value: one of {', '.join(recipe_loading.list_recipes())}")
     target = next((value for word, value in itertools.pairwise([*words, ""]) if word == "--target"), "")
     target = next((word.partition("=")[2] for word in words if word.startswith("--target=")), target)
     with show_progress():
@@ -236,8 +237,10 @@ class TrainCommand:
     def __init__(self, recipe: recipes.Recipe, words: Sequence[str], prog: str):
         self.recipe, self.words, self.prog = recipe, words, prog
         pairs = itertools.pairwise(part for word in words for part in word.split("=", 1))
-        self.preset = next((value for flag, value in pairs if flag == "--preset"), recipes.default_preset(recipe))
-        config = recipes.get_preset(recipe, self.preset)
+        self.preset = next(
+            (value for flag, value in pairs if flag == "--preset"), recipe_loading.default_preset(recipe)
+        )
+        config = recipe_loading.get_preset(recipe, self.preset)
         options = list_flags(self.kind, self.kind(preset=self.preset))
         self.options = [flag for flag in options if not flag.is_positional]
         taken = {*self.short_flags.values(), *(flag.name for flag in self.options)}
@@ -342,7 +345,7 @@ def newest_run() -> str:
 def read_schema(job: "TrainingJob") -> str:
     """Return the schema that applies to the data, as TOML. Raises InputError for a recipe without one."""
     if not isinstance(job.recipe, recipes.SupportsSchema):
-        names = recipes.recipes_with(recipes.SupportsSchema)
+        names = recipe_loading.recipes_with(recipes.SupportsSchema)
         raise InputError(f"--print-schema is for recipes of tables ({names}), not for '{job.recipe_name}'")
     with show_progress():
         return job.recipe.read_schema(job.config).to_toml()
@@ -467,7 +470,7 @@ def print_result(job: "TrainingJob", model: "Model", last_val_loss: float | None
         lines.append(f"while training, val {last_val_loss:.3f} at the last step was measured on {batches}")
     lines += [describe_seconds(result, model.config), f"run     {run}", f"report  {run / 'report.html'}"]
     recipe = ""
-    if job.recipe_name not in recipes.list_recipes():
+    if job.recipe_name not in recipe_loading.list_recipes():
         recipe = f" --recipe {shlex.quote(inspect.getfile(cast(Any, job.recipe)))}"
     verb, what = "ask     anyformer predict", "INPUT"
     if isinstance(model.recipe, recipes.SupportsStream):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import recipe as recipes
+from .. import recipe_loading
 from ..errors import InputError
 from ..parsing import to_json
 from ..training.run_directory import RunDirectory, atomic_write
@@ -75,8 +76,8 @@ def choose_variation(
         return Variation("seed", options.seeds or 0, lambda number: {"train": {"seed": number}})
     recipe, folds = command.recipe, options.folds
     if not isinstance(recipe, recipes.SupportsFolds):
-        names = recipes.recipes_with(recipes.SupportsFolds)
-        raise InputError(f"--folds is for the recipes {names}, not for '{recipes.recipe_name(recipe)}'")
+        names = recipe_loading.recipes_with(recipes.SupportsFolds)
+        raise InputError(f"--folds is for the recipes {names}, not for '{recipe_loading.recipe_name(recipe)}'")
     config = command.resolve(overrides, settings | {"out": None, "resume": False, "minutes": None}).config
     recipe.fold_overrides(config, 1, folds)  # before anything is trained
     return Variation("fold", folds, lambda number: recipe.fold_overrides(config, number, folds))
@@ -113,7 +114,7 @@ def replace_config(job: "TrainingJob", config: dict[str, Any], overrides: dict[s
     from ..resolve_job import merge_overrides
 
     return dataclasses.replace(
-        job, config=recipes.parse_config(job.recipe, merge_overrides(config, overrides), "config")
+        job, config=recipe_loading.parse_config(job.recipe, merge_overrides(config, overrides), "config")
     )
 
 

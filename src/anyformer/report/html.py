@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import recipe as recipes
+from .. import recipe_loading
 from ..training.checkpoints import list_checkpoints
 from ..training.run_directory import atomic_write
 from .chart import PALETTE, Mark, Series, line_chart
@@ -324,8 +325,8 @@ def describe_checkpoints(checkpoints: Sequence[Path]) -> list[tuple[str, str, st
 def list_commands(run: Path, recipe: Any) -> list[tuple[str, str]]:
     """Return the next commands: (what it does, the line for a shell)."""
     path = shlex.quote(str(run))
-    is_own = recipe in recipes.list_recipes()
-    can_stream = is_own and isinstance(recipes.load_recipe(recipe), recipes.SupportsStream)
+    is_own = recipe in recipe_loading.list_recipes()
+    can_stream = is_own and isinstance(recipe_loading.load_recipe(recipe), recipes.SupportsStream)
     use = ("generate", f"anyformer sample {path}") if can_stream else ("predict", f"anyformer predict {path}")
     resume = ("train on", f"anyformer train {shlex.quote(str(recipe))} --out {path} --resume")
     return [use, ("evaluate", f"anyformer eval {path}"), *([resume] if recipe else [])]

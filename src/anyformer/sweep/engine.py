@@ -21,7 +21,7 @@ from .. import api
 from ..data.io.checks import read_json
 from ..errors import InputError, TrainingError
 from ..events import report_notice
-from ..recipe import parse_config
+from ..recipe_loading import parse_config
 from ..search_space import SearchSpace
 from ..trained_model import Model, load
 from ..training import checkpoints

@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import InputError
 from ..model.config import TransformerConfig
 from ..parsing import flatten_values, to_json
-from ..recipe import Recipe, SupportsSearch, parse_config
+from ..recipe import Recipe, SupportsSearch
+from ..recipe_loading import parse_config
 from ..resolve_job import merge_overrides
 from ..search_space import SearchChoice, SearchRange, SearchSpace
 

@@ -21,7 +21,8 @@ from ..events import report_notice
 from ..examples import find_examples, predict_examples
 from ..parsing import flatten_values, to_json
 from ..processes import is_restarted
-from ..recipe import Examples, Recipe, StreamState, SupportsBaselines, SupportsPeers, bind_checkpoint_files, recipe_name
+from ..recipe import Examples, Recipe, StreamState, SupportsBaselines, SupportsPeers
+from ..recipe_loading import bind_checkpoint_files, recipe_name
 from . import budget as budgets
 from . import checkpoints, distributed
 from .config import LoRAConfig

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..data.text.batches import IGNORE_INDEX
 from ..errors import InputError
-from ..recipe import BatchStream, Recipe, StreamState, SupportsLossWeight, recipe_name
+from ..recipe import BatchStream, Recipe, StreamState, SupportsLossWeight
+from ..recipe_loading import recipe_name
 from .config import TrainConfig
 from .distributed import get_rank, get_size, report_place, total
 from .prefetch import prefetch
