@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from .confinement import check_confined
 from .errors import InputError, suggest
 
 RENAMED_FIELDS = {
@@ -102,6 +103,7 @@ def check_types(config: Any) -> None:
 
 def check_path(path: str | Path, name: str) -> None:
     """Raise InputError for a name that no file can have; `name` is the field or the flag."""
+    check_confined(path)
     try:
         os.stat(Path(path).expanduser())
     except RuntimeError:
