@@ -21,7 +21,7 @@ def confine_files(folder: Path) -> Generator[None]:
         _folder.reset(token)
 
 
-def confined_folder() -> Path | None:
+def get_confinement() -> Path | None:
     """Return the folder that this thread may read, None without such a limit."""
     return _folder.get()
 

@@ -52,6 +52,7 @@ from ._shared.encoder import (  # noqa: F401
     TextRequest,
     as_list,
     batch_by_length,
+    count_tokens,
     embed,
     export_graph,
 )

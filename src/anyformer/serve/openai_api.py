@@ -239,5 +239,7 @@ def join_parts(message: dict[str, Any]) -> dict[str, Any]:
         return message
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
     if not all(isinstance(text, str) for text in texts):
-        raise ApiError(400, "messages: this server's models read texts: every part must be of type 'text'", param="messages")
+        raise ApiError(
+            400, "messages: this server's models read texts: every part must be of type 'text'", param="messages"
+        )
     return message | {"content": "".join(map(str, texts))}

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -64,8 +64,10 @@ class EventStream(Response):
     An error among them is an event {"error": ...}, at which OpenAI's clients raise it.
     """
 
-    def __init__(self, events: AsyncGenerator[Any], headers: Mapping[str, str], deadline: float):
-        self.events, self.deadline = events, deadline
+    def __init__(
+        self, events: AsyncGenerator[Any], headers: Mapping[str, str], deadline: float, on_close: Callable[[], Any]
+    ):
+        self.events, self.deadline, self.on_close = events, deadline, on_close
         super().__init__(headers={**EVENT_HEADERS, **headers}, media_type="text/event-stream")
         del self.headers["content-length"]
 
@@ -85,10 +87,13 @@ class EventStream(Response):
             except ApiError as error:
                 await send_event(send, dump_json(error.body()))
             except TimeoutError:
-                await send_event(send, dump_json(ApiError(504, "the answer takes too long (--timeout)", "timeout").body()))
+                await send_event(
+                    send, dump_json(ApiError(504, "the answer takes too long (--timeout)", "timeout").body())
+                )
             await send_event(send, b"[DONE]")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
+            self.on_close()
             await self.events.aclose()
 
 

@@ -1,7 +1,7 @@
 """Bodies of requests: JSON, or forms with files, which live in a temporary folder as long as their answer takes.
 
-A request names no files of the server. What a recipe reads as a file comes as a part of a form, or within JSON as a data
-URL, "data:image/png;base64,...", or as {"base64": ..., "name": "a.png"}.
+A request names no files of the server. What a recipe reads as a file comes as a part of a form, or within JSON as a
+data URL, "data:image/png;base64,...", or as {"base64": ..., "name": "a.png"}.
 """
 
 import asyncio

@@ -23,7 +23,7 @@ class Worker:
     module of the model, or at the next report of its progress.
     """
 
-    def __init__(self, module: nn.Module, name: str, max_queue: int):
+    def __init__(self, name: str, max_queue: int, module: nn.Module | None = None):
         self.name, self.max_queue = name, max_queue
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"model-{name}")
         self.lock = threading.Lock()
@@ -31,7 +31,7 @@ class Worker:
         """Requests that wait or are answered."""
         self.given_up: threading.Event | None = None
         """Set when the request that is answered should end."""
-        for part in module.modules():
+        for part in module.modules() if module is not None else ():
             part.register_forward_pre_hook(self.check)
 
     async def call(self, function: Callable[[], Any]) -> Any:

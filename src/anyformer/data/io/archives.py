@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ...confinement import check_confined, confined_folder
+from ...confinement import check_confined, get_confinement
 from ...errors import InputError
 from .cache import build_directory, cache_dir, file_stamps, has_directory
 from .files import find_compression, open_data
@@ -55,7 +55,7 @@ def unpack_archive(path: Path) -> Path:
         members = list_tar
     else:
         return path
-    if confined_folder():
+    if get_confinement():
         raise InputError(f"{path} is an archive: send the files that are in it")
     stamp = hashlib.sha256(repr(file_stamps([path])).encode()).hexdigest()
     target = cache_dir() / "unpacked" / stamp

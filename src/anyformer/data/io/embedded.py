@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...confinement import confined_folder
+from ...confinement import get_confinement
 from .cache import cache_dir
 
 FOLDER = "embedded"
@@ -46,7 +46,7 @@ def save_embedded(value: Any) -> Any:
     content = read_embedded(value)
     if content is None or not (extension := find_extension(content)):
         return value
-    folder = confined_folder() or cache_dir()
+    folder = get_confinement() or cache_dir()
     path = folder / FOLDER / f"{hashlib.sha256(content).hexdigest()[:32]}{extension}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
