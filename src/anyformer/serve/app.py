@@ -23,8 +23,9 @@ from .completions import ChatFormat, CompletionAnswer, Format, TextFormat
 from .errors import ApiError, refuse_input
 from .gate import Gate, RequestRecord
 from .metrics import Labels
-from .models import Completions, ModelSet, ServedModel, ServerOptions
+from .models import Completions, ModelSet, ServedModel
 from .openai_api import ChatBody, CompletionBody, EmbeddingBody, TranscriptionBody, limit_tokens, parse_body
+from .options import ServerOptions
 from .streaming import EventStream, Json, await_unless_gone
 from .uploads import hide_folder, read_body, read_json_body, unpack_files
 
