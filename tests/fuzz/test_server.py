@@ -31,7 +31,8 @@ IDS = st.lists(st.integers(0, 255), min_size=1, max_size=80)
 # Fields and values that are right; some are then replaced.
 SAMPLING = {
     "max_tokens": st.integers(0, 8), "temperature": SMALL, "top_p": SMALL, "n": st.integers(1, 4),
-    "seed": st.integers(), "stop": WORDS_OF_TEXT | st.lists(WORDS_OF_TEXT, max_size=4), "stream": st.booleans(), "presence_penalty": SMALL,
+    "seed": st.integers(), "stop": WORDS_OF_TEXT | st.lists(WORDS_OF_TEXT, max_size=4), "stream": st.booleans(),
+    "presence_penalty": SMALL,
     "frequency_penalty": SMALL, "logit_bias": st.dictionaries(st.integers(0, 255).map(str), SMALL, max_size=3),
     "top_k": st.integers(1, 400), "min_p": SMALL, "repetition_penalty": st.floats(1, 2), "keep": st.integers(1, 99),
     "truncate": st.booleans(), "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}), "user": TEXTS,
