@@ -296,6 +296,12 @@ def test_a_connection_that_sends_no_request_is_closed(chat_model: Model, monkeyp
     with serve({"chat": chat_model}) as server, server.connect() as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: lo")
         assert connection.recv(100) == b""
+    with serve({"chat": chat_model}) as server, server.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while not connection.recv(1 << 16).endswith(b"}"):
+            pass
+        connection.sendall(b"GET /health HTTP/1.1\r\nHo")
+        assert connection.recv(100) == b"", "the second request is incomplete"
 
 
 def test_bodies_share_a_budget(server: RunningServer, monkeypatch: pytest.MonkeyPatch):

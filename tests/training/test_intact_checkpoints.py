@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyformer import api
 from anyformer.errors import InputError, TrainingError
@@ -242,6 +243,20 @@ def test_buffers_that_are_in_no_file_are_filled():
     with SkipInit():
         assert torch.equal(Projection().directions, Projection().directions)
         assert Projection().directions.std() > 0.9
+
+
+def test_nothing_is_drawn_on_the_meta_device():
+    """There it would load torch's compiler, which takes seconds."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    with Watch(), torch.device("meta"), SkipInit():
+        weight = nn.Parameter(torch.empty(2, 3).normal_(std=0.02))
+    assert weight.shape == (2, 3) and names and not any("normal" in name for name in names)
 
 
 def test_large_weights_are_finite():

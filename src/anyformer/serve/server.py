@@ -15,7 +15,8 @@ from .gate import Gate, log
 from .options import ServerOptions
 
 DRAIN_SECONDS = 0.05  # between two looks
-HEADER_SECONDS = 30  # for the headers of the first request of a connection
+HEADER_SECONDS = 30  # for the headers of a request
+KEEP_ALIVE_SECONDS = 65  # of a connection without a request; proxies and pools of clients keep theirs 60
 CLOSE_SECONDS = 2  # for connections, after the last answer
 
 
@@ -41,7 +42,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 class Protocol(H11Protocol):
-    """A connection; it is closed if the headers of its first request do not come in time."""
+    """A connection; it is closed if the headers of a request do not come in time."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -49,8 +50,10 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None:
+        if self.cycle is not None and not self.cycle.response_complete:
             self.header_timer.cancel()
+        elif self.header_timer.cancelled():  # these are the first headers of another request
+            self.header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.header_timer.cancel()
@@ -62,7 +65,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, gate: Gate, options: ServerOptions, url: str = "", names: Sequence[str] = ()):
         settings: dict[str, Any] = {"lifespan": "off", "log_config": None, "log_level": "critical", "ws": "none"}
-        settings |= {"server_header": False, "timeout_graceful_shutdown": CLOSE_SECONDS, "access_log": False}
+        settings |= {
+            "server_header": False,
+            "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+            "timeout_graceful_shutdown": CLOSE_SECONDS,
+            "access_log": False,
+        }
         app: Any = gate
         if options.cors_origin:
             app = CORSMiddleware(gate, allow_origins=options.cors_origin, allow_methods=["*"], allow_headers=["*"])
