@@ -259,6 +259,13 @@ def test_an_answer_that_takes_too_long(chat_model: Model):
         wait_for(lambda: not server.running("chat"), "its place is free")
 
 
+def test_a_prediction_that_takes_too_long(models: dict[str, Model]):
+    with serve({"control": models["control"]}, timeout=0.5) as server:
+        assert_error(server.post("/v1/predict", {"rollout": {"episodes": 10_000}}), 504, code="timeout")
+        wait_for(lambda: not server.running("control"), "the worker is free")
+        assert server.post("/v1/predict", {"rollout": {"episodes": 1}}).status_code == 200
+
+
 # --- the end ---
 
 

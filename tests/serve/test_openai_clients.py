@@ -244,5 +244,9 @@ def test_what_a_model_cannot_do_is_one_clear_error(client: Any):
         client.audio.transcriptions.create(model="chat", file=("a.wav", make_wav()))
     with pytest.raises(openai.BadRequestError, match="cannot force a model"):
         create(model="chat", messages=TALK, tools=TOOLS, tool_choice="required")
+    with pytest.raises(openai.BadRequestError, match='let it be cut: "truncate": true'):
+        client.embeddings.create(model="classify", input="good " * 99)
+    cut = client.embeddings.create(model="classify", input="good " * 99, extra_body={"truncate": True})
+    assert cut.usage.prompt_tokens == 32, "the context"
     with pytest.raises(openai.BadRequestError, match="dimensions is 7; the vectors of this model have"):
         client.embeddings.create(model="classify", input="a", dimensions=7)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import InputError, suggest
+from ..parsing import check_range
 from .flags import REPEATABLE, DeviceFlag, RecipeFlag, RunArgument, WeightsFlag
 from .terminal import print_status
 
@@ -43,6 +44,9 @@ class Command:
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
+
+    def __post_init__(self) -> None:
+        check_range(self, "tokens", at_least=1, at_most=10_000_000)
 
 
 class Conversation:

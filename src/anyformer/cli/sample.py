@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from ..data.io.checks import read_text
 from ..errors import InputError
+from ..parsing import check_range
 from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
 from .terminal import print_status, read_stdin
 
@@ -40,6 +41,9 @@ class Command:
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
     json: JsonFlag = False
+
+    def __post_init__(self) -> None:
+        check_range(self, "tokens", at_least=1, at_most=10_000_000)
 
 
 def run(options: Command) -> None:

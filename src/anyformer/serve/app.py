@@ -180,7 +180,7 @@ class Service:
             return model.model.embed(body.texts, body.truncate), count
 
         with TemporaryDirectory(prefix="anyformer-") as folder:
-            vectors, count = await await_unless_gone(request.receive, model.call(embed, Path(folder)))
+            vectors, count = await await_unless_gone(request.receive, model.call(embed, Path(folder), "truncate"))
         if body.dimensions not in (None, len(vectors[0])):
             message = f"dimensions is {body.dimensions}; the vectors of this model have {len(vectors[0])}"
             raise ApiError(400, message, "invalid_value", "dimensions")

@@ -17,6 +17,8 @@ from .errors import ApiError, refuse_busy, refuse_input
 from .options import ServerOptions
 from .worker import Worker
 
+CUT_FLAG = "--request '{\"cut\": true}'"  # as messages name it, for the command line
+
 
 class Completions:
     """The completions of a request while they grow."""
@@ -73,8 +75,11 @@ class ServedModel:
             return source.is_path or source.read_row is not None
         return isinstance(recipe, SupportsTablePredict)
 
-    async def call(self, function: Callable[[], Any], folder: Path) -> Any:
-        """Call a function of the model in its worker; it may read files of this folder only. Raises ApiError."""
+    async def call(self, function: Callable[[], Any], folder: Path, cut_field: str = "cut") -> Any:
+        """Call a function of the model in its worker; it may read files of this folder only. Raises ApiError.
+
+        `cut_field`: the field of the request that lets long texts be cut, for messages.
+        """
 
         def run() -> Any:
             with confine_files(folder):
@@ -87,7 +92,7 @@ class ServedModel:
             return await self.worker.call(run)
         except InputError as error:
             text = str(error).replace(f"{folder}/", "").replace(str(self.model.path), self.name)
-            raise refuse_input(InputError(text)) from None
+            raise refuse_input(InputError(text.replace(CUT_FLAG, f'"{cut_field}": true'))) from None
 
     async def complete(self, request: CompletionRequest) -> Completions:
         """Let a request join the batch. The caller cancels its ticket. Raises ApiError."""
