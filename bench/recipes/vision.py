@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from anyformer import api, recipe
+from anyformer import api, recipe_loading
 from anyformer.recipes import vision
 from anyformer.recipes.vision import predict_probabilities
 from bench._common import make_parser
@@ -54,7 +54,7 @@ def split_images(name: str, preset: str, images: int | None = None) -> ImageSpli
         preset: Of the vision recipe.
         images: Of the training split; the validation split has a tenth as many, at least 500. None: all.
     """
-    config = recipe.get_preset(recipe.load_recipe("vision"), preset)
+    config = recipe_loading.get_preset(recipe_loading.load_recipe("vision"), preset)
     dataset = vision.load_images(config)
     order = np.random.default_rng(0).permutation(dataset.split("train"))
     n_val = len(order) // 10 if images is None else max(500, images // 10)

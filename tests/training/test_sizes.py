@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from anyformer import api, cli, recipe, resolve_job
+from anyformer import api, cli, recipe, recipe_loading, resolve_job
 from anyformer.errors import InputError
 from anyformer.model.config import find_stacks
 from anyformer.recipes import language, mlp, speech, translation, vision
@@ -24,9 +24,9 @@ def allow(seconds: float, **settings: Any) -> budget.Budget:
     return budget.Budget(minutes=seconds / 57, started_at=0.0, clock=lambda: 0.0, **settings)
 
 
-@pytest.mark.parametrize("name", recipe.list_recipes())
+@pytest.mark.parametrize("name", recipe_loading.list_recipes())
 def test_every_recipe_offers_smaller_sizes(name: str):
-    module: Any = recipe.load_recipe(name)
+    module: Any = recipe_loading.load_recipe(name)
     assert isinstance(module, recipe.SupportsSizes)
     if name in BY_LOSS:
         return
@@ -34,7 +34,7 @@ def test_every_recipe_offers_smaller_sizes(name: str):
         config = module.PRESETS[preset]
         config = replace(config, train=replace(config.train, seed=7, device="cpu"))
         options = list(module.sizes(config))
-        if preset == recipe.default_preset(module):
+        if preset == recipe_loading.default_preset(module):
             assert len(options) > 1
         assert options[0].steps == 0 or len(options) == 1, "the smallest needs nothing"
         assert [option.steps for option in options] == sorted(option.steps for option in options)
@@ -85,9 +85,9 @@ def test_enough_steps_come_before_a_large_model(monkeypatch: pytest.MonkeyPatch,
     assert f"of {dim} channels, context 64, about {config.train.steps:,} steps" in text and f"{tried} size" in text
 
 
-@pytest.mark.parametrize("name", recipe.list_recipes())
+@pytest.mark.parametrize("name", recipe_loading.list_recipes())
 def test_every_recipe_refuses_a_time_that_teaches_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
-    module: Any = recipe.load_recipe(name)
+    module: Any = recipe_loading.load_recipe(name)
     monkeypatch.setattr(budget, "measure_speed", lambda *_: budget.StepSpeed(3.0, 100, None))
     monkeypatch.setattr(budget, "measure_eval", lambda *_: COST)
     monkeypatch.setattr(budget, "count_batches", lambda *_: 5)
@@ -100,7 +100,7 @@ def test_every_recipe_refuses_a_time_that_teaches_nothing(name: str, monkeypatch
     has_sizes = isinstance(module, recipe.SupportsSizes)
     assert ("the size is chosen" in str(error.value)) == has_sizes
     if has_sizes:
-        smallest = next(iter(module.sizes(module.PRESETS[recipe.default_preset(module)]))).config
+        smallest = next(iter(module.sizes(module.PRESETS[recipe_loading.default_preset(module)]))).config
         with pytest.raises(InputError) as error:
             budget.check_steps(module, smallest, allow(60, choose_size=True), 20, 3.0, 1.0)
         assert "smaller" not in str(error.value), "there is none"
