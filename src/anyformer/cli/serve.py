@@ -53,8 +53,6 @@ class Command:
 
 
 def run(options: Command) -> None:
-    if not options.run:
-        raise InputError("anyformer serve needs RUN: a run directory or a public checkpoint")
     key = read_key(options)
     from ..data.io.files import import_optional
 
