@@ -261,10 +261,9 @@ def test_an_answer_that_takes_too_long(chat_model: Model):
 
 
 def test_a_prediction_that_takes_too_long(models: dict[str, Model]):
-    with serve({"control": models["control"]}, timeout=0.5) as server:
+    with serve({"control": models["control"]}, timeout=0.1) as server:
         assert_error(server.post("/v1/predict", {"rollout": {"episodes": 10_000}}), 504, code="timeout")
         wait_for(lambda: not server.running("control"), "the worker is free")
-        assert server.post("/v1/predict", {"rollout": {"episodes": 1}}).status_code == 200
 
 
 # --- the end ---
@@ -273,7 +272,7 @@ def test_a_prediction_that_takes_too_long(models: dict[str, Model]):
 def test_a_shutdown_in_the_middle(chat_model: Model):
     """`test_command` does the same with a process and a signal."""
     with serve({"chat": chat_model}) as server:
-        body = json.dumps(LONG | {"stream": True, "max_tokens": 1000}).encode()
+        body = json.dumps(LONG | {"stream": True, "max_tokens": 2500}).encode()
         with server.connect() as connection:
             connection.sendall(format_request("/v1/completions", body))
             wait_for(lambda: server.running("chat"), "it is answered")
