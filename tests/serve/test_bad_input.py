@@ -157,6 +157,8 @@ def test_an_image_that_is_none(server: RunningServer):
     message = assert_error(response, 400, "cat.png is not an image of a known format: ")["message"]
     assert message.startswith("cat.png"), "not the path at which it was stored"
     assert_error(server.post("/v1/predict", {"model": "vision", "input": "data:image/png;base64,$"}), 400, "no base64")
+    file = {"base64": "AAAA", "name": "dog.png"}
+    assert_error(server.post("/v1/predict", {"model": "vision", "input": file}), 400, message.replace("cat", "dog"))
     assert_error(server.post("/v1/predict", {"model": "vision"}), 400, "the request is empty")
 
 

@@ -15,6 +15,7 @@ from ..recipe import SupportsCompletion, SupportsFileInput, SupportsTablePredict
 from ..trained_model import Model, load
 from .errors import ApiError, refuse_busy, refuse_input
 from .options import ServerOptions
+from .uploads import hide_folder
 from .worker import Worker
 
 CUT_FLAG = "--request '{\"cut\": true}'"  # as messages name it, for the command line
@@ -91,7 +92,7 @@ class ServedModel:
         try:
             return await self.worker.call(run)
         except InputError as error:
-            text = str(error).replace(f"{folder}/", "").replace(str(self.model.path), self.name)
+            text = hide_folder(str(error), folder).replace(str(self.model.path), self.name)
             raise refuse_input(InputError(text.replace(CUT_FLAG, f'"{cut_field}": true'))) from None
 
     async def complete(self, request: CompletionRequest) -> Completions:
