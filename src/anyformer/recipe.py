@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from .errors import InputError
+from .forms import Form
 from .search_space import SearchSpace
 
 StreamState = dict[str, Any]
@@ -158,6 +159,14 @@ class SupportsFileInput(Protocol):
     """Which columns of a file are read by `anyformer predict --file`; of a recipe without it, the column "input"."""
 
     def file_input(self, model: Any, config: Any) -> FileInput: ...
+
+
+@runtime_checkable
+class SupportsForm(Protocol):
+    """What a person can ask of a model, and what it answers: `Model.describe_request`, the page of the server. A recipe
+    without it is asked with a text or JSON."""
+
+    def form(self, model: Any, config: Any) -> Form: ...
 
 
 @runtime_checkable

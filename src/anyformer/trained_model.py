@@ -18,12 +18,13 @@ from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
 from .errors import InputError
 from .examples import predict_examples
+from .forms import DEFAULT_FORM, Form, add_examples, describe_form
 from .model.inspection import attention_weights
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.transformer import Transformer
 from .parsing import check_arguments, parse_dataclass, to_json
 from .predict_file import check_finite, predict_file
-from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream
+from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsForm, SupportsScore, SupportsStream
 from .recipe_loading import resolve_paths
 from .training import checkpoints, loop, lora
 from .training.building import SkipInit
@@ -65,6 +66,17 @@ class Model:
                 answer = predict_examples(self.recipe, self.module, RunDirectory(self.run_path).read_examples())
         check_finite(answer, str(self.path))
         return answer
+
+    def form(self) -> Form:
+        """Return what the model can be asked, with examples of the validation split of its run."""
+        if not isinstance(self.recipe, SupportsForm):
+            return DEFAULT_FORM
+        examples = RunDirectory(self.run_path).read_examples()
+        return add_examples(self.recipe.form(self.module, self.config), examples.request)
+
+    def describe_request(self) -> dict[str, Any]:
+        """Return the JSON schema of the requests that `predict` answers, see `forms.describe_form`."""
+        return describe_form(self.form(), self.name)
 
     @check_arguments
     def predict_file(

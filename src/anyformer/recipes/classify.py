@@ -36,6 +36,7 @@ from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy, check_unusable, is_refused
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
@@ -50,6 +51,7 @@ from ._shared.encoder import (  # noqa: F401
     TextRequest,
     as_list,
     batch_by_length,
+    compare_texts,
     embed,
     export_graph,
     read_label_names,
@@ -344,6 +346,11 @@ def classify_texts(model: ClassifyModel, texts: list[str], cut: bool) -> list[di
 def file_input(model: ClassifyModel, config: Config) -> FileInput:
     settings = {"cut": config.too_long == "cut"}
     return FileInput((config.columns.partition(",")[0],), tsv_quotes=False, settings=settings)
+
+
+def form(model: ClassifyModel, config: Config) -> Form:
+    examples = (first_tokens(model.masked_tokenizer.tokenizer),)
+    return Form((Task("Classify a text", "text", TextRequest, "classes", examples=examples), compare_texts(model)))
 
 
 def predict_batch(model: ClassifyModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

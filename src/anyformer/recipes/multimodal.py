@@ -39,7 +39,8 @@ from ..data.tables.schema import Schema
 from ..data.text.labeled import epoch_order
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
-from ..inference.table_prediction import predict_rows, to_tensor
+from ..forms import Form, Task
+from ..inference.table_prediction import describe_row, example_row, predict_rows, to_tensor
 from ..model import Classifier, Regressor, Transformer, TransformerConfig, initialize
 from ..model.edges import within
 from ..model.embeddings import MultiFieldEmbedding
@@ -423,6 +424,12 @@ def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, 
 def file_input(model: MultimodalTransformer, config: Config) -> FileInput:
     names = tuple(field.name for field in model.schema.fields)
     return FileInput(names, read_row=partial(resolve_row_paths, model.schema))
+
+
+def form(model: MultimodalTransformer, config: Config) -> Form:
+    title = f"Predict {' and '.join(target.name for target in model.schema.targets)}"
+    fields, example = describe_row(model.schema), example_row(model.schema)
+    return Form((Task(title, "row", Request, "targets", row=fields, examples=(example,)),))
 
 
 def predict_batch(

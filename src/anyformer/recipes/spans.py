@@ -26,6 +26,7 @@ from torch import Tensor
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.masking import SpanCorruption
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.beam import Hypothesis
 from ..inference.translation import TranslationRequest, search_in_batches
 from ..metrics import describe_classes, sum_classes
@@ -201,6 +202,12 @@ def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
 
 def predict_batch(model: Translator, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
     return predict(model, settings | {"input": inputs})["results"]
+
+
+def form(model: Translator, config: Config) -> Form:
+    example, omit = first_tokens(model.pair_tokenizer.source) + GAP, ("n_best", "cut", "align")
+    task = Task("Fill the gaps", "text", TranslationRequest, "gaps", omit=omit, mark=GAP, examples=(example,))
+    return Form((task,))
 
 
 def encode_gaps(model: Translator, text: str, pieces: list[str]) -> list[int]:

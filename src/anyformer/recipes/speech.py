@@ -37,6 +37,7 @@ from ..data.tokenizers.base import Tokenizer, encode_each
 from ..data.tokenizers.build import build_tokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.decode import generate
 from ..inference.sampling import SamplingParams
 from ..inference.translation import select_sharpest_layer
@@ -456,6 +457,10 @@ def predict(model: SpeechTransformer, request: dict[str, Any]) -> dict[str, Any]
 
 def file_input(model: SpeechTransformer, config: Config) -> FileInput:
     return FileInput(split_columns(config.columns, COLUMNS)[:1], is_path=True)
+
+
+def form(model: SpeechTransformer, config: Config) -> Form:
+    return Form((Task("Transcribe speech", "sound", Request, "transcripts"),))
 
 
 def predict_batch(model: SpeechTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..data.unusable import LengthPolicy
+from ..forms import Form, Task
 from ..inference.decode import pad_rows
 from ..metrics import find_spans, score_classes, score_spans
 from ..model import initialize
@@ -236,6 +237,11 @@ def describe_words(model: Tagger, text: str, words: list[str], probabilities: Te
 def mark_tags(words: Sequence[str], tags: Sequence[str]) -> str:
     """Return words as a text, with each tag other than O behind its word."""
     return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in zip(words, tags))
+
+
+def form(model: Tagger, config: Config) -> Form:
+    examples = (first_tokens(model.masked_tokenizer.tokenizer),)
+    return Form((Task("Tag the words", "text", Request, "tags", examples=examples),))
 
 
 def file_input(model: Tagger, config: Config) -> FileInput:

@@ -30,6 +30,7 @@ from ._shared.pairs import (  # noqa: F401
     export_graph,
     figures,
     file_input,
+    form,
     loss,
     predict,
     predict_batch,

@@ -39,6 +39,10 @@ class Tokenizer:
         """The ids that end a text; the first is `end_id`."""
         return () if self.end_id is None else (self.end_id,)
 
+    @property
+    def has_chat_template(self) -> bool:
+        return False
+
     def encode(self, text: Any) -> np.ndarray:
         """Return the ids of a text, (N,). Raises InputError for what the vocabulary lacks."""
         raise NotImplementedError

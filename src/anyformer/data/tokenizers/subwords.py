@@ -119,6 +119,10 @@ class Subwords(Tokenizer):
     def encode_parsing_special(self, text: str) -> np.ndarray:
         return self._encode(self._tokenizer_parsing_special, [text], special=False)[0]
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self._metadata.template is not None
+
     def apply_chat_template(self, messages: Any) -> str:
         if self._metadata.template is None:
             return super().apply_chat_template(messages)

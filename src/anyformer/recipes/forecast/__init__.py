@@ -47,6 +47,7 @@ from ...data.series.prepare import (
 from ...data.series.read import SeriesTable
 from ...errors import InputError
 from ...events import report_progress
+from ...forms import Form, Task
 from ...inference.band_calibration import fit_folds
 from ...inference.forecasting import (
     MEDIAN,
@@ -74,7 +75,7 @@ from ...recipe import (
 from .._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config
 from .._shared.sizes import Size, offer_sizes
 from .._shared.trivial_baselines import Baselines
-from .config import Config, load_dataset, load_facts, read_rows, split_names, transform_dataset
+from .config import Config, example_input, load_dataset, load_facts, read_rows, split_names, transform_dataset
 from .forecaster import Forecaster, Refitted, call_model, pinball, select_origins, start_linear, to_tensors
 
 FIGURE_SERIES = 3
@@ -288,6 +289,12 @@ def predict(model: Forecaster, request: dict[str, Any]) -> dict[str, Any]:
         answers = forecast(Refitted(model), table, fields)
         results += [source | result for result in describe_forecasts(table, answers)]
     return {"results": results}
+
+
+def form(model: Forecaster, config: Config) -> Form:
+    example = example_input(config, model.facts)
+    usual = {"horizon": (1, 4 * config.horizon)}
+    return Form((Task("Forecast", "series", Request, "quantiles", usual=usual, examples=(example,)),))
 
 
 def predict_table(

@@ -21,7 +21,7 @@ from .._shared.language import LanguageModel, baselines, batches, evaluate, expo
 from .._shared.mixtures import describe_sources  # noqa: F401
 from .._shared.presets import GPT2_TRAIN, MINUTE_TRAIN, T5, TINY_TRAIN, make_model_config, make_modern_config
 from .._shared.scaling import sizes  # noqa: F401
-from .._shared.text import file_input, load_corpus, load_mixture, load_text_tokenizer, predict_batch  # noqa: F401
+from .._shared.text import file_input, form, load_corpus, load_mixture, load_text_tokenizer, predict_batch  # noqa: F401
 
 
 def build(config: Config) -> LanguageModel:
