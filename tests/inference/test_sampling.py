@@ -70,7 +70,7 @@ def test_rows_are_drawn_together_as_one_by_one(vocab_size: int, monkeypatch: pyt
 def test_temperature_zero_takes_the_likeliest_whatever_else_is_set():
     logits = torch.tensor([[0.1, 3.0, 0.2]])
     params = SamplingParams(temperature=0, top_k=2, top_p=0.5, min_p=0.1)
-    assert sampling.select_next(logits, None, params, []).tolist() == [1]
+    assert sampling.Sampler(params, [[0]], [0])(logits).tolist() == [1]
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_k", "top_p", "min_p", "repetition_penalty"])
