@@ -99,7 +99,7 @@ def add_examples(form: Form, request: Mapping[str, Any]) -> Form:
 # --- JSON schema ---
 
 
-def describe_form(form: Form, title: str = "") -> dict[str, Any]:
+def describe_form(form: Form, title: str = "", description: str = "") -> dict[str, Any]:
     """Return the JSON schema of the requests, with `$defs.response` for the answers and `x-tasks` for who draws a form:
     {"title", "kind", "field", "nested", "settings", "defaults", "output", "mark", "examples"} each."""
     properties: dict[str, Any] = {}
@@ -110,6 +110,7 @@ def describe_form(form: Form, title: str = "") -> dict[str, Any]:
     return {
         "$schema": DIALECT,
         "title": title,
+        "description": description,
         "type": "object",
         "properties": properties,
         "additionalProperties": form is DEFAULT_FORM,

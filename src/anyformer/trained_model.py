@@ -76,7 +76,8 @@ class Model:
 
     def describe_request(self) -> dict[str, Any]:
         """Return the JSON schema of the requests that `predict` answers, see `forms.describe_form`."""
-        return describe_form(self.form(), self.name)
+        first_line = (self.recipe.__doc__ or "").partition("\n")[0]
+        return describe_form(self.form(), self.name, first_line.partition(": ")[2] or first_line)
 
     @check_arguments
     def predict_file(
