@@ -25,6 +25,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from .confinement import check_confined
 from .errors import InputError, suggest
 
 RENAMED_FIELDS = {
@@ -106,6 +107,7 @@ def check_types(config: Any) -> None:
 
 def check_path(path: str | Path, name: str) -> None:
     """Raise InputError for a name that no file can have; `name` is the field or the flag."""
+    check_confined(path)
     try:
         os.stat(Path(path).expanduser())
     except RuntimeError:

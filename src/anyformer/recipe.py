@@ -333,6 +333,21 @@ class SupportsEmbedding(Protocol):
 
 
 @runtime_checkable
+class SupportsTokenCount(Protocol):
+    """The tokens of texts can be counted as `embed` reads them, for the usage that a server reports."""
+
+    def count_tokens(self, model: Any, texts: list[str], cut: bool = False) -> int: ...
+
+
+@runtime_checkable
+class SupportsTranscription(Protocol):
+    """Sounds are turned into text: `anyformer serve`, /v1/audio/transcriptions."""
+
+    def transcribe(self, model: Any, path: Path) -> dict[str, Any]:
+        """Return {"text", "seconds", "segments": [{"start", "end", "text"}, ...]} of a sound file."""
+
+
+@runtime_checkable
 class SupportsMixtures(Protocol):
     """`data` may name several sources with weights, "a.jsonl:3 b.parquet:1" (`data.io.sources`), which are trained on
     together. `evaluate` then returns NAME_loss for each source."""

@@ -27,6 +27,7 @@ VERBS = {
     "predict": "ask a trained model of any recipe",
     "embed": "turn texts into vectors",
     "rollout": "play episodes in an environment, to learn from",
+    "serve": "answer over HTTP, as OpenAI's clients ask, and show a page",
     "eval": "metrics over the whole validation split",
     "runs": "what was trained: scores, sizes, states; remove, prune, open",
     "sweep": "search for a better config, and train it",

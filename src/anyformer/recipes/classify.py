@@ -52,6 +52,7 @@ from ._shared.encoder import (  # noqa: F401
     as_list,
     batch_by_length,
     compare_texts,
+    count_tokens,
     embed,
     export_graph,
     read_label_names,

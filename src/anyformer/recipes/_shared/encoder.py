@@ -74,6 +74,11 @@ def embed(model: TextEncoder, texts: list[str], cut: bool = False) -> list[list[
     return [vectors[i] for i in range(len(rows))]
 
 
+def count_tokens(model: TextEncoder, texts: list[str], cut: bool = False) -> int:
+    """Return how many tokens `embed` reads of texts, special ones included."""
+    return sum(map(len, model.masked_tokenizer.encode_batch(texts, model.context, cut)))
+
+
 def batch_by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Yield the indices of the rows in batches of similar length."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -168,7 +168,8 @@ function makeTask(name, schema, task, canLook) {
   return h("div", { class: "two" }, form, h("section", { class: "result", "aria-label": "Answer" }, output, note));
 }
 
-const exampleRequest = (name) => ({ path: "v1/predict", fields: { model: name }, files: [], isStream: false });
+/** A request without an input is answered with the examples that are kept with the model. */
+const exampleRequest = (name, task) => ({ path: "v1/predict", fields: { model: name, [task.field]: null }, files: [], isStream: false });
 
 /** Examples to choose from; of files, those that are kept with the model. */
 function makeExamples(task, input, submit, askForExamples) {

@@ -112,7 +112,7 @@ export function makeSoundInput(changed, heard) {
 async function startRecording(update) {
   const source = await navigator.mediaDevices.getUserMedia({ audio: true });
   const context = new AudioContext();
-  await context.audioWorklet.addModule("recorder.js");
+  await context.audioWorklet.addModule(new URL("recorder.js", import.meta.url));
   const node = new AudioWorkletNode(context, "recorder");
   const blocks = [];
   let count = 0;
