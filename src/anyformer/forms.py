@@ -154,7 +154,9 @@ def describe_field(task: Task, name: str) -> dict[str, Any]:
     bounds = {KEYWORDS[word]: bound for word, bound in read_ranges(task.request).get(name, {}).items()}
     schema = describe_hint(read_hints(task.request)[name]) | bounds
     schema |= {"title": name.replace("_", " "), "description": read_field_docs(task.request).get(name, "")}
-    if field.default is not dataclasses.MISSING:
+    if field.default_factory is not dataclasses.MISSING:
+        schema["default"] = field.default_factory()
+    elif field.default is not dataclasses.MISSING:
         schema["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
     return schema | ({"x-usual": list(task.usual[name])} if name in task.usual else {})
 

@@ -143,10 +143,11 @@ def check_range(config: Any, *names: str, **bounds: float) -> None:
 def read_ranges(kind: Any) -> dict[str, dict[str, float]]:
     """Return the bounds that a dataclass checks its fields against (`check_range`), by field. A field that is checked
     twice, because a second bound depends on the others, has the first."""
-    required = {field.name: "" for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    missing = dataclasses.MISSING
+    fields = [f for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
     token = _RANGES.set(ranges := {})
     try:
-        kind(**required)
+        kind(**{field.name: "" for field in fields})
     finally:
         _RANGES.reset(token)
     return ranges

@@ -89,8 +89,13 @@ async function openModel(name) {
     tabs.children[next].focus();
   });
   const about = schema.description ? h("p", { class: "about" }, schema.description) : null;
-  byId("main").replaceChildren(h("h1", {}, name), about, tabs, body);
+  byId("main").replaceChildren(h("h1", {}, name), about, h("p", { class: "quiet" }, describeModel(schema)), tabs, body);
   choose(0);
+}
+
+function describeModel({ recipe, parameters, step, val_loss: loss }) {
+  const size = parameters > 1e6 ? `${format(parameters / 1e6)} M` : format(parameters);
+  return [recipe, `${size} parameters`, step && `${format(step)} steps`, loss != null && `validation loss ${format(loss)}`].filter(Boolean).join(" · ");
 }
 
 // --- settings and requests ---
@@ -103,7 +108,8 @@ function makeSettings(schema, task) {
   const isFirst = (field) => task.kind === "goal" && "x-usual" in properties[field.name];
   const others = fields.filter((field) => !isFirst(field));
   const front = h("div", { class: "grid" }, fields.filter(isFirst).map((field) => field.element));
-  const back = h("details", { class: "settings", hidden: !others.length }, h("summary", {}, "Settings"),
+  const isOpen = task.output === "completions" && task.kind === "prompt" && matchMedia("(min-width: 60rem)").matches;
+  const back = h("details", { class: "settings", hidden: !others.length, open: isOpen }, h("summary", {}, "Settings"),
     h("div", { class: "grid" }, others.map((field) => field.element)));
   const read = (always = []) => {
     const values = {};
@@ -115,6 +121,8 @@ function makeSettings(schema, task) {
   };
   return { front, back, read };
 }
+
+const formatTime = (ms) => (ms < 995 ? `${Math.round(ms)} ms` : `${format(ms / 1000)} s`);
 
 const toCompletion = (settings) =>
   Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== null).map(([name, value]) => [COMPLETION_NAMES[name] ?? name, value]));
@@ -199,7 +207,7 @@ async function answer(name, task, request, output, note) {
   document.body.classList.add("busy");
   output.setAttribute("aria-busy", "true");
   note.textContent = "";
-  const seconds = () => `${format((performance.now() - begin) / 1000)} s`;
+  const seconds = () => formatTime(performance.now() - begin);
   try {
     if (request.isStream) {
       const tokens = await showStream(request, output, controller.signal);

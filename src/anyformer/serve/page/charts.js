@@ -30,8 +30,9 @@ export function drawMatrix(values, rows, columns, say, point = () => {}) {
   const left = 10 + 8 * longest(rows);
   const top = longest(columns) <= 2 ? 24 : 12 + 6 * longest(columns);
   const width = left + cell * columns.length + (longest(columns) <= 2 ? 4 : 40);
-  const picture = svg("svg", { class: "matrix", viewBox: `0 0 ${width} ${top + cell * rows.length + 4}`, width, role: "img" });
+  const picture = svg("svg", { class: columns.length > 40 ? "matrix large" : "matrix", viewBox: `0 0 ${width} ${top + cell * rows.length + 4}`, width, role: "img" });
   const readout = h("p", { class: "quiet readout", "aria-live": "off" }, " ");
+  const highest = Math.max(...values.flat(), 1e-9); // the darkest cell
   const shown = (name) => (name.trim() ? name : "␣").slice(0, 24);
   columns.forEach((name, x) => {
     const place = `translate(${left + cell * (x + 0.5) + 4} ${top - 7})${longest(columns) <= 2 ? "" : " rotate(-40)"}`;
@@ -40,7 +41,7 @@ export function drawMatrix(values, rows, columns, say, point = () => {}) {
   values.forEach((row, y) => {
     picture.append(svg("text", { x: left - 6, y: top + cell * (y + 0.5) + 4, "text-anchor": "end" }, shown(rows[y])));
     row.forEach((value, x) => {
-      const mark = svg("rect", { x: left + cell * x, y: top + cell * y, width: cell - 1, height: cell - 1, rx: 2, "fill-opacity": Math.max(0, Math.min(1, value)).toFixed(3) });
+      const mark = svg("rect", { x: left + cell * x, y: top + cell * y, width: cell - 1, height: cell - 1, rx: 2, "fill-opacity": Math.max(0, value / highest).toFixed(3) });
       const show = () => {
         readout.textContent = say(y, x, value);
         point(y, x);
@@ -72,7 +73,7 @@ function makePlot(xs, ys, width, height, label) {
   const picture = svg("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   const step = niceStep(y1 - y0, 4);
   for (let value = Math.ceil(y0 / step) * step; value <= y1; value += step) {
-    picture.append(svg("path", { class: "grid", d: `M${left} ${y(value)}H${width - right}` }));
+    picture.append(svg("path", { class: "gridline", d: `M${left} ${y(value)}H${width - right}` }));
     picture.append(svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, format(Number(value.toPrecision(6)))));
   }
   return { picture, x, y, width, height };
@@ -89,7 +90,7 @@ export function drawForecast(result, past) {
   const xs = [...before.keys()].map((i) => i - before.length).concat([...median.keys()]);
   const truth = (result.truth ?? []).slice(0, median.length);
   const all = [...before, ...median, ...Object.values(quantiles).flat(), ...truth];
-  const plot = makePlot(xs, all, 720, 300, `forecast of ${median.length} steps, ending at ${format(median.at(-1))}`);
+  const plot = makePlot(xs, all, 560, 260, `forecast of ${median.length} steps, ending at ${format(median.at(-1))}`);
   const join = before.length ? [[-1, before.at(-1)]] : []; // bands open where the past ends
   for (const [low, high] of bands) {
     const upper = [...join, ...quantiles[high].map((value, i) => [i, value])];
@@ -103,7 +104,7 @@ export function drawForecast(result, past) {
   if (truth.length > 1) line("truth", [...join, ...truth.map((value, i) => [i, value])]);
   const times = result.times ?? result.steps ?? [];
   for (const i of [0, median.length - 1]) {
-    if (times[i] != null) plot.picture.append(svg("text", { x: plot.x(i), y: 294, "text-anchor": i ? "end" : "start" }, String(times[i])));
+    if (times[i] != null) plot.picture.append(svg("text", { x: plot.x(i), y: 254, "text-anchor": i ? "end" : "start" }, String(times[i])));
   }
   return h("div", { class: "scroll" }, plot.picture, addReadout(plot, median.length, (i) => {
     const outer = bands[0] ? `, ${levels[0]} to ${levels.at(-1)}: ${format(quantiles[levels[0]][i])} to ${format(quantiles[levels.at(-1)][i])}` : "";
@@ -133,7 +134,7 @@ const makeLegend = (entries) =>
 
 /** Numbers as a small line. */
 export function drawLine(values, css = "past") {
-  const plot = makePlot([...values.keys()], values, 720, 110, `${values.length} numbers`);
+  const plot = makePlot([...values.keys()], values, 560, 110, `${values.length} numbers`);
   plot.picture.append(svg("path", { class: css, d: path(values.map((value, i) => [plot.x(i), plot.y(value)])) }));
   return plot.picture;
 }
@@ -175,7 +176,7 @@ export function drawEpisode({ env, wanted, trace }) {
   const { states, actions, rewards } = trace;
   const totals = rewards.reduce((sums, reward) => [...sums, (sums.at(-1) ?? 0) + reward], []);
   const scene = svg("svg", { class: "scene", viewBox: "0 0 400 150", role: "img", "aria-label": `an episode of ${env}` });
-  const plot = makePlot([0, Math.max(1, totals.length - 1)], [0, wanted, ...totals], 720, 150, `the return rises to ${format(totals.at(-1))}`);
+  const plot = makePlot([0, Math.max(1, totals.length - 1)], [0, wanted, ...totals], 560, 140, `the return rises to ${format(totals.at(-1))}`);
   plot.picture.append(svg("path", { class: "wanted", d: `M${plot.x(0)} ${plot.y(wanted)}H${plot.x(Math.max(1, totals.length - 1))}` }));
   const line = svg("path", { class: "median" });
   plot.picture.append(line);

@@ -17,7 +17,7 @@ export function makeField(schema, name, value = schema.default) {
   control.input.id = id;
   if (help) control.input.setAttribute("aria-describedby", help.id);
   const label = h("label", { for: id, class: "name" }, schema.title ?? name, control.unit);
-  const element = h("div", { class: `field ${control.kind}`, "data-name": name }, label, control.element, help);
+  const element = h("div", { class: `field is-${control.kind}`, "data-name": name }, label, control.element, help);
   const initial = JSON.stringify(schema.default ?? null);
   const read = () => {
     const current = control.read();
@@ -109,7 +109,7 @@ function makeNumber(schema, names, value) {
     input.value = x ?? "";
     follow();
   };
-  return { kind: "slider", element: h("span", { class: "slider" }, slider, input), input, read, write };
+  return { kind: "slider", element: h("span", { class: "range" }, slider, input), input, read, write };
 }
 
 /** A field of a row of a table; every one may be missing. */
@@ -142,7 +142,7 @@ function makeChoice(schema, name, description) {
 function makeFile(name, description, accept) {
   const id = newId("field");
   const input = h("input", { type: "file", accept, id });
-  const element = h("div", { class: "field file", "data-name": name },
+  const element = h("div", { class: "field is-file", "data-name": name },
     h("label", { for: id, class: "name" }, name), input, h("small", {}, description));
   return { element, name, read: () => undefined, write: () => {}, file: () => input.files[0] ?? null };
 }
