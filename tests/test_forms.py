@@ -1,6 +1,5 @@
 """The form of every recipe: what it says a model takes and gives is what `predict` takes and gives."""
 
-import dataclasses
 import json
 from pathlib import Path
 from types import ModuleType
@@ -13,22 +12,13 @@ from anyformer import recipe_loading
 from anyformer.errors import InputError
 from anyformer.forms import DIALECT, describe_form, make_request
 from anyformer.inference.completion import CompletionRequest
-from anyformer.inference.translation import TranslationRequest
+from anyformer.inference.translation import TranslationRequest, align_tokens
 from anyformer.parsing import read_field_docs, read_ranges
 from anyformer.recipe import SupportsForm
 from anyformer.trained_model import Model
-from data_kit import SMALL_DATA
+from serve_kit import build_model as build
 
 all_recipes = pytest.mark.parametrize("name", recipe_loading.list_recipes())
-
-
-def build(name: str, folder: Path) -> Model:
-    """Return the model of the tiny preset with its first weights."""
-    recipe = recipe_loading.load_recipe(name)
-    config: Any = recipe.PRESETS["tiny"]
-    config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))
-    torch.manual_seed(0)
-    return Model(recipe, config, recipe.build(config), {"step": 0}, folder)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +168,9 @@ def test_alignments_are_those_of_the_answer(tmp_path: Path):
     assert alignment["columns"] == [*"0123", "·"] and "".join(alignment["rows"]) == result["text"] + "·"
     assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in alignment["weights"])
     assert {len(row) for row in alignment["weights"]} == {5} and len(alignment["weights"]) == len(alignment["rows"])
+    tokens = list(range(3)) * 8  # as many as the context of the decoder holds: the end was not predicted
+    alignment = align_tokens(model.module, [1, 2], tokens)
+    assert len(alignment["rows"]) == len(alignment["weights"]) == 24 and "·" not in alignment["rows"]
 
 
 def test_episodes_can_be_traced(tmp_path: Path):
@@ -209,4 +202,5 @@ def test_examples_of_the_run_come_first(run: Path):
     request = Examples({"input": ["one", "two"], "cut": True}).request
     task = add_examples(form, request).tasks[0]
     assert make_request(task, task.examples[1]) == {"input": "two", "cut": True}
+    assert add_examples(build_form("classify"), request).tasks[1].examples == (["one", "two"],)
     assert add_examples(build_form("vision"), {"input": ["a.png"]}).tasks[0].examples == ()

@@ -89,6 +89,8 @@ def add_examples(form: Form, request: Mapping[str, Any]) -> Form:
         return form
 
     def update(task: Task) -> Task:
+        if task.kind == "texts" and all(isinstance(text, str) for text in inputs):
+            return dataclasses.replace(task, examples=(inputs,))
         if task.field != "input" or task.kind not in ("text", "row", "json"):
             return task
         return dataclasses.replace(task, examples=tuple(inputs), settings={**task.settings, **settings})

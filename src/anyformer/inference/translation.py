@@ -152,15 +152,15 @@ def align_tokens(model: Any, source: list[int], target: list[int]) -> dict[str, 
     if not can_align(model):
         raise InputError("request: align: this model has no attention from one text to the other")
     tokenizers, device = model.pair_tokenizer, next(model.parameters()).device
-    target = target[: model.decoder.config.context - 1]
+    context = model.decoder.config.context  # a target may fill it: then nothing was read for its end
     encoder_input = torch.tensor([[*source, tokenizers.source_end_id]], device=device)
-    decoder_input = torch.tensor([[tokenizers.start_id, *target]], device=device)
+    decoder_input = torch.tensor([[tokenizers.start_id, *target][:context]], device=device)
     lengths = torch.tensor([encoder_input.shape[1]], device=device)
     weights = model.alignment(encoder_input, decoder_input, within(lengths))
     weights = select_sharpest_layer(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
     return {
         "weights": [[round(weight, 4) for weight in row] for row in weights.tolist()],
-        "rows": [*(tokenizers.target.decode([i]) for i in target), "·"],
+        "rows": [*(tokenizers.target.decode([i]) for i in target), "·"][:context],
         "columns": [*(tokenizers.source.decode([i]) for i in source), "·"],
     }
 

@@ -100,13 +100,14 @@ function describeModel({ recipe, parameters, step, val_loss: loss }) {
 
 // --- settings and requests ---
 
-/** The settings of a task as fields: those to play with in front, the others below. */
+/** The settings of a task as fields: those without which it makes no sense in front, the others below. */
 function makeSettings(schema, task) {
   const properties = task.nested ? schema.properties[task.field].properties : schema.properties;
   const names = task.settings.filter((name) => !UNSHOWN.includes(name));
   const fields = names.map((name) => makeField(properties[name], name, task.defaults[name] ?? properties[name].default));
   const isFirst = (field) => task.kind === "goal" && "x-usual" in properties[field.name];
-  const others = fields.filter((field) => !isFirst(field));
+  const isUsual = (field) => "x-usual" in properties[field.name];
+  const others = fields.filter((field) => !isFirst(field)).sort((a, b) => isUsual(b) - isUsual(a)); // those to play with
   const front = h("div", { class: "grid" }, fields.filter(isFirst).map((field) => field.element));
   const isOpen = task.output === "completions" && task.kind === "prompt" && matchMedia("(min-width: 60rem)").matches;
   const back = h("details", { class: "settings", hidden: !others.length, open: isOpen }, h("summary", {}, "Settings"),
@@ -145,6 +146,7 @@ function makeRequest(name, task, input, settings) {
 function makeTask(name, schema, task, canLook) {
   const output = h("div", { class: "answer", "aria-live": "polite", "aria-atomic": "false" }, h("p", { class: "empty" }, "The answer appears here."));
   const note = h("p", { class: "quiet facts" });
+  const result = h("section", { class: "result", "aria-label": "Answer" }, output, note);
   const settings = makeSettings(schema, task);
   const run = h("button", { type: "submit", class: "primary" }, task.title);
   const cancel = h("button", { type: "button", class: "stop", hidden: true, onclick: () => running?.abort() }, "Stop");
@@ -159,6 +161,7 @@ function makeTask(name, schema, task, canLook) {
     event.preventDefault();
     run.disabled = true;
     cancel.hidden = false;
+    if (document.activeElement === run) result.scrollIntoView({ block: "nearest" }); // below the form on a phone
     try {
       await submit();
     } catch (error) {
@@ -173,7 +176,7 @@ function makeTask(name, schema, task, canLook) {
     if (event.key === "Escape") running?.abort();
   });
   if (task.examples.length) input.fill(task.examples[0]);
-  return h("div", { class: "two" }, form, h("section", { class: "result", "aria-label": "Answer" }, output, note));
+  return h("div", { class: "two" }, form, result);
 }
 
 /** A request without an input is answered with the examples that are kept with the model. */

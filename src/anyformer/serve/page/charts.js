@@ -55,6 +55,9 @@ export function drawMatrix(values, rows, columns, say, point = () => {}) {
   return h("div", { class: "scroll" }, picture, readout);
 }
 
+/** Units of a drawing are about pixels, so that its words can be read on a phone too. */
+const plotWidth = () => Math.min(560, innerWidth - 70);
+
 const niceStep = (span, count) => {
   const rough = span / count;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -90,7 +93,7 @@ export function drawForecast(result, past) {
   const xs = [...before.keys()].map((i) => i - before.length).concat([...median.keys()]);
   const truth = (result.truth ?? []).slice(0, median.length);
   const all = [...before, ...median, ...Object.values(quantiles).flat(), ...truth];
-  const plot = makePlot(xs, all, 560, 260, `forecast of ${median.length} steps, ending at ${format(median.at(-1))}`);
+  const plot = makePlot(xs, all, plotWidth(), 260, `forecast of ${median.length} steps, ending at ${format(median.at(-1))}`);
   const join = before.length ? [[-1, before.at(-1)]] : []; // bands open where the past ends
   for (const [low, high] of bands) {
     const upper = [...join, ...quantiles[high].map((value, i) => [i, value])];
@@ -103,7 +106,8 @@ export function drawForecast(result, past) {
   line("median", [...join, ...median.map((value, i) => [i, value])]);
   if (truth.length > 1) line("truth", [...join, ...truth.map((value, i) => [i, value])]);
   const times = result.times ?? result.steps ?? [];
-  for (const i of [0, median.length - 1]) {
+  const isWide = plot.x(median.length - 1) - plot.x(0) > 16 * String(times[0]).length;
+  for (const i of isWide ? [0, median.length - 1] : [median.length - 1]) {
     if (times[i] != null) plot.picture.append(svg("text", { x: plot.x(i), y: 254, "text-anchor": i ? "end" : "start" }, String(times[i])));
   }
   return h("div", { class: "scroll" }, plot.picture, addReadout(plot, median.length, (i) => {
@@ -134,7 +138,7 @@ const makeLegend = (entries) =>
 
 /** Numbers as a small line. */
 export function drawLine(values, css = "past") {
-  const plot = makePlot([...values.keys()], values, 560, 110, `${values.length} numbers`);
+  const plot = makePlot([...values.keys()], values, plotWidth(), 110, `${values.length} numbers`);
   plot.picture.append(svg("path", { class: css, d: path(values.map((value, i) => [plot.x(i), plot.y(value)])) }));
   return plot.picture;
 }
@@ -176,7 +180,7 @@ export function drawEpisode({ env, wanted, trace }) {
   const { states, actions, rewards } = trace;
   const totals = rewards.reduce((sums, reward) => [...sums, (sums.at(-1) ?? 0) + reward], []);
   const scene = svg("svg", { class: "scene", viewBox: "0 0 400 150", role: "img", "aria-label": `an episode of ${env}` });
-  const plot = makePlot([0, Math.max(1, totals.length - 1)], [0, wanted, ...totals], 560, 140, `the return rises to ${format(totals.at(-1))}`);
+  const plot = makePlot([0, Math.max(1, totals.length - 1)], [0, wanted, ...totals], plotWidth(), 140, `the return rises to ${format(totals.at(-1))}`);
   plot.picture.append(svg("path", { class: "wanted", d: `M${plot.x(0)} ${plot.y(wanted)}H${plot.x(Math.max(1, totals.length - 1))}` }));
   const line = svg("path", { class: "median" });
   plot.picture.append(line);

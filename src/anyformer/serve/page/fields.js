@@ -13,7 +13,8 @@ const types = (schema) => {
 export function makeField(schema, name, value = schema.default) {
   const control = chooseControl(schema, value);
   const id = newId("field");
-  const help = schema.description ? h("small", { id: `${id}-help` }, schema.description) : null;
+  const words = schema.description?.replace(/ \(\d{4}\.\d{5}\)|`/g, ""); // numbers of papers are for the documentation
+  const help = words ? h("small", { id: `${id}-help` }, words) : null;
   control.input.id = id;
   if (help) control.input.setAttribute("aria-describedby", help.id);
   const label = h("label", { for: id, class: "name" }, schema.title ?? name, control.unit);
@@ -68,7 +69,7 @@ function makeJson(value) {
   const input = h("textarea", { rows: 2, placeholder: "JSON", spellcheck: "false", class: "code" });
   input.value = join(value);
   const read = () => (input.value.trim() ? parseJson(input.value) : null);
-  return { kind: "text", element: input, input, read, write: (x) => (input.value = join(x)) };
+  return { kind: "json", element: input, input, read, write: (x) => (input.value = join(x)) };
 }
 
 export function parseJson(text) {

@@ -9,6 +9,8 @@ const MAX_TEXT_FILE = 2e6; // bytes of a table that is read into the page; a lar
 
 const LABELS = { prompt: "Text to continue", text: "Text", texts: "Texts, one a line", json: "Input: a text, or JSON" };
 
+const PLACEHOLDERS = { prompt: "Once upon a time", text: "Write something", texts: "one a line" };
+
 export function makeInput(task, schema, changed, heard) {
   const makers = { image: makeImage, sound: makeSound, row: makeRow, series: makeSeries, goal: makeNothing };
   return (makers[task.kind] ?? makeArea)(task, schema, changed, heard);
@@ -20,7 +22,7 @@ function makeArea(task) {
   const id = newId("input");
   const isCode = task.kind === "json";
   const rows = { text: 3, prompt: 6 }[task.kind] ?? 5;
-  const area = h("textarea", { id, rows, class: isCode ? "code" : null, spellcheck: isCode ? "false" : null });
+  const area = h("textarea", { id, rows, class: isCode ? "code" : null, placeholder: PLACEHOLDERS[task.kind], spellcheck: isCode ? "false" : null });
   const read = () => ({ value: readArea(task, area.value), files: [] });
   const fill = (value) => {
     area.value = typeof value === "string" ? value : task.kind === "texts" ? value.join("\n") : JSON.stringify(value, null, 1);
