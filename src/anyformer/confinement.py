@@ -11,6 +11,10 @@ from .errors import InputError
 _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
 
 
+class ConfinedError(InputError):
+    """A request names a file that did not come with it."""
+
+
 @contextmanager
 def confine_files(folder: Path) -> Generator[None]:
     """Let this thread read files of one folder only, by whatever name, while the block runs."""
@@ -27,7 +31,7 @@ def get_confinement() -> Path | None:
 
 
 def check_confined(path: str | Path) -> None:
-    """Raise InputError for a path outside of the folder: the same one, whether there is such a file or not."""
+    """Raise ConfinedError for a path outside of the folder: the same one, whether there is such a file or not."""
     folder = _folder.get()
     if folder is None:
         return
@@ -37,4 +41,4 @@ def check_confined(path: str | Path) -> None:
         is_inside = False
     if not is_inside:
         name = str(path) if len(str(path)) <= 60 else f"{str(path)[:60]}..."
-        raise InputError(f"{name!r}: files and data sets of the server cannot be named here: send the file itself")
+        raise ConfinedError(f"{name!r}: files and data sets of the server cannot be named here: send the file itself")

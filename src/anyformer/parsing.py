@@ -25,7 +25,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from .confinement import check_confined
+from .confinement import ConfinedError, check_confined
 from .errors import InputError, suggest
 
 RENAMED_FIELDS = {
@@ -274,8 +274,12 @@ def _parse_union(hint: Any, value: Any, name: str) -> Any:
     if Path in options and isinstance(value, str | Path):
         check_path(value, name)
     for option in options:
-        with suppress(InputError):
+        try:
             return _parse_value(option, value, name)
+        except ConfinedError:
+            raise
+        except InputError:
+            pass
     raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
 
 

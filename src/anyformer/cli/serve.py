@@ -53,20 +53,19 @@ def run(options: Command) -> None:
     for name in ("starlette", "uvicorn", "python_multipart"):
         import_optional(name, "serving needs starlette, uvicorn and python-multipart: pip install 'anyformer[serve]'")
     from ..serve.app import build_app
-    from ..serve.gate import log
     from ..serve.models import ServerOptions, load_models
     from ..serve.server import Server, bind_socket
 
-    names = ("host", "port", "max_concurrent", "max_queue", "max_tokens", "timeout", "cors_origin")
-    settings = ServerOptions(**{name: getattr(options, name) for name in names}, api_key=key)
+    fields = ("host", "port", "max_concurrent", "max_queue", "max_tokens", "timeout", "cors_origin")
+    settings = ServerOptions(**{name: getattr(options, name) for name in fields}, api_key=key)
     listener = bind_socket(settings.host, settings.port)
     models = load_models(options.run, settings, device=options.device, weights=options.weights, recipe=options.recipe)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"serving {', '.join(model.name for model in models)} on {url} (Ctrl-C stops)", flush=True)
-    log("start", url=url, models=[model.name for model in models])
+    names = [model.name for model in models]
+    print(f"serving {', '.join(names)} on {url} (Ctrl-C stops)", flush=True)
     try:
-        Server(build_app(models, settings), settings).run(sockets=[listener])
+        Server(build_app(models, settings), settings, url, names).run(sockets=[listener])
     finally:
         for model in models:
             model.close()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import api
 from ..confinement import confine_files
 from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError, suggest
@@ -15,7 +14,7 @@ from ..inference.batching import Batcher, Piece, QueueFullError, Ticket
 from ..inference.completion import CompletionRequest
 from ..parsing import check_range
 from ..recipe import SupportsCompletion, SupportsFileInput, SupportsTablePredict
-from ..trained_model import Model
+from ..trained_model import Model, load
 from .errors import ApiError, refuse_busy, refuse_input
 from .worker import Worker
 
@@ -183,11 +182,11 @@ class ModelSet:
 
 
 def load_models(runs: Sequence[str], options: ServerOptions, **settings: Any) -> ModelSet:
-    """Load models, given as RUN or NAME=RUN; `settings` are those of `api.load`. Raises InputError."""
+    """Load models, given as RUN or NAME=RUN; `settings` are those of `load`. Raises InputError."""
     names = [split_name(run) for run in runs]
     models: list[ServedModel] = []
     for name, run in names:
-        model = api.load(run, **settings)
+        model = load(run, **settings)
         name = name or (run if not Path(run).exists() else model.run_path.resolve().name)
         if any(other.name == name for other in models):
             raise InputError(f"two models have the name '{name}': name one of them, for example {name}-2={run}")

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
@@ -39,11 +40,11 @@ def bind_socket(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """At the first signal requests that come get 503 while those that are open are answered; at the second it ends."""
 
-    def __init__(self, gate: Gate, options: ServerOptions):
+    def __init__(self, gate: Gate, options: ServerOptions, url: str = "", names: Sequence[str] = ()):
         settings: dict[str, Any] = {"lifespan": "off", "log_config": None, "log_level": "critical", "ws": "none"}
         settings |= {"server_header": False, "timeout_graceful_shutdown": CLOSE_SECONDS, "access_log": False}
         super().__init__(uvicorn.Config(gate, **settings))
-        self.gate, self.options = gate, options
+        self.gate, self.options, self.url, self.names = gate, options, url, list(names)
         self.draining: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -70,3 +71,4 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        log("start", url=self.url, models=self.names)

@@ -88,6 +88,7 @@ def join_inside(folder: Path, name: str) -> Path:
     Raises InputError for a path that leaves this folder, by ".." or as an absolute path, unless it leads into a folder
     that $ANYFORMER_FILES allows. Links in the folder may lead elsewhere: its owner has made them.
     """
+    check_confined(folder / name)
     path, allowed = folder / name, os.environ.get(ALLOWED_FOLDERS, "").split(os.pathsep)
     inside = os.path.abspath(path)
     for root in (folder, *map(Path, filter(None, allowed))):
