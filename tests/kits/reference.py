@@ -96,9 +96,7 @@ def _queries(q: Tensor, k: Tensor, edges: Rule, bias: Tensor | None, start: int 
                 yield b, h, h // (H // G), i, ends, [biases[b][h][i][j] for j in ends]
 
 
-def weigh_slowly(
-    q: Tensor, k: Tensor, edges: Rule, bias: Tensor | None = None, start: int | Tensor = 0
-) -> Tensor:
+def weigh_slowly(q: Tensor, k: Tensor, edges: Rule, bias: Tensor | None = None, start: int | Tensor = 0) -> Tensor:
     """The attention weights: q (B, H, Q, D), k (B, G, K, D) -> (B, H, Q, K)"""
     queries, keys = q.tolist(), k.tolist()
     weights = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.float64)
