@@ -64,7 +64,7 @@ def build_lens(
         scores = view.forward()
     check_finite_scores(scores)
     passes = count_passes(module, view) if passes is None else passes
-    data: dict[str, Any] = {"title": f"Inside {model.name}", "facts": describe_model(model, view)}
+    data: dict[str, Any] = {"title": f"Inside {model.name}", "facts": describe_model(model), "notes": list(view.notes)}
     data["stacks"] = [describe_stack(trace, name, nodes) for name, nodes in view.stacks.items()]
     data["attention"] = describe_attention(trace, view)
     data["readings"] = describe_readings(module, view, trace)
@@ -102,8 +102,9 @@ def check_size(view: LensView) -> None:
             raise InputError(f"{about}; the lens shows up to {MAX_NODES:,}: give it a shorter one")
 
 
-def describe_model(model: Any, view: LensView) -> list[str]:
-    return [f"{model.n_parameters:,} parameters", f"step {model.step:,}", *view.notes]
+def describe_model(model: Any) -> list[str]:
+    data = [str(model.config.data)] if model.config.data else []
+    return [f"{model.n_parameters:,} parameters", *data, f"step {model.step:,}"]
 
 
 def describe_nodes(nodes: LensNodes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ...recipe import LensNodes, LensView
 
 TOP_OUTPUTS = 5  # of each cell of the logit lens
 MAX_VALUES = 64  # outputs of a cell that are numbers
-MAX_ROWS = 512  # of the logit lens
+MAX_ROWS = 200  # of the logit lens
 
 
 def list_streams(trace: Trace, stack: str) -> list[Tensor]:

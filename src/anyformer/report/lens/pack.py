@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_WEIGHT_BYTES = 14 << 20  # of all weights together, before base64
+MAX_WEIGHT_BYTES = 10 << 20  # of all weights together, before base64
 THUMBNAIL = 24  # pixels of the side of the picture of a head
 
 

@@ -1,4 +1,4 @@
-"""The lens as one HTML page that works offline: its data, its script and its style are in it."""
+"""The lens as one HTML page that works offline: its data, its scripts and its style are in it."""
 
 import json
 from functools import cache
@@ -11,6 +11,7 @@ from ...training.run_directory import atomic_write
 from ..html import render_template
 
 FOLDER = Path(__file__).parent
+SCRIPTS = ("graph.js", "tables.js")
 
 
 def write_lens(path: Path, data: dict[str, Any]) -> Path:
@@ -22,10 +23,10 @@ def write_lens(path: Path, data: dict[str, Any]) -> Path:
 def render_lens(data: dict[str, Any]) -> str:
     """Return the page as text. Whatever the data hold, they are shown as text."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    values = {"data": Markup(escape_json(text)), "style": Markup(read_asset("lens.css"))}
-    return render_template(
-        "lens/lens.html.j2", title=data["title"], facts=data["facts"], script=Markup(read_asset("lens.js")), **values
-    )
+    parts = {"data": escape_json(text), "style": read_asset("page.css"), "script": "\n".join(map(read_asset, SCRIPTS))}
+    markup = {name: Markup(part) for name, part in parts.items()}
+    texts = {name: data[name] for name in ("title", "facts", "notes")}
+    return render_template("lens/page.html.j2", **texts, **markup)
 
 
 def escape_json(text: str) -> str:
