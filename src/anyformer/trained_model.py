@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,9 @@ from .errors import InputError
 from .examples import predict_examples
 from .forms import DEFAULT_FORM, Form, add_examples, describe_form
 from .model.inspection import attention_weights
+from .model.intervention import Rule, ablate, patch
 from .model.quantization.quantize import WeightFormat, quantize
+from .model.trace import Trace, record
 from .model.transformer import Transformer
 from .parsing import check_arguments, parse_dataclass, to_json
 from .predict_file import check_finite, predict_file
@@ -156,6 +158,31 @@ class Model:
         if stack is None:
             raise InputError(f"the model of '{self.name}' has no Transformer: there are no attention weights")
         return attention_weights(stack, lambda: self.predict(request, **settings), first_pass=True)
+
+    def record(self, max_calls: int | None = 1) -> AbstractContextManager[Trace]:
+        """Record every sublayer's input, output, queries, keys, values and weights, by name: `model.trace.record`."""
+        return record(self.module, max_calls)
+
+    def ablate(
+        self,
+        *names: str,
+        heads: Sequence[int] | None = None,
+        edges: Rule | None = None,
+        memory_edges: Rule | None = None,
+    ) -> AbstractContextManager[None]:
+        """Leave out heads, sublayers, blocks or edges inside a `with`: `model.intervention.ablate`."""
+        return ablate(self.module, *names, heads=heads, edges=edges, memory_edges=memory_edges)
+
+    def patch(
+        self,
+        trace: Trace,
+        *names: str,
+        nodes: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        side: Literal["input", "output"] = "output",
+    ) -> AbstractContextManager[None]:
+        """Put activations of a recorded run in the place of others inside a `with`: `model.intervention.patch`."""
+        return patch(self.module, trace, *names, nodes=nodes, heads=heads, side=side)
 
     @check_arguments
     def plot_attention(

@@ -61,6 +61,7 @@ from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import LONG_EXAMPLE, choose_examples, first_tokens, load_config_tokenizer
+from ._shared.text_lenses import lens_classify as lens  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
 MAX_POOLED = 1 << 28  # numbers of a frozen encoder's vectors that are kept: 1 GiB

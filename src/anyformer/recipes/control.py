@@ -57,6 +57,7 @@ from ..recipe import (
 )
 from ..training.config import TrainConfig
 from ._shared.presets import TINY_TRAIN, make_model_config
+from ._shared.row_lenses import lens_control as lens  # noqa: F401
 from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines, score_actions
 

@@ -62,6 +62,7 @@ from ._shared.mixtures import count_sources, score_by_source, tag_batch
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer, prepare_sources  # noqa: F401
+from ._shared.text_lenses import lens_masked as lens  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 

@@ -63,6 +63,7 @@ from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.row_lenses import lens_multimodal as lens  # noqa: F401
 from ._shared.sizes import Size, offer_sizes
 from ._shared.table_baselines import score_table, train_gradient_boosting
 from ._shared.table_modules import build_field_embedding, build_linear_path, count_outputs

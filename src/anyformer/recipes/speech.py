@@ -60,6 +60,7 @@ from ..recipe import (
     init_stream,
 )
 from ..training.config import TrainConfig
+from ._shared.media_lenses import lens_speech as lens  # noqa: F401
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import MAX_VOCAB_SIZE, N_EXAMPLES, VocabularyConfig, load_config_tokenizer

@@ -38,6 +38,7 @@ from ._shared.pairs import (  # noqa: F401
 )
 from ._shared.presets import MODERN, MUON, T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
+from ._shared.text_lenses import lens_translation as lens  # noqa: F401
 
 
 def build(config: Config) -> pairs.Translator:

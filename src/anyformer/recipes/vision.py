@@ -64,6 +64,7 @@ from ..recipe import (
 )
 from ..training.config import TrainConfig
 from ._shared.figures import draw_confusion
+from ._shared.media_lenses import lens_vision as lens  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines, score_gradients, score_majority

@@ -67,6 +67,7 @@ from ...recipe import (
     Figure,
     Graph,
     GraphInput,
+    LensView,
     SizeOption,
     StreamState,
     advance_stream,
@@ -77,6 +78,7 @@ from .._shared.sizes import Size, offer_sizes
 from .._shared.trivial_baselines import Baselines
 from .config import Config, example_input, load_dataset, load_facts, read_rows, split_names, transform_dataset
 from .forecaster import Forecaster, Refitted, call_model, pinball, select_origins, start_linear, to_tensors
+from .series_lens import view_series
 
 FIGURE_SERIES = 3
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of what was trained, beside the linear start
@@ -331,6 +333,11 @@ def read_inputs(config: Config, inputs: Any) -> Iterator[tuple[dict[str, Any], S
         raise InputError(f"this model reads the columns {names} too: give it a table and not a list of numbers")
     else:
         yield {}, read_lists(inputs)
+
+
+def lens(model: Forecaster, request: dict[str, Any]) -> LensView:
+    """Show the patches of a series, by default of the example in the training data."""
+    return view_series(model, request, read_inputs)
 
 
 # --- figures ---
