@@ -300,6 +300,29 @@ def test_files_are_copied_as_parts_of_a_form(page: Any, tmp_path: Path):
     assert json.loads(process.stdout) == answer
 
 
+# --- the lens ---
+
+
+def test_the_lens_is_one_click_away(page: Any):
+    """It runs its own scripts, in a frame that is a stranger to the page."""
+    open_model(page, "tagging")
+    page.get_by_role("button", name="Look inside").click()
+    frame = page.frame_locator("dialog.lens iframe")
+    frame.get_by_role("heading", name="Inside tagging").wait_for()
+    assert frame.locator("#layer-text").inner_text() == "2 of 2"
+    inner = page.frames[1]
+    assert inner.evaluate("() => window.origin") == "null"
+    assert (
+        inner.evaluate("() => { try { return parent.document.title; } catch (error) { return error.name; } }")
+        == "SecurityError"
+    )
+    page.get_by_role("button", name="Close").click()
+    assert page.locator("dialog").count() == 1  # the one that asks for a key
+    for name, tab in (("mlp", 0), ("classify", 1), ("control", 0)):
+        open_model(page, name, tab)
+        assert page.get_by_role("button", name="Look inside").count() == 0
+
+
 # --- for everybody ---
 
 

@@ -63,16 +63,6 @@ export async function* stream(path, body, signal) {
   }
 }
 
-/** Whether the server has a route: asked for with the wrong method, it says so (405) or knows nothing (404). */
-export async function hasRoute(path) {
-  const headers = getKey() ? { authorization: `Bearer ${getKey()}` } : {};
-  try {
-    return (await fetch(path, { method: "OPTIONS", headers })).status !== 404;
-  } catch {
-    return false;
-  }
-}
-
 /** A body with files: the fields as JSON in the part `request`, and a part for each file. */
 export function makeBody(fields, files) {
   if (!files.length) return fields;

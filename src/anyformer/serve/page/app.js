@@ -1,7 +1,7 @@
 // The page: which model, which task, its form, and what it answers.
 
 import { drawAnswer, drawText } from "./answers.js";
-import { ApiError, getJson, hasRoute, makeBody, makeCurl, makePython, send, setKey, stream } from "./api.js";
+import { ApiError, getJson, makeBody, makeCurl, makePython, send, setKey, stream } from "./api.js";
 import { makeChat } from "./chat.js";
 import { byId, format, h } from "./dom.js";
 import { makeField } from "./fields.js";
@@ -11,6 +11,8 @@ import { makeInput } from "./inputs.js";
 const COMPLETION_NAMES = { tokens: "max_tokens", samples: "n" };
 const ALWAYS_SENT = ["tokens", "temperature", "seed"]; // there the defaults of that format differ from the recipe's
 const UNSHOWN = ["logprobs", "echo", "tools", "logit_bias"]; // change what is answered, not what is seen
+
+const UNSEEN = ["texts", "goal", "messages"]; // the lens shows one answer to one input
 
 let running = null; // the controller of the answer that is being written
 
@@ -68,7 +70,6 @@ async function openModel(name) {
   running?.abort();
   const schema = await withKey(() => getJson(`v1/describe?model=${encodeURIComponent(name)}`));
   document.title = `${name} · anyformer`;
-  const canLook = await hasRoute("v1/lens");
   const body = h("div", { class: "task" });
   const tabs = h("div", { class: "tabs", role: "tablist", hidden: schema["x-tasks"].length < 2 });
   const choose = (index) => {
@@ -78,7 +79,7 @@ async function openModel(name) {
       tab.tabIndex = i === index ? 0 : -1;
     });
     const task = schema["x-tasks"][index];
-    body.replaceChildren(task.kind === "messages" ? makeChatTask(name, schema, task) : makeTask(name, schema, task, canLook));
+    body.replaceChildren(task.kind === "messages" ? makeChatTask(name, schema, task) : makeTask(name, schema, task));
   };
   schema["x-tasks"].forEach((task, i) => tabs.append(h("button", { type: "button", role: "tab", onclick: () => choose(i) }, task.title)));
   tabs.addEventListener("keydown", (event) => {
@@ -143,7 +144,7 @@ function makeRequest(name, task, input, settings) {
 
 // --- a form and its answer ---
 
-function makeTask(name, schema, task, canLook) {
+function makeTask(name, schema, task) {
   const output = h("div", { class: "answer", "aria-live": "polite", "aria-atomic": "false" }, h("p", { class: "empty" }, "The answer appears here."));
   const note = h("p", { class: "quiet facts" });
   const result = h("section", { class: "result", "aria-label": "Answer" }, output, note);
@@ -153,7 +154,7 @@ function makeTask(name, schema, task, canLook) {
   const submit = () => answer(name, task, makeRequest(name, task, input, settings), output, note);
   const isMedia = ["image", "sound"].includes(task.kind);
   const input = makeInput(task, schema.properties[task.field], () => isMedia && form.requestSubmit(), makeListener(name, task, output));
-  const lens = h("button", { type: "button", hidden: !canLook, onclick: () => openLens(name, task, input, lens).catch((error) => showError(output, error)) }, "Look inside");
+  const lens = h("button", { type: "button", hidden: !schema.lens || UNSEEN.includes(task.kind), onclick: () => openLens(name, task, input, lens).catch((error) => showError(output, error)) }, "Look inside");
   const form = h("form", { class: "card", novalidate: true }, input.element, settings.front,
     makeExamples(task, input, () => form.requestSubmit(), isMedia && (() => answer(name, task, exampleRequest(name, task), output, note))),
     settings.back, h("p", { class: "actions" }, run, cancel, h("span", { class: "grow" }), lens, makeCopy(() => makeRequest(name, task, input, settings))));
@@ -296,17 +297,16 @@ function showSnippet(text) {
   dialog.showModal();
 }
 
-/** Show the lens on what is in the form, in a frame that can do nothing to this page. */
+/** Show the lens on what is in the form. It is a document of its own, in a frame that can do nothing to this page. */
 async function openLens(name, task, input, button) {
   const { value, files } = input.read();
   button.disabled = true;
+  document.body.classList.add("busy");
   try {
     const body = makeBody({ model: name, ...(value === undefined ? {} : { input: value }) }, files);
     const response = await withKey(() => send("v1/lens", body));
-    const frame = h("iframe", { sandbox: "allow-scripts", title: `Inside ${name}` });
-    const address = response.headers.get("location");
-    if (address) frame.src = address;
-    else frame.srcdoc = await response.text();
+    response.body.cancel(); // it is read by the frame
+    const frame = h("iframe", { sandbox: "allow-scripts", title: `Inside ${name}`, src: response.headers.get("location") });
     const dialog = h("dialog", { class: "lens", "aria-label": `Inside ${name}` },
       h("form", { method: "dialog" }, h("button", { class: "close" }, "Close")), frame);
     dialog.addEventListener("close", () => dialog.remove());
@@ -314,6 +314,7 @@ async function openLens(name, task, input, button) {
     dialog.showModal();
   } finally {
     button.disabled = false;
+    document.body.classList.remove("busy");
   }
 }
 
