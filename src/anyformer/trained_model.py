@@ -47,6 +47,7 @@ class Model:
     def __init__(self, recipe: Recipe, config: Any, module: nn.Module, state: dict[str, Any], path: Path):
         self.recipe, self.name = recipe, recipe_loading.recipe_name(recipe)
         self.config, self.module, self.path = config, module.eval(), path
+        self.n_parameters = sum(parameter.numel() for parameter in module.parameters())  # quantized or not
         self.step: int = state["step"]
         self.stream_state: StreamState = state.get("stream_state") or {}  # the position in the training data
         self.missing_keys: list[str] = state.get("missing_keys") or []  # of a public checkpoint: random until trained
@@ -215,10 +216,6 @@ class Model:
     def plot_history(self, *metrics: str, axes: Any = None) -> Any:
         """Plot the loss of the model's training, or other metrics, and return the matplotlib Figure."""
         return self.run.plot(*metrics, axes=axes)
-
-    @property
-    def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.module.parameters())
 
     @property
     def run_path(self) -> Path:
