@@ -39,7 +39,7 @@ EXTREMES: tuple[Any, ...] = (
     -float("inf"),
 )  # fmt: skip
 SENSIBLE: tuple[Any, ...] = (1, 2, 3, 7, 64, 0.1, 0.999, 1e-6)
-UNCHECKED = ("sample",)
+UNCHECKED = ("sample", "chat")
 """Verbs that hand their values on to a request, where they are checked."""
 CONTAINERS: tuple[Any, ...] = (
     {1: 2}, {None: 1}, {"a": {"b": {}}}, {"input": {"input": "a"}}, (1, 2), {1, 2}, b"a", object(), 1j, range(3), print,

@@ -19,7 +19,8 @@ import torch
 from anyformer.data.tokenizers import build as tok
 from anyformer.recipe_loading import load_recipe
 from anyformer.serve.app import build_app
-from anyformer.serve.models import ModelSet, ServedModel, ServerOptions
+from anyformer.serve.models import ModelSet, ServedModel
+from anyformer.serve.options import ServerOptions
 from anyformer.serve.server import Server, bind_socket
 from anyformer.trained_model import Model
 from data_kit import SAMPLE, SMALL_DATA
@@ -48,16 +49,16 @@ def add_noise(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def build_chat_model(folder: Path, context: int = 64, seed: int = 0) -> Model:
+def build_chat_model(folder: Path, context: int = 64, template: str = TEMPLATE) -> Model:
     """Build a small language model of subwords with a chat template. Its text is noise, and never ends by itself."""
     from anyformer.recipes._shared.language import LanguageModel
 
     recipe = load_recipe("language")
     config: Any = recipe.PRESETS["tiny"]
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, context=context))
-    files = {"tokenizer_config.json": json.dumps({"chat_template": TEMPLATE})}
+    files = {"tokenizer_config.json": json.dumps({"chat_template": template} if template else {})}
     tokenizer = tok.Subwords(tok.train_bpe([SAMPLE], 300).to_json(), files)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     return Model(recipe, config, add_noise(LanguageModel(config, tokenizer)), {"step": 0}, folder)
 
 

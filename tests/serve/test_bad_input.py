@@ -58,8 +58,8 @@ def test_a_port_in_use(server: RunningServer, run_once: Path):
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--port", "70000"], ["port is 70000", "at most 65535"]),
-        (["--max-concurrent", "0"], ["max_concurrent is 0", "at least 1"]),
+        (["--port", "70000"], ["--port is 70000", "at most 65535"]),
+        (["--max-concurrent", "0"], ["--max-concurrent is 0", "at least 1"]),
         (["--timeout", "nan"], ["--timeout", "finite"]),
         (["--api-key", " "], ["API key must be printable"]),
         (["--api-key", "a", "--api-key-file", "b"], ["exclude each other"]),

@@ -24,6 +24,7 @@ VERBS = {
     "detect": "say what your data are, and which recipe trains on them",
     "shard": "turn texts larger than a machine into shards of tokens",
     "sample": "continue a prompt with a trained language model",
+    "chat": "a conversation with a language model in the terminal",
     "predict": "ask a trained model of any recipe",
     "embed": "turn texts into vectors",
     "rollout": "play episodes in an environment, to learn from",

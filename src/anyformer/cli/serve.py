@@ -7,6 +7,7 @@ from typing import Annotated
 
 from ..data.io.checks import read_text
 from ..errors import InputError
+from ..serve.options import ServerOptions
 from .flags import POSITIONAL, REPEATABLE, DeviceFlag, RecipeFlag, WeightsFlag
 
 KEY_VARIABLE = "ANYFORMER_API_KEY"
@@ -43,6 +44,13 @@ class Command:
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
 
+    def __post_init__(self) -> None:
+        self.settings(self.api_key)
+
+    def settings(self, key: str | None) -> ServerOptions:
+        names = ("host", "port", "max_concurrent", "max_queue", "max_tokens", "timeout", "cors_origin")
+        return ServerOptions(**{name: getattr(self, name) for name in names}, api_key=key)
+
 
 def run(options: Command) -> None:
     if not options.run:
@@ -53,11 +61,10 @@ def run(options: Command) -> None:
     for name in ("starlette", "uvicorn", "python_multipart"):
         import_optional(name, "serving needs starlette, uvicorn and python-multipart: pip install 'anyformer[serve]'")
     from ..serve.app import build_app
-    from ..serve.models import ServerOptions, load_models
+    from ..serve.models import load_models
     from ..serve.server import Server, bind_socket
 
-    fields = ("host", "port", "max_concurrent", "max_queue", "max_tokens", "timeout", "cors_origin")
-    settings = ServerOptions(**{name: getattr(options, name) for name in fields}, api_key=key)
+    settings = options.settings(key)
     listener = bind_socket(settings.host, settings.port)
     models = load_models(options.run, settings, device=options.device, weights=options.weights, recipe=options.recipe)
     host, port = listener.getsockname()[:2]

@@ -323,6 +323,8 @@ class Batcher:
         with self.condition:
             self.waiting = deque(row for row in self.waiting if row.ticket is not ticket)
         for row in [row for row in self.slots if row.ticket is ticket]:
+            if error is not None:
+                self.rows.erase(row.slot)
             self.remove(row)
         self.call(ticket.on_end, error)
 

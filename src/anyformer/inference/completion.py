@@ -247,6 +247,8 @@ def parse_request(request: dict[str, Any], tokenizer: Tokenizer) -> CompletionRe
 
 def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
     """Return the text that is shown of each prompt (of a chat, nothing) and its ids. Raises InputError."""
+    if (highest := max(request.biases[0], default=0)) >= tokenizer.vocab_size:
+        raise InputError(f"logit_bias names token {highest:,}; the vocabulary has {tokenizer.vocab_size:,}")
     if request.messages:
         ids = tokenizer.encode_parsing_special(tokenizer.apply_chat_template(request.messages, request.tools)).tolist()
         if not ids:

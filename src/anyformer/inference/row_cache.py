@@ -44,6 +44,10 @@ class Rows(Protocol):
         """Empty a row."""
         ...
 
+    def erase(self, row: int) -> None:
+        """Empty a row whose numbers are not finite: masked keys count nothing only if they are numbers."""
+        ...
+
     def pop(self) -> None:
         """Remove the last row."""
         ...
@@ -128,6 +132,11 @@ class SharedRows:
     def reset(self, row: int) -> None:
         self.lengths[row], self.view = 0, None
 
+    def erase(self, row: int) -> None:
+        self.reset(row)
+        for tensor in (tensor for kv in self.layers if kv is not None for tensor in kv):
+            tensor[row] = 0
+
     def pop(self) -> None:
         self.lengths.pop()
         self.view = None
@@ -182,6 +191,8 @@ class SeparateRows:
 
     def reset(self, row: int) -> None:
         self.caches[row].reset()
+
+    erase = reset
 
     def pop(self) -> None:
         self.caches.pop()

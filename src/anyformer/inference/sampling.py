@@ -162,8 +162,6 @@ class Sampler:
         params = self.params
         if params.logit_bias:
             ids, biases = params.biases
-            if max(ids) >= logits.shape[-1]:
-                raise InputError(f"logit_bias names token {max(ids):,}; the vocabulary has {logits.shape[-1]:,}")
             index, bias = torch.tensor(ids, device=logits.device), logits.new_tensor(biases)
             logits = logits.index_add(1, index, bias.expand(len(logits), -1))
         if params.repetition_penalty != 1:

@@ -25,8 +25,9 @@ from .gate import Gate, RequestRecord
 from .lenses import POLICY as LENS_POLICY
 from .lenses import LensPages
 from .metrics import Labels
-from .models import Completions, ModelSet, ServedModel, ServerOptions
+from .models import Completions, ModelSet, ServedModel
 from .openai_api import ChatBody, CompletionBody, EmbeddingBody, TranscriptionBody, limit_tokens, parse_body
+from .options import ServerOptions
 from .streaming import EventStream, Json, await_unless_gone
 from .uploads import hide_folder, read_body, read_json_body, unpack_files
 

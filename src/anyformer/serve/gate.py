@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from ..errors import InputError
 from .errors import ApiError, ClientGone, refuse_busy, refuse_input, refuse_late
 from .metrics import Metrics
-from .models import ServerOptions
+from .options import ServerOptions
 from .streaming import Json
 
 JSON_BYTES, FORM_BYTES = 16 << 20, 64 << 20  # of a body

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,11 @@ from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError, suggest
 from ..inference.batching import Batcher, Piece, QueueFullError, Ticket
 from ..inference.completion import CompletionRequest
-from ..parsing import check_range
 from ..recipe import SupportsCompletion, SupportsFileInput, SupportsTablePredict
 from ..trained_model import Model, load
 from .errors import ApiError, refuse_busy, refuse_input
+from .options import ServerOptions
 from .worker import Worker
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """What a server does, and how much of it at a time."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_key: str | None = None
-    max_concurrent: int = 32
-    """Completions that a model computes together."""
-    max_queue: int = 1000
-    """Completions, or other requests, that wait for a model."""
-    max_tokens: int = 4096
-    """The most new tokens of a completion."""
-    timeout: float = 600.0
-    """Seconds that an answer may take."""
-    cors_origin: tuple[str, ...] = ()
-    """Other pages that may use the server from a browser."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "port", at_least=0, at_most=65535)
-        check_range(self, "max_concurrent", at_least=1, at_most=4096)
-        check_range(self, "max_queue", at_least=0, at_most=1_000_000)
-        check_range(self, "max_tokens", at_least=1, at_most=10_000_000)
-        check_range(self, "timeout", at_least=0.01, at_most=1e6)
 
 
 class Completions:

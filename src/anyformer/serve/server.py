@@ -10,7 +10,7 @@ import uvicorn
 
 from ..errors import InputError
 from .gate import Gate, log
-from .models import ServerOptions
+from .options import ServerOptions
 
 DRAIN_SECONDS = 0.05  # between two looks
 CLOSE_SECONDS = 2  # for connections, after the last answer

@@ -41,6 +41,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` can render messages."""
         return False
 
     def encode(self, text: Any) -> np.ndarray:
