@@ -202,5 +202,6 @@ def test_examples_of_the_run_come_first(run: Path):
     request = Examples({"input": ["one", "two"], "cut": True}).request
     task = add_examples(form, request).tasks[0]
     assert make_request(task, task.examples[1]) == {"input": "two", "cut": True}
-    assert add_examples(build_form("classify"), request).tasks[1].examples == (["one", "two"],)
+    texts = add_examples(build_form("classify"), {"input": ["one\n\nline", "x" * 99], "cut": True}).tasks[1]
+    assert texts.examples == (["one line", "x" * 80],) and make_request(texts, ["a"]) == {"embed": ["a"], "cut": True}
     assert add_examples(build_form("vision"), {"input": ["a.png"]}).tasks[0].examples == ()

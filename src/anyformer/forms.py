@@ -19,6 +19,7 @@ Output = Literal[
 ]  # fmt: skip
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_CHOICES = 1000  # of a field of a table that are listed
+MAX_LINE = 80  # characters of an example among several
 KEYWORDS = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maximum", "below": "exclusiveMaximum"}
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", types.NoneType: "null"}
 
@@ -90,7 +91,8 @@ def add_examples(form: Form, request: Mapping[str, Any]) -> Form:
 
     def update(task: Task) -> Task:
         if task.kind == "texts" and all(isinstance(text, str) for text in inputs):
-            return dataclasses.replace(task, examples=(inputs,))
+            lines = [" ".join(text.split())[:MAX_LINE] for text in inputs]  # of a list in a form
+            return dataclasses.replace(task, examples=(lines,), settings={**task.settings, **settings})
         if task.field != "input" or task.kind not in ("text", "row", "json"):
             return task
         return dataclasses.replace(task, examples=tuple(inputs), settings={**task.settings, **settings})

@@ -99,8 +99,10 @@ function drawTranslation(result) {
   } else {
     const chips = (names) => names.map((name) => h("span", { class: "token", tabindex: 0 }, name));
     const [columns, rows] = [chips(alignment.columns), chips(alignment.rows)];
+    const isEnd = (chip) => chip.textContent === "·" && !chip.nextSibling; // of the text, drawn in the matrix alone
     source.append(...columns);
     target.append(...rows);
+    for (const chip of [columns.at(-1), rows.at(-1)]) if (chip && isEnd(chip)) chip.remove();
     const light = (row) => columns.forEach((chip, i) => chip.style.setProperty("--weight", row == null ? 0 : alignment.weights[row][i]));
     rows.forEach((chip, i) => {
       for (const event of ["pointerenter", "focus"]) chip.addEventListener(event, () => light(i));

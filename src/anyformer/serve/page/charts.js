@@ -2,6 +2,9 @@
 
 import { format, h, percent, svg } from "./dom.js";
 
+/** Units of a drawing are about pixels, so that its words can be read on a phone too. */
+const plotWidth = () => Math.min(560, innerWidth - 70);
+
 /** Names with shares as bars, the first ones of many. */
 export function drawBars(pairs, { limit = 10, label = percent } = {}) {
   const shown = pairs.slice(0, limit);
@@ -25,12 +28,12 @@ export function drawBars(pairs, { limit = 10, label = percent } = {}) {
 
 /** A matrix of shares with names on both sides; `say` puts a cell into words. */
 export function drawMatrix(values, rows, columns, say, point = () => {}) {
-  const cell = Math.max(14, Math.min(34, 560 / Math.max(columns.length, 1)));
   const longest = (names) => Math.min(24, Math.max(...names.map((name) => name.length), 1));
   const left = 10 + 8 * longest(rows);
+  const cell = Math.max(14, Math.min(34, (plotWidth() - left - 40) / Math.max(columns.length, 1)));
   const top = longest(columns) <= 2 ? 24 : 12 + 6 * longest(columns);
   const width = left + cell * columns.length + (longest(columns) <= 2 ? 4 : 40);
-  const picture = svg("svg", { class: columns.length > 40 ? "matrix large" : "matrix", viewBox: `0 0 ${width} ${top + cell * rows.length + 4}`, width, role: "img" });
+  const picture = svg("svg", { class: width > plotWidth() ? "matrix large" : "matrix", viewBox: `0 0 ${width} ${top + cell * rows.length + 4}`, width, role: "img" });
   const readout = h("p", { class: "quiet readout", "aria-live": "off" }, " ");
   const highest = Math.max(...values.flat(), 1e-9); // the darkest cell
   const shown = (name) => (name.trim() ? name : "␣").slice(0, 24);
@@ -54,9 +57,6 @@ export function drawMatrix(values, rows, columns, say, point = () => {}) {
   picture.setAttribute("aria-label", `${rows.length} by ${columns.length} weights`);
   return h("div", { class: "scroll" }, picture, readout);
 }
-
-/** Units of a drawing are about pixels, so that its words can be read on a phone too. */
-const plotWidth = () => Math.min(560, innerWidth - 70);
 
 const niceStep = (span, count) => {
   const rough = span / count;
