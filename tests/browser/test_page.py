@@ -244,9 +244,12 @@ def test_a_key_is_asked_for_until_it_is_right(browser: Any, models: dict[str, Mo
         context.add_init_script(RECORD_FETCH)
         page = context.new_page()
         page.goto("/")
+        page.get_by_label("API key").wait_for()
+        assert not page.locator("#key-wrong").is_visible()
         for key in ("wrong", "open-sesame"):
             page.get_by_label("API key").fill(key)
             page.get_by_label("API key").press("Enter")
+            page.locator("#key-wrong, h1:text-is('tagger')").locator("visible=true").wait_for()
         run(page)
         assert page.evaluate("() => [sessionStorage.length, localStorage.length]") == [1, 0]
         assert page.locator("#models").is_hidden()  # of a single model there is nothing to choose
@@ -317,7 +320,7 @@ def test_the_lens_is_one_click_away(page: Any):
         == "SecurityError"
     )
     page.get_by_role("button", name="Close").click()
-    assert page.locator("dialog").count() == 1  # the one that asks for a key
+    page.locator("dialog.lens").wait_for(state="detached")
     for name, tab in (("mlp", 0), ("classify", 1), ("control", 0)):
         open_model(page, name, tab)
         assert page.get_by_role("button", name="Look inside").count() == 0

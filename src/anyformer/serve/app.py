@@ -110,7 +110,7 @@ class Service:
         model = self.find(request, request.query_params.get("model"))
         facts = {name: value for name, value in model.model.describe().items() if name != "data"}  # may be a path
         facts |= {"model": model.name, "lens": isinstance(model.model.recipe, SupportsLens)}
-        return Json(facts | model.model.describe_request())
+        return Json(facts | await asyncio.to_thread(model.model.describe_request))
 
     def find(self, request: Request, name: Any) -> ServedModel:
         model = self.models.find(name)

@@ -1,7 +1,7 @@
 // The page: which model, which task, its form, and what it answers.
 
 import { drawAnswer, drawText } from "./answers.js";
-import { ApiError, getJson, makeBody, makeCurl, makePython, send, setKey, stream } from "./api.js";
+import { ApiError, getJson, getKey, makeBody, makeCurl, makePython, send, setKey, stream } from "./api.js";
 import { makeChat } from "./chat.js";
 import { byId, format, h } from "./dom.js";
 import { makeField } from "./fields.js";
@@ -32,6 +32,7 @@ export async function withKey(action) {
 
 function askForKey() {
   const dialog = byId("key-dialog");
+  byId("key-wrong").hidden = !getKey();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       setKey(byId("key").value.trim());
@@ -224,6 +225,7 @@ async function answer(name, task, request, output, note) {
       note.textContent = seconds();
     }
   } catch (error) {
+    if (running !== controller) return; // a newer answer has its place
     if (error.name === "AbortError") note.textContent = `stopped after ${seconds()}`;
     else showError(output, error);
   } finally {
@@ -263,7 +265,8 @@ function makeListener(name, task, output) {
     isAsking = true;
     try {
       const result = await getJson("v1/predict", makeBody({ model: name }, [[task.field, makeFile()]]));
-      output.replaceChildren(...drawAnswer(task.output, result));
+      const isRecording = document.querySelector("button[aria-pressed='true']"); // else the whole has been sent
+      if (isRecording) output.replaceChildren(...drawAnswer(task.output, result));
     } catch {
       // the next one, or the end of the recording, says what is wrong
     }
@@ -285,7 +288,7 @@ function makeCopy(getRequest) {
     }
     setTimeout(() => (button.textContent = button.dataset.name), 1500);
   };
-  const make = (label, format) => h("button", { type: "button", class: "link", "data-name": label, title: `Copy this request as ${label}`, onclick: (event) => copy(format)(event).catch(() => {}) }, label);
+  const make = (label, format) => h("button", { type: "button", class: "link", "data-name": label, title: `Copy this request as ${label}`, onclick: (event) => copy(format)(event).catch((error) => showSnippet(error.message)) }, label);
   return h("span", { class: "copy" }, h("span", { class: "quiet" }, "Copy as "), make("curl", makeCurl), make("Python", makePython));
 }
 

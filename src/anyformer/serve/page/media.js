@@ -2,6 +2,7 @@
 
 import { h, svg } from "./dom.js";
 
+const LIVE_SECONDS = 60; // of a recording that are sent again and again; a longer one is answered at its end
 const PEAKS = 240; // bars of a waveform
 const canCapture = () => Boolean(navigator.mediaDevices?.getUserMedia); // browsers allow it on https and localhost only
 
@@ -119,7 +120,7 @@ async function startRecording(update) {
   node.port.onmessage = ({ data }) => {
     blocks.push(data);
     count += data.length;
-    if (blocks.length % 8 === 0) update(findPeaks(join(blocks, count)), () => makeWav(join(blocks, count), context.sampleRate));
+    if (blocks.length % 8 === 0 && count < LIVE_SECONDS * context.sampleRate) update(findPeaks(join(blocks, count)), () => makeWav(join(blocks, count), context.sampleRate));
   };
   context.createMediaStreamSource(source).connect(node);
   return {
