@@ -40,30 +40,62 @@ export function drawText(prompt, text) {
   return h("p", { class: "text" }, h("span", { class: "quiet" }, prompt), h("span", { class: "new" }, text));
 }
 
-const headline = (text, note) => h("p", { class: "headline" }, h("span", { class: "big" }, text), note && h("span", { class: "quiet" }, note));
+const headline = (text, note) =>
+  h("p", { class: "headline" }, h("span", { class: "big" }, text), note && h("span", { class: "quiet" }, note));
 
 function drawClasses(result, name = "") {
   const title = typeof name === "string" && name ? h("h3", {}, name) : null;
-  return h("section", {}, title, headline(result.label, percent(result.probability)), truth(result), drawBars(ranked(result.probabilities)));
+  return h(
+    "section",
+    {},
+    title,
+    headline(result.label, percent(result.probability)),
+    truth(result),
+    drawBars(ranked(result.probabilities)),
+  );
 }
 
 /** The targets of a row: one, or several by their names. */
 function drawTargets(result) {
   if ("label" in result) return drawClasses(result);
   if ("value" in result) return drawNumber(result);
-  return h("div", {}, Object.entries(result).map(([name, part]) => ("label" in part ? drawClasses(part, name) : drawNumber(part, name))));
+  return h(
+    "div",
+    {},
+    Object.entries(result).map(([name, part]) => ("label" in part ? drawClasses(part, name) : drawNumber(part, name))),
+  );
 }
 
 function drawNumber(result, name = "") {
-  const intervals = Object.entries(result.interval ?? {}).map(([share, [low, high]]) => h("li", {}, `${share} between ${format(low)} and ${format(high)}`));
-  return h("section", {}, typeof name === "string" && name ? h("h3", {}, name) : null, headline(format(result.value)), truth(result), h("ul", { class: "plain quiet" }, intervals));
+  const intervals = Object.entries(result.interval ?? {}).map(([share, [low, high]]) =>
+    h("li", {}, `${share} between ${format(low)} and ${format(high)}`),
+  );
+  return h(
+    "section",
+    {},
+    typeof name === "string" && name ? h("h3", {}, name) : null,
+    headline(format(result.value)),
+    truth(result),
+    h("ul", { class: "plain quiet" }, intervals),
+  );
 }
 
 function drawMasks(result) {
-  const masks = result.masks.map((ranks, i) => h("section", {}, h("h3", {}, result.masks.length > 1 ? `Place ${i + 1}` : "Candidates"),
-    drawBars(ranks.map(({ token, probability }) => [token, probability]))));
+  const masks = result.masks.map((ranks, i) =>
+    h(
+      "section",
+      {},
+      h("h3", {}, result.masks.length > 1 ? `Place ${i + 1}` : "Candidates"),
+      drawBars(ranks.map(({ token, probability }) => [token, probability])),
+    ),
+  );
   const fills = result.masks.map((ranks) => ranks[0].token);
-  return h("div", {}, h("p", { class: "text" }, markFills(result.input.split("[MASK]"), fills, result.text)), h("div", { class: "columns" }, masks));
+  return h(
+    "div",
+    {},
+    h("p", { class: "text" }, markFills(result.input.split("[MASK]"), fills, result.text)),
+    h("div", { class: "columns" }, masks),
+  );
 }
 
 /** A text with what was filled in marked; as it is, where the pieces are not found in it (a tokenizer adds spaces). */
@@ -80,12 +112,19 @@ function drawGaps(result) {
 /** Words in the color of their tag; B-X and I-X are parts of one span. */
 function drawTags(result) {
   const kinds = [...new Set(result.words.map((word) => word.tag.replace(/^[BI]-/, "")))].filter((tag) => tag !== "O");
-  const words = result.words.map(({ word, tag, probability }) => {
+  const spans = [];
+  for (const { word, tag, probability } of result.words) {
     const kind = tag.replace(/^[BI]-/, "");
-    const css = kind === "O" ? "word" : `word tag c${kinds.indexOf(kind) % 5}${tag.startsWith("I-") ? " inside" : ""}`;
-    return [h("span", { class: css, title: `${tag}, ${percent(probability)}` }, word, kind !== "O" && !tag.startsWith("I-") ? h("small", {}, kind) : null), " "];
+    if (!tag.startsWith("I-") || spans.at(-1)?.kind !== kind) spans.push({ kind, words: [], facts: [] });
+    spans.at(-1).words.push(word);
+    spans.at(-1).facts.push(`${word}: ${tag}, ${percent(probability)}`);
+  }
+  const drawn = spans.flatMap(({ kind, words, facts }) => {
+    if (kind === "O") return [words[0], " "];
+    const css = `tag c${kinds.indexOf(kind) % 5}`;
+    return [h("span", { class: css, title: facts.join("\n") }, words.join(" "), h("small", {}, kind)), " "];
   });
-  return h("div", {}, h("p", { class: "text tagged" }, words.flat()));
+  return h("div", {}, h("p", { class: "text tagged" }, drawn));
 }
 
 function drawTranslation(result) {
@@ -103,39 +142,66 @@ function drawTranslation(result) {
     source.append(...columns);
     target.append(...rows);
     for (const chip of [columns.at(-1), rows.at(-1)]) if (chip && isEnd(chip)) chip.remove();
-    const light = (row) => columns.forEach((chip, i) => chip.style.setProperty("--weight", row == null ? 0 : alignment.weights[row][i]));
+    const light = (row) =>
+      columns.forEach((chip, i) => chip.style.setProperty("--weight", row == null ? 0 : alignment.weights[row][i]));
     rows.forEach((chip, i) => {
       for (const event of ["pointerenter", "focus"]) chip.addEventListener(event, () => light(i));
       for (const event of ["pointerleave", "blur"]) chip.addEventListener(event, () => light(null));
     });
     const say = (y, x, weight) => `${alignment.rows[y]} reads ${percent(weight)} from ${alignment.columns[x]}`;
-    parts.push(h("h3", {}, "Alignment"), h("p", { class: "quiet" }, "What each word of the translation (a row) reads of the source."),
-      drawMatrix(alignment.weights, alignment.rows, alignment.columns, say));
+    parts.push(
+      h("h3", {}, "Alignment"),
+      h("p", { class: "quiet" }, "What each word of the translation (a row) reads of the source."),
+      drawMatrix(alignment.weights, alignment.rows, alignment.columns, say),
+    );
   }
-  const others = (result.candidates ?? []).slice(1).map((other) => h("li", {}, other.text, h("span", { class: "quiet" }, ` ${format(other.score)}`)));
+  const others = (result.candidates ?? [])
+    .slice(1)
+    .map((other) => h("li", {}, other.text, h("span", { class: "quiet" }, ` ${format(other.score)}`)));
   if (others.length) parts.splice(2, 0, h("h3", {}, "Others"), h("ol", { start: 2 }, others));
   return h("div", {}, parts);
 }
 
 function drawTranscript(result) {
-  return h("div", {}, h("p", { class: "text" }, result.text || "—"), h("p", { class: "quiet" }, `${format(result.seconds)} seconds of sound`));
+  return h(
+    "div",
+    {},
+    h("p", { class: "text" }, result.text || "—"),
+    h("p", { class: "quiet" }, `${format(result.seconds)} seconds of sound`),
+  );
 }
 
 function drawSimilarity(answer, texts) {
   const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
   const { vectors } = answer;
   const values = vectors.map((a) => vectors.map((b) => dot(a, b)));
-  const pairs = vectors.flatMap((_, i) => vectors.slice(0, i).map((_, j) => [values[i][j], j, i])).sort((a, b) => b[0] - a[0]);
+  const pairs = vectors
+    .flatMap((_, i) => vectors.slice(0, i).map((_, j) => [values[i][j], j, i]))
+    .sort((a, b) => b[0] - a[0]);
   const words = (text) => (text.length > 22 ? `${text.slice(0, 21)}…` : text);
-  const best = pairs[0] ? headline(format(pairs[0][0]), `“${words(texts[pairs[0][1]])}” and “${words(texts[pairs[0][2]])}” are closest`) : null;
+  const best = pairs[0]
+    ? headline(format(pairs[0][0]), `“${words(texts[pairs[0][1]])}” and “${words(texts[pairs[0][2]])}” are closest`)
+    : null;
   const names = texts.map(words);
-  return [h("div", {}, best, drawMatrix(values, names, names, (y, x, value) => `${names[y]} · ${names[x]}: ${format(value)}`),
-    h("p", { class: "quiet" }, `cosine of vectors of ${vectors[0]?.length ?? 0} numbers`))];
+  return [
+    h(
+      "div",
+      {},
+      best,
+      drawMatrix(values, names, names, (y, x, value) => `${names[y]} · ${names[x]}: ${format(value)}`),
+      h("p", { class: "quiet" }, `cosine of vectors of ${vectors[0]?.length ?? 0} numbers`),
+    ),
+  ];
 }
 
 function drawSeries(result, asked) {
-  return h("section", {}, h("h3", {}, result.series), drawForecast(result, findPast(asked, result.series)),
-    h("details", {}, h("summary", {}, "As a table"), drawTable(result)));
+  return h(
+    "section",
+    {},
+    h("h3", {}, result.series),
+    drawForecast(result, findPast(asked, result.series)),
+    h("details", {}, h("summary", {}, "As a table"), drawTable(result)),
+  );
 }
 
 /** The numbers of the series before the forecast, as far as the request holds them. */
@@ -149,8 +215,15 @@ function findPast(asked, name) {
 
 function drawTable(result) {
   const levels = Object.keys(result.quantiles);
-  const rows = result.median.map((median, i) => h("tr", {}, h("th", { scope: "row" }, String((result.times ?? result.steps)[i])),
-    h("td", {}, format(median)), levels.map((level) => h("td", {}, format(result.quantiles[level][i])))));
+  const rows = result.median.map((median, i) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, String((result.times ?? result.steps)[i])),
+      h("td", {}, format(median)),
+      levels.map((level) => h("td", {}, format(result.quantiles[level][i]))),
+    ),
+  );
   const head = ["", "median", ...levels].map((name) => h("th", { scope: "col" }, name));
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)));
 }
@@ -163,7 +236,14 @@ function drawAction(result) {
 
 /** The returns of some episodes beside the one to reach, and the first of them as it plays. */
 function drawReturns(result) {
-  const mean = result.episodes > 1 ? `mean of ${result.episodes} episodes, ${format(result.low)} to ${format(result.high)}` : "one episode";
-  return h("section", {}, headline(format(result.achieved), `reached of ${format(result.wanted)} · ${mean}`),
-    result.trace ? drawEpisode(result) : null);
+  const mean =
+    result.episodes > 1
+      ? `mean of ${result.episodes} episodes, ${format(result.low)} to ${format(result.high)}`
+      : "one episode";
+  return h(
+    "section",
+    {},
+    headline(format(result.achieved), `reached of ${format(result.wanted)} · ${mean}`),
+    result.trace ? drawEpisode(result) : null,
+  );
 }

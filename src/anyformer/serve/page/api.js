@@ -96,7 +96,9 @@ function toPython(value) {
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${value.map(toPython).join(", ")}]`;
   if (typeof value !== "object") return JSON.stringify(value);
-  return `{${Object.entries(value).map(([name, part]) => `${JSON.stringify(name)}: ${toPython(part)}`).join(", ")}}`;
+  return `{${Object.entries(value)
+    .map(([name, part]) => `${JSON.stringify(name)}: ${toPython(part)}`)
+    .join(", ")}}`;
 }
 
 const EXTRA = ["top_k", "min_p", "repetition_penalty", "keep"]; // fields that the package openai does not know
@@ -113,20 +115,33 @@ export function makePython({ path, fields, files, isStream }) {
     const show = call === "completions" ? "answer.choices[0].text" : "answer.choices[0].message.content";
     return [
       ...(getKey() ? ["import os", ""] : []),
-      "from openai import OpenAI", "",
+      "from openai import OpenAI",
+      "",
       `client = OpenAI(base_url=${JSON.stringify(base)}, api_key=${key})`,
-      `answer = client.${call}.create(`, ...lines, ")", `print(${show})`,
+      `answer = client.${call}.create(`,
+      ...lines,
+      ")",
+      `print(${show})`,
     ].join("\n");
   }
   const parts = [JSON.stringify(address(path))];
   if (files.length) {
     parts.push(`data={"request": json.dumps(${toPython(fields)})}`);
-    parts.push(`files={${files.map(([part, file]) => `${JSON.stringify(part)}: open(${JSON.stringify(file.name)}, "rb")`).join(", ")}}`);
+    parts.push(
+      `files={${files.map(([part, file]) => `${JSON.stringify(part)}: open(${JSON.stringify(file.name)}, "rb")`).join(", ")}}`,
+    );
   } else {
     parts.push(`json=${toPython(fields)}`);
   }
   if (getKey()) parts.push(`headers={"Authorization": f"Bearer {${key.replaceAll('"', "'")}}"}`);
   const imports = [...(files.length ? ["import json"] : []), ...(getKey() ? ["import os"] : [])];
-  return [...imports, ...(imports.length ? [""] : []), "import requests", "",
-    `answer = requests.post(\n    ${parts.join(",\n    ")},\n)`, "answer.raise_for_status()", "print(answer.json())"].join("\n");
+  return [
+    ...imports,
+    ...(imports.length ? [""] : []),
+    "import requests",
+    "",
+    `answer = requests.post(\n    ${parts.join(",\n    ")},\n)`,
+    "answer.raise_for_status()",
+    "print(answer.json())",
+  ].join("\n");
 }

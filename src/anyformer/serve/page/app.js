@@ -34,11 +34,15 @@ function askForKey() {
   const dialog = byId("key-dialog");
   byId("key-wrong").hidden = !getKey();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
-      setKey(byId("key").value.trim());
-      byId("key").value = "";
-      resolve();
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        setKey(byId("key").value.trim());
+        byId("key").value = "";
+        resolve();
+      },
+      { once: true },
+    );
     if (!dialog.open) dialog.showModal();
   });
 }
@@ -82,11 +86,14 @@ async function openModel(name) {
     const task = schema["x-tasks"][index];
     body.replaceChildren(task.kind === "messages" ? makeChatTask(name, schema, task) : makeTask(name, schema, task));
   };
-  schema["x-tasks"].forEach((task, i) => tabs.append(h("button", { type: "button", role: "tab", onclick: () => choose(i) }, task.title)));
+  schema["x-tasks"].forEach((task, i) =>
+    tabs.append(h("button", { type: "button", role: "tab", onclick: () => choose(i) }, task.title)),
+  );
   tabs.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const next = ([...tabs.children].indexOf(document.activeElement) + step + tabs.children.length) % tabs.children.length;
+    const next =
+      ([...tabs.children].indexOf(document.activeElement) + step + tabs.children.length) % tabs.children.length;
     choose(next);
     tabs.children[next].focus();
   });
@@ -97,7 +104,14 @@ async function openModel(name) {
 
 function describeModel({ recipe, parameters, step, val_loss: loss }) {
   const size = parameters > 1e6 ? `${format(parameters / 1e6)} M` : format(parameters);
-  return [recipe, `${size} parameters`, step && `${format(step)} steps`, loss != null && `validation loss ${format(loss)}`].filter(Boolean).join(" · ");
+  return [
+    recipe,
+    `${size} parameters`,
+    step && `${format(step)} steps`,
+    loss != null && `validation loss ${format(loss)}`,
+  ]
+    .filter(Boolean)
+    .join(" · ");
 }
 
 // --- settings and requests ---
@@ -106,14 +120,28 @@ function describeModel({ recipe, parameters, step, val_loss: loss }) {
 function makeSettings(schema, task) {
   const properties = task.nested ? schema.properties[task.field].properties : schema.properties;
   const names = task.settings.filter((name) => !UNSHOWN.includes(name));
-  const fields = names.map((name) => makeField(properties[name], name, task.defaults[name] ?? properties[name].default));
+  const fields = names.map((name) =>
+    makeField(properties[name], name, task.defaults[name] ?? properties[name].default),
+  );
   const isFirst = (field) => task.kind === "goal" && "x-usual" in properties[field.name];
   const isUsual = (field) => "x-usual" in properties[field.name];
   const others = fields.filter((field) => !isFirst(field)).sort((a, b) => isUsual(b) - isUsual(a)); // those to play with
-  const front = h("div", { class: "grid" }, fields.filter(isFirst).map((field) => field.element));
+  const front = h(
+    "div",
+    { class: "grid" },
+    fields.filter(isFirst).map((field) => field.element),
+  );
   const isOpen = task.output === "completions" && task.kind === "prompt" && matchMedia("(min-width: 60rem)").matches;
-  const back = h("details", { class: "settings", hidden: !others.length, open: isOpen }, h("summary", {}, "Settings"),
-    h("div", { class: "grid" }, others.map((field) => field.element)));
+  const back = h(
+    "details",
+    { class: "settings", hidden: !others.length, open: isOpen },
+    h("summary", {}, "Settings"),
+    h(
+      "div",
+      { class: "grid" },
+      others.map((field) => field.element),
+    ),
+  );
   const read = (always = []) => {
     const values = {};
     for (const field of fields) {
@@ -128,7 +156,11 @@ function makeSettings(schema, task) {
 const formatTime = (ms) => (ms < 995 ? `${Math.round(ms)} ms` : `${format(ms / 1000)} s`);
 
 const toCompletion = (settings) =>
-  Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== null).map(([name, value]) => [COMPLETION_NAMES[name] ?? name, value]));
+  Object.fromEntries(
+    Object.entries(settings)
+      .filter(([, value]) => value !== null)
+      .map(([name, value]) => [COMPLETION_NAMES[name] ?? name, value]),
+  );
 
 /** What is sent for a task: {path, fields, files, isStream}. */
 function makeRequest(name, task, input, settings) {
@@ -146,7 +178,11 @@ function makeRequest(name, task, input, settings) {
 // --- a form and its answer ---
 
 function makeTask(name, schema, task) {
-  const output = h("div", { class: "answer", "aria-live": "polite", "aria-atomic": "false" }, h("p", { class: "empty" }, "The answer appears here."));
+  const output = h(
+    "div",
+    { class: "answer", "aria-live": "polite", "aria-atomic": "false" },
+    h("p", { class: "empty" }, "The answer appears here."),
+  );
   const note = h("p", { class: "quiet facts" });
   const result = h("section", { class: "result", "aria-label": "Answer" }, output, note);
   const settings = makeSettings(schema, task);
@@ -154,11 +190,43 @@ function makeTask(name, schema, task) {
   const cancel = h("button", { type: "button", class: "stop", hidden: true, onclick: () => running?.abort() }, "Stop");
   const submit = () => answer(name, task, makeRequest(name, task, input, settings), output, note);
   const isMedia = ["image", "sound"].includes(task.kind);
-  const input = makeInput(task, schema.properties[task.field], () => isMedia && form.requestSubmit(), makeListener(name, task, output));
-  const lens = h("button", { type: "button", hidden: !schema.lens || UNSEEN.includes(task.kind), onclick: () => openLens(name, task, input, lens).catch((error) => showError(output, error)) }, "Look inside");
-  const form = h("form", { class: "card", novalidate: true }, input.element, settings.front,
-    makeExamples(task, input, () => form.requestSubmit(), isMedia && (() => answer(name, task, exampleRequest(name, task), output, note))),
-    settings.back, h("p", { class: "actions" }, run, cancel, h("span", { class: "grow" }), lens, makeCopy(() => makeRequest(name, task, input, settings))));
+  const input = makeInput(
+    task,
+    schema.properties[task.field],
+    () => isMedia && form.requestSubmit(),
+    makeListener(name, task, output),
+  );
+  const lens = h(
+    "button",
+    {
+      type: "button",
+      hidden: !schema.lens || UNSEEN.includes(task.kind),
+      onclick: () => openLens(name, task, input, lens).catch((error) => showError(output, error)),
+    },
+    "Look inside",
+  );
+  const form = h(
+    "form",
+    { class: "card", novalidate: true },
+    input.element,
+    settings.front,
+    makeExamples(
+      task,
+      input,
+      () => form.requestSubmit(),
+      isMedia && (() => answer(name, task, exampleRequest(name, task), output, note)),
+    ),
+    settings.back,
+    h(
+      "p",
+      { class: "actions" },
+      run,
+      cancel,
+      h("span", { class: "grow" }),
+      lens,
+      makeCopy(() => makeRequest(name, task, input, settings)),
+    ),
+  );
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     run.disabled = true;
@@ -182,19 +250,33 @@ function makeTask(name, schema, task) {
 }
 
 /** A request without an input is answered with the examples that are kept with the model. */
-const exampleRequest = (name, task) => ({ path: "v1/predict", fields: { model: name, [task.field]: null }, files: [], isStream: false });
+const exampleRequest = (name, task) => ({
+  path: "v1/predict",
+  fields: { model: name, [task.field]: null },
+  files: [],
+  isStream: false,
+});
 
 /** Examples to choose from; of files, those that are kept with the model. */
 function makeExamples(task, input, submit, askForExamples) {
   const words = (value) => (typeof value === "string" ? value.trim() : "");
   const choices = task.examples.slice(0, 4);
-  const buttons = choices.map((value, i) => h("button", {
-    type: "button", class: "chip", onclick: () => {
-      input.fill(value);
-      submit();
-    },
-  }, words(value).slice(0, 60) || `Example ${i + 1}`));
-  if (askForExamples) buttons.push(h("button", { type: "button", class: "chip", onclick: askForExamples }, "Examples of the model"));
+  const buttons = choices.map((value, i) =>
+    h(
+      "button",
+      {
+        type: "button",
+        class: "chip",
+        onclick: () => {
+          input.fill(value);
+          submit();
+        },
+      },
+      words(value).slice(0, 60) || `Example ${i + 1}`,
+    ),
+  );
+  if (askForExamples)
+    buttons.push(h("button", { type: "button", class: "chip", onclick: askForExamples }, "Examples of the model"));
   const isWorth = askForExamples || choices.length > 1;
   return h("p", { class: "chips", hidden: !isWorth }, h("span", { class: "quiet" }, "Try "), buttons);
 }
@@ -288,13 +370,34 @@ function makeCopy(getRequest) {
     }
     setTimeout(() => (button.textContent = button.dataset.name), 1500);
   };
-  const make = (label, format) => h("button", { type: "button", class: "link", "data-name": label, title: `Copy this request as ${label}`, onclick: (event) => copy(format)(event).catch((error) => showSnippet(error.message)) }, label);
-  return h("span", { class: "copy" }, h("span", { class: "quiet" }, "Copy as "), make("curl", makeCurl), make("Python", makePython));
+  const make = (label, format) =>
+    h(
+      "button",
+      {
+        type: "button",
+        class: "link",
+        "data-name": label,
+        title: `Copy this request as ${label}`,
+        onclick: (event) => copy(format)(event).catch((error) => showSnippet(error.message)),
+      },
+      label,
+    );
+  return h(
+    "span",
+    { class: "copy" },
+    h("span", { class: "quiet" }, "Copy as "),
+    make("curl", makeCurl),
+    make("Python", makePython),
+  );
 }
 
 function showSnippet(text) {
-  const dialog = h("dialog", { class: "snippet" }, h("pre", { class: "code", tabindex: 0 }, text),
-    h("form", { method: "dialog" }, h("p", { class: "actions" }, h("button", { class: "primary" }, "Close"))));
+  const dialog = h(
+    "dialog",
+    { class: "snippet" },
+    h("pre", { class: "code", tabindex: 0 }, text),
+    h("form", { method: "dialog" }, h("p", { class: "actions" }, h("button", { class: "primary" }, "Close"))),
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
@@ -309,9 +412,17 @@ async function openLens(name, task, input, button) {
     const body = makeBody({ model: name, ...(value === undefined ? {} : { input: value }) }, files);
     const response = await withKey(() => send("v1/lens", body));
     response.body.cancel(); // it is read by the frame
-    const frame = h("iframe", { sandbox: "allow-scripts", title: `Inside ${name}`, src: response.headers.get("location") });
-    const dialog = h("dialog", { class: "lens", "aria-label": `Inside ${name}` },
-      h("form", { method: "dialog" }, h("button", { class: "close" }, "Close")), frame);
+    const frame = h("iframe", {
+      sandbox: "allow-scripts",
+      title: `Inside ${name}`,
+      src: response.headers.get("location"),
+    });
+    const dialog = h(
+      "dialog",
+      { class: "lens", "aria-label": `Inside ${name}` },
+      h("form", { method: "dialog" }, h("button", { class: "close" }, "Close")),
+      frame,
+    );
     dialog.addEventListener("close", () => dialog.remove());
     document.body.append(dialog);
     dialog.showModal();
@@ -326,7 +437,9 @@ async function openLens(name, task, input, button) {
 function makeChatTask(name, schema, task) {
   const settings = makeSettings(schema, task);
   const read = (messages) => ({
-    path: "v1/chat/completions", files: [], isStream: true,
+    path: "v1/chat/completions",
+    files: [],
+    isStream: true,
     fields: { model: name, messages, ...toCompletion(settings.read(ALWAYS_SENT)) },
   });
   const ask = async function* (messages) {
@@ -338,7 +451,12 @@ function makeChatTask(name, schema, task) {
     if (!first.done) yield first.value;
     yield* source;
   };
-  return makeChat(ask, () => running?.abort(), settings.back, (messages) => makeCopy(() => read(messages())));
+  return makeChat(
+    ask,
+    () => running?.abort(),
+    settings.back,
+    (messages) => makeCopy(() => read(messages())),
+  );
 }
 
 start().catch(showFailure);

@@ -10,13 +10,23 @@ export function makeChat(ask, stop, settings, makeCopy) {
   const id = newId("system");
   const system = h("textarea", { id, rows: 2, placeholder: "none" });
   settings.hidden = false;
-  settings.querySelector(".grid").prepend(h("div", { class: "field wide" }, h("label", { for: id, class: "name" }, "System message"), system));
+  settings
+    .querySelector(".grid")
+    .prepend(h("div", { class: "field wide" }, h("label", { for: id, class: "name" }, "System message"), system));
   const area = h("textarea", { rows: 2, "aria-label": "Your message", placeholder: "Your message" });
   const send = h("button", { type: "submit", class: "primary" }, "Send");
   const halt = h("button", { type: "button", class: "stop", hidden: true, onclick: stop }, "Stop");
   const fresh = h("button", { type: "button", class: "link" }, "New conversation");
   const all = () => (system.value.trim() ? [{ role: "system", content: system.value }, ...messages] : messages);
-  const say = (role, content) => log.appendChild(h("li", { class: role }, h("span", { class: "who" }, role === "user" ? "You" : "Model"), h("p", { class: "text" }, content))).lastChild;
+  const say = (role, content) =>
+    log.appendChild(
+      h(
+        "li",
+        { class: role },
+        h("span", { class: "who" }, role === "user" ? "You" : "Model"),
+        h("p", { class: "text" }, content),
+      ),
+    ).lastChild;
   fresh.addEventListener("click", () => {
     stop();
     messages.length = 0;
@@ -24,7 +34,13 @@ export function makeChat(ask, stop, settings, makeCopy) {
     area.focus();
   });
   const copy = makeCopy(() => (area.value.trim() ? [...all(), { role: "user", content: area.value.trim() }] : all()));
-  const form = h("form", { class: "card composer" }, area, h("p", { class: "actions" }, send, halt, fresh, h("span", { class: "grow" }), copy), settings);
+  const form = h(
+    "form",
+    { class: "card composer" },
+    area,
+    h("p", { class: "actions" }, send, halt, fresh, h("span", { class: "grow" }), copy),
+    settings,
+  );
   area.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();

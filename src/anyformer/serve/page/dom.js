@@ -31,4 +31,5 @@ export function format(value) {
   return value.toLocaleString("en", { maximumFractionDigits: size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 4 });
 }
 
-export const percent = (p) => `${(100 * p).toLocaleString("en", { maximumFractionDigits: p < 0.0995 || p > 0.995 ? 1 : 0 })} %`;
+export const percent = (p) =>
+  `${(100 * p).toLocaleString("en", { maximumFractionDigits: p < 0.0995 || p > 0.995 ? 1 : 0 })} %`;

@@ -39,18 +39,34 @@ function chooseControl(schema, value) {
 }
 
 function makeSelect(options, value) {
-  const input = h("select", {}, options.map((option) => h("option", { selected: option === value }, option)));
+  const input = h(
+    "select",
+    {},
+    options.map((option) => h("option", { selected: option === value }, option)),
+  );
   return { kind: "select", element: input, input, read: () => input.value, write: (x) => (input.value = x) };
 }
 
 function makeSwitch(value) {
   const input = h("input", { type: "checkbox", role: "switch", checked: value === true });
-  return { kind: "switch", element: input, input, read: () => input.checked, write: (x) => (input.checked = x === true) };
+  return {
+    kind: "switch",
+    element: input,
+    input,
+    read: () => input.checked,
+    write: (x) => (input.checked = x === true),
+  };
 }
 
 function makeText(value) {
   const input = h("input", { type: "text", value: value ?? "", placeholder: "none", autocomplete: "off" });
-  return { kind: "text", element: input, input, read: () => input.value || null, write: (x) => (input.value = x ?? "") };
+  return {
+    kind: "text",
+    element: input,
+    input,
+    read: () => input.value || null,
+    write: (x) => (input.value = x ?? ""),
+  };
 }
 
 function makeLines(value) {
@@ -58,7 +74,9 @@ function makeLines(value) {
   const input = h("textarea", { rows: 2, placeholder: "one a line", spellcheck: "false" });
   input.value = join(value);
   return {
-    kind: "text", element: input, input,
+    kind: "text",
+    element: input,
+    input,
     read: () => input.value.split("\n").filter((line) => line),
     write: (x) => (input.value = join(x)),
   };
@@ -87,8 +105,14 @@ function makeNumber(schema, names, value) {
   const highest = schema.maximum ?? schema.exclusiveMaximum;
   const usual = schema["x-usual"] ?? (highest - lowest <= 1 ? [Math.max(lowest, 0), highest] : null);
   const input = h("input", {
-    type: "number", step: isWhole ? 1 : "any", min: lowest, max: highest, value: value ?? "", inputmode: "decimal",
-    placeholder: names.includes("null") ? "none" : "", autocomplete: "off",
+    type: "number",
+    step: isWhole ? 1 : "any",
+    min: lowest,
+    max: highest,
+    value: value ?? "",
+    inputmode: "decimal",
+    placeholder: names.includes("null") ? "none" : "",
+    autocomplete: "off",
   });
   const read = () => (input.value === "" ? null : Number(input.value));
   if (!usual) return { kind: "number", element: input, input, read, write: (x) => (input.value = x ?? "") };
@@ -119,7 +143,8 @@ export function makeRowField(schema, name) {
   const range = schema["x-usual"] ? `usually ${schema["x-usual"].map(format).join(" to ")}` : "";
   const description = [schema.description, range].filter(Boolean).join("; ");
   if (kind === "choice") return makeChoice(schema, name, description);
-  if (kind === "image" || kind === "sound") return makeFile(name, description, `${kind === "image" ? "image" : "audio"}/*`);
+  if (kind === "image" || kind === "sound")
+    return makeFile(name, description, `${kind === "image" ? "image" : "audio"}/*`);
   const shown = { title: name, description, default: null, "x-usual": schema["x-usual"] };
   if (kind === "number") return makeField({ ...shown, type: ["number", "null"] }, name, null);
   if (kind === "numbers") return makeField(shown, name, null);
@@ -131,7 +156,10 @@ export function makeRowField(schema, name) {
 function makeChoice(schema, name, description) {
   const field = makeField({ title: name, description, enum: [""], default: "" }, name);
   const input = field.element.querySelector("select");
-  input.replaceChildren(h("option", { value: "" }, "missing"), ...schema.examples.map((option) => h("option", {}, option)));
+  input.replaceChildren(
+    h("option", { value: "" }, "missing"),
+    ...schema.examples.map((option) => h("option", {}, option)),
+  );
   const write = (value) => {
     const text = value == null ? "" : String(value);
     if (![...input.options].some((option) => option.value === text)) input.append(h("option", {}, text));
@@ -143,7 +171,12 @@ function makeChoice(schema, name, description) {
 function makeFile(name, description, accept) {
   const id = newId("field");
   const input = h("input", { type: "file", accept, id });
-  const element = h("div", { class: "field is-file", "data-name": name },
-    h("label", { for: id, class: "name" }, name), input, h("small", {}, description));
+  const element = h(
+    "div",
+    { class: "field is-file", "data-name": name },
+    h("label", { for: id, class: "name" }, name),
+    input,
+    h("small", {}, description),
+  );
   return { element, name, read: () => undefined, write: () => {}, file: () => input.files[0] ?? null };
 }

@@ -22,10 +22,17 @@ function makeArea(task) {
   const id = newId("input");
   const isCode = task.kind === "json";
   const rows = { text: 3, prompt: 6 }[task.kind] ?? 5;
-  const area = h("textarea", { id, rows, class: isCode ? "code" : null, placeholder: PLACEHOLDERS[task.kind], spellcheck: isCode ? "false" : null });
+  const area = h("textarea", {
+    id,
+    rows,
+    class: isCode ? "code" : null,
+    placeholder: PLACEHOLDERS[task.kind],
+    spellcheck: isCode ? "false" : null,
+  });
   const read = () => ({ value: readArea(task, area.value), files: [] });
   const fill = (value) => {
-    area.value = typeof value === "string" ? value : task.kind === "texts" ? value.join("\n") : JSON.stringify(value, null, 1);
+    area.value =
+      typeof value === "string" ? value : task.kind === "texts" ? value.join("\n") : JSON.stringify(value, null, 1);
   };
   const insert = h("button", { type: "button", class: "link", hidden: !task.mark }, `Insert ${task.mark}`);
   insert.addEventListener("click", () => {
@@ -69,7 +76,11 @@ function withFile(task, media, words) {
 function makeRow(task, schema) {
   const fields = Object.entries(schema.properties).map(([name, part]) => makeRowField(part, name));
   let others = {}; // values of an example that are no fields: its targets
-  const element = h("div", { class: "grid" }, fields.map((field) => field.element));
+  const element = h(
+    "div",
+    { class: "grid" },
+    fields.map((field) => field.element),
+  );
   const read = () => {
     const value = { ...others };
     const files = [];
@@ -111,7 +122,11 @@ function makeSeries(task) {
     file = null;
     preview();
   });
-  const chooser = h("input", { type: "file", accept: ".csv,.tsv,.json,.jsonl,.txt,.parquet", "aria-label": "A file of series" });
+  const chooser = h("input", {
+    type: "file",
+    accept: ".csv,.tsv,.json,.jsonl,.txt,.parquet",
+    "aria-label": "A file of series",
+  });
   chooser.addEventListener("change", async () => {
     file = chooser.files[0];
     if (file.size < MAX_TEXT_FILE && !file.name.endsWith(".parquet")) {
@@ -120,12 +135,20 @@ function makeSeries(task) {
     } else area.value = "";
     preview();
   });
-  const read = () => (file ? { value: undefined, files: [[task.field, file]] } : { value: parseSeries(area.value), files: [] });
+  const read = () =>
+    file ? { value: undefined, files: [[task.field, file]] } : { value: parseSeries(area.value), files: [] };
   const fill = (value) => {
     area.value = typeof value[0] === "object" && !Array.isArray(value[0]) ? toTable(value) : value.join("\n");
     preview();
   };
-  const element = h("div", { class: "field wide" }, h("label", { for: id, class: "name" }, "Numbers, or a table with a header"), area, chooser, picture);
+  const element = h(
+    "div",
+    { class: "field wide" },
+    h("label", { for: id, class: "name" }, "Numbers, or a table with a header"),
+    area,
+    chooser,
+    picture,
+  );
   return { element, read, fill };
 }
 
@@ -134,14 +157,21 @@ export function parseSeries(text) {
   const trimmed = text.trim();
   if (!trimmed) throw new Error("Give some numbers first.");
   if (/^[[{]/.test(trimmed)) return parseJson(trimmed);
-  if (/^[\d\s.,;eE+-]+$/.test(trimmed)) return trimmed.split(/[\s,;]+/).filter(Boolean).map(Number);
+  if (/^[\d\s.,;eE+-]+$/.test(trimmed))
+    return trimmed
+      .split(/[\s,;]+/)
+      .filter(Boolean)
+      .map(Number);
   const lines = trimmed.split(/\r?\n/);
   const separator = ["\t", ";", ","].find((mark) => lines[0].includes(mark)) ?? ",";
   const names = lines[0].split(separator).map((name) => name.trim());
-  return lines.slice(1).filter(Boolean).map((line) => {
-    const cells = line.split(separator);
-    return Object.fromEntries(names.map((name, i) => [name, toCell(cells[i] ?? "")]));
-  });
+  return lines
+    .slice(1)
+    .filter(Boolean)
+    .map((line) => {
+      const cells = line.split(separator);
+      return Object.fromEntries(names.map((name, i) => [name, toCell(cells[i] ?? "")]));
+    });
 }
 
 function toCell(text) {

@@ -38,9 +38,16 @@ export function makeImageInput(changed) {
     note.textContent = "";
     changed();
   };
-  const camera = h("button", { type: "button", onclick: () => takePhoto(preview, take, note), hidden: !canCapture() }, "Camera");
+  const camera = h(
+    "button",
+    { type: "button", onclick: () => takePhoto(preview, take, note), hidden: !canCapture() },
+    "Camera",
+  );
   const drop = makeDrop("image/*", "Drop an image here, or choose one", take);
-  return { element: h("div", { class: "media" }, preview, drop, h("p", { class: "row" }, camera), note), file: () => file };
+  return {
+    element: h("div", { class: "media" }, preview, drop, h("p", { class: "row" }, camera), note),
+    file: () => file,
+  };
 }
 
 async function takePhoto(preview, take, note) {
@@ -80,7 +87,10 @@ export function makeSoundInput(changed, heard) {
     const player = h("audio", { controls: true, src: URL.createObjectURL(chosen) });
     view.replaceChildren(player, h("figcaption", {}, chosen.name));
     view.hidden = false;
-    drawFile(chosen).then((wave) => view.prepend(wave), () => {}); // a sound that only the server can read
+    drawFile(chosen).then(
+      (wave) => view.prepend(wave),
+      () => {},
+    ); // a sound that only the server can read
     changed();
   };
   const record = h("button", { type: "button", hidden: !canCapture(), "aria-pressed": "false" }, "Record");
@@ -106,7 +116,10 @@ export function makeSoundInput(changed, heard) {
     }
   });
   const drop = makeDrop("audio/*,.wav,.flac,.ogg,.mp3", "Drop a sound here, or choose one", take);
-  return { element: h("div", { class: "media" }, view, drop, h("p", { class: "row" }, record), note), file: () => file };
+  return {
+    element: h("div", { class: "media" }, view, drop, h("p", { class: "row" }, record), note),
+    file: () => file,
+  };
 }
 
 /** Record samples as they are: browsers encode as WebM, which the server does not read; WAV is 44 bytes and samples. */
@@ -120,7 +133,8 @@ async function startRecording(update) {
   node.port.onmessage = ({ data }) => {
     blocks.push(data);
     count += data.length;
-    if (blocks.length % 8 === 0 && count < LIVE_SECONDS * context.sampleRate) update(findPeaks(join(blocks, count)), () => makeWav(join(blocks, count), context.sampleRate));
+    if (blocks.length % 8 === 0 && count < LIVE_SECONDS * context.sampleRate)
+      update(findPeaks(join(blocks, count)), () => makeWav(join(blocks, count), context.sampleRate));
   };
   context.createMediaStreamSource(source).connect(node);
   return {
@@ -181,7 +195,11 @@ async function drawFile(file) {
 function drawWave(peaks) {
   const top = Math.max(...peaks, 1e-3);
   const d = peaks.map((peak, i) => `M${i + 0.5} ${30 - (28 * peak) / top}V${30 + (28 * peak) / top + 0.5}`).join("");
-  const picture = svg("svg", { class: "wave", viewBox: `0 0 ${Math.max(peaks.length, 60)} 60`, preserveAspectRatio: "none" });
+  const picture = svg("svg", {
+    class: "wave",
+    viewBox: `0 0 ${Math.max(peaks.length, 60)} 60`,
+    preserveAspectRatio: "none",
+  });
   picture.append(svg("path", { d }));
   picture.setAttribute("role", "img");
   picture.setAttribute("aria-label", "waveform");
