@@ -11,43 +11,59 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz_kit import VALUES, WORDS
+from fuzz_kit import VALUES, WORDS, Tally
 
 pytest.importorskip("uvicorn", reason="the server's libraries: pip install 'anyformer[serve]'")
 from serve_kit import RunningServer, build_chat_model, build_model, serve, wait_for
 
+TALLY = Tally("bodies to a server")
 EXPECTED = {200, 400, 403, 404, 405, 408, 413, 429, 504}
 OTHERS = ("classify", "vision", "speech", "multimodal", "forecast", "control", "translation")
-NUMBERS = st.one_of(st.integers(-3, 9), st.floats(-3, 3), st.sampled_from([2**31, 2**63, 10**30, 1e300, -1]))
 TEXTS = st.one_of(
     st.text(max_size=40), st.sampled_from(["to be", "/etc/passwd", "", "\0", "data:image/png;base64,AAAA"])
 )
+NUMBERS = st.one_of(st.integers(-3, 9), st.floats(-3, 3), st.sampled_from([2**31, 2**63, 10**30, 1e300, -1]))
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS, st.sampled_from([v for v in VALUES if v == v]))
 JSON = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(TEXTS, v, max_size=4), max_leaves=8)
+WORDS_OF_TEXT = st.text("abcdefgh ijklé🌞\n", max_size=60)
+SMALL = st.floats(0, 1)
+IDS = st.lists(st.integers(0, 255), min_size=1, max_size=80)
+# Fields and values that are right; some are then replaced.
+SAMPLING = {
+    "max_tokens": st.integers(0, 8), "temperature": SMALL, "top_p": SMALL, "n": st.integers(1, 4),
+    "seed": st.integers(), "stop": WORDS_OF_TEXT | st.lists(WORDS_OF_TEXT, max_size=4), "stream": st.booleans(),
+    "presence_penalty": SMALL,
+    "frequency_penalty": SMALL, "logit_bias": st.dictionaries(st.integers(0, 255).map(str), SMALL, max_size=3),
+    "top_k": st.integers(1, 400), "min_p": SMALL, "repetition_penalty": st.floats(1, 2), "keep": st.integers(1, 99),
+    "truncate": st.booleans(), "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}), "user": TEXTS,
+}  # fmt: skip
+COMPLETION = SAMPLING | {"logprobs": st.integers(0, 6), "echo": st.booleans()}
+PROMPTS = WORDS_OF_TEXT | st.lists(WORDS_OF_TEXT, min_size=1, max_size=3) | IDS | st.lists(IDS, min_size=1, max_size=3)
 MESSAGES = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool", ""]), "content": TEXTS | JSON}),
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool", ""]), "content": WORDS_OF_TEXT}),
+    min_size=1,
     max_size=3,
 )
-SAMPLING = {
-    "max_tokens": st.integers(0, 8), "temperature": NUMBERS, "top_p": NUMBERS, "n": st.integers(0, 4), "stop": JSON,
-    "seed": NUMBERS, "stream": st.booleans(), "presence_penalty": NUMBERS, "frequency_penalty": NUMBERS,
-    "logit_bias": st.dictionaries(st.integers(-2, 400).map(str) | TEXTS, NUMBERS, max_size=3), "top_k": NUMBERS,
-    "min_p": NUMBERS, "repetition_penalty": NUMBERS, "keep": NUMBERS, "truncate": st.booleans(), "stream_options": JSON,
-}  # fmt: skip
-COMPLETION = SAMPLING | {
-    "prompt": TEXTS | st.lists(TEXTS, max_size=3) | st.lists(st.integers(-2, 400), max_size=80) | JSON,
-    "logprobs": st.integers(-1, 6), "echo": st.booleans(), "best_of": NUMBERS, "suffix": JSON, "user": JSON,
-}  # fmt: skip
-CHAT = SAMPLING | {
-    "messages": MESSAGES | JSON, "logprobs": st.booleans(), "top_logprobs": st.integers(-1, 21), "tools": JSON,
-    "tool_choice": JSON, "response_format": JSON, "max_completion_tokens": NUMBERS,
-}  # fmt: skip
-EMBEDDING = {"input": TEXTS | st.lists(TEXTS, max_size=3) | JSON, "encoding_format": JSON, "dimensions": NUMBERS}
-ROW = st.dictionaries(st.sampled_from(["device", "power", "axes", "motion", "note", "picture", "hum", "state"]), JSON)
-PREDICT = {
-    "input": TEXTS | ROW | st.lists(ROW | TEXTS | NUMBERS, max_size=3) | JSON, "top": NUMBERS, "beam": NUMBERS,
-    "rollout": st.fixed_dictionaries({}, optional={"episodes": st.integers(0, 3), "env": TEXTS, "target_return": JSON}),
-    "horizon": NUMBERS, "embed": JSON, "prompt": TEXTS, "tokens": st.integers(-1, 9), "cut": JSON,
+TOOLS = st.lists(st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": WORDS_OF_TEXT})}), max_size=2)
+CHAT = SAMPLING | {"logprobs": st.just(True), "tools": TOOLS, "tool_choice": st.sampled_from(["auto", "none"])}
+EMBEDDING = {"encoding_format": st.sampled_from(["float", "base64"]), "truncate": st.booleans()}
+ROW = st.fixed_dictionaries(
+    {},
+    optional={
+        "device": TEXTS, "power": SMALL, "axes": st.lists(SMALL, min_size=3, max_size=3), "note": st.just("busy"),
+        "motion": st.lists(st.lists(SMALL, min_size=2, max_size=2), min_size=1, max_size=20), "hum": st.lists(SMALL),
+        "picture": st.just([[0, 255], [9, 3]]) | JSON,
+    },
+)  # fmt: skip
+ROLLOUT = st.fixed_dictionaries(
+    {}, optional={"episodes": st.integers(1, 3), "target_return": SMALL, "seed": st.just(1)}
+)
+INPUTS = {
+    "chat": {"prompt": PROMPTS, "tokens": st.integers(1, 8)}, "classify": {"input": TEXTS | st.lists(TEXTS)},
+    "vision": {"input": st.just({"base64": "AAAA"}) | TEXTS, "top": st.integers(1, 9)}, "speech": {"input": TEXTS},
+    "multimodal": {"input": ROW | st.lists(ROW, max_size=3)}, "forecast": {"input": st.lists(NUMBERS) | JSON},
+    "control": {"rollout": ROLLOUT},
+    "translation": {"input": st.text("0123456789", max_size=9), "beam": st.integers(1, 4)},
 }  # fmt: skip
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 CONTENTS = st.one_of(st.binary(max_size=60), st.sampled_from([PNG, PNG[:40], b"RIFF\0\0\0\0WAVE", *WORDS]))
@@ -68,7 +84,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def check(response: httpx.Response) -> None:
-    assert response.status_code in EXPECTED, (response.status_code, response.text)
+    is_expected = response.status_code in EXPECTED
+    TALLY.count(f"{response.request.url}", "" if is_expected else response.text, response.status_code == 200)
+    assert is_expected, (response.status_code, response.text)
     if response.status_code != 200:
         error = response.json()["error"]
         assert error["message"] and "\n" not in error["message"] and "Traceback" not in error["message"]
@@ -81,27 +99,30 @@ def dump(body: dict[str, Any]) -> bytes:
     return json.dumps(body).encode()
 
 
-def body_of(fields: dict[str, Any], models: tuple[str, ...]) -> st.SearchStrategy[bytes]:
-    required = {"model": st.sampled_from([*models, *models, *models, "none", None, 3])}
-    return st.fixed_dictionaries(required, optional=fields).map(dump)
+def make_bodies(model: str, required: dict[str, Any], optional: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    """Bodies that are right, and in half of them a few fields that are not."""
+    names = st.sampled_from(["model", "x", *required, *optional])
+    wrong = st.just({}) | st.dictionaries(names, JSON | NUMBERS, min_size=1, max_size=2)
+    good = st.fixed_dictionaries({"model": st.just(model)} | required, optional=optional)
+    return st.tuples(good, wrong).map(lambda pair: dump(pair[0] | pair[1]))
 
 
-@given(body_of(COMPLETION, ("chat",)))
+@given(make_bodies("chat", {"prompt": PROMPTS}, COMPLETION))
 def test_completions(server: RunningServer, body: bytes):
     check(server.post("/v1/completions", content=body))
 
 
-@given(body_of(CHAT, ("chat",)))
+@given(make_bodies("chat", {"messages": MESSAGES}, CHAT))
 def test_chats(server: RunningServer, body: bytes):
     check(server.post("/v1/chat/completions", content=body))
 
 
-@given(body_of(EMBEDDING, ("classify",)))
+@given(make_bodies("classify", {"input": TEXTS | st.lists(TEXTS, min_size=1, max_size=3)}, EMBEDDING))
 def test_embeddings(server: RunningServer, body: bytes):
     check(server.post("/v1/embeddings", content=body))
 
 
-@given(body_of(PREDICT, ("chat", *OTHERS)))
+@given(st.one_of(*(make_bodies(name, fields, {}) for name, fields in INPUTS.items())))
 def test_predictions(server: RunningServer, body: bytes):
     check(server.post("/v1/predict", content=body))
 

@@ -5,13 +5,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-import anyformer
 from anyformer.serve import gate
+from anyformer.serve import server as server_module
 from anyformer.trained_model import Model
 from cli_kit import assert_refused, call
 from serve_kit import (
@@ -21,7 +19,6 @@ from serve_kit import (
     build_model,
     format_request,
     serve,
-    serve_in_process,
     wait_for,
 )
 
@@ -265,38 +262,44 @@ def test_an_answer_that_takes_too_long(chat_model: Model):
 # --- the end ---
 
 
-def endless_body(run: Path, tokens: int) -> dict[str, Any]:
-    """A request for a stream of exactly so many tokens."""
-    end = anyformer.load(run, "cpu").module.tokenizer.end_id
-    return {"prompt": "the", "max_tokens": tokens, "stream": True, "logit_bias": {str(end): -100}}
-
-
-def test_a_shutdown_in_the_middle(run_once: Path):
-    with serve_in_process(run_once) as (process, url, _), httpx.Client(base_url=url, timeout=PATIENCE) as client:
-        with client.stream("POST", "/v1/completions", json=endless_body(run_once, 2000)) as response:
-            lines = response.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGTERM)
-            wait_for(lambda: client.get("/health").status_code == 503, "it says that it ends")
-            refused = client.post("/v1/completions", json={"prompt": "the"})
+def test_a_shutdown_in_the_middle(chat_model: Model):
+    """`test_command` does the same with a process and a signal."""
+    with serve({"chat": chat_model}) as server:
+        body = json.dumps(LONG | {"stream": True, "max_tokens": 1000}).encode()
+        with server.connect() as connection:
+            connection.sendall(format_request("/v1/completions", body))
+            wait_for(lambda: server.running("chat"), "it is answered")
+            server.server.handle_exit(signal.SIGTERM, None)
+            assert server.client.get("/health").status_code == 503
+            refused = server.post("/v1/completions", LONG)
             assert_error(refused, 503, "the server is shutting down", code="shutting_down")
             assert refused.headers["retry-after"] == "10"
-            chunks = [line for line in lines if line]
-        assert len(chunks) == 2000 and chunks[-1] == "data: [DONE]"
-        assert '"finish_reason":"length"' in chunks[-2], "the answer is whole"
-        assert process.wait(PATIENCE) == 0
-        with pytest.raises(httpx.ConnectError):
-            client.get("/health")
+            received = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        assert b'"finish_reason":"length"' in received and b"data: [DONE]" in received, "the answer is whole"
+        server.thread.join(PATIENCE)
+        assert not server.thread.is_alive()
 
 
-def test_a_second_signal_ends_at_once(run_once: Path):
-    with (
-        serve_in_process(run_once) as (process, url, _),
-        httpx.Client(base_url=url, timeout=PATIENCE) as client,
-        client.stream("POST", "/v1/completions", json=endless_body(run_once, 4096) | {"n": 8}) as response,
-    ):
-        next(response.iter_lines())
-        process.send_signal(signal.SIGINT)
-        wait_for(lambda: client.get("/health").status_code == 503, "it says that it ends")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 0
+def test_a_second_signal_ends_at_once(chat_model: Model):
+    with serve({"chat": chat_model}) as server, server.connect() as connection:
+        connection.sendall(format_request("/v1/completions", json.dumps(LONG | {"n": 8}).encode()))
+        wait_for(lambda: server.running("chat"), "it is answered")
+        for _ in range(2):
+            server.server.handle_exit(signal.SIGINT, None)
+        server.thread.join(PATIENCE)
+        assert not server.thread.is_alive() and b"finish_reason" not in connection.recv(1 << 16)
+        wait_for(lambda: not server.running("chat"), "its place is free")
+
+
+def test_a_connection_that_sends_no_request_is_closed(chat_model: Model, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.1)
+    with serve({"chat": chat_model}) as server, server.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: lo")
+        assert connection.recv(100) == b""
+
+
+def test_bodies_share_a_budget(server: RunningServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gate, "OPEN_BYTES", 1000)
+    assert_error(server.post("/v1/completions", LONG | {"prompt": "a" * 2000}), 429, "too many large requests")
+    assert server.post("/v1/completions", LONG | {"max_tokens": 1}).status_code == 200
+    assert server.gate.open_bytes == 0

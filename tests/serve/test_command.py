@@ -6,12 +6,14 @@ import signal
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 import anyformer
 from anyformer.cli.serve import Command, read_key
 from anyformer.serve.models import split_name
-from serve_kit import PATIENCE, serve_in_process
+from anyformer.trained_model import Model
+from serve_kit import PATIENCE, serve_in_process, wait_for
 
 
 def curl(*words: str) -> str:
@@ -39,9 +41,27 @@ def test_curl_gets_the_answer_of_python(run_once: Path, tmp_path: Path):
         assert "".join(texts) == expected["text"]
         assert json.loads(curl(f"{url}/v1/models"))["error"]["code"] == "invalid_api_key"
         assert curl("-o", "/dev/null", "-w", "%{http_code}", f"{url}/health") == "200"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+        end_in_the_middle(process, url, model)
         assert process.stdout.read() == f"serving cats on {url} (Ctrl-C stops)\n"
+
+
+def end_in_the_middle(process: subprocess.Popen, url: str, model: Model) -> None:
+    """Send a signal while a stream is open: it is answered to its end, new requests are refused."""
+    end = str(model.module.tokenizer.end_id)
+    body = {"prompt": "the", "max_tokens": 2000, "stream": True, "logit_bias": {end: -100}}
+    headers = {"authorization": "Bearer secret"}
+    with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE) as client:
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: client.get("/health").status_code == 503, "it says that it ends")
+            assert client.post("/v1/completions", json=body).status_code == 503
+            chunks = [line for line in lines if line]
+        assert len(chunks) == 2000 and chunks[-1] == "data: [DONE]" and '"finish_reason":"length"' in chunks[-2]
+        assert process.wait(PATIENCE) == 0
+        with pytest.raises(httpx.ConnectError):
+            client.get("/health")
 
 
 def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -39,6 +39,8 @@ def test_other_pages_may_not_ask(server: RunningServer, chat_model: Model):
         assert response.headers["access-control-allow-origin"] == "https://good.example"
         preflight = headers | {"access-control-request-method": "POST"}
         assert other.client.options("/v1/completions", headers=preflight).status_code == 200
+        wrong = other.post("/v1/completions", {"n": 0}, headers=headers)
+        assert wrong.status_code == 400 and "access-control-allow-origin" in wrong.headers, "the page can read errors"
         assert_error(other.post("/v1/completions", body, headers={"origin": "https://evil.example"}), 403)
 
 

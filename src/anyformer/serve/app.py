@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
@@ -26,7 +25,15 @@ from .lenses import POLICY as LENS_POLICY
 from .lenses import LensPages
 from .metrics import Labels
 from .models import Completions, ModelSet, ServedModel
-from .openai_api import ChatBody, CompletionBody, EmbeddingBody, TranscriptionBody, limit_tokens, parse_body
+from .openai_api import (
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    TranscriptionBody,
+    check_length,
+    limit_tokens,
+    parse_body,
+)
 from .options import ServerOptions
 from .streaming import EventStream, Json, await_unless_gone
 from .uploads import hide_folder, read_body, read_json_body, unpack_files
@@ -51,11 +58,8 @@ def build_app(models: ModelSet, options: ServerOptions) -> Gate:
     routes += [("GET", "/v1/describe", service.describe), ("POST", "/v1/predict", service.predict)]
     routes += [("POST", "/v1/lens", service.look_inside), ("GET", "/page/lens/{name}", service.show_lens)]
     routes += [("GET", "/", show_page), ("GET", "/page/{name}", show_page)]
-    app: Any = Router([Route(path, name_route(path, handler), methods=[verb]) for verb, path, handler in routes])
-    app = Mounted(app)
-    if options.cors_origin:
-        app = CORSMiddleware(app, allow_origins=options.cors_origin, allow_methods=["*"], allow_headers=["*"])
-    service.gate = Gate(app, options, len(models.models))
+    router = Router([Route(path, name_route(path, handler), methods=[verb]) for verb, path, handler in routes])
+    service.gate = Gate(Mounted(router), options, len(models.models))
     return service.gate
 
 
@@ -239,8 +243,10 @@ class Service:
         self, request: Request, model: ServedModel, tokenizer: Any, fields: dict[str, Any]
     ) -> dict[str, Any]:
         """Continue prompts in the batch of a model: the recipe's own request and answer."""
+        fields = {"tokens": min(CompletionRequest.tokens, self.options.max_tokens)} | fields
         try:
             completion = parse_request(fields, tokenizer)
+            check_length("prompt", [str(completion.messages), *completion.prompts])
         except InputError as error:
             raise refuse_input(error, fields) from None
         limit_tokens(completion.tokens, 0, self.options.max_tokens)

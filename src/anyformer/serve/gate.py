@@ -23,6 +23,7 @@ from .options import ServerOptions
 from .streaming import Json
 
 JSON_BYTES, FORM_BYTES = 16 << 20, 64 << 20  # of a body
+OPEN_BYTES = 512 << 20  # of all bodies together whose requests are open
 BODY_SECONDS = 30.0  # between two parts of a body
 GRACE_SECONDS = 10.0  # for a stream to say that its time is over
 GONE_STATUS = 499  # in logs, of an answer that nobody waited for
@@ -72,7 +73,7 @@ class Gate:
     def __init__(self, app: Any, options: ServerOptions, n_models: int):
         self.app, self.options, self.metrics = app, options, Metrics()
         self.max_open = n_models * (options.max_concurrent + options.max_queue)
-        self.n_open, self.is_draining = 0, False
+        self.n_open, self.open_bytes, self.is_draining = 0, 0, False
         self.hosts = (*LOOPBACK_HOSTS, options.host) if options.host in LOOPBACK_HOSTS else ()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -81,14 +82,15 @@ class Gate:
         now = asyncio.get_running_loop().time()
         record = RequestRecord(secrets.token_hex(8), scope["method"], time.monotonic(), now + self.options.timeout)
         scope["record"] = record
-        send = RecordingSender(send, record)
+        body = BoundedReceiver(receive, Headers(scope=scope), self)
         self.n_open += 1
         try:
-            await self.answer(scope, receive, send, record)
+            await self.answer(scope, body, RecordingSender(send, record), record)
         except (ClientDisconnect, ClientGone, asyncio.CancelledError):
             record.status = GONE_STATUS
         finally:
             self.n_open -= 1
+            self.open_bytes -= body.size
             self.finish(record)
 
     async def answer(self, scope: Any, receive: Any, send: "RecordingSender", record: RequestRecord) -> None:
@@ -96,7 +98,7 @@ class Gate:
         try:
             async with asyncio.timeout_at(record.deadline) as record.timeout:
                 self.check(scope, Headers(scope=scope))
-                await self.app(scope, BoundedReceiver(receive, Headers(scope=scope)), send)
+                await self.app(scope, receive, send)
             return
         except Exception as error:
             if isinstance(error, ClientDisconnect | ClientGone):
@@ -199,8 +201,8 @@ class RecordingSender:
 class BoundedReceiver:
     """Receives a body of bounded size, whose parts come within bounded time. Raises ApiError."""
 
-    def __init__(self, receive: Any, headers: Headers):
-        self.receive, self.size, self.is_complete = receive, 0, False
+    def __init__(self, receive: Any, headers: Headers, gate: Gate):
+        self.receive, self.gate, self.size, self.is_complete = receive, gate, 0, False
         is_form = headers.get("content-type", "").lower().startswith("multipart/")
         self.limit = FORM_BYTES if is_form else JSON_BYTES
         length = headers.get("content-length", "")
@@ -216,10 +218,13 @@ class BoundedReceiver:
                 message = await self.receive()
         except TimeoutError:
             raise ApiError(408, f"no part of the body came for {BODY_SECONDS:g} seconds", "slow_body") from None
-        self.size += len(message.get("body", b""))
+        self.size += (size := len(message.get("body", b"")))
+        self.gate.open_bytes += size
         self.is_complete = not message.get("more_body", False)
         if self.size > self.limit:
             raise self.refuse()
+        if self.gate.open_bytes > OPEN_BYTES:
+            raise refuse_busy("too many large requests are open: try again later")
         return message
 
     def refuse(self) -> ApiError:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
 from .gate import Gate, log
 from .options import ServerOptions
 
 DRAIN_SECONDS = 0.05  # between two looks
+HEADER_SECONDS = 30  # for the headers of the first request of a connection
 CLOSE_SECONDS = 2  # for connections, after the last answer
 
 
@@ -37,13 +40,33 @@ def bind_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Protocol(H11Protocol):
+    """A connection; it is closed if the headers of its first request do not come in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.header_timer = self.loop.call_later(HEADER_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None:
+            self.header_timer.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.header_timer.cancel()
+        super().connection_lost(exc)
+
+
 class Server(uvicorn.Server):
     """At the first signal requests that come get 503 while those that are open are answered; at the second it ends."""
 
     def __init__(self, gate: Gate, options: ServerOptions, url: str = "", names: Sequence[str] = ()):
         settings: dict[str, Any] = {"lifespan": "off", "log_config": None, "log_level": "critical", "ws": "none"}
         settings |= {"server_header": False, "timeout_graceful_shutdown": CLOSE_SECONDS, "access_log": False}
-        super().__init__(uvicorn.Config(gate, **settings))
+        app: Any = gate
+        if options.cors_origin:
+            app = CORSMiddleware(gate, allow_origins=options.cors_origin, allow_methods=["*"], allow_headers=["*"])
+        super().__init__(uvicorn.Config(app, http=Protocol, **settings))
         self.gate, self.options, self.url, self.names = gate, options, url, list(names)
         self.draining: asyncio.Task[None] | None = None
 

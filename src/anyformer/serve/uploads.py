@@ -43,7 +43,8 @@ async def read_body(request: Request, folder: Path) -> tuple[dict[str, Any], lis
     """Return the fields of a body, of JSON or of a form, and the files of a form, stored in `folder`.
 
     A part of a form without a file is JSON if it reads as such, else a text. A part `request` holds further fields.
-    Files of the parts `file` and `input` are the input; one of the part `input.NAME` is the field NAME of a row.
+    Files of the parts `file` and `input` are the input; one of the part `input.NAME` is the field NAME of a row, and
+    those of the part `beside` are only stored, for a table that names them.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await read_json_body(request), []
@@ -58,7 +59,8 @@ async def read_body(request: Request, folder: Path) -> tuple[dict[str, Any], lis
             else:
                 fields[name] = parse_field(part)
     for name, path in uploads:
-        place_file(fields, name, str(path))
+        if name != "beside":
+            place_file(fields, name, str(path))
     return fields, [path for _, path in uploads]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..events import listen
@@ -25,7 +26,8 @@ class Worker:
 
     def __init__(self, name: str, max_queue: int, module: nn.Module | None = None):
         self.name, self.max_queue = name, max_queue
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"model-{name}")
+        n_threads = torch.get_num_threads()  # a new thread would take as many as there are cores
+        self.executor = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(n_threads,))
         self.lock = threading.Lock()
         self.pending = 0
         """Requests that wait or are answered."""
