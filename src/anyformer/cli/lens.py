@@ -47,9 +47,6 @@ class Command:
 
 
 def run(options: Command) -> None:
-    request: Any = {} if options.request is None else options.request
-    if not isinstance(request, dict):
-        raise InputError(f"--request should be a JSON object, found {json.dumps(request)}")
     if options.out.is_dir() or not options.out.parent.is_dir():
         raise InputError(f"--out {options.out}: name a file in a folder that exists, such as lens.html")
     from .. import api
@@ -57,10 +54,15 @@ def run(options: Command) -> None:
 
     with show_progress():
         model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
-        request |= {} if options.input is None else {"input": options.input}
+        request = (options.request or {}) | ({} if options.input is None else {"input": options.input})
         data = build_lens(model, request, options.against, options.answer, options.passes)
     path = write_lens(options.out, data)
-    facts = {"run": str(options.run), "step": model.step, "out": str(path), "bytes": path.stat().st_size}
+    facts: dict[str, Any] = {
+        "run": str(options.run),
+        "step": model.step,
+        "out": str(path),
+        "bytes": path.stat().st_size,
+    }
     facts |= {"nodes": {stack["name"]: len(stack["labels"]) for stack in data["stacks"]}}
     facts |= {"outcome": data["ablation"]["outcome"], "value": data["ablation"]["base"]}
     if options.json:

@@ -3,13 +3,12 @@
 Shapes: L layers, T nodes, H heads, Q queries, K keys.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import InputError
 from ...events import report_progress
