@@ -56,8 +56,9 @@ MORE_WORK = (
 """Flags of which a large value is right, and takes its time."""
 VERBS = {
     "sample": ["RUN", "--tokens", "3"], "predict": ["RUN", "0"], "embed": ["RUN", "a"], "eval": ["RUN"],
-    "rollout": ["Line-v0"], "worth": ["RUN"], "lens": ["RUN", "--input", "a", "--passes", "3"], "export": ["RUN", "exported", "--to", "hf"], "import": ["RUN"],
+    "rollout": ["Line-v0"], "worth": ["RUN"], "export": ["RUN", "exported", "--to", "hf"], "import": ["RUN"],
     "runs": ["RUN"], "compare": ["RUN", "RUN"], "detect": ["a"], "list": [],
+    "lens": ["RUN", "--input", "a", "--passes", "3"],
 }  # fmt: skip
 
 

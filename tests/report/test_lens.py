@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from anyformer.errors import InputError
 from anyformer.model import Transformer, TransformerConfig, causal, initialize
 from anyformer.model.trace import record
 from anyformer.recipe import LensNodes, LensView, SupportsLens
+from anyformer.recipes._shared.row_lenses import draw_fields
 from anyformer.report.lens import build_lens, render_lens
 from anyformer.report.lens.effects import group_nodes, measure_patches
 from anyformer.report.lens.measure import read_streams, summarize_heads
@@ -150,6 +152,26 @@ def test_the_next_token_is_that_of_the_model():
         model, view, scores, _ = look(name)
         sample = model.generate("To be, or not" if name == "language" else "To be", tokens=1, temperature=0)
         assert model.module.tokenizer.decode([int(scores[-1].argmax())]) == sample["samples"][0]["text"], view.rows
+
+
+def test_images_sounds_and_series_of_a_row_are_one_picture():
+    fields = [
+        SimpleNamespace(name="photo", kind="image", nodes=4, patch=2),
+        SimpleNamespace(name="hum", kind="audio", nodes=3),
+        SimpleNamespace(name="motion", kind="series", nodes=2, patch=3),
+    ]
+    photo = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    hum, motion = np.eye(5, 6, dtype=np.float32), np.array([[0, 1], [1, 2], [2, 1], [0, 1], [np.nan, 1], [1, 3]], float)
+    picture, boxes = draw_fields(list(zip(fields, (photo, hum, motion), strict=True)))
+    assert picture.dtype == np.uint8 and [len(b) for b in boxes.values()] == [4, 3, 2]
+    for name, value in (("photo", photo[2:4, 0:2]), ("hum", None), ("motion", None)):
+        x, y, w, h = boxes[name][2 if name == "photo" else 1]
+        part = picture[y : y + h, x : x + w]
+        assert part.shape == (h, w, 3)
+        assert value is None or np.array_equal(part[:: h // 2, :: w // 2], value)
+    x, y, w, h = boxes["motion"][1]
+    assert picture[y + h - 1, x + w - 1, 0] == 255, "the last reading of the last channel is its largest"
+    assert draw_fields([]) == (None, {})
 
 
 # --- readings of heads ---

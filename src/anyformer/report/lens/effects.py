@@ -52,8 +52,9 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        name, row = self.view.name_output(self.output), self.view.rows[self.view.answer][0]
-        return f"log-probability of {name!r} {row}" if self.view.is_logits else f"{name}, {row}"
+        name, (row, node) = self.view.name_output(self.output), self.view.rows[self.view.answer]
+        place = "" if node is None else " " + row.replace("\n", "⏎")
+        return f"log-probability of {name!r}{place}" if self.view.is_logits else f"{name}{place}"
 
     def __call__(self, scores: Tensor) -> float:
         row = scores[self.view.answer]
