@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from ..errors import InputError
 from ..parsing import check_range
-from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
+from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument
 from .terminal import print_status, show_progress
 
 MAX_PASSES = 1_000_000
@@ -38,7 +38,6 @@ class Command:
     request: Annotated[dict | None, """More of the recipe's request: '{"target": "un chien"}'."""] = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
-    weights: WeightsFlag = "float32"
     json: JsonFlag = False
 
     def __post_init__(self) -> None:
@@ -53,7 +52,7 @@ def run(options: Command) -> None:
     from ..report.lens import build_lens, write_lens
 
     with show_progress():
-        model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+        model = api.load(options.run, options.device, recipe=options.recipe)
         request = (options.request or {}) | ({} if options.input is None else {"input": options.input})
         data = build_lens(model, request, options.against, options.answer, options.passes)
     path = write_lens(options.out, data)
