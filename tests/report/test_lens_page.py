@@ -89,6 +89,10 @@ def test_two_stacks_are_drawn_and_the_keyboard_moves(open_page: Any):
     assert page.evaluate("[state.layer, state.head]") == [0, 0]
     page.locator("#readings button").first.click()
     assert page.locator("#cell tr").count() == 5
+    page.focus("#readings button")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.cell") == "1 1"
     assert page.is_visible("#patching canvas >> nth=0")
 
 
