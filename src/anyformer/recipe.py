@@ -280,6 +280,14 @@ class SupportsStream(Protocol):
 
 
 @runtime_checkable
+class SupportsCompletion(Protocol):
+    """Texts are continued by a causal model, so that many requests can share one batch: `anyformer serve`."""
+
+    def decoder(self, model: Any) -> Any:
+        """Return a `Decoder` with an attribute `tokenizer`."""
+
+
+@runtime_checkable
 class SupportsKinds(Protocol):
     """The kinds of data that this recipe trains on, of `data.tables.readings.KINDS`: the preset and config fields for
     each, `anyformer train PATH`. "{target}" stands for what was recognized; else the field keeps its default."""

@@ -20,6 +20,8 @@ from anyformer.baselines.recurrent import RNNSearch, Seq2SeqLSTM
 from anyformer.baselines.window_lm import WindowLM
 from anyformer.data.tokenizers.build import Characters
 from anyformer.inference import decode
+from anyformer.inference.batching import Batcher
+from anyformer.inference.completion import CompletionRequest, generate_text
 from anyformer.inference.sampling import SamplingParams
 from anyformer.inference.translation import TranslationRequest, search_translations
 from anyformer.model import Encoder, TransformerConfig
@@ -27,6 +29,7 @@ from anyformer.model.kernels import linear, sdpa
 from anyformer.model.quantization.quantize import quantize
 from anyformer.recipes import language, recall, speech
 from anyformer.recipes._shared import pairs
+from batching_kit import Arrival, answer_requests
 from examples_kit import few_examples
 
 ALPHABET = "abcdefghij"
@@ -110,12 +113,12 @@ def generate_logits(model: Any, decoding: Decoding) -> Tensor:
     """The logits of `generate` before each of the forced tokens: (B, steps, V)"""
     logits: list[Tensor] = []
 
-    def select_forced(step_logits: Tensor, *_: Any) -> Tensor:
+    def select_forced(_: Any, step_logits: Tensor) -> Tensor:
         logits.append(step_logits)
         return torch.tensor([row[len(logits) - 1] for row in decoding.forced])
 
     keys = patch.object(sdpa, "MIN_KEY_NUMBERS", decoding.min_keys)
-    with keys, patch.object(decode, "select_next", select_forced):
+    with keys, patch.object(decode.Sampler, "__call__", select_forced):
         settings = {"tokens": len(decoding.forced[0]), "sampling": SamplingParams(), "keep": decoding.keep}
         list(decode.generate(model, decoding.prompts, seeds=[0] * len(decoding.prompts), **settings))
     return torch.stack(logits, dim=1)
@@ -197,6 +200,66 @@ def test_tokens_are_sampled_in_a_batch_as_alone(
 
     everyone = list(range(len(decoding.prompts)))
     assert sample(everyone) == [sample([row])[0] for row in everyone]
+
+
+PROMPTS = st.text(ALPHABET, min_size=1, max_size=14)
+REQUESTS = st.builds(
+    CompletionRequest,
+    prompt=PROMPTS | st.lists(PROMPTS, min_size=1, max_size=3),
+    tokens=st.integers(0, 20),
+    samples=st.integers(1, 2),
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    top_k=st.none() | st.integers(1, 4),
+    repetition_penalty=st.sampled_from([1.0, 2.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    logit_bias=st.sampled_from([{}, {"1": 2.0}]),
+    stop=st.sampled_from(["", "a", "bc"]),
+    logprobs=st.none() | st.integers(0, 2),
+    keep=st.none() | st.integers(1, 9),
+    seed=SEEDS,
+)
+ARRIVALS = st.lists(
+    st.builds(Arrival, REQUESTS, after=st.integers(0, 30), cancel_after=st.none() | st.integers(1, 9)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@few_examples
+@given(LANGUAGE, ARRIVALS, st.integers(1, 5), st.integers(1, 20), SEEDS)
+def test_requests_that_share_a_running_batch_are_answered_as_alone(
+    config: language.Config, arrivals: list[Arrival], max_rows: int, prompt_tokens: int, seed: int
+):
+    """Under any mix of lengths, arrivals and cancellations."""
+    model = randomize(language.LanguageModel(config, Characters(ALPHABET)), seed)
+    check_answers(model, arrivals, max_rows, prompt_tokens)
+
+
+@few_examples
+@given(st.integers(1, 6), CONTEXTS, ARRIVALS, st.integers(1, 5), st.integers(1, 20), SEEDS)
+def test_requests_that_share_a_batch_without_keys_are_answered_as_alone(
+    words: int, context: int, arrivals: list[Arrival], max_rows: int, prompt_tokens: int, seed: int
+):
+    model = randomize(WindowLM(V, 4, 6, words, context, False, 0.0), seed)
+    model.tokenizer = Characters(ALPHABET)
+    check_answers(model, arrivals, max_rows, prompt_tokens)
+
+
+def check_answers(model: Any, arrivals: list[Arrival], max_rows: int, prompt_tokens: int) -> None:
+    batcher = Batcher(model, max_rows=max_rows, prompt_tokens=prompt_tokens)
+    answers = answer_requests(batcher, arrivals)
+    assert not batcher.slots and not batcher.waiting
+    batcher.close()
+    for arrival, answer in zip(arrivals, answers, strict=True):
+        assert answer.errors == [None]
+        alone = list(generate_text(model, model.tokenizer, arrival.request))[-1]
+        for i, completion in enumerate(alone):
+            tokens = answer.tokens[i]
+            if arrival.cancel_after is None:
+                assert (answer.texts[i], answer.reasons[i]) == (completion.text, completion.finish_reason)
+            assert tokens == completion.tokens[: None if arrival.cancel_after is None else len(tokens)]
+            expected = [row.logprob for row in (completion.logprobs or [])[: len(tokens)]]
+            assert [row.logprob for row in answer.logprobs[i]] == pytest.approx(expected, abs=1e-4)
 
 
 @few_examples

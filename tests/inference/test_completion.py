@@ -123,7 +123,7 @@ def test_streaming_gives_the_same_text(model: language.LanguageModel):
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"tokens": 0}, "tokens is 0"),
+        ({"tokens": -1}, "tokens is -1"),
         ({"samples": True}, "samples is True"),
         ({"keep": 0}, "keep is 0"),
         ({"seed": -1}, "seed is -1"),

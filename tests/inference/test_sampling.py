@@ -70,7 +70,25 @@ def test_rows_are_drawn_together_as_one_by_one(vocab_size: int, monkeypatch: pyt
 def test_temperature_zero_takes_the_likeliest_whatever_else_is_set():
     logits = torch.tensor([[0.1, 3.0, 0.2]])
     params = SamplingParams(temperature=0, top_k=2, top_p=0.5, min_p=0.1)
-    assert sampling.select_next(logits, None, params, []).tolist() == [1]
+    assert sampling.Sampler(params, [[0]], [0])(logits).tolist() == [1]
+
+
+def test_penalties_count_what_was_generated():
+    """By OpenAI's formula: logit - count * frequency - (count > 0) * presence; the prompt does not count."""
+    params = SamplingParams(temperature=0, presence_penalty=1.0, frequency_penalty=0.25)
+    sampler, logits = sampling.Sampler(params, [[2]], [0]), torch.tensor([[2.0, 1.9, 0.7]])
+    assert [int(sampler(logits)) for _ in range(6)] == [0, 1, 0, 2, 1, 0]
+
+
+def test_biases_are_added_to_the_logits_of_their_tokens():
+    sampler = sampling.Sampler(SamplingParams(temperature=0, logit_bias={"2": 5.0, "0": -1.0}), [[0], [0]], [0, 0])
+    assert sampler(torch.tensor([[3.0, 2.5, -1.0], [9.0, 2.5, 0.0]])).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("bias", [{"a": 1.0}, {"-1": 1.0}, {"²": 1.0}, {"1": 1e9}, {"1": "x"}, {1: 1.0}])
+def test_biases_that_make_no_sense_are_refused(bias: dict):
+    with pytest.raises(InputError, match="logit_bias"):
+        SamplingParams(logit_bias=bias)
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_k", "top_p", "min_p", "repetition_penalty"])

@@ -4,16 +4,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError
-from ..parsing import check_range
+from ..parsing import check_range, parse_dataclass
 from .decode import Decoder, generate
+from .logprobs import TokenLogprobs, list_logprobs, score_tokens
 from .sampling import SamplingParams
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
 CONTEXT_TOKENS = 8  # tokens of the prompt that new tokens are decoded with: a word may depend on the one before it
 WINDOW_TOKENS = 64  # newest tokens that are decoded again with each new one, and half of them in any case
 MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1000  # of a request
+MAX_LOGPROBS = 100  # of a token
 MAX_SAMPLES = 10_000  # of a prompt; they are generated together
 
 
@@ -26,7 +30,7 @@ class CompletionRequest(SamplingParams):
     messages: Sequence[dict[str, Any]] = ()
     """Instead of a prompt, a chat: {"role": ..., "content": ...} each, formatted by the model's chat template."""
     tokens: int = 200
-    """The most new tokens."""
+    """The most new tokens; 0 for the log-probabilities of the prompts alone."""
     samples: int = 1
     """Continuations of each prompt."""
     temperature: float = 0.8
@@ -36,10 +40,16 @@ class CompletionRequest(SamplingParams):
     """Sample i of every prompt draws from stream (seed, i), whatever else is in the batch."""
     keep: int | None = None
     """Tokens that stay when the context is full and the oldest are dropped. None: half of the context."""
+    logprobs: int | None = None
+    """Also return the log-probability of each new token, and so many of the likeliest tokens in its place."""
+    echo: bool = False
+    """With `logprobs`, also return those of the prompts, which must fit into the context."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "tokens", "keep", at_least=1, at_most=10_000_000)
+        check_range(self, "tokens", at_least=0, at_most=10_000_000)
+        check_range(self, "keep", at_least=1, at_most=10_000_000)
+        check_range(self, "logprobs", at_least=0, at_most=MAX_LOGPROBS)
         check_range(self, "samples", at_least=1, at_most=MAX_SAMPLES)
         check_range(self, "seed", at_least=0, below=1 << 40)
         if len(self.stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in self.stops):
@@ -116,6 +126,9 @@ class Completion:
         self.prompt, self.tokenizer, self.stops = prompt, tokenizer, stops
         self.growing_text = GrowingText(tokenizer, ids[-CONTEXT_TOKENS:])
         self.tokens: list[int] = []
+        self.prompt_logprobs: list[TokenLogprobs] | None = None
+        """Of the tokens of the prompt but the first."""
+        self.logprobs: list[TokenLogprobs] | None = None
         self.finish_reason: str | None = None
         self.shown_length = 0
         self.stop_start: int | None = None
@@ -156,7 +169,9 @@ class Completion:
         return text
 
     def result(self) -> dict[str, Any]:
-        return {"prompt": self.prompt, "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+        values = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+        lists = {"logprobs": self.logprobs, "prompt_logprobs": self.prompt_logprobs}
+        return values | {name: [*map(TokenLogprobs._asdict, rows)] for name, rows in lists.items() if rows is not None}
 
 
 def overlap(text: str, stop: str) -> int:
@@ -169,24 +184,69 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
     reasons. Sample j of prompt i is completion i * samples + j."""
     prompts = [row for row in encode_prompts(request, tokenizer) for _ in range(request.samples)]
     completions = [Completion(text, ids, tokenizer, request.stops) for text, ids in prompts]
+    add_prompt_logprobs(model, request, prompts, completions)
+
+    def add_logprobs(logits: Tensor, new: Tensor) -> None:
+        for completion, row in zip(completions, list_logprobs(logits, new, request.logprobs or 0)):
+            if completion.finish_reason is None and completion.logprobs is not None:
+                completion.logprobs.append(row)
+
     steps = generate(
         model,
         [ids for _, ids in prompts],
         tokens=request.tokens,
         sampling=request,
-        seeds=[request.seed * 1_000_003 + i % request.samples for i in range(len(prompts))],
+        seeds=[sample_seed(request.seed, i % request.samples) for i in range(len(prompts))],
         stop=lambda row, token: completions[row].add(token),
         keep=request.keep,
+        **({} if request.logprobs is None else {"watch": add_logprobs}),
     )
-    for _ in steps:
+    for _ in steps if request.tokens else ():
         yield completions
     for completion in completions:
         completion.finish_reason = completion.finish_reason or "length"
+        if completion.logprobs is not None:
+            del completion.logprobs[len(completion.tokens) :]  # that of the end-of-text token
     yield completions
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of sample i of every prompt, whatever else is in the batch."""
+    return seed * 1_000_003 + sample
+
+
+def add_prompt_logprobs(
+    model: Decoder, request: CompletionRequest, prompts: Sequence[tuple[str, list[int]]], completions: list[Completion]
+) -> None:
+    """Begin the log-probabilities of completions, where the request has any. Raises InputError if a prompt to be scored
+    is longer than the context."""
+    if request.logprobs is None:
+        return
+    for i, (completion, (_, ids)) in enumerate(zip(completions, prompts)):
+        completion.logprobs = []
+        if request.echo:
+            check_echo(ids, model)
+            is_first = i % request.samples == 0
+            scores = score_tokens(model, ids, request.logprobs) if is_first else completions[i - 1].prompt_logprobs
+            completion.prompt_logprobs = scores
+
+
+def check_echo(ids: Sequence[int], model: Decoder) -> None:
+    """Raise InputError if the prompt cannot be scored."""
+    if len(ids) > (context := model.body.config.context):
+        raise InputError(f"echo: the prompt has {len(ids):,} tokens, and the context of the model is {context:,}")
+
+
+def parse_request(request: dict[str, Any], tokenizer: Tokenizer) -> CompletionRequest:
+    """Return a request in plain values; "input" is the prompt by another name. Raises InputError."""
+    request = {"prompt" if name == "input" else name: value for name, value in request.items()}
+    return parse_dataclass(CompletionRequest, {"prompt": default_prompt(tokenizer)} | request, "request")
 
 
 def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
     """Return the text that is shown of each prompt (of a chat, nothing) and its ids. Raises InputError."""
+    if (highest := max(request.biases[0], default=0)) >= tokenizer.vocab_size:
+        raise InputError(f"logit_bias names token {highest:,}; the vocabulary has {tokenizer.vocab_size:,}")
     if request.messages:
         ids = tokenizer.encode_parsing_special(tokenizer.apply_chat_template(request.messages)).tolist()
         if not ids:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model.cache import KVCache
 from ..model.transformer import Transformer
-from .sampling import SamplingParams, mark_tokens, select_next
+from .sampling import Sampler, SamplingParams
 
 
 class Decoder(Protocol):
@@ -46,9 +46,7 @@ def new_cache(model: Decoder, batch: int, size: int | None = None) -> KVCache:
 
 def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
     """Read rows of any length into the cache, from position 0, and return the logits of what follows each: (B, V).
-
-    Shorter rows are padded on the right: in a causal model no token reads what comes after it.
-    """
+    Shorter rows are padded on the right: in a causal model no token reads what comes after it."""
     ids, lengths = pad_rows(rows)
     cache.reset(lengths)
     x = model.hidden(ids.to(cache.device), cache)
@@ -81,27 +79,26 @@ def generate(
     seeds: Sequence[int],
     stop: Callable[[int, int], bool] = lambda row, token: False,
     keep: int | None = None,
+    watch: Callable[[Tensor, Tensor], None] = lambda logits, new: None,
 ) -> Iterator[list[int | None]]:
     """Continue every prompt; yield the new token of each row, None for rows that have stopped.
 
     Args:
-        prompts: ids of each row, at least one.
+        prompts: ids of each row, at least one, with a seed for each.
         tokens: the most new tokens of a row.
-        seeds: one for each row.
         stop: `stop(row, token)` returns whether the row ends with this token.
+        watch: called with the logits of each step, (B, V), and the tokens that were chosen by them, (B,).
     """
     context = model.body.config.context
     keep = min(keep or max(1, context // 2), context)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    sampler = Sampler(sampling, prompts, seeds)
     windows = [list(prompt[-context:]) for prompt in prompts]  # what a row reads again when it exceeds the context
     cache = new_cache(model, len(prompts), min(context, max(map(len, windows)) + tokens))
     is_live = [True] * len(prompts)
     logits = prefill(model, windows, cache)
-    seen = mark_tokens(logits, prompts) if sampling.repetition_penalty != 1 else None
     for remaining in range(tokens, 0, -1):
-        new = select_next(logits, seen, sampling, generators)
-        if seen is not None:
-            seen.scatter_(1, new[:, None], True)
+        new = sampler(logits)
+        watch(logits, new)
         new_tokens = new.tolist()
         step_tokens = [token if live else None for token, live in zip(new_tokens, is_live)]
         is_live = [live and not stop(row, token) for row, (token, live) in enumerate(zip(new_tokens, is_live))]

@@ -3,8 +3,8 @@
 Shapes: B rows, V entries of the vocabulary. Every filter maps logits (B, V) to logits; a token of -inf cannot be drawn.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..parsing import check_range, check_types
 
 TOP_P_CANDIDATES = 1024  # likeliest tokens that nearly always hold the probability of top-p
+MAX_BIASES = 10_000  # of a request
 MAX_DRAW_ELEMENTS = 1 << 22  # probabilities that are computed at once in float64, which bounds the memory
 
 
@@ -30,6 +31,12 @@ class SamplingParams:
     """Only tokens at least this fraction as likely as the likeliest (2407.01082)."""
     repetition_penalty: float = 1.0
     """Makes tokens that occurred before less likely (1909.05858); 1 changes nothing."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that were generated before, not of those in the prompt."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token for each time that it was generated before."""
+    logit_bias: Mapping[str, float] = field(default_factory=dict)
+    """Added to the logits of tokens: {"ID": number}."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -38,6 +45,20 @@ class SamplingParams:
         check_range(self, "top_p", at_least=1e-9, at_most=1)
         check_range(self, "min_p", at_least=0, at_most=1)
         check_range(self, "repetition_penalty", at_least=1e-3, at_most=1e3)
+        check_range(self, "presence_penalty", "frequency_penalty", at_least=-1e3, at_most=1e3)
+        if len(self.logit_bias) > MAX_BIASES or not all(map(is_token_id, self.logit_bias)):
+            raise InputError(f'logit_bias maps at most {MAX_BIASES:,} token ids, such as "42", to numbers')
+        if any(abs(bias) > 1e6 for bias in self.logit_bias.values()):
+            raise InputError("logit_bias has a number beyond 1,000,000")
+
+    @property
+    def biases(self) -> tuple[list[int], list[float]]:
+        """The token ids of `logit_bias`, and their numbers."""
+        return [int(token) for token in self.logit_bias], list(self.logit_bias.values())
+
+
+def is_token_id(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -77,21 +98,18 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def process_logits(logits: Tensor, seen: Tensor | None, sampling: SamplingParams) -> Tensor:
-    """Apply all filters in the usual order: repetition penalty, temperature, top-k, top-p, min-p."""
-    logits = logits.float()
-    if seen is not None and sampling.repetition_penalty != 1:
-        logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
+def process_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Apply temperature and filters in the usual order: temperature, top-k, top-p, min-p."""
+    if params.temperature == 0:
         return logits
-    if sampling.temperature != 1:
-        logits = logits / sampling.temperature
-    if sampling.top_k is not None:
-        logits = top_k(logits, sampling.top_k)
-    if sampling.top_p is not None and sampling.top_p < 1:
-        logits = top_p(logits, sampling.top_p)
-    if sampling.min_p:
-        logits = min_p(logits, sampling.min_p)
+    if params.temperature != 1:
+        logits = logits / params.temperature
+    if params.top_k is not None:
+        logits = top_k(logits, params.top_k)
+    if params.top_p is not None and params.top_p < 1:
+        logits = top_p(logits, params.top_p)
+    if params.min_p:
+        logits = min_p(logits, params.min_p)
     return logits
 
 
@@ -111,21 +129,45 @@ def sample_tokens(logits: Tensor, generators: Sequence[torch.Generator]) -> Tens
     return torch.cat(tokens).squeeze(1).clamp_(max=logits.shape[-1] - 1).to(logits.device)
 
 
-def select_next(
-    logits: Tensor, seen: Tensor | None, sampling: SamplingParams, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Choose the next token of each row: (B, V) -> (B,)
+class Sampler:
+    """Chooses the next token of each row, and remembers those before as far as the penalties need them.
 
     Args:
-        logits: of the next token.
-        seen: (B, V) bool, the tokens that occurred before; None where there is no repetition penalty.
-        sampling: how the token is chosen.
-        generators: one for each row; not used at temperature 0.
-
-    Raises:
-        InputError: If the logits are not finite.
+        prompts: The ids of each row, at least one.
+        seeds: One for each row; not used at temperature 0.
     """
-    logits = process_logits(logits, seen, sampling)
-    if not logits.amax(-1).isfinite().all():
-        raise InputError("the model's logits are nan or inf: its training diverged; use an earlier checkpoint")
-    return logits.argmax(-1) if sampling.temperature == 0 else sample_tokens(logits, generators)
+
+    def __init__(self, params: SamplingParams, prompts: Sequence[Sequence[int]], seeds: Sequence[int]):
+        self.params, self.prompts = params, prompts
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.seen: Tensor | None = None
+        """Tokens of the prompt and after it: (B, V) bool."""
+        self.counts: Tensor | None = None
+        """How often each token was generated: (B, V)."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Choose by the logits of the next token: (B, V) -> (B,). Raises InputError if the logits are not finite."""
+        logits = process_logits(self.penalize(logits.float()), self.params)
+        if not logits.amax(-1).isfinite().all():
+            raise InputError("the model's logits are nan or inf: its training diverged; use an earlier checkpoint")
+        new = logits.argmax(-1) if self.params.temperature == 0 else sample_tokens(logits, self.generators)
+        if self.seen is not None:
+            self.seen.scatter_(1, new[:, None], True)
+        if self.counts is not None:
+            self.counts[torch.arange(len(new), device=new.device), new] += 1
+        return new
+
+    def penalize(self, logits: Tensor) -> Tensor:
+        """Apply the biases of the request and the penalties for tokens that occurred before: (B, V) -> (B, V)"""
+        params = self.params
+        if params.logit_bias:
+            ids, biases = params.biases
+            index, bias = torch.tensor(ids, device=logits.device), logits.new_tensor(biases)
+            logits = logits.index_add(1, index, bias.expand(len(logits), -1))
+        if params.repetition_penalty != 1:
+            self.seen = mark_tokens(logits, self.prompts) if self.seen is None else self.seen
+            logits = penalize_repetition(logits, self.seen, params.repetition_penalty)
+        if params.presence_penalty or params.frequency_penalty:
+            self.counts = torch.zeros_like(logits) if self.counts is None else self.counts
+            logits = logits - params.frequency_penalty * self.counts - params.presence_penalty * (self.counts > 0)
+        return logits

@@ -20,7 +20,7 @@ from ..data.tokenizers.build import Tokenizer
 from ..parsing import check_range, check_types
 from ..recipe import Graph, GraphInput, SizeOption
 from ..training.config import TrainConfig
-from ._shared.language import baselines, batches, evaluate, loss, predict, stream  # noqa: F401
+from ._shared.language import baselines, batches, decoder, evaluate, loss, predict, stream  # noqa: F401
 from ._shared.mixtures import describe_sources  # noqa: F401
 from ._shared.presets import MAX_SIZE, TINY_TRAIN
 from ._shared.sizes import shrink_train

@@ -36,6 +36,7 @@ from ._shared.language import (  # noqa: F401
     LanguageConfig,
     LanguageModel,
     baselines,
+    decoder,
     evaluate,
     predict,
     stream,

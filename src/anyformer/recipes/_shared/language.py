@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...data.text.batches import IGNORE_INDEX, segment
 from ...data.tokenizers.build import Tokenizer
-from ...inference.completion import Completion, CompletionRequest, default_prompt, generate_text
+from ...inference.completion import Completion, generate_text, parse_request
 from ...metrics import describe_tokens
 from ...model.cache import KVCache
 from ...model.config import TransformerConfig
@@ -22,7 +22,7 @@ from ...model.embeddings import TokenEmbedding
 from ...model.heads import LMHead
 from ...model.kernels.cross_entropy import cross_entropy
 from ...model.transformer import Transformer
-from ...parsing import check_range, parse_dataclass
+from ...parsing import check_range
 from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
 from .mixtures import score_by_source, tag_batch
@@ -149,9 +149,12 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def stream(model: Any, request: dict[str, Any]) -> Iterator[list[Completion]]:
     """As `predict`, token by token: yield all completions after every token."""
-    request = {"prompt" if name == "input" else name: value for name, value in request.items()}
-    request = {"prompt": default_prompt(model.tokenizer)} | request
-    return generate_text(model, model.tokenizer, parse_dataclass(CompletionRequest, request, "request"))
+    return generate_text(model, model.tokenizer, parse_request(request, model.tokenizer))
+
+
+def decoder(model: Any) -> Any:
+    """Return the model, whose `tokenizer` is that of its texts."""
+    return model
 
 
 def export_graph(model: Any) -> Graph:

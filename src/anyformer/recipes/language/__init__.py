@@ -17,7 +17,7 @@ from dataclasses import replace
 from ...model.init import initialize
 from ...training.config import TrainConfig
 from .._shared.language import LanguageConfig as Config
-from .._shared.language import LanguageModel, baselines, batches, evaluate, export_graph, loss, predict, stream  # noqa: F401
+from .._shared.language import LanguageModel, baselines, batches, decoder, evaluate, export_graph, loss, predict, stream  # noqa: F401
 from .._shared.mixtures import describe_sources  # noqa: F401
 from .._shared.presets import GPT2_TRAIN, MINUTE_TRAIN, T5, TINY_TRAIN, make_model_config, make_modern_config
 from .._shared.scaling import sizes  # noqa: F401

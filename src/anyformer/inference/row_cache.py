@@ -1,0 +1,201 @@
+"""Caches of rows that come and go: `SharedRows` for keys and values, `SeparateRows` for any other state.
+
+The first rows get a token at every step, together; the others read their prompts, one at a time.
+
+Shapes: n rows, T tokens, C channels, H heads, D channels of a head.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..model.cache import KVCache
+from .decode import Decoder, HasOwnCache, new_cache
+
+SIZE_UNIT = 128  # nodes by which rows grow
+MIN_ROWS = 4
+
+
+class Rows(Protocol):
+    """Rows 0, 1 ... of a decoder's cache."""
+
+    def can_add(self, size: int) -> bool:
+        """Whether there is memory for another row of at most so many nodes; of a first one there is."""
+        ...
+
+    def add(self, size: int) -> int:
+        """Append an empty row that will hold at most so many nodes. Returns its index."""
+        ...
+
+    def read(self, row: int, ids: Sequence[int]) -> Tensor:
+        """Read the next ids of one row. Returns their nodes, (T, C)."""
+        ...
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Read the next id of each of the first n rows. Returns their nodes, (n, C)."""
+        ...
+
+    def swap(self, row: int, other: int) -> None: ...
+
+    def reset(self, row: int) -> None:
+        """Empty a row."""
+        ...
+
+    def erase(self, row: int) -> None:
+        """Empty a row whose numbers are not finite: masked keys count nothing only if they are numbers."""
+        ...
+
+    def pop(self) -> None:
+        """Remove the last row."""
+        ...
+
+    def is_unbounded(self, row: int) -> bool: ...
+
+
+def build_rows(model: Decoder, max_bytes: int) -> Rows:
+    return SeparateRows(model) if isinstance(model, HasOwnCache) else SharedRows(model, max_bytes)
+
+
+class SharedRows:
+    """Rows of keys and values in one tensor for each layer, which grows with the rows and their sizes."""
+
+    def __init__(self, model: Decoder, max_bytes: int):
+        self.model, self.config = model, model.body.config
+        self.parameter = next(model.body.parameters())
+        node_bytes = 2 * self.config.n_layer * self.config.kv_heads * self.config.head_channels * 4
+        self.max_nodes = max_bytes // node_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        self.capacity, self.size = 0, 0  # rows and nodes of a row that there is memory for
+        self.lengths: list[int] = []
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * self.config.n_layer
+        self.left_spans = [math.inf] * self.config.n_layer
+        self.view: RowView | None = None  # of the last step
+
+    def find_sizes(self, size: int) -> tuple[int, int]:
+        """Return the rows and the nodes of a row that there must be memory for with another row."""
+        size = min(self.config.context, -(-size // SIZE_UNIT) * SIZE_UNIT)
+        is_full = len(self.lengths) == self.capacity
+        return max(MIN_ROWS, 2 * self.capacity) if is_full else self.capacity, max(self.size, size)
+
+    def can_add(self, size: int) -> bool:
+        return not self.lengths or math.prod(self.find_sizes(size)) <= self.max_nodes
+
+    def add(self, size: int) -> int:
+        sizes, self.view = self.find_sizes(size), None
+        if sizes != (self.capacity, self.size):
+            self.capacity, self.size = sizes
+            self.layers = [kv and self.grow(kv, layer) for layer, kv in enumerate(self.layers)]
+        self.lengths.append(0)
+        return len(self.lengths) - 1
+
+    def grow(self, kv: tuple[Tensor, Tensor], layer: int) -> tuple[Tensor, Tensor]:
+        larger = self.allocate(kv[0], layer)
+        for new, old in zip(larger, kv):
+            new[: len(old), :, : old.shape[2]] = old
+        return larger
+
+    def allocate(self, like: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Return memory for the keys and values of a layer, `like` (n, H, T, D)."""
+        nodes = int(min(self.size, self.left_spans[layer] + 1))
+        shape = (self.capacity, like.shape[1], nodes, like.shape[3])
+        return like.new_zeros(shape), like.new_zeros(shape)
+
+    def read(self, row: int, ids: Sequence[int]) -> Tensor:
+        view = RowView(self, row, row + 1)
+        nodes = self.model.hidden(torch.tensor([ids], device=view.device), view)[0]
+        self.lengths[row] += len(ids)
+        return nodes
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        if self.view is None or self.view.batch != len(ids):
+            self.view = RowView(self, 0, len(ids))
+        nodes = self.model.hidden(torch.tensor(ids, device=self.view.device)[:, None], self.view)[:, 0]
+        for row in range(len(ids)):
+            self.lengths[row] += 1
+        return nodes
+
+    def swap(self, row: int, other: int) -> None:
+        if row == other:
+            return
+        self.view = None
+        length = max(self.lengths[row], self.lengths[other])
+        self.lengths[row], self.lengths[other] = self.lengths[other], self.lengths[row]
+        rows, others = torch.tensor([row, other]), torch.tensor([other, row])
+        for tensor in (tensor for kv in self.layers if kv is not None for tensor in kv):
+            tensor[rows, :, :length] = tensor[others, :, :length]
+
+    def reset(self, row: int) -> None:
+        self.lengths[row], self.view = 0, None
+
+    def erase(self, row: int) -> None:
+        self.reset(row)
+        for tensor in (tensor for kv in self.layers if kv is not None for tensor in kv):
+            tensor[row] = 0
+
+    def pop(self) -> None:
+        self.lengths.pop()
+        self.view = None
+        if not self.lengths:
+            self.clear()  # the memory of the largest batch is not kept
+
+    def is_unbounded(self, row: int) -> bool:
+        return RowView(self, row, row + 1).is_unbounded
+
+
+class RowView(KVCache):
+    """Adjacent rows of `SharedRows` as a cache of their own."""
+
+    def __init__(self, rows: SharedRows, start: int, stop: int):
+        super().__init__(rows.config, stop - start, rows.size, rows.parameter.device)
+        self.rows, self.span = rows, slice(start, stop)
+        self.layers = [kv and (kv[0][self.span], kv[1][self.span]) for kv in rows.layers]
+        lengths = rows.lengths[self.span]
+        self.lengths = lengths[0] if len(set(lengths)) == 1 else torch.tensor(lengths, device=self.device)
+
+    def update(self, layer: int, k: Tensor, v: Tensor, left_span: float = math.inf) -> tuple[Tensor, Tensor]:
+        if self.layers[layer] is None:
+            self.rows.left_spans[layer] = left_span
+            kv = self.rows.layers[layer] = self.rows.allocate(k, layer)
+            self.layers[layer] = kv[0][self.span], kv[1][self.span]
+        return super().update(layer, k, v, left_span)
+
+
+class SeparateRows:
+    """A cache for each row, of a decoder whose cache is its own: rows do not share a step."""
+
+    def __init__(self, model: Decoder):
+        self.model: Any = model
+        self.caches: list[Any] = []
+        self.device = next(self.model.parameters()).device
+
+    def can_add(self, size: int) -> bool:
+        return True
+
+    def add(self, size: int) -> int:
+        self.caches.append(new_cache(self.model, 1, min(self.model.body.config.context, size)))
+        return len(self.caches) - 1
+
+    def read(self, row: int, ids: Sequence[int]) -> Tensor:
+        return self.model.hidden(torch.tensor([ids], device=self.device), self.caches[row])[0]
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        return torch.cat([self.read(row, [token]) for row, token in enumerate(ids)])
+
+    def swap(self, row: int, other: int) -> None:
+        self.caches[row], self.caches[other] = self.caches[other], self.caches[row]
+
+    def reset(self, row: int) -> None:
+        self.caches[row].reset()
+
+    erase = reset
+
+    def pop(self) -> None:
+        self.caches.pop()
+
+    def is_unbounded(self, row: int) -> bool:
+        return self.caches[row].is_unbounded
