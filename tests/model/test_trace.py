@@ -24,6 +24,7 @@ from anyformer.model import (
     within,
 )
 from anyformer.model.quantization.fusion import fuse_linears
+from anyformer.model.trace import read_weights
 from reference import evaluate_rule, weigh_slowly
 from rules import RULES, caption, pairwise
 
@@ -76,6 +77,8 @@ def test_weights_equal_those_of_the_oracle(setting: dict):
         call = trace[f"blocks.{layer}.attn"]
         expected = weigh_slowly(call.queries, call.keys, edges)
         torch.testing.assert_close(call.weights.double(), expected, atol=1e-6, rtol=1e-4)
+        narrow = read_weights(call.queries, call.keys, call.kernel, stack.config.scale, call.values.shape[-1])
+        torch.testing.assert_close(narrow, call.weights, atol=1e-6, rtol=1e-4)  # as on a GPU
         values = call.values.repeat_interleave(H // call.values.shape[1], 1)
         torch.testing.assert_close(call.weights @ values, call.head_outputs, atol=1e-5, rtol=1e-4)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from ..errors import InputError
 from ..parsing import check_range
-from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
+from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument
 from .terminal import print_status, show_progress
 
 MAX_PASSES = 1_000_000
@@ -38,7 +38,6 @@ class Command:
     request: Annotated[dict | None, """More of the recipe's request: '{"target": "un chien"}'."""] = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
-    weights: WeightsFlag = "float32"
     json: JsonFlag = False
 
     def __post_init__(self) -> None:
@@ -47,20 +46,22 @@ class Command:
 
 
 def run(options: Command) -> None:
-    request: Any = {} if options.request is None else options.request
-    if not isinstance(request, dict):
-        raise InputError(f"--request should be a JSON object, found {json.dumps(request)}")
     if options.out.is_dir() or not options.out.parent.is_dir():
         raise InputError(f"--out {options.out}: name a file in a folder that exists, such as lens.html")
     from .. import api
     from ..report.lens import build_lens, write_lens
 
     with show_progress():
-        model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
-        request |= {} if options.input is None else {"input": options.input}
+        model = api.load(options.run, options.device, recipe=options.recipe)
+        request = (options.request or {}) | ({} if options.input is None else {"input": options.input})
         data = build_lens(model, request, options.against, options.answer, options.passes)
     path = write_lens(options.out, data)
-    facts = {"run": str(options.run), "step": model.step, "out": str(path), "bytes": path.stat().st_size}
+    facts: dict[str, Any] = {
+        "run": str(options.run),
+        "step": model.step,
+        "out": str(path),
+        "bytes": path.stat().st_size,
+    }
     facts |= {"nodes": {stack["name"]: len(stack["labels"]) for stack in data["stacks"]}}
     facts |= {"outcome": data["ablation"]["outcome"], "value": data["ablation"]["base"]}
     if options.json:

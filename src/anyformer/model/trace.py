@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .edges import Edges, as_edges, full
@@ -54,14 +55,25 @@ class Call:
     def weights(self) -> Tensor:
         """The attention weights, (B, H, Q, K), computed when they are asked for. Raises ValueError for what is no
         attention."""
-        if self.kernel is None or self.queries is None or self.keys is None:
+        if self.kernel is None or self.queries is None or self.keys is None or self.values is None:
             raise ValueError("only attention has weights: name a sublayer such as 'body.blocks.0.attn'")
-        return self.module.attention_weights(self.queries, self.keys, self.kernel)
+        if self.queries.device.type == "cpu":
+            return self.module.attention_weights(self.queries, self.keys, self.kernel)
+        return read_weights(self.queries, self.keys, self.kernel, self.module.config.scale, self.values.shape[-1])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor, by its name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def read_weights(q: Tensor, k: Tensor, kernel: AttentionKernel, scale: float | None, width: int) -> Tensor:
+    """The weights as what arrives of unit vectors, `width` channels at a time: kernels of a GPU take no wider values
+    than those that they have run with. (B, H, Q, K)"""
+    keys = k.shape[2]
+    units = torch.zeros(keys, -(-keys // width) * width, dtype=q.dtype, device=q.device).fill_diagonal_(1)
+    parts = [kernel(q, k, part.expand(*k.shape[:2], -1, -1), 0.0, scale) for part in units.split(width, dim=1)]
+    return torch.cat(parts, dim=-1)[..., :keys]
 
 
 class Trace(Mapping[str, Call]):

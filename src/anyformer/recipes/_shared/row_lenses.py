@@ -4,7 +4,7 @@ Shapes: K steps, S numbers of a state, A of an action, T nodes, N nodes of all f
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,14 +108,26 @@ def lens_multimodal(model: Any, request: dict[str, Any]) -> LensView:
         output = model(values, present)[0].float()
         return output if is_class else output * target.std[0] + target.mean[0]
 
-    nodes = describe_fields(schema, row[1], present[0].tolist())
+    nodes = describe_fields(schema, row[1], present[0].tolist(), [array[0] for array, _ in columns])
     names = target.values if is_class else (target.name,)
-    return LensView({"body": nodes}, forward, [(target.name, 0)], names.__getitem__, is_class, notes=notes)
+    return LensView({"body": nodes}, forward, [(target.name, None)], names.__getitem__, is_class, notes=notes)
 
 
-def describe_fields(schema: Any, row: Mapping[str, Any], present: list[bool]) -> LensNodes:
+Box = tuple[float, float, float, float] | None
+
+
+def describe_fields(
+    schema: Any, row: Mapping[str, Any], present: list[bool], values: Sequence[np.ndarray]
+) -> LensNodes:
     """The class node, then the nodes of the fields that the row has; those that it lacks are padding at the end."""
-    nodes: list[tuple[bool, str, str]] = []
+    nodes: list[tuple[bool, str, str, Box]] = []
+    picture, media = draw_fields(
+        [
+            (field, array)
+            for field, array, places in zip(schema.fields, values, node_slices(schema))
+            if field.kind in MEDIA and any(present[places])
+        ]
+    )
     for field, places in zip(schema.fields, node_slices(schema)):
         value = row.get(field.name)
         text = format_number(value) if isinstance(value, int | float) else " ".join(str(value).split())
@@ -123,6 +135,45 @@ def describe_fields(schema: Any, row: Mapping[str, Any], present: list[bool]) ->
         count = places.stop - places.start
         for i, is_present in enumerate(present[places]):
             label = f"{field.name} {i + 1}" if count > 1 else f"{field.name} {text}"
-            nodes.append((is_present, label if is_present else f"({field.name})", field.kind))
-    ordered = [node for node in nodes if node[0]] + [(False, label, "absent") for is_in, label, _ in nodes if not is_in]
-    return LensNodes(["class", *(label for _, label, _ in ordered)], ["class", *(kind for *_, kind in ordered)])
+            box = media[field.name][i] if is_present and field.name in media else None
+            nodes.append((is_present, label if is_present else f"({field.name})", field.kind, box))
+    ordered = [node for node in nodes if node[0]] + [(*node[:2], "absent", None) for node in nodes if not node[0]]
+    _, labels, kinds, boxes = zip((True, "class", "class", None), *ordered)
+    return LensNodes(labels, kinds, picture, boxes=boxes)
+
+
+MEDIA = ("image", "audio", "series")
+MAX_WIDTH, MAX_HEIGHT = 640, 96  # pixels to which a small picture of a field is enlarged
+
+
+def draw_fields(fields: Sequence[tuple[Any, np.ndarray]]) -> tuple[np.ndarray | None, dict[str, list[Box]]]:
+    """One picture (H, W, 3) of the images, sounds and series of a row, one below the other, and by the name of each
+    field the boxes of its nodes in it."""
+    blocks, boxes, y = [], {}, 0
+    for field, array in fields:
+        pixels, cell = draw_field(field, array)
+        height, width = pixels.shape[:2]
+        factor = max(1, min(MAX_WIDTH // width, MAX_HEIGHT // height))
+        columns = width // cell[0]
+        boxes[field.name] = [
+            (i % columns * cell[0] * factor, y + i // columns * cell[1] * factor, cell[0] * factor, cell[1] * factor)
+            for i in range(field.nodes)
+        ]
+        blocks.append(pixels.repeat(factor, 0).repeat(factor, 1))
+        y += height * factor
+    if not blocks:
+        return None, {}
+    widest = max(block.shape[1] for block in blocks)
+    return np.concatenate([np.pad(block, ((0, 0), (0, widest - block.shape[1]), (0, 0))) for block in blocks]), boxes
+
+
+def draw_field(field: Any, array: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The pixels of a value (H, W, 3), and the width and height of a node. A series has a row for each channel."""
+    if field.kind == "image":
+        return np.broadcast_to(array, (*array.shape[:2], 3)), (field.patch, field.patch)
+    rows = array[::-1].astype(np.float32) if field.kind == "audio" else array.T  # low tones at the bottom
+    axis = None if field.kind == "audio" else 1
+    low, high = (np.nan_to_num(edge(rows, axis=axis, keepdims=True)) for edge in (np.nanmin, np.nanmax))
+    shares = np.nan_to_num((rows - low) / np.maximum(high - low, 1e-6))
+    cell = (2 if field.kind == "audio" else field.patch, len(rows))
+    return np.repeat((shares * 255).astype(np.uint8)[..., None], 3, 2), cell

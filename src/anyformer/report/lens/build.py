@@ -3,13 +3,12 @@
 Shapes: L layers, T nodes, H heads, Q queries, K keys.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import InputError
 from ...events import report_progress
@@ -118,11 +117,12 @@ def describe_stack(trace: Trace, name: str, nodes: LensNodes) -> dict[str, Any]:
     call, count = trace[name], trace[name].input.shape[1]
     if count != len(nodes.labels):
         raise ValueError(f"'{name}' has {count} nodes and the recipe names {len(nodes.labels)}")
-    rules = list(dict.fromkeys(call.edges))
+    masks = {rule: describe_rule(rule, count, count) for rule in dict.fromkeys(call.edges)}
+    rules = list({rule["bits"]: rule for rule in masks.values()}.values())  # equal ones once
+    bits = [rule["bits"] for rule in rules]
     norms = {kind: round_numbers(values) for kind, values in measure_norms(trace, name).items()}
     facts = describe_nodes(nodes) | {"name": name, "norms": norms}
-    facts["rules"] = [describe_rule(rule, count, count) for rule in rules]
-    return facts | {"layer_rules": [rules.index(rule) for rule in call.edges]}
+    return facts | {"rules": rules, "layer_rules": [bits.index(masks[rule]["bits"]) for rule in call.edges]}
 
 
 def describe_rule(rule: Edges, queries: int, keys: int) -> dict[str, str]:

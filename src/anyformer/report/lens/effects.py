@@ -52,8 +52,9 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        name, row = self.view.name_output(self.output), self.view.rows[self.view.answer][0]
-        return f"log-probability of {name!r} {row}" if self.view.is_logits else f"{name}, {row}"
+        name, (row, node) = self.view.name_output(self.output), self.view.rows[self.view.answer]
+        place = "" if node is None else " " + row.replace("\n", "⏎")
+        return f"log-probability of {name!r}{place}" if self.view.is_logits else f"{name}{place}"
 
     def __call__(self, scores: Tensor) -> float:
         row = scores[self.view.answer]
@@ -103,7 +104,7 @@ def list_ablations(module: nn.Module, view: LensView, trace: Trace) -> dict[str,
         queries = trace[name].queries
         for head in range(0 if queries is None else queries.shape[1]):
             heads.append((f"{name}.{head}", lambda name=name, head=head: ablate(module, name, heads=[head])))
-    edges = [
+    edges: list[Change] = [
         (f"{stack}: {name}", lambda stack=stack, rule=rule: ablate(module, stack, edges=rule))
         for stack in view.stacks
         for name, rule in REMOVED_RULES.items()
@@ -135,7 +136,7 @@ def measure_patches(module: nn.Module, view: LensView, other: LensView, scores: 
     stacks: list[dict[str, Any]] = []
     share = max(1, passes // len(view.stacks))
     for stack, nodes in view.stacks.items():
-        n_layers = module.get_submodule(stack).config.n_layer
+        n_layers = len(source[stack].edges)
         groups = group_nodes(len(nodes.labels), max(1, share // (n_layers + 1)))
         grid = []
         for layer in range(n_layers + 1):
@@ -143,7 +144,7 @@ def measure_patches(module: nn.Module, view: LensView, other: LensView, scores: 
             name, side = (f"{stack}.blocks.{layer - 1}", "output") if layer else (f"{stack}.blocks.0", "input")
             row = []
             for group in groups:
-                with patch(module, source, name, nodes=range(group[0], group[1] + 1), side=side):  # ty: ignore
+                with patch(module, source, name, nodes=range(group[0], group[1] + 1), side=side):
                     moved = difference(view.forward()) - base
                 row.append(float(f"{moved / total if abs(total) > MIN_DIFFERENCE else moved:.4g}"))
             grid.append(row)

@@ -58,6 +58,18 @@ function tip(x, y, text) {
   box.style.left = `${Math.max(4, Math.min(x + 12, innerWidth - box.offsetWidth - 8))}px`;
   box.style.top = `${y + 16 + box.offsetHeight > innerHeight ? y - box.offsetHeight - 8 : y + 16}px`;
 }
+function roam(table) {  // one stop of the tab key; arrow keys go from button to button
+  const buttons = [...table.querySelectorAll("button")];
+  buttons.forEach((button, i) => { button.tabIndex = i ? -1 : 0; });
+  table.onkeydown = event => {
+    const move = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key], cell = event.target.closest("td");
+    if (!move || !cell) return;
+    event.preventDefault();
+    const row = cell.parentElement, next = table.rows[row.rowIndex + move[0]]?.cells[cell.cellIndex + move[1]]?.querySelector("button");
+    if (!next) return;
+    event.target.tabIndex = -1; next.tabIndex = 0; next.focus();
+  };
+}
 function hideTip() { $("tip").hidden = true; }
 
 // --- weights, rules, hops ---

@@ -103,29 +103,34 @@ def summarize_heads(weights: Tensor, nodes: LensNodes, is_self: bool) -> dict[st
     "previous" and the "first" node, to an earlier or later "same" label, and to what followed the same label before
     ("induction", 2209.11895). nan where no query could.
     """
-    w = weights.float()
-    summaries = {"entropy": torch.special.entr(w).sum(-1).mean(-1)}
     if not is_self:
-        return summaries
-    n = w.shape[-1]
-    position = torch.arange(n, device=w.device)
+        return {"entropy": torch.stack([torch.special.entr(w.float()).sum(-1).mean() for w in weights])}
+    position = torch.arange(weights.shape[-1], device=weights.device)
     offset = position - position[:, None]  # (Q, K): key minus query
-    summaries["distance"] = (w * offset.abs()).sum(-1).mean(-1)
-    summaries["self"] = w.diagonal(dim1=1, dim2=2).mean(-1)
-    summaries["previous"] = w.diagonal(-1, 1, 2).mean(-1)
-    summaries["first"] = w[:, 1:, 0].mean(-1)
     numbers = {label: i for i, label in enumerate(dict.fromkeys(nodes.labels))}
-    label = torch.tensor([numbers[text] for text in nodes.labels], device=w.device)
+    label = torch.tensor([numbers[text] for text in nodes.labels], device=weights.device)
     is_same = label == label[:, None]
     follows_same = torch.zeros_like(is_same)
     follows_same[:, 1:] = is_same[:, :-1]
-    summaries["same"] = mean_where(w, is_same & (offset != 0))
-    summaries["induction"] = mean_where(w, follows_same & (offset <= 0))
-    return summaries
+    heads = [summarize_head(w.float(), offset, is_same, follows_same) for w in weights]  # one by one: memory
+    return {name: torch.stack([head[name] for head in heads]) for name in heads[0]}
+
+
+def summarize_head(w: Tensor, offset: Tensor, is_same: Tensor, follows_same: Tensor) -> dict[str, Tensor]:
+    """The summaries of one head; all arguments are (Q, K)."""
+    return {
+        "entropy": torch.special.entr(w).sum(-1).mean(),
+        "distance": (w * offset.abs()).sum(-1).mean(),
+        "self": w.diagonal().mean(),
+        "previous": w.diagonal(-1).mean(),
+        "first": w[1:, 0].mean(),
+        "same": mean_where(w, is_same & (offset != 0)),
+        "induction": mean_where(w, follows_same & (offset <= 0)),
+    }
 
 
 def mean_where(weights: Tensor, mask: Tensor) -> Tensor:
-    """The weight on the keys of a mask (Q, K), of the queries that can read one of them: (H, Q, K) -> (H,)"""
+    """The weight on the keys of a mask, the mean over the queries that can read one of them: (Q, K) each -> ()"""
     read = (weights * mask).sum(-1)
     can_read = ((weights > 0) & mask).any(-1)
     return (read * can_read).sum(-1) / can_read.sum(-1)  # 0 / 0: nan

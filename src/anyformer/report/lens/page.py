@@ -22,7 +22,7 @@ def write_lens(path: Path, data: dict[str, Any]) -> Path:
 
 def render_lens(data: dict[str, Any]) -> str:
     """Return the page as text. Whatever the data hold, they are shown as text."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     parts = {"data": escape_json(text), "style": read_asset("page.css"), "script": "\n".join(map(read_asset, SCRIPTS))}
     markup = {name: Markup(part) for name, part in parts.items()}
     texts = {name: data[name] for name in ("title", "facts", "notes")}

@@ -34,6 +34,7 @@ function buildHeads() {
       return element("td", {}, button);
     })));
   $("heads").replaceChildren(head, element("tbody", {}, ...rows));
+  roam($("heads"));
   markHead();
 }
 function markHead() {
@@ -69,6 +70,7 @@ function buildReadings() {
     body.append(tr);
   }
   $("readings").replaceChildren(head, body);
+  roam($("readings"));
   $("readings").onclick = event => {
     const button = event.target.closest("[data-cell]");
     if (button) showCell(...button.dataset.cell.split(" ").map(Number));
