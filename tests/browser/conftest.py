@@ -4,9 +4,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from anyformer.recipe_loading import list_recipes
 from anyformer.trained_model import Model
@@ -45,7 +47,14 @@ def models(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path) -> dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYFORMER_CACHE", str(cache_folder))
         models = {name: build_model(name, folder) for name in list_recipes()}
-    return models | {"chat": build_chat_model(folder)}
+    return models | {"chat": build_chat_model(folder), "outside": build_outside_model(folder)}
+
+
+def build_outside_model(folder: Path) -> Model:
+    """A model of a recipe that does not describe its requests."""
+    recipe: Any = ModuleType("outside", "Outside: say what was asked.")
+    recipe.predict = lambda model, request: {"results": [request]}
+    return Model(recipe, SimpleNamespace(data=""), torch.nn.Identity(), {"step": 0}, folder)
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,15 @@ def test_the_next_action_is_chosen(page: Any, models: dict[str, Model]):
     assert read_answer(page) == json.loads(json.dumps(answer))
 
 
+def test_a_recipe_from_outside_is_asked_with_anything(page: Any):
+    open_model(page, "outside")
+    assert page.get_by_text("say what was asked").count() == 1
+    for text, value in (("<b>a text</b>", "<b>a text</b>"), ('{"steps": [1, null]}', {"steps": [1, None]})):
+        page.get_by_label("Input: a text, or JSON").fill(text)
+        assert run(page) == {"input": value}
+        assert json.loads(page.locator("details.raw pre").inner_text()) == {"results": [{"input": value}]}
+
+
 # --- files ---
 
 
@@ -337,7 +346,7 @@ NAMELESS = """() => [...document.querySelectorAll('input, select, textarea, butt
 def test_every_form_fits_a_phone_and_has_names(page: Any):
     """Nothing is cut off at 390 pixels; every control has a name for a screen reader."""
     page.set_viewport_size({"width": 390, "height": 844})
-    for name in [*list_recipes(), "chat"]:
+    for name in [*list_recipes(), "chat", "outside"]:
         open_model(page, name)
         page.locator("details.settings").evaluate_all("all => all.forEach((part) => (part.open = true))")
         if name not in (*FILES, "chat"):
