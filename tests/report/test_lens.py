@@ -74,6 +74,10 @@ def test_recipes_without_a_transformer_are_the_only_ones_without_a_lens():
     for name in WITHOUT:
         with refuses(f"the model of '{name}' has no Transformer"):
             build_lens(build(name), "a")
+    language = build("language")
+    outside = SimpleNamespace(recipe=object(), module=language.module, name="mine.py")
+    with refuses("the recipe 'mine.py' does not say what its nodes are", "`lens`"):
+        build_lens(outside, "a")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -233,6 +237,8 @@ def test_both_stacks_are_patched():
     encoder, decoder = data["patching"]["stacks"]
     assert encoder["grid"][0] == pytest.approx([0, 0, 0, 1, 0, 0], abs=1e-2)
     assert len(decoder["grid"][0]) == len(data["stacks"][1]["labels"])
+    edges = data["ablation"]["groups"]["edges"]
+    assert edges["decoder: to the other stack"]["change"] != 0 and len(edges) == 13
 
 
 @pytest.mark.parametrize(("count", "most"), [(10, 3), (10, 10), (10, 99), (1, 1), (1024, 10)])

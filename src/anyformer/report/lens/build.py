@@ -14,6 +14,7 @@ from ...errors import InputError
 from ...events import report_progress
 from ...model.edges import Edges
 from ...model.trace import Call, Trace, record
+from ...model.transformer import Transformer
 from ...recipe import LensNodes, LensView, SupportsLens
 from ...training.run_directory import RunDirectory
 from .effects import check_finite_scores, count_passes, measure_ablations, measure_patches
@@ -53,10 +54,7 @@ def build_lens(
     Returns plain values for `render_lens`. Raises InputError for a recipe without a Transformer and for a request that
     cannot be shown.
     """
-    recipe: Any = model.recipe
-    if not isinstance(recipe, SupportsLens):
-        raise InputError(f"the model of '{model.name}' has no Transformer: the lens has nothing to show")
-    module = model.module
+    recipe, module = require_lens(model), model.module
     view = choose_answer(recipe.lens(module, read_request(model, request)), answer)
     check_size(view)
     with record(module) as trace:
@@ -74,6 +72,15 @@ def build_lens(
         check_size(other)
         data["patching"] = measure_patches(module, view, other, scores, passes)
     return data
+
+
+def require_lens(model: Any) -> Any:
+    """The model's recipe. Raises InputError where it has no lens."""
+    if isinstance(model.recipe, SupportsLens):
+        return model.recipe
+    if any(isinstance(module, Transformer) for module in model.module.modules()):
+        raise InputError(f"the recipe '{model.name}' does not say what its nodes are: it needs a function `lens`")
+    raise InputError(f"the model of '{model.name}' has no Transformer: the lens has nothing to show")
 
 
 def read_request(model: Any, request: Any) -> dict[str, Any]:

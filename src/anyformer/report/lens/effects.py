@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...events import report_progress
-from ...model.edges import Edges, window
+from ...model.edges import Edges, full, window
 from ...model.intervention import ablate, patch
 from ...model.trace import Trace, record
 from ...recipe import LensView
@@ -109,6 +109,8 @@ def list_ablations(module: nn.Module, view: LensView, trace: Trace) -> dict[str,
         for stack in view.stacks
         for name, rule in REMOVED_RULES.items()
     ]
+    readers = [stack for stack in view.stacks if trace[stack].memory is not None]
+    edges += [(f"{s}: to the other stack", lambda s=s: ablate(module, s, memory_edges=full)) for s in readers]
     return {"sublayers": sublayers, "edges": edges, "heads": heads}
 
 

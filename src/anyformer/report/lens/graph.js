@@ -253,6 +253,8 @@ class NodesView {  // the whole input of a stack; `paint` colors what is read
       span.style.background = share > 0.02 ? tint(0.85 * share, "--c1") : "";
       span.style.color = share > 0.02 ? ink(0.85 * share, "--c1") : "";
       span.classList.toggle("chosen", i === chosen);
+      const list = span.parentElement, y = span.offsetTop - list.scrollTop;
+      if (i === chosen && (y < 0 || y > list.clientHeight - 20)) list.scrollTop = span.offsetTop - list.clientHeight / 2;
     }
     if (this.canvas) this.paintCanvas(values, top, chosen);
   }
