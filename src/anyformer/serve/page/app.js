@@ -181,7 +181,7 @@ function makeTask(name, schema, task) {
   const output = h(
     "div",
     { class: "answer", "aria-live": "polite", "aria-atomic": "false" },
-    h("p", { class: "empty" }, "The answer appears here."),
+    h("p", { class: "empty" }, document.querySelector("header .graph").cloneNode(true), "The answer appears here."),
   );
   const note = h("p", { class: "quiet facts" });
   const result = h("section", { class: "result", "aria-label": "Answer" }, output, note);
