@@ -66,6 +66,7 @@ INPUTS = {
     "translation": {"input": st.text("0123456789", max_size=9), "beam": st.integers(1, 4)},
 }  # fmt: skip
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+WAV = b"RIFF\x34\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0data\x10\0\0\0" + bytes(range(16))
 CONTENTS = st.one_of(st.binary(max_size=60), st.sampled_from([PNG, PNG[:40], b"RIFF\0\0\0\0WAVE", *WORDS]))
 NAMES = st.sampled_from(["file", "input", "input.picture", "input.hum", "model", "x", ""])
 
@@ -127,15 +128,27 @@ def test_predictions(server: RunningServer, body: bytes):
     check(server.post("/v1/predict", content=body))
 
 
-@given(
-    st.sampled_from(["/v1/predict", "/v1/audio/transcriptions"]),
-    st.dictionaries(NAMES | TEXTS, TEXTS, max_size=3),
-    st.lists(st.tuples(NAMES, st.tuples(TEXTS, CONTENTS)), max_size=3),
-    st.sampled_from(["speech", "vision", "multimodal", "forecast", "classify"]),
+FORMS = st.sampled_from(
+    [
+        ("/v1/predict", "vision", ("file", ("a.png", PNG))),
+        ("/v1/audio/transcriptions", "speech", ("file", ("a.wav", WAV))),
+        ("/v1/predict", "speech", ("input", ("a.wav", WAV))),
+        ("/v1/predict", "multimodal", ("input.picture", ("a.png", PNG))),
+        ("/v1/predict", "multimodal", ("file", ("a.csv", b"device,power\na,1\nb,2\n"))),
+        ("/v1/predict", "forecast", ("file", ("a.csv", b"date,shop,sales\n2023-01-01,a,1\n"))),
+    ]
 )
-def test_forms(server: RunningServer, route: str, fields: dict[str, str], files: list[Any], model: str):
+
+
+@given(
+    FORMS,
+    st.just({}) | st.dictionaries(NAMES | TEXTS, TEXTS, max_size=2),
+    st.just([]) | st.lists(st.tuples(NAMES, st.tuples(TEXTS, CONTENTS)), max_size=2),
+)
+def test_forms(server: RunningServer, form: tuple[str, str, Any], fields: dict[str, str], files: list[Any]):
+    route, model, file = form
     fields = {name: value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for name, value in fields.items()}
-    check(server.post(route, data=fields | {"model": model}, files=files or None))
+    check(server.post(route, data={"model": model} | fields, files=[file, *files]))
 
 
 @given(

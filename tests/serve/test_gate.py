@@ -9,7 +9,7 @@ import pytest
 from anyformer.serve import app, gate
 from anyformer.serve.metrics import Metrics
 from anyformer.trained_model import Model
-from serve_kit import RunningServer, assert_error, serve
+from serve_kit import RunningServer, assert_error, serve, wait_for
 
 SECRET = "my very private prompt"
 
@@ -52,8 +52,15 @@ def test_a_line_for_each_request_without_its_texts(server: RunningServer, capfd:
     responses = [server.post("/v1/completions", {"prompt": SECRET, "max_tokens": 3, "seed": 1})]
     responses.append(server.post("/v1/completions", {"prompt": SECRET, "max_tokens": SECRET}))
     responses.append(server.client.get(f"/{SECRET}"))
-    entries = read_log(capfd)
-    first, second, third = (next(e for e in entries if e["id"] == r.headers["x-request-id"]) for r in responses)
+    entries: dict[str, dict[str, Any]] = {}
+    ids = [response.headers["x-request-id"] for response in responses]
+
+    def has_all() -> bool:  # an answer is there a moment before its line
+        entries.update((entry["id"], entry) for entry in read_log(capfd) if "id" in entry)
+        return entries.keys() >= set(ids)
+
+    wait_for(has_all, "a line for each request")
+    first, second, third = (entries[name] for name in ids)
     assert first["completion_tokens"] == 3 and first["seconds"] >= first["first_seconds"] > 0
     assert (first["route"], first["model"], first["status"]) == ("/v1/completions", "chat", 200)
     assert (second["status"], second["error"], third["route"]) == (400, "invalid_value", "other")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 import mimetypes
 from collections.abc import Callable
 from importlib.resources import files
@@ -324,7 +325,7 @@ def format_transcript(result: dict[str, Any], body: TranscriptionBody) -> Respon
     if body.response_format == "text":
         return PlainTextResponse(result["text"] + "\n")
     if body.response_format == "json":
-        return Json({"text": result["text"], "usage": {"type": "duration", "seconds": round(result["seconds"])}})
+        return Json({"text": result["text"], "usage": {"type": "duration", "seconds": math.ceil(result["seconds"])}})
     segments = [{"id": i, **segment} for i, segment in enumerate(result["segments"])]
     facts = {"task": "transcribe", "language": body.language or "unknown", "duration": result["seconds"]}
     return Json(facts | {"text": result["text"], "segments": segments})
