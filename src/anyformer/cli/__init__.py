@@ -35,6 +35,7 @@ VERBS = {
     "compare": "runs side by side: scores, configs, loss curves",
     "ladder": "compare the Transformer with what came before it",
     "worth": "what each field of a row is worth to a trained model",
+    "lens": "see inside a model while it answers an input",
     "import": "turn a public checkpoint into a run",
     "export": "write a run as a public checkpoint, a GGUF or an ONNX file",
     "list": "recipes, presets with their sizes, data sets",

@@ -18,10 +18,12 @@ from starlette.routing import Route, Router
 
 from ..errors import InputError
 from ..inference.completion import CompletionRequest, parse_request
-from ..recipe import SupportsEmbedding, SupportsTokenCount, SupportsTranscription
+from ..recipe import SupportsEmbedding, SupportsLens, SupportsTokenCount, SupportsTranscription
 from .completions import ChatFormat, CompletionAnswer, Format, TextFormat
 from .errors import ApiError, refuse_input
 from .gate import Gate, RequestRecord
+from .lenses import POLICY as LENS_POLICY
+from .lenses import LensPages
 from .metrics import Labels
 from .models import Completions, ModelSet, ServedModel
 from .openai_api import (
@@ -55,6 +57,7 @@ def build_app(models: ModelSet, options: ServerOptions) -> Gate:
     routes += [("POST", "/v1/completions", service.complete), ("POST", "/v1/chat/completions", service.chat)]
     routes += [("POST", "/v1/embeddings", service.embed), ("POST", "/v1/audio/transcriptions", service.transcribe)]
     routes += [("GET", "/v1/describe", service.describe), ("POST", "/v1/predict", service.predict)]
+    routes += [("POST", "/v1/lens", service.look_inside), ("GET", "/page/lens/{name}", service.show_lens)]
     routes += [("GET", "/", show_page), ("GET", "/page/{name}", show_page)]
     router = Router([Route(path, name_route(path, handler), methods=[verb]) for verb, path, handler in routes])
     service.gate = Gate(Mounted(router), options, len(models.models))
@@ -87,6 +90,7 @@ class Service:
     def __init__(self, models: ModelSet, options: ServerOptions):
         self.models, self.options = models, options
         self.gate: Gate  # around all routes
+        self.lenses = LensPages()
 
     # --- the server ---
 
@@ -110,7 +114,8 @@ class Service:
     async def describe(self, request: Request) -> Response:
         model = self.find(request, request.query_params.get("model"))
         facts = {name: value for name, value in model.model.describe().items() if name != "data"}  # may be a path
-        return Json({"model": model.name} | facts)
+        facts |= {"model": model.name, "lens": isinstance(model.model.recipe, SupportsLens)}
+        return Json(facts | await asyncio.to_thread(model.model.describe_request))
 
     def find(self, request: Request, name: Any) -> ServedModel:
         model = self.models.find(name)
@@ -216,19 +221,24 @@ class Service:
     async def predict(self, request: Request) -> Response:
         with TemporaryDirectory(prefix="anyformer-", ignore_cleanup_errors=True) as name:
             folder = Path(name).resolve()
-            fields, paths = await read_body(request, folder)
-            model = self.find(request, fields.pop("model", None))
-            if model.reads_files:
-                fields = await asyncio.to_thread(unpack_files, fields, folder)
-            elif paths:
-                message = f"the model '{model.name}' ({model.model.name}) takes no files"
-                raise ApiError(400, message, "no_files", "file")
-            if not fields:
-                raise ApiError(400, 'the request is empty: expected for example {"input": ...}, see /v1/describe')
+            model, fields = await self.read_request(request, folder)
             if model.batcher is not None:
                 return Json(await self.predict_text(request, model, model.batcher.model.tokenizer, fields))
             work = model.call(lambda: model.model.predict(fields), folder)
             return Json(hide_folder(await await_unless_gone(request.receive, work), folder))
+
+    async def read_request(self, request: Request, folder: Path) -> tuple[ServedModel, dict[str, Any]]:
+        """Return the model of a request and the request of its recipe, whose files are in the folder."""
+        fields, paths = await read_body(request, folder)
+        model = self.find(request, fields.pop("model", None))
+        if model.reads_files:
+            fields = await asyncio.to_thread(unpack_files, fields, folder)
+        elif paths:
+            message = f"the model '{model.name}' ({model.model.name}) takes no files"
+            raise ApiError(400, message, "no_files", "file")
+        if not fields:
+            raise ApiError(400, 'the request is empty: expected for example {"input": ...}, see /v1/describe')
+        return model, fields
 
     async def predict_text(
         self, request: Request, model: ServedModel, tokenizer: Any, fields: dict[str, Any]
@@ -246,6 +256,31 @@ class Service:
             return await await_unless_gone(request.receive, gather_samples(completions, request.scope["record"]))
         finally:
             completions.ticket.cancel()
+
+    # --- the lens ---
+
+    async def look_inside(self, request: Request) -> Response:
+        """Answer with a page of the lens, which a browser finds at its location too."""
+        from ..report.lens import build_lens, render_lens
+
+        with TemporaryDirectory(prefix="anyformer-", ignore_cleanup_errors=True) as name:
+            folder = Path(name).resolve()
+            model, fields = await self.read_request(request, folder)
+
+            def render() -> bytes:
+                data = build_lens(model.model, fields)
+                data["facts"] = [fact for fact in data["facts"] if fact != model.model.config.data]  # may be a path
+                return render_lens(data).encode()
+
+            work = model.call(render, folder)
+            page = await await_unless_gone(request.receive, work)
+        return format_lens(page, 201, {"location": f"page/lens/{self.lenses.add(page)}"})
+
+    async def show_lens(self, request: Request) -> Response:
+        page = self.lenses.get(request.path_params["name"])
+        if page is None:
+            raise HTTPException(404)
+        return format_lens(page)
 
 
 async def gather_samples(completions: Completions, record: RequestRecord) -> dict[str, Any]:
@@ -294,6 +329,11 @@ def format_transcript(result: dict[str, Any], body: TranscriptionBody) -> Respon
     segments = [{"id": i, **segment} for i, segment in enumerate(result["segments"])]
     facts = {"task": "transcribe", "language": body.language or "unknown", "duration": result["seconds"]}
     return Json(facts | {"text": result["text"], "segments": segments})
+
+
+def format_lens(page: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    fixed = {"content-security-policy": LENS_POLICY, "referrer-policy": "no-referrer", "cache-control": "no-store"}
+    return Response(page, status, {**fixed, **(headers or {})}, "text/html")
 
 
 async def show_page(request: Request) -> Response:

@@ -13,13 +13,14 @@ from ...data.io.checks import read_json
 from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ...errors import InputError
+from ...forms import Task
 from ...inference.decode import pad_rows
 from ...model import Encoder, TransformerConfig
 from ...model.heads import mean_pool
 from ...parsing import check_range, path_field
 from ...recipe import Graph, GraphInput
 from ...training.config import TrainConfig
-from .text import VocabularyConfig
+from .text import VocabularyConfig, first_tokens
 
 MAX_BATCH = 32  # texts in one forward
 
@@ -95,6 +96,12 @@ class TextRequest:
     """A text, or several, to turn into vectors."""
     cut: bool = False
     """Cut texts that are longer than the context instead of refusing them."""
+
+
+def compare_texts(model: TextEncoder, omit: tuple[str, ...] = ()) -> Task:
+    """Describe how texts are compared by their vectors."""
+    text = first_tokens(model.masked_tokenizer.tokenizer)
+    return Task("Compare texts", "texts", TextRequest, "vectors", "embed", omit=omit, examples=([text, text[::-1]],))
 
 
 def read_label_names(config: Any) -> list[str] | None:
