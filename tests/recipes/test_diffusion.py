@@ -166,8 +166,8 @@ def test_a_gap_of_words_has_any_length():
     model = diffusion.DiffusionModel(diffusion.Config(model=replace(SHAPE, context=32)), tokenizer).eval()
     (result,) = ask(model, input="the ____ sat on the mat")
     assert result["text"].startswith("the") and result["text"].endswith(" sat on the mat")
-    (one,) = ask(model, input="the _ sat on the mat", tokens=1)
-    assert one["passes"] == 1
+    (single,) = ask(model, input="the _ sat on the mat", tokens=1)
+    assert single["passes"] == 1
 
 
 @pytest.mark.parametrize(

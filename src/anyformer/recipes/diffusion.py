@@ -84,6 +84,15 @@ PRESETS = {
     "small": Config(
         model=make_modern_config(128, 4, 4, 128, init="zero"), train=TrainConfig(steps=2000, batch=16, **TRAIN)
     ),
+    # words of 84 novels: a gap is of any length
+    "novels": Config(
+        data="eltec",
+        tokenizer="bpe",
+        vocab_size=8192,
+        val_fraction=0.01,
+        model=make_modern_config(128, 4, 4, 128, init="zero"),
+        train=TrainConfig(steps=4000, batch=16, **TRAIN),
+    ),
     # grids of up to 81 cells, one a line: 5 minutes on two cores
     "grid": Config(
         lines=True,
