@@ -48,7 +48,7 @@ def describe_tokens(nats: float = 0.0, n_bytes: float = 0, count: float = 0) -> 
 def describe_bound(nats: Tensor, sizes: Tensor, n_bytes: int) -> dict[str, float]:
     """Return the metrics of a bound on the nats of rows (N,) of so many tokens (N,): per token, with the standard error
     over the rows and what was drawn for each, and in bits per byte."""
-    sizes = sizes.to(nats.dtype)
+    nats, sizes = nats.detach(), sizes.to(nats.dtype)
     mean, bits = float(nats.sum() / sizes.sum()), float(nats.sum()) / math.log(2) / max(1, n_bytes)
     error = float(((nats - mean * sizes) ** 2).sum().sqrt() / sizes.sum())
     values = {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "standard_error": error}

@@ -11,7 +11,6 @@ from anyformer.inference.drafts import Draft, DraftSettings, write_drafts
 
 V, T, MASK = 3, 4, 3
 ALLOWED = torch.ones(V, dtype=torch.bool)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ class Exact:
     def __init__(self, joint: Tensor):
         self.joint, self.n_reads = joint, 0
 
-    def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, lengths: Tensor, sources: list[None] | None = None) -> Tensor:
         self.n_reads += 1
         logits = torch.zeros(*ids.shape, V + 1)
         for row, values in zip(logits, ids.tolist()):
@@ -44,7 +43,7 @@ def write(predict: Exact, rows: list[list[int]], seeds: list[int] | None = None,
     gaps = [[i for i, token in enumerate(row) if token == MASK] for row in rows]
     seeds = seeds or [0] * len(rows)
     drafts = [Draft(row, gap, gap, values, seed) for row, gap, seed in zip(rows, gaps, seeds, strict=True)]
-    for _ in write_drafts(predict, drafts, MASK, ALLOWED, CPU):
+    for _ in write_drafts(predict, drafts, MASK, ALLOWED):
         pass
     return drafts
 
@@ -116,7 +115,7 @@ def test_revisions_mend_tokens_that_do_not_fit():
         ids[wrong] = (right + 1) % V
         settings = DraftSettings(revise=1, remask=0.25)
         draft = Draft(ids, range(T), [], settings, 0)
-        for _ in write_drafts(Exact(joint / joint.sum()), [draft], MASK, ALLOWED, CPU):
+        for _ in write_drafts(Exact(joint / joint.sum()), [draft], MASK, ALLOWED):
             pass
         assert draft.ids == [right] * T
 
@@ -124,18 +123,18 @@ def test_revisions_mend_tokens_that_do_not_fit():
 def test_a_revision_keeps_the_likeliest_text(joint: Tensor):
     best = torch.unravel_index(joint.argmax(), joint.shape)
     draft = Draft([int(i) for i in best], range(T), [], DraftSettings(revise=3), 0)
-    for _ in write_drafts(Exact(joint), [draft], MASK, ALLOWED, CPU):
+    for _ in write_drafts(Exact(joint), [draft], MASK, ALLOWED):
         pass
     assert draft.ids == [int(i) for i in best] and not draft.logprobs
 
 
 def test_only_tokens_that_are_allowed_are_written(joint: Tensor):
     draft = Draft([MASK] * T, range(T), range(T), DraftSettings(temperature=1.0, revise=2), 0)
-    for _ in write_drafts(Exact(joint), [draft], MASK, torch.tensor([False, True, False]), CPU):
+    for _ in write_drafts(Exact(joint), [draft], MASK, torch.tensor([False, True, False])):
         pass
     assert draft.ids == [1] * T
     with pytest.raises(InputError, match="no token is allowed"):
-        list(write_drafts(Exact(joint), [draft], MASK, torch.zeros(V, dtype=torch.bool), CPU))
+        list(write_drafts(Exact(joint), [draft], MASK, torch.zeros(V, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize(

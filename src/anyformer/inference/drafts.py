@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, n gaps of a row, V entries of the vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from ..parsing import check_range, check_types
 from .decode import pad_rows
 
 Order = Literal["surest", "margin", "entropy", "left", "random"]
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""ids (B, T) and their lengths (B,) -> logits (B, T, V)"""
+Predict = Callable[[Tensor, Tensor, list[Any]], Tensor]
+"""ids (B, T), their lengths (B,) and the source of each row -> logits (B, T, V)"""
 REVISION_PARTS = 8  # a draft is judged in so many reads, in each of which another part of it is hidden
 MAX_ROWS = 64  # of one read
 
@@ -62,12 +62,20 @@ class Draft:
         gaps: The positions that may be revised.
         open: Those that are hidden now.
         logprobs: Of the tokens that were filled, by position.
+        source: What the model reads besides, if anything.
         n_reads: How often the model has read the row.
     """
 
     def __init__(
-        self, ids: Sequence[int], gaps: Sequence[int], hidden: Sequence[int], settings: DraftSettings, seed: int
+        self,
+        ids: Sequence[int],
+        gaps: Sequence[int],
+        hidden: Sequence[int],
+        settings: DraftSettings,
+        seed: int,
+        source: Any = None,
     ):
+        self.source = source
         self.ids, self.gaps, self.settings = list(ids), list(gaps), settings
         self.generator = torch.Generator().manual_seed(seed)
         self.n_reads, self.logprobs = 0, dict[int, float]()
@@ -130,37 +138,35 @@ class Draft:
 
 
 @torch.inference_mode()
-def write_drafts(
-    predict: Predict, drafts: Sequence[Draft], mask_id: int, is_allowed: Tensor, device: torch.device
-) -> Iterator[None]:
+def write_drafts(predict: Predict, drafts: Sequence[Draft], mask_id: int, is_allowed: Tensor) -> Iterator[None]:
     """Fill and revise all drafts, in place; yields after every pass.
 
     Args:
-        is_allowed: Which tokens may be written, (V,) bool.
+        is_allowed: Which tokens may be written, (V,) bool, on the device of the model.
     """
     if not bool(is_allowed.any()):
         raise InputError("no token is allowed in the gaps")
     for revision in range(1 + max((draft.settings.revise for draft in drafts), default=0)):
         if revision:
             revised = [draft for draft in drafts if draft.settings.revise >= revision and draft.gaps]
-            revise(predict, revised, mask_id, is_allowed, device)
+            revise(predict, revised, mask_id, is_allowed)
         while unfinished := [draft for draft in drafts if draft.open]:
             for start in range(0, len(unfinished), MAX_ROWS):
                 part = unfinished[start : start + MAX_ROWS]
                 rows = [hide_tokens(draft.ids, draft.open, mask_id) for draft in part]
-                logits = read_gaps(predict, rows, [draft.open for draft in part], is_allowed, device)
+                logits = read_gaps(predict, rows, [draft.open for draft in part], part, is_allowed)
                 for draft, row_logits in zip(part, logits):
                     draft.fill(row_logits)
             yield
 
 
-def revise(predict: Predict, drafts: Sequence[Draft], mask_id: int, is_allowed: Tensor, device: torch.device) -> None:
+def revise(predict: Predict, drafts: Sequence[Draft], mask_id: int, is_allowed: Tensor) -> None:
     """Judge every token between the others, and open the gaps of the least likely ones."""
     for draft in drafts:
         parts = [draft.gaps[i::REVISION_PARTS] for i in range(min(REVISION_PARTS, len(draft.gaps)))]
         rows = [hide_tokens(draft.ids, part, mask_id) for part in parts]
         losses: dict[int, float] = {}
-        for part, logits in zip(parts, read_gaps(predict, rows, parts, is_allowed, device)):
+        for part, logits in zip(parts, read_gaps(predict, rows, parts, [draft] * len(parts), is_allowed)):
             logprobs, own = logits.float().log_softmax(-1), torch.tensor([draft.ids[i] for i in part])
             loss = logprobs.amax(-1) - logprobs.gather(1, own.to(logprobs.device)[:, None])[:, 0]
             losses |= dict(zip(part, loss.tolist()))
@@ -179,10 +185,10 @@ def read_gaps(
     predict: Predict,
     rows: Sequence[Sequence[int]],
     gaps: Sequence[Sequence[int]],
+    drafts: Sequence[Draft],
     is_allowed: Tensor,
-    device: torch.device,
 ) -> list[Tensor]:
     """Return the logits of the gaps of each row, (n, V); of tokens that are not allowed -inf."""
-    ids, lengths = pad_rows(rows, device)
-    logits = predict(ids, lengths)[..., : len(is_allowed)].masked_fill(~is_allowed.to(device), -torch.inf)
-    return [row[torch.tensor(positions, device=device)] for row, positions in zip(logits, gaps)]
+    logits = predict(*pad_rows(rows, is_allowed.device), [draft.source for draft in drafts])
+    logits = logits[..., : len(is_allowed)].masked_fill(~is_allowed, -torch.inf)
+    return [row[torch.tensor(positions, device=row.device)] for row, positions in zip(logits, gaps)]

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..data.io.cache import cache_by_files
 from ..data.sampling import sample_indices
 from ..data.text.batches import IGNORE_INDEX
-from ..data.text.masking import uniform
+from ..data.text.masking import hide_shares
 from ..data.text.mixtures import Mixture, Source
 from ..data.text.prepare import Corpus, prepare_corpus
 from ..data.text.read import RowOptions
@@ -223,25 +223,13 @@ def eval_rows(config: Config, corpus: Corpus, split: str) -> Iterator[tuple[np.n
 def make_batch(mask_id: int, ids: np.ndarray, sizes: np.ndarray, seed: int, step: int) -> dict[str, Tensor]:
     """Hide a share of each row, of which the first `sizes` (B,) ids are text.
 
-    The shares of a batch are spread evenly over (0, 1), which varies less than drawing each by itself (2107.00630).
-
     Returns:
         ids (B, T), with some hidden; labels (B, T), their ids, or IGNORE_INDEX; weight (B,), one over the share that is
         hidden; lengths (B,), if rows are padded.
     """
-    B, T = ids.shape
-    order = uniform(seed, step, (B, T + 2))
-    shares = (order[0, T] + np.argsort(order[:, T + 1]) / B) % 1.0
-    n_hidden = np.clip(np.ceil(shares * sizes), 1, sizes).astype(np.int64)
-    is_text = np.arange(T) < sizes[:, None]
-    ranks = np.argsort(np.argsort(np.where(is_text, order[:, :T], 2.0), axis=1), axis=1)
-    is_hidden = ranks < n_hidden[:, None]
-    batch = {
-        "ids": np.where(is_hidden, mask_id, ids),
-        "labels": np.where(is_hidden, ids, IGNORE_INDEX),
-        "weight": (sizes / n_hidden).astype(np.float32),
-    }
-    if (sizes != T).any():
+    hidden, labels, weight = hide_shares(ids, sizes, mask_id, seed, step)
+    batch = {"ids": hidden, "labels": labels, "weight": weight}
+    if (sizes != ids.shape[1]).any():
         batch["lengths"] = sizes
     return {name: torch.from_numpy(value) for name, value in batch.items()}
 
@@ -342,8 +330,9 @@ def predict(model: DiffusionModel, request: dict[str, Any]) -> dict[str, Any]:
         for sample in range(fields.samples)
     ]
     histories: list[list[str]] = [[] for _ in drafts]
-    is_allowed, device = find_allowed(tokenizer, fields.allow), next(model.parameters()).device
-    for _ in write_drafts(model, [draft for group in drafts for draft in group], mask_id, is_allowed, device):
+    is_allowed = find_allowed(tokenizer, fields.allow).to(next(model.parameters()).device)
+    every = [draft for group in drafts for draft in group]
+    for _ in write_drafts(lambda ids, lengths, _: model(ids, lengths), every, mask_id, is_allowed):
         for history, group in zip(histories, drafts if fields.drafts else ()):
             shown = show_draft(tokenizer, max(group, key=Draft.rate), fields.gap)
             history += [shown] if history[-1:] != [shown] else []
