@@ -7,16 +7,20 @@ THREADS ?= 1
 # Compiled tests are kept for the next run: rewriting their asserts takes half of the time of collecting them.
 PYTEST = OMP_NUM_THREADS=$(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: train test test-slow fuzz test-hf4 test-trackers weights check format bench install clean
+.PHONY: train test test-slow test-browser fuzz test-hf4 test-trackers weights check format bench install clean
 
 train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
 	$(BIN)/anyformer train language --data plays
 
 test: $(DONE)  ## everything that shows in seconds
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 
 test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real checkpoints too
 	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow
+
+test-browser: $(DONE)  ## the page of the server in chromium ($$CHROMIUM, or the one on the path): a minute
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	$(PYTEST) -m browser tests/browser
 
 fuzz: $(DONE)  ## an hour: damaged files, flags, requests, faults of the machine, generated models; see docs/reliability.md
 	mkdir -p build

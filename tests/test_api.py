@@ -182,3 +182,7 @@ def test_importing_over_a_run(run: Path, tmp_path: Path):
     assert "--resume" not in result.err
     result = call("import", run, "--out", tmp_path / "copy")
     assert result.code == 2 and "is a run of anyformer already" in result.err and not (tmp_path / "copy").exists()
+
+
+def test_weights_in_fewer_bits_are_as_many_parameters(run: Path):
+    assert api.load(run, "cpu", weights="int8").n_parameters == api.load(run, "cpu").n_parameters > 0

@@ -21,6 +21,13 @@ def read_memory() -> tuple[int | None, int | None]:
     return total, free
 
 
+def read_resident_memory() -> int:
+    """Return how many bytes of memory this process has, 0 where the system does not say."""
+    with suppress(AttributeError, OSError, ValueError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def limit_memory(size: int | None) -> None:
     """Let this process take no more than so many bytes, so that what does not fit is an error here, instead of the end
     of any process that the kernel chooses. On Linux, and not with a GPU, whose driver reserves more than it uses."""

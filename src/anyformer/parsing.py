@@ -4,23 +4,28 @@ Every value is checked against the type hint of its field. An error is one line 
 and what would be right.
 """
 
+import ast
 import dataclasses
 import errno
 import functools
 import inspect
+import itertools
 import json
 import math
 import numbers
 import operator
 import os
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from .confinement import ConfinedError, check_confined
 from .errors import InputError, suggest
 
 RENAMED_FIELDS = {
@@ -102,6 +107,7 @@ def check_types(config: Any) -> None:
 
 def check_path(path: str | Path, name: str) -> None:
     """Raise InputError for a name that no file can have; `name` is the field or the flag."""
+    check_confined(path)
     try:
         os.stat(Path(path).expanduser())
     except RuntimeError:
@@ -113,14 +119,17 @@ def check_path(path: str | Path, name: str) -> None:
             raise InputError(f"{name} is {show_value(str(path))}: {error.strerror}") from None
 
 
+_RANGES: ContextVar[dict[str, dict[str, float]] | None] = ContextVar("_RANGES", default=None)
 COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 def check_range(config: Any, *names: str, **bounds: float) -> None:
     """Check that fields of a dataclass, or the items of lists, are numbers within bounds: at_least, above, at_most,
     below. A field that may be None passes as None. Raises InputError naming the field."""
-    hints = read_hints(type(config))
+    hints, ranges = read_hints(type(config)), _RANGES.get()
     for name in names:
+        if ranges is not None:
+            ranges.setdefault(name, bounds)
         value = _parse_value(hints[name], getattr(config, name), name)
         for number in value if isinstance(value, list | tuple) else [value]:
             if number is not None and not all(COMPARISONS[word](number, bound) for word, bound in bounds.items()):
@@ -128,6 +137,20 @@ def check_range(config: Any, *names: str, **bounds: float) -> None:
                     f"{word.replace('_', ' ')} {format_bound(bound)}" for word, bound in bounds.items()
                 )
                 raise InputError(f"{name} is {show_value(number)}; it must be {words}")
+
+
+@functools.cache
+def read_ranges(kind: Any) -> dict[str, dict[str, float]]:
+    """Return the bounds that a dataclass checks its fields against (`check_range`), by field. A field that is checked
+    twice, because a second bound depends on the others, has the first."""
+    missing = dataclasses.MISSING
+    fields = [f for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
+    token = _RANGES.set(ranges := {})
+    try:
+        kind(**{field.name: "" for field in fields})
+    finally:
+        _RANGES.reset(token)
+    return ranges
 
 
 P = ParamSpec("P")
@@ -193,6 +216,20 @@ def read_hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+@functools.cache
+def read_field_docs(kind: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass."""
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        with suppress(OSError, TypeError, SyntaxError):  # built-in, or written in a console
+            tree: Any = ast.parse(textwrap.dedent(inspect.getsource(base)))
+            for pair in itertools.pairwise(tree.body[0].body):
+                match pair:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        docs[name] = " ".join(text.split())
+    return docs
+
+
 def _rename_field(name: str, value: Any, names: Sequence[str]) -> tuple[str, Any]:
     """Return the name and value that a field of an old run has today."""
     if name not in names and RENAMED_FIELDS.get(name) in names:
@@ -237,8 +274,12 @@ def _parse_union(hint: Any, value: Any, name: str) -> Any:
     if Path in options and isinstance(value, str | Path):
         check_path(value, name)
     for option in options:
-        with suppress(InputError):
+        try:
             return _parse_value(option, value, name)
+        except ConfinedError:
+            raise
+        except InputError:
+            pass
     raise InputError(f"{name} is {show_value(value)}; it must be {describe_type(hint)}")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from .errors import InputError
+from .forms import Form
 from .search_space import SearchSpace
 
 StreamState = dict[str, Any]
@@ -158,6 +159,14 @@ class SupportsFileInput(Protocol):
     """Which columns of a file are read by `anyformer predict --file`; of a recipe without it, the column "input"."""
 
     def file_input(self, model: Any, config: Any) -> FileInput: ...
+
+
+@runtime_checkable
+class SupportsForm(Protocol):
+    """What a person can ask of a model, and what it answers: `Model.describe_request`, the page of the server. A recipe
+    without it is asked with a text or JSON."""
+
+    def form(self, model: Any, config: Any) -> Form: ...
 
 
 @runtime_checkable
@@ -324,6 +333,21 @@ class SupportsEmbedding(Protocol):
 
 
 @runtime_checkable
+class SupportsTokenCount(Protocol):
+    """The tokens of texts can be counted as `embed` reads them, for the usage that a server reports."""
+
+    def count_tokens(self, model: Any, texts: list[str], cut: bool = False) -> int: ...
+
+
+@runtime_checkable
+class SupportsTranscription(Protocol):
+    """Sounds are turned into text: `anyformer serve`, /v1/audio/transcriptions."""
+
+    def transcribe(self, model: Any, path: Path) -> dict[str, Any]:
+        """Return {"text", "seconds", "segments": [{"start", "end", "text"}, ...]} of a sound file."""
+
+
+@runtime_checkable
 class SupportsMixtures(Protocol):
     """`data` may name several sources with weights, "a.jsonl:3 b.parquet:1" (`data.io.sources`), which are trained on
     together. `evaluate` then returns NAME_loss for each source."""
@@ -355,3 +379,49 @@ class SupportsLossTerms(SupportsLossWeight, Protocol):
     """`loss` is the sum of terms, (k,), each the mean over its own number of predictions: `loss_weight` is (k,) too."""
 
     def loss_terms(self, model: Any, batch: dict[str, Any]) -> Any: ...
+
+
+# --- the lens: what a model does with one request ---
+
+
+@dataclasses.dataclass(frozen=True)
+class LensNodes:
+    """The nodes of a stack, as what they are."""
+
+    labels: Sequence[str]
+    kinds: Sequence[str]
+    """"token", "patch", "slice", "state" ..."""
+    picture: Any = None
+    """The image or spectrogram that nodes are parts of: uint8 (H, W) or (H, W, 3)."""
+    series: Sequence[float] = ()
+    """The readings that nodes are parts of."""
+    boxes: Sequence[tuple[float, float, float, float] | None] = ()
+    """x, y, width and height of each node in the picture; in readings x and width. None: it is in neither."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LensView:
+    """One request as the lens shows it."""
+
+    stacks: Mapping[str, LensNodes]
+    """By the name of each Transformer in the model, in the order in which they run; the head reads the last one."""
+    forward: Callable[[], Any]
+    """Answers the request, as a row of 1 in the batch: scores (rows, outputs)."""
+    rows: Sequence[tuple[str, int | None]]
+    """What each row of the scores is of, and the node of the last stack that it is read from; None: from all."""
+    name_output: Callable[[int], str]
+    is_logits: bool = True
+    """The softmax of a row are probabilities; else its outputs are numbers."""
+    answer: int = -1
+    """The row that is the answer."""
+    notes: Sequence[str] = ()
+    """What a person should know: "the first 12 tokens are cropped"."""
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields that the request of another input must have, to be compared with this one."""
+
+
+@runtime_checkable
+class SupportsLens(Protocol):
+    """The nodes of a request can be shown, and the head read after every layer: `anyformer lens`."""
+
+    def lens(self, model: Any, request: dict[str, Any]) -> LensView: ...

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,12 +18,15 @@ from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
 from .errors import InputError
 from .examples import predict_examples
+from .forms import DEFAULT_FORM, Form, add_examples, describe_form
 from .model.inspection import attention_weights
+from .model.intervention import Rule, ablate, patch
 from .model.quantization.quantize import WeightFormat, quantize
+from .model.trace import Trace, record
 from .model.transformer import Transformer
 from .parsing import check_arguments, parse_dataclass, to_json
 from .predict_file import check_finite, predict_file
-from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsScore, SupportsStream
+from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsForm, SupportsScore, SupportsStream
 from .recipe_loading import resolve_paths
 from .training import checkpoints, loop, lora
 from .training.building import SkipInit
@@ -44,6 +47,7 @@ class Model:
     def __init__(self, recipe: Recipe, config: Any, module: nn.Module, state: dict[str, Any], path: Path):
         self.recipe, self.name = recipe, recipe_loading.recipe_name(recipe)
         self.config, self.module, self.path = config, module.eval(), path
+        self.n_parameters = sum(parameter.numel() for parameter in module.parameters())  # quantized or not
         self.step: int = state["step"]
         self.stream_state: StreamState = state.get("stream_state") or {}  # the position in the training data
         self.missing_keys: list[str] = state.get("missing_keys") or []  # of a public checkpoint: random until trained
@@ -65,6 +69,18 @@ class Model:
                 answer = predict_examples(self.recipe, self.module, RunDirectory(self.run_path).read_examples())
         check_finite(answer, str(self.path))
         return answer
+
+    def form(self) -> Form:
+        """Return what the model can be asked, with examples of the validation split of its run."""
+        if not isinstance(self.recipe, SupportsForm):
+            return DEFAULT_FORM
+        examples = RunDirectory(self.run_path).read_examples()
+        return add_examples(self.recipe.form(self.module, self.config), examples.request)
+
+    def describe_request(self) -> dict[str, Any]:
+        """Return the JSON schema of the requests that `predict` answers, see `forms.describe_form`."""
+        first_line = (self.recipe.__doc__ or "").partition("\n")[0]
+        return describe_form(self.form(), self.name, first_line.partition(": ")[2] or first_line)
 
     @check_arguments
     def predict_file(
@@ -144,6 +160,31 @@ class Model:
             raise InputError(f"the model of '{self.name}' has no Transformer: there are no attention weights")
         return attention_weights(stack, lambda: self.predict(request, **settings), first_pass=True)
 
+    def record(self, max_calls: int | None = 1) -> AbstractContextManager[Trace]:
+        """Record every sublayer's input, output, queries, keys, values and weights, by name: `model.trace.record`."""
+        return record(self.module, max_calls)
+
+    def ablate(
+        self,
+        *names: str,
+        heads: Sequence[int] | None = None,
+        edges: Rule | None = None,
+        memory_edges: Rule | None = None,
+    ) -> AbstractContextManager[None]:
+        """Leave out heads, sublayers, blocks or edges inside a `with`: `model.intervention.ablate`."""
+        return ablate(self.module, *names, heads=heads, edges=edges, memory_edges=memory_edges)
+
+    def patch(
+        self,
+        trace: Trace,
+        *names: str,
+        nodes: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        side: Literal["input", "output"] = "output",
+    ) -> AbstractContextManager[None]:
+        """Put activations of a recorded run in the place of others inside a `with`: `model.intervention.patch`."""
+        return patch(self.module, trace, *names, nodes=nodes, heads=heads, side=side)
+
     @check_arguments
     def plot_attention(
         self, request: Any = None, layer: int = -1, head: int | None = None, labels: Sequence[str] = (), **settings: Any
@@ -175,10 +216,6 @@ class Model:
     def plot_history(self, *metrics: str, axes: Any = None) -> Any:
         """Plot the loss of the model's training, or other metrics, and return the matplotlib Figure."""
         return self.run.plot(*metrics, axes=axes)
-
-    @property
-    def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.module.parameters())
 
     @property
     def run_path(self) -> Path:

@@ -103,6 +103,23 @@ def test_the_public_library_renders_the_same(template: str, talk: list[dict[str,
     assert own.encode_parsing_special(own.apply_chat_template(talk)).tolist() == ids
 
 
+def test_the_public_library_renders_tools_the_same():
+    transformers = pytest.importorskip("transformers")
+    template = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for message in messages %}"
+    template += "{{ message.content or '' }}{% for call in message.tool_calls or [] %}{{ call.function.name }}"
+    template += "{% endfor %}{% endfor %}"
+    call = {"type": "function", "function": {"name": "rain", "arguments": {"place": "é"}}}
+    talk = [TALKS[0][0], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]
+    own = with_template(template)
+    public = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(own.to_json()))
+    public.chat_template = template
+    assert own.apply_chat_template(talk, tools) == public.apply_chat_template(talk, tools=tools, tokenize=False)
+    assert own.apply_chat_template(talk) == public.apply_chat_template(talk, tokenize=False)
+    with refuses("message 1", "role and content"):
+        own.apply_chat_template([talk[0], {"role": "assistant", "content": None}])
+
+
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Renderer]:
     """A renderer with little time."""

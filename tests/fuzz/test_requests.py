@@ -39,7 +39,7 @@ EXTREMES: tuple[Any, ...] = (
     -float("inf"),
 )  # fmt: skip
 SENSIBLE: tuple[Any, ...] = (1, 2, 3, 7, 64, 0.1, 0.999, 1e-6)
-UNCHECKED = ("sample",)
+UNCHECKED = ("sample", "chat")
 """Verbs that hand their values on to a request, where they are checked."""
 CONTAINERS: tuple[Any, ...] = (
     {1: 2}, {None: 1}, {"a": {"b": {}}}, {"input": {"input": "a"}}, (1, 2), {1, 2}, b"a", object(), 1j, range(3), print,
@@ -51,13 +51,14 @@ NEVER_SENSIBLE = ("nan", "inf", "-inf", str(10**20), str(10**400), str(-(10**20)
 TINY = ("--preset", "tiny", "--train.steps", "1", "--train.eval-batches", "1", "--train.final-every", "1000000")
 MORE_WORK = (
     "--train.steps", "--train.accumulate", "--train.batch", "--train.eval-batches", "--tokens", "--shuffles", "--seeds",
-    "--folds", "--minutes", "--processes",
+    "--folds", "--minutes", "--processes", "--passes",
 )  # fmt: skip
 """Flags of which a large value is right, and takes its time."""
 VERBS = {
     "sample": ["RUN", "--tokens", "3"], "predict": ["RUN", "0"], "embed": ["RUN", "a"], "eval": ["RUN"],
     "rollout": ["Line-v0"], "worth": ["RUN"], "export": ["RUN", "exported", "--to", "hf"], "import": ["RUN"],
     "runs": ["RUN"], "compare": ["RUN", "RUN"], "detect": ["a"], "list": [],
+    "lens": ["RUN", "--input", "a", "--passes", "3"],
 }  # fmt: skip
 
 

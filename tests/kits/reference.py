@@ -96,6 +96,18 @@ def _queries(q: Tensor, k: Tensor, edges: Rule, bias: Tensor | None, start: int 
                 yield b, h, h // (H // G), i, ends, [biases[b][h][i][j] for j in ends]
 
 
+def weigh_slowly(q: Tensor, k: Tensor, edges: Rule, bias: Tensor | None = None, start: int | Tensor = 0) -> Tensor:
+    """The attention weights: q (B, H, Q, D), k (B, G, K, D) -> (B, H, Q, K)"""
+    queries, keys = q.tolist(), k.tolist()
+    weights = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.float64)
+    for b, h, g, i, ends, biases in _queries(q, k, edges, bias, start):
+        scale = 1 / math.sqrt(q.shape[-1])
+        scores = [dot(queries[b][h][i], keys[b][g][j]) * scale + x for j, x in zip(ends, biases, strict=True)]
+        for j, weight in zip(ends, softmax(scores), strict=True):
+            weights[b, h, i, j] = weight
+    return weights
+
+
 def attend_slowly(
     q: Tensor, k: Tensor, v: Tensor, edges: Rule, bias: Tensor | None = None, start: int | Tensor = 0
 ) -> Tensor:

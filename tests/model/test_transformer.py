@@ -210,7 +210,7 @@ def test_attention_weights_are_those_of_the_output(setting):
     mask = edges.build_mask(B, nodes, nodes, H).expand(B, H, nodes, nodes)
     assert weights.shape == (2, B, H, nodes, nodes) and not weights[:, ~mask].any()
     torch.testing.assert_close(weights.sum(-1), mask.any(-1).double().expand(2, -1, -1, -1))
-    (normed, (y, _)), attn = inputs[0], model.blocks[1].attn
+    (normed, y), attn = inputs[0], model.blocks[1].attn
     values = attn.split_heads(attn.value(normed)).repeat_interleave(H // model.config.kv_heads, dim=1)
     torch.testing.assert_close(attn.output((weights[1] @ values).transpose(1, 2).flatten(2)), y)
 

@@ -5,7 +5,6 @@ Every verb has a dataclass `Command`; a field is a flag `--field-name VALUE`, a 
 `anyformer.parsing`.
 """
 
-import ast
 import contextlib
 import dataclasses
 import difflib
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import InputError, suggest
-from ..parsing import LIMITS, RENAMED_FIELDS, check_types, describe_type, show_value
+from ..parsing import LIMITS, RENAMED_FIELDS, check_types, describe_type, read_field_docs, show_value
 
 REQUIRED = dataclasses.MISSING
 UNIONS = (types.UnionType, typing.Union)
@@ -108,20 +107,6 @@ def list_flags(
 def flag_name(path: Sequence[str]) -> str:
     """("model", "n_layer") -> "--model.n-layer"."""
     return "--" + ".".join(path).replace("_", "-")
-
-
-@functools.cache
-def read_field_docs(kind: type) -> dict[str, str]:
-    """The docstrings below the fields of a dataclass."""
-    docs: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        with contextlib.suppress(OSError, TypeError, SyntaxError):  # built-in, or written in a console
-            tree: Any = ast.parse(textwrap.dedent(inspect.getsource(base)))
-            for pair in itertools.pairwise(tree.body[0].body):
-                match pair:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        docs[name] = " ".join(text.split())
-    return docs
 
 
 # --- values from words ---

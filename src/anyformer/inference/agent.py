@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..parsing import check_range, check_types, parse_dataclass
 
 BATCH_SIZE = 256  # episodes in one forward
+TRACE = ("states", "actions", "rewards")  # of an episode that is returned
 
 
 class Actor:
@@ -108,6 +109,8 @@ class RolloutRequest:
     seed: int = 0
     temperature: float = 1.0
     """Of the sampling of discrete actions; 0 takes the likeliest."""
+    trace: bool = False
+    """Return the states, actions and rewards of the first episode for each return."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -121,7 +124,8 @@ def roll_out(model: Any, request: Any) -> list[dict[str, Any]]:
     """Play episodes for each return to reach, all at once. `request` holds the fields of `RolloutRequest`.
 
     Returns for each: {"env", "wanted", "episodes", "achieved", "low", "high", "returns"}, "achieved" being the mean of
-    the returns and "low" to "high" its 95 % confidence interval. Raises InputError.
+    the returns and "low" to "high" its 95 % confidence interval; with `trace`, also "trace", the first of the episodes:
+    {"states", "actions", "rewards"}. Raises InputError.
     """
     rollout = parse_dataclass(RolloutRequest, request, "rollout")
     env = model.env if rollout.env is None else rollout.env
@@ -132,12 +136,15 @@ def roll_out(model: Any, request: Any) -> list[dict[str, Any]]:
     check_environment(model, env)
     seeds = [rollout.seed * 1_000_003 + i for i in range(count)] * len(targets)
     actor = Actor(model, [target for target in targets for _ in range(count)], rollout.temperature, seeds)
-    returns = play_episodes(env, actor, seeds, model.max_episode_steps).returns.reshape(len(targets), count)
+    played = play_episodes(env, actor, seeds, model.max_episode_steps)
     results = []
-    for target, row in zip(targets, returns):
+    for i, (target, row) in enumerate(zip(targets, played.returns.reshape(len(targets), count))):
         mean, half = float(row.mean()), 1.96 * float(row.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
         scores = {"achieved": mean, "low": mean - half, "high": mean + half, "returns": row.tolist()}
         results.append({"env": env, "wanted": float(target), "episodes": count} | scores)
+        if rollout.trace:
+            steps = slice(played.starts[i * count], played.ends[i * count])
+            results[-1]["trace"] = {name: getattr(played, name)[steps].tolist() for name in TRACE}
     return results
 
 

@@ -25,10 +25,12 @@ MAX_SAMPLES = 10_000  # of a prompt; they are generated together
 class CompletionRequest(SamplingParams):
     """What to continue and how, in plain values. Raises InputError on values that make no sense."""
 
-    prompt: str | Sequence[str] = "\n"
-    """One text or several; an empty one starts from the end-of-text token."""
+    prompt: str | Sequence[str] | Sequence[Sequence[int]] = "\n"
+    """One text or several, or lists of token ids; an empty one starts from the end-of-text token."""
     messages: Sequence[dict[str, Any]] = ()
     """Instead of a prompt, a chat: {"role": ..., "content": ...} each, formatted by the model's chat template."""
+    tools: Sequence[dict[str, Any]] = ()
+    """Of a chat: functions as JSON schemas, for the template."""
     tokens: int = 200
     """The most new tokens; 0 for the log-probabilities of the prompts alone."""
     samples: int = 1
@@ -58,7 +60,7 @@ class CompletionRequest(SamplingParams):
             raise InputError("there is no prompt to continue")
 
     @property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[Any]:
         return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
 
     @property
@@ -248,15 +250,27 @@ def encode_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[tup
     if (highest := max(request.biases[0], default=0)) >= tokenizer.vocab_size:
         raise InputError(f"logit_bias names token {highest:,}; the vocabulary has {tokenizer.vocab_size:,}")
     if request.messages:
-        ids = tokenizer.encode_parsing_special(tokenizer.apply_chat_template(request.messages)).tolist()
+        ids = tokenizer.encode_parsing_special(tokenizer.apply_chat_template(request.messages, request.tools)).tolist()
         if not ids:
             raise InputError("the chat template returns an empty text for these messages")
         return [("", ids)]
-    end = [] if tokenizer.end_id is None else [tokenizer.end_id]
-    rows = [(text, tokenizer.encode_prompt(text).tolist() or end) for text in request.prompts]
-    if not all(ids for _, ids in rows):
+    return [encode_prompt(prompt, tokenizer) for prompt in request.prompts]
+
+
+def encode_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """Return the text and the ids of a prompt that is either. Raises InputError."""
+    if isinstance(prompt, str):
+        text, ids = prompt, tokenizer.encode_prompt(prompt).tolist()
+    else:
+        if not all(0 <= token < tokenizer.vocab_size for token in prompt):
+            raise InputError(
+                f"prompt has token ids that the vocabulary lacks: valid are 0 to {tokenizer.vocab_size - 1}"
+            )
+        text, ids = tokenizer.decode(prompt), list(prompt)
+    ids = ids or ([] if tokenizer.end_id is None else [tokenizer.end_id])
+    if not ids:
         raise InputError("the prompt is empty and this vocabulary has no end-of-text token to start from")
-    return rows
+    return text, ids
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:

@@ -17,6 +17,7 @@ from ..data.tables.encode import encode_value
 from ..data.tables.read import is_missing, to_json_value
 from ..data.tables.schema import COVERAGES, Field, Schema, Target
 from ..errors import InputError, suggest
+from ..forms import RowField
 from .classification import describe_classes
 
 BATCH_SIZE = 64  # rows in one forward
@@ -97,3 +98,42 @@ def iterate_rows(inputs: Any, schema: Schema) -> Iterator[Row]:
         if unknown := [name for name in row if name not in names]:
             raise InputError(f"input {i} has '{unknown[0]}', which is no field: {suggest(unknown[0], names)}")
         yield f"input {i}", row, Path()
+
+
+# --- the form of a row ---
+
+FORM_KINDS: dict[str, Any] = {"category": "choice", "scalar": "number", "vector": "numbers", "series": "numbers"}
+FORM_KINDS |= {"audio": "sound"}
+
+
+def describe_row(schema: Schema) -> tuple[RowField, ...]:
+    """Describe the fields of a row for a form; where numbers usually lie is known of schemas with quantiles."""
+    fields = []
+    for field in schema.fields:
+        usual = (field.quantiles[0], field.quantiles[-1]) if len(field.quantiles) > 1 else None
+        kind, text = FORM_KINDS.get(field.kind, field.kind), describe_size(field)
+        fields.append(RowField(field.name, kind, text, field.values, usual, example_value(field)))
+    return tuple(fields)
+
+
+def describe_size(field: Field) -> str:
+    """Say how large a value may be."""
+    if field.kind == "series":
+        return f"up to {field.length} readings of {field.channels} numbers, {field.rate:g} a second"
+    sizes = {"vector": f"{field.size} numbers", "text": f"up to {field.tokens} tokens"}
+    return sizes.get(field.kind, f"up to {field.seconds:g} seconds" if field.kind == "audio" else "")
+
+
+def example_value(field: Field) -> Any:
+    """Return a value of a field: the first category, the middle of numbers; None for what there is no example of."""
+    if field.kind == "category":
+        return field.values[0] if field.values else None
+    if field.kind == "scalar":
+        middle = field.quantiles[len(field.quantiles) // 2] if field.quantiles else (field.mean or (0.0,))[0]
+        return float(f"{middle:.4g}")
+    values = {"date": "2024-06-01", "vector": list(field.mean), "series": [[round(x, 4) for x in field.mean]] * 10}
+    return values.get(field.kind)
+
+
+def example_row(schema: Schema) -> dict[str, Any]:
+    return {field.name: value for field in schema.fields if (value := example_value(field)) is not None}

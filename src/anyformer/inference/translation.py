@@ -45,10 +45,12 @@ class TranslationRequest:
     """A translation has at most so many tokens for each of the source, and 20 more; 0: no such limit."""
     cut: bool = False
     """Cut a source that exceeds the context instead of refusing it."""
+    align: bool = False
+    """Return with each translation what its tokens read of the source, "alignment"."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range(self, "beam", at_least=1, at_most=256)
+        check_range(self, "beam", "n_best", at_least=1, at_most=256)
         check_range(self, "n_best", at_least=1, at_most=self.beam)
         check_range(self, "tokens", at_least=1, at_most=10_000_000)
         check_range(self, "no_repeat_ngram", at_least=0, at_most=1000)
@@ -64,7 +66,7 @@ def translate(model: Any, request: TranslationRequest) -> list[dict[str, Any]]:
     """Translate every text of a request. Raises InputError.
 
     Returns for each text {"input", "text", "score", "finish_reason"}; also "candidates", best first, where `n_best` >
-    1, and "cut", the number of tokens that a source was cut by.
+    1, "cut", the number of tokens that a source was cut by, and "alignment" where it is asked for (`align_tokens`).
     """
     tokenizers, max_source = model.pair_tokenizer, model.encoder.config.context - 1
     rows = [tokenizers.source.encode(text).tolist() for text in request.texts]
@@ -79,6 +81,8 @@ def translate(model: Any, request: TranslationRequest) -> list[dict[str, Any]]:
         results.append({"input": text, **candidates[0]})
         results[-1] |= {"candidates": candidates} if request.n_best > 1 else {}
         results[-1] |= {"cut": len(row) - max_source} if len(row) > max_source else {}
+        if request.align:
+            results[-1]["alignment"] = align_tokens(model, row[:max_source], hypotheses[0].tokens)
     return results
 
 
@@ -135,22 +139,35 @@ def default_ngram(model: Any) -> int:
 # --- attention between the texts ---
 
 
-@torch.inference_mode()
 def align_translation(model: Any, source: str, target: str) -> dict[str, Any]:
-    """Return the cross-attention of a pair of texts, in the layer where it is sharpest: "weights" [T][S], and the
-    tokens of the target, "rows", and of the source, "columns"."""
+    """Return the cross-attention of a pair of texts, as `align_tokens` does."""
+    tokenizers = model.pair_tokenizer
+    return align_tokens(model, tokenizers.source.encode(source).tolist(), tokenizers.target.encode(target).tolist())
+
+
+@torch.inference_mode()
+def align_tokens(model: Any, source: list[int], target: list[int]) -> dict[str, Any]:
+    """Return the cross-attention of a pair of texts, given as ids, in the layer where it is sharpest: "weights" [T][S],
+    and the tokens of the target, "rows", and of the source, "columns". Raises InputError where there is none."""
+    if not can_align(model):
+        raise InputError("request: align: this model has no attention from one text to the other")
     tokenizers, device = model.pair_tokenizer, next(model.parameters()).device
-    source_ids, target_ids = tokenizers.source.encode(source).tolist(), tokenizers.target.encode(target).tolist()
-    encoder_input = torch.tensor([[*source_ids, tokenizers.source_end_id]], device=device)
-    decoder_input = torch.tensor([[tokenizers.start_id, *target_ids]], device=device)
+    context = model.decoder.config.context  # a target may fill it: then nothing was read for its end
+    encoder_input = torch.tensor([[*source, tokenizers.source_end_id]], device=device)
+    decoder_input = torch.tensor([[tokenizers.start_id, *target][:context]], device=device)
     lengths = torch.tensor([encoder_input.shape[1]], device=device)
     weights = model.alignment(encoder_input, decoder_input, within(lengths))
     weights = select_sharpest_layer(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
     return {
         "weights": [[round(weight, 4) for weight in row] for row in weights.tolist()],
-        "rows": [*(tokenizers.target.decode([i]) for i in target_ids), "·"],
-        "columns": [*(tokenizers.source.decode([i]) for i in source_ids), "·"],
+        "rows": [*(tokenizers.target.decode([i]) for i in target), "·"][:context],
+        "columns": [*(tokenizers.source.decode([i]) for i in source), "·"],
     }
+
+
+def can_align(model: Any) -> bool:
+    """Whether the decoder reads the source by attention."""
+    return hasattr(model, "alignment")
 
 
 def select_sharpest_layer(weights: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ from .encoder_decoder import Encoder, EncoderDecoder
 from .heads import Classifier, LMHead, MaskedHead, Regressor
 from .init import initialize
 from .inspection import attention_weights
+from .intervention import ablate, patch
 from .pointer import PointerHead
+from .trace import Trace, record
 from .transformer import MLP, Attention, Block, Transformer
 
 __all__ = [
@@ -64,9 +66,11 @@ __all__ = [
     "ScalarEmbedding",
     "SeriesPatchEmbedding",
     "TokenEmbedding",
+    "Trace",
     "TrajectoryEmbedding",
     "Transformer",
     "TransformerConfig",
+    "ablate",
     "as_edges",
     "attention_weights",
     "between",
@@ -78,8 +82,10 @@ __all__ = [
     "initialize",
     "leak",
     "neighbors",
+    "patch",
     "prefix",
     "reach",
+    "record",
     "same",
     "window",
     "within",

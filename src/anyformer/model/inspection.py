@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .trace import record
 from .transformer import Transformer
 
 
@@ -22,27 +23,22 @@ def attention_weights(
 ) -> Tensor:
     """The weights of each layer's `sublayer` ("attn" or "cross") while `forward()` runs: (layers, B, H, Q, K).
     `first_pass`: only until every layer has run once, where `forward` generates."""
-    layers: list[Tensor] = []
+    names = [f"blocks.{layer}.{sublayer}" for layer in range(len(body.blocks))]
 
-    def request_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, kwargs | {"need_weights": True}
+    def stop(module: nn.Module, args: tuple, output: Any) -> None:
+        raise _Complete
 
-    def keep_weights(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> Tensor:
-        layers.append(output[1])
-        if first_pass and len(layers) == len(modules):
-            raise _Complete
-        return output[0]
-
-    modules = [block.get_submodule(sublayer) for block in body.blocks]
-    hooks = [module.register_forward_pre_hook(request_weights, with_kwargs=True) for module in modules]
-    hooks += [module.register_forward_hook(keep_weights) for module in modules]
-    try:
-        forward()
-    except _Complete:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with record(body, 1 if first_pass else None, names) as trace:
+        handle = body.blocks[-1].get_submodule(sublayer).register_forward_hook(stop) if first_pass else None
+        try:
+            forward()
+        except _Complete:
+            pass
+        finally:
+            if handle is not None:
+                handle.remove()
+    passes = zip(*(trace.calls.get(name, []) for name in names), strict=True)
+    layers = [call.weights for calls in passes for call in calls]
     if not layers:
         raise ValueError("the Transformer has not run: give a request with something to read")
     return torch.stack(layers)

@@ -36,6 +36,7 @@ from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy, check_unusable, is_refused
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.classification import describe_classes
 from ..inference.decode import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
@@ -50,6 +51,8 @@ from ._shared.encoder import (  # noqa: F401
     TextRequest,
     as_list,
     batch_by_length,
+    compare_texts,
+    count_tokens,
     embed,
     export_graph,
     read_label_names,
@@ -58,6 +61,7 @@ from ._shared.figures import draw_confusion
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import LONG_EXAMPLE, choose_examples, first_tokens, load_config_tokenizer
+from ._shared.text_lenses import lens_classify as lens  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_linear_texts, score_majority
 
 MAX_POOLED = 1 << 28  # numbers of a frozen encoder's vectors that are kept: 1 GiB
@@ -344,6 +348,11 @@ def classify_texts(model: ClassifyModel, texts: list[str], cut: bool) -> list[di
 def file_input(model: ClassifyModel, config: Config) -> FileInput:
     settings = {"cut": config.too_long == "cut"}
     return FileInput((config.columns.partition(",")[0],), tsv_quotes=False, settings=settings)
+
+
+def form(model: ClassifyModel, config: Config) -> Form:
+    examples = (first_tokens(model.masked_tokenizer.tokenizer),)
+    return Form((Task("Classify a text", "text", TextRequest, "classes", examples=examples), compare_texts(model)))
 
 
 def predict_batch(model: ClassifyModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -31,7 +31,16 @@ from ..data.trajectories.environments import LINE
 from ..data.trajectories.normalizer import TrajectoryNormalizer, fit_normalizer, load_normalizer
 from ..data.trajectories.read import Trajectories
 from ..errors import InputError
-from ..inference.agent import Actor, check_environment, predict_next_actions, read_episode_row, roll_out
+from ..forms import Form, Task
+from ..inference.agent import (
+    Actor,
+    EpisodeRequest,
+    RolloutRequest,
+    check_environment,
+    predict_next_actions,
+    read_episode_row,
+    roll_out,
+)
 from ..model import TrajectoryEmbedding, Transformer, TransformerConfig, causal, initialize
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import (
@@ -48,6 +57,7 @@ from ..recipe import (
 )
 from ..training.config import TrainConfig
 from ._shared.presets import TINY_TRAIN, make_model_config
+from ._shared.row_lenses import lens_control as lens  # noqa: F401
 from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines, score_actions
 
@@ -415,6 +425,18 @@ def predict(model: DecisionTransformer, request: dict[str, Any]) -> dict[str, An
     episodes = {"states": [mean], "target_return": model.target_return} if fields.input is None else fields.input
     episodes = episodes if isinstance(episodes, list | tuple) else [episodes]
     return {"results": predict_next_actions(model, episodes)}
+
+
+def form(model: DecisionTransformer, config: Config) -> Form:
+    """Describe how episodes are played, with a range of returns, and how the next action is predicted."""
+    ends = sorted((0.0, float(model.target_return))) if model.return_scale else []
+    goal = {"target_return": model.target_return, "episodes": 10, "trace": True}
+    usual = {"target_return": (ends[0], ends[1])} if ends else {}
+    play = Task("Play", "goal", RolloutRequest, "episodes", "rollout", nested=True, usual=usual, settings=goal)
+    state = [round(x, 4) for x in model.normalizer.mean] or [0.0] * model.normalizer.states
+    episode = {"states": [state], "target_return": model.target_return}
+    act = Task("Choose the next action", "json", EpisodeRequest, "actions", nested=True, examples=(episode,))
+    return Form((play, act))
 
 
 def file_input(model: DecisionTransformer, config: Config) -> FileInput:

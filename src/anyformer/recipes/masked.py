@@ -39,6 +39,7 @@ from ..data.tokenizers.build import load_tokenizer
 from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.decode import pad_rows
 from ..metrics import describe_classes, sum_classes
 from ..model import MaskedHead, initialize
@@ -52,6 +53,8 @@ from ._shared.encoder import (  # noqa: F401
     TextRequest,
     as_list,
     batch_by_length,
+    compare_texts,
+    count_tokens,
     embed,
     export_graph,
 )
@@ -59,6 +62,7 @@ from ._shared.mixtures import count_sources, score_by_source, tag_batch
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer, prepare_sources  # noqa: F401
+from ._shared.text_lenses import lens_masked as lens  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -357,6 +361,14 @@ def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"request: top is {fields.top}; it must be a whole number from 1 to {n}")
     texts = first_tokens(tokenizer.tokenizer) + MASK if fields.input is None else fields.input
     return {"results": fill_texts(model, as_list(texts), fields.top, fields.cut)}
+
+
+def form(model: MaskedModel, config: Config) -> Form:
+    """Describe what can be asked: of a model without a mask token, the vectors of texts."""
+    tokenizer = model.masked_tokenizer
+    examples, usual = (first_tokens(tokenizer.tokenizer) + MASK,), {"top": (1, 20)}
+    fill = Task("Predict hidden words", "text", Request, "masks", mark=MASK, usual=usual, examples=examples)
+    return Form((fill, compare_texts(model)))
 
 
 def predict_batch(model: MaskedModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from ._shared.language import baselines, batches, decoder, evaluate, loss, predi
 from ._shared.mixtures import describe_sources  # noqa: F401
 from ._shared.presets import MAX_SIZE, TINY_TRAIN
 from ._shared.sizes import shrink_train
-from ._shared.text import TextConfig, file_input, load_text_tokenizer, predict_batch  # noqa: F401
+from ._shared.text import TextConfig, file_input, form, load_text_tokenizer, predict_batch  # noqa: F401
 
 
 @dataclass(frozen=True, kw_only=True)

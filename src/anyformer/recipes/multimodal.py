@@ -39,7 +39,8 @@ from ..data.tables.schema import Schema
 from ..data.text.labeled import epoch_order
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
-from ..inference.table_prediction import predict_rows, to_tensor
+from ..forms import Form, Task
+from ..inference.table_prediction import describe_row, example_row, predict_rows, to_tensor
 from ..model import Classifier, Regressor, Transformer, TransformerConfig, initialize
 from ..model.edges import within
 from ..model.embeddings import MultiFieldEmbedding
@@ -62,6 +63,7 @@ from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
 from ._shared.figures import draw_confusion
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.row_lenses import lens_multimodal as lens  # noqa: F401
 from ._shared.sizes import Size, offer_sizes
 from ._shared.table_baselines import score_table, train_gradient_boosting
 from ._shared.table_modules import build_field_embedding, build_linear_path, count_outputs
@@ -423,6 +425,12 @@ def predict(model: MultimodalTransformer, request: dict[str, Any]) -> dict[str, 
 def file_input(model: MultimodalTransformer, config: Config) -> FileInput:
     names = tuple(field.name for field in model.schema.fields)
     return FileInput(names, read_row=partial(resolve_row_paths, model.schema))
+
+
+def form(model: MultimodalTransformer, config: Config) -> Form:
+    title = f"Predict {' and '.join(target.name for target in model.schema.targets)}"
+    fields, example = describe_row(model.schema), example_row(model.schema)
+    return Form((Task(title, "row", Request, "targets", row=fields, examples=(example,)),))
 
 
 def predict_batch(

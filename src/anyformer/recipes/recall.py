@@ -43,7 +43,8 @@ from ._shared.language import (  # noqa: F401
 )
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.scaling import mixture_sizes as sizes  # noqa: F401
-from ._shared.text import file_input, load_corpus, load_text_tokenizer, predict_batch  # noqa: F401
+from ._shared.text import file_input, form, load_corpus, load_text_tokenizer, predict_batch  # noqa: F401
+from ._shared.text_lenses import lens_language as lens  # noqa: F401
 
 MAX_ORDER = 16  # tokens of an n-gram before the one that follows
 BUFFERS = ("contexts", "starts", "tokens", "counts")  # of each order, by the fields of NGramOrder

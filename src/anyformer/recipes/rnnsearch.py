@@ -22,6 +22,7 @@ from ._shared.pairs import (  # noqa: F401
     examples,
     figures,
     file_input,
+    form,
     loss,
     predict,
     predict_batch,

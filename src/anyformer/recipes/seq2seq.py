@@ -15,7 +15,7 @@ Sutskever, Vinyals and Le: Sequence to Sequence Learning with Neural Networks (1
 from dataclasses import replace
 
 from ..baselines.recurrent import RecurrentSeq2Seq, Seq2SeqLSTM
-from ._shared.pairs import baselines, batches, evaluate, examples, file_input, loss, predict, predict_batch, score  # noqa: F401
+from ._shared.pairs import baselines, batches, evaluate, examples, file_input, form, loss, predict, predict_batch, score  # noqa: F401
 from ._shared.recurrent_pairs import LARGE, MULTI30K, REVERSE, TINY, build_recurrent, sizes  # noqa: F401
 from ._shared.recurrent_pairs import RecurrentConfig as Config
 

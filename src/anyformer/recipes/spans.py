@@ -26,12 +26,13 @@ from torch import Tensor
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.masking import SpanCorruption
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.beam import Hypothesis
 from ..inference.translation import TranslationRequest, search_in_batches
 from ..metrics import describe_classes, sum_classes
 from ..model.kernels.cross_entropy import iterate_logits
 from ..parsing import check_range, parse_dataclass
-from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
+from ..recipe import BatchStream, Examples, LensView, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.mixtures import count_sources, score_by_source, tag_batch
 from ._shared.pairs import (  # noqa: F401
@@ -46,6 +47,7 @@ from ._shared.pairs import (  # noqa: F401
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import file_input, first_tokens, hide_tokens, load_mixture, load_text_tokenizer  # noqa: F401
+from ._shared.text_lenses import lens_pair, parse_request
 from ._shared.trivial_baselines import Baselines, score_bigrams
 
 GAP = "___"
@@ -201,6 +203,18 @@ def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
 
 def predict_batch(model: Translator, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
     return predict(model, settings | {"input": inputs})["results"]
+
+
+def form(model: Translator, config: Config) -> Form:
+    example, omit = first_tokens(model.pair_tokenizer.source) + GAP, ("n_best", "cut", "align")
+    task = Task("Fill the gaps", "text", TranslationRequest, "gaps", omit=omit, mark=GAP, examples=(example,))
+    return Form((task,))
+
+
+def lens(model: Translator, request: dict[str, Any]) -> LensView:
+    """Show the tokens of a text with gaps, and of what fills them."""
+    fields = parse_request(request)
+    return lens_pair(model, encode_gaps(model, fields.text, re.split(re.escape(GAP), fields.text)), [], fields)
 
 
 def encode_gaps(model: Translator, text: str, pieces: list[str]) -> list[int]:

@@ -14,10 +14,10 @@ Whisper (Radford et al. 2022, 2212.04356); SpecAugment (1904.08779).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips, pad_mels
+from ..data.audio.batches import ExampleSpec, build_example, collate, join_clips
 from ..data.audio.datasets import COLUMNS, AudioDataset, load_audio, load_tones
-from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
-from ..data.audio.read import read_blocks, split_at_pauses
+from ..data.audio.features import HOP_LENGTH, SAMPLE_RATE
+from ..data.audio.read import read_blocks
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.manifest import split_columns
 from ..data.sampling import count_rows, sample_evenly
@@ -37,8 +37,11 @@ from ..data.tokenizers.base import Tokenizer, encode_each
 from ..data.tokenizers.build import build_tokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.decode import generate
 from ..inference.sampling import SamplingParams
+from ..inference.transcription import transcribe_file as transcribe  # noqa: F401
+from ..inference.transcription import transcribe_sounds
 from ..inference.translation import select_sharpest_layer
 from ..metrics import error_rates
 from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
@@ -59,6 +62,7 @@ from ..recipe import (
     init_stream,
 )
 from ..training.config import TrainConfig
+from ._shared.media_lenses import lens_speech as lens  # noqa: F401
 from ._shared.presets import MUON, T5, TINY_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import MAX_VOCAB_SIZE, N_EXAMPLES, VocabularyConfig, load_config_tokenizer
@@ -66,7 +70,6 @@ from ._shared.trivial_baselines import Baselines, average_parts, find_nearest, s
 
 MAX_COLUMNS, MAX_LABELS = 48, 6  # of a figure of attention over time
 DEFAULT = "digits"  # the preset for the user's data
-BATCH_SIZE = 16  # windows that are transcribed together
 MAX_NODES, MAX_TOKENS = 1500, 448  # of contexts that are chosen from the data: those of Whisper
 CURRICULUM_STEPS = 100  # after each so many steps, examples may be one clip longer
 
@@ -458,27 +461,9 @@ def file_input(model: SpeechTransformer, config: Config) -> FileInput:
     return FileInput(split_columns(config.columns, COLUMNS)[:1], is_path=True)
 
 
+def form(model: SpeechTransformer, config: Config) -> Form:
+    return Form((Task("Transcribe speech", "sound", Request, "transcripts"),))
+
+
 def predict_batch(model: SpeechTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
     return predict(model, settings | {"input": inputs})["results"]
-
-
-def transcribe_sounds(
-    model: SpeechTransformer, names: Sequence[str], sounds: Iterator[Iterator[np.ndarray]]
-) -> list[dict[str, Any]]:
-    """Transcribe sounds, given as blocks of samples, in batches of windows."""
-    c, device = model.config, next(model.parameters()).device
-    texts: list[list[str]] = [[] for _ in names]
-    samples = [0] * len(names)
-    windows = (
-        (i, piece)
-        for i, sound in enumerate(sounds)
-        for piece in split_at_pauses(sound, 2 * c.encoder.context * HOP_LENGTH)
-    )
-    while batch := list(islice(windows, BATCH_SIZE)):
-        mels = [log_mel(piece, c.mels, 2 * c.encoder.context if c.pad_to_context else None) for _, piece in batch]
-        mel, lengths = (torch.from_numpy(array).to(device) for array in pad_mels(mels))
-        for (i, piece), ids in zip(batch, model.transcribe(mel, lengths), strict=True):
-            texts[i].append(model.decode_text(ids).strip())
-            samples[i] += len(piece)
-    joined = [" ".join(filter(None, pieces)) for pieces in texts]
-    return [{"input": x, "text": text, "seconds": n / SAMPLE_RATE} for x, text, n in zip(names, joined, samples)]

@@ -34,16 +34,18 @@ from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..data.unusable import LengthPolicy
+from ..forms import Form, Task
 from ..inference.decode import pad_rows
 from ..metrics import find_spans, score_classes, score_spans
 from ..model import initialize
 from ..parsing import parse_dataclass, path_field
-from ..recipe import BatchStream, Examples, FileInput, SizeOption, StreamState, advance_stream, init_stream
+from ..recipe import BatchStream, Examples, FileInput, LensView, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import EncoderConfig, TextEncoder, batch_by_length, export_graph, read_label_names  # noqa: F401
 from ._shared.presets import BERT, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import choose_examples, first_tokens, load_config_tokenizer
+from ._shared.text_lenses import lens_words, parse_request
 from ._shared.trivial_baselines import Baselines, score_usual_tags
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
@@ -224,6 +226,11 @@ def predict_batch(model: Tagger, inputs: list[str], settings: dict[str, Any]) ->
     return [results[i] for i in range(len(inputs))]
 
 
+def lens(model: Tagger, request: dict[str, Any]) -> LensView:
+    """Show the tokens of a text, and the tag of each word."""
+    return lens_words(model, WORD.findall(parse_request(request).text))
+
+
 def describe_words(model: Tagger, text: str, words: list[str], probabilities: Tensor) -> dict[str, Any]:
     """Describe words by their probabilities (words, tags); further words have none."""
     best, index = probabilities.max(-1)
@@ -236,6 +243,11 @@ def describe_words(model: Tagger, text: str, words: list[str], probabilities: Te
 def mark_tags(words: Sequence[str], tags: Sequence[str]) -> str:
     """Return words as a text, with each tag other than O behind its word."""
     return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in zip(words, tags))
+
+
+def form(model: Tagger, config: Config) -> Form:
+    examples = (first_tokens(model.masked_tokenizer.tokenizer),)
+    return Form((Task("Tag the words", "text", Request, "tags", examples=examples),))
 
 
 def file_input(model: Tagger, config: Config) -> FileInput:

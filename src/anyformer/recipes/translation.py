@@ -30,6 +30,7 @@ from ._shared.pairs import (  # noqa: F401
     export_graph,
     figures,
     file_input,
+    form,
     loss,
     predict,
     predict_batch,
@@ -37,6 +38,7 @@ from ._shared.pairs import (  # noqa: F401
 )
 from ._shared.presets import MODERN, MUON, T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
+from ._shared.text_lenses import lens_translation as lens  # noqa: F401
 
 
 def build(config: Config) -> pairs.Translator:

@@ -44,6 +44,7 @@ from ..data.registry import SETS
 from ..data.sampling import count_rows, sample_evenly, sample_indices
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError, suggest
+from ..forms import Form, Task
 from ..inference.classification import describe_classes, unique_names
 from ..metrics import confusion_matrix, score_classes
 from ..model import Classifier, PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
@@ -63,6 +64,7 @@ from ..recipe import (
 )
 from ..training.config import TrainConfig
 from ._shared.figures import draw_confusion
+from ._shared.media_lenses import lens_vision as lens  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines, score_gradients, score_majority
@@ -410,6 +412,10 @@ def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]
 def file_input(model: VisionTransformer, config: Config) -> FileInput:
     name = split_columns(config.columns, COLUMNS)[0]
     return FileInput(("path" if name == PIXEL_COLUMNS else name,), is_path=True)
+
+
+def form(model: VisionTransformer, config: Config) -> Form:
+    return Form((Task("Recognize an image", "image", Request, "classes", usual={"top": (1, len(model.classes))}),))
 
 
 def predict_batch(model: VisionTransformer, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
@@ -13,12 +13,14 @@ INITIALIZERS = ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "zero_")
 
 class SkipInit(TorchFunctionMode):
     """Build modules without drawing the initial values of their parameters, which a file is about to replace; buffers,
-    which may be in no file, are filled."""
+    which may be in no file, are filled. A tensor of the meta device has no values to fill, but torch would load its
+    compiler to do so, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensor = args[0] if args else kwargs.get("tensor")
-        if isinstance(tensor, nn.Parameter) and getattr(func, "__name__", "") in INITIALIZERS:
+        is_skipped = isinstance(tensor, nn.Parameter) or (isinstance(tensor, Tensor) and tensor.is_meta)
+        if is_skipped and getattr(func, "__name__", "") in INITIALIZERS:
             return tensor
         return func(*args, **kwargs)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from ...confinement import check_confined, get_confinement
 from ...errors import InputError
 from .cache import build_directory, cache_dir, file_stamps, has_directory
 from .files import find_compression, open_data
@@ -41,6 +42,7 @@ def unpack_archive(path: Path) -> Path:
     Raises InputError for a damaged archive, one that is too large or has paths outside its folder, and for files of
     kinds that cannot be read.
     """
+    check_confined(path)
     if not os.path.isfile(path) or path.suffix.lower() in ZIP_FILES:
         return path
     with open_regular(path) as file:
@@ -53,6 +55,8 @@ def unpack_archive(path: Path) -> Path:
         members = list_tar
     else:
         return path
+    if get_confinement():
+        raise InputError(f"{path} is an archive: send the files that are in it")
     stamp = hashlib.sha256(repr(file_stamps([path])).encode()).hexdigest()
     target = cache_dir() / "unpacked" / stamp
     if not has_directory(target):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...confinement import check_confined
 from ...events import report_notice
 from .seal import SEAL_NAME, find_damage, write_seal
 
@@ -48,7 +49,10 @@ def cache_by_files(files: Callable[..., Iterable[str | Path]], maxsize: int = 4)
 
 def data_files(data: str) -> list[Path]:
     """Return the existing files and directories that a `data` argument names; none for a named set, which is fixed."""
-    paths = [Path(part).expanduser() for part in (data, *map(str.strip, data.split(",")))] if data else []
+    parts = [data, *map(str.strip, data.split(","))] if data else []
+    for part in parts:
+        check_confined(part)
+    paths = [Path(part).expanduser() for part in parts]
     return [path for path in dict.fromkeys(paths) if os.path.exists(path)]  # False for a name that no file can have
 
 

@@ -1,5 +1,5 @@
 """Images and sounds that tables hold as bytes, alone or as {"bytes": ..., "path": ...}: saved once below the cache
-directory, so that the readers of files read them too."""
+directory, or beside an uploaded table, so that the readers of files read them too."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ...confinement import get_confinement
 from .cache import cache_dir
 
 FOLDER = "embedded"
@@ -45,7 +46,8 @@ def save_embedded(value: Any) -> Any:
     content = read_embedded(value)
     if content is None or not (extension := find_extension(content)):
         return value
-    path = cache_dir() / FOLDER / f"{hashlib.sha256(content).hexdigest()[:32]}{extension}"
+    folder = get_confinement() or cache_dir()
+    path = folder / FOLDER / f"{hashlib.sha256(content).hexdigest()[:32]}{extension}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         new = Path(f"{path}.{os.getpid()}")

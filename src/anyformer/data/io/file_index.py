@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from ...confinement import get_confinement
 from .embedded import is_embedded
 from .regular_file import join_inside
 
@@ -20,7 +21,9 @@ class FileIndex:
     @cached_property
     def names(self) -> dict[str, Path]:
         """The path of each file by its name, and by its name without the extension, where that is unique."""
-        paths = list_files(self.folder, self.extensions) or list_files(self.folder.parent, self.extensions)
+        paths = list_files(self.folder, self.extensions)
+        if not paths and get_confinement() is None:
+            paths = list_files(self.folder.parent, self.extensions)
         names: dict[str, list[Path]] = {}
         for path in paths:
             for name in {path.name, path.stem}:

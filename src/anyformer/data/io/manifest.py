@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...confinement import check_confined
 from ...errors import InputError, suggest
 from ...parsing import show_value
 from .checks import parse_json
@@ -33,6 +34,7 @@ FURTHER_EXTENSIONS = (".json", ".ndjson", ".tab")
 
 def is_table(path: Path) -> bool:
     """Whether a file is one of rows: by its name, or for any other name by its first lines."""
+    check_confined(path)
     if suffix(path) in (*TABLE_EXTENSIONS, *FURTHER_EXTENSIONS):
         return True
     start = read_start(path) if path.is_file() else b"\0"

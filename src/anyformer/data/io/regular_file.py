@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...confinement import check_confined
 from ...errors import InputError
 
 BLOCK_BYTES = 1 << 20
@@ -26,6 +27,7 @@ KINDS: dict[str, Callable[[int], bool]] = {
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a regular file for reading. Raises InputError for anything else: missing, a device, a FIFO, a loop of
     links, a name that no file can have."""
+    check_confined(path)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         check_mode(path, os.stat(path).st_mode)  # before it is opened: opening a device may have effects
@@ -86,6 +88,7 @@ def join_inside(folder: Path, name: str) -> Path:
     Raises InputError for a path that leaves this folder, by ".." or as an absolute path, unless it leads into a folder
     that $ANYFORMER_FILES allows. Links in the folder may lead elsewhere: its owner has made them.
     """
+    check_confined(folder / name)
     path, allowed = folder / name, os.environ.get(ALLOWED_FOLDERS, "").split(os.pathsep)
     inside = os.path.abspath(path)
     for root in (folder, *map(Path, filter(None, allowed))):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, suggest
+from ...parsing import check_path
 from ..io.archives import unpack_archive
 from ..io.cache import cache_by_files, data_files
 from ..tables.read import TABLE_EXTENSIONS, Table, read_table
@@ -20,6 +21,7 @@ MIN_CORRELATION = 0.3
 
 def open_series_table(data: str) -> Table:
     """Open a table of series, or a named set; an existing file takes precedence over a name. Raises InputError."""
+    check_path(data, "data")
     path = unpack_archive(Path(data).expanduser())
     if data and path.is_file():
         return read_table(path)

@@ -39,6 +39,11 @@ class Tokenizer:
         """The ids that end a text; the first is `end_id`."""
         return () if self.end_id is None else (self.end_id,)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` can render messages."""
+        return False
+
     def encode(self, text: Any) -> np.ndarray:
         """Return the ids of a text, (N,). Raises InputError for what the vocabulary lacks."""
         raise NotImplementedError
@@ -58,8 +63,9 @@ class Tokenizer:
         """Return the ids of a rendered chat. Only here, the names of special tokens in the text become these tokens."""
         return self.encode(text)
 
-    def apply_chat_template(self, messages: Any) -> str:
-        """Render messages, [{"role", "content"}, ...], as the model was trained to read them, ready for its answer."""
+    def apply_chat_template(self, messages: Any, tools: Any = ()) -> str:
+        """Render messages, [{"role", "content"}, ...], and the functions that the model may call, as it was trained to
+        read them, ready for its answer."""
         raise InputError("this tokenizer keeps no chat template: give a prompt instead of messages")
 
     def decode(self, ids: Any) -> str:

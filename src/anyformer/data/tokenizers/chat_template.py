@@ -27,16 +27,22 @@ MAX_ANSWER = 1 << 26  # bytes
 MEMORY_EXIT, CPU_SIGNAL = 70, 24  # how a process ends at these limits
 
 
-def render_chat(template: str, messages: Any, names: Mapping[str, str]) -> str:
+def render_chat(template: str, messages: Any, names: Mapping[str, str], tools: Any = ()) -> str:
     """Render messages, [{"role": ..., "content": ...}, ...], followed by the start of the model's answer.
 
-    `names`: bos_token, eos_token and the like -> the token's text. Raises InputError for bad messages, and for a
-    template that fails, refuses them or exceeds a limit.
+    `names`: bos_token, eos_token and the like -> the token's text. `tools`: functions as JSON schemas. Raises
+    InputError for bad messages, and for a template that fails, refuses them or exceeds a limit.
     """
     check_messages(messages)
     if len(template) > MAX_SOURCE_CHARACTERS:
         raise InputError(f"the chat template has {len(template):,} characters, more than {MAX_SOURCE_CHARACTERS:,}")
-    values = {**names, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+    values = {
+        **names,
+        "messages": messages,
+        "tools": list(tools) or None,
+        "documents": None,
+        "add_generation_prompt": True,
+    }
     try:
         line = json.dumps({"template": template, "values": values}).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
@@ -52,6 +58,8 @@ def check_messages(messages: Any) -> None:
         raise InputError(f'messages should be a list of {{"role": ..., "content": ...}}, found {str(messages)[:60]!r}')
     for i, message in enumerate(messages):
         texts = [message.get(name) for name in ("role", "content")] if isinstance(message, Mapping) else [None]
+        if texts[1:] == [None] and isinstance(message, Mapping) and message.get("tool_calls"):
+            texts[1] = ""
         if not all(isinstance(text, str) for text in texts):
             raise InputError(f"message {i}: expected an object with the texts role and content, found {message!r:.80}")
 

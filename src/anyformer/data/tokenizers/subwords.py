@@ -119,12 +119,16 @@ class Subwords(Tokenizer):
     def encode_parsing_special(self, text: str) -> np.ndarray:
         return self._encode(self._tokenizer_parsing_special, [text], special=False)[0]
 
-    def apply_chat_template(self, messages: Any) -> str:
+    @property
+    def has_chat_template(self) -> bool:
+        return self._metadata.template is not None
+
+    def apply_chat_template(self, messages: Any, tools: Any = ()) -> str:
         if self._metadata.template is None:
-            return super().apply_chat_template(messages)
+            return super().apply_chat_template(messages, tools)
         from .chat_template import render_chat
 
-        return render_chat(self._metadata.template, messages, self._metadata.names)
+        return render_chat(self._metadata.template, messages, self._metadata.names, tools)
 
     def decode(self, ids: Any) -> str:
         return self._tokenizer.decode(valid_ids(ids, self.vocab_size).tolist(), skip_special_tokens=True)

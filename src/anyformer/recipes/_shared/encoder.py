@@ -13,13 +13,14 @@ from ...data.io.checks import read_json
 from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ...errors import InputError
+from ...forms import Task
 from ...inference.decode import pad_rows
 from ...model import Encoder, TransformerConfig
 from ...model.heads import mean_pool
 from ...parsing import check_range, path_field
 from ...recipe import Graph, GraphInput
 from ...training.config import TrainConfig
-from .text import VocabularyConfig
+from .text import VocabularyConfig, first_tokens
 
 MAX_BATCH = 32  # texts in one forward
 
@@ -73,6 +74,11 @@ def embed(model: TextEncoder, texts: list[str], cut: bool = False) -> list[list[
     return [vectors[i] for i in range(len(rows))]
 
 
+def count_tokens(model: TextEncoder, texts: list[str], cut: bool = False) -> int:
+    """Return how many tokens `embed` reads of texts, special ones included."""
+    return sum(map(len, model.masked_tokenizer.encode_batch(texts, model.context, cut)))
+
+
 def batch_by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Yield the indices of the rows in batches of similar length."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -90,6 +96,12 @@ class TextRequest:
     """A text, or several, to turn into vectors."""
     cut: bool = False
     """Cut texts that are longer than the context instead of refusing them."""
+
+
+def compare_texts(model: TextEncoder, omit: tuple[str, ...] = ()) -> Task:
+    """Describe how texts are compared by their vectors."""
+    text = first_tokens(model.masked_tokenizer.tokenizer)
+    return Task("Compare texts", "texts", TextRequest, "vectors", "embed", omit=omit, examples=([text, text[::-1]],))
 
 
 def read_label_names(config: Any) -> list[str] | None:

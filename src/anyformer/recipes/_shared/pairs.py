@@ -24,7 +24,8 @@ from ...data.tokenizers.build import Tokenizer
 from ...data.tokenizers.pair_tokenizer import PairTokenizer, build_pair_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy
 from ...errors import InputError
-from ...inference.translation import TranslationRequest, align_translation, translate
+from ...forms import Form, Task
+from ...inference.translation import TranslationRequest, align_translation, can_align, translate
 from ...metrics import score_classes, score_translations
 from ...model import (
     Edges,
@@ -228,6 +229,12 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 def file_input(model: Any, config: Any) -> FileInput:
     side = split_columns(config.columns, COLUMNS)[config.backwards] if config.columns else "source"
     return FileInput((side,), tsv_quotes=False, settings={"cut": config.too_long == "cut"})
+
+
+def form(model: Any, config: Any) -> Form:
+    settings: dict[str, Any] = {"settings": {"align": True}} if can_align(model) else {"omit": ("align",)}
+    example = first_tokens(model.pair_tokenizer.source)
+    return Form((Task("Translate", "text", TranslationRequest, "translations", examples=(example,), **settings),))
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,13 +17,15 @@ from ...data.text.shards import corpus_files
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
-from ...inference.completion import CompletionRequest, generate_text
+from ...forms import Form, Task
+from ...inference.completion import CompletionRequest, default_prompt, generate_text
 from ...parsing import check_range, check_types, parse_dataclass, path_field
 from ...recipe import Examples, FileInput
 
 TEXT_COLUMN = "text"  # of rows, where a config names none
 N_EXAMPLES, SHORT_EXAMPLE, LONG_EXAMPLE = 3, 120, 4000  # characters: preferred, and at most
 MAX_EXAMPLE_TOKENS, MAX_LINE_TOKENS, MIN_SHOWN_TOKENS = 4096, 32, 6  # read for examples; of a line; left of it
+USUAL_SAMPLING = {"temperature": (0.0, 2.0), "repetition_penalty": (1.0, 2.0), "tokens": (1, 1000)}
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
@@ -167,6 +169,22 @@ def hide_middle(tokenizer: Tokenizer, ids: list[int], mark: str, n_hidden: int) 
 def file_input(model: Any, config: Any) -> FileInput:
     columns = divide_columns(config.columns or TEXT_COLUMN, len(split_sources(config.data)))[0]
     return FileInput((columns.partition(",")[0].strip(),), tsv_quotes=False)
+
+
+def form(model: Any, config: Any) -> Form:
+    settings: dict[str, Any] = {
+        "usual": USUAL_SAMPLING,
+        "omit": () if model.tokenizer.has_chat_template else ("messages",),
+    }
+    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": "Hello!"}],)
+    tasks = [
+        Task("Continue a text", "prompt", CompletionRequest, "completions", "prompt", examples=prompts, **settings)
+    ]
+    if model.tokenizer.has_chat_template:
+        tasks.insert(
+            0, Task("Chat", "messages", CompletionRequest, "completions", "messages", examples=chats, **settings)
+        )
+    return Form(tuple(tasks))
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:

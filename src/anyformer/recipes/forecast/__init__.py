@@ -47,6 +47,7 @@ from ...data.series.prepare import (
 from ...data.series.read import SeriesTable
 from ...errors import InputError
 from ...events import report_progress
+from ...forms import Form, Task
 from ...inference.band_calibration import fit_folds
 from ...inference.forecasting import (
     MEDIAN,
@@ -66,6 +67,7 @@ from ...recipe import (
     Figure,
     Graph,
     GraphInput,
+    LensView,
     SizeOption,
     StreamState,
     advance_stream,
@@ -74,8 +76,9 @@ from ...recipe import (
 from .._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config
 from .._shared.sizes import Size, offer_sizes
 from .._shared.trivial_baselines import Baselines
-from .config import Config, load_dataset, load_facts, read_rows, split_names, transform_dataset
+from .config import Config, example_input, load_dataset, load_facts, read_rows, split_names, transform_dataset
 from .forecaster import Forecaster, Refitted, call_model, pinball, select_origins, start_linear, to_tensors
+from .series_lens import view_series
 
 FIGURE_SERIES = 3
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of what was trained, beside the linear start
@@ -290,6 +293,12 @@ def predict(model: Forecaster, request: dict[str, Any]) -> dict[str, Any]:
     return {"results": results}
 
 
+def form(model: Forecaster, config: Config) -> Form:
+    example = example_input(config, model.facts)
+    usual = {"horizon": (1, 4 * config.horizon)}
+    return Form((Task("Forecast", "series", Request, "quantiles", usual=usual, examples=(example,)),))
+
+
 def predict_table(
     model: Forecaster, config: Config, file: Path, batch: int, settings: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
@@ -324,6 +333,11 @@ def read_inputs(config: Config, inputs: Any) -> Iterator[tuple[dict[str, Any], S
         raise InputError(f"this model reads the columns {names} too: give it a table and not a list of numbers")
     else:
         yield {}, read_lists(inputs)
+
+
+def lens(model: Forecaster, request: dict[str, Any]) -> LensView:
+    """Show the patches of a series, by default of the example in the training data."""
+    return view_series(model, request, read_inputs)
 
 
 # --- figures ---

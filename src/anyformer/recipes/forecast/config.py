@@ -82,3 +82,18 @@ def load_facts(config: Config) -> SeriesFacts:
 
 def transform_dataset(dataset: SeriesDataset, facts: SeriesFacts, horizon: int) -> SeriesDataset:
     return replace(dataset, table=transform_table(dataset.table, dataset.cuts(horizon), facts))
+
+
+def example_input(config: Config, facts: SeriesFacts) -> Any:
+    """Return the example of a trained model as the input of a request: its numbers, or rows where the model reads other
+    columns too; of several targets, each has the values of the one that is known."""
+    values, n = facts.example["values"], len(facts.example["values"]) - config.horizon
+    past, future = split_names(config.past_covariates), split_names(config.future_covariates)
+    if not past and not future:
+        return values[:n]
+    rows: list[dict[str, Any]] = []
+    for i, value in enumerate(values):
+        row = dict.fromkeys(split_names(config.target) or ("value",), value) if i < n else {}
+        row |= dict(zip(past, facts.example["past_covariates"][i])) if i < n else {}
+        rows.append(row | dict(zip(future, facts.example["future_covariates"][i])))
+    return rows[: None if future else n]

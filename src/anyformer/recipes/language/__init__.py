@@ -21,7 +21,8 @@ from .._shared.language import LanguageModel, baselines, batches, decoder, evalu
 from .._shared.mixtures import describe_sources  # noqa: F401
 from .._shared.presets import GPT2_TRAIN, MINUTE_TRAIN, T5, TINY_TRAIN, make_model_config, make_modern_config
 from .._shared.scaling import sizes  # noqa: F401
-from .._shared.text import file_input, load_corpus, load_mixture, load_text_tokenizer, predict_batch  # noqa: F401
+from .._shared.text import file_input, form, load_corpus, load_mixture, load_text_tokenizer, predict_batch  # noqa: F401
+from .._shared.text_lenses import lens_language as lens  # noqa: F401
 
 
 def build(config: Config) -> LanguageModel:
@@ -34,8 +35,7 @@ def build(config: Config) -> LanguageModel:
 SMALL = Config(documents="apart", model=make_modern_config(128, 4, 4, 128), train=MINUTE_TRAIN)
 KINDS = {kind: {"columns": "{text}"} for kind in ("text", "documents", "code", "conversations", "molecules", "tunes")}
 PRESETS = {
-    # seconds: for tests
-    "tiny": Config(model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),
+    "tiny": Config(model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),  # seconds: for tests
     "small": SMALL,
     # the lowest loss after little more than a minute on two cores: --data shakespeare
     "fast": replace(

@@ -1,0 +1,124 @@
+"""What the lens shows of recipes of images and sounds: patches and slices of the picture that they are cut from.
+
+Shapes: H, W pixels, M mel bands, F frames, T nodes, C channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.audio.batches import join_clips
+from ...data.audio.datasets import load_tones
+from ...data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
+from ...data.audio.read import read_blocks, split_at_pauses
+from ...data.images.read import read_image, resize_image
+from ...errors import InputError
+from ...inference.classification import unique_names
+from ...parsing import parse_dataclass
+from ...recipe import LensNodes, LensView
+from .text_lenses import END, crop, name_class_rows, name_token, read_classes, to_row
+
+
+@dataclass(frozen=True)
+class MediaLensRequest:
+    """An image or a sound to look at."""
+
+    input: str | Path | list[str | Path] | None = None
+    """The path of a file; of several the first. None: an example."""
+    target: str | list[int] | None = None
+    """Of a sound: the text, or the tokens, that are written. None: the model's own."""
+
+    @property
+    def path(self) -> Path | None:
+        paths = self.input if isinstance(self.input, list) else [self.input]
+        return Path(paths[0]).expanduser() if paths and paths[0] is not None else None
+
+
+# --- images ---
+
+
+def lens_vision(model: Any, request: dict[str, Any]) -> LensView:
+    """The patches of an image, its class, and the class that each patch would give alone."""
+    path, preprocessor = parse_dataclass(MediaLensRequest, request, "request").path, model.preprocessor
+    if path is None:
+        image = next(iter(preprocessor.decode_examples(model.size)), np.full(model.size, 128, np.uint8))
+    else:
+        image = resize_image(read_image(path), *model.size, preprocessor.resample)
+    pixels = torch.from_numpy(image[None].transpose(0, 3, 1, 2).copy()).to(model.mean.device)
+    nodes = describe_patches(image, model.nodes.project.kernel_size[0], model.nodes.cls_token is not None)
+    names = unique_names(model.classes)
+
+    def forward() -> Tensor:
+        return read_classes(model.head, model.hidden((pixels.float() * preprocessor.scale - model.mean) / model.std))
+
+    return LensView({"body": nodes}, forward, name_class_rows(nodes), names.__getitem__, answer=0)
+
+
+def describe_patches(image: np.ndarray, patch: int, has_class_node: bool) -> LensNodes:
+    """The patches of an image (H, W, 1 or 3), row by row."""
+    cells = [(x, y) for y in range(image.shape[0] // patch) for x in range(image.shape[1] // patch)]
+    labels, kinds = [f"patch {y + 1},{x + 1}" for x, y in cells], ["patch"] * len(cells)
+    boxes: list[Any] = [(x * patch, y * patch, patch, patch) for x, y in cells]
+    if has_class_node:
+        labels, kinds, boxes = ["class", *labels], ["class", *kinds], [None, *boxes]
+    return LensNodes(labels, kinds, image[..., 0] if image.shape[2] == 1 else image, boxes=boxes)
+
+
+# --- sounds ---
+
+
+def lens_speech(model: Any, request: dict[str, Any]) -> LensView:
+    """The slices of a sound, of a long one its first window, and the tokens of its text."""
+    c, fields = model.config, parse_dataclass(MediaLensRequest, request, "request")
+    if fields.path is None:
+        blocks = iter([join_clips(load_tones(), np.array([3, 1, 4]), np.random.Philox(key=0))[0]])
+    else:
+        blocks = read_blocks(fields.path)
+    pieces = list(islice(split_at_pauses(blocks, 2 * c.encoder.context * HOP_LENGTH), 2))
+    if not pieces:
+        raise InputError(f"{fields.path} holds no sound")
+    notes = ["the sound is longer than the context: its first window is shown"] if len(pieces) > 1 else []
+    mel = log_mel(pieces[0], c.mels, 2 * c.encoder.context if c.pad_to_context else None)
+    return lens_sound(model, mel, fields.target, notes)
+
+
+def lens_sound(model: Any, mel: np.ndarray, target: str | list[int] | None, notes: Sequence[str]) -> LensView:
+    """The slices of a spectrogram (M, F), and what follows each token that is written."""
+    inputs = torch.from_numpy(mel)[None].to(next(model.parameters()).device)
+    lengths = torch.tensor([mel.shape[1] // 2], device=inputs.device)
+    edges = model.sound_edges(lengths)
+    limit = model.config.decoder.context - len(model.prompt)
+    if target is None:
+        target = model.transcribe(inputs, lengths)[0][:limit]
+    written = model.tokenizer.encode(target).tolist() if isinstance(target, str) else list(target)
+    written, more_notes = crop(written, limit, "text")
+    ids = to_row(model, [*model.prompt, *written])
+    if not 0 <= int(ids.min()) <= int(ids.max()) < model.target.token.num_embeddings:
+        raise InputError(f"request: target has ids that are none of {model.target.token.num_embeddings:,}")
+
+    def name_output(token: int) -> str:
+        return END if token == model.end else name_token(model.tokenizer, token)
+
+    def forward() -> Tensor:
+        return model.head(model.decode(ids, model.encode(inputs, edges), edges))[0].float()
+
+    labels = ["⟨start⟩"] * len(model.prompt) + [name_output(i) for i in written]
+    stacks = {"encoder": describe_slices(mel), "decoder": LensNodes(labels, ["token"] * len(labels))}
+    rows, answer = [(f"after {label}", i) for i, label in enumerate(labels)], len(model.prompt) - 1
+    shared = {"target": [int(i) for i in written]}
+    return LensView(stacks, forward, rows, name_output, answer=answer, notes=[*notes, *more_notes], shared=shared)
+
+
+def describe_slices(mel: np.ndarray) -> LensNodes:
+    """The nodes of a sound, two frames of its spectrogram (M, F) each; low tones are at the bottom."""
+    count, seconds = mel.shape[1] // 2, 2 * HOP_LENGTH / SAMPLE_RATE
+    low, high = float(mel.min()), float(mel.max())
+    picture = ((mel[::-1] - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
+    boxes = [(2.0 * i, 0.0, 2.0, float(len(mel))) for i in range(count)]
+    return LensNodes([f"{i * seconds:.2f} s" for i in range(count)], ["slice"] * count, picture, boxes=boxes)
