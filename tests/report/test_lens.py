@@ -345,7 +345,9 @@ def test_the_command_writes_a_page(run_once: Path, tmp_path: Path):
     facts = call("lens", run_once, "--input", "the cat", "--against", "the dog", "--out", out, "--json").ok().json
     page = out.read_text(encoding="utf-8")
     assert facts["bytes"] == len(page.encode()) and facts["nodes"] == {"body": 7}
-    assert "Inside language" in page and facts["outcome"].startswith("log-probability of")
+    assert (
+        "Inside run" in page and "<span>language</span>" in page and facts["outcome"].startswith("log-probability of")
+    )
     for words, part in (
         (("--input", "the cat", "--out", tmp_path), "--out"),
         (("--input", "the cat", "--out", tmp_path / "no" / "lens.html"), "--out"),

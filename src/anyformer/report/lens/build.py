@@ -65,7 +65,11 @@ def build_lens(
         scores = view.forward()
     check_finite_scores(scores)
     passes = count_passes(module, view) if passes is None else passes
-    data: dict[str, Any] = {"title": f"Inside {model.name}", "facts": describe_model(model), "notes": list(view.notes)}
+    data: dict[str, Any] = {
+        "title": f"Inside {model.run_path.name}",
+        "facts": describe_model(model),
+        "notes": list(view.notes),
+    }
     data["stacks"] = [describe_stack(trace, name, nodes) for name, nodes in view.stacks.items()]
     data["attention"] = describe_attention(trace, view)
     data["readings"] = describe_readings(module, view, trace)
@@ -127,7 +131,7 @@ def check_size(view: LensView) -> None:
 
 def describe_model(model: Any) -> list[str]:
     data = [str(model.config.data)] if model.config.data else []
-    return [f"{model.n_parameters:,} parameters", *data, f"step {model.step:,}"]
+    return [model.name, f"{model.n_parameters:,} parameters", *data, f"step {model.step:,}"]
 
 
 def describe_nodes(nodes: LensNodes) -> dict[str, Any]:
