@@ -35,18 +35,20 @@ from ..data.text.shards import corpus_files, holds_shards
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.completion import sample_seed
 from ..inference.drafts import Draft, DraftSettings, write_drafts
 from ..metrics import describe_bound
 from ..model import LMHead, initialize
 from ..model.kernels.cross_entropy import cross_entropy
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, Examples, SizeOption, StreamState, advance_stream, init_stream
+from ..recipe import BatchStream, Examples, LensView, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import EncoderConfig, TextEncoder, as_list, export_graph  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import TEXT_COLUMN, file_input, hide_tokens, load_config_tokenizer  # noqa: F401
+from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer  # noqa: F401
+from ._shared.text_lenses import lens_tokens, parse_request
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
 GAP = "_"
@@ -348,6 +350,20 @@ def predict_batch(model: DiffusionModel, inputs: list[str], settings: dict[str, 
     if settings.get("samples", 1) != 1:
         raise InputError("samples: one draft of each row of a file")
     return predict(model, settings | {"input": inputs})["results"]
+
+
+def form(model: DiffusionModel, config: Config) -> Form:
+    text = first_tokens(model.masked_tokenizer.tokenizer)
+    usual = {"temperature": (0.0, 1.5), "revise": (0, 8), "passes": (1, 32), "samples": (1, 4)}
+    settings, example = {"drafts": True}, (text[: len(text) // 2] + GAP + text[len(text) // 2 :])[: model.context]
+    task = Task("Fill gaps", "text", Request, "drafts", mark=GAP, usual=usual, settings=settings, examples=(example,))
+    return Form((task,))
+
+
+def lens(model: DiffusionModel, request: dict[str, Any]) -> LensView:
+    """Show the tokens of a text with gaps, and what is predicted at each."""
+    ids, _, _ = lay_out(model, Request(edit=True, revise=1), parse_request(request).text, 1)
+    return lens_tokens(model, ids)
 
 
 def list_lengths(model: DiffusionModel, fields: Request, text: str | None) -> Sequence[int]:

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.masking import hide_shares
+from ..data.tokenizers.masked_tokenizer import MASK
 from ..data.tokenizers.pair_tokenizer import PairTokenizer
 from ..errors import InputError
+from ..forms import Form, Task
 from ..inference.decode import pad_rows
 from ..inference.drafts import Draft, DraftSettings, write_drafts
 from ..inference.translation import CUT_HINT
@@ -32,7 +34,7 @@ from ..model import Edges, LMHead, TokenEmbedding, Transformer, full, initialize
 from ..model.heads import mean_pool
 from ..model.kernels.cross_entropy import cross_entropy
 from ..parsing import check_range, parse_dataclass
-from ..recipe import BatchStream, SizeOption, StreamState
+from ..recipe import BatchStream, LensNodes, LensView, SizeOption, StreamState
 from ..training.config import TrainConfig
 from ._shared import pairs
 from ._shared.pairs import TranslatorConfig as Config
@@ -40,6 +42,7 @@ from ._shared.pairs import baselines, examples, file_input, load_pairs, load_tok
 from ._shared.presets import MODERN, MUON, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import first_tokens
+from ._shared.text_lenses import describe_tokens, name_token, parse_request, to_row
 
 MAX_LENGTHS = 64  # that are tried for a translation
 BATCH_ROWS = 64  # sources that are encoded at once
@@ -177,6 +180,34 @@ def predict(model: DraftTranslator, request: dict[str, Any]) -> dict[str, Any]:
 
 def predict_batch(model: DraftTranslator, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
     return predict(model, settings | {"input": inputs})["results"]
+
+
+def form(model: DraftTranslator, config: Config) -> Form:
+    usual = {"temperature": (0.0, 1.5), "revise": (0, 8), "passes": (1, 32), "lengths": (1, 16)}
+    example = first_tokens(model.pair_tokenizer.source)
+    return Form((Task("Translate", "text", Request, "drafts", usual=usual, omit=("cut",), examples=(example,)),))
+
+
+def lens(model: DraftTranslator, request: dict[str, Any]) -> LensView:
+    """Show the tokens of a source, and a target of the likeliest length that is all hidden."""
+    source, pair = encode_source(model, parse_request(request).text, True), model.pair_tokenizer
+    inputs = to_row(model, source)
+    lengths = torch.tensor([len(source)], device=inputs.device)
+    n = 1 + int(model.length_head(mean_pool(model.encode(inputs, lengths), lengths))[0, 1:].argmax())
+    hidden, sizes = torch.full((1, n), model.mask_id, device=inputs.device), lengths.new_tensor([n])
+
+    def forward() -> Tensor:
+        return model(inputs, lengths, hidden, sizes)[0].float()
+
+    def name_target(token: int) -> str:
+        return MASK if token == model.mask_id else name_token(pair.target, token)
+
+    stacks = {
+        "encoder": describe_tokens(source, lambda token: name_token(pair.source, token)),
+        "decoder": LensNodes([f"{MASK} {i + 1}" for i in range(n)], ["token"] * n),
+    }
+    rows = [(f"token {i + 1}", i) for i in range(n)]
+    return LensView(stacks, forward, rows, name_target, answer=0)
 
 
 def encode_source(model: DraftTranslator, text: str, cut: bool) -> list[int]:

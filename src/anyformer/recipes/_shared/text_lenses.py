@@ -107,8 +107,12 @@ def name_encoder_token(model: Any, token: int) -> str:
 
 
 def lens_masked(model: Any, request: dict[str, Any]) -> LensView:
-    """Tokens of a text, hidden ones among them, and what the head predicts at each."""
-    (ids, notes), mask_id = encode_text(model, request), model.masked_tokenizer.mask_id
+    return lens_tokens(model, *encode_text(model, request))
+
+
+def lens_tokens(model: Any, ids: list[int], notes: Sequence[str] = ()) -> LensView:
+    """Tokens, hidden ones among them, and what the head predicts at each."""
+    mask_id = model.masked_tokenizer.mask_id
     masks = [i for i, token in enumerate(ids) if token == mask_id]
     limit = max(1, MAX_SCORES // model.vocab_size)
     places = sorted(sorted(range(len(ids)), key=lambda i: i not in masks)[:limit])
