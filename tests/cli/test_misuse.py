@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite(text: Path, tmp_path: Path, monkeypatch: pyte
     [
         (("--prompt", "Où"), ("vocabulary of 15 characters has no 'O', 'ù'", "byte or bpe")),
         (("--prompt-file", "none.txt"), ("none.txt: there is no such file",)),
-        (("--prompt", "a", "--tokens", 0), ("tokens is 0", "at least 1")),
+        (("--prompt", "a", "--tokens", -1), ("tokens is -1", "at least 0")),
         (("--prompt", "a", "--temperature", -1), ("temperature is -1.0",)),
         (("--prompt", "a", "--top-p", 2), ("top_p is 2.0",)),
         (("--prompt", "a", "--top-k", "many"), ("--top-k", "many")),
