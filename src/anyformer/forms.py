@@ -14,8 +14,8 @@ from .parsing import describe_type, read_field_docs, read_hints, read_ranges
 
 Kind = Literal["text", "texts", "prompt", "messages", "image", "sound", "row", "series", "goal", "json"]
 Output = Literal[
-    "completions", "classes", "vectors", "masks", "gaps", "tags", "translations", "transcripts", "targets", "quantiles",
-    "actions", "episodes", "json",
+    "completions", "classes", "vectors", "masks", "gaps", "drafts", "tags", "translations", "transcripts", "targets",
+    "quantiles", "actions", "episodes", "json",
 ]  # fmt: skip
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_CHOICES = 1000  # of a field of a table that are listed
@@ -201,6 +201,7 @@ ANSWERS: dict[str, Any] = {
     "classes": {"label": TEXT, "probability": NUMBER, "probabilities": {"string": NUMBER}},
     "masks": {"input": TEXT, "text": TEXT, "masks": [[{"token": TEXT, "probability": NUMBER}]]},
     "gaps": {"input": TEXT, "text": TEXT, "gaps": [TEXT], "score": NUMBER},
+    "drafts": {"input": {}, "text": TEXT, "passes": WHOLE},
     "tags": {"input": TEXT, "text": TEXT, "words": [{"word": TEXT, "tag": TEXT, "probability": NUMBER}]},
     "translations": {"input": TEXT, "text": TEXT, "score": NUMBER, "finish_reason": TEXT},
     "transcripts": {"input": TEXT, "text": TEXT, "seconds": NUMBER},

@@ -45,6 +45,16 @@ def describe_tokens(nats: float = 0.0, n_bytes: float = 0, count: float = 0) -> 
     return {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "tokens": round(count)}
 
 
+def describe_bound(nats: Tensor, sizes: Tensor, n_bytes: int) -> dict[str, float]:
+    """Return the metrics of a bound on the nats of rows (N,) of so many tokens (N,): per token, with the standard error
+    over the rows and what was drawn for each, and in bits per byte."""
+    nats, sizes = nats.detach(), sizes.to(nats.dtype)
+    mean, bits = float(nats.sum() / sizes.sum()), float(nats.sum()) / math.log(2) / max(1, n_bytes)
+    error = float(((nats - mean * sizes) ** 2).sum().sqrt() / sizes.sum())
+    values = {"loss": mean, "perplexity": math.exp(min(mean, 700)), "bits_per_byte": bits, "standard_error": error}
+    return values | {"rows": len(nats), "tokens": round(float(sizes.sum()))}
+
+
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
     """Count how often each class was predicted as which: (N,), (N,) -> (K, K) [label, prediction], on the CPU."""
     pairs = (labels.long() * classes + predictions).cpu()

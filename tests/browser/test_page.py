@@ -70,6 +70,8 @@ SEEN = {  # what a person reads of a result
     "forecast": lambda result: [result["series"], "median"],
     "multimodal": lambda result: [result["state"]["label"], "load"],
     "spans": lambda result: [result["text"].strip()],
+    "diffusion": lambda result: [result["text"].strip(), f"read it {result['passes']} times"],
+    "mask_predict": lambda result: [result["text"].strip()],
     "translation": lambda result: [result["text"], "Alignment"],
     "rnnsearch": lambda result: [result["text"], "Alignment"],
     "seq2seq": lambda result: [result["text"]],

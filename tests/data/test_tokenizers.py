@@ -143,3 +143,10 @@ def test_bad_tokenizers(tmp_path, monkeypatch):
     monkeypatch.setattr(tok, "MAX_FILE_BYTES", 10)
     with refuses("holds more than"):
         tok.load_tokenizer(write(tmp_path / "t.json", " " * 11))
+
+
+def test_tokens_without_text_have_a_name():
+    assert tok.Characters("ab").special_name(2) == "⟨end⟩" and tok.Characters("ab").special_name(9) == "⟨9⟩"
+    bpe = tok.build_tokenizer("bpe", lambda: iter(["a b c"] * 9), 300)
+    assert bpe.decode([bpe.end_id]) == "" and bpe.special_name(bpe.end_id) == "<|endoftext|>"
+    assert bpe.special_name(10**6) == f"⟨{10**6}⟩"

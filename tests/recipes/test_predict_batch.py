@@ -21,11 +21,12 @@ BATCHED = [
     if isinstance(recipe_loading.load_recipe(name), recipes.SupportsBatchPredict)
 ]
 TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
-PAIRS, PROMPTS = ("translation", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
+PAIRS, PROMPTS = ("translation", "mask_predict", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
 INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,
     "tagging": TEXTS,
     "masked": ["to [MASK]e", "[MASK]", "the [MASK]at s[MASK]t on the mat", "what is it, my lor[MASK]?"],
+    "diffusion": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
     **{name: TEXTS for name in PROMPTS},

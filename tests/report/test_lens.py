@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +21,10 @@ from anyformer.model.trace import record
 from anyformer.recipe import LensNodes, LensView, SupportsLens
 from anyformer.recipes._shared.row_lenses import draw_fields
 from anyformer.report.lens import build_lens, render_lens
+from anyformer.report.lens.build import share_weights
 from anyformer.report.lens.effects import group_nodes, measure_patches
 from anyformer.report.lens.measure import read_streams, summarize_heads
-from anyformer.report.lens.pack import choose_kept, pack_mask, pack_weights
+from anyformer.report.lens.pack import choose_kept, pack_mask, pack_weights, share_bytes
 from anyformer.trained_model import Model
 from cli_kit import assert_refused, call
 from data_kit import SMALL_DATA, refuses
@@ -35,6 +37,8 @@ INPUTS: dict[str, dict[str, Any]] = {
     "tagging": {"input": "buy milk"},
     "translation": {"input": "31415"},
     "spans": {"input": "To be, ___ to be"},
+    "diffusion": {"input": "To be, ___ to be"},
+    "mask_predict": {"input": "31415"},
     "control": {"input": {"states": [[0.1, 0.2], [0.3, 0.1]], "actions": [1], "returns": [5, 4]}},
     "multimodal": {"input": {"power": 3.5, "device": "b"}},
 }
@@ -272,6 +276,7 @@ def test_the_weights_of_any_model_fit_into_the_page():
     kept = choose_kept(12 * 12 * 1024, 1024, 10 << 20)
     assert 16 <= kept < 1024 and 12 * 12 * 1024 * kept * 3 <= 10 << 20
     assert choose_kept(100, 50, 10 << 20) == 50
+    assert share_bytes([100, 4, 70], 84) == [40, 4, 40] and share_bytes([1, 2], 9) == [1, 2]
     mask = causal.build_mask(1, 9, 9)[0, 0]
     bits = np.unpackbits(np.frombuffer(base64.b64decode(pack_mask(mask)), np.uint8).reshape(9, 2), axis=1)[:, :9]
     assert np.array_equal(bits, mask.numpy())
@@ -342,7 +347,9 @@ def test_the_command_writes_a_page(run_once: Path, tmp_path: Path):
     facts = call("lens", run_once, "--input", "the cat", "--against", "the dog", "--out", out, "--json").ok().json
     page = out.read_text(encoding="utf-8")
     assert facts["bytes"] == len(page.encode()) and facts["nodes"] == {"body": 7}
-    assert "Inside language" in page and facts["outcome"].startswith("log-probability of")
+    assert (
+        "Inside run" in page and "<span>language</span>" in page and facts["outcome"].startswith("log-probability of")
+    )
     for words, part in (
         (("--input", "the cat", "--out", tmp_path), "--out"),
         (("--input", "the cat", "--out", tmp_path / "no" / "lens.html"), "--out"),
@@ -373,6 +380,25 @@ def test_text_in_the_data_cannot_end_the_script():
     data["title"] = "<i>"
     page = render_lens(data)
     assert page.count("</script>") == 2 and "<b>" not in page and "&lt;i&gt;" in page
+
+
+def test_others_are_answered_meanwhile():
+    """A server looks into a model that another thread runs: neither sees the other."""
+    model, view, scores, _ = look("translation")
+    expected = json.dumps(build_lens(model, "31415"))
+    results: list[str] = []
+    thread = Thread(target=lambda: results.append(json.dumps(build_lens(model, "31415"))))
+    thread.start()
+    count = 0
+    while thread.is_alive() or count < 3:
+        with torch.no_grad():
+            assert torch.equal(view.forward(), scores)
+        count += 1
+    thread.join()
+    assert results == [expected]
+    own = share_weights(model.module, {})
+    assert own is not model.module and own.source.token is own.target.token, "what is shared stays shared"
+    assert all(a is b for a, b in zip(own.parameters(), model.module.parameters(), strict=True))
 
 
 def test_a_post_norm_stack_is_read_as_it_is():

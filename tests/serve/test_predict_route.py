@@ -31,6 +31,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     },
     "multimodal": {"input": [{"device": "a", "power": 1.5}, {"device": "b"}]},
     "translation": {"input": "312", "beam": 2},
+    "mask_predict": {"input": "312", "passes": 2},
+    "diffusion": {"input": "to __ or", "drafts": True},
     "seq2seq": {"input": "312"},
     "rnnsearch": {"input": "312"},
 }

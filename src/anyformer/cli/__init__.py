@@ -113,7 +113,7 @@ def run_verb(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise InputError(f"there is no verb '{verb}': {suggest(verb, VERBS)}")
     module = importlib.import_module(f"{__name__}.{verb_module(verb)}")
-    if verb in ("train", "sweep"):  # their flags are those of a recipe
+    if verb in ("train", "sweep", "predict"):  # some of their flags are those of a recipe
         return module.run(words)
     from .flags import parse_arguments
 

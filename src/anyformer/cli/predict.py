@@ -1,5 +1,6 @@
 """anyformer predict RUN INPUT ...: ask a trained model of any recipe."""
 
+import difflib
 import json
 import time
 from dataclasses import dataclass
@@ -7,11 +8,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+from ..data.io.checks import parse_json
 from ..errors import InputError
 from ..parsing import check_range
 from ..training.config import MAX_BATCH
-from .flags import POSITIONAL, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
+from .flags import (
+    HELP,
+    POSITIONAL,
+    DeviceFlag,
+    JsonFlag,
+    RecipeFlag,
+    RunArgument,
+    WeightsFlag,
+    list_flags,
+    parse_arguments,
+)
 from .terminal import print_status, read_inputs, show_progress
+
+PROG = "anyformer predict"
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,11 @@ class Command:
     recipe's example is answered. With --file and --out, the rows of a table are
     written with their predictions, in bounded memory:
 
-        anyformer predict RUN --file new.csv --out scored.csv"""
+        anyformer predict RUN --file new.csv --out scored.csv
+
+    Any other flag is a field of the recipe's request, with one value:
+
+        anyformer predict RUN "The ____ sat" --order left --passes 4"""
 
     run: RunArgument
     input: Annotated[tuple[str, ...], POSITIONAL] = ()
@@ -37,7 +55,7 @@ class Command:
     """With --out: inputs that are answered together."""
     skip_broken: bool = False
     """With --out: leave out rows that cannot be read or answered, instead of stopping at the first."""
-    request: Annotated[dict | None, """More of the recipe's request: '{"beam": 4}'."""] = None
+    request: Annotated[dict | None, """More of the recipe's request, as JSON: '{"beam": 4}'."""] = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -47,10 +65,49 @@ class Command:
         check_range(self, "batch", at_least=1, at_most=MAX_BATCH)
 
 
-def run(options: Command) -> None:
+def run(words: list[str]) -> int:
+    words, settings = split_settings(words)
+    options = parse_arguments(Command, words, PROG)
     request: Any = {} if options.request is None else options.request
     if not isinstance(request, dict):
         raise InputError(f"--request should be a JSON object, found {json.dumps(request)}")
+    answer(options, request | settings)
+    return 0
+
+
+def split_settings(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the words of the verb's own flags, and the fields of the request that the other flags set: JSON, or else
+    text. What is nearly a flag of the verb is left to it, as a typing mistake."""
+    names = {flag.name for flag in list_flags(Command)} | HELP
+    own, settings = [], {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        name, has_value, text = word.partition("=")
+        name = name.replace("_", "-")
+        if word == "--":
+            own += [word, *words]
+            break
+        is_own = not word.startswith("--") or name in names or name.replace("--no-", "--", 1) in names
+        if is_own or difflib.get_close_matches(name, names, n=1, cutoff=0.85):
+            own.append(word)
+            continue
+        if not has_value:
+            if not words or words[0].startswith("--"):
+                raise InputError(f"{name} needs a value: of a switch {name} true")
+            text = words.pop(0)
+        settings[name[2:].replace("-", "_")] = read_setting(text)
+    return own, settings
+
+
+def read_setting(text: str) -> Any:
+    try:
+        return parse_json(text, "", kind=object)
+    except InputError:
+        return text
+
+
+def answer(options: Command, request: dict[str, Any]) -> None:
     if options.out is not None:
         return write_file(options, options.out, request)
     with TemporaryDirectory() as folder:

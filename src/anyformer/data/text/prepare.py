@@ -164,6 +164,7 @@ def _prepare(files: TextFiles, make: Callable[[], tok.Tokenizer], identity: str,
     stamps, sha256 = file_stamps(files.paths), files.sha256
     if (options := (files.rows.columns, files.rows.duplicates)) != ("text", "keep"):
         identity += f"\n{options}"
+    identity += "\nlines" * files.rows.lines
     content = hashlib.sha256(f"{FORMAT}\n{sha256}\n{identity}".encode()).hexdigest()
     folder = cache_dir() / "tokens" / content
     if not has_directory(folder):

@@ -1,6 +1,7 @@
 """Read text files as documents in bounded memory: a document is a sequence of pieces of at most a few MiB each.
 
     book.txt            one document; also .md, .rst, .abc and whatever else holds text
+    lines.txt           with `lines`, each line is a document
     texts.jsonl         {"text": "..."} in each line; also .parquet, .csv, .tsv, .json, with a column `text` or another
     chats.jsonl         {"messages": [{"role": "user", "content": "..."}, ...]}, with "messages" as the column
 
@@ -63,6 +64,8 @@ class RowOptions:
     """The column of the text, or several with commas between."""
     empty: EmptyPolicy = "skip"
     duplicates: DuplicatePolicy = "keep"
+    lines: bool = False
+    """Whether each line of a text file is a document."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,6 +144,13 @@ def _read_file(path: Path, size: int, options: RowOptions, counts: RowCounts) ->
     if text_format(path) in (".jsonl", ".parquet", *TABLE_EXTENSIONS):
         for source, row in _read_rows(path, options.names):
             text = _format_row(row, options.names, source)
+            is_repeated = counts.add(text, source)
+            if text and not (is_repeated and options.duplicates == "skip"):
+                yield from _read_text(source, text, options.columns, size)
+        return
+    if options.lines:
+        for source, line in read_lines(path, MAX_LINE_BYTES):
+            text = line.rstrip("\r\n")
             is_repeated = counts.add(text, source)
             if text and not (is_repeated and options.duplicates == "skip"):
                 yield from _read_text(source, text, options.columns, size)

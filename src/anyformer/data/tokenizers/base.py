@@ -76,6 +76,10 @@ class Tokenizer:
         """Return the id of a token by its name, special tokens included."""
         return self.end_id if token == END else None
 
+    def special_name(self, token: int) -> str:
+        """Return the name of a token that has no text, for display."""
+        return "⟨end⟩" if token in self.end_ids else f"⟨{token}⟩"
+
     def count_bytes(self, ids: Any) -> int:
         """Return how many UTF-8 bytes these ids stand for; special tokens count 0."""
         raise NotImplementedError

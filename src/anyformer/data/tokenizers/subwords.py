@@ -65,6 +65,9 @@ class Subwords(Tokenizer):
         names = (self._metadata.names.get("eos_token", ""), *END_TOKENS)
         return tuple(i for name in names if name and (i := self._tokenizer.token_to_id(name)) is not None)[:1]
 
+    def special_name(self, token: int) -> str:
+        return self._tokenizer.id_to_token(token) or super().special_name(token)
+
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
 

@@ -47,12 +47,20 @@ def cross_entropy(
         logits = head(x).flatten(0, -2).float()
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
     x = x.flatten(0, -2)
-    if torch.is_grad_enabled() and isinstance(head, LinearHead) and isinstance(head.project, nn.Linear):
+    if (
+        torch.is_grad_enabled()
+        and isinstance(head, LinearHead)
+        and isinstance(head.project, nn.Linear)
+        and reduction != "none"
+    ):
         weight, bias = head.project.weight, head.project.bias
         total = linear_cross_entropy(head.transform(x), weight, bias, labels, label_smoothing, chunks)
     else:
         parts = zip(split(x, chunks), split(labels, chunks))
-        total = torch.stack([_recompute(head, rows, targets, label_smoothing) for rows, targets in parts]).sum()
+        nats = torch.cat([_recompute(head, rows, targets, label_smoothing) for rows, targets in parts])
+        if reduction == "none":
+            return nats
+        total = nats.sum()
     return total if reduction == "sum" else total / (labels != IGNORE_INDEX).sum()
 
 
@@ -81,10 +89,10 @@ def split(x: Tensor, chunks: int) -> list[Tensor]:
 
 
 def _recompute(head: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """The loss of a chunk, summed; its logits are computed again for the backward pass."""
+    """The losses of a chunk; its logits are computed again for the backward pass."""
 
     def compute(x: Tensor) -> Tensor:
-        return F.cross_entropy(head(x).float(), labels, label_smoothing=label_smoothing, reduction="sum")
+        return F.cross_entropy(head(x).float(), labels, label_smoothing=label_smoothing, reduction="none")
 
     return checkpoint(compute, x, use_reentrant=False) if torch.is_grad_enabled() else compute(x)
 

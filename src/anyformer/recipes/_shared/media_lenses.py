@@ -108,7 +108,8 @@ def lens_sound(model: Any, mel: np.ndarray, target: str | list[int] | None, note
     def forward() -> Tensor:
         return model.head(model.decode(ids, model.encode(inputs, edges), edges))[0].float()
 
-    labels = ["⟨start⟩"] * len(model.prompt) + [name_output(i) for i in written]
+    prompt = ["⟨start⟩"] if len(model.prompt) == 1 else [name_output(i) for i in model.prompt]
+    labels = [*prompt, *map(name_output, written)]
     stacks = {"encoder": describe_slices(mel), "decoder": LensNodes(labels, ["token"] * len(labels))}
     rows, answer = [(f"after {label}", i) for i, label in enumerate(labels)], len(model.prompt) - 1
     shared = {"target": [int(i) for i in written]}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...data.text.tagged_batches import encode_words
 from ...data.tokenizers.base import Tokenizer
+from ...data.tokenizers.masked_tokenizer import MASK
 from ...errors import InputError
 from ...inference.translation import TranslationRequest, search_translations
 from ...model.heads import Classifier
@@ -47,10 +48,8 @@ def parse_request(request: dict[str, Any]) -> TextLensRequest:
 
 
 def name_token(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token, for display; special tokens by their number."""
-    if token in tokenizer.end_ids:
-        return END
-    return tokenizer.decode([token]) or f"⟨{token}⟩"
+    """The text of a token, for display; special tokens by their name."""
+    return tokenizer.decode([token]) or tokenizer.special_name(token)
 
 
 def describe_tokens(ids: Sequence[int], name: Callable[[int], str]) -> LensNodes:
@@ -104,12 +103,16 @@ def encode_text(model: Any, request: dict[str, Any]) -> tuple[list[int], list[st
 
 def name_encoder_token(model: Any, token: int) -> str:
     tokenizer = model.masked_tokenizer
-    return tokenizer.token_text(token) if token == tokenizer.mask_id else name_token(tokenizer.tokenizer, token)
+    return MASK if token == tokenizer.mask_id else name_token(tokenizer.tokenizer, token)
 
 
 def lens_masked(model: Any, request: dict[str, Any]) -> LensView:
-    """Tokens of a text, hidden ones among them, and what the head predicts at each."""
-    (ids, notes), mask_id = encode_text(model, request), model.masked_tokenizer.mask_id
+    return lens_tokens(model, *encode_text(model, request))
+
+
+def lens_tokens(model: Any, ids: list[int], notes: Sequence[str] = ()) -> LensView:
+    """Tokens, hidden ones among them, and what the head predicts at each."""
+    mask_id = model.masked_tokenizer.mask_id
     masks = [i for i, token in enumerate(ids) if token == mask_id]
     limit = max(1, MAX_SCORES // model.vocab_size)
     places = sorted(sorted(range(len(ids)), key=lambda i: i not in masks)[:limit])

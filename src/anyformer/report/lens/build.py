@@ -3,12 +3,13 @@
 Shapes: L layers, T nodes, H heads, Q queries, K keys.
 """
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError
 from ...events import report_progress
@@ -28,6 +29,7 @@ from .pack import (
     pack_thumbnails,
     pack_weights,
     round_numbers,
+    share_bytes,
 )
 
 MAX_NODES = 2048  # of a stack: the weights of a head are its square
@@ -51,17 +53,23 @@ def build_lens(
         answer: The row of the logit lens whose change is measured; None: the recipe's own.
         passes: The most forward passes for ablations, and as many for patching; None: by the size of the model.
 
+    The model can answer others meanwhile.
+
     Returns plain values for `render_lens`. Raises InputError for a recipe without a Transformer and for a request that
     cannot be shown.
     """
-    recipe, module = require_lens(model), model.module
+    recipe, module = require_lens(model), share_weights(model.module, {})
     view = choose_answer(recipe.lens(module, read_request(model, request)), answer)
     check_size(view)
     with record(module) as trace:
         scores = view.forward()
     check_finite_scores(scores)
     passes = count_passes(module, view) if passes is None else passes
-    data: dict[str, Any] = {"title": f"Inside {model.name}", "facts": describe_model(model), "notes": list(view.notes)}
+    data: dict[str, Any] = {
+        "title": f"Inside {model.run_path.name}",
+        "facts": describe_model(model),
+        "notes": list(view.notes),
+    }
     data["stacks"] = [describe_stack(trace, name, nodes) for name, nodes in view.stacks.items()]
     data["attention"] = describe_attention(trace, view)
     data["readings"] = describe_readings(module, view, trace)
@@ -81,6 +89,19 @@ def require_lens(model: Any) -> Any:
     if any(isinstance(module, Transformer) for module in model.module.modules()):
         raise InputError(f"the recipe '{model.name}' does not say what its nodes are: it needs a function `lens`")
     raise InputError(f"the model of '{model.name}' has no Transformer: the lens has nothing to show")
+
+
+def share_weights(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
+    """A copy of a module with the same tensors and hooks of its own: what is changed in it changes no other thread's
+    answers. `copies` holds those of modules that occur twice."""
+    if id(module) not in copies:
+        clone = copies[id(module)] = copy.copy(module)
+        for name, value in vars(module).items():
+            if name.endswith("hooks") or "_hooks_" in name:
+                vars(clone)[name] = type(value)(value)
+        children = module._modules.items()
+        vars(clone)["_modules"] = {name: child and share_weights(child, copies) for name, child in children}
+    return copies[id(module)]
 
 
 def read_request(model: Any, request: Any) -> dict[str, Any]:
@@ -110,7 +131,7 @@ def check_size(view: LensView) -> None:
 
 def describe_model(model: Any) -> list[str]:
     data = [str(model.config.data)] if model.config.data else []
-    return [f"{model.n_parameters:,} parameters", *data, f"step {model.step:,}"]
+    return [model.name, f"{model.n_parameters:,} parameters", *data, f"step {model.step:,}"]
 
 
 def describe_nodes(nodes: LensNodes) -> dict[str, Any]:
@@ -146,10 +167,8 @@ def describe_attention(trace: Trace, view: LensView) -> list[dict[str, Any]]:
             sources = [i for i, other in enumerate(names) if trace[other].output is memory]
             parts += [(index, source, "cross") for source in sources]
     sizes = [count_weights(trace, f"{names[query]}.blocks", kind) for query, _, kind in parts]
-    return [
-        describe_part(trace, view, part, MAX_WEIGHT_BYTES * size // sum(sizes))
-        for part, size in zip(parts, sizes, strict=True)
-    ]
+    shares = share_bytes(sizes, MAX_WEIGHT_BYTES)
+    return [describe_part(trace, view, part, share) for part, share in zip(parts, shares, strict=True)]
 
 
 def count_weights(trace: Trace, prefix: str, kind: str) -> int:

@@ -7,6 +7,7 @@ Shapes: H heads, Q queries, K keys, k largest weights of a row.
 """
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,15 @@ THUMBNAIL = 24  # pixels of the side of the picture of a head
 
 def encode_array(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def share_bytes(sizes: Sequence[int], total: int) -> list[int]:
+    """Share bytes out: small parts get all that they need, and large ones equal shares of what is left."""
+    shares = [0] * len(sizes)
+    for done, i in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        shares[i] = min(sizes[i], total // (len(sizes) - done))
+        total -= shares[i]
+    return shares
 
 
 def choose_kept(rows: int, keys: int, n_bytes: int) -> int:

@@ -12,6 +12,7 @@ const DRAWERS = {
   targets: (answer) => answer.results.map(drawTargets),
   masks: (answer) => answer.results.map(drawMasks),
   gaps: (answer) => answer.results.map(drawGaps),
+  drafts: (answer) => answer.results.map(drawDraft),
   tags: (answer) => answer.results.map(drawTags),
   translations: (answer) => answer.results.map(drawTranslation),
   transcripts: (answer) => answer.results.map(drawTranscript),
@@ -107,6 +108,17 @@ function markFills(pieces, fills, text) {
 
 function drawGaps(result) {
   return h("p", { class: "text" }, markFills(result.input.split("___"), result.gaps, result.text));
+}
+
+/** A text, and with a slider the drafts that led to it. */
+function drawDraft(result) {
+  const drafts = result.drafts ?? [result.text];
+  const text = h("p", { class: "text" }, drafts.at(-1));
+  const facts = h("p", { class: "quiet" }, `the model has read it ${result.passes} times`);
+  if (drafts.length < 2) return h("div", {}, text, facts);
+  const slider = h("input", { type: "range", min: 0, max: drafts.length - 1, value: drafts.length - 1 });
+  slider.addEventListener("input", () => (text.textContent = drafts[slider.value]));
+  return h("div", {}, text, h("label", {}, "pass", slider), facts);
 }
 
 /** Words in the color of their tag; B-X and I-X are parts of one span. */
