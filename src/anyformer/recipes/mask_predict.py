@@ -108,7 +108,9 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     labels, and weight (B,), one over the share that is hidden."""
     mask_id = load_tokenizers(config).vocab_sizes(config.padded_vocab)[1]
     for i, (batch, new_state) in enumerate(pairs.batches(config, split, state)):
-        seed, step = (config.train.seed, new_state["step"]) if split == "train" else (0, i)
+        seed, step = 0, i
+        if split == "train":
+            seed, step = config.train.seed, new_state["step"] - new_state.get("stride", 1)
         yield hide_targets(batch, mask_id, seed, step), new_state
 
 
