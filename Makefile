@@ -19,7 +19,7 @@ test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real chec
 	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow
 
 test-browser: $(DONE)  ## the page of the server in chromium ($$CHROMIUM, or the one on the path): a minute
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(PYTEST) -m browser tests/browser
 
 fuzz: $(DONE)  ## an hour: damaged files, flags, requests, faults of the machine, generated models; see docs/reliability.md

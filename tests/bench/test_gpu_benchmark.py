@@ -57,6 +57,7 @@ def find_problems(rows: list[dict[str, Any]], ignored: tuple[str, ...] = ()) -> 
     return [row for row in rows if "problem" in row and not any(word in row["what"] for word in ignored)]
 
 
+@pytest.mark.slow
 def test_a_part_runs_in_a_process_and_one_without_time_is_skipped(tmp_path: Path):
     out = tmp_path / "gpu.json"
     result = dry_run("--only", "window", "cifar10", "--minutes", 2, "--out", out, "--lengths", 64)

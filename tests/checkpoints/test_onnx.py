@@ -103,7 +103,14 @@ def other_sizes(graph: Any) -> list[dict[str, int]]:
     return [{"batch": 5}, longest | {"batch": 1}, dict.fromkeys(lengths, 1) | {"batch": 1}]
 
 
-@pytest.mark.parametrize(("name", "preset"), [case for case in CASES if case not in WRITTEN])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        pytest.param(*case, marks=[] if case[0] in ("language", "diffusion", "vision") else pytest.mark.slow)
+        for case in CASES
+        if case not in WRITTEN
+    ],
+)
 def test_a_traced_graph_holds_at_other_sizes_and_has_operators_of_onnx(name: str, preset: str):
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 

@@ -269,6 +269,7 @@ def test_trials_that_take_too_long_are_left_out(text: Path, tmp_path: Path, monk
     assert f"--minutes {state.final['amount'] / 60:.4g} " in state.final["commands"]["best"]
 
 
+@pytest.mark.slow
 def test_a_sweep_by_the_clock_continues(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Stopped within a trial, whose training goes on with the time that it had left. How exactly a run ends on time is
     tested with --minutes of train."""

@@ -237,6 +237,7 @@ def test_a_loss_that_is_not_finite_names_the_process(monkeypatch: pytest.MonkeyP
     assert "at step 1" in texts[0]
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ANYFORMER_TIMEOUT", "3")
 

@@ -269,6 +269,7 @@ class Service:
 
             def render() -> bytes:
                 data = build_lens(model.model, fields)
+                data["title"] = f"Inside {model.name}"
                 data["facts"] = [fact for fact in data["facts"] if fact != model.model.config.data]  # may be a path
                 return render_lens(data).encode()
 

@@ -13,9 +13,7 @@ from anyformer.model.edges import hops
 from anyformer.report.lens import build_lens, write_lens
 from anyformer.trained_model import Model
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pages are tested in a browser: pip install playwright")
-CHROMIUM = next((path for path in map(Path, ("/usr/bin/chromium", "/usr/bin/google-chrome")) if path.is_file()), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+pytestmark = pytest.mark.browser
 
 
 def build(name: str, **fields: Any) -> Model:
@@ -23,16 +21,6 @@ def build(name: str, **fields: Any) -> Model:
     config = dataclasses.replace(recipe.PRESETS["tiny"], **fields)
     torch.manual_seed(0)
     return Model(recipe, config, recipe.build(config).eval(), {"step": 0}, Path("nowhere"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
