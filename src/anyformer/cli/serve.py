@@ -1,6 +1,7 @@
 """anyformer serve RUN ...: answer over HTTP, as OpenAI's clients ask, and show a page."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -64,7 +65,11 @@ def run(options: Command) -> None:
 
     settings = options.settings(key)
     listener = bind_socket(settings.host, settings.port)
-    models = load_models(options.run, settings, device=options.device, weights=options.weights, recipe=options.recipe)
+    choices = {"device": options.device, "weights": options.weights, "recipe": options.recipe}
+    # OpenMP keeps threads for every thread that has computed, until it ends; with more of them than cores all wait
+    # longer for each other. The thread that loads ends, and this one computes nothing.
+    with ThreadPoolExecutor(1) as loader:
+        models = loader.submit(load_models, options.run, settings, **choices).result()
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = [model.name for model in models]

@@ -218,24 +218,44 @@ class Batcher:
             self.reading.append(row)
 
     def read_prompts(self) -> None:
-        """Read the next tokens of prompts, the oldest first. A row that has read all gets its first token."""
+        """Read the next tokens of prompts, the oldest first; short ones together. A row that has read all gets its
+        first token."""
         budget = self.prompt_tokens
-        while self.reading and budget:
-            row = self.reading[0]
-            ids, row.unread = row.unread[:budget], row.unread[budget:]
-            nodes = self.rows.read(row.slot, ids)
-            budget, self.n_prompt_tokens = budget - len(ids), self.n_prompt_tokens + len(ids)
-            if row.scores_prompt:
-                self.score_prompt(row, nodes)
-            if row.unread:
-                return
-            self.reading.popleft()
-            self.move(row, self.n_writing)
-            self.n_writing += 1
-            if row.n_left:
-                self.add_token(row, self.model.head(nodes[-1:]))
-            else:
-                self.finish(row, "length", [], [])
+        while self.reading and budget > 0:
+            rows = self.choose_prompts(budget)
+            pieces = [row.unread[:budget] for row in rows]
+            for i, row in enumerate(rows):
+                self.move(row, self.n_writing + i)
+            nodes = self.rows.read(self.n_writing, pieces)
+            budget -= len(rows) * max(map(len, pieces))
+            self.n_prompt_tokens += sum(map(len, pieces))
+            for row, piece, row_nodes in zip(rows, pieces, nodes):
+                row.unread = row.unread[len(piece) :]
+                if row.scores_prompt:
+                    self.score_prompt(row, row_nodes)
+                if row.slot >= 0 and not row.unread:  # another completion of its request has not failed
+                    self.start_writing(row, row_nodes[-1:])
+
+    def choose_prompts(self, budget: int) -> list[Row]:
+        """Return the oldest row, or as many of the oldest as can read all of their prompts together."""
+        rows: list[Row] = []
+        longest = 0
+        for row in self.reading:
+            longest = max(longest, len(row.unread))
+            if len(row.unread) < len(row.window) or longest * (len(rows) + 1) > budget:
+                break
+            rows.append(row)
+        return rows or [self.reading[0]]
+
+    def start_writing(self, row: Row, last_node: Tensor) -> None:
+        """Let a row that has read its prompt join those that get tokens. last_node: (1, C)"""
+        self.reading.remove(row)
+        self.move(row, self.n_writing)
+        self.n_writing += 1
+        if row.n_left:
+            self.add_token(row, self.model.head(last_node))
+        else:
+            self.finish(row, "length", [], [])
 
     def score_prompt(self, row: Row, nodes: Tensor) -> None:
         """Add the log-probabilities of the tokens after those that were just read: nodes (T, C)."""

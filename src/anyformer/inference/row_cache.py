@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model.cache import KVCache
-from .decode import Decoder, HasOwnCache, new_cache
+from .decode import Decoder, HasOwnCache, new_cache, pad_rows
 
 SIZE_UNIT = 128  # nodes by which rows grow
 MIN_ROWS = 4
@@ -30,8 +30,8 @@ class Rows(Protocol):
         """Append an empty row that will hold at most so many nodes. Returns its index."""
         ...
 
-    def read(self, row: int, ids: Sequence[int]) -> Tensor:
-        """Read the next ids of one row. Returns their nodes, (T, C)."""
+    def read(self, start: int, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Read the next ids of adjacent rows, of several only if they are empty. Returns the nodes of each, (T, C)."""
         ...
 
     def step(self, ids: Sequence[int]) -> Tensor:
@@ -105,11 +105,17 @@ class SharedRows:
         shape = (self.capacity, like.shape[1], nodes, like.shape[3])
         return like.new_zeros(shape), like.new_zeros(shape)
 
-    def read(self, row: int, ids: Sequence[int]) -> Tensor:
-        view = RowView(self, row, row + 1)
-        nodes = self.model.hidden(torch.tensor([ids], device=view.device), view)[0]
-        self.lengths[row] += len(ids)
-        return nodes
+    def read(self, start: int, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        view, self.view = RowView(self, start, start + len(ids)), None
+        inputs, lengths = pad_rows(ids, view.device)
+        if len(ids) > 1:
+            view.reset(lengths)
+        nodes = self.model.hidden(inputs, view)
+        if len(ids) > 1:
+            view.trim(lengths)
+        for row, part in enumerate(ids, start):
+            self.lengths[row] += len(part)
+        return [row[: len(part)] for row, part in zip(nodes, ids)]
 
     def step(self, ids: Sequence[int]) -> Tensor:
         if self.view is None or self.view.batch != len(ids):
@@ -180,11 +186,12 @@ class SeparateRows:
         self.caches.append(new_cache(self.model, 1, min(self.model.body.config.context, size)))
         return len(self.caches) - 1
 
-    def read(self, row: int, ids: Sequence[int]) -> Tensor:
-        return self.model.hidden(torch.tensor([ids], device=self.device), self.caches[row])[0]
+    def read(self, start: int, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        pairs = zip(self.caches[start:], ids)
+        return [self.model.hidden(torch.tensor([part], device=self.device), cache)[0] for cache, part in pairs]
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        return torch.cat([self.read(row, [token]) for row, token in enumerate(ids)])
+        return torch.cat(self.read(0, [[token] for token in ids]))
 
     def swap(self, row: int, other: int) -> None:
         self.caches[row], self.caches[other] = self.caches[other], self.caches[row]
