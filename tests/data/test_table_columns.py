@@ -10,13 +10,14 @@ import pytest
 
 from anyformer.data.tables import summary
 from anyformer.data.tables.dates import encode_moment, find_format, parse_date
-from anyformer.data.tables.encode import encode_value
+from anyformer.data.tables.encode import encode_value, parse_array
 from anyformer.data.tables.infer_schema import infer_schema
 from anyformer.data.tables.number_formats import read_number
 from anyformer.data.tables.prepare import TableSource, fit_table, load_table
 from anyformer.data.tables.read import read_table
 from anyformer.data.tables.schema import Field, Schema, load_schema
 from anyformer.data.tables.stream import RowReader
+from anyformer.errors import InputError
 from data_kit import make_table, refuses, write
 
 N = 60
@@ -272,3 +273,9 @@ def test_files_are_read_for_prediction_as_for_training(tmp_path: Path):
     for rows in (read_table(path).rows(), RowReader(path, ["a"]).rows()):
         cells = [[*row.values()] for _, row in rows if isinstance(row, dict)]
         assert cells[:4] == expected
+
+
+@pytest.mark.parametrize("value", [[1, 10**400], [[10**5000]], "[1, 1" + "0" * 400 + "]", [1, "a"], {"a": 1}])
+def test_lists_that_hold_no_numbers(value: object):
+    with pytest.raises(InputError, match="is not a list of numbers"):
+        parse_array(value, Path())

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...events import report_notice
+from ...parsing import show_value
 from ..audio.features import SAMPLE_RATE, log_mel
 from ..audio.read import read_audio
 from ..images.read import read_image, resize_image
@@ -217,8 +218,8 @@ def parse_array(value: Any, folder: Path) -> np.ndarray:
         return np.array(value, np.float32)
     except InputError as error:
         raise DamagedValueError(str(error)) from None
-    except (TypeError, ValueError, RecursionError):
-        raise InputError(f"{str(value)[:40]!r} is not a list of numbers such as [1.0, 2.5]") from None
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise InputError(f"{show_value(value)} is not a list of numbers such as [1.0, 2.5]") from None
 
 
 def require_finite(array: np.ndarray) -> np.ndarray:
