@@ -355,10 +355,9 @@ def save(run: RunDirectory, state: TrainState, content: dict[str, Any], keep_las
     with distributed.fail_together():
         if not run.exists:
             raise RemovedError(run.path)
-        if distributed.get_rank() == 0:
-            report_lost_best(run.checkpoints, state)
         checkpoint = checkpoints.save_checkpoint(run.checkpoints, state, content)
         if distributed.get_rank() == 0:
+            report_lost_best(run.checkpoints, state)
             checkpoints.prune_checkpoints(run.checkpoints, keep_last)
     return checkpoint
 
