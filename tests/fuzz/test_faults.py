@@ -70,13 +70,15 @@ class Bench:
         return out
 
     def judge_end(self, out: Path, lost_best: bool = False) -> str:
-        """Give the command again, and return what differs from the undisturbed run, of which the checkpoints may do
-        so once the best one is lost."""
+        """Give the command again, and return what differs from the undisturbed run, of which the checkpoints and the
+        figures of the best one may do so once it is lost."""
         if not (text := self.train(out).wait()).startswith("0\n"):
             return f"given again: {text[-300:]}"
         files, expected = read_run(out), self.reference[0]
         if lost_best:
-            files, expected = ({n: c for n, c in x.items() if "step-" not in n} for x in (files, expected))
+            files, expected = (
+                {n: c for n, c in x.items() if "step-" not in n and n != "figures.json"} for x in (files, expected)
+            )
         return ", ".join(f"{name} differs" for name in {**files, **expected} if files.get(name) != expected.get(name))
 
 
