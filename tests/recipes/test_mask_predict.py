@@ -9,6 +9,7 @@ import torch
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.errors import InputError
 from anyformer.recipes import mask_predict, translation
+from anyformer.recipes._shared.pairs import load_pairs
 
 CONFIG = mask_predict.PRESETS["tiny"]
 
@@ -84,3 +85,12 @@ def test_what_cannot_be_answered(model: mask_predict.DraftTranslator):
     assert ask(model, input="1" * 40, cut=True)
     with pytest.raises(InputError, match="lengths is 0"):
         ask(model, input="1", lengths=0)
+
+
+def test_a_split_is_scored_by_its_translations(model: mask_predict.DraftTranslator):
+    pytest.importorskip("sacrebleu", reason="scores need sacrebleu: pip install 'anyformer[scores]'")
+    metrics = mask_predict.score(model, CONFIG, passes=1, lengths=1)
+    sources, targets = zip(*load_pairs(CONFIG).split("val"))
+    texts = [result["text"] for result in ask(model, input=list(sources), passes=1, lengths=1, cut=True)]
+    assert metrics["sentences"] == len(texts)
+    assert metrics["exact"] == sum(map(str.__eq__, texts, targets)) / len(texts)

@@ -205,7 +205,9 @@ class Batcher:
                 self.condition.wait()
 
     def drop_cancelled(self) -> None:
-        for ticket in dict.fromkeys(row.ticket for row in [*self.slots, *self.waiting] if row.ticket.is_cancelled):
+        with self.condition:  # others add to what waits
+            rows = [*self.slots, *self.waiting]
+        for ticket in dict.fromkeys(row.ticket for row in rows if row.ticket.is_cancelled):
             self.end(ticket)
 
     def admit(self) -> None:

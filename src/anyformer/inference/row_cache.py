@@ -1,6 +1,6 @@
 """Caches of rows that come and go: `SharedRows` for keys and values, `SeparateRows` for any other state.
 
-The first rows get a token at every step, together; the others read their prompts, one at a time.
+The first rows get a token at every step, together; the others read their prompts, short ones together too.
 
 Shapes: n rows, T tokens, C channels, H heads, D channels of a head.
 """

@@ -17,7 +17,7 @@ Masked diffusion (MDLM, 2406.07524; LLaDA, 2502.09992); the same bound is that o
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..data.io.cache import cache_by_files
-from ..data.sampling import sample_indices
+from ..data.sampling import sample_indices, select_split, split_by_mask
 from ..data.text.batches import IGNORE_INDEX
 from ..data.text.masking import hide_shares
 from ..data.text.mixtures import Mixture, Source
@@ -156,8 +156,11 @@ class Lines:
 
     def split(self, name: str) -> np.ndarray:
         """Return the indices of "train", "val" or "all"."""
-        index = np.arange(len(self.starts))
-        return {"train": index[: self.n_train], "val": index[self.n_train :], "all": index}[name]
+        return select_split(name, self.splits)
+
+    @cached_property
+    def splits(self) -> dict[str, np.ndarray]:
+        return split_by_mask(np.arange(len(self.starts)) >= self.n_train)
 
     def read(self, tokens: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return examples, padded with 0, (B, T), and their lengths, (B,)."""

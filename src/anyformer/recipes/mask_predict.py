@@ -14,6 +14,7 @@ Mask-Predict (Ghazvininejad et al. 2019, 1904.09324), with the bound of masked d
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from ..forms import Form, Task
 from ..inference.decode import pad_rows
 from ..inference.drafts import Draft, DraftSettings, write_drafts
 from ..inference.translation import CUT_HINT
-from ..metrics import describe_bound, score_translations
+from ..metrics import describe_bound
 from ..model import Edges, LMHead, TokenEmbedding, Transformer, full, initialize, within
 from ..model.heads import mean_pool
 from ..model.kernels.cross_entropy import cross_entropy
@@ -249,7 +250,4 @@ def write_translations(model: DraftTranslator, sources: list[list[int]], fields:
 def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]:
     """Translate a whole split and compare: sacreBLEU with its signature, chrF, and the share of exact matches.
     `request` holds further fields of `Request`."""
-    rows = load_pairs(config).split(split)
-    request = {"cut": config.too_long != "error"} | request | {"input": [source for source, _ in rows]}
-    texts = [result["text"] for result in predict(model, request)["results"]]
-    return score_translations(texts, [target for _, target in rows])
+    return pairs.score_answers(partial(predict, model), config, split, request)

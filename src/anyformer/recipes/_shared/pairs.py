@@ -8,6 +8,7 @@ Shapes: B pairs, S tokens of a source, T tokens of a target, V entries of the vo
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -244,9 +245,16 @@ def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> li
 def score(model: Any, config: Any, split: str = "val", **request: Any) -> dict[str, Any]:
     """Translate a whole split and compare: sacreBLEU with its signature, chrF, and the share of exact matches.
     `request` holds further fields of `TranslationRequest`."""
+    return score_answers(partial(predict, model), config, split, request)
+
+
+def score_answers(
+    translate_request: Callable[[dict[str, Any]], dict[str, Any]], config: Any, split: str, request: dict[str, Any]
+) -> dict[str, Any]:
+    """As `score`, of any function that answers such requests."""
     pairs = load_pairs(config).split(split)
     request = {"cut": config.too_long != "error"} | request | {"input": [source for source, _ in pairs]}
-    texts = [result["text"] for result in predict(model, request)["results"]]
+    texts = [result["text"] for result in translate_request(request)["results"]]
     return score_translations(texts, [target for _, target in pairs])
 
 
