@@ -126,6 +126,20 @@ def test_a_line_that_exceeds_the_context(grids: diffusion.Config):
         next(diffusion.batches(config, "train"))
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.9])
+def test_two_lines_are_one_for_each_split(grids: diffusion.Config, fraction: float):
+    Path(grids.data).write_text("123\n231\n")
+    config = replace(grids, val_fraction=fraction)
+    assert [len(list(diffusion.batches(config, split))) for split in ("val", "all")] == [1, 1]
+    assert next(diffusion.batches(config, "train"))[0]["ids"].shape == (8, 3)
+
+
+def test_a_single_line(grids: diffusion.Config):
+    Path(grids.data).write_text("123\n")
+    with pytest.raises(InputError, match="a single example leaves none to validate on: bring at least two"):
+        next(diffusion.batches(grids, "train"))
+
+
 def ask(model: Any, **request: Any) -> list[dict[str, Any]]:
     return diffusion.predict(model, request)["results"]
 

@@ -172,7 +172,8 @@ class Lines:
 
 @lru_cache(maxsize=8)
 def find_lines(corpus: Corpus, context: int, data: str) -> Lines:
-    """Find the examples of a corpus. Raises InputError where one is longer than the context."""
+    """Find the examples of a corpus, at least one for each split. Raises InputError where one is longer than the
+    context, or there is only one."""
     tokens = np.asarray(corpus.tokens)
     ends = np.flatnonzero(tokens == corpus.separator)
     starts, stops = np.concatenate([[0], ends + 1]), np.concatenate([ends, [len(tokens)]])
@@ -180,7 +181,9 @@ def find_lines(corpus: Corpus, context: int, data: str) -> Lines:
     if longest > context:
         problem = f"data '{data}': an example has {longest} tokens, the context holds {context}"
         raise InputError(f"{problem}: --model.context {longest}, or train on the text as a whole, without --lines")
-    return Lines(starts, stops, max(1, int((starts < corpus.n_train).sum())))
+    if len(starts) < 2:
+        raise InputError(f"data '{data}': a single example leaves none to validate on: bring at least two")
+    return Lines(starts, stops, min(max(1, int((starts < corpus.n_train).sum())), len(starts) - 1))
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
