@@ -16,6 +16,7 @@ from torch import Tensor
 from ..model.cache import KVCache
 from ..model.transformer import Transformer
 from .sampling import Sampler, SamplingParams
+from .structure import Matcher
 
 
 class Decoder(Protocol):
@@ -80,6 +81,7 @@ def generate(
     stop: Callable[[int, int], bool] = lambda row, token: False,
     keep: int | None = None,
     watch: Callable[[Tensor, Tensor], None] = lambda logits, new: None,
+    matchers: Sequence[Matcher] = (),
 ) -> Iterator[list[int | None]]:
     """Continue every prompt; yield the new token of each row, None for rows that have stopped.
 
@@ -88,10 +90,11 @@ def generate(
         tokens: the most new tokens of a row.
         stop: `stop(row, token)` returns whether the row ends with this token.
         watch: called with the logits of each step, (B, V), and the tokens that were chosen by them, (B,).
+        matchers: of each row, which tokens may follow (`structure`); none: any may.
     """
     context = model.body.config.context
     keep = min(keep or max(1, context // 2), context)
-    sampler = Sampler(sampling, prompts, seeds)
+    sampler = Sampler(sampling, prompts, seeds, matchers)
     windows = [list(prompt[-context:]) for prompt in prompts]  # what a row reads again when it exceeds the context
     cache = new_cache(model, len(prompts), min(context, max(map(len, windows)) + tokens))
     is_live = [True] * len(prompts)

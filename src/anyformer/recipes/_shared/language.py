@@ -64,11 +64,7 @@ class LanguageModel(nn.Module):
         self.edges = build_layer_edges(config)
 
     def hidden(
-        self,
-        ids: Tensor,
-        cache: KVCache | None = None,
-        document: Tensor | None = None,
-        positions: Tensor | None = None,
+        self, ids: Tensor, cache: KVCache | None = None, document: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
         """Return the nodes after the last block, (B, T, C). With a cache, ids are the next ones of each row. `document`
         and `positions` (B, T) are those of each token, where rows hold documents that are kept apart."""
