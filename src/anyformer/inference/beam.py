@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .decode import Decoder, new_cache, prefill, step
+from .structure import Matcher, stack_allowed
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class BeamState:
     live: list[tuple[float, list[int]]] = field(default_factory=lambda: [(0.0, [])])
     finished: list[Hypothesis] = field(default_factory=list)
     done: bool = False
+    matchers: list[Matcher] = field(default_factory=list)
+    """Of each live hypothesis, which tokens may follow; none: any may."""
 
     def advance(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Take one step with the candidates, best first. Returns those that stay live."""
@@ -69,6 +72,7 @@ class BeamState:
             for log_prob, tokens in self.live:
                 self.finish(tokens, log_prob, max(1, len(tokens)), finished=False)
         self.live = [(log_prob, [*self.live[parent][1], token]) for log_prob, parent, token in kept]
+        self.extend_matchers(kept)
         if self.live and len(self.live[0][1]) == self.max_tokens:
             for log_prob, tokens in self.live:
                 self.finish(tokens, log_prob, len(tokens), finished=False)
@@ -76,6 +80,14 @@ class BeamState:
         ended = sum(hypothesis.finished for hypothesis in self.finished)
         self.done = not self.live or ended >= self.beam or self.is_settled
         return kept
+
+    def extend_matchers(self, kept: Sequence[Candidate]) -> None:
+        """Follow the hypotheses that stay live. Raises InputError if none of them, and no finished one, can end."""
+        if not self.matchers:
+            return
+        self.matchers = [self.matchers[parent].extend(token) for _, parent, token in kept]
+        if self.matchers and not self.finished and all(matcher.is_dead for matcher in self.matchers):
+            self.matchers[0].check_alive()
 
     def finish(self, tokens: list[int], log_prob: float, length: int, finished: bool = True) -> None:
         self.finished.append(Hypothesis(tokens, log_prob / length**self.penalty, log_prob, finished))
@@ -106,6 +118,7 @@ def beam_search(
     n_best: int = 1,
     penalty: float = 1.0,
     no_repeat_ngram: int = 0,
+    matchers: Sequence[Matcher] = (),
 ) -> list[list[Hypothesis]]:
     """Return the `n_best` (at most `beam`) continuations of each prompt, best first.
 
@@ -116,15 +129,19 @@ def beam_search(
         end: the token that ends a hypothesis.
         no_repeat_ngram: no run of so many tokens occurs twice in a prompt with its continuation (1705.04304); 0: any
             may.
+        matchers: of each prompt, which tokens may follow it.
 
     Raises:
         ValueError: prompt and new tokens exceed the model's context.
+        InputError: no token may follow.
     """
     longest, context = max(map(len, prompts)), model.body.config.context
     limits = [tokens] * len(prompts) if isinstance(tokens, int) else list(tokens)
     if longest + max(limits) - 1 > context:
         raise ValueError(f"a prompt of {longest} and {max(limits)} new tokens are more than the context of {context}")
     states = [BeamState(beam, limit, end, min(n_best, beam), penalty) for limit in limits]
+    for state, matcher in zip(states, matchers):
+        state.matchers = [matcher]
     rows = [prompt for prompt in prompts for _ in range(beam)]
     cache = new_cache(model, len(rows), longest + max(limits) - 1)
     logits = prefill(model, rows, cache)
@@ -132,7 +149,8 @@ def beam_search(
     log_probs[:, 0] = 0  # all beams of a prompt start equal: one of them counts
     while True:
         banned = find_repeats(states, prompts, no_repeat_ngram) if no_repeat_ngram else []
-        candidates = top_candidates(logits, log_probs, banned)
+        allowed = stack_allowed(logits, list_matchers(states, beam)) if matchers else None
+        candidates = top_candidates(logits, log_probs, banned, allowed)
         kept = [[] if state.done else state.advance(row) for state, row in zip(states, candidates)]
         if all(state.done for state in states):
             return [state.best() for state in states]
@@ -158,16 +176,26 @@ def find_repeats(states: Sequence[BeamState], prompts: Sequence[Sequence[int]], 
     return banned
 
 
+def list_matchers(states: Sequence[BeamState], beam: int) -> list[Matcher | None]:
+    """Return the matcher of each row, None for rows without a live hypothesis."""
+    return [matcher for state in states for matcher in (state.matchers + [None] * beam)[:beam]]
+
+
 def top_candidates(
-    logits: Tensor, log_probs: Tensor, banned: Sequence[tuple[int, int, int]] = ()
+    logits: Tensor,
+    log_probs: Tensor,
+    banned: Sequence[tuple[int, int, int]] = (),
+    allowed: Tensor | None = None,
 ) -> list[list[Candidate]]:
     """Return the best candidates of each prompt, best first: 2 K of them, since at most K can end.
 
-    logits (B * K, V), log_probs (B, K), banned (prompt, beam, token)
+    logits (B * K, V), log_probs (B, K), banned (prompt, beam, token), allowed (B * K, V): the tokens that may follow
     """
     (B, K), V = log_probs.shape, logits.shape[-1]
     # In float64, so that rounding does not make two tokens equal of which one is likelier.
     total = log_probs[:, :, None] + logits.double().log_softmax(-1).view(B, K, V)
+    if allowed is not None:
+        total.masked_fill_(~allowed.view(B, K, V), -math.inf)
     if banned:
         total[tuple(torch.tensor(banned, device=total.device).T)] = -math.inf
     best, index = total.flatten(1).topk(min(2 * K, K * V))

@@ -62,6 +62,7 @@ class CompletionRequest(SamplingParams, StructureParams):
             raise InputError(f"stop: at most {MAX_STOPS} texts of {MAX_STOP_CHARACTERS:,} characters")
         if not self.prompts:
             raise InputError("there is no prompt to continue")
+        self.check_structure()
         if self.structure is None and self.exact:
             raise InputError("exact needs a json_schema, a regex, a grammar or choices")
 
@@ -189,7 +190,8 @@ class Completion:
         return text
 
     def result(self) -> dict[str, Any]:
-        values = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+        values: dict[str, Any] = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens}
+        values |= {"finish_reason": self.finish_reason}
         values |= {} if self.matcher is None else {"log_kept_mass": self.matcher.log_kept_mass}
         lists = {"logprobs": self.logprobs, "prompt_logprobs": self.prompt_logprobs}
         return values | {name: [*map(TokenLogprobs._asdict, rows)] for name, rows in lists.items() if rows is not None}

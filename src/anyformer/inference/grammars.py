@@ -64,9 +64,7 @@ def convert_schema(schema: Any) -> str:
     try:
         schema = json.loads(schema) if isinstance(schema, str) else schema
         text = json.dumps(schema, allow_nan=False)
-        if schema is False:
-            raise InputError("false is valid for no value: nothing can meet it")
-        if not isinstance(schema, dict | bool):
+        if not isinstance(schema, dict):
             raise InputError(f"it is {show_value(schema)}; it must be an object")
         if len(text) > MAX_CHARACTERS:
             raise InputError(f"it has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
@@ -75,7 +73,7 @@ def convert_schema(schema: Any) -> str:
         raise InputError(f"json_schema: {error}") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"json_schema: it is no JSON ({error})") from None
-    return "start: %json " + json.dumps(({} if schema is True else schema) | {"x-guidance": JSON_OPTIONS})
+    return "start: %json " + json.dumps(schema | {"x-guidance": JSON_OPTIONS})
 
 
 def convert_grammar(text: str) -> str:

@@ -32,6 +32,7 @@ LIMITS = {  # of the compiler, for requests from strangers: a mask takes at most
     "max_grammar_size": 500_000,
     "verbose_errors": False,
 }
+STRUCTURES = ("json_schema", "regex", "grammar", "choices")
 REPLACEMENT = "\ufffd"  # of bytes that are no text
 SHOWN_CHARACTERS = 5  # in a message
 VOCABULARIES: WeakKeyDictionary[Tokenizer, "Vocabulary"] = WeakKeyDictionary()
@@ -42,7 +43,7 @@ LOCK = threading.Lock()
 class StructureParams:
     """What an answer may be, in plain values; at most one of these."""
 
-    json_schema: dict[str, Any] | bool | str | None = None
+    json_schema: dict[str, Any] | str | None = None
     """The answer is JSON that is valid under this schema: an object, or its text."""
     regex: str | None = None
     """The whole answer matches this regular expression, in the syntax of Rust; \\d is 0 to 9."""
@@ -53,12 +54,14 @@ class StructureParams:
 
     @property
     def structure(self) -> tuple[str, Any] | None:
-        """The field that is set, and its value. Raises InputError if there are several."""
-        fields = {name: getattr(self, name) for name in ("json_schema", "regex", "grammar", "choices")}
-        pairs = [(name, value) for name, value in fields.items() if value is not None]
-        if len(pairs) > 1:
-            raise InputError(f"{pairs[0][0]} and {pairs[1][0]} exclude each other: an answer has one structure")
-        return pairs[0] if pairs else None
+        """The field that is set, and its value."""
+        return next(((name, value) for name in STRUCTURES if (value := getattr(self, name)) is not None), None)
+
+    def check_structure(self) -> None:
+        """Raise InputError if there are several."""
+        names = [name for name in STRUCTURES if getattr(self, name) is not None]
+        if len(names) > 1:
+            raise InputError(f"{names[0]} and {names[1]} exclude each other: an answer has one structure")
 
 
 def import_llguidance() -> Any:
@@ -145,8 +148,7 @@ class Constraint:
         matcher = Matcher(self, is_start=False)
         if matcher.is_complete:
             raise InputError(f"{name}: its only answer is the empty text")
-        if matcher.is_dead:
-            raise InputError(f"{name}: {matcher.explain_dead_end()}")
+        matcher.check_alive()
 
     def compile(self, vocabulary: Any) -> Any:
         """Return llguidance's matcher for a vocabulary. Raises InputError."""
@@ -206,9 +208,16 @@ class Matcher:
         other.__dict__ |= self.__dict__ | {"state": self.state.deep_copy(), "written": bytearray(self.written)}
         return other
 
+    def extend(self, token: int) -> "Matcher":
+        """Return the matcher after one more token; this one stays as it is."""
+        other = self.copy()
+        other.consume(token)
+        return other
+
     def consume(self, token: int) -> None:
-        """Append a token, one that is allowed, and find out which may follow; after the end, nothing is appended. Raises
-        InputError if that takes more than `LIMITS`."""
+        """Append a token, one that is allowed, and find out which may follow; after the end nothing is appended.
+
+        Raises InputError if that takes more than `LIMITS`."""
         self.is_over = self.is_over or token in self.constraint.end_ids
         if self.is_over:
             return
@@ -238,6 +247,11 @@ class Matcher:
         self.is_complete, self.is_dead = is_accepting and not can_grow, not is_accepting and not can_grow
         allowed[end_ids] = is_accepting
         return allowed
+
+    def check_alive(self) -> None:
+        """Raise InputError where no token may follow."""
+        if self.is_dead:
+            raise InputError(f"{self.constraint.name}: {self.explain_dead_end()}")
 
     def check(self) -> None:
         if self.state.is_error():
@@ -275,19 +289,25 @@ def list_bytes(state: Any) -> list[int]:
     return [] if state.is_error() else np.flatnonzero(bits).tolist()
 
 
+def stack_allowed(logits: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
+    """Return which tokens may follow in each row, all where there is no matcher: (B, V) bool, as logits (B, V)."""
+    allowed = np.ones(logits.shape, bool)
+    for row, matcher in enumerate(matchers):
+        if matcher is not None and not matcher.is_over:
+            size = min(len(matcher.allowed), logits.shape[1])
+            allowed[row, :size], allowed[row, size:] = matcher.allowed[:size], False
+    return torch.from_numpy(allowed).to(logits.device)
+
+
 def constrain(logits: Tensor, matchers: Sequence[Matcher | None], temperature: float = 1.0) -> Tensor:
     """Exclude the tokens that may not follow, and add what their probability was to each matcher's `log_kept_mass`:
     (B, V) -> (B, V). Raises InputError where no token may follow."""
     live = [(row, matcher) for row, matcher in enumerate(matchers) if matcher is not None and not matcher.is_over]
     if not live:
         return logits
-    allowed = np.ones(logits.shape, bool)
-    for row, matcher in live:
-        if matcher.is_dead:
-            raise InputError(f"{matcher.constraint.name}: {matcher.explain_dead_end()}")
-        size = min(len(matcher.allowed), logits.shape[1])
-        allowed[row, :size], allowed[row, size:] = matcher.allowed[:size], False
-    masked = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
+    for _, matcher in live:
+        matcher.check_alive()
+    masked = logits.masked_fill(~stack_allowed(logits, matchers), -torch.inf)
     divisor = temperature or 1.0
     kept = (masked / divisor).logsumexp(-1) - (logits / divisor).logsumexp(-1)
     for (_, matcher), log_mass in zip(live, kept[[row for row, _ in live]].tolist(), strict=True):
