@@ -10,6 +10,7 @@ from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError
 from ..parsing import check_range, parse_dataclass
 from .decode import Decoder, generate
+from .exact_sampling import check_exact, sample_exactly
 from .logprobs import TokenLogprobs, list_logprobs, score_tokens
 from .sampling import SamplingParams
 from .structure import Matcher, StructureParams, compile_structure
@@ -63,8 +64,10 @@ class CompletionRequest(SamplingParams, StructureParams):
         if not self.prompts:
             raise InputError("there is no prompt to continue")
         self.check_structure()
-        if self.structure is None and self.exact:
+        if self.exact and self.structure is None:
             raise InputError("exact needs a json_schema, a regex, a grammar or choices")
+        if self.exact:
+            check_exact(self)
 
     @property
     def prompts(self) -> list[Any]:
@@ -144,6 +147,8 @@ class Completion:
         self.shown_length = 0
         self.stop_start: int | None = None
         """The character at which the first stop text begins."""
+        self.log_grammar_mass: float | None = None
+        """Of an exact sample: at most this is the log-probability of all texts that have its structure."""
         self.n_checked = 0
         """Characters before which no stop text ends the continuation."""
 
@@ -193,6 +198,7 @@ class Completion:
         values: dict[str, Any] = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens}
         values |= {"finish_reason": self.finish_reason}
         values |= {} if self.matcher is None else {"log_kept_mass": self.matcher.log_kept_mass}
+        values |= {} if self.log_grammar_mass is None else {"log_grammar_mass": self.log_grammar_mass}
         lists = {"logprobs": self.logprobs, "prompt_logprobs": self.prompt_logprobs}
         return values | {name: [*map(TokenLogprobs._asdict, rows)] for name, rows in lists.items() if rows is not None}
 
@@ -213,6 +219,10 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
         for (text, ids), matcher in zip(prompts, matchers or [None] * len(prompts), strict=True)
     ]
     add_prompt_logprobs(model, request, prompts, completions)
+    seeds = [sample_seed(request.seed, i % request.samples) for i in range(len(prompts))]
+    if request.exact:
+        yield from sample_exactly(model, request, completions, [ids for _, ids in prompts], seeds)
+        return
 
     def add_logprobs(logits: Tensor, new: Tensor) -> None:
         for completion, row in zip(completions, list_logprobs(logits, new, request.logprobs or 0)):
@@ -224,7 +234,7 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
         [ids for _, ids in prompts],
         tokens=request.tokens,
         sampling=request,
-        seeds=[sample_seed(request.seed, i % request.samples) for i in range(len(prompts))],
+        seeds=seeds,
         stop=lambda row, token: completions[row].add(token),
         keep=request.keep,
         matchers=matchers,
