@@ -1,10 +1,10 @@
 """Exact sampling under a constraint: answers from the model's own distribution of the texts that have a structure.
 
-Masking makes answers whose beginnings are rarely of the structure too likely (2405.21047). Here an answer is drawn as if
-there were no constraint, and refused at its first token that may not follow. What is refused is never drawn again: a
-trie of the beginnings so far holds, for each, how much of its probability may still lead to an answer (adaptive
-rejection sampling, 2510.01902). Whatever the trie holds, an answer that is not refused has exactly the model's
-distribution; the trie only spares tries. Where there are few answers, it soon holds them all.
+Masking makes answers too likely whose beginnings the model seldom goes on from in this structure (2405.21047). Here an
+answer is drawn as if there were no constraint, and refused at its first token that may not follow. What is refused is
+never drawn again: a trie of the beginnings so far holds, for each, how much of its probability may still lead to an
+answer (adaptive rejection sampling, 2510.01902). Whatever the trie holds, an answer that is not refused has exactly the
+model's distribution; the trie only spares tries. Where there are few answers, it soon holds them all.
 
 An answer ends with its end token, where something else could follow, and has at most `tokens` tokens.
 """
