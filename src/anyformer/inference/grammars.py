@@ -45,7 +45,7 @@ def build_grammar(name: str, value: Any, alphabet: str | None = None) -> str:
 def convert_regex(regex: str, alphabet: str | None) -> str:
     from llguidance import regex_to_lark
 
-    pattern = regex_to_lark(regex)
+    pattern = regex_to_lark(regex, "d")
     if alphabet is None:
         return f"start: /{pattern}/"
     characters = "".join(f"\\x{{{ord(c):x}}}" for c in alphabet)

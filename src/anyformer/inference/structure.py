@@ -34,6 +34,7 @@ LIMITS = {  # of the compiler, for requests from strangers: a mask takes at most
 }
 STRUCTURES = ("json_schema", "regex", "grammar", "choices")
 REPLACEMENT = "\ufffd"  # of bytes that are no text
+DEAD_END = "NoExtensionBias"  # the error of llguidance where no token can follow
 SHOWN_CHARACTERS = 5  # in a message
 VOCABULARIES: WeakKeyDictionary[Tokenizer, "Vocabulary"] = WeakKeyDictionary()
 LOCK = threading.Lock()
@@ -236,13 +237,14 @@ class Matcher:
     def look_ahead(self) -> np.ndarray:
         """Return which tokens may follow, (V,) bool, and set `is_complete` or `is_dead` where none may."""
         vocabulary, end_ids = self.constraint.vocabulary, self.constraint.end_ids
-        bits = np.frombuffer(self.state.compute_bitmask(), np.uint8)
-        self.check()
-        bits = np.unpackbits(bits, bitorder="little").view(bool)
+        bits = np.unpackbits(np.frombuffer(self.state.compute_bitmask(), np.uint8), bitorder="little").view(bool)
+        is_stuck = self.state.get_error().startswith(DEAD_END)
+        if not is_stuck:
+            self.check()
         allowed = bits[: vocabulary.size]
         if self.is_start:
             allowed[vocabulary.differing] = bits[vocabulary.size :][: len(vocabulary.differing)]
-        is_accepting = self.state.is_accepting()
+        is_accepting = self.state.is_accepting() and not is_stuck
         can_grow = bool(allowed.any()) and not (is_accepting and not end_ids and self.written)
         self.is_complete, self.is_dead = is_accepting and not can_grow, not is_accepting and not can_grow
         allowed[end_ids] = is_accepting
@@ -266,7 +268,10 @@ class Matcher:
         characters = list_next_characters(self.constraint.read(bytes(self.written)))
         shown = ", ".join(map(repr, characters))
         after = f" after {self.written.decode(errors='replace')[-40:]!r}" if self.written else ""
-        return f"the vocabulary of this model cannot write {shown}{after}" if shown else f"no text meets it{after}"
+        if shown:
+            return f"the vocabulary of this model cannot write {shown}{after}"
+        limit = ", of those that this model can write" if self.constraint.vocabulary.alphabet is not None else ""
+        return f"no text meets it{limit}{after}"
 
 
 def list_next_characters(state: Any) -> list[str]:
