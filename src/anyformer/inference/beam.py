@@ -57,6 +57,9 @@ class BeamState:
     matchers: list[Matcher] = field(default_factory=list)
     """Of each live hypothesis, which tokens may follow; none: any may."""
 
+    def __post_init__(self) -> None:
+        self.has_structure = bool(self.matchers)
+
     def advance(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Take one step with the candidates, best first. Returns those that stay live."""
         kept: list[Candidate] = []
@@ -74,8 +77,9 @@ class BeamState:
         self.live = [(log_prob, [*self.live[parent][1], token]) for log_prob, parent, token in kept]
         self.extend_matchers(kept)
         if self.live and len(self.live[0][1]) == self.max_tokens:
-            for log_prob, tokens in self.live:
-                self.finish(tokens, log_prob, len(tokens), finished=False)
+            complete = [matcher.is_complete for matcher in self.matchers] or [False] * len(self.live)
+            for (log_prob, tokens), is_complete in zip(self.live, complete, strict=True):
+                self.finish(tokens, log_prob, len(tokens), is_complete)
             self.live = []
         ended = sum(hypothesis.finished for hypothesis in self.finished)
         self.done = not self.live or ended >= self.beam or self.is_settled
@@ -83,7 +87,7 @@ class BeamState:
 
     def extend_matchers(self, kept: Sequence[Candidate]) -> None:
         """Follow the hypotheses that stay live. Raises InputError if none of them, and no finished one, can end."""
-        if not self.matchers:
+        if not self.has_structure:
             return
         self.matchers = [self.matchers[parent].extend(token) for _, parent, token in kept]
         if self.matchers and not self.finished and all(matcher.is_dead for matcher in self.matchers):
@@ -103,8 +107,8 @@ class BeamState:
         return log_prob / length**self.penalty <= best[-1].score
 
     def best(self) -> list[Hypothesis]:
-        """Return the n_best finished hypotheses, best first."""
-        return sorted(self.finished, key=lambda hypothesis: -hypothesis.score)[: self.n_best]
+        """Return the n_best finished hypotheses, best first; under a structure, those that were cut come last."""
+        return sorted(self.finished, key=lambda h: (self.has_structure and not h.finished, -h.score))[: self.n_best]
 
 
 @torch.inference_mode()
@@ -139,9 +143,11 @@ def beam_search(
     limits = [tokens] * len(prompts) if isinstance(tokens, int) else list(tokens)
     if longest + max(limits) - 1 > context:
         raise ValueError(f"a prompt of {longest} and {max(limits)} new tokens are more than the context of {context}")
-    states = [BeamState(beam, limit, end, min(n_best, beam), penalty) for limit in limits]
-    for state, matcher in zip(states, matchers):
-        state.matchers = [matcher]
+    starts = [[matcher] for matcher in matchers] or [[]] * len(prompts)
+    states = [
+        BeamState(beam, limit, end, min(n_best, beam), penalty, matchers=[*start])
+        for limit, start in zip(limits, starts, strict=True)
+    ]
     rows = [prompt for prompt in prompts for _ in range(beam)]
     cache = new_cache(model, len(rows), longest + max(limits) - 1)
     logits = prefill(model, rows, cache)
