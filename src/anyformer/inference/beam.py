@@ -56,9 +56,7 @@ class BeamState:
     done: bool = False
     matchers: list[Matcher] = field(default_factory=list)
     """Of each live hypothesis, which tokens may follow; none: any may."""
-
-    def __post_init__(self) -> None:
-        self.has_structure = bool(self.matchers)
+    has_structure: bool = False
 
     def advance(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Take one step with the candidates, best first. Returns those that stay live."""
@@ -131,23 +129,18 @@ def beam_search(
         prompts: ids of each row, at least one.
         tokens: the most new tokens, of all prompts or of each.
         end: the token that ends a hypothesis.
-        no_repeat_ngram: no run of so many tokens occurs twice in a prompt with its continuation (1705.04304); 0: any
-            may.
-        matchers: of each prompt, which tokens may follow it.
+        no_repeat_ngram: no run of so many tokens occurs twice in prompt and continuation (1705.04304); 0: any may.
+        matchers: of each prompt, which tokens may follow it; InputError where none may.
 
     Raises:
         ValueError: prompt and new tokens exceed the model's context.
-        InputError: no token may follow.
     """
     longest, context = max(map(len, prompts)), model.body.config.context
     limits = [tokens] * len(prompts) if isinstance(tokens, int) else list(tokens)
     if longest + max(limits) - 1 > context:
         raise ValueError(f"a prompt of {longest} and {max(limits)} new tokens are more than the context of {context}")
-    starts = [[matcher] for matcher in matchers] or [[]] * len(prompts)
-    states = [
-        BeamState(beam, limit, end, min(n_best, beam), penalty, matchers=[*start])
-        for limit, start in zip(limits, starts, strict=True)
-    ]
+    states = [BeamState(beam, limit, end, min(n_best, beam), penalty) for limit in limits]
+    start_matchers(states, matchers)
     rows = [prompt for prompt in prompts for _ in range(beam)]
     cache = new_cache(model, len(rows), longest + max(limits) - 1)
     logits = prefill(model, rows, cache)
@@ -155,8 +148,7 @@ def beam_search(
     log_probs[:, 0] = 0  # all beams of a prompt start equal: one of them counts
     while True:
         banned = find_repeats(states, prompts, no_repeat_ngram) if no_repeat_ngram else []
-        allowed = stack_allowed(logits, list_matchers(states, beam)) if matchers else None
-        candidates = top_candidates(logits, log_probs, banned, allowed)
+        candidates = top_candidates(logits, log_probs, banned, mask_tokens(logits, states))
         kept = [[] if state.done else state.advance(row) for state, row in zip(states, candidates)]
         if all(state.done for state in states):
             return [state.best() for state in states]
@@ -182,9 +174,17 @@ def find_repeats(states: Sequence[BeamState], prompts: Sequence[Sequence[int]], 
     return banned
 
 
-def list_matchers(states: Sequence[BeamState], beam: int) -> list[Matcher | None]:
-    """Return the matcher of each row, None for rows without a live hypothesis."""
-    return [matcher for state in states for matcher in (state.matchers + [None] * beam)[:beam]]
+def start_matchers(states: Sequence[BeamState], matchers: Sequence[Matcher]) -> None:
+    for state, matcher in zip(states, matchers):
+        state.matchers, state.has_structure = [matcher], True
+
+
+def mask_tokens(logits: Tensor, states: Sequence[BeamState]) -> Tensor | None:
+    """Return which tokens may follow each hypothesis, (B * K, V), None where any may."""
+    if not any(state.has_structure for state in states):
+        return None
+    rows = [[*state.matchers, *[None] * state.beam][: state.beam] for state in states]
+    return stack_allowed(logits, [matcher for row in rows for matcher in row])
 
 
 def top_candidates(

@@ -40,7 +40,7 @@ class Node:
     """By the index of the token; None: the answer is complete with it."""
 
     @property
-    def kept_mass(self) -> float:
+    def next_mass(self) -> float:
         """The probability of a token that may follow."""
         return float(self.probabilities.sum())
 
@@ -88,7 +88,7 @@ class ExactSampler:
             path: list[tuple[Node, int]] = []
             if self.extend(path, generator):
                 tokens = [int(node.tokens[index]) for node, index in path]
-                log_mass = sum(math.log(node.kept_mass) for node, _ in path)
+                log_mass = sum(math.log(node.next_mass) for node, _ in path)
                 return tokens[: len(tokens) - (tokens[-1] in self.end_ids)], log_mass
         raise InputError(
             f"exact: no answer in {MAX_TRIES:,} tries, for the texts of this structure have at most a probability of "
