@@ -223,6 +223,28 @@ def test_thousands_of_random_answers_validate():
     assert n_complete > 1900
 
 
+def test_dates_are_those_of_the_calendar():
+    schema = {"items": {"$ref": "#/$defs/day"}, "$defs": {"day": {"type": "string", "format": "date"}}, "type": "array"}
+    constraint = Constraint("json_schema", schema, tok.Bytes())
+    dates = [
+        "2023-02-29",
+        "2024-02-29",
+        "1900-02-29",
+        "2000-02-29",
+        "0000-01-05",
+        "0001-01-05",
+        "0100-10-10",
+        "2023-04-31",
+    ]
+    draft = jsonschema.Draft202012Validator
+    validator = draft(schema, format_checker=draft.FORMAT_CHECKER)
+    for date in dates:
+        assert constraint.accepts(json.dumps([date])) == validator.is_valid([date]), date
+    times = Constraint("json_schema", {"type": "string", "format": "date-time"}, tok.Bytes())
+    assert [times.accepts(f'"{day}T10:00:00Z"') for day in dates[:3]] == [False, True, False]
+    assert schema["$defs"]["day"] == {"type": "string", "format": "date"}, "the schema of the caller stays as it is"
+
+
 def write_at_random(matcher: Matcher, rng: random.Random, tokens: int = 400) -> tuple[str, bool]:
     for _ in range(tokens):
         matcher.consume(rng.choice(np.flatnonzero(matcher.allowed).tolist()))

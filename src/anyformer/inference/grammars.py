@@ -17,6 +17,10 @@ JSON_OPTIONS = {
     "whitespace_flexible": True, "whitespace_pattern": r"(\n[ \t]{0,40}| )?",
     "lenient": False, "coerce_one_of": False,
 }  # fmt: skip
+# The compiler lets every year have a 29th of February, and a date the year 0: which dates these formats have besides.
+LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)"
+DAY = f"^({LEAP_YEAR}-02-29|[0-9]{{4}}-(0[13-9]|1[0-2]|02-([01][0-9]|2[0-8])))"
+YEAR = "^([1-9][0-9]{3}|0[0-9]{0,2}[1-9][0-9]{0,2})-"
 LITERALS = re.compile(r'"(\\.|[^"\\\n])*"|//[^\n]*|/(\\.|[^/\\\n])+/')
 WORDS = {
     "failed to compile JSON schema: ": "",
@@ -68,7 +72,10 @@ def convert_schema(schema: Any) -> str:
             raise InputError(f"it is {show_value(schema)}; it must be an object")
         if len(text) > MAX_CHARACTERS:
             raise InputError(f"it has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
-        check_schema(schema)
+        schema = json.loads(text)
+        for part in check_schema(schema):
+            if part.get("format") in ("date", "date-time"):
+                part["allOf"] = [*part.get("allOf", ()), {"pattern": DAY}, {"pattern": YEAR}]
     except InputError as error:
         raise InputError(f"json_schema: {error}") from None
     except (ValueError, TypeError, RecursionError) as error:

@@ -30,9 +30,11 @@ KEYWORDS = {
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 
-def check_schema(schema: Any) -> None:
-    """Raise InputError for a schema that is malformed, or has parts that are not supported."""
+def check_schema(schema: Any) -> list[dict[str, Any]]:
+    """Return the schemas in a schema, itself included. Raises InputError for one that is malformed, or has parts that
+    are not supported."""
     seen: set[str] = set()
+    parts: dict[int, dict[str, Any]] = {}
     pending: list[tuple[str, Any, int]] = [("#", schema, 0)]
     while pending:
         where, part, depth = pending.pop()
@@ -42,12 +44,14 @@ def check_schema(schema: Any) -> None:
             continue
         if not isinstance(part, dict):
             raise InputError(f"{where} is {show_value(part)}; it must be a schema: an object, true or false")
+        parts[id(part)] = part
         for name, value in part.items():
             check_keyword(where, name, value)
             pending += [(*child, depth + 1) for child in list_subschemas(where, name, value)]
         if "$ref" in part and part["$ref"] not in seen:
             seen.add(part["$ref"])
             pending.append((part["$ref"], resolve_reference(schema, part["$ref"], where), 0))
+    return list(parts.values())
 
 
 def check_keyword(where: str, name: str, value: Any) -> None:

@@ -296,25 +296,29 @@ def list_bytes(state: Any) -> list[int]:
 
 def stack_allowed(logits: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
     """Return which tokens may follow in each row, all where there is no matcher: (B, V) bool, as logits (B, V)."""
-    allowed = np.ones(logits.shape, bool)
+    allowed = np.empty(logits.shape, bool)
     for row, matcher in enumerate(matchers):
-        if matcher is not None and not matcher.is_over:
-            size = min(len(matcher.allowed), logits.shape[1])
+        if matcher is None or matcher.is_over:
+            allowed[row] = True
+        else:
+            size = min(
+                len(matcher.allowed), logits.shape[1]
+            )  # a model may have more rows than its tokenizer has tokens
             allowed[row, :size], allowed[row, size:] = matcher.allowed[:size], False
     return torch.from_numpy(allowed).to(logits.device)
 
 
-def constrain(logits: Tensor, matchers: Sequence[Matcher | None], temperature: float = 1.0) -> Tensor:
-    """Exclude the tokens that may not follow, and add what their probability was to each matcher's `log_kept_mass`:
-    (B, V) -> (B, V). Raises InputError where no token may follow."""
-    live = [(row, matcher) for row, matcher in enumerate(matchers) if matcher is not None and not matcher.is_over]
+def constrain(logits: Tensor, matchers: Sequence[Matcher], temperature: float = 1.0) -> Tensor:
+    """Exclude the tokens that may not follow, and add what the probability of the others was to the `log_kept_mass` of
+    each matcher: (B, V) -> (B, V). Raises InputError where no token may follow."""
+    live = [(row, matcher) for row, matcher in enumerate(matchers) if not matcher.is_over]
     if not live:
         return logits
     for _, matcher in live:
         matcher.check_alive()
-    masked = logits.masked_fill(~stack_allowed(logits, matchers), -torch.inf)
-    divisor = temperature or 1.0
-    kept = (masked / divisor).logsumexp(-1) - (logits / divisor).logsumexp(-1)
-    for (_, matcher), log_mass in zip(live, kept[[row for row, _ in live]].tolist(), strict=True):
-        matcher.log_kept_mass += min(0.0, log_mass)
+    masked = logits.where(stack_allowed(logits, matchers), -torch.inf)
+    both = [masked, logits] if temperature in (0, 1) else [masked / temperature, logits / temperature]
+    kept, everything = (part.logsumexp(-1).tolist() for part in both)
+    for row, matcher in live:
+        matcher.log_kept_mass += min(0.0, kept[row] - everything[row])
     return masked
