@@ -234,7 +234,8 @@ def enumerate_choices(sampler: ExactSampler, choices: list[str], tokenizer: tok.
             allowed = matcher.allowed
             if not is_end:
                 matcher.advance(token)
-                allowed = matcher.look_ahead()
+                matcher.look_ahead()
+                allowed = matcher.allowed
             if is_end or matcher.is_complete:
                 text = tokenizer.decode(tokens if is_end else path).strip()
                 own[text], masked[text] = own[text] + p_next, masked[text] + q_next
@@ -249,13 +250,17 @@ def enumerate_choices(sampler: ExactSampler, choices: list[str], tokenizer: tok.
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--walks", type=int, default=50, help="documents of each structure, for the masks")
-    parser.add_argument("--answers", type=int, default=150, help="of each structure and vocabulary; and exact ones")
+    parser.add_argument(
+        "--answers", type=int, default=150, help="of each structure and vocabulary, and exact ones; 0: masks only"
+    )
     parser.add_argument("--tokens", type=int, default=800, help="the most of an answer")
     parser.add_argument("--model", help="a chat model for the exact answers, instead of an untrained one")
     options = parser.parse_args()
     torch.set_num_threads(1)
     gpt2 = tok.load_tokenizer(Path(os.environ["ANYFORMER_DATA"]) / "tokenizers" / "gpt2")
     masks = measure_masks(gpt2, options.walks)
+    if not options.answers:
+        return
     text = json.dumps(PERSON) * 20
     tokenizers = {"characters": tok.Characters(map(chr, [10, *range(32, 127)])), "bytes": tok.Bytes()}
     tokenizers |= {"bpe of 512": tok.train_bpe([text], 512)}

@@ -120,14 +120,14 @@ class ExactSampler:
 
     def add_child(self, node: Node, index: int, tokens: list[int], matcher: Matcher) -> Node | None:
         """Find out what may follow a beginning for the first time. Returns None where nothing does."""
-        allowed = matcher.look_ahead()
+        matcher.look_ahead()
         if matcher.is_complete:
             node.children[index] = None
             return None
         if matcher.is_dead or len(tokens) == self.max_tokens:
             node.masses[index] = 0
             return None
-        child = node.children[index] = self.build_node(tokens, allowed)
+        child = node.children[index] = self.build_node(tokens, matcher.allowed)
         return child
 
 

@@ -202,7 +202,7 @@ class Matcher:
         """Nothing can follow; nothing that the vocabulary has; the answer has ended."""
         self.log_kept_mass = 0.0
         """The sum over the tokens of log P(a token that may follow), in nats."""
-        self.allowed = self.look_ahead()
+        self.look_ahead()
 
     def copy(self) -> "Matcher":
         other = object.__new__(Matcher)
@@ -223,7 +223,7 @@ class Matcher:
         if self.is_over:
             return
         self.advance(token)
-        self.allowed = self.look_ahead()
+        self.look_ahead()
 
     def advance(self, token: int) -> None:
         """Append a token."""
@@ -234,20 +234,38 @@ class Matcher:
         self.state.consume_token(index)
         self.check()
 
-    def look_ahead(self) -> np.ndarray:
-        """Return which tokens may follow, (V,) bool, and set `is_complete` or `is_dead` where none may."""
-        vocabulary, end_ids = self.constraint.vocabulary, self.constraint.end_ids
-        bits = np.unpackbits(np.frombuffer(self.state.compute_bitmask(), np.uint8), bitorder="little").view(bool)
+    def look_ahead(self) -> None:
+        """Find out which tokens may follow, and set `is_complete` or `is_dead` where none may."""
+        self.bits = np.frombuffer(self.state.compute_bitmask(), np.uint8)
         is_stuck = self.state.get_error().startswith(DEAD_END)
         if not is_stuck:
             self.check()
+        self.is_accepting = self.state.is_accepting() and not is_stuck
+        can_grow = self.has_next() and not (self.is_accepting and not self.constraint.end_ids and self.written)
+        self.is_complete, self.is_dead = self.is_accepting and not can_grow, not self.is_accepting and not can_grow
+
+    def has_next(self) -> bool:
+        """Whether a token that has a text may follow."""
+        vocabulary = self.constraint.vocabulary
+        if vocabulary.differing:
+            return bool(self.unpack().any())
+        full, remaining = divmod(vocabulary.size, 8)  # after these bits comes the end
+        return bool(self.bits[:full].any() or int(self.bits[full]) & ((1 << remaining) - 1))
+
+    def unpack(self) -> np.ndarray:
+        """Return which tokens that have a text may follow: (V,) bool"""
+        vocabulary = self.constraint.vocabulary
+        bits = np.unpackbits(self.bits, bitorder="little").view(bool)
         allowed = bits[: vocabulary.size]
         if self.is_start:
             allowed[vocabulary.differing] = bits[vocabulary.size :][: len(vocabulary.differing)]
-        is_accepting = self.state.is_accepting() and not is_stuck
-        can_grow = bool(allowed.any()) and not (is_accepting and not end_ids and self.written)
-        self.is_complete, self.is_dead = is_accepting and not can_grow, not is_accepting and not can_grow
-        allowed[end_ids] = is_accepting
+        return allowed
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """Which tokens may follow: (V,) bool"""
+        allowed = self.unpack()
+        allowed[self.constraint.end_ids] = self.is_accepting
         return allowed
 
     def check_alive(self) -> None:
@@ -301,10 +319,9 @@ def stack_allowed(logits: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
         if matcher is None or matcher.is_over:
             allowed[row] = True
         else:
-            size = min(
-                len(matcher.allowed), logits.shape[1]
-            )  # a model may have more rows than its tokenizer has tokens
-            allowed[row, :size], allowed[row, size:] = matcher.allowed[:size], False
+            row_allowed = matcher.allowed[: logits.shape[1]]
+            allowed[row, : len(row_allowed)] = row_allowed
+            allowed[row, len(row_allowed) :] = False  # a model may have more outputs than its tokenizer has tokens
     return torch.from_numpy(allowed).to(logits.device)
 
 
