@@ -4,14 +4,14 @@
     ... python -m bench.inference.structure --model build/weights/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 masks    of GPT-2's vocabulary (50,257 tokens), along documents of each structure in GPT-2's own tokens ("text"), and
-         along tokens drawn evenly from those that may follow ("random"). "follow" is what a token takes: to append it,
-         and to find which may come next. "exclude" is what torch takes to exclude the others and to add up their mass.
+         along tokens drawn evenly from those that may follow ("random"). "mask" is what it takes to find which may come
+         next, "exclude" what torch takes to exclude the others and to add up their mass, between any two masks.
          The first walk along a structure fills llguidance's caches, and is a line of its own.
 answers  of an untrained model, each checked by `jsonschema` or `re`. Those that the limit of tokens cuts are counted.
 exact    answers among three choices: masked, exact, and the model's own distribution, with the model calls that exact
          answers take, and the total variation distances. With --model, of that chat model.
 
-Times are CPU seconds of one thread, so that other processes do not matter much.
+Times are CPU time of one thread, those of a token the fastest of five walks, but for the first.
 """
 
 import json
@@ -68,6 +68,7 @@ STRUCTURES: dict[str, tuple[str, Any]] = {
     "any object": ("json_schema", {"type": "object"}), "email": ("regex", EMAIL), "list": ("regex", LIST),
     "sum": ("grammar", GRAMMAR), "choices": ("choices", [f"choice {i}" for i in range(200)]),
 }  # fmt: skip
+REPEATS = 5
 WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "seven", "wizards", "brew", "potions"]
 
 
@@ -87,21 +88,27 @@ def make_document(name: str, rng: random.Random) -> str:
 # --- masks ---
 
 
-def walk(
-    matcher: Matcher, tokens: list[int] | None, rng: random.Random, logits: torch.Tensor
-) -> list[tuple[float, float]]:
-    """Follow tokens, or some at random, and return the microseconds of each: of llguidance, and of torch."""
-    times = []
+def walk_often(constraint: Constraint, tokens: list[int] | None, seed: int, logits: torch.Tensor) -> np.ndarray:
+    """Return the fastest times of each token, since other processes share the caches of the processor."""
+    return np.min([walk(constraint.start(), tokens, seed, logits) for _ in range(REPEATS)], axis=0)
+
+
+def walk(matcher: Matcher, tokens: list[int] | None, seed: int, logits: torch.Tensor) -> list[tuple[float, float]]:
+    """Follow tokens, or some at random, and return the microseconds of each: of its mask, and of torch."""
+    times, rng = [], random.Random(seed)
     for step in range(len(tokens) if tokens is not None else 100):
         start = time.thread_time()
         constrain(logits, [matcher])
         excluded = time.thread_time()
         token = tokens[step] if tokens is not None else rng.choice(np.flatnonzero(matcher.allowed).tolist())
         assert matcher.allowed[token], (tokens, step)
-        followed = time.thread_time()
-        matcher.consume(token)
-        times.append((1e6 * (time.thread_time() - followed), 1e6 * (excluded - start)))
-        if matcher.is_complete or matcher.is_over:
+        if token in matcher.constraint.end_ids:
+            break
+        matcher.advance(token)
+        appended = time.thread_time()
+        matcher.look_ahead()
+        times.append((1e6 * (time.thread_time() - appended), 1e6 * (excluded - start)))
+        if matcher.is_complete:
             break
     return times
 
@@ -110,16 +117,16 @@ def measure_masks(tokenizer: tok.Tokenizer, walks: int) -> list[dict[str, Any]]:
     start = time.thread_time()
     vocabulary = load_vocabulary(tokenizer)
     print(f"vocabulary of {vocabulary.size:,} tokens compiled in {time.thread_time() - start:.2f} s\n")
-    print(f"microseconds of a token {'follow: median':>10}{'mean':>8}{'p99':>10}{'exclude':>12}{'tokens':>10}")
+    print(f"microseconds of a token {'mask: median':>10}{'mean':>8}{'p99':>10}{'exclude':>12}{'tokens':>10}")
     rows, logits = [], torch.randn(1, vocabulary.size)
     for name, (field, value) in STRUCTURES.items():
         start = time.thread_time()
         constraint, rng = Constraint(field, value, tokenizer), random.Random(0)
         seconds = time.thread_time() - start
         documents = [tokenizer.encode(make_document(name, rng)).tolist() for _ in range(walks)]
-        groups = {"first": [walk(constraint.start(), documents[0], rng, logits)]}
-        groups["text"] = [walk(constraint.start(), document, rng, logits) for document in documents]
-        groups["random"] = [walk(constraint.start(), None, rng, logits) for _ in range(walks)]
+        groups = {"first": [walk(constraint.start(), documents[0], 0, logits)]}
+        groups["text"] = [walk_often(constraint, document, 0, logits) for document in documents]
+        groups["random"] = [walk_often(constraint, None, seed, logits) for seed in range(walks)]
         for kind, walks_times in groups.items():
             times = np.array([pair for times in walks_times for pair in times])
             median, p99, mean = np.median(times[:, 0]), np.quantile(times[:, 0], 0.99), times[:, 0].mean()
@@ -199,14 +206,13 @@ def measure_exact(model: Any, request: CompletionRequest, answers: int) -> dict[
     sampler = ExactSampler(lambda: constraint.start(prompt[-8:]), predict, request.tokens)
     calls, counts, masses = [], Counter(), {}
     for seed in range(answers):
-        before = n_calls
         tokens, log_mass = sampler.draw(torch.Generator().manual_seed(seed))
-        calls.append(n_calls - before)
+        calls.append(n_calls)
         text = model.tokenizer.decode(tokens).strip()
         counts[text] += 1
         masses[text] = max(masses.get(text, -math.inf), log_mass)
     own, masked = enumerate_choices(sampler, choices, model.tokenizer)
-    print(f"\nexact: {answers:,} answers in {n_calls} model calls, {calls[0]} of them for the first answer")
+    print(f"\nexact: {answers:,} answers in {calls[-1]} model calls, {calls[0]} of them for the first answer")
     total = sum(own.values())
     print(f"p(structure) = {total:.3g}\n{'':14}own      exact    masked   kept mass")
     for text in choices:
@@ -217,7 +223,7 @@ def measure_exact(model: Any, request: CompletionRequest, answers: int) -> dict[
         for other in ({text: counts[text] / answers for text in choices}, masked)
     ]
     print(f"total variation distance to the model's own: exact {distances[0]:.4f}, masked {distances[1]:.4f}")
-    return {"answers": answers, "calls": n_calls, "exact": distances[0], "masked": distances[1]}
+    return {"answers": answers, "calls": calls[-1], "exact": distances[0], "masked": distances[1]}
 
 
 def enumerate_choices(sampler: ExactSampler, choices: list[str], tokenizer: tok.Tokenizer) -> tuple[Counter, Counter]:
@@ -249,7 +255,7 @@ def enumerate_choices(sampler: ExactSampler, choices: list[str], tokenizer: tok.
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--walks", type=int, default=50, help="documents of each structure, for the masks")
+    parser.add_argument("--walks", type=int, default=20, help="documents of each structure, for the masks")
     parser.add_argument(
         "--answers", type=int, default=150, help="of each structure and vocabulary, and exact ones; 0: masks only"
     )
@@ -265,18 +271,16 @@ def main() -> None:
     tokenizers = {"characters": tok.Characters(map(chr, [10, *range(32, 127)])), "bytes": tok.Bytes()}
     tokenizers |= {"bpe of 512": tok.train_bpe([text], 512)}
     valid = count_valid(tokenizers, options.answers, options.tokens)
-    question = "Ada flies airplanes. What is her job: engineer, teacher or pilot? Answer with one word."
-    values: dict[str, Any] = {
-        "choices": ["engineer", "teacher", "pilot"],
-        "tokens": 9,
-        "temperature": 1.0,
-        "exact": True,
-    }
+    question = "What is the capital of France?"  # a model that would begin with "The capital" is led to The Hague
+    values: dict[str, Any] = {"choices": ["The Hague", "Paris", "Berlin"], "tokens": 12, "temperature": 1.0}
     if options.model:
         model = load(options.model).module
-        request = CompletionRequest(messages=[{"role": "user", "content": question}], **values)
+        request = CompletionRequest(messages=[{"role": "user", "content": question}], exact=True, **values)
     else:
-        model, request = build_untrained(tokenizers["bpe of 512"]), CompletionRequest(prompt=question, **values)
+        model, request = (
+            build_untrained(tokenizers["bpe of 512"]),
+            CompletionRequest(prompt=question, exact=True, **values),
+        )
     exact = measure_exact(model, request, options.answers)
     if options.json:
         print(json.dumps({"masks": masks, "answers": valid, "exact": exact}))
