@@ -44,8 +44,8 @@ def encode_pair(context: str, continuation: str, tokenizer: Tokenizer) -> Pair:
         start = context or "\n"
     continuation = context[len(start) :] + continuation
     _, first = encode_prompt(start, tokenizer)
-    _, whole = encode_prompt(start + continuation, tokenizer)
-    return Pair(first, whole[len(first) :] or tokenizer.encode(continuation).tolist())
+    _, joined = encode_prompt(start + continuation, tokenizer)
+    return Pair(first, joined[len(first) :] or tokenizer.encode(continuation).tolist())
 
 
 @torch.inference_mode()
