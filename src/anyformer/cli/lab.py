@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ..labs.lab import Lab
 
 PROG = "anyformer lab"
-LABS: dict[str, str] = {}
+LABS: dict[str, str] = {
+    "in-context": "linear regression learned within the forward pass, beside classical methods",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def load_lab(name: str) -> "Lab":
     """Import the module of a lab. Raises InputError if there is none of this name."""
     if name not in LABS:
         raise InputError(f"there is no lab '{name}': {suggest(name, LABS)}")
-    return cast("Lab", importlib.import_module(f"anyformer.labs.{name}"))
+    return cast("Lab", importlib.import_module(f"anyformer.labs.{name.replace('-', '_')}"))
 
 
 def list_labs() -> str:
