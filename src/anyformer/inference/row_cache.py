@@ -162,6 +162,11 @@ class RowView(KVCache):
         self.layers = [kv and (kv[0][self.span], kv[1][self.span]) for kv in rows.layers]
         lengths = rows.lengths[self.span]
         self.lengths = lengths[0] if len(set(lengths)) == 1 else torch.tensor(lengths, device=self.device)
+        self.slots: dict[tuple[int, ...], Tensor] = {}  # of the next node of each row, the same in every layer
+
+    def advance(self, new: int) -> None:
+        super().advance(new)
+        self.slots.clear()
 
     def update(self, layer: int, k: Tensor, v: Tensor, left_span: float = math.inf) -> tuple[Tensor, Tensor]:
         if self.layers[layer] is None:
@@ -169,6 +174,16 @@ class RowView(KVCache):
             kv = self.rows.layers[layer] = self.rows.allocate(k, layer)
             self.layers[layer] = kv[0][self.span], kv[1][self.span]
         return super().update(layer, k, v, left_span)
+
+    def write(self, kv: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> None:
+        if k.shape[2] > 1 or isinstance(self.lengths, int):
+            return super().write(kv, k, v)
+        shape = kv[0].shape[:3]  # (n, H, T)
+        if shape not in self.slots:
+            heads = torch.arange(shape[0] * shape[1], device=self.device)
+            self.slots[shape] = heads * shape[2] + (self.lengths % shape[2]).repeat_interleave(shape[1])
+        for stored, source in zip(kv, (k, v)):
+            stored.view(-1, stored.shape[3]).index_copy_(0, self.slots[shape], source.reshape(-1, stored.shape[3]))
 
 
 class SeparateRows:
