@@ -21,6 +21,7 @@ from anyformer.model import (
     TransformerConfig,
     causal,
     every,
+    first,
     window,
 )
 from anyformer.model.kernels import sdpa
@@ -33,6 +34,8 @@ LAYERS: dict[str, list[Edges]] = {
     "several widths": [causal & window(1), causal & window(7)],
     "strided": [causal & window(6) & every(2), causal & window(3)],
     "as wide as the cache": [causal & window(SIZE - 1), causal & window(5)],
+    "sinks": [causal & (window(4) | first(2)), causal & (window(3) | first(1))],
+    "more sinks than window": [causal & (window(2) | first(7)), causal & first(3)],
 }
 POSITIONS = ["none", "rotary", "relative", "alibi"]
 
@@ -83,7 +86,7 @@ def test_far_past_its_size_cached_is_uncached(setting):
     cache = stack.new_cache()
     parts = [stack(stack.x[:, :prompt], cache), *(stack(stack.x[:, t : t + 1], cache) for t in range(prompt, T))]
     assert_close(torch.cat(parts, dim=1), stack(stack.x))
-    assert capacities(cache) == [int(rule.left_span) + 1 for rule in edges] and cache.is_unbounded
+    assert capacities(cache) == [int(rule.left_span) + 1 + rule.pinned for rule in edges] and cache.is_unbounded
 
 
 @pytest.mark.parametrize("layers", LAYERS)
