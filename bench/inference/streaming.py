@@ -33,16 +33,16 @@ TENTHS = 10
 @torch.inference_mode()
 def read_stream(model: Any, ids: Tensor, chunk: int) -> tuple[Tensor, list[int]]:
     """Return the loss of each character after the first, (T - 1,), and the bytes of the process after each tenth."""
-    cache, losses, memory = new_cache(model, 1), [], []
+    cache, losses, memory = new_cache(model, 1), torch.zeros(len(ids) - 1), []
     for start in range(0, len(ids) - 1, chunk):
         labels = ids[start + 1 : start + 1 + chunk]
         logits = model.head(model.hidden(ids[None, start : start + len(labels)], cache))[0]
-        losses.append(F.cross_entropy(logits.float(), labels, reduction="none"))
+        losses[start : start + len(labels)] = F.cross_entropy(logits.float(), labels, reduction="none")
         if (start + chunk) * TENTHS // len(ids) > len(memory):
             memory.append(read_memory())
     sizes = {kv[0].shape[2] for kv in cache.layers if kv is not None}
     assert cache.is_unbounded and len(sizes) == 1
-    return torch.cat(losses), [*memory, read_memory()]
+    return losses, [*memory, read_memory()]
 
 
 @torch.inference_mode()
