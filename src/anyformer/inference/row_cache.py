@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..model.cache import KVCache, count_slots
+from ..model.cache import KVCache, count_slots, find_slots
 from ..model.edges import Edges, causal
 from .decode import Decoder, HasOwnCache, new_cache, pad_rows
 
@@ -163,6 +163,11 @@ class RowView(KVCache):
         self.layers = [kv and (kv[0][self.span], kv[1][self.span]) for kv in rows.layers]
         lengths = rows.lengths[self.span]
         self.lengths = lengths[0] if len(set(lengths)) == 1 else torch.tensor(lengths, device=self.device)
+        self.slots: dict[tuple[int, ...], Tensor] = {}  # of the next node of each row, the same in every layer
+
+    def advance(self, new: int) -> None:
+        super().advance(new)
+        self.slots.clear()
 
     def update(self, layer: int, k: Tensor, v: Tensor, edges: Edges = causal) -> tuple[Tensor, Tensor]:
         if self.layers[layer] is None:
@@ -170,6 +175,17 @@ class RowView(KVCache):
             kv = self.rows.layers[layer] = self.rows.allocate(k, layer)
             self.layers[layer] = kv[0][self.span], kv[1][self.span]
         return super().update(layer, k, v, edges)
+
+    def write(self, kv: tuple[Tensor, Tensor], k: Tensor, v: Tensor, pinned: int = 0) -> None:
+        if k.shape[2] > 1 or isinstance(self.lengths, int):
+            return super().write(kv, k, v, pinned)
+        n, heads, capacity = kv[0].shape[:3]
+        key = (n, heads, capacity, pinned)
+        if key not in self.slots:
+            starts = torch.arange(n * heads, device=self.device) * capacity
+            self.slots[key] = starts + find_slots(self.lengths, capacity, pinned).repeat_interleave(heads)
+        for stored, source in zip(kv, (k, v)):
+            stored.view(-1, stored.shape[3]).index_copy_(0, self.slots[key], source.reshape(-1, stored.shape[3]))
 
 
 class SeparateRows:

@@ -16,6 +16,11 @@ def count_slots(edges: Edges, size: int) -> tuple[int, int]:
     return (int(capacity), edges.pinned) if capacity < size else (size, 0)
 
 
+def find_slots(positions: Tensor, capacity: int, pinned: int) -> Tensor:
+    """The slot of each node: its own if it is pinned, else one of the ring behind."""
+    return torch.where(positions < pinned, positions, pinned + (positions - pinned) % (capacity - pinned))
+
+
 class KVCache:
     """Keys and values of the nodes already read, a pair for each layer, allocated at the first use of the layer.
 
@@ -145,7 +150,6 @@ class KVCache:
         index, position = (last - order[:ring]).clamp(min=0), self.positions(new).expand(len(k), -1)
         if pinned:
             index = torch.cat([index, order[:pinned].where(position[:, :pinned] < pinned, last)], dim=1)
-        position = position.gather(1, index)
-        slot = torch.where(position < pinned, position, pinned + (position - pinned) % ring)
+        slot = find_slots(position.gather(1, index), capacity, pinned)
         for stored, source in zip(kv, (k, v)):
             stored[row, :, slot] = source[row, :, index]

@@ -152,7 +152,7 @@ class Service:
     ) -> Response:
         """Answer a request for completions, whole or as a stream."""
         record: RequestRecord = request.scope["record"]
-        completions = await await_unless_gone(request.receive, model.complete(completion))
+        completions = await await_unless_gone(request.receive, model.complete(completion, body.stream))
         try:
             form = choose_format(completions.tokenizer)
             check_context(completions, body.truncate, form.prompt_field)
