@@ -39,7 +39,7 @@ LOCAL = causal & window(2)
 CUTS = (8, 16, 24, 32, 33, 34, 40, 64, 128, 256)
 
 
-class Recall(nn.Module):
+class RecallModel(nn.Module):
     """tokens (B, T) -> logits of the values (B, T, VALUES)"""
 
     def __init__(self, edges: Sequence[Edges]):
@@ -63,10 +63,10 @@ def draw(rows: int, length: int, pairs: int, rng: torch.Generator) -> tuple[Tens
     return torch.cat([facts, keys.gather(1, index)], dim=1), values.gather(1, index), index
 
 
-def train(edges: Sequence[Edges], steps: int, seed: int) -> Recall:
+def train(edges: Sequence[Edges], steps: int, seed: int) -> RecallModel:
     """Train on short sequences for a third of the steps, then on sequences of LENGTH."""
     torch.manual_seed(seed)
-    model, rng = Recall(edges), torch.Generator().manual_seed(seed)
+    model, rng = RecallModel(edges), torch.Generator().manual_seed(seed)
     initialize(model, model.body.config)
     config = TrainConfig(
         optimizer="muon", schedule="trapezoid", lr=3e-3, min_lr=0.0, warmup=10, steps=steps, beta2=0.98
@@ -83,7 +83,7 @@ def train(edges: Sequence[Edges], steps: int, seed: int) -> Recall:
 
 
 @torch.no_grad()
-def measure(model: Recall, times: int, rows: int = 64) -> dict[str, Any]:
+def measure(model: RecallModel, times: int, rows: int = 64) -> dict[str, Any]:
     """Return the accuracy at so many times the trained length: of all queries, of those that their key reaches, by
     `hops`, of the others, and by the distance of a query from its key, with the share that its key reaches."""
     length, pairs = times * LENGTH, times * PAIRS

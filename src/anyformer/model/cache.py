@@ -135,8 +135,7 @@ class KVCache:
     def write(self, kv: tuple[Tensor, Tensor], k: Tensor, v: Tensor, pinned: int = 0) -> None:
         """Write each new node into its slot; of more nodes than slots, the pinned ones and the last of each row that
         are not padding."""
-        new, capacity, start = k.shape[2], kv[0].shape[2], self.lengths
-        ring = capacity - pinned
+        new, capacity, ring, start = k.shape[2], kv[0].shape[2], kv[0].shape[2] - pinned, self.lengths
         if isinstance(start, int):
             slot = start if start < pinned else pinned + (start - pinned) % ring
             if slot + new <= capacity:

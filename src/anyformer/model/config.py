@@ -125,6 +125,8 @@ class TransformerConfig:
         _check_number("rotary_base", self.rotary_base, 1, 1e12)
         if self.rope_scaling is not None and self.position != "rotary":
             raise ValueError(f"rope_scaling is set, but position is '{self.position}'; it must be 'rotary'")
+        if self.rope_scaling is not None and self.rotary_base <= 1:
+            raise ValueError(f"rotary_base is {self.rotary_base}; with rope_scaling it must be above 1")
         _check_number("norm_eps", self.norm_eps, 1e-30, 1)
         if self.scale is not None:
             _check_number("scale", self.scale, 1e-30, 1e6)

@@ -9,7 +9,7 @@ Shapes: B batch, H heads, Q queries, K keys, T nodes. The arguments are integer 
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, ParamSpec
 
@@ -150,8 +150,7 @@ def window(size: int) -> Edges:
 def first(count: int) -> Edges:
     """Each node reads the first `count` nodes; with a window: attention sinks of a stream (2309.17453)."""
     _check_positive("first", count)
-    rule = Edges(lambda b, h, q, k: (k < count) & (q >= 0), f"first({count})", 0, count - 1, False, False)
-    return replace(rule, pinned=count)
+    return Edges(lambda b, h, q, k: (k < count) & (q >= 0), f"first({count})", 0, count - 1, False, False, None, count)
 
 
 @_record_origin

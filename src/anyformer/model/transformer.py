@@ -259,8 +259,7 @@ def prepare_edges(
         kernel = select_kernel(mask_unfilled(edges, start, queries) if is_self else edges, bias, spec)
         if cos_sin is not None and edges.pinned and end > config.context:
             back = rotary_cos_sin(positions.clamp(max=config.context - 1) - positions, frequency)
-            slots = torch.arange(keys, device=x.device) if slots is None else slots
-            kernel = NearPinned(kernel, edges.pinned, slots, back)
+            kernel = NearPinned(kernel, edges.pinned, back, spec)
         return AttentionContext(kernel, cos_sin, edges)
 
     contexts = {rule: prepare(as_edges(rule)) for rule in dict.fromkeys(rules)}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..positions import CosSin, apply_rotary
 
 if TYPE_CHECKING:
-    from .select import AttentionKernel
+    from .select import AttentionKernel, AttentionSpec
 
 
 class NearPinned:
@@ -19,12 +19,12 @@ class NearPinned:
 
     Args:
         pinned: how many nodes are pinned.
-        slots: the position of each key, (K,) or (B, K).
         back: the angles from each query's position back to the end of the context.
     """
 
-    def __init__(self, kernel: "AttentionKernel", pinned: int, slots: Tensor, back: CosSin):
+    def __init__(self, kernel: "AttentionKernel", pinned: int, back: CosSin, spec: "AttentionSpec"):
         self.kernel, self.pinned, self.back = kernel, pinned, back
+        slots = torch.arange(spec.keys, device=spec.device) if spec.slot_positions is None else spec.slot_positions
         self.is_pinned = (slots < pinned).view(-1, 1, slots.shape[-1], 1)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, scale: float | None = None) -> Tensor:

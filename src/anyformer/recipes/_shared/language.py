@@ -77,7 +77,7 @@ class LanguageModel(nn.Module):
         and `positions` (B, T) are those of each token, where rows hold documents that are kept apart."""
         edges = self.edges
         if document is not None:
-            apart = {rule: rule & same(document) for rule in set(edges)}  # layers that share a rule go on sharing it
+            apart = {rule: keep_apart(rule, document, positions) for rule in set(edges)}  # layers still share rules
             edges = [apart[rule] for rule in edges]
         if cache is not None:
             positions = cache.positions(ids.shape[1])
@@ -94,6 +94,13 @@ def build_layer_edges(config: LanguageConfig) -> list[Edges]:
     nearby = window(config.window)
     local = causal & (nearby | first(config.sinks) if config.sinks else nearby)
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
+
+
+def keep_apart(rule: Edges, document: Tensor, positions: Tensor | None) -> Edges:
+    """Return the rule within each document; its sinks are the first nodes of the document."""
+    if rule.pinned and positions is not None:
+        rule = rule | causal & Edges(lambda b, h, q, k: positions[b, k] < rule.pinned, "first of a document")
+    return rule & same(document)
 
 
 def batches(
