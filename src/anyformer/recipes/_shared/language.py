@@ -17,7 +17,7 @@ from ...inference.completion import Completion, generate_text, parse_request
 from ...metrics import describe_tokens
 from ...model.cache import KVCache
 from ...model.config import TransformerConfig
-from ...model.edges import Edges, causal, same, window
+from ...model.edges import Edges, causal, first, same, window
 from ...model.embeddings import TokenEmbedding
 from ...model.heads import LMHead
 from ...model.kernels.cross_entropy import cross_entropy
@@ -40,6 +40,8 @@ class LanguageConfig(TextConfig):
     """Nodes that a local layer reads, the node itself included. None: all layers are global."""
     global_every: int = 2
     """With a window: every how many layers one is global."""
+    sinks: int = 0
+    """First nodes that a local layer reads too, however far away: attention sinks (2309.17453)."""
     documents: Literal["joined", "apart"] = "joined"
     """Documents of the data (files, lines of a jsonl) in one window: joined, the model learns to ignore what is before
     an end-of-text token; or apart, each reads itself only, at positions from 0."""
@@ -49,6 +51,7 @@ class LanguageConfig(TextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "window", "global_every", at_least=1, at_most=1 << 24)
+        check_range(self, "sinks", at_least=0, at_most=1 << 24)
 
 
 class LanguageModel(nn.Module):
@@ -70,7 +73,7 @@ class LanguageModel(nn.Module):
         and `positions` (B, T) are those of each token, where rows hold documents that are kept apart."""
         edges = self.edges
         if document is not None:
-            apart = {rule: rule & same(document) for rule in set(edges)}  # layers that share a rule go on sharing it
+            apart = {rule: keep_apart(rule, document, positions) for rule in set(edges)}  # layers still share rules
             edges = [apart[rule] for rule in edges]
         if cache is not None:
             positions = cache.positions(ids.shape[1])
@@ -84,8 +87,16 @@ def build_layer_edges(config: LanguageConfig) -> list[Edges]:
     """Return the rule of each layer: causal, and local except in every `global_every`-th layer."""
     if config.window is None:
         return [causal] * config.model.n_layer
-    local = causal & window(config.window)
+    nearby = window(config.window)
+    local = causal & (nearby | first(config.sinks) if config.sinks else nearby)
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
+
+
+def keep_apart(rule: Edges, document: Tensor, positions: Tensor | None) -> Edges:
+    """Return the rule within each document; its sinks are the first nodes of the document."""
+    if rule.pinned and positions is not None:
+        rule = rule | causal & Edges(lambda b, h, q, k: positions[b, k] < rule.pinned, "first of a document")
+    return rule & same(document)
 
 
 def batches(
