@@ -14,7 +14,8 @@ from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, We
 from .terminal import print_status, read_stdin
 
 REQUEST_FIELDS = (
-    "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed"
+    "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
+    "notes",
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ class Command:
     stop: Annotated[tuple[str, ...], REPEATABLE, "A text that ends a sample. May be repeated."] = ()
     keep: Annotated[int | None, "Tokens kept when a full context drops its oldest. Default: half the context."] = None
     seed: Annotated[int, "Seed of the random draws."] = 0
+    notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -83,5 +85,8 @@ def print_samples(rounds: Iterator[list[Any]]) -> None:
     for completion in completions[1:]:
         print(f"\n{'-' * 20}\n{completion.prompt}{completion.text}", end="")
     print(flush=True)
+    for completion in completions:
+        if notes := completion.list_notes():
+            print_status("\n".join(["notes", *(f"  {text}" for text in notes)]))
     reasons = {"stop": "the text ended", "length": "the limit of --tokens"}
     print_status(", ".join(f"{len(c.tokens)} tokens ({reasons[c.finish_reason]})" for c in completions))

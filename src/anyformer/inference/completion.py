@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..parsing import check_range, parse_dataclass
 from .decode import Decoder, generate
 from .logprobs import TokenLogprobs, list_logprobs, score_tokens
+from .notes import Notes, choose_crop, find_notes, read_stream
 from .sampling import SamplingParams
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
@@ -44,6 +45,8 @@ class CompletionRequest(SamplingParams):
     """Tokens that stay when the context is full and the oldest are dropped. None: half of the context."""
     logprobs: int | None = None
     """Also return the log-probability of each new token, and so many of the likeliest tokens in its place."""
+    notes: bool = False
+    """Read each prompt in pieces, however long it is, and let the model write notes on the way."""
     echo: bool = False
     """With `logprobs`, also return those of the prompts, which must fit into the context."""
 
@@ -58,6 +61,8 @@ class CompletionRequest(SamplingParams):
             raise InputError(f"stop: at most {MAX_STOPS} texts of {MAX_STOP_CHARACTERS:,} characters")
         if not self.prompts:
             raise InputError("there is no prompt to continue")
+        if self.notes and self.echo:
+            raise InputError("echo: the log-probabilities of a prompt that is read with notes are not known")
 
     @property
     def prompts(self) -> list[Any]:
@@ -124,8 +129,10 @@ class GrowingText:
 class Completion:
     """One continuation of a prompt, as it grows."""
 
-    def __init__(self, prompt: str, ids: list[int], tokenizer: Tokenizer, stops: Sequence[str]):
-        self.prompt, self.tokenizer, self.stops = prompt, tokenizer, stops
+    def __init__(
+        self, prompt: str, ids: list[int], tokenizer: Tokenizer, stops: Sequence[str], notes: Notes | None = None
+    ):
+        self.prompt, self.tokenizer, self.stops, self.prompt_ids, self.notes = prompt, tokenizer, stops, ids, notes
         self.growing_text = GrowingText(tokenizer, ids[-CONTEXT_TOKENS:])
         self.tokens: list[int] = []
         self.prompt_logprobs: list[TokenLogprobs] | None = None
@@ -170,8 +177,13 @@ class Completion:
         self.shown_length += len(text)
         return text
 
+    def list_notes(self) -> list[str] | None:
+        """Return the notes that hold after the newest token; None of a model without notes."""
+        return None if self.notes is None else self.notes.list_texts([*self.prompt_ids, *self.tokens])
+
     def result(self) -> dict[str, Any]:
         values = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+        values |= {} if self.notes is None else {"notes": self.list_notes()}
         lists = {"logprobs": self.logprobs, "prompt_logprobs": self.prompt_logprobs}
         return values | {name: [*map(TokenLogprobs._asdict, rows)] for name, rows in lists.items() if rows is not None}
 
@@ -184,8 +196,11 @@ def overlap(text: str, stop: str) -> int:
 def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionRequest) -> Iterator[list[Completion]]:
     """Continue all prompts in one batch; yield all completions after every token, and at the end with their finish
     reasons. Sample j of prompt i is completion i * samples + j."""
-    prompts = [row for row in encode_prompts(request, tokenizer) for _ in range(request.samples)]
-    completions = [Completion(text, ids, tokenizer, request.stops) for text, ids in prompts]
+    rows, notes = encode_prompts(request, tokenizer), find_notes(model)
+    if request.notes:
+        rows = [(text, read_stream(model, ids, request.keep).window) for text, ids in rows]
+    prompts = [row for row in rows for _ in range(request.samples)]
+    completions = [Completion(text, ids, tokenizer, request.stops, notes) for text, ids in prompts]
     add_prompt_logprobs(model, request, prompts, completions)
 
     def add_logprobs(logits: Tensor, new: Tensor) -> None:
@@ -201,6 +216,7 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
         seeds=[sample_seed(request.seed, i % request.samples) for i in range(len(prompts))],
         stop=lambda row, token: completions[row].add(token),
         keep=request.keep,
+        crop=choose_crop(model),
         **({} if request.logprobs is None else {"watch": add_logprobs}),
     )
     for _ in steps if request.tokens else ():
