@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ..labs.lab import Lab
 
 PROG = "anyformer lab"
-LABS: dict[str, str] = {}
+LABS: dict[str, str] = {
+    "notes": "facts in a million tokens, and sums, by a model that writes notes",
+}
 
 
 @dataclass(frozen=True)

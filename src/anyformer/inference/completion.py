@@ -182,7 +182,12 @@ class Completion:
         return None if self.notes is None else self.notes.list_texts([*self.prompt_ids, *self.tokens])
 
     def result(self) -> dict[str, Any]:
-        values = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+        values: dict[str, Any] = {
+            "prompt": self.prompt,
+            "text": self.text,
+            "tokens": self.tokens,
+            "finish_reason": self.finish_reason,
+        }
         values |= {} if self.notes is None else {"notes": self.list_notes()}
         lists = {"logprobs": self.logprobs, "prompt_logprobs": self.prompt_logprobs}
         return values | {name: [*map(TokenLogprobs._asdict, rows)] for name, rows in lists.items() if rows is not None}
