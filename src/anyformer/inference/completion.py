@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..parsing import check_range, parse_dataclass
 from .decode import Decoder, generate
 from .logprobs import TokenLogprobs, list_logprobs, score_tokens
-from .notes import Notes, choose_crop, find_notes, read_stream
+from .notes import Notes, choose_crop, find_notes, read_prompt
 from .sampling import SamplingParams
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
@@ -203,7 +203,7 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
     reasons. Sample j of prompt i is completion i * samples + j."""
     rows, notes = encode_prompts(request, tokenizer), find_notes(model)
     if request.notes:
-        rows = [(text, read_stream(model, ids, request.keep).window) for text, ids in rows]
+        rows = [(text, read_prompt(model, ids, request.keep)) for text, ids in rows]
     prompts = [row for row in rows for _ in range(request.samples)]
     completions = [Completion(text, ids, tokenizer, request.stops, notes) for text, ids in prompts]
     add_prompt_logprobs(model, request, prompts, completions)

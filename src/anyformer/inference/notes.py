@@ -18,6 +18,7 @@ import torch
 
 from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError
+from ..events import report_notice
 from .decode import Decoder, generate, pad_rows
 from .sampling import SamplingParams
 
@@ -191,6 +192,15 @@ def read_stream(model: Decoder, ids: Sequence[int], keep: int | None = None, win
     return reading
 
 
+def read_prompt(model: Decoder, ids: Sequence[int], keep: int | None) -> list[int]:
+    """Return what is in the context after a prompt of any length, and say what was dropped of its notes."""
+    reading = read_stream(model, ids, keep)
+    if reading.n_unended:
+        limit = require_notes(model).max_tokens
+        report_notice(f"{reading.n_unended:,} notes did not end within {limit} tokens (--note-tokens) and were dropped")
+    return reading.window
+
+
 class Window(NamedTuple):
     """A window of a text that is to be read."""
 
@@ -222,9 +232,10 @@ def list_windows(
 def find_start(model: Decoder, start: int, rows: Sequence[Window]) -> tuple[int, int] | None:
     """Return the first row, and how many of its ids, after which the likeliest next id is `start`; None if none."""
     inputs, lengths = pad_rows([row.ids for row in rows], next(model.body.parameters()).device)
-    begins = (model.head(model.hidden(inputs)).argmax(-1) == start).cpu()  # (B, T)
+    first = min(row.n_old for row in rows)
+    begins = (model.head(model.hidden(inputs)[:, first:]).argmax(-1) == start).cpu()  # (B, T - first)
     for number, (row, length) in enumerate(zip(rows, lengths.tolist())):
-        hits = torch.nonzero(begins[number, row.n_old : length])
+        hits = torch.nonzero(begins[number, row.n_old - first : length - first])
         if len(hits):
             return number, row.n_old + int(hits[0]) + 1
     return None

@@ -29,6 +29,7 @@ NOTE_START, NOTE_END, NOTE_TOKENS = "[", "]\n", 32
 HELD_OUT = 8  # every so many files of a haystack, one is for tests; of a single file, its last part
 SENTENCE = (15, 300)  # characters of the sentences of a haystack
 DENSITIES = (0.1, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0)  # of facts among the sentences of a text to train on
+MIDST_SHARE = 0.6  # of the texts with notes begin in the midst of a story
 ASK_SHARE = 0.3  # of the facts of a text to train on are followed by a question, and of the questions by another one
 
 
@@ -67,7 +68,7 @@ class World:
         if room and held and chance < 0.12:
             del self.holders[held[0]]
             return Event(f"{person} {self.rng.choice(DROPS)} the {held[0]}.", [self.describe(held[0])])
-        if room and free and not held and chance < 0.35:
+        if room and free and not held and chance < 0.4:
             thing = self.rng.choice(free)
             self.holders[thing] = person
             self.spots.setdefault(thing, (room, ""))
@@ -77,6 +78,16 @@ class World:
             self.spots[thing] = new, room
         notes = [f"{person} = {new}", *map(self.describe, held)]
         return Event(f"{person} {self.rng.choice(MOVES)} the {new}.", notes)
+
+    def skip(self, n: int) -> Iterator[str]:
+        """Let so much happen untold, and yield the notes that hold then, the newest last."""
+        notes: dict[str, str] = {}
+        for _ in range(n):
+            for note in self.step().notes:
+                key = note.partition(" = ")[0]
+                notes.pop(key, None)
+                notes[key] = note
+        return map(mark_note, notes.values())
 
     def describe(self, thing: str) -> str:
         """Return the note of a thing: "football = Mary garden < kitchen"."""
@@ -123,21 +134,29 @@ def write_stories(
     rng: random.Random, haystack: Sequence[str], has_notes: bool, is_short: bool = False
 ) -> Iterator[str]:
     """Yield the lines of a text to train on: facts, their notes, sentences of the haystack, questions with answers.
-    A short one has up to six facts, and hardly anything else."""
+
+    A short one has up to six facts and hardly anything else. Most texts with notes begin in the midst of a story, with
+    the notes on what has happened, as a window does that has slid."""
     world, density = World(rng), rng.choice(DENSITIES[-2:] if is_short else DENSITIES)
+    if has_notes and rng.random() < MIDST_SHARE:
+        yield from world.skip(rng.randint(3, 40))
     for _ in range(int(2 ** rng.uniform(0, 2.6 if is_short else 5.5))):
         while rng.random() > density:
             yield f"{rng.choice(haystack)}\n"
         event = world.step()
         yield f"{event.sentence}\n"
         if has_notes:
-            yield from (f"{NOTE_START}{note}{NOTE_END}" for note in event.notes)
+            yield from map(mark_note, event.notes)
         while rng.random() < ASK_SHARE:
             questions = world.list_questions()
             n_facts = rng.choice((1, 2, 2, 3, 3))
             if chosen := [question for question in questions if question.n_facts == n_facts]:
                 question = rng.choice(chosen)
                 yield f"{question.text} {question.answer}\n"
+
+
+def mark_note(note: str) -> str:
+    return f"{NOTE_START}{note}{NOTE_END}"
 
 
 def cut_windows(lines: Iterator[str], tokenizer: Tokenizer, crop: Crop, context: int, limit: int) -> Iterator[str]:
