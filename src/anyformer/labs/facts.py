@@ -1,8 +1,8 @@
 """Facts hidden in a text: who went where, who took what, and questions with one, two and three supporting facts.
 
 A small world is simulated, as in bAbI (1502.05698), and its sentences are hidden among those of a text, as in BABILong
-(2406.10149). Behind each sentence stands what a reader should write down: where a person is, and of a thing who has it,
-where it is and where it was before. Everything depends on a seed.
+(2406.10149). After each sentence comes what a reader should write down: where a person is and what they hold, and where
+a thing is and was before. Everything depends on a seed.
 """
 
 import random
@@ -67,16 +67,17 @@ class World:
         free = [t for t in THINGS if t not in self.holders and self.spots.get(t, (room, ""))[0] == room]
         if room and held and chance < 0.12:
             del self.holders[held[0]]
-            return Event(f"{person} {self.rng.choice(DROPS)} the {held[0]}.", [self.describe(held[0])])
+            return Event(f"{person} {self.rng.choice(DROPS)} the {held[0]}.", [self.describe(person)])
         if room and free and not held and chance < 0.4:
             thing = self.rng.choice(free)
             self.holders[thing] = person
             self.spots.setdefault(thing, (room, ""))
-            return Event(f"{person} {self.rng.choice(TAKES)} the {thing}.", [self.describe(thing)])
+            notes = [self.describe(person), self.describe(thing)]
+            return Event(f"{person} {self.rng.choice(TAKES)} the {thing}.", notes)
         self.rooms[person] = new = self.rng.choice([place for place in PLACES if place != room])
         for thing in held:
             self.spots[thing] = new, room
-        notes = [f"{person} = {new}", *map(self.describe, held)]
+        notes = [self.describe(key) for key in (person, *held)]
         return Event(f"{person} {self.rng.choice(MOVES)} the {new}.", notes)
 
     def skip(self, n: int) -> Iterator[str]:
@@ -89,10 +90,13 @@ class World:
                 notes[key] = note
         return map(mark_note, notes.values())
 
-    def describe(self, thing: str) -> str:
-        """Return the note of a thing: "football = Mary garden < kitchen"."""
-        room, before = self.spots[thing]
-        return f"{thing} = {self.holders.get(thing, 'nobody')} {room} < {before or 'nowhere'}"
+    def describe(self, key: str) -> str:
+        """Return the note of a person, "Mary = garden football", or of a thing, "football = garden < kitchen"."""
+        if key in PEOPLE:
+            held = next((thing for thing, holder in self.holders.items() if holder == key), "nothing")
+            return f"{key} = {self.rooms[key]} {held}"
+        room, before = self.spots[key]
+        return f"{key} = {room} < {before or 'nowhere'}"
 
     def list_questions(self) -> list[Question]:
         """Return all questions that have an answer now."""
@@ -156,7 +160,7 @@ def write_stories(
 
 
 def mark_note(note: str) -> str:
-    return f"{NOTE_START}{note}{NOTE_END}"
+    return f"{NOTE_START} {note}{NOTE_END}"  # with a space, so that a name is the same token as in a sentence
 
 
 def cut_windows(lines: Iterator[str], tokenizer: Tokenizer, crop: Crop, context: int, limit: int) -> Iterator[str]:
