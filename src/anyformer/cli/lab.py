@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PROG = "anyformer lab"
 LABS: dict[str, str] = {
     "in-context": "linear regression learned within the forward pass, beside classical methods",
+    "notes": "facts in a million tokens, and sums, by a model that writes notes",
 }
 
 

@@ -15,7 +15,8 @@ from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, We
 from .terminal import print_status, read_stdin
 
 REQUEST_FIELDS = (
-    "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed"
+    "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
+    "notes",
 )  # fmt: skip
 
 
@@ -45,6 +46,7 @@ class Command:
     exact: Annotated[bool, "Draw samples of a structure from the model's own distribution; may take many tries."] = (
         False
     )
+    notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -102,6 +104,9 @@ def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> N
     for completion in completions[1:]:
         print(f"\n{'-' * 20}\n{completion.prompt}{completion.text}", end="")
     print(flush=True)
+    for completion in completions:
+        if notes := completion.list_notes():
+            print_status("\n".join(["notes", *(f"  {text}" for text in notes)]))
     reasons = {"stop": "the text ended", "length": "the limit of --tokens"}
     print_status(", ".join(f"{len(c.tokens)} tokens ({reasons[c.finish_reason]})" for c in completions))
     if has_structure:

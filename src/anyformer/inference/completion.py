@@ -12,6 +12,7 @@ from ..parsing import check_range, parse_dataclass
 from .decode import Decoder, generate
 from .exact_sampling import check_exact, sample_exactly
 from .logprobs import TokenLogprobs, list_logprobs, score_tokens
+from .notes import Notes, choose_crop, find_notes, read_prompt
 from .sampling import SamplingParams
 from .structure import Matcher, StructureParams, compile_structure
 
@@ -46,6 +47,8 @@ class CompletionRequest(SamplingParams, StructureParams):
     """Tokens that stay when the context is full and the oldest are dropped. None: half of the context."""
     logprobs: int | None = None
     """Also return the log-probability of each new token, and so many of the likeliest tokens in its place."""
+    notes: bool = False
+    """Read each prompt in pieces, however long it is, and let the model write notes on the way."""
     echo: bool = False
     """With `logprobs`, also return those of the prompts, which must fit into the context."""
     exact: bool = False
@@ -68,6 +71,8 @@ class CompletionRequest(SamplingParams, StructureParams):
             raise InputError("exact needs a json_schema, a regex, a grammar or choices")
         if self.exact:
             check_exact(self)
+        if self.notes and self.echo:
+            raise InputError("echo: the log-probabilities of a prompt that is read with notes are not known")
 
     @property
     def prompts(self) -> list[Any]:
@@ -135,9 +140,16 @@ class Completion:
     """One continuation of a prompt, as it grows."""
 
     def __init__(
-        self, prompt: str, ids: list[int], tokenizer: Tokenizer, stops: Sequence[str], matcher: Matcher | None = None
+        self,
+        prompt: str,
+        ids: list[int],
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        matcher: Matcher | None = None,
+        notes: Notes | None = None,
     ):
         self.prompt, self.tokenizer, self.stops, self.matcher = prompt, tokenizer, stops, matcher
+        self.prompt_ids, self.notes = ids, notes
         self.growing_text = GrowingText(tokenizer, ids[-CONTEXT_TOKENS:])
         self.tokens: list[int] = []
         self.prompt_logprobs: list[TokenLogprobs] | None = None
@@ -194,11 +206,16 @@ class Completion:
         self.shown_length += len(text)
         return text
 
+    def list_notes(self) -> list[str] | None:
+        """Return the notes that hold after the newest token; None of a model without notes."""
+        return None if self.notes is None else self.notes.list_texts([*self.prompt_ids, *self.tokens])
+
     def result(self) -> dict[str, Any]:
         values: dict[str, Any] = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens}
         values |= {"finish_reason": self.finish_reason}
         values |= {} if self.matcher is None else {"log_kept_mass": self.matcher.log_kept_mass}
         values |= {} if self.log_grammar_mass is None else {"log_grammar_mass": self.log_grammar_mass}
+        values |= {} if self.notes is None else {"notes": self.list_notes()}
         lists = {"logprobs": self.logprobs, "prompt_logprobs": self.prompt_logprobs}
         return values | {name: [*map(TokenLogprobs._asdict, rows)] for name, rows in lists.items() if rows is not None}
 
@@ -211,11 +228,14 @@ def overlap(text: str, stop: str) -> int:
 def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionRequest) -> Iterator[list[Completion]]:
     """Continue all prompts in one batch; yield all completions after every token, and at the end with their finish
     reasons. Sample j of prompt i is completion i * samples + j."""
-    prompts = [row for row in encode_prompts(request, tokenizer) for _ in range(request.samples)]
+    rows, notes = encode_prompts(request, tokenizer), find_notes(model)
+    if request.notes:
+        rows = [(text, read_prompt(model, ids, request.keep)) for text, ids in rows]
+    prompts = [row for row in rows for _ in range(request.samples)]
     constraint = compile_structure(request, tokenizer)
     matchers = [] if constraint is None else [constraint.start(ids[-CONTEXT_TOKENS:]) for _, ids in prompts]
     completions = [
-        Completion(text, ids, tokenizer, request.stops, matcher)
+        Completion(text, ids, tokenizer, request.stops, matcher, notes)
         for (text, ids), matcher in zip(prompts, matchers or [None] * len(prompts), strict=True)
     ]
     add_prompt_logprobs(model, request, prompts, completions)
@@ -238,6 +258,7 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
         stop=lambda row, token: completions[row].add(token),
         keep=request.keep,
         matchers=matchers,
+        crop=choose_crop(model),
         **({} if request.logprobs is None else {"watch": add_logprobs}),
     )
     for _ in steps if request.tokens else ():

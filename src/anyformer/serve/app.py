@@ -297,6 +297,7 @@ async def gather_samples(completions: Completions, record: RequestRecord) -> dic
         result["text"] += piece.text
         result["tokens"] += piece.tokens
         result["finish_reason"] = piece.finish_reason
+        result |= {} if piece.notes is None else {"notes": piece.notes}
         if has_logprobs:
             result.setdefault("logprobs", []).extend(entry._asdict() for entry in piece.logprobs)
         record.add_usage(completions.prompt_tokens, sum(len(result["tokens"]) for result in results))

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...data.text.batches import IGNORE_INDEX, segment
 from ...data.tokenizers.build import Tokenizer
 from ...inference.completion import Completion, generate_text, parse_request
+from ...inference.notes import build_notes
 from ...metrics import describe_tokens
 from ...model.cache import KVCache
 from ...model.config import TransformerConfig
@@ -26,12 +27,12 @@ from ...parsing import check_range
 from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
 from .mixtures import score_by_source, tag_batch
-from .text import TextConfig, load_mixture
+from .text import CausalTextConfig, load_mixture
 from .trivial_baselines import Baselines, score_token_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(TextConfig):
+class LanguageConfig(CausalTextConfig):
     """A language model, its text and its training."""
 
     tied: bool = True
@@ -42,9 +43,6 @@ class LanguageConfig(TextConfig):
     """With a window: every how many layers one is global."""
     sinks: int = 0
     """First nodes that a local layer reads too, however far away: attention sinks (2309.17453)."""
-    documents: Literal["joined", "apart"] = "joined"
-    """Documents of the data (files, lines of a jsonl) in one window: joined, the model learns to ignore what is before
-    an end-of-text token; or apart, each reads itself only, at positions from 0."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -65,6 +63,7 @@ class LanguageModel(nn.Module):
         self.body = Transformer(config.model)
         self.head = LMHead(config.model.dim, vocab_size, self.nodes.token if config.tied else None)
         self.edges = build_layer_edges(config)
+        self.notes = build_notes(config, tokenizer)
 
     def hidden(
         self, ids: Tensor, cache: KVCache | None = None, document: Tensor | None = None, positions: Tensor | None = None
@@ -108,7 +107,7 @@ def batches(
     """
     c, text, context = config.train, load_mixture(config), config.model.context
     state = init_stream(state, config.data, text.sha256, **text.stream_values)
-    is_apart = isinstance(config, LanguageConfig) and config.documents == "apart"
+    is_apart = isinstance(config, LanguageConfig) and config.documents != "joined"
     separator = text.separator if is_apart and text.n_documents > 1 else None
     if split != "train":
         for owners, ids, labels in text.eval_windows(split, context, c.batch):

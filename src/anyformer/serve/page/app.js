@@ -1,6 +1,6 @@
 // The page: which model, which task, its form, and what it answers.
 
-import { drawAnswer, drawText } from "./answers.js";
+import { drawAnswer, drawNotes, drawText } from "./answers.js";
 import { ApiError, getJson, getKey, makeBody, makeCurl, makePython, send, setKey, stream } from "./api.js";
 import { makeChat } from "./chat.js";
 import { byId, format, h } from "./dom.js";
@@ -339,6 +339,7 @@ async function showStream(request, output, signal) {
     for (const choice of event.choices ?? []) {
       texts[choice.index] ??= output.appendChild(drawText(request.value, "")).lastChild;
       texts[choice.index].textContent += choice.text ?? "";
+      if (choice.notes?.length) texts[choice.index].parentElement.after(drawNotes(choice.notes));
     }
   };
   if (!events.first.done) take(events.first.value);
