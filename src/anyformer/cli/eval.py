@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightFormat
+from .flags import DeviceFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightFormat
 from .terminal import show_progress
 
 
@@ -18,6 +18,7 @@ class Command:
     data: Annotated[str | None, "Other data than the run's own; all of it is used, because none was trained on."] = None
     scores: bool = False
     """Add metrics that need the model's answers: BLEU and chrF of translations, returns of an agent."""
+    store: StoreFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: Annotated[WeightFormat | None, "Number format of the linear layers. Default: as trained."] = None
@@ -28,7 +29,9 @@ def run(options: Command) -> None:
     from .. import api
 
     with show_progress():
-        model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+        model = api.load(
+            options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store
+        )
         metrics = model.evaluate(options.data) | (model.score(options.data) if options.scores else {})
     data = options.data or model.config.data
     if options.json:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from ..data.io.checks import read_text
 from ..errors import InputError
 from ..parsing import check_range
-from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
+from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
 from .terminal import print_status, read_stdin
 
 REQUEST_FIELDS = (
@@ -37,6 +37,7 @@ class Command:
     stop: Annotated[tuple[str, ...], REPEATABLE, "A text that ends a sample. May be repeated."] = ()
     keep: Annotated[int | None, "Tokens kept when a full context drops its oldest. Default: half the context."] = None
     seed: Annotated[int, "Seed of the random draws."] = 0
+    store: StoreFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -51,7 +52,7 @@ def run(options: Command) -> None:
     from .. import api
     from ..recipe import SupportsStream
 
-    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store)
     if not isinstance(model.recipe, SupportsStream):
         hint = f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
