@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checkpoints.hf_folder import find_gguf
 from .data.io.sources import split_sources
 from .data.text.batches import IGNORE_INDEX
 from .errors import InputError
@@ -29,9 +30,9 @@ from .training.checkpoints import atomic_directory, hash_weights
 from .training.device import evaluation_autocast, move_batch
 
 MAX_TUNING_TOKENS = 10_000  # that choose the weight and the temperature, and at most a tenth of the text
-TUNING_BLOCK = 256  # of them at once
+HEAD_BLOCK = 256  # states that the head reads at once
 WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-TEMPERATURES = (0.03, 0.06, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 2.0)  # times the mean distance of the nearest neighbor
+TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 1.0, 1.5, 2.5)  # times the mean distance of the nearest neighbor
 
 
 def find_decoder(recipe: Recipe, module: Any, where: str) -> Any:
@@ -41,13 +42,13 @@ def find_decoder(recipe: Recipe, module: Any, where: str) -> Any:
     return recipe.decoder(module)
 
 
-def attach_store(recipe: Recipe, module: Any, path: Path, folder: Path) -> StoreInfo:
+def attach_store(recipe: Recipe, module: Any, path: Path, folder: Path) -> Datastore:
     """Let the model of the checkpoint `path` predict with the store in `folder`. Raises InputError."""
     decoder = find_decoder(recipe, module, str(path))
     dim = decoder.body.config.dim
-    info, store = open_store(folder, *identify(decoder, path), dim, decoder.head.vocab_size)
-    decoder.head = NeighborMixture(decoder.head, dim, store.search, info.weight, info.temperature)
-    return info
+    store = open_store(folder, *identify(decoder, path), dim, decoder.head.vocab_size)
+    decoder.head = NeighborMixture(decoder.head, dim, store.search, store.info.weight, store.info.temperature)
+    return store
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def leave_out_store(recipe: Recipe, module: Any) -> Generator[None]:
 
 def identify(decoder: Any, path: Path) -> tuple[str, str]:
     """Return the hashes of a model's weights and of its tokenizer."""
-    return hash_weights(path), hashlib.sha256(decoder.tokenizer.to_json().encode()).hexdigest()
+    return hash_weights(find_gguf(path) or path), hashlib.sha256(decoder.tokenizer.to_json().encode()).hexdigest()
 
 
 def build_store(
@@ -114,12 +115,14 @@ def count_labels(batch: dict[str, Any]) -> int:
 
 
 @torch.no_grad()
-def read_states(recipe: Recipe, module: Any, config: Any, decoder: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def read_states(
+    recipe: Recipe, module: Any, config: Any, decoder: Any, split: str = "all"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what the head reads at each token of a text in order, (n, at least C), and the next tokens, (n,)."""
     device, parts = next(module.parameters()).device, list[Tensor]()
     handle = decoder.head.register_forward_pre_hook(lambda head, inputs: parts.append(inputs[0].flatten(0, -2)))
     try:
-        for batch in read_batches(recipe, config, "all"):
+        for batch in read_batches(recipe, config, split):
             parts.clear()
             with evaluation_autocast(module, config.train.dtype):
                 recipe.loss(module, move_batch(batch, device))
@@ -153,22 +156,26 @@ def divide(
 def choose_mixture(decoder: Any, store: Datastore, states: Tensor, tokens: Tensor) -> dict[str, Any]:
     """Return the weight and the temperature of the lowest loss, for what the head reads (N, at least C) and the tokens
     that followed, and the bits per byte with the model alone and with the neighbors."""
-    dim, rows = decoder.body.config.dim, tokens.to(states.device)[:, None]
-    own = torch.cat([decoder.head(x).float().log_softmax(-1).gather(1, y) for x, y in zip_blocks(states, rows)])
-    own = own[:, 0].double().cpu()
-    neighbors, distances = store.search(states[:, :dim])
-    is_next, mean = neighbors == tokens[:, None], distances[:, 0].mean().clamp(min=1e-6).item()
-    best = (-own.sum().item(), 0.0, mean)
+    own, neighbors = score_own(decoder, states, tokens), store.search(states[:, : decoder.body.config.dim])
+    mean = neighbors[1][:, 0].mean().clamp(min=1e-6).item()
+    best = (-own.log().sum().item(), 0.0, mean)
     for factor in TEMPERATURES:
-        shared = (weigh_neighbors(distances, factor * mean) * is_next).sum(1).double()
+        shares = score_neighbors(*neighbors, tokens, factor * mean)
         for weight in WEIGHTS[1:]:
-            nats = -(weight * shared + (1 - weight) * own.exp()).clamp(min=1e-300).log().sum().item()
+            nats = -(weight * shares + (1 - weight) * own).log().sum().item()
             best = min(best, (nats, weight, factor * mean))
     bits = math.log(2) * max(1, decoder.tokenizer.count_bytes(tokens.numpy()))
     values = {"weight": best[1], "temperature": best[2], "tuning_tokens": len(tokens)}
-    return values | {"bits_per_byte_alone": -own.sum().item() / bits, "bits_per_byte": best[0] / bits}
+    return values | {"bits_per_byte_alone": -own.log().sum().item() / bits, "bits_per_byte": best[0] / bits}
 
 
-def zip_blocks(*arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield rows of all arrays together, a few at a time: their logits are large."""
-    return zip(*(array.split(TUNING_BLOCK) for array in arrays))
+def score_own(decoder: Any, states: Tensor, tokens: Tensor) -> Tensor:
+    """Return the probabilities of tokens (N,) by the head that reads `states` (N, at least C): (N,) float64"""
+    blocks = zip(states.split(HEAD_BLOCK), tokens.to(states.device)[:, None].split(HEAD_BLOCK))  # logits are large
+    log_probs = [decoder.head(x).float().log_softmax(-1).gather(1, y)[:, 0] for x, y in blocks]
+    return torch.cat(log_probs).double().cpu().exp()
+
+
+def score_neighbors(next_tokens: Tensor, distances: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Return the probabilities of tokens (N,) by those that followed their neighbors, (N, K): (N,) float64"""
+    return (weigh_neighbors(distances, temperature).double() * (next_tokens == tokens[:, None])).sum(1)

@@ -20,7 +20,7 @@ from .errors import InputError
 from .examples import predict_examples
 from .forms import DEFAULT_FORM, Form, add_examples, describe_form
 from .indexing import attach_store, build_store, leave_out_store
-from .inference.datastore import StoreInfo
+from .inference.datastore import Datastore
 from .model.inspection import attention_weights
 from .model.intervention import Rule, ablate, patch
 from .model.quantization.quantize import WeightFormat, quantize
@@ -54,7 +54,7 @@ class Model:
         self.stream_state: StreamState = state.get("stream_state") or {}  # the position in the training data
         self.missing_keys: list[str] = state.get("missing_keys") or []  # of a public checkpoint: random until trained
         self._best: dict[str, Any] = state.get("best") or {}
-        self.store: StoreInfo | None = None
+        self.store: Datastore | None = None
 
     def predict(self, request: Any = None, **settings: Any) -> dict[str, Any]:
         """Answer a request; plain values in and out. Raises InputError if the recipe cannot answer it.
@@ -162,7 +162,7 @@ class Model:
             return self.recipe.score(self.module, config, split, **request)
 
     @check_arguments
-    def index(self, data: Any, out: str | Path, neighbors: int = 64, probes: int = 16) -> dict[str, Any]:
+    def index(self, data: Any, out: str | Path, neighbors: int = 256, probes: int = 8) -> dict[str, Any]:
         """Write a store of a text, with which `load(..., store=out)` predicts it better, without training.
 
         Args:
@@ -291,7 +291,7 @@ def select_eval_data(model: Model, data: Any = None) -> tuple[Any, str]:
     recipe_loading.check_mixture(model.recipe, config.data)
     _, state = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a split may be empty
     hashes, own_hashes = ({values.get("data"), *values.get("sources", ())} for values in (state, model.stream_state))
-    own_hashes |= set() if model.store is None else {model.store.sha256}  # its training split is in the store
+    own_hashes |= set() if model.store is None else {model.store.info.sha256}  # its training split is in the store
     if model.stream_state.get("data") in (None, state.get("data")) or (data is not None and hashes & own_hashes):
         return config, "val"
     if data is None:

@@ -70,8 +70,8 @@ def test_with_all_groups_the_search_is_exact_and_with_some_it_is_right(tmp_path:
     exact = torch.cdist(queries, keys).square()
     for probes in (1, 8, 1000):
         (folder := tmp_path / str(probes)).mkdir()
-        found, distances = build(folder, keys, tokens, replace(INFO, probes=probes)).search(queries)
-        torch.testing.assert_close(distances, exact.gather(1, found), atol=1e-4, rtol=1e-4)
+        index, distances = build(folder, keys, tokens, replace(INFO, probes=probes)).search(queries)
+        torch.testing.assert_close(distances, exact.gather(1, index), atol=1e-4, rtol=1e-4)
         expected = exact.topk(5, largest=False).values
         share = (distances <= expected[:, -1:] + 1e-5).float().mean().item()
         assert share > {1: 0.3, 8: 0.9, 1000: 0.9999}[probes]
@@ -156,15 +156,10 @@ def test_counts_and_a_store_are_mixed(tmp_path: Path):
 def others(run: Path) -> dict[str, Path]:
     """Runs of another vocabulary, of other weights, and of a recipe that continues no text."""
     fields = {"data": str(run.parent / "old.txt"), "steps": 1, "progress": False}
-    names = {
-        "model": ("language", {"tokenizer": "byte", "seed": 7}),
-        "vocabulary": ("language", {}),
-        "masked": ("masked", {}),
-    }
-    paths = {name: run.parent / name for name in names}
-    for name, (recipe, more) in names.items():
-        api.train(recipe, "tiny", out=paths[name], **fields, **more)
-    return paths
+    api.train("language", "tiny", out=run.parent / "model", tokenizer="byte", seed=7, **fields)
+    api.train("language", "tiny", out=run.parent / "vocabulary", **fields)
+    api.train("masked", "tiny", out=run.parent / "masked", **fields)
+    return {name: run.parent / name for name in ("model", "vocabulary", "masked")}
 
 
 @pytest.mark.parametrize("name", ["model", "vocabulary"])

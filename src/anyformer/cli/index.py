@@ -27,9 +27,9 @@ class Command:
     out: Path
     """A new folder for the store."""
     data: Annotated[str | None, "The text, as for `train`. Default: the run's own."] = None
-    neighbors: int = 64
+    neighbors: int = 256
     """How many of the most similar states are looked up."""
-    probes: int = 16
+    probes: int = 8
     """Groups of states in which they are sought: more are slower and more exact."""
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ..labs.lab import Lab
 
 PROG = "anyformer lab"
-LABS: dict[str, str] = {}
+LABS: dict[str, str] = {
+    "recall": "a text that a model looks things up in, without training",
+}
 
 
 @dataclass(frozen=True)

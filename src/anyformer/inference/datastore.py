@@ -2,6 +2,7 @@
 
     STORE/store.json      which model and vocabulary it belongs to, and how it is read: `StoreInfo`
     STORE/keys.npy        the states, (N, C) float16, those near the same centroid together
+    STORE/squares.npy     the sum of squares of each, (N,) float32
     STORE/tokens.npy      what followed each, (N,) int32
     STORE/centroids.npy   (L, C) float32
     STORE/starts.npy      where the states of each centroid start, (L + 1,) int64
@@ -31,6 +32,7 @@ from ..events import report_progress
 from ..parsing import check_range, check_types, parse_dataclass
 
 FORMAT = 1
+ARRAYS = {"keys": "float16", "squares": "float32", "tokens": "int32", "centroids": "float32", "starts": "int64"}
 MAX_NEIGHBORS, MAX_CENTROIDS = 4096, 1 << 16
 QUERIES = 512  # that are searched together
 BLOCK_STATES = 1 << 14  # that are assigned to centroids, and moved, at once
@@ -69,14 +71,16 @@ class Datastore:
     """A store that is open for search.
 
     Args:
-        keys, tokens, centroids, starts: The arrays of the store.
-        neighbors: K.
-        probes: P; with all of the centroids the search is exact.
+        keys, squares, tokens, centroids, starts: The arrays of the store.
+        info: With as many `probes` as there are centroids the search is exact.
     """
 
-    def __init__(self, keys: Tensor, tokens: Tensor, centroids: Tensor, starts: Tensor, neighbors: int, probes: int):
-        self.keys, self.tokens, self.centroids, self.starts = keys, tokens, centroids, starts.tolist()
-        self.neighbors, self.probes = min(neighbors, len(keys)), min(probes, len(centroids))
+    def __init__(
+        self, keys: Tensor, squares: Tensor, tokens: Tensor, centroids: Tensor, starts: Tensor, info: StoreInfo
+    ):
+        self.keys, self.squares, self.tokens, self.centroids = keys, squares, tokens, centroids
+        self.starts, self.info, self.centroid_squares = starts.tolist(), info, centroids.square().sum(1)
+        self.neighbors, self.probes = min(info.neighbors, len(keys)), min(info.probes, len(centroids))
 
     @torch.no_grad()
     def search(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,29 +94,32 @@ class Datastore:
     def _search_block(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Return the places of the neighbors in the store and their squared distances, (Q, K) each."""
         Q, P, K = len(queries), self.probes, self.neighbors
-        probed = rank_distances(queries, self.centroids).topk(P, largest=False).indices.flatten()  # (Q * P,)
+        near = rank_distances(queries, self.centroids, self.centroid_squares).topk(P, largest=False)
+        probed = near.indices.flatten()  # (Q * P,)
         order = probed.argsort(stable=True)
         distances, index = torch.full((Q * P, K), math.inf), torch.zeros(Q * P, K, dtype=torch.long)
         names, counts = probed[order].unique_consecutive(return_counts=True)
         for name, slots in zip(names.tolist(), order.split(counts.tolist())):
             start, end = self.starts[name], self.starts[name + 1]
             n = min(K, end - start)
-            near = rank_distances(queries[slots // P], self.keys[start:end].float()).topk(n, largest=False)
+            ranks = rank_distances(queries[slots // P], self.keys[start:end].float(), self.squares[start:end])
+            near = ranks.topk(n, largest=False, sorted=False)
             distances[slots, :n], index[slots, :n] = near.values, near.indices + start
         distances, best = distances.view(Q, -1).topk(K, largest=False)
         distances += queries.square().sum(1, keepdim=True)
         return index.view(Q, -1).gather(1, best), distances.clamp(min=0)
 
 
-def rank_distances(queries: Tensor, keys: Tensor) -> Tensor:
-    """Return the squared distances of queries (Q, C) to keys (N, C), less the square of the query: (Q, N)"""
-    return torch.addmm(keys.square().sum(1), queries, keys.T, alpha=-2)
+def rank_distances(queries: Tensor, keys: Tensor, squares: Tensor) -> Tensor:
+    """Return the squared distances of queries (Q, C) to keys (N, C) of these sums of squares (N,), less the sum of the
+    query: (Q, N)"""
+    return torch.addmm(squares, queries, keys.T, alpha=-2)
 
 
 # --- on disk ---
 
 
-def open_store(folder: Path, model: str, vocabulary: str, dim: int, vocab_size: int) -> tuple[StoreInfo, Datastore]:
+def open_store(folder: Path, model: str, vocabulary: str, dim: int, vocab_size: int) -> Datastore:
     """Open a store for a model with these hashes, channels and entries of the vocabulary; its states are not read.
     Raises InputError if it belongs to another one, or is damaged."""
     if not (folder / "store.json").is_file():
@@ -124,25 +131,23 @@ def open_store(folder: Path, model: str, vocabulary: str, dim: int, vocab_size: 
             raise InputError(f"{about}: make one of the same text for this model, with `anyformer index`")
     if damage := find_damage(folder):
         raise InputError(f"the store {folder} is damaged ({damage}): make it again with `anyformer index`")
-    arrays = {name: map_npy(folder / f"{name}.npy") for name in ("keys", "tokens", "centroids", "starts")}
-    check_arrays(folder, dim, vocab_size, **arrays)
+    arrays = {name: map_npy(folder / f"{name}.npy") for name in ARRAYS}
+    check_arrays(folder, arrays, dim, vocab_size)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return info, Datastore(**tensors, neighbors=info.neighbors, probes=info.probes)
+    return Datastore(**tensors, info=info)
 
 
-def check_arrays(folder: Path, dim: int, vocab_size: int, keys: Any, tokens: Any, centroids: Any, starts: Any) -> None:
+def check_arrays(folder: Path, arrays: dict[str, np.ndarray], dim: int, vocab_size: int) -> None:
     """Raise InputError unless the arrays are consistent."""
-    shapes = {"keys": (len(tokens), dim), "centroids": (len(starts) - 1, dim)}
-    is_shaped = keys.shape == shapes["keys"] and centroids.shape == shapes["centroids"] and starts.ndim == 1
-    is_typed = [str(array.dtype) for array in (keys, tokens, centroids, starts)] == [
-        "float16", "int32", "float32", "int64",
-    ]  # fmt: skip
-    is_sound = is_shaped and is_typed and tokens.ndim == 1 and 0 < len(centroids) <= min(MAX_CENTROIDS, len(keys))
-    if is_sound:
-        is_ordered = starts[0] == 0 and starts[-1] == len(keys) and bool((np.diff(starts) >= 0).all())
-        is_sound = is_ordered and tokens.min() >= 0 and tokens.max() < vocab_size
-    if not is_sound:
-        raise InputError(f"the arrays of the store {folder} do not fit together: make it again with `anyformer index`")
+    N, L = len(arrays["tokens"]), len(arrays["centroids"])
+    shapes = {"keys": (N, dim), "squares": (N,), "tokens": (N,), "centroids": (L, dim), "starts": (L + 1,)}
+    is_sound = all(arrays[name].shape == shape for name, shape in shapes.items()) and 0 < L <= min(MAX_CENTROIDS, N)
+    if is_sound and all(arrays[name].dtype == dtype for name, dtype in ARRAYS.items()):
+        starts, tokens = arrays["starts"], arrays["tokens"]
+        is_ordered = starts[0] == 0 and starts[-1] == N and bool((np.diff(starts) >= 0).all())
+        if is_ordered and tokens.min() >= 0 and tokens.max() < vocab_size:
+            return
+    raise InputError(f"the arrays of the store {folder} do not fit together: make it again with `anyformer index`")
 
 
 def write_store(folder: Path, blocks: Iterable[tuple[Tensor, Tensor]], info: StoreInfo) -> Datastore:
@@ -160,23 +165,32 @@ def write_store(folder: Path, blocks: Iterable[tuple[Tensor, Tensor]], info: Sto
     starts = [*range(0, len(tokens), BLOCK_STATES)]
     owners = np.empty(len(tokens), np.int64)
     for start in starts:
-        block = read_block(source, slice(start, start + BLOCK_STATES))
-        owners[start : start + BLOCK_STATES] = rank_distances(block, centroids).argmin(1).numpy()
+        rows = slice(start, start + BLOCK_STATES)
+        owners[rows] = find_nearest(read_block(source, rows), centroids).numpy()
         report_progress("sorting states", start, 2 * len(tokens))
     order = np.argsort(owners, kind="stable")
     keys = np.lib.format.open_memmap(folder / "keys.npy", "w+", np.float16, source.shape)
+    squares = np.empty(len(tokens), np.float32)
     for start in starts:
-        keys[start : start + BLOCK_STATES] = source[order[start : start + BLOCK_STATES]]
+        rows = slice(start, start + BLOCK_STATES)
+        keys[rows] = source[order[rows]]
+        squares[rows] = np.square(keys[rows], dtype=np.float32).sum(1)
         report_progress("sorting states", len(tokens) + start, 2 * len(tokens))
     keys.flush()
     ends = np.cumsum(np.bincount(owners, minlength=len(centroids)))
-    arrays = {"tokens": tokens[order], "centroids": centroids.numpy(), "starts": np.concatenate([[0], ends])}
+    arrays = {"tokens": tokens[order], "squares": squares, "centroids": centroids.numpy()}
+    arrays["starts"] = np.concatenate([[0], ends])
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
     del source
     spool.unlink()
     tensors = {name: torch.from_numpy(array) for name, array in (arrays | {"keys": keys}).items()}
-    return Datastore(**tensors, neighbors=info.neighbors, probes=info.probes)
+    return Datastore(**tensors, info=info)
+
+
+def find_nearest(states: Tensor, centroids: Tensor) -> Tensor:
+    """Return the index of the nearest centroid of each state: (N,)"""
+    return rank_distances(states, centroids, centroids.square().sum(1)).argmin(1)
 
 
 def write_info(folder: Path, info: StoreInfo) -> None:
@@ -196,7 +210,7 @@ def find_centroids(source: np.ndarray) -> Tensor:
     sample = read_block(source, np.linspace(0, N - 1, min(N, SAMPLE_STATES * L)).astype(np.int64))
     centroids = sample[torch.linspace(0, len(sample) - 1, L).long()]
     for _ in range(ROUNDS):
-        owners = torch.cat([rank_distances(block, centroids).argmin(1) for block in sample.split(BLOCK_STATES)])
+        owners = torch.cat([find_nearest(block, centroids) for block in sample.split(BLOCK_STATES)])
         counts = torch.bincount(owners, minlength=L)[:, None]
         sums = torch.zeros_like(centroids).index_add_(0, owners, sample)
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
