@@ -75,6 +75,8 @@ def build_store(
     chosen them, before and after. Raises InputError."""
     decoder = find_decoder(recipe, module, str(path))
     dim = decoder.body.config.dim
+    if isinstance(decoder.head, NeighborMixture):
+        raise InputError(f"{path} was loaded with a store: load it without one to write another")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty: name a new folder")
     if len(split_sources(config.data)) != 1:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,16 +64,16 @@ def test_the_mixture_is_the_formula(tmp_path: Path):
 
 
 def test_with_all_groups_the_search_is_exact_and_with_some_it_is_right(tmp_path: Path):
-    n = BLOCK_STATES + 5000  # in several groups
-    keys, tokens, queries = make_states(n, 4, 2), torch.arange(n), make_states(50, 4, 3)
+    n = BLOCK_STATES + 100  # in several groups
+    keys, tokens, queries = make_states(n, 4, 2), torch.arange(n), make_states(20, 4, 3)
+    store = build(tmp_path, keys, tokens, INFO)
     exact = torch.cdist(queries, keys).square()
-    for probes in (1, 8, 1000):
-        (folder := tmp_path / str(probes)).mkdir()
-        index, distances = build(folder, keys, tokens, replace(INFO, probes=probes)).search(queries)
+    farthest = exact.topk(5, largest=False).values[:, -1:]
+    for probes, least in ((1, 0.3), (16, 0.8), (len(store.centroids), 0.9999)):
+        store.probes = probes
+        index, distances = store.search(queries)
         torch.testing.assert_close(distances, exact.gather(1, index), atol=1e-4, rtol=1e-4)
-        expected = exact.topk(5, largest=False).values
-        share = (distances <= expected[:, -1:] + 1e-5).float().mean().item()
-        assert share > {1: 0.3, 8: 0.9, 1000: 0.9999}[probes]
+        assert (distances <= farthest + 1e-5).float().mean() > least
         assert (distances.diff(dim=1) >= 0).all()
 
 
@@ -147,6 +146,14 @@ def test_counts_and_a_store_are_mixed(tmp_path: Path):
     api.load(tmp_path / "run", "cpu").index(tmp_path / "b.txt", tmp_path / "store")
     metrics = api.load(tmp_path / "run", "cpu", store=tmp_path / "store").evaluate(str(tmp_path / "b.txt"))
     assert metrics["bits_per_byte"] < metrics["bits_per_byte_without_store"]
+
+
+def test_a_public_checkpoint_has_a_store(run: Path, tmp_path: Path):
+    api.export_checkpoint(run, "hf", tmp_path / "hf")
+    text = str(run.parent / "new.txt")
+    api.load(tmp_path / "hf", "cpu").index(text, tmp_path / "store")
+    metrics = api.load(tmp_path / "hf", "cpu", store=tmp_path / "store").evaluate(text)
+    assert metrics["bits_per_byte"] < 0.2 * metrics["bits_per_byte_without_store"]
 
 
 # --- what is refused ---
@@ -226,4 +233,6 @@ def test_texts_and_folders_that_make_no_store(run: Path, store: Path, tmp_path: 
     )
     (tmp_path / "short.txt").write_text("a few words")
     assert_refused(call("index", run, "--data", tmp_path / "short.txt", "--out", tmp_path / "a"), "too few for a store")
+    with pytest.raises(InputError, match="was loaded with a store"):
+        api.load(run, "cpu", store=store).index(new, tmp_path / "a")
     assert not (tmp_path / "a").exists()

@@ -24,22 +24,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_lab_compares_predictors_and_measures_the_search(folder: Path):
     out = folder / "lab"
-    result = call("lab", "recall", "--run", folder / "run", "--data", folder / "new.txt", "--out", out, "--json").ok()
+    flags = ("--data", folder / "new.txt", "--megabytes", 0.003, "--out", out, "--json")
+    result = call("lab", "recall", "--run", folder / "run", *flags).ok()
     bits = result.json["bits_per_byte"]
     assert bits["the model and the store"] < 0.2 * bits["the model alone"]
     assert bits["the model and counts"] <= min(bits["the model alone"], bits["n-gram counts alone"]) + 0.01
     assert {name: round(value, 2) for name, value in bits.items()}["n-gram counts alone"] < 0.5
     assert result.json["searches"][-1]["found"] == 1.0
     facts = json.loads((out / "lab.json").read_text())
-    assert facts["settings"]["megabytes"] == 1.0 and facts["tokens"] == result.json["tokens"]
+    assert facts["settings"]["megabytes"] == 0.003 and facts["tokens"] == result.json["tokens"]
+    assert facts["tokens"] + facts["tuning_tokens"] == 0.9 * 3000 - 1, "of the beginning of the text"
     page = (out / "report.html").read_text()
     assert "n-gram counts alone" in page and "A text that the model was not trained on" in page
-
-
-def test_the_beginning_of_the_text_is_used(folder: Path):
-    flags = ("--run", folder / "run", "--data", folder / "new.txt", "--megabytes", 0.001, "--counts", 2)
-    facts = call("lab", "recall", *flags, "--out", folder / "short", "--json").ok().json
-    assert facts["tokens"] + facts["tuning_tokens"] == 899 and facts["neighbors"] == 256
 
 
 def test_what_makes_no_sense_is_refused(folder: Path, tmp_path: Path):

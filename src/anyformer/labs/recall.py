@@ -31,7 +31,7 @@ from .lab import LabResult, LabSettings, LabTable, Log
 
 MAX_TEST_TOKENS = 20_000  # that are predicted: half of them choose the weight of the counts, the others are scored
 COUNT_BLOCK = 256  # tokens whose n-grams are looked up at once
-PROBES = (1, 4, 16, 64, MAX_CENTROIDS)
+PROBES = (1, 4, 8, 16, 64, MAX_CENTROIDS)
 QUERIES, ALONE = 1000, 100  # that measure the search, together and one by one
 TIMED_TOKENS = 100
 
@@ -183,8 +183,8 @@ def measure_search(queries: Tensor, store: Datastore, log: Log) -> list[dict[str
     own_probes, results = store.probes, list[dict[str, float]]()
     store.probes = len(store.centroids)
     farthest = store.search(queries)[1][:, -1:] * (1 + 1e-5)
-    for store.probes in sorted({min(n, len(store.centroids)) for n in PROBES}):
-        times = [time.process_time()]
+    for probes in sorted({min(n, len(store.centroids)) for n in PROBES}):
+        store.probes, times = probes, [time.process_time()]
         distances = store.search(queries)[1]
         times.append(time.process_time())
         for query in queries[:ALONE]:
@@ -192,7 +192,7 @@ def measure_search(queries: Tensor, store: Datastore, log: Log) -> list[dict[str
         times.append(time.process_time())
         share = (distances <= farthest).double().mean().item()
         together, alone = 1e3 * (times[1] - times[0]) / len(queries), 1e3 * (times[2] - times[1]) / len(queries[:ALONE])
-        results.append({"probes": store.probes, "found": share, "ms_together": together, "ms_alone": alone})
+        results.append({"probes": probes, "found": share, "ms_together": together, "ms_alone": alone})
         log(results[-1])
     store.probes = own_probes
     return results
