@@ -88,14 +88,8 @@ def build_store(
         raise InputError(f"data '{config.data}': {max(0, n_train)} tokens to train on are too few for a store")
     sha256 = next(recipe.batches(config, "all", None))[1].get("data", "")
     model_hash, vocabulary = identify(decoder, path)
-    info = StoreInfo(
-        model=model_hash,
-        vocabulary=vocabulary,
-        data=config.data,
-        sha256=sha256,
-        neighbors=neighbors,
-        probes=probes,
-    )
+    hashes: dict[str, Any] = {"model": model_hash, "vocabulary": vocabulary, "sha256": sha256}
+    info = StoreInfo(data=config.data, neighbors=neighbors, probes=probes, **hashes)
     states = read_states(recipe, module, config, decoder)
     tuning: list[tuple[Tensor, Tensor]] = []
     with atomic_directory(out) as folder:
@@ -175,7 +169,7 @@ def score_own(decoder: Any, states: Tensor, tokens: Tensor) -> Tensor:
     """Return the probabilities of tokens (N,) by the head that reads `states` (N, at least C): (N,) float64"""
     blocks = zip(states.split(HEAD_BLOCK), tokens.to(states.device)[:, None].split(HEAD_BLOCK))  # logits are large
     log_probs = [decoder.head(x).float().log_softmax(-1).gather(1, y)[:, 0] for x, y in blocks]
-    return torch.cat(log_probs).double().cpu().exp()
+    return torch.cat(log_probs).double().cpu().exp().clamp(min=1e-300)
 
 
 def score_neighbors(next_tokens: Tensor, distances: Tensor, tokens: Tensor, temperature: float) -> Tensor:

@@ -198,7 +198,10 @@ def test_a_damaged_store_is_refused(run: Path, store: Path, tmp_path: Path):
     (changed / "starts.npy").unlink()
     assert_refused(call("eval", run, "--store", changed), "starts.npy is missing")
     assert_refused(call("sample", run, "--store", tmp_path), f"there is no store at {tmp_path}")
-    for values, message in (({"weight": 2}, "weight is 2"), ({"neighbors": 10**9}, "neighbors is 1000000000")):
+    for values, message in (
+        ({"weight": 2}, "weight is 2"),
+        ({"neighbors": 10**9}, "neighbors is 1000000000"),
+    ):
         folder = copy()
         (folder / "store.json").write_text(json.dumps(json.loads((store / "store.json").read_text()) | values))
         assert_refused(call("eval", run, "--store", folder), message)
@@ -210,6 +213,7 @@ def test_a_damaged_store_is_refused(run: Path, store: Path, tmp_path: Path):
         ("tokens", np.full(10, 1, np.int32)),
         ("tokens", np.full(10**6, 10**6, np.int32)),
         ("starts", np.array([0, 5], np.int64)),
+        ("tokens", np.array(1, np.int32)),
         ("keys", np.zeros((4, 4), np.float64)),
         ("centroids", np.zeros((0, 32), np.float32)),
     ],

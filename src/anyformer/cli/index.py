@@ -36,7 +36,8 @@ class Command:
     json: JsonFlag = False
 
     def __post_init__(self) -> None:
-        check_range(self, "neighbors", "probes", at_least=1, at_most=4096)
+        check_range(self, "neighbors", at_least=1, at_most=1024)
+        check_range(self, "probes", at_least=1, at_most=4096)
 
 
 def run(options: Command) -> None:

@@ -33,9 +33,10 @@ from ..parsing import check_range, check_types, parse_dataclass
 
 FORMAT = 1
 ARRAYS = {"keys": "float16", "squares": "float32", "tokens": "int32", "centroids": "float32", "starts": "int64"}
-MAX_NEIGHBORS, MAX_CENTROIDS = 4096, 1 << 16
-QUERIES = 512  # that are searched together
+MAX_NEIGHBORS, MAX_PROBES, MAX_CENTROIDS = 1024, 4096, 1 << 16
+QUERIES, MAX_CANDIDATES = 512, 1 << 22  # that are searched together: queries, and states that may be their neighbors
 BLOCK_STATES = 1 << 14  # that are assigned to centroids, and moved, at once
+MAX_HALF = 65504.0  # the largest float16
 SAMPLE_STATES, ROUNDS = 64, 8  # of k-means: states for each centroid, and rounds
 
 
@@ -62,7 +63,7 @@ class StoreInfo:
         check_types(self)
         check_range(self, "format", at_least=FORMAT, at_most=FORMAT)
         check_range(self, "neighbors", at_least=1, at_most=MAX_NEIGHBORS)
-        check_range(self, "probes", at_least=1, at_most=MAX_CENTROIDS)
+        check_range(self, "probes", at_least=1, at_most=MAX_PROBES)
         check_range(self, "weight", at_least=0, below=1)
         check_range(self, "temperature", above=0, at_most=1e30)
 
@@ -86,8 +87,9 @@ class Datastore:
     def search(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Find the nearest states of queries, (Q, C). Returns the tokens that followed them and their squared
         distances, (Q, K) each, the nearest first; inf where fewer were found."""
+        size = max(1, min(QUERIES, MAX_CANDIDATES // (self.probes * self.neighbors)))
         with torch.autocast("cpu", enabled=False):
-            parts = [self._search_block(rows) for rows in states.float().cpu().split(QUERIES)]
+            parts = [self._search_block(rows) for rows in states.float().cpu().split(size)]
         index, distances = (torch.cat(part) for part in zip(*parts))
         return self.tokens[index].long(), distances
 
@@ -139,12 +141,12 @@ def open_store(folder: Path, model: str, vocabulary: str, dim: int, vocab_size: 
 
 def check_arrays(folder: Path, arrays: dict[str, np.ndarray], dim: int, vocab_size: int) -> None:
     """Raise InputError unless the arrays are consistent."""
-    N, L = len(arrays["tokens"]), len(arrays["centroids"])
+    N, L = arrays["tokens"].size, arrays["starts"].size - 1
     shapes = {"keys": (N, dim), "squares": (N,), "tokens": (N,), "centroids": (L, dim), "starts": (L + 1,)}
     is_sound = all(arrays[name].shape == shape for name, shape in shapes.items()) and 0 < L <= min(MAX_CENTROIDS, N)
     if is_sound and all(arrays[name].dtype == dtype for name, dtype in ARRAYS.items()):
         starts, tokens = arrays["starts"], arrays["tokens"]
-        is_ordered = starts[0] == 0 and starts[-1] == N and bool((np.diff(starts) >= 0).all())
+        is_ordered = starts[0] == 0 and starts[-1] == N and bool((np.diff(starts) > 0).all())
         if is_ordered and tokens.min() >= 0 and tokens.max() < vocab_size:
             return
     raise InputError(f"the arrays of the store {folder} do not fit together: make it again with `anyformer index`")
@@ -153,39 +155,41 @@ def check_arrays(folder: Path, arrays: dict[str, np.ndarray], dim: int, vocab_si
 def write_store(folder: Path, blocks: Iterable[tuple[Tensor, Tensor]], info: StoreInfo) -> Datastore:
     """Write a store into an empty folder, all but store.json, and open it. `blocks` are states (n, C) and the tokens
     that followed them (n,), in parts of any size."""
-    spool, followers, dim = folder / "states.bin", [], 0
-    with spool.open("wb") as file:
-        for states, next_tokens in blocks:
-            dim = states.shape[1]
-            file.write(states.clamp(-65504, 65504).to(torch.float16).cpu().numpy().tobytes())
-            followers.append(next_tokens.to(torch.int32).cpu().numpy())
-    tokens = np.concatenate(followers)
-    source = np.memmap(spool, np.float16, "r", shape=(len(tokens), dim))
+    tokens = spool_states(spool := folder / "states.bin", blocks)
+    source = np.memmap(spool, np.float16, "r").reshape(len(tokens), -1)
     centroids = find_centroids(source)
-    starts = [*range(0, len(tokens), BLOCK_STATES)]
+    parts = [slice(start, start + BLOCK_STATES) for start in range(0, len(tokens), BLOCK_STATES)]
     owners = np.empty(len(tokens), np.int64)
-    for start in starts:
-        rows = slice(start, start + BLOCK_STATES)
+    for rows in parts:
         owners[rows] = find_nearest(read_block(source, rows), centroids).numpy()
-        report_progress("sorting states", start, 2 * len(tokens))
+        report_progress("sorting states", rows.start, 2 * len(tokens))
+    names, owners, counts = np.unique(owners, return_inverse=True, return_counts=True)  # some may have no state
     order = np.argsort(owners, kind="stable")
     keys = np.lib.format.open_memmap(folder / "keys.npy", "w+", np.float16, source.shape)
     squares = np.empty(len(tokens), np.float32)
-    for start in starts:
-        rows = slice(start, start + BLOCK_STATES)
+    for rows in parts:
         keys[rows] = source[order[rows]]
         squares[rows] = np.square(keys[rows], dtype=np.float32).sum(1)
-        report_progress("sorting states", len(tokens) + start, 2 * len(tokens))
+        report_progress("sorting states", len(tokens) + rows.start, 2 * len(tokens))
     keys.flush()
-    ends = np.cumsum(np.bincount(owners, minlength=len(centroids)))
-    arrays = {"tokens": tokens[order], "squares": squares, "centroids": centroids.numpy()}
-    arrays["starts"] = np.concatenate([[0], ends])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    arrays = {"tokens": tokens[order], "squares": squares, "centroids": centroids.numpy()[names], "starts": starts}
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
     del source
     spool.unlink()
     tensors = {name: torch.from_numpy(array) for name, array in (arrays | {"keys": keys}).items()}
     return Datastore(**tensors, info=info)
+
+
+def spool_states(path: Path, blocks: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Write the states to a file as they come. Returns the tokens that followed them: (N,)"""
+    followers = []
+    with path.open("wb") as file:
+        for states, next_tokens in blocks:
+            file.write(states.clamp(-MAX_HALF, MAX_HALF).to(torch.float16).cpu().numpy().tobytes())
+            followers.append(next_tokens.to(torch.int32).cpu().numpy())
+    return np.concatenate(followers)
 
 
 def find_nearest(states: Tensor, centroids: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..data.text.prepare import BLOCK, TextFiles
 from ..data.text.read import ROW_OPTIONS
 from ..errors import InputError
 from ..indexing import WEIGHTS, find_decoder, read_batches, read_states, score_neighbors, score_own
-from ..inference.datastore import MAX_CENTROIDS, Datastore
+from ..inference.datastore import MAX_PROBES, Datastore
 from ..inference.decode import generate
 from ..inference.sampling import SamplingParams
 from ..model.neighbor_mixture import NeighborMixture
@@ -31,7 +31,7 @@ from .lab import LabResult, LabSettings, LabTable, Log
 
 MAX_TEST_TOKENS = 20_000  # that are predicted: half of them choose the weight of the counts, the others are scored
 COUNT_BLOCK = 256  # tokens whose n-grams are looked up at once
-PROBES = (1, 4, 8, 16, 64, MAX_CENTROIDS)
+PROBES = (1, 4, 8, 16, 64, MAX_PROBES)
 QUERIES, ALONE = 1000, 100  # that measure the search, together and one by one
 TIMED_TOKENS = 100
 
@@ -63,7 +63,8 @@ class Settings(LabSettings):
         super().__post_init__()
         check_range(self, "steps", at_least=1, at_most=10**9)
         check_range(self, "megabytes", above=0, at_most=1000)
-        check_range(self, "neighbors", "probes", at_least=1, at_most=4096)
+        check_range(self, "neighbors", at_least=1, at_most=1024)
+        check_range(self, "probes", at_least=1, at_most=4096)
         check_range(self, "counts", at_least=1, at_most=16)
 
 
