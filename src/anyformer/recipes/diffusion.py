@@ -14,6 +14,7 @@ loss   cross-entropy of the hidden tokens, each row divided by its share: a boun
 Masked diffusion (MDLM, 2406.07524; LLaDA, 2502.09992); the same bound is that of any-order models (2110.02037).
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import Tensor
 from ..data.io.cache import cache_by_files
 from ..data.sampling import sample_indices, select_split, split_by_mask
 from ..data.text.batches import IGNORE_INDEX
-from ..data.text.masking import hide_shares
+from ..data.text.masking import hide_shares, uniform
 from ..data.text.mixtures import Mixture, Source
 from ..data.text.prepare import Corpus, prepare_corpus
 from ..data.text.read import RowOptions
@@ -42,7 +43,7 @@ from ..metrics import describe_bound
 from ..model import LMHead, initialize
 from ..model.kernels.cross_entropy import cross_entropy
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, Examples, LensView, SizeOption, StreamState, advance_stream, init_stream
+from ..recipe import BatchStream, Examples, Figure, LensView, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import EncoderConfig, TextEncoder, as_list, export_graph  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
@@ -319,6 +320,7 @@ class Request(DraftSettings):
 
 
 MAX_GAP_TOKENS = 8  # that are tried for a gap of unknown length
+SHOWN_PASSES = 6  # of the report's figure
 
 
 @torch.inference_mode()
@@ -329,7 +331,7 @@ def predict(model: DiffusionModel, request: dict[str, Any]) -> dict[str, Any]:
     other; "passes" is how often the model has read the text, "drafts" the text after every pass, if asked for.
     """
     fields = parse_dataclass(Request, request, "request")
-    tokenizer, mask_id = model.masked_tokenizer.tokenizer, model.masked_tokenizer.require_mask_id()
+    tokenizer = model.masked_tokenizer.tokenizer
     texts: list[Any] = [None] if fields.input is None else as_list(fields.input)
     rows = [[lay_out(model, fields, text, n) for n in list_lengths(model, fields, text)] for text in texts]
     drafts = [
@@ -338,9 +340,7 @@ def predict(model: DiffusionModel, request: dict[str, Any]) -> dict[str, Any]:
         for sample in range(fields.samples)
     ]
     histories: list[list[str]] = [[] for _ in drafts]
-    is_allowed = find_allowed(tokenizer, fields.allow).to(next(model.parameters()).device)
-    every = [draft for group in drafts for draft in group]
-    for _ in write_drafts(lambda ids, lengths, _: model(ids, lengths), every, mask_id, is_allowed):
+    for _ in write_passes(model, [draft for group in drafts for draft in group], fields.allow):
         for history, group in zip(histories, drafts if fields.drafts else ()):
             shown = show_draft(tokenizer, max(group, key=Draft.rate), fields.gap)
             history += [shown] if history[-1:] != [shown] else []
@@ -350,6 +350,13 @@ def predict(model: DiffusionModel, request: dict[str, Any]) -> dict[str, Any]:
         result = {"input": text, "text": tokenizer.decode(best.ids), "passes": best.n_reads}
         results.append(result | ({"drafts": histories[i]} if fields.drafts else {}))
     return {"results": results}
+
+
+def write_passes(model: DiffusionModel, drafts: Sequence[Draft], allow: str = "") -> Iterator[None]:
+    """Fill and revise drafts; yields after every pass."""
+    is_allowed = find_allowed(model.masked_tokenizer.tokenizer, allow).to(next(model.parameters()).device)
+    mask_id = model.masked_tokenizer.require_mask_id()
+    return write_drafts(lambda ids, lengths, _: model(ids, lengths), drafts, mask_id, is_allowed)
 
 
 def predict_batch(model: DiffusionModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -364,6 +371,25 @@ def form(model: DiffusionModel, config: Config) -> Form:
     settings, example = {"drafts": True}, (text[: len(text) // 2] + GAP + text[len(text) // 2 :])[: model.context]
     task = Task("Fill gaps", "text", Request, "drafts", mark=GAP, usual=usual, settings=settings, examples=(example,))
     return Form((task,))
+
+
+def figures(model: DiffusionModel, config: Config) -> list[Figure]:
+    """Show how a row of the validation split, half of it hidden, is filled and revised, pass by pass."""
+    tokenizer = model.masked_tokenizer.tokenizer
+    ids, sizes = next(eval_rows(config, load_corpus(config), "val"))
+    row = ids[0, : sizes[0]].tolist()
+    order = np.argsort(uniform(0, 0, (len(row),)), kind="stable")
+    gaps = np.sort(order[: -(-len(row) // 2)]).tolist()
+    draft = Draft(row, gaps, gaps, DraftSettings(passes=SHOWN_PASSES, revise=1), 0)
+    drafts = [show_draft(tokenizer, draft, GAP)]
+    drafts += [show_draft(tokenizer, draft, GAP) for _ in write_passes(model, [draft])]
+    side = math.isqrt(len(row))
+    if config.lines and side**2 == len(row) == len(drafts[0]):  # a square grid
+        drafts = ["\n".join(text[i : i + side] for i in range(0, len(text), side)) for text in drafts]
+    right = sum(draft.ids[i] == row[i] for i in gaps)
+    note = f"a row of the validation split of which {len(gaps)} tokens are hidden, filled in {SHOWN_PASSES} passes "
+    note += f"and revised once: {right} of them are those of the row"
+    return [{"kind": "drafts", "title": "A draft, pass by pass", "note": note, "drafts": drafts}]
 
 
 def lens(model: DiffusionModel, request: dict[str, Any]) -> LensView:
