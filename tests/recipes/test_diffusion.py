@@ -230,3 +230,18 @@ def test_requests_that_cannot_be_answered(model: diffusion.DiffusionModel, reque
 def test_recipes_that_write_no_drafts_say_which_one_does(name: str, field: dict):
     with pytest.raises(InputError, match="not trained to fill gaps in any order: anyformer train diffusion"):
         load_recipe(name).predict(SimpleNamespace(tokenizer=None), {"input": "a__"} | field)
+
+
+def test_examples_of_lines_are_half_hidden(grids: diffusion.Config):
+    examples = diffusion.examples(grids)
+    lines = GRIDS[-len(examples.truths) :]
+    assert examples.truths == lines
+    for text, line in zip(examples.request["input"], lines, strict=True):
+        assert text.count("_") == -(-len(line) // 2)
+        assert all(a in ("_", b) for a, b in zip(text, line, strict=True))
+
+
+def test_examples_of_a_text_hide_some_characters(tmp_path: Path):
+    (tmp_path / "text.txt").write_text("a line of words\n" * 50)
+    examples = diffusion.examples(diffusion.Config(data=str(tmp_path / "text.txt"), model=SHAPE))
+    assert examples.request["input"][0].count("____") == 1 and len(examples.truths[0]) == 12

@@ -48,7 +48,7 @@ from ..training.config import TrainConfig
 from ._shared.encoder import EncoderConfig, TextEncoder, as_list, export_graph  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer  # noqa: F401
+from ._shared.text import N_EXAMPLES, TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer  # noqa: F401
 from ._shared.text_lenses import lens_tokens, parse_request
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
@@ -248,8 +248,23 @@ def baselines(config: Config) -> Baselines:
 
 
 def examples(config: Config) -> Examples:
-    corpus = load_corpus(config)
-    return hide_tokens(Mixture((Source(corpus),)), GAP, 1, config.model.context) if not config.lines else Examples()
+    tokenizer = load_corpus(config).tokenizer
+    if not config.lines:
+        n = 4 if has_fixed_gaps(tokenizer) else 1
+        return hide_tokens(Mixture((Source(load_corpus(config)),)), GAP * n, n, config.model.context)
+    if not has_fixed_gaps(tokenizer):
+        return Examples()
+    rows = pick_rows(config, N_EXAMPLES)
+    inputs = [show_gaps(tokenizer, row, gaps, GAP) for row, gaps in rows]
+    return Examples({"input": inputs}, [tokenizer.decode(row) for row, _ in rows])
+
+
+def pick_rows(config: Config, count: int) -> list[tuple[list[int], list[int]]]:
+    """Return rows of the validation split, and which half of each to hide."""
+    ids, sizes = next(eval_rows(config, load_corpus(config), "val"))
+    rows = [row[:size].tolist() for row, size in zip(ids, sizes)][:count]
+    orders = [np.argsort(uniform(0, i, (len(row),)), kind="stable").tolist() for i, row in enumerate(rows)]
+    return [(row, sorted(order[: -(-len(row) // 2)])) for row, order in zip(rows, orders)]
 
 
 # --- training ---
@@ -342,7 +357,7 @@ def predict(model: DiffusionModel, request: dict[str, Any]) -> dict[str, Any]:
     histories: list[list[str]] = [[] for _ in drafts]
     for _ in write_passes(model, [draft for group in drafts for draft in group], fields.allow):
         for history, group in zip(histories, drafts if fields.drafts else ()):
-            shown = show_draft(tokenizer, max(group, key=Draft.rate), fields.gap)
+            shown = show_draft(model, max(group, key=Draft.rate), fields.gap)
             history += [shown] if history[-1:] != [shown] else []
     results = []
     for i, group in enumerate(drafts):
@@ -375,14 +390,10 @@ def form(model: DiffusionModel, config: Config) -> Form:
 
 def figures(model: DiffusionModel, config: Config) -> list[Figure]:
     """Show how a row of the validation split, half of it hidden, is filled and revised, pass by pass."""
-    tokenizer = model.masked_tokenizer.tokenizer
-    ids, sizes = next(eval_rows(config, load_corpus(config), "val"))
-    row = ids[0, : sizes[0]].tolist()
-    order = np.argsort(uniform(0, 0, (len(row),)), kind="stable")
-    gaps = np.sort(order[: -(-len(row) // 2)]).tolist()
+    ((row, gaps),) = pick_rows(config, 1)
     draft = Draft(row, gaps, gaps, DraftSettings(passes=SHOWN_PASSES, revise=1), 0)
-    drafts = [show_draft(tokenizer, draft, GAP)]
-    drafts += [show_draft(tokenizer, draft, GAP) for _ in write_passes(model, [draft])]
+    drafts = [show_draft(model, draft)]
+    drafts += [show_draft(model, draft) for _ in write_passes(model, [draft])]
     side = math.isqrt(len(row))
     if config.lines and side**2 == len(row) == len(drafts[0]):  # a square grid
         drafts = ["\n".join(text[i : i + side] for i in range(0, len(text), side)) for text in drafts]
@@ -402,12 +413,13 @@ def list_lengths(model: DiffusionModel, fields: Request, text: str | None) -> Se
     """Return the numbers of tokens that are tried for the gaps of a text, or of a text that is all gaps."""
     if text is None:
         return [min(fields.tokens or model.context, model.context)]
-    return [1] if has_fixed_gaps(model) else [fields.tokens] if fields.tokens else range(1, MAX_GAP_TOKENS + 1)
+    is_fixed = has_fixed_gaps(model.masked_tokenizer.tokenizer)
+    return [1] if is_fixed else [fields.tokens] if fields.tokens else range(1, MAX_GAP_TOKENS + 1)
 
 
-def has_fixed_gaps(model: DiffusionModel) -> bool:
+def has_fixed_gaps(tokenizer: Tokenizer) -> bool:
     """Whether a character is a token, so that a gap says how many tokens are missing."""
-    return model.masked_tokenizer.tokenizer.kind in ("char", "byte")
+    return tokenizer.kind in ("char", "byte")
 
 
 def lay_out(model: DiffusionModel, fields: Request, text: str | None, n: int) -> tuple[list[int], list[int], list[int]]:
@@ -417,7 +429,7 @@ def lay_out(model: DiffusionModel, fields: Request, text: str | None, n: int) ->
     if text is None:
         return [mask_id] * n, list(range(n)), list(range(n))
     gap = re.escape(fields.gap)
-    first, *others = re.split(gap if has_fixed_gaps(model) else f" ?{gap}+", text)
+    first, *others = re.split(gap if has_fixed_gaps(tokenizer) else f" ?{gap}+", text)
     if not others and not fields.edit:
         raise InputError(f"{shorten(text)} has no gap: write {fields.gap} for each token that is missing")
     ids = tokenizer.encode(first).tolist()
@@ -445,12 +457,16 @@ def find_allowed(tokenizer: Tokenizer, characters: str) -> Tensor:
     return is_allowed
 
 
-def show_draft(tokenizer: Tokenizer, draft: Draft, gap: str) -> str:
-    """Return the text of a draft, with a gap for each token that is hidden."""
-    text, start, hidden = "", 0, set(draft.open)
-    for stop in range(1, len(draft.ids) + 1):
-        if stop == len(draft.ids) or (stop in hidden) != (start in hidden):
-            text += gap * (stop - start) if start in hidden else tokenizer.decode(draft.ids[start:stop])
+def show_draft(model: DiffusionModel, draft: Draft, gap: str = GAP) -> str:
+    return show_gaps(model.masked_tokenizer.tokenizer, draft.ids, draft.open, gap)
+
+
+def show_gaps(tokenizer: Tokenizer, ids: Sequence[int], gaps: Sequence[int], gap: str) -> str:
+    """Return the text of some ids, with a gap for each token that is hidden."""
+    text, start, hidden = "", 0, set(gaps)
+    for stop in range(1, len(ids) + 1):
+        if stop == len(ids) or (stop in hidden) != (start in hidden):
+            text += gap * (stop - start) if start in hidden else tokenizer.decode(ids[start:stop])
             start = stop
     return text
 
