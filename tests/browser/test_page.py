@@ -110,6 +110,16 @@ def test_a_draft_is_shown_pass_by_pass(page: Any, models: dict[str, Model]):
     page.wait_for_function("text => document.querySelector('.draft .text').textContent === text", arg=result["text"])
 
 
+def test_a_grid_of_digits_is_shown_as_one(page: Any):
+    page.emulate_media(reduced_motion="reduce")
+    page.goto("/")
+    draw = """async ([before, after]) => (await import("/page/answers.js"))
+        .drawAnswer("drafts", { results: [{ input: before, text: after, passes: 1, drafts: [after] }] })[0]
+        .querySelector(".text").innerHTML"""
+    assert page.evaluate(draw, ["12345678123_5678", "1234567812345678"]) == "1234\n5678\n123<mark>4</mark>\n5678"
+    assert page.evaluate(draw, ["a text of 16 ch_", "a text of 16 cha"]) == "a text of 16 ch<mark>a</mark>"
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_texts_are_continued_as_python_continues_them(page: Any, models: dict[str, Model], name: str):
     open_model(page, name)

@@ -113,14 +113,22 @@ function drawGaps(result) {
 /** A text, and the drafts that led to it as steps: what a pass has written is marked. */
 function drawDraft(result) {
   const drafts = [result.input, ...(result.drafts ?? [result.text])].filter((draft) => typeof draft === "string");
+  const rows = drafts.map(wrapGrid);
   const text = h("p", { class: "text" });
   const facts = h("output", { class: "quiet" });
   const show = (step) => {
-    text.replaceChildren(...(step ? markChanges(drafts[step - 1], drafts[step]) : [drafts[0]]));
+    text.replaceChildren(...markChanges(rows[Math.max(0, step - 1)], rows[step]));
     facts.textContent = `draft ${step + 1} of ${drafts.length} · the model has read it ${result.passes} times in all`;
   };
   if (!result.drafts || drafts.length < 2) return h("div", {}, h("p", { class: "text" }, result.text));
   return h("div", { class: "draft" }, text, makePlayer(drafts.length, show, "draft", Math.min(600, 6000 / drafts.length)), facts);
+}
+
+/** A square grid of digits, with `_` for those that are missing, on lines of its own; any other text as it is. */
+function wrapGrid(text) {
+  const side = Math.sqrt(text.length);
+  const isGrid = Number.isInteger(side) && side > 3 && /^[\d_]+$/.test(text);
+  return isGrid ? text.match(new RegExp(`.{${side}}`, "g")).join("\n") : text;
 }
 
 /** A text with the characters marked that differ from those before; as it is, where its length is another one. */
