@@ -93,14 +93,19 @@ def fill_with_drafts(model: Any, **settings: Any) -> Filler:
 
 
 def fill_with_language(model: Any) -> Filler:
+    tokenizer = model.module.tokenizer
+
+    def encode(text: str) -> list[int]:
+        return [tokenizer.end_id, *tokenizer.encode(text).tolist()]  # a document begins after the end of another one
+
     def fill(gaps: Sequence[Gap]) -> list[str]:
-        prompts, tokens = [gap.write() + FILL for gap in gaps], max(len(gap.truth) for gap in gaps)
-        samples = model.generate(prompts, tokens=tokens, temperature=0)["samples"]
+        prompts, tokens = [encode(gap.write() + FILL) for gap in gaps], max(len(gap.truth) for gap in gaps)
+        samples = model.predict(prompt=prompts, tokens=tokens, temperature=0)["samples"]
         return [sample["text"][: len(gap.truth)] for sample, gap in zip(samples, gaps)]
 
     def score(gap: Gap) -> float:
-        ids = model.module.tokenizer.encode(gap.write() + FILL + gap.truth).tolist()
-        return sum(token.logprob for token in score_tokens(model.module, ids)[-len(gap.truth) :])
+        scores = score_tokens(model.module, encode(gap.write() + FILL + gap.truth))
+        return sum(token.logprob for token in scores[-len(gap.truth) :])
 
     return Filler(fill, score)
 

@@ -146,8 +146,9 @@ def ask_drafts(model: Any, texts: list[str], **settings: Any) -> list[str]:
 
 def ask_language(model: Any, rows: list[tuple[str, str]]) -> list[str]:
     """Let a language model write the solution behind each puzzle."""
-    cells = len(rows[0][0])
-    samples = model.generate([f"{puzzle}=" for puzzle, _ in rows], tokens=cells, temperature=0)["samples"]
+    cells, tokenizer = len(rows[0][0]), model.module.tokenizer
+    prompts = [[tokenizer.end_id, *tokenizer.encode(f"{puzzle}=").tolist()] for puzzle, _ in rows]
+    samples = model.predict(prompt=prompts, tokens=cells, temperature=0)["samples"]
     return [sample["text"] for sample in samples]
 
 
