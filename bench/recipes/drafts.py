@@ -34,7 +34,7 @@ WINDOW, SIDE = 100, 20  # characters around a gap, and at least on each side
 GAP, FILL = "~", "|"  # neither is in the plays
 MAX_MIDDLE, N_FIM = 24, 60_000  # of the training of `fim`
 PLANTED = (0.05, 0.1)  # share of wrong characters
-REVISIONS = (0, 1, 2, 3, 4)
+REVISIONS, PASSES = (0, 1, 2, 4), 32  # of a sample of 128 characters
 
 
 class Gap(NamedTuple):
@@ -167,11 +167,10 @@ def revise_samples(model: Any, language: Any, text: str, n_tests: int, seed: int
     context, rng = model.config.model.context, np.random.default_rng(3)
     starts = rng.integers(len(text) - context, size=n_tests).tolist()
     rows = {"held-out text": describe_texts(language, [text[start : start + context] for start in starts])}
-    for passes in (16, 64):
-        settings = {"samples": n_tests, "temperature": 1.0, "passes": passes, "order": "random", "seed": seed}
-        for n in REVISIONS:
-            samples = [result["text"] for result in model.predict(revise=n, **settings)["results"]]
-            rows[f"{passes} passes, {n} revisions"] = describe_texts(language, samples)
+    settings = {"samples": n_tests, "temperature": 1.0, "passes": PASSES, "order": "random", "seed": seed}
+    for n in REVISIONS:
+        samples = [result["text"] for result in model.predict(revise=n, **settings)["results"]]
+        rows[f"{PASSES} passes, {n} revisions"] = describe_texts(language, samples)
     return rows
 
 
