@@ -10,9 +10,9 @@ MAX_INPUT_CHARS = 200
 
 
 def format_prediction(answer: Mapping[str, Any]) -> list[str]:
-    """Format an answer of `predict` for a person: samples as they are, results one per line."""
+    """Format an answer of `predict` for a person: samples as they are, with their notes; results one per line."""
     if answer.get("samples"):
-        return [sample["text"] for sample in answer["samples"]]
+        return ["\n".join([s["text"], *(f"note: {note}" for note in s.get("notes", ()))]) for s in answer["samples"]]
     if answer.get("results") == []:  # there was nothing to ask
         return []
     return ["\n".join(format_result(result) for result in answer.get("results") or [answer])]

@@ -19,6 +19,7 @@ from .data.io.remote import fetch_data
 from .errors import InputError
 from .examples import predict_examples
 from .forms import DEFAULT_FORM, Form, add_examples, describe_form
+from .longer_context import ContextChange, change_context
 from .model.inspection import attention_weights
 from .model.intervention import Rule, ablate, patch
 from .model.quantization.quantize import WeightFormat, quantize
@@ -38,6 +39,8 @@ from .training.run_directory import RunDirectory, describe_run
 
 if TYPE_CHECKING:
     from .report.notebook import Run
+
+UNCHANGED = ContextChange()
 
 
 class Model:
@@ -397,9 +400,20 @@ def load_public(path: Path, device: str = "auto") -> Model:
     return Model(recipe, config, model.to(resolve_device(device)), state, path)
 
 
+def change_model(model: Model, change: ContextChange) -> Model:
+    """Return the model with another context; its weights stay."""
+    config = change_context(model.config, change)
+    with SkipInit():
+        module = model.recipe.build(config)
+    module.load_state_dict(model.module.state_dict())
+    state = {"step": model.step, "stream_state": model.stream_state, "missing_keys": model.missing_keys}
+    return Model(model.recipe, config, module, state, model.path)
+
+
 @check_arguments
-def import_checkpoint(source: str | Path, out: Path, command: str = "") -> Model:
-    """Turn a public checkpoint into a run directory. Raises InputError; nothing half-written remains."""
+def import_checkpoint(source: str | Path, out: Path, command: str = "", change: ContextChange = UNCHANGED) -> Model:
+    """Turn a public checkpoint, or a run with another context, into a run directory. Raises InputError; nothing
+    half-written remains."""
     run = RunDirectory(out)
     if run.exists:
         raise InputError(f"{out} is a run already: name another directory with --out")
@@ -408,16 +422,18 @@ def import_checkpoint(source: str | Path, out: Path, command: str = "") -> Model
     if not source.exists():
         raise InputError(f"there is no checkpoint at {source}")
     if source.is_dir() and not hf_folder.is_hf_folder(source) and not hf_folder.find_gguf(source):
-        if RunDirectory(source).exists:
+        if not RunDirectory(source).exists:
+            raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")
+        if change == UNCHANGED:
             raise InputError(f"{source} is a run of anyformer already: use it as it is, or copy the directory")
-        raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")
-    model = load_public(source, "cpu")
+    model = load(source, "cpu")
+    model = model if change == UNCHANGED else change_model(model, change)
     content = describe_run(model.name, "imported", model.config, command)
-    state = {"step": 0, "stream_state": model.stream_state, "best": {}, "missing_keys": model.missing_keys}
+    state = {"step": model.step, "stream_state": model.stream_state, "best": {}, "missing_keys": model.missing_keys}
     with run.lock():
         run.create(content)
         try:
-            with checkpoints.atomic_directory(run.checkpoints / "step-0") as folder:
+            with checkpoints.atomic_directory(run.checkpoints / f"step-{model.step}") as folder:
                 checkpoints.write_model(folder, model.module, content, state)
         except BaseException:
             run.remove()

@@ -32,6 +32,7 @@ SETTINGS = {
     "norm_place": ("pre",),
     "scale": (None,),
     "qk_norm": (False,),
+    "rope_scaling": (None,),
 }
 VOCABULARY = {"vocab_size": ("padded_vocab", REQUIRED), "tie_word_embeddings": ("tied", False)}
 NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}

@@ -7,7 +7,11 @@ const ranked = (probabilities) => Object.entries(probabilities).sort((a, b) => b
 const truth = (result) => ("truth" in result ? h("p", { class: "quiet" }, `truth: ${format(result.truth)}`) : null);
 
 const DRAWERS = {
-  completions: (answer) => answer.samples.map((sample) => drawText(sample.prompt, sample.text)),
+  completions: (answer) =>
+    answer.samples.flatMap((sample) => [
+      drawText(sample.prompt, sample.text),
+      ...(sample.notes?.length ? [drawNotes(sample.notes)] : []),
+    ]),
   classes: (answer) => answer.results.map(drawClasses),
   targets: (answer) => answer.results.map(drawTargets),
   masks: (answer) => answer.results.map(drawMasks),
@@ -39,6 +43,11 @@ function drawJson(answer, isOpen) {
 
 export function drawText(prompt, text) {
   return h("p", { class: "text" }, h("span", { class: "quiet" }, prompt), h("span", { class: "new" }, text));
+}
+
+/** The notes that hold at the end of a text. */
+export function drawNotes(notes) {
+  return h("section", {}, h("h3", {}, "Notes"), h("ul", { class: "plain" }, notes.map((text) => h("li", {}, text))));
 }
 
 const headline = (text, note) =>
