@@ -27,7 +27,8 @@ Figure = dict[str, Any]
 "matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of the darkest cell (None: the largest);
 "lines": "x_label", "lines" [{"name", "x" [number], "y" [number], or of a filled band "low" and "high" instead of "y"}],
 "zero", whether the y axis starts at 0;
-"images": "images" [{"png" (base64), "caption"}]."""
+"images": "images" [{"png" (base64), "caption"}];
+"drafts": "drafts" [text], as it becomes what the last one is."""
 
 
 # --- the six names ---

@@ -47,7 +47,14 @@ from ._shared.pairs import (  # noqa: F401
 )
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import file_input, first_tokens, hide_tokens, load_mixture, load_text_tokenizer  # noqa: F401
+from ._shared.text import (  # noqa: F401
+    file_input,
+    first_tokens,
+    hide_tokens,
+    load_mixture,
+    load_text_tokenizer,
+    refuse_draft_fields,
+)
 from ._shared.text_lenses import lens_pair, parse_request
 from ._shared.trivial_baselines import Baselines, score_bigrams
 
@@ -193,6 +200,7 @@ def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
 
     Returns {"results": [{"input", "text", "gaps", "score"}, ...]}; "gaps" are the texts that fill each gap.
     """
+    refuse_draft_fields(request)
     request = {"input": first_tokens(model.pair_tokenizer.source) + GAP} | request
     parsed = parse_dataclass(TranslationRequest, request, "request")
     if parsed.structure is not None:

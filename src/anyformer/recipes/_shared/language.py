@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...data.text.batches import IGNORE_INDEX, segment
 from ...data.tokenizers.build import Tokenizer
-from ...inference.completion import Completion, generate_text, parse_request
+from ...inference.completion import Completion, generate_text
 from ...inference.notes import build_notes
 from ...metrics import describe_tokens
 from ...model.cache import KVCache
@@ -27,7 +27,7 @@ from ...parsing import check_range
 from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
 from .mixtures import score_by_source, tag_batch
-from .text import CausalTextConfig, load_mixture
+from .text import CausalTextConfig, load_mixture, parse_completion
 from .trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -155,7 +155,7 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def stream(model: Any, request: dict[str, Any]) -> Iterator[list[Completion]]:
     """As `predict`, token by token: yield all completions after every token."""
-    return generate_text(model, model.tokenizer, parse_request(request, model.tokenizer))
+    return generate_text(model, model.tokenizer, parse_completion(request, model.tokenizer))
 
 
 def decoder(model: Any) -> Any:

@@ -20,7 +20,7 @@ from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
 from ...errors import InputError
 from ...forms import Form, Task
-from ...inference.completion import CompletionRequest, default_prompt, generate_text
+from ...inference.completion import CompletionRequest, default_prompt, generate_text, parse_request
 from ...parsing import check_range, check_types, parse_dataclass, path_field
 from ...recipe import Examples, FileInput
 
@@ -28,6 +28,7 @@ TEXT_COLUMN = "text"  # of rows, where a config names none
 N_EXAMPLES, SHORT_EXAMPLE, LONG_EXAMPLE = 3, 120, 4000  # characters: preferred, and at most
 MAX_EXAMPLE_TOKENS, MAX_LINE_TOKENS, MIN_SHOWN_TOKENS = 4096, 32, 6  # read for examples; of a line; left of it
 USUAL_SAMPLING = {"temperature": (0.0, 2.0), "repetition_penalty": (1.0, 2.0), "tokens": (1, 1000)}
+DRAFT_FIELDS = ("order", "passes", "revise", "remask", "edit", "gap")  # of requests to recipes that write drafts
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
@@ -149,6 +150,24 @@ def load_config_tokenizer(config: VocabularyConfig, train: Callable[[], Tokenize
 def load_text_tokenizer(config: Any) -> Tokenizer:
     """Return the tokenizer of a text: from its file, or that of the prepared corpus."""
     return load_config_tokenizer(config, lambda: load_mixture(config).tokenizer)
+
+
+# --- requests ---
+
+
+def parse_completion(request: dict[str, Any], tokenizer: Tokenizer) -> CompletionRequest:
+    """Return a request to continue texts. Raises InputError."""
+    refuse_draft_fields(request)
+    return parse_request(request, tokenizer)
+
+
+def refuse_draft_fields(request: dict[str, Any]) -> None:
+    """Raise InputError where a model that writes no drafts is asked for one."""
+    if names := [name for name in DRAFT_FIELDS if name in request]:
+        raise InputError(
+            f"request: {names[0]}: this model was not trained to fill gaps in any order: anyformer train diffusion, or "
+            "of pairs of texts mask_predict"
+        )
 
 
 # --- examples ---
