@@ -39,7 +39,8 @@ class Recipe(Protocol):
 
     Batches map names to tensors; what is predicted is `labels`, `IGNORE_INDEX` where nothing is. A model may have an
     attribute `files`, texts by file name that are stored next to its weights ("tokenizer.json"); once a model is
-    loaded, the config field of the same name ("tokenizer") is the path of that file.
+    loaded, the config field of the same name ("tokenizer") is the path of that file. Its attribute `extended_tensors`
+    names those that may have more rows than in a model that it starts from, as for new tokens of a vocabulary.
     """
 
     PRESETS: Mapping[str, Any]
@@ -209,6 +210,17 @@ class Examples:
     """For `predict`. Empty: the recipe's own example."""
     truths: list[Any] = dataclasses.field(default_factory=list)
     """What each result should be."""
+
+
+MaskedExample = list[tuple[str, bool]]
+"""The tokens of an example, and whether each is trained."""
+
+
+@runtime_checkable
+class SupportsLossMask(Protocol):
+    """Only a part of each example is trained, which can be shown: `anyformer train --show-mask`."""
+
+    def mask_examples(self, config: Any) -> list[MaskedExample]: ...
 
 
 @runtime_checkable

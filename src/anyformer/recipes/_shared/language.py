@@ -23,16 +23,16 @@ from ...model.heads import LMHead
 from ...model.kernels.cross_entropy import cross_entropy
 from ...model.transformer import Transformer
 from ...parsing import check_range
-from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
+from ...recipe import BatchStream, Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
 from .mixtures import score_by_source, tag_batch
-from .text import TextConfig, load_mixture
+from .text import TextConfig, VocabularyConfig, load_mixture
 from .trivial_baselines import Baselines, score_token_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(TextConfig):
-    """A language model, its text and its training."""
+class DecoderConfig(VocabularyConfig):
+    """A causal model, its vocabulary and its training."""
 
     tied: bool = True
     """The head reads the embedding's own weights (1608.05859)."""
@@ -40,9 +40,6 @@ class LanguageConfig(TextConfig):
     """Nodes that a local layer reads, the node itself included. None: all layers are global."""
     global_every: int = 2
     """With a window: every how many layers one is global."""
-    documents: Literal["joined", "apart"] = "joined"
-    """Documents of the data (files, lines of a jsonl) in one window: joined, the model learns to ignore what is before
-    an end-of-text token; or apart, each reads itself only, at positions from 0."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -51,10 +48,19 @@ class LanguageConfig(TextConfig):
         check_range(self, "window", "global_every", at_least=1, at_most=1 << 24)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(DecoderConfig, TextConfig):
+    """A language model, its text and its training."""
+
+    documents: Literal["joined", "apart"] = "joined"
+    """Documents of the data (files, lines of a jsonl) in one window: joined, the model learns to ignore what is before
+    an end-of-text token; or apart, each reads itself only, at positions from 0."""
+
+
 class LanguageModel(nn.Module):
     """ids (B, T) -> logits (B, T, V)"""
 
-    def __init__(self, config: LanguageConfig, tokenizer: Tokenizer):
+    def __init__(self, config: DecoderConfig, tokenizer: Tokenizer):
         super().__init__()
         self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.to_json(), **tokenizer.extra_files}
         vocab_size = max(tokenizer.vocab_size, config.padded_vocab or 0)
@@ -64,11 +70,7 @@ class LanguageModel(nn.Module):
         self.edges = build_layer_edges(config)
 
     def hidden(
-        self,
-        ids: Tensor,
-        cache: KVCache | None = None,
-        document: Tensor | None = None,
-        positions: Tensor | None = None,
+        self, ids: Tensor, cache: KVCache | None = None, document: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
         """Return the nodes after the last block, (B, T, C). With a cache, ids are the next ones of each row. `document`
         and `positions` (B, T) are those of each token, where rows hold documents that are kept apart."""
@@ -84,7 +86,7 @@ class LanguageModel(nn.Module):
         return self.head(self.hidden(ids, cache, **inputs))
 
 
-def build_layer_edges(config: LanguageConfig) -> list[Edges]:
+def build_layer_edges(config: DecoderConfig) -> list[Edges]:
     """Return the rule of each layer: causal, and local except in every `global_every`-th layer."""
     if config.window is None:
         return [causal] * config.model.n_layer
@@ -92,9 +94,7 @@ def build_layer_edges(config: LanguageConfig) -> list[Edges]:
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
 
 
-def batches(
-    config: Any, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Any, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield windows of the text: ids and labels, (B, T) each, the labels one token ahead.
 
     "train": random windows without end. "val" and "all": one pass in which every token is predicted once.

@@ -17,6 +17,7 @@ from ...data.text.shards import corpus_files
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
+from ...errors import InputError
 from ...forms import Form, Task
 from ...inference.completion import CompletionRequest, default_prompt, generate_text
 from ...parsing import check_range, check_types, parse_dataclass, path_field
@@ -176,7 +177,7 @@ def form(model: Any, config: Any) -> Form:
         "usual": USUAL_SAMPLING,
         "omit": () if model.tokenizer.has_chat_template else ("messages",),
     }
-    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": "Hello!"}],)
+    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": greet(model.tokenizer)}],)
     tasks = [
         Task("Continue a text", "prompt", CompletionRequest, "completions", "prompt", examples=prompts, **settings)
     ]
@@ -185,6 +186,15 @@ def form(model: Any, config: Any) -> Form:
             0, Task("Chat", "messages", CompletionRequest, "completions", "messages", examples=chats, **settings)
         )
     return Form(tuple(tasks))
+
+
+def greet(tokenizer: Tokenizer) -> str:
+    """Return a message that the vocabulary can encode."""
+    try:
+        tokenizer.encode("Hello!")
+    except InputError:
+        return first_tokens(tokenizer)
+    return "Hello!"
 
 
 def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
