@@ -59,9 +59,7 @@ def count_exact(pairs: Sequence[Pair], answers: Sequence[str]) -> dict[str, floa
 
 def ask(model: Any, pairs: Sequence[Pair], batch: int = 480) -> list[str]:
     parts = [[request for request, _ in pairs[i : i + batch]] for i in range(0, len(pairs), batch)]
-    return [
-        result["text"] for part in parts for result in model.predict(part, temperature=0.0, tokens=24)["results"]
-    ]
+    return [result["text"] for part in parts for result in model.predict(part, temperature=0.0, tokens=24)["results"]]
 
 
 def ask_base(model: Any, pairs: Sequence[Pair], words: Sequence[str], batch: int = 120) -> list[str]:

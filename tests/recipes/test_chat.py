@@ -42,8 +42,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("tuned") / "run"
+def chat_run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("chat_run") / "run"
     api.train("chat", out=out, init=base, data=DATA, train=TRAIN, progress=False)
     return out
 
@@ -145,8 +145,8 @@ def test_the_loss_is_that_of_the_answers_alone():
 # --- from any model ---
 
 
-def test_special_tokens_are_added_to_the_vocabulary(base: Path, tuned: Path):
-    source, model = api.load(base, "cpu"), api.load(tuned, "cpu")
+def test_special_tokens_are_added_to_the_vocabulary(base: Path, chat_run: Path):
+    source, model = api.load(base, "cpu"), api.load(chat_run, "cpu")
     n_base, n_tuned = (m.module.nodes.token.num_embeddings for m in (source, model))
     assert (n_base, n_tuned, model.module.head.project.out_features) == (257, 262, 262)
     assert model.module.tokenizer.has_chat_template and not source.module.tokenizer.has_chat_template
@@ -159,11 +159,11 @@ def test_special_tokens_are_added_to_the_vocabulary(base: Path, tuned: Path):
         assert (first[257:] - second.mean(0)).abs().max() < 0.2 and not torch.equal(first[257], first[258])
 
 
-def test_it_is_trained_from_its_own_run_and_resumed(tuned: Path, tmp_path: Path):
-    again = api.train("chat", out=tmp_path / "again", init=tuned, data=DATA, train=TRAIN, progress=False)
+def test_it_is_trained_from_its_own_run_and_resumed(chat_run: Path, tmp_path: Path):
+    again = api.train("chat", out=tmp_path / "again", init=chat_run, data=DATA, train=TRAIN, progress=False)
     assert again.module.nodes.token.num_embeddings == 262, "the template is there already"
-    more = api.train("chat", out=tmp_path / "again", resume=True, train={"steps": 8}, progress=False)
-    assert more.path.name in ("step-3", "step-6", "step-8")
+    longer = api.train("chat", out=tmp_path / "again", resume=True, train={"steps": 8}, progress=False)
+    assert longer.path.name in ("step-3", "step-6", "step-8")
 
 
 def test_adapters_train_the_new_tokens_too(base: Path, tmp_path: Path):
@@ -177,14 +177,14 @@ def test_adapters_train_the_new_tokens_too(base: Path, tmp_path: Path):
     assert loaded.predict("Hi", tokens=4, temperature=0) == model.predict("Hi", tokens=4, temperature=0)
 
 
-def test_an_exported_model_is_asked_by_transformers(tuned: Path, tmp_path: Path):
-    export_checkpoint(tuned, "hf", tmp_path / "hf")
+def test_an_exported_model_is_asked_by_transformers(chat_run: Path, tmp_path: Path):
+    export_checkpoint(chat_run, "hf", tmp_path / "hf")
     reference = open_reference(transformers.AutoModelForCausalLM, tmp_path / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     messages = [{"role": "user", "content": "Spell fox"}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = reference.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    model = api.load(tuned, "cpu")
+    model = api.load(chat_run, "cpu")
     answer = model.predict(messages=messages, tokens=8, temperature=0)["samples"][0]
     end_ids = model.module.tokenizer.end_ids
     assert answer["tokens"] == [i for i in output.tolist() if i not in end_ids]
@@ -196,8 +196,8 @@ def test_an_exported_model_is_asked_by_transformers(tuned: Path, tmp_path: Path)
 # --- asked ---
 
 
-def test_answers(tuned: Path):
-    model = api.load(tuned, "cpu")
+def test_answers(chat_run: Path):
+    model = api.load(chat_run, "cpu")
     settings: dict[str, Any] = {"tokens": 5, "temperature": 0}
     first, second = model.predict(["Hi", "Bye"], **settings)["results"]
     assert (first["input"], second["input"]) == ("Hi", "Bye")
@@ -211,8 +211,8 @@ def test_answers(tuned: Path):
     assert len(several) == 3
 
 
-def test_exact_answers_are_counted(tuned: Path, monkeypatch: pytest.MonkeyPatch):
-    model = api.load(tuned, "cpu")
+def test_exact_answers_are_counted(chat_run: Path, monkeypatch: pytest.MonkeyPatch):
+    model = api.load(chat_run, "cpu")
     truths = [c.messages[c.answers[-1]]["content"] for c in chat.load_conversations(model.config).split("val")]
 
     def answer(*_: Any) -> Any:
@@ -287,10 +287,10 @@ def test_without_an_answer_nothing_is_trained(tmp_path: Path):
 # --- beside TRL ---
 
 
-def test_masks_and_loss_are_those_of_trl(tuned: Path, tmp_path: Path):
+def test_masks_and_loss_are_those_of_trl(chat_run: Path, tmp_path: Path):
     """Of messages, whose template marks answers for TRL, and of prompt and completion, which it takes as they are."""
     trl = pytest.importorskip("trl", reason="the oracle of this test: pip install trl datasets")
-    export_checkpoint(tuned, "hf", tmp_path / "hf")
+    export_checkpoint(chat_run, "hf", tmp_path / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     tokenizer.pad_token = tokenizer.eos_token
     head, tail = "{{ message['content'] or '' }}", "<|end|>{% endfor %}"
@@ -299,7 +299,7 @@ def test_masks_and_loss_are_those_of_trl(tuned: Path, tmp_path: Path):
     middle = tokenizer.chat_template[tokenizer.chat_template.index(head) :].partition(tail)[0] + tail
     template = tokenizer.chat_template.replace(middle, marked)
     assert template.count("generation %}") == 2
-    model = api.load(tuned, "cpu")
+    model = api.load(chat_run, "cpu")
     conversations = [c for c in chat.load_conversations(model.config).split("all") if not c.tools][:8]
     pairs = [{"prompt": c.prompt, "completion": c.messages[len(c.prompt) :]} for c in conversations]
     for loss_on, rows, only_answers in (
@@ -329,7 +329,6 @@ def build_trl_trainer(trl: Any, folder: Path, tokenizer: Any, rows: list[Any], o
         use_cpu=True,
         report_to="none",
         bf16=False,
-        gradient_checkpointing=False,
         disable_tqdm=True,
     )
     model = open_reference(transformers.AutoModelForCausalLM, folder / "hf")

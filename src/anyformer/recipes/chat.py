@@ -16,7 +16,7 @@ InstructGPT's first step (2203.02155); loss on answers only as in 2210.11416 and
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,13 @@ PRESETS = {
         model=make_modern_config(128, 5, 4, 256),
         train=TrainConfig(steps=2000, batch=64, lr=4e-3, weight_decay=0.01, eval_batches=10, **MUON),
     ),
+    # adapters on a public chat model: bring --data, --init and --lora.rank 8
+    "adapters": Config(
+        data="chats.jsonl",
+        val_fraction=0.05,
+        model=make_modern_config(128, 5, 4, 256),
+        train=TrainConfig(steps=200, batch=8, lr=1e-3, warmup=10, weight_decay=0.0, eval_every=50, save_every=50),
+    ),
 }
 
 
@@ -146,21 +153,13 @@ Row = list[TrainedTokens]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The conversations of the splits "train" and "val", packed into rows as wide as the longest conversation."""
+    """The conversations of the splits "train" and "val" as tokens."""
 
     conversations: dict[str, list[TrainedTokens]]
     width: int
+    """Of a row of a batch: that of the longest conversation."""
     n_skipped: int
     n_cut: int
-
-    @cached_property
-    def splits(self) -> dict[str, list[Row]]:
-        every = {**self.conversations, "all": [row for part in self.conversations.values() for row in part]}
-        return {name: self.pack(part) for name, part in every.items()}
-
-    def pack(self, conversations: Sequence[TrainedTokens]) -> list[Row]:
-        numbers = pack_rows([len(conversation) for conversation in conversations], self.width)
-        return [[conversations[i] for i in row] for row in numbers]
 
 
 @cache_by_files(config_files)
@@ -180,13 +179,22 @@ def load_rows(config: Config) -> Rows:
     return Rows(parts, width, data.n_skipped + rows.count(None), n_cut)
 
 
+@lru_cache(maxsize=8)
+def pack_split(data: Rows, name: str) -> list[Row]:
+    """Return the rows of "train", "val" or "all"."""
+    every = [row for part in data.conversations.values() for row in part]
+    conversations = select_split(name, {**data.conversations, "all": every})
+    numbers = pack_rows([len(conversation) for conversation in conversations], data.width)
+    return [[conversations[i] for i in row] for row in numbers]
+
+
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield batches; the keys are those of `collate_conversations`. "train" never ends; "val" and "all" yield every
     conversation once."""
     c, data = config.train, load_rows(config)
     sha256, counts = load_conversations(config).sha256, count_rows(split, lambda name: data.conversations[name])
     state = init_stream(state, config.data, sha256, rows=counts, skipped=data.n_skipped, cut=data.n_cut)
-    rows = select_split(split, data.splits)
+    rows = pack_split(data, split)
     if split != "train":
         for start in range(0, len(rows), c.batch):
             yield make_batch(rows[start : start + c.batch], data.width), state

@@ -57,7 +57,10 @@ def encode_conversations(
     for start in range(0, len(conversations), REPORT_ROWS):
         part = conversations[start : start + REPORT_ROWS]
         for conversation, (text, spans) in zip(part, render_parts(part, tokenizer, loss_on), strict=True):
-            rows.append(mark_tokens(tokenizer, conversation.where, text, spans if loss_on != "all" else None))
+            try:
+                rows.append(mark_tokens(tokenizer, text, spans if loss_on != "all" else None))
+            except InputError as error:
+                raise InputError(f"{conversation.where}: {error}") from None
         report_progress("encoding conversations", start + len(part), len(conversations))
     return rows
 
@@ -89,13 +92,13 @@ def select_answers(conversation: Conversation, loss_on: LossOn) -> list[int]:
     return {"answers": conversation.answers, "last": conversation.answers[-1:], "all": []}[loss_on]
 
 
-def mark_tokens(tokenizer: Tokenizer, where: str, text: str, spans: Spans | None) -> TrainedTokens:
+def mark_tokens(tokenizer: Tokenizer, text: str, spans: Spans | None) -> TrainedTokens:
     """Return the tokens of a text, of which those of the spans are trained; all without spans. Raises InputError where
     a span is not a part of the text, or begins or ends inside of a token."""
     ids = tokenizer.encode_parsing_special(text)
     is_trained = np.full(len(ids), spans is None)
     for number, (before, until) in enumerate(spans or (), 1):
-        problem = f"{where}: it is ambiguous which part of answer {number} is trained"
+        problem = f"it is ambiguous which part of answer {number} is trained"
         if not (text.startswith(until) and until.startswith(before)):
             reason = "the chat template writes it otherwise where messages follow"
             raise InputError(
