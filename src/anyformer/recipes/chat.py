@@ -25,6 +25,7 @@ import torch
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.sampling import count_rows, sample_indices, select_split
+from ..data.text.batches import IGNORE_INDEX
 from ..data.text.chat_batches import (
     LossOn,
     TrainedTokens,
@@ -57,7 +58,7 @@ from ..recipe import (
 from ..training.config import TrainConfig
 from ._shared import language
 from ._shared.encoder import as_list
-from ._shared.language import DecoderConfig, LanguageModel, decoder, evaluate, export_graph, loss  # noqa: F401
+from ._shared.language import DecoderConfig, LanguageModel, decoder, evaluate, export_graph  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import choose_examples, form, load_config_tokenizer  # noqa: F401
@@ -208,6 +209,12 @@ def make_batch(rows: Sequence[Row], width: int) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in collate_conversations(rows, width).items()}
 
 
+def loss(model: ChatModel, batch: dict[str, torch.Tensor], reduction: str = "mean") -> torch.Tensor:
+    """Return the cross-entropy of the trained tokens; the mean over none is 0, since a batch may have none."""
+    total = language.loss(model, batch, "sum")
+    return total if reduction == "sum" else total / (batch["labels"] != IGNORE_INDEX).sum().clamp(min=1)
+
+
 def mask_examples(config: Config) -> list[MaskedExample]:
     """Show the first conversations of the training split, and which tokens are trained."""
     tokenizer, part = load_chat_tokenizer(config), load_conversations(config).split("train")[:MAX_SHOWN]
@@ -292,7 +299,7 @@ def score(model: ChatModel, config: Config, split: str = "val", **request: Any) 
 
 
 def file_input(model: ChatModel, config: Config) -> FileInput:
-    return FileInput(("prompt",), tsv_quotes=False)
+    return FileInput(("message",), tsv_quotes=False)
 
 
 def lens(model: ChatModel, request: dict[str, Any]) -> LensView:
