@@ -19,9 +19,9 @@ from .data.io.remote import fetch_data
 from .errors import InputError
 from .examples import predict_examples
 from .forms import DEFAULT_FORM, Form, add_examples, describe_form
-from .longer_context import ContextChange, change_context
 from .indexing import attach_store, build_store, leave_out_store
 from .inference.datastore import Datastore
+from .longer_context import ContextChange, change_context
 from .model.inspection import attention_weights
 from .model.intervention import Rule, ablate, patch
 from .model.quantization.quantize import WeightFormat, quantize

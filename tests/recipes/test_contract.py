@@ -155,7 +155,7 @@ def test_loss_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch):
     for full, parts in zip(*results, strict=True):
         torch.testing.assert_close(parts, full, atol=1e-6 + 1e-5 * full.abs().max().item(), rtol=1e-4)
     assert (max(chunks, default=1) > 1) == (
-        name in ("diffusion", "language", "mask_predict", "masked", "recall", "spans", "speech", "translation")
+        name in ("chat", "diffusion", "language", "mask_predict", "masked", "recall", "spans", "speech", "translation")
     )
 
 
