@@ -35,19 +35,15 @@ from ..data.text.chat_batches import (
 )
 from ..data.text.chats import Conversations, read_conversations
 from ..data.tokenizers.base import Tokenizer
-from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.chat_template import Chat
-from ..data.tokenizers.chat_tokens import add_chat_template
 from ..data.unusable import EmptyPolicy, LengthPolicy
 from ..errors import InputError
-from ..inference.completion import Completion, CompletionRequest, default_prompt, generate_text
+from ..inference.completion import CompletionRequest, generate_text
 from ..model import initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
     Examples,
-    FileInput,
-    LensView,
     MaskedExample,
     SizeOption,
     StreamState,
@@ -55,13 +51,21 @@ from ..recipe import (
     init_stream,
 )
 from ..training.config import TrainConfig
-from ._shared import language
-from ._shared.encoder import as_list
-from ._shared.language import DecoderConfig, LanguageModel, decoder, evaluate, export_graph, loss  # noqa: F401
+from ._shared.chat import (  # noqa: F401
+    ChatModel,
+    encode_chats,
+    file_input,
+    lens,
+    load_chat_tokenizer,
+    predict,
+    predict_batch,
+    stream,
+)
+from ._shared.language import DecoderConfig, decoder, evaluate, export_graph, loss  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import choose_examples, form, load_config_tokenizer  # noqa: F401
-from ._shared.text_lenses import lens_ids, name_token, parse_request
+from ._shared.text import choose_examples, form  # noqa: F401
+from ._shared.text_lenses import name_token
 
 MAX_SCORED = 256  # conversations that are answered together
 MAX_SHOWN = 3  # of --show-mask
@@ -112,14 +116,8 @@ def sizes(config: Config) -> Iterator[SizeOption]:
     yield from offer_sizes(config, SIZES, steps=2000)
 
 
-class ChatModel(LanguageModel):
-    """ids (B, T) -> logits (B, T, V)"""
-
-    extended_tensors = ("nodes.token.weight", "head.project.weight")
-
-
 def build(config: Config) -> ChatModel:
-    model = ChatModel(config, load_chat_tokenizer(config))
+    model = ChatModel(config, load_tokenizer(config))
     initialize(model, config.model)
     return model
 
@@ -137,14 +135,11 @@ def load_conversations(config: Config) -> Conversations:
 
 
 @cache_by_files(config_files)
-def load_chat_tokenizer(config: Config) -> Tokenizer:
+def load_tokenizer(config: Config) -> Tokenizer:
     """Return the tokenizer of the model, with a chat template."""
-
-    def train() -> Tokenizer:
-        texts = [text for conversation in load_conversations(config).split("all") for text in conversation.texts]
-        return build_tokenizer(config.tokenizer, lambda: iter(texts), config.vocab_size)
-
-    return add_chat_template(load_config_tokenizer(config, train))
+    return load_chat_tokenizer(
+        config, lambda: [text for c in load_conversations(config).split("all") for text in c.texts]
+    )
 
 
 Row = list[TrainedTokens]
@@ -165,7 +160,7 @@ class Rows:
 @cache_by_files(config_files)
 def load_rows(config: Config) -> Rows:
     """Return the tokens of the conversations. Raises InputError."""
-    data, tokenizer = load_conversations(config), load_chat_tokenizer(config)
+    data, tokenizer = load_conversations(config), load_tokenizer(config)
     every, context = data.split("all"), config.model.context
     rows = encode_conversations(every, tokenizer, config.loss_on)
     rows, n_cut = fit_context(rows, [conversation.where for conversation in every], context, config.too_long)
@@ -210,7 +205,7 @@ def make_batch(rows: Sequence[Row], width: int) -> dict[str, torch.Tensor]:
 
 def mask_examples(config: Config) -> list[MaskedExample]:
     """Show the first conversations of the training split, and which tokens are trained."""
-    tokenizer, part = load_chat_tokenizer(config), load_conversations(config).split("train")[:MAX_SHOWN]
+    tokenizer, part = load_tokenizer(config), load_conversations(config).split("train")[:MAX_SHOWN]
     rows = encode_conversations(part, tokenizer, config.loss_on)
     return [
         [(name_token(tokenizer, token), bool(trained)) for token, trained in zip(row.ids.tolist(), row.is_trained)]
@@ -233,49 +228,6 @@ def is_question(messages: Sequence[dict[str, Any]]) -> bool:
 # --- answers ---
 
 
-def stream(model: ChatModel, request: dict[str, Any]) -> Iterator[list[Completion]]:
-    """As `predict`, token by token."""
-    return language.stream(model, prepare_request(model, request))
-
-
-def predict(model: ChatModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer a message of a user, or several: {"input": "Hello!"} returns {"results": [{"input", "text",
-    "finish_reason"}, ...]}.
-
-    "messages" of a conversation, or a "prompt" to continue as it is, return what `language` does. The other fields are
-    those of `CompletionRequest`.
-    """
-    if "input" not in request:
-        return language.predict(model, prepare_request(model, request))
-    settings = {name: value for name, value in request.items() if name != "input"}
-    return {"results": predict_batch(model, as_list(request["input"]), settings)}
-
-
-def predict_batch(model: ChatModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    chats = [Chat([{"role": "user", "content": text}]) for text in inputs]
-    request = parse_dataclass(CompletionRequest, settings | {"prompt": encode_chats(model, chats)}, "request")
-    results = [completion.result() for completion in list(generate_text(model, model.tokenizer, request))[-1]]
-    answers = [{"text": result["text"], "finish_reason": result["finish_reason"]} for result in results]
-    groups = [answers[i : i + request.samples] for i in range(0, len(answers), request.samples)]
-    return [
-        {"input": text} | group[0] | ({"samples": group} if len(group) > 1 else {})
-        for text, group in zip(inputs, groups)
-    ]
-
-
-def encode_chats(model: ChatModel, chats: Sequence[Chat]) -> list[list[int]]:
-    return [model.tokenizer.encode_parsing_special(text).tolist() for text in model.tokenizer.render_chats(chats)]
-
-
-def prepare_request(model: ChatModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request whose "input", if there is one, is the message of a user. An empty one asks an example."""
-    if {"prompt", "messages"} & request.keys():
-        return request
-    settings = {name: value for name, value in request.items() if name != "input"}
-    content = request.get("input", default_prompt(model.tokenizer))
-    return settings | {"messages": [{"role": "user", "content": content}]}
-
-
 def score(model: ChatModel, config: Config, split: str = "val", **request: Any) -> dict[str, Any]:
     """Answer the last question of every conversation of a split, and return the share of answers that are exactly the
     conversation's own. `request` holds further fields of `CompletionRequest`."""
@@ -289,13 +241,3 @@ def score(model: ChatModel, config: Config, split: str = "val", **request: Any) 
         truths = [c.messages[c.answers[-1]]["content"] for c in part]
         n_right += sum(answer.text.strip() == truth.strip() for answer, truth in zip(answers, truths, strict=True))
     return {"exact": n_right / len(conversations), "conversations": len(conversations)}
-
-
-def file_input(model: ChatModel, config: Config) -> FileInput:
-    return FileInput(("prompt",), tsv_quotes=False)
-
-
-def lens(model: ChatModel, request: dict[str, Any]) -> LensView:
-    """Show the tokens of a user's message as the chat template writes it, and what follows each."""
-    ids = encode_chats(model, [Chat([{"role": "user", "content": parse_request(request).text}])])[0]
-    return lens_ids(model, ids)
