@@ -59,7 +59,7 @@ def count_exact(pairs: Sequence[Pair], answers: Sequence[str]) -> dict[str, floa
 
 def ask(model: Any, pairs: Sequence[Pair], batch: int = 480) -> list[str]:
     parts = [[request for request, _ in pairs[i : i + batch]] for i in range(0, len(pairs), batch)]
-    return [result["text"] for part in parts for result in model.predict(part, temperature=0.0, tokens=24)["results"]]
+    return [result["text"] for part in parts for result in model.predict(part, temperature=0.0, tokens=24)["samples"]]
 
 
 def ask_base(model: Any, pairs: Sequence[Pair], words: Sequence[str], batch: int = 120) -> list[str]:
@@ -97,9 +97,10 @@ def run(out: Path, steps: int, base_steps: int, seed: int, lr: float) -> dict[st
         folder, started_at = out / loss_on, count_cpu()
         train = {"steps": steps, "seed": seed, "device": "cpu", "lr": lr, **every}
         init: dict[str, Any] = {"init": out / "base", "loss_on": loss_on, "data": str(out / "data"), "train": train}
-        model = api.train("chat", "small", out=folder, progress=False, **init)
-        seconds = count_cpu() - started_at
-        result[loss_on] = {"cpu_seconds": round(seconds)} | count_exact(test, ask(model, test))
+        if not (folder / "result.json").exists():
+            api.train("chat", "small", out=folder, progress=False, **init)
+            print(f"{loss_on}: {count_cpu() - started_at:.0f} CPU seconds", flush=True)
+        result[loss_on] = count_exact(test, ask(api.load(folder, "cpu"), test))
         print(loss_on, json.dumps(result[loss_on]), flush=True)
     few = [pair for i, pair in enumerate(test) if i // len(TASKS) < 20]
     result["8 examples"] = count_exact(few, ask_base(base, few, words["train"]))

@@ -317,6 +317,14 @@ class SupportsCompletion(Protocol):
 
 
 @runtime_checkable
+class SupportsPrompts(SupportsCompletion, Protocol):
+    """The "input" of a request is not a prompt as it is."""
+
+    def prepare_request(self, model: Any, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the request with a prompt or messages in place of its "input". Raises InputError."""
+
+
+@runtime_checkable
 class SupportsKinds(Protocol):
     """The kinds of data that this recipe trains on, of `data.tables.readings.KINDS`: the preset and config fields for
     each, `anyformer train PATH`. "{target}" stands for what was recognized; else the field keeps its default."""

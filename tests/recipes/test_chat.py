@@ -12,9 +12,12 @@ from torch import Tensor
 
 import anyformer
 from anyformer import api
+from anyformer.answer_text import format_prediction
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.text.chat_batches import encode_conversations
+from anyformer.examples import predict_examples
 from anyformer.model.kernels import cross_entropy
+from anyformer.recipe import Examples
 from anyformer.recipes import chat
 from anyformer.trained_model import export_checkpoint
 from anyformer.training import checkpoints, gradients, loop
@@ -199,16 +202,16 @@ def test_an_exported_model_is_asked_by_transformers(chat_run: Path, tmp_path: Pa
 def test_answers(chat_run: Path):
     model = api.load(chat_run, "cpu")
     settings: dict[str, Any] = {"tokens": 5, "temperature": 0}
-    first, second = model.predict(["Hi", "Bye"], **settings)["results"]
-    assert (first["input"], second["input"]) == ("Hi", "Bye")
-    talk = model.predict(messages=[{"role": "user", "content": "Hi"}], **settings)["samples"][0]
-    assert (
-        first["text"] == talk["text"] == "".join(model.stream(messages=[{"role": "user", "content": "Hi"}], **settings))
-    )
+    first, second = model.predict(["Hi", "Bye"], **settings)["samples"]
+    assert (first["prompt"], second["prompt"]) == ("Hi", "Bye")
+    messages = [{"role": "user", "content": "Hi"}]
+    talk = model.predict(messages=messages, **settings)["samples"][0]
+    assert first["text"] == talk["text"] == "".join(model.stream(messages=messages, **settings))
     prompt = model.module.tokenizer.encode_parsing_special("<|user|>Hi<|end|><|assistant|>").tolist()
-    assert model.predict(prompt=[prompt], **settings)["samples"][0]["text"] == first["text"]
-    several = model.predict("Hi", samples=3, tokens=5)["results"][0]["samples"]
-    assert len(several) == 3
+    assert model.predict(prompt=[prompt], **settings)["samples"][0]["tokens"] == first["tokens"]
+    assert len(model.predict("Hi", samples=3, tokens=5)["samples"]) == 3
+    shown = predict_examples(chat, model.module, Examples({"input": ["Hi"]} | settings, ["Hello."]))
+    assert format_prediction(shown) == [f"Hi → {first['text']} (truth: Hello.)"]
 
 
 def test_exact_answers_are_counted(chat_run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -25,6 +25,7 @@ import torch
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.sampling import count_rows, sample_indices, select_split
+from ..data.text.batches import IGNORE_INDEX
 from ..data.text.chat_batches import (
     LossOn,
     TrainedTokens,
@@ -51,6 +52,7 @@ from ..recipe import (
     init_stream,
 )
 from ..training.config import TrainConfig
+from ._shared import language
 from ._shared.chat import (  # noqa: F401
     ChatModel,
     encode_chats,
@@ -61,7 +63,7 @@ from ._shared.chat import (  # noqa: F401
     predict_batch,
     stream,
 )
-from ._shared.language import DecoderConfig, decoder, evaluate, export_graph, loss  # noqa: F401
+from ._shared.language import DecoderConfig, decoder, evaluate, export_graph  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import choose_examples, form  # noqa: F401
@@ -201,6 +203,12 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
 
 def make_batch(rows: Sequence[Row], width: int) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in collate_conversations(rows, width).items()}
+
+
+def loss(model: ChatModel, batch: dict[str, torch.Tensor], reduction: str = "mean") -> torch.Tensor:
+    """Return the cross-entropy of the trained tokens; the mean over none is 0, since a batch may have none."""
+    total = language.loss(model, batch, "sum")
+    return total if reduction == "sum" else total / (batch["labels"] != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def mask_examples(config: Config) -> list[MaskedExample]:

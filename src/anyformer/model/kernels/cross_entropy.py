@@ -34,7 +34,7 @@ class LinearHead(Protocol):
 def cross_entropy(
     head: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
-    """F.cross_entropy of the logits head(x); the mean over no predictions is 0.
+    """F.cross_entropy of the logits head(x).
 
     Args:
         head: treats each node by itself. Only of one that has `vocab_size` large logits are computed in chunks.
@@ -43,9 +43,6 @@ def cross_entropy(
         x: (..., C); labels: (...), IGNORE_INDEX where nothing is predicted
     """
     chunks, labels = count_chunks(head, labels), labels.flatten()
-    if reduction == "mean":
-        total = cross_entropy(head, x, labels, label_smoothing, "sum")
-        return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
     if chunks == 1:
         logits = head(x).flatten(0, -2).float()
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
@@ -64,7 +61,7 @@ def cross_entropy(
         if reduction == "none":
             return nats
         total = nats.sum()
-    return total
+    return total if reduction == "sum" else total / (labels != IGNORE_INDEX).sum()
 
 
 def iterate_logits(head: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,10 +7,10 @@ from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.build import build_tokenizer
 from ...data.tokenizers.chat_template import Chat
 from ...data.tokenizers.chat_tokens import add_chat_template
-from ...inference.completion import Completion, CompletionRequest, default_prompt, generate_text
-from ...parsing import parse_dataclass
+from ...inference.completion import Completion, default_prompt
 from ...recipe import FileInput, LensView
 from . import language
+from . import text as shared_text
 from .encoder import as_list
 from .language import DecoderConfig, LanguageModel
 from .text import load_config_tokenizer
@@ -39,48 +39,38 @@ def stream(model: ChatModel, request: dict[str, Any]) -> Iterator[list[Completio
 
 
 def predict(model: ChatModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer a message of a user, or several: {"input": "Hello!"} returns {"results": [{"input", "text",
-    "finish_reason"}, ...]}.
+    """Answer a message of a user, {"input": "Hello!"}, or several; {"messages": [...]} of a conversation; or continue a
+    {"prompt": ...} as it is. The other fields are those of `CompletionRequest`. Returns {"samples": [{"prompt", "text",
+    "tokens", "finish_reason"}, ...]}."""
+    return language.predict(model, prepare_request(model, request))
 
-    "messages" of a conversation, or a "prompt" to continue as it is, return what `language` does. The other fields are
-    those of `CompletionRequest`.
-    """
-    if "input" not in request:
-        return language.predict(model, prepare_request(model, request))
+
+def prepare_request(model: ChatModel, request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request whose "input", messages of users, is a prompt in tokens. An empty one asks for an example."""
+    if {"prompt", "messages"} & request.keys():
+        return request
     settings = {name: value for name, value in request.items() if name != "input"}
-    return {"results": predict_batch(model, as_list(request["input"]), settings)}
+    return settings | {
+        "prompt": encode_questions(model, as_list(request.get("input", default_prompt(model.tokenizer))))
+    }
 
 
 def predict_batch(model: ChatModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    chats = [Chat([{"role": "user", "content": text}]) for text in inputs]
-    request = parse_dataclass(CompletionRequest, settings | {"prompt": encode_chats(model, chats)}, "request")
-    results = [completion.result() for completion in list(generate_text(model, model.tokenizer, request))[-1]]
-    answers = [{"text": result["text"], "finish_reason": result["finish_reason"]} for result in results]
-    groups = [answers[i : i + request.samples] for i in range(0, len(answers), request.samples)]
-    return [
-        {"input": text} | group[0] | ({"samples": group} if len(group) > 1 else {})
-        for text, group in zip(inputs, groups)
-    ]
+    return shared_text.predict_batch(model, encode_questions(model, inputs), settings)
+
+
+def encode_questions(model: ChatModel, texts: Sequence[str]) -> list[list[int]]:
+    return encode_chats(model, [Chat([{"role": "user", "content": text}]) for text in texts])
 
 
 def encode_chats(model: ChatModel, chats: Sequence[Chat]) -> list[list[int]]:
     return [model.tokenizer.encode_parsing_special(text).tolist() for text in model.tokenizer.render_chats(chats)]
 
 
-def prepare_request(model: ChatModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request whose "input", if there is one, is the message of a user. An empty one asks an example."""
-    if {"prompt", "messages"} & request.keys():
-        return request
-    settings = {name: value for name, value in request.items() if name != "input"}
-    content = request.get("input", default_prompt(model.tokenizer))
-    return settings | {"messages": [{"role": "user", "content": content}]}
-
-
 def file_input(model: ChatModel, config: DecoderConfig) -> FileInput:
-    return FileInput(("prompt",), tsv_quotes=False)
+    return FileInput(("message",), tsv_quotes=False)
 
 
 def lens(model: ChatModel, request: dict[str, Any]) -> LensView:
     """Show the tokens of a user's message as the chat template writes it, and what follows each."""
-    ids = encode_chats(model, [Chat([{"role": "user", "content": parse_request(request).text}])])[0]
-    return lens_ids(model, ids)
+    return lens_ids(model, encode_questions(model, [parse_request(request).text])[0])

@@ -49,7 +49,7 @@ class DecoderConfig(VocabularyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(DecoderConfig, TextConfig):
+class LanguageConfig(TextConfig, DecoderConfig):  # in this order: the data are those of a text
     """A language model, its text and its training."""
 
     documents: Literal["joined", "apart"] = "joined"

@@ -197,7 +197,7 @@ def greet(tokenizer: Tokenizer) -> str:
     return "Hello!"
 
 
-def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+def predict_batch(model: Any, inputs: Sequence[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Continue prompts in one batch: for each its first sample and, if there are several, all "samples"."""
     request = parse_dataclass(CompletionRequest, settings | {"prompt": inputs}, "request")
     results = [completion.result() for completion in list(generate_text(model, model.tokenizer, request))[-1]]
