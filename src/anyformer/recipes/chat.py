@@ -61,6 +61,7 @@ from ._shared.chat import (  # noqa: F401
     load_chat_tokenizer,
     predict,
     predict_batch,
+    prepare_request,
     stream,
 )
 from ._shared.language import DecoderConfig, decoder, evaluate, export_graph  # noqa: F401
