@@ -153,6 +153,7 @@ OPERATIONAL |= {
     "too_long",
     "group",
     "order",
+    "reference",
 }  # how a user's files are read
 
 

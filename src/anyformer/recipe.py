@@ -241,6 +241,14 @@ class SupportsBaselines(Protocol):
 
 
 @runtime_checkable
+class SupportsReference(Protocol):
+    """What the model says before training is needed during it. Called before the first step, with the weights that
+    training begins with; the model keeps what it needs in its `files`, and is then called no more."""
+
+    def store_reference(self, model: Any, config: Any) -> None: ...
+
+
+@runtime_checkable
 class SupportsFinish(Protocol):
     """The best model is corrected after training, on the validation split, for example its bands. Its weights and
     `files` then hold what was fitted, and its checkpoint is written again."""
