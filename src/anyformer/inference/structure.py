@@ -262,7 +262,7 @@ class Matcher:
         return allowed
 
     @property
-    def allowed(self) -> np.ndarray:
+    def mask(self) -> np.ndarray:
         """Which tokens may follow: (V,) bool"""
         allowed = self.unpack()
         allowed[self.constraint.end_ids] = self.is_accepting
@@ -319,7 +319,7 @@ def stack_allowed(logits: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
         if matcher is None or matcher.is_over:
             allowed[row] = True
         else:
-            row_allowed = matcher.allowed[: logits.shape[1]]
+            row_allowed = matcher.mask[: logits.shape[1]]
             allowed[row, : len(row_allowed)] = row_allowed
             allowed[row, len(row_allowed) :] = False  # a model may have more outputs than its tokenizer has tokens
     return torch.from_numpy(allowed).to(logits.device)
