@@ -27,6 +27,7 @@ import pytest
 from anyformer import recipe_loading
 from anyformer.cli import VERBS, verb_module
 from anyformer.cli.flags import parse_arguments
+from anyformer.cli.lab import load_lab
 from anyformer.cli.sweep import SweepCommand
 from anyformer.cli.train import TrainCommand, is_data
 from anyformer.errors import InputError
@@ -200,7 +201,9 @@ def check_command(words: list[str]) -> None:
     assert arguments[:1] == ["--help"] or arguments[0] in VERBS, words
     if "--help" in arguments:
         return
-    if arguments[0] not in COMMANDS:
+    if arguments[0] == "lab" and len(arguments) > 1:
+        parse_arguments(load_lab(arguments[1]).Settings, arguments[2:], "anyformer lab")
+    elif arguments[0] not in COMMANDS:
         module = importlib.import_module(f"anyformer.cli.{verb_module(arguments[0])}")
         parse_arguments(module.Command, arguments[1:], f"anyformer {arguments[0]}")
     elif arguments[1:]:

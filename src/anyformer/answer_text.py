@@ -10,7 +10,7 @@ MAX_INPUT_CHARS = 200
 
 
 def format_prediction(answer: Mapping[str, Any]) -> list[str]:
-    """Format an answer of `predict` for a person: samples as they are, results one per line."""
+    """Format an answer of `predict` for a person: samples as they are, with their notes; results one per line."""
     if answer.get("samples"):
         return [format_sample(sample) for sample in answer["samples"]]
     if answer.get("results") == []:  # there was nothing to ask
@@ -19,8 +19,9 @@ def format_prediction(answer: Mapping[str, Any]) -> list[str]:
 
 
 def format_sample(sample: Mapping[str, Any]) -> str:
-    """Format a text as it is; where it should be another one, after its prompt and with the truth."""
-    return format_result({**sample, "input": sample["prompt"]}) if "truth" in sample else sample["text"]
+    """Format a text as it is, with its notes; where it should be another one, after its prompt and with the truth."""
+    text = format_result({**sample, "input": sample["prompt"]}) if "truth" in sample else sample["text"]
+    return "\n".join([text, *(f"note: {note}" for note in sample.get("notes", ()))])
 
 
 def format_result(result: Any) -> str:

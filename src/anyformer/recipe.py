@@ -27,7 +27,8 @@ Figure = dict[str, Any]
 "matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of the darkest cell (None: the largest);
 "lines": "x_label", "lines" [{"name", "x" [number], "y" [number], or of a filled band "low" and "high" instead of "y"}],
 "zero", whether the y axis starts at 0;
-"images": "images" [{"png" (base64), "caption"}]."""
+"images": "images" [{"png" (base64), "caption"}];
+"drafts": "drafts" [text], as it becomes what the last one is."""
 
 
 # --- the six names ---
@@ -237,6 +238,14 @@ class SupportsBaselines(Protocol):
     the baseline -> its value on the validation split, learned from the training split alone."""
 
     def baselines(self, config: Any) -> dict[str, dict[str, float]]: ...
+
+
+@runtime_checkable
+class SupportsReference(Protocol):
+    """What the model says before training is needed during it. Called before the first step, with the weights that
+    training begins with; the model keeps what it needs in its `files`, and is then called no more."""
+
+    def store_reference(self, model: Any, config: Any) -> None: ...
 
 
 @runtime_checkable

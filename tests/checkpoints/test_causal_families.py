@@ -132,7 +132,7 @@ WITHOUT_GRAPH = {"mask_predict", "recall", "rnnsearch", "seq2seq"}
 
 
 def test_default_presets_with_a_public_family():
-    """Language and chat are Qwen3, spans T5, control a decision transformer; the others say why not."""
+    """Language, chat and preference are Qwen3, spans T5, control a decision transformer; the others say why not."""
     reasons = {}
     for name in recipe_loading.list_recipes():
         recipe = recipe_loading.load_recipe(name)
@@ -140,6 +140,7 @@ def test_default_presets_with_a_public_family():
     assert {name for name, formats in reasons.items() if formats["hf"] is None} == {
         "chat",
         "language",
+        "preference",
         "spans",
         "control",
     }

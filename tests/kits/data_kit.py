@@ -22,6 +22,7 @@ needs_data = pytest.mark.skipif(not DATA, reason="ANYFORMER_DATA is not set: no 
 # A recipe whose own data take seconds to read is tested on these.
 SMALL_DATA = {
     "chat": Path(__file__).parent.parent / "data_files" / "chats.jsonl",
+    "preference": Path(__file__).parent.parent / "data_files" / "pairs.jsonl",
     "classify": Path(__file__).parent.parent / "data_files" / "moods.csv",
 }
 SAMPLE = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\r\n\n  Été — 夏 🌞\n" * 20

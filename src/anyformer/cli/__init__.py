@@ -27,6 +27,7 @@ VERBS = {
     "chat": "a conversation with a language model in the terminal",
     "predict": "ask a trained model of any recipe",
     "embed": "turn texts into vectors",
+    "index": "store a text for a language model to look things up in",
     "rollout": "play episodes in an environment, to learn from",
     "serve": "answer over HTTP, as OpenAI's clients ask, and show a page",
     "eval": "metrics over the whole validation split",
@@ -35,6 +36,7 @@ VERBS = {
     "compare": "runs side by side: scores, configs, loss curves",
     "ladder": "compare the Transformer with what came before it",
     "worth": "what each field of a row is worth to a trained model",
+    "lab": "experiments of the lecture, each with its report",
     "lens": "see inside a model while it answers an input",
     "import": "turn a public checkpoint into a run",
     "export": "write a run as a public checkpoint, a GGUF or an ONNX file",
@@ -113,7 +115,7 @@ def run_verb(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise InputError(f"there is no verb '{verb}': {suggest(verb, VERBS)}")
     module = importlib.import_module(f"{__name__}.{verb_module(verb)}")
-    if verb in ("train", "sweep", "predict"):  # some of their flags are those of a recipe
+    if verb in ("train", "sweep", "predict", "lab"):  # some of their flags are those of a recipe, or of a lab
         return module.run(words)
     from .flags import parse_arguments
 

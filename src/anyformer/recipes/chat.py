@@ -37,19 +37,15 @@ from ..data.text.chat_batches import (
 )
 from ..data.text.chats import Conversations, read_conversations
 from ..data.tokenizers.base import Tokenizer
-from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.chat_template import Chat
-from ..data.tokenizers.chat_tokens import add_chat_template
 from ..data.unusable import EmptyPolicy, LengthPolicy
 from ..errors import InputError
-from ..inference.completion import Completion, CompletionRequest, default_prompt, generate_text
+from ..inference.completion import CompletionRequest, generate_text
 from ..model import initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
     Examples,
-    FileInput,
-    LensView,
     MaskedExample,
     SizeOption,
     StreamState,
@@ -58,13 +54,22 @@ from ..recipe import (
 )
 from ..training.config import TrainConfig
 from ._shared import language
-from ._shared import text as shared_text
-from ._shared.encoder import as_list
-from ._shared.language import DecoderConfig, LanguageModel, decoder, evaluate, export_graph  # noqa: F401
+from ._shared.chat import (  # noqa: F401
+    ChatModel,
+    encode_chats,
+    file_input,
+    lens,
+    load_chat_tokenizer,
+    predict,
+    predict_batch,
+    prepare_request,
+    stream,
+)
+from ._shared.language import DecoderConfig, decoder, evaluate, export_graph  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import choose_examples, form, load_config_tokenizer  # noqa: F401
-from ._shared.text_lenses import lens_ids, name_token, parse_request
+from ._shared.text import choose_examples, form  # noqa: F401
+from ._shared.text_lenses import name_token
 from ._shared.trivial_baselines import Baselines, score_bigrams
 
 MAX_SCORED = 256  # conversations that are answered together
@@ -116,14 +121,8 @@ def sizes(config: Config) -> Iterator[SizeOption]:
     yield from offer_sizes(config, SIZES, steps=2000)
 
 
-class ChatModel(LanguageModel):
-    """ids (B, T) -> logits (B, T, V)"""
-
-    extended_tensors = ("nodes.token.weight", "head.project.weight")
-
-
 def build(config: Config) -> ChatModel:
-    model = ChatModel(config, load_chat_tokenizer(config))
+    model = ChatModel(config, load_tokenizer(config))
     initialize(model, config.model)
     return model
 
@@ -141,14 +140,11 @@ def load_conversations(config: Config) -> Conversations:
 
 
 @cache_by_files(config_files)
-def load_chat_tokenizer(config: Config) -> Tokenizer:
+def load_tokenizer(config: Config) -> Tokenizer:
     """Return the tokenizer of the model, with a chat template."""
-
-    def train() -> Tokenizer:
-        texts = [text for conversation in load_conversations(config).split("all") for text in conversation.texts]
-        return build_tokenizer(config.tokenizer, lambda: iter(texts), config.vocab_size)
-
-    return add_chat_template(load_config_tokenizer(config, train))
+    return load_chat_tokenizer(
+        config, lambda: [text for c in load_conversations(config).split("all") for text in c.texts]
+    )
 
 
 Row = list[TrainedTokens]
@@ -169,7 +165,7 @@ class Rows:
 @cache_by_files(config_files)
 def load_rows(config: Config) -> Rows:
     """Return the tokens of the conversations. Raises InputError."""
-    data, tokenizer = load_conversations(config), load_chat_tokenizer(config)
+    data, tokenizer = load_conversations(config), load_tokenizer(config)
     every, context = data.split("all"), config.model.context
     rows = encode_conversations(every, tokenizer, config.loss_on)
     rows, n_cut = fit_context(rows, [conversation.where for conversation in every], context, config.too_long)
@@ -220,7 +216,7 @@ def loss(model: ChatModel, batch: dict[str, torch.Tensor], reduction: str = "mea
 
 def mask_examples(config: Config) -> list[MaskedExample]:
     """Show the first conversations of the training split, and which tokens are trained."""
-    tokenizer, part = load_chat_tokenizer(config), load_conversations(config).split("train")[:MAX_SHOWN]
+    tokenizer, part = load_tokenizer(config), load_conversations(config).split("train")[:MAX_SHOWN]
     rows = encode_conversations(part, tokenizer, config.loss_on)
     return [
         [(name_token(tokenizer, token), bool(trained)) for token, trained in zip(row.ids.tolist(), row.is_trained)]
@@ -231,7 +227,7 @@ def mask_examples(config: Config) -> list[MaskedExample]:
 def baselines(config: Config) -> Baselines:
     parts = load_rows(config).conversations
     train, val = ([answer for row in parts[name] for answer in list_answers(row)] for name in ("train", "val"))
-    return {"loss": score_bigrams(train, val, load_chat_tokenizer(config).vocab_size)}
+    return {"loss": score_bigrams(train, val, load_tokenizer(config).vocab_size)}
 
 
 def examples(config: Config) -> Examples:
@@ -249,40 +245,6 @@ def is_question(messages: Sequence[dict[str, Any]]) -> bool:
 # --- answers ---
 
 
-def stream(model: ChatModel, request: dict[str, Any]) -> Iterator[list[Completion]]:
-    """As `predict`, token by token."""
-    return language.stream(model, prepare_request(model, request))
-
-
-def predict(model: ChatModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer a message of a user, {"input": "Hello!"}, or several; {"messages": [...]} of a conversation; or continue a
-    {"prompt": ...} as it is. The other fields are those of `CompletionRequest`. Returns {"samples": [{"prompt", "text",
-    "tokens", "finish_reason"}, ...]}."""
-    return language.predict(model, prepare_request(model, request))
-
-
-def prepare_request(model: ChatModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request whose "input", messages of users, is a prompt in tokens. An empty one asks for an example."""
-    if {"prompt", "messages"} & request.keys():
-        return request
-    settings = {name: value for name, value in request.items() if name != "input"}
-    return settings | {
-        "prompt": encode_questions(model, as_list(request.get("input", default_prompt(model.tokenizer))))
-    }
-
-
-def predict_batch(model: ChatModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    return shared_text.predict_batch(model, encode_questions(model, inputs), settings)
-
-
-def encode_questions(model: ChatModel, texts: Sequence[str]) -> list[list[int]]:
-    return encode_chats(model, [Chat([{"role": "user", "content": text}]) for text in texts])
-
-
-def encode_chats(model: ChatModel, chats: Sequence[Chat]) -> list[list[int]]:
-    return [model.tokenizer.encode_parsing_special(text).tolist() for text in model.tokenizer.render_chats(chats)]
-
-
 def score(model: ChatModel, config: Config, split: str = "val", **request: Any) -> dict[str, Any]:
     """Answer the last question of every conversation of a split, and return the share of answers that are exactly the
     conversation's own. `request` holds further fields of `CompletionRequest`."""
@@ -296,12 +258,3 @@ def score(model: ChatModel, config: Config, split: str = "val", **request: Any) 
         truths = [c.messages[c.answers[-1]]["content"] for c in part]
         n_right += sum(answer.text.strip() == truth.strip() for answer, truth in zip(answers, truths, strict=True))
     return {"exact": n_right / len(conversations), "conversations": len(conversations)}
-
-
-def file_input(model: ChatModel, config: Config) -> FileInput:
-    return FileInput(("message",), tsv_quotes=False)
-
-
-def lens(model: ChatModel, request: dict[str, Any]) -> LensView:
-    """Show the tokens of a user's message as the chat template writes it, and what follows each."""
-    return lens_ids(model, encode_questions(model, [parse_request(request).text])[0])

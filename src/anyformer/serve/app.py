@@ -152,7 +152,7 @@ class Service:
     ) -> Response:
         """Answer a request for completions, whole or as a stream."""
         record: RequestRecord = request.scope["record"]
-        completions = await await_unless_gone(request.receive, model.complete(completion))
+        completions = await await_unless_gone(request.receive, model.complete(completion, body.stream))
         try:
             form = choose_format(completions.tokenizer)
             check_context(completions, body.truncate, form.prompt_field)
@@ -300,6 +300,7 @@ async def gather_samples(completions: Completions, record: RequestRecord) -> dic
         result["text"] += piece.text
         result["tokens"] += piece.tokens
         result["finish_reason"] = piece.finish_reason
+        result |= {} if piece.notes is None else {"notes": piece.notes}
         if has_logprobs:
             result.setdefault("logprobs", []).extend(entry._asdict() for entry in piece.logprobs)
         record.add_usage(completions.prompt_tokens, sum(len(result["tokens"]) for result in results))

@@ -12,7 +12,7 @@ has train.* and maybe val.*; if there is no validation split, a share of the fir
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def read_conversations(data: str, val_fraction: float, empty: EmptyPolicy) -> Co
     """
     splits: dict[str, list[Conversation]] = {}
     problems, layouts = [], Counter[str]()
-    for name, rows in _find_splits(data).items():
+    for name, rows in find_splits(data, {INSTRUCTIONS: read_instructions}, EXPECTED).items():
         splits[name] = []
         for where, row in rows:
             try:
@@ -119,7 +119,9 @@ def read_conversations(data: str, val_fraction: float, empty: EmptyPolicy) -> Co
         counts = ", ".join(f"{count:,} conversations as {name}" for name, count in layouts.items())
         report_notice(f"data '{data}': {counts}")
     if "val" not in splits:
-        splits = _separate_validation(splits["train"], val_fraction)
+        every = splits["train"]
+        parts = separate_validation([c.messages[: c.answers[0]] for c in every], val_fraction)
+        splits = {name: [every[i] for i in part] for name, part in parts.items()}
     if missing := [name for name, part in splits.items() if not part]:
         raise InputError(f"data '{data}': no conversation is left for {missing[0]}: bring more of them")
     content = [[name, [[c.messages, c.tools] for c in part]] for name, part in splits.items()]
@@ -127,8 +129,12 @@ def read_conversations(data: str, val_fraction: float, empty: EmptyPolicy) -> Co
     return Conversations(splits, digest, len(problems))
 
 
-def _find_splits(data: str) -> dict[str, Iterable[tuple[str, dict[str, Any]]]]:
-    """Return (place, row) of each split."""
+Rows = Iterable[tuple[str, dict[str, Any]]]
+"""(place, row) pairs."""
+
+
+def find_splits(data: str, sets: Mapping[str, Callable[[], dict[str, Rows]]], expected: str) -> dict[str, Rows]:
+    """Return the rows of each split of a path, or of one of the named `sets`. `expected`: of a row, for messages."""
     path = unpack_archive(Path(data).expanduser())
     if data and path.is_dir():
         files = find_split_files(sorted(path.iterdir()))
@@ -138,13 +144,17 @@ def _find_splits(data: str) -> dict[str, Iterable[tuple[str, dict[str, Any]]]]:
         return {"train": read_rows(files["train"])} | ({} if val is None else {"val": read_rows(val)})
     if data and path.is_file():
         if not is_table(path):
-            raise InputError(f"data '{path}': cannot be read as conversations: expected .jsonl with {EXPECTED}")
+            raise InputError(f"data '{path}': cannot be read: expected .jsonl with {expected}")
         return {"train": read_rows(path)}
-    if data == INSTRUCTIONS:
-        pairs = load_instructions()
-        return {name: _name_rows(name, part) for name, part in pairs.items()}
-    hint = suggest(data, [INSTRUCTIONS]) if data and not path.suffix else f"expected .jsonl with {EXPECTED}"
+    if data in sets:
+        return sets[data]()
+    hint = suggest(data, [*sets]) if data and not path.suffix else f"expected .jsonl with {expected}"
     raise InputError(f"data '{data}': no such file, folder or set (looked in {Path.cwd()}): {hint}")
+
+
+def read_instructions() -> dict[str, Rows]:
+    """Return the conversations of the set `instructions`."""
+    return {name: _name_rows(name, part) for name, part in load_instructions().items()}
 
 
 def _name_rows(split: str, pairs: list[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -152,19 +162,14 @@ def _name_rows(split: str, pairs: list[tuple[str, str]]) -> Iterator[tuple[str, 
         yield f"{INSTRUCTIONS}, {split} {i + 1}", {"prompt": prompt, "completion": completion}
 
 
-def _separate_validation(conversations: list[Conversation], fraction: float) -> dict[str, list[Conversation]]:
-    """Select first questions by their hash, so that none is in both splits."""
-
-    def hash_question(conversation: Conversation) -> bytes:
-        question = conversation.messages[: conversation.answers[0]]
-        return hashlib.sha256(json.dumps(question).encode()).digest()
-
-    hashes = [hash_question(conversation) for conversation in conversations]
+def separate_validation(questions: Sequence[list[Message]], fraction: float) -> dict[str, list[int]]:
+    """Select questions by their hash, so that none is in both splits. Returns the indices of each split."""
+    hashes = [hashlib.sha256(json.dumps(question).encode()).digest() for question in questions]
     ranked = sorted(set(hashes))
     selected = set(ranked[: max(1, round(fraction * len(ranked)))])
-    parts: dict[str, list[Conversation]] = {"train": [], "val": []}
-    for conversation, digest in zip(conversations, hashes):
-        parts["val" if digest in selected else "train"].append(conversation)
+    parts: dict[str, list[int]] = {"train": [], "val": []}
+    for index, digest in enumerate(hashes):
+        parts["val" if digest in selected else "train"].append(index)
     return parts
 
 
@@ -195,18 +200,18 @@ def parse_conversation(row: Mapping[str, Any], where: str, layouts: Counter[str]
 
 def _read_messages(row: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Iterator[Message]:
     if len(keys) == 1:
-        yield from _read_list(row[keys[0]], f"{where}: {keys[0]}")
+        yield from read_message_list(row[keys[0]], f"{where}: {keys[0]}")
         return
     for key, role in zip(keys, ("user", "assistant")):
         context = row.get("input") or row.get("context") if role == "user" and key == "instruction" else None
         if isinstance(row[key], list):
-            yield from _read_list(row[key], f"{where}: {key}")
+            yield from read_message_list(row[key], f"{where}: {key}")
         else:
-            text = _read_text(row[key], f"{where}: {key}")
+            text = read_content(row[key], f"{where}: {key}")
             yield {"role": role, "content": f"{text}\n\n{context}" if isinstance(context, str) else text}
 
 
-def _read_list(values: Any, where: str) -> Iterator[Message]:
+def read_message_list(values: Any, where: str) -> Iterator[Message]:
     values = parse_json(values, where, list) if isinstance(values, str) else values  # of a csv file
     if not isinstance(values, list):
         raise InputError(f"{where} is {show_value(values)}; expected a list of messages")
@@ -219,12 +224,12 @@ def _read_list(values: Any, where: str) -> Iterator[Message]:
         if role not in ROLES:
             raise InputError(f"{place}: role is {role!r}: {suggest(role, (*ROLES, *ROLE_NAMES))}")
         calls = value.get("tool_calls")
-        content = _read_text("" if calls and value.get(keys[1]) is None else value.get(keys[1]), place)
+        content = read_content("" if calls and value.get(keys[1]) is None else value.get(keys[1]), place)
         others = {name: value[name] for name in ("name", "tool_call_id", "tool_calls") if value.get(name)}
         yield {"role": role, "content": content} | others
 
 
-def _read_text(value: Any, place: str) -> str:
+def read_content(value: Any, place: str) -> str:
     """Return a text, or the texts of a list of parts, as multimodal messages have them."""
     if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
         return "".join(part["text"] for part in value)

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ...data.text.batches import IGNORE_INDEX, segment
 from ...data.tokenizers.build import Tokenizer
-from ...inference.completion import Completion, generate_text, parse_request
+from ...inference.completion import Completion, generate_text
+from ...inference.notes import build_notes
 from ...metrics import describe_tokens
 from ...model.cache import KVCache
 from ...model.config import TransformerConfig
-from ...model.edges import Edges, causal, same, window
+from ...model.edges import Edges, causal, first, same, window
 from ...model.embeddings import TokenEmbedding
 from ...model.heads import LMHead
 from ...model.kernels.cross_entropy import cross_entropy
@@ -26,7 +27,7 @@ from ...parsing import check_range
 from ...recipe import BatchStream, Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
 from .mixtures import score_by_source, tag_batch
-from .text import TextConfig, VocabularyConfig, load_mixture
+from .text import CausalTextConfig, VocabularyConfig, load_mixture, parse_completion
 from .trivial_baselines import Baselines, score_token_frequencies
 
 
@@ -40,21 +41,20 @@ class DecoderConfig(VocabularyConfig):
     """Nodes that a local layer reads, the node itself included. None: all layers are global."""
     global_every: int = 2
     """With a window: every how many layers one is global."""
+    sinks: int = 0
+    """First nodes that a local layer reads too, however far away: attention sinks (2309.17453)."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "window", "global_every", at_least=1, at_most=1 << 24)
+        check_range(self, "sinks", at_least=0, at_most=1 << 24)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(TextConfig, DecoderConfig):  # in this order: the data are those of a text
+class LanguageConfig(CausalTextConfig, DecoderConfig):  # in this order: the data are those of a text
     """A language model, its text and its training."""
-
-    documents: Literal["joined", "apart"] = "joined"
-    """Documents of the data (files, lines of a jsonl) in one window: joined, the model learns to ignore what is before
-    an end-of-text token; or apart, each reads itself only, at positions from 0."""
 
 
 class LanguageModel(nn.Module):
@@ -68,6 +68,7 @@ class LanguageModel(nn.Module):
         self.body = Transformer(config.model)
         self.head = LMHead(config.model.dim, vocab_size, self.nodes.token if config.tied else None)
         self.edges = build_layer_edges(config)
+        self.notes = build_notes(config, tokenizer) if isinstance(config, CausalTextConfig) else None
 
     def hidden(
         self, ids: Tensor, cache: KVCache | None = None, document: Tensor | None = None, positions: Tensor | None = None
@@ -76,7 +77,7 @@ class LanguageModel(nn.Module):
         and `positions` (B, T) are those of each token, where rows hold documents that are kept apart."""
         edges = self.edges
         if document is not None:
-            apart = {rule: rule & same(document) for rule in set(edges)}  # layers that share a rule go on sharing it
+            apart = {rule: keep_apart(rule, document, positions) for rule in set(edges)}  # layers still share rules
             edges = [apart[rule] for rule in edges]
         if cache is not None:
             positions = cache.positions(ids.shape[1])
@@ -90,8 +91,16 @@ def build_layer_edges(config: DecoderConfig) -> list[Edges]:
     """Return the rule of each layer: causal, and local except in every `global_every`-th layer."""
     if config.window is None:
         return [causal] * config.model.n_layer
-    local = causal & window(config.window)
+    nearby = window(config.window)
+    local = causal & (nearby | first(config.sinks) if config.sinks else nearby)
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
+
+
+def keep_apart(rule: Edges, document: Tensor, positions: Tensor | None) -> Edges:
+    """Return the rule within each document; its sinks are the first nodes of the document."""
+    if rule.pinned and positions is not None:
+        rule = rule | causal & Edges(lambda b, h, q, k: positions[b, k] < rule.pinned, "first of a document")
+    return rule & same(document)
 
 
 def batches(config: Any, split: str, state: StreamState | None = None) -> BatchStream:
@@ -101,7 +110,7 @@ def batches(config: Any, split: str, state: StreamState | None = None) -> BatchS
     """
     c, text, context = config.train, load_mixture(config), config.model.context
     state = init_stream(state, config.data, text.sha256, **text.stream_values)
-    is_apart = isinstance(config, LanguageConfig) and config.documents == "apart"
+    is_apart = isinstance(config, LanguageConfig) and config.documents != "joined"
     separator = text.separator if is_apart and text.n_documents > 1 else None
     if split != "train":
         for owners, ids, labels in text.eval_windows(split, context, c.batch):
@@ -149,7 +158,7 @@ def predict(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def stream(model: Any, request: dict[str, Any]) -> Iterator[list[Completion]]:
     """As `predict`, token by token: yield all completions after every token."""
-    return generate_text(model, model.tokenizer, parse_request(request, model.tokenizer))
+    return generate_text(model, model.tokenizer, parse_completion(request, model.tokenizer))
 
 
 def decoder(model: Any) -> Any:
