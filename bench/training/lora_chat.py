@@ -5,8 +5,9 @@
     python -m bench.training.lora_chat --out build/lora_chat --trl PYTHON        and beside TRL, installed there
 
 SmolLM2-135M-Instruct learns twelve facts about a ferry that does not exist, from four wordings of each question. It is
-asked in other wordings, and general questions; the loss on a play says whether the language is still there. Both
-sides train adapters of rank 8 on all linear layers of the same folder in float32, on the same conversations.
+asked in other wordings, and general questions; the loss on a play says whether the language is still there. Time and
+memory are those of a few steps of both sides in float32: adapters of rank 8 on all linear layers, the same folder, the
+same conversations.
 """
 
 import json
@@ -240,11 +241,11 @@ def run(options: Any) -> dict[str, Any]:
         export_checkpoint(options.weights, "hf", out / "hf")
     result: dict[str, Any] = {"before": measure(api.load(out / "hf", "cpu"))}
     print("before", json.dumps(result["before"]), flush=True)
-    flags = ("--steps", options.steps, "--lr", options.lr)
+    flags = ("--steps", options.steps, "--lr", options.lr, "--dtype", options.dtype)
     result["ours"] = run_side(sys.executable, out, "--side", "ours", *flags)
     result["after"] = measure(api.load(out / "ours", "cpu"))
     print("after", json.dumps(result["after"]), json.dumps(result["ours"]), flush=True)
-    short = ("--steps", options.short, "--lr", options.lr)
+    short = ("--steps", options.short, "--lr", options.lr, "--dtype", "float32")
     if options.trl:
         result["short"] = {
             "ours": run_side(sys.executable, out, "--side", "ours", "--name", "short", *short),
@@ -257,13 +258,13 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=36)
-    parser.add_argument("--short", type=int, default=6, help="steps of both sides for time and memory")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--short", type=int, default=4, help="steps of both sides for time and memory")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--trl", default="", help="a Python that has trl")
     parser.add_argument("--side", default="")
     parser.add_argument("--name", default="ours")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
     if options.side == "ours":
         result = train_ours(options.out, options.steps, options.lr, options.dtype, options.name)

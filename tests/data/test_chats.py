@@ -13,6 +13,7 @@ from anyformer.data.text.chat_batches import (
     collate_conversations,
     encode_conversations,
     fit_context,
+    list_answers,
     pack_rows,
 )
 from anyformer.data.text.chats import Conversation, Conversations, read_conversations
@@ -242,6 +243,12 @@ def test_conversations_that_are_too_long_are_counted(capsys: pytest.CaptureFixtu
     fits, n_cut = fit_context(rows, places, 6, "skip")
     assert [fit is None for fit in fits] == [False, True, True] and n_cut == 0
     assert "cut (--too-long error refuses them)" in capsys.readouterr().err
+
+
+def test_answers_are_listed_with_the_token_before():
+    trained = np.array([False, True, True, False, False, True])
+    tokens = TrainedTokens(np.arange(6, dtype=np.uint16), trained)
+    assert [answer.tolist() for answer in list_answers(tokens)] == [[0, 1, 2], [4, 5]]
 
 
 def test_packing_loses_nothing_and_wastes_little():

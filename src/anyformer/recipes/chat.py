@@ -32,6 +32,7 @@ from ..data.text.chat_batches import (
     collate_conversations,
     encode_conversations,
     fit_context,
+    list_answers,
     pack_rows,
 )
 from ..data.text.chats import Conversations, read_conversations
@@ -69,6 +70,7 @@ from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_co
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import choose_examples, form  # noqa: F401
 from ._shared.text_lenses import name_token
+from ._shared.trivial_baselines import Baselines, score_bigrams
 
 MAX_SCORED = 256  # conversations that are answered together
 MAX_SHOWN = 3  # of --show-mask
@@ -220,6 +222,12 @@ def mask_examples(config: Config) -> list[MaskedExample]:
         [(name_token(tokenizer, token), bool(trained)) for token, trained in zip(row.ids.tolist(), row.is_trained)]
         for row in rows
     ]
+
+
+def baselines(config: Config) -> Baselines:
+    parts = load_rows(config).conversations
+    train, val = ([answer for row in parts[name] for answer in list_answers(row)] for name in ("train", "val"))
+    return {"loss": score_bigrams(train, val, load_tokenizer(config).vocab_size)}
 
 
 def examples(config: Config) -> Examples:

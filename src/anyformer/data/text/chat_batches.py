@@ -136,6 +136,12 @@ def fit_context(
     return fits, sum(len(row) > context for row, cut in zip(rows, fits) if cut is not None)
 
 
+def list_answers(row: TrainedTokens) -> list[np.ndarray]:
+    """Return each run of trained tokens, after the token before it."""
+    edges = np.flatnonzero(np.diff(np.pad(row.is_trained[1:], 1)))
+    return [row.ids[start : stop + 1] for start, stop in edges.reshape(-1, 2).tolist()]
+
+
 # --- rows of a batch ---
 
 
