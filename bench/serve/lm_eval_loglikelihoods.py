@@ -1,4 +1,4 @@
-"""lm-eval through a server and on the exported folder by transformers: the same log-likelihoods.
+"""lm-eval in this process, through a server, and on the exported folder by transformers: the same log-likelihoods.
 
 pip install lm-eval
 anyformer export runs/mine exported --to hf
@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
+from anyformer import api
+from anyformer.evaluation.harness import build_harness_model
 from bench._common import make_parser
 
 PAIRS = [
@@ -43,12 +45,13 @@ def main() -> None:
             served = score(LocalCompletionsAPI(model="mine", max_retries=10, **settings))
         finally:
             process.terminate()
+    own = score(build_harness_model(api.load(options.run, "cpu")))
     expected = score(HFLM(pretrained=options.exported, device="cpu", dtype="float32"))
     rows = [
-        {"pair": pair, "served": a, "transformers": b, "greedy": [is_a, is_b]}
-        for pair, (a, is_a), (b, is_b) in zip(PAIRS, served, expected, strict=True)
+        {"pair": pair, "own": own, "served": a, "transformers": b, "greedy": [is_own, is_a, is_b]}
+        for pair, (own, is_own), (a, is_a), (b, is_b) in zip(PAIRS, own, served, expected, strict=True)
     ]
-    difference = max(abs(row["served"] - row["transformers"]) for row in rows)
+    difference = max(abs(row[name] - row["transformers"]) for row in rows for name in ("own", "served"))
     if options.json:
         print(json.dumps({"rows": rows, "max_difference": difference}))
         return

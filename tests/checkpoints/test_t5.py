@@ -14,7 +14,7 @@ from anyformer import recipe_loading
 from anyformer.checkpoints import hf_folder
 from anyformer.errors import InputError
 from anyformer.model.edges import within
-from anyformer.model.positions import RelativeBias
+from anyformer.model.position_bias import RelativeBias
 from anyformer.parsing import to_json
 from checkpoint_kit import (
     Exchange,

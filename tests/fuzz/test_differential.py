@@ -82,6 +82,7 @@ LANGUAGE = st.builds(
     model=shapes(CONTEXTS),
     window=st.none() | st.integers(1, 7),
     global_every=st.sampled_from([1, 2, 9]),
+    sinks=st.sampled_from([0, 0, 1, 3]),
     tied=st.booleans(),
 )
 
@@ -155,7 +156,8 @@ def check_decoding(model: Any, decoding: Decoding, is_unbounded: bool = False, f
 def has_unbounded_cache(config: language.Config) -> bool:
     """Whether no layer reads as far as the context, and no position is added to the nodes."""
     is_local = config.window is not None and config.global_every > config.model.n_layer
-    return is_local and config.window < config.model.context and config.model.position not in ("learned", "sinusoidal")
+    is_ring = is_local and config.window + config.sinks < config.model.context
+    return is_ring and config.model.position not in ("learned", "sinusoidal")
 
 
 @few_examples
@@ -214,6 +216,7 @@ REQUESTS = st.builds(
     frequency_penalty=st.sampled_from([0.0, 0.5]),
     logit_bias=st.sampled_from([{}, {"1": 2.0}]),
     stop=st.sampled_from(["", "a", "bc"]),
+    regex=st.sampled_from([None, None, "[a-d]{2,9}", "(ab|c)*d?"]),
     logprobs=st.none() | st.integers(0, 2),
     keep=st.none() | st.integers(1, 9),
     seed=SEEDS,

@@ -24,7 +24,7 @@ from anyformer.model.edges import Edges, causal, neighbors, same, window, within
 from anyformer.model.kernels.dense import DenseMask
 from anyformer.model.kernels.flex import Flex
 from anyformer.model.kernels.select import AttentionSpec
-from anyformer.model.positions import Alibi, RelativeBias
+from anyformer.model.position_bias import Alibi, RelativeBias
 from anyformer.recipes import language
 from anyformer.training import checkpoints, gradients, loop, prefetch
 from anyformer.training.updates import make_update

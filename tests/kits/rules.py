@@ -13,6 +13,7 @@ from anyformer.model.edges import (
     between,
     causal,
     every,
+    first,
     from_mask,
     full,
     neighbors,
@@ -39,6 +40,8 @@ RULES: dict[str, Callable[[int, int], Edges]] = {
     "causal": lambda B, T: causal,
     "window": lambda B, T: window(3),
     "causal & window": lambda B, T: causal & window(3),
+    "first": lambda B, T: first(2),
+    "causal & (window | first)": lambda B, T: causal & (window(3) | first(2)),
     "every": lambda B, T: every(3),
     "neighbors": lambda B, T: neighbors(3, 4, 1),
     "within": lambda B, T: within(lengths(B, T)),
@@ -70,7 +73,7 @@ def compositions(B: int, T: int) -> "st.SearchStrategy[Edges]":
     from hypothesis import strategies as st  # not on every machine that measures a GPU
 
     leaf = st.sampled_from(sorted(RULES)).map(lambda name: RULES[name](B, T))
-    leaf |= st.integers(1, T).map(window) | st.integers(1, T).map(every)
+    leaf |= st.integers(1, T).map(window) | st.integers(1, T).map(every) | st.integers(1, T).map(first)
 
     def grow(inner: "st.SearchStrategy[Edges]") -> "st.SearchStrategy[Edges]":
         pair = st.tuples(inner, inner)

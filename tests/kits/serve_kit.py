@@ -83,7 +83,8 @@ class RunningServer:
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],), daemon=True)
         self.thread.start()
         wait_for(lambda: self.server.started, "the server starts")
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, verify=False)  # loads no certificates
+        limits = httpx.Limits(max_keepalive_connections=0)  # on a slow machine the server may close one just before use
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, verify=False, limits=limits)  # no certificates
 
     def post(self, path: str, body: Any = None, **arguments: Any) -> httpx.Response:
         if body is not None:

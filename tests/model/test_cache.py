@@ -21,9 +21,12 @@ from anyformer.model import (
     TransformerConfig,
     causal,
     every,
+    first,
     window,
 )
 from anyformer.model.kernels import sdpa
+from anyformer.model.positions import apply_rotary, rotary_cos_sin
+from anyformer.model.rope_scaling import rotary_frequencies
 from rules import caption, pairwise
 
 B, T, C, SIZE, VOCAB = 3, 40, 16, 12, 23
@@ -33,6 +36,8 @@ LAYERS: dict[str, list[Edges]] = {
     "several widths": [causal & window(1), causal & window(7)],
     "strided": [causal & window(6) & every(2), causal & window(3)],
     "as wide as the cache": [causal & window(SIZE - 1), causal & window(5)],
+    "sinks": [causal & (window(4) | first(2)), causal & (window(3) | first(1))],
+    "more sinks than window": [causal & (window(2) | first(7)), causal & first(3)],
 }
 POSITIONS = ["none", "rotary", "relative", "alibi"]
 
@@ -83,7 +88,7 @@ def test_far_past_its_size_cached_is_uncached(setting):
     cache = stack.new_cache()
     parts = [stack(stack.x[:, :prompt], cache), *(stack(stack.x[:, t : t + 1], cache) for t in range(prompt, T))]
     assert_close(torch.cat(parts, dim=1), stack(stack.x))
-    assert capacities(cache) == [int(rule.left_span) + 1 for rule in edges] and cache.is_unbounded
+    assert capacities(cache) == [int(rule.left_span) + 1 + rule.pinned for rule in edges] and cache.is_unbounded
 
 
 @pytest.mark.parametrize("layers", LAYERS)
@@ -172,6 +177,43 @@ def test_the_span_of_a_layer_may_not_change():
     stack.edges = [causal & window(6), causal & window(6)]
     with pytest.raises(ValueError, match="layer 0 keeps 4 nodes, but its rule now reads 6"):
         stack(stack.x[:, 4:5], cache)
+
+
+# --- streams ---
+
+
+@pytest.mark.parametrize("layers", ["local", "several widths", "sinks"])
+@torch.inference_mode()
+def test_node_a_million_of_a_stream_is_read_as_node_a_thousand_is(layers):
+    """In float32, after the same nodes: angles keep their digits, and sinks seem no further than in the training."""
+    outputs = []
+    for start in (1_000, 999_999, 10_000_007):
+        stack = LocalStack(LAYERS[layers])
+        stack.body.float()
+        x, cache = stack.x.float(), stack.new_cache()
+        stack(x[:, :3], cache)  # the sinks
+        cache.lengths = start
+        parts = [stack(x[:, t : t + new], cache) for t, new in ((3, 1), (4, 9), (13, 1), (14, 5), (19, 1))]
+        outputs.append(torch.cat(parts, dim=1)[:, 10:])  # nodes that read nothing from before the jump but sinks
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0], rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_sink_of_a_stream_is_no_further_away_than_the_context_is_long():
+    """Written a second time: past the context, the query of a pinned key is turned as the last one of the context."""
+    rule = causal & (window(3) | first(2))
+    stack = LocalStack([rule])
+    attention, positions = stack.body.blocks[0].attn, torch.arange(T)
+    frequency = rotary_frequencies(stack.config, T, torch.device("cpu"))[0]
+    q, k, v = attention.qkv(stack.x, None)
+    k = apply_rotary(k, rotary_cos_sin(positions, frequency)).repeat_interleave(2, dim=1)
+    last = positions.clamp(max=SIZE - 1)
+    far, near = (apply_rotary(q, rotary_cos_sin(p, frequency)) @ k.mT for p in (positions, last))
+    scores = torch.where(positions < 2, near, far) / attention.head_channels**0.5
+    weights = scores.masked_fill(~rule.build_mask(1, T, T), -torch.inf).softmax(-1)
+    expected = attention.output((weights @ v.repeat_interleave(2, dim=1)).transpose(1, 2).flatten(2))
+    assert_close(attention(stack.x, rule), expected)
 
 
 # --- decoding ---

@@ -13,7 +13,7 @@ from anyformer.model import Block, Edges, Transformer, TransformerConfig, causal
 from anyformer.model.kernels.dense import DenseMask
 from anyformer.model.kernels.flex import Flex
 from anyformer.model.kernels.select import AttentionSpec
-from anyformer.model.positions import RelativeBias
+from anyformer.model.position_bias import RelativeBias
 from rules import RULES, near_by_head
 
 B, T, C, H = 3, 140, 16, 4  # long enough for blocks of 32

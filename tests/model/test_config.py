@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from anyformer.model.config import CHOICES, MAX_SIZES, TransformerConfig
+from anyformer.model.config import CHOICES, MAX_SIZES, RopeScaling, TransformerConfig
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,34 @@ def test_values_that_do_not_fit_together_are_both_named(changes, message):
         TransformerConfig(**changes)
 
 
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_type": "yran"}, "rope_type is 'yran': did you mean 'yarn'"),
+        ({"factor": 0.5}, "factor is 0.5; it must be a number from 1 to"),
+        ({"original_max_position_embeddings": 0}, "original_max_position_embeddings is 0; it must be at least 1"),
+        ({"attention_factor": 0.0}, "attention_factor is 0.0"),
+        ({"beta_slow": 40.0}, "beta_slow is 40.0; it must be below beta_fast, 32.0"),
+        ({"low_freq_factor": 4.0}, "low_freq_factor is 4.0; it must be below high_freq_factor, 4.0"),
+    ],
+    ids=str,
+)
+def test_a_scaling_of_rotary_positions_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RopeScaling(**YARN | changes)
+
+
+def test_only_rotary_positions_are_scaled():
+    with pytest.raises(ValueError, match="rope_scaling is set, but position is 'learned'; it must be 'rotary'"):
+        TransformerConfig(rope_scaling=RopeScaling(**YARN))
+    with pytest.raises(ValueError, match="rotary_base is 1; with rope_scaling it must be above 1"):
+        TransformerConfig(position="rotary", rotary_base=1, rope_scaling=RopeScaling(**YARN))
+
+
 def test_a_config_can_be_pickled():
-    config = TransformerConfig(dim=32, n_kv_head=2, position="rotary", scale=1.0, dropout=0)
+    scaling = RopeScaling(**YARN)
+    config = TransformerConfig(dim=32, n_kv_head=2, position="rotary", rope_scaling=scaling, scale=1.0, dropout=0)
     assert pickle.loads(pickle.dumps(config)) == config

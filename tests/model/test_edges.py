@@ -18,6 +18,7 @@ from anyformer.model.edges import (
     between,
     causal,
     every,
+    first,
     from_mask,
     full,
     hops,
@@ -54,6 +55,7 @@ MEANING = {
     "causal": (causal, lambda b, h, q, k: k in range(q + 1)),
     "window": (window(3), lambda b, h, q, k: k in (q - 2, q - 1, q, q + 1, q + 2)),
     "a window of one": (window(1), lambda b, h, q, k: q == k),
+    "first": (first(3), lambda b, h, q, k: k in range(3)),
     "every": (every(4), lambda b, h, q, k: q % 4 == k % 4),
     "within": (within(LENGTHS), lambda b, h, q, k: k in range([5, 12, 0][b])),
     "prefix": (prefix(LENGTHS), lambda b, h, q, k: k in range([5, 12, 0][b])),
@@ -82,7 +84,7 @@ def test_a_rule_is_flexattentions_mask_mod(name):
     assert torch.equal(evaluate(edges), create_mask(edges, B, H, T, T, device="cpu"))
 
 
-@pytest.mark.parametrize("make", [window, every, lambda n: neighbors(n, 3, 1), lambda n: neighbors(3, n, 1)])
+@pytest.mark.parametrize("make", [window, first, every, lambda n: neighbors(n, 3, 1), lambda n: neighbors(3, n, 1)])
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "2"])
 def test_a_size_that_is_no_positive_integer_is_rejected(make, size):
     with pytest.raises(ValueError, match=f"{size}; it must be an integer of at least 1"):
@@ -170,7 +172,8 @@ def test_the_repr_is_the_formula():
 
 def is_within_its_span(edges: Edges) -> bool:
     _, _, q, k = evaluate(edges).nonzero().unbind(1)
-    return bool(((q - k) <= edges.left_span).all() and ((k - q) <= edges.right_span).all())
+    is_left = ((q - k) <= edges.left_span) | (k < edges.pinned)
+    return bool(is_left.all() and ((k - q) <= edges.right_span).all())
 
 
 @given(compositions(B, T))
@@ -183,6 +186,10 @@ def test_spans_are_tight():
     assert (causal.left_span, causal.right_span) == (math.inf, 0)
     assert (window(4).left_span, (causal & window(4)).left_span, (causal & window(4)).right_span) == (3, 3, 0)
     assert ((window(4) | window(6)).left_span, (~window(4)).left_span) == (5, math.inf)
+    stream = causal & (window(4) | first(2))
+    assert (stream.left_span, stream.right_span, stream.pinned) == (3, 0, 2)
+    assert ((stream | window(6) | first(3)).pinned, (stream & window(3)).pinned, (stream & stream).pinned) == (3, 0, 2)
+    assert ((~stream).pinned, (stream | causal).pinned, (causal & first(4)).left_span) == (0, 0, 0)
 
 
 @given(compositions(B, T))

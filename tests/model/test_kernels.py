@@ -21,7 +21,7 @@ from anyformer.model.kernels.dense import DenseMask
 from anyformer.model.kernels.flex import Flex
 from anyformer.model.kernels.sdpa import SDPA, is_matmul_faster, matmul_attention
 from anyformer.model.kernels.select import AttentionKernel, AttentionSpec, select_kernel
-from anyformer.model.positions import Alibi, RelativeBias
+from anyformer.model.position_bias import Alibi, RelativeBias
 from reference import Head, Node, attend_slowly, gradients_slowly
 from rules import RULES, caption, compositions, pairwise
 

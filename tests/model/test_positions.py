@@ -6,21 +6,26 @@ import pytest
 import torch
 
 from anyformer.model.config import TransformerConfig
+from anyformer.model.position_bias import Alibi, RelativeBias, build_position_bias
 from anyformer.model.positions import (
-    Alibi,
     LearnedPosition,
-    RelativeBias,
     SinusoidalPosition,
     apply_rotary,
-    build_position_bias,
     build_position_embedding,
     rotary_cos_sin,
 )
+from anyformer.model.rope_scaling import rotary_frequencies
 from reference import bucket_slowly, rotate_slowly, slopes_slowly
 
 
+def frequencies(channels: int, base: float = 10_000.0) -> torch.Tensor:
+    config = TransformerConfig(dim=channels, n_head=1, position="rotary", rotary_base=base)
+    return rotary_frequencies(config, 1, torch.device("cpu"))[0]
+
+
 def rotate(x: torch.Tensor, position: int, base: float = 10_000.0) -> torch.Tensor:
-    return apply_rotary(x.view(1, 1, 1, -1), rotary_cos_sin(torch.tensor([position]), x.numel(), base)).flatten()
+    cos_sin = rotary_cos_sin(torch.tensor([position]), frequencies(x.numel(), base))
+    return apply_rotary(x.view(1, 1, 1, -1), cos_sin).flatten()
 
 
 @pytest.mark.parametrize("shift", [1, 40, 1000])
@@ -40,8 +45,8 @@ def test_rotary_turns_complex_numbers(position, base):
 
 def test_rotary_turns_each_row_by_its_own_position():
     x, positions = torch.randn(2, 3, 4, 8), torch.tensor([[0, 1, 2, 3], [5, 6, 7, 8]])
-    rows = [apply_rotary(x[b : b + 1], rotary_cos_sin(positions[b], 8, 10_000.0)) for b in range(2)]
-    torch.testing.assert_close(apply_rotary(x, rotary_cos_sin(positions, 8, 10_000.0)), torch.cat(rows))
+    rows = [apply_rotary(x[b : b + 1], rotary_cos_sin(positions[b], frequencies(8))) for b in range(2)]
+    torch.testing.assert_close(apply_rotary(x, rotary_cos_sin(positions, frequencies(8))), torch.cat(rows))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -32,6 +32,7 @@ SETTINGS = {
     "norm_place": ("pre",),
     "scale": (None,),
     "qk_norm": (False,),
+    "rope_scaling": (None,),
 }
 VOCABULARY = {"vocab_size": ("padded_vocab", REQUIRED), "tie_word_embeddings": ("tied", False)}
 NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
@@ -42,7 +43,7 @@ BIASES = {"attention": r".*\.attn\..*\.bias", "mlp": r".*\.mlp\..*\.bias"}  # pa
 
 
 class Llama(Family):
-    model_type, recipes, architecture = "llama", ("language",), "LlamaForCausalLM"
+    model_type, recipes, architecture = "llama", ("language", "chat", "preference"), "LlamaForCausalLM"
     stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
     settings, embedding = {"window": (None,)}, "nodes.token.weight"
 

@@ -20,7 +20,7 @@ SETTINGS = llama.SETTINGS | {"qk_norm": (True,), "bias": (False,)}
 
 class Qwen3(llama.Llama):
     model_type, architecture = "qwen3", "Qwen3ForCausalLM"
-    stacks, settings = {"model": (FIELDS, SETTINGS)}, {}
+    stacks, settings = {"model": (FIELDS, SETTINGS)}, {"sinks": (0,)}
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.require(attention_bias=False)

@@ -1,40 +1,57 @@
-"""anyformer import SOURCE [--out RUN]: turn a public checkpoint into a run."""
+"""anyformer import SOURCE [--out RUN]: turn a public checkpoint, or a run with another context, into a run."""
 
 import json
+import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import InputError
-from .flags import POSITIONAL, JsonFlag
+from ..longer_context import ContextChange, RopeChoice
+from .flags import POSITIONAL, JsonFlag, flag_name
 from .terminal import print_status, show_progress
+
+if TYPE_CHECKING:
+    from ..trained_model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Turn a public checkpoint into a run. Nothing in the checkpoint is executed.
+    """Turn a public checkpoint, or a run with another context, into a run.
 
     A folder with config.json and model.safetensors (gpt2, llama, qwen3, bert, t5,
     vit, whisper, decision_transformer), a GGUF file (gpt2, llama, qwen3), or
     owner/name of such a model on the Hugging Face hub, which is downloaded once
-    (needs anyformer[hub]; HF_ENDPOINT, HF_HOME and HF_TOKEN apply)."""
+    (needs anyformer[hub]; HF_ENDPOINT, HF_HOME and HF_TOKEN apply). Nothing in
+    it is executed.
+
+    A run, or such a checkpoint, can be given a longer context, or a window that
+    slides over a stream without end; its weights stay:
+
+        anyformer import RUN --out LONG --context 1024 --rope-scaling yarn
+        anyformer import RUN --out STREAM --window 251 --sinks 4"""
 
     source: Annotated[str, POSITIONAL, "The folder or the file, or owner/name; a path that exists is never looked up."]
     out: Annotated[Path | None, "The run directory to create. Default: one of the model's name below runs/."] = None
     revision: Annotated[str | None, "A branch, tag or commit on the hub."] = None
+    context: Annotated[int | None, "A longer context than that of the training."] = None
+    rope_scaling: Annotated[RopeChoice | None, "How rotary positions reach it; see docs/streams.md."] = None
+    window: Annotated[int | None, "Nodes that each layer reads: generation never fills the cache."] = None
+    sinks: Annotated[int, "With a window: first nodes that each layer reads too."] = 0
     json: JsonFlag = False
 
 
 def run(options: Command) -> None:
-    from .. import api
     from ..recipe import SupportsStream
 
     source, run_path = add_revision(options.source, options.revision), options.out or choose_out(options.source)
-    command = shlex.join(["anyformer", "import", source, "--out", str(run_path)])
+    change = {field.name: getattr(options, field.name) for field in fields(ContextChange)}
+    flags = [f"{flag_name([name])}={value}" for name, value in change.items() if value]
+    command = shlex.join(["anyformer", "import", source, "--out", str(run_path), *flags])
     with show_progress():
-        model = api.import_checkpoint(source, run_path, command)
+        model = import_changed(source, run_path, command, change)
     facts = {"run": str(run_path), "recipe": model.name, "parameters": model.n_parameters}
     if options.json:
         print(json.dumps(facts | {"fresh": model.missing_keys}))
@@ -46,6 +63,18 @@ def run(options: Command) -> None:
     out = shlex.quote(str(run_path))
     print_status(f"use    anyformer {verb} {out}")
     print_status(f"tune   anyformer train {model.name} --init {out} --data DATA")
+
+
+def import_changed(source: str, out: Path, command: str, change: dict[str, Any]) -> "Model":
+    """Import with another context. An InputError about a field of it names the flag."""
+    from .. import api
+
+    try:
+        return api.import_checkpoint(source, out, command, ContextChange(**change))
+    except InputError as error:
+        name = re.split(r"\W", str(error), maxsplit=1)[0]
+        text = str(error)[len(name) :]
+        raise InputError(f"{flag_name([name]) if name in change else name}{text}") from None
 
 
 def add_revision(source: str, revision: str | None) -> str:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 PROG = "anyformer lab"
 LABS: dict[str, str] = {
+    "in-context": "regressions learned within the forward pass",
     "notes": "facts in a million tokens, and sums, by a model that writes notes",
+    "recall": "a text that a model looks things up in, without training",
 }
 
 
@@ -51,7 +53,7 @@ def load_lab(name: str) -> "Lab":
     """Import the module of a lab. Raises InputError if there is none of this name."""
     if name not in LABS:
         raise InputError(f"there is no lab '{name}': {suggest(name, LABS)}")
-    return cast("Lab", importlib.import_module(f"anyformer.labs.{name}"))
+    return cast("Lab", importlib.import_module(f"anyformer.labs.{name.replace('-', '_')}"))
 
 
 def list_labs() -> str:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..memory import read_memory
-from .completion import Completion, CompletionRequest, check_echo, encode_prompts, sample_seed
+from .completion import CONTEXT_TOKENS, Completion, CompletionRequest, check_echo, encode_prompts, sample_seed
 from .logprobs import TokenLogprobs, list_logprobs, score_nodes
 from .notes import choose_crop, find_notes
 from .row_cache import build_rows
 from .sampling import Sampler
+from .structure import Constraint, compile_structure
 
 MEMORY_SHARE = 0.25  # of the machine, for keys and values
 
@@ -55,8 +56,9 @@ class Ticket:
         prompts: list[tuple[str, list[int]]],
         on_piece: Callable[[Piece], None],
         on_end: Callable[[BaseException | None], None],
+        constraint: Constraint | None = None,
     ):
-        self.request, self.on_piece, self.on_end = request, on_piece, on_end
+        self.request, self.on_piece, self.on_end, self.constraint = request, on_piece, on_end, constraint
         self.prompt_ids = [ids for _, ids in prompts]
         self.prompt_logprobs: list[list[TokenLogprobs]] | None = None
         """Of each prompt, of all tokens but the first; complete when its first piece comes."""
@@ -78,8 +80,10 @@ class Row:
         self.ticket, self.index, self.request = ticket, index, request
         self.prompt, sample = divmod(index, request.samples)
         ids = ticket.prompt_ids[self.prompt]
-        self.completion = Completion("", ids, model.tokenizer, request.stops, find_notes(model))
-        self.sampler = Sampler(request, [ids], [sample_seed(request.seed, sample)])
+        matcher = ticket.constraint.start(ids[-CONTEXT_TOKENS:]) if ticket.constraint is not None else None
+        self.completion = Completion("", ids, model.tokenizer, request.stops, matcher, find_notes(model))
+        seeds, matchers = [sample_seed(request.seed, sample)], [] if matcher is None else [matcher]
+        self.sampler = Sampler(request, [ids], seeds, matchers)
         self.context, self.keep = context, min(request.keep or max(1, context // 2), context)
         self.crop = choose_crop(model)
         self.window = self.crop(ids, context)
@@ -143,19 +147,23 @@ class Batcher:
         if request.notes:
             raise InputError("notes: a batch reads no text in pieces: use anyformer sample --notes, or split it")
         prompts = encode_prompts(request, self.model.tokenizer)
+        if request.exact:
+            raise InputError("exact: only Python and the command line draw from the exact distribution")
         if request.echo and request.logprobs is not None:
             for _, ids in prompts:
                 check_echo(ids, self.model)
-        ticket = Ticket(request, prompts, on_piece, on_end)
+        constraint = compile_structure(request, self.model.tokenizer)
+        ticket = Ticket(request, prompts, on_piece, on_end, constraint)
         if ticket.n_live > self.max_rows + self.max_queue:
             raise InputError(
                 f"{ticket.n_live:,} completions; at most {self.max_rows + self.max_queue:,} fit in the queue"
             )
+        rows = [Row(ticket, index, self.model) for index in range(ticket.n_live)]
         with self.condition:
             free = self.max_rows - len(self.slots)
             if self.is_closing or len(self.waiting) + ticket.n_live > self.max_queue + free:
                 raise QueueFullError("the server is shutting down" if self.is_closing else "too many requests wait")
-            self.waiting.extend(Row(ticket, index, self.model) for index in range(ticket.n_live))
+            self.waiting.extend(rows)
             self.condition.notify_all()
         return ticket
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..model.cache import KVCache
 from ..model.transformer import Transformer
 from .sampling import Sampler, SamplingParams
+from .structure import Matcher
 
 
 class Decoder(Protocol):
@@ -81,6 +82,7 @@ def generate(
     keep: int | None = None,
     crop: Callable[[Sequence[int], int], list[int]] = lambda ids, size: list(ids[-size:]),
     watch: Callable[[Tensor, Tensor], None] = lambda logits, new: None,
+    matchers: Sequence[Matcher] = (),
 ) -> Iterator[list[int | None]]:
     """Continue every prompt; yield the new token of each row, None for rows that have stopped.
 
@@ -89,10 +91,11 @@ def generate(
         tokens, stop: the most new tokens of a row; `stop(row, token)` returns whether it ends with this token.
         crop: `crop(ids, size)` returns the ids that are read of a row that exceeds the context: at most `keep` again.
         watch: called with the logits of each step, (B, V), and the tokens that were chosen by them, (B,).
+        matchers: of each row, which tokens may follow (`structure`); none: any may.
     """
     context = model.body.config.context
     keep = min(keep or max(1, context // 2), context)
-    sampler = Sampler(sampling, prompts, seeds)
+    sampler = Sampler(sampling, prompts, seeds, matchers)
     windows = [crop(prompt, context) for prompt in prompts]  # what is in the context of each row
     cache = new_cache(model, len(prompts), min(context, max(map(len, windows)) + tokens))
     is_live = [True] * len(prompts)

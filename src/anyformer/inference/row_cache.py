@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..model.cache import KVCache
+from ..model.cache import KVCache, count_slots, find_slots
+from ..model.edges import Edges, causal
 from .decode import Decoder, HasOwnCache, new_cache, pad_rows
 
 SIZE_UNIT = 128  # nodes by which rows grow
@@ -73,7 +74,7 @@ class SharedRows:
         self.capacity, self.size = 0, 0  # rows and nodes of a row that there is memory for
         self.lengths: list[int] = []
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * self.config.n_layer
-        self.left_spans = [math.inf] * self.config.n_layer
+        self.edges: list[Edges] = [causal] * self.config.n_layer
         self.view: RowView | None = None  # of the last step
 
     def find_sizes(self, size: int) -> tuple[int, int]:
@@ -101,7 +102,7 @@ class SharedRows:
 
     def allocate(self, like: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Return memory for the keys and values of a layer, `like` (n, H, T, D)."""
-        nodes = int(min(self.size, self.left_spans[layer] + 1))
+        nodes, _ = count_slots(self.edges[layer], self.size)
         shape = (self.capacity, like.shape[1], nodes, like.shape[3])
         return like.new_zeros(shape), like.new_zeros(shape)
 
@@ -162,13 +163,29 @@ class RowView(KVCache):
         self.layers = [kv and (kv[0][self.span], kv[1][self.span]) for kv in rows.layers]
         lengths = rows.lengths[self.span]
         self.lengths = lengths[0] if len(set(lengths)) == 1 else torch.tensor(lengths, device=self.device)
+        self.slots: dict[tuple[int, ...], Tensor] = {}  # of the next node of each row, the same in every layer
 
-    def update(self, layer: int, k: Tensor, v: Tensor, left_span: float = math.inf) -> tuple[Tensor, Tensor]:
+    def advance(self, new: int) -> None:
+        super().advance(new)
+        self.slots.clear()
+
+    def update(self, layer: int, k: Tensor, v: Tensor, edges: Edges = causal) -> tuple[Tensor, Tensor]:
         if self.layers[layer] is None:
-            self.rows.left_spans[layer] = left_span
+            self.rows.edges[layer] = edges
             kv = self.rows.layers[layer] = self.rows.allocate(k, layer)
             self.layers[layer] = kv[0][self.span], kv[1][self.span]
-        return super().update(layer, k, v, left_span)
+        return super().update(layer, k, v, edges)
+
+    def write(self, kv: tuple[Tensor, Tensor], k: Tensor, v: Tensor, pinned: int = 0) -> None:
+        if k.shape[2] > 1 or isinstance(self.lengths, int):
+            return super().write(kv, k, v, pinned)
+        n, heads, capacity = kv[0].shape[:3]
+        key = (n, heads, capacity, pinned)
+        if key not in self.slots:
+            starts = torch.arange(n * heads, device=self.device) * capacity
+            self.slots[key] = starts + find_slots(self.lengths, capacity, pinned).repeat_interleave(heads)
+        for stored, source in zip(kv, (k, v)):
+            stored.view(-1, stored.shape[3]).index_copy_(0, self.slots[key], source.reshape(-1, stored.shape[3]))
 
 
 class SeparateRows:

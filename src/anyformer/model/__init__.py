@@ -7,7 +7,7 @@ y = model(torch.randn(8, 32, 64), causal)
 """
 
 from .cache import KVCache
-from .config import TransformerConfig
+from .config import RopeScaling, TransformerConfig
 from .edges import (
     Edges,
     MaskMod,
@@ -15,6 +15,7 @@ from .edges import (
     between,
     causal,
     every,
+    first,
     from_mask,
     full,
     hops,
@@ -63,6 +64,7 @@ __all__ = [
     "PatchEmbedding",
     "PointerHead",
     "Regressor",
+    "RopeScaling",
     "ScalarEmbedding",
     "SeriesPatchEmbedding",
     "TokenEmbedding",
@@ -76,6 +78,7 @@ __all__ = [
     "between",
     "causal",
     "every",
+    "first",
     "from_mask",
     "full",
     "hops",

@@ -3,12 +3,22 @@
 Shapes: B batch, Q new nodes, K nodes that are read, H heads, D channels of a head.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from .config import TransformerConfig
+from .edges import Edges, causal
+
+
+def count_slots(edges: Edges, size: int) -> tuple[int, int]:
+    """How many of `size` nodes a layer with this rule keeps, and how many of them are pinned."""
+    capacity = edges.pinned + edges.left_span + 1
+    return (int(capacity), edges.pinned) if capacity < size else (size, 0)
+
+
+def find_slots(positions: Tensor, capacity: int, pinned: int) -> Tensor:
+    """The slot of each node: its own if it is pinned, else one of the ring behind."""
+    return torch.where(positions < pinned, positions, pinned + (positions - pinned) % (capacity - pinned))
 
 
 class KVCache:
@@ -16,8 +26,9 @@ class KVCache:
 
     Row b holds `lengths[b]` nodes, at positions 0, 1 ...; at most `size`, the context by default. Rows may differ in
     length (`trim`), so that prompts of unequal length share a batch. A layer whose rule has a finite left span keeps
-    only that many nodes, in a ring buffer: node p in slot p % capacity, where it overwrites node p - capacity. Keys and
-    values of a memory (cross-attention) are kept too: a memory does not change.
+    only that many nodes, in a ring buffer of R slots: node p in slot p % R, where it overwrites node p - R. The first
+    nodes, if the rule pins some, have slots of their own before it. Keys and values of a memory (cross-attention) are
+    kept too: a memory does not change.
     """
 
     def __init__(
@@ -77,30 +88,28 @@ class KVCache:
         if not isinstance(self.lengths, int):
             self.lengths = self.lengths[rows]
 
-    def capacity(self, left_span: float) -> int:
-        """How many nodes a layer with this left span keeps."""
-        return int(min(self.size, left_span + 1))
-
-    def slot_positions(self, left_span: float, new: int) -> Tensor | None:
+    def slot_positions(self, edges: Edges, new: int) -> Tensor | None:
         """The positions of the keys that `update` will return, (K,) or (B, K), below 0 for an empty slot; None if they
         are 0, 1 ... in order."""
-        capacity = self.capacity(left_span)
+        capacity, pinned = count_slots(edges, self.size)
         if self.max_length == 0 or self.max_length + new <= capacity:
             return None
         if new == 1:
-            return self._ring_positions(capacity, 1)
-        stored = self._ring_positions(capacity, 0)[..., : self.max_length]
+            return self._ring_positions(capacity, pinned, 1)
+        stored = self._ring_positions(capacity, pinned, 0)[..., : self.max_length]
         return torch.cat([stored, self.positions(new)], dim=-1)
 
-    def _ring_positions(self, capacity: int, new: int) -> Tensor:
+    def _ring_positions(self, capacity: int, pinned: int, new: int) -> Tensor:
         """The position in each slot of a ring buffer after `new` more nodes: (capacity,) or (B, capacity)."""
         last = (self.lengths if isinstance(self.lengths, int) else self.lengths[:, None]) + new - 1
-        return last - (last - torch.arange(capacity, device=self.device)) % capacity
+        slot = torch.arange(capacity, device=self.device)
+        newest = last - (last - slot) % (capacity - pinned)
+        return torch.where(slot < pinned, slot.where(slot <= last, -1), newest.where(newest >= pinned, -1))
 
-    def update(self, layer: int, k: Tensor, v: Tensor, left_span: float = math.inf) -> tuple[Tensor, Tensor]:
+    def update(self, layer: int, k: Tensor, v: Tensor, edges: Edges = causal) -> tuple[Tensor, Tensor]:
         """Store the keys and values of new nodes, (B, H, Q, D) each, and return those of all nodes that the rule may
-        reach, (B, H, K, D). Raises ValueError if they do not fit, or if the left span of the layer has changed."""
-        capacity, end = self.capacity(left_span), self.max_length + k.shape[2]
+        reach, (B, H, K, D). Raises ValueError if they do not fit, or if the span of the layer has changed."""
+        (capacity, pinned), end = count_slots(edges, self.size), self.max_length + k.shape[2]
         if capacity == self.size < end:
             raise ValueError(f"the cache holds {self.size} nodes and would need {end}: make it larger or crop")
         kv = self.layers[layer]
@@ -110,31 +119,36 @@ class KVCache:
         if kv[0].shape[2] != capacity:
             raise ValueError(f"layer {layer} keeps {kv[0].shape[2]} nodes, but its rule now reads {capacity}")
         if end <= capacity or k.shape[2] == 1:
-            self.write(kv, k, v)
+            self.write(kv, k, v, pinned)
             return self.read(kv, end)
         keys, values = k, v
         if self.max_length:  # new nodes read some that they are about to overwrite
             stored_keys, stored_values = self.read(kv, self.max_length)
             keys, values = torch.cat([stored_keys, k], 2), torch.cat([stored_values, v], 2)
-        self.write(kv, k, v)
+        self.write(kv, k, v, pinned)
         return keys, values
 
     def read(self, kv: tuple[Tensor, Tensor], end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the first `end` slots."""
         return kv[0][:, :, :end], kv[1][:, :, :end]
 
-    def write(self, kv: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> None:
-        """Write each new node into its slot; of more nodes than slots, the last of each row that are not padding."""
-        new, capacity = k.shape[2], kv[0].shape[2]
-        if isinstance(self.lengths, int) and (first := self.lengths % capacity) + new <= capacity:
-            for stored, source in zip(kv, (k, v)):
-                stored[:, :, first : first + new] = source
-            return
-        count, row = min(new, capacity), torch.arange(len(k), device=k.device)[:, None]
+    def write(self, kv: tuple[Tensor, Tensor], k: Tensor, v: Tensor, pinned: int = 0) -> None:
+        """Write each new node into its slot; of more nodes than slots, the pinned ones and the last of each row that
+        are not padding."""
+        new, capacity, ring, start = k.shape[2], kv[0].shape[2], kv[0].shape[2] - pinned, self.lengths
+        if isinstance(start, int):
+            slot = start if start < pinned else pinned + (start - pinned) % ring
+            if slot + new <= capacity:
+                for stored, source in zip(kv, (k, v)):
+                    stored[:, :, slot : slot + new] = source
+                return
+        row, order = torch.arange(len(k), device=k.device)[:, None], torch.arange(new, device=k.device)
         is_padded = self.max_length == 0 and self.prefill_lengths is not None
         lengths = self.prefill_lengths if is_padded else k.new_full((len(k),), new, dtype=torch.long)
-        last = lengths.to(k.device)[:, None] - count + torch.arange(count, device=k.device)
-        last = last.clamp(min=0)  # (B, count)
-        slot = self.positions(new).expand(len(k), -1).gather(1, last) % capacity
+        last = lengths.to(k.device)[:, None] - 1
+        index, position = (last - order[:ring]).clamp(min=0), self.positions(new).expand(len(k), -1)
+        if pinned:
+            index = torch.cat([index, order[:pinned].where(position[:, :pinned] < pinned, last)], dim=1)
+        slot = find_slots(position.gather(1, index), capacity, pinned)
         for stored, source in zip(kv, (k, v)):
-            stored[row, :, slot] = source[row, :, last]
+            stored[row, :, slot] = source[row, :, index]

@@ -9,6 +9,7 @@ Norm = Literal["layernorm", "rmsnorm"]
 NormPlace = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"]
 Init = Literal["gpt2", "zero"]
+RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
 
 CHOICES = {
     "position": get_args(Position),
@@ -27,6 +28,40 @@ MAX_SIZES = {
     "mlp_dim": 1 << 22,
     "context": 1 << 24,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Frequencies of a rotary position for longer contexts than those of the training; the names are transformers'."""
+
+    rope_type: RopeType
+    """linear: position interpolation (2306.15595); dynamic: NTK-aware, by the length that is read; yarn (2309.00071);
+    llama3: as Llama 3.1 (2407.21783)."""
+    factor: float
+    """How many times longer the context is."""
+    original_max_position_embeddings: int
+    """The context of the training."""
+    attention_factor: float | None = None
+    """yarn: queries and keys are multiplied by it. None: 0.1 ln(factor) + 1."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    """yarn: pairs of channels that turn more than beta_fast times in the original context keep their frequency, those
+    that turn less than beta_slow times are interpolated."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    """llama3: the same bounds, slow and fast."""
+
+    def __post_init__(self) -> None:
+        _check_choice("rope_type", self.rope_type, get_args(RopeType))
+        _check_number("factor", self.factor, 1, 1e6)
+        _check_size("original_max_position_embeddings", self.original_max_position_embeddings, MAX_SIZES["context"])
+        if self.attention_factor is not None:
+            _check_number("attention_factor", self.attention_factor, 1e-6, 1e6)
+        for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
+            _check_number(low, getattr(self, low), 1e-6, 1e6)
+            _check_number(high, getattr(self, high), 1e-6, 1e6)
+            if getattr(self, low) >= getattr(self, high):
+                raise ValueError(f"{low} is {getattr(self, low)}; it must be below {high}, {getattr(self, high)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +91,8 @@ class TransformerConfig:
     relative buckets (T5, 1910.10683), ALiBi (2108.12409)."""
     rotary_base: float = 10_000.0
     """Longest wavelength of the rotary position, in nodes / 2 pi."""
+    rope_scaling: RopeScaling | None = None
+    """Other frequencies of the rotary position, for a longer context than that of the training."""
     norm: Norm = "layernorm"
     """LayerNorm (1607.06450) or RMSNorm (1910.07467)."""
     norm_eps: float = 1e-5
@@ -86,6 +123,10 @@ class TransformerConfig:
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         _check_number("rotary_base", self.rotary_base, 1, 1e12)
+        if self.rope_scaling is not None and self.position != "rotary":
+            raise ValueError(f"rope_scaling is set, but position is '{self.position}'; it must be 'rotary'")
+        if self.rope_scaling is not None and self.rotary_base <= 1:
+            raise ValueError(f"rotary_base is {self.rotary_base}; with rope_scaling it must be above 1")
         _check_number("norm_eps", self.norm_eps, 1e-30, 1)
         if self.scale is not None:
             _check_number("scale", self.scale, 1e-30, 1e6)

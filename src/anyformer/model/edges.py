@@ -35,9 +35,11 @@ class Edges:
     """Whether the rule depends on b, and on h."""
     origin: Any = None
     """How it is pickled: as the call that made it, or as the name of a global."""
+    pinned: int = 0
+    """Keys among the first `pinned` nodes may lie further before a query than `left_span`."""
 
     def __reduce__(self) -> Any:
-        spans = (self.left_span, self.right_span, self.uses_batch, self.uses_head)
+        spans = (self.left_span, self.right_span, self.uses_batch, self.uses_head, None, self.pinned)
         return self.origin or (Edges, (self.mask_mod, self.name, *spans))
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -50,25 +52,31 @@ class Edges:
         other = as_edges(other)
         if self is full or self is other:
             return other
-        return self if other is full else self._combine(other, operator.and_, "&", min)
+        left = min((self.left_span, self.pinned), (other.left_span, other.pinned))
+        return self if other is full else self._combine(other, operator.and_, "&", min, *left)
 
     def __or__(self, other: "Edges | MaskMod") -> "Edges":
-        return self._combine(as_edges(other), operator.or_, "|", max)
+        other = as_edges(other)
+        left = max(self.left_span, other.left_span), max(self.pinned, other.pinned)
+        return self._combine(other, operator.or_, "|", max, *left)
 
     def __invert__(self) -> "Edges":
         name, origin = f"~{_parenthesize(self.name)}", (operator.invert, (self,))
         uses = (self.uses_batch, self.uses_head)
         return Edges(lambda b, h, q, k: ~self(b, h, q, k), name, math.inf, math.inf, *uses, origin)
 
-    def _combine(self, other: "Edges", combine: Callable[[Any, Any], Any], sign: str, span: Callable) -> "Edges":
+    def _combine(
+        self, other: "Edges", combine: Callable, sign: str, span: Callable, left_span: float, pinned: int
+    ) -> "Edges":
         return Edges(
             lambda b, h, q, k: combine(self(b, h, q, k), other(b, h, q, k)),
             f"{_parenthesize(self.name)} {sign} {_parenthesize(other.name)}",
-            span(self.left_span, other.left_span),
+            left_span,
             span(self.right_span, other.right_span),
             self.uses_batch or other.uses_batch,
             self.uses_head or other.uses_head,
             (combine, (self, other)),
+            0 if left_span == math.inf else pinned,
         )
 
     def evaluate(self, q: Tensor, k: Tensor, batch: int = 1, heads: int = 1) -> Tensor:
@@ -136,6 +144,13 @@ def window(size: int) -> Edges:
     """Each node reads itself and size - 1 nodes on either side. With `causal`: local attention (2004.05150)."""
     _check_positive("window", size)
     return Edges(lambda b, h, q, k: (q - k).abs() < size, f"window({size})", size - 1, size - 1, False, False)
+
+
+@_record_origin
+def first(count: int) -> Edges:
+    """Each node reads the first `count` nodes; with a window: attention sinks of a stream (2309.17453)."""
+    _check_positive("first", count)
+    return Edges(lambda b, h, q, k: (k < count) & (q >= 0), f"first({count})", 0, count - 1, False, False, None, count)
 
 
 @_record_origin

@@ -10,7 +10,8 @@ import math
 from torch import nn
 
 from .config import TransformerConfig
-from .positions import LearnedPosition, RelativeBias
+from .position_bias import RelativeBias
+from .positions import LearnedPosition
 from .transformer import Transformer
 
 

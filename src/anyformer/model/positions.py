@@ -1,9 +1,9 @@
 """Positions: attention works on sets, so a position is something that a node carries.
 
 Three ways to carry it: a vector added to the node (learned, sinusoidal), a rotation of queries and keys (rotary), or a
-bias on the edge that depends on the distance between its ends (relative, ALiBi).
+bias on the edge that depends on the distance between its ends (`position_bias.py`: relative, ALiBi).
 
-Shapes: B batch, T nodes, C channels, H heads, D channels of a head, Q queries, K keys.
+Shapes: B batch, T nodes, C channels, H heads, D channels of a head.
 """
 
 import math
@@ -65,12 +65,12 @@ def build_position_embedding(config: TransformerConfig) -> LearnedPosition | Sin
 CosSin = tuple[Tensor, Tensor]  # what each channel and its partner are multiplied by: (1 or B, 1, T, D) each
 
 
-def rotary_cos_sin(positions: Tensor, channels: int, base: float) -> CosSin:
-    """The angles of rotary positions (2104.09864). positions: (T,) or (B, T)"""
-    frequency = base ** (-torch.arange(0, channels, 2, device=positions.device).float() / channels)
-    angle = positions[..., None].float() * frequency  # (T, D/2) or (B, T, D/2)
+def rotary_cos_sin(positions: Tensor, frequency: Tensor, scale: float = 1.0) -> CosSin:
+    """The angles of rotary positions (2104.09864), from the frequency of each pair of channels (`rope_scaling.py`).
+    positions: (T,) or (B, T); frequency: (D/2,); scale: of queries and keys"""
+    angle = positions[..., None].to(frequency.dtype) * frequency  # (T, D/2) or (B, T, D/2)
     angle = angle[:, None] if angle.ndim == 3 else angle[None, None]
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = (angle.cos() * scale).float(), (angle.sin() * scale).float()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
@@ -79,49 +79,3 @@ def apply_rotary(x: Tensor, cos_sin: CosSin) -> Tensor:
     cos, sin = cos_sin
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * cos + wide.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
-
-
-class RelativeBias(nn.Module):
-    """T5's relative positions (1910.10683, section 2.1): a learned bias for each bucket of distances and each head,
-    shared by all layers. Near distances have a bucket each, far ones share buckets of growing width."""
-
-    def __init__(self, n_head: int, buckets: int = 32, max_distance: int = 128):
-        super().__init__()
-        self.buckets, self.max_distance = buckets, max_distance
-        self.weight = nn.Parameter(torch.empty(buckets, n_head).normal_(std=0.02))
-
-    def forward(self, h: Tensor, q: Tensor, k: Tensor, bidirectional: bool) -> Tensor:
-        """The bias of each edge, (h, q, k) as for a rule. `bidirectional`: half of the buckets are for later keys."""
-        return self.weight[self.bucket(k - q, bidirectional), h]
-
-    def bucket(self, offset: Tensor, bidirectional: bool) -> Tensor:
-        buckets = self.buckets // 2 if bidirectional else self.buckets
-        first = (offset > 0) * buckets if bidirectional else 0
-        distance = offset.abs() if bidirectional else -offset.clamp(max=0)
-        exact = buckets // 2
-        steps = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact) * (buckets - exact)
-        far = exact + steps.long()
-        return first + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
-
-
-class Alibi(nn.Module):
-    """Attention with linear biases (2108.12409): scores fall with distance, at a fixed rate for each head."""
-
-    slope: Tensor
-
-    def __init__(self, n_head: int):
-        super().__init__()
-        power = 2 ** math.floor(math.log2(n_head))
-        slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-        slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(n_head - power)]  # the paper's rule for other counts
-        self.register_buffer("slope", torch.tensor(slopes), persistent=False)
-
-    def forward(self, h: Tensor, q: Tensor, k: Tensor, bidirectional: bool) -> Tensor:
-        return -self.slope.to(q.device)[h] * (q - k).abs()
-
-
-def build_position_bias(config: TransformerConfig) -> RelativeBias | Alibi | None:
-    """The position that is a bias on the edges, or None."""
-    if config.position == "relative":
-        return RelativeBias(config.n_head)
-    return Alibi(config.n_head) if config.position == "alibi" else None

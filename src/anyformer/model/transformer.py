@@ -6,7 +6,6 @@ of all nodes that have an edge to it; the softmax of the dot products weighs the
 Shapes: B batch, T nodes (Q as queries, K as keys), C channels, H heads, D channels of a head, M nodes of a memory.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,9 +19,12 @@ from .config import TransformerConfig, check_config
 from .edges import Edges, MaskMod, as_edges, full, within
 from .kernels.dropout import Dropout
 from .kernels.linear import Linear
+from .kernels.near_pinned import NearPinned
 from .kernels.select import AttentionKernel, AttentionSpec, PositionBias, select_kernel
 from .norm import build_head_norm, build_norm
-from .positions import CosSin, apply_rotary, build_position_bias, rotary_cos_sin
+from .position_bias import build_position_bias
+from .positions import CosSin, apply_rotary, rotary_cos_sin
+from .rope_scaling import rotary_frequencies
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ class AttentionContext(NamedTuple):
 
     kernel: AttentionKernel
     cos_sin: CosSin | None = None
-    left_span: float = math.inf
+    edges: Edges = full
 
 
 AnyEdges = Edges | MaskMod | AttentionContext  # a rule, a mask_mod function, or what a stack has prepared of either
@@ -85,7 +87,7 @@ class Attention(nn.Module):
         context = edges if isinstance(edges, AttentionContext) else prepare_edges(self, x, [edges], memory, cache)[0]
         if memory is None:
             q, k, v = self.qkv(x, context.cos_sin)  # (B, H, Q, D) each
-            k, v = (k, v) if cache is None else cache.update(self.layer, k, v, context.left_span)  # (B, H, K, D)
+            k, v = (k, v) if cache is None else cache.update(self.layer, k, v, context.edges)  # (B, H, K, D)
         else:
             q, (k, v) = self.query_norm(self.split_heads(self.query(x))), self.memory_kv(memory, cache)
         dropout_p = self.config.dropout if self.training else 0.0
@@ -240,21 +242,25 @@ def prepare_edges(
     if memory is not None:
         check_nodes("memory", memory, module.config)
     config, (batch, queries, _), is_self = module.config, x.shape, memory is None
-    start = 0 if cache is None else cache.lengths
+    start, end = (0, queries) if cache is None else (cache.lengths, cache.max_length + queries)
     bias, cos_sin = module.bias if is_self else None, None
     if is_self and config.position == "rotary":
         positions = torch.arange(queries, device=x.device) if cache is None else cache.positions(queries)
-        cos_sin = rotary_cos_sin(positions, config.head_channels, config.rotary_base)
+        frequency, scale = rotary_frequencies(config, end, x.device)
+        cos_sin = rotary_cos_sin(positions, frequency, scale)
 
     def prepare(edges: Edges) -> AttentionContext:
         keys, slots = queries if memory is None else memory.shape[1], None
         if is_self and cache is not None:
-            slots = cache.slot_positions(edges.left_span, queries)
+            slots = cache.slot_positions(edges, queries)
             keys = cache.max_length + queries if slots is None else slots.shape[-1]
         dropout_p = config.dropout if module.training else 0.0
         spec = AttentionSpec(batch, config.n_head, queries, keys, start, x.device, dropout_p, slots)
         kernel = select_kernel(mask_unfilled(edges, start, queries) if is_self else edges, bias, spec)
-        return AttentionContext(kernel, cos_sin, edges.left_span)
+        if cos_sin is not None and edges.pinned and end > config.context:
+            back = rotary_cos_sin(positions.clamp(max=config.context - 1) - positions, frequency)
+            kernel = NearPinned(kernel, edges.pinned, back, spec)
+        return AttentionContext(kernel, cos_sin, edges)
 
     contexts = {rule: prepare(as_edges(rule)) for rule in dict.fromkeys(rules)}
     return [contexts[rule] for rule in rules]

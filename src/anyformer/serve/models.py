@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,31 @@ class ServedModel:
             text = hide_folder(str(error), folder).replace(str(self.model.path), self.name)
             raise refuse_input(InputError(text.replace(CUT_FLAG, f'"{cut_field}": true'))) from None
 
-    async def complete(self, request: CompletionRequest) -> Completions:
-        """Let a request join the batch. The caller cancels its ticket. Raises ApiError."""
+    async def complete(self, request: CompletionRequest, streams: bool = False) -> Completions:
+        """Let a request join the batch. The caller cancels its ticket. Raises ApiError.
+
+        Without `streams`, nothing is delivered between the first piece and the end: the event loop, woken at every
+        token, takes the processor from the thread of the batch.
+        """
         if self.batcher is None:
             raise ApiError(
                 400,
                 f"the model '{self.name}' ({self.model.name}) completes no texts: use /v1/predict",
                 "no_completions",
             )
-        loop, items = asyncio.get_running_loop(), asyncio.Queue()
+        loop, items, pieces = asyncio.get_running_loop(), asyncio.Queue(), deque[Any]()
+        has_begun = False
 
         def put(item: Any) -> None:
-            loop.call_soon_threadsafe(items.put_nowait, item)
+            nonlocal has_begun
+            pieces.append(item)
+            if streams or not has_begun or not isinstance(item, Piece):
+                has_begun = True
+                loop.call_soon_threadsafe(deliver)
+
+        def deliver() -> None:
+            while pieces:
+                items.put_nowait(pieces.popleft())
 
         future = loop.run_in_executor(None, self.batcher.submit, request, put, put)
         try:

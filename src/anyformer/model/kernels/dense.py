@@ -27,7 +27,7 @@ class DenseMask:
             k = spec.slot_positions.view(-1, 1, 1, spec.keys)
             mask = edges.evaluate(q.clamp(min=0), k.clamp(min=0), spec.batch, spec.heads) & (k >= 0)
         else:
-            if isinstance(spec.start, int) and math.isfinite(edges.left_span):
+            if isinstance(spec.start, int) and math.isfinite(edges.left_span) and not edges.pinned:
                 self.first = max(0, spec.start - int(edges.left_span))
             k = torch.arange(self.first, spec.keys, device=spec.device).view(1, 1, 1, -1)
             mask = edges.evaluate(q, k, spec.batch, spec.heads)

@@ -51,7 +51,8 @@ def build_block_mask(edges: Edges, batch: int, heads: int, queries: int, keys: i
     rows = max(1, MAX_PAIRS_AT_ONCE // (shape[0] * shape[1] * m * BLOCK**2))
     for start in range(0, n, rows):
         end = min(n, start + rows)
-        left = int(max(0, start - edges.left_span // BLOCK - 1))  # beyond the rule's span there are no edges
+        # beyond the rule's span there are no edges
+        left = 0 if edges.pinned else int(max(0, start - edges.left_span // BLOCK - 1))
         right = int(min(m, end + edges.right_span // BLOCK + 1))
         q = torch.arange(start * BLOCK, end * BLOCK, device=device).view(1, 1, -1, 1)
         k = torch.arange(left * BLOCK, right * BLOCK, device=device).view(1, 1, 1, -1)

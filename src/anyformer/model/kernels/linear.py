@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 MIN_ONEDNN_PRODUCTS = 1 << 20  # below, the overhead of oneDNN exceeds its gain over MKL
 MIN_SPLIT_WEIGHTS = 1 << 16  # below, splitting the weight over cores costs more than it gains
-MIN_PACKED_WEIGHTS = 1 << 19  # below, packing a weight does not pay
+MIN_PACKED_WEIGHTS = 1 << 18  # below, packing a weight does not pay
 PACKED_BATCH = 16  # batch size assumed when weights are packed; correct for any batch size
 
 

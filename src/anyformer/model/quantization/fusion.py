@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.linear import Linear
+from ..positions import CosSin, apply_rotary
 from ..transformer import MLP, Attention, Block
 
 
@@ -25,6 +26,14 @@ class FusedAttention(Attention):
 
     def project_qkv(self, x: Tensor) -> Sequence[Tensor]:
         return self.query_key_value(x).split(self.widths, dim=-1)
+
+    def qkv(self, x: Tensor, cos_sin: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
+        if self.config.qk_norm or cos_sin is None:
+            return super().qkv(x, cos_sin)
+        query_key, v = self.query_key_value(x).split([sum(self.widths[:2]), self.widths[2]], dim=-1)
+        heads = self.config.n_head, self.config.kv_heads
+        q, k = apply_rotary(self.split_heads(query_key), cos_sin).split(heads, dim=1)
+        return q, k, self.split_heads(v)
 
 
 class FusedMLP(MLP):

@@ -20,7 +20,7 @@ from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
 from ...errors import InputError
 from ...forms import Form, Task
-from ...inference.completion import CompletionRequest, default_prompt, generate_text
+from ...inference.completion import CompletionRequest, default_prompt, generate_text, parse_request
 from ...parsing import check_range, check_types, parse_dataclass, path_field
 from ...recipe import Examples, FileInput
 
@@ -28,6 +28,7 @@ TEXT_COLUMN = "text"  # of rows, where a config names none
 N_EXAMPLES, SHORT_EXAMPLE, LONG_EXAMPLE = 3, 120, 4000  # characters: preferred, and at most
 MAX_EXAMPLE_TOKENS, MAX_LINE_TOKENS, MIN_SHOWN_TOKENS = 4096, 32, 6  # read for examples; of a line; left of it
 USUAL_SAMPLING = {"temperature": (0.0, 2.0), "repetition_penalty": (1.0, 2.0), "tokens": (1, 1000)}
+DRAFT_FIELDS = ("order", "passes", "revise", "remask", "edit", "gap")  # of requests to recipes that write drafts
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
@@ -151,6 +152,24 @@ def load_text_tokenizer(config: Any) -> Tokenizer:
     return load_config_tokenizer(config, lambda: load_mixture(config).tokenizer)
 
 
+# --- requests ---
+
+
+def parse_completion(request: dict[str, Any], tokenizer: Tokenizer) -> CompletionRequest:
+    """Return a request to continue texts. Raises InputError."""
+    refuse_draft_fields(request)
+    return parse_request(request, tokenizer)
+
+
+def refuse_draft_fields(request: dict[str, Any]) -> None:
+    """Raise InputError where a model that writes no drafts is asked for one."""
+    if names := [name for name in DRAFT_FIELDS if name in request]:
+        raise InputError(
+            f"request: {names[0]}: this model was not trained to fill gaps in any order: anyformer train diffusion, or "
+            "of pairs of texts mask_predict"
+        )
+
+
 # --- examples ---
 
 
@@ -203,7 +222,7 @@ def form(model: Any, config: Any) -> Form:
         "usual": USUAL_SAMPLING,
         "omit": ("notes",) if model.tokenizer.has_chat_template else ("messages", "notes"),
     }
-    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": "Hello!"}],)
+    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": greet(model.tokenizer)}],)
     tasks = [
         Task("Continue a text", "prompt", CompletionRequest, "completions", "prompt", examples=prompts, **settings)
     ]
@@ -214,7 +233,16 @@ def form(model: Any, config: Any) -> Form:
     return Form(tuple(tasks))
 
 
-def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+def greet(tokenizer: Tokenizer) -> str:
+    """Return a message that the vocabulary can encode."""
+    try:
+        tokenizer.encode("Hello!")
+    except InputError:
+        return first_tokens(tokenizer)
+    return "Hello!"
+
+
+def predict_batch(model: Any, inputs: Sequence[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Continue prompts in one batch: for each its first sample and, if there are several, all "samples"."""
     request = parse_dataclass(CompletionRequest, settings | {"prompt": inputs}, "request")
     results = [completion.result() for completion in list(generate_text(model, model.tokenizer, request))[-1]]

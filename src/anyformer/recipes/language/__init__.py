@@ -2,7 +2,7 @@
 
 raw    text files, or a set by name: characters, bytes or BPE
 nodes  tokens, with a position
-edges  causal; in local layers the last `window` nodes only; within a document where `documents` is apart
+edges  causal; in local layers the last `window` nodes only, and `sinks`; within a document where `documents` is apart
 head   a logit for each token of the vocabulary, tied to the embedding
 loss   cross-entropy of the next token
 
