@@ -104,7 +104,8 @@ class Model:
     def generate(self, prompt: str | list[str] | None = None, **settings: Any) -> dict[str, Any]:
         """Continue a prompt (without one: a new line), or several in one batch.
 
-        Settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages.
+        Settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages; and
+        what an answer may be: json_schema, regex, grammar or choices, and exact.
 
         Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
         """
