@@ -1,23 +1,22 @@
 """Sudoku: one model that fills gaps in any order, beside an autoregressive model of the same body and time.
 
-    python -m bench.recipes.sudoku                      6 x 6, five minutes of training each
-    python -m bench.recipes.sudoku --size 9 --minutes 20
+    python -m bench.recipes.sudoku                      6 x 6, ten CPU minutes of training each: five of two cores
+    python -m bench.recipes.sudoku --size 9 --cpu-minutes 20 --no-language
 
-`diffusion` is trained on solved grids, one a line, and asked with every order of filling; `language` on lines of a
+`diffusion` is trained on solved grids, one a line, and asked with every order of filling; `language` on rows of a
 puzzle and its solution, with a share of the cells hidden that is drawn from (0, 1) too. The puzzles of the test have
-one solution, and their grids are no symmetric form of any that was trained on.
+one solution, and their grids are no symmetric form of any that was trained on. Solved grids of the test, some of whose
+cells are wrong, are then edited: how many cells are wrong after each revision.
 """
 
 import json
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from anyformer import api
-from bench._common import make_parser
+from bench._common import make_parser, train_for
 
 ORDERS: dict[str, dict[str, Any]] = {
     "surest first": {},
@@ -28,8 +27,9 @@ ORDERS: dict[str, dict[str, Any]] = {
     "all at once": {"passes": 1},
     "surest, revised 3 times": {"revise": 3},
 }
-CLUES = {6: (18, 12), 9: (40, 30)}
-LINES = {6: 20_000, 9: 100_000}
+CLUES = {6: (18, 12), 9: (50, 40, 30)}
+N_BASES, N_GRIDS = {6: 2000, 9: 400}, {6: 20_000, 9: 100_000}
+PLANTED, REVISIONS = (1, 2, 4), 4  # wrong cells of a grid; how often it is revised
 
 
 class Shape(NamedTuple):
@@ -117,16 +117,16 @@ def write_grid(grid: Any, gap: str = "_") -> str:
 
 
 def make_data(shape: Shape, folder: Path, n_tests: int) -> dict[int, list[tuple[str, str]]]:
-    """Write grids.txt and puzzles.txt. Returns the puzzles of the test and their solutions, by the number of clues."""
+    """Write grids.txt and puzzles.jsonl. Returns puzzles to test with and their solutions, by the number of clues."""
     rng = np.random.default_rng(0)
     solver, cells = Solver(shape, rng), shape.size**2
-    bases = np.array([solver.solve([0] * cells, 1, shuffles=True)[0] for _ in range(2000 if shape.size == 6 else 400)])
+    bases = np.array([solver.solve([0] * cells, 1, shuffles=True)[0] for _ in range(N_BASES[shape.size])])
     n_train = len(bases) * 19 // 20
-    grids = transform(bases[rng.integers(n_train, size=LINES[shape.size])], shape, rng)
+    grids = transform(bases[rng.integers(n_train, size=N_GRIDS[shape.size])], shape, rng)
     (folder / "grids.txt").write_text("\n".join(map(write_grid, grids)) + "\n")
     is_hidden = rng.random(grids.shape) < rng.random((len(grids), 1))
     pairs = (f"{write_grid(np.where(hidden, 0, grid))}={write_grid(grid)}" for grid, hidden in zip(grids, is_hidden))
-    (folder / "puzzles.txt").write_text("\n".join(pairs) + "\n")
+    (folder / "puzzles.jsonl").write_text("".join(json.dumps({"text": pair}) + "\n" for pair in pairs))
     tests: dict[int, list[tuple[str, str]]] = {clues: [] for clues in CLUES[shape.size]}
     for clues, rows in tests.items():
         while len(rows) < n_tests:
@@ -140,50 +140,82 @@ def count_solved(texts: list[str], rows: list[tuple[str, str]]) -> float:
     return sum(text == solution for text, (_, solution) in zip(texts, rows, strict=True)) / len(rows)
 
 
+def ask_drafts(model: Any, texts: list[str], **settings: Any) -> list[str]:
+    return [result["text"] for result in model.predict(texts, **settings)["results"]]
+
+
 def ask_language(model: Any, rows: list[tuple[str, str]]) -> list[str]:
-    """Let a language model write the solution behind each puzzle, where the clues are known."""
-    cells = len(rows[0][0])
-    samples = model.generate([f"\n{puzzle}=" for puzzle, _ in rows], tokens=cells, temperature=0)["samples"]
+    """Let a language model write the solution behind each puzzle."""
+    cells, tokenizer = len(rows[0][0]), model.module.tokenizer
+    prompts = [[tokenizer.end_id, *tokenizer.encode(f"{puzzle}=").tolist()] for puzzle, _ in rows]
+    samples = model.predict(prompt=prompts, tokens=cells, temperature=0)["samples"]
     return [sample["text"] for sample in samples]
 
 
-def train(recipe: str, data: Path, out: Path, minutes: float, seed: int, **fields: Any) -> Any:
-    start = time.monotonic()
-    model = api.train(recipe, data=str(data), out=out, minutes=minutes, train={"seed": seed}, **fields)
-    print(f"{recipe}: {time.monotonic() - start:.0f} s, step {model.step}, loss {model.describe()['val_loss']:.3f}")
-    return model
+def revise_grids(model: Any, solutions: list[str], n_wrong: int, seed: int = 0) -> list[dict[str, float]]:
+    """Plant so many wrong cells in solved grids and revise them. Returns the mean number of wrong cells and the share
+    of grids without any, before and after each revision."""
+    rng, texts = np.random.default_rng(seed), []
+    for solution in solutions:
+        digits, size = np.array(list(map(int, solution))), int(len(solution) ** 0.5)
+        cells = rng.choice(len(digits), n_wrong, replace=False)
+        digits[cells] = (digits[cells] - 1 + rng.integers(1, size, n_wrong)) % size + 1
+        texts.append(write_grid(digits))
+    drafts = [texts, *(ask_drafts(model, texts, edit=True, revise=n + 1) for n in range(REVISIONS))]
+    wrong = np.array([[sum(map(str.__ne__, *pair)) for pair in zip(rows, solutions)] for rows in drafts])
+    return [{"wrong cells": float(row.mean()), "solved": float((row == 0).mean())} for row in wrong]
+
+
+def train(shape: Shape, folder: Path, options: Any) -> tuple[Any, Any]:
+    """Train both models, of the same body, for the same CPU time each."""
+    time, out = (options.cpu_minutes,), options.out or folder
+    fields = {"seed": options.seed, "data": str(folder / "grids.txt")}
+    drafts = train_for(*time, "diffusion", "grid", out / "drafts", **fields)
+    if options.no_language:
+        return drafts, None
+    body = drafts.config.model
+    same = ("dim", "n_layer", "n_head", "position", "norm", "activation", "qk_norm", "bias", "init")
+    row, n_rows = 2 * (shape.size**2 + 1), 4  # most rows are whole in their window
+    model = {name: getattr(body, name) for name in same} | {"context": n_rows * row}
+    fields |= {"data": str(folder / "puzzles.jsonl"), "model": model, "tied": False}
+    batch = drafts.config.train.batch // (2 * n_rows)  # as many tokens
+    return drafts, train_for(*time, "language", "small", out / "language", train={"batch": batch}, **fields)
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--size", type=int, choices=SHAPES, default=6)
-    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--cpu-minutes", type=float, default=10)
     parser.add_argument("--tests", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-language", action="store_true")
+    parser.add_argument("--out", type=Path, help="keep the runs here; those that are finished are not trained again")
     options = parser.parse_args()
     shape, results = SHAPES[options.size], {}
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        tests = make_data(shape, folder, options.tests)
-        arguments = {"minutes": options.minutes, "seed": options.seed}
-        drafts = train("diffusion", folder / "grids.txt", folder / "drafts", preset="grid", **arguments)
-        body = drafts.config.model
-        size = {"dim": body.dim, "n_layer": body.n_layer, "n_head": body.n_head}
-        size["context"] = 4 * shape.size**2 + 4  # two lines: most solutions are in the window of their puzzle
-        language = train("language", folder / "puzzles.txt", folder / "language", model=size, **arguments)
+        tests = make_data(shape, Path(name), options.tests)
+        drafts, language = train(shape, Path(name), options)
         for clues, rows in tests.items():
             puzzles = [puzzle for puzzle, _ in rows]
             solved = {
-                order: count_solved([r["text"] for r in drafts.predict(puzzles, **settings)["results"]], rows)
-                for order, settings in ORDERS.items()
+                order: count_solved(ask_drafts(drafts, puzzles, **settings), rows) for order, settings in ORDERS.items()
             }
-            solved["language, left to right"] = count_solved(ask_language(language, rows), rows)
-            results[clues] = solved
+            solved |= {"language, left to right": count_solved(ask_language(language, rows), rows)} if language else {}
+            results[f"{clues} clues"] = solved
+        solutions = [solution for rows in tests.values() for _, solution in rows][: options.tests // 2]
+        results["revised"] = {n_wrong: revise_grids(drafts, solutions, n_wrong) for n_wrong in PLANTED}
     if options.json:
         print(json.dumps(results))
-        return
+    else:
+        show(results)
+
+
+def show(results: dict[str, Any]) -> None:
+    for n_wrong, rows in results.pop("revised").items():
+        cells = "  ".join(f"{row['wrong cells']:.2f} ({100 * row['solved']:.1f} %)" for row in rows)
+        print(f"{n_wrong} wrong cells, after each revision (solved): {cells}")
     for clues, solved in results.items():
-        print(f"\n{clues} clues, {options.tests} puzzles: solved")
+        print(f"\n{clues}: solved")
         for order, share in solved.items():
             print(f"  {order:<26}{100 * share:6.1f} %")
 

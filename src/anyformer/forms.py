@@ -138,7 +138,9 @@ def describe_task(task: Task, inputs: set[str]) -> dict[str, Any]:
 
 
 def list_fields(task: Task) -> list[str]:
-    return [field.name for field in dataclasses.fields(task.request) if field.name not in task.omit]
+    """Return the fields of a request, those that its class inherits after its own."""
+    names = [field.name for field in dataclasses.fields(task.request) if field.name not in task.omit]
+    return sorted(names, key=lambda name: name not in vars(task.request)["__annotations__"])
 
 
 def describe_fields(task: Task) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import wave
 from base64 import b64decode
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.browser.conftest import RECORD_FETCH
 
 pytestmark = pytest.mark.browser
 TEXTS = ("language", "mlp", "recall")
+TALKS = ("chat", "preference")  # the form of `language` with a chat template, which has tests of its own
 FILES = ("speech", "vision")
 DONE = "() => !document.body.classList.contains('busy') && !document.querySelector('.answer .empty')"
 
@@ -78,14 +80,45 @@ SEEN = {  # what a person reads of a result
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(list_recipes()) - {*TEXTS, *FILES}))
+@pytest.mark.parametrize("name", sorted(set(list_recipes()) - {*TEXTS, *TALKS, *FILES}))
 def test_a_form_answers_as_python(page: Any, models: dict[str, Model], name: str):
     open_model(page, name)
     answer = models[name].predict(run(page))
+    if name == "diffusion":
+        page.get_by_role("button", name="Play").wait_for()  # it has played to its end
     shown = page.locator(".answer").inner_text().replace("\xa0", " ")
     assert read_answer(page) == json.loads(json.dumps(answer))
     for text in SEEN[name](answer["results"][0]):
         assert text.replace(" ", "") in re.sub(r"\s", "", shown), (text, shown)
+
+
+def test_a_draft_is_shown_pass_by_pass(page: Any, models: dict[str, Model]):
+    page.emulate_media(reduced_motion="reduce")
+    open_model(page, "diffusion")
+    page.locator("form.card textarea").first.fill("the ___ sat")
+    (result,) = models["diffusion"].predict(run(page))["results"]
+    text, slider = page.locator(".draft .text"), page.get_by_label("draft", exact=True)
+    assert text.text_content() == result["text"] == result["drafts"][-1]  # nothing moves by itself
+    steps = [result["input"], *result["drafts"]]
+    for step, (before, draft) in enumerate(pairwise(steps), 1):
+        slider.fill(str(step))
+        assert text.text_content() == draft
+        changes = "".join(new for old, new in zip(before, draft, strict=True) if old != new)
+        assert "".join(text.locator("mark").all_text_contents()) == changes != ""
+    slider.fill("0")
+    assert text.text_content() == result["input"]
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("text => document.querySelector('.draft .text').textContent === text", arg=result["text"])
+
+
+def test_a_grid_of_digits_is_shown_as_one(page: Any):
+    page.emulate_media(reduced_motion="reduce")
+    page.goto("/")
+    draw = """async ([before, after]) => (await import("/page/answers.js"))
+        .drawAnswer("drafts", { results: [{ input: before, text: after, passes: 1, drafts: [after] }] })[0]
+        .querySelector(".text").innerHTML"""
+    assert page.evaluate(draw, ["12345678123_5678", "1234567812345678"]) == "1234\n5678\n123<mark>4</mark>\n5678"
+    assert page.evaluate(draw, ["a text of 16 ch_", "a text of 16 cha"]) == "a text of 16 ch<mark>a</mark>"
 
 
 @pytest.mark.parametrize("name", TEXTS)

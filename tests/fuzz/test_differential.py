@@ -216,6 +216,7 @@ REQUESTS = st.builds(
     frequency_penalty=st.sampled_from([0.0, 0.5]),
     logit_bias=st.sampled_from([{}, {"1": 2.0}]),
     stop=st.sampled_from(["", "a", "bc"]),
+    regex=st.sampled_from([None, None, "[a-d]{2,9}", "(ab|c)*d?"]),
     logprobs=st.none() | st.integers(0, 2),
     keep=st.none() | st.integers(1, 9),
     seed=SEEDS,

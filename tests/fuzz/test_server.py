@@ -35,6 +35,8 @@ SAMPLING = {
     "presence_penalty": SMALL,
     "frequency_penalty": SMALL, "logit_bias": st.dictionaries(st.integers(0, 255).map(str), SMALL, max_size=3),
     "top_k": st.integers(1, 400), "min_p": SMALL, "repetition_penalty": st.floats(1, 2), "keep": st.integers(1, 99),
+    "guided_regex": st.sampled_from(["[ab]*", "(", ""]), "guided_choice": st.lists(WORDS_OF_TEXT, max_size=3),
+    "guided_json": JSON, "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
     "truncate": st.booleans(), "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}), "user": TEXTS,
 }  # fmt: skip
 COMPLETION = SAMPLING | {"logprobs": st.integers(0, 6), "echo": st.booleans()}

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.tokenizers.build import Characters, train_bpe
 from anyformer.errors import InputError
 from anyformer.model import TransformerConfig
+from anyformer.recipe_loading import load_recipe
 from anyformer.recipes import diffusion
 from anyformer.recipes._shared.presets import make_model_config
 
@@ -167,6 +169,26 @@ def test_only_some_characters_are_written(model: diffusion.DiffusionModel):
     assert set(ask(model, input="__________", allow="ab", temperature=1.0)[0]["text"]) <= set("ab")
 
 
+def test_the_figure_shows_a_grid_as_it_is_filled(tmp_path: Path):
+    (tmp_path / "grids.txt").write_text("123456789\n" * 20)
+    config = diffusion.Config(data=str(tmp_path / "grids.txt"), lines=True, model=SHAPE)
+    model = diffusion.build(config).eval()
+    (figure,) = diffusion.figures(model, config)
+    first, *others = figure["drafts"]
+    assert [len(line) for line in first.split("\n")] == [3, 3, 3] and first.count("_") == 5
+    assert all(len(text) == 11 for text in others) and "_" not in others[-1]
+    shown = [(a, b) for a, b in zip(first, others[4]) if a != "_"]  # the first passes leave what is known as it is
+    assert shown and all(a == b for a, b in shown)
+    assert "of which 5 tokens are hidden" in figure["note"]
+
+
+def test_the_figure_of_a_text_is_one_row(tmp_path: Path):
+    (tmp_path / "text.txt").write_text("abcd efgh. " * 50)
+    config = diffusion.Config(data=str(tmp_path / "text.txt"), model=SHAPE)
+    (figure,) = diffusion.figures(diffusion.build(config).eval(), config)
+    assert {len(text) for text in figure["drafts"]} == {12}
+
+
 def test_a_text_is_edited(model: diffusion.DiffusionModel):
     """Without gaps nothing is hidden at first: revisions alone change it, and no more than they may."""
     (result,) = ask(model, input="abcdefab", edit=True, revise=1, remask=0.125)
@@ -201,3 +223,25 @@ def test_requests_that_cannot_be_answered(model: diffusion.DiffusionModel, reque
     with pytest.raises(InputError) as error:
         ask(model, **request_fields)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["language", "recall", "masked", "spans"])
+@pytest.mark.parametrize("field", [{"order": "left"}, {"passes": 2}, {"gap": "?"}, {"revise": 1}])
+def test_recipes_that_write_no_drafts_say_which_one_does(name: str, field: dict):
+    with pytest.raises(InputError, match="not trained to fill gaps in any order: anyformer train diffusion"):
+        load_recipe(name).predict(SimpleNamespace(tokenizer=None), {"input": "a__"} | field)
+
+
+def test_examples_of_lines_are_half_hidden(grids: diffusion.Config):
+    examples = diffusion.examples(grids)
+    lines = GRIDS[-len(examples.truths) :]
+    assert examples.truths == lines
+    for text, line in zip(examples.request["input"], lines, strict=True):
+        assert text.count("_") == -(-len(line) // 2)
+        assert all(a in ("_", b) for a, b in zip(text, line, strict=True))
+
+
+def test_examples_of_a_text_hide_some_characters(tmp_path: Path):
+    (tmp_path / "text.txt").write_text("a line of words\n" * 50)
+    examples = diffusion.examples(diffusion.Config(data=str(tmp_path / "text.txt"), model=SHAPE))
+    assert examples.request["input"][0].count("____") == 1 and len(examples.truths[0]) == 12

@@ -81,6 +81,7 @@ MALFORMED = [
     {"kind": "other", "values": [[1]]},
     {"kind": "lines", "lines": [{"name": "a", "x": [1], "y": []}]},
     {"kind": "lines", "lines": []},
+    {"kind": "drafts", "drafts": 3},
     {"kind": "images", "images": [{"png": "javascript:alert(1)"}]},
     {"kind": "images", "images": [{"png": base64.b64encode(b"<svg onload=alert(1)>").decode()}]},
 ]
@@ -88,6 +89,7 @@ VALID = [
     {"kind": "matrix", "title": "<b>t", "values": [[1, float("nan")]], "rows": ["<i>"], "columns": ["a", "b"]},
     {"kind": "lines", "title": "l", "x_label": "<u>", "lines": [{"name": "<s>", "x": [0, 1], "y": [1, 2]}]},
     {"kind": "images", "images": [{"png": base64.b64encode(PNG_SIGNATURE + b"x").decode(), "caption": "<script>"}]},
+    {"kind": "drafts", "drafts": ["<s>__", "<s>a_", "<s>ab", "<s>abc"]},
 ]
 
 
@@ -98,6 +100,7 @@ def test_malformed_figures_are_left_out_and_text_is_escaped(tmp_path: Path):
     for tag in ("<b>", "<i>", "<u>", "<s>", "alert(1)"):
         assert tag not in page
     assert page.count("data:image/png;base64,") == 1 and "&lt;script&gt;" in page
+    assert page.count("<mark>") == 2 and "&lt;s&gt;a<mark>b</mark></pre>" in page  # what a pass has written
     for text in ("", "{", "{}", "[" * 100_000):
         (tmp_path / "figures.json").write_text(text)
         assert read_figures(tmp_path) == []

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..memory import read_memory
-from .completion import Completion, CompletionRequest, check_echo, encode_prompts, sample_seed
+from .completion import CONTEXT_TOKENS, Completion, CompletionRequest, check_echo, encode_prompts, sample_seed
 from .logprobs import TokenLogprobs, list_logprobs, score_nodes
+from .notes import choose_crop, find_notes
 from .row_cache import build_rows
 from .sampling import Sampler
+from .structure import Constraint, compile_structure
 
 MEMORY_SHARE = 0.25  # of the machine, for keys and values
 
@@ -37,6 +39,8 @@ class Piece(NamedTuple):
     """Of the tokens, if the request asks for them."""
     finish_reason: str | None
     """"stop" or "length" with the last piece of the completion."""
+    notes: list[str] | None = None
+    """With the last piece, of a model that has notes: those that hold."""
 
 
 class QueueFullError(Exception):
@@ -52,8 +56,9 @@ class Ticket:
         prompts: list[tuple[str, list[int]]],
         on_piece: Callable[[Piece], None],
         on_end: Callable[[BaseException | None], None],
+        constraint: Constraint | None = None,
     ):
-        self.request, self.on_piece, self.on_end = request, on_piece, on_end
+        self.request, self.on_piece, self.on_end, self.constraint = request, on_piece, on_end, constraint
         self.prompt_ids = [ids for _, ids in prompts]
         self.prompt_logprobs: list[list[TokenLogprobs]] | None = None
         """Of each prompt, of all tokens but the first; complete when its first piece comes."""
@@ -75,10 +80,13 @@ class Row:
         self.ticket, self.index, self.request = ticket, index, request
         self.prompt, sample = divmod(index, request.samples)
         ids = ticket.prompt_ids[self.prompt]
-        self.completion = Completion("", ids, model.tokenizer, request.stops)
-        self.sampler = Sampler(request, [ids], [sample_seed(request.seed, sample)])
+        matcher = ticket.constraint.start(ids[-CONTEXT_TOKENS:]) if ticket.constraint is not None else None
+        self.completion = Completion("", ids, model.tokenizer, request.stops, matcher, find_notes(model))
+        seeds, matchers = [sample_seed(request.seed, sample)], [] if matcher is None else [matcher]
+        self.sampler = Sampler(request, [ids], seeds, matchers)
         self.context, self.keep = context, min(request.keep or max(1, context // 2), context)
-        self.window = ids[-context:]
+        self.crop = choose_crop(model)
+        self.window = self.crop(ids, context)
         """What is read again when it exceeds the context."""
         self.unread, self.n_left = self.window, request.tokens
         self.size = min(context, len(self.window) + request.tokens)
@@ -136,20 +144,26 @@ class Batcher:
             InputError: If the request cannot be answered.
             QueueFullError: If too many completions wait already, or the batcher is closed.
         """
+        if request.notes:
+            raise InputError("notes: a batch reads no text in pieces: use anyformer sample --notes, or split it")
         prompts = encode_prompts(request, self.model.tokenizer)
+        if request.exact:
+            raise InputError("exact: only Python and the command line draw from the exact distribution")
         if request.echo and request.logprobs is not None:
             for _, ids in prompts:
                 check_echo(ids, self.model)
-        ticket = Ticket(request, prompts, on_piece, on_end)
+        constraint = compile_structure(request, self.model.tokenizer)
+        ticket = Ticket(request, prompts, on_piece, on_end, constraint)
         if ticket.n_live > self.max_rows + self.max_queue:
             raise InputError(
                 f"{ticket.n_live:,} completions; at most {self.max_rows + self.max_queue:,} fit in the queue"
             )
+        rows = [Row(ticket, index, self.model) for index in range(ticket.n_live)]
         with self.condition:
             free = self.max_rows - len(self.slots)
             if self.is_closing or len(self.waiting) + ticket.n_live > self.max_queue + free:
                 raise QueueFullError("the server is shutting down" if self.is_closing else "too many requests wait")
-            self.waiting.extend(Row(ticket, index, self.model) for index in range(ticket.n_live))
+            self.waiting.extend(rows)
             self.condition.notify_all()
         return ticket
 
@@ -300,11 +314,11 @@ class Batcher:
             self.crop(row)
 
     def crop(self, row: Row) -> None:
-        """Let a row that is full begin again with the newest of its tokens."""
+        """Let a row that is full begin again with its notes and the newest of its tokens."""
         if self.rows.is_unbounded(row.slot):  # nothing is ever read again
             row.window = row.window[-1:]
             return
-        row.window = row.unread = row.window[-row.keep :]
+        row.window = row.unread = row.crop(row.window, row.keep)
         self.n_writing -= 1
         self.move(row, self.n_writing)
         self.rows.reset(row.slot)
@@ -334,7 +348,8 @@ class Batcher:
     def finish(self, row: Row, reason: str, tokens: list[int], logprobs: list[TokenLogprobs]) -> None:
         """End a completion with its last piece, and its request with the last of its completions."""
         row.completion.finish_reason = reason
-        self.call(row.ticket.on_piece, Piece(row.index, row.completion.new_text(), tokens, logprobs, reason))
+        text, notes = row.completion.new_text(), row.completion.list_notes()
+        self.call(row.ticket.on_piece, Piece(row.index, text, tokens, logprobs, reason, notes))
         self.remove(row)
         row.ticket.n_live -= 1
         if not row.ticket.n_live:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .decode import Decoder, new_cache, prefill, step
+from .structure import Matcher, stack_allowed
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class BeamState:
     live: list[tuple[float, list[int]]] = field(default_factory=lambda: [(0.0, [])])
     finished: list[Hypothesis] = field(default_factory=list)
     done: bool = False
+    matchers: list[Matcher] = field(default_factory=list)
+    """Of each live hypothesis, which tokens may follow; none: any may."""
+    has_structure: bool = False
 
     def advance(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Take one step with the candidates, best first. Returns those that stay live."""
@@ -69,13 +73,23 @@ class BeamState:
             for log_prob, tokens in self.live:
                 self.finish(tokens, log_prob, max(1, len(tokens)), finished=False)
         self.live = [(log_prob, [*self.live[parent][1], token]) for log_prob, parent, token in kept]
+        self.extend_matchers(kept)
         if self.live and len(self.live[0][1]) == self.max_tokens:
-            for log_prob, tokens in self.live:
-                self.finish(tokens, log_prob, len(tokens), finished=False)
+            complete = [matcher.is_complete for matcher in self.matchers] or [False] * len(self.live)
+            for (log_prob, tokens), is_complete in zip(self.live, complete, strict=True):
+                self.finish(tokens, log_prob, len(tokens), is_complete)
             self.live = []
         ended = sum(hypothesis.finished for hypothesis in self.finished)
         self.done = not self.live or ended >= self.beam or self.is_settled
         return kept
+
+    def extend_matchers(self, kept: Sequence[Candidate]) -> None:
+        """Follow the hypotheses that stay live. Raises InputError if none of them, and no finished one, can end."""
+        if not self.has_structure:
+            return
+        self.matchers = [self.matchers[parent].extend(token) for _, parent, token in kept]
+        if self.matchers and not self.finished and all(matcher.is_dead for matcher in self.matchers):
+            self.matchers[0].check_alive()
 
     def finish(self, tokens: list[int], log_prob: float, length: int, finished: bool = True) -> None:
         self.finished.append(Hypothesis(tokens, log_prob / length**self.penalty, log_prob, finished))
@@ -91,8 +105,8 @@ class BeamState:
         return log_prob / length**self.penalty <= best[-1].score
 
     def best(self) -> list[Hypothesis]:
-        """Return the n_best finished hypotheses, best first."""
-        return sorted(self.finished, key=lambda hypothesis: -hypothesis.score)[: self.n_best]
+        """Return the n_best finished hypotheses, best first; under a structure, those that were cut come last."""
+        return sorted(self.finished, key=lambda h: (self.has_structure and not h.finished, -h.score))[: self.n_best]
 
 
 @torch.inference_mode()
@@ -106,6 +120,7 @@ def beam_search(
     n_best: int = 1,
     penalty: float = 1.0,
     no_repeat_ngram: int = 0,
+    matchers: Sequence[Matcher] = (),
 ) -> list[list[Hypothesis]]:
     """Return the `n_best` (at most `beam`) continuations of each prompt, best first.
 
@@ -114,8 +129,8 @@ def beam_search(
         prompts: ids of each row, at least one.
         tokens: the most new tokens, of all prompts or of each.
         end: the token that ends a hypothesis.
-        no_repeat_ngram: no run of so many tokens occurs twice in a prompt with its continuation (1705.04304); 0: any
-            may.
+        no_repeat_ngram: no run of so many tokens occurs twice in prompt and continuation (1705.04304); 0: any may.
+        matchers: of each prompt, which tokens may follow it; InputError where none may.
 
     Raises:
         ValueError: prompt and new tokens exceed the model's context.
@@ -125,6 +140,7 @@ def beam_search(
     if longest + max(limits) - 1 > context:
         raise ValueError(f"a prompt of {longest} and {max(limits)} new tokens are more than the context of {context}")
     states = [BeamState(beam, limit, end, min(n_best, beam), penalty) for limit in limits]
+    start_matchers(states, matchers)
     rows = [prompt for prompt in prompts for _ in range(beam)]
     cache = new_cache(model, len(rows), longest + max(limits) - 1)
     logits = prefill(model, rows, cache)
@@ -132,7 +148,7 @@ def beam_search(
     log_probs[:, 0] = 0  # all beams of a prompt start equal: one of them counts
     while True:
         banned = find_repeats(states, prompts, no_repeat_ngram) if no_repeat_ngram else []
-        candidates = top_candidates(logits, log_probs, banned)
+        candidates = top_candidates(logits, log_probs, banned, mask_tokens(logits, states))
         kept = [[] if state.done else state.advance(row) for state, row in zip(states, candidates)]
         if all(state.done for state in states):
             return [state.best() for state in states]
@@ -158,16 +174,34 @@ def find_repeats(states: Sequence[BeamState], prompts: Sequence[Sequence[int]], 
     return banned
 
 
+def start_matchers(states: Sequence[BeamState], matchers: Sequence[Matcher]) -> None:
+    for state, matcher in zip(states, matchers):
+        state.matchers, state.has_structure = [matcher], True
+
+
+def mask_tokens(logits: Tensor, states: Sequence[BeamState]) -> Tensor | None:
+    """Return which tokens may follow each hypothesis, (B * K, V), None where any may."""
+    if not any(state.has_structure for state in states):
+        return None
+    rows = [[*state.matchers, *[None] * state.beam][: state.beam] for state in states]
+    return stack_allowed(logits, [matcher for row in rows for matcher in row])
+
+
 def top_candidates(
-    logits: Tensor, log_probs: Tensor, banned: Sequence[tuple[int, int, int]] = ()
+    logits: Tensor,
+    log_probs: Tensor,
+    banned: Sequence[tuple[int, int, int]] = (),
+    allowed: Tensor | None = None,
 ) -> list[list[Candidate]]:
     """Return the best candidates of each prompt, best first: 2 K of them, since at most K can end.
 
-    logits (B * K, V), log_probs (B, K), banned (prompt, beam, token)
+    logits (B * K, V), log_probs (B, K), banned (prompt, beam, token), allowed (B * K, V): the tokens that may follow
     """
     (B, K), V = log_probs.shape, logits.shape[-1]
     # In float64, so that rounding does not make two tokens equal of which one is likelier.
     total = log_probs[:, :, None] + logits.double().log_softmax(-1).view(B, K, V)
+    if allowed is not None:
+        total.masked_fill_(~allowed.view(B, K, V), -math.inf)
     if banned:
         total[tuple(torch.tensor(banned, device=total.device).T)] = -math.inf
     best, index = total.flatten(1).topk(min(2 * K, K * V))

@@ -10,8 +10,11 @@ from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError
 from ..parsing import check_range, parse_dataclass
 from .decode import Decoder, generate
+from .exact_sampling import check_exact, sample_exactly
 from .logprobs import TokenLogprobs, list_logprobs, score_tokens
+from .notes import Notes, choose_crop, find_notes, read_prompt
 from .sampling import SamplingParams
+from .structure import Matcher, StructureParams, compile_structure
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
 CONTEXT_TOKENS = 8  # tokens of the prompt that new tokens are decoded with: a word may depend on the one before it
@@ -22,7 +25,7 @@ MAX_SAMPLES = 10_000  # of a prompt; they are generated together
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompletionRequest(SamplingParams):
+class CompletionRequest(SamplingParams, StructureParams):
     """What to continue and how, in plain values. Raises InputError on values that make no sense."""
 
     prompt: str | Sequence[str] | Sequence[Sequence[int]] = "\n"
@@ -44,8 +47,13 @@ class CompletionRequest(SamplingParams):
     """Tokens that stay when the context is full and the oldest are dropped. None: half of the context."""
     logprobs: int | None = None
     """Also return the log-probability of each new token, and so many of the likeliest tokens in its place."""
+    notes: bool = False
+    """Read each prompt in pieces, however long it is, and let the model write notes on the way."""
     echo: bool = False
     """With `logprobs`, also return those of the prompts, which must fit into the context."""
+    exact: bool = False
+    """With a structure, draw from the model's own distribution of the texts that have it (`exact_sampling`), which may
+    take many tries."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +66,13 @@ class CompletionRequest(SamplingParams):
             raise InputError(f"stop: at most {MAX_STOPS} texts of {MAX_STOP_CHARACTERS:,} characters")
         if not self.prompts:
             raise InputError("there is no prompt to continue")
+        self.check_structure()
+        if self.exact and self.structure is None:
+            raise InputError("exact needs a json_schema, a regex, a grammar or choices")
+        if self.exact:
+            check_exact(self)
+        if self.notes and self.echo:
+            raise InputError("echo: the log-probabilities of a prompt that is read with notes are not known")
 
     @property
     def prompts(self) -> list[Any]:
@@ -124,8 +139,17 @@ class GrowingText:
 class Completion:
     """One continuation of a prompt, as it grows."""
 
-    def __init__(self, prompt: str, ids: list[int], tokenizer: Tokenizer, stops: Sequence[str]):
-        self.prompt, self.tokenizer, self.stops = prompt, tokenizer, stops
+    def __init__(
+        self,
+        prompt: str,
+        ids: list[int],
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        matcher: Matcher | None = None,
+        notes: Notes | None = None,
+    ):
+        self.prompt, self.tokenizer, self.stops, self.matcher = prompt, tokenizer, stops, matcher
+        self.prompt_ids, self.notes = ids, notes
         self.growing_text = GrowingText(tokenizer, ids[-CONTEXT_TOKENS:])
         self.tokens: list[int] = []
         self.prompt_logprobs: list[TokenLogprobs] | None = None
@@ -135,6 +159,10 @@ class Completion:
         self.shown_length = 0
         self.stop_start: int | None = None
         """The character at which the first stop text begins."""
+        self.log_grammar_mass: float | None = None
+        """Of an exact sample: at most this is the log-probability of all texts that have its structure."""
+        self.n_checked = 0
+        """Characters before which no stop text ends the continuation."""
 
     def add(self, token: int) -> bool:
         """Append a token. Returns whether the continuation ends with it."""
@@ -145,14 +173,22 @@ class Completion:
         self.growing_text.append(token)
         if self.stops:
             self.find_stop()
+        if self.matcher is not None:
+            self.finish_reason = "stop" if self.matcher.is_complete else self.finish_reason
+            self.matcher.is_over = self.finish_reason is not None
         return self.finish_reason is not None
 
     def find_stop(self) -> None:
-        """Look for stop texts in what is new, and in what they may have begun in."""
-        start = max(0, self.growing_text.settled_length - max(map(len, self.stops)))
+        """Look for stop texts in what is new, and in what they may have begun in. Under a constraint, one counts only
+        where the text before it is a whole answer."""
+        start = max(self.n_checked, self.growing_text.settled_length - max(map(len, self.stops)))
         text = self.growing_text.text_from(start)
-        if starts := [i for i in map(text.find, self.stops) if i >= 0]:
-            self.stop_start, self.finish_reason = start + min(starts), "stop"
+        while starts := [i for i in (text.find(stop, max(0, self.n_checked - start)) for stop in self.stops) if i >= 0]:
+            stop_start = start + min(starts)
+            if self.matcher is None or self.matcher.accepts(self.growing_text.text_from(0)[:stop_start]):
+                self.stop_start, self.finish_reason = stop_start, "stop"
+                return
+            self.n_checked = stop_start + 1
 
     @property
     def text(self) -> str:
@@ -170,8 +206,16 @@ class Completion:
         self.shown_length += len(text)
         return text
 
+    def list_notes(self) -> list[str] | None:
+        """Return the notes that hold after the newest token; None of a model without notes."""
+        return None if self.notes is None else self.notes.list_texts([*self.prompt_ids, *self.tokens])
+
     def result(self) -> dict[str, Any]:
-        values = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason}
+        values: dict[str, Any] = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens}
+        values |= {"finish_reason": self.finish_reason}
+        values |= {} if self.matcher is None else {"log_kept_mass": self.matcher.log_kept_mass}
+        values |= {} if self.log_grammar_mass is None else {"log_grammar_mass": self.log_grammar_mass}
+        values |= {} if self.notes is None else {"notes": self.list_notes()}
         lists = {"logprobs": self.logprobs, "prompt_logprobs": self.prompt_logprobs}
         return values | {name: [*map(TokenLogprobs._asdict, rows)] for name, rows in lists.items() if rows is not None}
 
@@ -184,9 +228,21 @@ def overlap(text: str, stop: str) -> int:
 def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionRequest) -> Iterator[list[Completion]]:
     """Continue all prompts in one batch; yield all completions after every token, and at the end with their finish
     reasons. Sample j of prompt i is completion i * samples + j."""
-    prompts = [row for row in encode_prompts(request, tokenizer) for _ in range(request.samples)]
-    completions = [Completion(text, ids, tokenizer, request.stops) for text, ids in prompts]
+    rows, notes = encode_prompts(request, tokenizer), find_notes(model)
+    if request.notes:
+        rows = [(text, read_prompt(model, ids, request.keep)) for text, ids in rows]
+    prompts = [row for row in rows for _ in range(request.samples)]
+    constraint = compile_structure(request, tokenizer)
+    matchers = [] if constraint is None else [constraint.start(ids[-CONTEXT_TOKENS:]) for _, ids in prompts]
+    completions = [
+        Completion(text, ids, tokenizer, request.stops, matcher, notes)
+        for (text, ids), matcher in zip(prompts, matchers or [None] * len(prompts), strict=True)
+    ]
     add_prompt_logprobs(model, request, prompts, completions)
+    seeds = [sample_seed(request.seed, i % request.samples) for i in range(len(prompts))]
+    if request.exact:
+        yield from sample_exactly(model, request, completions, [ids for _, ids in prompts], seeds)
+        return
 
     def add_logprobs(logits: Tensor, new: Tensor) -> None:
         for completion, row in zip(completions, list_logprobs(logits, new, request.logprobs or 0)):
@@ -198,9 +254,11 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
         [ids for _, ids in prompts],
         tokens=request.tokens,
         sampling=request,
-        seeds=[sample_seed(request.seed, i % request.samples) for i in range(len(prompts))],
+        seeds=seeds,
         stop=lambda row, token: completions[row].add(token),
         keep=request.keep,
+        matchers=matchers,
+        crop=choose_crop(model),
         **({} if request.logprobs is None else {"watch": add_logprobs}),
     )
     for _ in steps if request.tokens else ():

@@ -1,8 +1,8 @@
 """Decoding: generate tokens from a causal model, one after the other.
 
 The prompt is read in one pass (prefill), then every new token alone (step), with keys and values in a cache. When a row
-outgrows the model's context, its oldest tokens are dropped and the newest `keep` are read again from position 0; half
-of the context by default, so that one pass serves context / 2 tokens. A cache of local layers never fills.
+outgrows the model's context, `keep` of its tokens are read again from position 0, by default half of the context: the
+newest, or notes and the newest (`notes.py`). A cache of local layers never fills.
 
 Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model.cache import KVCache
 from ..model.transformer import Transformer
-from .sampling import Sampler, SamplingParams
+from .sampling import Matcher, Sampler, SamplingParams
 
 
 class Decoder(Protocol):
@@ -51,8 +51,7 @@ def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Te
     cache.reset(lengths)
     x = model.hidden(ids.to(cache.device), cache)
     cache.trim(lengths)
-    last = (lengths - 1).to(x.device)
-    return model.head(x[torch.arange(len(rows), device=x.device), last])
+    return model.head(x[torch.arange(len(rows), device=x.device), (lengths - 1).to(x.device)])
 
 
 def pad_rows(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -79,20 +78,23 @@ def generate(
     seeds: Sequence[int],
     stop: Callable[[int, int], bool] = lambda row, token: False,
     keep: int | None = None,
+    crop: Callable[[Sequence[int], int], list[int]] = lambda ids, size: list(ids[-size:]),
     watch: Callable[[Tensor, Tensor], None] = lambda logits, new: None,
+    matchers: Sequence[Matcher] = (),
 ) -> Iterator[list[int | None]]:
     """Continue every prompt; yield the new token of each row, None for rows that have stopped.
 
     Args:
         prompts: ids of each row, at least one, with a seed for each.
-        tokens: the most new tokens of a row.
-        stop: `stop(row, token)` returns whether the row ends with this token.
+        tokens, stop: the most new tokens of a row; `stop(row, token)` returns whether it ends with this token.
+        crop: `crop(ids, size)` returns the ids that are read of a row that exceeds the context: at most `keep` again.
         watch: called with the logits of each step, (B, V), and the tokens that were chosen by them, (B,).
+        matchers: of each row, which tokens may follow (`structure`); none: any may.
     """
     context = model.body.config.context
     keep = min(keep or max(1, context // 2), context)
-    sampler = Sampler(sampling, prompts, seeds)
-    windows = [list(prompt[-context:]) for prompt in prompts]  # what a row reads again when it exceeds the context
+    sampler = Sampler(sampling, prompts, seeds, matchers)
+    windows = [crop(prompt, context) for prompt in prompts]  # what is in the context of each row
     cache = new_cache(model, len(prompts), min(context, max(map(len, windows)) + tokens))
     is_live = [True] * len(prompts)
     logits = prefill(model, windows, cache)
@@ -113,5 +115,5 @@ def generate(
         if max(map(len, windows)) <= context:
             logits = step(model, new, cache)
         else:
-            windows = [window[-keep:] if len(window) > context else window for window in windows]
+            windows = [crop(window, keep) if len(window) > context else window for window in windows]
             logits = prefill(model, windows, cache)

@@ -162,16 +162,20 @@ def write_drafts(predict: Predict, drafts: Sequence[Draft], mask_id: int, is_all
 
 def revise(predict: Predict, drafts: Sequence[Draft], mask_id: int, is_allowed: Tensor) -> None:
     """Judge every token between the others, and open the gaps of the least likely ones."""
-    for draft in drafts:
-        parts = [draft.gaps[i::REVISION_PARTS] for i in range(min(REVISION_PARTS, len(draft.gaps)))]
-        rows = [hide_tokens(draft.ids, part, mask_id) for part in parts]
-        losses: dict[int, float] = {}
-        for part, logits in zip(parts, read_gaps(predict, rows, parts, [draft] * len(parts), is_allowed)):
+    reads = [
+        (draft, draft.gaps[i::REVISION_PARTS]) for draft in drafts for i in range(min(REVISION_PARTS, len(draft.gaps)))
+    ]
+    losses: dict[tuple[int, int], float] = {}  # by draft and position
+    for start in range(0, len(reads), MAX_ROWS):
+        owners, parts = zip(*reads[start : start + MAX_ROWS])
+        rows = [hide_tokens(draft.ids, part, mask_id) for draft, part in zip(owners, parts)]
+        for draft, part, logits in zip(owners, parts, read_gaps(predict, rows, parts, owners, is_allowed)):
             logprobs, own = logits.float().log_softmax(-1), torch.tensor([draft.ids[i] for i in part])
             loss = logprobs.amax(-1) - logprobs.gather(1, own.to(logprobs.device)[:, None])[:, 0]
-            losses |= dict(zip(part, loss.tolist()))
-        draft.n_reads += len(parts)
-        draft.reopen([losses[position] for position in draft.gaps])
+            losses |= {(id(draft), position): x for position, x in zip(part, loss.tolist())}
+            draft.n_reads += 1
+    for draft in drafts:
+        draft.reopen([losses[id(draft), position] for position in draft.gaps])
 
 
 def hide_tokens(ids: Sequence[int], positions: Sequence[int], mask_id: int) -> list[int]:

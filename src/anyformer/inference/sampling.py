@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..parsing import check_range, check_types
+from .structure import Matcher, constrain
 
 TOP_P_CANDIDATES = 1024  # likeliest tokens that nearly always hold the probability of top-p
 MAX_BIASES = 10_000  # of a request
@@ -135,10 +136,17 @@ class Sampler:
     Args:
         prompts: The ids of each row, at least one.
         seeds: One for each row; not used at temperature 0.
+        matchers: Of each row, which tokens may follow; none: any may.
     """
 
-    def __init__(self, params: SamplingParams, prompts: Sequence[Sequence[int]], seeds: Sequence[int]):
-        self.params, self.prompts = params, prompts
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        matchers: Sequence[Matcher] = (),
+    ):
+        self.params, self.prompts, self.matchers = params, prompts, matchers
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.seen: Tensor | None = None
         """Tokens of the prompt and after it: (B, V) bool."""
@@ -146,8 +154,10 @@ class Sampler:
         """How often each token was generated: (B, V)."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Choose by the logits of the next token: (B, V) -> (B,). Raises InputError if the logits are not finite."""
-        logits = process_logits(self.penalize(logits.float()), self.params)
+        """Choose by the logits of the next token: (B, V) -> (B,). Raises InputError if the logits are not finite, or no
+        token may follow."""
+        logits = constrain(self.penalize(logits.float()), self.matchers, self.params.temperature)
+        logits = process_logits(logits, self.params)
         if not logits.amax(-1).isfinite().all():
             raise InputError("the model's logits are nan or inf: its training diverged; use an earlier checkpoint")
         new = logits.argmax(-1) if self.params.temperature == 0 else sample_tokens(logits, self.generators)
@@ -155,6 +165,8 @@ class Sampler:
             self.seen.scatter_(1, new[:, None], True)
         if self.counts is not None:
             self.counts[torch.arange(len(new), device=new.device), new] += 1
+        for matcher, token in zip(self.matchers, new.tolist()) if self.matchers else ():
+            matcher.consume(token)
         return new
 
     def penalize(self, logits: Tensor) -> Tensor:

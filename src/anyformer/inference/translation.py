@@ -17,6 +17,7 @@ from ..model.edges import within
 from ..parsing import check_range, check_types
 from .beam import Hypothesis, beam_search
 from .decode import pad_rows
+from .structure import StructureParams, compile_structure
 
 CUT_HINT = "or let it be cut: --request '{\"cut\": true}'"
 EXTRA_TOKENS = 20  # that a translation may have in any case
@@ -25,7 +26,7 @@ MAX_CACHE_NODES = 1 << 14  # in all rows of a batch together, which bounds its m
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslationRequest:
+class TranslationRequest(StructureParams):
     """What to translate and how, in plain values. Raises InputError on values that make no sense."""
 
     input: str | Sequence[str]
@@ -40,7 +41,7 @@ class TranslationRequest:
     """Scores are log-probabilities divided by the length to this power: 0 prefers short translations."""
     no_repeat_ngram: int | None = None
     """No run of so many tokens occurs twice in a translation; 0 allows all. None: 4, and 0 where tokens are characters
-    or bytes."""
+    or bytes, or the translation has a structure."""
     max_length_ratio: float = 3.0
     """A translation has at most so many tokens for each of the source, and 20 more; 0: no such limit."""
     cut: bool = False
@@ -56,6 +57,7 @@ class TranslationRequest:
         check_range(self, "no_repeat_ngram", at_least=0, at_most=1000)
         check_range(self, "max_length_ratio", at_least=0, at_most=1000)
         check_range(self, "length_penalty", at_least=-10, at_most=10)
+        self.check_structure()
 
     @property
     def texts(self) -> list[str]:
@@ -114,15 +116,18 @@ def search_translations(model: Any, sources: list[list[int]], request: Translati
     ids, lengths = pad_rows(sources, next(model.decoder.parameters()).device)
     memory = model.encode(ids, within(lengths))
     ids, memory, lengths = (part.repeat_interleave(request.beam, 0) for part in (ids, memory, lengths))  # (B * K, ...)
+    pair = model.pair_tokenizer
+    constraint = compile_structure(request, pair.target, [pair.end_id])
     return beam_search(
         model.condition(memory, within(lengths), ids),
-        [[model.pair_tokenizer.start_id]] * len(sources),
+        [[pair.start_id]] * len(sources),
         beam=request.beam,
         tokens=[limit_tokens(model, request, len(source)) for source in sources],
-        end=model.pair_tokenizer.end_id,
+        end=pair.end_id,
         n_best=request.n_best,
         penalty=request.length_penalty,
-        no_repeat_ngram=default_ngram(model) if request.no_repeat_ngram is None else request.no_repeat_ngram,
+        no_repeat_ngram=default_ngram(model, request) if request.no_repeat_ngram is None else request.no_repeat_ngram,
+        matchers=[] if constraint is None else [constraint.start() for _ in sources],
     )
 
 
@@ -132,8 +137,9 @@ def limit_tokens(model: Any, request: TranslationRequest, n_source: int) -> int:
     return min(limit, int(request.max_length_ratio * n_source) + EXTRA_TOKENS) if request.max_length_ratio else limit
 
 
-def default_ngram(model: Any) -> int:
-    return 0 if model.pair_tokenizer.target.kind in ("char", "byte") else NO_REPEAT_NGRAM
+def default_ngram(model: Any, request: TranslationRequest) -> int:
+    is_free = model.pair_tokenizer.target.kind not in ("char", "byte") and request.structure is None
+    return NO_REPEAT_NGRAM if is_free else 0
 
 
 # --- attention between the texts ---

@@ -6,7 +6,7 @@ defines two names:
     Settings               a frozen dataclass below `LabSettings`. Its fields are the flags, with their docstrings as
                            help; its own docstring is the help of the lab. `__post_init__` checks ranges.
     run(settings, log)     makes the data, trains, measures, and returns a `LabResult`. `log(record)` writes a line of
-                           metrics.jsonl and shows it on stderr.
+                           metrics.jsonl and shows it on stderr. `settings.out` is the folder: models may lie in it.
 
 The folder --out then holds metrics.jsonl, lab.json (settings and facts) and report.html, which works offline.
 """
@@ -91,7 +91,7 @@ def run_lab(lab: Lab, settings: LabSettings, out: Path, show: Log = lambda recor
             file.flush()
             show(record)
 
-        result = lab.run(settings, log)
+        result = lab.run(replace(settings, out=out), log)
     facts = {"settings": list_settings(settings), **result.facts}
     atomic_write(out / "lab.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     atomic_write(out / "report.html", render_lab(result, settings))

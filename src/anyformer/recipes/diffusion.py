@@ -14,6 +14,7 @@ loss   cross-entropy of the hidden tokens, each row divided by its share: a boun
 Masked diffusion (MDLM, 2406.07524; LLaDA, 2502.09992); the same bound is that of any-order models (2110.02037).
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import Tensor
 from ..data.io.cache import cache_by_files
 from ..data.sampling import sample_indices, select_split, split_by_mask
 from ..data.text.batches import IGNORE_INDEX
-from ..data.text.masking import hide_shares
+from ..data.text.masking import hide_shares, uniform
 from ..data.text.mixtures import Mixture, Source
 from ..data.text.prepare import Corpus, prepare_corpus
 from ..data.text.read import RowOptions
@@ -42,12 +43,12 @@ from ..metrics import describe_bound
 from ..model import LMHead, initialize
 from ..model.kernels.cross_entropy import cross_entropy
 from ..parsing import check_range, parse_dataclass, path_field
-from ..recipe import BatchStream, Examples, LensView, SizeOption, StreamState, advance_stream, init_stream
+from ..recipe import BatchStream, Examples, Figure, LensView, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.encoder import EncoderConfig, TextEncoder, as_list, export_graph  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer  # noqa: F401
+from ._shared.text import N_EXAMPLES, TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer  # noqa: F401
 from ._shared.text_lenses import lens_tokens, parse_request
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
@@ -247,8 +248,23 @@ def baselines(config: Config) -> Baselines:
 
 
 def examples(config: Config) -> Examples:
-    corpus = load_corpus(config)
-    return hide_tokens(Mixture((Source(corpus),)), GAP, 1, config.model.context) if not config.lines else Examples()
+    tokenizer = load_corpus(config).tokenizer
+    if not config.lines:
+        n = 4 if has_fixed_gaps(tokenizer) else 1
+        return hide_tokens(Mixture((Source(load_corpus(config)),)), GAP * n, n, config.model.context)
+    if not has_fixed_gaps(tokenizer):
+        return Examples()
+    rows = pick_rows(config, N_EXAMPLES)
+    inputs = [show_gaps(tokenizer, row, gaps, GAP) for row, gaps in rows]
+    return Examples({"input": inputs}, [tokenizer.decode(row) for row, _ in rows])
+
+
+def pick_rows(config: Config, count: int) -> list[tuple[list[int], list[int]]]:
+    """Return rows of the validation split, and which half of each to hide."""
+    ids, sizes = next(eval_rows(config, load_corpus(config), "val"))
+    rows = [row[:size].tolist() for row, size in zip(ids, sizes)][:count]
+    orders = [np.argsort(uniform(0, i, (len(row),)), kind="stable").tolist() for i, row in enumerate(rows)]
+    return [(row, sorted(order[: -(-len(row) // 2)])) for row, order in zip(rows, orders)]
 
 
 # --- training ---
@@ -319,6 +335,7 @@ class Request(DraftSettings):
 
 
 MAX_GAP_TOKENS = 8  # that are tried for a gap of unknown length
+SHOWN_PASSES = 6  # of the report's figure
 
 
 @torch.inference_mode()
@@ -329,7 +346,7 @@ def predict(model: DiffusionModel, request: dict[str, Any]) -> dict[str, Any]:
     other; "passes" is how often the model has read the text, "drafts" the text after every pass, if asked for.
     """
     fields = parse_dataclass(Request, request, "request")
-    tokenizer, mask_id = model.masked_tokenizer.tokenizer, model.masked_tokenizer.require_mask_id()
+    tokenizer = model.masked_tokenizer.tokenizer
     texts: list[Any] = [None] if fields.input is None else as_list(fields.input)
     rows = [[lay_out(model, fields, text, n) for n in list_lengths(model, fields, text)] for text in texts]
     drafts = [
@@ -338,11 +355,9 @@ def predict(model: DiffusionModel, request: dict[str, Any]) -> dict[str, Any]:
         for sample in range(fields.samples)
     ]
     histories: list[list[str]] = [[] for _ in drafts]
-    is_allowed = find_allowed(tokenizer, fields.allow).to(next(model.parameters()).device)
-    every = [draft for group in drafts for draft in group]
-    for _ in write_drafts(lambda ids, lengths, _: model(ids, lengths), every, mask_id, is_allowed):
+    for _ in write_passes(model, [draft for group in drafts for draft in group], fields.allow):
         for history, group in zip(histories, drafts if fields.drafts else ()):
-            shown = show_draft(tokenizer, max(group, key=Draft.rate), fields.gap)
+            shown = show_draft(model, max(group, key=Draft.rate), fields.gap)
             history += [shown] if history[-1:] != [shown] else []
     results = []
     for i, group in enumerate(drafts):
@@ -350,6 +365,13 @@ def predict(model: DiffusionModel, request: dict[str, Any]) -> dict[str, Any]:
         result = {"input": text, "text": tokenizer.decode(best.ids), "passes": best.n_reads}
         results.append(result | ({"drafts": histories[i]} if fields.drafts else {}))
     return {"results": results}
+
+
+def write_passes(model: DiffusionModel, drafts: Sequence[Draft], allow: str = "") -> Iterator[None]:
+    """Fill and revise drafts; yields after every pass."""
+    is_allowed = find_allowed(model.masked_tokenizer.tokenizer, allow).to(next(model.parameters()).device)
+    mask_id = model.masked_tokenizer.require_mask_id()
+    return write_drafts(lambda ids, lengths, _: model(ids, lengths), drafts, mask_id, is_allowed)
 
 
 def predict_batch(model: DiffusionModel, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -366,6 +388,21 @@ def form(model: DiffusionModel, config: Config) -> Form:
     return Form((task,))
 
 
+def figures(model: DiffusionModel, config: Config) -> list[Figure]:
+    """Show how a row of the validation split, half of it hidden, is filled and revised, pass by pass."""
+    ((row, gaps),) = pick_rows(config, 1)
+    draft = Draft(row, gaps, gaps, DraftSettings(passes=SHOWN_PASSES, revise=1), 0)
+    drafts = [show_draft(model, draft)]
+    drafts += [show_draft(model, draft) for _ in write_passes(model, [draft])]
+    side = math.isqrt(len(row))
+    if config.lines and side**2 == len(row) == len(drafts[0]):  # a square grid
+        drafts = ["\n".join(text[i : i + side] for i in range(0, len(text), side)) for text in drafts]
+    right = sum(draft.ids[i] == row[i] for i in gaps)
+    note = f"a row of the validation split of which {len(gaps)} tokens are hidden, filled in {SHOWN_PASSES} passes "
+    note += f"and revised once: {right} of them are those of the row"
+    return [{"kind": "drafts", "title": "A draft, pass by pass", "note": note, "drafts": drafts}]
+
+
 def lens(model: DiffusionModel, request: dict[str, Any]) -> LensView:
     """Show the tokens of a text with gaps, and what is predicted at each."""
     ids, _, _ = lay_out(model, Request(edit=True, revise=1), parse_request(request).text, 1)
@@ -376,12 +413,13 @@ def list_lengths(model: DiffusionModel, fields: Request, text: str | None) -> Se
     """Return the numbers of tokens that are tried for the gaps of a text, or of a text that is all gaps."""
     if text is None:
         return [min(fields.tokens or model.context, model.context)]
-    return [1] if has_fixed_gaps(model) else [fields.tokens] if fields.tokens else range(1, MAX_GAP_TOKENS + 1)
+    is_fixed = has_fixed_gaps(model.masked_tokenizer.tokenizer)
+    return [1] if is_fixed else [fields.tokens] if fields.tokens else range(1, MAX_GAP_TOKENS + 1)
 
 
-def has_fixed_gaps(model: DiffusionModel) -> bool:
+def has_fixed_gaps(tokenizer: Tokenizer) -> bool:
     """Whether a character is a token, so that a gap says how many tokens are missing."""
-    return model.masked_tokenizer.tokenizer.kind in ("char", "byte")
+    return tokenizer.kind in ("char", "byte")
 
 
 def lay_out(model: DiffusionModel, fields: Request, text: str | None, n: int) -> tuple[list[int], list[int], list[int]]:
@@ -391,7 +429,7 @@ def lay_out(model: DiffusionModel, fields: Request, text: str | None, n: int) ->
     if text is None:
         return [mask_id] * n, list(range(n)), list(range(n))
     gap = re.escape(fields.gap)
-    first, *others = re.split(gap if has_fixed_gaps(model) else f" ?{gap}+", text)
+    first, *others = re.split(gap if has_fixed_gaps(tokenizer) else f" ?{gap}+", text)
     if not others and not fields.edit:
         raise InputError(f"{shorten(text)} has no gap: write {fields.gap} for each token that is missing")
     ids = tokenizer.encode(first).tolist()
@@ -419,12 +457,16 @@ def find_allowed(tokenizer: Tokenizer, characters: str) -> Tensor:
     return is_allowed
 
 
-def show_draft(tokenizer: Tokenizer, draft: Draft, gap: str) -> str:
-    """Return the text of a draft, with a gap for each token that is hidden."""
-    text, start, hidden = "", 0, set(draft.open)
-    for stop in range(1, len(draft.ids) + 1):
-        if stop == len(draft.ids) or (stop in hidden) != (start in hidden):
-            text += gap * (stop - start) if start in hidden else tokenizer.decode(draft.ids[start:stop])
+def show_draft(model: DiffusionModel, draft: Draft, gap: str = GAP) -> str:
+    return show_gaps(model.masked_tokenizer.tokenizer, draft.ids, draft.open, gap)
+
+
+def show_gaps(tokenizer: Tokenizer, ids: Sequence[int], gaps: Sequence[int], gap: str) -> str:
+    """Return the text of some ids, with a gap for each token that is hidden."""
+    text, start, hidden = "", 0, set(gaps)
+    for stop in range(1, len(ids) + 1):
+        if stop == len(ids) or (stop in hidden) != (start in hidden):
+            text += gap * (stop - start) if start in hidden else tokenizer.decode(ids[start:stop])
             start = stop
     return text
 

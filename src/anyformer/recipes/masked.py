@@ -61,7 +61,15 @@ from ._shared.encoder import (  # noqa: F401
 from ._shared.mixtures import count_sources, score_by_source, tag_batch
 from ._shared.presets import BERT, MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import TEXT_COLUMN, file_input, first_tokens, hide_tokens, load_config_tokenizer, prepare_sources  # noqa: F401
+from ._shared.text import (  # noqa: F401
+    TEXT_COLUMN,
+    file_input,
+    first_tokens,
+    hide_tokens,
+    load_config_tokenizer,
+    prepare_sources,
+    refuse_draft_fields,
+)
 from ._shared.text_lenses import lens_masked as lens  # noqa: F401
 from ._shared.trivial_baselines import Baselines, score_token_frequencies
 
@@ -353,6 +361,7 @@ def predict(model: MaskedModel, request: dict[str, Any]) -> dict[str, Any]:
     "probability"}, ...], ...]}]}: for each mask the likeliest tokens, and the text with the likeliest filled in.
     {"embed": [text, ...]} returns {"vectors": [[...], ...]}, of length 1.
     """
+    refuse_draft_fields(request)
     fields = parse_dataclass(Request, request, "request")
     if fields.embed is not None:
         return {"vectors": embed(model, as_list(fields.embed), fields.cut)}

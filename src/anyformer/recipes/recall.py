@@ -16,6 +16,7 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,6 +55,8 @@ BUFFERS = ("contexts", "starts", "tokens", "counts")  # of each order, by the fi
 class Config(LanguageConfig):
     """A language model with n-gram counts, its text and its training."""
 
+    documents: Literal["joined", "apart"] = "joined"
+    """As of `language`, without rows: n-grams are counted over the text as a whole."""
     counts: str = path_field("6", [".json"])
     """The longest n-gram that is looked up, in tokens before the one that follows; or the counts.json of a run."""
 

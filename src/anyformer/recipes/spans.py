@@ -28,6 +28,7 @@ from ..data.text.masking import SpanCorruption
 from ..errors import InputError
 from ..forms import Form, Task
 from ..inference.beam import Hypothesis
+from ..inference.structure import STRUCTURES
 from ..inference.translation import TranslationRequest, search_in_batches
 from ..metrics import describe_classes, sum_classes
 from ..model.kernels.cross_entropy import iterate_logits
@@ -46,7 +47,14 @@ from ._shared.pairs import (  # noqa: F401
 )
 from ._shared.presets import T5, TINY_PAIRS_TRAIN, make_stacks
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import file_input, first_tokens, hide_tokens, load_mixture, load_text_tokenizer  # noqa: F401
+from ._shared.text import (  # noqa: F401
+    file_input,
+    first_tokens,
+    hide_tokens,
+    load_mixture,
+    load_text_tokenizer,
+    refuse_draft_fields,
+)
 from ._shared.text_lenses import lens_pair, parse_request
 from ._shared.trivial_baselines import Baselines, score_bigrams
 
@@ -192,8 +200,11 @@ def predict(model: Translator, request: dict[str, Any]) -> dict[str, Any]:
 
     Returns {"results": [{"input", "text", "gaps", "score"}, ...]}; "gaps" are the texts that fill each gap.
     """
+    refuse_draft_fields(request)
     request = {"input": first_tokens(model.pair_tokenizer.source) + GAP} | request
     parsed = parse_dataclass(TranslationRequest, request, "request")
+    if parsed.structure is not None:
+        raise InputError(f"request: {parsed.structure[0]} is for whole answers; this model fills gaps")
     pieces = [re.split(re.escape(GAP), text) for text in parsed.texts]
     sources = [encode_gaps(model, text, parts) for text, parts in zip(parsed.texts, pieces)]
     hypotheses = search_in_batches(model, sources, replace(parsed, n_best=1))
@@ -206,7 +217,7 @@ def predict_batch(model: Translator, inputs: list[str], settings: dict[str, Any]
 
 
 def form(model: Translator, config: Config) -> Form:
-    example, omit = first_tokens(model.pair_tokenizer.source) + GAP, ("n_best", "cut", "align")
+    example, omit = first_tokens(model.pair_tokenizer.source) + GAP, ("n_best", "cut", "align", *STRUCTURES)
     task = Task("Fill the gaps", "text", TranslationRequest, "gaps", omit=omit, mark=GAP, examples=(example,))
     return Form((task,))
 

@@ -7,6 +7,7 @@ a PNG in base64.
 import base64
 import math
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
 def read_figures(run: Path) -> list[dict[str, Any]]:
-    """Return the figures that can be drawn, in order: {"title", "note"} and "svg" or "images"."""
+    """Return the figures that can be drawn, in order: {"title", "note"} and "svg", "images" or "drafts"."""
     figures = [*read_content(run / "figures.json", list), read_content(run / "worth.json") | {"kind": "worth"}]
     return [markup for figure in figures if (markup := draw_figure(figure)) is not None]
 
@@ -61,6 +62,19 @@ def draw_images(figure: dict[str, Any]) -> dict[str, Any]:
     return {"images": [(check_png(image["png"]), str(image.get("caption", ""))) for image in figure["images"]]}
 
 
+def draw_drafts(figure: dict[str, Any]) -> dict[str, Any]:
+    """Split each draft into runs of characters, (text, whether they differ from the draft before)."""
+    drafts = [str(text) for text in figure["drafts"]]
+    return {"drafts": [find_changes(before, text) for before, text in zip(drafts[:1] + drafts, drafts)]}
+
+
+def find_changes(before: str, text: str) -> list[tuple[str, bool]]:
+    if len(before) != len(text):
+        return [(text, False)]
+    pairs = groupby(zip(before, text), key=lambda pair: pair[0] != pair[1])
+    return [("".join(new for _, new in run), is_new) for is_new, run in pairs]
+
+
 def check_png(text: str) -> str:
     """Return the text if it is a PNG in base64. Raises ValueError."""
     if not base64.b64decode(text, validate=True).startswith(PNG_SIGNATURE):
@@ -88,5 +102,6 @@ KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "matrix": draw_matrix,
     "lines": draw_lines,
     "images": draw_images,
+    "drafts": draw_drafts,
     "worth": draw_field_importance,
 }

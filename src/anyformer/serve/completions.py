@@ -27,12 +27,18 @@ class Choice:
     """Of a prompt that is repeated before the completion: nothing says how likely it is."""
     offset: int = 0
     """Characters of the prompt and the completion before these."""
+    notes: list[str] | None = None
+    """Of a model that has notes, those that hold at the end."""
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.logprobs += piece.logprobs
         self.n_tokens += len(piece.tokens)
-        self.finish_reason = piece.finish_reason
+        self.finish_reason, self.notes = piece.finish_reason, piece.notes
+
+    def format_notes(self) -> dict[str, Any]:
+        """Return the notes, which are beyond OpenAI's format."""
+        return {} if self.notes is None else {"notes": self.notes}
 
 
 class TextFormat:
@@ -58,7 +64,7 @@ class TextFormat:
     def format(self, choice: Choice) -> dict[str, Any]:
         logprobs = self.format_logprobs(choice) if self.has_logprobs else None
         values = {"text": choice.text, "index": choice.index, "logprobs": logprobs}
-        return values | {"finish_reason": choice.finish_reason}
+        return values | {"finish_reason": choice.finish_reason} | choice.format_notes()
 
     format_chunk = format
 
@@ -102,7 +108,7 @@ class ChatFormat:
     def finish(self, choice: Choice, values: dict[str, Any]) -> dict[str, Any]:
         content = [self.describe(entry.token, entry.logprob, entry.top) for entry in choice.logprobs]
         logprobs = {"content": content, "refusal": None} if self.has_logprobs else None
-        return values | {"logprobs": logprobs, "finish_reason": choice.finish_reason}
+        return values | {"logprobs": logprobs, "finish_reason": choice.finish_reason} | choice.format_notes()
 
     def describe(self, token: int, logprob: float, top: Sequence[tuple[int, float]] | None = None) -> dict[str, Any]:
         text = token_text(self.tokenizer, token)
@@ -163,7 +169,7 @@ class CompletionAnswer:
         choices = []
         for new in grown:
             choice = self.form.begin(new.index, self.completions)
-            choice.add(Piece(new.index, new.text, [], new.logprobs, new.finish_reason))
+            choice.add(Piece(new.index, new.text, [], new.logprobs, new.finish_reason, new.notes))
             choices.append(self.form.format(choice))
         extra = {"warning": self.warning} if self.warning else {}
         return {**self.head, "object": self.form.name, "choices": choices, "usage": self.usage(), **extra}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..inference.completion import CompletionRequest
-from ..parsing import check_range, check_types, parse_dataclass
+from ..parsing import check_range, check_types, parse_dataclass, show_value
 from .errors import ApiError, refuse_input
 
 MAX_CHARACTERS = 1 << 22  # of all prompts or texts of a request
@@ -26,15 +26,22 @@ UNSUPPORTED = {
     "functions": "use tools", "function_call": "use tools", "audio": "this server answers with text only",
     "modalities": "this server answers with text only", "prediction": "this server takes no predictions",
     "web_search_options": "this server searches nothing", "reasoning_effort": "its models do not reason apart",
-    "verbosity": "its models are not trained for it", "response_format": "this server guarantees no format",
+    "verbosity": "its models are not trained for it",
 }  # fmt: skip
 """Fields of OpenAI's format that no model here has, and what to say of them."""
 
 DEFAULTS: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "functions": ([],), "suffix": ("",),
-    "function_call": ("none", "auto"),
+    "modalities": (["text"],), "functions": ([],), "suffix": ("",), "function_call": ("none", "auto"),
 }  # fmt: skip
 """Values of unsupported fields that ask for nothing."""
+
+GUIDED = {
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_grammar": "grammar",
+    "guided_choice": "choices",
+}
+"""Fields as vLLM names them, and those of `CompletionRequest`."""
 
 
 def parse_body(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -62,8 +69,8 @@ class StreamOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingBody:
-    """What completions and chats have in common. `top_k`, `min_p`, `repetition_penalty`, `keep` and `truncate` are
-    beyond OpenAI's format."""
+    """What completions and chats have in common. `top_k`, `min_p`, `repetition_penalty`, `keep`, `truncate` and
+    `guided_*` are beyond OpenAI's format."""
 
     model: str = ""
     max_tokens: int | None = None
@@ -83,6 +90,11 @@ class SamplingBody:
     keep: int | None = None
     truncate: bool = True
     """Drop the start of a prompt that exceeds the context, and say so; else it is an error."""
+    response_format: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    guided_choice: list[str] | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -98,6 +110,16 @@ class SamplingBody:
         check_range(self, "keep", at_least=1, at_most=10_000_000)
         if any(abs(bias) > 100 for bias in (self.logit_bias or {}).values()):
             raise InputError("logit_bias has a number beyond 100")
+        names = [name for name in ("response_format", *GUIDED) if name in self.find_structures()]
+        if len(names) > 1:
+            raise InputError(f"{names[0]} and {names[1]} exclude each other: an answer has one structure")
+
+    def find_structures(self) -> dict[str, dict[str, Any]]:
+        """Return, by the name of each field that asks for a structure, what it is in a `CompletionRequest`."""
+        schema = read_response_format(self.response_format)
+        structures = {} if schema is None else {"response_format": {"json_schema": schema}}
+        values = {name: getattr(self, name) for name in GUIDED}
+        return structures | {name: {GUIDED[name]: value} for name, value in values.items() if value is not None}
 
     def sampling(self, tokens: int) -> dict[str, Any]:
         """Return the fields of `CompletionRequest` for these."""
@@ -105,6 +127,8 @@ class SamplingBody:
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         seed = secrets.randbits(32) if self.seed is None else self.seed % (1 << 40)
         values |= {"top_p": max(self.top_p, 1e-9), "samples": self.n, "stop": self.stop, "seed": seed}
+        for structure in self.find_structures().values():
+            values |= structure
         return values | {"logit_bias": self.logit_bias or {}, "tokens": tokens}
 
 
@@ -207,6 +231,25 @@ class TranscriptionBody:
         for name, value in (("temperature", 0.0), ("prompt", ""), ("stream", False)):
             if getattr(self, name) != value:
                 raise InputError(f"{name} is not supported: a sound has one transcript, its likeliest")
+
+
+def read_response_format(value: Any) -> dict[str, Any] | None:
+    """Return the JSON schema that OpenAI's `response_format` asks for, None for any text. Raises InputError."""
+    if value is None or value == {"type": "text"}:
+        return None
+    if value == {"type": "json_object"}:
+        return {"type": "object"}
+    body = value.get("json_schema") if value.get("type") == "json_schema" else None
+    if not isinstance(body, dict) or value.keys() != {"type", "json_schema"}:
+        expected = (
+            '{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"name", "schema"}}'
+        )
+        raise InputError(f"response_format is {show_value(value)}; it must be {expected}")
+    if unknown := body.keys() - {"name", "description", "schema", "strict"}:
+        raise InputError(f"response_format.json_schema has an unknown field '{min(unknown)}'")
+    if not isinstance(body.get("schema"), dict):
+        raise InputError("response_format.json_schema.schema is missing; it must be a JSON schema, an object")
+    return body["schema"]
 
 
 def check_length(name: str, prompts: Sequence[Any]) -> None:

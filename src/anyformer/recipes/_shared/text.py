@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ...data.io.cache import cache_by_files, data_files
 from ...data.io.sources import split_sources
 from ...data.sampling import sample_evenly
+from ...data.text.documents import DocumentRows
 from ...data.text.mixtures import Mixture, Prepare, Source, divide_columns, prepare_mixture
 from ...data.text.prepare import Corpus, prepare_corpus
 from ...data.text.read import RowOptions
@@ -17,8 +18,9 @@ from ...data.text.shards import corpus_files
 from ...data.tokenizers.base import ids_json
 from ...data.tokenizers.build import KINDS, Subwords, Tokenizer, load_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy
+from ...errors import InputError
 from ...forms import Form, Task
-from ...inference.completion import CompletionRequest, default_prompt, generate_text
+from ...inference.completion import CompletionRequest, default_prompt, generate_text, parse_request
 from ...parsing import check_range, check_types, parse_dataclass, path_field
 from ...recipe import Examples, FileInput
 
@@ -26,6 +28,7 @@ TEXT_COLUMN = "text"  # of rows, where a config names none
 N_EXAMPLES, SHORT_EXAMPLE, LONG_EXAMPLE = 3, 120, 4000  # characters: preferred, and at most
 MAX_EXAMPLE_TOKENS, MAX_LINE_TOKENS, MIN_SHOWN_TOKENS = 4096, 32, 6  # read for examples; of a line; left of it
 USUAL_SAMPLING = {"temperature": (0.0, 2.0), "repetition_penalty": (1.0, 2.0), "tokens": (1, 1000)}
+DRAFT_FIELDS = ("order", "passes", "revise", "remask", "edit", "gap")  # of requests to recipes that write drafts
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
@@ -70,6 +73,28 @@ class TextConfig(VocabularyConfig):
         check_range(self, "val_fraction", at_least=0, below=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CausalTextConfig(TextConfig):
+    """A text that is continued token by token, its documents and its notes. Raises InputError."""
+
+    documents: Literal["joined", "apart", "rows"] = "joined"
+    """Documents of the data (files, lines of a jsonl) in one window: joined, the model learns to ignore what is before
+    an end-of-text token; or apart, each reads itself only, at positions from 0; rows: apart, and every window begins
+    with a document, of which what exceeds the context is not read."""
+    note_start: str = ""
+    """Text between this and `note_end` is a note: it is read again when the context has slid past it. Empty: none."""
+    note_end: str = ""
+    """What ends a note; it may be a line break."""
+    note_tokens: int = 32
+    """Tokens of the longest note, its marks included; what is not ended by then is text like any other."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "note_tokens", at_least=3, at_most=1 << 20)
+        if bool(self.note_start) != bool(self.note_end):
+            raise InputError("note_start is what begins a note, and note_end what ends it: both are needed, or neither")
+
+
 def load_corpus(config: Any) -> Corpus:
     """Return the tokens of the config's text, prepared once; a file that has changed is read again."""
     rows = RowOptions(config.columns or TEXT_COLUMN, config.empty, config.duplicates)
@@ -83,8 +108,11 @@ def _prepare(data: str, tokenizer: str, vocab_size: int, val_fraction: float, ro
 
 def load_mixture(config: Any) -> Mixture:
     """Return the tokens of all sources of the config's text, prepared once; files that have changed are read again."""
+    has_rows = isinstance(config, CausalTextConfig) and config.documents == "rows"
     if len(split_sources(config.data)) == 1:
-        return Mixture((Source(load_corpus(config)),))
+        return (DocumentRows if has_rows else Mixture)((Source(load_corpus(config)),))
+    if has_rows:
+        raise InputError("documents is rows, which takes one source: name one, or use --documents apart")
     rows = RowOptions(config.columns or TEXT_COLUMN, config.empty, config.duplicates)
     return prepare_sources(config.data, config.tokenizer, config.vocab_size, config.val_fraction, rows, prepare_corpus)
 
@@ -122,6 +150,24 @@ def load_config_tokenizer(config: VocabularyConfig, train: Callable[[], Tokenize
 def load_text_tokenizer(config: Any) -> Tokenizer:
     """Return the tokenizer of a text: from its file, or that of the prepared corpus."""
     return load_config_tokenizer(config, lambda: load_mixture(config).tokenizer)
+
+
+# --- requests ---
+
+
+def parse_completion(request: dict[str, Any], tokenizer: Tokenizer) -> CompletionRequest:
+    """Return a request to continue texts. Raises InputError."""
+    refuse_draft_fields(request)
+    return parse_request(request, tokenizer)
+
+
+def refuse_draft_fields(request: dict[str, Any]) -> None:
+    """Raise InputError where a model that writes no drafts is asked for one."""
+    if names := [name for name in DRAFT_FIELDS if name in request]:
+        raise InputError(
+            f"request: {names[0]}: this model was not trained to fill gaps in any order: anyformer train diffusion, or "
+            "of pairs of texts mask_predict"
+        )
 
 
 # --- examples ---
@@ -174,9 +220,9 @@ def file_input(model: Any, config: Any) -> FileInput:
 def form(model: Any, config: Any) -> Form:
     settings: dict[str, Any] = {
         "usual": USUAL_SAMPLING,
-        "omit": () if model.tokenizer.has_chat_template else ("messages",),
+        "omit": ("notes",) if model.tokenizer.has_chat_template else ("messages", "notes"),
     }
-    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": "Hello!"}],)
+    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": greet(model.tokenizer)}],)
     tasks = [
         Task("Continue a text", "prompt", CompletionRequest, "completions", "prompt", examples=prompts, **settings)
     ]
@@ -187,7 +233,16 @@ def form(model: Any, config: Any) -> Form:
     return Form(tuple(tasks))
 
 
-def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+def greet(tokenizer: Tokenizer) -> str:
+    """Return a message that the vocabulary can encode."""
+    try:
+        tokenizer.encode("Hello!")
+    except InputError:
+        return first_tokens(tokenizer)
+    return "Hello!"
+
+
+def predict_batch(model: Any, inputs: Sequence[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Continue prompts in one batch: for each its first sample and, if there are several, all "samples"."""
     request = parse_dataclass(CompletionRequest, settings | {"prompt": inputs}, "request")
     results = [completion.result() for completion in list(generate_text(model, model.tokenizer, request))[-1]]

@@ -1,13 +1,17 @@
 // What each kind of answer looks like. Every drawing has its numbers in words too.
 
-import { drawBars, drawEpisode, drawForecast, drawMatrix } from "./charts.js";
+import { drawBars, drawEpisode, drawForecast, drawMatrix, makePlayer } from "./charts.js";
 import { format, h, percent } from "./dom.js";
 
 const ranked = (probabilities) => Object.entries(probabilities).sort((a, b) => b[1] - a[1]);
 const truth = (result) => ("truth" in result ? h("p", { class: "quiet" }, `truth: ${format(result.truth)}`) : null);
 
 const DRAWERS = {
-  completions: (answer) => answer.samples.map((sample) => drawText(sample.prompt, sample.text)),
+  completions: (answer) =>
+    answer.samples.flatMap((sample) => [
+      drawText(sample.prompt, sample.text),
+      ...(sample.notes?.length ? [drawNotes(sample.notes)] : []),
+    ]),
   classes: (answer) => answer.results.map(drawClasses),
   targets: (answer) => answer.results.map(drawTargets),
   masks: (answer) => answer.results.map(drawMasks),
@@ -39,6 +43,11 @@ function drawJson(answer, isOpen) {
 
 export function drawText(prompt, text) {
   return h("p", { class: "text" }, h("span", { class: "quiet" }, prompt), h("span", { class: "new" }, text));
+}
+
+/** The notes that hold at the end of a text. */
+export function drawNotes(notes) {
+  return h("section", {}, h("h3", {}, "Notes"), h("ul", { class: "plain" }, notes.map((text) => h("li", {}, text))));
 }
 
 const headline = (text, note) =>
@@ -110,15 +119,37 @@ function drawGaps(result) {
   return h("p", { class: "text" }, markFills(result.input.split("___"), result.gaps, result.text));
 }
 
-/** A text, and with a slider the drafts that led to it. */
+/** A text, and the drafts that led to it as steps: what a pass has written is marked. */
 function drawDraft(result) {
-  const drafts = result.drafts ?? [result.text];
-  const text = h("p", { class: "text" }, drafts.at(-1));
-  const facts = h("p", { class: "quiet" }, `the model has read it ${result.passes} times`);
-  if (drafts.length < 2) return h("div", {}, text, facts);
-  const slider = h("input", { type: "range", min: 0, max: drafts.length - 1, value: drafts.length - 1 });
-  slider.addEventListener("input", () => (text.textContent = drafts[slider.value]));
-  return h("div", {}, text, h("label", {}, "pass", slider), facts);
+  const drafts = [result.input, ...(result.drafts ?? [result.text])].filter((draft) => typeof draft === "string");
+  const rows = drafts.map(wrapGrid);
+  const text = h("p", { class: "text" });
+  const facts = h("output", { class: "quiet" });
+  const show = (step) => {
+    text.replaceChildren(...markChanges(rows[Math.max(0, step - 1)], rows[step]));
+    facts.textContent = `draft ${step + 1} of ${drafts.length} · the model has read it ${result.passes} times in all`;
+  };
+  if (!result.drafts || drafts.length < 2) return h("div", {}, h("p", { class: "text" }, result.text));
+  return h("div", { class: "draft" }, text, makePlayer(drafts.length, show, "draft", Math.min(600, 6000 / drafts.length)), facts);
+}
+
+/** A square grid of digits, with `_` for those that are missing, on lines of its own; any other text as it is. */
+function wrapGrid(text) {
+  const side = Math.sqrt(text.length);
+  const isGrid = Number.isInteger(side) && side > 3 && /^[\d_]+$/.test(text);
+  return isGrid ? text.match(new RegExp(`.{${side}}`, "g")).join("\n") : text;
+}
+
+/** A text with the characters marked that differ from those before; as it is, where its length is another one. */
+function markChanges(before, text) {
+  const [old, now] = [[...before], [...text]];
+  if (old.length !== now.length) return [text];
+  const isNew = (i) => old[i] !== now[i];
+  const starts = now.flatMap((_, i) => (i === 0 || isNew(i) !== isNew(i - 1) ? [i] : []));
+  return starts.map((start, n) => {
+    const piece = now.slice(start, starts[n + 1]).join("");
+    return isNew(start) ? h("mark", {}, piece) : piece;
+  });
 }
 
 /** Words in the color of their tag; B-X and I-X are parts of one span. */

@@ -1,6 +1,6 @@
 // The page: which model, which task, its form, and what it answers.
 
-import { drawAnswer, drawText } from "./answers.js";
+import { drawAnswer, drawNotes, drawText } from "./answers.js";
 import { ApiError, getJson, getKey, makeBody, makeCurl, makePython, send, setKey, stream } from "./api.js";
 import { makeChat } from "./chat.js";
 import { byId, format, h } from "./dom.js";
@@ -8,9 +8,16 @@ import { makeField } from "./fields.js";
 import { makeInput } from "./inputs.js";
 
 // Names of settings in OpenAI's format; those that are not here have the same.
-const COMPLETION_NAMES = { tokens: "max_tokens", samples: "n" };
+const COMPLETION_NAMES = {
+  tokens: "max_tokens",
+  samples: "n",
+  json_schema: "guided_json",
+  regex: "guided_regex",
+  grammar: "guided_grammar",
+  choices: "guided_choice",
+};
 const ALWAYS_SENT = ["tokens", "temperature", "seed"]; // there the defaults of that format differ from the recipe's
-const UNSHOWN = ["logprobs", "echo", "tools", "logit_bias"]; // change what is answered, not what is seen
+const UNSHOWN = ["logprobs", "echo", "tools", "logit_bias", "exact"]; // change what is answered, not what is seen
 
 const UNSEEN = ["texts", "goal", "messages"]; // the lens shows one answer to one input
 
@@ -332,6 +339,7 @@ async function showStream(request, output, signal) {
     for (const choice of event.choices ?? []) {
       texts[choice.index] ??= output.appendChild(drawText(request.value, "")).lastChild;
       texts[choice.index].textContent += choice.text ?? "";
+      if (choice.notes?.length) texts[choice.index].parentElement.after(drawNotes(choice.notes));
     }
   };
   if (!events.first.done) take(events.first.value);

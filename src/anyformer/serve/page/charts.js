@@ -273,36 +273,46 @@ export function drawEpisode({ env, wanted, trace }) {
   );
   const line = svg("path", { class: "median" });
   plot.picture.append(line);
-  const scrub = h("input", {
-    type: "range",
-    min: 0,
-    max: states.length - 1,
-    value: 0,
-    "aria-label": "step of the episode",
-  });
   const caption = h("output", { class: "quiet" });
   const show = (step) => {
     scene.replaceChildren(...(SCENES[env] ?? drawState)(states[step]));
     line.setAttribute("d", path(totals.slice(0, step + 1).map((total, i) => [plot.x(i), plot.y(total)])));
-    scrub.value = step;
     const action = Array.isArray(actions[step]) ? actions[step].map(format).join(", ") : actions[step];
     caption.textContent = `step ${step + 1} of ${states.length} · action ${action} · return ${format(totals[step])}`;
   };
+  const pace = Math.max(20, Math.min(200, 6000 / states.length));
+  const player = makePlayer(states.length, show, "step of the episode", pace);
+  const legend = h(
+    "p",
+    { class: "legend" },
+    h("span", { class: "median" }, "return so far"),
+    h("span", { class: "wanted" }, "return to reach"),
+  );
+  return h("div", { class: "episode" }, scene, player, caption, plot.picture, legend);
+}
+
+/** A button and a slider that show the steps of something, which begin to play by themselves once they are on the page;
+ * where motion is not wanted, the last one is shown. `pace`: milliseconds of a step. */
+export function makePlayer(count, show, label, pace) {
+  const scrub = h("input", { type: "range", min: 0, max: count - 1, value: 0, "aria-label": label });
   const play = h("button", { type: "button" }, "Play");
   let timer = null;
+  const go = (step) => {
+    scrub.value = step;
+    show(step);
+  };
   const stop = () => {
     clearInterval(timer);
     timer = null;
     play.textContent = "Play";
   };
   const start = () => {
-    let step = Number(scrub.value) >= states.length - 1 ? 0 : Number(scrub.value);
+    let step = Number(scrub.value) >= count - 1 ? 0 : Number(scrub.value);
     play.textContent = "Pause";
-    const pace = Math.max(20, Math.min(200, 6000 / states.length));
     timer = setInterval(() => {
-      if (!scene.isConnected) return stop(); // another answer has taken its place
-      show(step);
-      if (++step >= states.length) stop();
+      if (!scrub.isConnected) return stop(); // another answer has taken its place
+      go(step);
+      if (++step >= count) stop();
     }, pace);
   };
   play.addEventListener("click", () => (timer ? stop() : start()));
@@ -311,13 +321,7 @@ export function drawEpisode({ env, wanted, trace }) {
     show(Number(scrub.value));
   });
   const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  show(isCalm ? states.length - 1 : 0);
+  go(isCalm ? count - 1 : 0);
   if (!isCalm) setTimeout(start, 0); // once it is on the page
-  const legend = h(
-    "p",
-    { class: "legend" },
-    h("span", { class: "median" }, "return so far"),
-    h("span", { class: "wanted" }, "return to reach"),
-  );
-  return h("div", { class: "episode" }, scene, h("p", { class: "row" }, play, scrub), caption, plot.picture, legend);
+  return h("p", { class: "row player" }, play, scrub);
 }
