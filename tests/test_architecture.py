@@ -153,6 +153,11 @@ OPERATIONAL |= {
     "too_long",
     "group",
     "order",
+    "reference",
+    "documents",
+    "note_start",
+    "note_end",
+    "note_tokens",
 }  # how a user's files are read
 
 

@@ -12,6 +12,7 @@ are those of one character at a time: a step through the cache, and reading the 
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,14 @@ def read_memory() -> int:
 
 
 @torch.inference_mode()
-def time_characters(streaming: Any, model: Any, ids: list[int], rows: int, count: int = 400) -> dict[str, float]:
+def time_characters(
+    stream_model: api.Model, trained: api.Model, ids: list[int], rows: int, count: int = 400
+) -> dict[str, Any]:
     """Return the CPU seconds of a character of so many streams at once: through the cache, and by reading the last
     context again, alternately."""
-    context = model.body.config.context
+    streaming, model = stream_model.module, trained.module
+    stack = model.body.config
+    context, shape = stack.context, f"{stack.n_layer} layers of {stack.dim}"
     cache, stream, again = new_cache(streaming, rows), 0.0, 0.0
     prefill(streaming, [ids[: context + 9]] * rows, cache)
     for i in range(count):
@@ -77,7 +82,16 @@ def time_characters(streaming: Any, model: Any, ids: list[int], rows: int, count
             start = time.process_time()
             prefill(model, [ids[i : i + context]] * rows, new_cache(model, rows))
             again += 10 * (time.process_time() - start)
-    return {"streams": rows, "stream": stream / count / rows, "again": again / count / rows}
+    return {"shape": shape, "streams": rows, "stream": stream / count / rows, "again": again / count / rows}
+
+
+def enlarge(model: api.Model) -> api.Model:
+    """Return a model with random weights, of the shape of nanoGPT's for a GPU."""
+    shape = {"dim": 384, "n_layer": 6, "n_head": 6}
+    config = replace(model.config, model=replace(model.config.model, **shape))
+    if config.window is not None:
+        config = replace(config, global_every=99)
+    return api.Model(model.recipe, config, model.recipe.build(config), {"step": 0}, model.path)
 
 
 def measure(run: Path, characters: int, sinks: int, sample: int, chunk: int) -> dict[str, Any]:
@@ -96,7 +110,8 @@ def measure(run: Path, characters: int, sinks: int, sample: int, chunk: int) -> 
         again = read_again(trained.module, ids, start, count).mean()
         pair = {"stream": losses[start : start + count].mean().item(), "again": again.item()}
         tenths.append({"loss": losses[i * size : (i + 1) * size].mean().item(), **pair})
-    times = [time_characters(streaming.module, trained.module, ids[: 8 * context].tolist(), rows) for rows in (1, 8)]
+    times = [time_characters(streaming, trained, ids[: 8 * context].tolist(), rows) for rows in (1, 8)]
+    times.append(time_characters(enlarge(streaming), enlarge(trained), ids[: 8 * context].tolist(), 1))
     return {"edges": streaming.module.edges[0].name, "tenths": tenths, "memory": memory, "seconds": times}
 
 
@@ -109,7 +124,8 @@ def report(result: dict[str, Any]) -> None:
     print(f"  the differences span {max(differences) - min(differences):.4f} nats")
     for seconds in result["seconds"]:
         text = f"{1e3 * seconds['stream']:.2f} ms a character, {1e3 * seconds['again']:.2f} by reading again"
-        print(f"  {seconds['streams']} at once: {text}, {seconds['again'] / seconds['stream']:.1f} times sooner")
+        ratio = f"{seconds['again'] / seconds['stream']:.1f} times sooner"
+        print(f"  {seconds['shape']}, {seconds['streams']} at once: {text}, {ratio}")
 
 
 def main() -> None:

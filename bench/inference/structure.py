@@ -100,8 +100,8 @@ def walk(matcher: Matcher, tokens: list[int] | None, seed: int, logits: torch.Te
         start = time.thread_time()
         constrain(logits, [matcher])
         excluded = time.thread_time()
-        token = tokens[step] if tokens is not None else rng.choice(np.flatnonzero(matcher.allowed).tolist())
-        assert matcher.allowed[token], (tokens, step)
+        token = tokens[step] if tokens is not None else rng.choice(np.flatnonzero(matcher.mask).tolist())
+        assert matcher.mask[token], (tokens, step)
         if token in matcher.constraint.end_ids:
             break
         matcher.advance(token)
@@ -237,11 +237,11 @@ def enumerate_choices(sampler: ExactSampler, choices: list[str], tokenizer: tok.
             for earlier in tokens:
                 matcher.advance(earlier)
             is_end = token in sampler.end_ids
-            allowed = matcher.allowed
+            allowed = matcher.mask
             if not is_end:
                 matcher.advance(token)
                 matcher.look_ahead()
-                allowed = matcher.allowed
+                allowed = matcher.mask
             if is_end or matcher.is_complete:
                 text = tokenizer.decode(tokens if is_end else path).strip()
                 own[text], masked[text] = own[text] + p_next, masked[text] + q_next

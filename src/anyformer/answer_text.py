@@ -12,10 +12,16 @@ MAX_INPUT_CHARS = 200
 def format_prediction(answer: Mapping[str, Any]) -> list[str]:
     """Format an answer of `predict` for a person: samples as they are, with their notes; results one per line."""
     if answer.get("samples"):
-        return ["\n".join([s["text"], *(f"note: {note}" for note in s.get("notes", ()))]) for s in answer["samples"]]
+        return [format_sample(sample) for sample in answer["samples"]]
     if answer.get("results") == []:  # there was nothing to ask
         return []
     return ["\n".join(format_result(result) for result in answer.get("results") or [answer])]
+
+
+def format_sample(sample: Mapping[str, Any]) -> str:
+    """Format a text as it is, with its notes; where it should be another one, after its prompt and with the truth."""
+    text = format_result({**sample, "input": sample["prompt"]}) if "truth" in sample else sample["text"]
+    return "\n".join([text, *(f"note: {note}" for note in sample.get("notes", ()))])
 
 
 def format_result(result: Any) -> str:

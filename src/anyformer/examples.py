@@ -18,6 +18,6 @@ def predict_examples(recipe: Recipe, model: Any, examples: Examples) -> dict[str
         answer = recipe.predict(model, examples.request)
     except InputError:
         return recipe.predict(model, {})
-    for result, truth in zip(answer.get("results", ()), examples.truths):
+    for result, truth in zip(answer.get("results") or answer.get("samples", ()), examples.truths):
         result["truth"] = truth
     return answer

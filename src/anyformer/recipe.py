@@ -40,7 +40,8 @@ class Recipe(Protocol):
 
     Batches map names to tensors; what is predicted is `labels`, `IGNORE_INDEX` where nothing is. A model may have an
     attribute `files`, texts by file name that are stored next to its weights ("tokenizer.json"); once a model is
-    loaded, the config field of the same name ("tokenizer") is the path of that file.
+    loaded, the config field of the same name ("tokenizer") is the path of that file. Its attribute `extended_tensors`
+    names those that may have more rows than in a model that it starts from, as for new tokens of a vocabulary.
     """
 
     PRESETS: Mapping[str, Any]
@@ -212,6 +213,17 @@ class Examples:
     """What each result should be."""
 
 
+MaskedExample = list[tuple[str, bool]]
+"""The tokens of an example, and whether each is trained."""
+
+
+@runtime_checkable
+class SupportsLossMask(Protocol):
+    """Only a part of each example is trained, which can be shown: `anyformer train --show-mask`."""
+
+    def mask_examples(self, config: Any) -> list[MaskedExample]: ...
+
+
 @runtime_checkable
 class SupportsExamples(Protocol):
     """The samples of a training, and `predict` without an input, are of the user's data. The examples are stored in the
@@ -226,6 +238,14 @@ class SupportsBaselines(Protocol):
     the baseline -> its value on the validation split, learned from the training split alone."""
 
     def baselines(self, config: Any) -> dict[str, dict[str, float]]: ...
+
+
+@runtime_checkable
+class SupportsReference(Protocol):
+    """What the model says before training is needed during it. Called before the first step, with the weights that
+    training begins with; the model keeps what it needs in its `files`, and is then called no more."""
+
+    def store_reference(self, model: Any, config: Any) -> None: ...
 
 
 @runtime_checkable
@@ -295,6 +315,14 @@ class SupportsCompletion(Protocol):
 
     def decoder(self, model: Any) -> Any:
         """Return a `Decoder` with an attribute `tokenizer`."""
+
+
+@runtime_checkable
+class SupportsPrompts(SupportsCompletion, Protocol):
+    """The "input" of a request is not a prompt as it is."""
+
+    def prepare_request(self, model: Any, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the request with a prompt or messages in place of its "input". Raises InputError."""
 
 
 @runtime_checkable

@@ -19,6 +19,8 @@ from .data.io.remote import fetch_data
 from .errors import InputError
 from .examples import predict_examples
 from .forms import DEFAULT_FORM, Form, add_examples, describe_form
+from .indexing import attach_store, build_store, leave_out_store
+from .inference.datastore import Datastore
 from .longer_context import ContextChange, change_context
 from .model.inspection import attention_weights
 from .model.intervention import Rule, ablate, patch
@@ -55,6 +57,7 @@ class Model:
         self.stream_state: StreamState = state.get("stream_state") or {}  # the position in the training data
         self.missing_keys: list[str] = state.get("missing_keys") or []  # of a public checkpoint: random until trained
         self._best: dict[str, Any] = state.get("best") or {}
+        self.store: Datastore | None = None
 
     def predict(self, request: Any = None, **settings: Any) -> dict[str, Any]:
         """Answer a request; plain values in and out. Raises InputError if the recipe cannot answer it.
@@ -101,7 +104,8 @@ class Model:
     def generate(self, prompt: str | list[str] | None = None, **settings: Any) -> dict[str, Any]:
         """Continue a prompt (without one: a new line), or several in one batch.
 
-        Settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages.
+        Settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages; and
+        what an answer may be: json_schema, regex, grammar or choices, and exact.
 
         Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
         """
@@ -134,13 +138,21 @@ class Model:
     @check_arguments
     def evaluate(self, data: Any = None, every: int = 1) -> dict[str, float]:
         """Return metrics of one fixed pass over the validation split, or over all of other `data` (as for `train`); of
-        one batch in `every`."""
+        one batch in `every`. Of a model with a store also its loss without it."""
         if every < 1:
             raise InputError(f"every is {every}; it must be at least 1")
         config, split = select_eval_data(self, data)
-        batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
-        metrics = loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
+
+        def compute() -> dict[str, float]:
+            batches = (batch for batch, _ in islice(self.recipe.batches(config, split, None), 0, None, every))
+            return loop.evaluate(self.recipe, self.module, batches, self.config.train.dtype)
+
+        metrics = compute()
         check_finite(metrics, str(self.path))
+        if self.store is not None:
+            with leave_out_store(self.recipe, self.module):
+                alone = compute()
+            metrics |= {f"{name}_without_store": alone[name] for name in ("loss", "bits_per_byte") if name in alone}
         return metrics
 
     @check_arguments
@@ -152,6 +164,23 @@ class Model:
         config, split = select_eval_data(self, data)
         with torch.inference_mode():
             return self.recipe.score(self.module, config, split, **request)
+
+    @check_arguments
+    def index(self, data: Any, out: str | Path, neighbors: int = 256, probes: int = 8) -> dict[str, Any]:
+        """Write a store of a text, with which `load(..., store=out)` predicts it better, without training.
+
+        Args:
+            data: As for `train`, None for the run's own; its validation split is left out.
+            out: A new folder.
+            neighbors: How many of the nearest states are looked up.
+            probes: Groups of states, of the nearest centroids, in which they are sought.
+
+        Returns what `anyformer.indexing.build_store` does. Raises InputError.
+        """
+        if data is None and not self.config.data:
+            raise InputError(f"{self.path} came without data: name a text to store (--data)")
+        config = self.config if data is None else resolve_paths(replace(self.config, data=fetch_data(data)))
+        return build_store(self.recipe, self.module, config, self.path, Path(out), neighbors, probes)
 
     def attention(self, request: Any = None, **settings: Any) -> Tensor:
         """Return the attention weights of the model's first Transformer while it reads a request, (layers, B, H, Q, K).
@@ -266,6 +295,7 @@ def select_eval_data(model: Model, data: Any = None) -> tuple[Any, str]:
     recipe_loading.check_mixture(model.recipe, config.data)
     _, state = next(model.recipe.batches(config, "val" if data is None else "all", None))  # a split may be empty
     hashes, own_hashes = ({values.get("data"), *values.get("sources", ())} for values in (state, model.stream_state))
+    own_hashes |= set() if model.store is None else {model.store.info.sha256}  # its training split is in the store
     if model.stream_state.get("data") in (None, state.get("data")) or (data is not None and hashes & own_hashes):
         return config, "val"
     if data is None:
@@ -283,6 +313,7 @@ def load(
     merged: bool = True,
     weights: WeightFormat | None = None,
     recipe: Any = None,
+    store: str | Path | None = None,
 ) -> Model:
     """Load a model.
 
@@ -295,6 +326,7 @@ def load(
             model, "bfloat16" and "int8" are faster and nearly as exact. None: as trained, to train further.
         recipe: The recipe of a run that was trained with one from outside the package: a module, a file or a Python
             path, as for `train`.
+        store: A store that `index` has written for this model, to predict with.
 
     Raises:
         InputError: If there is no such model, or it is damaged.
@@ -304,6 +336,8 @@ def load(
     model = load_public(path, device) if is_public else load_run(path, device, merged, recipe)
     if weights is not None:
         quantize(model.module, weights)
+    if store is not None:
+        model.store = attach_store(model.recipe, model.module, model.path, Path(store))
     return model
 
 

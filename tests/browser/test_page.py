@@ -20,6 +20,7 @@ from tests.browser.conftest import RECORD_FETCH
 
 pytestmark = pytest.mark.browser
 TEXTS = ("language", "mlp", "recall")
+TALKS = ("chat", "preference")  # the form of `language` with a chat template, which has tests of its own
 FILES = ("speech", "vision")
 DONE = "() => !document.body.classList.contains('busy') && !document.querySelector('.answer .empty')"
 
@@ -79,7 +80,7 @@ SEEN = {  # what a person reads of a result
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(list_recipes()) - {*TEXTS, *FILES}))
+@pytest.mark.parametrize("name", sorted(set(list_recipes()) - {*TEXTS, *TALKS, *FILES}))
 def test_a_form_answers_as_python(page: Any, models: dict[str, Model], name: str):
     open_model(page, name)
     answer = models[name].predict(run(page))

@@ -132,12 +132,18 @@ WITHOUT_GRAPH = {"mask_predict", "recall", "rnnsearch", "seq2seq"}
 
 
 def test_default_presets_with_a_public_family():
-    """Language is written as Qwen3, spans as T5, control as a decision transformer; the others say why not."""
+    """Language, chat and preference are Qwen3, spans T5, control a decision transformer; the others say why not."""
     reasons = {}
     for name in recipe_loading.list_recipes():
         recipe = recipe_loading.load_recipe(name)
         reasons[name] = exports(recipe, recipe.PRESETS[recipe_loading.default_preset(recipe)])
-    assert {name for name, formats in reasons.items() if formats["hf"] is None} == {"language", "spans", "control"}
+    assert {name for name, formats in reasons.items() if formats["hf"] is None} == {
+        "chat",
+        "language",
+        "preference",
+        "spans",
+        "control",
+    }
     assert "local_layers is 3" in reasons["vision"]["hf"] and "--preset tiny or vit-base" in reasons["vision"]["hf"]
     assert "qwen3: activation is relu2, not swiglu" in reasons["language"]["gguf"]
     assert "no Hugging Face family has models of the recipe 'mlp'" in reasons["mlp"]["hf"]

@@ -16,10 +16,15 @@ import tokenizers
 from anyformer import api
 from anyformer.data.tokenizers import build as tok
 from anyformer.data.tokenizers import chat_sandbox, chat_template
-from anyformer.data.tokenizers.chat_template import MAX_SOURCE_CHARACTERS, Renderer, get_renderer, render_chat
+from anyformer.data.tokenizers.chat_template import MAX_SOURCE_CHARACTERS, Chat, Renderer, get_renderer, render_chats
 from anyformer.errors import InputError
 from cli_kit import assert_refused, call, train
 from data_kit import SAMPLE, refuses
+
+
+def render_chat(template: str, messages: list[dict[str, str]], names: dict[str, str]) -> str:
+    return render_chats(template, [Chat(messages)], names)[0]
+
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -243,7 +248,7 @@ def test_a_forked_process_renders_in_a_process_of_its_own():
 def test_the_process_ends_with_its_parent_and_loads_no_torch():
     code = "import os, sys\nfrom anyformer.data.tokenizers import chat_sandbox, chat_template as c\n"
     code += "assert not {'torch', 'numpy'} & set(sys.modules)\n"
-    code += "c.render_chat('a', [{'role': 'user', 'content': ''}], {})\n"
+    code += "c.render_chats('a', [c.Chat([{'role': 'user', 'content': ''}])], {})\n"
     code += "print(c.get_renderer(os.getpid()).process.pid, flush=True)\nos.kill(os.getpid(), 9)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == -signal.SIGKILL and result.stderr == ""

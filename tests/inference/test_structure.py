@@ -71,8 +71,7 @@ def test_a_text_loses_the_space_that_its_tokenizer_drops():
     space_a = model.tokenizer.token_to_id("▁a")
     constraint = Constraint("regex", "a+", model.tokenizer)
     assert (
-        constraint.start([1]).allowed[space_a]
-        and not constraint.start([model.tokenizer.token_to_id("a")]).allowed[space_a]
+        constraint.start([1]).mask[space_a] and not constraint.start([model.tokenizer.token_to_id("a")]).mask[space_a]
     )
     bias = {str(space_a): 50.0}
     samples = language.predict(model, {"prompt": ["", "a"], "regex": "a{3}", "tokens": 9, "logit_bias": bias})[
@@ -137,7 +136,7 @@ def test_masks_equal_brute_force(pieces: list[str], regex: str, monkeypatch: pyt
         nonlocal n_masks
         n_masks += 1
         expected = [text + piece in beginnings for piece in pieces] + [text in language_]
-        assert matcher.allowed.tolist() == expected, text
+        assert matcher.mask.tolist() == expected, text
         assert matcher.is_complete == (text in language_ and not any(expected[:-1]))
         for token, piece in enumerate(pieces):
             if expected[token] and len(text + piece) < LONGEST - 2:
@@ -163,7 +162,7 @@ def test_masks_of_bytes_equal_a_partial_match_of_text():
         for byte in start:
             matcher.consume(byte)
         expected = [any(text.startswith(start + bytes([byte])) for text in texts) for byte in range(256)]
-        assert matcher.allowed.tolist() == [*expected, start in texts]
+        assert matcher.mask.tolist() == [*expected, start in texts]
 
 
 def test_the_kept_mass_is_the_product_of_what_could_follow():
@@ -177,7 +176,7 @@ def test_the_kept_mass_is_the_product_of_what_could_follow():
         for token in [*sample["tokens"], *ends]:
             with torch.no_grad():
                 probabilities = (model(torch.tensor([ids]))[0, -1] / 0.7).softmax(-1)
-            log_mass += math.log(probabilities[torch.from_numpy(matcher.allowed)].sum().item())
+            log_mass += math.log(probabilities[torch.from_numpy(matcher.mask)].sum().item())
             matcher.consume(token)
             ids.append(token)
         assert sample["log_kept_mass"] == pytest.approx(log_mass, abs=1e-4)
@@ -247,7 +246,7 @@ def test_dates_are_those_of_the_calendar():
 
 def write_at_random(matcher: Matcher, rng: random.Random, tokens: int = 400) -> tuple[str, bool]:
     for _ in range(tokens):
-        matcher.consume(rng.choice(np.flatnonzero(matcher.allowed).tolist()))
+        matcher.consume(rng.choice(np.flatnonzero(matcher.mask).tolist()))
         if matcher.is_complete or matcher.is_over:
             return matcher.written.decode(), True
     return "", False
@@ -293,7 +292,7 @@ def test_streamed_pieces_add_up_and_hold_back_no_refused_stop():
 
 def test_a_vocabulary_that_is_padded_and_an_end_of_several_tokens():
     matcher = Constraint("regex", "[ab]*", tok.Characters("abc"), end_ids=[2, 3]).start()
-    assert matcher.allowed.tolist() == [True, True, True, True]
+    assert matcher.mask.tolist() == [True, True, True, True]
     logits = structure.constrain(torch.zeros(1, 9), [matcher])
     assert logits.isfinite().tolist() == [[True] * 4 + [False] * 5]
     assert matcher.log_kept_mass == pytest.approx(math.log(4 / 9))

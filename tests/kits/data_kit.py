@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 DATA = os.environ.get("ANYFORMER_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="ANYFORMER_DATA is not set: no real texts or tokenizers here")
 # A recipe whose own data take seconds to read is tested on these.
-SMALL_DATA = {"classify": Path(__file__).parent.parent / "data_files" / "moods.csv"}
+SMALL_DATA = {
+    "chat": Path(__file__).parent.parent / "data_files" / "chats.jsonl",
+    "preference": Path(__file__).parent.parent / "data_files" / "pairs.jsonl",
+    "classify": Path(__file__).parent.parent / "data_files" / "moods.csv",
+}
 SAMPLE = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\r\n\n  Été — 夏 🌞\n" * 20
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 

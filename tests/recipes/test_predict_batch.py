@@ -21,7 +21,10 @@ BATCHED = [
     if isinstance(recipe_loading.load_recipe(name), recipes.SupportsBatchPredict)
 ]
 TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
-PAIRS, PROMPTS = ("translation", "mask_predict", "seq2seq", "rnnsearch"), ("language", "recall", "mlp")
+PAIRS, PROMPTS = (
+    ("translation", "mask_predict", "seq2seq", "rnnsearch"),
+    ("chat", "preference", "language", "recall", "mlp"),
+)
 INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,
     "tagging": TEXTS,

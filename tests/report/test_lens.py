@@ -30,6 +30,8 @@ from cli_kit import assert_refused, call
 from data_kit import SMALL_DATA, refuses
 
 INPUTS: dict[str, dict[str, Any]] = {
+    "chat": {"input": "Spell fox"},
+    "preference": {"input": "Spell fox"},
     "language": {"input": "To be, or not"},
     "recall": {"input": "To be"},
     "masked": {"input": "To [MASK]e, or"},

@@ -27,6 +27,7 @@ VERBS = {
     "chat": "a conversation with a language model in the terminal",
     "predict": "ask a trained model of any recipe",
     "embed": "turn texts into vectors",
+    "index": "store a text for a language model to look things up in",
     "rollout": "play episodes in an environment, to learn from",
     "serve": "answer over HTTP, as OpenAI's clients ask, and show a page",
     "eval": "metrics over the whole validation split",

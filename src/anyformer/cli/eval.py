@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import InputError
-from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightFormat
+from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightFormat
 from .terminal import format_columns, print_status, show_progress
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Command:
     data: Annotated[str | None, "Other data than the run's own; all of it is used, because none was trained on."] = None
     scores: bool = False
     """Add metrics that need the model's answers: BLEU and chrF of translations, returns of an agent."""
+    store: StoreFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: Annotated[WeightFormat | None, "Number format of the linear layers. Default: as trained."] = None
@@ -48,7 +49,9 @@ def run(options: Command) -> None:
     if len(modes) > 1:
         raise InputError(f"--{modes[0]} and --{modes[1]} are two evaluations: give one of them")
     with show_progress():
-        model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+        model = api.load(
+            options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store
+        )
         if modes:
             return ask_tasks(model, options) if modes == ["tasks"] else ask_questions(model, options)
         metrics = model.evaluate(options.data) | (model.score(options.data) if options.scores else {})

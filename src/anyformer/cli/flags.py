@@ -44,6 +44,7 @@ RunArgument = Annotated[
 RecipeFlag = Annotated[
     str | None, "The recipe, if it is not one of anyformer's own: a file (./my_recipe.py) or a Python path."
 ]
+StoreFlag = Annotated[Path | None, "A store of a text, from `anyformer index`, which the model looks things up in."]
 WeightFormat = Literal["float32", "bfloat16", "int8"]
 WeightsFlag = Annotated[WeightFormat, "Number format of the linear layers: fewer bits are faster and nearly as exact."]
 

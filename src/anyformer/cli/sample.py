@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from ..data.io.checks import read_json, read_text
 from ..errors import InputError
 from ..parsing import check_range
-from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, WeightsFlag
+from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
 from .terminal import print_status, read_stdin
 
 REQUEST_FIELDS = (
@@ -47,6 +47,7 @@ class Command:
         False
     )
     notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
+    store: StoreFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -61,7 +62,7 @@ def run(options: Command) -> None:
     from .. import api
     from ..recipe import SupportsStream
 
-    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store)
     if not isinstance(model.recipe, SupportsStream):
         hint = f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")

@@ -9,7 +9,7 @@ from typing import Annotated
 from ..data.io.checks import read_text
 from ..errors import InputError
 from ..serve.options import ServerOptions
-from .flags import POSITIONAL, REPEATABLE, DeviceFlag, RecipeFlag, WeightsFlag
+from .flags import POSITIONAL, REPEATABLE, DeviceFlag, RecipeFlag, StoreFlag, WeightsFlag
 
 KEY_VARIABLE = "ANYFORMER_API_KEY"
 
@@ -41,6 +41,7 @@ class Command:
         REPEATABLE,
         "A web page (https://example.org) that may use the server from a browser. May be repeated.",
     ] = ()
+    store: StoreFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -65,7 +66,7 @@ def run(options: Command) -> None:
 
     settings = options.settings(key)
     listener = bind_socket(settings.host, settings.port)
-    choices = {"device": options.device, "weights": options.weights, "recipe": options.recipe}
+    choices = {"device": options.device, "weights": options.weights, "recipe": options.recipe, "store": options.store}
     # OpenMP keeps threads for every thread that has computed, until it ends; with more of them than cores all wait
     # longer for each other. The thread that loads ends, and this one computes nothing.
     with ThreadPoolExecutor(1) as loader:

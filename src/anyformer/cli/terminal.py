@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from ..data.io.checks import read_text
@@ -58,6 +60,23 @@ def format_columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def print_masked(examples: Sequence[Sequence[tuple[str, bool]]]) -> None:
+    """Print the tokens of examples, the trained ones in color; where there is no color, between ⟦ and ⟧."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for tokens in examples:
+        text = Text()
+        for is_trained, group in groupby(tokens, key=itemgetter(1)):
+            part = "".join(token for token, _ in group)
+            is_marked = is_trained and not console.is_terminal
+            text.append(f"⟦{part}⟧" if is_marked else part, "black on green" if is_trained else "dim")
+        n_trained = sum(is_trained for _, is_trained in tokens)
+        console.print(text)
+        console.print(f"({n_trained:,} of {len(tokens):,} tokens are trained)\n")
 
 
 def print_status(text: str) -> None:

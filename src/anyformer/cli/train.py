@@ -23,7 +23,7 @@ from ..parsing import check_path, check_range, parse_dataclass, to_json
 from ..processes import get_world_size
 from ..training.config import MAX_MINUTES, LoRAConfig
 from .flags import HELP, REPEATABLE, Flag, JsonFlag, format_help, list_flags, make_options, read_flags
-from .terminal import print_status, show_progress
+from .terminal import print_masked, print_status, show_progress
 
 MAX_FOLDS, MAX_PROCESSES = 100, 1024
 DATA = ("data",)  # the path of the field that names the data
@@ -38,7 +38,8 @@ BASIC_FLAGS = (
     "--data", "--preset", "--minutes", "--steps", "--out", "--resume", "--init", "--tokenizer", "--train.batch",
     "--train.lr", "--model.context", "--seed", "--device", "--dtype", "--dry-run", "--yes", "--json",
 )  # fmt: skip
-SCHEMA_FLAGS = ("--print-schema",)  # of recipes that read tables
+# Of some recipes only.
+ABILITY_FLAGS = {"--print-schema": recipes.SupportsSchema, "--show-mask": recipes.SupportsLossMask}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Options:
     """Send the records to tensorboard, wandb, mlflow or trackio too; give the flag again for several."""
     dry_run: Annotated[bool, "Print what training would take (parameters, FLOPs, memory, shapes), and stop."] = False
     print_schema: Annotated[bool, "Print the schema of a table, and stop."] = False
+    show_mask: Annotated[bool, "Print examples of the data, trained tokens in color, and stop."] = False
     print_config: Annotated[bool, "Print the resolved config, and stop."] = False
     yes: Annotated[bool, "Start without asking: with an inferred schema, or --minutes that are too few."] = False
     json: JsonFlag = False
@@ -101,7 +103,8 @@ def run(arguments: list[str]) -> int:
     settings |= {"lora": dataclasses.asdict(options.lora), "command": shlex.join(["anyformer", "train", *arguments])}
     settings["is_preset_free"] = not has_preset
     is_several = options.seeds is not None or options.folds is not None
-    if is_several and not (options.print_config or options.print_schema or options.dry_run):
+    is_shown = options.print_config or options.print_schema or options.dry_run or options.show_mask
+    if is_several and not is_shown:
         from .train_several import train_several
 
         return train_several(command, options, overrides, settings, started_at)
@@ -110,6 +113,8 @@ def run(arguments: list[str]) -> int:
         print(json.dumps({"recipe": job.recipe_name, "preset": job.preset, "config": to_json(job.config)}, indent=2))
     elif options.print_schema:
         print(read_schema(job), end="")
+    elif options.show_mask:
+        print_masked(mask_examples(job))
     elif options.dry_run:
         dry_run(job, options.json, options.processes)
     else:
@@ -290,8 +295,8 @@ class TrainCommand:
         presets = f"Where the defaults come from: {', '.join(self.recipe.PRESETS)}."
         flags += [dataclasses.replace(flag, help=presets) if flag.name == "--preset" else flag for flag in self.options]
         flags += self.fields
-        has_schema = self.kind is Options and isinstance(self.recipe, recipes.SupportsSchema)
-        names = (*self.basic_flags, *(SCHEMA_FLAGS if has_schema else ()))
+        own = [name for name, ability in ABILITY_FLAGS.items() if isinstance(self.recipe, ability)]
+        names = (*self.basic_flags, *(own if self.kind is Options else ()))
         basic = [flag for name in names for flag in flags if flag.name == name]
         others = [flag for flag in flags if flag not in basic]
         about = inspect.getdoc(self.recipe) or ""
@@ -371,6 +376,15 @@ def confirm_schema(job: "TrainingJob", yes: bool) -> float:
     if not confirm("Train on this?"):
         raise InputError("not trained: correct the schema (--print-schema > my.toml, then --schema my.toml)")
     return time.monotonic() - asked_at
+
+
+def mask_examples(job: "TrainingJob") -> list[recipes.MaskedExample]:
+    """Return examples and what is trained in them. Raises InputError for a recipe that trains everything."""
+    if not isinstance(job.recipe, recipes.SupportsLossMask):
+        names = recipe_loading.recipes_with(recipes.SupportsLossMask)
+        raise InputError(f"--show-mask is for the recipes {names}, not for '{job.recipe_name}'")
+    with show_progress():
+        return job.recipe.mask_examples(job.config)
 
 
 # --- training ---

@@ -67,7 +67,7 @@ class ExactSampler:
         self.start, self.predict, self.max_tokens, self.n_numbers = start, predict, max_tokens, 0
         matcher = start()
         self.end_ids = {*matcher.constraint.end_ids}
-        self.root = self.build_node([], matcher.allowed)
+        self.root = self.build_node([], matcher.mask)
 
     def build_node(self, tokens: list[int], allowed: np.ndarray) -> Node:
         probabilities = self.predict(tokens)
@@ -127,7 +127,7 @@ class ExactSampler:
         if matcher.is_dead or len(tokens) == self.max_tokens:
             node.masses[index] = 0
             return None
-        child = node.children[index] = self.build_node(tokens, matcher.allowed)
+        child = node.children[index] = self.build_node(tokens, matcher.mask)
         return child
 
 

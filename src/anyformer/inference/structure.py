@@ -35,6 +35,7 @@ LIMITS = {  # of the compiler, for requests from strangers: a mask takes at most
 STRUCTURES = ("json_schema", "regex", "grammar", "choices")
 REPLACEMENT = "\ufffd"  # of bytes that are no text
 DEAD_END = "NoExtensionBias"  # the error of llguidance where no token can follow
+MAX_CHECKED = 1 << 16  # characters of choices that are tried with a vocabulary that cannot write everything
 SHOWN_CHARACTERS = 5  # in a message
 VOCABULARIES: WeakKeyDictionary[Tokenizer, "Vocabulary"] = WeakKeyDictionary()
 LOCK = threading.Lock()
@@ -100,14 +101,19 @@ class Vocabulary:
         """Every byte is a token."""
         self.alphabet = None if self.writes_all else read_alphabet(words.tokens)
 
-    def can_write(self, text: str) -> bool:
-        """Whether the tokens can be joined to this text."""
-        data, pieces = text.encode(), set(self.words.tokens) - {b""}
-        longest, ends = max(map(len, pieces), default=0), {0}
-        for end in range(1, len(data) + 1):
-            if any(start in ends and data[start:end] in pieces for start in range(max(0, end - longest), end)):
-                ends.add(end)
-        return len(data) in ends
+    def check_choices(self, choices: Sequence[str]) -> None:
+        """Raise InputError for a choice that the tokens cannot be joined to; many long ones are not looked at."""
+        if self.writes_all or sum(map(len, choices)) > MAX_CHECKED:
+            return
+        pieces = set(self.words.tokens) - {b""}
+        longest = max(map(len, pieces), default=0)
+        for choice in choices:
+            data, ends = choice.encode(errors="replace"), {0}
+            for end in range(1, len(data) + 1):
+                if any(start in ends and data[start:end] in pieces for start in range(max(0, end - longest), end)):
+                    ends.add(end)
+            if len(data) not in ends:
+                raise InputError(f"choices: {choice[:40]!r} has what the vocabulary of this model cannot write")
 
 
 def read_alphabet(tokens: Sequence[bytes]) -> str | None:
@@ -140,16 +146,16 @@ class Constraint:
     def __init__(self, name: str, value: Any, tokenizer: Tokenizer, end_ids: Sequence[int] | None = None):
         self.name, self.tokenizer, self.vocabulary = name, tokenizer, load_vocabulary(tokenizer)
         self.end_ids = [*(tokenizer.end_ids if end_ids is None else end_ids)]
-        for choice in value if name == "choices" else ():
-            if isinstance(choice, str) and not self.vocabulary.writes_all and not self.vocabulary.can_write(choice):
-                raise InputError(f"choices: {choice[:40]!r} has what the vocabulary of this model cannot write")
         self.grammar = build_grammar(name, value, self.vocabulary.alphabet)
+        if name == "choices":
+            self.vocabulary.check_choices(value)
         self.start_state = self.compile(self.vocabulary.compiled)
         self.byte_state: Any = None
-        matcher = Matcher(self, is_start=False)
-        if matcher.is_complete:
+        self.starts = {False: Matcher(self, is_start=False)}
+        """What answers begin with: those after a text, and those that begin one."""
+        if self.starts[False].is_complete:
             raise InputError(f"{name}: its only answer is the empty text")
-        matcher.check_alive()
+        self.starts[False].check_alive()
 
     def compile(self, vocabulary: Any) -> Any:
         """Return llguidance's matcher for a vocabulary. Raises InputError."""
@@ -167,7 +173,9 @@ class Constraint:
             piece = self.vocabulary.pieces[differing[0]].decode(errors="replace")
             before, text = (self.tokenizer.decode([*context_ids, *ids]) for ids in ([], [differing[0]]))
             is_start = text != before + piece
-        return Matcher(self, is_start)
+        if is_start and is_start not in self.starts:
+            self.starts[is_start] = Matcher(self, is_start)
+        return self.starts[is_start].copy()
 
     def read(self, data: bytes) -> Any:
         """Return llguidance's matcher, byte by byte, after these bytes."""
@@ -262,7 +270,7 @@ class Matcher:
         return allowed
 
     @property
-    def allowed(self) -> np.ndarray:
+    def mask(self) -> np.ndarray:
         """Which tokens may follow: (V,) bool"""
         allowed = self.unpack()
         allowed[self.constraint.end_ids] = self.is_accepting
@@ -319,7 +327,7 @@ def stack_allowed(logits: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
         if matcher is None or matcher.is_over:
             allowed[row] = True
         else:
-            row_allowed = matcher.allowed[: logits.shape[1]]
+            row_allowed = matcher.mask[: logits.shape[1]]
             allowed[row, : len(row_allowed)] = row_allowed
             allowed[row, len(row_allowed) :] = False  # a model may have more outputs than its tokenizer has tokens
     return torch.from_numpy(allowed).to(logits.device)

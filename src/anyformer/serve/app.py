@@ -18,7 +18,7 @@ from starlette.routing import Route, Router
 
 from ..errors import InputError
 from ..inference.completion import CompletionRequest, parse_request
-from ..recipe import SupportsEmbedding, SupportsLens, SupportsTokenCount, SupportsTranscription
+from ..recipe import SupportsEmbedding, SupportsLens, SupportsPrompts, SupportsTokenCount, SupportsTranscription
 from .completions import ChatFormat, CompletionAnswer, Format, TextFormat
 from .errors import ApiError, refuse_input
 from .gate import Gate, RequestRecord
@@ -245,7 +245,10 @@ class Service:
     ) -> dict[str, Any]:
         """Continue prompts in the batch of a model: the recipe's own request and answer."""
         fields = {"tokens": min(CompletionRequest.tokens, self.options.max_tokens)} | fields
+        recipe, module = model.model.recipe, model.model.module
         try:
+            if isinstance(recipe, SupportsPrompts):
+                fields = await asyncio.to_thread(recipe.prepare_request, module, fields)
             completion = parse_request(fields, tokenizer)
             check_length("prompt", [str(completion.messages), *completion.prompts])
         except InputError as error:

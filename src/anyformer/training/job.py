@@ -21,7 +21,7 @@ from ..events import report_notice
 from ..examples import find_examples, predict_examples
 from ..parsing import flatten_values, to_json
 from ..processes import is_restarted
-from ..recipe import Examples, Recipe, StreamState, SupportsBaselines, SupportsPeers
+from ..recipe import Examples, Recipe, StreamState, SupportsBaselines, SupportsPeers, SupportsReference
 from ..recipe_loading import bind_checkpoint_files, recipe_name
 from . import budget as budgets
 from . import checkpoints, distributed
@@ -286,6 +286,8 @@ def restore_or_init(job: TrainingJob) -> TrainState:
     state = init_state(job.recipe, config, lambda model: initialize(job, model))
     if job.init is not None:
         job.init.module.to("meta")  # frees its memory
+    if latest is None and isinstance(job.recipe, SupportsReference):
+        job.recipe.store_reference(state.model, config)
     if latest is not None:
         checkpoints.load_checkpoint(latest, state)
     if job.timer is not None:

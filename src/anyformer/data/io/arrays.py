@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from .regular_file import open_regular
+from .regular_file import check_regular, open_regular
 
 MAX_ARRAY_BYTES = 8 << 30  # of all arrays of a file together
 READ_ERRORS = (
@@ -62,6 +62,13 @@ def read_npy(path: Path) -> np.ndarray:
     """Read a .npy file. Raises InputError."""
     with report_damage(path, ".npy"), open_regular(path) as file:
         return read_array(file, os.fstat(file.fileno()).st_size)
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """Map a .npy file, which is read as its elements are used; changes are not written back. Raises InputError."""
+    with report_damage(path, ".npy"):
+        check_regular(path)
+        return np.lib.format.open_memmap(path, mode="c")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from .chat_template import Chat
 
 END = "<|endoftext|>"
 CODE_POINTS = 0x110000
@@ -66,6 +67,9 @@ class Tokenizer:
     def apply_chat_template(self, messages: Any, tools: Any = ()) -> str:
         """Render messages, [{"role", "content"}, ...], and the functions that the model may call, as it was trained to
         read them, ready for its answer."""
+        return self.render_chats([Chat(messages, tools)])[0]
+
+    def render_chats(self, chats: Sequence[Chat]) -> list[str]:
         raise InputError("this tokenizer keeps no chat template: give a prompt instead of messages")
 
     def decode(self, ids: Any) -> str:

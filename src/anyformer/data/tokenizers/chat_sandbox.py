@@ -1,7 +1,8 @@
 """The process that renders chat templates: a template is a program in Jinja, and comes with a checkpoint.
 
-`python -m anyformer.data.tokenizers.chat_sandbox SECONDS` answers requests until its input ends, a JSON line each. A
-template gets the variables and functions of the public library and no others, and the length of each value is bounded.
+`python -m anyformer.data.tokenizers.chat_sandbox SECONDS` answers requests until its input ends, a JSON line each, of
+several chats. A template gets the variables and functions of the public library and no others, and the length of each
+value is bounded.
 What no check inside of Python can bound, a single long call or many large values, the operating system does: at a limit
 of memory, and one of CPU time for each request, the process dies. macOS does not enforce that of memory, Windows has
 neither: there, only the time is limited, by `chat_template`.
@@ -35,20 +36,25 @@ WIDENING_FILTERS = ("center", "format", "indent", "batch", "slice", "wordwrap", 
 
 
 def main() -> None:
-    """Answer requests {"template", "values"} by {"text"} or {"error"}."""
+    """Answer requests {"template", "values" of several chats} by {"texts"} or {"error", "index"}."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the input
     limit_memory()
     compile_template = functools.lru_cache(MAX_TEMPLATES)(BoundedSandbox().from_string)
     for line in sys.stdin.buffer:
         limit_seconds(int(sys.argv[1]))
+        texts: list[str] = []
         try:
             request = json.loads(line)
-            answer = json.dumps({"text": compile_template(request["template"]).render(**request["values"])})
+            template = compile_template(request["template"])
+            for values in request["values"]:
+                texts.append(template.render(**values))
+            answer = json.dumps({"texts": texts})
         except MemoryError:
             os._exit(MEMORY_EXIT)
         except Exception as error:  # foreign code may fail in any way
             reason = "".join(c if c.isprintable() else " " for c in str(error)[:10_000])
-            answer = json.dumps({"error": " ".join(reason.split())[:300] or type(error).__name__})
+            reason = " ".join(reason.split())[:300] or type(error).__name__
+            answer = json.dumps({"error": reason, "index": len(texts)})
         print(answer, flush=True)
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
@@ -25,32 +26,55 @@ PATIENCE = 3  # times as many seconds pass on a busy machine, or where the syste
 MAX_MEMORY = 1 << 28  # bytes of address space besides those of Python itself
 MAX_ANSWER = 1 << 26  # bytes
 MEMORY_EXIT, CPU_SIGNAL = 70, 24  # how a process ends at these limits
+GROUP = 64  # chats of a request: each request takes a switch between two processes
 
 
-def render_chat(template: str, messages: Any, names: Mapping[str, str], tools: Any = ()) -> str:
-    """Render messages, [{"role": ..., "content": ...}, ...], followed by the start of the model's answer.
+@dataclass(frozen=True)
+class Chat:
+    """What is rendered: messages, [{"role": ..., "content": ...}, ...], and functions as JSON schemas."""
 
-    `names`: bos_token, eos_token and the like -> the token's text. `tools`: functions as JSON schemas. Raises
-    InputError for bad messages, and for a template that fails, refuses them or exceeds a limit.
+    messages: Any
+    tools: Any = ()
+    add_generation_prompt: bool = True
+    """Whether the start of the model's answer follows."""
+
+
+class RenderingError(InputError):
+    """A template has failed, or refused the messages, at the chat with this index."""
+
+    def __init__(self, text: str, index: int = 0):
+        super().__init__(text)
+        self.index = index
+
+
+def render_chats(template: str, chats: Sequence[Chat], names: Mapping[str, str]) -> list[str]:
+    """Render chats.
+
+    `names`: bos_token, eos_token and the like -> the token's text. Raises InputError for bad messages, and for a
+    template that fails, refuses them or exceeds a limit (RenderingError).
     """
-    check_messages(messages)
     if len(template) > MAX_SOURCE_CHARACTERS:
         raise InputError(f"the chat template has {len(template):,} characters, more than {MAX_SOURCE_CHARACTERS:,}")
-    values = {
-        **names,
-        "messages": messages,
-        "tools": list(tools) or None,
-        "documents": None,
-        "add_generation_prompt": True,
-    }
-    try:
-        line = json.dumps({"template": template, "values": values}).encode() + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"messages cannot be written as JSON: {error}") from None
-    answer = get_renderer(os.getpid()).request(line)
-    if "error" in answer:
-        raise InputError(f"the chat template cannot render these messages: {answer['error']}")
-    return answer["text"]
+    texts: list[str] = []
+    for start in range(0, len(chats), GROUP):
+        values = [describe_chat(chat, names) for chat in chats[start : start + GROUP]]
+        try:
+            line = json.dumps({"template": template, "values": values}).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"messages cannot be written as JSON: {error}") from None
+        answer = get_renderer(os.getpid()).request(line)
+        if "error" in answer:
+            problem = f"the chat template cannot render these messages: {answer['error']}"
+            raise RenderingError(problem, start + answer.get("index", 0))
+        texts += answer["texts"]
+    return texts
+
+
+def describe_chat(chat: Chat, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the variables of a template. Raises InputError for bad messages."""
+    check_messages(chat.messages)
+    values = {"messages": chat.messages, "tools": list(chat.tools) or None, "documents": None}
+    return {**names, **values, "add_generation_prompt": chat.add_generation_prompt}
 
 
 def check_messages(messages: Any) -> None:
@@ -79,7 +103,7 @@ class Renderer:
         atexit.register(self.close)
 
     def request(self, line: bytes) -> dict[str, Any]:
-        """Return the answer of the process: {"text"}, or {"error"}, also for one that had to be ended."""
+        """Return the answer of the process: {"texts"}, or {"error"}, also for one that had to be ended."""
         answer = b""
         with self.lock:
             process, deadline = self.start(), time.monotonic() + self.seconds * PATIENCE

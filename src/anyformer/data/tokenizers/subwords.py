@@ -10,6 +10,7 @@ from tokenizers import decoders, processors
 
 from ...errors import InputError
 from .base import END, Tokenizer, dtype_for, encode_utf8, valid_ids
+from .chat_template import Chat, render_chats
 from .special_tokens import parse_metadata
 from .tiktoken_backend import TiktokenBackend, build_backend
 
@@ -126,12 +127,10 @@ class Subwords(Tokenizer):
     def has_chat_template(self) -> bool:
         return self._metadata.template is not None
 
-    def apply_chat_template(self, messages: Any, tools: Any = ()) -> str:
+    def render_chats(self, chats: Sequence[Chat]) -> list[str]:
         if self._metadata.template is None:
-            return super().apply_chat_template(messages, tools)
-        from .chat_template import render_chat
-
-        return render_chat(self._metadata.template, messages, self._metadata.names, tools)
+            return super().render_chats(chats)
+        return render_chats(self._metadata.template, chats, self._metadata.names)
 
     def decode(self, ids: Any) -> str:
         return self._tokenizer.decode(valid_ids(ids, self.vocab_size).tolist(), skip_special_tokens=True)

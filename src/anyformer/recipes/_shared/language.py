@@ -24,16 +24,16 @@ from ...model.heads import LMHead
 from ...model.kernels.cross_entropy import cross_entropy
 from ...model.transformer import Transformer
 from ...parsing import check_range
-from ...recipe import Graph, GraphInput, StreamState, advance_stream, init_stream
+from ...recipe import BatchStream, Graph, GraphInput, StreamState, advance_stream, init_stream
 from ...training.config import TrainConfig
 from .mixtures import score_by_source, tag_batch
-from .text import CausalTextConfig, load_mixture, parse_completion
+from .text import CausalTextConfig, VocabularyConfig, load_mixture, parse_completion
 from .trivial_baselines import Baselines, score_token_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(CausalTextConfig):
-    """A language model, its text and its training."""
+class DecoderConfig(VocabularyConfig):
+    """A causal model, its vocabulary and its training."""
 
     tied: bool = True
     """The head reads the embedding's own weights (1608.05859)."""
@@ -52,10 +52,15 @@ class LanguageConfig(CausalTextConfig):
         check_range(self, "sinks", at_least=0, at_most=1 << 24)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(CausalTextConfig, DecoderConfig):  # in this order: the data are those of a text
+    """A language model, its text and its training."""
+
+
 class LanguageModel(nn.Module):
     """ids (B, T) -> logits (B, T, V)"""
 
-    def __init__(self, config: LanguageConfig, tokenizer: Tokenizer):
+    def __init__(self, config: DecoderConfig, tokenizer: Tokenizer):
         super().__init__()
         self.tokenizer, self.files = tokenizer, {"tokenizer.json": tokenizer.to_json(), **tokenizer.extra_files}
         vocab_size = max(tokenizer.vocab_size, config.padded_vocab or 0)
@@ -63,7 +68,7 @@ class LanguageModel(nn.Module):
         self.body = Transformer(config.model)
         self.head = LMHead(config.model.dim, vocab_size, self.nodes.token if config.tied else None)
         self.edges = build_layer_edges(config)
-        self.notes = build_notes(config, tokenizer)
+        self.notes = build_notes(config, tokenizer) if isinstance(config, CausalTextConfig) else None
 
     def hidden(
         self, ids: Tensor, cache: KVCache | None = None, document: Tensor | None = None, positions: Tensor | None = None
@@ -82,12 +87,11 @@ class LanguageModel(nn.Module):
         return self.head(self.hidden(ids, cache, **inputs))
 
 
-def build_layer_edges(config: LanguageConfig) -> list[Edges]:
+def build_layer_edges(config: DecoderConfig) -> list[Edges]:
     """Return the rule of each layer: causal, and local except in every `global_every`-th layer."""
     if config.window is None:
         return [causal] * config.model.n_layer
-    nearby = window(config.window)
-    local = causal & (nearby | first(config.sinks) if config.sinks else nearby)
+    local = causal & (window(config.window) | first(config.sinks) if config.sinks else window(config.window))
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
 
 
@@ -98,9 +102,7 @@ def keep_apart(rule: Edges, document: Tensor, positions: Tensor | None) -> Edges
     return rule & same(document)
 
 
-def batches(
-    config: Any, split: str, state: StreamState | None = None
-) -> Iterator[tuple[dict[str, Tensor], StreamState]]:
+def batches(config: Any, split: str, state: StreamState | None = None) -> BatchStream:
     """Yield windows of the text: ids and labels, (B, T) each, the labels one token ahead.
 
     "train": random windows without end. "val" and "all": one pass in which every token is predicted once.
@@ -137,8 +139,7 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
 
     def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
         predicted = batch["labels"][batch["labels"] != IGNORE_INDEX]
-        nats = loss(model, batch, "sum").item()
-        return nats, model.tokenizer.count_bytes(predicted.cpu().numpy()), len(predicted)
+        return loss(model, batch, "sum").item(), model.tokenizer.count_bytes(predicted.cpu().numpy()), len(predicted)
 
     return score_by_source(batches, add, describe_tokens)
 

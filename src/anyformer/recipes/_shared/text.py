@@ -230,7 +230,7 @@ def form(model: Any, config: Any) -> Form:
         "usual": USUAL_SAMPLING,
         "omit": ("notes",) if model.tokenizer.has_chat_template else ("messages", "notes"),
     }
-    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": "Hello!"}],)
+    prompts, chats = (default_prompt(model.tokenizer),), ([{"role": "user", "content": greet(model.tokenizer)}],)
     tasks = [
         Task("Continue a text", "prompt", CompletionRequest, "completions", "prompt", examples=prompts, **settings)
     ]
@@ -241,7 +241,16 @@ def form(model: Any, config: Any) -> Form:
     return Form(tuple(tasks))
 
 
-def predict_batch(model: Any, inputs: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+def greet(tokenizer: Tokenizer) -> str:
+    """Return a message that the vocabulary can encode."""
+    try:
+        tokenizer.encode("Hello!")
+    except InputError:
+        return first_tokens(tokenizer)
+    return "Hello!"
+
+
+def predict_batch(model: Any, inputs: Sequence[Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Continue prompts in one batch: for each its first sample and, if there are several, all "samples"."""
     request = parse_dataclass(CompletionRequest, settings | {"prompt": inputs}, "request")
     results = [completion.result() for completion in list(generate_text(model, model.tokenizer, request))[-1]]

@@ -76,6 +76,12 @@ def lens_language(model: Any, request: dict[str, Any]) -> LensView:
     ids = tokenizer.encode_prompt(text).tolist() or list(tokenizer.end_ids[:1])
     if not ids:
         raise InputError("the input is empty and this vocabulary has no end-of-text token to start from")
+    return lens_ids(model, ids)
+
+
+def lens_ids(model: Any, ids: list[int]) -> LensView:
+    """As `lens_language`, of tokens."""
+    tokenizer = model.tokenizer
     ids, notes = crop(ids, model.body.config.context, "input", keep_end=True)
     n_rows = max(1, min(len(ids), MAX_SCORES // model.nodes.token.num_embeddings))
     if n_rows < len(ids):
