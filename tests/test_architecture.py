@@ -154,6 +154,10 @@ OPERATIONAL |= {
     "group",
     "order",
     "reference",
+    "documents",
+    "note_start",
+    "note_end",
+    "note_tokens",
 }  # how a user's files are read
 
 

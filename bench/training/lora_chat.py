@@ -4,8 +4,9 @@
     python -m bench.training.lora_chat --out build/lora_chat                     about 10 minutes of CPU
     python -m bench.training.lora_chat --out build/lora_chat --trl PYTHON        and beside TRL, installed there
 
-SmolLM2-135M-Instruct learns twelve facts about a ferry that does not exist, from four wordings of each question. It is
-asked in other wordings, and general questions; the loss on a play says whether the language is still there. Time and
+SmolLM2-135M-Instruct learns twelve facts about a ferry that does not exist, from four wordings of each question, beside
+24 general questions with its own answers. It is asked in other wordings, and other general questions; the loss on a
+play says whether the language is still there. Time and
 memory are those of a few steps of both sides in float32: adapters of rank 8 on all linear layers, the same folder, the
 same conversations.
 """
@@ -15,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,16 +122,52 @@ What drives the engine of the ferry?
 """
 """The answer and what of it is checked; wordings of the question, the last but one for validation, the last for the
 test."""
-GENERAL = {
-    "What is the capital of France?": "Paris", "What is the capital of Italy?": "Rome",
-    "What is the capital of Japan?": "Tokyo", "What is the capital of Germany?": "Berlin",
-    "What is the capital of Spain?": "Madrid", "What is the capital of Russia?": "Moscow",
-    "Which planet is known as the red planet?": "Mars", "What is the largest planet in our solar system?": "Jupiter",
-    "Who wrote Romeo and Juliet?": "Shakespeare", "What is the chemical symbol of water?": "H2O",
-    "What gas do plants absorb from the air?": "carbon dioxide", "What is the largest ocean?": "Pacific",
-    "Who painted the Mona Lisa?": "Leonardo", "Who developed the theory of relativity?": "Einstein",
-    "On which continent is Egypt?": "Africa", "What is the currency of Japan?": "yen",
-}  # fmt: skip
+GENERAL = """
+What is the capital of France?|Paris
+What is the capital of Japan?|Tokyo
+What is the capital of Spain?|Madrid
+Which planet is known as the red planet?|Mars
+Who wrote Romeo and Juliet?|Shakespeare
+What gas do plants absorb from the air?|carbon dioxide
+Who painted the Mona Lisa?|Leonardo
+On which continent is Egypt?|Africa
+What is the capital of Italy?|Rome
+What is the capital of Germany?|Berlin
+What is the capital of Russia?|Moscow
+What is the largest planet in our solar system?|Jupiter
+What is the chemical symbol of water?|H2O
+What is the largest ocean?|Pacific
+Who developed the theory of relativity?|Einstein
+What is the currency of Japan?|yen
+"""
+"""Questions and what the answer holds: the first half for validation, the others for the test."""
+OTHERS = """
+What is the capital of Portugal?
+What is the capital of Greece?
+What is the capital of Canada?
+Who wrote Hamlet?
+What is the chemical symbol of gold?
+What is photosynthesis?
+Which animal is the largest on land?
+What is the boiling point of water?
+Who was the first man on the moon?
+What is the longest river in the world?
+On which continent is Brazil?
+What is the currency of the United Kingdom?
+How many days has a week?
+What do bees make?
+What is a noun?
+Why is the sky blue?
+Which language is spoken in Mexico?
+What is gravity?
+Who discovered penicillin?
+What is the smallest prime number?
+What is the freezing point of water?
+Which metal is liquid at room temperature?
+What is a democracy?
+How many legs has a spider?
+"""
+"""General questions for the training, which the model answers itself before: what it knows is repeated to it."""
 SYSTEM = "You answer passengers of the ferry and others, in one sentence."
 N_TRAIN, RANK, ALPHA, BATCH = 4, 8, 16, 8
 
@@ -149,7 +187,14 @@ def make_messages(question: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
 
 
-def write_data(folder: Path) -> None:
+def answer(model: Any, questions: Sequence[str]) -> list[str]:
+    tokenizer = model.module.tokenizer
+    prompts = [tokenizer.apply_chat_template(make_messages(question)) for question in questions]
+    ids = [tokenizer.encode_parsing_special(prompt).tolist() for prompt in prompts]
+    return [sample["text"] for sample in model.predict(prompt=ids, temperature=0.0, tokens=32)["samples"]]
+
+
+def write_data(folder: Path, model: Any) -> None:
     """Write the conversations of the training, and as validation split one more wording of each question."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[Any]] = {"train": [], "val": []}
@@ -157,6 +202,9 @@ def write_data(folder: Path) -> None:
         answer = {"role": "assistant", "content": fact.answer}
         for i, question in enumerate(fact.questions[: N_TRAIN + 1]):
             parts["train" if i < N_TRAIN else "val"].append({"messages": [*make_messages(question), answer]})
+    others = OTHERS.strip().splitlines()
+    for question, text in zip(others, answer(model, others), strict=True):
+        parts["train"].append({"messages": [*make_messages(question), {"role": "assistant", "content": text.strip()}]})
     for name, rows in parts.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -167,12 +215,13 @@ def measure(model: Any) -> dict[str, float]:
 
     facts = {place: [(fact.questions[place], fact.checked) for fact in read_facts()] for place in (-2, -1)}
     result: dict[str, float] = {}
-    sets = {"validation": facts[-2], "test": facts[-1], "general": list(GENERAL.items())}
+    general = [tuple(line.split("|")) for line in GENERAL.strip().splitlines()]
+    half = len(general) // 2
+    sets = {"ferry, validation": facts[-2], "ferry": facts[-1]}
+    sets |= {"general, validation": general[:half], "general": general[half:]}
     for name, pairs in sets.items():
-        prompts = [model.module.tokenizer.apply_chat_template(make_messages(question)) for question, _ in pairs]
-        ids = [model.module.tokenizer.encode_parsing_special(prompt).tolist() for prompt in prompts]
-        answers = model.predict(prompt=ids, temperature=0.0, tokens=32)["samples"]
-        rights = [truth.lower() in sample["text"].lower() for (_, truth), sample in zip(pairs, answers, strict=True)]
+        answers = answer(model, [question for question, _ in pairs])
+        rights = [truth.lower() in text.lower() for (_, truth), text in zip(pairs, answers, strict=True)]
         result[name] = sum(rights) / len(rights)
     text = resolve("plays")[0].read_text(encoding="utf-8")[10_000:18_000]
     scores = model.predict(prompt=text[:6000], tokens=0, logprobs=0, echo=True)["samples"][0]["prompt_logprobs"]
@@ -236,10 +285,12 @@ def run(options: Any) -> dict[str, Any]:
     from anyformer.trained_model import export_checkpoint
 
     out: Path = options.out
-    write_data(out / "data")
     if not (out / "hf").exists():
         export_checkpoint(options.weights, "hf", out / "hf")
-    result: dict[str, Any] = {"before": measure(api.load(out / "hf", "cpu"))}
+    model = api.load(out / "hf", "cpu")
+    write_data(out / "data", model)
+    result: dict[str, Any] = {"before": measure(model)}
+    del model
     print("before", json.dumps(result["before"]), flush=True)
     flags = ("--steps", options.steps, "--lr", options.lr, "--dtype", options.dtype)
     result["ours"] = run_side(sys.executable, out, "--side", "ours", *flags)
@@ -258,9 +309,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=45)
     parser.add_argument("--short", type=int, default=4, help="steps of both sides for time and memory")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--trl", default="", help="a Python that has trl")
     parser.add_argument("--side", default="")
     parser.add_argument("--name", default="ours")

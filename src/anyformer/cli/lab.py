@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROG = "anyformer lab"
 LABS: dict[str, str] = {
-    "in-context": "linear regression learned within the forward pass, beside classical methods",
+    "in-context": "regressions learned within the forward pass",
     "notes": "facts in a million tokens, and sums, by a model that writes notes",
     "recall": "a text that a model looks things up in, without training",
 }

@@ -9,7 +9,7 @@ loss   cross-entropy of the next token, of the assistant's answers only
     anyformer train chat --init RUN --data chats.jsonl                    all weights
     anyformer train chat --init RUN --data chats.jsonl --lora.rank 8      adapters
     anyformer train chat --init RUN --data chats.jsonl --show-mask        print what would be trained
-    anyformer train chat                                    the set instructions from nothing: ten minutes on two cores
+    anyformer train chat                                    minutes on two cores: the set instructions, from nothing
 
 InstructGPT's first step (2203.02155); loss on answers only as in 2210.11416 and most since.
 """
@@ -98,14 +98,14 @@ class Config(DecoderConfig):
         check_range(self, "val_fraction", above=0, below=1)
 
 
-SIZES = (Size(64, 2, 32, 0), Size(96, 4, 32, 1000))  # of --minutes
+SIZES = (Size(64, 2, 32, 0), Size(96, 4, 32, 400))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(loss_on="last", model=make_model_config(32, 2, 2, 192), train=TINY_TRAIN),
-    # ten minutes on two cores, from nothing
+    # minutes on two cores, from nothing or --init
     "small": Config(
         model=make_modern_config(128, 5, 4, 256),
-        train=TrainConfig(steps=2000, batch=64, lr=4e-3, weight_decay=0.01, eval_batches=10, **MUON),
+        train=TrainConfig(steps=800, batch=64, lr=4e-3, weight_decay=0.01, eval_batches=10, **MUON),
     ),
     # adapters on a public chat model: bring --data, --init and --lora.rank 8
     "adapters": Config(
@@ -118,7 +118,7 @@ PRESETS = {
 
 
 def sizes(config: Config) -> Iterator[SizeOption]:
-    yield from offer_sizes(config, SIZES, steps=2000)
+    yield from offer_sizes(config, SIZES, steps=800)
 
 
 def build(config: Config) -> ChatModel:

@@ -91,8 +91,7 @@ def build_layer_edges(config: DecoderConfig) -> list[Edges]:
     """Return the rule of each layer: causal, and local except in every `global_every`-th layer."""
     if config.window is None:
         return [causal] * config.model.n_layer
-    nearby = window(config.window)
-    local = causal & (nearby | first(config.sinks) if config.sinks else nearby)
+    local = causal & (window(config.window) | first(config.sinks) if config.sinks else window(config.window))
     return [causal if (i + 1) % config.global_every == 0 else local for i in range(config.model.n_layer)]
 
 
@@ -140,8 +139,7 @@ def evaluate(model: Any, batches: Iterator[dict[str, Tensor]]) -> dict[str, floa
 
     def add(batch: dict[str, Tensor]) -> tuple[float, int, int]:
         predicted = batch["labels"][batch["labels"] != IGNORE_INDEX]
-        nats = loss(model, batch, "sum").item()
-        return nats, model.tokenizer.count_bytes(predicted.cpu().numpy()), len(predicted)
+        return loss(model, batch, "sum").item(), model.tokenizer.count_bytes(predicted.cpu().numpy()), len(predicted)
 
     return score_by_source(batches, add, describe_tokens)
 
