@@ -39,8 +39,7 @@ def test_notes_in_a_prompt_are_stored(run: Path):
     model = anyformer.load(run, "cpu")
     answer = model.generate("[tea = in]\n" + 20 * "It rained.\n", tokens=1, temperature=0)
     assert answer["samples"][0]["notes"] == ["tea = in"]
-    text = answer["samples"][0]["text"]
-    assert format_prediction(answer) == [f"{text}\nnote: tea = in"], "so they stand in the samples of the report"
+    assert format_prediction(answer)[0].endswith("\nnote: tea = in"), "as in the samples of the report"
 
 
 def test_what_is_refused(run: Path, tmp_path: Path):

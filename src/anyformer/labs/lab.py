@@ -13,7 +13,7 @@ The folder --out then holds metrics.jsonl, lab.json (settings and facts) and rep
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,7 +100,7 @@ def run_lab(lab: Lab, settings: LabSettings, out: Path, show: Log = lambda recor
 
 def list_settings(settings: LabSettings) -> dict[str, Any]:
     """Return the settings that decide the result."""
-    values = {name: value for name, value in vars(settings).items() if name not in ("out", "json")}
+    values = {name: value for name, value in asdict(settings).items() if name not in ("out", "json")}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
