@@ -72,7 +72,7 @@ class Settings(LabSettings):
     """Texts of each length; each is asked about ten questions."""
     facts: int = 24
     """Sentences of each text that tell a fact."""
-    short_steps: int = 300
+    short_steps: int = 450
     """Steps of training on short texts, where facts and notes are learned first."""
     steps: int = 500
     """Steps of training on texts of up to 2,000 tokens."""
