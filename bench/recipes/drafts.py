@@ -33,7 +33,7 @@ LENGTHS = (1, 2, 5, 10, 20)  # of gaps
 WINDOW, SIDE = 100, 20  # characters around a gap, and at least on each side
 GAP, FILL = "~", "|"  # neither is in the plays
 MAX_MIDDLE, N_FIM = 24, 60_000  # of the training of `fim`
-PLANTED = (0.05, 0.1)  # share of wrong characters
+PLANTED, ABOVE = (0.05, 0.1), (0.0, 4.0)  # share of wrong characters; `remask_above` of their revisions
 REVISIONS, PASSES = (0, 1, 2, 4), 32  # of a sample of 128 characters
 
 
@@ -83,7 +83,7 @@ def fill_with_drafts(model: Any, **settings: Any) -> Filler:
     @torch.inference_mode()
     def score(gap: Gap) -> float:
         n, start, truth = len(gap.truth), len(gap.before), tokenizer.encode(gap.truth)
-        ids = torch.tensor(tokenizer.encode("".join(gap))).repeat(n, 1)
+        ids = torch.tensor(tokenizer.encode("".join(gap)).tolist()).repeat(n, 1)
         for step in range(n):  # row `step` is read before character `step` is written
             ids[step, start + step : start + n] = mask_id
         logprobs = module(ids).float().log_softmax(-1)
@@ -174,8 +174,11 @@ def revise_samples(model: Any, language: Any, text: str, n_tests: int, seed: int
     return rows
 
 
-def revise_errors(model: Any, language: Any, text: str, share: float, n_tests: int) -> list[dict[str, float]]:
-    """Plant wrong characters in held-out windows, drawn from those of the text, and revise them."""
+def revise_errors(
+    model: Any, language: Any, text: str, share: float, above: float, n_tests: int
+) -> list[dict[str, float]]:
+    """Plant wrong characters in held-out windows, drawn from those of the text, and revise them where another one is
+    more probable by so many nats."""
     rng, context = np.random.default_rng(4), model.config.model.context
     truths, drafts = [], []
     for start in rng.integers(len(text) - context, size=n_tests).tolist():
@@ -186,7 +189,7 @@ def revise_errors(model: Any, language: Any, text: str, share: float, n_tests: i
         drafts.append("".join(characters))
     rows = []
     for n in REVISIONS:
-        settings = {"edit": True, "revise": n, "remask": 0.03, "gap": GAP}
+        settings = {"edit": True, "revise": n, "remask": 0.03, "remask_above": above, "gap": GAP}
         texts = [r["text"] for r in model.predict(drafts, **settings)["results"]] if n else drafts
         wrong = np.mean([sum(a != b for a, b in zip(*pair)) for pair in zip(texts, truths)])
         rows.append({"wrong": float(wrong), "judge": judge(language, texts)})
@@ -227,7 +230,11 @@ def measure(options: Any, out: Path) -> dict[str, Any]:
     results["gaps"] = measure_gaps(fillers, text, options.tests)
     pair = models["diffusion"], models["language"], text
     results["samples"] = revise_samples(*pair, options.tests // 4, options.seed)
-    results["errors"] = {share: revise_errors(*pair, share, options.tests // 4) for share in PLANTED}
+    results["errors"] = {
+        f"{100 * share:.0f} % wrong, above {above} nats": revise_errors(*pair, share, above, options.tests // 4)
+        for share in PLANTED
+        for above in ABOVE
+    }
     return results
 
 
@@ -239,9 +246,9 @@ def show(results: dict[str, Any]) -> None:
         print(f"gaps of {n}, exact (nats): {'; '.join(texts)}")
     for name, row in results["samples"].items():
         print(f"{name}: judge {row['judge']:.3f}, entropy {row['entropy']:.3f}, distinct {row['distinct']:.3f}")
-    for share, rows in results["errors"].items():
+    for name, rows in results["errors"].items():
         texts = (f"{row['wrong']:.2f} ({row['judge']:.3f})" for row in rows)
-        print(f"{100 * share:.0f} % wrong, after each revision (judge): {', '.join(texts)}")
+        print(f"{name}: wrong after {REVISIONS} revisions (judge): {', '.join(texts)}")
 
 
 def main() -> None:

@@ -1,16 +1,14 @@
-"""Multi30k, English to French: translation by drafts (mask_predict) beside left to right with beam search, both of the
-same body, trained for the same number of steps.
+"""Multi30k, English to French: drafts (mask_predict) beside beam search (translation), of the same body and steps.
 
-    python -m bench.recipes.mask_predict                             raw pairs: twice 35 minutes of one core
-    python -m bench.recipes.mask_predict --distilled-steps 500       and further steps on translations of the other
+    python -m bench.recipes.mask_predict                                        twice 35 minutes of one core
+    python -m bench.recipes.mask_predict --steps 700 --layers 2 --dim 128       twice 5 minutes
 
-`--distilled-steps` goes on training mask_predict with the sources of the training split and the translations that the
-autoregressive model writes for them (sequence-level distillation, 1606.07947, as in 1904.09324). The number of
-lengths that are tried is chosen on the validation split; BLEU is of test 2016, seconds are of the process, a sentence
-at a time and 64 together.
+The number of lengths that are tried is chosen on the validation split; BLEU is of test 2016, milliseconds are of the
+process, all sentences together and one at a time.
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +48,7 @@ def measure(model: Any, name: str, pairs: list[tuple[str, str]], **request: Any)
     alone = sum(translate(model, [source], **request)[1] for source in sources[:N_TIMED]) / N_TIMED
     values = {"bleu": round(score_translations(texts, targets)["bleu"], 2)}
     values |= {"ms_together": round(1000 * together, 1), "ms_alone": round(1000 * alone, 1)}
-    print(f"{name:<44} {values}", flush=True)
+    print(f"{name:<44} {values}", file=sys.stderr, flush=True)
     return values
 
 
@@ -69,45 +67,25 @@ def measure_drafts(model: Any, name: str, val: list[tuple[str, str]], test: list
     return results
 
 
-def write_distilled(model: Any, folder: Path, train: list[tuple[str, str]], val: list[tuple[str, str]]) -> float:
-    """Write the pairs with targets as the model translates them. Returns the CPU minutes."""
-    texts, seconds = translate(model, [source for source, _ in train], beam=1)
-    rows = {"train": [(source, text) for (source, _), text in zip(train, texts) if text], "val": val}
-    for split, pairs in rows.items():
-        for side, lines in zip(("en", "fr"), zip(*pairs)):
-            (folder / f"{split}.{side}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return seconds * len(train) / 60
-
-
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--layers", type=int, default=3, help="of the encoder, and of the decoder")
     parser.add_argument("--dim", type=int, default=192, help="a multiple of 64")
-    parser.add_argument("--distilled-steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=Path, help="where the runs are kept, and taken from if they are there")
     options = parser.parse_args()
-    pairs = read_pairs("multi30k")
-    val, test = pairs.split("val"), read_pairs(TEST).split("all")
+    val, test = read_pairs("multi30k").split("val"), read_pairs(TEST).split("all")
     with TemporaryDirectory() as name:
         runs, minutes = options.runs or Path(name), {}
         run = (options.steps, options.seed)
         stack = {"dim": options.dim, "n_head": options.dim // 64, "n_layer": options.layers}
         body = {"encoder": stack, "decoder": stack}
-        teacher, minutes["translation"] = load_or_train("translation", runs / "translation", *run, **body)
+        translator, minutes["translation"] = load_or_train("translation", runs / "translation", *run, **body)
         results = {f"translation, beam {beam}": {"beam": beam} for beam in (1, 4)}
-        results = {label: measure(teacher, label, test, **request) for label, request in results.items()}
+        results = {label: measure(translator, label, test, **request) for label, request in results.items()}
         drafts, minutes["mask_predict"] = load_or_train("mask_predict", runs / "mask_predict", *run, **body)
         results |= measure_drafts(drafts, "mask_predict", val, test)
-        if options.distilled_steps:
-            folder = runs / "distilled-data"
-            folder.mkdir(exist_ok=True)
-            minutes["translating"] = write_distilled(teacher, folder, pairs.split("train"), val)
-            fields = {"init": runs / "mask_predict", "data": str(folder), **body}
-            tuned = load_or_train("mask_predict", runs / "tuned", options.distilled_steps, options.seed, **fields)
-            minutes["distilled"] = tuned[1]
-            results |= measure_drafts(tuned[0], "mask_predict, distilled", val, test)
     minutes = {name: round(value, 1) for name, value in minutes.items()}
     print(json.dumps({"minutes": minutes, "results": results}) if options.json else f"CPU minutes: {minutes}")
 

@@ -460,7 +460,7 @@ def import_checkpoint(source: str | Path, out: Path, command: str = "", change: 
             raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")
         if change == UNCHANGED:
             raise InputError(f"{source} is a run of anyformer already: use it as it is, or copy the directory")
-    model = load(source, "cpu")
+    model = load(source, "cpu") if RunDirectory(source).exists else load_public(source, "cpu")
     model = model if change == UNCHANGED else change_model(model, change)
     content = describe_run(model.name, "imported", model.config, command)
     state = {"step": model.step, "stream_state": model.stream_state, "best": {}, "missing_keys": model.missing_keys}

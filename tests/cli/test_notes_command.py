@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import anyformer
+from anyformer.answer_text import format_prediction
 from cli_kit import assert_refused, call
 
 LINE = "Mary went out.\n[Mary = out]\nIt rained.\n"
@@ -38,7 +39,8 @@ def test_notes_in_a_prompt_are_stored(run: Path):
     model = anyformer.load(run, "cpu")
     answer = model.generate("[tea = in]\n" + 20 * "It rained.\n", tokens=1, temperature=0)
     assert answer["samples"][0]["notes"] == ["tea = in"]
-    assert "note: Mary = out" in (run / "samples.txt").read_text(), "and the report shows those of the samples"
+    text = answer["samples"][0]["text"]
+    assert format_prediction(answer) == [f"{text}\nnote: tea = in"], "so they stand in the samples of the report"
 
 
 def test_what_is_refused(run: Path, tmp_path: Path):

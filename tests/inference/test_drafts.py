@@ -120,6 +120,17 @@ def test_revisions_mend_tokens_that_do_not_fit():
         assert draft.ids == [right] * T
 
 
+def test_a_revision_leaves_tokens_that_are_only_a_little_less_likely():
+    """Of two texts, one ten times as likely as the other: 2.3 nats."""
+    joint = torch.full([V] * T, 1e-9)
+    joint[0, 0, 0, 0], joint[1, 0, 0, 0] = 10.0, 1.0
+    for above, first in ((0.0, 0), (2.2, 0), (2.4, 1)):
+        draft = Draft([1, 0, 0, 0], range(T), [], DraftSettings(revise=1, remask_above=above), 0)
+        for _ in write_drafts(Exact(joint / joint.sum()), [draft], MASK, ALLOWED):
+            pass
+        assert draft.ids == [first, 0, 0, 0]
+
+
 def test_a_revision_keeps_the_likeliest_text(joint: Tensor):
     best = torch.unravel_index(joint.argmax(), joint.shape)
     draft = Draft([int(i) for i in best], range(T), [], DraftSettings(revise=3), 0)
@@ -138,7 +149,16 @@ def test_only_tokens_that_are_allowed_are_written(joint: Tensor):
 
 
 @pytest.mark.parametrize(
-    "values", [{"order": "best"}, {"passes": 0}, {"threshold": 0.0}, {"temperature": -1}, {"revise": -1}, {"remask": 2}]
+    "values",
+    [
+        {"order": "best"},
+        {"passes": 0},
+        {"threshold": 0.0},
+        {"temperature": -1},
+        {"revise": -1},
+        {"remask": 2},
+        {"remask_above": -1},
+    ],
 )
 def test_settings_that_make_no_sense(values: dict):
     with pytest.raises(InputError, match=next(iter(values))):

@@ -16,8 +16,10 @@ from anyformer.data.tokenizers import build as tok
 from anyformer.data.tokenizers.token_bytes import TokenBytes
 from anyformer.errors import InputError
 from anyformer.inference import exact_sampling, structure
-from anyformer.inference.exact_sampling import ExactSampler
+from anyformer.inference.completion import CompletionRequest
+from anyformer.inference.exact_sampling import ExactSampler, Predictor
 from anyformer.inference.structure import Constraint
+from anyformer.model.config import TransformerConfig
 from anyformer.recipes import language
 from structure_kit import Pieces, build_model
 
@@ -147,6 +149,22 @@ def test_a_model_draws_exactly_what_its_own_forward_says():
     assert measure_chi_square(Counter(sample["text"] for sample in samples), probabilities) > 0.001
     assert samples[-1]["log_grammar_mass"] == pytest.approx(math.log(sum(probabilities.values())), abs=1e-4)
     assert {sample["finish_reason"] for sample in samples} == {"stop"} and all(s["log_kept_mass"] < 0 for s in samples)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_probabilities_are_those_of_a_whole_pass_whatever_was_read_before(window: int | None):
+    """The cache goes back to what two beginnings share; a layer that keeps a window reads them again."""
+    torch.manual_seed(0)
+    shape = TransformerConfig(dim=16, n_layer=2, n_head=2, context=32, position="rotary")
+    model = language.LanguageModel(language.Config(model=shape, window=window), tok.Characters("abc")).eval()
+    request = CompletionRequest(prompt="ab", regex="a", exact=True, temperature=0.7, logit_bias={"1": 0.5})
+    predictor, rng = Predictor(model, [0, 1, 2, 0], request, 9), np.random.default_rng(0)
+    for _ in range(40):
+        tokens = rng.integers(0, 2, rng.integers(0, 9)).tolist()
+        with torch.no_grad():
+            logits = model(torch.tensor([[0, 1, 2, 0, *tokens]]))[0, -1]
+        logits[1] += 0.5
+        assert predictor(tokens) == pytest.approx((logits / 0.7).softmax(-1).numpy(), abs=1e-6)
 
 
 def score(model: Any, text: str) -> float:

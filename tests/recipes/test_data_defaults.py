@@ -99,4 +99,4 @@ def test_a_translation_is_limited_by_its_source():
     limit = {ratio: TranslationRequest(input="", max_length_ratio=ratio) for ratio in (0.0, 0.5, 3.0)}
     assert [limit_tokens(model, request, 4) for request in limit.values()] == [24, 22, 24]
     assert limit_tokens(model, dataclasses.replace(limit[0.5], tokens=5), 4) == 5
-    assert default_ngram(model) == 0, "characters may repeat"
+    assert default_ngram(model, limit[0.0]) == 0, "characters may repeat"

@@ -104,6 +104,29 @@ def test_training_and_evaluation_with_documents_apart(data: str):
     assert tokens[0] == tokens[1], "every label is predicted in both modes"
 
 
+def test_documents_as_rows(data: str):
+    """Every window of the training begins with a document, and each document of the validation is a row."""
+    config = make_config(data, documents="rows", val_fraction=0.25)
+    config = replace(config, model=replace(config.model, context=16), train=replace(config.train, batch=4))
+    tokenizer = language.load_text_tokenizer(config)
+    starts = {text[:4] for text in DOCUMENTS}
+    batches = language.batches(config, "train")
+    rows = [tokenizer.decode(row.tolist()) for batch, _ in (next(batches) for _ in range(8)) for row in batch["ids"]]
+    assert all(any(row.startswith(start) for start in starts) for row in rows) and len(set(rows)) > 5
+    labels = [row[row != IGNORE_INDEX] for batch, _ in language.batches(config, "val") for row in batch["labels"]]
+    texts = [tokenizer.decode(row.tolist()) for row in labels]
+    assert set(texts[1:]) <= {text[1:17] for text in DOCUMENTS} and len(texts) > 5
+    assert language.loss(build_model(language, config), next(language.batches(config, "val"))[0]).isfinite()
+
+
+def test_rows_are_of_one_text(data: str):
+    config = make_config(f"{data}:1 {data}:2", documents="rows")
+    with pytest.raises(InputError, match="documents is rows, which takes one source"):
+        next(language.batches(config, "train"))
+    with pytest.raises(InputError, match="documents is 'rows'"):
+        parse_dataclass(recall.Config, {"documents": "rows"}, "config.json")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

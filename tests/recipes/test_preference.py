@@ -214,6 +214,15 @@ def test_the_command_says_what_is_wrong(tmp_path: Path):
     assert "Spell" in shown.out + shown.err
 
 
+def test_pairs_of_one_prompt_are_divided(tmp_path: Path):
+    rows = [{"prompt": "Write!", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(20)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {name: len(part) for name, part in read_pairs(str(tmp_path / "p.jsonl"), 0.1, "few").splits.items()} == {
+        "train": 18,
+        "val": 2,
+    }
+
+
 def test_no_prompt_is_in_both_splits():
     pairs = read_pairs(DATA, 0.3, "few")
     prompts = [{json.dumps(pair.chosen.prompt) for pair in pairs.split(name)} for name in ("train", "val")]

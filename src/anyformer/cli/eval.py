@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import InputError
+from ..parsing import check_range
 from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightFormat
 from .terminal import format_columns, print_status, show_progress
 
@@ -40,6 +41,11 @@ class Command:
     tokens: Annotated[int, "The most tokens of a written answer."] = 64
     seed: Annotated[int, "Of what is drawn."] = 0
     out: Annotated[Path | None, "A new folder for every answer (items.jsonl) and the curve (report.html)."] = None
+
+    def __post_init__(self) -> None:
+        check_range(self, "limit", at_least=1, at_most=10**9)
+        check_range(self, "tokens", at_least=1, at_most=100_000)
+        check_range(self, "seed", at_least=0, at_most=1 << 40)
 
 
 def run(options: Command) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import InputError
 from ..longer_context import ContextChange, RopeChoice
+from ..parsing import check_range
 from .flags import POSITIONAL, JsonFlag, flag_name
 from .terminal import print_status, show_progress
 
@@ -41,6 +42,10 @@ class Command:
     window: Annotated[int | None, "Nodes that each layer reads: generation never fills the cache."] = None
     sinks: Annotated[int, "With a window: first nodes that each layer reads too."] = 0
     json: JsonFlag = False
+
+    def __post_init__(self) -> None:
+        check_range(self, "context", "window", at_least=1, at_most=1 << 24)
+        check_range(self, "sinks", at_least=0, at_most=1 << 24)
 
 
 def run(options: Command) -> None:

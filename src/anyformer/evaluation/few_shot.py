@@ -46,7 +46,7 @@ class FewShotOptions:
     def __post_init__(self) -> None:
         if not self.shots or not all(0 <= shots <= 10_000 for shots in self.shots):
             raise InputError(f"shots are {list(self.shots)}; they must be from 0 to 10,000")
-        check_range(self, "limit", at_least=1)
+        check_range(self, "limit", at_least=1, at_most=10**9)
         check_range(self, "tokens", at_least=1, at_most=100_000)
         check_range(self, "seed", at_least=0, at_most=1 << 40)
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ..model.cache import KVCache
 from ..model.transformer import Transformer
-from .sampling import Sampler, SamplingParams
-from .structure import Matcher
+from .sampling import Matcher, Sampler, SamplingParams
 
 
 class Decoder(Protocol):
@@ -52,8 +51,7 @@ def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Te
     cache.reset(lengths)
     x = model.hidden(ids.to(cache.device), cache)
     cache.trim(lengths)
-    last = (lengths - 1).to(x.device)
-    return model.head(x[torch.arange(len(rows), device=x.device), last])
+    return model.head(x[torch.arange(len(rows), device=x.device), (lengths - 1).to(x.device)])
 
 
 def pad_rows(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -43,6 +43,8 @@ class DraftSettings:
     """How often the finished draft is revised."""
     remask: float = 0.25
     """The most tokens that a revision fills anew, as a fraction of those that were gaps."""
+    remask_above: float = 0.0
+    """A revision fills a token anew where another one is more probable by more nats than this."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +54,7 @@ class DraftSettings:
         check_range(self, "temperature", at_least=0, at_most=1e6)
         check_range(self, "revise", at_least=0, at_most=10_000)
         check_range(self, "remask", above=0, at_most=1)
+        check_range(self, "remask_above", at_least=0, at_most=1e6)
         check_range(self, "seed", at_least=0, below=1 << 40)
 
 
@@ -134,7 +137,7 @@ class Draft:
         token less that of the one that is there."""
         most = -(-len(self.gaps) * self.settings.remask // 1)
         worst = sorted(range(len(self.gaps)), key=lambda i: -losses[i])[: int(most)]
-        self.hide([self.gaps[i] for i in worst if losses[i] > 0])
+        self.hide([self.gaps[i] for i in worst if losses[i] > self.settings.remask_above])
 
 
 @torch.inference_mode()

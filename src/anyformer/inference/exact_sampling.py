@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .decode import Decoder, new_cache, prefill, step
+from .decode import Decoder, HasOwnCache, new_cache, prefill
 from .sampling import Sampler, SamplingParams, process_logits
 from .structure import Matcher
 
@@ -151,20 +151,38 @@ class Predictor:
         if len(prompt) + max_tokens - 1 > context:
             text = f"exact: a prompt of {len(prompt):,} and {max_tokens:,} new tokens exceed the context of {context:,}"
             raise InputError(f"{text}: ask for fewer tokens")
-        self.sampler, self.cached = Sampler(params, [prompt], [0]), [-1]
-        self.cache = new_cache(model, 1, len(prompt) + max_tokens)
+        self.sampler = Sampler(params, [prompt], [0])
+        self.cache, self.cached = new_cache(model, 1, len(prompt) + max_tokens), list[int]()
 
     @torch.inference_mode()
     def __call__(self, tokens: list[int]) -> np.ndarray:
-        if tokens and tokens[:-1] == self.cached:
-            logits = step(self.model, torch.tensor(tokens[-1:], device=self.cache.device), self.cache)
+        path = [*self.prompt, *tokens]
+        n_known = self.go_back(path)
+        if n_known:
+            ids = torch.tensor([path[n_known:]], device=self.cache.device)
+            logits = self.model.head(self.model.hidden(ids, self.cache)[:, -1])
         else:
-            logits = prefill(self.model, [[*self.prompt, *tokens]], self.cache)
-        self.cached = [*tokens]
+            logits = prefill(self.model, [path], self.cache)
+        self.cached = path
         logits = process_logits(self.sampler.penalize(logits.float()), self.params)
         if not logits.amax().isfinite():
             raise InputError("the model's logits are nan or inf: its training diverged; use an earlier checkpoint")
         return logits[0].double().softmax(-1).cpu().numpy()
+
+    def go_back(self, path: Sequence[int]) -> int:
+        """Shorten the cache to the nodes that it shares with a path, and return how many these are; 0 where it cannot
+        go back."""
+        pairs = enumerate(zip(self.cached, path[:-1]))
+        n_known = next((i for i, (old, new) in pairs if old != new), min(len(self.cached), len(path) - 1))
+        if n_known == len(self.cached):
+            return n_known
+        if isinstance(self.model, HasOwnCache):
+            return 0
+        try:
+            self.cache.trim(torch.tensor([n_known]))
+        except ValueError:  # a layer that keeps a window
+            return 0
+        return n_known
 
 
 def check_exact(request: Any) -> None:

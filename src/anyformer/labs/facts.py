@@ -25,11 +25,13 @@ TAKES = ("picked up", "took", "grabbed")
 DROPS = ("dropped", "put down", "left")
 CHANCE = 1 / len(PLACES)
 
-NOTE_START, NOTE_END, NOTE_TOKENS = "[", "]\n", 32
+NOTE_START, NOTE_END, NOTE_TOKENS = "[", "]\n", 16
 HELD_OUT = 8  # every so many files of a haystack, one is for tests; of a single file, its last part
 SENTENCE = (15, 300)  # characters of the sentences of a haystack
 DENSITIES = (0.1, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0)  # of facts among the sentences of a text to train on
 MIDST_SHARE = 0.6  # of the texts with notes begin in the midst of a story
+SHORT_ASK_SHARE = 0.8  # as the next, of short texts
+RECITE_SHARE = 0.6  # of the facts of a short text are followed by a line with all rooms
 ASK_SHARE = 0.3  # of the facts of a text to train on are followed by a question, and of the questions by another one
 
 
@@ -67,17 +69,18 @@ class World:
         free = [t for t in THINGS if t not in self.holders and self.spots.get(t, (room, ""))[0] == room]
         if room and held and chance < 0.12:
             del self.holders[held[0]]
-            return Event(f"{person} {self.rng.choice(DROPS)} the {held[0]}.", [self.describe(person)])
+            return Event(f"{person} {self.rng.choice(DROPS)} the {held[0]}.", [f"{person} has=nothing"])
         if room and free and not held and chance < 0.4:
             thing = self.rng.choice(free)
             self.holders[thing] = person
             self.spots.setdefault(thing, (room, ""))
-            notes = [self.describe(person), self.describe(thing)]
+            notes = [f"{person} has={thing}", f"{thing}={room}"]
             return Event(f"{person} {self.rng.choice(TAKES)} the {thing}.", notes)
         self.rooms[person] = new = self.rng.choice([place for place in PLACES if place != room])
+        notes = [f"{person}={new}"]
         for thing in held:
             self.spots[thing] = new, room
-        notes = [self.describe(key) for key in (person, *held)]
+            notes += [f"{thing} was={room}", f"{thing}={new}"]
         return Event(f"{person} {self.rng.choice(MOVES)} the {new}.", notes)
 
     def skip(self, n: int) -> Iterator[str]:
@@ -85,18 +88,16 @@ class World:
         notes: dict[str, str] = {}
         for _ in range(n):
             for note in self.step().notes:
-                key = note.partition(" = ")[0]
+                key = note.partition("=")[0]
                 notes.pop(key, None)
                 notes[key] = note
         return map(mark_note, notes.values())
 
-    def describe(self, key: str) -> str:
-        """Return the note of a person, "Mary = garden football", or of a thing, "football = garden < kitchen"."""
-        if key in PEOPLE:
-            held = next((thing for thing, holder in self.holders.items() if holder == key), "nothing")
-            return f"{key} = {self.rooms[key]} {held}"
-        room, before = self.spots[key]
-        return f"{key} = {room} < {before or 'nowhere'}"
+    def recite(self) -> str:
+        """Return a line that says where everyone and everything is, each behind its name: the easiest look-ups."""
+        rooms = self.rooms | {thing: room for thing, (room, _) in self.spots.items()}
+        names = self.rng.sample(sorted(rooms), len(rooms))
+        return f"Now {', '.join(f'{name} {rooms[name]}' for name in names)}.\n"
 
     def list_questions(self) -> list[Question]:
         """Return all questions that have an answer now."""
@@ -143,7 +144,7 @@ def write_stories(
     the notes on what has happened, as a window does that has slid."""
     world, density = World(rng), rng.choice(DENSITIES[-2:] if is_short else DENSITIES)
     if has_notes and rng.random() < MIDST_SHARE:
-        yield from world.skip(rng.randint(3, 40))
+        yield from world.skip(int(2 ** rng.uniform(0, 5.3)))
     for _ in range(int(2 ** rng.uniform(0, 2.6 if is_short else 5.5))):
         while rng.random() > density:
             yield f"{rng.choice(haystack)}\n"
@@ -151,7 +152,9 @@ def write_stories(
         yield f"{event.sentence}\n"
         if has_notes:
             yield from map(mark_note, event.notes)
-        while rng.random() < ASK_SHARE:
+        if is_short and rng.random() < RECITE_SHARE:
+            yield world.recite()
+        while rng.random() < (SHORT_ASK_SHARE if is_short else ASK_SHARE):
             questions = world.list_questions()
             n_facts = rng.choice((1, 2, 2, 3, 3))
             if chosen := [question for question in questions if question.n_facts == n_facts]:
@@ -160,7 +163,14 @@ def write_stories(
 
 
 def mark_note(note: str) -> str:
-    return f"{NOTE_START} {note}{NOTE_END}"  # with a space, so that a name is the same token as in a sentence
+    return f"{NOTE_START}{note}{NOTE_END}"
+
+
+def list_notes() -> list[str]:
+    """Return all notes that there can be. Each is one token of the vocabulary."""
+    keys = [*PEOPLE, *THINGS, *(f"{thing} was" for thing in THINGS)]
+    notes = [f"{key}={place}" for key in keys for place in PLACES]
+    return notes + [f"{person} has={thing}" for person in PEOPLE for thing in (*THINGS, "nothing")]
 
 
 def cut_windows(lines: Iterator[str], tokenizer: Tokenizer, crop: Crop, context: int, limit: int) -> Iterator[str]:

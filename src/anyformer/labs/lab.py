@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import InputError
-from ..parsing import check_range, to_json
+from ..parsing import check_range
 from ..recipe import Figure
 from ..report.figures import draw_figure
 from ..report.html import render_template
@@ -100,7 +100,8 @@ def run_lab(lab: Lab, settings: LabSettings, out: Path, show: Log = lambda recor
 
 def list_settings(settings: LabSettings) -> dict[str, Any]:
     """Return the settings that decide the result."""
-    return {name: value for name, value in to_json(replace(settings, out=None)).items() if name not in ("out", "json")}
+    values = {name: value for name, value in vars(settings).items() if name not in ("out", "json")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def render_lab(result: LabResult, settings: LabSettings) -> str:

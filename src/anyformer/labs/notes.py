@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tokenizers
+
 from .. import api
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import TOKENIZER_FILE, load_tokenizer, train_bpe
+from ..data.tokenizers.subwords import Subwords
 from ..inference.decode import generate
 from ..inference.notes import Crop, Notes, Reading, choose_crop, keep_newest, read_stream
 from ..inference.sampling import SamplingParams
@@ -32,6 +35,7 @@ from .facts import (
     cut_windows,
     hide_facts,
     list_keyword_lines,
+    list_notes,
     make_sample_text,
     read_haystack,
     write_stories,
@@ -41,8 +45,8 @@ from .sums import END, read_answer, write_examples
 
 CONTEXT, LONG_CONTEXT = 256, 2048
 VOCAB_SIZE, BATCH = 1024, 8
-SHAPE = {"dim": 64, "n_layer": 3, "n_head": 2}
-TRAIN = {"lr": 4e-3, "warmup": 20, "eval_batches": 8, "dtype": "float32"}
+SHAPE = {"dim": 64, "n_layer": 3, "n_head": 4, "head_dim": 32}
+TRAIN = {"lr": 5e-3, "warmup": 20, "eval_batches": 8, "dtype": "float32"}
 METHODS = ("notes", "no notes", "keyword", "full attention")
 MAX_DIGITS, SUM_LENGTHS = 8, (2, 4, 6, 8, 10, 12, 14, 16)
 TEST_SUMS = 40  # of each length
@@ -68,7 +72,7 @@ class Settings(LabSettings):
     """Texts of each length; each is asked about ten questions."""
     facts: int = 24
     """Sentences of each text that tell a fact."""
-    short_steps: int = 300
+    short_steps: int = 450
     """Steps of training on short texts, where facts and notes are learned first."""
     steps: int = 500
     """Steps of training on texts of up to 2,000 tokens."""
@@ -134,7 +138,10 @@ def train_on_facts(settings: Settings, log: Log, haystack: Sequence[str]) -> dic
     """Train the model with notes, the same one without, and one that reads 2,048 tokens; each on short texts first."""
     trainer, path = Trainer(settings, log), (settings.trained or settings.out or Path()) / TOKENIZER_FILE
     if settings.trained is None:
-        train_bpe(make_sample_text(random.Random(settings.seed), haystack), VOCAB_SIZE).save(path)
+        bpe = train_bpe(make_sample_text(random.Random(settings.seed), haystack), VOCAB_SIZE)
+        vocabulary = tokenizers.Tokenizer.from_str(bpe.to_json())
+        vocabulary.add_tokens(list_notes())
+        Subwords(vocabulary.to_str()).save(path)
     tokenizer = load_tokenizer(path)
     marks = [tokenizer.encode(mark).tolist() for mark in (NOTE_START, NOTE_END)]
     fields: dict[str, Any] = {"note_start": NOTE_START, "note_end": NOTE_END, "note_tokens": NOTE_TOKENS}

@@ -38,7 +38,7 @@ from ..events import report_progress
 from ..model import initialize
 from ..model.kernels.cross_entropy import cross_entropy
 from ..parsing import check_range, path_field
-from ..recipe import BatchStream, Examples, Figure, MaskedExample, StreamState, advance_stream, init_stream
+from ..recipe import BatchStream, Examples, Figure, MaskedExample, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.chat import (  # noqa: F401
     ChatModel,
@@ -52,6 +52,7 @@ from ._shared.chat import (  # noqa: F401
 )
 from ._shared.language import DecoderConfig, decoder, export_graph  # noqa: F401
 from ._shared.presets import TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import choose_examples, form  # noqa: F401
 from ._shared.text_lenses import name_token
 
@@ -111,6 +112,13 @@ PRESETS = {
         train=TrainConfig(steps=200, batch=8, lr=1e-3, warmup=10, weight_decay=0.0, eval_every=50, save_every=50),
     ),
 }
+
+
+SIZES = (Size(64, 2, 32, 0), Size(96, 4, 32, 1000))  # of --minutes
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=300)
 
 
 class PreferenceModel(ChatModel):
@@ -246,6 +254,13 @@ def mask_examples(config: Config) -> list[MaskedExample]:
         [(name_token(tokenizer, token), bool(trained)) for token, trained in zip(row.ids.tolist(), row.is_trained)]
         for row in rows
     ]
+
+
+def baselines(config: Config) -> dict[str, dict[str, float]]:
+    """Return the accuracy of preferring longer or shorter answers."""
+    lengths = [[int(tokens.is_trained.sum()) for tokens in row[1:]] for row in load_rows(config).split("val")]
+    longer = sum((a > b) + 0.5 * (a == b) for a, b in lengths) / len(lengths)
+    return {"accuracy": {"the longer answer": longer, "the shorter answer": 1 - longer}}
 
 
 def examples(config: Config) -> Examples:

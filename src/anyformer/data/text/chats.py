@@ -120,7 +120,9 @@ def read_conversations(data: str, val_fraction: float, empty: EmptyPolicy) -> Co
         report_notice(f"data '{data}': {counts}")
     if "val" not in splits:
         every = splits["train"]
-        parts = separate_validation([c.messages[: c.answers[0]] for c in every], val_fraction)
+        parts = separate_validation(
+            [c.messages[: c.answers[0]] for c in every], [c.messages for c in every], val_fraction
+        )
         splits = {name: [every[i] for i in part] for name, part in parts.items()}
     if missing := [name for name, part in splits.items() if not part]:
         raise InputError(f"data '{data}': no conversation is left for {missing[0]}: bring more of them")
@@ -162,9 +164,14 @@ def _name_rows(split: str, pairs: list[tuple[str, str]]) -> Iterator[tuple[str, 
         yield f"{INSTRUCTIONS}, {split} {i + 1}", {"prompt": prompt, "completion": completion}
 
 
-def separate_validation(questions: Sequence[list[Message]], fraction: float) -> dict[str, list[int]]:
-    """Select questions by their hash, so that none is in both splits. Returns the indices of each split."""
-    hashes = [hashlib.sha256(json.dumps(question).encode()).digest() for question in questions]
+def separate_validation(
+    questions: Sequence[list[Message]], answers: Sequence[Any], fraction: float
+) -> dict[str, list[int]]:
+    """Select questions by their hash, so that none is in both splits; where all are the same, answers. Returns the
+    indices of each split."""
+    keys = [json.dumps(question) for question in questions]
+    keys = keys if len(set(keys)) > 1 else [json.dumps(answer) for answer in answers]
+    hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
     ranked = sorted(set(hashes))
     selected = set(ranked[: max(1, round(fraction * len(ranked)))])
     parts: dict[str, list[int]] = {"train": [], "val": []}

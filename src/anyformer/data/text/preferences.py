@@ -77,7 +77,8 @@ def read_pairs(data: str, val_fraction: float, empty: EmptyPolicy) -> Pairs:
         check_unusable(len(problems), total, empty, "--empty", f"pairs cannot be used ({problems[0]})", hint)
     if "val" not in splits:
         every = splits["train"]
-        parts = separate_validation([pair.chosen.prompt for pair in every], val_fraction)
+        answers = [[pair.chosen.messages, pair.rejected.messages] for pair in every]
+        parts = separate_validation([pair.chosen.prompt for pair in every], answers, val_fraction)
         splits = {name: [every[i] for i in part] for name, part in parts.items()}
     if missing := [name for name, part in splits.items() if not part]:
         raise InputError(f"data '{data}': no pair is left for {missing[0]}: bring more of them")

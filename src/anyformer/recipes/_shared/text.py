@@ -28,7 +28,15 @@ TEXT_COLUMN = "text"  # of rows, where a config names none
 N_EXAMPLES, SHORT_EXAMPLE, LONG_EXAMPLE = 3, 120, 4000  # characters: preferred, and at most
 MAX_EXAMPLE_TOKENS, MAX_LINE_TOKENS, MIN_SHOWN_TOKENS = 4096, 32, 6  # read for examples; of a line; left of it
 USUAL_SAMPLING = {"temperature": (0.0, 2.0), "repetition_penalty": (1.0, 2.0), "tokens": (1, 1000)}
-DRAFT_FIELDS = ("order", "passes", "revise", "remask", "edit", "gap")  # of requests to recipes that write drafts
+DRAFT_FIELDS = (
+    "order",
+    "passes",
+    "revise",
+    "remask",
+    "remask_above",
+    "edit",
+    "gap",
+)  # of requests to recipes that write drafts
 MAX_VOCAB_SIZE = 1 << 24  # the largest public vocabularies have 2^18 ids
 
 
