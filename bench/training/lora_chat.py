@@ -1,7 +1,7 @@
 """Adapters on a public chat model: a small set of one's own is learned, what was there stays; time and memory of TRL.
 
     make weights
-    python -m bench.training.lora_chat --out build/lora_chat                     about 10 minutes of CPU
+    python -m bench.training.lora_chat --out build/lora_chat                     four minutes of CPU
     python -m bench.training.lora_chat --out build/lora_chat --trl PYTHON        and beside TRL, installed there
 
 SmolLM2-135M-Instruct learns twelve facts about a ferry that does not exist, from four wordings of each question, beside
@@ -12,11 +12,13 @@ same conversations.
 """
 
 import json
-import os
 import resource
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +189,7 @@ def make_messages(question: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
 
 
-def answer(model: Any, questions: Sequence[str]) -> list[str]:
+def ask(model: Any, questions: Sequence[str]) -> list[str]:
     tokenizer = model.module.tokenizer
     prompts = [tokenizer.apply_chat_template(make_messages(question)) for question in questions]
     ids = [tokenizer.encode_parsing_special(prompt).tolist() for prompt in prompts]
@@ -203,7 +205,7 @@ def write_data(folder: Path, model: Any) -> None:
         for i, question in enumerate(fact.questions[: N_TRAIN + 1]):
             parts["train" if i < N_TRAIN else "val"].append({"messages": [*make_messages(question), answer]})
     others = OTHERS.strip().splitlines()
-    for question, text in zip(others, answer(model, others), strict=True):
+    for question, text in zip(others, ask(model, others), strict=True):
         parts["train"].append({"messages": [*make_messages(question), {"role": "assistant", "content": text.strip()}]})
     for name, rows in parts.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -220,7 +222,7 @@ def measure(model: Any) -> dict[str, float]:
     sets = {"ferry, validation": facts[-2], "ferry": facts[-1]}
     sets |= {"general, validation": general[:half], "general": general[half:]}
     for name, pairs in sets.items():
-        answers = answer(model, [question for question, _ in pairs])
+        answers = ask(model, [question for question, _ in pairs])
         rights = [truth.lower() in text.lower() for (_, truth), text in zip(pairs, answers, strict=True)]
         result[name] = sum(rights) / len(rights)
     text = resolve("plays")[0].read_text(encoding="utf-8")[10_000:18_000]
@@ -229,22 +231,29 @@ def measure(model: Any) -> dict[str, float]:
     return result
 
 
-def report_cost(started_at: float) -> dict[str, float]:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), os.times()
-    return {"cpu_seconds": children.user + children.system - started_at, "peak_mb": own.ru_maxrss / 1024}
+def report_cost(times: Sequence[float]) -> dict[str, float]:
+    """Return the CPU seconds of a step, given the time at the end of each, those of the process, and its memory."""
+    step = statistics.median(after - before for before, after in pairwise(times))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"step_cpu_seconds": step, "cpu_seconds": time.process_time(), "peak_mb": peak}
 
 
 def train_ours(out: Path, steps: int, lr: float, dtype: str, name: str) -> dict[str, Any]:
     from anyformer import api
 
-    times, losses = os.times(), []
+    times, losses = [], []
     train = {"steps": steps, "batch": BATCH, "lr": lr, "warmup": 5, "eval_every": steps, "save_every": steps}
     train |= {"device": "cpu", "dtype": dtype, "seed": 1}
     data, folder = str(out / "data"), out / name
     lora = {"rank": RANK, "alpha": float(ALPHA)}
     arguments: dict[str, Any] = {"init": out / "hf", "data": data, "lora": lora, "train": train, "out": folder}
-    api.train("chat", "adapters", progress=False, on_record=lambda record: losses.append(record["loss"]), **arguments)
-    return {"losses": losses} | report_cost(times.user + times.system)
+
+    def watch(record: dict[str, Any]) -> None:
+        losses.append(record["loss"])
+        times.append(time.process_time())
+
+    api.train("chat", "adapters", progress=False, on_record=watch, **arguments)
+    return {"losses": losses} | report_cost(times[:-1] or times)
 
 
 def train_trl(out: Path, steps: int, lr: float) -> dict[str, Any]:
@@ -253,7 +262,12 @@ def train_trl(out: Path, steps: int, lr: float) -> dict[str, Any]:
     import transformers
     import trl
 
-    times = os.times()
+    times: list[float] = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_end(self, *arguments: Any, **settings: Any) -> None:
+            times.append(time.process_time())
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "hf")
     rows = [json.loads(line) for line in (out / "data" / "train.jsonl").read_text().splitlines()]
     pairs = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows]
@@ -268,9 +282,10 @@ def train_trl(out: Path, steps: int, lr: float) -> dict[str, Any]:
     trainer = trl.SFTTrainer(
         model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=adapters
     )
+    trainer.add_callback(Watch())
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"losses": losses} | report_cost(times.user + times.system)
+    return {"losses": losses} | report_cost(times)
 
 
 def run_side(python: str, out: Path, *flags: object) -> dict[str, Any]:
@@ -309,7 +324,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=45)
+    parser.add_argument("--steps", type=int, default=36)
     parser.add_argument("--short", type=int, default=4, help="steps of both sides for time and memory")
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--trl", default="", help="a Python that has trl")
