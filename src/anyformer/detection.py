@@ -115,9 +115,11 @@ def detect_set(name: str, recipe: str | None = None) -> Detection:
     dataset = SETS.get(name) or GENERATED[name]
     kind = SET_KINDS.get(dataset.kind, dataset.kind)
     names = recipe_loading.list_recipes() if recipe is None else [recipe]
-    matches = match_recipes(Reading(kind, 1.0, dataset.about), names)
+    matches = match_recipes(Reading(kind, 1.0, dataset.about), names) if kind in KINDS else find_owner(name, names)
     if not matches:
-        raise InputError(f"the data set '{name}' is {KINDS[kind]}: no recipe of {', '.join(names)} trains on it")
+        raise InputError(
+            f"the data set '{name}' is {KINDS.get(kind, kind)}: no recipe of {', '.join(names)} trains on it"
+        )
     chosen, fields = matches[0]
     presets = recipe_loading.load_recipe(chosen).PRESETS
     own = [preset for preset in list(presets)[1:] if presets[preset].data == name]
@@ -127,12 +129,18 @@ def detect_set(name: str, recipe: str | None = None) -> Detection:
         recipe=chosen,
         preset=None if default in own else own[0] if own else fields.get("preset"),
         target=None,
-        kind=KINDS[kind],
+        kind=KINDS.get(kind, kind),
         why=dataset.about,
         fields={"data": name},
         is_sure=True,
         alternatives=tuple(other for other, _ in matches[1:]),
     )
+
+
+def find_owner(data: str, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the recipe whose default preset trains on a data set of a kind that only it reads."""
+    recipes = {name: recipe_loading.load_recipe(name) for name in names}
+    return [(n, {}) for n, r in recipes.items() if r.PRESETS[recipe_loading.default_preset(r)].data == data]
 
 
 SET_KINDS = {

@@ -21,6 +21,8 @@ KINDS = {
     "pairs",
     "labeled text",
     "tagged text",
+    "chats",
+    "preferences",
     "protein",
     "images",
     "audio",

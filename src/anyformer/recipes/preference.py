@@ -114,7 +114,7 @@ PRESETS = {
 }
 
 
-SIZES = (Size(64, 2, 32, 0), Size(96, 4, 32, 1000))  # of --minutes
+SIZES = (Size(64, 2, 32, 0), Size(96, 4, 32, 150))  # of --minutes
 
 
 def sizes(config: Config) -> Iterator[SizeOption]:
