@@ -28,6 +28,7 @@ from .model.neighbor_mixture import NeighborMixture, weigh_neighbors
 from .recipe import Recipe, SupportsCompletion
 from .training.checkpoints import atomic_directory, hash_weights
 from .training.device import evaluation_autocast, move_batch
+from .training.run_directory import require_unused_folder
 
 MAX_TUNING_TOKENS = 10_000  # that choose the weight and the temperature, and at most a tenth of the text
 HEAD_BLOCK = 256  # states that the head reads at once
@@ -77,8 +78,7 @@ def build_store(
     dim = decoder.body.config.dim
     if isinstance(decoder.head, NeighborMixture):
         raise InputError(f"{path} was loaded with a store: load it without one to write another")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not empty: name a new folder")
+    require_unused_folder(out)
     if len(split_sources(config.data)) != 1:
         raise InputError(f"data '{config.data}': a store is made of one text")
     n_val, n_all = (sum(map(count_labels, read_batches(recipe, config, split))) for split in ("val", "all"))

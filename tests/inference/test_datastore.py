@@ -231,7 +231,9 @@ def test_arrays_that_do_not_fit_are_refused(run: Path, store: Path, tmp_path: Pa
 
 def test_texts_and_folders_that_make_no_store(run: Path, store: Path, tmp_path: Path):
     new = run.parent / "new.txt"
-    assert_refused(call("index", run, "--data", new, "--out", store), f"--out {store} exists and is not empty")
+    assert_refused(
+        call("index", run, "--data", new, "--out", store), f"{store} exists and is not empty: choose another --out"
+    )
     assert_refused(
         call("index", run, "--data", f"{new}:1 {run.parent / 'old.txt'}:2", "--out", tmp_path / "a"), "one text"
     )

@@ -110,7 +110,7 @@ def test_pairs_are_told_from_text(tmp_path: Path):
 def test_mistakes_are_one_line(tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    assert_refused(call("ladder", "--data", "reverse", "--out", tmp_path / "full"), "full is not empty")
+    assert_refused(call("ladder", "--data", "reverse", "--out", tmp_path / "full"), "full exists and is not empty")
     assert_refused(call("ladder", "--data", "nowhere.tsv", "--out", tmp_path / "out"), "nowhere.tsv", "no such file")
     assert_refused(call("ladder", "--data", "reverse", "--minutes", 0, "--out", tmp_path / "out"), "minutes")
     assert_refused(call("ladder", "--sentences", 0), "--sentences is 0")

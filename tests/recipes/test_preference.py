@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,22 @@ def test_adapters_are_compared_with_the_model_below_them(base: Path, tmp_path: P
     api.train("preference", out=out, init=base, data=DATA, lora={"rank": 2}, train=TRAIN, progress=False)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and records[-1]["loss"] < records[0]["loss"]
+
+
+def test_processes_that_share_a_model_begin_with_the_same_reference(tmp_path: Path):
+    """It is computed before the model is cut into shards."""
+    flags = ("--preset", "tiny", "--data", DATA, "--steps", 1, "--train.accumulate", 2, "--dtype", "float32")
+    flags += ("--train.batch", 2, "--train.final-every", 100, "--device", "cpu")
+    call("train", "preference", *flags, "--out", tmp_path / "single").ok()
+    command = ["train", "preference", *map(str, flags), "--processes", "2", "--train.shard", "2"]
+    command += ["--out", str(tmp_path / "shared")]
+    subprocess.run([sys.executable, "-m", "anyformer", *command], check=True, capture_output=True)
+    single, shared = (
+        json.loads((tmp_path / name / "checkpoints" / "step-1" / "reference.json").read_text())
+        for name in ("single", "shared")
+    )
+    assert single["data"] == shared["data"]
+    torch.testing.assert_close(torch.tensor(shared["logprobs"]), torch.tensor(single["logprobs"]), atol=1e-4, rtol=1e-5)
 
 
 def test_other_pairs_have_no_reference(run: Path, tmp_path: Path):

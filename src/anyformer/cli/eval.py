@@ -74,7 +74,8 @@ def run(options: Command) -> None:
 def ask_questions(model: "Model", options: Command) -> None:
     from ..evaluation.few_shot import FewShotOptions, ask_questions, draw_curve
     from ..evaluation.questions import TEMPLATE
-    from ..evaluation.report import check_folder, write_evaluation
+    from ..evaluation.report import write_evaluation
+    from ..training.run_directory import require_unused_folder
 
     template = TEMPLATE if options.template is None else options.template.replace("\\n", "\n")
     names = ("shots", "examples", "limit", "tokens", "seed")
@@ -82,7 +83,7 @@ def ask_questions(model: "Model", options: Command) -> None:
     file = options.choices or options.questions
     assert file is not None
     if options.out is not None:
-        check_folder(options.out)
+        require_unused_folder(options.out)
     result = ask_questions(model, file, options.choices is not None, settings)
     if options.out is not None:
         write_evaluation(options.out, result, draw_curve(result), {"run": str(options.run), "questions": str(file)})

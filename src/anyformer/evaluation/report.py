@@ -6,23 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..errors import InputError
 from ..report.figures import draw_figure
 from ..report.html import render_template
-from ..training.run_directory import atomic_write
+from ..training.run_directory import atomic_write, require_unused_folder
 
 N_SHOWN = 10  # answers on the page
 
 
-def check_folder(out: Path) -> None:
-    """Raise InputError if a folder to write is there already, and not empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty: choose another --out")
-
-
 def write_evaluation(out: Path, result: Mapping[str, Any], figure: dict[str, Any], origin: Mapping[str, str]) -> None:
     """Write items.jsonl, evaluation.json and report.html. Raises InputError if the folder is not empty."""
-    check_folder(out)
+    require_unused_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / "items.jsonl", "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in result["items"]))
     facts = {name: value for name, value in result.items() if name != "items"}

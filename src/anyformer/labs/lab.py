@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import InputError
 from ..parsing import check_range
 from ..recipe import Figure
 from ..report.figures import draw_figure
 from ..report.html import render_template
 from ..training.config import MAX_SEED
-from ..training.run_directory import atomic_write
+from ..training.run_directory import atomic_write, require_unused_folder
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -81,8 +80,7 @@ class Lab(Protocol):
 def run_lab(lab: Lab, settings: LabSettings, out: Path, show: Log = lambda record: None) -> LabResult:
     """Run a lab and write its folder. `show` is called with every record. Raises InputError if the folder is not
     empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty: choose another --out")
+    require_unused_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
 

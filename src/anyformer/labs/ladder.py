@@ -23,7 +23,7 @@ from ..report.curves import read_lines
 from ..report.html import render_template
 from ..trained_model import Model
 from ..training.job import RecordCallback
-from ..training.run_directory import atomic_write
+from ..training.run_directory import atomic_write, require_unused_folder
 
 PAIR_RECIPES, TEXT_RECIPES = ("seq2seq", "rnnsearch", "translation"), ("mlp", "language")
 TITLES = {"mlp": "MLP (2003)", "seq2seq": "LSTM pair (2014)", "rnnsearch": "RNNsearch (2014)"}
@@ -59,8 +59,7 @@ def climb(
     Raises:
         InputError: If the data cannot be used or `out` is not empty, before anything is trained.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: choose another --out")
+    require_unused_folder(out)
     has_pairs = is_pairs(data)
     preset = "small" if not has_pairs else "reverse" if data == REVERSE else "multi30k"
     train = {"eval_every": 100, "save_every": 500, "seed": seed, "device": device, "dtype": "float32"}

@@ -283,11 +283,15 @@ def restore_or_init(job: TrainingJob) -> TrainState:
     """Return the state of the run's last checkpoint, its logs cut there; or a new state if it has none."""
     latest = distributed.agree(checkpoints.find_latest(job.run.checkpoints))
     config = job.config if latest is None else bind_checkpoint_files(job.config, latest)
-    state = init_state(job.recipe, config, lambda model: initialize(job, model))
+
+    def prepare(model: nn.Module) -> None:
+        initialize(job, model)
+        if latest is None and isinstance(job.recipe, SupportsReference):  # before processes share the model
+            job.recipe.store_reference(model.to(resolve_device(config.train.device)), config)
+
+    state = init_state(job.recipe, config, prepare)
     if job.init is not None:
         job.init.module.to("meta")  # frees its memory
-    if latest is None and isinstance(job.recipe, SupportsReference):
-        job.recipe.store_reference(state.model, config)
     if latest is not None:
         checkpoints.load_checkpoint(latest, state)
     if job.timer is not None:

@@ -287,6 +287,12 @@ def read_samples(path: Path) -> Iterator[tuple[int, str]]:
         yield int(step), head + body
 
 
+def require_unused_folder(out: Path) -> None:
+    """Raise InputError unless a folder that is to be written is new, or empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty: choose another --out")
+
+
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file such that it is either complete or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -106,7 +106,7 @@ def train(model: RegressionModel, task: Task, settings: Settings, device: torch.
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(get_lr(step, c))
         if step % max(1, settings.steps // 40) == 0 or step == settings.steps - 1:
-            log({"step": step, "loss": float(loss), "dimensions": active, "seconds": time.process_time() - start})
+            log({"step": step, "loss": loss.item(), "dimensions": active, "seconds": time.process_time() - start})
     return time.process_time() - start
 
 

@@ -53,8 +53,9 @@ def sdpa(
     enable_gqa = k.shape[1] != q.shape[1]
     if enable_gqa and q.shape[2] == 1 and (mask is None or mask.shape[1] == 1):
         # Heads that share their keys are read as queries of one head: half of the time.
-        y = F.scaled_dot_product_attention(q.view(*k.shape[:2], -1, q.shape[3]), k, v, mask, dropout_p, scale=scale)
-        return y.view(*q.shape[:3], v.shape[3])
+        grouped = q.reshape(*k.shape[:2], -1, q.shape[3])
+        y = F.scaled_dot_product_attention(grouped, k, v, mask, dropout_p, scale=scale)
+        return y.reshape(*q.shape[:3], v.shape[3])
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
