@@ -403,8 +403,8 @@ def compute_loss(logprobs: Tensor, batch: Mapping[str, Tensor], config: Config) 
     mask, advantages = batch["labels"] != IGNORE_INDEX, batch["advantages"][..., None]
     ratio = (logprobs - batch["old_logprobs"]).exp()
     losses = -torch.min(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
-    if config.kl_weight:
-        losses = losses + config.kl_weight * estimate_divergence(logprobs, batch["reference_logprobs"])
+    if config.kl_weight:  # times the ratio, since the answers are drawn from an older model (2512.02556)
+        losses = losses + config.kl_weight * ratio * estimate_divergence(logprobs, batch["reference_logprobs"])
     sums = (losses * mask).sum(-1)
     return (sums / (config.tokens if config.variant == "dr_grpo" else mask.sum(-1).clamp(min=1))).mean()
 
