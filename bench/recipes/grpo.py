@@ -2,10 +2,10 @@
 
     python -m bench.recipes.grpo --out build/grpo          about 10 minutes of CPU
 
-A question is a sum of two numbers from 0 to 99, 10,000 in all. The weak start is `chat` on 700 of them with their
+A question is a sum of two numbers from 0 to 99, 10,000 in all. The weak start is `chat` on 800 of them with their
 answers, for few steps. `grpo` then reads the others without any answer being shown: the reward is 1 for the right one.
 1,000 sums are in neither, and give the figures: the share of right answers, of the likeliest tokens and of samples. The
-first seed chose the settings. As comparisons: the weak start trained for longer on its own 700 sums, and the best of 8
+first seed chose the settings. As comparisons: the weak start trained for longer on its own 800 sums, and the best of 8
 samples by the model's own likelihood, which is a reward that needs no answers.
 """
 
@@ -21,7 +21,7 @@ from anyformer import api
 from anyformer.inference.likelihood import Pair, score_pairs
 from bench._common import make_parser
 
-N_TEST, N_VAL, N_WEAK, N_BEST = 1000, 200, 700, 8
+N_TEST, N_VAL, N_WEAK, N_BEST = 1000, 200, 800, 8
 SHAPE = {"dim": 64, "n_layer": 3, "n_head": 4, "context": 32}
 Sum = tuple[int, int]
 
@@ -92,7 +92,8 @@ def run(out: Path, seed: int, options: Any) -> dict[str, float]:
     before, weak_seconds = load_or_train(out / "before", "chat", data=weak, tokenizer="char", model=SHAPE, train=train)
     longer, _ = load_or_train(out / "longer", "chat", data=weak, init=out / "before", train=train)
     settings = {"seed": seed, "device": "cpu", "steps": options.steps, "lr": options.lr, "batch": options.batch}
-    settings |= {"save_every": options.steps, "dtype": "float32"}
+    settings |= {"save_every": options.steps, "dtype": "float32", "warmup": options.steps // 10}
+    settings |= {"eval_every": max(1, options.steps // 6)}
     tuned, seconds = load_or_train(
         out / "tuned", "grpo", data=prompts, init=out / "before", reward="exact", tokens=6, group=options.group,
         updates=options.updates, kl_weight=options.kl_weight, train=settings,
@@ -111,10 +112,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--weak-steps", type=int, default=200)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--updates", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--updates", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--kl-weight", type=float, default=0.0)
     parser.add_argument("--best", type=int, default=200, help="test sums of which the best of 8 is taken")
     options = parser.parse_args()
