@@ -86,6 +86,8 @@ def test_a_function_returns_a_finite_number(tmp_path: Path):
     (tmp_path / "bad.py").write_text("import nothing_of_the_kind\n")
     with refuses("cannot import the reward", "ModuleNotFoundError"):
         admit_reward(f"{tmp_path}/bad.py:score")
+    names = [admit_reward(lambda prompt, completion, row, value=value: value) for value in (1, 2)]
+    assert [load_reward(name)([sample("a")]) for name in names] == [[1], [2]], "two lambdas are two rewards"
     with refuses("reward is 3; expected a function, or a text"):
         admit_reward(3)
 

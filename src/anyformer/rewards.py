@@ -54,9 +54,8 @@ def admit_reward(reward: Any) -> str:
     """Return the name of a reward that a person names, by which `load_reward` then finds it in this process. Paths
     become absolute, a function gets a name. Raises InputError."""
     if callable(reward):
-        function: Any = reward
-        name = f"function:{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', 'reward')}"
-        FUNCTIONS[name] = function
+        name = name_function(reward)
+        FUNCTIONS[name] = reward
         return name
     if not isinstance(reward, str):
         raise InputError(f"reward is {show_value(reward)}; expected a function, or a text: {EXPECTED}")
@@ -70,6 +69,17 @@ def admit_reward(reward: Any) -> str:
         FUNCTIONS[reward] = import_function(Path(path), function_name)
     load_reward(reward)
     return reward
+
+
+def name_function(function: Any) -> str:
+    """Return the name of a function: where it was defined; functions within others, and lambdas, are numbered."""
+    place = getattr(function, "__qualname__", type(function).__qualname__)
+    name = f"function:{getattr(function, '__module__', '')}.{place}"
+    number, unique = 1, name
+    while "<" in name and FUNCTIONS.get(unique, function) is not function:
+        number += 1
+        unique = f"{name}#{number}"
+    return unique
 
 
 def import_function(path: Path, name: str) -> Reward:
