@@ -65,10 +65,8 @@ def run(options: Any, out: Path) -> dict[str, Any]:
     for title, share in REHEARSALS.items():
         old = {n: f | ({"rows": f.get("rows", 1.0) * share} if share else {"weight": 0.0}) for n, f in TASKS.items()}
         data = write_tasks(out / f"added-{share}.toml", old | {"pairs": PAIRS})
-        options_init = {"data": str(data), "init": out / "all", "train": {"lr": 1e-3}}
-        added[title] = measure(
-            train_for(minutes, "generalist", "small", out / f"added-{share}", **shared, **options_init)
-        )
+        start = shared | {"data": str(data), "init": out / "all", "train": {"lr": 1e-3}}
+        added[title] = measure(train_for(minutes, "generalist", "small", out / f"added-{share}", **start))
     data = write_tasks(out / "pairs.toml", {"pairs": PAIRS})
     added["from nothing"] = measure(train_for(minutes, "generalist", "small", out / "pairs", data=str(data), **shared))
     return results | {"added": added}
@@ -82,9 +80,7 @@ def show(results: dict[str, Any]) -> None:
     print(f"mean {100 * sum(shares.values()) / len(shares):.1f} %, lowest {100 * min(shares.values()):.1f} %")
     for title, row in results["added"].items():
         kept = ", ".join(f"{n} {100 * relate(n, row[n], both[n]):.1f} %" for n in both if n in row)
-        print(
-            f"a sixth task, {title}: {100 * row['pairs']:.1f} % of its answers are right; kept of the others: {kept or '-'}"
-        )
+        print(f"a sixth task, {title}: {100 * row['pairs']:.1f} % right; kept of the others: {kept or '-'}")
 
 
 def main() -> None:
