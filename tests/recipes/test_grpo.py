@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from anyformer import api
+from anyformer.conversion import export_checkpoint
 from anyformer.data.text.prompts import parse_prompt
 from anyformer.errors import InputError
 from anyformer.recipes import grpo
 from anyformer.rewards import FUNCTIONS
-from anyformer.trained_model import export_checkpoint
 from checkpoint_kit import open_reference, transformers
 from cli_kit import assert_refused, call
 from data_kit import SMALL_DATA, refuses
