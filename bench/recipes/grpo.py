@@ -19,6 +19,7 @@ from typing import Any
 import anyformer
 from anyformer import api
 from anyformer.inference.likelihood import Pair, score_pairs
+from anyformer.recipes._shared.rollouts import Answers, draw_answers
 from bench._common import make_parser
 
 N_TEST, N_VAL, N_WEAK, N_BEST = 1000, 200, 800, 8
@@ -43,35 +44,40 @@ def write_rows(folder: Path, parts: dict[str, list[Sum]]) -> str:
     return str(folder)
 
 
-def count_right(model: Any, sums: Sequence[Sum], temperature: float, seed: int = 1, **fields: Any) -> float:
-    settings = {"temperature": temperature, "tokens": 6, "seed": seed} | fields
-    messages = [f"{a}+{b}=" for a, b in sums]
-    answers = [result["text"] for result in model.predict(messages, **settings)["samples"]]
+def count_right(sums: Sequence[Sum], answers: Sequence[str]) -> float:
     return sum(answer == str(a + b) for answer, (a, b) in zip(answers, sums, strict=True)) / len(sums)
 
 
 def measure(model: Any, sums: Sequence[Sum]) -> dict[str, float]:
-    return {"greedy": count_right(model, sums, 0.0), "sampled": count_right(model, sums, 1.0)}
+    """Return the share of right answers, of the likeliest tokens and of samples, each with a seed of its own."""
+    greedy = model.predict([f"{a}+{b}=" for a, b in sums], temperature=0.0, tokens=6)["samples"]
+    sampled = sample(model, sums)
+    return {
+        "greedy": count_right(sums, [answer["text"] for answer in greedy]),
+        "sampled": count_right(sums, sampled.texts),
+    }
+
+
+def sample(model: Any, sums: Sequence[Sum]) -> Answers:
+    tokenizer = model.module.tokenizer
+    chats = [tokenizer.apply_chat_template([{"role": "user", "content": f"{a}+{b}="}]) for a, b in sums]
+    prompts = [tokenizer.encode_parsing_special(chat).tolist() for chat in chats]
+    return draw_answers(model.module, tokenizer, prompts, list(range(len(sums))), tokens=6)
 
 
 def count_best(model: Any, sums: Sequence[Sum]) -> float:
     """Return the share of right answers of the likeliest of several samples."""
-    rights = []
-    for a, b in sums:
+    answers = []
+    for seed, (a, b) in enumerate(sums):
         request = {"messages": [{"role": "user", "content": f"{a}+{b}="}], "tokens": 6, "temperature": 1.0}
-        rights.append(model.generate(**request, best_of=N_BEST)["samples"][0]["text"] == str(a + b))
-    return sum(rights) / len(rights)
+        answers.append(model.generate(**request, seed=seed, best_of=N_BEST)["samples"][0]["text"])
+    return count_right(sums, answers)
 
 
 def estimate_divergence(tuned: Any, before: Any, sums: Sequence[Sum]) -> float:
     """Return the mean log-ratio of samples of the tuned model, in nats an answer."""
-    tokenizer, pairs = tuned.module.tokenizer, []
-    messages = [f"{a}+{b}=" for a, b in sums]
-    samples = tuned.predict(messages, temperature=1.0, tokens=6)["samples"]
-    for message, sample in zip(messages, samples, strict=True):
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": message}])
-        end = [tokenizer.end_id] if sample["finish_reason"] == "stop" else []
-        pairs.append(Pair(tokenizer.encode_parsing_special(prompt).tolist(), [*sample["tokens"], *end]))
+    answers = sample(tuned, sums)
+    pairs = [Pair(prompt, tokens) for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True)]
     scores = [score_pairs(model.recipe.decoder(model.module), pairs) for model in (tuned, before)]
     return sum(a.logprob - b.logprob for a, b in zip(*scores, strict=True)) / len(pairs)
 
@@ -93,14 +99,14 @@ def run(out: Path, seed: int, options: Any) -> dict[str, float]:
     longer, _ = load_or_train(out / "longer", "chat", data=weak, init=out / "before", train=train)
     settings = {"seed": seed, "device": "cpu", "steps": options.steps, "lr": options.lr, "batch": options.batch}
     settings |= {"save_every": options.steps, "dtype": "float32", "warmup": options.steps // 10}
-    settings |= {"eval_every": max(1, options.steps // 6)}
+    settings |= {"eval_every": max(1, options.steps // 3), "eval_batches": 2}
     tuned, seconds = load_or_train(
-        out / "tuned", "grpo", data=prompts, init=out / "before", reward="exact", tokens=6, group=options.group,
-        updates=options.updates, kl_weight=options.kl_weight, train=settings,
+        out / f"tuned-{options.steps}", "grpo", data=prompts, init=out / "before", reward="exact", tokens=6,
+        group=options.group, updates=options.updates, kl_weight=options.kl_weight, train=settings,
     )  # fmt: skip
     result = {f"{name}_before": value for name, value in measure(before, parts["test"]).items()}
     result |= {f"{name}_after": value for name, value in measure(tuned, parts["test"]).items()}
-    result["greedy_trained_for_longer"] = count_right(longer, parts["test"], 0.0)
+    result |= {f"{name}_trained_for_longer": value for name, value in measure(longer, parts["test"]).items()}
     result["best_of_8_before"] = count_best(before, parts["test"][: options.best])
     result["divergence_nats"] = estimate_divergence(tuned, before, parts["test"])
     return result | {"cpu_seconds_weak": weak_seconds, "cpu_seconds_grpo": seconds}
@@ -111,7 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder for the runs; those that are there are used")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--weak-steps", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--updates", type=int, default=1)

@@ -202,7 +202,7 @@ def test_answers_do_not_depend_on_the_batch_and_know_their_probability():
 
 def test_training_prefers_what_is_rewarded(base: Path, tmp_path: Path):
     """An untrained model learns to write digits."""
-    train = TRAIN | {"steps": 30, "eval_every": 30, "save_every": 30, "lr": 1e-2}
+    train = TRAIN | {"steps": 20, "eval_every": 20, "save_every": 20, "lr": 1e-2}
     api.train("grpo", out=tmp_path / "run", init=base, train=train, updates=1, progress=False, **SETTINGS)
     rewards = [record["reward"] for record in read_records(tmp_path / "run")]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2, rewards
