@@ -16,6 +16,7 @@ are compared within the group, so that no model has to predict them. The ratio i
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -39,7 +40,7 @@ from ..events import report_progress
 from ..model import initialize
 from ..model.kernels.cross_entropy import cross_entropy
 from ..parsing import check_range, path_field
-from ..recipe import BatchStream, Examples, Figure, StreamState, advance_stream, init_stream
+from ..recipe import BatchStream, Examples, Figure, SizeOption, StreamState, advance_stream, init_stream
 from ..rewards import Sample, load_reward, read_answers
 from ..training.config import TrainConfig
 from ..training.device import evaluation_autocast
@@ -56,6 +57,7 @@ from ._shared.chat import (  # noqa: F401
 from ._shared.language import DecoderConfig, decoder, export_graph  # noqa: F401
 from ._shared.presets import TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.rollouts import average_facts, draw_answers, encode_content, score_answers, spread_seed
+from ._shared.sizes import Size, offer_sizes
 from ._shared.text import choose_examples, form  # noqa: F401
 
 CLIP = 0.2  # a ratio further from 1 than this gives no more gradient
@@ -135,6 +137,13 @@ PRESETS = {
         ),
     ),
 }
+
+
+SIZES = (Size(64, 2, 8, 0), Size(96, 4, 16, 150))  # of --minutes
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=200)
 
 
 class GRPOModel(ChatModel):
@@ -309,6 +318,15 @@ def make_batch(config: Config, rows: list[Row], data: Rows, draw: tuple[int, int
     batch |= {"advantages": torch.zeros(shape[:2]), "rewards": torch.zeros(shape[:2]), "draws": draws}
     batch |= {"reference_logprobs": torch.zeros(shape)} if config.kl_weight else {}
     return batch | {"lengths": torch.tensor([len(row.ids) for row in rows]), "rows": content}
+
+
+def baselines(config: Config) -> dict[str, dict[str, float]]:
+    """Return the mean reward of one answer to all prompts: the most frequent one of the training split."""
+    prompts = load_prompts(config)
+    counts = Counter(str(p.row["answer"]) for p in prompts.split("train") if isinstance(p.row.get("answer"), str | int))
+    name, answer = ("the most frequent answer", max(counts, key=counts.__getitem__)) if counts else ("no answer", "")
+    samples = [Sample(p.messages[-1]["content"], answer, p.row, p.where) for p in prompts.split("val")]
+    return {"reward": {name: sum(load_reward(config.reward)(samples)) / len(samples)}}
 
 
 def examples(config: Config) -> Examples:
