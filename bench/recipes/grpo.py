@@ -1,11 +1,11 @@
 """Sums: a small chat model that gets a few of them right is trained on its own answers, by whether they are right.
 
-    python -m bench.recipes.grpo --out build/grpo          about 10 minutes of CPU
+    python -m bench.recipes.grpo --out build/grpo          about 7 minutes of CPU
 
 A question is a sum of two numbers from 0 to 99, 10,000 in all. The weak start is `chat` on 800 of them with their
 answers, for few steps. `grpo` then reads the others without any answer being shown: the reward is 1 for the right one.
-1,000 sums are in neither, and give the figures: the share of right answers, of the likeliest tokens and of samples. The
-first seed chose the settings. As comparisons: the weak start trained for longer on its own 800 sums, and the best of 8
+1,000 sums are in neither, and give the figures: the share of right answers, of the likeliest tokens and of samples.
+Short runs with the first seed chose the settings. As comparisons: the weak start trained for longer on its own 800 sums, and the best of 8
 samples by the model's own likelihood, which is a reward that needs no answers.
 """
 
