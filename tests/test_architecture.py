@@ -154,6 +154,7 @@ OPERATIONAL |= {
     "group",
     "order",
     "reference",
+    "rollouts",
     "documents",
     "note_start",
     "note_end",

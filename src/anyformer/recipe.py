@@ -250,6 +250,27 @@ class SupportsReference(Protocol):
 
 
 @runtime_checkable
+class SupportsFrozenReference(Protocol):
+    """What the model before training says of new texts may be needed at every step."""
+
+    def needs_reference(self, config: Any) -> bool: ...
+
+    def keep_reference(self, model: Any, config: Any) -> None:
+        """Keep a copy of the model. Called with the weights that training begins with, again whenever it is resumed."""
+
+
+@runtime_checkable
+class SupportsRollouts(Protocol):
+    """The model is trained on its own samples: batches hold prompts, which are answered before each update. `reward` is
+    a field of the config."""
+
+    def roll_out(
+        self, model: Any, batches: list[dict[str, Any]], step: int
+    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """Return the batches of an update with the answers in them, and figures of those for the record of the step."""
+
+
+@runtime_checkable
 class SupportsFinish(Protocol):
     """The best model is corrected after training, on the validation split, for example its bands. Its weights and
     `files` then hold what was fitted, and its checkpoint is written again."""

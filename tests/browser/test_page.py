@@ -20,7 +20,7 @@ from tests.browser.conftest import RECORD_FETCH
 
 pytestmark = pytest.mark.browser
 TEXTS = ("language", "mlp", "recall")
-TALKS = ("chat", "preference")  # the form of `language` with a chat template, which has tests of its own
+TALKS = ("chat", "preference", "grpo")  # the form of `language` with a chat template, which has tests of its own
 FILES = ("speech", "vision")
 DONE = "() => !document.body.classList.contains('busy') && !document.querySelector('.answer .empty')"
 

@@ -132,7 +132,7 @@ WITHOUT_GRAPH = {"generalist", "mask_predict", "recall", "rnnsearch", "seq2seq"}
 
 
 def test_default_presets_with_a_public_family():
-    """Language, chat and preference are Qwen3, spans T5, control a decision transformer; the others say why not."""
+    """Language and chat models are Qwen3, spans T5, control a decision transformer; the others say why not."""
     reasons = {}
     for name in recipe_loading.list_recipes():
         recipe = recipe_loading.load_recipe(name)
@@ -141,6 +141,7 @@ def test_default_presets_with_a_public_family():
         "chat",
         "language",
         "preference",
+        "grpo",
         "spans",
         "control",
     }

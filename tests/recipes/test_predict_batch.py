@@ -23,7 +23,7 @@ BATCHED = [
 TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
 PAIRS, PROMPTS = (
     ("translation", "mask_predict", "seq2seq", "rnnsearch"),
-    ("chat", "preference", "language", "recall", "mlp"),
+    ("chat", "preference", "grpo", "language", "recall", "mlp"),
 )
 INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,

@@ -32,6 +32,7 @@ from data_kit import SMALL_DATA, refuses
 INPUTS: dict[str, dict[str, Any]] = {
     "chat": {"input": "Spell fox"},
     "preference": {"input": "Spell fox"},
+    "grpo": {"input": "Add 3 and 4"},
     "language": {"input": "To be, or not"},
     "recall": {"input": "To be"},
     "masked": {"input": "To [MASK]e, or"},

@@ -22,6 +22,7 @@ REFUSED = "files and data sets of the server cannot be named here"
 REQUESTS: dict[str, dict[str, Any]] = {
     "chat": {"input": ["to be", "or not"], "tokens": 5, "temperature": 0},
     "preference": {"input": ["Spell", "or not"], "tokens": 5, "temperature": 0},
+    "grpo": {"input": ["Add 3", "or 4"], "tokens": 5, "temperature": 0},
     "language": {"prompt": ["to be", "or not"], "tokens": 5, "seed": 2, "samples": 2, "logprobs": 1, "echo": True},
     "recall": {"input": "to be", "tokens": 5, "temperature": 0},
     "mlp": {"prompt": "to be", "tokens": 5, "temperature": 0},

@@ -70,7 +70,7 @@ WRITERS: dict[type, str] = {bool: "bool", int: "uint32", float: "float32", str: 
 
 
 class GPT2(Family):
-    model_type, recipes, architecture = "gpt2", ("language", "chat", "preference"), "GPT2LMHeadModel"
+    model_type, recipes, architecture = "gpt2", ("language", "chat", "preference", "grpo"), "GPT2LMHeadModel"
     stacks = {"model": (GPT2_FIELDS, {**gpt2.SETTINGS, "activation": ("gelu_tanh",)})}  # noqa: RUF012
     fields, settings, embedding = {"vocab_size": ("padded_vocab", None)}, {"window": (None,)}, "nodes.token.weight"
 

@@ -34,7 +34,7 @@ MAPS = {
 
 
 class GPT2(Family):
-    model_type, recipes, architecture = "gpt2", ("language", "chat", "preference"), "GPT2LMHeadModel"
+    model_type, recipes, architecture = "gpt2", ("language", "chat", "preference", "grpo"), "GPT2LMHeadModel"
     stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
     settings, embedding = {"window": (None,)}, "nodes.token.weight"
 

@@ -43,7 +43,7 @@ BIASES = {"attention": r".*\.attn\..*\.bias", "mlp": r".*\.mlp\..*\.bias"}  # pa
 
 
 class Llama(Family):
-    model_type, recipes, architecture = "llama", ("language", "chat", "preference"), "LlamaForCausalLM"
+    model_type, recipes, architecture = "llama", ("language", "chat", "preference", "grpo"), "LlamaForCausalLM"
     stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
     settings, embedding = {"window": (None,)}, "nodes.token.weight"
 

@@ -47,6 +47,10 @@ class Command:
         False
     )
     notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
+    best_of: Annotated[int | None, "Draw so many for each sample, and keep the best by --reward."] = None
+    reward: str | None = None
+    """Of --best-of: regex:PATTERN, classifier:RUN:LABEL, or FILE.py:FUNCTION of yours, which is called with the prompt,
+    the answer and {}, and returns a number. Default: the mean log-probability of the tokens."""
     store: StoreFlag = None
     draft: DraftFlag = None
     recipe: RecipeFlag = None
@@ -56,6 +60,8 @@ class Command:
 
     def __post_init__(self) -> None:
         check_range(self, "tokens", at_least=1, at_most=10_000_000)
+        if self.reward is not None and self.best_of is None:
+            raise InputError("--reward says which of several samples is the best: give their number, --best-of 16")
 
 
 def run(options: Command) -> None:
@@ -73,9 +79,12 @@ def run(options: Command) -> None:
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
-    if options.json:
-        answer = model.predict(request)
-        print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
+    if options.json or options.best_of is not None:
+        answer = model.generate(**request)
+        if options.json:
+            print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
+        else:
+            print_best(answer)
         return
     print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
 
@@ -89,7 +98,8 @@ def build_request(options: Command) -> dict[str, Any]:
     request: dict[str, Any] = {"prompt": prompts} if prompts else {}
     if options.chat is not None:
         request["messages"] = [{"role": "user", "content": options.chat}]
-    return request | {name: getattr(options, name) for name in REQUEST_FIELDS} | read_structure(options)
+    best = {name: value for name in ("best_of", "reward") if (value := getattr(options, name)) is not None}
+    return request | {name: getattr(options, name) for name in REQUEST_FIELDS} | read_structure(options) | best
 
 
 def read_structure(options: Command) -> dict[str, Any]:
@@ -119,6 +129,14 @@ def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> N
     print_status(", ".join(f"{len(c.tokens)} tokens ({reasons[c.finish_reason]})" for c in completions))
     if has_structure:
         print_masses(completions)
+
+
+def print_best(answer: dict[str, Any]) -> None:
+    """Print the best samples, their rewards, and how far from the model they may be."""
+    print(f"\n{'-' * 20}\n".join(sample["prompt"] + sample["text"] for sample in answer["samples"]))
+    rewards = ", ".join(f"{sample['reward']:.4g}" for sample in answer["samples"])
+    bound = f"at most {answer['kl_at_most']:.2f} nats from the model's own distribution"
+    print_status(f"reward {rewards}, the best of {answer['best_of']}; {bound}")
 
 
 def print_masses(completions: list[Any]) -> None:
