@@ -1,4 +1,4 @@
-"""GPT-2, Llama and Qwen3: logits and greedy generation equal those of transformers, in both directions."""
+"""Families of language models: logits and greedy generation equal those of transformers, in both directions."""
 
 import dataclasses
 from pathlib import Path
@@ -30,6 +30,14 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 SIZES["Llama"] |= {"num_key_value_heads": 2, "max_position_embeddings": 96}
 SIZES["Qwen3"] = SIZES["Llama"] | {"head_dim": 6}
+SIZES |= dict.fromkeys(("Mistral", "Qwen2", "Olmo2", "SmolLM3", "Phi3"), SIZES["Llama"])
+SIZES |= dict.fromkeys(("Gemma2", "Gemma3"), SIZES["Qwen3"] | {"num_hidden_layers": 5, "query_pre_attn_scalar": 10})
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}  # others are named after their family
+HEADS = {"GPT2": "GPT2LMHeadModel"}
+SCALED = {"rope_theta": 500.0, "factor": 4.0}
+YARN = SCALED | {"rope_type": "yarn", "original_max_position_embeddings": 24}
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= SCALED | {"original_max_position_embeddings": 24}
 ROTARY_500 = {"rope_theta": 500.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 CASES: dict[str, dict[str, Any]] = {
@@ -49,14 +57,43 @@ CASES: dict[str, dict[str, Any]] = {
     "Qwen3, local layers": {
         "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 7, "layer_types": LAYER_TYPES
     },
+    "Llama, linear scaling": {"rope_parameters": SCALED | {"rope_type": "linear"}},
+    "Llama, dynamic scaling": {"rope_parameters": SCALED | {"rope_type": "dynamic"}, "max_position_embeddings": 24},
+    "Llama, yarn": {"rope_parameters": YARN | {"beta_fast": 8.0, "attention_factor": 1.2}},
+    "Llama, llama3 scaling": {"rope_parameters": LLAMA3},
+    "Mistral": {"sliding_window": 7},
+    "Mistral, global": {"sliding_window": None, "head_dim": 10},
+    "Qwen2": {},
+    "Qwen2, local layers, yarn": {
+        "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 7, "layer_types": LAYER_TYPES,
+        "rope_parameters": YARN, "tie_word_embeddings": True,
+    },
+    "Olmo2": {"rms_norm_eps": 1e-3},
+    "Olmo2, attention biases": {"attention_bias": True},
+    "SmolLM3": {"num_hidden_layers": 5},
+    "SmolLM3, other layers": {"num_hidden_layers": 3, "no_rope_layers": [0, 1, 1], "rope_parameters": YARN},
+    "Phi3": {"sliding_window": 7},
+    "Phi3, global": {"sliding_window": None, "tie_word_embeddings": True},
+    "Gemma2": {"sliding_window": 7, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0},
+    "Gemma2, no caps, untied": {
+        "attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False
+    },
+    "Gemma3": {"sliding_window": 7, "num_hidden_layers": 7},
+    "Gemma3, scaled, capped logits": {
+        "sliding_window": 5, "layer_types": LAYER_TYPES, "num_hidden_layers": 3, "final_logit_softcapping": 2.0,
+        "rope_parameters": {
+            "full_attention": SCALED | {"rope_type": "linear"},
+            "sliding_attention": {"rope_theta": 10.0, "rope_type": "default"},
+        },
+    },
 }  # fmt: skip
 
 
 def build(case: str) -> Any:
     family = case.split(",")[0]
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "vocab_size": 53}
-    config = getattr(transformers, f"{family}Config")(**SIZES[family] | ends | CASES[case])
-    return build_reference("GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM", config)
+    config = getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**SIZES[family] | ends | CASES[case])
+    return build_reference(HEADS.get(family, f"{family}ForCausalLM"), config)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -71,6 +108,8 @@ def random_ids(*shape: int) -> torch.Tensor:
 def test_logits_equal_those_of_transformers(case: Exchange):
     with torch.no_grad():
         assert_close(case.module(random_ids(3, 41)), case.reference(random_ids(3, 41)).logits)
+        if case.model.config.model.position == "rotary":  # it reaches beyond the context
+            assert_close(case.module(random_ids(1, 131)), case.reference(random_ids(1, 131)).logits)
 
 
 def test_greedy_generation_equals_that_of_transformers(case: Exchange):
