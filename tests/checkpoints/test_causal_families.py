@@ -189,7 +189,50 @@ def test_default_presets_with_a_public_family():
     assert {name for name, formats in reasons.items() if formats["onnx"]} == WITHOUT_GRAPH
 
 
-# --- Qwen3 configs that cannot be read ---
+# --- configs that cannot be read ---
+
+
+@pytest.mark.parametrize(
+    ("case", "fields", "message"),
+    [
+        ("Llama", {"rope_scaling": {"rope_type": "longrope"}}, "rope_type is 'longrope', which is not supported"),
+        ("Llama", {"rope_parameters": LLAMA3 | {"factor": 0.5}}, "factor is 0.5; it must be a number from 1"),
+        ("Llama", {"rope_parameters": SCALED | {"rope_type": "linear", "factor": 0}}, "factor is 0"),
+        (
+            "Llama",
+            {"rope_parameters": SCALED | {"rope_type": "linear", "factor": [2]}},
+            "factor is .2.; it must",
+        ),
+        ("Llama", {"rope_parameters": SCALED | {"rope_type": "dynamic", "factor": 1e300}}, "context is"),
+        ("Llama", {"rope_parameters": YARN | {"truncate": False}}, "truncate is False"),
+        ("Llama", {"rope_parameters": YARN | {"mscale": 2.0}}, "the field mscale = 2.0 is unknown"),
+        ("Llama", {"rope_parameters": LLAMA3 | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ("Mistral", {"sliding_window": 0}, "sliding_window is 0"),
+        ("Mistral", {"attention_bias": True}, "attention_bias is True"),
+        ("Qwen2", {"layer_types": ["chunked_attention"] * 2}, "layer_types must be a list of 2 names"),
+        ("Olmo2", {"clip_qkv": 8.0}, "clip_qkv = 8.0 is unknown"),
+        ("SmolLM3", {"no_rope_layers": [1, 2, 0, 0, 1]}, "no_rope_layers must be a list of 5 numbers"),
+        ("SmolLM3", {"use_sliding_window": True}, "use_sliding_window is True"),
+        ("Phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [2.0]}}, "'su'"),
+        ("Phi3", {"rope_scaling": YARN | {"rope_theta": 1e4}, "rope_parameters": None}, "rope_type is not 'default'"),
+        ("Gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ("Gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1; it must be above 0"),
+        ("Gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0; it must be above 0"),
+        (
+            "Gemma2",
+            {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 3},
+            "all layers local but every k-th",
+        ),
+        ("Gemma3", {"rope_local_base_freq": 3.0}, "rope_local_base_freq is 3.0"),
+        ("Gemma3", {"rope_parameters": {"sliding_attention": YARN}}, "the rope_type of sliding_attention must be"),
+        ("Gemma3", {"rope_parameters": {"full_attention": SCALED | {"rope_type": "dynamic"}}}, "'dynamic'"),
+    ],
+)
+def test_a_config_with_another_result_is_refused(case: str, fields: dict[str, Any], message: str, tmp_path: Path):
+    edit_config(save(build(case), tmp_path), **fields)
+    with pytest.raises(InputError, match=message) as error:
+        anyformer.load(tmp_path, "cpu")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ class Family:
         plain = {name: valid for name, valid in PLAIN.items() if name not in self.own}
         for stack, (fields, settings) in self.stacks.items():
             own = {name: plain[name] for name in plain if name in values[stack]}
-            require_model(values[stack], fields, own | settings, "" if stack == "model" else f"{stack}.")
-        require_settings(values, {name: plain[name] for name in plain if name in values} | self.settings)
+            require_model(values[stack], fields, {**own, **settings}, "" if stack == "model" else f"{stack}.")
+        require_settings(values, {**{name: plain[name] for name in plain if name in values}, **self.settings})
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
         """Return the public config, but for `model_type`, for a recipe's config that `check_config` accepts."""

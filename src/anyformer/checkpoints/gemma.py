@@ -142,6 +142,7 @@ def write_scalar(model: ConfigDict) -> int:
 def read_rotary_of_kinds(c: ConfigFields, context: int) -> tuple[ConfigDict, float]:
     """Read the rotary fields of global layers, and the base of local ones. Version 5 has both in `rope_parameters`."""
     nested, outer = c.get_object("rope_parameters"), c.get_object("rope_scaling")
+    rotary: ConfigDict
     base, local = c.get_number("rope_theta", GLOBAL_BASE), c.get_number("rope_local_base_freq", LOCAL_BASE)
     if not {GLOBAL, LOCAL} & nested.values.keys():
         rotary = read_rotary(c, context, GLOBAL_BASE)
@@ -156,7 +157,7 @@ def read_rotary_of_kinds(c: ConfigFields, context: int) -> tuple[ConfigDict, flo
         if outer.values and read_scaling(outer, context, base) != scaling:
             raise InputError(f"{c.where}: rope_parameters and rope_scaling differ; they must say the same")
         rotary = {"rotary_base": base, "rope_scaling": scaling}
-    if rotary["rope_scaling"] is not None and rotary["rope_scaling"]["rope_type"] == "dynamic":
+    if (rotary["rope_scaling"] or {}).get("rope_type") == "dynamic":
         raise InputError(f"{c.where}: rope_type is 'dynamic', which is not supported where layers have different bases")
     return rotary, local
 

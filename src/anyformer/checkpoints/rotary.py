@@ -35,7 +35,9 @@ def read_rotary(c: ConfigFields, context: int, default_base: float = 10_000.0) -
 
 def read_scaling(fields: ConfigFields, context: int, base: float) -> ConfigDict | None:
     """Return the fields of a `RopeScaling`, or None where the frequencies are those of the training."""
-    fields.require(partial_rotary_factor=1.0, rope_theta=base)
+    fields.require(partial_rotary_factor=1.0)
+    if (own_base := fields.get_number("rope_theta", base)) != base:
+        raise InputError(f"{fields.where}: rope_theta is {base:g} outside, and {own_base:g} here; they must be equal")
     kind = fields.get_choice("rope_type", {"default": None, **SCALINGS}, fields.get("type", "default"))
     fields.require(type=kind or "default")
     scaling: ConfigDict | None = None

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "learned_relative"]
+Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "learned_rel"]
 Norm = Literal["layernorm", "rmsnorm", "rmsnorm_1p"]
 NormPlace = Literal["pre", "post", "output", "sandwich"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu", "geglu_exact"]
@@ -19,7 +19,7 @@ CHOICES = {
     "init": get_args(Init),
 }
 GATED = ("swiglu", "geglu", "geglu_exact")
-LEARNED, RELATIVE = ("learned", "learned_relative"), ("relative", "learned_relative")  # positions
+LEARNED, RELATIVE = ("learned", "learned_rel"), ("relative", "learned_rel")  # positions
 ALIASES = {"rope": "rotary", "silu": "swiglu"}  # common names that no spelling distance would find
 MAX_SIZES = {
     "dim": 1 << 20,
