@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .report.notebook import Run
 
 UNCHANGED = ContextChange()
+Format = Literal["hf", "gguf", "onnx", "peft"]
 
 
 class Model:
@@ -477,13 +478,15 @@ def import_checkpoint(source: str | Path, out: Path, command: str = "", change: 
 
 @check_arguments
 def export_checkpoint(
-    source: str | Path, to: Literal["hf", "gguf", "onnx", "peft"], folder: Path, recipe: Any = None
+    source: str | Path, to: Format, folder: Path, recipe: Any = None, quantize: gguf.Quantization | None = None
 ) -> list[str]:
     """Write a run or a checkpoint in a public format ("hf", "gguf", "onnx" or "peft") to a new or empty folder.
 
     Returns the names of the written files. Raises InputError if the format cannot hold this model. `recipe` as for
-    `load`.
+    `load`; `quantize` is how GGUF stores matrices, None for float32.
     """
+    if quantize is not None and to != "gguf":
+        raise InputError(f"quantize is {quantize}, which is for gguf, not for {to}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty: name a new folder")
     model = load(source, "cpu", merged=to != "peft", recipe=recipe)
@@ -492,5 +495,6 @@ def export_checkpoint(
         base = checkpoints.read_json(model.path / "config.json").get("init", {}).get("path", "")
         peft.write(folder, model.recipe, values, model.module, base)
     else:
-        {"hf": hf_folder, "gguf": gguf, "onnx": onnx}[to].write(folder, model.recipe, values, model.module)
+        options: dict[str, Any] = {"quantize": quantize} if to == "gguf" else {}
+        {"hf": hf_folder, "gguf": gguf, "onnx": onnx}[to].write(folder, model.recipe, values, model.module, **options)
     return sorted(path.name for path in folder.iterdir())

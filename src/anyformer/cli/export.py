@@ -21,6 +21,10 @@ class Command:
     run: Annotated[Path, POSITIONAL, "A run directory (its best checkpoint), or a checkpoint."]
     directory: Annotated[Path, POSITIONAL, "Where to write: a new or empty folder."]
     to: Annotated[Literal["hf", "gguf", "onnx", "peft"], "The format."]
+    quantize: Annotated[
+        Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None,
+        "How gguf stores matrices. Without it: float32.",
+    ] = None
     recipe: RecipeFlag = None
     json: JsonFlag = False
 
@@ -29,7 +33,9 @@ def run(options: Command) -> None:
     from .. import api
 
     with show_progress():
-        files = api.export_checkpoint(options.run, options.to, options.directory, recipe=options.recipe)
+        files = api.export_checkpoint(
+            options.run, options.to, options.directory, recipe=options.recipe, quantize=options.quantize
+        )
     if options.json:
         print(json.dumps({"directory": str(options.directory), "format": options.to, "files": files}))
         return
