@@ -1,4 +1,4 @@
-"""A trained model, `Model`; loaded from a run or a public checkpoint, imported and exported."""
+"""A trained model, `Model`; loaded from a run or a public checkpoint, and imported."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recipe_loading
-from .checkpoints import gguf, hf_folder, onnx, peft
+from .checkpoints import hf_folder
 from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
@@ -27,7 +27,7 @@ from .model.intervention import Rule, ablate, patch
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.trace import Trace, record
 from .model.transformer import Transformer
-from .parsing import check_arguments, parse_dataclass, to_json
+from .parsing import check_arguments, parse_dataclass
 from .predict_file import check_finite, predict_file
 from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsForm, SupportsScore, SupportsStream
 from .recipe_loading import resolve_paths
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from .report.notebook import Run
 
 UNCHANGED = ContextChange()
-Format = Literal["hf", "gguf", "onnx", "peft"]
 
 
 class Model:
@@ -474,27 +473,3 @@ def import_checkpoint(source: str | Path, out: Path, command: str = "", change: 
             run.remove()
             raise
     return model
-
-
-@check_arguments
-def export_checkpoint(
-    source: str | Path, to: Format, folder: Path, recipe: Any = None, quantize: gguf.Quantization | None = None
-) -> list[str]:
-    """Write a run or a checkpoint in a public format ("hf", "gguf", "onnx" or "peft") to a new or empty folder.
-
-    Returns the names of the written files. Raises InputError if the format cannot hold this model. `recipe` as for
-    `load`; `quantize` is how GGUF stores matrices, None for float32.
-    """
-    if quantize is not None and to != "gguf":
-        raise InputError(f"quantize is {quantize}, which is for gguf, not for {to}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty: name a new folder")
-    model = load(source, "cpu", merged=to != "peft", recipe=recipe)
-    values = to_json(model.config)
-    if to == "peft":
-        base = checkpoints.read_json(model.path / "config.json").get("init", {}).get("path", "")
-        peft.write(folder, model.recipe, values, model.module, base)
-    else:
-        options: dict[str, Any] = {"quantize": quantize} if to == "gguf" else {}
-        {"hf": hf_folder, "gguf": gguf, "onnx": onnx}[to].write(folder, model.recipe, values, model.module, **options)
-    return sorted(path.name for path in folder.iterdir())

@@ -16,10 +16,10 @@ from anyformer.answer_text import format_prediction
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.text.chat_batches import encode_conversations
 from anyformer.examples import predict_examples
+from anyformer.exporting import export_checkpoint
 from anyformer.model.kernels import cross_entropy
 from anyformer.recipe import Examples
 from anyformer.recipes import chat
-from anyformer.trained_model import export_checkpoint
 from anyformer.training import checkpoints, gradients, loop
 from anyformer.training.config import LoRAConfig
 from anyformer.training.updates import make_update
