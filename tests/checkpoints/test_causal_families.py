@@ -88,6 +88,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+HAS_5 = transformers.__version__ >= "5"
+needs_5 = pytest.mark.skipif(not HAS_5, reason="names of version 5 of transformers")
+if not HAS_5:
+    WITH_4 = [case for case in CASES if case.startswith(("GPT2", "Llama", "Qwen3"))]
+    CASES = {case: CASES[case] for case in WITH_4 if "yarn" not in case and "scaling" not in case}
+
 
 def build(case: str) -> Any:
     family = case.split(",")[0]
@@ -192,6 +198,7 @@ def test_default_presets_with_a_public_family():
 # --- configs that cannot be read ---
 
 
+@needs_5
 @pytest.mark.parametrize(
     ("case", "fields", "message"),
     [

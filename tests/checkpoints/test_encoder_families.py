@@ -21,6 +21,7 @@ from checkpoint_kit import (
     transformers,
 )
 
+pytestmark = pytest.mark.skipif(transformers.__version__ < "5", reason="names of version 5 of transformers")
 LONGEST = 19
 BERT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 37, "vocab_size": 53}
 ROBERTA = BERT | {"max_position_embeddings": LONGEST + 2, "layer_norm_eps": 1e-5, "pad_token_id": 1}

@@ -88,7 +88,7 @@ class ModernBERT(Family):
             "layer_types": kinds,
             "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
             **{BASE_NAMES[kind]: base for kind, base in bases.items()},
-            "pad_token_id": None,
+            **dict.fromkeys(("pad_token_id", "cls_token_id", "sep_token_id")),  # the tokenizer has them
             "global_attn_every_n_layers": values["global_every"] if LOCAL in kinds else 1,
         }
 

@@ -65,7 +65,7 @@ class TextEncoder(Encoder):
         self.edges, self.embed_pool = build_layer_edges(config), POOLING[config.embed_pool]
         if not config.first_norm:
             self.body.blocks[0].attn_norm = nn.Identity()
-        self.files = {"tokenizer.json": tokenizer.to_json()}
+        self.files = {"tokenizer.json": tokenizer.to_json(), **tokenizer.extra_files}
 
 
 def build_layer_edges(config: EncoderConfig) -> list[Edges]:
