@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from anyformer import api
+from anyformer.conversion import export_checkpoint
 from anyformer.data.text.preferences import parse_pair, read_pairs
 from anyformer.errors import InputError
-from anyformer.exporting import export_checkpoint
 from anyformer.recipes import preference
 from checkpoint_kit import open_reference, transformers
 from cli_kit import assert_refused, call
