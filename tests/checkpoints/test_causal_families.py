@@ -10,6 +10,7 @@ import torch
 import anyformer
 from anyformer import recipe_loading
 from anyformer.checkpoints import exports, hf_folder
+from anyformer.conversion import export_checkpoint
 from anyformer.errors import InputError
 from anyformer.parsing import to_json
 from anyformer.trained_model import Model
@@ -129,6 +130,16 @@ def test_an_exported_folder_opens_in_transformers_and_comes_back_bit_for_bit(cas
     with torch.no_grad():
         assert_close(case.module(random_ids(2, 41)), case.open_exported()(random_ids(2, 41)).logits)
     case.load_exported()
+
+
+@needs_5
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Gemma2", "Gemma3", "SmolLM3", "Olmo2", "Phi3"])
+def test_a_graph_runs_in_onnxruntime(name: str, tmp_path: Path):
+    """The export compares the graph with the model."""
+    pytest.importorskip("onnxruntime", reason="the oracle of this test")
+    for cached in (False, True):
+        export_checkpoint(save(build(name), tmp_path / "source"), "onnx", tmp_path / f"out-{cached}", cached=cached)
 
 
 # --- models of anyformer's own presets ---

@@ -17,6 +17,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "llama3": {"low_freq_factor": REQUIRED, "high_freq_factor": REQUIRED},
 }
 """Type of scaling -> its further fields, and their defaults."""
+MAX_PERIOD = 64  # of layers with a rotary base of their own
 
 
 def read_rotary(c: ConfigFields, context: int, default_base: float = 10_000.0) -> ConfigDict:
@@ -91,10 +92,10 @@ def write_scaling(model: ConfigDict) -> ConfigDict:
 
 
 def find_cycle(bases: list[float]) -> list[float]:
-    """Return the shortest start of a list that, over and over, is the list."""
+    """Return the shortest start of a list that, over and over, is the list; at most MAX_PERIOD long, else all of it."""
     n = len(bases)
-    period = next(p for p in range(1, n + 1) if all(bases[i] == bases[i % p] for i in range(n)))
-    return bases[:period]
+    periods = (p for p in range(1, min(n, MAX_PERIOD) + 1) if all(bases[i] == bases[i % p] for i in range(n)))
+    return bases[: next(periods, n)]
 
 
 def expand_cycle(model: ConfigDict) -> list[float]:
