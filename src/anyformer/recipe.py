@@ -198,6 +198,13 @@ class SupportsExport(Protocol):
 
 
 @runtime_checkable
+class SupportsCachedExport(Protocol):
+    """The model can be exported as a graph that takes and returns keys and values (ONNX), to run token by token."""
+
+    def export_cached_graph(self, model: Any) -> Graph: ...
+
+
+@runtime_checkable
 class SupportsFigures(Protocol):
     """The report of a run shows figures of the trained model."""
 

@@ -95,6 +95,30 @@ def assert_same_outputs(graph: Any, session: Any, inputs: Inputs) -> None:
         assert np.abs(a.numpy() - b).max() <= max(1e-5 * float(a.abs().max()), 1e-6)
 
 
+@pytest.mark.parametrize("preset", ["local", pytest.param("bloom", marks=pytest.mark.slow)])
+def test_a_graph_with_keys_and_values_generates_token_by_token(preset: str, tmp_path: Path):
+    recipe, config, model = build("language", preset)
+    onnx.write(tmp_path / "out", recipe, to_json(config), model, cached=True)
+    session, ids, expected = open_session(tmp_path / "out"), [7, 1, 30], [7, 1, 30]
+    shape = 2, config.model.kv_heads, 0, config.model.head_channels
+    past = {x.name: np.zeros(shape, np.float32) for x in session.get_inputs() if x.name != "ids"}
+    new = ids
+    for _ in range(20):
+        logits, *present = session.run(None, {"ids": np.array([new] * 2), **past})
+        past = dict(zip(past, present, strict=True))
+        new = [int(logits[1, -1].argmax())]
+        ids = ids + new
+        with torch.inference_mode():
+            expected.append(int(model(torch.tensor([expected]))[0, -1].argmax()))
+    assert ids == expected
+
+
+def test_a_model_without_keys_and_values_says_so(tmp_path: Path):
+    recipe, config, model = build("masked", "tiny")
+    with pytest.raises(InputError, match="the recipe 'masked' has no such graph: cached is for models of text"):
+        onnx.write(tmp_path / "out", recipe, to_json(config), model, cached=True)
+
+
 def other_sizes(graph: Any) -> list[dict[str, int]]:
     """More rows than were traced, the longest inputs, and the shortest."""
     axes = {axis for graph_input in graph.inputs.values() for axis in onnx.find_open_axes(graph_input).values()}
