@@ -17,6 +17,7 @@ test: $(DONE)  ## everything that shows in seconds
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 
 test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real checkpoints too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
 	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow
 
 test-browser: $(DONE)  ## the page of the server in chromium ($$CHROMIUM, or the one on the path): a minute
@@ -33,7 +34,7 @@ fuzz: $(DONE)  ## an hour: damaged files, flags, requests, faults of the machine
 fuzz-short: $(DONE)  ## minutes of the same, a few examples of each; no table is written
 	HYPOTHESIS_PROFILE=fuzz ANYFORMER_FUZZ=$${ANYFORMER_FUZZ:-10} ANYFORMER_FAULTS=$${ANYFORMER_FAULTS:-1} $(PYTEST) tests/fuzz
 
-test-random: $(DONE)  ## the tests of `make test` in a random order; SEED=1 repeats the one that was printed as 1
+test-random: $(DONE)  ## the tests of `make test` in a random order; SEED=1 repeats one, TESTS=tests/model runs some
 	test -d .venv-random || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv-random pytest-randomly
 	PYTHONPATH=$(CURDIR)/.venv-random $(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" \
@@ -73,7 +74,7 @@ dist:  ## wheel and sdist in dist/, checked; the wheel is installed into an empt
 	.venv-dist/bin/check-wheel-contents dist/*.whl
 	.venv-dist/bin/python tests/release/try_wheel.py dist/*.whl build/clean
 
-docs: $(DONE)  ## the documentation as pages, in build/docs/index.html: no network needed to build or to read it
+docs: $(DONE)  ## the documentation as pages, build/docs/index.html; they load nothing from elsewhere
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python docs/site/stage.py build/docs-source
 	rm -rf build/docs

@@ -11,6 +11,7 @@ release = version = anyformer.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
+highlight_language = "none"  # of blocks that name no language: outputs
 default_role = "code"  # docstrings write `name` as Markdown does
 
 autodoc_member_order = "bysource"

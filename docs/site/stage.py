@@ -8,6 +8,7 @@ to the page of a recipe. The pages of recipes are made from their docstrings and
 
 import importlib
 import inspect
+import json
 import os.path
 import re
 import shutil
@@ -72,6 +73,7 @@ def build_pages() -> dict[str, str]:
     pages = {name: rewrite_links(name, text, origins[name].parent, sources) for name, text in texts.items()}
     recipes = {f"recipes/{name}.md": describe(name) for name in recipe_loading.list_recipes()}
     pages |= {name: rewrite_links(name, text, DOCS / "recipes", sources) for name, text in recipes.items()}
+    pages |= {f"notebooks/{path.stem}.md": show_notebook(path) for path in (DOCS / "notebooks").glob("*.ipynb")}
     pages["recipes/index.md"] = list_recipes()
     pages |= {f"api/{name}.md": document(*page) for name, page in API.items()}
     pages["api/index.md"] = list_api()
@@ -104,8 +106,8 @@ def rewrite_links(name: str, text: str, folder: Path, sources: set[Path]) -> str
 def find_page(path: Path) -> str:
     """Return the page of the site that stands for a file or a folder of the repository."""
     inside = path.relative_to(ROOT)
-    if inside.parts[0] == "docs" and path.suffix == ".md":
-        return inside.relative_to("docs").as_posix()
+    if inside.parts[0] == "docs" and path.suffix in (".md", ".ipynb"):
+        return inside.relative_to("docs").with_suffix(".md").as_posix()
     if inside.name in PROJECT_PAGES:
         return inside.name.lower()
     recipe = re.fullmatch(r"src/anyformer/recipes/(\w+?)(?:\.py|/__init__\.py)?", inside.as_posix())
@@ -185,6 +187,20 @@ def list_recipes() -> str:
     return "\n".join([*head, "| recipe | what it does |", "|---|---|", *rows, *tree])
 
 
+# --- notebooks ---
+
+
+def show_notebook(path: Path) -> str:
+    """Return a notebook with its stored outputs as a page."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        outputs = ["".join(output.get("text", ())).rstrip() for output in cell.get("outputs", ())]
+        parts += [f"```\n{output}\n```" for output in outputs if output]
+    return "\n\n".join([*parts, f"From the notebook `docs/notebooks/{path.name}`.", ""])
+
+
 # --- the API ---
 
 
@@ -217,7 +233,8 @@ def group_names(module: ModuleType) -> dict[str, list[str]]:
             and not is_elsewhere
         ):
             groups.setdefault(home, []).append((inspect.getsourcelines(value)[1], name))
-    return {home: [name for _, name in sorted(names)] for home, names in groups.items()}
+    homes = sorted(groups, key=lambda home: home.endswith("errors")) if module.__name__ == "anyformer" else list(groups)
+    return {home: [name for _, name in sorted(groups[home])] for home in homes}
 
 
 def list_api() -> str:

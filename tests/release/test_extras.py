@@ -29,7 +29,7 @@ from anyformer.training.trackers import TRACKERS, import_tracker
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DEVELOPMENT = {"all", "test", "browser", "bench", "check", "docs"}  # what nobody meets who uses the package
+DEVELOPMENT = {"all", "test", "browser", "bench", "check", "docs", "notebook"}  # what nobody meets who uses the package
 ANYTHING: Any = None
 
 
