@@ -65,7 +65,10 @@ def run_step(step: str, logs: Path) -> Result:
     start, log = time.monotonic(), logs / f"{step}.txt"
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.run(
-            [os.environ.get("MAKE", "make"), step], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+            [os.environ.get("MAKE", "make"), "--no-print-directory", step],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
     return Result(step, process.returncode, time.monotonic() - start, summarize(log.read_text("utf-8", "replace")))
 
