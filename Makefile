@@ -38,7 +38,7 @@ test-random: $(DONE)  ## the tests of `make test` in a random order; SEED=1 repe
 	test -d .venv-random || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv-random pytest-randomly
 	PYTHONPATH=$(CURDIR)/.venv-random $(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" \
-		-p no:cacheprovider $(if $(SEED),-p randomly --randomly-seed=$(SEED))
+		-p no:cacheprovider $(if $(SEED),--randomly-seed=$(SEED)) $(TESTS)
 
 test-all:  ## hours: all that checks something, and build/test-all.md with the result; STEPS="check docs": some of it
 	$(PYTHON) tests/release/run_all.py build/test-all.md $(STEPS)
