@@ -47,6 +47,7 @@ API = {
         ("anyformer.inference.decode", "anyformer.inference.sampling"),
     ),
 }
+REMAINING = "PAGES-THAT-ARE-NOWHERE-ELSE"
 LINK = re.compile(r"(\]\()([^)\s#]+)([^)]*\))")
 README_PARTS = {"#recipes)": "recipes/index.md", "#train-on-your-own-data)": "start.md"}
 LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml"}
@@ -69,6 +70,7 @@ def build_pages() -> dict[str, str]:
     origins |= {name.lower(): ROOT / name for name in PROJECT_PAGES}
     origins |= {page.name: page for page in SITE.glob("*.md")}
     texts = {name: path.read_text(encoding="utf-8") for name, path in origins.items()}
+    texts["index.md"] = list_remaining(texts["index.md"], [name.removesuffix(".md") for name in sorted(texts)])
     sources: set[Path] = set()
     pages = {name: rewrite_links(name, text, origins[name].parent, sources) for name, text in texts.items()}
     recipes = {f"recipes/{name}.md": describe(name) for name in recipe_loading.list_recipes()}
@@ -79,6 +81,12 @@ def build_pages() -> dict[str, str]:
     pages["api/index.md"] = list_api()
     pages["checked.md"] = LAST_CHECK.read_text(encoding="utf-8") if LAST_CHECK.is_file() else NOT_CHECKED
     return pages | dict(build_source_pages(sources))
+
+
+def list_remaining(index: str, names: list[str]) -> str:
+    """Return the index with the pages that it does not list yet, where it wants them."""
+    entries = set(re.findall(r"^[\w/-]+$", index, re.M)) | {"index"}
+    return index.replace(REMAINING, "\n".join(name for name in names if name not in entries))
 
 
 # --- links ---
