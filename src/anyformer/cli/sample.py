@@ -1,4 +1,4 @@
-"""anyformer sample RUN: continue a prompt with a trained language model."""
+"""anyformer sample RUN: continue a prompt with a trained language model, or draw it."""
 
 import json
 import math
@@ -18,11 +18,17 @@ REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
     "notes",
 )  # fmt: skip
+DRAWING_FIELDS = ("samples", "temperature", "top_k", "top_p", "seed")  # of what is asked of a model of pictures
+DRAWING_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
 
 
 @dataclass(frozen=True)
 class Command:
-    """Continue a prompt with a trained language model; without one, start a new line."""
+    """Continue a prompt with a trained language model; without one, start a new line.
+
+    A model of pictures draws the prompt instead:
+
+        anyformer sample RUN --prompt "a dark bag" --samples 16 --out bags.png"""
 
     run: RunArgument
     prompt: Annotated[tuple[str, ...], REPEATABLE] = ()
@@ -47,6 +53,8 @@ class Command:
         False
     )
     notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
+    out: Annotated[Path | None, "Of a model of pictures: the .png to write, one sheet with all samples."] = None
+    request: Annotated[dict | None, "More of the request of a picture, as JSON: '{\"guidance\": 3}'."] = None
     store: StoreFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
@@ -60,9 +68,13 @@ class Command:
 def run(options: Command) -> None:
     request = build_request(options)
     from .. import api
-    from ..recipe import SupportsStream
+    from ..recipe import SupportsDrawing, SupportsStream
 
     model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store)
+    if isinstance(model.recipe, SupportsDrawing):
+        return write_pictures(options, model)
+    if options.out is not None or options.request is not None:
+        raise InputError(f"--out and --request are for models of pictures; {options.run} is of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
         hint = f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
@@ -71,6 +83,27 @@ def run(options: Command) -> None:
         print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
         return
     print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
+
+
+def write_pictures(options: Command, model: Any) -> None:
+    """Write a sheet of pictures of the prompts. Raises InputError for flags that are for texts."""
+    from ..training.run_directory import report_write_errors
+
+    defaults = Command(options.run)
+    changes = {name: value for name, value in vars(options).items() if value != getattr(defaults, name)}
+    request = (options.request or {}) | {name: changes[name] for name in DRAWING_FIELDS if name in changes}
+    others = changes.keys() - {*DRAWING_FIELDS, *DRAWING_FLAGS}
+    if others:
+        raise InputError(f"--{min(others).replace('_', '-')} is for texts; {options.run} draws pictures")
+    if options.out is None or options.out.suffix.lower() != ".png":
+        raise InputError("a model of pictures writes one: name it with --out picture.png")
+    prompts = [read_stdin() if prompt == "-" else prompt for prompt in options.prompt]
+    sheet = model.recipe.draw_sheet(model.module, request | ({"input": prompts} if prompts else {}))
+    with report_write_errors(str(options.out)):
+        options.out.write_bytes(sheet)
+    if options.json:
+        print(json.dumps({"out": str(options.out), "run": str(options.run), "step": model.step}))
+    print_status(f"{options.out}: {options.samples} of each of {len(prompts) or 'the'} prompts")
 
 
 def build_request(options: Command) -> dict[str, Any]:
