@@ -31,6 +31,7 @@ INPUTS: dict[str, list[Any]] = {
     "masked": ["to [MASK]e", "[MASK]", "the [MASK]at s[MASK]t on the mat", "what is it, my lor[MASK]?"],
     "diffusion": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
+    "text2image": ["1", "a 3", "8", "7", "the 0"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
     **{name: TEXTS for name in PROMPTS},
 }

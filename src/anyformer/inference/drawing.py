@@ -144,17 +144,17 @@ def paint_cells(
     """Draw the hidden cells of pictures, (rows, columns) bool, after those of the image: (B, H, W, C)"""
     device = next(model.body.parameters()).device
     order = np.argsort(is_hidden.reshape(-1), kind="stable")
-    n_new, known = int(is_hidden.sum()), []
+    n_new, shown = int(is_hidden.sum()), []
     if image is not None:
         codes = model.encode(torch.from_numpy(image[None].copy()).to(device))[0].tolist()
-        known = [codes[cell] for cell in order[: len(order) - n_new]]
+        shown = [codes[cell] for cell in order[: len(order) - n_new]]
     decoder: Decoder = OrderedDecoder(model, torch.from_numpy(order).to(device))
     if request.guidance != 1:
         decoder = GuidedDecoder(decoder, model.drop_caption, request.guidance)
-    prompts = [[*(model.vocabulary.encode(caption) + model.codes).tolist(), *known] for caption in captions]
+    prompts = [[*(model.vocabulary.encode(caption) + model.codes).tolist(), *shown] for caption in captions]
     sampling = SamplingParams(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
     steps = list(generate(decoder, prompts, tokens=n_new, sampling=sampling, seeds=seeds))
-    drawn = torch.tensor([[*known, *row] for row in zip(*steps, strict=True)], device=device)
+    drawn = torch.tensor([[*shown, *row] for row in zip(*steps, strict=True)], device=device)
     pictures = model.decode(drawn[:, np.argsort(order)]).cpu().numpy()
     if image is None:
         return pictures

@@ -46,6 +46,7 @@ from ..recipe import (
     BatchStream,
     DataDefaults,
     Figure,
+    FileInput,
     Graph,
     GraphInput,
     SizeOption,
@@ -142,6 +143,7 @@ PRESETS = {
         data="digits",
         **make_size(8, 2, 1, 32),
         val_fraction=0.2,
+        drop_caption=0.2,
         model=make_modern_config(32, 2, 2, 24),
         train=TINY_TRAIN,
     ),
@@ -152,6 +154,7 @@ PRESETS = {
         SMALL,
         data="cifar10",
         compose=False,
+        repaint=0.0,
         **make_size(32, 4, 3, 1024),
         train=replace(TRAIN, steps=4000),
     ),
@@ -285,7 +288,7 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     c, data, vocabulary = config.train, load_data(config), load_words(config)
     images, indices = data.images, data.images.split(split)
     state = init_stream(state, config.data, images.sha256, skipped=images.skipped, rows=count_rows(split, images.split))
-    compositions, in_rows = data.fixed_compositions, np.arange(config.cells)[None]
+    compositions, in_rows = data.validation_compositions, np.arange(config.cells)[None]
     for start in range(0, len(indices) if split != "train" else 0, c.batch):
         rows = indices[start : start + c.batch]
         pixels, captions = data.compose(rows, compositions[rows])
@@ -374,6 +377,10 @@ def predict_batch(model: TextToImage, inputs: list[str], settings: dict[str, Any
     if settings.get("samples", 1) != 1:
         raise InputError("samples: one picture of each row of a file")
     return predict(model, settings | {"input": inputs})["results"]
+
+
+def file_input(model: TextToImage, config: Config) -> FileInput:
+    return FileInput((split_columns(config.columns, COLUMNS)[1],))
 
 
 def draw_sheet(model: TextToImage, request: dict[str, Any]) -> bytes:

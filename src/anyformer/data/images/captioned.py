@@ -48,7 +48,7 @@ class CaptionedImages:
         return compose.draw_compositions(self.images.labels[rows], rng)
 
     @property
-    def fixed_compositions(self) -> np.ndarray:
+    def validation_compositions(self) -> np.ndarray:
         """Brightness and place of every image, for validation: (images, 2)"""
         return self.draw_compositions(np.arange(len(self.images.labels)), 0, 0)
 
@@ -63,7 +63,7 @@ class CaptionedImages:
     def cut(self, split: str, count: int) -> np.ndarray:
         """Return the patches of images of a split: (B, N, D)"""
         rows = sample_evenly(self.images.split(split), count)
-        return cut_patches(self.compose(rows, self.fixed_compositions[rows])[0], self.patch)
+        return cut_patches(self.compose(rows, self.validation_compositions[rows])[0], self.patch)
 
     def fit_codebook(self, size: int) -> np.ndarray:
         """Return the codebook of patches of training images, fitted once: (K, D) float32"""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-MAX_FIT_PATCHES = 100_000  # that a codebook is fitted to
+MAX_FIT_PATCHES = 50_000  # that a codebook is fitted to
 MAX_ITERATIONS = 30
 
 
