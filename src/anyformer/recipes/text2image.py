@@ -18,6 +18,7 @@ Image tokens behind a text: DALL-E (2102.12092); any order of them: 2404.09562, 
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -54,6 +55,7 @@ from ..recipe import (
     advance_stream,
     init_stream,
 )
+from ..training.checkpoints import open_safetensors
 from ..training.config import TrainConfig
 from ._shared.media_lenses import lens_picture as lens  # noqa: F401
 from ._shared.picture_figures import draw_figures
@@ -236,8 +238,7 @@ def build(config: Config) -> TextToImage:
         nodes = f"{model.vocabulary.length} words and {model.cells} patches make {model.length} nodes"
         raise InputError(f"{nodes}, and the context is {config.model.context}: --model.context {model.length}")
     initialize(model, config.model)
-    if not config.words:  # else its codebook comes with its weights
-        model.codebook.copy_(torch.from_numpy(load_data(config).fit_codebook(config.codes)))
+    model.codebook.copy_(load_codebook(config))
     return model
 
 
@@ -250,17 +251,20 @@ def data_defaults(overrides: dict[str, Any]) -> DataDefaults | None:
     if data in OWN_PRESETS:
         return DataDefaults(OWN_PRESETS[data], {}, f"data '{data}': the preset {OWN_PRESETS[data]}")
     names = ("columns", "empty", "duplicates")
-    source = open_images(
-        find_caption_table(data), **{"columns": COLUMNS} | {key: overrides[key] for key in names if key in overrides}
-    )
+    options: dict[str, Any] = {"columns": COLUMNS} | {name: overrides[name] for name in names if name in overrides}
+    source = open_images(find_caption_table(data), **options)
     if (image_format := choose_format(source)) is None:
         return None
-    height, width, channels, patch, _ = image_format
-    n_words = max(len(split_words(caption)) for caption in source.classes) + 3 * bool(overrides.get("compose"))
-    fields: dict[str, Any] = {"compose": False, "height": height, "width": width, "channels": channels, "patch": patch}
-    fields |= {"model": {"context": n_words + height * width // patch**2}}
-    fields = {name: value for name, value in fields.items() if name not in overrides}
-    size = f"{width} x {height} pixels in patches of {patch}, {'gray' if channels == 1 else 'in color'}"
+    patch = overrides.get("patch", image_format.patch)
+    height, width = (max(patch, round(side / patch) * patch) for side in image_format[:2])
+    chosen = {"height": height, "width": width, "channels": image_format.channels, "patch": patch, "compose": False}
+    c = chosen | {name: overrides[name] for name in chosen if name in overrides}
+    color = "gray" if c["channels"] == 1 else "in color"
+    size = f"{c['width']} x {c['height']} pixels in patches of {c['patch']}, {color}"
+    fields: dict[str, Any] = {name: value for name, value in chosen.items() if name not in overrides}
+    if "context" not in overrides.get("model", {}):
+        n_words = max(len(split_words(caption)) for caption in source.classes) + 3 * c["compose"]
+        fields["model"] = {"context": n_words + c["height"] * c["width"] // c["patch"] ** 2}
     return DataDefaults("small", fields, f"data '{data}': {size} (flags: --channels --height --width --patch)")
 
 
@@ -276,6 +280,18 @@ def load_data(config: Config) -> CaptionedImages:
 def load_words(config: Config) -> CaptionVocabulary:
     """Return the words of the config, or those of all captions of its data."""
     return load_vocabulary(config.words) if config.words else load_data(config).fit_vocabulary()
+
+
+def load_codebook(config: Config) -> Tensor:
+    """Return the codebook of the checkpoint that the words of the config lie in; else that of its data."""
+    weights = Path(config.words).with_name("model.safetensors") if config.words.endswith(".json") else None
+    if weights is None or not weights.is_file():
+        return torch.from_numpy(load_data(config).fit_codebook(config.codes))
+    with open_safetensors(weights) as file:
+        codebook = file.get_tensor("codebook") if "codebook" in set(file.keys()) else torch.empty(0)
+    if codebook.shape != (shape := (config.codes, config.patch**2 * config.channels)):
+        raise InputError(f"{weights} has no codebook of {shape[0]} patches of {shape[1]} numbers")
+    return codebook
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:
@@ -297,11 +313,8 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         rng = np.random.Generator(np.random.Philox(key=c.seed, counter=(0, 0, 3, state["step"])))
         rows = sample_indices(indices, c.batch, c.seed, state["step"])
         pixels, captions = data.compose(rows, data.draw_compositions(rows, c.seed, state["step"]))
-        is_blank, order = (
-            rng.random(c.batch) < config.drop_caption,
-            draw_orders(config.grid, c.batch, config.repaint, rng),
-        )
-        captions = ["" if blank else text for text, blank in zip(captions, is_blank)]
+        captions = ["" if rng.random() < config.drop_caption else text for text in captions]
+        order = draw_orders(config.grid, c.batch, config.repaint, rng)
         state = advance_stream(state, c.batch * (vocabulary.length + config.cells - 1))
         yield make_batch(vocabulary, pixels, captions, order), state
 
@@ -384,9 +397,10 @@ def file_input(model: TextToImage, config: Config) -> FileInput:
 
 
 def draw_sheet(model: TextToImage, request: dict[str, Any]) -> bytes:
-    """Return a PNG of all pictures of a request, enlarged."""
-    _, pictures = draw_request(model, request)
-    sheet = tile_images(pictures, SHEET_FACTOR)
+    """Return a PNG of all pictures of a request, enlarged; of several captions, the samples of each in a row."""
+    fields, pictures = draw_request(model, request)
+    is_table = len(fields.captions) > 1 and fields.samples > 1
+    sheet = tile_images(pictures, SHEET_FACTOR, columns=fields.samples if is_table else 0)
     return b64decode(encode_png(sheet, len(sheet)))
 
 

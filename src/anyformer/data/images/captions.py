@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,13 @@ class CaptionVocabulary:
         """How many numbers there are, the blank among them."""
         return len(self.words) + 1
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.words, 1)}
+
     def encode(self, caption: str) -> np.ndarray:
         """Return the numbers of a caption's words, then blanks: (length,) int64. Raises InputError."""
-        numbers, words = {word: i for i, word in enumerate(self.words, 1)}, split_words(caption)
+        numbers, words = self.numbers, split_words(caption)
         if unknown := [word for word in words if word not in numbers]:
             raise InputError(f"no caption of the training has the word '{unknown[0]}': {suggest(unknown[0], numbers)}")
         if len(words) > self.length:
@@ -67,7 +72,8 @@ def fit_vocabulary(captions: Iterable[str], examples: Iterable[str] = ()) -> Cap
         parts = split_words(caption)
         if len(parts) > MAX_WORDS:
             raise InputError(f"the caption {caption[:60]!r}... has {len(parts)} words: the limit is {MAX_WORDS}")
-        longest, words = max(longest, len(parts)), words | set(parts)
+        longest = max(longest, len(parts))
+        words.update(parts)
     if not words:
         raise InputError("the captions have no words: bring images with a caption each")
     return CaptionVocabulary(tuple(sorted(words)), longest, tuple(examples))

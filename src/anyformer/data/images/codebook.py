@@ -63,9 +63,11 @@ def choose_far_points(points: np.ndarray, counts: np.ndarray, size: int, rng: np
 
 def find_nearest(points: np.ndarray, centers: np.ndarray, rows: int = 8192) -> np.ndarray:
     """Return the index of the nearest center of each point: (n, D), (K, D) -> (n,)"""
-    norms = (centers**2).sum(1)
-    parts = [np.argmin(norms - 2 * points[i : i + rows] @ centers.T, axis=1) for i in range(0, len(points), rows)]
-    return np.concatenate(parts)
+    norms, nearest = (centers**2).sum(1), []
+    for start in range(0, len(points), rows):
+        part = points[start : start + rows].astype(np.float32)
+        nearest.append(np.argmin(norms - 2 * part @ centers.T, axis=1))
+    return np.concatenate(nearest)
 
 
 def draw_orders(grid: tuple[int, int], rows: int, share: float, rng: np.random.Generator) -> np.ndarray:
