@@ -76,9 +76,9 @@ def read(judge: Judge, pictures: np.ndarray) -> np.ndarray:
     return np.stack([torch.cat(logits).argmax(-1).numpy() for logits in zip(*parts)], axis=1)
 
 
-def compare(readings: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def compare(readings: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return which of what was asked for is seen, (N, 3) bool; a brightness that was not asked for is right."""
-    return (readings == wanted) | ((wanted == 0) & np.array([False, True, False]))
+    return (readings == targets) | ((targets == 0) & np.array([False, True, False]))
 
 
 def compose_any(data: CaptionedImages, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -138,10 +138,10 @@ def draw_combinations(model: Any, data: CaptionedImages, count: int, guidance: f
 
 def measure_captions(model: Any, data: CaptionedImages, judge: Judge, count: int, seed: int) -> dict[str, Any]:
     """Return the shares of pictures in which class, brightness, place and all of them are seen, by guidance."""
-    wanted = COMBINATIONS.repeat(count, 0)
-    is_out, results = compose.find_held_out(wanted[:, 0], wanted[:, 1:]), {}
+    targets = COMBINATIONS.repeat(count, 0)
+    is_out, results = compose.find_held_out(targets[:, 0], targets[:, 1:]), {}
     for guidance in (1.0, 2.0, 3.0):
-        right = compare(read(judge, draw_combinations(model, data, count, guidance, seed)), wanted)
+        right = compare(read(judge, draw_combinations(model, data, count, guidance, seed)), targets)
         for name, rows in (("trained", ~is_out), ("held out", is_out)):
             results[f"guidance {guidance:g}, {name}"] = {
                 "all": float(right[rows].all(1).mean()),
@@ -154,9 +154,9 @@ def measure_captions(model: Any, data: CaptionedImages, judge: Judge, count: int
 def measure_codebook(model: Any, data: CaptionedImages, judge: Judge) -> dict[str, float]:
     """Return what the judge reads of composed test images, before and after the codebook, and its error."""
     rng = np.random.default_rng(0)
-    pictures, wanted = compose_any(data, data.images.split("val")[:ROWS], rng)
+    pictures, targets = compose_any(data, data.images.split("val")[:ROWS], rng)
     decoded = encode_and_decode(model, pictures)
-    rights = [compare(read(judge, images), wanted).all(1).mean() for images in (pictures, decoded)]
+    rights = [compare(read(judge, images), targets).all(1).mean() for images in (pictures, decoded)]
     error = ((pictures.astype(np.float32) - decoded) ** 2).mean() / 255**2
     return {"judge on images": float(rights[0]), "judge on decoded images": float(rights[1]), "mse": float(error)}
 

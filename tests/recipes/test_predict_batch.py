@@ -155,7 +155,7 @@ def test_every_recipe_answers_a_file(name: str, tmp_path: Path):
     assert [int(row["row"]) for row in batched] == [row["row"] for row in full] == list(range(result["rows"]))
     for row, single in zip(batched, singles, strict=True):
         assert_close(*[{key: parse(value) for key, value in values.items()} for values in (row, single)])
-    assert any(name.endswith(("label", "value", "text", "action")) for name in batched[0]), list(batched[0])
+    assert any(name.endswith(("label", "value", "text", "action", "png")) for name in batched[0]), list(batched[0])
     assert not {"tokens", "masks", "gaps", "probabilities", "input", "prompt"} & batched[0].keys()
 
 

@@ -160,10 +160,10 @@ def test_a_run_is_loaded_without_its_data_with_its_codebook_in_the_weights(run: 
 def test_a_sheet_of_samples(run: Path, tmp_path: Path):
     sheet = tmp_path / "sheet.png"
     prompts = ("--prompt", "red square, left", "--prompt", "blue square, left")
-    call("sample", run, *prompts, "--samples", 3, "--out", sheet, "--request", '{"guidance": 3}').ok()
+    call("sample", run, *prompts, "--samples", 3, "--out", sheet, "--guidance", 3, "--request", '{"top_k": 5}').ok()
     pixels = np.asarray(Image.open(sheet))
-    assert pixels.shape == (4 * 33, 4 * 50, 3)
-    assert pixels[:64, :, 0].sum() > 2 * pixels[70:, :, 0].sum(), "a row for each caption"
+    assert pixels.shape == (7 * 33, 7 * 50, 3)
+    assert pixels[:112, :, 0].sum() > 2 * pixels[120:, :, 0].sum(), "a row for each caption"
     assert call("sample", run, "--out", sheet, "--json").ok().json["out"] == str(sheet)
     figures = json.loads((run / "figures.json").read_text())
     assert [figure["title"] for figure in figures] == ["Drawn from captions", "Painted anew", "The codebook"]

@@ -18,7 +18,14 @@ REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
     "notes",
 )  # fmt: skip
-DRAWING_FIELDS = ("samples", "temperature", "top_k", "top_p", "seed")  # of what is asked of a model of pictures
+DRAWING_FIELDS = (
+    "samples",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "guidance",
+)  # of what is asked of a model of pictures
 DRAWING_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
 
 
@@ -54,7 +61,8 @@ class Command:
     )
     notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
     out: Annotated[Path | None, "Of a model of pictures: the .png to write, one sheet with all samples."] = None
-    request: Annotated[dict | None, "More of the request of a picture, as JSON: '{\"guidance\": 3}'."] = None
+    guidance: Annotated[float | None, "Of a picture: how much it follows its prompt; 1 as it was learned."] = None
+    request: Annotated[dict | None, 'More of the request of a picture, as JSON: \'{"image": "a.png"}\'.'] = None
     store: StoreFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
@@ -73,8 +81,9 @@ def run(options: Command) -> None:
     model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store)
     if isinstance(model.recipe, SupportsDrawing):
         return write_pictures(options, model)
-    if options.out is not None or options.request is not None:
-        raise InputError(f"--out and --request are for models of pictures; {options.run} is of '{model.name}'")
+    if any(value is not None for value in (options.out, options.guidance, options.request)):
+        flags = "--out, --guidance and --request"
+        raise InputError(f"{flags} are for models of pictures; {options.run} is a run of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
         hint = f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")

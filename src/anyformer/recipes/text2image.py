@@ -65,7 +65,7 @@ from ._shared.trivial_baselines import Baselines
 
 COLUMNS = "file,caption"
 MAX_NODES = 1 << 14
-SHEET_FACTOR = 4  # by which a contact sheet is enlarged
+SHEET_SIDE = 112  # pixels of a picture on a contact sheet, about: it is enlarged by a whole factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ PRESETS = {
     ),
     # 15 minutes on two cores
     "small": SMALL,
-    # photographs by their class: an hour on two cores gives blurred ones
+    # photographs by their class, in color
     "cifar10": replace(
         SMALL,
         data="cifar10",
@@ -400,7 +400,8 @@ def draw_sheet(model: TextToImage, request: dict[str, Any]) -> bytes:
     """Return a PNG of all pictures of a request, enlarged; of several captions, the samples of each in a row."""
     fields, pictures = draw_request(model, request)
     is_table = len(fields.captions) > 1 and fields.samples > 1
-    sheet = tile_images(pictures, SHEET_FACTOR, columns=fields.samples if is_table else 0)
+    factor = max(1, SHEET_SIDE // max(model.size[:2]))
+    sheet = tile_images(pictures, factor, columns=fields.samples if is_table else 0)
     return b64decode(encode_png(sheet, len(sheet)))
 
 

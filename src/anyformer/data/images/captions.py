@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import InputError, suggest
 from ...parsing import check_range, parse_dataclass
+from ..io.archives import unpack_archive
 from ..io.checks import load_json
 
 TABLE_NAMES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json")  # in a folder of images
@@ -85,6 +86,7 @@ def load_vocabulary(text: str) -> CaptionVocabulary:
 
 
 def find_caption_table(data: str) -> str:
-    """Return the path of the table of captions in a folder of images; anything else as it is."""
-    tables = [Path(data).expanduser() / name for name in TABLE_NAMES] if data else []
+    """Return the path of the table of captions in a folder of images, or in an archive; anything else as it is."""
+    folder = unpack_archive(Path(data).expanduser()) if data else Path()
+    tables = [folder / name for name in TABLE_NAMES] if data else []
     return next((str(path) for path in tables if path.is_file()), data)
