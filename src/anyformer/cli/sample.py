@@ -25,7 +25,7 @@ DRAWING_FIELDS = (
     "top_p",
     "seed",
     "guidance",
-)  # of what is asked of a model of pictures
+)  # of a request for pictures
 DRAWING_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
 
 

@@ -3,6 +3,7 @@
 Shapes: B images, N patches of an image, D numbers of a patch, K entries of a codebook.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from .captions import CaptionVocabulary, fit_vocabulary
 from .codebook import cut_patches, find_nearest, fit_codebook
 
 CODEBOOK_IMAGES, SCORED_IMAGES = 6000, 10_000  # of a split, for the codebook and for its frequencies
+MAX_CUT_BYTES = 1 << 28  # of images that are cut into patches at once
 MAX_EXAMPLES = 8  # captions to show a model with
 ALL_COMPOSITIONS = tuple((i, j) for i in range(len(compose.BRIGHTNESSES)) for j in range(len(compose.PLACES)))
 
@@ -61,7 +63,8 @@ class CaptionedImages:
         return np.stack(pixels), [compose.compose_caption(text, *pair) for text, pair in zip(names, compositions)]
 
     def cut(self, split: str, count: int) -> np.ndarray:
-        """Return the patches of images of a split: (B, N, D)"""
+        """Return the patches of up to `count` images of a split: (B, N, D)"""
+        count = max(1, min(count, MAX_CUT_BYTES // math.prod(self.images.pixels.shape[1:])))
         rows = sample_evenly(self.images.split(split), count)
         return cut_patches(self.compose(rows, self.validation_compositions[rows])[0], self.patch)
 
