@@ -85,7 +85,7 @@ def run(options: Command) -> None:
         flags = "--out, --guidance and --request"
         raise InputError(f"{flags} are for models of pictures; {options.run} is a run of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
-        hint = f"use anyformer predict {shlex.quote(str(options.run))}"
+        hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
     if options.json:
         answer = model.predict(request)
