@@ -115,6 +115,18 @@ def test_images_come_as_parts_of_a_form_or_in_json(server: RunningServer, models
     assert_error(server.post("/v1/predict", data={"model": "vision"}, files=same), 400, "two files have the name a.png")
 
 
+def test_an_image_whose_part_is_painted_anew_comes_with_the_request(
+    server: RunningServer, models: dict[str, Model], tmp_path: Path
+):
+    path = tmp_path / "old.png"
+    path.write_bytes(make_image())
+    expected = models["text2image"].predict({"image": str(path), "part": "top", "seed": 1})
+    form = {"model": "text2image", "part": "top", "seed": "1"}
+    answer = server.post("/v1/predict", data=form, files={"image": ("old.png", make_image())})
+    assert answer.json() == expected and expected["results"][0]["input"] is None
+    assert_error(server.post("/v1/predict", {"model": "text2image", "image": str(path)}), 400, REFUSED)
+
+
 def test_rows_and_tables_hold_files(server: RunningServer, models: dict[str, Model], tmp_path: Path):
     path, table = tmp_path / "a.png", tmp_path / "rows.csv"
     path.write_bytes(make_image())
