@@ -7,8 +7,8 @@ edges  causal; in a quarter of the training rows a rectangle of patches comes la
 head   a logit for each entry of the codebook
 loss   cross-entropy of the next patch; a tenth of the rows see no caption
 
-    anyformer train text2image --minutes 15                        Fashion-MNIST, on two cores: see docs/pictures.md
-    anyformer train text2image --data pictures/                    your own: class folders, or captions.csv in it
+    anyformer train text2image                  11 minutes of one core: Fashion-MNIST, 9 in 10 pictures are as asked for
+    anyformer train text2image --data pictures/                      your own: class folders, or captions.csv in it
     anyformer sample RUN --prompt "a dark bag, top left" --samples 16 --out bags.png
     anyformer predict RUN "a bag" --image old.png --part bottom
 
@@ -135,7 +135,7 @@ def make_size(side: int, patch: int, channels: int, codes: int) -> dict[str, Any
 
 
 TRAIN = TrainConfig(
-    steps=1250, batch=64, lr=4e-3, warmup=50, weight_decay=0.01, eval_every=250, eval_batches=10, save_every=250, **MUON
+    steps=1000, batch=64, lr=4e-3, warmup=50, weight_decay=0.01, eval_every=250, eval_batches=10, save_every=250, **MUON
 )
 SMALL = Config(compose=True, model=make_modern_config(128, 6, 4, 64, init="zero"), train=TRAIN)
 SIZES = (Size(64, 3, 32, 0), Size(96, 4, 64, 400))  # of --minutes
@@ -149,7 +149,7 @@ PRESETS = {
         model=make_modern_config(32, 2, 2, 24),
         train=TINY_TRAIN,
     ),
-    # 15 minutes on two cores
+    # 11 minutes of one core
     "small": SMALL,
     # photographs by their class, in color
     "cifar10": replace(
