@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from ..data.io.checks import read_json, read_text
 from ..errors import InputError
 from ..parsing import check_range
-from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
+from .flags import REPEATABLE, DeviceFlag, DraftFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
 from .terminal import print_status, read_stdin
 
 REQUEST_FIELDS = (
@@ -64,6 +64,7 @@ class Command:
     guidance: Annotated[float | None, "Of a picture: how much it follows its prompt; 1 as it was learned."] = None
     request: Annotated[dict | None, 'More of the request of a picture, as JSON: \'{"image": "a.png"}\'.'] = None
     store: StoreFlag = None
+    draft: DraftFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -78,7 +79,13 @@ def run(options: Command) -> None:
     from .. import api
     from ..recipe import SupportsDrawing, SupportsStream
 
-    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store)
+    settings: dict[str, Any] = {
+        "weights": options.weights,
+        "recipe": options.recipe,
+        "store": options.store,
+        "draft": options.draft,
+    }
+    model = api.load(options.run, options.device, **settings)
     if isinstance(model.recipe, SupportsDrawing):
         return write_pictures(options, model)
     if any(value is not None for value in (options.out, options.guidance, options.request)):
