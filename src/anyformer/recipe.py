@@ -339,6 +339,14 @@ class SupportsStream(Protocol):
 
 
 @runtime_checkable
+class SupportsDrawing(Protocol):
+    """Answers are pictures: `anyformer sample RUN --prompt CAPTION --out picture.png`."""
+
+    def draw_sheet(self, model: Any, request: dict[str, Any]) -> bytes:
+        """Return one PNG with all pictures of a request of `predict`. Raises InputError."""
+
+
+@runtime_checkable
 class SupportsCompletion(Protocol):
     """Texts are continued by a causal model, so that many requests can share one batch: `anyformer serve`."""
 

@@ -1,4 +1,4 @@
-"""anyformer sample RUN: continue a prompt with a trained language model."""
+"""anyformer sample RUN: continue a prompt with a trained language model, or draw it."""
 
 import json
 import math
@@ -18,11 +18,24 @@ REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
     "notes",
 )  # fmt: skip
+DRAWING_FIELDS = (
+    "samples",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "guidance",
+)  # of a request for pictures
+DRAWING_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
 
 
 @dataclass(frozen=True)
 class Command:
-    """Continue a prompt with a trained language model; without one, start a new line."""
+    """Continue a prompt with a trained language model; without one, start a new line.
+
+    A model of pictures draws the prompt instead:
+
+        anyformer sample RUN --prompt "a dark bag" --samples 16 --out bags.png"""
 
     run: RunArgument
     prompt: Annotated[tuple[str, ...], REPEATABLE] = ()
@@ -51,6 +64,9 @@ class Command:
     reward: str | None = None
     """Of --best-of: regex:PATTERN, classifier:RUN:LABEL, or FILE.py:FUNCTION of yours, which is called with the prompt,
     the answer and {}, and returns a number. Default: the mean log-probability of the tokens."""
+    out: Annotated[Path | None, "Of a model of pictures: the .png to write, one sheet with all samples."] = None
+    guidance: Annotated[float | None, "Of a picture: how much it follows its prompt; 1 as it was learned."] = None
+    request: Annotated[dict | None, 'More of the request of a picture, as JSON: \'{"image": "a.png"}\'.'] = None
     store: StoreFlag = None
     draft: DraftFlag = None
     recipe: RecipeFlag = None
@@ -67,7 +83,7 @@ class Command:
 def run(options: Command) -> None:
     request = build_request(options)
     from .. import api
-    from ..recipe import SupportsStream
+    from ..recipe import SupportsDrawing, SupportsStream
 
     settings: dict[str, Any] = {
         "weights": options.weights,
@@ -76,6 +92,11 @@ def run(options: Command) -> None:
         "draft": options.draft,
     }
     model = api.load(options.run, options.device, **settings)
+    if isinstance(model.recipe, SupportsDrawing):
+        return write_pictures(options, model)
+    if any(value is not None for value in (options.out, options.guidance, options.request)):
+        flags = "--out, --guidance and --request"
+        raise InputError(f"{flags} are for models of pictures; {options.run} is a run of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
@@ -87,6 +108,27 @@ def run(options: Command) -> None:
             print_best(answer)
         return
     print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
+
+
+def write_pictures(options: Command, model: Any) -> None:
+    """Write a sheet of pictures of the prompts. Raises InputError for flags that are for texts."""
+    from ..training.run_directory import report_write_errors
+
+    defaults = Command(options.run)
+    changes = {name: value for name, value in vars(options).items() if value != getattr(defaults, name)}
+    request = (options.request or {}) | {name: changes[name] for name in DRAWING_FIELDS if name in changes}
+    others = changes.keys() - {*DRAWING_FIELDS, *DRAWING_FLAGS}
+    if others:
+        raise InputError(f"--{min(others).replace('_', '-')} is for texts; {options.run} draws pictures")
+    if options.out is None or options.out.suffix.lower() != ".png":
+        raise InputError("a model of pictures writes one: name it with --out picture.png")
+    prompts = [read_stdin() if prompt == "-" else prompt for prompt in options.prompt]
+    sheet = model.recipe.draw_sheet(model.module, request | ({"input": prompts} if prompts else {}))
+    with report_write_errors(str(options.out)):
+        options.out.write_bytes(sheet)
+    if options.json:
+        print(json.dumps({"out": str(options.out), "run": str(options.run), "step": model.step}))
+    print_status(f"{options.out}: {options.samples} of each of {len(prompts) or 'the'} prompts")
 
 
 def build_request(options: Command) -> dict[str, Any]:
