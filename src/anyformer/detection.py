@@ -115,7 +115,10 @@ def detect_set(name: str, recipe: str | None = None) -> Detection:
     dataset = SETS.get(name) or GENERATED[name]
     kind = SET_KINDS.get(dataset.kind, dataset.kind)
     names = recipe_loading.list_recipes() if recipe is None else [recipe]
-    matches = match_recipes(Reading(kind, 1.0, dataset.about), names) if kind in KINDS else find_owner(name, names)
+    options = {"text": dataset.column} if dataset.column else {}
+    matches = (
+        match_recipes(Reading(kind, 1.0, dataset.about, options), names) if kind in KINDS else find_owner(name, names)
+    )
     if not matches:
         raise InputError(
             f"the data set '{name}' is {KINDS.get(kind, kind)}: no recipe of {', '.join(names)} trains on it"

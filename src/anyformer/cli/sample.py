@@ -47,6 +47,9 @@ class Command:
         False
     )
     notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
+    out: Path | None = None
+    """A file for what is written, where the recipe has a format with this ending; of several samples the others get
+    numbers: tune.wav, tune-2.wav."""
     store: StoreFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
@@ -66,11 +69,36 @@ def run(options: Command) -> None:
     if not isinstance(model.recipe, SupportsStream):
         hint = f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
+    if options.out is not None:
+        check_format(model, options.out)
     if options.json:
         answer = model.predict(request)
         print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
-        return
-    print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
+        texts = [sample["prompt"] + sample["text"] for sample in answer["samples"]]
+    else:
+        completions = print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
+        texts = [completion.prompt + completion.text for completion in completions]
+    if options.out is not None:
+        write_samples(model, texts, options.out)
+
+
+def check_format(model: Any, out: Path) -> None:
+    """Raise InputError unless the recipe writes files with this ending, into this folder."""
+    from ..recipe import SupportsSampleFiles
+
+    formats = model.recipe.SAMPLE_FORMATS if isinstance(model.recipe, SupportsSampleFiles) else ()
+    if out.suffix not in formats:
+        hint = f"expected {', '.join(formats)}" if formats else f"the recipe '{model.name}' writes text alone: use >"
+        raise InputError(f"--out {out}: {hint}")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+
+
+def write_samples(model: Any, texts: list[str], out: Path) -> None:
+    for number, text in enumerate(texts, 1):
+        path = out if number == 1 else out.with_stem(f"{out.stem}-{number}")
+        model.recipe.write_sample(model.module, text, path)
+        print_status(f"written to {path}")
 
 
 def build_request(options: Command) -> dict[str, Any]:
@@ -96,8 +124,8 @@ def read_structure(options: Command) -> dict[str, Any]:
     return fields | {name: value for name in ("choices", "exact") if (value := getattr(options, name))}
 
 
-def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> None:
-    """Print the first sample as it grows, and the others after it, each behind its prompt."""
+def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> list[Any]:
+    """Print the first sample as it grows, and the others after it, each behind its prompt; return all of them."""
     completions: list[Any] = []
     for i, completions in enumerate(rounds):
         prompt = "" if i else completions[0].prompt
@@ -112,6 +140,7 @@ def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> N
     print_status(", ".join(f"{len(c.tokens)} tokens ({reasons[c.finish_reason]})" for c in completions))
     if has_structure:
         print_masses(completions)
+    return completions
 
 
 def print_masses(completions: list[Any]) -> None:
