@@ -1,6 +1,6 @@
 """Music: tunes of a collection that training never saw, beside n-gram counts and an LSTM of the same time.
 
-    python -m bench.recipes.music --out build/music          about half an hour of CPU
+    python -m bench.recipes.music --out build/music          about 20 minutes of CPU
 
 Both collections of the set `tunes` together with their validation split, and each of them alone with the other one as
 the test, without the tunes that begin with the same notes as one of the training. All figures are of tunes in normal
@@ -19,13 +19,12 @@ import torch
 from torch import nn
 
 from anyformer import api
-from anyformer.data.io.resolve import resolve
 from anyformer.data.music.tunes import Tunes, format_tune, list_beginning, read_tunes
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.recipes import music
 from bench._common import make_parser
 
-COLLECTIONS = ("ryan", "oneill")
+COLLECTIONS = ("tunes-ryan", "tunes-oneill")
 LSTM_BATCH, LSTM_CONTEXT, LSTM_RATE = 32, 256, 3e-3
 
 
@@ -75,14 +74,6 @@ def measure_lstm(model: LSTM, text: Any, config: Any) -> float:
     return nats / count / math.log(2)
 
 
-def write_collections(out: Path) -> dict[str, Path]:
-    """Write the files of each collection as one."""
-    paths = {name: out / f"{name}.abc" for name in COLLECTIONS}
-    for name, path in paths.items():
-        path.write_bytes(b"".join(file.read_bytes() for file in resolve("tunes") if name in str(file)))
-    return paths
-
-
 def count_cpu() -> float:
     """Return the CPU seconds of this process and of those that it started."""
     return sum(os.times()[:4])
@@ -91,15 +82,13 @@ def count_cpu() -> float:
 def train(data: str, out: Path, options: Any) -> tuple[Any, float]:
     settings = {"seed": options.seed} | ({"steps": options.steps} if options.steps else {})
     start = count_cpu()
-    model = api.train(
-        "music", data=data, out=out, transpose=options.transpose, train=settings, progress=False, device="cpu"
-    )
+    model = api.train("music", data=data, out=out, train=settings, progress=False, device="cpu")
     return model, count_cpu() - start
 
 
 def measure_both(out: Path, options: Any) -> dict[str, Any]:
     """Train on both collections."""
-    model, seconds = train("tunes", out / "both", options)
+    model, seconds = train("tunes", out / "tunes", options)
     config = model.config
     facts = {"cpu_minutes": seconds / 60, "bits": model.evaluate()["loss"] / math.log(2)}
     facts |= {"counts": music.baselines(config)["loss"][f"counts of {music.COUNT_ORDER + 1} characters"] / math.log(2)}
@@ -109,17 +98,20 @@ def measure_both(out: Path, options: Any) -> dict[str, Any]:
     return facts
 
 
-def measure_unseen(train_name: str, test_name: str, paths: dict[str, Path], out: Path, options: Any) -> dict[str, Any]:
+def measure_unseen(train_name: str, test_name: str, out: Path, options: Any) -> dict[str, Any]:
     """Train on one collection, and test on the other one's tunes that begin otherwise."""
-    model, seconds = train(str(paths[train_name]), out / train_name, options)
-    tunes, others = music.load_tunes(model.config), read_tunes(str(paths[test_name]))
+    model, seconds = train(train_name, out / train_name, options)
+    tunes, others = music.load_tunes(model.config), read_tunes(test_name)
     beginnings = {list_beginning(tune) for tune in tunes.texts}
     unseen = [tune for tune in others.texts if list_beginning(tune) not in beginnings]
     path = out / f"unseen-{test_name}.abc"
     path.write_text("\n".join(format_tune(tune, i + 1) for i, tune in enumerate(unseen)), encoding="utf-8")
     test = music.load_text(dataclasses.replace(model.config, data=str(path)), "all")
     facts = {"cpu_minutes": seconds / 60, "bits": model.evaluate(str(path))["loss"] / math.log(2)}
-    facts |= {"counts": music.score_counts(music.load_text(model.config, "train"), test, "all") / math.log(2)}
+    facts |= {
+        "counts": music.score_counts(music.load_text(model.config, "train"), test, "all", model.config.model.context)
+        / math.log(2)
+    }
     facts |= {"tunes": len(others.texts), "unseen": len(unseen), "identical": count_identical(tunes, others)}
     chosen = unseen[:: max(1, len(unseen) // 100)][:100]
     return facts | {"written": music.compare_tunes(model.module, chosen, list(tunes.texts), {})}
@@ -134,19 +126,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/music"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: those of the preset")
-    parser.add_argument("--transpose", type=int, default=music.PRESETS["small"].transpose)
-    parser.add_argument("--only", choices=("both", *COLLECTIONS), help="what is trained on; default: all three")
+    parser.add_argument("--only", choices=("tunes", *COLLECTIONS), help="what is trained on; default: all three")
     parser.add_argument("--no-lstm", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    paths = write_collections(options.out)
-    names = [options.only] if options.only else ["both", *COLLECTIONS]
+    names = [options.only] if options.only else ["tunes", *COLLECTIONS]
     for name in names:
         test = next(other for other in COLLECTIONS if other != name)
-        if name == "both":
+        if name == "tunes":
             facts = measure_both(options.out, options)
         else:
-            facts = measure_unseen(name, test, paths, options.out, options)
+            facts = measure_unseen(name, test, options.out, options)
         print(json.dumps({"trained on": name} | facts, indent=None if options.json else 1), flush=True)
 
 

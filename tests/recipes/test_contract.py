@@ -33,7 +33,7 @@ from data_kit import SMALL_DATA
 
 TRAIN = {"steps": 4, "batch": 4, "eval_every": 2, "eval_batches": 2, "device": "cpu", "dtype": "float32"}
 LOSS_IN_CHUNKS = {"chat", "diffusion", "language", "mask_predict", "masked", "preference", "recall", "spans", "speech"}
-LOSS_IN_CHUNKS |= {"translation"}
+LOSS_IN_CHUNKS |= {"translation", "music"}
 pytestmark = pytest.mark.parametrize("name", recipe_loading.list_recipes())
 
 

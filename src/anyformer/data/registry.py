@@ -59,6 +59,14 @@ SETS = {s.name: s for s in (
             "ddad79e938f67454c8729a339b8805c8795e6a022bb16779d3eabeca2fd5926b",
             file="tunes", package="music21==10.5.1",  # the files of which are here one of each collection
             files=("oneill.abc", "ryan.abc", "corpus/oneills1850/*.abc", "corpus/ryansMammoth/*.abc")),
+    *(DataSet(f"tunes-{name}", "tunes", f"the {count} of {owner}'s collection among the tunes",
+              "tunes public domain; transcriptions as music21's corpus: not to be redistributed",
+              "https://pypi.org/project/music21/10.5.1/", sha256, file=f"tunes/{name}.abc", package="music21==10.5.1",
+              files=(f"corpus/{folder}/*.abc",))
+      for name, count, owner, folder, sha256 in (
+          ("ryan", "1,059", "Ryan", "ryansMammoth", "3ea75e2db64cdbb5c57a0953097c13646ba9a670d3d1cdfc0d6a91f2fe7f50fc"),
+          ("oneill", "2,009", "O'Neill", "oneills1850",
+           "c45fbfa139a40a00dd465badff3f99dc9177877d00cb7cb7b696e9cdf4fd942e"))),
     DataSet("molecules", "molecules", "1,584,663 small molecules as SMILES, the training part of MOSES, 10 MB", "MIT",
             "https://github.com/molecularsets/moses",
             "786f0313aa6b9ba5514df685f885742a70ea8d86f1a4fa48115f7f80a634265c",

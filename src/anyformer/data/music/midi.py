@@ -25,18 +25,18 @@ def write_midi(tune: str, path: Path) -> None:
     """Write a tune as it is played to a MIDI file. Raises InputError without mido."""
     mido = import_optional("mido", NEEDS_MIDO)
     header, sounds = list_sounds(tune)
-    whole, upbeat = find_whole_note_seconds(header.metre), read_bars(tune)[1][0].length
+    whole_seconds, upbeat = find_whole_note_seconds(header.metre), read_bars(tune)[1][0].length
     late = max(Fraction(0), Fraction(header.metre) - upbeat)  # the first whole bar begins where one does
     beats, unit = map(int, header.metre.split("/"))
     file = mido.MidiFile(type=0, ticks_per_beat=TICKS)
     track = file.add_track()
     track.append(mido.MetaMessage("time_signature", numerator=beats, denominator=unit))
     track.append(mido.MetaMessage("key_signature", key=MAJOR_KEYS[find_sharps(header.key) + 7]))
-    track.append(mido.MetaMessage("set_tempo", tempo=round(whole / 4 * 1e6)))
+    track.append(mido.MetaMessage("set_tempo", tempo=round(whole_seconds / 4 * 1e6)))
     events = []
     for sound in sounds:
         ends = (sound.start, sound.start + sound.seconds)
-        start, stop = (round((seconds / whole + float(late)) * 4 * TICKS) for seconds in ends)
+        start, stop = (round((seconds / whole_seconds + float(late)) * 4 * TICKS) for seconds in ends)
         events += [(start, 1, sound.pitch), (stop, 0, sound.pitch)]
     time = 0
     for tick, is_on, pitch in sorted(events):
