@@ -127,9 +127,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: those of the preset")
     parser.add_argument("--only", choices=("tunes", *COLLECTIONS), help="what is trained on; default: all three")
-    parser.add_argument("--no-lstm", action="store_true")
+    parser.add_argument("--no-lstm", action="store_true", help="without the LSTM of the same time")
+    parser.add_argument("--lstm-seconds", type=float, help="train the LSTM alone, for so many seconds of CPU")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.lstm_seconds:
+        config = dataclasses.replace(music.PRESETS["small"], data=options.only or "tunes")
+        print(json.dumps(train_lstm(config, options.lstm_seconds)))
+        return
     names = [options.only] if options.only else ["tunes", *COLLECTIONS]
     for name in names:
         test = next(other for other in COLLECTIONS if other != name)

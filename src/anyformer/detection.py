@@ -115,10 +115,7 @@ def detect_set(name: str, recipe: str | None = None) -> Detection:
     dataset = SETS.get(name) or GENERATED[name]
     kind = SET_KINDS.get(dataset.kind, dataset.kind)
     names = recipe_loading.list_recipes() if recipe is None else [recipe]
-    options = {"text": dataset.column} if dataset.column else {}
-    matches = (
-        match_recipes(Reading(kind, 1.0, dataset.about, options), names) if kind in KINDS else find_owner(name, names)
-    )
+    matches = match_recipes(Reading(kind, 1.0, dataset.about), names) if kind in KINDS else find_owner(name, names)
     if not matches:
         raise InputError(
             f"the data set '{name}' is {KINDS.get(kind, kind)}: no recipe of {', '.join(names)} trains on it"
@@ -134,7 +131,7 @@ def detect_set(name: str, recipe: str | None = None) -> Detection:
         target=None,
         kind=KINDS.get(kind, kind),
         why=dataset.about,
-        fields={"data": name},
+        fields=({"columns": dataset.column} if dataset.column else {}) | {"data": name},
         is_sure=True,
         alternatives=tuple(other for other, _ in matches[1:]),
     )

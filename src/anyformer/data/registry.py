@@ -18,7 +18,7 @@ class DataSet:
     module: str | None = None  # import name of the package, where it differs
     files: tuple[str, ...] = ()  # which files of the folder, archive or package: names or patterns
     unpacked: str | None = None  # for an archive, the SHA-256 of the files in it
-    column: str = ""  # of the text, where the file is a table
+    column: str = ""  # of the texts, where the file is a table
     is_direct: bool = False  # whether a download from `url` gives exactly these bytes
 
 

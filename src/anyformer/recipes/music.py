@@ -44,7 +44,7 @@ from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, Examples, Figure, FileInput, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.language import DecoderConfig, LanguageModel, evaluate, export_graph, loss, make_batch  # noqa: F401
-from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
+from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import N_EXAMPLES, USUAL_SAMPLING, load_config_tokenizer
 from ._shared.text_lenses import lens_language as lens  # noqa: F401
@@ -77,17 +77,7 @@ class Config(DecoderConfig):
 SIZES = (Size(64, 2, 8, 0), Size(96, 3, 8, 400))  # of --minutes
 SMALL = Config(
     model=make_modern_config(128, 4, 4, 320),
-    train=TrainConfig(
-        steps=500,
-        batch=12,
-        lr=4e-3,
-        weight_decay=0.01,
-        clip=0.0,
-        eval_every=100,
-        eval_batches=10,
-        save_every=100,
-        **MUON,
-    ),
+    train=replace(MINUTE_TRAIN, steps=500, batch=12, eval_every=100, save_every=100),
 )
 PRESETS = {
     # seconds: for tests
