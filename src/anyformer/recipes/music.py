@@ -42,7 +42,6 @@ from ..inference.completion import Completion, CompletionRequest, generate_text
 from ..model import initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, Examples, Figure, FileInput, SizeOption, StreamState, advance_stream, init_stream
-from ..training.config import TrainConfig
 from ._shared.language import DecoderConfig, LanguageModel, evaluate, export_graph, loss, make_batch  # noqa: F401
 from ._shared.presets import MINUTE_TRAIN, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes

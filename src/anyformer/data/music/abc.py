@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from ...errors import InputError
 
-MAX_TUNE_CHARACTERS, MAX_LENGTH_CHARACTERS = 100_000, 6  # of a tune, and of the number behind a note
+MAX_TUNE_CHARACTERS, MAX_LENGTH_CHARACTERS = 20_000, 6  # of a tune, and of the number behind a note
+MAX_SHARPS = 7  # or flats
 ALPHABET = "\n #'(,-/0123456789:<=>ABCDEFGKLM]^_abcdefghilmoprxyz|"  # of tunes in normal form
 MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3, "mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
 MODE_NAMES = {"maj": "", "ion": "", "min": "m", "aeo": "m"}
@@ -29,11 +30,11 @@ BREAKS = re.compile(r"(?m)^(?=X:)")
 FIELD = re.compile(r"([A-Za-z]):\s*(.*)")
 BODY_FIELD = re.compile(r"[IKLMNPQRTUVWmrsw]:(?![|:])")
 KEY = re.compile(r"([A-G])([#b]?)\s*([A-Za-z]*)")
-IGNORED = re.compile(r'"[^"]*"|![^!\n]*!|\+\w+\+|\{[^}]*\}|=(20)?(?=\n)|\\|[.~H-Wh-wyJRk`$*#@]')
+IGNORED = re.compile(r'"[^"]*"|![^!\n]*!|\+\w+\+|\{[^}]*\}|=(20)?(?=\n)|\\|[.~H-Wh-wy`$*#@]')
 LENGTH = r"\d*/*\d*"
 TOKEN = re.compile(
     rf"(?P<bar>[|\[\]:]+(?:\s*\[?\d)?)|(?P<pitch>[_^=]*[A-Ga-g][,']*)(?P<length>{LENGTH})"
-    rf"|[zxZ](?P<silence>{LENGTH})|(?P<tie>-)|\((?P<tuplet>\d(?::\d?)*)|(?P<dots>[<>]+)|(?P<space>\s+)"
+    rf"|[zx](?P<silence>{LENGTH})|(?P<tie>-)|\((?P<tuplet>\d(?::\d?)*)|(?P<dots>[<>]+)|(?P<space>\s+)"
     rf"|(?P<slur>[()])"
 )
 CHORD = re.compile(rf"\[([_^=]*[A-Ga-g][,']*)({LENGTH})[^\]|]*\]({LENGTH})")
@@ -92,8 +93,10 @@ def normalize_beginning(text: str, metre: str = "", key: str = "") -> str:
 
 def read_header(text: str) -> tuple[Header, str]:
     """Return the header of a tune, and what comes after the key. Raises InputError."""
+    if len(text) > MAX_TUNE_CHARACTERS:
+        raise InputError(f"a tune of more than {MAX_TUNE_CHARACTERS:,} characters")
     fields: dict[str, str] = {}
-    lines = [line.partition("%")[0].strip() for line in text[:MAX_TUNE_CHARACTERS].splitlines()]
+    lines = [line.partition("%")[0].strip() for line in text.splitlines()]
     for number, line in enumerate(lines):
         if match := FIELD.match(line):
             fields.setdefault(match[1], match[2].strip())
@@ -118,11 +121,12 @@ def normalize_metre(text: str) -> str:
 
 def normalize_key(text: str) -> str:
     """Return a key with the mode in ABC's short form. Raises InputError."""
-    match = KEY.match(text)
-    mode = match[3][:3].lower() if match and match[3] not in ("M", "m") else "" if match and match[3] == "M" else "m"
-    if match is None or mode not in MODES:
-        raise InputError(f"K:{text}: expected a key such as G, Bb, Am or Edor")
-    return f"{match[1]}{match[2]}{MODE_NAMES.get(mode, mode)}"
+    if match := KEY.match(text):
+        mode = "maj" if match[3] == "M" else match[3][:3].lower()
+        key = f"{match[1]}{match[2]}{MODE_NAMES.get(mode, mode)}"
+        if mode in MODES and abs(find_sharps(key)) <= MAX_SHARPS:
+            return key
+    raise InputError(f"K:{text[:40]}: expected a key such as G, Bb, Am or Edor")
 
 
 def find_sharps(key: str) -> int:
@@ -179,10 +183,9 @@ def read_length(text: str) -> Fraction:
     """Return the factor that is written behind a note: "" is 1, "3/2", "/" is 1/2, "//" is 1/4."""
     slashes = text.count("/")
     numerator, _, denominator = text.partition("/" * slashes) if slashes else (text, "", "")
-    below = int(denominator) if denominator else 2**slashes
-    if not below or len(text) > MAX_LENGTH_CHARACTERS:
-        raise InputError(f"the length {text!r} of a note: expected for example 2, 3/2 or /")
-    return Fraction(int(numerator or 1), below)
+    if len(text) > MAX_LENGTH_CHARACTERS or 0 in (int(numerator or 1), int(denominator or 1)):
+        raise InputError(f"the length {text[:20]!r} of a note: expected for example 2, 3/2 or /")
+    return Fraction(int(numerator or 1), int(denominator) if denominator else 2**slashes)
 
 
 def format_length(length: Fraction) -> str:
@@ -216,7 +219,7 @@ def join_parts(parts: Iterator[tuple[str, str]], is_whole: bool = True) -> str:
 
 def find_pitch(text: str) -> str:
     """Return the pitch of the note at the end of a melody; "" if there is none."""
-    match = re.search(r"([_^=]*[A-Ga-g][,']*)[\d/]*$", text)
+    match = re.search(r"([_^=]*[A-Ga-g][,']*)[\d/]*$", text[-2 * MAX_LENGTH_CHARACTERS :])
     return match[1] if match else ""
 
 
@@ -227,6 +230,6 @@ def format_bar(bar: str, is_first: bool) -> str:
         return f":|{bar[-1]}" if ends else f"|{bar[-1]}"
     if is_first:
         return "|:" if starts else ""
-    return (
-        "::" if ends and starts and bar != ":" else ":|" if ends else "|:" if starts else "||" if len(bar) > 1 else "|"
-    )
+    if ends:
+        return "::" if starts and bar != ":" else ":|"
+    return "|:" if starts else "||" if len(bar) > 1 else "|"

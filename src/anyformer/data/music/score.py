@@ -14,6 +14,7 @@ MIDDLE_C = 60
 BEATS_A_SECOND = 2
 COMPOUND = (6, 9, 12)  # eighths or quarters of a bar whose beats are of three each
 MAX_WHOLE_NOTES = 4000
+PITCHES = range(128)  # of MIDI
 
 
 class Note(NamedTuple):
@@ -82,7 +83,7 @@ def parse_bars(body: str, header: Header) -> Iterator[Bar]:
         elif match["tie"] and bar.notes:
             bar.notes[-1] = bar.notes[-1]._replace(is_tied=True)
         elif match["dots"] and bar.notes:
-            share = Fraction(1, 2 ** len(match["dots"]))
+            share = Fraction(1, 2 ** min(3, len(match["dots"])))
             last, factor = (2 - share, share) if match["dots"][0] == ">" else (share, 2 - share)
             bar.notes[-1] = bar.notes[-1]._replace(length=bar.notes[-1].length * last)
         elif match["length"] is not None or match["silence"] is not None:
@@ -156,7 +157,7 @@ def list_sounds(tune: str) -> tuple[Header, list[Sound]]:
         start, length = float(place) * seconds, float(note.length) * seconds
         if note.pitch is not None and is_tied and sounds[-1].pitch == note.pitch:
             sounds[-1] = sounds[-1]._replace(seconds=sounds[-1].seconds + length)
-        elif note.pitch is not None and place < MAX_WHOLE_NOTES:
+        elif note.pitch is not None and note.pitch in PITCHES and place < MAX_WHOLE_NOTES:
             sounds.append(Sound(start, length, note.pitch))
         place, is_tied = place + note.length, note.is_tied and bool(sounds)
     return header, sounds
