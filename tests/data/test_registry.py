@@ -31,6 +31,7 @@ KINDS = {
     "tables",
     "series",
     "trajectories",
+    "tasks",
 }
 
 
