@@ -116,9 +116,8 @@ def format_tune(tune: str, number: int = 1, bars_a_line: int = 4) -> str:
 def find_copy(tune: str, training: str) -> str:
     """Return the longest run of characters of a tune's melody that is in a text too, as in the tunes of training."""
     _, melody = read_header(tune)
-    start, longest = 0, ""
-    for stop in range(1, len(melody) + 1):
-        while melody[start:stop] not in training:
-            start += 1
-        longest = max(longest, melody[start:stop], key=len)
+    longest = ""
+    for last in range(len(melody)):
+        run = melody[max(0, last - len(longest)) : last + 1]  # one longer than the longest
+        longest = run if len(run) > len(longest) and run in training else longest
     return longest
