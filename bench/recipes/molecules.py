@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 N_SAMPLES = 1000
+MODEL = {"dim": 96, "n_layer": 3, "n_head": 3, "context": 64}
 ATOM = re.compile(r"\[[^\]]+\]|Br|Cl|[BCNOPSFI]|[bcnops]")
 RING = re.compile(r"%\d\d|\d")
 
@@ -97,8 +98,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     training, others = write_rows(options.out / "molecules.csv", options.molecules, options.seed)
     start = count_cpu()
-    settings = {"steps": options.steps, "batch": 64, "seed": options.seed, "eval_every": max(1, options.steps // 4)}
-    fields: dict[str, Any] = {"documents": "rows", "model": {"context": 64}, "val_fraction": 0.01, "device": "cpu"}
+    settings = {
+        "steps": options.steps,
+        "batch": 64,
+        "lr": 5e-3,
+        "seed": options.seed,
+        "eval_every": max(1, options.steps // 4),
+    }
+    fields: dict[str, Any] = {"documents": "rows", "model": MODEL, "val_fraction": 0.01, "device": "cpu"}
     data, out = str(options.out / "molecules.csv"), options.out / "run"
     model = api.train("language", data=data, out=out, train=settings, progress=False, **fields)
     facts = {"steps": options.steps, "cpu_minutes": (count_cpu() - start) / 60}

@@ -25,16 +25,16 @@ from anyformer.recipes import music
 from bench._common import make_parser
 
 COLLECTIONS = ("tunes-ryan", "tunes-oneill")
-LSTM_BATCH, LSTM_CONTEXT, LSTM_RATE = 32, 256, 3e-3
+LSTM_BATCH, LSTM_CONTEXT, LSTM_RATE = 12, 320, 5e-3
 
 
 class LSTM(nn.Module):
     """ids (B, T) -> logits (B, T, V)"""
 
-    def __init__(self, vocab_size: int, dim: int = 256, n_layer: int = 2):
+    def __init__(self, vocab_size: int, dim: int = 256, n_layer: int = 1):
         super().__init__()
         self.nodes, self.head = nn.Embedding(vocab_size, dim), nn.Linear(dim, vocab_size)
-        self.body = nn.LSTM(dim, dim, n_layer, batch_first=True, dropout=0.1)
+        self.body = nn.LSTM(dim, dim, n_layer, batch_first=True)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(self.nodes(ids))[0])

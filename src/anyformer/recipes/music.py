@@ -73,10 +73,10 @@ class Config(DecoderConfig):
         check_range(self, "val_fraction", above=0, below=1)
 
 
-SIZES = (Size(64, 2, 8, 0), Size(96, 3, 8, 400))  # of --minutes
+SIZES = (Size(64, 2, 12, 0),)  # of --minutes
 SMALL = Config(
-    model=make_modern_config(128, 4, 4, 320),
-    train=replace(MINUTE_TRAIN, steps=500, batch=12, eval_every=100, save_every=100),
+    model=make_modern_config(96, 3, 3, 320),
+    train=replace(MINUTE_TRAIN, steps=600, batch=12, lr=5e-3, eval_every=150, save_every=150),
 )
 PRESETS = {
     # seconds: for tests
@@ -89,7 +89,7 @@ PRESETS = {
 
 
 def sizes(config: Config) -> Iterator[SizeOption]:
-    yield from offer_sizes(config, SIZES, steps=600)
+    yield from offer_sizes(config, SIZES, steps=200)
 
 
 def build(config: Config) -> LanguageModel:
