@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from ..data.io.checks import read_json, read_text
 from ..errors import InputError
 from ..parsing import check_range
-from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
+from .flags import REPEATABLE, DeviceFlag, DraftFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
 from .terminal import print_status, read_stdin
 
 REQUEST_FIELDS = (
@@ -51,6 +51,7 @@ class Command:
     """A file for what is written, where the recipe has a format with this ending; of several samples the others get
     numbers: tune.wav, tune-2.wav."""
     store: StoreFlag = None
+    draft: DraftFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -65,7 +66,13 @@ def run(options: Command) -> None:
     from .. import api
     from ..recipe import SupportsStream
 
-    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store)
+    settings: dict[str, Any] = {
+        "weights": options.weights,
+        "recipe": options.recipe,
+        "store": options.store,
+        "draft": options.draft,
+    }
+    model = api.load(options.run, options.device, **settings)
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
