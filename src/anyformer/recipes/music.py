@@ -6,7 +6,7 @@ edges  causal, within a tune: several share a row
 head   a logit for each character
 loss   cross-entropy of the next character
 
-    anyformer train music                                         about ten minutes of CPU: 2,600 fiddle tunes
+    anyformer train music                                         a minute and a half of CPU: 2,600 fiddle tunes
     anyformer train music --data tunes.abc                        one's own: a file, or a folder of .abc and .mid
     anyformer sample RUN --prompt 'M:6/8\\nK:G\\n' --out jig.wav    also .abc and .mid
     anyformer predict RUN --metre 3/4 --key Am
@@ -76,12 +76,12 @@ class Config(DecoderConfig):
 SIZES = (Size(64, 2, 12, 0),)  # of --minutes
 SMALL = Config(
     model=make_modern_config(96, 3, 3, 320),
-    train=replace(MINUTE_TRAIN, steps=600, batch=12, lr=5e-3, eval_every=150, save_every=150),
+    train=replace(MINUTE_TRAIN, steps=230, batch=12, lr=5e-3, eval_every=115, save_every=115),
 )
 PRESETS = {
     # seconds: for tests
     "tiny": Config(model=make_model_config(32, 2, 2, 64), train=TINY_TRAIN),
-    # about five minutes of CPU
+    # a minute and a half of CPU
     "small": SMALL,
     # the smaller collection alone, of which hardly any is held back: --data tunes-oneill tests it
     "ryan": replace(SMALL, data="tunes-ryan", val_fraction=0.05),
