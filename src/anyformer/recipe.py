@@ -347,6 +347,17 @@ class SupportsDrawing(Protocol):
 
 
 @runtime_checkable
+class SupportsSampleFiles(Protocol):
+    """A text that is written can be kept as what it stands for, such as a sound: `anyformer sample --out`."""
+
+    SAMPLE_FORMATS: tuple[str, ...]
+    """The endings of such files, with their dots."""
+
+    def write_sample(self, model: Any, text: str, path: Path) -> None:
+        """Write a prompt and its continuation to a file with one of these endings. Raises InputError."""
+
+
+@runtime_checkable
 class SupportsCompletion(Protocol):
     """Texts are continued by a causal model, so that many requests can share one batch: `anyformer serve`."""
 

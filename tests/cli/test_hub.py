@@ -432,6 +432,9 @@ def test_named_sets_are_trained_with_the_preset_that_is_for_them():
         return described["recipe"], described["preset"]
 
     assert choose("plays") == ("language", "small") and choose("fra-eng") == ("translation", "fra-eng")
+    assert choose("tunes") == ("music", "small") and choose("tunes-ryan") == ("music", "ryan")
+    described = json.loads(call("train", "molecules", "--print-config").ok().out)
+    assert (described["recipe"], described["config"]["columns"]) == ("language", "SMILES")
     assert choose("protein", "--recipe", "masked") == ("masked", "protein")
     assert_refused(call("train", "plays", "--recipe", "vision"), "the data set 'plays'", "no recipe of vision")
 

@@ -35,6 +35,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "grpo": {"input": "Add 3 and 4"},
     "language": {"input": "To be, or not"},
     "recall": {"input": "To be"},
+    "music": {"input": "M:6/8\nK:G\nGBB BAG|"},
     "masked": {"input": "To [MASK]e, or"},
     "classify": {"input": "my lord", "cut": True},
     "tagging": {"input": "buy milk"},

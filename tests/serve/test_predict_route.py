@@ -25,6 +25,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "grpo": {"input": ["Add 3", "or 4"], "tokens": 5, "temperature": 0},
     "language": {"prompt": ["to be", "or not"], "tokens": 5, "seed": 2, "samples": 2, "logprobs": 1, "echo": True},
     "recall": {"input": "to be", "tokens": 5, "temperature": 0},
+    "music": {"metre": "6/8", "key": "G", "tokens": 9, "seed": 3, "samples": 2},
     "mlp": {"prompt": "to be", "tokens": 5, "temperature": 0},
     "classify": {"input": ["good", "bad"]},
     "tagging": {"input": "a b"},
