@@ -5,8 +5,8 @@
 A question is a sum of two numbers from 0 to 99, 10,000 in all. The weak start is `chat` on 800 of them with their
 answers, for few steps. `grpo` then reads the others without any answer being shown: the reward is 1 for the right one.
 1,000 sums are in neither, and give the figures: the share of right answers, of the likeliest tokens and of samples.
-Short runs with the first seed chose the settings. As comparisons: the weak start trained for longer on its own 800 sums, and the best of 8
-samples by the model's own likelihood, which is a reward that needs no answers.
+Short runs with the first seed chose the settings. As comparisons: the weak start trained for longer on its own 800
+sums, and the best of 8 samples by the model's own likelihood, which is a reward that needs no answers.
 """
 
 import json

@@ -198,6 +198,13 @@ class SupportsExport(Protocol):
 
 
 @runtime_checkable
+class SupportsCachedExport(Protocol):
+    """The model can be exported as a graph that takes and returns keys and values (ONNX), to run token by token."""
+
+    def export_cached_graph(self, model: Any) -> Graph: ...
+
+
+@runtime_checkable
 class SupportsFigures(Protocol):
     """The report of a run shows figures of the trained model."""
 
@@ -329,6 +336,25 @@ class SupportsStream(Protocol):
     """Answers grow token by token, `anyformer sample`: the unfinished completions after every token."""
 
     def stream(self, model: Any, request: dict[str, Any]) -> Iterator[list[Any]]: ...
+
+
+@runtime_checkable
+class SupportsDrawing(Protocol):
+    """Answers are pictures: `anyformer sample RUN --prompt CAPTION --out picture.png`."""
+
+    def draw_sheet(self, model: Any, request: dict[str, Any]) -> bytes:
+        """Return one PNG with all pictures of a request of `predict`. Raises InputError."""
+
+
+@runtime_checkable
+class SupportsSampleFiles(Protocol):
+    """A text that is written can be kept as what it stands for, such as a sound: `anyformer sample --out`."""
+
+    SAMPLE_FORMATS: tuple[str, ...]
+    """The endings of such files, with their dots."""
+
+    def write_sample(self, model: Any, text: str, path: Path) -> None:
+        """Write a prompt and its continuation to a file with one of these endings. Raises InputError."""
 
 
 @runtime_checkable

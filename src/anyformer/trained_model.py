@@ -16,6 +16,7 @@ from .checkpoints import hf_folder
 from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
+from .drafting import attach_drafter
 from .errors import InputError, suggest
 from .examples import predict_examples
 from .forms import DEFAULT_FORM, Form, add_examples, describe_form
@@ -333,6 +334,7 @@ def load(
     weights: WeightFormat | None = None,
     recipe: Any = None,
     store: str | Path | None = None,
+    draft: str | Path | None = None,
 ) -> Model:
     """Load a model.
 
@@ -346,6 +348,9 @@ def load(
         recipe: The recipe of a run that was trained with one from outside the package: a module, a file or a Python
             path, as for `train`.
         store: A store that `index` has written for this model, to predict with.
+        draft: What proposes tokens that the model checks several at a time, where it continues a single text: "prompt"
+            (what came before in it), "counts" (of the text of its training), a text file, or a run of a smaller model.
+            The answers are the same.
 
     Raises:
         InputError: If there is no such model, or it is damaged.
@@ -357,6 +362,8 @@ def load(
     model = select_task(model, task) if task else model
     if weights is not None:
         quantize(model.module, weights)
+    if draft is not None:
+        attach_drafter(model, draft, lambda source: load(source, device, weights=weights))
     if store is not None:
         model.store = attach_store(model.recipe, model.module, model.path, Path(store))
     return model

@@ -80,7 +80,7 @@ SETS: dict[str, tuple[Build, str, str]] = {
     "dialogues": (jsonl("talk.jsonl", lambda i: {"topic": "ab"[i % 2], "dialog": [sentence(i), sentence(i + 1)]}), "conversations", "language"),
     "smiles": (table("drugs.smi", "", lambda i: f"CC(=O)O{'c1ccccc1' * (i % 3 + 1)}C(=O)O mol{i}"), "molecules", "language"),
     "solubility": (table("esol.csv", "smiles,solubility", lambda i: f"CC(=O)O{'C' * (i % 9)},{-i % 7}.5"), "table", "multimodal"),
-    "tunes": (files("jigs.abc", content=lambda i: "X:1\nT:A jig\nM:6/8\nK:D\nA2A ABc|\n"), "tunes", "language"),
+    "tunes": (files("jigs.abc", content=lambda i: "X:1\nT:A jig\nM:6/8\nK:D\nA2A ABc|\n"), "tunes", "music"),
     "source and target files": (files("src-train.txt", "tgt-train.txt", "src-val.txt", "tgt-val.txt"), "pairs", "translation"),
     "pairs between numbers": (table("links.tsv", "", lambda i: f"{1000 + 7 * i}\t{sentence(i)}\t{90 + 3 * i}\t{sentence(i + 3)}"), "pairs", "translation"),
     "class folders and a note": (files("db.README.2.0", *[f"txt/{c}/{i}.txt" for c in ("neg", "pos") for i in range(4)]), "labeled text", "classify"),

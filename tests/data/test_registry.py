@@ -24,6 +24,8 @@ KINDS = {
     "chats",
     "preferences",
     "protein",
+    "tunes",
+    "molecules",
     "images",
     "audio",
     "tables",

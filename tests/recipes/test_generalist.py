@@ -82,16 +82,16 @@ def test_resumed_equals_uninterrupted(tasks: Path, folder: Path, model: Model):
     api.train("generalist", "tiny", data=tasks, out=folder / "part", train=train, progress=False)
     api.train("generalist", "tiny", out=folder / "part", resume=True, steps=3, progress=False)
     resumed = api.load(folder / "part" / "checkpoints" / "step-3", "cpu")
-    whole = api.load(folder / "run" / "checkpoints" / "step-3", "cpu")
-    for a, b in zip(resumed.module.parameters(), whole.module.parameters(), strict=True):
+    uninterrupted = api.load(folder / "run" / "checkpoints" / "step-3", "cpu")
+    for a, b in zip(resumed.module.parameters(), uninterrupted.module.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_another_task_is_added(model: Model, folder: Path, tasks: Path):
     """The blocks and the old tasks begin as they are; a task of weight 0 is evaluated, and not trained."""
     text = tasks.read_text().replace("0.5", "0") + '[feel]\nrecipe = "multimodal"\npreset = "tiny"\n'
-    more, start = write(folder / "more.toml", text), {"init": folder / "run", "train": TRAIN | {"lr": 1e-9}}
-    added = api.train("generalist", "tiny", data=more, out=folder / "more", progress=False, **start)
+    further, start = write(folder / "more.toml", text), {"init": folder / "run", "train": TRAIN | {"lr": 1e-9}}
+    added = api.train("generalist", "tiny", data=further, out=folder / "more", progress=False, **start)
     assert [*added.tasks] == ["walk", "talk", "feel"] and "walk_loss" in added.evaluate()
     block, old = added.module.body.blocks[0].mlp.up.weight, model.module.body.blocks[0].mlp.up.weight
     torch.testing.assert_close(block, old, atol=1e-5, rtol=0)

@@ -29,12 +29,14 @@ INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,
     "tagging": TEXTS,
     "masked": ["to [MASK]e", "[MASK]", "the [MASK]at s[MASK]t on the mat", "what is it, my lor[MASK]?"],
+    "music": ["M:6/8\nK:G\n", "M:6/8\nK:G\nGBB BAG|", "M:9/8", "M:3/4", "M:C|\nK:Ador\nABc"],
     "diffusion": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
+    "text2image": ["1", "a 3", "8", "7", "the 0"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
     **{name: TEXTS for name in PROMPTS},
 }
-SETTINGS = {name: {"tokens": 6} for name in PROMPTS}
+SETTINGS = {name: {"tokens": 6} for name in (*PROMPTS, "music")}
 
 
 def build(name: str) -> tuple[recipes.Recipe, Any, Any]:
@@ -154,7 +156,7 @@ def test_every_recipe_answers_a_file(name: str, tmp_path: Path):
     assert [int(row["row"]) for row in batched] == [row["row"] for row in full] == list(range(result["rows"]))
     for row, single in zip(batched, singles, strict=True):
         assert_close(*[{key: parse(value) for key, value in values.items()} for values in (row, single)])
-    assert any(name.endswith(("label", "value", "text", "action")) for name in batched[0]), list(batched[0])
+    assert any(name.endswith(("label", "value", "text", "action", "png")) for name in batched[0]), list(batched[0])
     assert not {"tokens", "masks", "gaps", "probabilities", "input", "prompt"} & batched[0].keys()
 
 

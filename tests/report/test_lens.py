@@ -35,6 +35,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "grpo": {"input": "Add 3 and 4"},
     "language": {"input": "To be, or not"},
     "recall": {"input": "To be"},
+    "music": {"input": "M:6/8\nK:G\nGBB BAG|"},
     "masked": {"input": "To [MASK]e, or"},
     "classify": {"input": "my lord", "cut": True},
     "tagging": {"input": "buy milk"},
@@ -42,6 +43,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "spans": {"input": "To be, ___ to be"},
     "diffusion": {"input": "To be, ___ to be"},
     "mask_predict": {"input": "31415"},
+    "text2image": {"input": "3"},
     "control": {"input": {"states": [[0.1, 0.2], [0.3, 0.1]], "actions": [1], "returns": [5, 4]}},
     "multimodal": {"input": {"power": 3.5, "device": "b"}},
 }

@@ -70,6 +70,3 @@ def map_body(n_layer: int, prefix: str) -> TensorMap:
     local, public = "body.blocks.{i}.", f"{prefix}.h.{{i}}."
     block = map_affine(NORMS, local, public) + map_affine(MAPS, local, public, transposed=True)
     return map_layers(n_layer, block) + map_affine({"body.norm": f"{prefix}.ln_f"})
-
-
-family = GPT2()

@@ -1,4 +1,4 @@
-"""anyformer sample RUN: continue a prompt with a trained language model."""
+"""anyformer sample RUN: continue a prompt with a trained language model, or draw it."""
 
 import json
 import math
@@ -11,18 +11,31 @@ from typing import Annotated, Any
 from ..data.io.checks import read_json, read_text
 from ..errors import InputError
 from ..parsing import check_range
-from .flags import REPEATABLE, DeviceFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
+from .flags import REPEATABLE, DeviceFlag, DraftFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
 from .terminal import print_status, read_stdin
 
 REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
     "notes",
 )  # fmt: skip
+DRAWING_FIELDS = (
+    "samples",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "guidance",
+)  # of a request for pictures
+DRAWING_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
 
 
 @dataclass(frozen=True)
 class Command:
-    """Continue a prompt with a trained language model; without one, start a new line."""
+    """Continue a prompt with a trained language model; without one, start a new line.
+
+    A model of pictures draws the prompt instead:
+
+        anyformer sample RUN --prompt "a dark bag" --samples 16 --out bags.png"""
 
     run: RunArgument
     prompt: Annotated[tuple[str, ...], REPEATABLE] = ()
@@ -51,7 +64,13 @@ class Command:
     reward: str | None = None
     """Of --best-of: regex:PATTERN, classifier:RUN:LABEL, or FILE.py:FUNCTION of yours, which is called with the prompt,
     the answer and {}, and returns a number. Default: the mean log-probability of the tokens."""
+    guidance: Annotated[float | None, "Of a picture: how much it follows its prompt; 1 as it was learned."] = None
+    request: Annotated[dict | None, 'More of the request of a picture, as JSON: \'{"image": "a.png"}\'.'] = None
+    out: Path | None = None
+    """A file for what is written, where the recipe has a format with this ending: of a model of pictures one .png with
+    all samples; of others, several samples get numbers: tune.wav, tune-2.wav."""
     store: StoreFlag = None
+    draft: DraftFlag = None
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
@@ -66,20 +85,77 @@ class Command:
 def run(options: Command) -> None:
     request = build_request(options)
     from .. import api
-    from ..recipe import SupportsStream
+    from ..recipe import SupportsDrawing, SupportsStream
 
-    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe, store=options.store)
+    settings: dict[str, Any] = {
+        "weights": options.weights,
+        "recipe": options.recipe,
+        "store": options.store,
+        "draft": options.draft,
+    }
+    model = api.load(options.run, options.device, **settings)
+    if isinstance(model.recipe, SupportsDrawing):
+        return write_pictures(options, model)
+    if any(value is not None for value in (options.out, options.guidance, options.request)):
+        flags = "--out, --guidance and --request"
+        raise InputError(f"{flags} are for models of pictures; {options.run} is a run of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
+    if options.out is not None:
+        check_format(model, options.out)
     if options.json or options.best_of is not None:
         answer = model.generate(**request)
         if options.json:
             print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
         else:
             print_best(answer)
-        return
-    print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
+        texts = [sample["prompt"] + sample["text"] for sample in answer["samples"]]
+    else:
+        completions = print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
+        texts = [completion.prompt + completion.text for completion in completions]
+    if options.out is not None:
+        write_samples(model, texts, options.out)
+
+
+def check_format(model: Any, out: Path) -> None:
+    """Raise InputError unless the recipe writes files with this ending, into this folder."""
+    from ..recipe import SupportsSampleFiles
+
+    formats = model.recipe.SAMPLE_FORMATS if isinstance(model.recipe, SupportsSampleFiles) else ()
+    if out.suffix not in formats:
+        hint = f"expected {', '.join(formats)}" if formats else f"the recipe '{model.name}' writes text alone: use >"
+        raise InputError(f"--out {out}: {hint}")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+
+
+def write_samples(model: Any, texts: list[str], out: Path) -> None:
+    for number, text in enumerate(texts, 1):
+        path = out if number == 1 else out.with_stem(f"{out.stem}-{number}")
+        model.recipe.write_sample(model.module, text, path)
+        print_status(f"written to {path}")
+
+
+def write_pictures(options: Command, model: Any) -> None:
+    """Write a sheet of pictures of the prompts. Raises InputError for flags that are for texts."""
+    from ..training.run_directory import report_write_errors
+
+    defaults = Command(options.run)
+    changes = {name: value for name, value in vars(options).items() if value != getattr(defaults, name)}
+    request = (options.request or {}) | {name: changes[name] for name in DRAWING_FIELDS if name in changes}
+    others = changes.keys() - {*DRAWING_FIELDS, *DRAWING_FLAGS}
+    if others:
+        raise InputError(f"--{min(others).replace('_', '-')} is for texts; {options.run} draws pictures")
+    if options.out is None or options.out.suffix.lower() != ".png":
+        raise InputError("a model of pictures writes one: name it with --out picture.png")
+    prompts = [read_stdin() if prompt == "-" else prompt for prompt in options.prompt]
+    sheet = model.recipe.draw_sheet(model.module, request | ({"input": prompts} if prompts else {}))
+    with report_write_errors(str(options.out)):
+        options.out.write_bytes(sheet)
+    if options.json:
+        print(json.dumps({"out": str(options.out), "run": str(options.run), "step": model.step}))
+    print_status(f"{options.out}: {options.samples} of each of {len(prompts) or 'the'} prompts")
 
 
 def build_request(options: Command) -> dict[str, Any]:
@@ -106,8 +182,8 @@ def read_structure(options: Command) -> dict[str, Any]:
     return fields | {name: value for name in ("choices", "exact") if (value := getattr(options, name))}
 
 
-def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> None:
-    """Print the first sample as it grows, and the others after it, each behind its prompt."""
+def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> list[Any]:
+    """Print the first sample as it grows, and the others after it, each behind its prompt; return all of them."""
     completions: list[Any] = []
     for i, completions in enumerate(rounds):
         prompt = "" if i else completions[0].prompt
@@ -122,6 +198,7 @@ def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> N
     print_status(", ".join(f"{len(c.tokens)} tokens ({reasons[c.finish_reason]})" for c in completions))
     if has_structure:
         print_masses(completions)
+    return completions
 
 
 def print_best(answer: dict[str, Any]) -> None:
