@@ -26,8 +26,7 @@ Figure = dict[str, Any]
 """A figure for the report of a run, as plain values: {"kind", "title", "note"} and, by its kind,
 "matrix": "values" [[number]], "rows" and "columns" [text], "top", the value of the darkest cell (None: the largest);
 "lines": "x_label", "lines" [{"name", "x" [number], "y" [number], or of a filled band "low" and "high" instead of "y"}],
-"zero", whether the y axis starts at 0;
-"images": "images" [{"png" (base64), "caption"}];
+"zero", whether the y axis starts at 0; "images": "images" [{"png" (base64), "caption"}];
 "drafts": "drafts" [text], as it becomes what the last one is."""
 
 
@@ -67,9 +66,7 @@ class Recipe(Protocol):
 
 def init_stream(state: StreamState | None, data: str, sha256: str, **extra: Any) -> StreamState:
     """Return the state that a stream of batches starts or continues from (`state`), with `extra` values of a new one.
-
-    Raises InputError if the data, whose content has the hash `sha256`, are not those that `state` belongs to.
-    """
+    Raises InputError if the data, whose content has the hash `sha256`, are not those that `state` belongs to."""
     stream: StreamState = {"step": 0, "tokens": 0, "data": sha256} | extra | (state or {})
     if stream["data"] != sha256:
         raise InputError(f"the data '{data}' has changed since this run began: restore it, or start a new run")
@@ -257,24 +254,15 @@ class SupportsReference(Protocol):
 
 
 @runtime_checkable
-class SupportsFrozenReference(Protocol):
-    """What the model before training says of new texts may be needed at every step."""
+class SupportsRollouts(Protocol):
+    """The model is trained on its own answers to prompts, by the config's `reward`. `roll_out` adds them to the batches
+    of an update, and returns figures. `keep_reference` is called with the model as it is before training."""
+
+    def roll_out(self, model: Any, batches: list[Any], step: int) -> tuple[list[Any], dict[str, float]]: ...
 
     def needs_reference(self, config: Any) -> bool: ...
 
-    def keep_reference(self, model: Any, config: Any) -> None:
-        """Keep a copy of the model. Called with the weights that training begins with, again whenever it is resumed."""
-
-
-@runtime_checkable
-class SupportsRollouts(Protocol):
-    """The model is trained on its own samples: batches hold prompts, which are answered before each update. `reward` is
-    a field of the config."""
-
-    def roll_out(
-        self, model: Any, batches: list[dict[str, Any]], step: int
-    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """Return the batches of an update with the answers in them, and figures of those for the record of the step."""
+    def keep_reference(self, model: Any, config: Any) -> None: ...
 
 
 @runtime_checkable

@@ -19,7 +19,6 @@ from .recipe import (
     DataDefaults,
     Recipe,
     SupportsDataDefaults,
-    SupportsFrozenReference,
     SupportsPeers,
     SupportsRollouts,
     SupportsSizes,
@@ -111,7 +110,7 @@ def resume_job(
     check_same_model(run, resolve_paths(old), config)
     settings, init = parse_dataclass(LoRAConfig, stored.get("lora") or {}, where), stored.get("init")
     latest = checkpoints.find_latest(run.checkpoints)
-    has_reference = isinstance(module, SupportsFrozenReference) and module.needs_reference(config)
+    has_reference = isinstance(module, SupportsRollouts) and module.needs_reference(config)
     needs_source = settings.rank or latest is None or has_reference
     has_steps = "steps" in merge_overrides({}, overrides).get("train", {})
     return TrainingJob(

@@ -26,7 +26,6 @@ from ..recipe import (
     Recipe,
     StreamState,
     SupportsBaselines,
-    SupportsFrozenReference,
     SupportsPeers,
     SupportsReference,
     SupportsRollouts,
@@ -297,7 +296,7 @@ def restore_or_init(job: TrainingJob) -> TrainState:
 
     def prepare(model: nn.Module) -> None:
         initialize(job, model)
-        if isinstance(job.recipe, SupportsFrozenReference) and job.recipe.needs_reference(config):
+        if isinstance(job.recipe, SupportsRollouts) and job.recipe.needs_reference(config):
             job.recipe.keep_reference(model.to(resolve_device(config.train.device)), config)
         if latest is None and isinstance(job.recipe, SupportsReference):  # before processes share the model
             job.recipe.store_reference(model.to(resolve_device(config.train.device)), config)
