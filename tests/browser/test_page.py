@@ -74,6 +74,7 @@ SEEN = {  # what a person reads of a result
     "spans": lambda result: [result["text"].strip()],
     "diffusion": lambda result: [result["text"].strip(), f"read it {result['passes']} times"],
     "mask_predict": lambda result: [result["text"].strip()],
+    "msa": lambda result: [result["text"]],
     "translation": lambda result: [result["text"], "Alignment"],
     "rnnsearch": lambda result: [result["text"], "Alignment"],
     "seq2seq": lambda result: [result["text"]],

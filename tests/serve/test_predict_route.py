@@ -35,6 +35,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "translation": {"input": "312", "beam": 2},
     "mask_predict": {"input": "312", "passes": 2},
     "diffusion": {"input": "to __ or", "drafts": True},
+    "msa": {"pairs": 3},
     "seq2seq": {"input": "312"},
     "rnnsearch": {"input": "312"},
 }

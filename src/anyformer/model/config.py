@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi"]
+Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "pairs"]
 Norm = Literal["layernorm", "rmsnorm"]
 NormPlace = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"]
@@ -88,7 +88,8 @@ class TransformerConfig:
     """The longest sequence the model is trained on, in nodes."""
     position: Position = "learned"
     """How nodes carry their position: none, learned or sinusoidal vectors (1706.03762), rotary (2104.09864),
-    relative buckets (T5, 1910.10683), ALiBi (2108.12409)."""
+    relative buckets (T5, 1910.10683), ALiBi (2108.12409), or pairs: a learned bias from each position to each one of
+    the memory, modulo the context."""
     rotary_base: float = 10_000.0
     """Longest wavelength of the rotary position, in nodes / 2 pi."""
     rope_scaling: RopeScaling | None = None

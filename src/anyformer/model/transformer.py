@@ -121,8 +121,8 @@ class Attention(nn.Module):
     @property
     def bias(self) -> PositionBias | None:
         """The position bias of a layer without a stack."""
-        if self.config.position == "relative":
-            raise ValueError("relative positions are weights that the layers of a stack share: call a Transformer")
+        if self.config.position in ("relative", "pairs"):
+            raise ValueError(f"{self.config.position} positions are weights that a stack shares: call a Transformer")
         return build_position_bias(self.config)
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def prepare_edges(
         check_nodes("memory", memory, module.config)
     config, (batch, queries, _), is_self = module.config, x.shape, memory is None
     start, end = (0, queries) if cache is None else (cache.lengths, cache.max_length + queries)
-    bias, cos_sin = module.bias if is_self else None, None
+    bias, cos_sin = module.bias if is_self != (config.position == "pairs") else None, None
     if is_self and config.position == "rotary":
         positions = torch.arange(queries, device=x.device) if cache is None else cache.positions(queries)
         frequency, scale = rotary_frequencies(config, end, x.device)
