@@ -8,7 +8,7 @@ class DataSet:
     """A named data set. Only files that match `sha256` are ever used."""
 
     name: str
-    kind: str  # text, pairs, labeled text, tagged text, protein, images, audio, tables, series or trajectories
+    kind: str  # text, pairs, labeled text, tagged text, protein, alignment, images, audio, tables, series, trajectories
     about: str
     license: str
     url: str = ""  # of the file; of a folder (it ends in "/"); or only of the project's page; "": generated
