@@ -61,7 +61,7 @@ from ._shared.encoder import as_list
 from ._shared.presets import TINY_TRAIN, make_modern_config
 from ._shared.trivial_baselines import Baselines
 
-REFERENCE_ROWS = 32  # that the map of a model is computed on
+REFERENCE_ROWS = 16  # that the map of a model is computed on
 MAX_INPUTS, MAX_PAIRS = 1000, 100_000  # of a request
 
 
