@@ -41,7 +41,8 @@ class Recipe(Protocol):
     Batches map names to tensors; what is predicted is `labels`, `IGNORE_INDEX` where nothing is. A model may have an
     attribute `files`, texts by file name that are stored next to its weights ("tokenizer.json"); once a model is
     loaded, the config field of the same name ("tokenizer") is the path of that file. Its attribute `extended_tensors`
-    names those that may have more rows than in a model that it starts from, as for new tokens of a vocabulary.
+    names those that may have more rows than in a model that it starts from, as for new tokens of a vocabulary; each of
+    `optional_parts` begins the names of tensors that such a model may lack.
     """
 
     PRESETS: Mapping[str, Any]
@@ -416,6 +417,14 @@ class SupportsLossTerms(SupportsLossWeight, Protocol):
     """`loss` is the sum of terms, (k,), each the mean over its own number of predictions: `loss_weight` is (k,) too."""
 
     def loss_terms(self, model: Any, batch: dict[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class SupportsTasks(Protocol):
+    """The model is of several tasks, each of which answers as a model of another recipe would: RUN:TASK."""
+
+    def split_tasks(self, model: Any, config: Any, state: StreamState) -> Mapping[str, tuple[Recipe, Any, Any, Any]]:
+        """Return the recipe, the config, the module and the stream state of each task, by its name."""
 
 
 # --- the lens: what a model does with one request ---

@@ -151,12 +151,14 @@ def resolve_paths(config: Any) -> Any:
     return dataclasses.replace(config, **changes)
 
 
-def bind_checkpoint_files(config: Any, folder: Path) -> Any:
-    """Set config fields for which the checkpoint holds a file of the model (tokenizer: tokenizer.json) to its path."""
+def bind_checkpoint_files(config: Any, folder: Path, prefix: str = "") -> Any:
+    """Set config fields for which the checkpoint holds a file of the model (tokenizer: tokenizer.json) to its path.
+    `prefix`: of the names of these files."""
     names = [field.name for field in dataclasses.fields(config) if isinstance(getattr(config, field.name), str)]
     paths = {}
-    for path in folder.glob("*.json"):
-        name = path.stem if path.stem in names else RENAMED_FIELDS.get(path.stem)
+    for path in folder.glob(f"{prefix}*.json"):
+        stem = path.stem.removeprefix(prefix)
+        name = stem if stem in names else RENAMED_FIELDS.get(stem)
         if name in names and path.name not in ("config.json", "state.json"):  # these two are of every checkpoint
             paths[name] = str(path)
     return dataclasses.replace(config, **paths)

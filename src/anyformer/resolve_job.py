@@ -131,7 +131,7 @@ def check_init(config: Any, source: InitWeights | None, lora: LoRAConfig) -> Any
 
 # --- the config ---
 
-OWN_FIELDS = ("data", "labels", "train", "frozen")  # of a run, not of the model that it starts from
+OWN_FIELDS = ("data", "labels", "tasks", "train", "frozen")  # of a run, not of the model that it starts from
 
 
 def fetch_overrides(module: Recipe, overrides: dict[str, Any] | None) -> dict[str, Any]:

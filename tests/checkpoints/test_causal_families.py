@@ -128,7 +128,7 @@ def test_exports_says_before_training_what_can_be_written(preset: str, tmp_path:
     assert again.config.window == model.config.window
 
 
-WITHOUT_GRAPH = {"mask_predict", "recall", "rnnsearch", "seq2seq"}
+WITHOUT_GRAPH = {"generalist", "mask_predict", "recall", "rnnsearch", "seq2seq"}
 
 
 def test_default_presets_with_a_public_family():

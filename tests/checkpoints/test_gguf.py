@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 import anyformer
 from anyformer.checkpoints import tensor_map
 from anyformer.checkpoints.gguf import GGUFTensors
+from anyformer.conversion import export_checkpoint, import_checkpoint
 from anyformer.data.io import gguf_file as gguf_io
 from anyformer.data.io.gguf_file import GGUFFile
 from anyformer.data.tokenizers import build as tokenizers
 from anyformer.errors import InputError
 from anyformer.parsing import to_json
-from anyformer.trained_model import export_checkpoint, import_checkpoint
 from checkpoint_kit import assert_close, assert_same_tensors, build_reference, save, transformers
 from cli_kit import SHORT, assert_refused, call
 from llama_cpp_kit import LlamaCpp

@@ -30,6 +30,7 @@ KINDS = {
     "tables",
     "series",
     "trajectories",
+    "tasks",
 }
 
 

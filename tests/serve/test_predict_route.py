@@ -27,6 +27,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "mlp": {"prompt": "to be", "tokens": 5, "temperature": 0},
     "classify": {"input": ["good", "bad"]},
     "tagging": {"input": "a b"},
+    "generalist": {"task": "sensors", "input": {"device": "a", "power": 1.5}},
     "control": {"rollout": {"episodes": 2, "seed": 1}},
     "forecast": {
         "input": [row | ({"sales": None} if i >= 74 else {}) for i, (_, row) in enumerate(generate_shops(1, 80))]

@@ -1,6 +1,7 @@
 """The models of a server, by name, each with what computes its answers: a batch of completions, or a worker."""
 
 import asyncio
+import copy
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -175,15 +176,20 @@ class ModelSet:
 
 
 def load_models(runs: Sequence[str], options: ServerOptions, **settings: Any) -> ModelSet:
-    """Load models, given as RUN or NAME=RUN; `settings` are those of `load`. Raises InputError."""
+    """Load models, given as RUN or NAME=RUN; `settings` are those of `load`. Of a model of several tasks each is served
+    as NAME:TASK. Raises InputError."""
     names = [split_name(run) for run in runs]
     models: list[ServedModel] = []
     for name, run in names:
         model = load(run, **settings)
         name = name or (run if not Path(run).exists() else model.run_path.resolve().name)
-        if any(other.name == name for other in models):
+        if any(other.name.partition(":")[0] == name for other in models):
             raise InputError(f"two models have the name '{name}': name one of them, for example {name}-2={run}")
-        models.append(ServedModel(name, model, options))
+        for task, part in model.tasks.items():
+            part.module = copy.deepcopy(part.module)  # the lens of one must not see what another computes meanwhile
+            models.append(ServedModel(f"{name}:{task}", part, options))
+        if not model.tasks:
+            models.append(ServedModel(name, model, options))
     return ModelSet(models)
 
 
