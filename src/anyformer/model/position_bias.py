@@ -54,7 +54,7 @@ class PairBias(nn.Module):
     """A learned bias for each pair of positions and each head, from nodes to a memory of the same positions. Positions
     repeat after `period` nodes, as the columns of an alignment do in each of its rows."""
 
-    GAIN = 32.0  # a bias must become large within the steps in which other weights change little
+    GAIN = 48.0  # a bias must become large within the steps in which other weights change little
 
     def __init__(self, n_head: int, period: int):
         super().__init__()
