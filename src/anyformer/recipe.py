@@ -191,6 +191,14 @@ class SupportsTablePredict(Protocol):
 
 
 @runtime_checkable
+class SupportsArray(Protocol):
+    """What a model has learned of its data as a whole is an array: `anyformer predict RUN --out FILE.npy`."""
+
+    def predict_array(self, model: Any, request: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+        """Return a numpy array, and what a person should know of it, a line each."""
+
+
+@runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""
 

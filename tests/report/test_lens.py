@@ -46,6 +46,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "text2image": {"input": "3"},
     "control": {"input": {"states": [[0.1, 0.2], [0.3, 0.1]], "actions": [1], "returns": [5, 4]}},
     "multimodal": {"input": {"power": 3.5, "device": "b"}},
+    "msa": {},
 }
 NAMES = [name for name in recipe_loading.list_recipes() if isinstance(recipe_loading.load_recipe(name), SupportsLens)]
 WITHOUT = set(recipe_loading.list_recipes()) - set(NAMES)
