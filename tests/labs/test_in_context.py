@@ -145,7 +145,7 @@ def test_the_lab_writes_a_report(tmp_path: Path):
         "Functions that were",
     ):
         assert title in page
-    assert page.count("<svg") == 4 and "Induction heads appear" in page
+    assert page.count("<svg") == 5 and "Induction heads appear" in page
     assert_refused(call("lab", "in-context", "--pairs", 1), "--pairs is 1")
     assert_refused(call("lab", "in-context", "--part", "function"), "--part is 'function'")
     assert_refused(call("lab", "incontext"), "there is no lab 'incontext': did you mean 'in-context'?")
@@ -199,7 +199,7 @@ def test_an_answer_is_right_if_all_of_its_letters_are_the_likeliest():
     scores = torch.nn.functional.one_hot(ids[:, 1:], len(SYMBOLS)).float()
     assert [row.tolist() for row in read_last_answers(scores, ids, is_answer, texts)] == [[True] * 3, [True] * 2]
     scores[0, 3], scores[0, 10] = scores[0, 4].clone(), scores[0, 4].clone()  # of "ba", and the d of "dc"
-    assert [row.tolist() for row in read_last_answers(scores, ids, is_answer, texts)][0] == [True, False, True]
+    assert next(row.tolist() for row in read_last_answers(scores, ids, is_answer, texts)) == [True, False, True]
 
 
 def test_methods_without_training_answer_what_they_can():

@@ -38,7 +38,7 @@ class Settings(LabSettings):
     """Functions: steps of training, each on new functions."""
     function_tests: int = 200
     """Functions: questions for each kind of function and number of examples."""
-    head_steps: int = 250
+    head_steps: int = 600
     """Heads: steps of training."""
 
     def __post_init__(self) -> None:

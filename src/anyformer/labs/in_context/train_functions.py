@@ -70,7 +70,7 @@ KINDS = (
     Kind("new shifts", "copy", "shift", True),
     Kind("removal of new letters", "copy", "remove", True),
     Kind("new replacements", "copy", "replace", True),
-    *(Kind(f"{shape}, then {change}", shape, change, False) for shape, change in sorted(HELD_OUT_PAIRS)),
+    *(Kind(f"{shape} + {change}", shape, change, False) for shape, change in sorted(HELD_OUT_PAIRS)),
 )
 NUMBERS = (0, 1, 2, 3, 4, 6, 8, 12, 16)  # of examples
 METHODS: dict[str, Callable[[Prompt], bool]] = {
@@ -112,7 +112,7 @@ def train(model: TextModel, settings: Settings, device: torch.device, log: Log) 
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, Any]]:
         level = LEVELS[curriculum.level]
-        texts = [draw_lines(rng, level) for _ in range(min(MAX_TEXTS, TOKENS // (LINES * (2 * level.high + 2))))]
+        texts = [draw_text(rng, level) for _ in range(min(MAX_TEXTS, TOKENS // (LINES * (2 * level.high + 2))))]
         ids, is_answer = (values.to(device) for values in encode_batch([write_text(lines) for lines in texts]))
         with autocast(device, dtype):
             scores = model(ids[:, :-1])
@@ -128,7 +128,7 @@ def train(model: TextModel, settings: Settings, device: torch.device, log: Log) 
     return fit(model, compute_loss, config, log), curriculum.level
 
 
-def draw_lines(rng: random.Random, level: Level) -> list[Example]:
+def draw_text(rng: random.Random, level: Level) -> list[Example]:
     """Examples of a function of the training."""
     function, letters = draw_training_function(rng), "".join(rng.sample(ALPHABET, level.letters))
     words = [draw_word(rng, letters, level.low, level.high) for _ in range(LINES)]
@@ -190,16 +190,12 @@ def describe(facts: dict[str, Any], examples: str) -> LabResult:
     rows += [[name, *(f"{values[n]:.1%}" for n in NUMBERS)] for name, values in methods.items()]
     note = "Copying, reversing and sorting were trained; the others were not, and the last rows are of these."
     table = LabTable("Answers that are right in every letter", columns, rows, note)
-    lines = {name: values for name, values in accuracy.items()} | methods
-    figure = {
-        "kind": "lines", "title": "Functions that were never trained", "note": "% of the answers right in every letter",
-        "x_label": "examples", "zero": True,
-        "lines": [
-            {"name": name, "x": list(NUMBERS), "y": [100 * values[n] for n in NUMBERS]}
-            for name, values in lines.items()
-            if not any(kind.is_trained and kind.name == name for kind in KINDS)
-        ],
-    }  # fmt: skip
+    changes = {kind.name: accuracy[kind.name] for kind in KINDS if kind.held_out}
+    pairs = {kind.name: accuracy[kind.name] for kind in KINDS if not kind.held_out and not kind.is_trained}
+    figures = [
+        draw_lines("Changes that were never trained", changes | {"n-gram counts": facts["n-gram counts"]}),
+        draw_lines("Pairs of a rearrangement and a change that were never trained", pairs),
+    ]
     worst = min((kind.name for kind in KINDS if not kind.is_trained), key=lambda name: accuracy[name][8])
     summary = [
         f"Functions on words that were never trained: {facts['new'][8]:.1%} of the answers are right after 8 examples, "
@@ -208,4 +204,10 @@ def describe(facts: dict[str, Any], examples: str) -> LabResult:
         f"{facts['parameters']:,} parameters, {facts['seconds']:,.0f} seconds of processor time; level "
         f"{facts['level'] + 1} of {len(LEVELS)} of the curriculum.",
     ]
-    return LabResult("", summary, [table], [figure], [("Eight examples, a word, and the answer", examples)], facts)
+    return LabResult("", summary, [table], figures, [("Eight examples, a word, and the answer", examples)], facts)
+
+
+def draw_lines(title: str, values: dict[str, dict[int, float]]) -> dict[str, Any]:
+    lines = [{"name": name, "x": list(NUMBERS), "y": [100 * row[n] for n in NUMBERS]} for name, row in values.items()]
+    note = "% of the answers right in every letter"
+    return {"kind": "lines", "title": title, "note": note, "x_label": "examples", "zero": True, "lines": lines}

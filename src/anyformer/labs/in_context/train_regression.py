@@ -130,12 +130,13 @@ def describe(settings: Settings, facts: dict[str, Any]) -> LabResult:
         pairs = zip(curves["Transformer"][1:], curves["ridge (Bayes)"][1:])
         excess = max(error / best for error, best in pairs) - 1
         summary.insert(1, f"It errs by {excess:.0%} more than the Bayes ridge estimate where it is farthest from it.")
+    drawn = [name for name in curves if name not in map(name_steps, DESCENT_STEPS[1:-1])]
     steps = [0, *DESCENT_STEPS]
     descent = [curves["Transformer"][0], *(curves[name_steps(n)][pair] for n in DESCENT_STEPS)]
     figures = [
         {
             "kind": "lines", "title": "Error over the number of examples", "x_label": "examples", "zero": True,
-            "lines": [{"name": name, "x": [*range(len(y))], "y": y} for name, y in curves.items()],
+            "lines": [{"name": name, "x": [*range(len(curves[name]))], "y": curves[name]} for name in drawn],
         },
         {
             "kind": "lines", "title": f"Layer by layer, after {pair} examples", "x_label": "blocks, or gradient steps",
