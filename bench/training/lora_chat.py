@@ -297,7 +297,7 @@ def run_side(python: str, out: Path, *flags: object) -> dict[str, Any]:
 
 def run(options: Any) -> dict[str, Any]:
     from anyformer import api
-    from anyformer.trained_model import export_checkpoint
+    from anyformer.conversion import export_checkpoint
 
     out: Path = options.out
     if not (out / "hf").exists():

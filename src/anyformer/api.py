@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import exports
+from .conversion import export_checkpoint, import_checkpoint
 from .data.io.checks import read_json
 from .detection import detect_recipe, names_data
 from .errors import Stopped
@@ -24,7 +25,7 @@ from .recipe import SupportsBaselines, SupportsFigures, SupportsFinish, Supports
 from .recipe_loading import load_recipe, recipe_name
 from .report.curves import is_lower_better
 from .resolve_job import expand_short_names, resolve_job
-from .trained_model import Model, export_checkpoint, from_training, import_checkpoint, load, select_eval_data
+from .trained_model import Model, from_training, load, select_eval_data
 from .training import checkpoints, distributed
 from .training.job import CheckpointCallback, RecordCallback, StartCallback, TrainingJob, ignore, run_job
 from .training.loop import TrainState

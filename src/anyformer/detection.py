@@ -138,9 +138,9 @@ def detect_set(name: str, recipe: str | None = None) -> Detection:
 
 
 def find_owner(data: str, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the recipe whose default preset trains on a data set of a kind that only it reads."""
+    """Return the recipe that has a preset for a data set of a kind that only it reads."""
     recipes = {name: recipe_loading.load_recipe(name) for name in names}
-    return [(n, {}) for n, r in recipes.items() if r.PRESETS[recipe_loading.default_preset(r)].data == data]
+    return [(n, {}) for n, r in recipes.items() if data in {preset.data for preset in r.PRESETS.values()}]
 
 
 SET_KINDS = {

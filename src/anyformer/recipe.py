@@ -41,7 +41,8 @@ class Recipe(Protocol):
     Batches map names to tensors; what is predicted is `labels`, `IGNORE_INDEX` where nothing is. A model may have an
     attribute `files`, texts by file name that are stored next to its weights ("tokenizer.json"); once a model is
     loaded, the config field of the same name ("tokenizer") is the path of that file. Its attribute `extended_tensors`
-    names those that may have more rows than in a model that it starts from, as for new tokens of a vocabulary.
+    names those that may have more rows than in a model that it starts from, as for new tokens of a vocabulary; each of
+    `optional_parts` begins the names of tensors that such a model may lack.
     """
 
     PRESETS: Mapping[str, Any]
@@ -197,6 +198,13 @@ class SupportsExport(Protocol):
 
 
 @runtime_checkable
+class SupportsCachedExport(Protocol):
+    """The model can be exported as a graph that takes and returns keys and values (ONNX), to run token by token."""
+
+    def export_cached_graph(self, model: Any) -> Graph: ...
+
+
+@runtime_checkable
 class SupportsFigures(Protocol):
     """The report of a run shows figures of the trained model."""
 
@@ -246,6 +254,27 @@ class SupportsReference(Protocol):
     training begins with; the model keeps what it needs in its `files`, and is then called no more."""
 
     def store_reference(self, model: Any, config: Any) -> None: ...
+
+
+@runtime_checkable
+class SupportsFrozenReference(Protocol):
+    """What the model before training says of new texts may be needed at every step."""
+
+    def needs_reference(self, config: Any) -> bool: ...
+
+    def keep_reference(self, model: Any, config: Any) -> None:
+        """Keep a copy of the model. Called with the weights that training begins with, again whenever it is resumed."""
+
+
+@runtime_checkable
+class SupportsRollouts(Protocol):
+    """The model is trained on its own samples: batches hold prompts, which are answered before each update. `reward` is
+    a field of the config."""
+
+    def roll_out(
+        self, model: Any, batches: list[dict[str, Any]], step: int
+    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """Return the batches of an update with the answers in them, and figures of those for the record of the step."""
 
 
 @runtime_checkable
@@ -307,6 +336,14 @@ class SupportsStream(Protocol):
     """Answers grow token by token, `anyformer sample`: the unfinished completions after every token."""
 
     def stream(self, model: Any, request: dict[str, Any]) -> Iterator[list[Any]]: ...
+
+
+@runtime_checkable
+class SupportsDrawing(Protocol):
+    """Answers are pictures: `anyformer sample RUN --prompt CAPTION --out picture.png`."""
+
+    def draw_sheet(self, model: Any, request: dict[str, Any]) -> bytes:
+        """Return one PNG with all pictures of a request of `predict`. Raises InputError."""
 
 
 @runtime_checkable
@@ -408,6 +445,14 @@ class SupportsLossTerms(SupportsLossWeight, Protocol):
     """`loss` is the sum of terms, (k,), each the mean over its own number of predictions: `loss_weight` is (k,) too."""
 
     def loss_terms(self, model: Any, batch: dict[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class SupportsTasks(Protocol):
+    """The model is of several tasks, each of which answers as a model of another recipe would: RUN:TASK."""
+
+    def split_tasks(self, model: Any, config: Any, state: StreamState) -> Mapping[str, tuple[Recipe, Any, Any, Any]]:
+        """Return the recipe, the config, the module and the stream state of each task, by its name."""
 
 
 # --- the lens: what a model does with one request ---

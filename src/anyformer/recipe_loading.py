@@ -151,12 +151,14 @@ def resolve_paths(config: Any) -> Any:
     return dataclasses.replace(config, **changes)
 
 
-def bind_checkpoint_files(config: Any, folder: Path) -> Any:
-    """Set config fields for which the checkpoint holds a file of the model (tokenizer: tokenizer.json) to its path."""
+def bind_checkpoint_files(config: Any, folder: Path, prefix: str = "") -> Any:
+    """Set config fields for which the checkpoint holds a file of the model (tokenizer: tokenizer.json) to its path.
+    `prefix`: of the names of these files."""
     names = [field.name for field in dataclasses.fields(config) if isinstance(getattr(config, field.name), str)]
     paths = {}
-    for path in folder.glob("*.json"):
-        name = path.stem if path.stem in names else RENAMED_FIELDS.get(path.stem)
+    for path in folder.glob(f"{prefix}*.json"):
+        stem = path.stem.removeprefix(prefix)
+        name = stem if stem in names else RENAMED_FIELDS.get(stem)
         if name in names and path.name not in ("config.json", "state.json"):  # these two are of every checkpoint
             paths[name] = str(path)
     return dataclasses.replace(config, **paths)
@@ -166,7 +168,7 @@ def bind_checkpoint_files(config: Any, folder: Path) -> Any:
 
 
 @contextmanager
-def report_import_errors(where: str, *folders: Path) -> Generator[None]:
+def report_import_errors(where: str, *folders: Path, what: str = "recipe") -> Generator[None]:
     """Let imports find modules in some folders. Whatever the imported code raises becomes an InputError of one line."""
     paths = [str(folder) for folder in folders]
     sys.path[:0] = paths
@@ -177,19 +179,20 @@ def report_import_errors(where: str, *folders: Path) -> Generator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-        raise InputError(f"cannot import the recipe {where}: {type(error).__name__}: {error} (line {line})") from error
+        raise InputError(f"cannot import the {what} {where}: {type(error).__name__}: {error} (line {line})") from error
     finally:
         for path in paths:
             with suppress(ValueError):
                 sys.path.remove(path)
 
 
-def import_file(path: Path) -> types.ModuleType:
-    """Import a file, or a folder with an __init__.py. A file that has not changed is imported once."""
+def import_file(path: Path, what: str = "recipe") -> types.ModuleType:
+    """Import a file, or a folder with an __init__.py. A file that has not changed is imported once. `what` it is, for
+    messages. Raises InputError."""
     file = Path(os.path.realpath(path / "__init__.py" if path.is_dir() else path))  # resolve() fails in a loop of links
     if not file.is_file():
-        raise InputError(f"there is no recipe at {path}: expected a Python file")
-    with report_import_errors(str(path), file.parent):
+        raise InputError(f"there is no {what} at {path}: expected a Python file")
+    with report_import_errors(str(path), file.parent, what=what):
         return execute_file(file)
 
 

@@ -1,4 +1,4 @@
-"""A trained model, `Model`; loaded from a run or a public checkpoint, imported and exported."""
+"""A trained model, `Model`, loaded from a run or a public checkpoint."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -12,37 +12,36 @@ import torch
 from torch import Tensor, nn
 
 from . import recipe_loading
-from .checkpoints import gguf, hf_folder, onnx, peft
+from .checkpoints import hf_folder
 from .checkpoints.hub_model import fetch_model
 from .data.io.hub import parse_reference
 from .data.io.remote import fetch_data
-from .errors import InputError
+from .drafting import attach_drafter
+from .errors import InputError, suggest
 from .examples import predict_examples
 from .forms import DEFAULT_FORM, Form, add_examples, describe_form
 from .indexing import attach_store, build_store, leave_out_store
 from .inference.datastore import Datastore
-from .longer_context import ContextChange, change_context
 from .model.inspection import attention_weights
 from .model.intervention import Rule, ablate, patch
 from .model.quantization.quantize import WeightFormat, quantize
 from .model.trace import Trace, record
 from .model.transformer import Transformer
-from .parsing import check_arguments, parse_dataclass, to_json
+from .parsing import check_arguments, parse_dataclass
 from .predict_file import check_finite, predict_file
-from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsForm, SupportsScore, SupportsStream
+from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsForm, SupportsScore, SupportsStream, SupportsTasks
 from .recipe_loading import resolve_paths
+from .rewards import choose_best
 from .training import checkpoints, loop, lora
 from .training.building import SkipInit
 from .training.checksums import verify_files
 from .training.config import LoRAConfig
 from .training.device import resolve_device
 from .training.job import InitWeights, TrainingJob
-from .training.run_directory import RunDirectory, describe_run
+from .training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from .report.notebook import Run
-
-UNCHANGED = ContextChange()
 
 
 class Model:
@@ -58,6 +57,25 @@ class Model:
         self.missing_keys: list[str] = state.get("missing_keys") or []  # of a public checkpoint: random until trained
         self._best: dict[str, Any] = state.get("best") or {}
         self.store: Datastore | None = None
+        self.task = ""  # of a model of several tasks, which of them this is
+
+    @property
+    def tasks(self) -> dict[str, "Model"]:
+        """The models that a model of several tasks consists of, by their names; they share their weights."""
+        if not isinstance(self.recipe, SupportsTasks):
+            return {}
+        parts = self.recipe.split_tasks(self.module, self.config, self.stream_state).items()
+        models = {}
+        for name, (recipe, config, module, stream_state) in parts:
+            models[name] = Model(recipe, config, module, {"step": self.step, "stream_state": stream_state}, self.path)
+            models[name].task = name
+        return models
+
+    @property
+    def task_hint(self) -> str:
+        """How to name a task, for messages; empty for a model of one."""
+        names = ", ".join(f"{self.run_path}:{name}" for name in self.tasks)
+        return f"name one of its tasks, {names}" if names else ""
 
     def predict(self, request: Any = None, **settings: Any) -> dict[str, Any]:
         """Answer a request; plain values in and out. Raises InputError if the recipe cannot answer it.
@@ -105,11 +123,13 @@ class Model:
         """Continue a prompt (without one: a new line), or several in one batch.
 
         Settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages; and
-        what an answer may be: json_schema, regex, grammar or choices, and exact.
+        what an answer may be: json_schema, regex, grammar or choices, and exact. With best_of, the best of so many, by
+        a reward (`rewards.choose_best`).
 
         Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
         """
-        return self.predict(settings if prompt is None else {"prompt": prompt} | settings)
+        request = settings if prompt is None else {"prompt": prompt} | settings
+        return choose_best(self, request) if "best_of" in request else self.predict(request)
 
     def stream(self, prompt: str | None = None, **settings: Any) -> Iterator[str]:
         """Yield a completion piece by piece, as it is generated. Settings as for `generate`, for one sample."""
@@ -262,7 +282,7 @@ class Model:
         with suppress(InputError):
             result = checkpoints.read_json(self.run_path / "result.json")
         for source, step in ((result, "best_step"), (self._best, "step")):
-            if source.get(step) == self.step:
+            if source.get(step) == self.step and not self.task:
                 return facts | {"val_loss": source.get("val_loss")}
         return facts
 
@@ -314,12 +334,13 @@ def load(
     weights: WeightFormat | None = None,
     recipe: Any = None,
     store: str | Path | None = None,
+    draft: str | Path | None = None,
 ) -> Model:
     """Load a model.
 
     Args:
         path: A run directory (its best checkpoint), a checkpoint, or a public checkpoint: a folder, a GGUF file, or
-            owner/name of a model on the Hugging Face hub.
+            owner/name of a model on the Hugging Face hub. RUN:TASK is one of the tasks of a run.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         merged: Merge LoRA adapters into the weights that they were trained on.
         weights: Number format of the linear layers for inference: "float32" gives the same answers as the trained
@@ -327,18 +348,41 @@ def load(
         recipe: The recipe of a run that was trained with one from outside the package: a module, a file or a Python
             path, as for `train`.
         store: A store that `index` has written for this model, to predict with.
+        draft: What proposes tokens that the model checks several at a time, where it continues a single text: "prompt"
+            (what came before in it), "counts" (of the text of its training), a text file, or a run of a smaller model.
+            The answers are the same.
 
     Raises:
         InputError: If there is no such model, or it is damaged.
     """
+    path, task = split_task(path)
     path = find_model(path)
     is_public = path.is_file() or hf_folder.is_hf_folder(path)
     model = load_public(path, device) if is_public else load_run(path, device, merged, recipe)
+    model = select_task(model, task) if task else model
     if weights is not None:
         quantize(model.module, weights)
+    if draft is not None:
+        attach_drafter(model, draft, lambda source: load(source, device, weights=weights))
     if store is not None:
         model.store = attach_store(model.recipe, model.module, model.path, Path(store))
     return model
+
+
+def split_task(path: str | Path) -> tuple[str | Path, str]:
+    """RUN:TASK -> (RUN, task), if there is a RUN; any other path is one."""
+    run, _, task = str(path).rpartition(":")
+    return (run, task) if run and Path(run).exists() and not Path(path).exists() else (path, "")
+
+
+def select_task(model: Model, name: str) -> Model:
+    """Return the model of a task. Raises InputError with the nearest name."""
+    tasks = model.tasks
+    if not tasks:
+        raise InputError(f"{model.path} is of one task, so it has no '{name}': leave out :{name}")
+    if name not in tasks:
+        raise InputError(f"{model.path} has no task '{name}': {suggest(name, tasks)}")
+    return tasks[name]
 
 
 def find_model(path: str | Path) -> Path:
@@ -432,65 +476,3 @@ def load_public(path: Path, device: str = "auto") -> Model:
     stream_state = {"data": "", "tokens": 0}  # unknown training data: other data are evaluated as a whole
     state = {"step": 0, "stream_state": stream_state, "missing_keys": missing_keys}
     return Model(recipe, config, model.to(resolve_device(device)), state, path)
-
-
-def change_model(model: Model, change: ContextChange) -> Model:
-    """Return the model with another context; its weights stay."""
-    config = change_context(model.config, change)
-    with SkipInit():
-        module = model.recipe.build(config)
-    module.load_state_dict(model.module.state_dict())
-    state = {"step": model.step, "stream_state": model.stream_state, "missing_keys": model.missing_keys}
-    return Model(model.recipe, config, module, state, model.path)
-
-
-@check_arguments
-def import_checkpoint(source: str | Path, out: Path, command: str = "", change: ContextChange = UNCHANGED) -> Model:
-    """Turn a public checkpoint, or a run with another context, into a run directory. Raises InputError; nothing
-    half-written remains."""
-    run = RunDirectory(out)
-    if run.exists:
-        raise InputError(f"{out} is a run already: name another directory with --out")
-    run.require_unused()
-    source = find_model(source)
-    if not source.exists():
-        raise InputError(f"there is no checkpoint at {source}")
-    if source.is_dir() and not hf_folder.is_hf_folder(source) and not hf_folder.find_gguf(source):
-        if not RunDirectory(source).exists:
-            raise InputError(f"{source} has no config.json with a model_type: expected a folder of a public checkpoint")
-        if change == UNCHANGED:
-            raise InputError(f"{source} is a run of anyformer already: use it as it is, or copy the directory")
-    model = load(source, "cpu") if RunDirectory(source).exists else load_public(source, "cpu")
-    model = model if change == UNCHANGED else change_model(model, change)
-    content = describe_run(model.name, "imported", model.config, command)
-    state = {"step": model.step, "stream_state": model.stream_state, "best": {}, "missing_keys": model.missing_keys}
-    with run.lock():
-        run.create(content)
-        try:
-            with checkpoints.atomic_directory(run.checkpoints / f"step-{model.step}") as folder:
-                checkpoints.write_model(folder, model.module, content, state)
-        except BaseException:
-            run.remove()
-            raise
-    return model
-
-
-@check_arguments
-def export_checkpoint(
-    source: str | Path, to: Literal["hf", "gguf", "onnx", "peft"], folder: Path, recipe: Any = None
-) -> list[str]:
-    """Write a run or a checkpoint in a public format ("hf", "gguf", "onnx" or "peft") to a new or empty folder.
-
-    Returns the names of the written files. Raises InputError if the format cannot hold this model. `recipe` as for
-    `load`.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty: name a new folder")
-    model = load(source, "cpu", merged=to != "peft", recipe=recipe)
-    values = to_json(model.config)
-    if to == "peft":
-        base = checkpoints.read_json(model.path / "config.json").get("init", {}).get("path", "")
-        peft.write(folder, model.recipe, values, model.module, base)
-    else:
-        {"hf": hf_folder, "gguf": gguf, "onnx": onnx}[to].write(folder, model.recipe, values, model.module)
-    return sorted(path.name for path in folder.iterdir())

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import anyformer
+from anyformer.conversion import export_checkpoint, import_checkpoint
 from anyformer.errors import InputError
-from anyformer.trained_model import export_checkpoint, import_checkpoint
 from cli_kit import read_folder
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat\nthen the rat ran at the bat\n" * 30

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anyformer.trained_model import import_checkpoint
+from anyformer.conversion import import_checkpoint
 
 # Memory is read for this process alone: the resource module may report the parent's.
 CHILD = r"""
 import re, sys
 from pathlib import Path
-from anyformer.trained_model import import_checkpoint
+from anyformer.conversion import import_checkpoint
 import anyformer.recipes.language
 def read_status(name):
     return int(re.search(name + r':\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) * 1024

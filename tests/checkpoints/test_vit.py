@@ -12,8 +12,9 @@ import torch
 
 import anyformer
 from anyformer import recipe_loading
+from anyformer.conversion import import_checkpoint
 from anyformer.errors import InputError
-from anyformer.trained_model import Model, import_checkpoint
+from anyformer.trained_model import Model
 from checkpoint_kit import (
     Exchange,
     assert_close,

@@ -29,6 +29,7 @@ KINDS = {
     "tables",
     "series",
     "trajectories",
+    "tasks",
 }
 
 

@@ -23,6 +23,7 @@ needs_data = pytest.mark.skipif(not DATA, reason="ANYFORMER_DATA is not set: no 
 SMALL_DATA = {
     "chat": Path(__file__).parent.parent / "data_files" / "chats.jsonl",
     "preference": Path(__file__).parent.parent / "data_files" / "pairs.jsonl",
+    "grpo": Path(__file__).parent.parent / "data_files" / "prompts.jsonl",
     "classify": Path(__file__).parent.parent / "data_files" / "moods.csv",
 }
 SAMPLE = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\r\n\n  Été — 夏 🌞\n" * 20

@@ -13,13 +13,13 @@ from torch import Tensor
 import anyformer
 from anyformer import api
 from anyformer.answer_text import format_prediction
+from anyformer.conversion import export_checkpoint
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.text.chat_batches import encode_conversations
 from anyformer.examples import predict_examples
 from anyformer.model.kernels import cross_entropy
 from anyformer.recipe import Examples
 from anyformer.recipes import chat
-from anyformer.trained_model import export_checkpoint
 from anyformer.training import checkpoints, gradients, loop
 from anyformer.training.config import LoRAConfig
 from anyformer.training.updates import make_update

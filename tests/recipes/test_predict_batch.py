@@ -23,7 +23,7 @@ BATCHED = [
 TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
 PAIRS, PROMPTS = (
     ("translation", "mask_predict", "seq2seq", "rnnsearch"),
-    ("chat", "preference", "language", "recall", "mlp"),
+    ("chat", "preference", "grpo", "language", "recall", "mlp"),
 )
 INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,
@@ -31,6 +31,7 @@ INPUTS: dict[str, list[Any]] = {
     "masked": ["to [MASK]e", "[MASK]", "the [MASK]at s[MASK]t on the mat", "what is it, my lor[MASK]?"],
     "diffusion": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
+    "text2image": ["1", "a 3", "8", "7", "the 0"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
     **{name: TEXTS for name in PROMPTS},
 }
@@ -123,7 +124,7 @@ def test_batched_answers_equal_single_ones(name: str, tmp_path: Path):
 
 
 def test_every_recipe_answers_in_batches():
-    assert set(BATCHED) == set(recipe_loading.list_recipes()) - {"forecast"}, "it answers a file as a whole"
+    assert set(BATCHED) == set(recipe_loading.list_recipes()) - {"forecast", "generalist"}, "a whole file, its tasks"
 
 
 def write_inputs(name: str, recipe: Any, model: Any, config: Any, folder: Path) -> Path:
@@ -138,7 +139,7 @@ def write_inputs(name: str, recipe: Any, model: Any, config: Any, folder: Path) 
     return file
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_loading.list_recipes() if name != "forecast"])
+@pytest.mark.parametrize("name", BATCHED)
 def test_every_recipe_answers_a_file(name: str, tmp_path: Path):
     recipe, model, config = build(name)
     assert isinstance(recipe, recipes.SupportsFileInput)
@@ -154,7 +155,7 @@ def test_every_recipe_answers_a_file(name: str, tmp_path: Path):
     assert [int(row["row"]) for row in batched] == [row["row"] for row in full] == list(range(result["rows"]))
     for row, single in zip(batched, singles, strict=True):
         assert_close(*[{key: parse(value) for key, value in values.items()} for values in (row, single)])
-    assert any(name.endswith(("label", "value", "text", "action")) for name in batched[0]), list(batched[0])
+    assert any(name.endswith(("label", "value", "text", "action", "png")) for name in batched[0]), list(batched[0])
     assert not {"tokens", "masks", "gaps", "probabilities", "input", "prompt"} & batched[0].keys()
 
 

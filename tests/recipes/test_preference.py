@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from anyformer import api
+from anyformer.conversion import export_checkpoint
 from anyformer.data.text.preferences import parse_pair, read_pairs
 from anyformer.errors import InputError
 from anyformer.recipes import preference
-from anyformer.trained_model import export_checkpoint
 from checkpoint_kit import open_reference, transformers
 from cli_kit import assert_refused, call
 from data_kit import SMALL_DATA

@@ -33,6 +33,7 @@ from data_kit import SMALL_DATA, refuses
 INPUTS: dict[str, dict[str, Any]] = {
     "chat": {"input": "Spell fox"},
     "preference": {"input": "Spell fox"},
+    "grpo": {"input": "Add 3 and 4"},
     "language": {"input": "To be, or not"},
     "recall": {"input": "To be"},
     "masked": {"input": "To [MASK]e, or"},
@@ -42,6 +43,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "spans": {"input": "To be, ___ to be"},
     "diffusion": {"input": "To be, ___ to be"},
     "mask_predict": {"input": "31415"},
+    "text2image": {"input": "3"},
     "control": {"input": {"states": [[0.1, 0.2], [0.3, 0.1]], "actions": [1], "returns": [5, 4]}},
     "multimodal": {"input": {"power": 3.5, "device": "b"}},
 }
@@ -77,8 +79,8 @@ def look(name: str, **request: Any) -> tuple[Model, LensView, torch.Tensor, Any]
 
 
 def test_recipes_without_a_transformer_are_the_only_ones_without_a_lens():
-    assert sorted(WITHOUT) == ["mlp", "rnnsearch", "seq2seq"]
-    for name in WITHOUT:
+    assert sorted(WITHOUT) == ["generalist", "mlp", "rnnsearch", "seq2seq"], "a generalist has tasks instead"
+    for name in WITHOUT - {"generalist"}:
         with refuses(f"the model of '{name}' has no Transformer"):
             build_lens(build(name), "a")
     language = build("language")

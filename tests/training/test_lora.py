@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from anyformer import api
-from anyformer.trained_model import export_checkpoint
+from anyformer.conversion import export_checkpoint
 from anyformer.training import checkpoints, lora
 from anyformer.training.checksums import write_checksums
 from anyformer.training.config import LoRAConfig

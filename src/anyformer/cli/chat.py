@@ -126,7 +126,7 @@ def run(options: Command) -> None:
 
     model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
     if not (isinstance(model.recipe, SupportsCompletion) and isinstance(model.recipe, SupportsStream)):
-        hint = f"use anyformer predict {shlex.quote(str(options.run))}"
+        hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
     conversation = Conversation(model, model.recipe.decoder(model.module), options)
     if sys.stdin.isatty():

@@ -45,6 +45,11 @@ RecipeFlag = Annotated[
     str | None, "The recipe, if it is not one of anyformer's own: a file (./my_recipe.py) or a Python path."
 ]
 StoreFlag = Annotated[Path | None, "A store of a text, from `anyformer index`, which the model looks things up in."]
+DraftFlag = Annotated[
+    str | None,
+    "What proposes tokens that the model checks several at a time, for a single sample, which stays the same: prompt "
+    "(what came before), counts (of the text of its training), a text file, or a run of a smaller model.",
+]
 WeightFormat = Literal["float32", "bfloat16", "int8"]
 WeightsFlag = Annotated[WeightFormat, "Number format of the linear layers: fewer bits are faster and nearly as exact."]
 

@@ -9,11 +9,12 @@ from torch import Tensor
 from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError
 from ..parsing import check_range, parse_dataclass
-from .decode import Decoder, generate
+from .decode import Decoder
 from .exact_sampling import check_exact, sample_exactly
 from .logprobs import TokenLogprobs, list_logprobs, score_tokens
 from .notes import Notes, choose_crop, find_notes, read_prompt
 from .sampling import SamplingParams
+from .speculative import generate_quickly
 from .structure import Matcher, StructureParams, compile_structure
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
@@ -249,18 +250,13 @@ def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionReque
             if completion.finish_reason is None and completion.logprobs is not None:
                 completion.logprobs.append(row)
 
-    steps = generate(
-        model,
-        [ids for _, ids in prompts],
-        tokens=request.tokens,
-        sampling=request,
-        seeds=seeds,
-        stop=lambda row, token: completions[row].add(token),
-        keep=request.keep,
-        matchers=matchers,
-        crop=choose_crop(model),
-        **({} if request.logprobs is None else {"watch": add_logprobs}),
-    )
+    def stop(row: int, token: int) -> bool:
+        return completions[row].add(token)
+
+    settings: dict[str, Any] = {"tokens": request.tokens, "sampling": request, "seeds": seeds, "stop": stop}
+    settings |= {"keep": request.keep, "matchers": matchers, "crop": choose_crop(model)}
+    settings |= {} if request.logprobs is None else {"watch": add_logprobs}
+    steps = generate_quickly(model, [ids for _, ids in prompts], **settings)
     for _ in steps if request.tokens else ():
         yield completions
     for completion in completions:

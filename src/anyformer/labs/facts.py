@@ -62,7 +62,8 @@ class World:
     """Where a thing is, and where it was before; "" if that is not told."""
 
     def step(self) -> Event:
-        """Let something happen, and tell it."""
+        """Let something happen, and tell it. Its notes repeat what has to be looked up, so that each of them follows
+        from the sentence, from the note before it or from a single older one."""
         person, chance = self.rng.choice(PEOPLE), self.rng.random()
         held = [thing for thing in THINGS if self.holders.get(thing) == person]
         room = self.rooms.get(person, "")
@@ -74,10 +75,10 @@ class World:
             thing = self.rng.choice(free)
             self.holders[thing] = person
             self.spots.setdefault(thing, (room, ""))
-            notes = [f"{person} has={thing}", f"{thing}={room}"]
+            notes = [f"{person} has={thing}", f"{person}={room}", f"{thing}={room}"]
             return Event(f"{person} {self.rng.choice(TAKES)} the {thing}.", notes)
         self.rooms[person] = new = self.rng.choice([place for place in PLACES if place != room])
-        notes = [f"{person}={new}"]
+        notes = [f"{person}={new}", f"{person} has={held[0] if held else 'nothing'}"]
         for thing in held:
             self.spots[thing] = new, room
             notes += [f"{thing} was={room}", f"{thing}={new}"]

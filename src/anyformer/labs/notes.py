@@ -72,9 +72,9 @@ class Settings(LabSettings):
     """Texts of each length; each is asked about ten questions."""
     facts: int = 24
     """Sentences of each text that tell a fact."""
-    short_steps: int = 450
+    short_steps: int = 1000
     """Steps of training on short texts, where facts and notes are learned first."""
-    steps: int = 500
+    steps: int = 1000
     """Steps of training on texts of up to 2,000 tokens."""
     sum_steps: int = 600
     """Steps of training on sums."""

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .config import TransformerConfig
+from .config import RELATIVE, TransformerConfig
 
 
 class RelativeBias(nn.Module):
@@ -52,6 +52,6 @@ class Alibi(nn.Module):
 
 def build_position_bias(config: TransformerConfig) -> RelativeBias | Alibi | None:
     """The position that is a bias on the edges, or None."""
-    if config.position == "relative":
+    if config.position in RELATIVE:
         return RelativeBias(config.n_head)
     return Alibi(config.n_head) if config.position == "alibi" else None

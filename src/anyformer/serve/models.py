@@ -1,6 +1,7 @@
 """The models of a server, by name, each with what computes its answers: a batch of completions, or a worker."""
 
 import asyncio
+import copy
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -12,13 +13,14 @@ from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError, suggest
 from ..inference.batching import Batcher, Piece, QueueFullError, Ticket
 from ..inference.completion import CompletionRequest
-from ..recipe import SupportsCompletion, SupportsFileInput, SupportsTablePredict
+from ..recipe import SupportsCompletion, SupportsFileInput, SupportsForm, SupportsTablePredict
 from ..trained_model import Model, load
 from .errors import ApiError, refuse_busy, refuse_input
 from .options import ServerOptions
 from .uploads import hide_folder
 from .worker import Worker
 
+MEDIA = ("image", "sound")  # kinds of tasks that take a file
 CUT_FLAG = "--request '{\"cut\": true}'"  # as messages name it, for the command line
 
 
@@ -71,9 +73,11 @@ class ServedModel:
     @property
     def reads_files(self) -> bool:
         """Whether strings in the recipe's requests can name files."""
-        recipe = self.model.recipe
+        recipe, model, config = self.model.recipe, self.model.module, self.model.config
+        if isinstance(recipe, SupportsForm) and any(task.kind in MEDIA for task in recipe.form(model, config).tasks):
+            return True
         if isinstance(recipe, SupportsFileInput):
-            source = recipe.file_input(self.model.module, self.model.config)
+            source = recipe.file_input(model, config)
             return source.is_path or source.read_row is not None
         return isinstance(recipe, SupportsTablePredict)
 
@@ -175,15 +179,20 @@ class ModelSet:
 
 
 def load_models(runs: Sequence[str], options: ServerOptions, **settings: Any) -> ModelSet:
-    """Load models, given as RUN or NAME=RUN; `settings` are those of `load`. Raises InputError."""
+    """Load models, given as RUN or NAME=RUN; `settings` are those of `load`. Of a model of several tasks each is served
+    as NAME:TASK. Raises InputError."""
     names = [split_name(run) for run in runs]
     models: list[ServedModel] = []
     for name, run in names:
         model = load(run, **settings)
         name = name or (run if not Path(run).exists() else model.run_path.resolve().name)
-        if any(other.name == name for other in models):
+        if any(other.name.partition(":")[0] == name for other in models):
             raise InputError(f"two models have the name '{name}': name one of them, for example {name}-2={run}")
-        models.append(ServedModel(name, model, options))
+        for task, part in model.tasks.items():
+            part.module = copy.deepcopy(part.module)  # the lens of one must not see what another computes meanwhile
+            models.append(ServedModel(f"{name}:{task}", part, options))
+        if not model.tasks:
+            models.append(ServedModel(name, model, options))
     return ModelSet(models)
 
 

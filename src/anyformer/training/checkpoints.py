@@ -369,18 +369,19 @@ def hash_weights(path: Path) -> str:
 def initialize_from(model: nn.Module, source: nn.Module, where: str, lora: LoRAConfig) -> None:
     """Start from another model's weights, with adapters on them if `lora` has a rank.
 
-    A head that another task needs anew keeps its fresh values and is trained; so do further rows of `extended_tensors`,
-    around the mean of the others. Raises InputError naming the first other
-    tensor that does not match; `where` says where the source comes from.
+    A head that another task needs anew keeps its fresh values and is trained; so do `optional_parts` that the source
+    lacks whole, and further rows of `extended_tensors`, around the mean of the others. Raises InputError naming the
+    first other tensor that does not match; `where` says where the source comes from.
     """
     tensors, stored = collect_tensors(model), collect_tensors(source)
     missing_keys = [name for name in tensors if name not in stored or stored[name].shape != tensors[name].shape]
+    new_parts = [part for part in getattr(model, "optional_parts", ()) if not any(n.startswith(part) for n in stored)]
     for name in missing_keys:
         if name in getattr(model, "extended_tensors", ()) and is_longer(tensors[name], stored.get(name)):
             n_rows = len(stored[name])
             tensors[name][:n_rows] = stored[name]
             tensors[name][n_rows:] += stored[name].mean(0)  # unlike each other, and likely like any token
-        elif not name.startswith("head"):
+        elif not name.startswith(("head", *new_parts)):
             shape = list(stored[name].shape) if name in stored else "no such tensor"
             here = f"{name} has shape {list(tensors[name].shape)} here"
             raise InputError(f"{where} does not match: {here}, there {shape}")

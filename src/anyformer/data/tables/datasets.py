@@ -52,6 +52,24 @@ digit = { kind = "class" }
 """
 
 
+SPOKEN_WORDS = """\
+split = "split"
+[fields]
+sound = { kind = "audio", seconds = 1.0, cut = true }
+[targets]
+digit = { kind = "class" }
+"""
+DIGIT_PAIRS = """\
+split = "split"
+[fields]
+image = { kind = "image", height = 28, width = 28, patch = 7 }
+sound = { kind = "audio", seconds = 1.0, cut = true }
+[targets]
+same = { kind = "class" }
+"""
+UNHEARD = "theo"  # the speaker of fsdd who is for validation of pairs
+
+
 def open_table(data: str) -> Table:
     """Open a file of rows, or a named set; an existing file takes precedence over a name. Raises InputError."""
     check_path(data, "data")
@@ -169,9 +187,44 @@ def pair_digits(clips: list[Path], image_file: Path, label_file: Path) -> Iterat
             yield {"image": pixels[next((val if is_val else train)[int(digit)])]} | about
 
 
+def open_spoken_words() -> Table:
+    """Open the clips of fsdd; those of its test part are for validation."""
+    clips = resolve("fsdd")
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for path in clips:
+            digit, _, take = path.stem.split("_")
+            split = "val" if int(take) < 5 else "train"
+            yield {"sound": str(path), "digit": DIGIT_WORDS[int(digit)], "split": split}
+
+    return build_table("spoken-words", rows, SPOKEN_WORDS, *clips)
+
+
+def open_digit_pairs() -> Table:
+    """Pair each clip of fsdd with an image of its digit and with one of another digit; a speaker whom training never
+    hears is for validation. No image is in both splits."""
+    clips, images = resolve("fsdd"), resolve("mnist-t10k")
+    return build_table("digit-pairs", lambda: match_digits(clips, *images), DIGIT_PAIRS, *clips, *images)
+
+
+def match_digits(clips: list[Path], image_file: Path, label_file: Path) -> Iterator[dict[str, Any]]:
+    pixels, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+    by_digit = [np.flatnonzero(labels == digit) for digit in range(10)]  # the first 100 of each are for validation
+    for i, path in enumerate(clips):  # DIGIT_SPEAKER_TAKE.wav
+        digit, speaker, _ = path.stem.split("_")
+        split = "val" if speaker == UNHEARD else "train"
+        for same in (True, False):
+            seen = by_digit[int(digit) if same else (int(digit) + 1 + i % 9) % 10]
+            seen = seen[:100] if split == "val" else seen[100:]
+            image = pixels[seen[(7 * i + same) % len(seen)]]
+            yield {"image": image, "sound": str(path), "same": "yes" if same else "no", "split": split}
+
+
 NAMED_SETS: dict[str, Callable[[], Table]] = {
     "watch": open_watch,
     "breast-cancer": open_breast_cancer,
     "spoken-digits": open_spoken_digits,
+    "spoken-words": open_spoken_words,
+    "digit-pairs": open_digit_pairs,
     "sensors": open_sensors,
 }

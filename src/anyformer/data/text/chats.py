@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import InputError, suggest
 from ...events import report_notice
@@ -30,6 +30,7 @@ from .instructions import INSTRUCTIONS, load_instructions
 from .tagged import VALIDATION_NAMES, find_split_files
 
 Message = dict[str, Any]
+T = TypeVar("T")
 MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 ROLE_NAMES |= {"model": "assistant", "function_call": "assistant", "developer": "system"}
@@ -102,33 +103,21 @@ def read_conversations(data: str, val_fraction: float, empty: EmptyPolicy) -> Co
     Args:
         empty: what becomes of conversations without an answer, or whose roles are out of order.
     """
-    splits: dict[str, list[Conversation]] = {}
-    problems, layouts = [], Counter[str]()
-    for name, rows in find_splits(data, {INSTRUCTIONS: read_instructions}, EXPECTED).items():
-        splits[name] = []
-        for where, row in rows:
-            try:
-                splits[name].append(parse_conversation(row, where, layouts))
-            except UnusableError as error:
-                problems.append(f"{where}: {error}")
-    total = len(problems) + sum(map(len, splits.values()))
-    if problems:
-        hint = "mend them, or leave them out: --empty skip"
-        check_unusable(len(problems), total, empty, "--empty", f"conversations cannot be used ({problems[0]})", hint)
+    layouts = Counter[str]()
+    splits, n_skipped = read_splits(
+        data,
+        find_splits(data, {INSTRUCTIONS: read_instructions}, EXPECTED),
+        lambda row, where: parse_conversation(row, where, layouts),
+        lambda c: (c.messages[: c.answers[0]], c.messages),
+        val_fraction,
+        empty,
+        "conversation",
+    )
     if layouts:
         counts = ", ".join(f"{count:,} conversations as {name}" for name, count in layouts.items())
         report_notice(f"data '{data}': {counts}")
-    if "val" not in splits:
-        every = splits["train"]
-        parts = separate_validation(
-            [c.messages[: c.answers[0]] for c in every], [c.messages for c in every], val_fraction
-        )
-        splits = {name: [every[i] for i in part] for name, part in parts.items()}
-    if missing := [name for name, part in splits.items() if not part]:
-        raise InputError(f"data '{data}': no conversation is left for {missing[0]}: bring more of them")
     content = [[name, [[c.messages, c.tools] for c in part]] for name, part in splits.items()]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return Conversations(splits, digest, len(problems))
+    return Conversations(splits, hashlib.sha256(json.dumps(content).encode()).hexdigest(), n_skipped)
 
 
 Rows = Iterable[tuple[str, dict[str, Any]]]
@@ -162,6 +151,47 @@ def read_instructions() -> dict[str, Rows]:
 def _name_rows(split: str, pairs: list[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
     for i, (prompt, completion) in enumerate(pairs):
         yield f"{INSTRUCTIONS}, {split} {i + 1}", {"prompt": prompt, "completion": completion}
+
+
+def read_splits(
+    data: str,
+    rows: Mapping[str, Rows],
+    parse: Callable[[dict[str, Any], str], T],
+    get_keys: Callable[[T], tuple[list[Message], Any]],
+    val_fraction: float,
+    empty: EmptyPolicy,
+    noun: str,
+) -> tuple[dict[str, list[T]], int]:
+    """Parse the rows of each split, and separate a validation split if there is none.
+
+    Args:
+        parse: makes an example of a row and its place; rows of which it raises UnusableError are what `empty` is about.
+        get_keys: returns the question and the answer of an example, by which the splits are separated.
+        noun: of an example, for messages.
+
+    Returns:
+        The examples of "train" and "val", and how many rows cannot be used.
+    """
+    splits: dict[str, list[T]] = {name: [] for name in rows}
+    problems: list[str] = []
+    for name, part in rows.items():
+        for where, row in part:
+            try:
+                splits[name].append(parse(row, where))
+            except UnusableError as error:
+                problems.append(f"{where}: {error}")
+    if problems:
+        total = len(problems) + sum(map(len, splits.values()))
+        hint = "mend them, or leave them out: --empty skip"
+        check_unusable(len(problems), total, empty, "--empty", f"{noun}s cannot be used ({problems[0]})", hint)
+    if "val" not in splits:
+        every = splits["train"]
+        questions, answers = [list(keys) for keys in zip(*map(get_keys, every))] or ([], [])
+        parts = separate_validation(questions, answers, val_fraction)
+        splits = {name: [every[i] for i in indices] for name, indices in parts.items()}
+    if missing := [name for name, examples in splits.items() if not examples]:
+        raise InputError(f"data '{data}': no {noun} is left for {missing[0]}: bring more of them")
+    return splits, len(problems)
 
 
 def separate_validation(

@@ -16,7 +16,7 @@ from typing import Any
 from ...errors import InputError
 from ..io.checks import parse_json
 from ..sampling import select_split
-from ..unusable import EmptyPolicy, check_unusable
+from ..unusable import EmptyPolicy
 from .chats import (
     Conversation,
     Message,
@@ -26,7 +26,7 @@ from .chats import (
     find_splits,
     read_content,
     read_message_list,
-    separate_validation,
+    read_splits,
 )
 from .instructions import TASKS, load_instructions
 
@@ -62,29 +62,17 @@ def read_pairs(data: str, val_fraction: float, empty: EmptyPolicy) -> Pairs:
     Args:
         empty: what becomes of pairs with an empty answer, or with two equal ones.
     """
-    splits: dict[str, list[Pair]] = {}
-    problems: list[str] = []
-    for name, rows in find_splits(data, {INSTRUCTION_PAIRS: read_instruction_pairs}, EXPECTED).items():
-        splits[name] = []
-        for where, row in rows:
-            try:
-                splits[name].append(parse_pair(row, where))
-            except UnusableError as error:
-                problems.append(f"{where}: {error}")
-    total = len(problems) + sum(map(len, splits.values()))
-    if problems:
-        hint = "mend them, or leave them out: --empty skip"
-        check_unusable(len(problems), total, empty, "--empty", f"pairs cannot be used ({problems[0]})", hint)
-    if "val" not in splits:
-        every = splits["train"]
-        answers = [[pair.chosen.messages, pair.rejected.messages] for pair in every]
-        parts = separate_validation([pair.chosen.prompt for pair in every], answers, val_fraction)
-        splits = {name: [every[i] for i in part] for name, part in parts.items()}
-    if missing := [name for name, part in splits.items() if not part]:
-        raise InputError(f"data '{data}': no pair is left for {missing[0]}: bring more of them")
+    splits, n_skipped = read_splits(
+        data,
+        find_splits(data, {INSTRUCTION_PAIRS: read_instruction_pairs}, EXPECTED),
+        parse_pair,
+        lambda pair: (pair.chosen.prompt, [pair.chosen.messages, pair.rejected.messages]),
+        val_fraction,
+        empty,
+        "pair",
+    )
     content = [[name, [[p.chosen.messages, p.rejected.messages] for p in part]] for name, part in splits.items()]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return Pairs(splits, digest, len(problems))
+    return Pairs(splits, hashlib.sha256(json.dumps(content).encode()).hexdigest(), n_skipped)
 
 
 def parse_pair(row: Mapping[str, Any], where: str) -> Pair:

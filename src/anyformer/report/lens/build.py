@@ -88,6 +88,8 @@ def require_lens(model: Any) -> Any:
     """The model's recipe. Raises InputError where it has no lens."""
     if isinstance(model.recipe, SupportsLens):
         return model.recipe
+    if model.task_hint:
+        raise InputError(f"the recipe '{model.name}' has several tasks: {model.task_hint}")
     if any(isinstance(module, Transformer) for module in model.module.modules()):
         raise InputError(f"the recipe '{model.name}' does not say what its nodes are: it needs a function `lens`")
     raise InputError(f"the model of '{model.name}' has no Transformer: the lens has nothing to show")
