@@ -511,6 +511,8 @@ class LensView:
     """What a person should know: "the first 12 tokens are cropped"."""
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields that the request of another input must have, to be compared with this one."""
+    repeat: "Callable[[], LensView] | None" = None
+    """Makes the view of random nodes that repeat, of the same stacks: which heads find what followed before."""
 
 
 @runtime_checkable
