@@ -6,6 +6,7 @@ python docs/draw.py reverse      reverse.svg, from a translator trained to rever
 python docs/draw.py ladder RUN   ladder.svg, from the result of `anyformer ladder --data multi30k --out RUN`
 python docs/draw.py vision RUN   vision.svg, from a run on fashion-mnist: attention of the class token
 python docs/draw.py speech RUN   speech.svg, from a run of the preset strings: cross-attention of each character
+python docs/draw.py heads RUN    heads.svg, from `anyformer lab in-context --part heads --out RUN`
 """
 
 import json
@@ -185,9 +186,26 @@ def draw_speech(run: Path) -> str:
     )
 
 
+def draw_heads(run: Path) -> str:
+    """Draw how induction heads appear with the gain of late positions."""
+    records = json.loads((run / "lab.json").read_text(encoding="utf-8"))["heads"]["records"]
+    names = {
+        "loss of late positions below early ones, nats": "gain",
+        "prefix matching of the best head": "induction",
+        "loss, nats": "loss",
+    }
+    steps = [entry["step"] for entry in records]
+    series = [
+        Series(text, steps, [entry[name] for entry in records], color=i) for i, (text, name) in enumerate(names.items())
+    ]
+    return line_chart(series, title="Induction heads appear", x_label="steps", height=300, zero=True)
+
+
 if __name__ == "__main__":
     name = sys.argv[1] if sys.argv[1:] else "edges"
-    of_runs: dict[str, Callable[[Path], str]] = {"ladder": draw_ladder, "vision": draw_vision, "speech": draw_speech}
+    of_runs: dict[str, Callable[[Path], str]] = {
+        "ladder": draw_ladder, "vision": draw_vision, "speech": draw_speech, "heads": draw_heads,
+    }  # fmt: skip
     drawings = {"edges": draw_edges, "graph": draw_graph, "reverse": draw_reverse}
     drawings |= {key: partial(function, Path(sys.argv[-1])) for key, function in of_runs.items()}
     Path(__file__).with_name(f"{name}.svg").write_text(drawings[name](), encoding="utf-8")

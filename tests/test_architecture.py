@@ -147,6 +147,9 @@ OPERATIONAL = {"seed", "shard", "device", "dtype", "compile", "final_every", "la
 OPERATIONAL |= {"activation_checkpointing", "optimizer_dtype"}  # what fits into memory
 OPERATIONAL |= {"rope_scaling", "sinks"}  # what a trained model is given: `anyformer import RUN --context 1024`
 OPERATIONAL |= {
+    "alignment",
+    "structure",
+    "max_gaps",
     "columns",
     "empty",
     "duplicates",

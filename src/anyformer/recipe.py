@@ -188,6 +188,14 @@ class SupportsTablePredict(Protocol):
 
 
 @runtime_checkable
+class SupportsArray(Protocol):
+    """What a model has learned of its data as a whole is an array: `anyformer predict RUN --out FILE.npy`."""
+
+    def predict_array(self, model: Any, request: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+        """Return a numpy array, and what a person should know of it, a line each."""
+
+
+@runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""
 
@@ -491,6 +499,8 @@ class LensView:
     """What a person should know: "the first 12 tokens are cropped"."""
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields that the request of another input must have, to be compared with this one."""
+    repeat: "Callable[[], LensView] | None" = None
+    """Makes the view of random nodes that repeat, of the same stacks: which heads find what followed before."""
 
 
 @runtime_checkable

@@ -76,6 +76,7 @@ SEEN = {  # what a person reads of a result
     "diffusion": lambda result: [result["text"].strip(), f"read it {result['passes']} times"],
     "mask_predict": lambda result: [result["text"].strip()],
     "text2image": lambda result: [result["input"]],
+    "msa": lambda result: [result["text"]],
     "translation": lambda result: [result["text"], "Alignment"],
     "rnnsearch": lambda result: [result["text"], "Alignment"],
     "seq2seq": lambda result: [result["text"]],

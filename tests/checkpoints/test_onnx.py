@@ -23,9 +23,7 @@ from cli_kit import assert_refused, call
 onnxruntime = pytest.importorskip("onnxruntime", reason="the oracle of these tests: pip install onnxruntime")
 # Two generate token by token, which is no graph for any length, and one looks up n-grams outside of tensors.
 WITHOUT_GRAPH = ["generalist", "mask_predict", "recall", "rnnsearch", "seq2seq"]
-SAME_GRAPH = {"spans": "translation", "chat": "language", "preference": "language", "grpo": "language"} | {
-    "music": "language"
-}
+SAME_GRAPH = {"spans": "translation"} | dict.fromkeys(("chat", "grpo", "music", "preference"), "language")
 CASES = [
     (name, "tiny") for name in recipe_loading.list_recipes() if name not in ("language", *WITHOUT_GRAPH, *SAME_GRAPH)
 ]

@@ -35,6 +35,7 @@ INPUTS: dict[str, list[Any]] = {
     "text2image": ["1", "a 3", "8", "7", "the 0"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
     **{name: TEXTS for name in PROMPTS},
+    "msa": ["A" * 24, "ACDE-" * 4 + "WWWW", "-" * 26],
 }
 SETTINGS = {name: {"tokens": 6} for name in (*PROMPTS, "music")}
 

@@ -17,6 +17,7 @@ from .block_local import BlockLocal
 from .dense import DenseMask
 from .flex import Flex
 from .sdpa import SDPA
+from .segments import Segments
 
 PositionBias = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 """(h, q, k, bidirectional) -> number added to the score of the edge."""
@@ -68,4 +69,7 @@ def select_kernel(edges: Edges, bias: PositionBias | None, spec: AttentionSpec) 
         return Flex(edges, bias, spec)
     if spec.is_from_start and not torch.compiler.is_exporting() and BlockLocal.is_worth(edges, spec.queries):
         return BlockLocal(edges, bias, spec)
+    segment = Segments.find(edges, spec) if spec.is_from_start and not torch.compiler.is_exporting() else None
+    if segment is not None:
+        return Segments(edges, bias, spec, segment)
     return DenseMask(edges, bias, spec)
