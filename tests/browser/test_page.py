@@ -20,7 +20,7 @@ from tests.browser.conftest import RECORD_FETCH
 
 pytestmark = pytest.mark.browser
 TEXTS = ("language", "mlp", "recall")
-TALKS = ("chat", "preference")  # the form of `language` with a chat template, which has tests of its own
+TALKS = ("chat", "preference", "grpo")  # the form of `language` with a chat template, which has tests of its own
 FILES = ("speech", "vision")
 DONE = "() => !document.body.classList.contains('busy') && !document.querySelector('.answer .empty')"
 
@@ -75,6 +75,8 @@ SEEN = {  # what a person reads of a result
     "spans": lambda result: [result["text"].strip()],
     "diffusion": lambda result: [result["text"].strip(), f"read it {result['passes']} times"],
     "mask_predict": lambda result: [result["text"].strip()],
+    "text2image": lambda result: [result["input"]],
+    "msa": lambda result: [result["text"]],
     "translation": lambda result: [result["text"], "Alignment"],
     "rnnsearch": lambda result: [result["text"], "Alignment"],
     "seq2seq": lambda result: [result["text"]],

@@ -23,6 +23,7 @@ KINDS = {
     "tagged text",
     "chats",
     "preferences",
+    "alignment",
     "protein",
     "tunes",
     "molecules",

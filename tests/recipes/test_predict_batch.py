@@ -23,7 +23,7 @@ BATCHED = [
 TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
 PAIRS, PROMPTS = (
     ("translation", "mask_predict", "seq2seq", "rnnsearch"),
-    ("chat", "preference", "language", "recall", "mlp"),
+    ("chat", "preference", "grpo", "language", "recall", "mlp"),
 )
 INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,
@@ -32,8 +32,10 @@ INPUTS: dict[str, list[Any]] = {
     "music": ["M:6/8\nK:G\n", "M:6/8\nK:G\nGBB BAG|", "M:9/8", "M:3/4", "M:C|\nK:Ador\nABc"],
     "diffusion": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
+    "text2image": ["1", "a 3", "8", "7", "the 0"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
     **{name: TEXTS for name in PROMPTS},
+    "msa": ["A" * 24, "ACDE-" * 4 + "WWWW", "-" * 26],
 }
 SETTINGS = {name: {"tokens": 6} for name in (*PROMPTS, "music")}
 
@@ -155,7 +157,7 @@ def test_every_recipe_answers_a_file(name: str, tmp_path: Path):
     assert [int(row["row"]) for row in batched] == [row["row"] for row in full] == list(range(result["rows"]))
     for row, single in zip(batched, singles, strict=True):
         assert_close(*[{key: parse(value) for key, value in values.items()} for values in (row, single)])
-    assert any(name.endswith(("label", "value", "text", "action")) for name in batched[0]), list(batched[0])
+    assert any(name.endswith(("label", "value", "text", "action", "png")) for name in batched[0]), list(batched[0])
     assert not {"tokens", "masks", "gaps", "probabilities", "input", "prompt"} & batched[0].keys()
 
 

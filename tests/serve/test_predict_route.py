@@ -22,6 +22,7 @@ REFUSED = "files and data sets of the server cannot be named here"
 REQUESTS: dict[str, dict[str, Any]] = {
     "chat": {"input": ["to be", "or not"], "tokens": 5, "temperature": 0},
     "preference": {"input": ["Spell", "or not"], "tokens": 5, "temperature": 0},
+    "grpo": {"input": ["Add 3", "or 4"], "tokens": 5, "temperature": 0},
     "language": {"prompt": ["to be", "or not"], "tokens": 5, "seed": 2, "samples": 2, "logprobs": 1, "echo": True},
     "recall": {"input": "to be", "tokens": 5, "temperature": 0},
     "music": {"metre": "6/8", "key": "G", "tokens": 9, "seed": 3, "samples": 2},
@@ -37,6 +38,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "translation": {"input": "312", "beam": 2},
     "mask_predict": {"input": "312", "passes": 2},
     "diffusion": {"input": "to __ or", "drafts": True},
+    "text2image": {"input": ["3", "a 4"], "samples": 2, "seed": 1},
+    "msa": {"pairs": 3},
     "seq2seq": {"input": "312"},
     "rnnsearch": {"input": "312"},
 }
@@ -113,6 +116,18 @@ def test_images_come_as_parts_of_a_form_or_in_json(server: RunningServer, models
     assert [result["input"] for result in several.json()["results"]] == ["a.png", "b.png"]
     same = [("file", ("a.png", make_image()))] * 2
     assert_error(server.post("/v1/predict", data={"model": "vision"}, files=same), 400, "two files have the name a.png")
+
+
+def test_an_image_whose_part_is_painted_anew_comes_with_the_request(
+    server: RunningServer, models: dict[str, Model], tmp_path: Path
+):
+    path = tmp_path / "old.png"
+    path.write_bytes(make_image())
+    expected = models["text2image"].predict({"image": str(path), "part": "top", "seed": 1})
+    form = {"model": "text2image", "part": "top", "seed": "1"}
+    answer = server.post("/v1/predict", data=form, files={"image": ("old.png", make_image())})
+    assert answer.json() == expected and expected["results"][0]["input"] is None
+    assert_error(server.post("/v1/predict", {"model": "text2image", "image": str(path)}), 400, REFUSED)
 
 
 def test_rows_and_tables_hold_files(server: RunningServer, models: dict[str, Model], tmp_path: Path):

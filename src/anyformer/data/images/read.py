@@ -398,6 +398,18 @@ def encode_png(pixels: np.ndarray, height: int = 96) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def tile_images(images: np.ndarray, factor: int = 1, columns: int = 0, gap: int = 1) -> np.ndarray:
+    """Put images (N, H, W, C) side by side, enlarged by a whole factor, with white lines between; 0 columns: about as
+    many as rows. Returns (height, width, C)."""
+    columns = columns or math.isqrt(len(images) - 1) + 1
+    blank = np.full_like(images[:1], 255)
+    images = np.concatenate([images, *[blank] * (-len(images) % columns)])
+    images = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    rows = images.reshape(-1, columns, *images.shape[1:]).swapaxes(1, 2)  # (rows, H, columns, W, C)
+    sheet = rows.reshape(rows.shape[0] * rows.shape[1], -1, images.shape[-1])[:-gap, :-gap]
+    return sheet.repeat(factor, 0).repeat(factor, 1)
+
+
 def overlay_heatmap(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Return an image (H, W, 1 or 3) and, to its right, the same with `heat` (rows, columns) over it in red."""
     Image, (height, width) = import_pillow(), pixels.shape[:2]

@@ -20,6 +20,7 @@ from ...data.audio.read import read_blocks, split_at_pauses
 from ...data.images.read import read_image, resize_image
 from ...errors import InputError
 from ...inference.classification import unique_names
+from ...inference.drawing import draw, parse_drawing
 from ...parsing import parse_dataclass
 from ...recipe import LensNodes, LensView
 from .text_lenses import END, crop, name_class_rows, name_token, read_classes, to_row
@@ -68,6 +69,23 @@ def describe_patches(image: np.ndarray, patch: int, has_class_node: bool) -> Len
     if has_class_node:
         labels, kinds, boxes = ["class", *labels], ["class", *kinds], [None, *boxes]
     return LensNodes(labels, kinds, image[..., 0] if image.shape[2] == 1 else image, boxes=boxes)
+
+
+def lens_picture(model: Any, request: dict[str, Any]) -> LensView:
+    """The words of a caption and the patches of the picture that is drawn after it, and what is expected in each cell.
+    Patches are drawn without guidance, the likeliest first."""
+    fields = parse_drawing(model, request | {"guidance": 1.0, "temperature": 0.0, "samples": 1})
+    words = model.vocabulary.encode((fields.captions or [""])[0])
+    picture = draw(model, fields)[0]
+    codes = model.encode(torch.from_numpy(picture[None].copy()).to(model.codebook.device))
+    ids = torch.cat([torch.from_numpy(words)[None].to(codes.device) + model.codes, codes[:, :-1]], dim=1)
+    patches = describe_patches(picture, model.patch, has_class_node=False)
+    texts = [["(blank)", *model.vocabulary.words][number] for number in words.tolist()]
+    kinds = ["token"] * len(texts) + ["patch"] * (model.cells - 1)
+    boxes = [*[None] * len(texts), *patches.boxes[:-1]]
+    nodes = LensNodes([*texts, *patches.labels[:-1]], kinds, patches.picture, boxes=boxes)
+    rows = [(label, len(texts) - 1 + cell) for cell, label in enumerate(patches.labels)]
+    return LensView({"body": nodes}, lambda: model(ids)[0, len(texts) - 1 :], rows, "code {}".format)
 
 
 # --- sounds ---

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from ...model.init import initialize
 from ...training.config import TrainConfig
+from .._shared.cached_graph import export_cached_graph  # noqa: F401
 from .._shared.language import LanguageConfig as Config
 from .._shared.language import LanguageModel, baselines, batches, decoder, evaluate, export_graph, loss, predict, stream  # noqa: F401
 from .._shared.mixtures import describe_sources  # noqa: F401

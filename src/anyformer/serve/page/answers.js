@@ -21,6 +21,7 @@ const DRAWERS = {
   tags: (answer) => answer.results.map(drawTags),
   translations: (answer) => answer.results.map(drawTranslation),
   transcripts: (answer) => answer.results.map(drawTranscript),
+  pictures: (answer) => h("div", { class: "pictures" }, answer.results.map(drawPicture)),
   vectors: drawSimilarity,
   quantiles: (answer, asked) => answer.results.map((result) => drawSeries(result, asked)),
   actions: (answer) => answer.results.map(drawAction),
@@ -119,6 +120,12 @@ function markFills(pieces, fills, text) {
 
 function drawGaps(result) {
   return h("p", { class: "text" }, markFills(result.input.split("___"), result.gaps, result.text));
+}
+
+function drawPicture(result) {
+  const caption = result.input ?? "painted anew";
+  const image = h("img", { alt: `drawn: ${caption}`, src: `data:image/png;base64,${result.png}` });
+  return h("figure", {}, image, h("figcaption", { class: "quiet" }, caption));
 }
 
 /** A text, and the drafts that led to it as steps: what a pass has written is marked. */
