@@ -13,6 +13,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -44,12 +45,12 @@ def write_rows(path: Path, count: int, seed: int) -> tuple[list[str], list[str]]
 
 
 def sample(model: Any, prompts: Sequence[str], seed: int, batch: int = 250) -> list[str]:
-    """Write one text for each prompt."""
+    """Write one text for each prompt; those of the same prompt are samples of it."""
     texts = []
-    for start in range(0, len(prompts), batch):
-        part = list(prompts[start : start + batch])
-        request = {"temperature": 1.0, "tokens": 80, "seed": seed + start}
-        texts += [s["prompt"] + s["text"] for s in model.generate(part, **request)["samples"]]
+    for prompt, count in Counter(prompts).items():
+        for start in range(0, count, batch):
+            request = {"temperature": 1.0, "tokens": 80, "seed": seed + start, "samples": min(batch, count - start)}
+            texts += [s["prompt"] + s["text"] for s in model.generate(prompt, **request)["samples"]]
     return texts
 
 

@@ -80,6 +80,18 @@ def test_a_tune_is_answered_with_its_notes(monkeypatch: pytest.MonkeyPatch):
         "tunes": 2, "readable": 1.0, "end": 1.0, "complete": 1.0, "own_complete": 1.0,
         "median_copy": 28.0, "longest_copy": 28, "own_median_copy": 28.0, "own_longest_copy": 28,
     }  # fmt: skip
+    seeds = []
+    monkeypatch.setattr(
+        music, "predict", lambda model, request: seeds.append(request["seed"]) or {"samples": [request["prompt"]]}
+    )
+    assert music.write_tunes(None, ["a", "b", "a", "a"], {"seed": 5}) == [["a", "b"], ["a"], ["a"]] and seeds == [
+        5,
+        6,
+        7,
+    ]
+
+
+def test_what_cannot_be_read_is_answered_without_notes(monkeypatch: pytest.MonkeyPatch):
     write(monkeypatch, "B|A")
     (broken,) = music.predict(None, {})["samples"]
     assert broken["tune"] == "" and broken["sounds"] == []

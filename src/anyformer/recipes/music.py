@@ -14,6 +14,7 @@ loss   cross-entropy of the next character
 ABC notation as text: folk-rnn (1604.08723), there with LSTMs.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -278,8 +279,7 @@ def compare_tunes(
     """Write a tune in the metre and key of each of some tunes, and compare both: the share of inner bars that last as
     long as the metre says, and the longest run of characters that is also in the tunes of the training, where these are
     known, of the median tune and at most."""
-    headers = [str(read_header(tune)[0]) for tune in own]
-    results = predict(model, request | {"prompt": headers, "samples": 1})["samples"]
+    results = write_tunes(model, [str(read_header(tune)[0]) for tune in own], request)
     written = [result["prompt"] + result["text"] for result in results if result["tune"]]
     ends = sum(result["finish_reason"] == "stop" for result in results)
     facts: dict[str, Any] = {"tunes": len(results), "readable": len(written) / len(results), "end": ends / len(results)}
@@ -291,6 +291,19 @@ def compare_tunes(
             copies = [len(find_copy(tune, text)) for tune in tunes]
             facts |= {f"{name}median_copy": float(np.median(copies)), f"{name}longest_copy": max(copies)}
     return facts
+
+
+def write_tunes(model: LanguageModel, headers: Sequence[str], request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write a tune for each header. Those of the same header, which would draw alike, have seeds of their own."""
+    seen: Counter[str] = Counter()
+    rounds: defaultdict[int, list[str]] = defaultdict(list)
+    for header in headers:
+        rounds[seen[header]].append(header)
+        seen[header] += 1
+    seed, results = request.get("seed", 0), []
+    for number, prompts in rounds.items():
+        results += predict(model, request | {"prompt": prompts, "samples": 1, "seed": seed + number})["samples"]
+    return results
 
 
 def figures(model: LanguageModel, config: Config) -> list[Figure]:
