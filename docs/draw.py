@@ -1,10 +1,12 @@
 """Draw the pictures of the documentation.
 
 python docs/draw.py              edges.svg, from the edge rules themselves
+python docs/draw.py graph        graph.svg, three of them as nodes and arrows
 python docs/draw.py reverse      reverse.svg, from a translator trained to reverse digits (3 minutes)
 python docs/draw.py ladder RUN   ladder.svg, from the result of `anyformer ladder --data multi30k --out RUN`
 python docs/draw.py vision RUN   vision.svg, from a run on fashion-mnist: attention of the class token
 python docs/draw.py speech RUN   speech.svg, from a run of the preset strings: cross-attention of each character
+python docs/draw.py heads RUN    heads.svg, from `anyformer lab in-context --part heads --out RUN`
 """
 
 import json
@@ -32,12 +34,22 @@ RULES: list[tuple[Edges, str, str]] = [
     (same(torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2])), "same(segment)", "its own document"),
     (causal | prefix(torch.tensor([4])), "causal | prefix", "the whole prompt, and the past"),
 ]
+GRAPHS: list[tuple[Edges, str, str]] = [
+    (full, "full", "every node reads every other: an encoder"),
+    (causal, "causal", "every node reads the past: a decoder"),
+    (causal & window(3), "causal & window(3)", "the latest three: a local layer"),
+]
+WORDS = ("the", "cat", "sat", "on", "the", "mat")
+STEP, RADIUS, ARC, GRAPH_WIDTH = 96, 22, 13, 600
 CELL, GAP, COLUMNS, HEADER, MARGIN, TOP = 20, 84, 3, 44, 60, 36
 STYLE = """\
 .edges text { font: 12px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
 .edges text { fill: var(--muted); }
 .edges .rule { font: 600 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: var(--ink); }
 .edges .paper { fill: var(--paper); stroke: var(--hair); }
+.edges .arrow { fill: none; stroke: var(--c0); stroke-width: 1.4; opacity: .75; } .edges .head { fill: var(--c0); }
+.edges .node { fill: var(--paper); stroke: var(--c1); stroke-width: 1.6; }
+.edges .word { fill: var(--ink); text-anchor: middle; }
 .edges .none { fill: var(--hair); opacity: .55; } .edges .edge { fill: var(--c0); } .edges .self { fill: var(--c1); }
 """
 
@@ -56,6 +68,44 @@ def draw_edges() -> str:
     parts.append(draw_legend(MARGIN, height - 24))
     title = "Which node attends to which under six rules: " + ", ".join(name for _, name, _ in RULES)
     return wrap_svg(parts, title, f"{width} {height}")
+
+
+def draw_graph() -> str:
+    """Draw a few rules as graphs: an arrow leads from a node to one that reads it. Returns SVG text."""
+    graphs, top = [], 32
+    for rule, name, description in GRAPHS:
+        mask = rule.build_mask(batch=1, queries=len(WORDS), keys=len(WORDS))[0, 0].tolist()
+        heading = (
+            f'<text class="rule" x="24" y="4">{escape(name)}</text><text x="24" y="23">{escape(description)}</text>'
+        )
+        arrows, height = draw_arrows(mask)
+        graphs.append(f'<g transform="translate(0 {top})">{heading}{arrows}</g>')
+        top += height
+    frame = [
+        f'<rect class="paper" x=".5" y=".5" width="{GRAPH_WIDTH - 1}" height="{top - 1}" rx="12"/>',
+        '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path class="head" d="M0 0L8 4L0 8z"/></marker>',
+    ]
+    title = "Six words as nodes, and who reads whom under three rules: " + ", ".join(name for _, name, _ in GRAPHS)
+    return wrap_svg([*frame, *graphs], title, f"{GRAPH_WIDTH} {top}")
+
+
+def draw_arrows(mask: Sequence[Sequence[bool]]) -> tuple[str, int]:
+    """Draw the nodes of one rule in a row: what is read from the left arrives above, from the right below. Returns SVG
+    text and its height."""
+    edges = [(q, k) for q, row in enumerate(mask) for k, edge in enumerate(row) if edge and q != k]
+    y = 48 + RADIUS + ARC * max(q - k for q, k in edges)
+    parts = []
+    for q, k in edges:
+        side = 1 if k < q else -1
+        start, end = 60 + k * STEP + side * 9, 60 + q * STEP - side * 9
+        bend = y - side * (RADIUS + 16 * abs(q - k))
+        path = f"M{start} {y - side * 21}C{start + side * 10} {bend} {end - side * 10} {bend} {end} {y - side * 22}"
+        parts.append(f'<path class="arrow" d="{path}" marker-end="url(#head)"/>')
+    for i, word in enumerate(WORDS):
+        parts.append(f'<circle class="node" cx="{60 + i * STEP}" cy="{y}" r="{RADIUS}"/>')
+        parts.append(f'<text class="word" x="{60 + i * STEP}" y="{y + 4}">{word}</text>')
+    return "".join(parts), y + RADIUS + 40 + ARC * max(0, *(k - q for q, k in edges))
 
 
 def wrap_svg(parts: Sequence[str], title: str, size: str) -> str:
@@ -136,9 +186,26 @@ def draw_speech(run: Path) -> str:
     )
 
 
+def draw_heads(run: Path) -> str:
+    """Draw how induction heads appear with the gain of late positions."""
+    records = json.loads((run / "lab.json").read_text(encoding="utf-8"))["heads"]["records"]
+    names = {
+        "loss of late positions below early ones, nats": "gain",
+        "prefix matching of the best head": "induction",
+        "loss, nats": "loss",
+    }
+    steps = [entry["step"] for entry in records]
+    series = [
+        Series(text, steps, [entry[name] for entry in records], color=i) for i, (text, name) in enumerate(names.items())
+    ]
+    return line_chart(series, title="Induction heads appear", x_label="steps", height=300, zero=True)
+
+
 if __name__ == "__main__":
     name = sys.argv[1] if sys.argv[1:] else "edges"
-    of_runs: dict[str, Callable[[Path], str]] = {"ladder": draw_ladder, "vision": draw_vision, "speech": draw_speech}
-    drawings = {"edges": draw_edges, "reverse": draw_reverse}
+    of_runs: dict[str, Callable[[Path], str]] = {
+        "ladder": draw_ladder, "vision": draw_vision, "speech": draw_speech, "heads": draw_heads,
+    }  # fmt: skip
+    drawings = {"edges": draw_edges, "graph": draw_graph, "reverse": draw_reverse}
     drawings |= {key: partial(function, Path(sys.argv[-1])) for key, function in of_runs.items()}
     Path(__file__).with_name(f"{name}.svg").write_text(drawings[name](), encoding="utf-8")

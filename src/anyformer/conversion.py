@@ -13,6 +13,7 @@ from .training.building import SkipInit
 from .training.run_directory import RunDirectory, describe_run
 
 UNCHANGED = ContextChange()
+OPTIONS = {"quantize": "gguf", "cached": "onnx"}  # option of an export -> the format that has it
 
 
 def change_model(model: Model, change: ContextChange) -> Model:
@@ -58,13 +59,27 @@ def import_checkpoint(source: str | Path, out: Path, command: str = "", change: 
 
 @check_arguments
 def export_checkpoint(
-    source: str | Path, to: Literal["hf", "gguf", "onnx", "peft"], folder: Path, recipe: Any = None
+    source: str | Path,
+    to: Literal["hf", "gguf", "onnx", "peft"],
+    folder: Path,
+    recipe: Any = None,
+    quantize: gguf.Quantization | None = None,
+    cached: bool = False,
 ) -> list[str]:
     """Write a run or a checkpoint in a public format ("hf", "gguf", "onnx" or "peft") to a new or empty folder.
 
-    Returns the names of the written files. Raises InputError if the format cannot hold this model. `recipe` as for
-    `load`.
+    Args:
+        source: A run, a checkpoint or a public one, as for `load`.
+        recipe: As for `load`.
+        quantize: How GGUF stores matrices; None for float32.
+        cached: The ONNX graph of a language model takes and returns keys and values, to generate token by token.
+
+    Returns the names of the written files. Raises InputError if the format cannot hold this model.
     """
+    options = {name: value for name, value in {"quantize": quantize, "cached": cached}.items() if value}
+    for name, value in options.items():
+        if OPTIONS[name] != to:
+            raise InputError(f"{name} is {value}, which is for {OPTIONS[name]}, not for {to}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty: name a new folder")
     model = load(source, "cpu", merged=to != "peft", recipe=recipe)
@@ -75,5 +90,6 @@ def export_checkpoint(
         base = checkpoints.read_json(model.path / "config.json").get("init", {}).get("path", "")
         peft.write(folder, model.recipe, values, model.module, base)
     else:
-        {"hf": hf_folder, "gguf": gguf, "onnx": onnx}[to].write(folder, model.recipe, values, model.module)
+        write: Any = {"hf": hf_folder.write, "gguf": gguf.write, "onnx": onnx.write}[to]
+        write(folder, model.recipe, values, model.module, **options)
     return sorted(path.name for path in folder.iterdir())

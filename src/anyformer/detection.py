@@ -131,7 +131,7 @@ def detect_set(name: str, recipe: str | None = None) -> Detection:
         target=None,
         kind=KINDS.get(kind, kind),
         why=dataset.about,
-        fields={"data": name},
+        fields=({"columns": dataset.column} if dataset.column else {}) | {"data": name},
         is_sure=True,
         alternatives=tuple(other for other, _ in matches[1:]),
     )

@@ -15,7 +15,7 @@ from .parsing import describe_type, read_field_docs, read_hints, read_ranges
 Kind = Literal["text", "texts", "prompt", "messages", "image", "sound", "row", "series", "goal", "json"]
 Output = Literal[
     "completions", "classes", "vectors", "masks", "gaps", "drafts", "tags", "translations", "transcripts", "targets",
-    "quantiles", "actions", "episodes", "pictures", "json",
+    "quantiles", "actions", "episodes", "pictures", "tunes", "json",
 ]  # fmt: skip
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_CHOICES = 1000  # of a field of a table that are listed
@@ -200,6 +200,7 @@ TEXT, NUMBER, WHOLE = {"type": "string"}, {"type": "number"}, {"type": "integer"
 ANSWERS: dict[str, Any] = {
     # What a result holds in any case, in the words of `build_schema`.
     "completions": {"prompt": TEXT, "text": TEXT, "tokens": [WHOLE], "finish_reason": TEXT},
+    "tunes": {"prompt": TEXT, "text": TEXT, "tune": TEXT, "bars": WHOLE, "complete": WHOLE, "sounds": [[NUMBER]]},
     "classes": {"label": TEXT, "probability": NUMBER, "probabilities": {"string": NUMBER}},
     "masks": {"input": TEXT, "text": TEXT, "masks": [[{"token": TEXT, "probability": NUMBER}]]},
     "gaps": {"input": TEXT, "text": TEXT, "gaps": [TEXT], "score": NUMBER},
@@ -221,7 +222,7 @@ def describe_answer(output: Output) -> dict[str, Any]:
         return {"type": "object"}
     if output == "vectors":
         return build_schema({"vectors": [[NUMBER]]})
-    return build_schema({"samples" if output == "completions" else "results": [ANSWERS[output]]})
+    return build_schema({"samples" if output in ("completions", "tunes") else "results": [ANSWERS[output]]})
 
 
 def build_schema(value: Any) -> dict[str, Any]:

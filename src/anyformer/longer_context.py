@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from .errors import InputError
-from .model.config import RopeScaling, TransformerConfig, find_stacks
+from .model.config import LEARNED, RopeScaling, TransformerConfig, find_stacks
 from .parsing import check_range
 
 MAX_CONTEXT = 1 << 24
@@ -58,7 +58,7 @@ def lengthen(stack: TransformerConfig, context: int, choice: RopeChoice | None) 
     """Return the config of a Transformer with a longer context."""
     if context <= stack.context:
         raise InputError(f"context is {context}; it must be above that of the training, {stack.context}")
-    if stack.position == "learned":
+    if stack.position in LEARNED:
         raise InputError("context: the model has learned a vector for each position, and none for more of them")
     if choice is None:
         return replace(stack, context=context)

@@ -191,10 +191,25 @@ class SupportsTablePredict(Protocol):
 
 
 @runtime_checkable
+class SupportsArray(Protocol):
+    """What a model has learned of its data as a whole is an array: `anyformer predict RUN --out FILE.npy`."""
+
+    def predict_array(self, model: Any, request: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+        """Return a numpy array, and what a person should know of it, a line each."""
+
+
+@runtime_checkable
 class SupportsExport(Protocol):
     """The model can be exported as a graph (ONNX)."""
 
     def export_graph(self, model: Any) -> Graph: ...
+
+
+@runtime_checkable
+class SupportsCachedExport(Protocol):
+    """The model can be exported as a graph that takes and returns keys and values (ONNX), to run token by token."""
+
+    def export_cached_graph(self, model: Any) -> Graph: ...
 
 
 @runtime_checkable
@@ -247,6 +262,27 @@ class SupportsReference(Protocol):
     training begins with; the model keeps what it needs in its `files`, and is then called no more."""
 
     def store_reference(self, model: Any, config: Any) -> None: ...
+
+
+@runtime_checkable
+class SupportsFrozenReference(Protocol):
+    """What the model before training says of new texts may be needed at every step."""
+
+    def needs_reference(self, config: Any) -> bool: ...
+
+    def keep_reference(self, model: Any, config: Any) -> None:
+        """Keep a copy of the model. Called with the weights that training begins with, again whenever it is resumed."""
+
+
+@runtime_checkable
+class SupportsRollouts(Protocol):
+    """The model is trained on its own samples: batches hold prompts, which are answered before each update. `reward` is
+    a field of the config."""
+
+    def roll_out(
+        self, model: Any, batches: list[dict[str, Any]], step: int
+    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """Return the batches of an update with the answers in them, and figures of those for the record of the step."""
 
 
 @runtime_checkable
@@ -316,6 +352,17 @@ class SupportsDrawing(Protocol):
 
     def draw_sheet(self, model: Any, request: dict[str, Any]) -> bytes:
         """Return one PNG with all pictures of a request of `predict`. Raises InputError."""
+
+
+@runtime_checkable
+class SupportsSampleFiles(Protocol):
+    """A text that is written can be kept as what it stands for, such as a sound: `anyformer sample --out`."""
+
+    SAMPLE_FORMATS: tuple[str, ...]
+    """The endings of such files, with their dots."""
+
+    def write_sample(self, model: Any, text: str, path: Path) -> None:
+        """Write a prompt and its continuation to a file with one of these endings. Raises InputError."""
 
 
 @runtime_checkable
@@ -464,6 +511,8 @@ class LensView:
     """What a person should know: "the first 12 tokens are cropped"."""
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields that the request of another input must have, to be compared with this one."""
+    repeat: "Callable[[], LensView] | None" = None
+    """Makes the view of random nodes that repeat, of the same stacks: which heads find what followed before."""
 
 
 @runtime_checkable

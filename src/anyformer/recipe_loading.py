@@ -168,7 +168,7 @@ def bind_checkpoint_files(config: Any, folder: Path, prefix: str = "") -> Any:
 
 
 @contextmanager
-def report_import_errors(where: str, *folders: Path) -> Generator[None]:
+def report_import_errors(where: str, *folders: Path, what: str = "recipe") -> Generator[None]:
     """Let imports find modules in some folders. Whatever the imported code raises becomes an InputError of one line."""
     paths = [str(folder) for folder in folders]
     sys.path[:0] = paths
@@ -179,19 +179,20 @@ def report_import_errors(where: str, *folders: Path) -> Generator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-        raise InputError(f"cannot import the recipe {where}: {type(error).__name__}: {error} (line {line})") from error
+        raise InputError(f"cannot import the {what} {where}: {type(error).__name__}: {error} (line {line})") from error
     finally:
         for path in paths:
             with suppress(ValueError):
                 sys.path.remove(path)
 
 
-def import_file(path: Path) -> types.ModuleType:
-    """Import a file, or a folder with an __init__.py. A file that has not changed is imported once."""
+def import_file(path: Path, what: str = "recipe") -> types.ModuleType:
+    """Import a file, or a folder with an __init__.py. A file that has not changed is imported once. `what` it is, for
+    messages. Raises InputError."""
     file = Path(os.path.realpath(path / "__init__.py" if path.is_dir() else path))  # resolve() fails in a loop of links
     if not file.is_file():
-        raise InputError(f"there is no recipe at {path}: expected a Python file")
-    with report_import_errors(str(path), file.parent):
+        raise InputError(f"there is no {what} at {path}: expected a Python file")
+    with report_import_errors(str(path), file.parent, what=what):
         return execute_file(file)
 
 

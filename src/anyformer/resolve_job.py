@@ -15,8 +15,17 @@ from .events import report_notice
 from .model.config import find_stacks
 from .parsing import RENAMED_FIELDS, parse_dataclass, to_json
 from .processes import get_world_size, is_restarted
-from .recipe import DataDefaults, Recipe, SupportsDataDefaults, SupportsPeers, SupportsSizes
+from .recipe import (
+    DataDefaults,
+    Recipe,
+    SupportsDataDefaults,
+    SupportsFrozenReference,
+    SupportsPeers,
+    SupportsRollouts,
+    SupportsSizes,
+)
 from .recipe_loading import parse_config, resolve_paths
+from .rewards import admit_reward
 from .trained_model import load_source
 from .training import checkpoints
 from .training.budget import Budget
@@ -102,7 +111,8 @@ def resume_job(
     check_same_model(run, resolve_paths(old), config)
     settings, init = parse_dataclass(LoRAConfig, stored.get("lora") or {}, where), stored.get("init")
     latest = checkpoints.find_latest(run.checkpoints)
-    needs_source = settings.rank or latest is None
+    has_reference = isinstance(module, SupportsFrozenReference) and module.needs_reference(config)
+    needs_source = settings.rank or latest is None or has_reference
     has_steps = "steps" in merge_overrides({}, overrides).get("train", {})
     return TrainingJob(
         recipe=module,
@@ -135,12 +145,14 @@ OWN_FIELDS = ("data", "labels", "tasks", "train", "frozen")  # of a run, not of 
 
 
 def fetch_overrides(module: Recipe, overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the overrides with data that are elsewhere (a URL, the hub, rows in memory) as local files. Raises
-    InputError for several sources that the recipe cannot mix."""
+    """Return the overrides with data that are elsewhere (a URL, the hub, rows in memory) as local files, and a
+    reward that the user names by its name. Raises InputError for several sources that the recipe cannot mix."""
     overrides = dict(overrides or {})
     if overrides.get("data") is not None:
         overrides["data"] = fetch_data(overrides["data"])
         recipe_loading.check_mixture(module, overrides["data"])
+    if overrides.get("reward") is not None and isinstance(module, SupportsRollouts):
+        overrides["reward"] = admit_reward(overrides["reward"])
     return overrides
 
 

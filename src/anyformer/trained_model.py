@@ -31,6 +31,7 @@ from .parsing import check_arguments, parse_dataclass
 from .predict_file import check_finite, predict_file
 from .recipe import Recipe, StreamState, SupportsEmbedding, SupportsForm, SupportsScore, SupportsStream, SupportsTasks
 from .recipe_loading import resolve_paths
+from .rewards import choose_best
 from .training import checkpoints, loop, lora
 from .training.building import SkipInit
 from .training.checksums import verify_files
@@ -122,11 +123,13 @@ class Model:
         """Continue a prompt (without one: a new line), or several in one batch.
 
         Settings: tokens, samples, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, keep, messages; and
-        what an answer may be: json_schema, regex, grammar or choices, and exact.
+        what an answer may be: json_schema, regex, grammar or choices, and exact. With best_of, the best of so many, by
+        a reward (`rewards.choose_best`).
 
         Returns {"samples": [{"prompt", "text", "tokens", "finish_reason"}, ...]}.
         """
-        return self.predict(settings if prompt is None else {"prompt": prompt} | settings)
+        request = settings if prompt is None else {"prompt": prompt} | settings
+        return choose_best(self, request) if "best_of" in request else self.predict(request)
 
     def stream(self, prompt: str | None = None, **settings: Any) -> Iterator[str]:
         """Yield a completion piece by piece, as it is generated. Settings as for `generate`, for one sample."""

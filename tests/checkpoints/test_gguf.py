@@ -37,6 +37,8 @@ LLAMA = {
     "max_position_embeddings": 96,
     "rms_norm_eps": 1e-6,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 24}
+LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROTARY = {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
 CASES: dict[str, dict[str, Any]] = {
     "GPT2": GPT2,
@@ -45,7 +47,14 @@ CASES: dict[str, dict[str, Any]] = {
     "Llama, tied, biases": LLAMA | {"tie_word_embeddings": True, "attention_bias": True},
     "Llama, wide heads, another base": LLAMA | {"head_dim": 32, "num_key_value_heads": 1, **ROTARY},
     "Qwen3": LLAMA | {"head_dim": 128},  # transformers' reader assumes it
+    "Qwen2": LLAMA,
+    "Llama, linear scaling": LLAMA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
+    "Llama, yarn": LLAMA | {"rope_parameters": YARN},
+    "Llama, llama3 scaling": LLAMA | {"rope_parameters": LLAMA3},
 }
+if transformers.__version__ < "5":  # whose configs do not have `rope_parameters`
+    CASES = {case: CASES[case] for case in CASES if "factor" not in str(CASES[case])}
+READABLE = [case for case in CASES if not case.endswith(("biases", "scaling", "yarn"))]  # by transformers
 TEXT = "the cat sat on the mat and the dog sat on the cat, then the rat ran at the bat\n" * 3
 
 
@@ -108,7 +117,7 @@ def test_the_folder_of_an_export_is_imported(exports: Any, tmp_path: Path):
     assert stored[0] == stored[1]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "biases" not in case])  # transformers ignores those
+@pytest.mark.parametrize("case", [case for case in CASES if case in READABLE])
 def test_transformers_reads_a_written_file(case: str, exports: Any):
     """An independent reader checks names, the order of rotary channels and sizes."""
     export = exports(case)
@@ -228,6 +237,25 @@ def test_a_quantized_tensor_is_copied_in_pieces(tmp_path: Path):
     tracemalloc.stop()
     assert not target.any()
     assert peak < target.nbytes / 2, f"{peak:,} bytes for a tensor of {target.nbytes:,}"
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "bf16"])
+def test_a_quantized_file_is_that_of_the_gguf_package(kind: str, exports: Any, tmp_path: Path):
+    source = exports("Llama").source
+    call("export", source, "--to", "gguf", "--quantize", kind, tmp_path / "out").ok()
+    quantize_file(exports("Llama").path, tmp_path / "expected.gguf", kind.upper())
+    written, expected = (
+        gguf.GGUFReader(path) for path in (tmp_path / "out" / "model.gguf", tmp_path / "expected.gguf")
+    )
+    assert written.fields["general.file_type"].contents() == int(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
+    for tensor, other in zip(written.tensors, expected.tensors, strict=True):
+        assert (tensor.name, tensor.tensor_type) == (other.name, other.tensor_type)
+        np.testing.assert_array_equal(tensor.data, other.data)
+    module = anyformer.load(tmp_path / "out" / "model.gguf", "cpu").module
+    with torch.no_grad():
+        assert (module(random_ids()) - exports("Llama").model.module(random_ids())).abs().mean() < 0.2
+    refused = call("export", source, "--to", "hf", "--quantize", kind, tmp_path / "hf")
+    assert_refused(refused, f"quantize is {kind}, which is for gguf, not for hf")
 
 
 # --- llama.cpp itself ---
@@ -373,7 +401,7 @@ def test_false_counts_allocate_no_memory(content: bytes, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("llama.rope.scaling.type", "linear"), ("llama.expert_count", 8), ("llama.logit_scale", 2.0)],
+    [("llama.rope.scaling.type", "longrope"), ("llama.expert_count", 8), ("llama.logit_scale", 2.0)],
 )
 def test_values_that_change_the_result_are_refused(key: str, value: Any, tmp_path: Path):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
@@ -394,5 +422,5 @@ def test_another_architecture_is_refused(value: Any, tmp_path: Path):
     writer.kv_data[0].pop("general.architecture")
     (writer.add_string if isinstance(value, str) else writer.add_array)("general.architecture", value)
     finish(writer)
-    with pytest.raises(InputError, match=r"architecture .* is not supported; .*valid: gpt2, llama, qwen3"):
+    with pytest.raises(InputError, match=r"architecture .* is not supported; .*valid: gpt2, llama, qwen3, qwen2"):
         anyformer.load(tmp_path / "x.gguf", "cpu")

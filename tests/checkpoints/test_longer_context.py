@@ -119,7 +119,10 @@ def test_positions_that_end_with_the_context_are_not_lengthened(run: Path, tmp_p
     assert_refused(refused, "--rope-scaling is for rotary positions", "scaled ones already")
 
 
-def test_a_model_with_scaled_positions_is_exported_to_no_format_that_cannot_say_so(run: Path, tmp_path: Path):
-    change(run, tmp_path / "long", "--context", 64, "--rope-scaling", "yarn")
-    assert_refused(call("export", tmp_path / "long", "--to", "hf", tmp_path / "hf"), "rope_scaling")
-    assert_refused(call("export", tmp_path / "long", "--to", "gguf", tmp_path / "gguf"), "rope_scaling")
+@pytest.mark.parametrize("scaling", ["dynamic", "llama3"])
+def test_a_model_with_scaled_positions_is_exported_with_them(scaling: str, run: Path, tmp_path: Path):
+    change(run, tmp_path / "long", "--context", 64, "--rope-scaling", scaling)
+    assert call("export", tmp_path / "long", "--to", "hf", tmp_path / "hf").code == 0
+    long, again = anyformer.load(tmp_path / "long", "cpu"), anyformer.load(tmp_path / "hf", "cpu")
+    for name in ("context", "rotary_base", "rope_scaling"):
+        assert getattr(again.config.model, name) == getattr(long.config.model, name)

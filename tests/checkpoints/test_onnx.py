@@ -23,7 +23,7 @@ from cli_kit import assert_refused, call
 onnxruntime = pytest.importorskip("onnxruntime", reason="the oracle of these tests: pip install onnxruntime")
 # Two generate token by token, which is no graph for any length, and one looks up n-grams outside of tensors.
 WITHOUT_GRAPH = ["generalist", "mask_predict", "recall", "rnnsearch", "seq2seq"]
-SAME_GRAPH = {"spans": "translation", "chat": "language", "preference": "language"}
+SAME_GRAPH = {"spans": "translation"} | dict.fromkeys(("chat", "grpo", "music", "preference"), "language")
 CASES = [
     (name, "tiny") for name in recipe_loading.list_recipes() if name not in ("language", *WITHOUT_GRAPH, *SAME_GRAPH)
 ]
@@ -93,6 +93,30 @@ def assert_same_outputs(graph: Any, session: Any, inputs: Inputs) -> None:
     for a, b in zip(expected, run(session, inputs), strict=True):
         assert a.shape == b.shape
         assert np.abs(a.numpy() - b).max() <= max(1e-5 * float(a.abs().max()), 1e-6)
+
+
+@pytest.mark.parametrize("preset", ["local", pytest.param("bloom", marks=pytest.mark.slow)])
+def test_a_graph_with_keys_and_values_generates_token_by_token(preset: str, tmp_path: Path):
+    recipe, config, model = build("language", preset)
+    onnx.write(tmp_path / "out", recipe, to_json(config), model, cached=True)
+    session, ids, expected = open_session(tmp_path / "out"), [7, 1, 30], [7, 1, 30]
+    shape = 2, config.model.kv_heads, 0, config.model.head_channels
+    past = {x.name: np.zeros(shape, np.float32) for x in session.get_inputs() if x.name != "ids"}
+    new = ids
+    for _ in range(20):
+        logits, *present = session.run(None, {"ids": np.array([new] * 2), **past})
+        past = dict(zip(past, present, strict=True))
+        new = [int(logits[1, -1].argmax())]
+        ids = ids + new
+        with torch.inference_mode():
+            expected.append(int(model(torch.tensor([expected]))[0, -1].argmax()))
+    assert ids == expected
+
+
+def test_a_model_without_keys_and_values_says_so(tmp_path: Path):
+    recipe, config, model = build("masked", "tiny")
+    with pytest.raises(InputError, match="the recipe 'masked' has no such graph: cached is for models of text"):
+        onnx.write(tmp_path / "out", recipe, to_json(config), model, cached=True)
 
 
 def other_sizes(graph: Any) -> list[dict[str, int]]:

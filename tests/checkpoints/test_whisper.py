@@ -47,7 +47,12 @@ SIZES: dict[str, Any] = {
 }
 CASES: dict[str, dict[str, Any]] = {
     "odd sizes": {},
-    "deep encoder, narrow decoder": {"encoder_layers": 3, "decoder_layers": 1, "decoder_ffn_dim": 7},
+    "deep encoder, narrow decoder, mels of large-v3": {
+        "encoder_layers": 3,
+        "decoder_layers": 1,
+        "decoder_ffn_dim": 7,
+        "num_mel_bins": 128,
+    },
     "fixed position": {"max_source_positions": 21},
     "another activation": {"activation_function": "gelu_new", "num_mel_bins": 13},
     # version 4 of transformers has no cache for a decoder with more layers than the encoder

@@ -63,6 +63,19 @@ def test_a_model_is_imported_with_the_files_it_needs(server: Hub, tmp_path: Path
     assert_refused(call("import", "owner/small-gpt2", "--revision", "v9"), "no revision 'v9'")
 
 
+def test_a_sentence_encoder_is_fetched_with_its_pooling(server: Hub, tmp_path: Path):
+    sizes = {"vocab_size": 64, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 8, "max_position_embeddings": 16}
+    folder = save(build_reference("BertModel", transformers.BertConfig(**sizes)), tmp_path / "bert")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    types = [f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling")]
+    files["modules.json"] = json.dumps([{"type": types[0]}, {"type": types[1], "path": "1_Pooling"}]).encode()
+    files["1_Pooling/config.json"] = b'{"pooling_mode_cls_token": true}'
+    server.repos["models/owner/encoder"] = files | {"2_Dense/config.json": b"{}", "1_Pooling/other": b""}
+    assert anyformer.load("owner/encoder", "cpu").config.embed_pool == "first"
+    assert len(server.downloads) == 4
+
+
 def test_a_folder_that_exists_is_never_looked_up(server: Hub, tmp_path: Path):
     save_gpt2(Path("owner/name").absolute())
     assert call("import", "owner/name", "--out", "run").ok() and server.requests == []
@@ -419,6 +432,9 @@ def test_named_sets_are_trained_with_the_preset_that_is_for_them():
         return described["recipe"], described["preset"]
 
     assert choose("plays") == ("language", "small") and choose("fra-eng") == ("translation", "fra-eng")
+    assert choose("tunes") == ("music", "small") and choose("tunes-ryan") == ("music", "ryan")
+    described = json.loads(call("train", "molecules", "--print-config").ok().out)
+    assert (described["recipe"], described["config"]["columns"]) == ("language", "SMILES")
     assert choose("protein", "--recipe", "masked") == ("masked", "protein")
     assert_refused(call("train", "plays", "--recipe", "vision"), "the data set 'plays'", "no recipe of vision")
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import struct
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +15,10 @@ from anyformer.data.tokenizers import build as tok
 from anyformer.data.tokenizers import vocabularies
 from anyformer.data.tokenizers.base import byte_alphabet
 from anyformer.data.tokenizers.gguf_vocabulary import convert_from_gguf
+from anyformer.errors import InputError
 from data_kit import DATA, SAMPLE, needs_data, refuses, write
 
+TOKENS = "tokenizer.ggml.tokens"
 HOME = Path(DATA or "") / "tokenizers"
 HARD_TEXTS = [
     "",
@@ -228,6 +231,62 @@ def test_gguf_sentencepiece_is_the_public_llama():
         if not text.startswith(" "):  # there the public one leaves out the space that SentencePiece puts in front
             assert own.encode_prompt(text).tolist() == public(text).input_ids
             assert own.decode(own.encode_prompt(text)) == text
+
+
+def encode_field(number: int, value: bytes | int | float) -> bytes:
+    """A field of a protocol buffer whose number, length and value are below 2^14."""
+
+    def varint(n: int) -> bytes:
+        return bytes([n]) if n < 128 else bytes([n & 127 | 128, n >> 7])
+
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def make_model_file(kind: int = 2, removes_spaces: int = 0, prefix: int = 1) -> bytes:
+    """The vocabulary of `sentencepiece` as SentencePiece stores it."""
+    names = ("tokens", "scores", "token_type")
+    rows = zip(*(sentencepiece()[f"tokenizer.ggml.{name}"] for name in names), strict=True)
+    pieces = [encode_field(1, t.encode()) + encode_field(2, s) + encode_field(3, k) for t, s, k in rows]
+    trainer = encode_field(3, kind) + encode_field(41, 1) + encode_field(42, 2)
+    normalizer = encode_field(1, b"identity") + encode_field(3, prefix) + encode_field(4, removes_spaces)
+    content = b"".join(encode_field(1, piece) for piece in pieces)
+    return content + encode_field(2, trainer) + encode_field(3, normalizer)
+
+
+def test_a_sentencepiece_model_is_that_of_gguf_with_the_added_tokens(tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_bytes(make_model_file())
+    expected, n = tok.tokenizer_from_files(convert_from_gguf(sentencepiece())), len(sentencepiece()[TOKENS])
+    assert tok.load_tokenizer(tmp_path).to_json() == expected.to_json()
+    added = {str(n): {"content": "<|im_end|>", "special": True}, "2": {"content": "</s>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    own = tok.load_tokenizer(tmp_path)
+    assert own.vocab_size == n + 1 and own.encode_parsing_special("<|im_end|>").tolist()[-1] == n
+    assert own.encode(SAMPLE[:200]).tolist() == expected.encode(SAMPLE[:200]).tolist()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"9999": {"content": "x y"}}}))
+    with pytest.raises(InputError, match="the added token 'x y' should have the id 9999, which is not the next one"):
+        tok.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (make_model_file(kind=1), "is a SentencePiece model of type 1; only BPE"),
+        (make_model_file(removes_spaces=1), "removes spaces of texts, which is not supported"),
+        (make_model_file()[:5000], "tokenizer.model is truncated, or is not a SentencePiece model"),
+        (b"\x0a" + b"\xff" * 20, "a number has more than 64 bits"),
+        (b"version https://git-lfs.github.com/spec/v1", "SentencePiece model"),
+        (b"", "of type 1"),
+    ],
+    ids=["unigram", "spaces", "cut", "long", "pointer", "empty"],
+)
+def test_a_sentencepiece_model_that_cannot_be_read_is_refused(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        tok.load_tokenizer(tmp_path)
 
 
 # --- bad files ---

@@ -23,7 +23,10 @@ needs_data = pytest.mark.skipif(not DATA, reason="ANYFORMER_DATA is not set: no 
 SMALL_DATA = {
     "chat": Path(__file__).parent.parent / "data_files" / "chats.jsonl",
     "preference": Path(__file__).parent.parent / "data_files" / "pairs.jsonl",
+    "grpo": Path(__file__).parent.parent / "data_files" / "prompts.jsonl",
+    "music": Path(__file__).parent.parent / "data_files" / "tunes.abc",
     "classify": Path(__file__).parent.parent / "data_files" / "moods.csv",
+    "msa": Path(__file__).parent.parent / "data_files" / "family.a3m",
 }
 SAMPLE = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\r\n\n  Été — 夏 🌞\n" * 20
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=60)

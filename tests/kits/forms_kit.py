@@ -131,7 +131,7 @@ FORMS: dict[str, tuple[Build, str, dict]] = {
     "ShareGPT": (json_list("a.json", lambda i: {"id": i, "conversations": chat(("from", "value"))(i)}), "language", {"columns": "conversations"}),
     "instructions": (json_list("a.json", lambda i: {"instruction": sentence(i), "input": "", "output": sentence(i + 1)}), "language", {"columns": "instruction,input,output"}),
     "SMILES in csv": (table("a.csv", "smiles", lambda i: f"CC(=O)O{'C' * (i % 9)}", 300), "language", {"columns": "smiles"}),
-    "tunes": (files("a.abc", "b.abc", content=lambda i: "X:1\nT:A jig\nM:6/8\nK:D\nA2A ABc|\n" * 40), "language", {}),
+    "tunes": (files("a.abc", "b.abc", content=lambda i: "".join(f"X:1\nT:A jig\nM:6/8\nK:D\nA2A {'ABcdefg'[j % 7]}B{'cdefga'[j % 6 + i - 1]}|\n" for j in range(42))), "music", {}),
     "languages as columns": (table("a.csv", "en,de", lambda i: f"{i} {i},{i} {i + 1} {i}"), "translation", {}),
     "pairs with an id": (table("a.csv", "id,en,de", lambda i: f"{i},{sentence(i, 5)},{sentence(i, 4)}"), "translation", {"columns": "en,de"}),
     "nested translations": (jsonl("a.jsonl", lambda i: {"translation": {"en": sentence(i, 3), "fr": sentence(i, 4)}}), "translation", {}),

@@ -57,17 +57,18 @@ class Node:
     data: Vector
     position: int = 0
 
-    def receive(self, head: Head, incoming: Sequence[tuple["Node", float]]) -> Vector:
+    def receive(self, head: Head, incoming: Sequence[tuple["Node", float]], softcap: float | None = None) -> Vector:
         """The message over edges from other nodes, each with a bias that is added to its score."""
         messages = [(head.key(node), head.value(node), bias) for node, bias in incoming]
-        return mean_value(head.query(self), messages)
+        return mean_value(head.query(self), messages, softcap)
 
 
-def mean_value(query: Vector, messages: Sequence[tuple[Vector, Vector, float]]) -> Vector:
+def mean_value(query: Vector, messages: Sequence[tuple[Vector, Vector, float]], softcap: float | None = None) -> Vector:
     """The mean of the values, weighted by how well their keys meet the query; 0 without messages."""
     mean = [0.0] * len(query)
     scale = 1 / math.sqrt(len(query))
-    weights = softmax([dot(query, key) * scale + bias for key, _, bias in messages])
+    cap = (lambda score: score) if softcap is None else (lambda score: softcap * math.tanh(score / softcap))
+    weights = softmax([cap(dot(query, key) * scale) + bias for key, _, bias in messages])
     for weight, (_, value, _) in zip(weights, messages, strict=True):
         mean = add(mean, [weight * x for x in value])
     return mean
@@ -197,7 +198,7 @@ UNIT: dict[str, Callable[[float], float]] = {
     "relu2": lambda x: max(x, 0.0) ** 2,
     "swiglu": lambda x: x / (1 + math.exp(-x)),
 }
-UNIT["geglu"] = UNIT["gelu_tanh"]
+UNIT |= {"geglu": UNIT["gelu_tanh"], "geglu_exact": UNIT["gelu"]}
 
 
 class SlowTransformer:
@@ -219,22 +220,28 @@ class SlowTransformer:
         sources = None if memory is None else [Node(data, position) for position, data in enumerate(memory.tolist())]
         for layer, edges in enumerate(layers):
             block = f"blocks.{layer}."
+            base = self.config.rotary_base
+            if self.config.rotary_cycle:
+                base = self.config.rotary_cycle[layer % len(self.config.rotary_cycle)]
+            self.base = base if self.config.position == "rotary" else 0
             self.round(nodes, block + "attn", lambda data, p=block, e=edges: self.attend(p + "attn", data, None, e))
             if sources is not None:
                 self.round(
                     nodes, block + "cross", lambda data, p=block: self.attend(p + "cross", data, sources, memory_edges)
                 )
             self.round(nodes, block + "mlp", lambda data, p=block: [self.mlp(p + "mlp", node.data) for node in data])
-        end = self.norm("norm") if self.config.norm_place == "pre" else list
+        end = list if self.config.norm_place == "post" else self.norm("norm")
         return torch.tensor([end(node.data) for node in nodes], dtype=torch.float64)
 
     def round(self, nodes: list[Node], name: str, sublayer: Callable[[list[Node]], list[Vector]]) -> None:
         """All updates are computed from what the nodes were, then applied."""
-        norm = self.norm(f"{name}_norm")
-        if self.config.norm_place == "pre":
+        place = self.config.norm_place
+        norm = list if place == "output" else self.norm(f"{name}_norm")
+        after = self.norm(f"{name}_output_norm") if place in ("output", "sandwich") else list
+        if place != "post":
             updates = sublayer([Node(norm(node.data), node.position) for node in nodes])
             for node, update in zip(nodes, updates, strict=True):
-                node.data = add(node.data, update)
+                node.data = add(node.data, after(update))
         else:
             for node, update in zip(nodes, sublayer(nodes), strict=True):
                 node.data = norm(add(node.data, update))
@@ -253,7 +260,7 @@ class SlowTransformer:
                     for source in reversed(sources)  # in any order
                     if mask[h][node.position][source.position]
                 ]
-                message += node.receive(self.head(name, h, is_self=memory is None), incoming)
+                message += node.receive(self.head(name, h, is_self=memory is None), incoming, config.softcap)
             updates.append(output(message))
         return updates
 
@@ -261,31 +268,33 @@ class SlowTransformer:
         config = self.config
         D, g = config.head_channels, h // (config.n_head // config.kv_heads)
 
-        def finish(x: Vector, kind: str, position: int) -> Vector:
-            if config.qk_norm:
-                x = self.rms(x, self.weights[f"{name}.{kind}_norm.weight"])
-            is_rotary = is_self and config.position == "rotary"
-            return rotate_slowly(x, position, config.rotary_base) if is_rotary else x
+        def compute(node: Node, kind: str, channels: slice) -> Vector:
+            if config.qk_norm and config.qk_norm_joint:
+                x = self.rms(self.linear(f"{name}.{kind}")(node.data), self.scales(f"{name}.{kind}_norm", joint=True))
+                x = x[channels]
+            else:
+                x = self.linear(f"{name}.{kind}", channels)(node.data)
+            if config.qk_norm and not config.qk_norm_joint:
+                x = self.rms(x, self.scales(f"{name}.{kind}_norm"))
+            return rotate_slowly(x, node.position, self.base) if is_self and self.base else x
 
-        query = self.linear(f"{name}.query", slice(h * D, (h + 1) * D))
-        key = self.linear(f"{name}.key", slice(g * D, (g + 1) * D))
         value = self.linear(f"{name}.value", slice(g * D, (g + 1) * D))
         return Head(
-            lambda node: finish(query(node.data), "query", node.position),
-            lambda node: finish(key(node.data), "key", node.position),
+            lambda node: compute(node, "query", slice(h * D, (h + 1) * D)),
+            lambda node: compute(node, "key", slice(g * D, (g + 1) * D)),
             lambda node: value(node.data),
         )
 
     def bias(self, h: int, offset: int, bidirectional: bool) -> float:
         if self.config.position == "alibi":
             return -slopes_slowly(self.config.n_head)[h] * abs(offset)
-        if self.config.position == "relative":
+        if self.config.position in ("relative", "learned_rel"):
             return self.weights["bias.weight"][bucket_slowly(offset, bidirectional)][h]
         return 0.0
 
     def mlp(self, name: str, x: Vector) -> Vector:
         unit = UNIT[self.config.activation]
-        if self.config.activation in ("swiglu", "geglu"):
+        if self.config.activation in ("swiglu", "geglu", "geglu_exact"):
             hidden = multiply([unit(a) for a in self.linear(f"{name}.gate")(x)], self.linear(f"{name}.up")(x))
         else:
             hidden = [unit(a) for a in self.linear(f"{name}.up")(x)]
@@ -297,11 +306,16 @@ class SlowTransformer:
         return lambda x: [dot(row, x) + number for row, number in zip(weight, shift, strict=True)]
 
     def norm(self, name: str) -> Map:
-        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        if self.config.norm == "rmsnorm":
+        weight, bias = self.scales(name), self.weights.get(f"{name}.bias")
+        if self.config.norm != "layernorm":
             return lambda x: self.rms(x, weight)
         shift = [0.0] * len(weight) if bias is None else bias
         return lambda x: add(self.rms([number - sum(x) / len(x) for number in x], weight), shift)
+
+    def scales(self, name: str, joint: bool = False) -> Vector:
+        """What a norm multiplies the channels by."""
+        weight = self.weights[f"{name}.weight"]
+        return [1 + number for number in weight] if self.config.norm == "rmsnorm_1p" and not joint else weight
 
     def rms(self, x: Vector, weight: Vector) -> Vector:
         root = math.sqrt(dot(x, x) / len(x) + self.config.norm_eps)

@@ -37,7 +37,7 @@ def test_a_size_is_a_positive_integer_of_sensible_size(name, value):
         TransformerConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["norm_eps", "rotary_base", "scale", "dropout"])
+@pytest.mark.parametrize("name", ["norm_eps", "rotary_base", "scale", "softcap", "embedding_scale", "dropout"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), -float("inf"), 1e30, 10**30, True, "0.1"])
 def test_a_number_is_finite_and_in_range(name, value):
     with pytest.raises(ValueError, match=f"^{name} is .*it must be "):
@@ -50,7 +50,7 @@ def test_numbers_at_the_end_of_their_range_are_rejected(change):
         TransformerConfig(**change)
 
 
-@pytest.mark.parametrize("name", ["bias", "qk_norm"])
+@pytest.mark.parametrize("name", ["bias", "qk_norm", "qk_norm_joint"])
 @pytest.mark.parametrize("value", [None, 1, "no"])
 def test_a_switch_is_true_or_false(name, value):
     with pytest.raises(ValueError, match=f"^{name} is .*true or false"):
@@ -93,6 +93,10 @@ def test_a_scaling_of_rotary_positions_is_checked(changes, message):
 def test_only_rotary_positions_are_scaled():
     with pytest.raises(ValueError, match="rope_scaling is set, but position is 'learned'; it must be 'rotary'"):
         TransformerConfig(rope_scaling=RopeScaling(**YARN))
+    with pytest.raises(ValueError, match=r"rotary_cycle is 0\.5; it must be a number from 1"):
+        TransformerConfig(position="rotary", rotary_cycle=(10.0, 0.5))
+    with pytest.raises(ValueError, match=r"rotary_cycle is .*; it must be a tuple"):
+        TransformerConfig(position="rotary", rotary_cycle=[10.0])
     with pytest.raises(ValueError, match="rotary_base is 1; with rope_scaling it must be above 1"):
         TransformerConfig(position="rotary", rotary_base=1, rope_scaling=RopeScaling(**YARN))
 

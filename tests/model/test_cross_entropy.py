@@ -34,6 +34,7 @@ def make_head(kind: str) -> nn.Module:
     heads = {
         "linear": lambda: LMHead(C, V, scale=0.5),
         "tied": lambda: LMHead(C, V, embedding),
+        "capped": lambda: LMHead(C, V, cap=0.7),
         "masked": lambda: MaskedHead(TransformerConfig(dim=C), V, embedding),
         "mixture": lambda: NGramMixture(LMHead(C, V), C),
     }
@@ -61,7 +62,7 @@ def test_chunks_equal_whole_logits_in_float64(has_bias: bool, label_smoothing: f
         torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["linear", "tied", "masked", "mixture"])
+@pytest.mark.parametrize("kind", ["linear", "tied", "capped", "masked", "mixture"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_heads_in_chunks(kind: str, reduction: str, monkeypatch: pytest.MonkeyPatch):
     head, x, labels = make_head(kind), make_nodes(kind).requires_grad_(), make_labels()

@@ -45,12 +45,14 @@ EDGES: dict[str, Callable[[list[int]], Edges | list[Edges]]] = {
 """Rules under which a row can be decoded, for some rows of the batch."""
 
 FACTORS = {
-    "position": ["none", "learned", "sinusoidal", "rotary", "relative", "alibi"],
+    "position": ["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "learned_rel"],
     "edges": list(EDGES),
-    "norm": ["layernorm", "rmsnorm"],
-    "norm_place": ["pre", "post"],
+    "norm": ["layernorm", "rmsnorm", "rmsnorm_1p"],
+    "norm_place": ["pre", "post", "output", "sandwich"],
+    "softcap": [None, 2.0],
     "n_kv_head": [None, 2, 1],
     "qk_norm": [False, True],
+    "qk_norm_joint": [False, True],
     "activation": ["gelu", "relu2", "swiglu", "geglu"],
     "cross": [False, True],
     "single_query": ["matmul", "kernel"],

@@ -41,12 +41,15 @@ POSITIONS = ["none", "learned", "sinusoidal", "rotary", "relative", "alibi"]
 
 SETTINGS = pairwise(
     {
-        "position": ["none", "rotary", "relative", "alibi"],
+        "position": ["none", "rotary", "relative", "alibi", "learned_rel"],
         "n_kv_head": [None, 2, 1],
-        "norm": ["layernorm", "rmsnorm"],
-        "norm_place": ["pre", "post"],
-        "activation": ["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"],
+        "norm": ["layernorm", "rmsnorm", "rmsnorm_1p"],
+        "norm_place": ["pre", "post", "output", "sandwich"],
+        "activation": ["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu", "geglu_exact"],
         "qk_norm": [False, True],
+        "qk_norm_joint": [False, True],
+        "softcap": [None, 2.0],
+        "rotary_cycle": [(), (0, 30.0)],
         "bias": [True, False],
         "head_dim": [4, 6],  # with two channels, a rotation would not depend on its base
         "rotary_base": [10_000.0, 10.0],
@@ -83,7 +86,8 @@ def first_is_read(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 @pytest.mark.parametrize("setting", SETTINGS, ids=caption)
 def test_a_transformer_is_message_passing(setting):
     setting = dict(setting)
-    cross, name = setting.pop("cross"), setting.pop("edges")
+    cross, name, cycle = setting.pop("cross"), setting.pop("edges"), setting.pop("rotary_cycle")
+    setting |= {"rotary_cycle": cycle} if setting["position"] == "rotary" else {}
     model = randomize(Transformer(config(**setting), cross))
     x, memory = random_nodes(), random_nodes(B, 3) if cross else None
     lengths, memory_lengths = torch.tensor([3, 5]), torch.tensor([3, 1])

@@ -23,19 +23,21 @@ BATCHED = [
 TEXTS = ["a", "the spring song", "and so", "bright song friends and", "no"]
 PAIRS, PROMPTS = (
     ("translation", "mask_predict", "seq2seq", "rnnsearch"),
-    ("chat", "preference", "language", "recall", "mlp"),
+    ("chat", "preference", "grpo", "language", "recall", "mlp"),
 )
 INPUTS: dict[str, list[Any]] = {
     "classify": TEXTS,
     "tagging": TEXTS,
     "masked": ["to [MASK]e", "[MASK]", "the [MASK]at s[MASK]t on the mat", "what is it, my lor[MASK]?"],
+    "music": ["M:6/8\nK:G\n", "M:6/8\nK:G\nGBB BAG|", "M:9/8", "M:3/4", "M:C|\nK:Ador\nABc"],
     "diffusion": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "text2image": ["1", "a 3", "8", "7", "the 0"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
     **{name: TEXTS for name in PROMPTS},
+    "msa": ["A" * 24, "ACDE-" * 4 + "WWWW", "-" * 26],
 }
-SETTINGS = {name: {"tokens": 6} for name in PROMPTS}
+SETTINGS = {name: {"tokens": 6} for name in (*PROMPTS, "music")}
 
 
 def build(name: str) -> tuple[recipes.Recipe, Any, Any]:

@@ -20,6 +20,7 @@ from anyformer.model import Transformer, TransformerConfig, causal, initialize
 from anyformer.model.trace import record
 from anyformer.recipe import LensNodes, LensView, SupportsLens
 from anyformer.recipes._shared.row_lenses import draw_fields
+from anyformer.recipes._shared.text_lenses import draw_repeated_ids
 from anyformer.report.lens import build_lens, render_lens
 from anyformer.report.lens.build import share_weights
 from anyformer.report.lens.effects import group_nodes, measure_patches
@@ -32,8 +33,10 @@ from data_kit import SMALL_DATA, refuses
 INPUTS: dict[str, dict[str, Any]] = {
     "chat": {"input": "Spell fox"},
     "preference": {"input": "Spell fox"},
+    "grpo": {"input": "Add 3 and 4"},
     "language": {"input": "To be, or not"},
     "recall": {"input": "To be"},
+    "music": {"input": "M:6/8\nK:G\nGBB BAG|"},
     "masked": {"input": "To [MASK]e, or"},
     "classify": {"input": "my lord", "cut": True},
     "tagging": {"input": "buy milk"},
@@ -44,6 +47,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "text2image": {"input": "3"},
     "control": {"input": {"states": [[0.1, 0.2], [0.3, 0.1]], "actions": [1], "returns": [5, 4]}},
     "multimodal": {"input": {"power": 3.5, "device": "b"}},
+    "msa": {},
 }
 NAMES = [name for name in recipe_loading.list_recipes() if isinstance(recipe_loading.load_recipe(name), SupportsLens)]
 WITHOUT = set(recipe_loading.list_recipes()) - set(NAMES)
@@ -202,6 +206,22 @@ def test_summaries_of_heads_that_are_known():
     assert values["previous"][0] == 1 and values["first"][1] == 1 and values["entropy"] == [0, 0, 0, 0]
     assert values["same"][2] == 1 and values["induction"][3] == 1 and values["self"][2] == 0.5
     assert np.isnan(values["same"][3]) and values["distance"][1] == pytest.approx(2.5)
+
+
+def test_prefix_matching_is_the_weight_on_what_followed_before():
+    """In random tokens that repeat, over all earlier repeats."""
+    model = build("language")
+    ids = draw_repeated_ids(context=model.config.model.context, vocab_size=model.module.nodes.token.num_embeddings)
+    period = len(set(ids))
+    assert ids[period:] == ids[:-period] and len(ids) >= 2 * period > 2
+    with torch.no_grad(), model.record() as trace:
+        model.module.hidden(torch.tensor([ids]))
+    scores = build_lens(model, INPUTS["language"])["attention"][0]["summaries"]["prefix matching"]
+    for layer, row in enumerate(scores):
+        for weights, score in zip(trace[f"body.blocks.{layer}.attn"].weights[0], row, strict=True):
+            keys = {i: [k for k in range(1, i + 1) if ids[k - 1] == ids[i]] for i in range(period, len(ids))}
+            expected = sum(float(weights[i, k].sum()) for i, k in keys.items()) / len(keys)
+            assert score == pytest.approx(expected, rel=1e-3)
 
 
 # --- ablation and patching ---

@@ -22,8 +22,10 @@ REFUSED = "files and data sets of the server cannot be named here"
 REQUESTS: dict[str, dict[str, Any]] = {
     "chat": {"input": ["to be", "or not"], "tokens": 5, "temperature": 0},
     "preference": {"input": ["Spell", "or not"], "tokens": 5, "temperature": 0},
+    "grpo": {"input": ["Add 3", "or 4"], "tokens": 5, "temperature": 0},
     "language": {"prompt": ["to be", "or not"], "tokens": 5, "seed": 2, "samples": 2, "logprobs": 1, "echo": True},
     "recall": {"input": "to be", "tokens": 5, "temperature": 0},
+    "music": {"metre": "6/8", "key": "G", "tokens": 9, "seed": 3, "samples": 2},
     "mlp": {"prompt": "to be", "tokens": 5, "temperature": 0},
     "classify": {"input": ["good", "bad"]},
     "tagging": {"input": "a b"},
@@ -37,6 +39,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "mask_predict": {"input": "312", "passes": 2},
     "diffusion": {"input": "to __ or", "drafts": True},
     "text2image": {"input": ["3", "a 4"], "samples": 2, "seed": 1},
+    "msa": {"pairs": 3},
     "seq2seq": {"input": "312"},
     "rnnsearch": {"input": "312"},
 }

@@ -1,15 +1,17 @@
 """BERT (1810.04805): the `bert` family, with its head for masked tokens or without.
 
 Post-norm; the embedding is normalized too, and has a vector for each of two token types. The pooler and the
-next-sentence head are ignored.
+next-sentence head are ignored. How a sentence encoder pools is read from the files of sentence-transformers.
 """
+
+from collections.abc import Mapping
 
 from ..errors import InputError
 from .config_fields import ACTIVATIONS, LAYERNORM, ConfigFields
 from .family import Family
+from .sentence_encoder import make_pooling_files, read_pooling
 from .tensor_map import ConfigDict, TensorMap, WeightSource, map_affine, map_layers, map_tensor, map_weight
 
-IGNORED = ("pooler.", "cls.seq_relationship.", "embeddings.position_ids")
 ENCODER_FIELDS = {
     "hidden_size": ("dim", 768),
     "num_hidden_layers": ("n_layer", 12),
@@ -27,55 +29,83 @@ VOCABULARY = {
     "tie_word_embeddings": ("tied", True),
 }
 QKV = ("query", "key", "value")
+ATTENTION = {f"attn.{name}": f"attention.self.{name}" for name in QKV}
 ENCODER_MAPS = {
     "attn.output": "attention.output.dense",
     "mlp.up": "intermediate.dense",
     "mlp.down": "output.dense",
 }
 NORMS = {"attn_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
-EMBEDDINGS = {
-    "nodes.token": "word_embeddings",
-    "nodes.position": "position_embeddings",
-    "nodes.kind": "token_type_embeddings",
-}
+WORDS = {"nodes.token": "word_embeddings", "nodes.position": "position_embeddings"}
+KINDS = {"nodes.kind": "token_type_embeddings"}
+MASKED_SETTINGS = {"embedding_norm": (True,), "window": (None,)}
 
 
 class BERT(Family):
+    """Base class of the families that have BERT's shape.
+
+    Attributes:
+        prefix: of the encoder's tensors; they may lack it in a file.
+        ignored: beginnings of tensors that nothing reads.
+        head: the head for masked tokens: its hidden layer, norm, output map and the bias of that.
+    """
+
     model_type, recipes, architecture = "bert", ("masked",), "BertForMaskedLM"
     stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
-    settings, embedding = {"embedding_norm": (True,)}, "nodes.token.weight"
+    settings, embedding = MASKED_SETTINGS, "nodes.token.weight"
+    prefix = "bert."
+    ignored: tuple[str, ...] = ("pooler.", "cls.seq_relationship.", "embeddings.position_ids")
+    head: tuple[str, ...] = (
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.decoder",
+        "cls.predictions.bias",
+    )
 
     def normalize_name(self, name: str) -> str | None:
-        """Add the prefix `bert.`; old files call a norm's weight and bias gamma and beta."""
-        bare = name.removeprefix("bert.")
-        if bare.startswith(IGNORED):
+        """Add the prefix; old files call a norm's weight and bias gamma and beta."""
+        bare = name.removeprefix(self.prefix)
+        if bare.startswith(self.ignored):
             return None
         bare = bare.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        return bare if bare.startswith("cls.") else f"bert.{bare}"
+        return bare if bare.startswith(self.head) else f"{self.prefix}{bare}"
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.require(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-        return super().read_config(c, weights)
+        return super().read_config(c, weights) | read_pooling(c.where)
 
     def check_config(self, values: ConfigDict) -> None:
         super().check_config(values)
-        if not values["token_types"]:
+        if not values["token_types"] and "type_vocab_size" in self.fields:
             raise InputError("token_types is 0, not at least 1")
 
+    def make_files(self, values: ConfigDict, files: Mapping[str, str]) -> dict[str, ConfigDict]:
+        return make_pooling_files(values)
+
     def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
-        maps = ENCODER_MAPS | NORMS | {f"attn.{name}": f"attention.self.{name}" for name in QKV}
-        head, matrix = "cls.predictions.", "nodes.token.weight" if values["tied"] else "head.project.weight"
-        # Untied, transformers stores two biases and adds the decoder's.
-        options = {"duplicate": True} if values["tied"] else {"optional": True}
+        public = f"{self.prefix}encoder.layer.{{i}}."
         return [
-            *map_weight(EMBEDDINGS, public="bert.embeddings."),
-            *map_affine({"nodes.norm": "bert.embeddings.LayerNorm"}),
-            *map_layers(values["model"]["n_layer"], map_affine(maps, "body.blocks.{i}.", "bert.encoder.layer.{i}.")),
-            *map_affine({"dense": "dense", "norm": "LayerNorm"}, "head.", f"{head}transform.", optional=True),
-            map_tensor("head.project.bias", f"{head}bias", optional=True),
-            map_tensor(matrix, f"{head}decoder.weight", **options),
-            map_tensor("head.project.bias", f"{head}decoder.bias", **options),
+            *self.map_embeddings(f"{self.prefix}embeddings."),
+            *map_layers(
+                values["model"]["n_layer"], map_affine(ATTENTION | ENCODER_MAPS | NORMS, "body.blocks.{i}.", public)
+            ),
+            *map_masked_head(values["tied"], *self.head),
         ]
 
+    def map_embeddings(self, public: str) -> TensorMap:
+        return [*map_weight(WORDS | KINDS, public=public), *map_affine({"nodes.norm": "LayerNorm"}, public=public)]
 
-family = BERT()
+
+def map_masked_head(tied: bool, dense: str, norm: str, decoder: str, bias: str | None = None) -> TensorMap:
+    """Map a head for masked tokens, which a file may lack. A tied output map may be stored again."""
+    matrix = "nodes.token.weight" if tied else "head.project.weight"
+    options = {"duplicate": True} if tied else {"optional": True}
+    table = [
+        *map_affine({"dense": dense, "norm": norm}, "head.", optional=True),
+        map_tensor(matrix, f"{decoder}.weight", **options),
+    ]
+    if bias is None:
+        return [*table, map_tensor("head.project.bias", f"{decoder}.bias", optional=True)]
+    # Untied, transformers stores two biases and adds the decoder's.
+    biases = map_tensor("head.project.bias", bias, optional=True)
+    return [*table, biases, map_tensor("head.project.bias", f"{decoder}.bias", **options)]

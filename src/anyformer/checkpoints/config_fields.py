@@ -76,7 +76,7 @@ class ConfigFields:
         valid = "from 1 on" if limit == MAX_SIZE else f"from 1 to {limit}"
         return self._get_checked(name, default, lambda n: type(n) is int and 0 < n <= limit, f"a whole number {valid}")
 
-    def get_number(self, name: str, default: float) -> float:
+    def get_number(self, name: str, default: Any) -> float:
         return float(self._get_checked(name, default, is_finite_number, "a number"))
 
     def get_flag(self, name: str, default: bool) -> bool:
@@ -142,7 +142,7 @@ def require_settings(values: ConfigDict, supported: Settings, where: str = "") -
     """Raise InputError naming a setting of a recipe's config that has no supported value."""
     for name, valid in supported.items():
         if values[name] not in valid:
-            names = " or ".join(map(str, dict.fromkeys(valid)))
+            names = " or ".join(dict.fromkeys(map(str, valid)))
             raise InputError(f"{where}{name} is {values[name]}, not {names}")
 
 

@@ -122,6 +122,3 @@ def read_own_fields(c: ConfigFields, states: int, actions: int) -> ConfigDict:
             f"{states} and act_dim {actions}"
         )
     return values | {"space": text}
-
-
-family = DecisionTransformer()

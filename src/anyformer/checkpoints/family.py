@@ -16,11 +16,44 @@ from ..recipe_loading import recipe_name
 from .config_fields import ConfigFields, FieldTable, Settings, require_model, require_settings, write_table
 from .tensor_map import ConfigDict, TensorMap, WeightSource
 
-FAMILIES = ("gpt2", "llama", "qwen3", "bert", "t5", "vit", "whisper", "decision_transformer")
+FAMILIES = {
+    "gpt2": "gpt2.GPT2",
+    "llama": "llama.Llama",
+    "qwen3": "qwen.Qwen3",
+    "mistral": "mistral.Mistral",
+    "qwen2": "qwen.Qwen2",
+    "smollm3": "smollm3.SmolLM3",
+    "phi3": "phi3.Phi3",
+    "olmo2": "olmo2.OLMo2",
+    "gemma2": "gemma.Gemma2",
+    "gemma3_text": "gemma.Gemma3",
+    "bert": "bert.BERT",
+    "distilbert": "distilbert.DistilBERT",
+    "roberta": "roberta.RoBERTa",
+    "xlm-roberta": "roberta.XLMRoBERTa",
+    "camembert": "roberta.CamemBERT",
+    "mpnet": "mpnet.MPNet",
+    "modernbert": "modernbert.ModernBERT",
+    "t5": "t5.T5",
+    "vit": "vit.ViT",
+    "whisper": "whisper.Whisper",
+    "decision_transformer": "decision_transformer.DecisionTransformer",
+}
+"""`model_type` in config.json -> module and class."""
+PLAIN: Settings = {
+    "rope_scaling": (None,),
+    "rotary_cycle": ([],),
+    "embedding_scale": (1.0,),
+    "softcap": (None,),
+    "qk_norm_joint": (False,),
+    "logit_softcap": (None,),
+    "first_norm": (True,),
+}
+"""Settings of a family that does not name them among its `own`."""
 
 
 class Family:
-    """Base class of a family; the module FAMILY.py has an instance named `family`.
+    """Base class of a family.
 
     Attributes:
         model_type: name in config.json.
@@ -29,6 +62,7 @@ class Family:
         stacks: name of each `TransformerConfig` in the recipe's config -> its field table and its settings.
         fields: field table of the recipe's config.
         settings: settings of the recipe's config.
+        own: names of PLAIN that the family reads, writes and checks by itself.
         embedding: the tensor that has a row for each token; None: the family has no vocabulary.
     """
 
@@ -39,6 +73,7 @@ class Family:
     fields: FieldTable
     settings: Settings
     embedding: str | None
+    own: tuple[str, ...] = ()
 
     def normalize_name(self, name: str) -> str | None:
         """Return one name for all spellings of a tensor in public files; None for a tensor to ignore."""
@@ -57,9 +92,11 @@ class Family:
 
     def check_config(self, values: ConfigDict) -> None:
         """Raise InputError naming a setting of the recipe's config that the family cannot express."""
+        plain = {name: valid for name, valid in PLAIN.items() if name not in self.own}
         for stack, (fields, settings) in self.stacks.items():
-            require_model(values[stack], fields, settings, "" if stack == "model" else f"{stack}.")
-        require_settings(values, self.settings)
+            own = {name: plain[name] for name in plain if name in values[stack]}
+            require_model(values[stack], fields, {**own, **settings}, "" if stack == "model" else f"{stack}.")
+        require_settings(values, {**{name: plain[name] for name in plain if name in values}, **self.settings})
 
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
         """Return the public config, but for `model_type`, for a recipe's config that `check_config` accepts."""
@@ -93,7 +130,8 @@ def take_first(settings: Settings) -> ConfigDict:
 def load_family(model_type: Any, where: str) -> Family:
     if model_type not in FAMILIES:
         raise InputError(f"{where}: model_type {model_type!r} is not supported; {suggest(str(model_type), FAMILIES)}")
-    return importlib.import_module(f"{__package__}.{model_type}").family
+    module, name = FAMILIES[model_type].split(".")
+    return vars(importlib.import_module(f"{__package__}.{module}"))[name]()
 
 
 def select_family(
@@ -102,7 +140,7 @@ def select_family(
     candidates: Iterable[Family] | None = None,
     kind: str = "Hugging Face family",
 ) -> Family:
-    """Find the first family that can express a model of this recipe and config.
+    """Find the family that the model was imported as, if it can express its recipe and config; else the first that can.
 
     Args:
         candidates: families; None: those of Hugging Face.
@@ -125,8 +163,8 @@ def select_family(
     if not families:
         raise InputError(f"no {kind} has models of the recipe '{own_name}'")
     reasons = {family: explain(family, values) for family in families}
-    if None in reasons.values():
-        return next(family for family, reason in reasons.items() if reason is None)
+    if able := [family for family, reason in reasons.items() if reason is None]:
+        return min(able, key=lambda family: family.model_type != values.get("family"))
     presets = {name: to_json(preset) for name, preset in recipe.PRESETS.items()}
     valid = [name for name, preset in presets.items() if None in (explain(family, preset) for family in families)]
     hint = f"; train with --preset {' or '.join(valid)}" if valid else ""

@@ -34,7 +34,7 @@ MAPS = {
 
 
 class GPT2(Family):
-    model_type, recipes, architecture = "gpt2", ("language", "chat", "preference"), "GPT2LMHeadModel"
+    model_type, recipes, architecture = "gpt2", ("language", "chat", "preference", "grpo"), "GPT2LMHeadModel"
     stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
     settings, embedding = {"window": (None,)}, "nodes.token.weight"
 
@@ -70,6 +70,3 @@ def map_body(n_layer: int, prefix: str) -> TensorMap:
     local, public = "body.blocks.{i}.", f"{prefix}.h.{{i}}."
     block = map_affine(NORMS, local, public) + map_affine(MAPS, local, public, transposed=True)
     return map_layers(n_layer, block) + map_affine({"body.norm": f"{prefix}.ln_f"})
-
-
-family = GPT2()

@@ -70,7 +70,7 @@ class PublicCheckpoint:
         if (vocab_size := self.values.get("padded_vocab")) is not None:
             if vocab_size > longest:
                 raise InputError(f"{where}: vocab_size is {vocab_size}, but no tensor is longer than {longest}")
-            self.values["tokenizer"] = tokenizer
+            self.values |= {"tokenizer": tokenizer, "family": family.model_type}
 
     def _map_tensors(self, model: nn.Module) -> tuple[TensorMap, Mapping[str, Tensor], WeightSource]:
         tensors = self.family.add_fixed_tensors(self.values, collect_tensors(model))
@@ -218,6 +218,7 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     with atomic_directory(folder) as temporary:
         save_file(exported, temporary / "model.safetensors", {"format": "pt"})
         for name, text in texts.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_text(text, encoding="utf-8")
 
 

@@ -1,11 +1,13 @@
 """Models of the Hugging Face hub: the files of a public checkpoint, and nothing else of a repository."""
 
 import fnmatch
+import re
 from pathlib import Path
 
 from ..data.io.hub import Listing, Reference, describe_by_hand, fetch_files, list_repository
 from ..errors import InputError
 from .hf_folder import PICKLES, TOKENIZER_FILES
+from .sentence_encoder import MODULES, PROMPTS
 
 INDEX = "model.safetensors.index.json"
 SMALL_FILES = (
@@ -18,7 +20,10 @@ SMALL_FILES = (
     "merges.txt",
     "chat_template.jinja",
     *TOKENIZER_FILES,
+    MODULES,
+    PROMPTS,
 )
+POOLING = re.compile(r"\d+_Pooling/config\.json")  # of a sentence encoder
 
 
 def fetch_model(reference: Reference) -> Path:
@@ -42,7 +47,7 @@ def select_model_files(reference: Reference, listing: Listing) -> list[str]:
     weights = ["model.safetensors"] if "model.safetensors" in names else [INDEX, *shards] if INDEX in names else []
     if weights and "config.json" in names:
         small = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in SMALL_FILES)]
-        return sorted(small) + weights
+        return sorted(small) + sorted(filter(POOLING.fullmatch, listing.sizes)) + weights
     files = [name for name in names if name.endswith(".gguf")]
     if len(files) == 1:
         return files

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..errors import InputError
 from .config_fields import REQUIRED, ConfigFields
 from .family import Family
+from .rotary import check_rotary, read_rotary, write_rotary
 from .tensor_map import ConfigDict, TensorMap, WeightSource, are_zero, map_affine, map_layers, map_lm_head, map_weight
 
 ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
@@ -32,20 +32,28 @@ SETTINGS = {
     "norm_place": ("pre",),
     "scale": (None,),
     "qk_norm": (False,),
-    "rope_scaling": (None,),
 }
 VOCABULARY = {"vocab_size": ("padded_vocab", REQUIRED), "tie_word_embeddings": ("tied", False)}
-NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 HEAD_NORMS = {"attn.query_norm": "self_attn.q_norm", "attn.key_norm": "self_attn.k_norm"}
 ATTENTION = {f"attn.{name}": f"self_attn.{name[0]}_proj" for name in ("query", "key", "value", "output")}
-
+MLP = {f"mlp.{name}": f"mlp.{name}_proj" for name in ("up", "down", "gate")}
 BIASES = {"attention": r".*\.attn\..*\.bias", "mlp": r".*\.mlp\..*\.bias"}  # patterns of local names
 
 
 class Llama(Family):
-    model_type, recipes, architecture = "llama", ("language", "chat", "preference"), "LlamaForCausalLM"
+    """Base class of the families that have Llama's names.
+
+    Attributes:
+        norms: the norms of a block, local name -> public name.
+        biases: the parts whose maps have biases where config.json says so.
+    """
+
+    model_type, recipes, architecture = "llama", ("language", "chat", "preference", "grpo"), "LlamaForCausalLM"
     stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
     settings, embedding = {"window": (None,)}, "nodes.token.weight"
+    own: tuple[str, ...] = ("rope_scaling",)
+    norms = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}  # noqa: RUF012
+    biases: tuple[str, ...] = ("attention", "mlp")
 
     def normalize_name(self, name: str) -> str | None:
         """Add the prefix `model.`; old files also store the rotary frequencies."""
@@ -54,33 +62,35 @@ class Llama(Family):
         return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
-        c.require(pretraining_tp=1)
+        c.require(pretraining_tp=1, **{f"{part}_bias": False for part in BIASES if part not in self.biases})
         values = super().read_config(c, weights)
-        values["model"] |= {
-            "n_kv_head": values["model"]["n_kv_head"] or values["model"]["n_head"],
-            "rotary_base": read_rotary_base(c),
-            "bias": c.get_flag("attention_bias", False) | c.get_flag("mlp_bias", False),
-        }
+        model, flags = values["model"], [c.get_flag(f"{part}_bias", False) for part in self.biases]
+        model["n_kv_head"] = model["n_kv_head"] or model["n_head"]
+        if model["head_dim"] is None and model["dim"] % model["n_head"] == 0:
+            model["head_dim"] = model["dim"] // model["n_head"]
+        model |= {"bias": any(flags) or model.get("bias", False)} | self.read_positions(c, model)
         return values
 
+    def read_positions(self, c: ConfigFields, model: ConfigDict) -> ConfigDict:
+        return read_rotary(c, model["context"])
+
+    def check_config(self, values: ConfigDict) -> None:
+        super().check_config(values)
+        check_rotary(values["model"])
+
     def write_config(self, values: ConfigDict, tensors: Mapping[str, Tensor]) -> ConfigDict:
-        base = values["model"]["rotary_base"]
-        return super().write_config(values, tensors) | {
-            "rope_theta": base,  # read by version 4 of transformers, the other by version 5
-            "rope_parameters": {"rope_type": "default", "rope_theta": base},
-            **{f"{part}_bias": not are_zero(tensors, pattern) for part, pattern in BIASES.items()},
-        }
+        flags = {f"{part}_bias": not are_zero(tensors, BIASES[part]) for part in self.biases}
+        padding = {"pad_token_id": None}  # transformers would assume an id, perhaps beyond the vocabulary
+        return super().write_config(values, tensors) | self.write_positions(values) | flags | padding
+
+    def write_positions(self, values: ConfigDict) -> ConfigDict:
+        return write_rotary(values["model"])
 
     def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
         model, local, public = values["model"], "body.blocks.{i}.", "model.layers.{i}."
-        attention = map_affine if config.get("attention_bias") else map_weight
-        mlp = map_affine if config.get("mlp_bias") else map_weight
-        gate = "mlp.up" if model["activation"] == "relu2" else "mlp.gate"
         block = [
-            *map_weight(NORMS | (HEAD_NORMS if model["qk_norm"] else {}), local, public),
-            *attention(ATTENTION, local, public),
-            *mlp({"mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}, local, public),
-            *mlp({gate: "mlp.gate_proj"}, local, public),
+            *map_weight(self.norms | (HEAD_NORMS if model["qk_norm"] else {}), local, public),
+            *self.map_sublayers(model, config, local, public),
         ]
         return [
             *map_weight({"nodes.token": "model.embed_tokens", "body.norm": "model.norm"}),
@@ -88,22 +98,14 @@ class Llama(Family):
             map_lm_head(values["tied"]),
         ]
 
-
-def read_rotary_base(c: ConfigFields) -> float:
-    """Read rope_theta, which version 5 of transformers nests and version 4 does not; scaled angles are rejected."""
-    nested, scaling = c.get_object("rope_parameters"), c.get_object("rope_scaling")
-    for fields in (nested, scaling):
-        fields.get_choice("rope_type", {"default": True}, "default")
-        fields.get_choice("type", {"default": True}, "default")
-        fields.require(partial_rotary_factor=1.0)
-    outer = c.get_number("rope_theta", nested.get_number("rope_theta", 10_000.0))
-    base = nested.get_number("rope_theta", outer)
-    if base != outer:
-        raise InputError(f"{c.where}: rope_theta is {outer:g}, and in rope_parameters {base:g}; they must be equal")
-    c.require(partial_rotary_factor=1.0)
-    scaling.get("rope_theta", None)
-    nested.reject_unread(), scaling.reject_unread()
-    return base
-
-
-family = Llama()
+    def map_sublayers(self, model: ConfigDict, config: ConfigDict, local: str, public: str) -> TensorMap:
+        """Map attention and MLP of a block."""
+        attention = map_affine if config.get("attention_bias") else map_weight
+        mlp = map_affine if config.get("mlp_bias") else map_weight
+        gate = "mlp.up" if model["activation"] == "relu2" else "mlp.gate"
+        maps = {local_name: name for local_name, name in MLP.items() if local_name != "mlp.gate"}
+        return [
+            *attention(ATTENTION, local, public),
+            *mlp(maps, local, public),
+            *mlp({gate: MLP["mlp.gate"]}, local, public),
+        ]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..recipe import Graph, GraphInput, Recipe, SupportsExport
+from ..recipe import Graph, GraphInput, Recipe, SupportsCachedExport, SupportsExport
 from ..recipe_loading import recipe_name
 from ..training.checkpoints import atomic_directory, collect_tensors
 from .tensor_map import ConfigDict
@@ -36,8 +36,18 @@ def require_export(recipe: Recipe) -> SupportsExport:
     return recipe
 
 
-def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) -> None:
-    """Write folder/model.onnx and the model's own files.
+def make_graph(recipe: Recipe, model: nn.Module, cached: bool) -> Graph:
+    """Return the graph of a model, or the one that also takes and returns keys and values. Raises InputError."""
+    if not cached:
+        return require_export(recipe).export_graph(model.eval())
+    if not isinstance(recipe, SupportsCachedExport):
+        reason = "cached is for models of text from left to right, which read the tokens before from keys and values"
+        raise InputError(f"the recipe '{recipe_name(recipe)}' has no such graph: {reason}")
+    return recipe.export_cached_graph(model.eval())
+
+
+def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module, cached: bool = False) -> None:
+    """Write folder/model.onnx and the model's own files; `cached`: the graph with keys and values.
 
     Raises:
         InputError: a package is missing, the recipe has no graph, or the graph disagrees with the model. No partial
@@ -49,7 +59,7 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"writing ONNX needs {error.name}: pip install 'anyformer[onnx]'") from None
-    graph = require_export(recipe).export_graph(model.eval())
+    graph = make_graph(recipe, model, cached)
     is_large = sum(tensor.nbytes for tensor in collect_tensors(model).values()) > MAX_SINGLE_FILE_BYTES
     with atomic_directory(folder) as temporary:
         path = temporary / "model.onnx"

@@ -123,6 +123,3 @@ def map_stack(stack: str, model: ConfigDict) -> TensorMap:
         *map_layers(model["n_layer"], map_weight(block, f"{stack}.blocks.{{i}}.", f"{stack}.block.{{i}}.layer.")),
         *map_weight({"bias": position, "norm": "final_layer_norm"}, f"{stack}.", f"{stack}."),
     ]
-
-
-family = T5()

@@ -39,6 +39,7 @@ class TensorMapping:
     public: str | None  # None: the family has no such bias, so the local one must be zero
     transposed: bool = False  # the public tensor is [in, out]
     leading_axis: bool = False  # the public tensor has one more axis, of length 1, in front
+    unused_rows: int = 0  # the public tensor has so many more rows in front, which nothing reads
     ignorable: bool = False  # with public None: the bias has no effect, so export drops it whatever its value
     optional: bool = False  # a file may lack it (a head); the local tensor then keeps its initial value
     duplicate: bool = False  # a tied tensor that some files store again: skipped on import, never written
@@ -135,6 +136,7 @@ def compute_public_shape(mapping: TensorMapping, tensors: Mapping[str, Tensor]) 
     """Return the shape of the public tensor that fits the local ones."""
     parts = [list(get_local_shape(name, tensors)) for name in mapping.local]
     shape = [sum(part[0] for part in parts), *parts[0][1:]]
+    shape[0] += mapping.unused_rows
     shape = shape[::-1] if mapping.transposed else shape
     return [1, *shape] if mapping.leading_axis else shape
 
@@ -169,7 +171,7 @@ def copy_tensor(mapping: TensorMapping, public: str, tensors: Mapping[str, Tenso
     targets = [get_or_zeros(name, tensors) for name in mapping.local]
     for start, piece in read_pieces(weights, public):
         piece = piece[0] if mapping.leading_axis else piece
-        offset = 0  # of the target's first row
+        offset = mapping.unused_rows  # of the target's first row
         for target in targets:
             if mapping.transposed:  # the piece has some columns of each target
                 target[:, start : start + len(piece)].copy_(piece.T[offset : offset + len(target)])
@@ -222,6 +224,8 @@ def export_tensors(table: TensorMap, tensors: Mapping[str, Tensor]) -> Iterator[
         elif not mapping.duplicate:
             parts = [get_or_zeros(name, tensors).detach() for name in mapping.local]
             value = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if mapping.unused_rows:
+                value = torch.cat([value.new_zeros(mapping.unused_rows, *value.shape[1:]), value])
             value = value.T if mapping.transposed else value
             value = value.clone() if mapping.local in exported else value  # safetensors refuses shared memory
             exported.add(mapping.local)

@@ -152,6 +152,3 @@ def read_preprocessing(c: ConfigFields, height: int, width: int, channels: int) 
         return load_preprocessor(json.dumps(values), channels).to_json()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-family = ViT()

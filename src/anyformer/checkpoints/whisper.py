@@ -165,6 +165,3 @@ def map_block(stack: str) -> TensorMap:
         keys |= {f"{local}.key": f"{public}.k_proj"}
     prefixes = f"{stack}.blocks.{{i}}.", f"model.{stack}.layers.{{i}}."
     return map_affine(maps, *prefixes) + map_weight(keys, *prefixes, ignorable=True)
-
-
-family = Whisper()

@@ -13,13 +13,14 @@ from .terminal import print_status, read_inputs, show_progress
 
 @dataclass(frozen=True)
 class Command:
-    """Turn texts into vectors of length 1: the mean of a text's nodes, normalized.
+    """Turn texts into vectors of length 1: the mean of a text's nodes, or the first
+    one if the checkpoint says so, normalized.
 
     The dot product of two vectors is the similarity of their texts. Vectors are
     printed as one JSON list per line, or written as a float32 array (N, C)."""
 
     run: Annotated[
-        Path, POSITIONAL, "A run of an encoder, or a public checkpoint (BERT): a folder, or owner/name on the hub."
+        Path, POSITIONAL, "A run of an encoder, or a public one (BERT and others): a folder, or owner/name on the hub."
     ]
     input: Annotated[tuple[str, ...], POSITIONAL, "The texts; - reads stdin, one text per line."] = ()
     file: Annotated[Path | None, "A file with one text per line."] = None

@@ -21,6 +21,13 @@ class Command:
     run: Annotated[Path, POSITIONAL, "A run directory (its best checkpoint), or a checkpoint."]
     directory: Annotated[Path, POSITIONAL, "Where to write: a new or empty folder."]
     to: Annotated[Literal["hf", "gguf", "onnx", "peft"], "The format."]
+    quantize: Annotated[
+        Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None,
+        "How gguf stores matrices. Without it: float32.",
+    ] = None
+    cache: Annotated[
+        bool, "The onnx graph of a language model also takes and returns keys and values: it reads new tokens only."
+    ] = False
     recipe: RecipeFlag = None
     json: JsonFlag = False
 
@@ -29,7 +36,8 @@ def run(options: Command) -> None:
     from .. import api
 
     with show_progress():
-        files = api.export_checkpoint(options.run, options.to, options.directory, recipe=options.recipe)
+        settings = {"recipe": options.recipe, "quantize": options.quantize, "cached": options.cache}
+        files = api.export_checkpoint(options.run, options.to, options.directory, **settings)
     if options.json:
         print(json.dumps({"directory": str(options.directory), "format": options.to, "files": files}))
         return

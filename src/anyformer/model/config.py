@@ -4,10 +4,10 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi"]
-Norm = Literal["layernorm", "rmsnorm"]
-NormPlace = Literal["pre", "post"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"]
+Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "learned_rel", "pairs"]
+Norm = Literal["layernorm", "rmsnorm", "rmsnorm_1p"]
+NormPlace = Literal["pre", "post", "output", "sandwich"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu", "geglu_exact"]
 Init = Literal["gpt2", "zero"]
 RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
 
@@ -18,6 +18,8 @@ CHOICES = {
     "activation": get_args(Activation),
     "init": get_args(Init),
 }
+GATED = ("swiglu", "geglu", "geglu_exact")
+LEARNED, RELATIVE = ("learned", "learned_rel"), ("relative", "learned_rel")  # positions
 ALIASES = {"rope": "rotary", "silu": "swiglu"}  # common names that no spelling distance would find
 MAX_SIZES = {
     "dim": 1 << 20,
@@ -88,25 +90,38 @@ class TransformerConfig:
     """The longest sequence the model is trained on, in nodes."""
     position: Position = "learned"
     """How nodes carry their position: none, learned or sinusoidal vectors (1706.03762), rotary (2104.09864),
-    relative buckets (T5, 1910.10683), ALiBi (2108.12409)."""
+    relative buckets (T5, 1910.10683), ALiBi (2108.12409), learned vectors and relative buckets (2004.09297), or pairs:
+    a learned bias from each position to each one of the memory, modulo the context."""
+    embedding_scale: float = 1.0
+    """Of the tokens' vectors, before a position is added: sqrt(dim) in Gemma (2403.08295)."""
     rotary_base: float = 10_000.0
     """Longest wavelength of the rotary position, in nodes / 2 pi."""
     rope_scaling: RopeScaling | None = None
-    """Other frequencies of the rotary position, for a longer context than that of the training."""
+    """Other frequencies of the rotary position, for a longer context than that of the training, in layers whose base is
+    `rotary_base`."""
+    rotary_cycle: tuple[float, ...] = ()
+    """Rotary base of each layer in turn, over and over: a smaller one in local layers (Gemma 3, 2503.19786), 0 in those
+    without rotation (2501.18795). Empty: `rotary_base` in all."""
     norm: Norm = "layernorm"
-    """LayerNorm (1607.06450) or RMSNorm (1910.07467)."""
+    """LayerNorm (1607.06450), RMSNorm (1910.07467), or RMSNorm times 1 + weight (Gemma, 2403.08295)."""
     norm_eps: float = 1e-5
     """Added to the variance."""
     norm_place: NormPlace = "pre"
-    """Before each sublayer (GPT-2 and later) or after its residual sum (2017, BERT)."""
+    """Before each sublayer (GPT-2 and later), after its residual sum (2017, BERT), on its output before the sum
+    (OLMo 2, 2501.00656), or sandwich: before it and on its output (Gemma 2, 2408.00118)."""
     activation: Activation = "gelu"
-    """Of the MLP; swiglu and geglu are gated (2002.05202), relu2 is squared ReLU (2109.08668)."""
+    """Of the MLP; swiglu, geglu (with gelu_tanh) and geglu_exact are gated (2002.05202), relu2 is squared ReLU
+    (2109.08668)."""
     bias: bool = True
     """Biases in every linear map and LayerNorm."""
     scale: float | None = None
     """Of the scores, query times key. None: 1 / sqrt(channels of a head); T5 has 1 (1910.10683)."""
+    softcap: float | None = None
+    """Scores s become softcap * tanh(s / softcap), so that none exceeds it (Gemma 2, 2408.00118)."""
     qk_norm: bool = False
     """RMSNorm on each head's queries and keys (2302.05442)."""
+    qk_norm_joint: bool = False
+    """With qk_norm: one norm over the channels of all heads together (OLMo 2, 2501.00656)."""
     dropout: float = 0.0
     """On the embeddings, the attention weights and the output of each sublayer."""
     init: Init = "gpt2"
@@ -119,20 +134,31 @@ class TransformerConfig:
             value = getattr(self, name)
             if not (value is None and name in ("n_kv_head", "head_dim", "mlp_dim")):
                 _check_size(name, value, maximum)
-        for name in ("bias", "qk_norm"):
+        for name in ("bias", "qk_norm", "qk_norm_joint"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        _check_number("rotary_base", self.rotary_base, 1, 1e12)
-        if self.rope_scaling is not None and self.position != "rotary":
-            raise ValueError(f"rope_scaling is set, but position is '{self.position}'; it must be 'rotary'")
-        if self.rope_scaling is not None and self.rotary_base <= 1:
-            raise ValueError(f"rotary_base is {self.rotary_base}; with rope_scaling it must be above 1")
+        self._check_rotary()
         _check_number("norm_eps", self.norm_eps, 1e-30, 1)
-        if self.scale is not None:
-            _check_number("scale", self.scale, 1e-30, 1e6)
+        _check_number("embedding_scale", self.embedding_scale, 1e-6, 1e6)
+        for name in ("scale", "softcap"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), 1e-30, 1e6)
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
         self._check_heads()
+
+    def _check_rotary(self) -> None:
+        _check_number("rotary_base", self.rotary_base, 1, 1e12)
+        for name in ("rope_scaling", "rotary_cycle"):
+            if getattr(self, name) and self.position != "rotary":
+                raise ValueError(f"{name} is set, but position is '{self.position}'; it must be 'rotary'")
+        if self.rope_scaling is not None and self.rotary_base <= 1:
+            raise ValueError(f"rotary_base is {self.rotary_base}; with rope_scaling it must be above 1")
+        if type(self.rotary_cycle) is not tuple:
+            raise ValueError(f"rotary_cycle is {self.rotary_cycle!r}; it must be a tuple of numbers")
+        for base in self.rotary_cycle:
+            if type(base) not in (int, float) or base != 0:
+                _check_number("rotary_cycle", base, 1, 1e12)
 
     def _check_heads(self) -> None:
         if self.head_dim is None and self.dim % self.n_head:
@@ -154,6 +180,12 @@ class TransformerConfig:
     @property
     def hidden(self) -> int:
         return self.mlp_dim or 4 * self.dim
+
+    def get_rotary_base(self, layer: int) -> float:
+        """Return the rotary base of a layer; 0 for a layer that rotates nothing."""
+        if self.position != "rotary":
+            return 0.0
+        return self.rotary_cycle[layer % len(self.rotary_cycle)] if self.rotary_cycle else self.rotary_base
 
 
 def find_stacks(config: Any) -> dict[str, TransformerConfig]:

@@ -28,13 +28,14 @@ class TokenEmbedding(nn.Module):
     def __init__(self, vocab_size: int, config: TransformerConfig, token_types: int = 0, embedding_norm: bool = False):
         super().__init__()
         self.token = nn.Embedding(vocab_size, config.dim)
-        self.position = build_position_embedding(config)
+        self.scale, self.position = config.embedding_scale, build_position_embedding(config)
         self.kind = nn.Embedding(token_types, config.dim) if token_types else None
         self.norm = build_norm(config) if embedding_norm else nn.Identity()
         self.drop = Dropout(config.dropout)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
-        x = add_position(self.token(ids), self.position, positions)
+        x = self.token(ids) if self.scale == 1 else self.token(ids) * self.scale
+        x = add_position(x, self.position, positions)
         if self.kind is not None:
             x = x + self.kind(torch.zeros_like(ids) if token_types is None else token_types)
         return self.drop(self.norm(x))

@@ -3,6 +3,7 @@
 Shapes: B batch, S nodes of the source, T tokens, C channels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,12 +21,17 @@ class Encoder(nn.Module):
     """Tokens that all read each other (BERT, 1810.04805): ids (B, T) -> nodes (B, T, C).
 
     Subclasses add a head, so that the weights of `nodes` and `body` can move from one task to the next.
+
+    Attributes:
+        edges: the rule of each layer; padding and other documents are left out of it.
     """
+
+    edges: Sequence[Edges]
 
     def __init__(self, vocab_size: int, config: TransformerConfig, token_types: int = 0, embedding_norm: bool = False):
         super().__init__()
         self.nodes = TokenEmbedding(vocab_size, config, token_types, embedding_norm)
-        self.body = Transformer(config)
+        self.body, self.edges = Transformer(config), [full] * config.n_layer
 
     def hidden(
         self,
@@ -42,9 +48,10 @@ class Encoder(nn.Module):
             lengths: (B,), the nodes of each row that are not padding; None for all
             document: (B, T) ids of packed documents, which do not read each other
         """
-        edges = full if lengths is None else within(lengths)
-        edges = edges if document is None else edges & same(document)
-        return self.body(self.nodes(ids, positions, token_types), edges)
+        limits = full if lengths is None else within(lengths)
+        limits = limits if document is None else limits & same(document)
+        rules = {rule: rule & limits for rule in dict.fromkeys(self.edges)}  # layers still share rules
+        return self.body(self.nodes(ids, positions, token_types), [rules[rule] for rule in self.edges])
 
 
 class EncoderDecoder(nn.Module):

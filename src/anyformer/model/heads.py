@@ -5,12 +5,12 @@ Shapes: B batch, T nodes, C channels.
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from .config import TransformerConfig
 from .kernels.linear import Linear
 from .norm import build_norm
+from .pooling import POOLING
 from .transformer import ACTIVATIONS
 
 
@@ -20,11 +20,14 @@ class LMHead(nn.Module):
     Args:
         tied: an embedding whose weight this map shares (1608.05859).
         scale: multiplies the nodes; T5 has 1 / sqrt(dim) where weights are tied (1910.10683).
+        cap: logits x become cap * tanh(x / cap) (Gemma 2, 2408.00118).
     """
 
-    def __init__(self, dim: int, vocab_size: int, tied: nn.Embedding | None = None, scale: float = 1.0):
+    def __init__(
+        self, dim: int, vocab_size: int, tied: nn.Embedding | None = None, scale: float = 1.0, cap: float | None = None
+    ):
         super().__init__()
-        self.scale, self.vocab_size = scale, vocab_size
+        self.scale, self.cap, self.vocab_size = scale, cap, vocab_size
         # On "meta" a matrix that is about to be replaced, often the largest of the model, is never allocated.
         self.project = Linear(dim, vocab_size, bias=False, device=None if tied is None else "meta")
         if tied is not None:
@@ -34,11 +37,14 @@ class LMHead(nn.Module):
         return x if self.scale == 1 else x * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.transform(x))
+        logits = self.project(self.transform(x))
+        return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
 
 
 class MaskedHead(nn.Module):
     """BERT's head (1810.04805): a hidden layer, then a logit for each token: (B, T, C) -> (B, T, vocab_size)"""
+
+    cap = None
 
     def __init__(self, config: TransformerConfig, vocab_size: int, tied: nn.Embedding | None = None):
         super().__init__()
@@ -61,7 +67,7 @@ class Classifier(nn.Module):
 
     def __init__(self, dim: int, classes: int, pool: Literal["mean", "first"] = "mean"):
         super().__init__()
-        self.pool = {"mean": mean_pool, "first": first_pool}[pool]
+        self.pool = POOLING[pool]
         self.project = nn.Linear(dim, classes)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -70,16 +76,3 @@ class Classifier(nn.Module):
 
 class Regressor(Classifier):
     """Pooled nodes -> numbers: (B, T, C) -> (B, outputs)."""
-
-
-def mean_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The mean node, without padding. (B, T, C), lengths (B,) -> (B, C)"""
-    if lengths is None:
-        return x.mean(1)
-    is_real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (B, T)
-    return (x * is_real[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
-
-
-def first_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The first node, the position of a class token. (B, T, C) -> (B, C)"""
-    return x[:, 0]

@@ -16,13 +16,43 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+class RMSNorm1p(RMSNorm):
+    """RMSNorm whose weight is what the scale has more than 1 (Gemma, 2403.08295), so that it starts at zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, (1 + self.weight.float()).to(x.dtype), self.eps)
+
+
+class JointRMSNorm(RMSNorm):
+    """RMSNorm over the channels of all heads together: (B, H, T, D) -> (B, H, T, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2).flatten(2)).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+
+
+RMS_NORMS = {"rmsnorm": RMSNorm, "rmsnorm_1p": RMSNorm1p}
+
+
 def build_norm(config: TransformerConfig) -> nn.Module:
     """The norm of the residual stream."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.dim, config.norm_eps)
+    if config.norm in RMS_NORMS:
+        return RMS_NORMS[config.norm](config.dim, config.norm_eps)
     return nn.LayerNorm(config.dim, config.norm_eps, bias=config.bias)
 
 
-def build_head_norm(config: TransformerConfig) -> nn.Module:
-    """The norm of a head's queries or keys; the identity without `qk_norm` (2302.05442)."""
-    return RMSNorm(config.head_channels, config.norm_eps) if config.qk_norm else nn.Identity()
+def build_block_norms(config: TransformerConfig) -> tuple[nn.Module, nn.Module]:
+    """The norm of a sublayer (before it, or after its residual sum), and that of its output."""
+    has_own, has_output = config.norm_place != "output", config.norm_place in ("output", "sandwich")
+    return build_norm(config) if has_own else nn.Identity(), build_norm(config) if has_output else nn.Identity()
+
+
+def build_head_norm(config: TransformerConfig, heads: int) -> nn.Module:
+    """The norm of the queries or keys of so many heads; the identity without `qk_norm` (2302.05442)."""
+    if not config.qk_norm:
+        return nn.Identity()
+    if config.qk_norm_joint:
+        return JointRMSNorm(heads * config.head_channels, config.norm_eps)
+    return RMS_NORMS.get(config.norm, RMSNorm)(config.head_channels, config.norm_eps)

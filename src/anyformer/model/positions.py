@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .config import TransformerConfig
+from .config import LEARNED, TransformerConfig
 
 
 class LearnedPosition(nn.Module):
@@ -57,7 +57,7 @@ class GridPosition(nn.Module):
 
 def build_position_embedding(config: TransformerConfig) -> LearnedPosition | SinusoidalPosition | None:
     """The position that is added to the nodes; None for kinds that act within attention, or for none."""
-    if config.position == "learned":
+    if config.position in LEARNED:
         return LearnedPosition(config.context, config.dim)
     return SinusoidalPosition(config.dim) if config.position == "sinusoidal" else None
 

@@ -12,14 +12,18 @@ from torch import Tensor
 from .config import RopeScaling, TransformerConfig
 
 
-def rotary_frequencies(config: TransformerConfig, length: int, device: torch.device) -> tuple[Tensor, float]:
+def rotary_frequencies(
+    config: TransformerConfig, length: int, device: torch.device, base: float | None = None
+) -> tuple[Tensor, float]:
     """Return the frequency of each pair of channels, (D/2,), in radians a node, and the scale of queries and keys.
 
     Args:
         length: How many nodes will have been read, those of this forward included. In a stream beyond the context,
             frequencies are float64: angles stay exact at any position, for which float32 has too few digits.
+        base: Of the layer; None for `rotary_base`. Only layers of that base have scaled frequencies.
     """
-    base, scale, scaling = config.rotary_base, 1.0, config.rope_scaling
+    base, scale = config.rotary_base if base is None else base, 1.0
+    scaling = config.rope_scaling if base == config.rotary_base else None
     steps = torch.arange(0, config.head_channels, 2, device=device).float() / config.head_channels
     frequency = 1.0 / base**steps
     if scaling is not None and scaling.rope_type == "dynamic":

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import KVCache
-from .config import TransformerConfig, check_config
+from .config import GATED, RELATIVE, TransformerConfig, check_config
 from .edges import Edges, MaskMod, as_edges, full, within
 from .kernels.dropout import Dropout
 from .kernels.linear import Linear
 from .kernels.near_pinned import NearPinned
 from .kernels.select import AttentionKernel, AttentionSpec, PositionBias, select_kernel
-from .norm import build_head_norm, build_norm
+from .norm import build_block_norms, build_head_norm, build_norm
 from .position_bias import build_position_bias
 from .positions import CosSin, apply_rotary, rotary_cos_sin
 from .rope_scaling import rotary_frequencies
@@ -39,6 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": relu2,
     "swiglu": F.silu,
     "geglu": partial(F.gelu, approximate="tanh"),
+    "geglu_exact": F.gelu,
 }
 
 
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         self.key = Linear(C, config.kv_heads * D, config.bias)
         self.value = Linear(C, config.kv_heads * D, config.bias)
         self.output = Linear(config.n_head * D, C, config.bias)
-        self.query_norm, self.key_norm = build_head_norm(config), build_head_norm(config)
+        self.query_norm, self.key_norm = (build_head_norm(config, n) for n in (config.n_head, config.kv_heads))
 
     def forward(
         self,
@@ -121,8 +122,8 @@ class Attention(nn.Module):
     @property
     def bias(self) -> PositionBias | None:
         """The position bias of a layer without a stack."""
-        if self.config.position == "relative":
-            raise ValueError("relative positions are weights that the layers of a stack share: call a Transformer")
+        if self.config.position in (*RELATIVE, "pairs"):
+            raise ValueError(f"{self.config.position} positions are weights that a stack shares: call a Transformer")
         return build_position_bias(self.config)
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -136,8 +137,7 @@ class MLP(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.up = Linear(config.dim, config.hidden, config.bias)
-        is_gated = config.activation in ("swiglu", "geglu")
-        self.gate = Linear(config.dim, config.hidden, config.bias) if is_gated else None
+        self.gate = Linear(config.dim, config.hidden, config.bias) if config.activation in GATED else None
         self.down = Linear(config.hidden, config.dim, config.bias)
         self.activation = ACTIVATIONS[config.activation]
 
@@ -150,8 +150,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Communicate, then compute: (B, T, C) -> (B, T, C).
 
-    Pre-norm: each sublayer reads the normed stream and adds to the bare one. Post-norm, as in 2017 and in BERT: the
-    stream itself is normed after each sum.
+    Pre-norm: each sublayer reads the normed stream and adds to the bare one; what it adds may be normed too, or alone.
+    Post-norm, as in 2017 and in BERT: the stream itself is normed after each sum.
 
     Args:
         layer: where a cache keeps the keys and values.
@@ -162,10 +162,10 @@ class Block(nn.Module):
         super().__init__()
         check_config(config)
         self.config, self.reads_memory = config, cross
-        self.attn_norm, self.attn = build_norm(config), Attention(config, layer)
+        (self.attn_norm, self.attn_output_norm), self.attn = build_block_norms(config), Attention(config, layer)
         if cross:
-            self.cross_norm, self.cross = build_norm(config), Attention(config, layer)
-        self.mlp_norm, self.mlp = build_norm(config), MLP(config)
+            (self.cross_norm, self.cross_output_norm), self.cross = build_block_norms(config), Attention(config, layer)
+        (self.mlp_norm, self.mlp_output_norm), self.mlp = build_block_norms(config), MLP(config)
         self.drop = Dropout(config.dropout)
 
     def forward(
@@ -182,10 +182,11 @@ class Block(nn.Module):
             raise ValueError("a block built with cross=True reads a memory, one built without does not")
         if self.config.norm_place == "post":
             return self.forward_post_norm(x, edges, memory, memory_edges, cache)
-        x = x + self.drop(self.attn(self.attn_norm(x), edges, cache=cache))  # nodes talk
+        x = x + self.drop(self.attn_output_norm(self.attn(self.attn_norm(x), edges, cache=cache)))  # nodes talk
         if self.reads_memory:
-            x = x + self.drop(self.cross(self.cross_norm(x), memory_edges, memory, cache))  # nodes listen
-        return x + self.drop(self.mlp(self.mlp_norm(x)))  # each node thinks
+            message = self.cross(self.cross_norm(x), memory_edges, memory, cache)  # nodes listen
+            x = x + self.drop(self.cross_output_norm(message))
+        return x + self.drop(self.mlp_output_norm(self.mlp(self.mlp_norm(x))))  # each node thinks
 
     def forward_post_norm(
         self, x: Tensor, edges: AnyEdges, memory: Tensor | None, memory_edges: AnyEdges, cache: KVCache | None
@@ -208,7 +209,7 @@ class Transformer(nn.Module):
         self.config, self.cross = config, cross
         self.bias = build_position_bias(config)
         self.blocks = nn.ModuleList(Block(config, layer, cross) for layer in range(config.n_layer))
-        self.norm = build_norm(config) if config.norm_place == "pre" else nn.Identity()
+        self.norm = nn.Identity() if config.norm_place == "post" else build_norm(config)
 
     def forward(
         self,
@@ -237,33 +238,35 @@ class Transformer(nn.Module):
 def prepare_edges(
     module: Attention | Transformer, x: Tensor, rules: Sequence[Any], memory: Tensor | None, cache: KVCache | None
 ) -> list[AttentionContext]:
-    """The context of each layer; layers with the same rule share one."""
+    """The context of each layer; layers with the same rule and rotary base share one."""
     check_nodes("x", x, module.config)
     if memory is not None:
         check_nodes("memory", memory, module.config)
     config, (batch, queries, _), is_self = module.config, x.shape, memory is None
     start, end = (0, queries) if cache is None else (cache.lengths, cache.max_length + queries)
-    bias, cos_sin = module.bias if is_self else None, None
-    if is_self and config.position == "rotary":
-        positions = torch.arange(queries, device=x.device) if cache is None else cache.positions(queries)
-        frequency, scale = rotary_frequencies(config, end, x.device)
-        cos_sin = rotary_cos_sin(positions, frequency, scale)
+    has_bias = is_self != (config.position == "pairs")  # from pairs to a memory, else among the nodes themselves
+    bias, layer = module.bias if has_bias else None, module.layer if isinstance(module, Attention) else 0
+    bases = [config.get_rotary_base(layer + i) if is_self else 0.0 for i in range(len(rules))]
+    positions = torch.arange(queries, device=x.device) if cache is None else cache.positions(queries)
+    rotary = {base: rotary_frequencies(config, end, x.device, base) for base in dict.fromkeys(bases) if base}
+    cos_sin = {base: rotary_cos_sin(positions, frequency, scale) for base, (frequency, scale) in rotary.items()}
 
-    def prepare(edges: Edges) -> AttentionContext:
+    def prepare(edges: Edges, base: float) -> AttentionContext:
         keys, slots = queries if memory is None else memory.shape[1], None
         if is_self and cache is not None:
             slots = cache.slot_positions(edges, queries)
             keys = cache.max_length + queries if slots is None else slots.shape[-1]
         dropout_p = config.dropout if module.training else 0.0
-        spec = AttentionSpec(batch, config.n_head, queries, keys, start, x.device, dropout_p, slots)
+        spec = AttentionSpec(batch, config.n_head, queries, keys, start, x.device, dropout_p, slots, config.softcap)
         kernel = select_kernel(mask_unfilled(edges, start, queries) if is_self else edges, bias, spec)
-        if cos_sin is not None and edges.pinned and end > config.context:
-            back = rotary_cos_sin(positions.clamp(max=config.context - 1) - positions, frequency)
+        if base in rotary and edges.pinned and end > config.context:
+            back = rotary_cos_sin(positions.clamp(max=config.context - 1) - positions, rotary[base][0])
             kernel = NearPinned(kernel, edges.pinned, back, spec)
-        return AttentionContext(kernel, cos_sin, edges)
+        return AttentionContext(kernel, cos_sin.get(base), edges)
 
-    contexts = {rule: prepare(as_edges(rule)) for rule in dict.fromkeys(rules)}
-    return [contexts[rule] for rule in rules]
+    layers = list(zip(rules, bases))
+    contexts = {(rule, base): prepare(as_edges(rule), base) for rule, base in dict.fromkeys(layers)}
+    return [contexts[layer] for layer in layers]
 
 
 def mask_unfilled(edges: Edges, start: int | Tensor, new: int) -> Edges:

@@ -54,6 +54,7 @@ from ..recipe import (
 )
 from ..training.config import TrainConfig
 from ._shared import language
+from ._shared.cached_graph import export_cached_graph  # noqa: F401
 from ._shared.chat import (  # noqa: F401
     ChatModel,
     encode_chats,

@@ -32,8 +32,8 @@ from ..inference.drafts import Draft, DraftSettings, write_drafts
 from ..inference.translation import CUT_HINT
 from ..metrics import describe_bound
 from ..model import Edges, LMHead, TokenEmbedding, Transformer, full, initialize, within
-from ..model.heads import mean_pool
 from ..model.kernels.cross_entropy import cross_entropy
+from ..model.pooling import mean_pool
 from ..parsing import check_range, parse_dataclass
 from ..recipe import BatchStream, LensNodes, LensView, SizeOption, StreamState
 from ..training.config import TrainConfig

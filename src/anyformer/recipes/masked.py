@@ -113,7 +113,7 @@ class Config(EncoderConfig):
 
 MODERN: dict[str, Any] = {"activation": "gelu", "init": "zero"}
 TRAIN: dict[str, Any] = {"lr": 4e-3, "weight_decay": 0.01, **MUON}
-KINDS = {kind: {"preset": "protein"} for kind in ("sequences", "alignment")}
+KINDS = {"sequences": {"preset": "protein"}}
 SIZES = (Size(64, 2, 16, 0), Size(96, 3, 16, 800))  # of --minutes
 PRESETS = {
     # seconds: for tests

@@ -40,6 +40,7 @@ from ..model.kernels.cross_entropy import cross_entropy
 from ..parsing import check_range, path_field
 from ..recipe import BatchStream, Examples, Figure, MaskedExample, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
+from ._shared.cached_graph import export_cached_graph  # noqa: F401
 from ._shared.chat import (  # noqa: F401
     ChatModel,
     file_input,

@@ -36,6 +36,7 @@ OPTIONAL_PACKAGES = {
     "onnxruntime": "export to ONNX",
     "gymnasium": "roll out agents in environments",
     "huggingface-hub": "fetch models and data sets of the Hugging Face hub",
+    "gemmi": "compare contacts of an alignment with a structure",
     "llguidance": "hold answers to a schema, a regex or a grammar",
     "sacrebleu": "score translations (BLEU, chrF)",
     "jiwer": "score speech (word error rate)",

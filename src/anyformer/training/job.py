@@ -21,7 +21,16 @@ from ..events import report_notice
 from ..examples import find_examples, predict_examples
 from ..parsing import flatten_values, to_json
 from ..processes import is_restarted
-from ..recipe import Examples, Recipe, StreamState, SupportsBaselines, SupportsPeers, SupportsReference
+from ..recipe import (
+    Examples,
+    Recipe,
+    StreamState,
+    SupportsBaselines,
+    SupportsFrozenReference,
+    SupportsPeers,
+    SupportsReference,
+    SupportsRollouts,
+)
 from ..recipe_loading import bind_checkpoint_files, recipe_name
 from . import budget as budgets
 from . import checkpoints, distributed
@@ -64,7 +73,7 @@ class TrainingJob:
     is_resumed: bool = False
     """The run directory holds a run, and training continues it."""
     init: InitWeights | None = None
-    """For a resumed run only if the base model is needed: it has adapters, or no checkpoint yet."""
+    """For a resumed run only if it is needed: for adapters, a frozen reference, or where there is no checkpoint yet."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     budget: budgets.Budget | None = None
     """The time that training takes, and that possibly decides the size of the model; of a resumed run, from now on."""
@@ -180,6 +189,8 @@ def check_processes(job: TrainingJob, size: int) -> None:
     count_own(c.accumulate, size)
     if size > 1 and job.compare:
         raise InputError("--compare trains other models in one process: leave it out, or train in one process")
+    if c.shard > 1 and isinstance(job.recipe, SupportsRollouts):
+        raise InputError("--train.shard: samples are drawn from whole models: leave it out")
     if c.shard > 1 and resolve_dtype(c.dtype, resolve_device(c.device)) == torch.float16:
         raise InputError("float16 has a loss scale for each process: with --train.shard, give --dtype bfloat16")
 
@@ -286,6 +297,8 @@ def restore_or_init(job: TrainingJob) -> TrainState:
 
     def prepare(model: nn.Module) -> None:
         initialize(job, model)
+        if isinstance(job.recipe, SupportsFrozenReference) and job.recipe.needs_reference(config):
+            job.recipe.keep_reference(model.to(resolve_device(config.train.device)), config)
         if latest is None and isinstance(job.recipe, SupportsReference):  # before processes share the model
             job.recipe.store_reference(model.to(resolve_device(config.train.device)), config)
 

@@ -95,7 +95,7 @@ def train(
             state.timer.end_step()
 
         record = {"step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm if has_update else None}
-        record["tokens"] = (state.stream_state or {}).get("tokens", 0)
+        record |= {"tokens": (state.stream_state or {}).get("tokens", 0)} | update.figures
         if not has_update:
             record |= {"skipped_update": True, "loss_scale": state.scaler.get_scale()}
         if state.step % c.eval_every == 0 or is_over(state.timer, state.step, c.steps):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.text.batches import IGNORE_INDEX
 from ..errors import InputError
-from ..recipe import BatchStream, Recipe, StreamState, SupportsLossWeight
+from ..recipe import BatchStream, Recipe, StreamState, SupportsLossWeight, SupportsRollouts
 from ..recipe_loading import recipe_name
 from .config import TrainConfig
 from .distributed import get_rank, get_size, report_place, total
@@ -37,6 +37,8 @@ class Update:
     """Where the next update continues, on any number of processes."""
     is_stopping: bool = False
     """One of several processes was asked to stop: this update is the last one."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Of the model's own samples in the batches, for the record of the step."""
 
 
 def read_updates(
@@ -54,10 +56,12 @@ def read_updates(
     for number in count(train_state.step):
         report_place(number, "data")
         pairs = [next(stream) for _ in range(n_own)]
-        batches, state = [batch for batch, _ in pairs], pairs[-1][1]
+        batches, state, figures = [batch for batch, _ in pairs], pairs[-1][1], dict[str, float]()
+        if isinstance(recipe, SupportsRollouts):
+            batches, figures = recipe.roll_out(train_state.model, batches, number)
         seeds = [c.seed * 1_000_003 + number * c.accumulate + i for i in numbers]
         if size == 1:
-            yield Update(batches, compute_shares(recipe, batches)[0], seeds, state)
+            yield Update(batches, compute_shares(recipe, batches)[0], seeds, state, figures=figures)
             continue
         sums = [state.get("tokens", 0) - tokens, float(must_stop())]
         with clock.communicate():
@@ -68,7 +72,8 @@ def read_updates(
         spare = spare or find_spare(recipe, config)
         batches = [batch if share.any() else spare for batch, share in zip(batches, shares)]
         report_place(number, "update")
-        yield Update(batches, shares, seeds, {k: v for k, v in start.items() if k != "stride"}, n_stopping > 0)
+        stream_state = {k: v for k, v in start.items() if k != "stride"}
+        yield Update(batches, shares, seeds, stream_state, n_stopping > 0, figures)
 
 
 def make_update(recipe: Recipe, batches: list[dict[str, Any]]) -> Update:

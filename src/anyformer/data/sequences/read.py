@@ -31,14 +31,14 @@ def is_sequence_file(path: Path) -> bool:
     return start.startswith(ALIGNMENT_STARTS) or (is_fasta and bool(lines[1].strip()))
 
 
-def read_sequences(path: Path) -> Iterator[str]:
-    """Yield the sequences of a file in upper case and without gaps. Raises InputError with the line of a letter that is
-    no residue."""
+def read_sequences(path: Path, aligned: bool = False) -> Iterator[str]:
+    """Yield the sequences of a file in upper case and without gaps; `aligned`: as they are. Raises InputError with the
+    line of a letter that is no residue."""
     start = read_start(path, 256).decode("utf-8", "replace")
-    yield from (read_alignment if start.startswith(ALIGNMENT_STARTS) else read_fasta)(path)
+    yield from (read_alignment if start.startswith(ALIGNMENT_STARTS) else read_fasta)(path, aligned)
 
 
-def read_fasta(path: Path) -> Iterator[str]:
+def read_fasta(path: Path, aligned: bool = False) -> Iterator[str]:
     parts: list[str] | None = None  # of the sequence after the last name
     total = 0
     expected = "FASTA has a line '>name' before each"
@@ -48,7 +48,7 @@ def read_fasta(path: Path) -> Iterator[str]:
                 yield _join(parts, f"{where}: the sequence before this line")
             parts = []
             continue
-        sequence = check_residues(line.strip().removesuffix("*"), where)  # * is the end of translation
+        sequence = check_residues(line.strip().removesuffix("*"), where, aligned)  # * is the end of translation
         if parts is None:
             if sequence:
                 raise InputError(f"{where}: a sequence without a name: {expected}")
@@ -61,7 +61,7 @@ def read_fasta(path: Path) -> Iterator[str]:
     yield _join(parts, f"{path}: the sequence at the end")
 
 
-def read_alignment(path: Path) -> Iterator[str]:
+def read_alignment(path: Path, aligned: bool = False) -> Iterator[str]:
     """Yield the sequences of a Stockholm or Clustal file, whose blocks are joined by the names in them."""
     sequences: dict[str, list[str]] = {}
     total = 0
@@ -69,7 +69,7 @@ def read_alignment(path: Path) -> Iterator[str]:
         name, *parts = line.split()[:2] or [""]
         if not parts or line.startswith(("#", "//", " ", "\t", *ALIGNMENT_STARTS)):
             continue
-        sequences.setdefault(name, []).append(check_residues(parts[0], where))
+        sequences.setdefault(name, []).append(check_residues(parts[0], where, aligned))
         total += len(parts[0])
         check_total(total, path)
     if not sequences:
@@ -78,12 +78,13 @@ def read_alignment(path: Path) -> Iterator[str]:
         yield _join(parts, f"{path}: the sequence {name}")
 
 
-def check_residues(sequence: str, where: str) -> str:
-    """Return a part of a sequence in upper case and without gaps. Raises InputError for what is no residue."""
+def check_residues(sequence: str, where: str, aligned: bool = False) -> str:
+    """Return a part of a sequence in upper case and without gaps, or, `aligned`, as it is. Raises InputError for what
+    is no residue."""
     letters = sequence.translate(GAPS).upper()
     if wrong := [letter for letter in letters if letter not in RESIDUES]:
         raise InputError(f"{where}: {wrong[0]!r} is no residue: expected letters of {RESIDUES}")
-    return letters
+    return sequence if aligned else letters
 
 
 def check_total(total: int, path: Path) -> None:

@@ -26,7 +26,7 @@ class BlockLocal:
 
     def __init__(self, edges: Edges, bias: "PositionBias | None", spec: "AttentionSpec"):
         self.left, self.right = (min(int(span), spec.queries) for span in (edges.left_span, edges.right_span))
-        self.width = max(self.left, self.right, 32)
+        self.width, self.softcap = max(self.left, self.right, 32), spec.softcap
         self.pinned, n = min(edges.pinned, spec.keys), -(-spec.queries // self.width)
         start = torch.arange(n, device=spec.device).view(1, 1, n, 1, 1) * self.width
         q = start + torch.arange(self.width, device=spec.device).view(1, 1, 1, -1, 1)
@@ -53,7 +53,7 @@ class BlockLocal:
         q = self._cut(q, 0, 0)
         k, v = self._cut_with_sides(k), self._cut_with_sides(v)
         mask = self.mask if len(self.mask) == len(q) else self.mask.repeat(B, 1, 1, 1)
-        y = attend(q, k, v, mask, dropout_p, scale)  # (B * n, H, W, D)
+        y = attend(q, k, v, mask, dropout_p, scale, self.softcap)  # (B * n, H, W, D)
         if self.fully_masked is not None:
             y = y.view(-1, len(self.fully_masked), *y.shape[1:]).masked_fill(self.fully_masked, 0)
         return y.view(B, -1, H, self.width, D).transpose(1, 2).reshape(B, H, -1, D)[:, :, :T]

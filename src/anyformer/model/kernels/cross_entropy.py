@@ -24,9 +24,10 @@ IGNORE_INDEX = -100  # torch's default: the label of what is not predicted
 
 @runtime_checkable
 class LinearHead(Protocol):
-    """A head that ends with a linear map to the vocabulary: head(x) = project(transform(x))."""
+    """A head that ends with a linear map to the vocabulary: head(x) = project(transform(x)), if `cap` is None."""
 
     project: nn.Linear
+    cap: float | None
 
     def transform(self, x: Tensor) -> Tensor: ...
 
@@ -50,6 +51,7 @@ def cross_entropy(
     if (
         torch.is_grad_enabled()
         and isinstance(head, LinearHead)
+        and head.cap is None
         and isinstance(head.project, nn.Linear)
         and reduction != "none"
     ):

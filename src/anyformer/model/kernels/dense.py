@@ -22,7 +22,7 @@ class DenseMask:
     def __init__(self, edges: Edges, bias: "PositionBias | None", spec: "AttentionSpec"):
         start = spec.start if isinstance(spec.start, int) else spec.start.view(-1, 1, 1, 1)
         q = torch.arange(spec.queries, device=spec.device).view(1, 1, -1, 1) + start
-        self.first = 0
+        self.first, self.softcap = 0, spec.softcap
         if spec.slot_positions is not None:
             k = spec.slot_positions.view(-1, 1, 1, spec.keys)
             mask = edges.evaluate(q.clamp(min=0), k.clamp(min=0), spec.batch, spec.heads) & (k >= 0)
@@ -34,7 +34,7 @@ class DenseMask:
         self.mask, self.fully_masked = finish_mask(mask, edges, bias, q, k, spec.heads)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, scale: float | None = None) -> Tensor:
-        y = attend(q, k[:, :, self.first :], v[:, :, self.first :], self.mask, dropout_p, scale)
+        y = attend(q, k[:, :, self.first :], v[:, :, self.first :], self.mask, dropout_p, scale, self.softcap)
         return y if self.fully_masked is None else y.masked_fill(self.fully_masked, 0)
 
 

@@ -29,13 +29,22 @@ class SDPA:
         return matmul_attention(q, k, v, mask, dropout_p, scale)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float, scale: float | None) -> Tensor:
-    """Attention under a mask that broadcasts to (B, H, Q, K): bool, or numbers added to the scores."""
-    if not is_matmul_faster(q, k, dropout_p):
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    dropout_p: float,
+    scale: float | None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention under a mask that broadcasts to (B, H, Q, K): bool, or numbers added to the scores. Torch's
+    kernel cannot cap the scores."""
+    if softcap is None and not is_matmul_faster(q, k, dropout_p):
         return sdpa(q, k, v, mask.to(q.dtype) if mask.is_floating_point() else mask, dropout_p, scale)
     if not mask.is_floating_point():
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
-    return matmul_attention(q, k, v, mask, dropout_p, scale)
+    return matmul_attention(q, k, v, mask, dropout_p, scale, softcap)
 
 
 def sdpa(
@@ -82,13 +91,19 @@ def is_matmul_faster(q: Tensor, k: Tensor, dropout_p: float = 0.0) -> bool:
 
 
 def matmul_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    scale: float | None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """softmax(q k' * scale + mask) v by batched products, some heads at a time. mask: numbers, -inf for no edge"""
+    """softmax(cap(q k' * scale) + mask) v by batched products, some heads at a time. mask: numbers, -inf for no edge"""
     B, H, Q, D = q.shape
     scale = D**-0.5 if scale is None else scale
     if Q == 1 and not dropout_p:
-        return attend_single_query(q, k, v, mask, scale)
+        return attend_single_query(q, k, v, mask, scale, softcap)
     k, v = repeat_kv(q, k, v)
     heads_at_once = max(1, MAX_SCORES_AT_ONCE // (Q * k.shape[2]))
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
@@ -96,8 +111,12 @@ def matmul_attention(
         mask = mask.to(q.dtype).expand(B, H, Q, -1).flatten(0, 1)
 
     def attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        bias = q.new_zeros(()) if mask is None else mask
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=float(mask is not None), alpha=scale)
+        if softcap is None:
+            bias = q.new_zeros(()) if mask is None else mask
+            scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=float(mask is not None), alpha=scale)
+        else:
+            scores = cap_scores(torch.bmm(q, k.transpose(1, 2)) * scale, softcap)
+            scores = scores if mask is None else scores + mask
         weights = scores.softmax(-1).to(v.dtype)
         return torch.bmm(dropout(weights, dropout_p) if dropout_p else weights, v)
 
@@ -108,7 +127,13 @@ def matmul_attention(
     return torch.cat([attend_heads(*piece) for piece in pieces]).unflatten(0, (B, H))
 
 
-def attend_single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def cap_scores(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else softcap * (scores / softcap).tanh()
+
+
+def attend_single_query(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None = None
+) -> Tensor:
     """`matmul_attention` of one query: (B, H, 1, D) -> (B, H, 1, D).
 
     Memory bandwidth decides, and keys are read fastest row by row: they are the left operand of the product, and the
@@ -117,6 +142,7 @@ def attend_single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sc
     (B, H, _, D), kv_heads, K = q.shape, k.shape[1], k.shape[2]
     q = (q * scale).reshape(B * kv_heads, H // kv_heads, D)
     scores = torch.bmm(k.flatten(0, 1), q.transpose(1, 2)).transpose(1, 2).reshape(B, H, 1, K)
+    scores = cap_scores(scores, softcap)
     weights = (scores if mask is None else scores + mask.to(q.dtype)).softmax(-1)
     y = torch.bmm(weights.view(B * kv_heads, H // kv_heads, K), v.flatten(0, 1))
     return y.view(B, H, 1, v.shape[-1])

@@ -17,6 +17,7 @@ from .block_local import BlockLocal
 from .dense import DenseMask
 from .flex import Flex
 from .sdpa import SDPA
+from .segments import Segments
 
 PositionBias = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 """(h, q, k, bidirectional) -> number added to the score of the edge."""
@@ -44,6 +45,8 @@ class AttentionSpec(NamedTuple):
     """Of the attention weights."""
     slot_positions: Tensor | None = None
     """The position of each key, (K,) or (B, K); below 0: an empty slot, which no query may read."""
+    softcap: float | None = None
+    """Scores s become softcap * tanh(s / softcap), before a bias is added."""
 
     @property
     def is_from_start(self) -> bool:
@@ -53,15 +56,20 @@ class AttentionSpec(NamedTuple):
 
 def select_kernel(edges: Edges, bias: PositionBias | None, spec: AttentionSpec) -> AttentionKernel:
     """The fastest kernel that computes this rule exactly."""
-    if bias is None and edges is full:
+    is_plain = bias is None and spec.softcap is None
+    if is_plain and edges is full:
         return SDPA()
-    if bias is None and edges is causal and isinstance(spec.start, int):
+    if is_plain and edges is causal and isinstance(spec.start, int):
         if spec.is_from_start:
             return SDPA(is_causal=True)
         if spec.queries == 1 and spec.keys == spec.start + 1:
             return SDPA()  # the newest node reads all keys; is_causal would show it the first one only
-    if spec.is_from_start and spec.device.type == "cuda" and not spec.dropout_p:  # FlexAttention has no dropout
+    is_flexible = spec.softcap is None and not spec.dropout_p  # FlexAttention has no dropout
+    if spec.is_from_start and spec.device.type == "cuda" and is_flexible:
         return Flex(edges, bias, spec)
     if spec.is_from_start and not torch.compiler.is_exporting() and BlockLocal.is_worth(edges, spec.queries):
         return BlockLocal(edges, bias, spec)
+    segment = Segments.find(edges, spec) if spec.is_from_start and not torch.compiler.is_exporting() else None
+    if segment is not None:
+        return Segments(edges, bias, spec, segment)
     return DenseMask(edges, bias, spec)

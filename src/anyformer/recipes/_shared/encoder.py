@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ...errors import InputError
 from ...forms import Task
 from ...inference.decode import pad_rows
-from ...model import Encoder, TransformerConfig
-from ...model.heads import mean_pool
+from ...model import Edges, Encoder, TransformerConfig, full, window
+from ...model.pooling import POOLING
 from ...parsing import check_range, path_field
 from ...recipe import Graph, GraphInput
 from ...training.config import TrainConfig
@@ -35,12 +35,21 @@ class EncoderConfig(VocabularyConfig):
     """Types that a token can have (BERT has 2, for the first and second text); 0 for none."""
     embedding_norm: bool = False
     """Normalize the nodes before the first block (BERT)."""
+    first_norm: bool = True
+    """Whether the first attention norms what it reads; not in ModernBERT, where the embedding has."""
+    window: int | None = None
+    """A local layer reads nodes less than so many away, on either side. None: all layers are global."""
+    global_every: int = 2
+    """With a window: of every so many layers the first is global (ModernBERT, 2412.13663)."""
+    embed_pool: Literal["mean", "first"] = "mean"
+    """What `embed` makes the vector of a text of: the mean node, or the first."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "token_types", at_least=0, at_most=1000)
+        check_range(self, "window", "global_every", at_least=1, at_most=1 << 24)
 
 
 class TextEncoder(Encoder):
@@ -53,7 +62,16 @@ class TextEncoder(Encoder):
         vocab_size = max(masked_tokenizer.vocab_size, config.padded_vocab or 0)
         super().__init__(vocab_size, config.model, config.token_types, config.embedding_norm)
         self.vocab_size, self.context, self.masked_tokenizer = vocab_size, config.model.context, masked_tokenizer
-        self.files = {"tokenizer.json": tokenizer.to_json()}
+        self.edges, self.embed_pool = build_layer_edges(config), POOLING[config.embed_pool]
+        if not config.first_norm:
+            self.body.blocks[0].attn_norm = nn.Identity()
+        self.files = {"tokenizer.json": tokenizer.to_json(), **tokenizer.extra_files}
+
+
+def build_layer_edges(config: EncoderConfig) -> list[Edges]:
+    """Return the rule of each layer: full, or local except in the first of every `global_every` layers."""
+    local = full if config.window is None else window(config.window)
+    return [full if i % config.global_every == 0 else local for i in range(config.model.n_layer)]
 
 
 def export_graph(model: TextEncoder) -> Graph:
@@ -63,13 +81,13 @@ def export_graph(model: TextEncoder) -> Graph:
 
 @torch.inference_mode()
 def embed(model: TextEncoder, texts: list[str], cut: bool = False) -> list[list[float]]:
-    """Return a vector of length 1 for each text, the mean of its nodes after the last block (1908.10084). Raises
-    InputError for a text that exceeds the context, unless it may be cut."""
+    """Return a vector of length 1 for each text, the mean of its nodes after the last block (1908.10084), or the first.
+    Raises InputError for a text that exceeds the context, unless it may be cut."""
     rows = model.masked_tokenizer.encode_batch(texts, model.context, cut)
     vectors = {}
     for indices in batch_by_length(rows):
         ids, lengths = pad_rows([rows[i] for i in indices], next(model.parameters()).device)
-        pooled = F.normalize(mean_pool(model.hidden(ids, lengths).float(), lengths), dim=-1)
+        pooled = F.normalize(model.embed_pool(model.hidden(ids, lengths).float(), lengths), dim=-1)
         vectors |= dict(zip(indices, pooled.tolist()))
     return [vectors[i] for i in range(len(rows))]
 

@@ -43,6 +43,8 @@ class DecoderConfig(VocabularyConfig):
     """With a window: every how many layers one is global."""
     sinks: int = 0
     """First nodes that a local layer reads too, however far away: attention sinks (2309.17453)."""
+    logit_softcap: float | None = None
+    """Logits x become logit_softcap * tanh(x / logit_softcap) (Gemma 2, 2408.00118)."""
     model: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -50,6 +52,7 @@ class DecoderConfig(VocabularyConfig):
         super().__post_init__()
         check_range(self, "window", "global_every", at_least=1, at_most=1 << 24)
         check_range(self, "sinks", at_least=0, at_most=1 << 24)
+        check_range(self, "logit_softcap", at_least=1e-3, at_most=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,8 @@ class LanguageModel(nn.Module):
         vocab_size = max(tokenizer.vocab_size, config.padded_vocab or 0)
         self.nodes = TokenEmbedding(vocab_size, config.model)
         self.body = Transformer(config.model)
-        self.head = LMHead(config.model.dim, vocab_size, self.nodes.token if config.tied else None)
+        embedding = self.nodes.token if config.tied else None
+        self.head = LMHead(config.model.dim, vocab_size, embedding, cap=config.logit_softcap)
         self.edges = build_layer_edges(config)
         self.notes = build_notes(config, tokenizer) if isinstance(config, CausalTextConfig) else None
 

@@ -52,6 +52,9 @@ class VocabularyConfig:
     """Size of a BPE vocabulary that is trained on the data."""
     padded_vocab: int | None = None
     """Rows of the embedding, if there are more than the tokenizer has ids."""
+    family: str = ""
+    """The public family that `export --to hf` writes if it can (`model_type` of config.json): that of an imported
+    checkpoint. Empty: the first that can express the model."""
 
     def __post_init__(self) -> None:
         check_types(self)

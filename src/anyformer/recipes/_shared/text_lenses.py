@@ -3,8 +3,9 @@
 Shapes: T tokens, C channels, V entries of the vocabulary.
 """
 
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ...model.heads import Classifier
 from ...parsing import parse_dataclass
 from ...recipe import LensNodes, LensView
 
+REPEATED_TOKENS, REPEATS = 25, 4  # of the random text that repeats (2209.11895)
 MAX_SCORES = 1 << 24  # numbers of one reading of the head: of longer texts, rows are left out
 END = "⟨end⟩"
 
@@ -92,7 +94,17 @@ def lens_ids(model: Any, ids: list[int]) -> LensView:
     def forward() -> Tensor:
         return model.head(model.hidden(inputs)[:, -n_rows:])[0].float()
 
-    return LensView({"body": nodes}, forward, rows, lambda i: name_token(tokenizer, i), notes=notes)
+    def repeat() -> LensView:
+        repeated = draw_repeated_ids(model.body.config.context, model.nodes.token.num_embeddings)
+        return replace(lens_ids(model, repeated), stacks={"body": describe_tokens(repeated, str)})
+
+    return LensView({"body": nodes}, forward, rows, lambda i: name_token(tokenizer, i), notes=notes, repeat=repeat)
+
+
+def draw_repeated_ids(context: int, vocab_size: int) -> list[int]:
+    """Random different tokens, and the same again, as often as fits."""
+    ids = random.Random(0).sample(range(vocab_size), max(1, min(REPEATED_TOKENS, context // 2, vocab_size)))
+    return (REPEATS * ids)[:context]
 
 
 # --- encoders ---

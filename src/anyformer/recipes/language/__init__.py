@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from ...model.init import initialize
 from ...training.config import TrainConfig
+from .._shared.cached_graph import export_cached_graph  # noqa: F401
 from .._shared.language import LanguageConfig as Config
 from .._shared.language import LanguageModel, baselines, batches, decoder, evaluate, export_graph, loss, predict, stream  # noqa: F401
 from .._shared.mixtures import describe_sources  # noqa: F401
@@ -33,7 +34,7 @@ def build(config: Config) -> LanguageModel:
 
 # the lowest loss after a minute on two cores
 SMALL = Config(documents="apart", model=make_modern_config(128, 4, 4, 128), train=MINUTE_TRAIN)
-KINDS = {kind: {"columns": "{text}"} for kind in ("text", "documents", "code", "conversations", "molecules", "tunes")}
+KINDS = {kind: {"columns": "{text}"} for kind in ("text", "documents", "code", "conversations", "molecules")}
 PRESETS = {
     "tiny": Config(model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),  # seconds: for tests
     "small": SMALL,

@@ -72,6 +72,8 @@ def build_lens(
     }
     data["stacks"] = [describe_stack(trace, name, nodes) for name, nodes in view.stacks.items()]
     data["attention"] = describe_attention(trace, view)
+    if view.repeat is not None:
+        data["attention"][0]["summaries"]["prefix matching"] = measure_prefix_matching(module, view.repeat())
     data["readings"] = describe_readings(module, view, trace)
     data["ablation"] = measure_ablations(module, view, scores, trace, passes)
     if against is not None:
@@ -204,6 +206,15 @@ def describe_part(trace: Trace, view: LensView, part: tuple[int, int, str], n_by
     if kind == "cross" and stack.memory_edges is not None:
         facts["rule"] = describe_rule(stack.memory_edges, queries, keys)
     return facts
+
+
+def measure_prefix_matching(module: nn.Module, view: LensView) -> list[list[float | None]]:
+    """The attention of each head to what followed the same node before, in random nodes that repeat: [layer][head]."""
+    with record(module) as trace:
+        view.forward()
+    (name, nodes), *_ = view.stacks.items()
+    calls = [trace[f"{name}.blocks.{i}.attn"] for i in range(len(trace[name].edges))]
+    return list_summaries([summarize_heads(call.weights[0], nodes, True) for call in calls])["induction"]
 
 
 def count_heads(call: Call) -> int:

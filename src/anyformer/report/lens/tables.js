@@ -4,6 +4,7 @@ const SUMMARIES = {
   none: "darker for larger weights, of the part with the largest",
   previous: "the weight on the node before", first: "the weight on the first node", self: "the weight on the node itself",
   same: "the weight on other nodes with the same label", induction: "the weight on what followed the same label before",
+  "prefix matching": "the same in random tokens that repeat: high for induction heads (2209.11895)",
   entropy: "in nats: 0 where one node is read, the logarithm of their number where all are read alike",
   distance: "to the nodes that are read, in nodes",
 };

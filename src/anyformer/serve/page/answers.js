@@ -2,6 +2,7 @@
 
 import { drawBars, drawEpisode, drawForecast, drawMatrix, makePlayer } from "./charts.js";
 import { format, h, percent } from "./dom.js";
+import { drawTune } from "./tunes.js";
 
 const ranked = (probabilities) => Object.entries(probabilities).sort((a, b) => b[1] - a[1]);
 const truth = (result) => ("truth" in result ? h("p", { class: "quiet" }, `truth: ${format(result.truth)}`) : null);
@@ -25,6 +26,7 @@ const DRAWERS = {
   quantiles: (answer, asked) => answer.results.map((result) => drawSeries(result, asked)),
   actions: (answer) => answer.results.map(drawAction),
   episodes: (answer) => answer.results.map(drawReturns),
+  tunes: (answer) => answer.samples.map(drawTune),
 };
 
 /** Elements for an answer of `predict`; `asked` is the value that was given. */

@@ -1,0 +1,128 @@
+"""Read a `tokenizer.model` of SentencePiece (1808.06226) with a BPE, as Llama, Mistral and Gemma have it.
+
+The file is a protocol buffer. Only its pieces and a few settings are read, without the library: every length is checked
+against the bytes that are there.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from ...errors import InputError
+from ..io.checks import parse_json
+from ..io.regular_file import open_regular
+from .gguf_vocabulary import PREFIX, convert_from_gguf
+from .special_tokens import TOKENIZER_CONFIG
+from .vocabularies import MAX_TOKENS
+
+MODEL_FILE = "tokenizer.model"
+MAX_BYTES = 64 << 20
+# Numbers of the fields that are read, in sentencepiece_model.proto.
+PIECES, TRAINER, NORMALIZER = 1, 2, 3
+PIECE, SCORE, TYPE = 1, 2, 3
+MODEL_TYPE, BPE = 3, 2
+IDS = {"bos": (41, 1), "eos": (42, 2)}  # field of the trainer, and its default
+CHARACTER_MAP, HAS_PREFIX, REMOVES_SPACES = 2, 3, 4
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+
+
+def convert_sentencepiece(folder: Path, metadata: Mapping[str, str]) -> str:
+    """Return the tokenizer.json of a folder with a tokenizer.model. `metadata`: the texts of its config files.
+
+    Raises:
+        InputError: the file is damaged, no BPE, or rewrites texts in a way that is not supported.
+    """
+    path = folder / MODEL_FILE
+    with open_regular(path) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES:,} bytes")
+    fields = list(iterate_fields(content, str(path)))
+    trainer, normalizer = (merge_fields(fields, number, str(path)) for number in (TRAINER, NORMALIZER))
+    if (kind := trainer.get(MODEL_TYPE, 1)) != BPE:
+        raise InputError(f"{path} is a SentencePiece model of type {kind}; only BPE, type {BPE}, is supported")
+    if normalizer.get(CHARACTER_MAP) or normalizer.get(REMOVES_SPACES, 1):
+        raise InputError(f"{path} rewrites characters or removes spaces of texts, which is not supported")
+    pieces = [dict(iterate_fields(value, str(path))) for number, value in fields if number == PIECES]
+    if len(pieces) > MAX_TOKENS:
+        raise InputError(f"{path} has {len(pieces):,} pieces, more than the limit of {MAX_TOKENS:,}")
+    values: dict[str, Any] = {
+        "model": "llama",
+        "tokens": [decode_text(piece.get(PIECE, b""), str(path)) for piece in pieces],
+        "scores": [struct.unpack("<f", piece.get(SCORE, bytes(4)))[0] for piece in pieces],
+        "token_type": [piece.get(TYPE, 1) for piece in pieces],
+        "add_space_prefix": bool(normalizer.get(HAS_PREFIX, 1)),
+    }
+    ids = {f"{role}_token_id": trainer.get(number, default) for role, (number, default) in IDS.items()}
+    values |= {name: i for name, i in ids.items() if i < len(pieces)}  # none is -1, a large number here
+    files = convert_from_gguf({f"{PREFIX}{name}": value for name, value in values.items()}, str(path))
+    return add_tokens(files["tokenizer.json"], metadata, str(folder / TOKENIZER_CONFIG))
+
+
+def add_tokens(text: str, metadata: Mapping[str, str], where: str) -> str:
+    """Add the tokens that tokenizer_config.json has beyond the vocabulary. Raises InputError for ids out of order."""
+    config = parse_json(metadata[TOKENIZER_CONFIG], where) if TOKENIZER_CONFIG in metadata else {}
+    added, tokenizer = config.get("added_tokens_decoder") or {}, Tokenizer.from_str(text)
+    if not isinstance(added, dict) or not all(i.isdecimal() and isinstance(token, dict) for i, token in added.items()):
+        raise InputError(f"{where}: added_tokens_decoder should be an object of ids and tokens")
+    for i, token in sorted(added.items(), key=lambda item: int(item[0])):
+        content = token.get("content")
+        if not isinstance(content, str) or not content:
+            raise InputError(f"{where}: the added token {i} has no content")
+        tokenizer.add_tokens([AddedToken(content, special=bool(token.get("special")), normalized=False)])
+        if tokenizer.token_to_id(content) != int(i):
+            raise InputError(f"{where}: the added token {content!r} should have the id {i}, which is not the next one")
+    return tokenizer.to_str()
+
+
+# --- protocol buffers ---
+
+
+def iterate_fields(content: bytes, where: str) -> Iterator[tuple[int, Any]]:
+    """Yield the fields of a message: number and value, an int or bytes. Raises InputError where they are cut off."""
+    offset = 0
+    while offset < len(content):
+        tag, offset = read_varint(content, offset, where)
+        if tag & 7 == VARINT:
+            value, offset = read_varint(content, offset, where)
+            yield tag >> 3, value
+            continue
+        if tag & 7 == BYTES:
+            length, offset = read_varint(content, offset, where)
+        elif tag & 7 in (FIXED32, FIXED64):
+            length = 4 if tag & 7 == FIXED32 else 8
+        else:
+            raise InputError(f"{where} is not a SentencePiece model: byte {offset:,} has an unknown type of field")
+        if length > len(content) - offset:
+            raise InputError(f"{where} is truncated, or is not a SentencePiece model")
+        yield tag >> 3, content[offset : offset + length]
+        offset += length
+
+
+def read_varint(content: bytes, offset: int, where: str) -> tuple[int, int]:
+    """Return a number of 7 bits a byte, and the offset behind it."""
+    value = 0
+    for shift in range(0, 64, 7):
+        if offset >= len(content):
+            raise InputError(f"{where} is truncated, or is not a SentencePiece model")
+        byte, offset = content[offset], offset + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, offset
+    raise InputError(f"{where} is not a SentencePiece model: a number has more than 64 bits")
+
+
+def merge_fields(fields: list[tuple[int, Any]], number: int, where: str) -> dict[int, Any]:
+    """Return the fields of the messages of this number."""
+    messages = [value for field, value in fields if field == number and isinstance(value, bytes)]
+    return {field: value for message in messages for field, value in iterate_fields(message, where)}
+
+
+def decode_text(value: Any, where: str) -> str:
+    try:
+        return value.decode("utf-8")
+    except (UnicodeDecodeError, AttributeError):
+        raise InputError(f"{where}: a piece is no text") from None
