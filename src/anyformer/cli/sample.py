@@ -18,14 +18,7 @@ REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
     "notes",
 )  # fmt: skip
-DRAWING_FIELDS = (
-    "samples",
-    "temperature",
-    "top_k",
-    "top_p",
-    "seed",
-    "guidance",
-)  # of a request for pictures
+DRAWING_FIELDS = ("samples", "temperature", "top_k", "top_p", "seed", "guidance")  # of a request for pictures
 DRAWING_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
 
 
@@ -96,8 +89,8 @@ def run(options: Command) -> None:
     model = api.load(options.run, options.device, **settings)
     if isinstance(model.recipe, SupportsDrawing):
         return write_pictures(options, model)
-    if any(value is not None for value in (options.out, options.guidance, options.request)):
-        flags = "--out, --guidance and --request"
+    if options.guidance is not None or options.request is not None:
+        flags = "--guidance and --request"
         raise InputError(f"{flags} are for models of pictures; {options.run} is a run of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
