@@ -95,7 +95,25 @@ def assert_same_outputs(graph: Any, session: Any, inputs: Inputs) -> None:
         assert np.abs(a.numpy() - b).max() <= max(1e-5 * float(a.abs().max()), 1e-6)
 
 
-@pytest.mark.parametrize("preset", ["local", pytest.param("bloom", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("preset", LANGUAGE)
+def test_a_graph_with_keys_and_values_continues_what_it_has_read(preset: str):
+    recipe, config, model = build("language", preset)
+    graph, ids = (
+        recipe.export_cached_graph(model),
+        torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(0)),
+    )
+    shape = 2, config.model.kv_heads, 0, config.model.head_channels
+    past, parts = [torch.zeros(shape)] * (len(graph.inputs) - 1), []
+    with torch.inference_mode():
+        for part in ids.split([9, 1, 30], dim=1):
+            logits, *past = graph.call(part, *past)
+            parts.append(logits)
+        torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-4, atol=1e-5)
+    assert all(tensor.shape[2] == 40 for tensor in past) and len(graph.outputs) == 1 + len(past)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["local", "bloom"])
 def test_a_graph_with_keys_and_values_generates_token_by_token(preset: str, tmp_path: Path):
     recipe, config, model = build("language", preset)
     onnx.write(tmp_path / "out", recipe, to_json(config), model, cached=True)
