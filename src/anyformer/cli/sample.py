@@ -96,8 +96,8 @@ def run(options: Command) -> None:
     model = api.load(options.run, options.device, **settings)
     if isinstance(model.recipe, SupportsDrawing):
         return write_pictures(options, model)
-    if any(value is not None for value in (options.out, options.guidance, options.request)):
-        flags = "--out, --guidance and --request"
+    if any(value is not None for value in (options.guidance, options.request)):
+        flags = "--guidance and --request"
         raise InputError(f"{flags} are for models of pictures; {options.run} is a run of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
