@@ -7,7 +7,7 @@ edges  a place reads the residues of its row, except that of its own column, and
 head   a logit for each residue and for a gap, added to what is usual in the column
 loss   cross-entropy of every residue given all others of its row; close relatives share a weight
 
-    anyformer train msa --data family.fasta --minutes 10       10 minutes on one core: docs/alignments.md
+    anyformer train msa --data family.fasta --minutes 10       44 seconds of one core: of the best L pairs of dhfr .43 touch
     anyformer predict RUN --out contacts.npy                   a score for each pair of columns; prints the best pairs
     anyformer eval RUN --scores                                with --structure: precision beside DCA in the same run
 
