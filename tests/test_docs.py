@@ -36,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 NAMED = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [page for page in [*NAMED, *sorted((ROOT / "docs").rglob("*.md"))] if page.is_file()]
 PAGES = [page for page in PAGES if page.parent.name != "site"]  # which is the pages' index, for Sphinx alone
+LONG_PAGES = {"drafts", "evaluation"}  # whose code takes ten seconds each
 all_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
@@ -96,7 +97,11 @@ def run_blocks(page: str, name: str = "page", kind: str = "python") -> int:
     return count
 
 
-@all_pages
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in LONG_PAGES else []) for page in PAGES],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_code_runs_and_prints_what_the_page_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ANYFORMER_DATA", raising=False)

@@ -36,7 +36,7 @@ LANGUAGE: dict[str, dict[str, Any]] = {
 CASES += [("language", preset) for preset in LANGUAGE]
 # These are written in every run of the tests: one stack and two, sound, patches, nothing but a window. The exporter
 # takes seconds for each; the others are traced, which is a third of the work, and written by the slow tests.
-WRITTEN = [("language", "bloom"), ("mlp", "tiny"), ("speech", "tiny"), ("vision", "tiny")]
+WRITTEN = [("language", "bloom"), ("mlp", "tiny"), ("vision", "tiny")]
 WITHOUT_TRANSLATION = {"aten._assert_tensor_metadata.default"}  # the exporter drops it
 Inputs = dict[str, torch.Tensor]
 

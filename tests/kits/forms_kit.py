@@ -167,9 +167,9 @@ FORMS: dict[str, tuple[Build, str, dict]] = {
     "a step in each row": (table("a.csv", "episode,obs_0,obs_1,obs_2,obs_3,action,reward,done", lambda i: f"{i // 6},{i}.5,0,1,2,{i % 2},1.0,{i % 6 == 5}"), "control", {}),
     "steps with names": (table("a.csv", "episode,t,x,dx,angle,spin,action,reward", lambda i: f"{i // 6},{i % 6},{i}.5,0,1,2,{i % 2},1.0"), "control", {}),
     "one column": (table("a.csv", "x", lambda i: f"{i % 11 + 50}", 250), "forecast", {}),
-    "aligned FASTA": (table("a.faa", "", lambda i: f">s{i}\n{'MK-V' * 20}{'ACDE'[i % 4]}A"), "masked", {}),
-    "a3m": (table("a.a3m", "", lambda i: f">s{i}\n{'MKAV' * 20}{'abc' * (i % 2)}{'ACDE'[i % 4]}-"), "masked", {}),
-    "Stockholm": (table("a.sto", "# STOCKHOLM 1.0", lambda i: f"s{i}/1-9 {'MK.V-' * 20}{'ACDE'[i % 4]}"), "masked", {}),
+    "aligned FASTA": (table("a.faa", "", lambda i: f">s{i}\n{'MK-V' * 20}{'ACDE'[i % 4]}A"), "msa", {}),
+    "a3m": (table("a.a3m", "", lambda i: f">s{i}\n{'MKAV' * 20}{'abc' * (i % 2)}{'ACDE'[i % 4]}-"), "msa", {}),
+    "Stockholm": (table("a.sto", "# STOCKHOLM 1.0", lambda i: f"s{i}/1-9 {'MK.V-' * 20}{'ACDE'[i % 4]}"), "msa", {}),
     "a zip of class folders": (archive(media(lambda i: f"{CLASSES[i % 3]}/{i}.png", image), "zip"), "vision", {}),
     "a tar of sounds with a table": (archive(both(CLIPS, table("a.csv", "file,transcript", lambda i: f"{i:04}.wav,say {i}", 24)), "gztar"), "speech", {"columns": "file,transcript"}),
 }  # fmt: skip

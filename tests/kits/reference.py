@@ -288,7 +288,7 @@ class SlowTransformer:
     def bias(self, h: int, offset: int, bidirectional: bool) -> float:
         if self.config.position == "alibi":
             return -slopes_slowly(self.config.n_head)[h] * abs(offset)
-        if self.config.position in ("relative", "learned_rel"):
+        if self.config.position in ("relative", "mixed"):
             return self.weights["bias.weight"][bucket_slowly(offset, bidirectional)][h]
         return 0.0
 

@@ -45,7 +45,7 @@ EDGES: dict[str, Callable[[list[int]], Edges | list[Edges]]] = {
 """Rules under which a row can be decoded, for some rows of the batch."""
 
 FACTORS = {
-    "position": ["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "learned_rel"],
+    "position": ["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "mixed"],
     "edges": list(EDGES),
     "norm": ["layernorm", "rmsnorm", "rmsnorm_1p"],
     "norm_place": ["pre", "post", "output", "sandwich"],

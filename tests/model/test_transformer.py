@@ -41,7 +41,7 @@ POSITIONS = ["none", "learned", "sinusoidal", "rotary", "relative", "alibi"]
 
 SETTINGS = pairwise(
     {
-        "position": ["none", "rotary", "relative", "alibi", "learned_rel"],
+        "position": ["none", "rotary", "relative", "alibi", "mixed"],
         "n_kv_head": [None, 2, 1],
         "norm": ["layernorm", "rmsnorm", "rmsnorm_1p"],
         "norm_place": ["pre", "post", "output", "sandwich"],

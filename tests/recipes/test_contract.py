@@ -254,6 +254,7 @@ def with_one_layer(config: Any) -> Any:
 def test_compiled_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch):
     """The same loss and gradients, and the compiled graph is really used."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()  # another recipe may have compiled the same code
     torch._dynamo.utils.counters.clear()
     recipe, config = tiny(name)
     config = with_one_layer(config)

@@ -148,6 +148,7 @@ def test_adapters_are_compared_with_the_model_below_them(base: Path, tmp_path: P
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and records[-1]["loss"] < records[0]["loss"]
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_model_begin_with_the_same_reference(tmp_path: Path):
     """It is computed before the model is cut into shards."""
     flags = ("--preset", "tiny", "--data", DATA, "--steps", 1, "--train.accumulate", 2, "--dtype", "float32")

@@ -239,6 +239,7 @@ def train(config: translation.Config) -> tuple[Translator, list[dict]]:
     return state.model.eval(), records
 
 
+@pytest.mark.slow
 def test_reversing_short_strings_is_learned(tmp_path: Path):
     """A few digits in a few seconds, on strings that were not in the training split."""
     texts = ["".join(row) for row in itertools.product("01234", repeat=4)]

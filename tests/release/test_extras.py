@@ -18,6 +18,8 @@ from anyformer.data.images.read import import_pillow
 from anyformer.data.io.file_store import FileStore
 from anyformer.data.io.hub import Reference, explain_errors
 from anyformer.data.io.parquet import open_parquet
+from anyformer.data.music.midi import read_midi
+from anyformer.data.sequences.structure import read_chains
 from anyformer.data.trajectories.environments import import_gymnasium
 from anyformer.errors import InputError
 from anyformer.evaluation.harness import run_tasks
@@ -56,6 +58,8 @@ NEEDS = {
     "compare": Need("sklearn.ensemble", lambda: train_gradient_boosting(*[ANYTHING] * 4)),
     "scores": Need("sacrebleu.metrics.bleu", lambda: metrics.score_translations([], [])),
     "sweep": Need("optuna", import_optuna),
+    "music": Need("mido", lambda: read_midi(Path("a.mid"))),
+    "proteins": Need("gemmi", lambda: read_chains(Path("a.pdb"))),
     "plot": Need("matplotlib.pyplot", import_pyplot),
 } | {name: Need(name, lambda name=name: import_tracker(name)) for name in TRACKERS}
 

@@ -38,7 +38,19 @@ def compute_gradients(recipe: Any, model: nn.Module, batch: dict[str, Tensor]) -
     return [loss.detach(), torch.rand(1), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("name", [name for name in list_recipes() if name not in ("mlp", "seq2seq", "rnnsearch")])
+# One stack and two, with and without padding, in every run of the tests; the others are slow.
+OFTEN = {"classify", "control", "language", "multimodal", "translation"}
+WITHOUT = {"mlp", "seq2seq", "rnnsearch", "generalist"}  # no blocks, or blocks of which several stacks consist
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow)
+        for name in list_recipes()
+        if name not in WITHOUT
+    ],
+)
 def test_gradients_are_the_same_bit_for_bit(name: str):
     results, calls = [], []
     for is_checkpointed in (False, True):

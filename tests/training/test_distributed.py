@@ -61,6 +61,7 @@ def test_several_processes_compute_what_one_does(size: int, shard: int):
     assert len({tokens for _, _, tokens, _ in expected}) == 3
 
 
+@pytest.mark.slow
 def test_every_recipe_deals_out_its_batches():
     """The batches of two processes, in turn, are those of one."""
     for name in recipe_loading.list_recipes():
@@ -162,7 +163,7 @@ def read_weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize(("shard", "optimizer"), [(1, "muon"), (2, "muon")])
+@pytest.mark.parametrize(("shard", "optimizer"), [(1, "muon"), pytest.param(2, "muon", marks=pytest.mark.slow)])
 def test_resumed_equals_uninterrupted(tmp_path: Path, shard: int, optimizer: str):
     """Bit for bit with four processes: DDP, left to itself, adds gradients in another order after the first step."""
     run_processes(4, lambda: train_and_save(tmp_path / "a", 4, shard, optimizer))

@@ -53,6 +53,7 @@ def test_average_of_the_last_checkpoints(text: Path, tmp_path: Path):
     assert find_checkpoint(run).name != "mean", "the average belongs to step 20"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lr", [3e-2, 1e-4], ids=["noisy", "slow"])  # noise averages out; slow steps only look back
 def test_average_is_used_only_where_it_is_better(text: Path, tmp_path: Path, lr: float):
     flags = ("--steps", 40, "--train.save-every", 4, "--train.eval-every", 4, "--train.average", 5)

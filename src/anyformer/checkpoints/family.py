@@ -128,7 +128,7 @@ def take_first(settings: Settings) -> ConfigDict:
 
 
 def load_family(model_type: Any, where: str) -> Family:
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{where}: model_type {model_type!r} is not supported; {suggest(str(model_type), FAMILIES)}")
     module, name = FAMILIES[model_type].split(".")
     return vars(importlib.import_module(f"{__package__}.{module}"))[name]()

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "learned_rel", "pairs"]
+Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "mixed", "pairs"]
 Norm = Literal["layernorm", "rmsnorm", "rmsnorm_1p"]
 NormPlace = Literal["pre", "post", "output", "sandwich"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu", "geglu_exact"]
@@ -19,7 +19,7 @@ CHOICES = {
     "init": get_args(Init),
 }
 GATED = ("swiglu", "geglu", "geglu_exact")
-LEARNED, RELATIVE = ("learned", "learned_rel"), ("relative", "learned_rel")  # positions
+LEARNED, RELATIVE = ("learned", "mixed"), ("relative", "mixed")  # positions
 ALIASES = {"rope": "rotary", "silu": "swiglu"}  # common names that no spelling distance would find
 MAX_SIZES = {
     "dim": 1 << 20,

@@ -117,7 +117,7 @@ class Task:
     """A recipe and its config, whose Transformer is shared with other tasks."""
 
     name: str
-    recipe: Recipe
+    recipe_name: str
     config: Any
     weight: float
     """Of its loss. 0: it is only evaluated."""
@@ -125,15 +125,19 @@ class Task:
     """Of a step, as a multiple of the batch."""
 
     @property
+    def recipe(self) -> Recipe:
+        return recipe_loading.load_recipe(self.recipe_name)  # a module cannot be pickled with a model
+
+    @property
     def prefix(self) -> str:
         """Of the keys of its batches."""
-        return f"{self.name}@{recipe_loading.recipe_name(self.recipe)}"
+        return f"{self.name}@{self.recipe_name}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as `parse_task` reads it."""
         fields = to_json(self.config) | {"model": {name: getattr(self.config.model, name) for name in OWN_SHAPE}}
         del fields["train"]
-        own = {"recipe": recipe_loading.recipe_name(self.recipe), "weight": self.weight, "rows": self.rows}
+        own = {"recipe": self.recipe_name, "weight": self.weight, "rows": self.rows}
         return own | fields
 
 
@@ -184,7 +188,7 @@ def parse_task(config: Config, name: str, values: Any, where: str) -> Task:
     batch = max(1, round(config.train.batch * factors["rows"]))
     fields = {"model": to_json(config.model) | shape, "train": to_json(config.train) | {"batch": batch}}
     parsed = recipe_loading.parse_config(recipe, to_json(preset) | values | fields, where)
-    return Task(name, recipe, recipe_loading.resolve_paths(parsed), **factors)
+    return Task(name, own["recipe"], recipe_loading.resolve_paths(parsed), **factors)
 
 
 # --- the model ---

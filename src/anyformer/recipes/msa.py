@@ -7,7 +7,7 @@ edges  a place reads the residues of its row, except that of its own column, and
 head   a logit for each residue and for a gap, added to what is usual in the column
 loss   cross-entropy of every residue given all others of its row; close relatives share a weight
 
-    anyformer train msa --data family.fasta --minutes 10       44 seconds of one core: of the best L pairs of dhfr .43 touch
+    anyformer train msa --data family.fasta --minutes 10       44 seconds: of the best L pairs of dhfr .43 touch
     anyformer predict RUN --out contacts.npy                   a score for each pair of columns; prints the best pairs
     anyformer eval RUN --scores                                with --structure: precision beside DCA in the same run
 
@@ -50,6 +50,7 @@ from ..recipe import (
     GraphInput,
     LensNodes,
     LensView,
+    SizeOption,
     StreamState,
     advance_stream,
     init_stream,
@@ -59,6 +60,7 @@ from ._shared.contact_figures import draw_contacts
 from ._shared.contacts import correct_average_product, measure_precision, rank_pairs, score_baselines
 from ._shared.encoder import as_list
 from ._shared.presets import TINY_TRAIN, make_modern_config
+from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines
 
 REFERENCE_ROWS = 16  # that the map of a model is computed on
@@ -109,6 +111,7 @@ TRAIN = TrainConfig(
     eval_every=200,
 )
 KINDS = {"alignment": {}}
+SIZES = (Size(64, 1, 2, 0),)  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -119,6 +122,10 @@ PRESETS = {
     # two layers, of which the second also reads the columns: twice the time a step
     "columns": Config(rows=32, model=make_alignment_config(128, 2, 16), train=replace(TRAIN, batch=1)),
 }
+
+
+def sizes(config: Config) -> Iterator[SizeOption]:
+    yield from offer_sizes(config, SIZES, steps=100)
 
 
 # --- the model ---

@@ -58,9 +58,9 @@ def read_chains(path: Path) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
     """Return the sequence, C-beta and C-alpha of each protein chain of the first model. Raises InputError."""
     if suffix(path) not in STRUCTURE_EXTENSIONS:
         raise InputError(f"{path} is no structure: expected {', '.join(STRUCTURE_EXTENSIONS)}, maybe with .gz")
+    gemmi: Any = import_optional("gemmi", "structures are read by gemmi: pip install 'anyformer[proteins]'")
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path}: {'it is too large' if path.is_file() else 'no such file'}")
-    gemmi: Any = import_optional("gemmi", "structures are read by gemmi: pip install 'anyformer[proteins]'")
     try:
         structure = gemmi.read_structure(str(path))
         structure.setup_entities()

@@ -16,7 +16,7 @@ from ...events import report_progress
 from ...model.edges import Edges
 from ...model.trace import Call, Trace, record
 from ...model.transformer import Transformer
-from ...recipe import LensNodes, LensView, SupportsLens
+from ...recipe import LensNodes, LensView, SupportsLens, SupportsTasks
 from ...training.run_directory import RunDirectory
 from .effects import check_finite_scores, count_passes, measure_ablations, measure_patches
 from .measure import describe_readings, list_summaries, measure_norms, summarize_heads
@@ -88,7 +88,7 @@ def require_lens(model: Any) -> Any:
     """The model's recipe. Raises InputError where it has no lens."""
     if isinstance(model.recipe, SupportsLens):
         return model.recipe
-    if model.task_hint:
+    if isinstance(model.recipe, SupportsTasks):
         raise InputError(f"the recipe '{model.name}' has several tasks: {model.task_hint}")
     if any(isinstance(module, Transformer) for module in model.module.modules()):
         raise InputError(f"the recipe '{model.name}' does not say what its nodes are: it needs a function `lens`")
