@@ -44,8 +44,9 @@ def run(page: Any, act: Any = None) -> dict[str, Any]:
 
 
 def read_answer(page: Any) -> dict[str, Any]:
-    page.get_by_text("As JSON").click()
     text = page.locator("details.raw pre:not(:empty)")
+    if not text.is_visible():  # what has no drawing is shown so from the start
+        page.get_by_text("As JSON").click()
     text.wait_for()
     return json.loads(text.inner_text())
 
@@ -72,6 +73,7 @@ SEEN = {  # what a person reads of a result
     "control": lambda result: ["reached of 18", "return so far"],
     "forecast": lambda result: [result["series"], "median"],
     "multimodal": lambda result: [result["state"]["label"], "load"],
+    "generalist": lambda result: [str(result["action"])],
     "spans": lambda result: [result["text"].strip()],
     "diffusion": lambda result: [result["text"].strip(), f"read it {result['passes']} times"],
     "mask_predict": lambda result: [result["text"].strip()],
@@ -401,7 +403,7 @@ def test_a_keyboard_is_enough(page: Any):
     open_model(page, "tagging")
     page.keyboard.press("Tab")
     assert page.evaluate("() => document.activeElement.textContent") == "Skip to the form"
-    page.get_by_label("Text").focus()
+    page.get_by_label("Text", exact=True).focus()
     run(page, lambda: page.keyboard.press("Control+Enter"))
     open_model(page, "classify")
     page.get_by_role("tab").first.focus()
