@@ -21,6 +21,7 @@ import re
 import tomllib
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,12 @@ def sizes(config: Config) -> Iterator[SizeOption]:
 # --- the tasks ---
 
 
+@cache
+def find_recipe(name: str) -> Recipe:
+    """Return a recipe of the package: every step asks for that of every task."""
+    return recipe_loading.load_recipe(name)
+
+
 @dataclass(frozen=True)
 class Task:
     """A recipe and its config, whose Transformer is shared with other tasks."""
@@ -126,7 +133,7 @@ class Task:
 
     @property
     def recipe(self) -> Recipe:
-        return recipe_loading.load_recipe(self.recipe_name)  # a module cannot be pickled with a model
+        return find_recipe(self.recipe_name)  # a module cannot be pickled with a model
 
     @property
     def prefix(self) -> str:
@@ -322,7 +329,7 @@ def loss_weight(batch: dict[str, Tensor]) -> Tensor:
     """Return the number of predictions of each term."""
     counts = []
     for prefix, part in split_batch(batch).items():
-        counts.append(count_predictions(recipe_loading.load_recipe(prefix.partition("@")[2]), part).reshape(-1))
+        counts.append(count_predictions(find_recipe(prefix.partition("@")[2]), part).reshape(-1))
     return torch.cat(counts)
 
 

@@ -59,14 +59,7 @@ sound = { kind = "audio", seconds = 1.0, cut = true }
 [targets]
 digit = { kind = "class" }
 """
-DIGIT_PAIRS = """\
-split = "split"
-[fields]
-image = { kind = "image", height = 28, width = 28, patch = 7 }
-sound = { kind = "audio", seconds = 1.0, cut = true }
-[targets]
-same = { kind = "class" }
-"""
+DIGIT_PAIRS = SPOKEN_DIGITS.replace("digit =", "same =")
 UNHEARD = "theo"  # the speaker of fsdd who is for validation of pairs
 
 
