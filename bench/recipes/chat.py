@@ -67,7 +67,7 @@ def ask_base(model: Any, pairs: Sequence[Pair], words: Sequence[str], batch: int
     rng, prompts = random.Random(2), []
     for i, (request, _) in enumerate(pairs):
         solved = [list(generate_instructions([word]))[i % len(TASKS)] for word in rng.sample(words, SHOTS)]
-        prompts.append("".join(f"{question} {answer}\n" for question, answer in solved) + f"{request} ")
+        prompts.append("".join(f"{question} {answer}\n" for question, answer in solved) + request)
     answers = []
     for i in range(0, len(prompts), batch):
         answer = model.generate(prompts[i : i + batch], temperature=0.0, tokens=24, stop="\n")

@@ -36,14 +36,14 @@ def write_tasks(path: Path, tasks: dict[str, dict[str, Any]]) -> Path:
 
 
 def measure(model: Any) -> dict[str, float]:
-    """Return the metric of each task of a model."""
-    results = {}
+    """Return the metric of each task of a model, of its last checkpoint over the whole validation split."""
+    result, results = json.loads((model.run_path / "result.json").read_text()), {}
     for name, task in model.tasks.items():
         if name == "pole":
             request = {"rollout": {"episodes": EPISODES, "seed": 1}}
             results[name] = task.predict(request)["results"][0]["achieved"]
         else:
-            results[name] = task.evaluate()[METRICS[name]]
+            results[name] = result[f"val_{name}_{METRICS[name]}"]
     return results
 
 

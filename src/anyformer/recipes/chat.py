@@ -99,6 +99,7 @@ class Config(DecoderConfig):
         check_range(self, "val_fraction", above=0, below=1)
 
 
+KINDS = {"conversations": {"too_long": "cut"}}
 SIZES = (Size(64, 2, 32, 0), Size(96, 4, 32, 400))  # of --minutes
 PRESETS = {
     # seconds: for tests

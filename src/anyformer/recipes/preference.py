@@ -95,6 +95,7 @@ class Config(DecoderConfig):
         check_range(self, "beta", above=0, at_most=1e6)
 
 
+KINDS = {"preferences": {"too_long": "cut"}}
 PRESETS = {
     # seconds: for tests
     "tiny": Config(model=make_model_config(32, 2, 2, 192), train=TINY_TRAIN),

@@ -36,6 +36,7 @@ CHAT_INPUTS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("instruction", "response"): ("context",),
 }  # fields of conversations -> fields that may be between them
 CHAT_KEYS = tuple(CHAT_INPUTS)
+PREFERENCE_KEYS = ("chosen", "rejected")
 MAX_CLASSES = 20  # of a number with more values, it is a measurement
 MIN_TEXT_WORDS = 8  # of a text whose class may be the point of a table of several columns
 MIN_TURN_WORDS = 3  # in the mean of a list of sentences
@@ -66,6 +67,7 @@ KINDS = {
     "tagged text": "sentences with a tag for each word",
     "pairs": "pairs of texts",
     "conversations": "conversations",
+    "preferences": "pairs of answers, of which one was preferred",
     "labeled images": "images with a class each",
     "images": "images without labels",
     "captioned images": "images with a text each",
@@ -86,6 +88,7 @@ def read_rows(rows: Rows) -> Iterator[Reading]:
     if not rows.columns or not rows.count:
         return
     for rule in (
+        read_preferences,
         read_conversations,
         read_trajectories,
         read_tagged,
@@ -101,6 +104,11 @@ def read_rows(rows: Rows) -> Iterator[Reading]:
         yield from rule(rows)
 
 
+def read_preferences(rows: Rows) -> Iterator[Reading]:
+    if rows.has_header and set(PREFERENCE_KEYS) <= {plain_name(name) for name in rows.columns}:
+        yield Reading("preferences", 0.97, f"the fields {', '.join(PREFERENCE_KEYS)}")
+
+
 def read_conversations(rows: Rows) -> Iterator[Reading]:
     names = {plain_name(name) for name in rows.columns}
     for keys in CHAT_KEYS:
@@ -110,7 +118,7 @@ def read_conversations(rows: Rows) -> Iterator[Reading]:
             return
     for name, column in rows.columns.items():
         if holds_dialogues(column.values):
-            yield Reading("conversations", 0.9, f"lists of sentences in {name}", {"text": name})
+            yield Reading("documents", 0.9, f"lists of sentences in {name}", {"text": name})
             return
 
 

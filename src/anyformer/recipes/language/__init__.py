@@ -34,7 +34,7 @@ def build(config: Config) -> LanguageModel:
 
 # the lowest loss after a minute on two cores
 SMALL = Config(documents="apart", model=make_modern_config(128, 4, 4, 128), train=MINUTE_TRAIN)
-KINDS = {kind: {"columns": "{text}"} for kind in ("text", "documents", "code", "conversations", "molecules")}
+KINDS = {kind: {"columns": "{text}"} for kind in ("text", "documents", "code", "molecules")}
 PRESETS = {
     "tiny": Config(model=make_model_config(32, 2, 2, 32), train=TINY_TRAIN),  # seconds: for tests
     "small": SMALL,
