@@ -1,7 +1,7 @@
 """Adapters on a public chat model: a small set of one's own is learned, what was there stays; time and memory of TRL.
 
     make weights
-    python -m bench.training.lora_chat --out build/lora_chat                     four minutes of CPU
+    python -m bench.training.lora_chat --out build/lora_chat                     12 minutes of CPU
     python -m bench.training.lora_chat --out build/lora_chat --trl PYTHON        and beside TRL, installed there
 
 SmolLM2-135M-Instruct learns twelve facts about a ferry that does not exist, from four wordings of each question, beside
@@ -324,9 +324,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=36)
+    parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--short", type=int, default=4, help="steps of both sides for time and memory")
-    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--trl", default="", help="a Python that has trl")
     parser.add_argument("--side", default="")
     parser.add_argument("--name", default="ours")
