@@ -418,8 +418,10 @@ class SupportsTokenCount(Protocol):
 class SupportsTranscription(Protocol):
     """Sounds are turned into text: `anyformer serve`, /v1/audio/transcriptions."""
 
-    def transcribe(self, model: Any, path: Path) -> dict[str, Any]:
-        """Return {"text", "seconds", "segments": [{"start", "end", "text"}, ...]} of a sound file."""
+    def transcribe(self, model: Any, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return {"text", "seconds", "segments": [{"start", "end", "text"}, ...]} of a sound file, of a model that
+        knows several languages also "language". `settings`: {"words": true} adds "words", a list of
+        `inference.word_times.Word`; "language" and "task" are those of the recipe's request. Raises InputError."""
 
 
 @runtime_checkable

@@ -99,5 +99,7 @@ def convert(source: Path, target: Path) -> Path:
         }
     config |= {"decoder_start_token_id": 50258, "eos_token_id": 50257, "activation_function": "gelu"}
     (target / "config.json").write_text(json.dumps(config))
+    heads = json.loads((source / "config.json").read_text())["alignment_heads"]
+    (target / "generation_config.json").write_text(json.dumps({"alignment_heads": heads}))
     (target / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     return target

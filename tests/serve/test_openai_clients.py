@@ -218,7 +218,7 @@ def test_transcripts_equal_those_of_the_model(client: Any, models: dict[str, Mod
     path.write_bytes(make_wav(3.0))
     (expected,) = models["speech"].predict(str(path))["results"]
     answers = {
-        form: client.audio.transcriptions.create(model="speech", file=path, response_format=form, language="en")
+        form: client.audio.transcriptions.create(model="speech", file=path, response_format=form)
         for form in ("json", "text", "verbose_json")
     }
     assert answers["json"].text == expected["text"] == answers["text"].rstrip("\n") == answers["verbose_json"].text
@@ -226,8 +226,33 @@ def test_transcripts_equal_those_of_the_model(client: Any, models: dict[str, Mod
     assert " ".join(filter(None, (s.text for s in segments))) == expected["text"] and len(segments) > 1
     assert segments[-1].end == answers["verbose_json"].duration == pytest.approx(3.0)
     assert all(a.end == b.start for a, b in itertools.pairwise(segments))
+    with pytest.raises(openai.BadRequestError, match="language is 'en', but this model was trained on one language"):
+        client.audio.transcriptions.create(model="speech", file=path, language="en")
+    with pytest.raises(openai.BadRequestError, match="task is 'translate', but this model was trained on one task"):
+        client.audio.translations.create(model="speech", file=path)
     with pytest.raises(openai.BadRequestError, match=r"text\.txt: cannot be read as sound"):
         client.audio.transcriptions.create(model="speech", file=("text.txt", b"no sound"))
+
+
+def test_words_have_times_and_become_subtitles(client: Any, models: dict[str, Model], tmp_path: Path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(make_wav(3.0))
+    (expected,) = models["speech"].predict({"input": str(path), "words": True})["results"]
+    create: Any = client.audio.transcriptions.create
+    options: dict[str, Any] = {"model": "speech", "file": path, "response_format": "verbose_json"}
+    answer = create(**options, timestamp_granularities=["word"])
+    assert [word.model_dump() for word in answer.words] == expected["words"]
+    assert " ".join(word["word"] for word in expected["words"]) == expected["text"] and expected["text"]
+    assert answer.segments is None
+    both = create(**options, timestamp_granularities=["word", "segment"])
+    assert (both.words, len(both.segments) > 1) == (answer.words, True)
+    for form, mark in (("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n00:00:0")):
+        text = create(**options | {"response_format": form})
+        assert text.startswith(mark) and expected["words"][0]["word"] in text
+    with pytest.raises(openai.BadRequestError, match="timestamp_granularities needs response_format: verbose_json"):
+        create(**options | {"response_format": "json"}, timestamp_granularities=["word"])
+    with pytest.raises(openai.BadRequestError, match="timestamp_granularities"):
+        create(**options, timestamp_granularities=["letter"])
 
 
 def test_what_a_model_cannot_do_is_one_clear_error(client: Any):

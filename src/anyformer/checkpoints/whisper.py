@@ -5,13 +5,19 @@ after import and dropped on export. The encoder's position is stored although it
 one, the local model stores none.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.audio.features import HOP_LENGTH, N_FFT, SAMPLE_RATE
+from ..data.io.checks import read_json
 from ..errors import InputError
+from ..inference.speech_prompt import LANGUAGE_NAME, TASKS
+from ..inference.word_times import MEDIAN_WIDTH
 from ..model.positions import SinusoidalPosition
 from .config_fields import ACTIVATIONS, LAYERNORM, ConfigFields, require_settings
 from .family import Family
@@ -24,6 +30,9 @@ PROMPTS = {
     51865: (50258, 50259, 50359, 50363),
     51866: (50258, 50259, 50360, 50364),
 }
+
+
+MAX_HEADS = 4096  # that a file may name
 
 
 SETTINGS = {"norm_place": ("pre",), "norm_eps": (1e-5,), "bias": (True,), **LAYERNORM}
@@ -62,7 +71,8 @@ class Whisper(Family):
         encoder["position"] = "sinusoidal" if is_sinusoidal(encoder, weights) else "learned"
         prompt = " ".join(map(str, read_prompt(c, vocab_size)))
         end = c.get_token_id("eos_token_id", 50257 if vocab_size > 50257 else None, vocab_size)
-        return values | {"prompt": prompt, "end": end}
+        c.require(median_filter_width=MEDIAN_WIDTH)
+        return values | {"prompt": prompt, "end": end, "alignment_heads": read_alignment_heads(c, values["decoder"])}
 
     def check_config(self, values: ConfigDict) -> None:
         super().check_config(values)
@@ -97,6 +107,10 @@ class Whisper(Family):
             "dither": 0.0,
         }
         generation = get_token_ids(values) | {"max_length": values["decoder"]["context"], "return_timestamps": False}
+        generation |= list_special_tokens(values, json.loads(files.get("tokenizer.json", "{}")))
+        if values["alignment_heads"]:
+            heads = (word.split(":") for word in values["alignment_heads"].split())
+            generation["alignment_heads"] = [[int(layer), int(head)] for layer, head in heads]
         return {"preprocessor_config.json": features, "generation_config.json": generation}
 
     def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
@@ -147,6 +161,38 @@ def read_prompt(c: ConfigFields, vocab_size: int) -> list[int]:
     if not all(type(token) is int and 0 <= token < vocab_size for token in ids.values()):
         raise InputError(f"{c.where}: forced_decoder_ids is {pairs!r}; ids must be from 0 to {vocab_size - 1}")
     return [start, *(ids[position] for position in sorted(ids))]
+
+
+def read_alignment_heads(c: ConfigFields, decoder: ConfigDict) -> str:
+    """Return the heads by which words are timed, as "3:1 4:2": generation_config.json names them."""
+    path = Path(c.where).with_name("generation_config.json")
+    heads = (read_json(path) if path.is_file() else {}).get("alignment_heads")
+    if heads is None:
+        return ""
+    sizes = decoder["n_layer"], decoder["n_head"]
+    if not isinstance(heads, list) or len(heads) > MAX_HEADS or not all(is_head(pair, sizes) for pair in heads):
+        expected = f"pairs of a layer below {sizes[0]} and a head below {sizes[1]}"
+        raise InputError(f"{path}: alignment_heads is {str(heads)[:80]}; it must be {expected}")
+    return " ".join(f"{layer}:{head}" for layer, head in heads)
+
+
+def is_head(pair: Any, sizes: tuple[int, int]) -> bool:
+    is_pair = isinstance(pair, list) and len(pair) == 2
+    return is_pair and all(type(n) is int and 0 <= n < size for n, size in zip(pair, sizes))
+
+
+def list_special_tokens(values: ConfigDict, tokenizer: ConfigDict) -> ConfigDict:
+    """Return what transformers needs for its settings of language and task, of a vocabulary that has these tokens."""
+    ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+    prompt = set(map(int, values["prompt"].split()))
+    languages = {name: token for name, token in ids.items() if LANGUAGE_NAME.fullmatch(name)}
+    tasks = {name: ids[f"<|{name}|>"] for name in TASKS if f"<|{name}|>" in ids}
+    fields: ConfigDict = {}
+    if "<|notimestamps|>" in ids:
+        fields = {"no_timestamps_token_id": ids["<|notimestamps|>"], "is_multilingual": False}
+    if prompt & set(languages.values()) and prompt & set(tasks.values()):
+        fields |= {"is_multilingual": True, "lang_to_id": languages, "task_to_id": tasks}
+    return fields
 
 
 def get_token_ids(values: ConfigDict) -> ConfigDict:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from ..data.io.checks import parse_json
 from ..errors import InputError
+from ..inference.subtitles import find_subtitle_format, format_subtitles
 from ..parsing import check_range
-from ..recipe import SupportsArray
+from ..recipe import SupportsArray, SupportsTranscription
 from ..training.config import MAX_BATCH
 from .flags import (
     HELP,
@@ -39,6 +40,11 @@ class Command:
 
         anyformer predict RUN --file new.csv --out scored.csv
 
+    With --out FILE.srt or FILE.vtt, the words of a sound are written as
+    subtitles:
+
+        anyformer predict RUN talk.wav --out talk.srt
+
     With --out FILE.npy, the array that a model as a whole stands for is written,
     such as the map of an alignment's columns.
 
@@ -54,7 +60,7 @@ class Command:
     data."""
     out: Path | None = None
     """A .csv, .tsv or .jsonl file to write the rows of --file to, with their predictions; jsonl holds the full
-    answers. A .npy file is for an array."""
+    answers. A .srt or .vtt file is for the subtitles of a sound, a .npy file for an array."""
     batch: int = 64
     """With --out: inputs that are answered together."""
     skip_broken: bool = False
@@ -114,6 +120,8 @@ def read_setting(text: str) -> Any:
 def answer(options: Command, request: dict[str, Any]) -> None:
     if options.out is not None and options.out.suffix.lower() == ".npy":
         return write_array(options, options.out, request)
+    if options.out is not None and find_subtitle_format(options.out) is not None:
+        return write_subtitles(options, options.out, request)
     if options.out is not None:
         return write_file(options, options.out, request)
     with TemporaryDirectory() as folder:
@@ -137,6 +145,31 @@ def load_model(options: Command) -> Any:
     from .. import api
 
     return api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+
+
+def write_subtitles(options: Command, out: Path, request: dict[str, Any]) -> None:
+    """Write the transcript of one sound as subtitles."""
+    from ..recipe_loading import recipes_with
+    from ..training.run_directory import report_write_errors
+
+    if options.file is not None or len(options.input) != 1:
+        raise InputError(f"--out {out.name} is for the subtitles of one sound: name its file, and no --file")
+    if not out.parent.is_dir():
+        raise InputError(f"cannot write {out}: there is no folder {out.parent}")
+    with show_progress(), TemporaryDirectory() as folder:
+        (path,) = read_inputs(options.input, None, Path(folder) / "stdin")
+        model = load_model(options)
+        if not isinstance(model.recipe, SupportsTranscription):
+            names = recipes_with(SupportsTranscription)
+            raise InputError(f"{options.run} is a run of '{model.name}', not of {names}: it transcribes no sounds")
+        result = model.recipe.transcribe(model.module, Path(path).expanduser(), request | {"words": True})
+    with report_write_errors(str(out)):
+        out.write_text(format_subtitles(result["words"], find_subtitle_format(out) or ""), encoding="utf-8")
+    facts = {"seconds": result["seconds"], "words": len(result["words"])}
+    if options.json:
+        print(json.dumps({"run": str(options.run), "out": str(out), **facts}))
+        return
+    print_status(f"{out}: {facts['words']:,} words in {facts['seconds']:g} s of sound")
 
 
 def write_array(options: Command, out: Path, request: dict[str, Any]) -> None:

@@ -38,11 +38,10 @@ from ..data.tokenizers.build import build_tokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
 from ..forms import Form, Task
-from ..inference.decode import generate
-from ..inference.sampling import SamplingParams
+from ..inference.transcription import TranscriptSettings, encode_sounds, transcribe_sounds, write_texts
 from ..inference.transcription import transcribe_file as transcribe  # noqa: F401
-from ..inference.transcription import transcribe_sounds
 from ..inference.translation import select_sharpest_layer
+from ..inference.word_times import read_alignment_heads
 from ..metrics import error_rates
 from ..model import EncoderDecoder, FrameEmbedding, LMHead, TokenEmbedding, TransformerConfig, initialize
 from ..model.edges import Edges, full, within
@@ -101,6 +100,8 @@ class Config(VocabularyConfig):
     """Ids that each text begins with, as "50258 50259 50359 50363". Empty: the tokenizer's end of a text."""
     end: int | None = None
     """The id that ends a text. None: the tokenizer's."""
+    alignment_heads: str = ""
+    """Layer and head of cross-attention that time words, as "3:1 4:2". Empty: all of the upper half of the layers."""
     mels: int = 80
     """Bands of the mel spectrogram."""
     pad_to_context: bool = False
@@ -188,24 +189,15 @@ class SpeechTransformer(EncoderDecoder):
         super().__init__(FrameEmbedding(config.mels, config.encoder), config.encoder, target, config.decoder, head)
         self.config, self.tokenizer, self.files = config, tokenizer, {"tokenizer.json": tokenizer.to_json()}
         self.prompt, self.end = prompt_and_end(config, tokenizer)
+        self.alignment_heads = read_alignment_heads(config.alignment_heads, config.decoder)
 
     def sound_edges(self, lengths: Tensor) -> Edges:
         """Return which nodes of the sound may be read: not the padding, unless it is part of the input. lengths (B,)"""
         return full if self.config.pad_to_context else within(lengths)
 
-    @torch.inference_mode()
     def transcribe(self, mel: Tensor, lengths: Tensor) -> list[list[int]]:
         """Return the ids of each text without its end, decoded greedily: mel (B, M, T), nodes of each sound (B,)"""
-        edges = self.sound_edges(lengths)
-        steps = generate(
-            self.condition(self.encode(mel, edges), edges),
-            [self.prompt] * len(mel),
-            tokens=self.config.decoder.context - len(self.prompt) + 1,  # the last token need not be read
-            sampling=SamplingParams(temperature=0),
-            seeds=[0] * len(mel),
-            stop=lambda row, token: token == self.end,
-        )
-        return [[i for i in row if i not in (None, self.end)] for row in zip(*steps)]
+        return write_texts(self, *encode_sounds(self, mel, lengths), [self.prompt] * len(mel))
 
     def decode_text(self, ids: list[int]) -> str:
         return self.tokenizer.decode([i for i in ids if i not in (IGNORE_INDEX, self.end)])
@@ -436,7 +428,7 @@ def examples(config: Config) -> Examples:
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(TranscriptSettings):
     """Sounds to transcribe."""
 
     input: str | Path | list[str | Path] | None = None
@@ -446,15 +438,17 @@ class Request:
 def predict(model: SpeechTransformer, request: dict[str, Any]) -> dict[str, Any]:
     """Transcribe sound files: {"input": "a.wav"}, or several. Long ones are split into windows at pauses.
 
-    Returns {"results": [{"input", "text", "seconds"}, ...]}.
+    Returns {"results": [{"input", "text", "seconds"}, ...]}, of a model that knows several languages also "language",
+    and with {"words": true} [{"word", "start", "end"}, ...] with times in seconds.
     """
-    paths = parse_dataclass(Request, request, "request").input
+    settings = parse_dataclass(Request, request, "request")
+    paths = settings.input
     if paths is None:
         sound, text = join_clips(load_tones(), np.array([3, 1, 4]), np.random.Philox(key=0))
-        return {"results": transcribe_sounds(model, [f"tones: {text}"], iter([iter([sound])]))}
+        return {"results": transcribe_sounds(model, [f"tones: {text}"], iter([iter([sound])]), settings)}
     paths = paths if isinstance(paths, list) else [paths]
     sounds = (read_blocks(Path(path).expanduser()) for path in paths)
-    return {"results": transcribe_sounds(model, list(map(str, paths)), sounds)}
+    return {"results": transcribe_sounds(model, list(map(str, paths)), sounds, settings)}
 
 
 def file_input(model: SpeechTransformer, config: Config) -> FileInput:

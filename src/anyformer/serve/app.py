@@ -18,6 +18,7 @@ from starlette.routing import Route, Router
 
 from ..errors import InputError
 from ..inference.completion import CompletionRequest, parse_request
+from ..inference.subtitles import FORMATS, format_subtitles
 from ..recipe import SupportsEmbedding, SupportsLens, SupportsPrompts, SupportsTokenCount, SupportsTranscription
 from .completions import ChatFormat, CompletionAnswer, Format, TextFormat
 from .errors import ApiError, refuse_input
@@ -56,6 +57,7 @@ def build_app(models: ModelSet, options: ServerOptions) -> Gate:
     routes += [("GET", "/v1/models", service.list_models), ("GET", "/v1/models/{name:path}", service.show_model)]
     routes += [("POST", "/v1/completions", service.complete), ("POST", "/v1/chat/completions", service.chat)]
     routes += [("POST", "/v1/embeddings", service.embed), ("POST", "/v1/audio/transcriptions", service.transcribe)]
+    routes += [("POST", "/v1/audio/translations", service.translate_speech)]
     routes += [("GET", "/v1/describe", service.describe), ("POST", "/v1/predict", service.predict)]
     routes += [("POST", "/v1/lens", service.look_inside), ("GET", "/page/lens/{name}", service.show_lens)]
     routes += [("GET", "/", show_page), ("GET", "/page/{name}", show_page)]
@@ -200,21 +202,27 @@ class Service:
     # --- sounds ---
 
     async def transcribe(self, request: Request) -> Response:
+        return await self.answer_sound(request, "transcribe")
+
+    async def translate_speech(self, request: Request) -> Response:
+        return await self.answer_sound(request, "translate")
+
+    async def answer_sound(self, request: Request, task: str) -> Response:
         with TemporaryDirectory(prefix="anyformer-", ignore_cleanup_errors=True) as name:
             folder = Path(name).resolve()
             fields, paths = await read_body(request, folder)
             if len(paths) != 1:
                 message = "expected a form (multipart/form-data) with one part 'file', the sound"
                 raise ApiError(400, message, "missing_file", "file")
-            fields = {name: value for name, value in fields.items() if not name.startswith("timestamp_granularities")}
             body = parse_body(TranscriptionBody, {k: v for k, v in fields.items() if k != "input"})
             model = self.find(request, body.model)
             recipe, module = model.model.recipe, model.model.module
             if not isinstance(recipe, SupportsTranscription):
                 raise ApiError(400, f"the model '{model.name}' ({model.model.name}) transcribes no sounds", "no_sounds")
-            work = model.call(lambda: recipe.transcribe(module, paths[0]), folder)
+            settings = body.settings(task)
+            work = model.call(lambda: recipe.transcribe(module, paths[0], settings), folder)
             result = await await_unless_gone(request.receive, work)
-        return format_transcript(result, body)
+        return format_transcript(result, body, task)
 
     # --- every recipe ---
 
@@ -326,14 +334,20 @@ def format_vector(vector: list[float], encoding: str) -> Any:
     return vector if encoding == "float" else base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
 
 
-def format_transcript(result: dict[str, Any], body: TranscriptionBody) -> Response:
+def format_transcript(result: dict[str, Any], body: TranscriptionBody, task: str) -> Response:
     if body.response_format == "text":
         return PlainTextResponse(result["text"] + "\n")
+    if body.response_format in FORMATS:
+        return PlainTextResponse(format_subtitles(result["words"], body.response_format))
     if body.response_format == "json":
         return Json({"text": result["text"], "usage": {"type": "duration", "seconds": math.ceil(result["seconds"])}})
-    segments = [{"id": i, **segment} for i, segment in enumerate(result["segments"])]
-    facts = {"task": "transcribe", "language": body.language or "unknown", "duration": result["seconds"]}
-    return Json(facts | {"text": result["text"], "segments": segments})
+    language = result.get("language") or body.language or "unknown"
+    facts = {"task": task, "language": language, "duration": result["seconds"], "text": result["text"]}
+    if "segment" in body.timestamp_granularities:
+        facts["segments"] = [{"id": i, **segment} for i, segment in enumerate(result["segments"])]
+    if "word" in body.timestamp_granularities:
+        facts["words"] = [word.to_json() for word in result["words"]]
+    return Json(facts)
 
 
 def format_lens(page: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

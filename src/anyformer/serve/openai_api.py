@@ -217,11 +217,14 @@ class EmbeddingBody:
 
 @dataclass(frozen=True, kw_only=True)
 class TranscriptionBody:
-    """POST /v1/audio/transcriptions, besides its file. A model knows one language, whatever is named."""
+    """POST /v1/audio/transcriptions and /v1/audio/translations, besides the file."""
 
     model: str = ""
     language: str = ""
-    response_format: Literal["json", "text", "verbose_json"] = "json"
+    """Its code, or auto to detect it; empty: that of the model."""
+    response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
+    timestamp_granularities: Sequence[Literal["word", "segment"]] = ("segment",)
+    """What verbose_json lists."""
     temperature: float = 0.0
     prompt: str = ""
     stream: bool = False
@@ -231,6 +234,18 @@ class TranscriptionBody:
         for name, value in (("temperature", 0.0), ("prompt", ""), ("stream", False)):
             if getattr(self, name) != value:
                 raise InputError(f"{name} is not supported: a sound has one transcript, its likeliest")
+        if "word" in self.timestamp_granularities and self.response_format != "verbose_json":
+            raise InputError("timestamp_granularities needs response_format: verbose_json")
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """Return the fields of a recipe's request for these. `task`: of the route."""
+        values: dict[str, Any] = {"words": self.needs_words}
+        values |= {"language": self.language} if self.language else {}
+        return values | ({"task": task} if task == "translate" else {})
+
+    @property
+    def needs_words(self) -> bool:
+        return "word" in self.timestamp_granularities or self.response_format in ("srt", "vtt")
 
 
 def read_response_format(value: Any) -> dict[str, Any] | None:

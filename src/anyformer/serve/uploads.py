@@ -42,7 +42,8 @@ async def read_json_body(request: Request) -> dict[str, Any]:
 async def read_body(request: Request, folder: Path) -> tuple[dict[str, Any], list[Path]]:
     """Return the fields of a body, of JSON or of a form, and the files of a form, stored in `folder`.
 
-    A part of a form without a file is JSON if it reads as such, else a text. A part `request` holds further fields.
+    A part of a form without a file is JSON if it reads as such, else a text; parts `NAME[]` are the items of a list. A
+    part `request` holds further fields.
     Files of the parts `file` and `input` are the input; one of the part `input.NAME` is the field NAME of a row, and
     those of the part `beside` are only stored, for a table that names them.
     """
@@ -56,6 +57,8 @@ async def read_body(request: Request, folder: Path) -> tuple[dict[str, Any], lis
                 uploads.append((name, await store_upload(part, folder)))
             elif name == "request":
                 fields |= parse_json(part, "the part 'request'")
+            elif name.endswith("[]"):
+                fields.setdefault(name[:-2], []).append(parse_field(part))
             else:
                 fields[name] = parse_field(part)
     for name, path in uploads:

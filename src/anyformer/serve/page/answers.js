@@ -218,9 +218,14 @@ function drawTranscript(result) {
   return h(
     "div",
     {},
-    h("p", { class: "text" }, result.text || "—"),
+    h("p", { class: "text" }, ...(result.words ? drawTimedWords(result.words) : [result.text || "—"])),
     h("p", { class: "quiet" }, `${format(result.seconds)} seconds of sound`),
   );
+}
+
+function drawTimedWords(words) {
+  const time = (seconds) => seconds.toFixed(2);
+  return words.map(({ word, start, end }) => h("span", { title: `${time(start)} to ${time(end)} seconds` }, `${word} `));
 }
 
 function drawSimilarity(answer, texts) {
