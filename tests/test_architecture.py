@@ -182,6 +182,8 @@ def collect_values(config: object) -> dict[str, set]:
 PUBLIC = {f"model.config.{name}" for name in ("embedding_scale", "rotary_cycle", "softcap", "qk_norm_joint")}
 PUBLIC |= {f"recipes._shared.encoder.{name}" for name in ("first_norm", "window", "global_every", "embed_pool")}
 PUBLIC |= {"recipes._shared.language.logit_softcap", "recipes._shared.text.family", "recipes.speech.alignment_heads"}
+PUBLIC |= {"recipes.vision.extra_tokens"}
+PUBLIC |= {f"recipes._shared.pairs.{name}" for name in ("embedding_norm", "logit_bias", "source_start")}
 
 
 def test_every_setting_is_used_by_some_preset():

@@ -169,7 +169,9 @@ def test_there_is_little_padding():
     encoded = random_pairs(2000)
     real = cost = 0
     for step in range(50):
-        batch = pair_batches.collate(encoded, pair_batches.sample_indices(encoded, 2000, 0, step), 1, 2, 2)
+        batch = pair_batches.collate(
+            encoded, pair_batches.sample_indices(encoded, 2000, 0, step), 1, 2, lambda ids: [*ids, 2]
+        )
         cost += len(batch["source"]) * max(batch["source"].shape[1], batch["target"].shape[1])
         real += int(np.maximum(batch["lengths"], (batch["labels"] != IGNORE_INDEX).sum(1)).sum())
     assert real / cost > 0.95
@@ -178,7 +180,7 @@ def test_there_is_little_padding():
 def test_a_batch_has_start_and_end_tokens():
     rows = [np.array([5, 6, 7], np.uint16), np.array([8], np.uint16)]
     encoded = pair_batches.EncodedPairs(rows, rows[::-1])
-    batch = pair_batches.collate(encoded, np.array([0, 1]), 1, 2, 2)
+    batch = pair_batches.collate(encoded, np.array([0, 1]), 1, 2, lambda ids: [*ids, 2])
     assert batch["source"].tolist() == [[5, 6, 7, 2], [8, 2, 0, 0]] and batch["lengths"].tolist() == [4, 2]
     assert batch["target"].tolist() == [[1, 8, 0, 0], [1, 5, 6, 7]]
     assert batch["labels"].tolist() == [[8, 2, IGNORE_INDEX, IGNORE_INDEX], [5, 6, 7, 2]]

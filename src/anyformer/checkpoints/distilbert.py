@@ -27,8 +27,8 @@ MAPS = {
 
 class DistilBERT(BERT):
     model_type, architecture = "distilbert", "DistilBertForMaskedLM"
-    stacks = {"model": (FIELDS, SETTINGS | {"norm_eps": (1e-12,)})}  # noqa: RUF012
-    fields = {"vocab_size": ("padded_vocab", 30522), "tie_word_embeddings": ("tied", True)}  # noqa: RUF012
+    stacks = {"model": (FIELDS, SETTINGS | {"norm_eps": (1e-12,)})}
+    fields = {"vocab_size": ("padded_vocab", 30522), "tie_word_embeddings": ("tied", True)}
     settings = MASKED_SETTINGS | {"token_types": (0,)}
     prefix, ignored = "distilbert.", ("embeddings.position_ids",)
     head = ("vocab_transform", "vocab_layer_norm", "vocab_projector")

@@ -5,7 +5,7 @@ A family maps tensor names and config fields between the public format and a rec
 
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -35,7 +35,10 @@ FAMILIES = {
     "mpnet": "mpnet.MPNet",
     "modernbert": "modernbert.ModernBERT",
     "t5": "t5.T5",
+    "bart": "bart.BART",
+    "marian": "bart.Marian",
     "vit": "vit.ViT",
+    "deit": "deit.DeiT",
     "whisper": "whisper.Whisper",
     "decision_transformer": "decision_transformer.DecisionTransformer",
 }
@@ -66,14 +69,14 @@ class Family:
         embedding: the tensor that has a row for each token; None: the family has no vocabulary.
     """
 
-    model_type: str
-    recipes: tuple[str, ...]
-    architecture: str
-    stacks: Mapping[str, tuple[FieldTable, Settings]]
-    fields: FieldTable
-    settings: Settings
-    embedding: str | None
-    own: tuple[str, ...] = ()
+    model_type: ClassVar[str]
+    recipes: ClassVar[tuple[str, ...]]
+    architecture: ClassVar[str]
+    stacks: ClassVar[Mapping[str, tuple[FieldTable, Settings]]]
+    fields: ClassVar[FieldTable]
+    settings: ClassVar[Settings]
+    embedding: ClassVar[str | None]
+    own: ClassVar[tuple[str, ...]] = ()
 
     def normalize_name(self, name: str) -> str | None:
         """Return one name for all spellings of a tensor in public files; None for a tensor to ignore."""

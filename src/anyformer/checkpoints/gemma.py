@@ -35,11 +35,11 @@ LOCAL_BASE, GLOBAL_BASE = 10_000.0, 1_000_000.0  # of Gemma 3
 
 class Gemma2(llama.Llama):
     model_type, architecture = "gemma2", "Gemma2ForCausalLM"
-    stacks = {"model": (FIELDS, SETTINGS | {"qk_norm": (False,)})}  # noqa: RUF012
+    stacks = {"model": (FIELDS, SETTINGS | {"qk_norm": (False,)})}
     fields = llama.VOCABULARY | {"tie_word_embeddings": ("tied", True)}
     settings, biases = {"sinks": (0,)}, ()
-    own: tuple[str, ...] = ("rope_scaling", "embedding_scale", "softcap", "logit_softcap")
-    norms = {  # noqa: RUF012
+    own = ("rope_scaling", "embedding_scale", "softcap", "logit_softcap")
+    norms = {
         "attn_norm": "input_layernorm",
         "attn_output_norm": "post_attention_layernorm",
         "mlp_norm": "pre_feedforward_layernorm",
@@ -89,7 +89,7 @@ class Gemma2(llama.Llama):
 
 class Gemma3(Gemma2):
     model_type, architecture = "gemma3_text", "Gemma3ForCausalLM"
-    stacks = {"model": (FIELDS | {"max_position_embeddings": ("context", 131072)}, SETTINGS | {"qk_norm": (True,)})}  # noqa: RUF012
+    stacks = {"model": (FIELDS | {"max_position_embeddings": ("context", 131072)}, SETTINGS | {"qk_norm": (True,)})}
     own = (*Gemma2.own, "rotary_cycle")
     caps = dict.fromkeys(CAPS)
     default_period, period_fields = 6, ("sliding_window_pattern", "_sliding_window_pattern")

@@ -64,7 +64,7 @@ class PublicCheckpoint:
         self.config, self.weights = config, family.wrap_weights(weights)
         fields = ConfigFields(config, where)
         self.values: ConfigDict = {"data": "", "train": FINETUNING_DEFAULTS}
-        self.values |= family.read_config(fields, weights)
+        self.values |= family.read_config(fields, self.weights)
         fields.reject_unread()
         longest = max((n for shape in weights.shapes.values() for n in shape), default=0)
         if (vocab_size := self.values.get("padded_vocab")) is not None:

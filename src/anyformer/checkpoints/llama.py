@@ -51,8 +51,8 @@ class Llama(Family):
     model_type, recipes, architecture = "llama", ("language", "chat", "preference", "grpo"), "LlamaForCausalLM"
     stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
     settings, embedding = {"window": (None,)}, "nodes.token.weight"
-    own: tuple[str, ...] = ("rope_scaling",)
-    norms = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}  # noqa: RUF012
+    own = ("rope_scaling",)
+    norms = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     biases: tuple[str, ...] = ("attention", "mlp")
 
     def normalize_name(self, name: str) -> str | None:

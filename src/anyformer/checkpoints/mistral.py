@@ -15,7 +15,7 @@ DEFAULT_WINDOW = 4096  # of a config.json that does not mention it; null is no w
 
 class Mistral(llama.Llama):
     model_type, architecture = "mistral", "MistralForCausalLM"
-    stacks = {"model": (FIELDS, llama.SETTINGS | {"bias": (False,)})}  # noqa: RUF012
+    stacks = {"model": (FIELDS, llama.SETTINGS | {"bias": (False,)})}
     settings, biases = {"sinks": (0,)}, ()
     default_window: int | None = DEFAULT_WINDOW
 

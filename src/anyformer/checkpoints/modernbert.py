@@ -51,7 +51,7 @@ HEAD_BIAS = "head.dense.bias"
 class ModernBERT(Family):
     model_type, recipes, architecture = "modernbert", ("masked",), "ModernBertForMaskedLM"
     stacks, fields = {"model": (FIELDS, SETTINGS)}, VOCABULARY
-    settings = {"embedding_norm": (True,), "first_norm": (False,), "token_types": (0,)}  # noqa: RUF012
+    settings = {"embedding_norm": (True,), "first_norm": (False,), "token_types": (0,)}
     own, embedding = ("rotary_cycle",), "nodes.token.weight"
 
     def normalize_name(self, name: str) -> str | None:

@@ -14,8 +14,8 @@ N_BUCKETS = "relative_attention_num_buckets"
 
 class MPNet(RoBERTa):
     model_type, architecture = "mpnet", "MPNetForMaskedLM"
-    stacks = {"model": (FIELDS, SETTINGS | {"position": ("mixed",)})}  # noqa: RUF012
-    fields = {"vocab_size": ("padded_vocab", 30527), "tie_word_embeddings": ("tied", True)}  # noqa: RUF012
+    stacks = {"model": (FIELDS, SETTINGS | {"position": ("mixed",)})}
+    fields = {"vocab_size": ("padded_vocab", 30527), "tie_word_embeddings": ("tied", True)}
     settings, prefix = MASKED_SETTINGS | {"token_types": (0,)}, "mpnet."
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:

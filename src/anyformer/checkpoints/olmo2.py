@@ -9,7 +9,7 @@ SETTINGS = llama.SETTINGS | {"norm_place": ("output",), "qk_norm": (True,), "qk_
 class OLMo2(llama.Llama):
     model_type, architecture = "olmo2", "Olmo2ForCausalLM"
     stacks, biases = {"model": (FIELDS, SETTINGS)}, ("attention",)
-    norms = {  # noqa: RUF012
+    norms = {
         "attn_output_norm": "post_attention_layernorm",
         "mlp_output_norm": "post_feedforward_layernorm",
     }

@@ -24,7 +24,7 @@ QKV = {name: llama.ATTENTION[name] for name in ("attn.query", "attn.key", "attn.
 class LocalLlama(llama.Llama):
     """Base class: Llama with local layers."""
 
-    settings = {"sinks": (0,)}  # noqa: RUF012
+    settings = {"sinks": (0,)}
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         values = super().read_config(c, weights)

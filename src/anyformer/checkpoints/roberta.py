@@ -21,7 +21,7 @@ HEAD = ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"
 
 class RoBERTa(BERT):
     model_type, architecture = "roberta", "RobertaForMaskedLM"
-    stacks = {"model": (FIELDS, SETTINGS)}  # noqa: RUF012
+    stacks = {"model": (FIELDS, SETTINGS)}
     fields = VOCABULARY | {"vocab_size": ("padded_vocab", 50265)}
     prefix, ignored, head = "roberta.", ("pooler.", "embeddings.position_ids"), HEAD
 

@@ -12,7 +12,7 @@ DEFAULT_BASE, DEFAULT_PERIOD = 2_000_000.0, 4
 
 class SmolLM3(llama.Llama):
     model_type, architecture = "smollm3", "SmolLM3ForCausalLM"
-    stacks = {"model": (FIELDS, llama.SETTINGS)}  # noqa: RUF012
+    stacks = {"model": (FIELDS, llama.SETTINGS)}
     fields = llama.VOCABULARY | {"tie_word_embeddings": ("tied", True)}
     own = ("rope_scaling", "rotary_cycle")
 

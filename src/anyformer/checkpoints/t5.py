@@ -41,7 +41,13 @@ STACKS = {
     "decoder": ({"num_decoder_layers": ("n_layer", None), **FIELDS}, SETTINGS),
 }
 VOCABULARY = {"vocab_size": ("padded_vocab", 32128), "tie_word_embeddings": ("tied", True)}
-TRANSLATOR_SETTINGS = {"shared": (True,), "copy": (False,)}
+TRANSLATOR_SETTINGS = {
+    "shared": (True,),
+    "copy": (False,),
+    "embedding_norm": (False,),
+    "logit_bias": (False,),
+    "source_start": (None,),
+}
 EQUAL_IN_BOTH_STACKS = ("dim", "n_head", "head_dim", "mlp_dim", "norm_eps", "activation", "dropout")
 MAX_CONTEXT = 4096  # nodes; relative positions set no limit, but the memory of generation does
 BUCKETS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}

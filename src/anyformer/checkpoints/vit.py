@@ -37,16 +37,25 @@ MAX_CLASSES, MAX_IMAGE_SIZE = 1 << 20, 1 << 14
 
 
 class ViT(Family):
+    """Base class of the families that have ViT's shape.
+
+    Attributes:
+        prefix: of the tensors, but those of `heads`.
+        class_nodes: nodes in front of the patches.
+    """
+
     model_type, recipes, architecture = "vit", ("vision",), "ViTForImageClassification"
     stacks, fields = {"model": (ENCODER_FIELDS, SETTINGS)}, {"num_channels": ("channels", 3, {1: 1, 3: 3})}
-    settings, embedding = {"pool": ("first",), "local_layers": (0,)}, None
+    settings, embedding = {"pool": ("first",), "local_layers": (0,), "extra_tokens": (0,)}, None
+    prefix, class_nodes = "vit.", 1
+    heads: tuple[str, ...] = ("classifier.",)
 
     def normalize_name(self, name: str) -> str | None:
-        """Add the prefix `vit.`; the pooler is ignored."""
-        bare = name.removeprefix("vit.")
+        """Add the prefix; the pooler is ignored."""
+        bare = name.removeprefix(self.prefix)
         if bare.startswith("pooler."):
             return None
-        return bare if bare.startswith("classifier.") else f"vit.{bare}"
+        return bare if bare.startswith(self.heads) else f"{self.prefix}{bare}"
 
     def read_config(self, c: ConfigFields, weights: WeightSource) -> ConfigDict:
         c.get("encoder_stride", None)  # of a head for masked images, which is not read
@@ -57,8 +66,8 @@ class ViT(Family):
                 f"{c.where}: patches of {patch[0]} x {patch[1]} on {height} x {width}; they must be squares that fit"
             )
         values = super().read_config(c, weights)
-        values["model"]["context"] = 1 + (height // patch[0]) * (width // patch[0])
-        values["model"]["bias"] = has_biases(weights, "vit.encoder.", "vit.layernorm.")
+        values["model"]["context"] = self.class_nodes + (height // patch[0]) * (width // patch[0])
+        values["model"]["bias"] = has_biases(weights, f"{self.prefix}encoder.", f"{self.prefix}layernorm.")
         return values | {
             "height": height,
             "width": width,
@@ -93,7 +102,7 @@ class ViT(Family):
         return {"config.json": labels | {"label2id": {name: i for i, name in enumerate(names)}}, PROCESSOR: processor}
 
     def build_tensor_map(self, values: ConfigDict, config: ConfigDict) -> TensorMap:
-        local, public = "body.blocks.{i}.", "vit.encoder.layer.{i}."
+        local, public = "body.blocks.{i}.", f"{self.prefix}encoder.layer.{{i}}."
         attention = map_affine if config.get("qkv_bias", True) else map_weight
         block = [
             *map_affine(ENCODER_MAPS | NORMS, local, public),
@@ -101,12 +110,16 @@ class ViT(Family):
         ]
         outer = {"nodes.project": "embeddings.patch_embeddings.projection", "body.norm": "layernorm"}
         return [
-            map_tensor("nodes.cls_token", "vit.embeddings.cls_token"),
-            map_tensor("nodes.position.weight", "vit.embeddings.position_embeddings", leading_axis=True),
-            *map_affine(outer, public="vit."),
+            map_tensor("nodes.cls_token", f"{self.prefix}embeddings.cls_token"),
+            map_tensor("nodes.position.weight", f"{self.prefix}embeddings.position_embeddings", leading_axis=True),
+            *map_affine(outer, public=self.prefix),
             *map_layers(values["model"]["n_layer"], block),
-            *map_affine({"head.project": "classifier"}, optional=True),
+            *self.map_outer(values),
         ]
+
+    def map_outer(self, values: ConfigDict) -> TensorMap:
+        """Map what is neither patches nor blocks: heads, and further nodes."""
+        return map_affine({"head.project": "classifier"}, optional=True)
 
 
 def read_size(c: ConfigFields, name: str, default: int) -> tuple[int, int]:

@@ -52,11 +52,11 @@ FIELDS = {
 
 class Whisper(Family):
     model_type, recipes, architecture = "whisper", ("speech",), "WhisperForConditionalGeneration"
-    stacks = {  # noqa: RUF012
+    stacks = {
         "encoder": (FIELDS["encoder"], {"position": ("sinusoidal", "learned"), **SETTINGS}),
         "decoder": (FIELDS["decoder"], {"position": ("learned",), **SETTINGS}),
     }
-    fields = {"vocab_size": ("padded_vocab", 51865), "num_mel_bins": ("mels", 80)}  # noqa: RUF012
+    fields = {"vocab_size": ("padded_vocab", 51865), "num_mel_bins": ("mels", 80)}
     settings, embedding = {"pad_to_context": (True,)}, "target.token.weight"
 
     def normalize_name(self, name: str) -> str | None:

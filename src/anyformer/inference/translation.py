@@ -70,13 +70,14 @@ def translate(model: Any, request: TranslationRequest) -> list[dict[str, Any]]:
     Returns for each text {"input", "text", "score", "finish_reason"}; also "candidates", best first, where `n_best` >
     1, "cut", the number of tokens that a source was cut by, and "alignment" where it is asked for (`align_tokens`).
     """
-    tokenizers, max_source = model.pair_tokenizer, model.encoder.config.context - 1
+    tokenizers = model.pair_tokenizer
+    max_source = model.encoder.config.context - tokenizers.n_source_marks
     rows = [tokenizers.source.encode(text).tolist() for text in request.texts]
     for text, row in zip(request.texts, rows):
         if len(row) > max_source and not request.cut:
             about = f"the source {text[:40]!r}... has {len(row):,} tokens"
             raise InputError(f"{about}, and {max_source:,} fit into the context: shorten it, {CUT_HINT}")
-    sources = [[*row[:max_source], tokenizers.source_end_id] for row in rows]
+    sources = [tokenizers.mark_source(row[:max_source]) for row in rows]
     results = []
     for text, row, hypotheses in zip(request.texts, rows, search_in_batches(model, sources, request)):
         candidates = [describe_hypothesis(model, hypothesis) for hypothesis in hypotheses]
@@ -159,11 +160,12 @@ def align_tokens(model: Any, source: list[int], target: list[int]) -> dict[str, 
         raise InputError("request: align: this model has no attention from one text to the other")
     tokenizers, device = model.pair_tokenizer, next(model.parameters()).device
     context = model.decoder.config.context  # a target may fill it: then nothing was read for its end
-    encoder_input = torch.tensor([[*source, tokenizers.source_end_id]], device=device)
+    encoder_input = torch.tensor([tokenizers.mark_source(source)], device=device)
     decoder_input = torch.tensor([[tokenizers.start_id, *target][:context]], device=device)
     lengths = torch.tensor([encoder_input.shape[1]], device=device)
     weights = model.alignment(encoder_input, decoder_input, within(lengths))
     weights = select_sharpest_layer(weights[:, :, 0]) if weights.ndim == 5 else weights[0]
+    weights = weights[:, tokenizers.n_source_marks - 1 :]  # without the token that begins a source
     return {
         "weights": [[round(weight, 4) for weight in row] for row in weights.tolist()],
         "rows": [*(tokenizers.target.decode([i]) for i in target), "·"][:context],

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "mixed", "pairs"]
 Norm = Literal["layernorm", "rmsnorm", "rmsnorm_1p"]
 NormPlace = Literal["pre", "post", "output", "sandwich"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu", "geglu_exact"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_exact"]
 Init = Literal["gpt2", "zero"]
-RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
+RopeType = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
 
 CHOICES = {
     "position": get_args(Position),
@@ -20,7 +20,7 @@ CHOICES = {
 }
 GATED = ("swiglu", "geglu", "geglu_exact")
 LEARNED, RELATIVE = ("learned", "mixed"), ("relative", "mixed")  # positions
-ALIASES = {"rope": "rotary", "silu": "swiglu"}  # common names that no spelling distance would find
+ALIASES = {"rope": "rotary", "swish": "silu"}  # common names that no spelling distance would find
 MAX_SIZES = {
     "dim": 1 << 20,
     "n_layer": 1 << 14,
@@ -38,13 +38,14 @@ class RopeScaling:
 
     rope_type: RopeType
     """linear: position interpolation (2306.15595); dynamic: NTK-aware, by the length that is read; yarn (2309.00071);
-    llama3: as Llama 3.1 (2407.21783)."""
+    llama3: as Llama 3.1 (2407.21783); longrope: each pair of channels has a divisor of its own (2402.13753)."""
     factor: float
     """How many times longer the context is."""
     original_max_position_embeddings: int
     """The context of the training."""
     attention_factor: float | None = None
-    """yarn: queries and keys are multiplied by it. None: 0.1 ln(factor) + 1."""
+    """yarn, longrope: queries and keys are multiplied by it. None: 0.1 ln(factor) + 1, and in longrope
+    sqrt(1 + ln(factor) / ln(original))."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     """yarn: pairs of channels that turn more than beta_fast times in the original context keep their frequency, those
@@ -52,6 +53,10 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     """llama3: the same bounds, slow and fast."""
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    """longrope: what the frequency of each pair of channels is divided by, within the original context and where more
+    nodes are read."""
 
     def __post_init__(self) -> None:
         _check_choice("rope_type", self.rope_type, get_args(RopeType))
@@ -64,6 +69,12 @@ class RopeScaling:
             _check_number(high, getattr(self, high), 1e-6, 1e6)
             if getattr(self, low) >= getattr(self, high):
                 raise ValueError(f"{low} is {getattr(self, low)}; it must be below {high}, {getattr(self, high)}")
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self, name)
+            if type(factors) is not tuple or (self.rope_type == "longrope") != bool(factors):
+                raise ValueError(f"{name} is {str(factors)[:40]}; longrope needs a tuple of numbers, others none")
+            for factor in factors:
+                _check_number(name, factor, 1e-6, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,10 @@ class TransformerConfig:
         for name in ("rope_scaling", "rotary_cycle"):
             if getattr(self, name) and self.position != "rotary":
                 raise ValueError(f"{name} is set, but position is '{self.position}'; it must be 'rotary'")
+        if self.rope_scaling is not None:
+            for name in ("short_factor", "long_factor"):
+                if (n := len(getattr(self.rope_scaling, name))) not in (0, self.head_channels // 2):
+                    raise ValueError(f"{name} has {n} numbers; a head has {self.head_channels // 2} pairs of channels")
         if self.rope_scaling is not None and self.rotary_base <= 1:
             raise ValueError(f"rotary_base is {self.rotary_base}; with rope_scaling it must be above 1")
         if type(self.rotary_cycle) is not tuple:

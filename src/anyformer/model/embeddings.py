@@ -42,15 +42,19 @@ class TokenEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Square patches of an image, row by row, after a class token if there is one (ViT, 2010.11929).
-    image (B, channels, H, W) -> (B, HW/p^2, C), and one node more with a class token
+    """Square patches of an image, row by row, after a class token if there is one (ViT, 2010.11929), and further nodes
+    of their own, such as a distillation token (DeiT, 2012.12877).
+    image (B, channels, H, W) -> (B, HW/p^2, C), and one node more for each such token
 
     Learned positions number the nodes; sinusoidal ones the rows and columns of patches, and not the class token."""
 
-    def __init__(self, patch: int, config: TransformerConfig, channels: int = 3, cls_token: bool = True):
+    def __init__(
+        self, patch: int, config: TransformerConfig, channels: int = 3, cls_token: bool = True, extra_tokens: int = 0
+    ):
         super().__init__()
         self.project = nn.Conv2d(channels, config.dim, patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if cls_token else None
+        self.extra_tokens = nn.Parameter(torch.zeros(1, extra_tokens, config.dim)) if extra_tokens else None
         self.grid = GridPosition(config.dim) if config.position == "sinusoidal" else None
         self.position = None if self.grid is not None else build_position_embedding(config)
         self.drop = Dropout(config.dropout)
@@ -61,9 +65,8 @@ class PatchEmbedding(nn.Module):
         if self.grid is not None:
             rows, columns = (torch.arange(n, device=image.device) for n in cells.shape[2:])
             x = x + self.grid(rows, columns)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        return self.drop(add_position(x, self.position))
+        tokens = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.extra_tokens) if t is not None]
+        return self.drop(add_position(torch.cat([*tokens, x], dim=1), self.position))
 
 
 class FrameEmbedding(nn.Module):

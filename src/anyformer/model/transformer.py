@@ -37,6 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "relu2": relu2,
+    "silu": F.silu,
     "swiglu": F.silu,
     "geglu": partial(F.gelu, approximate="tanh"),
     "geglu_exact": F.gelu,

@@ -214,12 +214,13 @@ def lens(model: DraftTranslator, request: dict[str, Any]) -> LensView:
 
 
 def encode_source(model: DraftTranslator, text: str, cut: bool) -> list[int]:
-    tokenizers, most = model.pair_tokenizer, model.encoder.config.context - 1
+    tokenizers = model.pair_tokenizer
+    most = model.encoder.config.context - tokenizers.n_source_marks
     ids = tokenizers.source.encode(text).tolist()
     if len(ids) > most and not cut:
         about = f"the source {text[:40]!r}... has {len(ids):,} tokens"
         raise InputError(f"{about}, and {most:,} fit into the context: shorten it, {CUT_HINT}")
-    return [*ids[:most], tokenizers.source_end_id]
+    return tokenizers.mark_source(ids[:most])
 
 
 def write_translations(model: DraftTranslator, sources: list[list[int]], fields: Request) -> list[dict[str, Any]]:

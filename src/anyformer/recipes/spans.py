@@ -77,6 +77,8 @@ class Config(TranslatorConfig):
         super().__post_init__()
         if self.source_tokenizer:
             raise ValueError("source_tokenizer: source and target are parts of one text: leave it out")
+        if self.source_start is not None:
+            raise ValueError("source_start: a text with gaps begins as it is: leave it out")
         check_range(self, "rate", above=0, below=1)
         check_range(self, "span", "sentinels", at_least=1, at_most=1 << 20)
 
@@ -238,9 +240,9 @@ def encode_gaps(model: Translator, text: str, pieces: list[str]) -> list[int]:
     ids = pair.source.encode(pieces[0]).tolist()
     for n, piece in enumerate(pieces[1:]):
         ids += [first - n, *pair.source.encode(piece).tolist()]
-    if len(ids) >= model.encoder.config.context:
-        raise InputError(f"{text[:40]!r} has {len(ids)} tokens; {model.encoder.config.context - 1} fit")
-    return [*ids, pair.source_end_id]
+    if len(ids) > (room := model.encoder.config.context - pair.n_source_marks):
+        raise InputError(f"{text[:40]!r} has {len(ids)} tokens; {room} fit")
+    return pair.mark_source(ids)
 
 
 def describe_gaps(model: Translator, pieces: list[str], best: Hypothesis) -> dict[str, Any]:

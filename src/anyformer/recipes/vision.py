@@ -47,8 +47,9 @@ from ..errors import InputError, suggest
 from ..forms import Form, Task
 from ..inference.classification import describe_classes, unique_names
 from ..metrics import confusion_matrix, score_classes
-from ..model import Classifier, PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
+from ..model import PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
 from ..model.edges import Edges, full, neighbors
+from ..model.heads import build_classifier
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
@@ -100,8 +101,10 @@ class Config:
     """1: grey, 3: red, green, blue."""
     patch: int = 4
     """Side of a patch in pixels."""
-    pool: Literal["first", "mean"] = "first"
-    """What the head reads: a class node in front of the patches, or the mean of the patches."""
+    pool: Literal["first", "mean", "each"] = "first"
+    """What the head reads: a class node, the mean of the patches, or each node before them by its own classifier."""
+    extra_tokens: int = 0
+    """Nodes behind the class node, such as a distillation token."""
     local_layers: int = 0
     """How many of the first layers have edges only between nearby patches."""
     radius: int = 1
@@ -120,9 +123,16 @@ class Config:
         check_types(self)
         split_columns(self.columns, COLUMNS)
         check_range(self, "height", "width", "patch", "radius", at_least=1, at_most=1 << 14)
-        check_range(self, "local_layers", at_least=0, at_most=1 << 14)
+        check_range(self, "local_layers", "extra_tokens", at_least=0, at_most=1 << 14)
+        if self.extra_tokens and (self.local_layers or self.pool == "mean"):
+            raise InputError(f"extra_tokens is {self.extra_tokens}; with local_layers or pool mean it must be 0")
         check_range(self, "smoothing", at_least=0, below=1)
         check_range(self, "val_fraction", above=0, below=1)
+
+    @property
+    def class_nodes(self) -> int:
+        """Nodes in front of the patches."""
+        return 0 if self.pool == "mean" else 1 + self.extra_tokens
 
 
 def square(side: int, patch: int, channels: int) -> dict[str, Any]:
@@ -210,12 +220,13 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: Config, classes: tuple[str, ...], preprocessor: prep.ImagePreprocessor):
         super().__init__()
-        self.classes, self.preprocessor = classes, preprocessor
+        self.classes, self.preprocessor, self.class_nodes = classes, preprocessor, config.class_nodes
         self.size = (config.height, config.width, config.channels)
         self.files = {"labels.json": json.dumps(classes), "preprocessing.json": preprocessor.to_json()}
-        self.nodes = PatchEmbedding(config.patch, config.model, config.channels, config.pool == "first")
+        tokens = config.class_nodes > 0, config.extra_tokens
+        self.nodes = PatchEmbedding(config.patch, config.model, config.channels, *tokens)
         self.body = Transformer(config.model)
-        self.head = Classifier(config.model.dim, len(classes), config.pool)
+        self.head = build_classifier(config.model.dim, len(classes), config.pool, config.class_nodes)
         self.edges, self.smoothing = build_layer_edges(config), config.smoothing
         self.register_buffer("mean", torch.tensor(preprocessor.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessor.std).view(-1, 1, 1), persistent=False)
@@ -238,7 +249,7 @@ HUB = Edges(_hub, "hub", uses_batch=False, uses_head=False)
 
 def build_layer_edges(config: Config) -> list[Edges]:
     """Return the rule of each layer: nearby patches in the first `local_layers`, then full."""
-    grid, has_class_node = (config.height // config.patch, config.width // config.patch), config.pool == "first"
+    grid, has_class_node = (config.height // config.patch, config.width // config.patch), config.class_nodes > 0
     local = neighbors(*grid, config.radius, int(has_class_node)) if config.local_layers else full
     local = HUB | local if has_class_node and config.local_layers else local
     return [local if i < config.local_layers else full for i in range(config.model.n_layer)]
@@ -252,7 +263,7 @@ def check_sizes(config: Config) -> None:
             raise InputError(
                 f"patches of {config.patch} pixels do not cut a {name} of {side}: --{name} {near} would do"
             )
-    nodes = config.height * config.width // config.patch**2 + (config.pool == "first")
+    nodes = config.height * config.width // config.patch**2 + config.class_nodes
     if config.model.context != nodes:
         raise InputError(
             f"an image of {config.height} x {config.width} pixels in patches of {config.patch} makes {nodes} nodes, "
@@ -483,6 +494,7 @@ def attention_heat(model: VisionTransformer, images: np.ndarray) -> np.ndarray:
     on_cpu = model if device.type == "cpu" else deepcopy(model).cpu()  # its kernels take heads of any width
     pixels = images_to_tensor(images, on_cpu.mean.device)
     weights = attention_weights(on_cpu.body, lambda: on_cpu(pixels))[-1].float().mean(1)  # (N, T, T)
-    heat = weights[:, 0, 1:] if on_cpu.nodes.cls_token is not None else weights.mean(1)
     patch = on_cpu.nodes.project.kernel_size[0]
+    n_patches = images.shape[1] * images.shape[2] // patch**2
+    heat = weights[:, 0, -n_patches:] if on_cpu.nodes.cls_token is not None else weights.mean(1)
     return heat.unflatten(1, (images.shape[1] // patch, images.shape[2] // patch)).numpy()

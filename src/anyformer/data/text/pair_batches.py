@@ -6,10 +6,11 @@ similar length share a batch, so that there is little padding.
 Shapes: N pairs, B batch, S source, T target.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -164,10 +165,11 @@ def eval_indices(encoded: EncodedPairs, max_cost: int) -> Iterator[np.ndarray]:
 
 
 def collate(
-    encoded: EncodedPairs, indices: np.ndarray, start_id: int, end_id: int, source_end_id: int
+    encoded: EncodedPairs, indices: np.ndarray, start_id: int, end_id: int, mark_source: Callable[[Any], list[int]]
 ) -> dict[str, np.ndarray]:
-    """Build a batch: source (B, S) with its end token and lengths (B,), target (B, T) with its start, labels (B, T)."""
-    source, lengths = pad_ids([[*encoded.source[i], source_end_id] for i in indices])
+    """Build a batch: source (B, S) with its end token and lengths (B,), target (B, T) with its start, labels (B, T).
+    `mark_source`: adds the ids that begin and end a source."""
+    source, lengths = pad_ids([mark_source(encoded.source[i]) for i in indices])
     target, _ = pad_ids([[start_id, *encoded.target[i]] for i in indices])
     labels, _ = pad_ids([[*encoded.target[i], end_id] for i in indices], IGNORE_INDEX)
     return {"source": source, "lengths": lengths, "target": target, "labels": labels}

@@ -1,5 +1,6 @@
 """The tokenizers of an encoder-decoder: one for each side or one for both, and the ids that start and end a text."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...errors import InputError
@@ -15,6 +16,17 @@ class PairTokenizer:
     start_id: int  # of a target
     end_id: int  # of a target
     source_end_id: int
+    source_start_id: int | None = None
+
+    def mark_source(self, ids: Iterable[int]) -> list[int]:
+        """Return the ids of a source with those that begin and end one."""
+        start = [] if self.source_start_id is None else [self.source_start_id]
+        return [*start, *ids, self.source_end_id]
+
+    @property
+    def n_source_marks(self) -> int:
+        """How many ids `mark_source` adds."""
+        return len(self.mark_source([]))
 
     @property
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
@@ -33,12 +45,18 @@ class PairTokenizer:
 
 
 def build_pair_tokenizer(
-    target: Tokenizer, source: Tokenizer | None = None, start: int | None = None, end: int | None = None
+    target: Tokenizer,
+    source: Tokenizer | None = None,
+    start: int | None = None,
+    end: int | None = None,
+    source_start: int | None = None,
 ) -> PairTokenizer:
     """Build a PairTokenizer; `source` is None if the target's tokenizer serves both. Raises InputError."""
     end_id = _find_end_id(target, end)
     source_end_id = _find_end_id(source, None) if source else end_id
-    return PairTokenizer(source or target, target, end_id if start is None else start, end_id, source_end_id)
+    return PairTokenizer(
+        source or target, target, end_id if start is None else start, end_id, source_end_id, source_start
+    )
 
 
 def _find_end_id(tokenizer: Tokenizer, end: int | None) -> int:

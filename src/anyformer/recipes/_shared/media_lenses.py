@@ -52,7 +52,7 @@ def lens_vision(model: Any, request: dict[str, Any]) -> LensView:
     else:
         image = resize_image(read_image(path), *model.size, preprocessor.resample)
     pixels = torch.from_numpy(image[None].transpose(0, 3, 1, 2).copy()).to(model.mean.device)
-    nodes = describe_patches(image, model.nodes.project.kernel_size[0], model.nodes.cls_token is not None)
+    nodes = describe_patches(image, model.nodes.project.kernel_size[0], model.class_nodes)
     names = unique_names(model.classes)
 
     def forward() -> Tensor:
@@ -61,13 +61,14 @@ def lens_vision(model: Any, request: dict[str, Any]) -> LensView:
     return LensView({"body": nodes}, forward, name_class_rows(nodes), names.__getitem__, answer=0)
 
 
-def describe_patches(image: np.ndarray, patch: int, has_class_node: bool) -> LensNodes:
-    """The patches of an image (H, W, 1 or 3), row by row."""
+def describe_patches(image: np.ndarray, patch: int, class_nodes: int = 0) -> LensNodes:
+    """The patches of an image (H, W, 1 or 3), row by row, behind the class node and extra ones, if there are some."""
     cells = [(x, y) for y in range(image.shape[0] // patch) for x in range(image.shape[1] // patch)]
     labels, kinds = [f"patch {y + 1},{x + 1}" for x, y in cells], ["patch"] * len(cells)
     boxes: list[Any] = [(x * patch, y * patch, patch, patch) for x, y in cells]
-    if has_class_node:
-        labels, kinds, boxes = ["class", *labels], ["class", *kinds], [None, *boxes]
+    if class_nodes:
+        names = ["class", *(f"extra {i}" for i in range(1, class_nodes))]
+        labels, kinds, boxes = [*names, *labels], [*["class"] * len(names), *kinds], [*[None] * len(names), *boxes]
     return LensNodes(labels, kinds, image[..., 0] if image.shape[2] == 1 else image, boxes=boxes)
 
 
@@ -79,7 +80,7 @@ def lens_picture(model: Any, request: dict[str, Any]) -> LensView:
     picture = draw(model, fields)[0]
     codes = model.encode(torch.from_numpy(picture[None].copy()).to(model.codebook.device))
     ids = torch.cat([torch.from_numpy(words)[None].to(codes.device) + model.codes, codes[:, :-1]], dim=1)
-    patches = describe_patches(picture, model.patch, has_class_node=False)
+    patches = describe_patches(picture, model.patch)
     texts = [["(blank)", *model.vocabulary.words][number] for number in words.tolist()]
     kinds = ["token"] * len(texts) + ["patch"] * (model.cells - 1)
     boxes = [*[None] * len(texts), *patches.boxes[:-1]]

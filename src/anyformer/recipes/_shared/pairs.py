@@ -97,13 +97,15 @@ class PairConfig(VocabularyConfig):
     """The id that the target begins with. None: as `end`."""
     end: int | None = None
     """The id that ends both sides. None: the tokenizer's end of a text."""
+    source_start: int | None = None
+    """The id that a source begins with. None: there is none."""
     label_smoothing: float = 0.1
     """Share of the target's probability that is spread over the vocabulary (1512.00567)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "val_fraction", above=0, below=1)
-        check_range(self, "start", "end", at_least=0, at_most=MAX_VOCAB_SIZE)
+        check_range(self, "start", "end", "source_start", at_least=0, at_most=MAX_VOCAB_SIZE)
         check_range(self, "label_smoothing", at_least=0, below=1)
 
     @property
@@ -119,8 +121,8 @@ def load_pairs(config: Any) -> Pairs:
 
 
 def max_tokens(config: Any) -> tuple[int, int]:
-    """Return the most tokens of a source and of a target, without the token that ends or begins it."""
-    return config.contexts[0] - 1, config.contexts[1] - 1
+    """Return the most tokens of a source and of a target, without the tokens that end or begin it."""
+    return config.contexts[0] - 1 - (config.source_start is not None), config.contexts[1] - 1
 
 
 def load_tokenizers(config: Any) -> PairTokenizer:
@@ -143,10 +145,11 @@ def load_tokenizers(config: Any) -> PairTokenizer:
 def build_pair(config: Any, target: Tokenizer, source: Tokenizer | None = None) -> PairTokenizer:
     """Combine the tokenizers of both sides (`source` None: one for both) with the config's start and end. Raises
     InputError where the vocabulary does not have these ids."""
-    pair = build_pair_tokenizer(target, source, config.start, config.end)
+    pair = build_pair_tokenizer(target, source, config.start, config.end, config.source_start)
     source_size, target_size = pair.vocab_sizes(config.padded_vocab)
     ids = (("start", pair.start_id, target_size), ("end", pair.end_id, target_size))
-    for name, i, size in (*ids, ("end", pair.source_end_id, source_size)):
+    ids = (*ids, ("end", pair.source_end_id, source_size), ("source_start", pair.source_start_id or 0, source_size))
+    for name, i, size in ids:
         if i >= size:
             raise InputError(f"{name} is {i}, but the vocabulary has {size:,} ids: 0 to {size - 1}")
     return pair
@@ -169,8 +172,7 @@ def batches(config: Any, split: str, state: StreamState | None = None) -> BatchS
     max_cost = config.train.batch * max(config.contexts)
 
     def make_batch(indices: np.ndarray) -> dict[str, Tensor]:
-        marks = tokenizers.start_id, tokenizers.end_id, tokenizers.source_end_id
-        arrays = pair_batches.collate(encoded, indices, *marks)
+        arrays = pair_batches.collate(encoded, indices, tokenizers.start_id, tokenizers.end_id, tokenizers.mark_source)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     if split != "train":
@@ -288,6 +290,10 @@ class TranslatorConfig(PairConfig):
     """The head can copy tokens of the source, such as names, numbers and tags (1704.04368)."""
     scaled: bool = False
     """Embeddings are large and the head divides by the root of dim, as in T5."""
+    embedding_norm: bool = False
+    """Embeddings are normed, positions included, as in BART (1910.13461)."""
+    logit_bias: bool = False
+    """A bias for each token of the target, as in Marian (1804.00344)."""
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -317,11 +323,13 @@ class Translator(EncoderDecoder):
 
     def __init__(self, config: TranslatorConfig, pair_tokenizer: PairTokenizer):
         source_size, target_size = pair_tokenizer.vocab_sizes(config.padded_vocab)
-        source, target = TokenEmbedding(source_size, config.encoder), TokenEmbedding(target_size, config.decoder)
+        norm, scale = config.embedding_norm, config.decoder.dim**-0.5 if config.scaled else 1.0
+        source = TokenEmbedding(source_size, config.encoder, embedding_norm=norm)
+        target = TokenEmbedding(target_size, config.decoder, embedding_norm=norm)
         if config.shared:
             target.token = source.token
-        dim = config.decoder.dim
-        head = LMHead(dim, target_size, target.token if config.tied else None, dim**-0.5 if config.scaled else 1.0)
+        tied = target.token if config.tied else None
+        head = LMHead(config.decoder.dim, target_size, tied, scale, bias=config.logit_bias)
         super().__init__(source, config.encoder, target, config.decoder, head)
         self.pair_tokenizer, self.files = pair_tokenizer, pair_tokenizer.files
         self.label_smoothing, self.sentinels = config.label_smoothing, 0

@@ -218,5 +218,5 @@ def lens_pair(model: Any, source: list[int], notes: list[str], request: TextLens
 def lens_translation(model: Any, request: dict[str, Any]) -> LensView:
     fields, tokenizer = parse_request(request), model.pair_tokenizer
     ids = tokenizer.source.encode(fields.text).tolist()
-    ids, notes = crop(ids, model.encoder.config.context - 1, "input")
-    return lens_pair(model, [*ids, tokenizer.source_end_id], notes, fields)
+    ids, notes = crop(ids, model.encoder.config.context - tokenizer.n_source_marks, "input")
+    return lens_pair(model, tokenizer.mark_source(ids), notes, fields)
