@@ -69,5 +69,5 @@ def lengthen(stack: TransformerConfig, context: int, choice: RopeChoice | None) 
     if choice == "ntk":
         base = stack.rotary_base * factor ** (channels / max(channels - 2, 1))
         return replace(stack, context=context, rotary_base=base)
-    original = {"factor": factor, "original_max_position_embeddings": stack.context}
-    return replace(stack, context=context, rope_scaling=RopeScaling(rope_type=choice, **original))
+    scaling = RopeScaling(rope_type=choice, factor=factor, original_max_position_embeddings=stack.context)
+    return replace(stack, context=context, rope_scaling=scaling)

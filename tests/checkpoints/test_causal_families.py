@@ -39,6 +39,9 @@ SCALED = {"rope_theta": 500.0, "factor": 4.0}
 YARN = SCALED | {"rope_type": "yarn", "original_max_position_embeddings": 24}
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= SCALED | {"original_max_position_embeddings": 24}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64}
+LONGROPE |= {"short_factor": [1.0, 1.1, 1.5], "long_factor": [1.2, 2.5, 7.0]}
+LONG = {"max_position_embeddings": 160, "original_max_position_embeddings": 64}
 ROTARY_500 = {"rope_theta": 500.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 CASES: dict[str, dict[str, Any]] = {
@@ -75,6 +78,10 @@ CASES: dict[str, dict[str, Any]] = {
     "SmolLM3, other layers": {"num_hidden_layers": 3, "no_rope_layers": [0, 1, 1], "rope_parameters": YARN},
     "Phi3": {"sliding_window": 7},
     "Phi3, global": {"sliding_window": None, "tie_word_embeddings": True},
+    "Phi3, longrope": {"rope_parameters": LONGROPE, "sliding_window": None, **LONG},
+    "Phi3, longrope, another factor": {
+        "rope_parameters": LONGROPE | {"attention_factor": 1.3}, "sliding_window": None, **LONG
+    },
     "Gemma2": {"sliding_window": 7, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0},
     "Gemma2, no caps, untied": {
         "attn_logit_softcapping": None, "final_logit_softcapping": None, "tie_word_embeddings": False
@@ -232,8 +239,15 @@ def test_default_presets_with_a_public_family():
         ("Olmo2", {"clip_qkv": 8.0}, "clip_qkv = 8.0 is unknown"),
         ("SmolLM3", {"no_rope_layers": [1, 2, 0, 0, 1]}, "no_rope_layers must be a list of 5 numbers"),
         ("SmolLM3", {"use_sliding_window": True}, "use_sliding_window is True"),
-        ("Phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [2.0]}}, "'su'"),
-        ("Phi3", {"rope_scaling": YARN | {"rope_theta": 1e4}, "rope_parameters": None}, "rope_type is not 'default'"),
+        (
+            "Phi3",
+            {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [2.0]}},
+            "short_factor must be a",
+        ),
+        ("Phi3", {"rope_scaling": YARN | {"rope_theta": 1e4}, "rope_parameters": None}, "rope_type is 'yarn'"),
+        ("Phi3, longrope", {"rope_parameters": LONGROPE | {"long_factor": [0.0] * 3}}, "long_factor must be a list"),
+        ("Phi3, longrope", {"rope_parameters": LONGROPE | {"mscale": 2.0}}, "the field mscale = 2.0 is unknown"),
+        ("Phi3, longrope", {"original_max_position_embeddings": 32}, "original_max_position_embeddings is "),
         ("Gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("Gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1; it must be above 0"),
         ("Gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0; it must be above 0"),

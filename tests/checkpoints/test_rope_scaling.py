@@ -51,6 +51,42 @@ def test_angles_are_those_of_transformers_at_long_positions(scaling: dict, chann
     assert torch.equal(cos[0, 0], expected_cos) and torch.equal(sin[0, 0] * sign, expected_sin)
 
 
+@pytest.mark.parametrize("attention", [None, 1.3])
+@pytest.mark.parametrize("length", [ORIGINAL, ORIGINAL + 1])
+def test_longrope_angles_are_those_of_phi3(length: int, attention: float | None):
+    """Within the original context, and where one node more is read."""
+    from transformers import Phi3Config
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    factors = {"short_factor": [1.0 + 0.01 * i for i in range(16)], "long_factor": [1.0 + i for i in range(16)]}
+    fields = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": ORIGINAL, **factors}
+    fields |= {} if attention is None else {"attention_factor": attention}
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 16 * ORIGINAL}
+    reference = Phi3RotaryEmbedding(
+        Phi3Config(**sizes, original_max_position_embeddings=ORIGINAL, rope_parameters=fields, pad_token_id=0)
+    )
+    positions = torch.tensor([0, 1, 500, length - 1])
+    expected_cos, expected_sin = (part[0] for part in reference(torch.zeros(1), positions[None]))
+    scaling = RopeScaling(
+        rope_type="longrope", factor=16.0, original_max_position_embeddings=ORIGINAL, attention_factor=attention,
+        short_factor=tuple(factors["short_factor"]), long_factor=tuple(factors["long_factor"]),
+    )  # fmt: skip
+    config = TransformerConfig(dim=64, n_head=2, context=16 * ORIGINAL, position="rotary", rope_scaling=scaling)
+    cos, sin = rotary_cos_sin(positions, *rotary_frequencies(config, length, CPU))
+    sign = torch.cat([-torch.ones(16), torch.ones(16)])
+    assert torch.equal(cos[0, 0], expected_cos) and torch.equal(sin[0, 0] * sign, expected_sin)
+
+
+@pytest.mark.parametrize("fields", [{"short_factor": (1.0,), "long_factor": (0.0,)}, {"rope_type": "yarn"}, {}])
+def test_factors_are_for_longrope_and_fit_the_heads(fields: dict):
+    values = {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 8, "long_factor": (1.0,)}
+    with pytest.raises(ValueError, match=r"short_factor|long_factor"):
+        RopeScaling(**values | fields)
+    scaling = RopeScaling(**values | {"short_factor": (1.0,)})
+    with pytest.raises(ValueError, match="short_factor has 1 numbers; a head has 4 pairs"):
+        TransformerConfig(dim=16, n_head=2, position="rotary", rope_scaling=scaling)
+
+
 def test_dynamic_frequencies_are_those_of_the_training_within_its_context():
     scaling = RopeScaling(rope_type="dynamic", factor=4.0, original_max_position_embeddings=64)
     config = TransformerConfig(dim=32, n_head=2, context=256, position="rotary", rope_scaling=scaling)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 
@@ -274,16 +275,102 @@ def test_a_sentencepiece_model_is_that_of_gguf_with_the_added_tokens(tmp_path: P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (make_model_file(kind=1), "is a SentencePiece model of type 1; only BPE"),
+        (make_model_file(kind=3), "is a SentencePiece model of type 3; only BPE and unigram"),
         (make_model_file(removes_spaces=1), "removes spaces of texts, which is not supported"),
         (make_model_file()[:5000], "tokenizer.model is truncated, or is not a SentencePiece model"),
         (b"\x0a" + b"\xff" * 20, "a number has more than 64 bits"),
         (b"version https://git-lfs.github.com/spec/v1", "SentencePiece model"),
-        (b"", "of type 1"),
+        (b"", "has 0 pieces for what is unknown"),
     ],
-    ids=["unigram", "spaces", "cut", "long", "pointer", "empty"],
+    ids=["words", "spaces", "cut", "long", "pointer", "empty"],
 )
 def test_a_sentencepiece_model_that_cannot_be_read_is_refused(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        tok.load_tokenizer(tmp_path)
+
+
+# --- unigram vocabularies of SentencePiece ---
+
+UNIGRAM = {
+    "\u2581": -3.0,
+    "\u2581the": -2.0,
+    "\u2581then": -3.5,
+    "n": -4.0,
+    "e": -4.5,
+    "t": -4.6,
+    "h": -4.7,
+    "he": -5.0,
+}
+UNIGRAM |= {"\u2581a": -2.5, "a": -4.1, "i": -4.2, "an": -3.9, "fi": -9.0, "f": -5.0}
+
+
+def encode_unigram_slowly(text: str) -> list[str]:
+    """Try every way to cut a text; characters that no piece has are one unknown piece."""
+    best: dict[int, tuple[float, list[str]]] = {0: (0.0, [])}
+    for end in range(1, len(text) + 1):
+        options = []
+        for start in range(max(0, end - 6), end):
+            piece = text[start:end]
+            score = UNIGRAM.get(piece, min(UNIGRAM.values()) - 10 if end - start == 1 else None)
+            if score is not None and start in best:
+                options.append((best[start][0] + score, [*best[start][1], piece]))
+        best[end] = max(options)
+    return best[len(text)][1]
+
+
+def make_charsmap(old: str, new: str) -> bytes:
+    """A table that rewrites one character of one byte: a trie of three blocks, and the new text."""
+    units = np.zeros(3 * 256, "<u4")
+    units[0] = 256 << 10  # the root: its block begins at 256
+    units[256 ^ ord(old)] = (((256 ^ ord(old)) ^ 512) << 10) | 1 << 8 | ord(old)  # a leaf, whose block begins at 512
+    units[512] = 1 << 31  # the new text begins at 0
+    return struct.pack("<I", units.nbytes) + units.tobytes() + new.encode() + b"\0"
+
+
+def make_unigram_file(charsmap: bytes = b"", kinds: tuple[int, ...] = (2, 3), trainer: bytes = b"") -> bytes:
+    special = [("<unk>", 0.0, kinds[0]), ("</s>", 0.0, kinds[1]), ("<sep>", 0.0, 4)]
+    rows = [*special, *((piece, score, 1) for piece, score in UNIGRAM.items())]
+    pieces = [encode_field(1, t.encode()) + encode_field(2, s) + encode_field(3, k) for t, s, k in rows]
+    content = b"".join(encode_field(1, piece) for piece in pieces) + encode_field(2, encode_field(3, 1) + trainer)
+    return content + encode_field(3, encode_field(2, charsmap)) if charsmap else content
+
+
+def test_a_unigram_vocabulary_is_the_likeliest_cut(tmp_path: Path):
+    """Spaces are removed at the ends and where they repeat, as the file says by default."""
+    (tmp_path / "spiece.model").write_bytes(make_unigram_file())
+    own, ids = tok.load_tokenizer(tmp_path), {piece: i for i, piece in enumerate(UNIGRAM, 3)}
+    assert (own.kind, own.vocab_size) == ("unigram", 3 + len(UNIGRAM))
+    for text in ("the then", "  a   hen ", "theni", "naan fi the", "eeee", "t h e n", ""):
+        normal = " ".join(text.split())
+        expected = encode_unigram_slowly("\u2581" + normal.replace(" ", "\u2581")) if normal else []
+        assert own.encode(text).tolist() == [ids[piece] for piece in expected], text
+        assert own.decode(own.encode(text)) == normal
+    assert own.encode("a<sep>a").tolist()[1] == 2  # user-defined pieces are found in any text
+    assert own.encode("a \u2603 a").tolist() == [ids["\u2581a"], ids["\u2581"], 0, ids["\u2581a"]]
+
+
+def test_the_table_of_characters_is_applied(tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_bytes(make_unigram_file(make_charsmap("T", "t")))
+    own = tok.load_tokenizer(tmp_path)
+    assert own.encode("THe Then").tolist()[-1] == own.encode("then").tolist()[-1] != 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (make_unigram_file(kinds=(1, 3)), "has 0 pieces for what is unknown"),
+        (make_unigram_file(kinds=(2, 2)), "has 2 pieces for what is unknown"),
+        (make_unigram_file(kinds=(2, 9)), "type 9"),
+        (make_unigram_file(trainer=encode_field(24, 1)), "spaces behind words"),
+        (make_unigram_file(make_charsmap("T", "t")[:900]), "the table of characters is damaged"),
+        (make_unigram_file(b"abc"), "the table of characters is damaged"),
+        (make_unigram_file(make_charsmap("T", "t").replace(struct.pack("<I", 256 << 10), b"\0\0\xff\x7f")), "damaged"),
+        (make_unigram_file(make_charsmap("T", "t").replace(b"\0\0\0\x80", b"\xff\0\0\x80")), "damaged"),
+        (make_unigram_file(make_charsmap("T", "\u00e9").replace(b"\0\0\0\x80", b"\1\0\0\x80")), "damaged"),
+    ],
+)
+def test_a_unigram_vocabulary_that_makes_no_sense_is_refused(content: bytes, message: str, tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(InputError, match=message):
         tok.load_tokenizer(tmp_path)
@@ -296,7 +383,7 @@ def test_a_sentencepiece_model_that_cannot_be_read_is_refused(content: bytes, me
     ("name", "content", "parts"),
     [
         ("readme", "", ["holds no tokenizer: expected tokenizer.json"]),
-        ("spiece.model", "", ["holds no tokenizer", "SentencePiece"]),
+        ("sentencepiece.bpe.model", "", ["holds no tokenizer", "SentencePiece"]),
         ("vocab.json", "{", ["vocab.json: not JSON"]),
         ("vocab.json", "[]", ["vocab.json: should hold a JSON object"]),
         ("vocab.json", '{"a": "b"}', ["vocab.json: the id of 'a' is 'b'"]),

@@ -42,19 +42,15 @@ class TokenEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Square patches of an image, row by row, after a class token if there is one (ViT, 2010.11929), and further nodes
-    of their own, such as a distillation token (DeiT, 2012.12877).
-    image (B, channels, H, W) -> (B, HW/p^2, C), and one node more for each such token
+    """Square patches of an image, row by row, after a class token (ViT, 2010.11929) and others (DeiT, 2012.12877),
+    `cls_token` in all. image (B, channels, H, W) -> (B, HW/p^2, C), and one node more for each such token.
+    Learned positions number the nodes; sinusoidal ones the rows and columns of patches, and no token."""
 
-    Learned positions number the nodes; sinusoidal ones the rows and columns of patches, and not the class token."""
-
-    def __init__(
-        self, patch: int, config: TransformerConfig, channels: int = 3, cls_token: bool = True, extra_tokens: int = 0
-    ):
+    def __init__(self, patch: int, config: TransformerConfig, channels: int = 3, cls_token: int = 1):
         super().__init__()
         self.project = nn.Conv2d(channels, config.dim, patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if cls_token else None
-        self.extra_tokens = nn.Parameter(torch.zeros(1, extra_tokens, config.dim)) if extra_tokens else None
+        self.extra_tokens = nn.Parameter(torch.zeros(1, cls_token - 1, config.dim)) if cls_token > 1 else None
         self.grid = GridPosition(config.dim) if config.position == "sinusoidal" else None
         self.position = None if self.grid is not None else build_position_embedding(config)
         self.drop = Dropout(config.dropout)

@@ -5,7 +5,6 @@ Shapes: B batch, T nodes, C channels.
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from .config import TransformerConfig
@@ -22,17 +21,10 @@ class LMHead(nn.Module):
         tied: an embedding whose weight this map shares (1608.05859).
         scale: multiplies the nodes; T5 has 1 / sqrt(dim) where weights are tied (1910.10683).
         cap: logits x become cap * tanh(x / cap) (Gemma 2, 2408.00118).
-        bias: a bias for each token, which begins at zero.
     """
 
     def __init__(
-        self,
-        dim: int,
-        vocab_size: int,
-        tied: nn.Embedding | None = None,
-        scale: float = 1.0,
-        cap: float | None = None,
-        bias: bool = False,
+        self, dim: int, vocab_size: int, tied: nn.Embedding | None = None, scale: float = 1.0, cap: float | None = None
     ):
         super().__init__()
         self.scale, self.cap, self.vocab_size = scale, cap, vocab_size
@@ -40,8 +32,6 @@ class LMHead(nn.Module):
         self.project = Linear(dim, vocab_size, bias=False, device=None if tied is None else "meta")
         if tied is not None:
             self.project.weight = tied.weight
-        if bias:
-            self.project.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def transform(self, x: Tensor) -> Tensor:
         return x if self.scale == 1 else x * self.scale
@@ -82,30 +72,6 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.project(self.pool(x, lengths))
-
-
-class TokenClassifiers(nn.Module):
-    """The mean of the logits of a classifier for each of the first nodes (DeiT, 2012.12877): (B, T, C) -> (B, classes).
-
-    Args:
-        tokens: how many.
-    """
-
-    def __init__(self, dim: int, classes: int, tokens: int):
-        super().__init__()
-        self.projects = nn.ModuleList(nn.Linear(dim, classes) for _ in range(tokens))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([project(x[:, i]) for i, project in enumerate(self.projects)]).mean(0)
-
-    def project(self, x: Tensor) -> Tensor:
-        """What nodes (..., C) would give, each alone."""
-        return torch.stack([project(x) for project in self.projects]).mean(0)
-
-
-def build_classifier(dim: int, classes: int, pool: Literal["first", "mean", "each"], tokens: int) -> nn.Module:
-    """A classifier of pooled nodes, or, for each of so many first nodes, one of its own."""
-    return TokenClassifiers(dim, classes, tokens) if pool == "each" else Classifier(dim, classes, pool)
 
 
 class Regressor(Classifier):

@@ -28,6 +28,11 @@ def rotary_frequencies(
     frequency = 1.0 / base**steps
     if scaling is not None and scaling.rope_type == "dynamic":
         frequency = 1.0 / scale_base(scaling, base, config.head_channels, length) ** steps
+    elif scaling is not None and scaling.rope_type == "longrope":
+        is_long = length > scaling.original_max_position_embeddings
+        divisors = scaling.long_factor if is_long else scaling.short_factor
+        frequency = 1.0 / (torch.tensor(divisors, device=device) * base**steps)
+        scale = scaling.attention_factor or scale_longrope(scaling)
     elif scaling is not None:
         frequency = SCALE[scaling.rope_type](frequency, 1.0 / (scaling.factor * base**steps), base, scaling)
     if scaling is not None and scaling.rope_type == "yarn":
@@ -42,6 +47,12 @@ def scale_base(scaling: RopeScaling, base: float, channels: int, length: int) ->
     context = scaling.original_max_position_embeddings
     growth = scaling.factor * torch.tensor(max(length, context)) / context - (scaling.factor - 1)
     return base * growth ** (channels / max(channels - 2, 1))
+
+
+def scale_longrope(scaling: RopeScaling) -> float:
+    """LongRoPE (2402.13753): queries and keys grow with the context. Keys in a cache keep the frequencies at which they
+    were read."""
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(max(scaling.original_max_position_embeddings, 2)))
 
 
 def interpolate(fast: Tensor, slow: Tensor, base: float, scaling: RopeScaling) -> Tensor:

@@ -49,7 +49,7 @@ from ..inference.classification import describe_classes, unique_names
 from ..metrics import confusion_matrix, score_classes
 from ..model import PatchEmbedding, Transformer, TransformerConfig, attention_weights, initialize
 from ..model.edges import Edges, full, neighbors
-from ..model.heads import build_classifier
+from ..model.token_classifiers import build_classifier
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
@@ -223,8 +223,7 @@ class VisionTransformer(nn.Module):
         self.classes, self.preprocessor, self.class_nodes = classes, preprocessor, config.class_nodes
         self.size = (config.height, config.width, config.channels)
         self.files = {"labels.json": json.dumps(classes), "preprocessing.json": preprocessor.to_json()}
-        tokens = config.class_nodes > 0, config.extra_tokens
-        self.nodes = PatchEmbedding(config.patch, config.model, config.channels, *tokens)
+        self.nodes = PatchEmbedding(config.patch, config.model, config.channels, config.class_nodes)
         self.body = Transformer(config.model)
         self.head = build_classifier(config.model.dim, len(classes), config.pool, config.class_nodes)
         self.edges, self.smoothing = build_layer_edges(config), config.smoothing

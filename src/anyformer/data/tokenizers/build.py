@@ -19,7 +19,7 @@ from ..io.checks import read_text
 from ..io.gguf_file import GGUFFile, is_gguf_file
 from .base import CODE_POINTS, END, Bytes, Characters, Tokenizer, byte_alphabet, code_points, is_equal_json
 from .gguf_vocabulary import convert_from_gguf
-from .sentencepiece_model import MODEL_FILE, convert_sentencepiece
+from .sentencepiece_model import MODEL_FILES, convert_sentencepiece
 from .special_tokens import read_metadata_files
 from .subwords import Subwords
 from .vocabularies import convert_folder
@@ -89,7 +89,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if path.is_dir() and not (path / TOKENIZER_FILE).is_file():
         metadata = read_metadata_files(path)
-        has_only_model = (path / MODEL_FILE).is_file() and not (path / "vocab.json").is_file()
+        has_model = any((path / name).is_file() for name in MODEL_FILES)
+        has_only_model = has_model and not (path / "vocab.json").is_file()
         convert = convert_sentencepiece if has_only_model else convert_folder
         return Subwords(convert(path, metadata), metadata, f"{path}/")
     path = path / TOKENIZER_FILE if path.is_dir() else path

@@ -1,4 +1,5 @@
-"""Read a `tokenizer.model` of SentencePiece (1808.06226) with a BPE, as Llama, Mistral and Gemma have it.
+"""Read a `tokenizer.model` of SentencePiece (1808.06226): a BPE, as Llama, Mistral and Gemma have it, or a unigram
+vocabulary, as T5 has (there it is `spiece.model`).
 
 The file is a protocol buffer. Only its pieces and a few settings are read, without the library: every length is checked
 against the bytes that are there.
@@ -16,50 +17,64 @@ from ..io.checks import parse_json
 from ..io.regular_file import open_regular
 from .gguf_vocabulary import PREFIX, convert_from_gguf
 from .special_tokens import TOKENIZER_CONFIG
+from .unigram_model import build_unigram
 from .vocabularies import MAX_TOKENS
 
-MODEL_FILE = "tokenizer.model"
+MODEL_FILES = ("tokenizer.model", "spiece.model")
 MAX_BYTES = 64 << 20
 # Numbers of the fields that are read, in sentencepiece_model.proto.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 PIECE, SCORE, TYPE = 1, 2, 3
-MODEL_TYPE, BPE = 3, 2
+MODEL_TYPE, UNIGRAM, BPE = 3, 1, 2
+SPACE_BEHIND = 24  # of the trainer: whether spaces are parts of the words before them
 IDS = {"bos": (41, 1), "eos": (42, 2)}  # field of the trainer, and its default
 CHARACTER_MAP, HAS_PREFIX, REMOVES_SPACES = 2, 3, 4
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
 def convert_sentencepiece(folder: Path, metadata: Mapping[str, str]) -> str:
-    """Return the tokenizer.json of a folder with a tokenizer.model. `metadata`: the texts of its config files.
+    """Return the tokenizer.json of a folder with one of MODEL_FILES. `metadata`: the texts of its config files.
 
     Raises:
-        InputError: the file is damaged, no BPE, or rewrites texts in a way that is not supported.
+        InputError: the file is damaged, of another kind, or rewrites texts in a way that is not supported.
     """
-    path = folder / MODEL_FILE
+    path = next(folder / name for name in MODEL_FILES if (folder / name).is_file())
     with open_regular(path) as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise InputError(f"{path} has more than {MAX_BYTES:,} bytes")
     fields = list(iterate_fields(content, str(path)))
     trainer, normalizer = (merge_fields(fields, number, str(path)) for number in (TRAINER, NORMALIZER))
-    if (kind := trainer.get(MODEL_TYPE, 1)) != BPE:
-        raise InputError(f"{path} is a SentencePiece model of type {kind}; only BPE, type {BPE}, is supported")
-    if normalizer.get(CHARACTER_MAP) or normalizer.get(REMOVES_SPACES, 1):
-        raise InputError(f"{path} rewrites characters or removes spaces of texts, which is not supported")
-    pieces = [dict(iterate_fields(value, str(path))) for number, value in fields if number == PIECES]
-    if len(pieces) > MAX_TOKENS:
-        raise InputError(f"{path} has {len(pieces):,} pieces, more than the limit of {MAX_TOKENS:,}")
-    values: dict[str, Any] = {
-        "model": "llama",
-        "tokens": [decode_text(piece.get(PIECE, b""), str(path)) for piece in pieces],
-        "scores": [struct.unpack("<f", piece.get(SCORE, bytes(4)))[0] for piece in pieces],
-        "token_type": [piece.get(TYPE, 1) for piece in pieces],
-        "add_space_prefix": bool(normalizer.get(HAS_PREFIX, 1)),
-    }
+    if (kind := trainer.get(MODEL_TYPE, UNIGRAM)) not in (UNIGRAM, BPE):
+        raise InputError(f"{path} is a SentencePiece model of type {kind}; only BPE and unigram are supported")
+    messages = [dict(iterate_fields(value, str(path))) for number, value in fields if number == PIECES]
+    if len(messages) > MAX_TOKENS:
+        raise InputError(f"{path} has {len(messages):,} pieces, more than the limit of {MAX_TOKENS:,}")
+    pieces = [read_piece(message, str(path)) for message in messages]
+    charsmap, removes_spaces = normalizer.get(CHARACTER_MAP, b""), bool(normalizer.get(REMOVES_SPACES, 1))
+    prefix, where = bool(normalizer.get(HAS_PREFIX, 1)), str(path)
+    if kind == UNIGRAM:
+        if trainer.get(SPACE_BEHIND, 0) or not isinstance(charsmap, bytes):
+            raise InputError(f"{path} has spaces behind words, which is not supported")
+        text = build_unigram(pieces, charsmap, prefix, removes_spaces, where)
+        return add_tokens(text, metadata, str(folder / TOKENIZER_CONFIG))
+    if charsmap or removes_spaces:
+        raise InputError(f"{path} rewrites characters or removes spaces of texts, which is not supported in a BPE")
+    tokens, scores, types = (list(column) for column in zip(*pieces)) if pieces else ([], [], [])
+    values: dict[str, Any] = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
     ids = {f"{role}_token_id": trainer.get(number, default) for role, (number, default) in IDS.items()}
     values |= {name: i for name, i in ids.items() if i < len(pieces)}  # none is -1, a large number here
-    files = convert_from_gguf({f"{PREFIX}{name}": value for name, value in values.items()}, str(path))
+    values["add_space_prefix"] = prefix
+    files = convert_from_gguf({f"{PREFIX}{name}": value for name, value in values.items()}, where)
     return add_tokens(files["tokenizer.json"], metadata, str(folder / TOKENIZER_CONFIG))
+
+
+def read_piece(fields: dict[int, Any], where: str) -> tuple[str, float, int]:
+    """Return the text, the score and the type of a piece. Raises InputError."""
+    score, kind = fields.get(SCORE, bytes(4)), fields.get(TYPE, 1)
+    if not isinstance(score, bytes) or len(score) != 4 or not isinstance(kind, int):
+        raise InputError(f"{where}: a piece has no score or no type")
+    return decode_text(fields.get(PIECE, b""), where), struct.unpack("<f", score)[0], kind
 
 
 def add_tokens(text: str, metadata: Mapping[str, str], where: str) -> str:

@@ -41,7 +41,7 @@ def convert_folder(folder: Path, metadata: Mapping[str, str]) -> str:
         return convert_wordpiece(folder / "vocab.txt", config(TOKENIZER_CONFIG))
     if ranks := sorted(folder.glob("*.tiktoken")):
         return convert_tiktoken(ranks[0], config(CONFIG))
-    hint = " (of SentencePiece models only a BPE is read, as tokenizer.model)" if any(folder.glob("*.model")) else ""
+    hint = " (SentencePiece models are read as tokenizer.model)" if any(folder.glob("*.model")) else ""
     expected = "tokenizer.json, vocab.json with merges.txt, vocab.txt or a .tiktoken file"
     raise InputError(f"{folder} holds no tokenizer: expected {expected}{hint}")
 

@@ -329,7 +329,9 @@ class Translator(EncoderDecoder):
         if config.shared:
             target.token = source.token
         tied = target.token if config.tied else None
-        head = LMHead(config.decoder.dim, target_size, tied, scale, bias=config.logit_bias)
+        head = LMHead(config.decoder.dim, target_size, tied, scale)
+        if config.logit_bias:
+            head.project.bias = nn.Parameter(torch.zeros(target_size))
         super().__init__(source, config.encoder, target, config.decoder, head)
         self.pair_tokenizer, self.files = pair_tokenizer, pair_tokenizer.files
         self.label_smoothing, self.sentinels = config.label_smoothing, 0

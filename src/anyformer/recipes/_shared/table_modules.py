@@ -20,7 +20,7 @@ def build_field_embedding(field: Field, config: TransformerConfig) -> nn.Module:
     if field.kind == "audio":
         return FrameEmbedding(field.mels, config)
     if field.kind == "image":
-        patches = PatchEmbedding(field.patch, config, field.channels, cls_token=False)
+        patches = PatchEmbedding(field.patch, config, field.channels, cls_token=0)
         return Normalized(patches, field.mean, field.std, image=True)
     if field.kind == "series":
         return Normalized(SeriesPatchEmbedding(field.patch, field.channels, config), field.mean, field.std)
