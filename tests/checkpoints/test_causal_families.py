@@ -244,7 +244,11 @@ def test_default_presets_with_a_public_family():
             {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [2.0]}},
             "short_factor must be a",
         ),
-        ("Phi3", {"rope_scaling": YARN | {"rope_theta": 1e4}, "rope_parameters": None}, "rope_type is 'yarn'"),
+        (
+            "Phi3",
+            {"rope_scaling": YARN | {"rope_theta": 1e4}, "rope_parameters": None},
+            "original_max_position_embeddings is 24",
+        ),
         ("Phi3, longrope", {"rope_parameters": LONGROPE | {"long_factor": [0.0] * 3}}, "long_factor must be a list"),
         ("Phi3, longrope", {"rope_parameters": LONGROPE | {"mscale": 2.0}}, "the field mscale = 2.0 is unknown"),
         ("Phi3, longrope", {"original_max_position_embeddings": 32}, "original_max_position_embeddings is "),

@@ -61,7 +61,7 @@ class PatchEmbedding(nn.Module):
         if self.grid is not None:
             rows, columns = (torch.arange(n, device=image.device) for n in cells.shape[2:])
             x = x + self.grid(rows, columns)
-        tokens = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.extra_tokens) if t is not None]
+        tokens = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.extra_tokens) if t is not None]
         return self.drop(add_position(torch.cat([*tokens, x], dim=1), self.position))
 
 
