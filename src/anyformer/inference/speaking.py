@@ -117,18 +117,23 @@ def continue_codes(
     model: SpeakingModel, prompts: Sequence[list[int]], seeds: Sequence[int], request: SpeakingRequest
 ) -> list[list[int]]:
     """Return the frames that follow prompts, as numbers of the codebook, up to the end of the sound or the context."""
-    limit = model.body.config.context + 1 - max(map(len, prompts))
-    if limit < 1:
+    limits = [model.body.config.context + 1 - len(prompt) for prompt in prompts]
+    if min(limits) < 1:
         raise InputError(f"text and voice fill the context of {model.body.config.context} nodes: shorten them")
     decoder: Decoder = model
     if request.guidance != 1:
         decoder = GuidedDecoder(decoder, model.drop_text, request.guidance)
     sampling = SamplingParams(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
     steps = generate(
-        decoder, prompts, tokens=limit, sampling=sampling, seeds=seeds, stop=lambda _, token: token == model.ids.end
+        decoder,
+        prompts,
+        tokens=max(limits),
+        sampling=sampling,
+        seeds=seeds,
+        stop=lambda _, token: token == model.ids.end,
     )
-    rows = zip(*steps, strict=True)
-    return [list(takewhile(lambda token: token not in (None, model.ids.end), row)) for row in rows]
+    rows = [row[:limit] for row, limit in zip(zip(*steps, strict=True), limits, strict=True)]
+    return [[int(code) for code in takewhile(lambda code: code not in (None, model.ids.end), row)] for row in rows]
 
 
 def read_voice(model: SpeakingModel, voice: str) -> list[int]:

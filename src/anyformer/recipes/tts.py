@@ -32,8 +32,8 @@ from ..data.audio.vocoder import encode_wav
 from ..data.codebook import find_nearest
 from ..data.io.cache import cache_by_files, data_files
 from ..data.io.manifest import split_columns
-from ..data.sampling import count_rows, sample_evenly, sample_indices
-from ..data.text.batches import IGNORE_INDEX
+from ..data.sampling import count_rows, sample_evenly
+from ..data.text.batches import IGNORE_INDEX, bucket_by_length
 from ..data.tokenizers.base import Tokenizer, encode_each
 from ..data.tokenizers.build import build_tokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
@@ -116,10 +116,10 @@ class Config(VocabularyConfig):
 
 
 TRAIN = TrainConfig(
-    steps=1500, batch=32, lr=4e-3, warmup=50, weight_decay=0.01, eval_every=250, eval_batches=10, save_every=250, **MUON
+    steps=600, batch=32, lr=5e-3, warmup=50, weight_decay=0.01, eval_every=200, eval_batches=10, save_every=200, **MUON
 )
-SMALL = Config(model=make_modern_config(128, 4, 4, 256, init="zero"), train=TRAIN)
-SIZES = (Size(64, 2, 16, 0), Size(96, 3, 32, 300))  # of --minutes
+SMALL = Config(model=make_modern_config(96, 4, 3, 256, init="zero"), train=TRAIN)
+SIZES = (Size(64, 2, 16, 0),)  # of --minutes
 PRESETS = {
     # seconds, no data needed: for tests
     "tiny": Config(
@@ -270,8 +270,10 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
         yield collate(ids, examples), state
     while split == "train":
         rng = np.random.Generator(np.random.Philox(key=c.seed, counter=(0, 0, 4, state["step"])))
-        drawn = [draw_clips(config, i, rng) for i in sample_indices(rows, c.batch, c.seed, state["step"])]
-        hidden = np.searchsorted(np.cumsum([config.drop_text, config.drop_speaker]), rng.random(c.batch), "right")
+        epoch, i = divmod(state["step"], -(-len(rows) // c.batch))
+        firsts = bucket_by_length(rows, count_nodes(config)[rows], c.batch, c.seed, epoch)[i]
+        drawn = [draw_clips(config, first, rng) for first in firsts]
+        hidden = np.searchsorted(np.cumsum([config.drop_text, config.drop_speaker]), rng.random(len(firsts)), "right")
         examples = [
             build_example(utterances, ids, clips, rng, hides) for clips, hides in zip(drawn, hidden, strict=True)
         ]

@@ -16,7 +16,7 @@ from .features import HOP_LENGTH, N_FFT, SAMPLE_RATE, log_mel, mel_filters
 FLOOR = -5.0  # of a frame, in powers of ten: what is 50 dB below the loudest is not heard
 ITERATIONS, MOMENTUM = 60, 0.99
 FIT_ITERATIONS = 60  # of the powers that fit the bands
-PEAK = 0.9  # of the samples of a sound that is made
+PEAK = 0.3  # of the samples of a sound that is made: the loudness of many recordings
 HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
 
 
@@ -28,7 +28,8 @@ def compute_frames(samples: np.ndarray, mels: int) -> np.ndarray:
 
 def invert_frames(frames: np.ndarray) -> np.ndarray:
     """Return a sound whose frames are near to these: (T, M) -> (T * HOP_LENGTH,) float32, its peak at PEAK"""
-    magnitudes = np.sqrt(fit_powers(10.0 ** frames.astype(np.float64)))
+    bands = 10.0 ** frames.astype(np.float64) - 10.0**FLOOR  # what is at the floor is silent
+    magnitudes = np.sqrt(fit_powers(bands.clip(0)))
     samples = find_phases(magnitudes)[: len(frames) * HOP_LENGTH]
     return (PEAK * samples / max(float(np.abs(samples).max()), 1e-9)).astype(np.float32)
 
@@ -37,7 +38,7 @@ def fit_powers(bands: np.ndarray) -> np.ndarray:
     """Return powers of frequencies, none below 0, whose mel bands are near to these: (T, M) -> (T, F), by the
     multiplicative updates of non-negative factors (Lee and Seung 2000)."""
     filters = mel_filters(bands.shape[1])  # (F, M)
-    powers = bands @ filters.T + 1e-12
+    powers = bands @ filters.T
     targets = powers.copy()
     for _ in range(FIT_ITERATIONS):
         powers *= targets / (powers @ filters @ filters.T + 1e-12)
