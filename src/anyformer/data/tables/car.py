@@ -130,9 +130,10 @@ class Drive:
 
 
 def start_drive(seed: int, kind: str = "", length: int = 300) -> Drive:
-    """Make a road of so many metres, and others on it; the vehicle is drawn where its kind is not named."""
+    """Make a road of so many metres, and others on it; every second vehicle is a truck, where its kind is not
+    named."""
     rng = np.random.default_rng((11, seed))
-    kind = kind or ("car", "truck")[int(rng.integers(2))]
+    kind = kind or ("car", "truck")[seed % 2]
     curvature = np.zeros(length + 50)
     at = 30
     while at < length:
