@@ -30,7 +30,7 @@ from anyformer.data.audio.features import HOP_LENGTH, SAMPLE_RATE
 from anyformer.data.audio.read import read_audio
 from anyformer.data.audio.utterances import PromptIds
 from anyformer.data.audio.vocoder import compute_frames, encode_wav, invert_frames
-from anyformer.inference.speaking import SpeakingRequest, speak
+from anyformer.inference.speaking import SpeakingRequest, synthesize
 from anyformer.metrics import error_rates
 from anyformer.recipes import tts
 from anyformer.training import checkpoints
@@ -110,7 +110,7 @@ def say(model: Any, wishes: list[tuple[str, str]], samples: int, **request: Any)
     return [
         sound
         for text, speaker in wishes
-        for sound in speak(model, SpeakingRequest(input=text, speaker=speaker, samples=samples, **request))
+        for sound in synthesize(model, SpeakingRequest(input=text, speaker=speaker, samples=samples, **request))
     ]
 
 
@@ -158,7 +158,7 @@ def measure_continued(model: Any, judges: Judges, entries: Entries, seed: int) -
     for i, entry in enumerate(entries):
         texts.append(DIGIT_WORDS[int(rng.integers(10))])
         request = SpeakingRequest(input=texts[-1], voice=str(entry.path), voice_text=entry.text, seed=seed + i)
-        sounds += speak(model, request)
+        sounds += synthesize(model, request)
     return judges.hear(sounds, texts, [e.speaker for e in entries])
 
 

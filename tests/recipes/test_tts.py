@@ -19,7 +19,7 @@ from anyformer.data.audio.read import read_audio
 from anyformer.data.audio.utterances import GAP_FRAMES, PromptIds, Voices
 from anyformer.data.audio.vocoder import FLOOR, PEAK, compute_frames, encode_wav, invert_frames
 from anyformer.data.tokenizers.build import Characters
-from anyformer.inference.speaking import SpeakingRequest, continue_codes, speak_frames
+from anyformer.inference.speaking import SpeakingRequest, continue_codes, generate_frames
 from cli_kit import assert_refused, call
 from data_kit import refuses
 
@@ -98,7 +98,7 @@ def test_cached_and_guided_speech_equals_reading_all_again(model: Any):
     """Texts of unequal length share a batch; logits move away from those without the text."""
     for guidance in (1.0, 3.0):
         request = SpeakingRequest(input=["six", "three"], guidance=guidance, temperature=0.0)
-        for text, frames in zip(request.texts, speak_frames(model, request), strict=True):
+        for text, frames in zip(request.texts, generate_frames(model, request), strict=True):
             prompts = [model.ids.encode(text), model.ids.encode(text, is_hidden=True)]
             assert model.drop_text(torch.tensor(prompts[0])).tolist() == prompts[1]
             codes: list[int] = []
@@ -175,7 +175,7 @@ def test_a_recording_is_continued_behind_its_text(run: Path, folder: Path):
     module.ids = replace(module.ids, tokenizer=Characters("eghilorw "))  # as of clips that are joined
     prompt = [*module.ids.encode("low low"), *module.encode(torch.cat([frames, pause])).tolist()]
     (expected,) = continue_codes(module, [prompt], [0], request)
-    assert np.array_equal(speak_frames(module, request)[0], module.codebook[expected or [0]].numpy())
+    assert np.array_equal(generate_frames(module, request)[0], module.codebook[expected or [0]].numpy())
     with refuses("voice and voice_text", "or neither"):
         SpeakingRequest(input="low", voice="a.wav")
 

@@ -92,12 +92,12 @@ def parse_speaking(model: SpeakingModel, request: dict[str, Any]) -> SpeakingReq
     return fields if fields.texts else replace(fields, input=list(model.ids.voices.examples))
 
 
-def speak(model: SpeakingModel, request: SpeakingRequest) -> list[np.ndarray]:
+def synthesize(model: SpeakingModel, request: SpeakingRequest) -> list[np.ndarray]:
     """Return the samples of the sounds of a request, at 16 kHz, those of a text one after the other."""
-    return [invert_frames(frames) for frames in speak_frames(model, request)]
+    return [invert_frames(frames) for frames in generate_frames(model, request)]
 
 
-def speak_frames(model: SpeakingModel, request: SpeakingRequest) -> list[np.ndarray]:
+def generate_frames(model: SpeakingModel, request: SpeakingRequest) -> list[np.ndarray]:
     """Return the frames of the sounds of a request, (T, M) each. Raises InputError."""
     texts = [text for text in request.texts for _ in range(request.samples)]
     seeds = [sample_seed(request.seed, i % request.samples) for i in range(len(texts))]

@@ -39,7 +39,7 @@ from ..data.tokenizers.build import build_tokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
 from ..forms import Form, Task
-from ..inference.speaking import SpeakingRequest, parse_speaking, speak, speak_frames
+from ..inference.speaking import SpeakingRequest, generate_frames, parse_speaking, synthesize
 from ..model import LMHead, Transformer, TransformerConfig, initialize
 from ..model.cache import KVCache
 from ..model.edges import causal
@@ -123,12 +123,31 @@ SIZES = (Size(64, 2, 16, 0),)  # of --minutes
 PRESETS = {
     # seconds, no data needed: for tests
     "tiny": Config(
-        data="tones", mels=20, codes=32, drop_text=0.2, model=make_modern_config(32, 2, 2, 40), train=TINY_TRAIN
+        data="tones",
+        mels=20,
+        codes=32,
+        drop_text=0.2,
+        drop_speaker=0.2,
+        val_fraction=0.2,
+        model=make_modern_config(32, 2, 2, 40),
+        train=TINY_TRAIN,
     ),
     # 10 minutes of one core
     "small": SMALL,
     # up to three words in a row, and recordings whose voice is continued
     "strings": replace(SMALL, max_clips=3),
+    # for hours of recordings of many speakers, and a GPU
+    "base": Config(
+        data="clips.csv",
+        val_fraction=0.01,
+        skip_broken=True,
+        empty="skip",
+        too_long="skip",
+        max_clips=3,
+        codes=2048,
+        model=make_modern_config(512, 8, 8, 1024, init="zero"),
+        train=replace(TRAIN, steps=50_000, warmup=1000, eval_every=1000, save_every=1000),
+    ),
 }
 
 
@@ -354,7 +373,7 @@ def score(model: TextToSpeech, config: Config, split: str = "val", **request: An
     for seed, i in enumerate(rows):
         speaker = utterances.speakers[i] if utterances.speakers[i] in model.ids.voices.speakers else ""
         wishes = {"input": utterances.clips.texts[i], "speaker": speaker, "seed": seed} | request
-        lengths += [len(frames) for frames in speak_frames(model, parse_speaking(model, wishes))]
+        lengths += [len(frames) for frames in generate_frames(model, parse_speaking(model, wishes))]
         n_full += lengths[-1] >= limit - len(model.ids.encode(utterances.clips.texts[i]))
     seconds = {
         name: float(np.median(sizes)) * HOP_LENGTH / SAMPLE_RATE for name, sizes in (("", lengths), ("own_", own))
@@ -384,7 +403,7 @@ def predict(model: TextToSpeech, request: dict[str, Any]) -> dict[str, Any]:
     return {
         "results": [
             {"input": text, "seconds": len(sound) / SAMPLE_RATE, "wav": b64encode(encode_wav(sound)).decode()}
-            for text, sound in zip(texts, speak(model, fields), strict=True)
+            for text, sound in zip(texts, synthesize(model, fields), strict=True)
         ]
     }
 
@@ -402,7 +421,7 @@ def file_input(model: TextToSpeech, config: Config) -> FileInput:
 def record(model: TextToSpeech, request: dict[str, Any]) -> bytes:
     """Return a WAV file of all sounds of a request, with pauses between them."""
     pause = np.zeros(round(PAUSE_SECONDS * SAMPLE_RATE), np.float32)
-    sounds = speak(model, parse_speaking(model, request))
+    sounds = synthesize(model, parse_speaking(model, request))
     return encode_wav(np.concatenate([part for sound in sounds for part in (pause, sound)][1:]))
 
 

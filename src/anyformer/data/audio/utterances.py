@@ -19,7 +19,7 @@ from ..tokenizers.base import Tokenizer
 from .datasets import AudioDataset
 from .vocoder import FLOOR, compute_frames
 
-CODEBOOK_CLIPS, SCORED_CLIPS = 2000, 200  # of a split, that a codebook is fitted to, and measured on
+CODEBOOK_CLIPS, SCORED_CLIPS = 600, 100  # of a split, that a codebook is fitted to, and measured on
 MAX_SPEAKERS, MAX_FILE_BYTES = 100_000, 16 << 20
 GAP_FRAMES = (4, 20)  # between two clips that are joined: at least, and below
 

@@ -135,12 +135,12 @@ def start_drive(seed: int, kind: str = "", length: int = 300) -> Drive:
     rng = np.random.default_rng((11, seed))
     kind = kind or ("car", "truck")[seed % 2]
     curvature = np.zeros(length + 50)
-    at = 30
-    while at < length:
+    start = 30
+    while start < length:
         extent, sign = int(rng.integers(20, 50)), rng.choice([-1.0, 1.0])
         bend = sign * rng.uniform(0.01, 0.05) * np.sin(np.linspace(0, np.pi, extent))
-        curvature[at : at + extent] = bend[: max(0, len(curvature) - at)]
-        at += extent + int(rng.integers(0, 30))
+        curvature[start : start + extent] = bend[: max(0, len(curvature) - start)]
+        start += extent + int(rng.integers(0, 30))
     direction = np.cumsum(curvature) * SPACING
     steps = SPACING * np.stack([np.cos(direction), np.sin(direction)], 1)
     road = np.column_stack([np.cumsum(steps, 0) - steps[0], direction])
@@ -229,5 +229,5 @@ def drive_rows(drives: int, every: int = 4, max_steps: int = 500) -> Iterator[di
             if step % every == offset:
                 yield sense(drive, rng) | {"steering": steering, "acceleration": acceleration, "drive": str(seed)}
             if step % 15 == 0:
-                push = rng.normal(0, 0.12) * rng.integers(2)
+                push = float(rng.normal(0, 0.12) * rng.integers(2))
             drive.move(steering + push * drive.vehicle.wheelbase / 4, acceleration + 10 * push)

@@ -21,7 +21,7 @@ from ...data.images.read import read_image, resize_image
 from ...errors import InputError
 from ...inference.classification import unique_names
 from ...inference.drawing import draw, parse_drawing
-from ...inference.speaking import parse_speaking, speak_frames
+from ...inference.speaking import generate_frames, parse_speaking
 from ...parsing import parse_dataclass
 from ...recipe import LensNodes, LensView
 from .speaking_figures import shade
@@ -149,7 +149,7 @@ def lens_speaking(model: Any, request: dict[str, Any]) -> LensView:
     """The speaker, the text, and the frames of the sound that is said, the likeliest without guidance."""
     fields = parse_speaking(model, request | {"guidance": 1.0, "temperature": 0.0, "samples": 1, "voice": None})
     text = fields.texts[0]
-    frames = speak_frames(model, replace(fields, input=text, voice_text=""))[0]
+    frames = generate_frames(model, replace(fields, input=text, voice_text=""))[0]
     prompt, codes = (
         model.ids.encode(text, fields.speaker),
         model.encode(torch.from_numpy(frames).to(model.codebook.device)),

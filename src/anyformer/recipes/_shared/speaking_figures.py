@@ -8,7 +8,7 @@ from ...data.audio.vocoder import FLOOR
 from ...data.images.read import encode_png, import_pillow
 from ...data.sampling import sample_evenly
 from ...errors import InputError
-from ...inference.speaking import SpeakingModel, SpeakingRequest, speak_frames
+from ...inference.speaking import SpeakingModel, SpeakingRequest, generate_frames
 from ...recipe import Figure
 
 MAX_SOUNDS, GAP = 8, 6  # of a figure, and pixels between two spectrograms
@@ -28,7 +28,7 @@ def draw_figures(model: SpeakingModel, utterances: Utterances, rows: np.ndarray)
     for i, frames in zip(rows, real):
         text, speaker = utterances.clips.texts[i], utterances.speakers[i]
         speaker = speaker if speaker in model.ids.voices.speakers else ""
-        spoken += speak_frames(model, SpeakingRequest(input=text, speaker=speaker))
+        spoken += generate_frames(model, SpeakingRequest(input=text, speaker=speaker))
         coded.append(model.codebook[model.encode(torch.from_numpy(frames).to(device))].cpu().numpy())
         names.append(f"{text}, {speaker}" if speaker else text)
     error = utterances.measure_codebook(model.codebook.cpu().numpy())
