@@ -105,13 +105,15 @@ def decode_recordings(model: Any, entries: Entries, with_codebook: bool) -> list
     return sounds
 
 
-def say(model: Any, wishes: list[tuple[str, str]], samples: int, **request: Any) -> list[np.ndarray]:
-    """Say texts in the voices of speakers, some samples of each."""
-    return [
-        sound
-        for text, speaker in wishes
-        for sound in synthesize(model, SpeakingRequest(input=text, speaker=speaker, samples=samples, **request))
-    ]
+def say(model: Any, speakers: list[str], samples: int, **request: Any) -> tuple[list[np.ndarray], list[str], list[str]]:
+    """Say every digit in the voice of each speaker, some samples of each: sounds, texts and speakers."""
+    sounds: list[np.ndarray] = []
+    for speaker in speakers:
+        sounds += synthesize(
+            model, SpeakingRequest(input=list(DIGIT_WORDS), speaker=speaker, samples=samples, **request)
+        )
+    texts = [word for word in DIGIT_WORDS for _ in range(samples)]
+    return sounds, texts * len(speakers), [speaker for speaker in speakers for _ in texts]
 
 
 def measure_nats(model: Any, entries: Entries, is_named: bool) -> float:
@@ -136,19 +138,14 @@ def measure_recordings(model: Any, judges: Judges, entries: Entries) -> dict[str
     return {name: judges.hear(sounds, texts, speakers) for name, sounds in sets.items()}
 
 
-def measure_spoken(model: Any, judges: Judges, samples: int, seed: int) -> dict[str, Any]:
-    """Say every digit in every known voice, and in anyone's; and three digits in a row."""
-    names, results = model.ids.voices.speakers, {}
-    wishes = [(word, name) for word in DIGIT_WORDS for name in names]
-    texts, speakers = ([wish[i] for wish in wishes for _ in range(samples)] for i in (0, 1))
-    for guidance in sorted({1.0, SpeakingRequest.guidance, 2.0, 3.0}):
-        sounds = say(model, wishes, samples, guidance=guidance, seed=seed)
+def measure_spoken(model: Any, judges: Judges, options: Any) -> dict[str, Any]:
+    """Say every digit in every known voice, and in anyone's."""
+    names, results = list(model.ids.voices.speakers), {}
+    for guidance in options.guidance:
+        sounds, texts, speakers = say(model, names, options.samples, guidance=guidance, seed=options.seed)
         seconds = float(np.median([len(sound) for sound in sounds])) / SAMPLE_RATE
         results[f"guidance {guidance:g}"] = judges.hear(sounds, texts, speakers) | {"seconds": seconds}
-    sounds = say(model, [(word, "") for word in DIGIT_WORDS], 5 * samples, seed=seed)
-    results["no speaker named"] = judges.hear(
-        sounds, [w for w in DIGIT_WORDS for _ in range(5 * samples)], [""] * len(sounds)
-    )
+    results["no speaker named"] = judges.hear(*say(model, [""], 5 * options.samples, seed=options.seed))
     return results
 
 
@@ -163,10 +160,10 @@ def measure_continued(model: Any, judges: Judges, entries: Entries, seed: int) -
 
 
 def measure(model: Any, judges: Judges, entries: Entries, held_out: str, options: Any) -> dict[str, Any]:
-    test = [e for e in entries if take_of(e) < N_TEST_TAKES]
+    test = [e for e in entries if take_of(e) < options.takes]
     known, new = ([e for e in test if (e.speaker == held_out) == is_new] for is_new in (False, True))
     results: dict[str, Any] = {"known voices": measure_recordings(model, judges, known)}
-    results["spoken"] = measure_spoken(model, judges, options.samples, options.seed)
+    results["spoken"] = measure_spoken(model, judges, options)
     results["nats"] = {
         "known voices, named": measure_nats(model, known, True),
         "known voices, not named": measure_nats(model, known, False),
@@ -200,6 +197,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--held-out", default="yweweler", help="a speaker that training does not hear")
     parser.add_argument("--samples", type=int, default=4, help="sounds of each digit and voice")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, SpeakingRequest.guidance, 3.0])
+    parser.add_argument("--takes", type=int, default=N_TEST_TAKES, help="recordings of each digit and speaker")
     parser.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
     parser.add_argument("--out", type=Path, help="the runs, which are kept, and found again")
     options = parser.parse_args()
