@@ -161,7 +161,8 @@ def draw(trials: list[Trial], road: int) -> str:
             f'<text x="8" y="{18 * (i + 1)}" fill="{color}" font-family="sans-serif" font-size="13">{label}</text>'
         )
     box = f"0 0 {SCALE * size[0]:.0f} {SCALE * size[1]:.0f}"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">\n' + "\n".join(parts) + "\n</svg>\n"
+    title = f"<title>A {shown['the driver'].drive.kind} on a road that training never saw</title>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">\n{title}\n' + "\n".join(parts) + "\n</svg>\n"
 
 
 def print_results(results: dict[str, Any]) -> None:

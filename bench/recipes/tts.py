@@ -1,6 +1,6 @@
 """Text to speech of spoken digits: does a recogniser that was trained on recordings hear what was asked for?
 
-    python -m bench.recipes.tts --cpu-minutes 10          and about as long again for the judge
+    python -m bench.recipes.tts --cpu-minutes 10          and about 5 more for the judge
 
 `tts` is trained on the set fsdd without one of its six speakers. Its sounds are heard by `speech`, which is trained
 apart on recordings, and a support vector machine on MFCC says whose voice it is. Takes 0 to 4 of each digit and speaker

@@ -157,7 +157,7 @@ PRESETS = {
         model=make_modern_config(96, 3, 4, 128, dropout=0.1, **MODERN),
         train=MUON_TRAIN,
     ),
-    # a minute or two of CPU: a simulated car is steered from five sensors (docs/car.md)
+    # minutes of CPU: a simulated car is steered from five sensors (docs/car.md)
     "car": Config(
         data="car",
         field_dropout=0.3,

@@ -6,7 +6,7 @@ edges  causal
 head   a logit for each entry of the codebook, and for the end
 loss   cross-entropy of the next frame; a tenth of the rows see no text and no speaker, a tenth no speaker
 
-    anyformer train tts                                    10 minutes of one core: spoken digits of six speakers
+    anyformer train tts                                    about 8 minutes of CPU: spoken digits of six speakers
     anyformer train tts --data clips.csv                   your own: columns path and text, maybe speaker
     anyformer sample RUN --prompt seven --out seven.wav
     anyformer predict RUN seven --speaker theo --out seven.wav
@@ -132,7 +132,7 @@ PRESETS = {
         model=make_modern_config(32, 2, 2, 40),
         train=TINY_TRAIN,
     ),
-    # 10 minutes of one core
+    # about 8 minutes of CPU
     "small": SMALL,
     # up to three words in a row, and recordings whose voice is continued
     "strings": replace(SMALL, max_clips=3),
