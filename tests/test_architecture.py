@@ -143,7 +143,7 @@ def test_no_recipe_is_named_outside_recipes(folder: str):
 # --- settings ---
 
 # Fields that describe the machine, its time or the data's labels, and not the model or its recipe.
-OPERATIONAL = {"seed", "shard", "device", "dtype", "compile", "final_every", "labels", "words", "tasks"}
+OPERATIONAL = {"seed", "shard", "device", "dtype", "compile", "final_every", "labels", "words", "voices", "tasks"}
 OPERATIONAL |= {"activation_checkpointing", "optimizer_dtype"}  # what fits into memory
 OPERATIONAL |= {"rope_scaling", "sinks"}  # what a trained model is given: `anyformer import RUN --context 1024`
 OPERATIONAL |= {

@@ -26,11 +26,13 @@ def format_sample(sample: Mapping[str, Any]) -> str:
 
 def format_result(result: Any) -> str:
     """Format a result: "input → label, probability 0.93 (truth: label)"; of several targets each by its name;
-    lists of the same length as the columns of a table; a picture by its size; anything else as JSON."""
+    lists of the same length as the columns of a table; pictures and sounds by their size; anything else as JSON."""
     if not isinstance(result, dict) or not result:
         return json.dumps(result, ensure_ascii=False)
     if "png" in result:
         return f"{shorten(result['input'] or 'a picture')} → PNG, {len(result['png']):,} characters of base64"
+    if "wav" in result:
+        return f"{shorten(result['input'])} → WAV, {result['seconds']:.2f} s"
     answer = result.get("text", result.get("label", result.get("value")))
     if isinstance(answer, str | int | float):
         text = format_value(answer)

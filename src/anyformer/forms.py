@@ -15,7 +15,7 @@ from .parsing import describe_type, read_field_docs, read_hints, read_ranges
 Kind = Literal["text", "texts", "prompt", "messages", "image", "sound", "row", "series", "goal", "json"]
 Output = Literal[
     "completions", "classes", "vectors", "masks", "gaps", "drafts", "tags", "translations", "transcripts", "targets",
-    "quantiles", "actions", "episodes", "pictures", "tunes", "json",
+    "quantiles", "actions", "episodes", "pictures", "tunes", "sounds", "json",
 ]  # fmt: skip
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_CHOICES = 1000  # of a field of a table that are listed
@@ -212,6 +212,7 @@ ANSWERS: dict[str, Any] = {
     "quantiles": {"series": TEXT, "median": [NUMBER], "quantiles": {"string": [NUMBER]}},
     "actions": {"action": {}},
     "pictures": {"input": {}, "png": TEXT},
+    "sounds": {"input": TEXT, "seconds": NUMBER, "wav": TEXT},
     "episodes": {"env": TEXT, "wanted": NUMBER, "episodes": WHOLE, "achieved": NUMBER, "returns": [NUMBER]},
 }
 

@@ -345,6 +345,15 @@ class SupportsDrawing(Protocol):
 
 
 @runtime_checkable
+class SupportsSpeaking(Protocol):
+    """Answers are sounds: `anyformer sample RUN --prompt TEXT --out sound.wav`, `anyformer predict RUN TEXT --out
+    sound.wav`."""
+
+    def record(self, model: Any, request: dict[str, Any]) -> bytes:
+        """Return one WAV file with all sounds of a request of `predict`. Raises InputError."""
+
+
+@runtime_checkable
 class SupportsSampleFiles(Protocol):
     """A text that is written can be kept as what it stands for, such as a sound: `anyformer sample --out`."""
 

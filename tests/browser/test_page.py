@@ -78,6 +78,7 @@ SEEN = {  # what a person reads of a result
     "diffusion": lambda result: [result["text"].strip(), f"read it {result['passes']} times"],
     "mask_predict": lambda result: [result["text"].strip()],
     "text2image": lambda result: [result["input"]],
+    "tts": lambda result: [result["input"], "speech.wav"],
     "msa": lambda result: [result["text"]],
     "translation": lambda result: [result["text"], "Alignment"],
     "rnnsearch": lambda result: [result["text"], "Alignment"],

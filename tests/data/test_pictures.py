@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from anyformer.data.codebook import find_nearest, fit_codebook
 from anyformer.data.images import compose
 from anyformer.data.images.captions import CaptionVocabulary, find_caption_table, fit_vocabulary, load_vocabulary
-from anyformer.data.images.codebook import cut_patches, draw_orders, find_nearest, fit_codebook, join_patches
+from anyformer.data.images.patches import cut_patches, draw_orders, join_patches
 from anyformer.data.images.read import tile_images
 from data_kit import refuses
 

@@ -44,7 +44,7 @@ LOSS_IN_CHUNKS = {
     "spans",
     "speech",
 }
-LOSS_IN_CHUNKS |= {"music", "text2image", "translation"}
+LOSS_IN_CHUNKS |= {"music", "text2image", "translation", "tts"}
 pytestmark = pytest.mark.parametrize("name", recipe_loading.list_recipes())
 
 

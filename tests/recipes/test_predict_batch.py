@@ -33,6 +33,7 @@ INPUTS: dict[str, list[Any]] = {
     "diffusion": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "spans": ["to ___ or", "___ a", "the ___ sat ___", "no___"],
     "text2image": ["1", "a 3", "8", "7", "the 0"],
+    "tts": ["one", "three", "eight", "seven", "zero"],
     **{name: ["1", "12345", "98765432", "00", "31415926"] for name in PAIRS},
     **{name: TEXTS for name in PROMPTS},
     "msa": ["A" * 24, "ACDE-" * 4 + "WWWW", "-" * 26],

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from anyformer import api, recipe_loading
-from anyformer.data.images.codebook import cut_patches
+from anyformer.data.images.patches import cut_patches
 from anyformer.inference.drawing import DrawingRequest, draw, paint_cells, select_part
 from cli_kit import assert_refused, call
 from data_kit import refuses

@@ -45,6 +45,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "diffusion": {"input": "To be, ___ to be"},
     "mask_predict": {"input": "31415"},
     "text2image": {"input": "3"},
+    "tts": {"input": "six"},
     "control": {"input": {"states": [[0.1, 0.2], [0.3, 0.1]], "actions": [1], "returns": [5, 4]}},
     "multimodal": {"input": {"power": 3.5, "device": "b"}},
     "msa": {},

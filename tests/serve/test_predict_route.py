@@ -39,6 +39,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "mask_predict": {"input": "312", "passes": 2},
     "diffusion": {"input": "to __ or", "drafts": True},
     "text2image": {"input": ["3", "a 4"], "samples": 2, "seed": 1},
+    "tts": {"input": ["three", "four"], "samples": 2, "seed": 1},
     "msa": {"pairs": 3},
     "seq2seq": {"input": "312"},
     "rnnsearch": {"input": "312"},

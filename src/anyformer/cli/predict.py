@@ -46,7 +46,8 @@ class Command:
         anyformer predict RUN talk.wav --out talk.srt
 
     With --out FILE.npy, the array that a model as a whole stands for is written,
-    such as the map of an alignment's columns.
+    such as the map of an alignment's columns; with --out FILE.wav, what a model
+    of speech says.
 
     Any other flag is a field of the recipe's request, with one value:
 
@@ -60,7 +61,7 @@ class Command:
     data."""
     out: Path | None = None
     """A .csv, .tsv or .jsonl file to write the rows of --file to, with their predictions; jsonl holds the full
-    answers. A .srt or .vtt file is for the subtitles of a sound, a .npy file for an array."""
+    answers. A .srt or .vtt file is for the subtitles of a sound, a .npy file for an array, a .wav file for speech."""
     batch: int = 64
     """With --out: inputs that are answered together."""
     skip_broken: bool = False
@@ -122,6 +123,8 @@ def answer(options: Command, request: dict[str, Any]) -> None:
         return write_array(options, options.out, request)
     if options.out is not None and find_subtitle_format(options.out) is not None:
         return write_subtitles(options, options.out, request)
+    if options.out is not None and options.out.suffix.lower() == ".wav":
+        return write_sound(options, options.out, request)
     if options.out is not None:
         return write_file(options, options.out, request)
     with TemporaryDirectory() as folder:
@@ -198,6 +201,28 @@ def write_array(options: Command, out: Path, request: dict[str, Any]) -> None:
     for line in lines:
         print(json.dumps(line, ensure_ascii=False))
     print_status(f"{out}: {' x '.join(map(str, shape))} numbers")
+
+
+def write_sound(options: Command, out: Path, request: dict[str, Any]) -> None:
+    """Write the sounds of all inputs as one file."""
+    from ..recipe import SupportsSpeaking
+    from ..recipe_loading import recipes_with
+    from ..training.run_directory import report_write_errors
+
+    if not out.parent.is_dir():
+        raise InputError(f"cannot write {out}: there is no folder {out.parent}")
+    with TemporaryDirectory() as folder, show_progress():
+        inputs = read_inputs(options.input, options.file, Path(folder) / "stdin")
+        model = load_model(options)
+        if not isinstance(model.recipe, SupportsSpeaking):
+            names = recipes_with(SupportsSpeaking)
+            raise InputError(f"{options.run} is a run of '{model.name}', not of {names}: it makes no sounds")
+        content = model.recipe.record(model.module, request | ({"input": inputs} if inputs else {}))
+    with report_write_errors(str(out)):
+        out.write_bytes(content)
+    if options.json:
+        print(json.dumps({"run": str(options.run), "out": str(out), "step": model.step}))
+    print_status(f"{out}: {len(inputs) or 'the'} inputs")
 
 
 def write_file(options: Command, out: Path, request: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,17 +18,18 @@ REQUEST_FIELDS = (
     "tokens", "samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "keep", "seed",
     "notes",
 )  # fmt: skip
-DRAWING_FIELDS = ("samples", "temperature", "top_k", "top_p", "seed", "guidance")  # of a request for pictures
-DRAWING_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
+MEDIA_FIELDS = ("samples", "temperature", "top_k", "top_p", "seed", "guidance")  # of a request for pictures or sounds
+MEDIA_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
 
 
 @dataclass(frozen=True)
 class Command:
     """Continue a prompt with a trained language model; without one, start a new line.
 
-    A model of pictures draws the prompt instead:
+    A model of pictures draws the prompt instead, and one of speech says it:
 
-        anyformer sample RUN --prompt "a dark bag" --samples 16 --out bags.png"""
+        anyformer sample RUN --prompt "a dark bag" --samples 16 --out bags.png
+        anyformer sample RUN --prompt seven --out seven.wav"""
 
     run: RunArgument
     prompt: Annotated[tuple[str, ...], REPEATABLE] = ()
@@ -57,11 +58,11 @@ class Command:
     reward: str | None = None
     """Of --best-of: regex:PATTERN, classifier:RUN:LABEL, or FILE.py:FUNCTION of yours, which is called with the prompt,
     the answer and {}, and returns a number. Default: the mean log-probability of the tokens."""
-    guidance: Annotated[float | None, "Of a picture: how much it follows its prompt; 1 as it was learned."] = None
-    request: Annotated[dict | None, 'More of the request of a picture, as JSON: \'{"image": "a.png"}\'.'] = None
+    guidance: Annotated[float | None, "Of media: how much they follow the prompt; 1 as it was learned."] = None
+    request: Annotated[dict | None, 'More of a request for media, as JSON: \'{"image": "a.png"}\'.'] = None
     out: Path | None = None
     """A file for what is written, where the recipe has a format with this ending: of a model of pictures one .png with
-    all samples; of others, several samples get numbers: tune.wav, tune-2.wav."""
+    all samples, of speech one .wav; of others, several samples get numbers: tune.wav, tune-2.wav."""
     store: StoreFlag = None
     draft: DraftFlag = None
     recipe: RecipeFlag = None
@@ -78,7 +79,7 @@ class Command:
 def run(options: Command) -> None:
     request = build_request(options)
     from .. import api
-    from ..recipe import SupportsDrawing, SupportsStream
+    from ..recipe import SupportsDrawing, SupportsSpeaking, SupportsStream
 
     settings: dict[str, Any] = {
         "weights": options.weights,
@@ -88,10 +89,12 @@ def run(options: Command) -> None:
     }
     model = api.load(options.run, options.device, **settings)
     if isinstance(model.recipe, SupportsDrawing):
-        return write_pictures(options, model)
+        return write_media(options, model, model.recipe.draw_sheet, "picture.png")
+    if isinstance(model.recipe, SupportsSpeaking):
+        return write_media(options, model, model.recipe.record, "sound.wav")
     if options.guidance is not None or options.request is not None:
         flags = "--guidance and --request"
-        raise InputError(f"{flags} are for models of pictures; {options.run} is a run of '{model.name}'")
+        raise InputError(f"{flags} are for models of pictures or sounds; {options.run} is a run of '{model.name}'")
     if not isinstance(model.recipe, SupportsStream):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
@@ -130,22 +133,23 @@ def write_samples(model: Any, texts: list[str], out: Path) -> None:
         print_status(f"written to {path}")
 
 
-def write_pictures(options: Command, model: Any) -> None:
-    """Write a sheet of pictures of the prompts. Raises InputError for flags that are for texts."""
+def write_media(options: Command, model: Any, make: Callable[[Any, dict[str, Any]], bytes], example: str) -> None:
+    """Write one file with the pictures or sounds of the prompts, which `make` returns; it ends as the example does.
+    Raises InputError for flags that are for texts."""
     from ..training.run_directory import report_write_errors
 
-    defaults = Command(options.run)
+    defaults, (kind, ending) = Command(options.run), example.split(".")
     changes = {name: value for name, value in vars(options).items() if value != getattr(defaults, name)}
-    request = (options.request or {}) | {name: changes[name] for name in DRAWING_FIELDS if name in changes}
-    others = changes.keys() - {*DRAWING_FIELDS, *DRAWING_FLAGS}
+    request = (options.request or {}) | {name: changes[name] for name in MEDIA_FIELDS if name in changes}
+    others = changes.keys() - {*MEDIA_FIELDS, *MEDIA_FLAGS}
     if others:
-        raise InputError(f"--{min(others).replace('_', '-')} is for texts; {options.run} draws pictures")
-    if options.out is None or options.out.suffix.lower() != ".png":
-        raise InputError("a model of pictures writes one: name it with --out picture.png")
+        raise InputError(f"--{min(others).replace('_', '-')} is for texts; {options.run} makes {kind}s")
+    if options.out is None or options.out.suffix.lower() != f".{ending}":
+        raise InputError(f"a model of {kind}s writes one: name it with --out {example}")
     prompts = [read_stdin() if prompt == "-" else prompt for prompt in options.prompt]
-    sheet = model.recipe.draw_sheet(model.module, request | ({"input": prompts} if prompts else {}))
+    content = make(model.module, request | ({"input": prompts} if prompts else {}))
     with report_write_errors(str(options.out)):
-        options.out.write_bytes(sheet)
+        options.out.write_bytes(content)
     if options.json:
         print(json.dumps({"out": str(options.out), "run": str(options.run), "step": model.step}))
     print_status(f"{options.out}: {options.samples} of each of {len(prompts) or 'the'} prompts")

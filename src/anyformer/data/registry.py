@@ -128,6 +128,7 @@ GENERATED = {s.name: s for s in (
     DataSet("two-tasks", "tasks", "a walk to the middle of a line, and a device's sensors", "MIT"),
     DataSet("shops", "series", "400 days of sales, visitors and promotions of four shops", "MIT"),
     DataSet("traffic", "series", "60 days of cars an hour, with workdays and weekends", "MIT"),
+    DataSet("car", "tables", "160 simulated drives: five sensors of a car or a truck, and what its driver does", "MIT"),
     DataSet("sensors", "tables", "240 rows with all seven kinds of fields, a class and a number", "MIT"),
 )}
 # fmt: on

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.images.captions import CaptionVocabulary
-from ..data.images.codebook import cut_patches, join_patches
+from ..data.images.patches import cut_patches, join_patches
 from ..data.images.read import read_image, resize_image
 from ..errors import InputError
 from ..model.cache import KVCache

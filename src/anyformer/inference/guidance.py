@@ -13,14 +13,25 @@ from torch import Tensor
 
 from ..model.cache import KVCache
 from ..model.transformer import Transformer
-from .decode import Decoder, new_cache
+from .decode import Decoder
+
+
+class PairedCache(KVCache):
+    """The keys and values of rows with the condition, and of the same rows without it; lengths are those of a half."""
+
+    def reset(self, prefill_lengths: Tensor | None = None) -> None:
+        super().reset(None if prefill_lengths is None else prefill_lengths.repeat(2))
+
+    def trim(self, lengths: Tensor) -> None:
+        super().trim(lengths.repeat(2))
 
 
 class GuidedDecoder:
     """A decoder whose logits are guided. Its nodes hold those of both rows side by side: (B, T, 2 C).
 
     Args:
-        drop: Takes ids (B, T) and the position of the first, and returns them without the condition.
+        decoder: Its state is keys and values alone.
+        drop: Takes ids (B, T) and the position of the first in the longest row, and returns them without the condition.
         scale: 1 is the decoder as it is, 0 ignores the condition, more than 1 exaggerates it.
     """
 
@@ -32,7 +43,7 @@ class GuidedDecoder:
         return self.decoder.body
 
     def new_cache(self, batch: int, size: int | None = None) -> KVCache:
-        return new_cache(self.decoder, 2 * batch, size)
+        return PairedCache(self.body.config, 2 * batch, size, next(self.body.parameters()).device)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         start = 0 if cache is None else cache.max_length

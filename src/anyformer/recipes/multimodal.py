@@ -76,7 +76,7 @@ class Config:
     """A model of rows, its table and its training."""
 
     data: str = path_field("watch")
-    """The name of a set (watch, breast-cancer, spoken-digits, sensors), a .csv, .tsv, .jsonl or .parquet."""
+    """The name of a set (watch, breast-cancer, spoken-digits, car, sensors), a .csv, .tsv, .jsonl or .parquet."""
     schema: str = path_field("own", [".toml", ".json"])
     """What each column is: own (a set's own schema; for other tables it is inferred), inferred, or a schema.toml: its
     path, or its content."""
@@ -156,6 +156,13 @@ PRESETS = {
         field_dropout=0.3,
         model=make_modern_config(96, 3, 4, 128, dropout=0.1, **MODERN),
         train=MUON_TRAIN,
+    ),
+    # minutes of CPU: a simulated car is steered from five sensors (docs/car.md)
+    "car": Config(
+        data="car",
+        field_dropout=0.3,
+        model=make_modern_config(64, 3, 4, 64, **MODERN),
+        train=replace(MUON_TRAIN, steps=500, eval_every=125, save_every=125),
     ),
     # for many rows of many kinds: bring --data and a GPU
     "base": Config(

@@ -18,7 +18,6 @@ Image tokens behind a text: DALL-E (2102.12092); any order of them: 2404.09562, 
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +27,8 @@ from torch import Tensor, nn
 from ..data.images import cache
 from ..data.images.captioned import CaptionedImages
 from ..data.images.captions import BLANK, CaptionVocabulary, find_caption_table, load_vocabulary, split_words
-from ..data.images.codebook import cut_patches, draw_orders, join_patches
 from ..data.images.measure import choose_format
+from ..data.images.patches import cut_patches, draw_orders, join_patches
 from ..data.images.read import encode_png, import_pillow, open_images, tile_images
 from ..data.io.manifest import split_columns
 from ..data.sampling import count_rows, sample_indices
@@ -55,8 +54,8 @@ from ..recipe import (
     advance_stream,
     init_stream,
 )
-from ..training.checkpoints import open_safetensors
 from ..training.config import TrainConfig
+from ._shared.codebooks import read_codebook
 from ._shared.media_lenses import lens_picture as lens  # noqa: F401
 from ._shared.picture_figures import draw_figures
 from ._shared.presets import MUON, TINY_TRAIN, make_modern_config
@@ -284,14 +283,8 @@ def load_words(config: Config) -> CaptionVocabulary:
 
 def load_codebook(config: Config) -> Tensor:
     """Return the codebook of the checkpoint that the words of the config lie in; else that of its data."""
-    weights = Path(config.words).with_name("model.safetensors") if config.words.endswith(".json") else None
-    if weights is None or not weights.is_file():
-        return torch.from_numpy(load_data(config).fit_codebook(config.codes))
-    with open_safetensors(weights) as file:
-        codebook = file.get_tensor("codebook") if "codebook" in set(file.keys()) else torch.empty(0)
-    if codebook.shape != (shape := (config.codes, config.patch**2 * config.channels)):
-        raise InputError(f"{weights} has no codebook of {shape[0]} patches of {shape[1]} numbers")
-    return codebook
+    codebook = read_codebook(config.words, (config.codes, config.patch**2 * config.channels), "patches")
+    return torch.from_numpy(load_data(config).fit_codebook(config.codes)) if codebook is None else codebook
 
 
 def batches(config: Config, split: str, state: StreamState | None = None) -> BatchStream:

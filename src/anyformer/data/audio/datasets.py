@@ -2,8 +2,10 @@
 
     fsdd          3,000 spoken digits; the official test part (the first five takes of each) is for validation
     tones         digits dialed on a telephone keypad, generated
-    clips.csv     (tsv, jsonl, json) columns path and text, or others that are named, optionally split: train or val
-    folder        a text file beside each sound, a.wav and a.txt; or lines "NAME text" in *.trans.txt, as in LibriSpeech
+    clips.csv     (tsv, jsonl, json) columns path and text, or others that are named, optionally split: train or val,
+                  and speaker
+    folder        a text file beside each sound, a.wav and a.txt; or lines "NAME text" in *.trans.txt, as in
+                  LibriSpeech; the first folder below it is the speaker
 
     cache/sounds/HASH/samples.bin     16 kHz, little-endian int16, one clip after the other
     cache/sounds/HASH/clips.json      where each clip starts, in samples
@@ -48,6 +50,7 @@ class AudioEntry(NamedTuple):
     path: Path
     text: str
     is_val: bool | None  # None: the data name no split
+    speaker: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,7 @@ class AudioDataset:
     sha256: str  # of the content
     skipped: int = 0  # files that could not be read
     paths: tuple[Path, ...] = ()  # the file of each clip; none where they are generated
+    speakers: tuple[str, ...] = ()  # of each clip; none where they are generated
 
     def read_clip(self, i: int) -> np.ndarray:
         """Return the samples of clip i, float32 between -1 and 1."""
@@ -100,8 +104,8 @@ def load_audio(
     is_val = select_validation(entries, val_fraction)
     samples, starts = np.memmap(folder / "samples.bin", np.dtype("<i2"), "r"), np.array(stored["starts"], np.int64)
     texts, places = [entry.text for entry in entries], [entry.place for entry in entries]
-    paths = tuple(entry.path.absolute() for entry in entries)
-    return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"], paths)
+    paths, speakers = tuple(entry.path.absolute() for entry in entries), tuple(entry.speaker for entry in entries)
+    return AudioDataset(samples, starts, texts, places, is_val, content, stored["skipped"], paths, speakers)
 
 
 def list_entries(
@@ -111,7 +115,7 @@ def list_entries(
     path = unpack_archive(Path(data).expanduser())
     if data == "fsdd" and not path.exists():
         names = [(file, *file.stem.split("_")) for file in resolve(data)]  # DIGIT_SPEAKER_TAKE.wav
-        return [AudioEntry(str(f), f, DIGIT_WORDS[int(digit)], int(take) < 5) for f, digit, _, take in names]
+        return [AudioEntry(str(f), f, DIGIT_WORDS[int(digit)], int(take) < 5, who) for f, digit, who, take in names]
     if path.is_dir():
         entries = list_folder(path)
     elif path.is_file():
@@ -127,9 +131,9 @@ def list_entries(
 
 def list_table(path: Path, columns: tuple[str, ...]) -> list[AudioEntry]:
     entries, index, (name, text) = [], FileIndex(path.parent, AUDIO_EXTENSIONS), columns
-    for where, row in read_manifest(path, columns, ("split",), may_be_empty=(text,)):
+    for where, row in read_manifest(path, columns, ("split", "speaker"), (text,), ("speaker",)):
         is_val = parse_split(row["split"], f"{where}: split") if row["split"] else None
-        entries.append(AudioEntry(where, index.find(row[name]), row[text], is_val))
+        entries.append(AudioEntry(where, index.find(row[name]), row[text], is_val, row["speaker"]))
     return entries
 
 
@@ -149,7 +153,8 @@ def list_folder(folder: Path) -> list[AudioEntry]:
         if text is None and beside:
             where, text = str(beside[0]), " ".join(line.strip() for _, line in read_lines(beside[0]))
         if text is not None:
-            entries.append(AudioEntry(where, sound, text, None))
+            *folders, _ = sound.relative_to(folder).parts
+            entries.append(AudioEntry(where, sound, text, None, folders[0] if folders else ""))
     if not entries:
         raise InputError(f"data '{folder}' has no sounds with a text each: {EXPECTED}")
     return entries

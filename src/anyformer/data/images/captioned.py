@@ -10,11 +10,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..codebook import find_nearest, fit_codebook
 from ..sampling import sample_evenly
 from . import compose
 from .cache import ImageDataset
 from .captions import CaptionVocabulary, fit_vocabulary
-from .codebook import cut_patches, find_nearest, fit_codebook
+from .patches import cut_patches
 
 CODEBOOK_IMAGES, SCORED_IMAGES = 6000, 10_000  # of a split, for the codebook and for its frequencies
 MAX_CUT_BYTES = 1 << 28  # of images that are cut into patches at once

@@ -18,6 +18,7 @@ from ..io.arrays import read_npz
 from ..io.class_folders import find_classes, select_validation
 from ..io.file_index import list_files
 from ..io.resolve import resolve
+from . import car
 from .read import Row, Table, read_table
 
 SENSORS = """\
@@ -213,6 +214,11 @@ def match_digits(clips: list[Path], image_file: Path, label_file: Path) -> Itera
             yield {"image": image, "sound": str(path), "same": "yes" if same else "no", "split": split}
 
 
+def open_car() -> Table:
+    """Simulate 160 drives: what five sensors of a car report, and what its driver does."""
+    return build_table("car", lambda: car.drive_rows(160), car.SCHEMA)
+
+
 NAMED_SETS: dict[str, Callable[[], Table]] = {
     "watch": open_watch,
     "breast-cancer": open_breast_cancer,
@@ -220,4 +226,5 @@ NAMED_SETS: dict[str, Callable[[], Table]] = {
     "spoken-words": open_spoken_words,
     "digit-pairs": open_digit_pairs,
     "sensors": open_sensors,
+    "car": open_car,
 }

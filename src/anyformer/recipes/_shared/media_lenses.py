@@ -4,7 +4,7 @@ Shapes: H, W pixels, M mel bands, F frames, T nodes, C channels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from ...data.images.read import read_image, resize_image
 from ...errors import InputError
 from ...inference.classification import unique_names
 from ...inference.drawing import draw, parse_drawing
+from ...inference.speaking import generate_frames, parse_speaking
 from ...parsing import parse_dataclass
 from ...recipe import LensNodes, LensView
+from .speaking_figures import shade
 from .text_lenses import END, crop, name_class_rows, name_token, read_classes, to_row
 
 
@@ -142,3 +144,28 @@ def describe_slices(mel: np.ndarray) -> LensNodes:
     picture = ((mel[::-1] - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
     boxes = [(2.0 * i, 0.0, 2.0, float(len(mel))) for i in range(count)]
     return LensNodes([f"{i * seconds:.2f} s" for i in range(count)], ["slice"] * count, picture, boxes=boxes)
+
+
+def lens_speaking(model: Any, request: dict[str, Any]) -> LensView:
+    """The speaker, the text, and the frames of the sound that is said, the likeliest without guidance."""
+    fields = parse_speaking(model, request | {"guidance": 1.0, "temperature": 0.0, "samples": 1, "voice": None})
+    text = fields.texts[0]
+    frames = generate_frames(model, replace(fields, input=text, voice_text=""))[0]
+    prompt, codes = (
+        model.ids.encode(text, fields.speaker),
+        model.encode(torch.from_numpy(frames).to(model.codebook.device)),
+    )
+    ids = torch.tensor([[*prompt, *codes.tolist()]], device=codes.device)[:, : model.body.config.context]
+    tokens = [name_token(model.ids.tokenizer, i - model.ids.first_token) for i in prompt[1:-1]]
+    labels = [fields.speaker or "anyone", *tokens, "⟨start⟩"]
+    n_frames, seconds = ids.shape[1] - len(labels), HOP_LENGTH / SAMPLE_RATE
+    boxes = [*[None] * len(labels), *[(float(i), 0.0, 1.0, float(frames.shape[1])) for i in range(n_frames)]]
+    kinds = ["token"] * len(labels) + ["slice"] * n_frames
+    picture = shade(frames)[..., 0]
+    nodes = LensNodes([*labels, *[f"{i * seconds:.2f} s" for i in range(n_frames)]], kinds, picture, boxes=boxes)
+    rows = [(f"after {label}", i) for i, label in enumerate(nodes.labels) if i >= len(labels) - 1]
+
+    def name_output(code: int) -> str:
+        return END if code == model.ids.end else f"frame {code}"
+
+    return LensView({"body": nodes}, lambda: model(ids)[0, len(labels) - 1 :], rows, name_output)

@@ -27,6 +27,7 @@ const DRAWERS = {
   actions: (answer) => answer.results.map(drawAction),
   episodes: (answer) => answer.results.map(drawReturns),
   tunes: (answer) => answer.samples.map(drawTune),
+  sounds: (answer) => answer.results.map(drawSound),
 };
 
 /** Elements for an answer of `predict`; `asked` is the value that was given. */
@@ -126,6 +127,14 @@ function drawPicture(result) {
   const caption = result.input ?? "painted anew";
   const image = h("img", { alt: `drawn: ${caption}`, src: `data:image/png;base64,${result.png}` });
   return h("figure", {}, image, h("figcaption", { class: "quiet" }, caption));
+}
+
+function drawSound(result) {
+  const bytes = Uint8Array.from(atob(result.wav), (character) => character.charCodeAt(0));
+  const file = URL.createObjectURL(new Blob([bytes], { type: "audio/wav" }));
+  const audio = h("audio", { controls: true, src: file, "aria-label": `spoken: ${result.input}` });
+  const link = h("a", { href: file, download: "speech.wav" }, "speech.wav");
+  return h("figure", { class: "spoken" }, audio, h("figcaption", { class: "quiet" }, `${result.input} · ${format(result.seconds)} s · `, link));
 }
 
 /** A text, and the drafts that led to it as steps: what a pass has written is marked. */
