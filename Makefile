@@ -76,6 +76,7 @@ dist:  ## wheel and sdist in dist/, checked; the wheel is installed into an empt
 
 docs: $(DONE)  ## the documentation as pages, build/docs/index.html; they load nothing from elsewhere
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[docs]'
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python docs/site/reports.py build/docs-reports
 	$(BIN)/python docs/site/stage.py build/docs-source
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -n -W --keep-going -q -E -c docs/site -d build/docs-trees build/docs-source build/docs
