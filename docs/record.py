@@ -54,8 +54,8 @@ class Film:
             self.durations.append(round(seconds * 1000))
 
     def save(self, path: Path) -> None:
-        first, *rest = [frame.quantize(128, dither=Image.Dither.NONE).convert("RGB") for frame in self.frames]
-        settings = {"save_all": True, "append_images": rest, "duration": self.durations, "loop": 0}
+        first, *others = [frame.quantize(128, dither=Image.Dither.NONE).convert("RGB") for frame in self.frames]
+        settings = {"save_all": True, "append_images": others, "duration": self.durations, "loop": 0}
         first.save(path, lossless=True, quality=100, method=4, minimize_size=True, **settings)
 
 
