@@ -110,6 +110,8 @@ def change(node: ast.AST) -> ast.AST | None:
 
 def is_type(node: ast.AST) -> bool:
     """Whether an operation writes a type, such as `Tensor | None`: no test can notice its change."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.BitOr):
+        return False
     parts = [part for part in ast.walk(node) if isinstance(part, ast.Constant | ast.Name)]
     return any(isinstance(part, ast.Constant) and part.value is None for part in parts) or all(
         isinstance(part, ast.Name) and (part.id[:1].isupper() or part.id in ("int", "str", "float", "list", "tuple"))

@@ -30,7 +30,7 @@ def test_a_mutant_differs_in_one_place(tmp_path: Path):
     for after, mutant in mutants.items():
         mutate["write_mutant"](mutant, tmp_path / "changed.py")
         before, changed = (ast.unparse(ast.parse(path.read_text())) for path in (source, tmp_path / "changed.py"))
-        assert changed != before and after in changed.replace("(not b)", "(not b)")
+        assert changed != before and after in changed
 
 
 def test_a_change_is_judged_by_the_tests_of_its_module():
