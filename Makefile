@@ -7,7 +7,7 @@ THREADS ?= 1
 # Compiled tests are kept for the next run: rewriting their asserts takes half of the time of collecting them.
 PYTEST = OMP_NUM_THREADS=$(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: train test test-slow test-browser test-random test-all fuzz fuzz-short test-hf4 test-trackers weights check docs dist \
+.PHONY: train test test-slow test-browser test-random test-all coverage mutation fuzz fuzz-short test-hf4 test-trackers weights check docs dist \
 	format bench install clean
 
 train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
@@ -39,6 +39,18 @@ test-random: $(DONE)  ## the tests of `make test` in a random order; SEED=1 repe
 		--target .venv-random pytest-randomly
 	PYTHONPATH=$(CURDIR)/.venv-random $(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" \
 		-p no:cacheprovider $(if $(SEED),--randomly-seed=$(SEED)) $(TESTS)
+
+coverage: $(DONE)  ## how much of each folder the tests of `make test` run; TESTS=tests/model measures some
+	test -d .venv-coverage || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv-coverage pytest-cov coverage pluggy
+	mkdir -p build
+	COVERAGE_FILE=build/.coverage PYTHONPATH=$(CURDIR)/.venv-coverage $(PYTEST) -n 2 --dist loadfile \
+		-m "not slow and not browser" --cov=anyformer --cov-report=json:build/coverage.json $(TESTS)
+	$(BIN)/python tests/release/cover.py build/coverage.json
+
+mutation: $(DONE)  ## changes in model/ and inference/ that no test notices: build/mutation.md; SEED=2 COUNT=100 ONLY=model/edges.py
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python tests/release/mutate.py --seed $(or $(SEED),1) --count $(or $(COUNT),40) \
+		$(if $(ONLY),--only $(ONLY))
 
 test-all:  ## hours: all that checks something, and build/test-all.md with the result; STEPS="check docs": some of it
 	$(PYTHON) tests/release/run_all.py build/test-all.md $(STEPS)
@@ -76,6 +88,7 @@ dist:  ## wheel and sdist in dist/, checked; the wheel is installed into an empt
 
 docs: $(DONE)  ## the documentation as pages, build/docs/index.html; they load nothing from elsewhere
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[docs]'
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python docs/site/reports.py build/docs-reports
 	$(BIN)/python docs/site/stage.py build/docs-source
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -n -W --keep-going -q -E -c docs/site -d build/docs-trees build/docs-source build/docs
@@ -108,4 +121,4 @@ $(DONE): pyproject.toml constraints.txt
 	touch $(DONE)
 
 clean:
-	rm -rf $(VENV) .venv-hf4 .venv-trackers .venv-dist .venv-random build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-hf4 .venv-trackers .venv-dist .venv-random .venv-coverage build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -1,5 +1,6 @@
 """The form of every recipe: what it says a model takes and gives is what `predict` takes and gives."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ import torch
 
 from anyformer import recipe_loading
 from anyformer.errors import InputError
-from anyformer.forms import DIALECT, describe_form, make_request
+from anyformer.forms import DIALECT, Task, describe_form, list_fields, make_request
 from anyformer.inference.completion import CompletionRequest
 from anyformer.inference.translation import TranslationRequest, align_tokens
 from anyformer.parsing import read_field_docs, read_ranges
@@ -31,6 +32,22 @@ def model(name: str, models: dict[str, Model], tmp_path: Path) -> Model:
     if name not in models:
         models[name] = build(name, tmp_path)
     return models[name]
+
+
+def test_fields_that_a_request_inherits_come_after_its_own():
+    """Also of a class that has none of its own: from Python 3.14 on no class keeps its annotations in its __dict__."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Inherits(TranslationRequest):
+        pass
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Adds(TranslationRequest):
+        mood: str = "calm"
+
+    inherited = [field.name for field in dataclasses.fields(TranslationRequest)]
+    tasks = [Task("Translate", "text", request, "translations") for request in (Inherits, Adds)]
+    assert [list_fields(task) for task in tasks] == [inherited, ["mood", *inherited]]
 
 
 TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}

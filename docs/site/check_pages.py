@@ -60,14 +60,15 @@ def check_folder(folder: Path) -> Iterator[str]:
         if is_remote(address):
             yield f"{path.relative_to(folder.resolve())} loads {address}"
     for path, page in pages.items():
-        local = [address for address in [*page.links, *page.loads] if not is_remote(address)]
+        local = [address for address in [*page.links, *page.loads] if not is_remote(address) and address[:5] != "data:"]
         for address in dict.fromkeys(local):
             if problem := check_link(path, address, pages):
                 yield f"{path.relative_to(folder.resolve())} links to {address}: {problem}"
 
 
 def is_remote(address: str) -> bool:
-    return bool(urlsplit(address).scheme or urlsplit(address).netloc)
+    """Whether an address leads elsewhere; a picture that is written within the page does not."""
+    return not address.startswith("data:") and bool(urlsplit(address).scheme or urlsplit(address).netloc)
 
 
 def check_link(path: Path, address: str, pages: dict[Path, Page]) -> str | None:

@@ -29,6 +29,7 @@ html_theme = "furo"
 html_title = "anyformer"
 html_static_path = [str(Path(__file__).with_name("style.css"))]
 html_css_files = ["style.css"]
+html_extra_path = [str(Path(__file__).parents[2] / "build" / "docs-reports")]  # of reports.py
 html_show_sourcelink = html_copy_source = html_show_sphinx = False
 html_show_search_summary = False  # it would be fetched, which pages that are opened as files cannot
 pygments_style, pygments_dark_style = "friendly", "one-dark"

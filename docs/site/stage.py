@@ -21,6 +21,9 @@ from types import ModuleType
 from anyformer import recipe_loading
 from anyformer.cli.list import describe_recipe
 
+sys.path.insert(0, str(Path(__file__).parent))
+import reports
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, SITE = ROOT / "docs", ROOT / "docs" / "site"
 LAST_CHECK, NOT_CHECKED = (
@@ -49,7 +52,8 @@ API = {
 }
 REMAINING = "PAGES-THAT-ARE-NOWHERE-ELSE"
 LINK = re.compile(r"(\]\()([^)\s#]+)([^)]*\))")
-README_PARTS = {"#recipes)": "recipes/index.md", "#train-on-your-own-data)": "start.md"}
+README_PARTS = {"#what-it-does)": "recipes/index.md", "#your-data)": "data.md"}
+PICTURES = (".svg", ".png", ".webp")
 LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml"}
 
 
@@ -60,7 +64,7 @@ def main() -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    for picture in (*DOCS.glob("*.svg"), *DOCS.glob("*.png")):
+    for picture in (path for path in DOCS.iterdir() if path.suffix in PICTURES):
         shutil.copy(picture, folder)
 
 
@@ -99,7 +103,7 @@ def rewrite_links(name: str, text: str, folder: Path, sources: set[Path]) -> str
     def rewrite(match: re.Match) -> str:
         target = match[2]
         path = Path(os.path.normpath(folder / target))
-        if re.match(r"[a-z]+:", target) or not path.exists() or path.suffix in (".svg", ".png"):
+        if re.match(r"[a-z]+:", target) or not path.exists() or path.suffix in PICTURES:
             return match[0]
         if path == ROOT / "README.md":  # which the site does not hold as a page
             return match[1] + os.path.relpath(README_PARTS.get(match[3], "index.md"), Path(name).parent) + ")"
@@ -137,9 +141,24 @@ def describe(name: str) -> str:
         lines += [*format_paragraph(paragraph), ""]
     lines += ["## Presets", "", *format_presets(facts), ""]
     lines += [f"`anyformer train {name} --help` shows every flag; each field of a preset is one.", ""]
+    lines += [*show_report(name), ""]
     source = Path(inspect.getsourcefile(recipe) or "").resolve().relative_to(ROOT)
     place = "../source/" + source.as_posix() + ".md"
     return "\n".join([*lines, f"[The source]({place}) of the recipe.", ""])
+
+
+def show_report(name: str) -> list[str]:
+    """Return the part of a page that shows the report of a short run, which reports.py has made."""
+    address = f"../reports/{name}.html"
+    command = reports.describe_run(name)[0]
+    frame = f'<iframe class="report" src="{address}" title="Report of a short run of {name}" loading="lazy"></iframe>'
+    return [
+        "## The report of a run",
+        "",
+        f"As it looks after `{command}`, seconds of training, which show its form and no ability:",
+        "",
+        *["```{raw} html", frame, f'<p><a href="{address}">The report as a page of its own.</a></p>', "```"],
+    ]
 
 
 def format_paragraph(paragraph: str) -> list[str]:

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from .processes import is_first
 
+CLEAR_LINE = f"\r{'':<61}\r"
 ProgressCallback = Callable[[str, int, int], None]
 
 _listener: ContextVar[ProgressCallback] = ContextVar("listener", default=lambda task, done, total: None)
@@ -33,4 +34,5 @@ def report_notice(text: str) -> None:
     """Tell the person one line on stderr, once: what was recognized, chosen or left out. Of several processes the
     first does."""
     if is_first():
-        print(text, file=sys.stderr, flush=True)
+        # on a terminal the line may hold a bar that is not at its end
+        print((CLEAR_LINE if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ are read from the dataclass of the request, so that nothing is written twice.
 """
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -140,7 +141,8 @@ def describe_task(task: Task, inputs: set[str]) -> dict[str, Any]:
 def list_fields(task: Task) -> list[str]:
     """Return the fields of a request, those that its class inherits after its own."""
     names = [field.name for field in dataclasses.fields(task.request) if field.name not in task.omit]
-    return sorted(names, key=lambda name: name not in vars(task.request)["__annotations__"])
+    own = inspect.get_annotations(task.request)  # not of its __dict__, which holds none from Python 3.14 on
+    return sorted(names, key=lambda name: name not in own)
 
 
 def describe_fields(task: Task) -> dict[str, Any]:

@@ -13,7 +13,7 @@ all_notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def test_there_are_notebooks():
-    assert execute_py["list_notebooks"]() == NOTEBOOKS and len(NOTEBOOKS) >= 2
+    assert execute_py["list_notebooks"]() == NOTEBOOKS and len(NOTEBOOKS) >= 4
 
 
 @all_notebooks

@@ -4,7 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import anyformer
+from anyformer import recipe_loading
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -46,3 +49,27 @@ def test_every_make_target_is_described():
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for target in described - {"train", "bench"}:
         assert f"make {target}" in contributing, target
+
+
+def test_every_recipe_is_in_the_readme_and_in_the_table_of_recipes():
+    """The table of docs/kinds.md names all presets but `tiny`, and the default one first."""
+    readme, table = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/kinds.md"))
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    rows = {name: line[-1] for line in lines for name in re.findall(r"`(\w+)`", line[0])}
+    for name in recipe_loading.list_recipes():
+        assert f"`{name}`" in readme and name in rows, name
+        written, [_, default, *others] = (
+            re.findall(r"`([\w.-]+)`", rows[name]),
+            recipe_loading.load_recipe(name).PRESETS,
+        )
+        assert written[0] == default and sorted(written[1:]) == sorted(others), name
+
+
+def test_the_readme_takes_two_minutes_and_its_picture_moves():
+    """200 words a minute, and what is no prose besides: code, tables, links."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```$|^\|.*?$|^#.*?$|\]\(.*?\)", "", readme, flags=re.M | re.S)
+    assert len(prose.split()) <= 450 and len(readme.splitlines()) <= 120
+    picture = ROOT / re.findall(r"!\[[^\]]*\]\(([^)]*\.webp)\)", readme)[0]
+    image = pytest.importorskip("PIL.Image", reason="pillow: pip install 'anyformer[vision]'").open(picture)
+    assert picture.stat().st_size <= 1_500_000 and image.n_frames > 20

@@ -4,10 +4,15 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
+from anyformer import recipe_loading
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "site"))
 
 import check_pages  # noqa: E402
+import reports  # noqa: E402
 import stage  # noqa: E402
 
 
@@ -25,7 +30,7 @@ def test_links_lead_to_pages_of_the_site():
     sources: set[Path] = set()
     text = (
         "[a](../src/anyformer/recipes/language/__init__.py), [b](../src/anyformer/model/edges.py), [c](tour.md#x), "
-        "[d](../README.md#recipes), [e](https://a.b/c), [f](../CONTRIBUTING.md), ![g](edges.svg)"
+        "[d](../README.md#what-it-does), [e](https://a.b/c), [f](../CONTRIBUTING.md), ![g](edges.svg)"
     )
     links = re.findall(r"\]\((.*?)\)", stage.rewrite_links("guide/a.md", text, ROOT / "docs", sources))
     assert links == [
@@ -43,11 +48,22 @@ def test_a_recipe_says_what_its_docstring_says():
     assert re.search(r"\[\d{4}\.\d{5}\]\(https://arxiv.org/abs/", page)
 
 
+@pytest.mark.parametrize("name", recipe_loading.list_recipes())
+def test_a_recipe_shows_the_report_of_a_run_that_can_be_made(name: str):
+    command, settings = reports.describe_run(name)
+    assert f"`{command}`" in stage.describe(name) and f'src="../reports/{name}.html"' in stage.describe(name)
+    assert (ROOT / settings.get("data", ".")).exists() and settings["preset"] in recipe_loading.load_recipe(
+        name
+    ).PRESETS
+
+
 def test_pages_that_load_something_from_elsewhere_or_lead_nowhere_are_refused(tmp_path: Path):
     (tmp_path / "b.html").write_text('<p id="here">x</p><a href="a.html#there">a</a><a href="https://x.y">x</a>')
     (tmp_path / "c.css").write_text("@import 'https://x.y/c.css'; a { background: url(data:x) url('//x.y/d.png') }")
     loads = '<script src="https://x.y/z.js"></script><link rel="stylesheet" href="c.css"><link rel="canonical" href="https://x.y">'
-    (tmp_path / "a.html").write_text(f'{loads}<img src="no.png" srcset="//x.y/e.png 2x"><a href="b.html#here">b</a>')
+    (tmp_path / "a.html").write_text(
+        f'{loads}<img src="data:,x"><img src="no.png" srcset="//x.y/e.png 2x"><a href="b.html#here">b</a>'
+    )
     problems = "\n".join(check_pages.check_folder(tmp_path))
     assert re.findall(r"loads (\S+)", problems) == [
         "https://x.y/z.js",

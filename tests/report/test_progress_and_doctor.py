@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -55,6 +56,26 @@ def test_progress_on_a_terminal_leaves_stdout_alone(capsys):
     assert "step 100/100" in stream.getvalue() and "a [title]" in stream.getvalue() and "1.500" in stream.getvalue()
     assert "for the pipe" not in stream.getvalue()
     assert capsys.readouterr().out == "for the pipe\n"
+
+
+def test_a_narrow_terminal_keeps_loss_speed_and_time(monkeypatch: pytest.MonkeyPatch):
+    """What follows from the loss goes first; the bar and the time left are always there."""
+    monkeypatch.setenv("COLUMNS", "80")
+    record = {"step": 7, "loss": 2.382, "val_loss": 2.431, "val_perplexity": 11.369, "val_bits_per_byte": 3.507}
+    stream = Terminal()
+    with Progress(None, stream=stream) as progress:
+        progress.update(record | {"tokens_per_second": 2100.0, "seconds": 60.0, "seconds_left": 60.0})
+    text = stream.getvalue()
+    assert "step 7 · loss 2.382 · val 2.431 · 2.1k tok/s · 1:00 left" in text and "━━━━" in text and "…" not in text
+    assert "val_bits_per_byte 3.507" in progress.line()
+
+
+def test_a_notice_does_not_go_on_with_a_bar(monkeypatch: pytest.MonkeyPatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    stream.write("trying sizes ━━━ 12%")
+    events.report_notice("a notice that only this test gives")
+    assert stream.getvalue().endswith(f"\r{'':<61}\ra notice that only this test gives\n")
 
 
 def test_progress_writes_to_stderr_by_default_and_nothing_when_disabled(capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.io.checks import read_text
 from ..errors import InputError
-from ..events import listen
+from ..events import CLEAR_LINE, listen
 
 MEDIA_PREFIXES = (b"fLaC", b"OggS", b"\x89PNG\r\n", b"\xff\xd8\xff")
 MEDIA_TYPES = (b"WAVE", b"WEBP")  # bytes 8 to 12 of a RIFF file
@@ -104,4 +104,4 @@ def show_progress() -> Generator[None]:
     with listen(show):
         yield
     if drawn_at and sys.stderr.isatty():
-        sys.stderr.write("\r" + " " * 60 + "\r")
+        sys.stderr.write(CLEAR_LINE)

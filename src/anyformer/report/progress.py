@@ -18,6 +18,7 @@ from rich.table import Column
 
 BAR_SECONDS = 0.2  # between two updates of the bar
 LINE_SECONDS = 5.0  # between two plain lines
+MIN_BAR = 12  # columns of the bar
 LOSS_DECAY = 0.95  # of the moving average of the loss
 
 
@@ -94,23 +95,37 @@ class Progress:
             if "seconds_left" in self.record:
                 completed = self.record["seconds"]
                 total = completed + max(0.0, self.record["seconds_left"])
-            self.bar.update(self.task, total=total, completed=completed, line=self.line())
+            self.bar.update(
+                self.task, total=total, completed=completed, line=self.line(self.bar.console.width - MIN_BAR)
+            )
             self.bar.refresh()
         else:
             print(self.line(), file=self.stream, flush=True)
 
-    def line(self) -> str:
+    def line(self, width: int | None = None) -> str:
         """Return the state in one line: step, loss (moving average), validation metrics, speed, time left.
 
-        "val" is the loss over a few validation batches; the result of a training is over the whole split.
+        "val" is the loss over a few validation batches; the result of a training is over the whole split. Where `width`
+        is too small for all of it, metrics other than that loss are left out, the last one first.
         """
         step = self.record.get("step", 0)
         parts = [f"step {step:>{len(str(self.total))}}/{self.total}" if self.total else f"step {step}"]
         if not math.isnan(self.loss) or "loss" in self.record:
             parts.append(f"loss {self.loss:.3f}")
-        for key, value in self.record.items():
-            if key.startswith("val_") and isinstance(value, float):  # integers are counts
-                parts.append(f"{'val' if key == 'val_loss' else key} {value:.3f}")
+        if isinstance(val_loss := self.record.get("val_loss"), float):
+            parts.append(f"val {val_loss:.3f}")
+        others = [
+            f"{key} {value:.3f}"
+            for key, value in self.record.items()
+            if key.startswith("val_") and key != "val_loss" and isinstance(value, float)  # integers are counts
+        ]
+        ends = self._speed_and_time(step)
+        while width and others and len(" · ".join([*parts, *others, *ends])) > width:
+            others.pop()
+        return " · ".join([*parts, *others, *ends])
+
+    def _speed_and_time(self, step: int) -> list[str]:
+        parts = []
         if speed := self.record.get("tokens_per_second"):
             parts.append(f"{format_speed(speed)} tok/s")
         if (left := self.record.get("seconds_left")) is not None:  # training ends at a time
@@ -119,7 +134,7 @@ class Progress:
             # all steps take as long as those so far, evaluations included
             seconds = (time.monotonic() - self.start[1]) / (step - self.start[0]) * (self.total - step)
             parts.append(f"{format_clock(seconds)} left")
-        return " · ".join(parts)
+        return parts
 
 
 def has_live_output() -> bool:
