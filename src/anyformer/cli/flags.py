@@ -51,7 +51,9 @@ DraftFlag = Annotated[
     "(what came before), counts (of the text of its training), a text file, or a run of a smaller model.",
 ]
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
-WeightsFlag = Annotated[WeightFormat, "Number format of the linear layers: fewer bits are faster and nearly as exact."]
+WeightsFlag = Annotated[
+    WeightFormat, "Number format of the linear layers: fewer bits are faster; int4 can cost much quality (see eval)."
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,8 @@ class HalfLinear(nn.Module):
         self.packed: Any = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach().bfloat16().float(), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic_fp16(x.float(), self.packed)
+        y = torch.ops.quantized.linear_dynamic_fp16(x.reshape(-1, self.in_features).float(), self.packed)
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 def pack_int8(integers: Tensor, scale: Tensor) -> Any:
