@@ -98,7 +98,7 @@ def test_modules_import_lower_layers_only():
 
 def test_the_model_is_pure_pytorch():
     allowed = {"torch", "math", "dataclasses", "typing", "collections", "contextlib", "functools", "difflib"}
-    allowed |= {"operator"}
+    allowed |= {"operator", "warnings"}
     for path in (PACKAGE / "model").rglob("*.py"):
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Import):

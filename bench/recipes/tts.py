@@ -67,9 +67,9 @@ class Judges:
 
     def __init__(self, recogniser: Any, entries: Entries, folder: Path):
         self.recogniser, self.folder = recogniser, folder
-        known = [entry for entry in entries if take_of(entry) >= N_TEST_TAKES]
+        training = [entry for entry in entries if take_of(entry) >= N_TEST_TAKES]
         self.voices = make_pipeline(StandardScaler(), SVC(C=VOICE_STRENGTH))
-        self.voices.fit([describe_voice(read_audio(e.path)) for e in known], [e.speaker for e in known])
+        self.voices.fit([describe_voice(read_audio(e.path)) for e in training], [e.speaker for e in training])
 
     def hear(self, sounds: list[np.ndarray], texts: list[str], speakers: list[str]) -> dict[str, Any]:
         """Return the share of sounds of which the whole text is heard, the word error rate, and the share of which the
@@ -77,11 +77,11 @@ class Judges:
         paths = [self.folder / f"{i}.wav" for i in range(len(sounds))]
         for path, sound in zip(paths, sounds, strict=True):
             path.write_bytes(encode_wav(sound))
-        heard = [r["text"] for r in self.recogniser.predict(list(map(str, paths)))["results"]]
+        answers = [r["text"] for r in self.recogniser.predict(list(map(str, paths)))["results"]]
         voices = self.voices.predict([describe_voice(read_audio(path)) for path in paths]).tolist()
-        facts = {"heard": float(np.mean([a == b for a, b in zip(heard, texts, strict=True)]))}
-        facts |= {"wer": error_rates(texts, heard)["wer"], "sounds": len(sounds)}
-        by_word = {word: [a == b for a, b in zip(heard, texts) if b == word] for word in sorted(set(texts))}
+        facts = {"heard": float(np.mean([a == b for a, b in zip(answers, texts, strict=True)]))}
+        facts |= {"wer": error_rates(texts, answers)["wer"], "sounds": len(sounds)}
+        by_word = {word: [a == b for a, b in zip(answers, texts) if b == word] for word in sorted(set(texts))}
         return facts | {
             "voice": float(np.mean([a == b for a, b in zip(voices, speakers, strict=True)])),
             "voices": {name: voices.count(name) for name in sorted(set(voices))},
@@ -161,18 +161,18 @@ def measure_continued(model: Any, judges: Judges, entries: Entries, seed: int) -
 
 def measure(model: Any, judges: Judges, entries: Entries, held_out: str, options: Any) -> dict[str, Any]:
     test = [e for e in entries if take_of(e) < options.takes]
-    known, new = ([e for e in test if (e.speaker == held_out) == is_new] for is_new in (False, True))
-    results: dict[str, Any] = {"known voices": measure_recordings(model, judges, known)}
+    old, new = ([e for e in test if (e.speaker == held_out) == is_new] for is_new in (False, True))
+    results: dict[str, Any] = {"known voices": measure_recordings(model, judges, old)}
     results["spoken"] = measure_spoken(model, judges, options)
     results["nats"] = {
-        "known voices, named": measure_nats(model, known, True),
-        "known voices, not named": measure_nats(model, known, False),
+        "known voices, named": measure_nats(model, old, True),
+        "known voices, not named": measure_nats(model, old, False),
         "the voice never heard, not named": measure_nats(model, new, False),
     }
     results["the voice never heard"] = measure_recordings(model, judges, new)
     if options.preset == "strings":
         results["continued"] = {
-            "known voices": measure_continued(model, judges, known, options.seed),
+            "known voices": measure_continued(model, judges, old, options.seed),
             "the voice never heard": measure_continued(model, judges, new, options.seed),
         }
     return results

@@ -344,7 +344,8 @@ def load(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         merged: Merge LoRA adapters into the weights that they were trained on.
         weights: Number format of the linear layers for inference: "float32" gives the same answers as the trained
-            model, "bfloat16" and "int8" are faster and nearly as exact. None: as trained, to train further.
+            model, "bfloat16" and "int8" are faster and nearly as exact, "int4" (on a CPU) takes the least memory and
+            can cost much quality: evaluate it first. None: as trained, to train further.
         recipe: The recipe of a run that was trained with one from outside the package: a module, a file or a Python
             path, as for `train`.
         store: A store that `index` has written for this model, to predict with.
@@ -361,7 +362,10 @@ def load(
     model = load_public(path, device) if is_public else load_run(path, device, merged, recipe)
     model = select_task(model, task) if task else model
     if weights is not None:
-        quantize(model.module, weights)
+        try:
+            quantize(model.module, weights)
+        except ValueError as error:  # this device or build of torch has no kernel
+            raise InputError(f"weights: {error}") from None
     if draft is not None:
         attach_drafter(model, draft, lambda source: load(source, device, weights=weights))
     if store is not None:

@@ -45,7 +45,7 @@ def test_the_command_prints_one_json_object(small: None):
     config = language.PRESETS["tiny"]
     assert (training["batch"], training["context"]) == (config.train.batch, config.model.context)
     assert {(row["weights"], row["batch"]) for row in facts["generation"]} == {
-        (weights, batch) for weights in ("float32", "bfloat16", "int8") for batch in (1, 8)
+        (weights, batch) for weights in ("float32", "bfloat16", "int8", "int4") for batch in (1, 8)
     }
     products = {row["dtype"]: row["gflops"] for row in facts["ceilings"] if "dtype" in row}
     assert training["share"] == pytest.approx(training["gflops"] / products[training["dtype"]], abs=1e-3)

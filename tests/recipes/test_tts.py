@@ -60,18 +60,18 @@ def test_frames_become_a_sound_of_these_frames(mels: int):
     frames = compute_frames(sound, mels)
     assert frames.shape == (30, mels) and frames.max() == 0 and frames.min() == FLOOR
     assert np.allclose(compute_frames(0.01 * sound, mels), frames, atol=0.05), "whatever its loudness"
-    made = invert_frames(frames)
-    assert made.shape == (4800,) and np.abs(made).max() == pytest.approx(PEAK)
-    assert name_tones(made) == ("low", "bob")
-    errors = (compute_frames(made, mels) - frames)[frames > -2]
+    voiced = invert_frames(frames)
+    assert voiced.shape == (4800,) and np.abs(voiced).max() == pytest.approx(PEAK)
+    assert name_tones(voiced) == ("low", "bob")
+    errors = (compute_frames(voiced, mels) - frames)[frames > -2]
     assert np.abs(errors - np.median(errors)).mean() < 0.15, "but for their loudness, the loud bands are as they were"
 
 
 def test_silence_is_silent():
     frames = np.full((20, MELS), FLOOR, np.float32)
     frames[:10] = compute_frames(make_sound("low", "ann", 0.1), MELS)
-    made = invert_frames(frames)
-    assert np.abs(made[2400:]).max() < 1e-3 * np.abs(made[:1600]).max()
+    voiced = invert_frames(frames)
+    assert np.abs(voiced[2400:]).max() < 1e-3 * np.abs(voiced[:1600]).max()
     assert not invert_frames(np.full((4, MELS), FLOOR, np.float32)).any()
 
 
@@ -205,8 +205,8 @@ def test_a_run_is_loaded_without_its_data_with_its_codebook_in_the_weights(run: 
 
 def test_sounds_are_written_as_files(run: Path, tmp_path: Path):
     out = tmp_path / "a.wav"
-    more = ("--request", '{"speaker": "bob"}', "--temperature", 0)
-    call("sample", run, "--prompt", "low", "--prompt", "higher", "--samples", 2, "--out", out, *more).ok()
+    settings = ("--request", '{"speaker": "bob"}', "--temperature", 0)
+    call("sample", run, "--prompt", "low", "--prompt", "higher", "--samples", 2, "--out", out, *settings).ok()
     with wave.open(str(out)) as file:
         assert file.getnframes() / SAMPLE_RATE > 3 * 0.4 + 4 * 0.06, "pauses between four sounds"
     result = call("predict", run, "low", "--speaker", "ann", "--out", tmp_path / "b.wav", "--json").ok()

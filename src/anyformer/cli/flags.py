@@ -50,8 +50,10 @@ DraftFlag = Annotated[
     "What proposes tokens that the model checks several at a time, for a single sample, which stays the same: prompt "
     "(what came before), counts (of the text of its training), a text file, or a run of a smaller model.",
 ]
-WeightFormat = Literal["float32", "bfloat16", "int8"]
-WeightsFlag = Annotated[WeightFormat, "Number format of the linear layers: fewer bits are faster and nearly as exact."]
+WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
+WeightsFlag = Annotated[
+    WeightFormat, "Number format of the linear layers: fewer bits are faster; int4 can cost much quality (see eval)."
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ from ..data.tokenizers.build import train_bpe
 from ..events import report_progress
 from ..inference.decode import generate
 from ..inference.sampling import SamplingParams
-from ..model.quantization.quantize import FloatLinear, Int8Linear, WeightFormat, quantize
+from ..model.quantization.quantize import QUANTIZED, WeightFormat, quantize
 from ..recipe import BatchStream, Recipe, StreamState
 from ..recipes import language
 from ..report.doctor import MIN_SPEEDUP, add_title, format_flops, processor_name
@@ -193,8 +193,9 @@ def use_weight_format(model: language.LanguageModel, weights: WeightFormat) -> G
 
 def count_linear_bytes(model: nn.Module) -> int:
     """Return the bytes of the linear layers, which are most of what a step reads."""
-    layers = [module.weight for module in model.modules() if isinstance(module, nn.Linear | FloatLinear | Int8Linear)]
-    return sum(weight.numel() * weight.element_size() for weight in layers)
+    plain = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    quantized = [module.weight_bytes for module in model.modules() if isinstance(module, QUANTIZED)]
+    return sum(quantized) + sum(weight.numel() * weight.element_size() for weight in plain)
 
 
 def measure_speed(model: language.LanguageModel, batch: int, seconds: float) -> float:

@@ -225,7 +225,7 @@ def encode_source(model: DraftTranslator, text: str, cut: bool) -> list[int]:
 
 def write_translations(model: DraftTranslator, sources: list[list[int]], fields: Request) -> list[dict[str, Any]]:
     """Write drafts of the likeliest lengths for each source. Returns the best of each."""
-    ids, lengths = pad_rows(sources, model.length_head.weight.device)
+    ids, lengths = pad_rows(sources, next(model.parameters()).device)
     memory = model.encode(ids, lengths)
     sizes = model.length_head(mean_pool(memory, lengths))[:, 1:].topk(
         min(fields.lengths, model.length_head.out_features - 1)

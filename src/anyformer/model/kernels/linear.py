@@ -64,3 +64,10 @@ def pack_weight(weight: Tensor) -> Tensor:
     """The weight in oneDNN's memory layout, or unchanged where that does not pay."""
     is_worth = weight.device.type == "cpu" and weight.numel() >= MIN_PACKED_WEIGHTS and has_onednn(weight.dtype)
     return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_BATCH) if is_worth else weight
+
+
+def multiply(rows: Tensor, weight: Tensor) -> Tensor:
+    """F.linear in the dtype in which the processor multiplies fastest: (R, in), (out, in) -> (R, out) in float32"""
+    if rows.device.type == "cpu" and has_onednn(torch.float32) and not has_onednn(torch.bfloat16):
+        return onednn_linear(rows.float(), weight.float())
+    return F.linear(rows.bfloat16(), weight.bfloat16()).float()

@@ -94,7 +94,7 @@ class Forecaster(nn.Module):
     @torch.inference_mode()
     def predict_quantiles(self, batch: Batch, refitted: bool = False) -> np.ndarray:
         """Return the sorted, calibrated quantiles after the last node of each window, (B, H, 9)."""
-        device = self.head.weight.device
+        device = next(self.parameters()).device
         tensors = {name: tensor.to(device) for name, tensor in to_tensors(batch).items()}
         quantiles = select_origins(self, tensors, refitted)[0].cpu().numpy()
         return self.widen(quantiles, np.zeros(len(quantiles), int))

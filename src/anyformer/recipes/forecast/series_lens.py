@@ -40,7 +40,8 @@ def view_series(model: Forecaster, request: dict[str, Any], read_inputs: Any) ->
     if window.start:
         notes.append(f"the series has {len(readings):,} values: the first {window.start:,} exceed the context")
     arrays = build_batch(table, [unit], [window], model.shape, model.facts.scale)
-    batch = {name: tensor.to(model.head.weight.device) for name, tensor in to_tensors(arrays).items()}
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in to_tensors(arrays).items()}
     level, count = float(series.values[window.start]), window.nodes
 
     def forward() -> Tensor:
