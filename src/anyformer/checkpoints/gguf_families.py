@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.config import RopeScaling
 from ..model.rope_scaling import SCALE
+from ..parsing import parse_dataclass
 from . import gpt2, llama
 from .config_fields import REQUIRED, ConfigFields, require_settings
 from .family import Family
@@ -343,7 +344,7 @@ def find_llama3_scaling(divisors: list[float], base: float, channels: int, origi
 def make_llama3_divisors(scaling: ConfigDict, base: float, channels: int) -> Tensor:
     """Return what the frequency of each pair of channels is divided by: (channels / 2,)"""
     fast = 1.0 / base ** (torch.arange(0, channels, 2).float() / channels)
-    config = RopeScaling(**{name: tuple(v) if isinstance(v, list) else v for name, v in scaling.items()})
+    config = parse_dataclass(RopeScaling, scaling)
     return fast / SCALE["llama3"](fast, fast / config.factor, base, config)
 
 
