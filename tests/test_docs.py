@@ -18,6 +18,7 @@ import re
 import runpy
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,9 +29,12 @@ from anyformer import recipe_loading
 from anyformer.cli import VERBS, verb_module
 from anyformer.cli.flags import parse_arguments
 from anyformer.cli.lab import load_lab
+from anyformer.cli.predict import split_settings
 from anyformer.cli.sweep import SweepCommand
 from anyformer.cli.train import TrainCommand, is_data
 from anyformer.errors import InputError
+from anyformer.inference.speaking import SpeakingRequest
+from anyformer.inference.transcription import TranscriptSettings
 
 ROOT = Path(__file__).parent.parent
 NAMED = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -206,6 +210,7 @@ def commands(page: str) -> list[list[str]]:
 COMMANDS = {"train": TrainCommand, "sweep": SweepCommand}  # whose flags are those of a recipe
 # Data that the pages take for granted, and the recipe that trains on them.
 DATA_OF = {"my_data": "language", "photos": "vision", "pairs.tsv": "translation", "reviews.csv": "classify"}
+REQUEST_FIELDS = {field.name for kind in (SpeakingRequest, TranscriptSettings) for field in fields(kind)}
 DATA_OF |= dict.fromkeys(("my.csv", "labels.csv"), "multimodal")
 
 
@@ -224,7 +229,9 @@ def check_command(words: list[str]) -> None:
         parse_arguments(load_lab(arguments[1]).Settings, arguments[2:], "anyformer lab")
     elif arguments[0] not in COMMANDS:
         module = importlib.import_module(f"anyformer.cli.{verb_module(arguments[0])}")
-        parse_arguments(module.Command, arguments[1:], f"anyformer {arguments[0]}")
+        own, settings = split_settings(arguments[1:]) if arguments[0] == "predict" else (arguments[1:], {})
+        assert settings.keys() <= REQUEST_FIELDS, words
+        parse_arguments(module.Command, own, f"anyformer {arguments[0]}")
     elif arguments[1:]:
         name = arguments[1]
         source = ROOT / "docs" / "examples" / name if name.endswith(".py") else name

@@ -40,7 +40,7 @@ def test_the_command_prints_one_json_object(small: None):
     facts = output.json
     assert "measuring" in output.err and facts["device"] == "cpu" and facts["threads"] == torch.get_num_threads()
     assert facts.keys() >= {*SECTIONS, "seconds", "torch", "name"}
-    assert [row["problem"] for section in SECTIONS for row in facts[section]] == [None] * 11
+    assert [row["problem"] for section in SECTIONS for row in facts[section]] == [None] * 13
     [training] = facts["training"]
     config = language.PRESETS["tiny"]
     assert (training["batch"], training["context"]) == (config.train.batch, config.model.context)

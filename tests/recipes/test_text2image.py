@@ -122,7 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     sizes = ("--codes", 8, "--model.dim", 32, "--model.n-layer", 2, "--model.n-head", 2)
-    steps = ("--steps", 80, "--train.batch", 16, "--train.eval-every", 80, "--train.warmup", 5, "--train.lr", 0.015)
+    steps = ("--steps", 120, "--train.batch", 16, "--train.eval-every", 120, "--train.warmup", 5, "--train.lr", 0.01)
     result = call(
         "train", "text2image", "--data", folder, *sizes, *steps, "--device", "cpu", "--out", out, "--json"
     ).ok()
