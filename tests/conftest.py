@@ -23,6 +23,15 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A module's QUICK says for which recipes a test is run each time; for the others it is slow."""
+    for item in items:
+        quick = getattr(getattr(item, "module", None), "QUICK", {}).get(getattr(item, "originalname", ""))
+        if quick is not None and item.callspec.params["name"] not in quick:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of prepared data of this run of the tests: one for all processes, so that each set is read once."""

@@ -46,6 +46,10 @@ LOSS_IN_CHUNKS = {
 }
 LOSS_IN_CHUNKS |= {"music", "text2image", "translation", "tts"}
 pytestmark = pytest.mark.parametrize("name", recipe_loading.list_recipes())
+QUICK = {
+    "test_estimate_of_a_large_batch": {"language", "translation", "multimodal"},
+    "test_compiled_equals_eager": {"language", "translation", "diffusion", "vision", "multimodal", "control"},
+}  # recipes of tests that are slow for all others: their code is mostly shared
 
 
 def tiny(name: str, **train: Any) -> tuple[recipes.Recipe, Any]:
@@ -126,7 +130,12 @@ def test_estimate_needs_no_training(name: str):
     assert {key: value["shape"] for key, value in facts["batch"].items()} == {
         key: list(value.shape) for key, value in batch.items()
     }
-    large = estimate(*tiny(name, batch=100_000))  # a small batch is read, and scaled up
+
+
+def test_estimate_of_a_large_batch(name: str):
+    """A small batch is read, and scaled up."""
+    facts, large = estimate(*tiny(name)), estimate(*tiny(name, batch=100_000))
+    batch, _ = next(read_batches(name, "train"))
     rows = min(value["shape"][0] for value in large["batch"].values())
     assert rows >= 100_000 or rows < 256, "unless the data have no more rows"
     assert large["flops_per_step"] > 0.2 * rows * facts["flops_per_step"] / len(next(iter(batch.values())))
