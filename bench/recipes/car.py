@@ -151,16 +151,16 @@ def draw(trials: list[Trial], road: int) -> str:
     points = np.concatenate(edges)
     low, size = points.min(0) - 12, np.ptp(points, axis=0) + 24
     place = lambda xy: " ".join(f"{SCALE * (x - low[0]):.1f},{SCALE * (low[1] + size[1] - y):.1f}" for x, y in xy)  # noqa: E731
+    width, height = (SCALE * size).tolist()
     parts = [f'<polyline points="{place(edge)}" fill="none" stroke="#999" stroke-width="1.5"/>' for edge in edges]
     for i, (name, trial) in enumerate(shown.items()):
         color, label = COLORS[name], f"{name}: {trial.end or 'out of time'}"
         parts.append(f'<polyline points="{place(trial.path)}" fill="none" stroke="{color}" stroke-width="2"/>')
         x, y = place(trial.path[-1:]).split(",")
         parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>')
-        parts.append(
-            f'<text x="8" y="{18 * (i + 1)}" fill="{color}" font-family="sans-serif" font-size="13">{label}</text>'
-        )
-    box = f"0 0 {SCALE * size[0]:.0f} {SCALE * size[1]:.0f}"
+        y = height + 18 * (i + 1)
+        parts.append(f'<text x="8" y="{y:.0f}" fill="{color}" font-family="sans-serif" font-size="13">{label}</text>')
+    box = f"0 0 {width:.0f} {height + 18 * len(shown) + 8:.0f}"
     title = f"<title>A {shown['the driver'].drive.kind} on a road that training never saw</title>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">\n{title}\n' + "\n".join(parts) + "\n</svg>\n"
 
