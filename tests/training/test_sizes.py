@@ -127,6 +127,7 @@ def test_a_preset_that_was_recognized_does_not_fix_the_size(tmp_path: Path, monk
     assert [job.budget.choose_size for job in jobs] == [True, False]
 
 
+@pytest.mark.slow
 def test_a_slow_machine_trains_a_small_translator_to_the_end(tmp_path: Path):
     """By a simulated clock on which a step of the preset takes half a second."""
     now = [0.0]
