@@ -16,7 +16,7 @@ import torch._dynamo  # imported by torch's optimizers: once here, not in every 
 from anyformer import recipe_loading
 from anyformer.errors import HangError, InputError, TrainingError
 from anyformer.training import checkpoints, distributed, loop
-from anyformer.training.muon import OwnedMuon, choose_owners
+from anyformer.training.muon import Muon, OwnedMuon, choose_owners
 from process_kit import find_free_port, run_processes, start_process
 
 LAYOUTS = [(2, 1), (2, 2), (4, 2)]  # processes, and how many of them share a copy of the model
@@ -113,9 +113,8 @@ def move_matrices(shard: int) -> list[list[list[float]]]:
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(shape, generator=generator) for shape in ((6, 5), (3, 8), (7, 7))]
     gradients = [[torch.randn(w.shape, generator=generator) for w in weights] for _ in range(3)]
-    size, kind = distributed.get_size(), torch.optim.Muon
-    if size > 1:
-        kind = OwnedMuon
+    size = distributed.get_size()
+    kind = OwnedMuon if size > 1 else Muon
     if shard > 1:
         from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 

@@ -1,6 +1,7 @@
 """Devices and number formats."""
 
 import contextlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and has_native_bfloat16() else torch.float32
 
 
+@cache
 def has_native_bfloat16() -> bool | None:
     """Return whether the CPU has instructions for bfloat16 matrices; None if that cannot be determined."""
     with contextlib.suppress(AttributeError, RuntimeError):  # newer versions of torch know

@@ -1,5 +1,5 @@
-"""Muon over several processes: each matrix is orthogonalized by one of them, its owner, and all get the same bits as
-from torch's own Muon on one process."""
+"""torch's Muon, at the speed of any CPU, and over several processes: each matrix is orthogonalized by one of them, its
+owner, and all get the same bits as on one process."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,54 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
+from .device import has_native_bfloat16
 from .distributed import gather, get_local, get_rank, get_size, is_sharded
 
 
-class OwnedMuon(torch.optim.Muon):
+class Muon(torch.optim.Muon):
+    """torch's Muon, but for the dtype in which a CPU orthogonalizes."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # ty: ignore[incompatible-method-override]
+        group = self.param_groups[0]
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                apply_update(parameter, orthogonalize(self.update_momentum(parameter, group), group), group)
+
+    def update_momentum(self, parameter: Any, group: dict[str, Any]) -> Tensor:
+        """Return what is to be orthogonalized, of the rows that this process has, as Newton-Schulz takes it."""
+        if "momentum_buffer" not in (state := self.state[parameter]):
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad, memory_format=torch.preserve_format)
+        gradient, buffer = get_local(parameter.grad), get_local(state["momentum_buffer"])
+        buffer.lerp_(gradient, 1 - group["momentum"])
+        return (gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer).bfloat16()
+
+
+def orthogonalize(matrix: Tensor, group: dict[str, Any]) -> Tensor:
+    """Return the result of Newton-Schulz iterations on a matrix of bfloat16, in bfloat16. Most CPUs have no
+    instructions for products of that dtype, and take 50 times as long for one as in float32: they iterate in float32.
+    """
+    settings = (group["ns_coefficients"], group["ns_steps"], group["eps"])
+    if matrix.device.type != "cpu" or has_native_bfloat16():
+        return _zeropower_via_newtonschulz(matrix, *settings)
+    (a, b, c), n_steps, eps = settings
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if is_tall else matrix).float()
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(n_steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if is_tall else x).bfloat16()
+
+
+def apply_update(parameter: Any, update: Tensor, group: dict[str, Any]) -> None:
+    """Let a matrix decay and move it, or the rows of it that this process has."""
+    own, lr = get_local(parameter), group["lr"]
+    own.mul_(1 - lr * group["weight_decay"])
+    own.add_(update, alpha=-_adjust_lr(lr, group["adjust_lr_fn"], parameter.shape))
+
+
+class OwnedMuon(Muon):
     """Of matrices that every process has (DDP), or whose rows several of them share (FSDP2).
 
     Of a copied matrix, only the owner keeps the momentum. Of a shared one, each process keeps that of its rows.
@@ -31,29 +75,18 @@ class OwnedMuon(torch.optim.Muon):
         return list(zip(self.param_groups[0]["params"], self.owners, strict=True))
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # ty: ignore[incompatible-method-override]
+    def step(self, closure: Any = None) -> None:
         group = self.param_groups[0]
         trained = [(p, owner) for p, owner in self.matrices if p.grad is not None]
         moves: list[Any] = [(SharedMove if is_sharded(p) else CopiedMove)(p, owner) for p, owner in trained]
         for move in moves:
             if is_sharded(move.parameter) or move.is_owner:
                 move.send(self.update_momentum(move.parameter, group))
-        iterations = (group["ns_coefficients"], group["ns_steps"], group["eps"])
-        updates = [_zeropower_via_newtonschulz(move.gather(), *iterations) if move.is_owner else None for move in moves]
+        updates = [orthogonalize(move.gather(), group) if move.is_owner else None for move in moves]
         for move, update in zip(moves, updates):
             move.spread(None if update is None else update.contiguous())
         for move in moves:
-            own, lr = get_local(move.parameter), group["lr"]
-            own.mul_(1 - lr * group["weight_decay"])
-            own.add_(move.receive(), alpha=-_adjust_lr(lr, group["adjust_lr_fn"], move.parameter.shape))
-
-    def update_momentum(self, parameter: Any, group: dict[str, Any]) -> Tensor:
-        """Return what is to be orthogonalized, of the rows that this process has, as Newton-Schulz takes it."""
-        if "momentum_buffer" not in (state := self.state[parameter]):
-            state["momentum_buffer"] = torch.zeros_like(parameter.grad, memory_format=torch.preserve_format)
-        gradient, buffer = get_local(parameter.grad), get_local(state["momentum_buffer"])
-        buffer.lerp_(gradient, 1 - group["momentum"])
-        return (gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer).bfloat16()
+            apply_update(move.parameter, move.receive(), group)
 
     def gather_state(self) -> None:
         """Give the first process the momentum that only the owners have. All processes must call this."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..model.transformer import Transformer
 from .config import TrainConfig
 from .distributed import collect, get_size, share_like
-from .muon import OwnedMuon
+from .muon import Muon, OwnedMuon
 from .optimizer_dtype import store_states
 
 STATE_KEYS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
@@ -51,7 +51,7 @@ class Optimizer:
             torch.optim.AdamW(groups, config.lr, (0.9, float(config.beta2)), fused=fused)
         ]
         if by_muon:
-            kind = OwnedMuon if get_size() > 1 else torch.optim.Muon
+            kind = OwnedMuon if get_size() > 1 else Muon
             self.optimizers.append(kind(by_muon, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
         if config.optimizer_dtype == "bfloat16":
             for optimizer in self.optimizers:
