@@ -10,7 +10,7 @@ PYTEST = OMP_NUM_THREADS=$(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m py
 .PHONY: train test test-slow test-browser test-random test-all coverage mutation fuzz fuzz-short test-hf4 test-trackers weights check docs dist \
 	format bench install clean
 
-train: $(DONE)  ## a language model on the plays of Shakespeare, about a minute on two cores
+train: $(DONE)  ## a language model on the plays of Shakespeare, one to three minutes on two cores
 	$(BIN)/anyformer train language --data plays
 
 test: $(DONE)  ## everything that shows in seconds

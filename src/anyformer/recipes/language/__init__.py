@@ -6,7 +6,7 @@ edges  causal; in local layers the last `window` nodes only, and `sinks`; within
 head   a logit for each token of the vocabulary, tied to the embedding
 loss   cross-entropy of the next token
 
-    anyformer train language                        about a minute on two cores: the plays of Shakespeare
+    anyformer train language                        one to three minutes on two cores: the plays of Shakespeare
     anyformer train language --preset nanogpt-cpu --data shakespeare       about a minute: loss 1.90
 
 GPT (Radford et al. 2018, 2019), in the small form of Karpathy's nanoGPT.
