@@ -14,6 +14,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """One thread, as the tests run side by side, one a core. What only hands out tests (xdist) need not load torch."""
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too
     import torch
     from hypothesis import settings
 
@@ -25,10 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's QUICK says for which recipes a test is run each time; for the others it is slow."""
+    """A module's QUICK says with which parameters (their ids) a test is run each time; with all others it is slow."""
     for item in items:
         quick = getattr(getattr(item, "module", None), "QUICK", {}).get(getattr(item, "originalname", ""))
-        if quick is not None and item.callspec.params["name"] not in quick:
+        if quick is not None and item.callspec.id not in quick:
             item.add_marker(pytest.mark.slow)
 
 

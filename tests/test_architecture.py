@@ -1,21 +1,23 @@
-"""Architecture: import layers, budgets of size, no unused settings, nothing runs at import, nothing is executed."""
+"""Architecture: budgets of size, names, import layers, no unused settings, nothing runs at import or is executed."""
 
 import ast
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from anyformer import recipe_loading
+from naming import BANNED, OLD, is_participle, list_names
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "anyformer"
 FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+OTHERS = [path for folder in ("bench", "docs") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 50
@@ -41,17 +43,27 @@ def count_lines(path: Path) -> int:
 
 
 @cache
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def parse(path: Path) -> list[ast.AST]:
+    """Return the nodes of a file's syntax tree, the module first. Faster than ast.walk, and once for all tests."""
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    for node in nodes:  # grows on the way
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, ast.AST):
+                nodes.append(value)
+            elif isinstance(value, list):
+                nodes += [part for part in value if isinstance(part, ast.AST)]
+    return nodes
 
 
-def parse_all() -> Iterator[tuple[Path, ast.Module]]:
-    """Yield every file of the package with its syntax tree."""
-    return ((path, parse(path)) for path in FILES)
+def parse_all(files: Iterable[Path] = FILES) -> Iterator[tuple[Path, list[ast.AST]]]:
+    """Yield files, those of the package if nothing else is said, with their nodes."""
+    return ((path, parse(path)) for path in files)
 
 
-def find_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+def find_functions(files: Iterable[Path]) -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return ((path, node) for path, nodes in parse_all(files) for node in nodes if isinstance(node, kinds))
 
 
 # --- budgets ---
@@ -62,8 +74,7 @@ def test_files_stay_below_500_lines():
 
 
 def test_functions_stay_below_50_lines():
-    functions = ((path, function) for path in FILES + TESTS for function in find_functions(parse(path)))
-    lengths = {f"{path}:{f.name}": f.end_lineno - f.lineno + 1 for path, f in functions}
+    lengths = {f"{path}:{f.name}": (f.end_lineno or 0) - f.lineno + 1 for path, f in find_functions(FILES + TESTS)}
     assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}
 
 
@@ -86,6 +97,29 @@ def test_complexity_is_bounded_by_the_linter():
     assert "max-complexity = 10" in settings and '"C90"' in settings
 
 
+# --- names ---
+
+
+def test_no_banned_name():
+    bad = BANNED | OLD
+    names = (
+        (path, line, name) for path, nodes in parse_all(FILES + TESTS + OTHERS) for name, line in list_names(nodes)
+    )
+    assert [f"{path}:{line}: {name}" for path, line, name in names if name in bad] == []
+
+
+def test_functions_are_verbs_in_the_imperative():
+    """A function that is named by a participle (`made`, `opened`) does not say whether it does or has done."""
+    functions = find_functions(FILES + TESTS + OTHERS)
+    assert [f"{path}:{f.lineno}: {f.name}" for path, f in functions if is_participle(f.name)] == []
+
+
+def test_the_rules_find_what_they_forbid():
+    nodes = ast.walk(ast.parse("def made(at): found = 1\nclass Wires: pass\nself.rest = 2"))
+    assert {name for name, _ in list_names(nodes)} >= {"made", "at", "found", "Wires", "rest"}
+    assert is_participle("opened") and is_participle("_made") and not is_participle("embed_texts")
+
+
 # --- layers ---
 
 
@@ -100,7 +134,7 @@ def test_the_model_is_pure_pytorch():
     allowed = {"torch", "math", "dataclasses", "typing", "collections", "contextlib", "functools", "difflib"}
     allowed |= {"operator", "warnings"}
     for path in (PACKAGE / "model").rglob("*.py"):
-        for node in ast.walk(parse(path)):
+        for node in parse(path):
             if isinstance(node, ast.Import):
                 assert {name.name.split(".")[0] for name in node.names} <= allowed, path
             if isinstance(node, ast.ImportFrom) and not node.level:
@@ -111,7 +145,7 @@ def test_recipes_do_not_import_each_other():
     names = {path.stem for path in (PACKAGE / "recipes").iterdir() if not path.stem.startswith("_")}
     for path in (PACKAGE / "recipes").rglob("*.py"):
         own = path.relative_to(PACKAGE / "recipes").parts[0].removesuffix(".py")
-        for node in ast.walk(parse(path)):
+        for node in parse(path):
             if isinstance(node, ast.ImportFrom) and node.level:
                 from_recipes = len(path.relative_to(PACKAGE).parts) - node.level == 1
                 imported = {(node.module or a.name).split(".")[0] for a in node.names if from_recipes}
@@ -120,8 +154,8 @@ def test_recipes_do_not_import_each_other():
 
 def test_abilities_of_recipes_are_protocols():
     """`recipe.py` lists what a recipe may offer; nothing else is looked up by name."""
-    for path, tree in parse_all():
-        for node in ast.walk(tree):
+    for path, nodes in parse_all():
+        for node in nodes:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"hasattr", "getattr"}:
                 subject = ast.unparse(node.args[0]) if node.args else ""
                 assert subject.split(".")[-1] not in {"recipe", "recipes"}, f"{path}, line {node.lineno}"
@@ -132,7 +166,7 @@ def test_no_recipe_is_named_outside_recipes(folder: str):
     """Code that knows a recipe by its name cannot serve one from outside. A family of checkpoints names its own."""
     names = set(recipe_loading.list_recipes())
     for path in (PACKAGE / folder).rglob("*.py"):
-        for node in ast.walk(parse(path)):
+        for node in parse(path):
             if isinstance(node, ast.Compare):
                 constants = {
                     c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)
@@ -210,7 +244,7 @@ def test_the_transformer_has_at_most_23_settings():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_importing_a_module_has_no_effect(path: Path):
     """The top level of a module holds definitions, constants and imports; no loops, calls or writes."""
-    for node in parse(path).body:
+    for node in parse(path)[0].body:
         if isinstance(node, ast.Expr):
             is_main = path.name == "__main__.py"
             assert isinstance(node.value, ast.Constant) or is_main, f"line {node.lineno}: {ast.unparse(node)}"
@@ -235,8 +269,8 @@ def test_import_and_help_load_no_torch(command: list[str]):
 def test_no_file_content_is_executed():
     """No pickle, no eval, no exec, no torch.load."""
     forbidden = {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "marshal.loads"}
-    for path, tree in parse_all():
-        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for path, nodes in parse_all():
+        calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
         assert not calls & forbidden, path
 
 

@@ -40,7 +40,15 @@ ROOT = Path(__file__).parent.parent
 NAMED = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [page for page in [*NAMED, *sorted((ROOT / "docs").rglob("*.md"))] if page.is_file()]
 PAGES = [page for page in PAGES if page.parent.name != "site"]  # which is the pages' index, for Sphinx alone
-LONG_PAGES = {"drafts", "evaluation", "tour"}  # whose code takes ten seconds each
+LONG_PAGES = {
+    "chat",
+    "drafts",
+    "evaluation",
+    "notes",
+    "recipes",
+    "tour",
+    "tts",
+}  # whose code takes three to ten seconds each
 all_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 

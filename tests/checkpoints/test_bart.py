@@ -120,6 +120,7 @@ def test_copies_of_the_embedding_and_positions_in_old_files(case: Exchange, tmp_
         assert torch.equal(tensor, case.module.state_dict()[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_trained_model_with_the_shape_of_1706_is_exported_as_marian(biased: bool, tmp_path: Path):
     stack = {"dim": 24, "n_layer": 1, "n_head": 2, "context": 30, "position": "sinusoidal", "norm_place": "post"}

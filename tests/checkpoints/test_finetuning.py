@@ -66,7 +66,14 @@ class Imported:
         return anyformer.train(self.recipe, init=self.run, out=self.folder / name, **fields, **options)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+EACH_TIME = {"gpt2", "llama", "bert", "vit"}  # the others are slow tests
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, marks=[] if f in EACH_TIME else pytest.mark.slow) for f in FAMILIES],
+    ids=str,
+)
 def checkpoint(
     request: pytest.FixtureRequest, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Imported:

@@ -25,6 +25,11 @@ from checkpoint_kit import assert_close, assert_same_tensors, build_reference, s
 from cli_kit import SHORT, assert_refused, call
 from llama_cpp_kit import LlamaCpp
 
+QUICK = {
+    "test_llama_cpp_reads_a_trained_model_and_its_tokenizer": {"llama-byte", "llama-char"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 gguf = pytest.importorskip("gguf", reason="the oracle of these tests: pip install gguf")
 # transformers' reader sets GPT-2's MLP width and context itself, and reads no dropout.
 GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 2, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)}

@@ -20,6 +20,12 @@ from anyformer.parsing import to_json
 from checkpoint_kit import build_reference, randomize, save, transformers
 from cli_kit import assert_refused, call
 
+QUICK = {
+    "test_a_traced_graph_holds_at_other_sizes_and_has_operators_of_onnx": {"language-local"},
+    "test_outputs_are_the_same_at_other_sizes": {"vision-tiny"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 onnxruntime = pytest.importorskip("onnxruntime", reason="the oracle of these tests: pip install onnxruntime")
 # Two generate token by token, which is no graph for any length, and one looks up n-grams outside of tensors.
 WITHOUT_GRAPH = ["generalist", "mask_predict", "recall", "rnnsearch", "seq2seq"]
@@ -222,6 +228,7 @@ def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_from_the_model_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The model is changed before verification, as if the exporter had made a mistake."""
     recipe, config, model = build("language", "tiny")

@@ -27,6 +27,15 @@ from checkpoint_kit import (
     transformers,
 )
 
+QUICK = {
+    "test_greedy_generation_equals_that_of_transformers": {
+        "v1.0",
+        "gated and tied",
+        "v1.0, deep encoder, one shared head",
+    },
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 SIZES = {"d_model": 24, "d_kv": 7, "d_ff": 37, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3}
 SIZES |= {"vocab_size": 53, "decoder_start_token_id": 0, "eos_token_id": 1}
 CASES: dict[str, dict[str, Any]] = {
@@ -118,6 +127,7 @@ def test_buckets_equal_those_of_transformers(bidirectional: bool):
     assert torch.equal(RelativeBias(1).bucket(distance, bidirectional), expected)
 
 
+@pytest.mark.slow
 def test_greedy_generation_equals_that_of_transformers_up_to_the_64th_token(tmp_path: Path):
     """The end token is made unlikely, so that some answers do not stop early."""
     reference = build("v1.1", seed=4)

@@ -21,6 +21,10 @@ from anyformer.report.progress import Progress
 from anyformer.training.config import TrainConfig
 from cli_kit import SHORT, TINY, assert_refused, call, nothing_changes, train
 
+QUICK = {
+    "test_every_tokenizer_from_training_to_sample": {"byte", "bpe"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 
 def read_weights(run: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in run.glob("checkpoints/step-*/model.safetensors")}
@@ -105,6 +109,7 @@ def test_a_dry_run_tells_what_training_would_take(text: Path):
     assert "can be exported to hf, onnx; not to gguf (" in text_output and "--preset gpt2" in text_output
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_several_processes(text: Path):
     several = (*TINY, "--data", text, "--dry-run", "--processes", 2, "--train.accumulate", 2)
     copies, shares = (

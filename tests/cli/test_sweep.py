@@ -22,6 +22,12 @@ from anyformer.sweep.state import Result, Rung, SweepState, Trial, read_state
 from anyformer.training.run_directory import RunDirectory
 from cli_kit import assert_refused, call, nothing_changes, read_folder
 
+QUICK = {
+    "test_the_default_config_is_kept_where_nothing_beats_it": {"held_out_losses1-0-default-says1"},
+    "test_a_killed_sweep_continues_exactly": {"kill_at1"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 SweepOnce = tuple[Path, Path, dict[str, Any]]
 SWEEP = ("sweep", "language", "--preset", "tiny", "--device", "cpu", "--dtype", "float32")
 STEPS = ("--steps", 28, "--trials", 3)  # 3 x 2 steps, then 2 x 4, then 14 of the best
@@ -115,6 +121,7 @@ def test_the_comparison_is_on_data_that_did_not_choose(sweep_once: SweepOnce):
 # --- interrupted and continued ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [("trial-000", 4), ("best", 9)])
 def test_an_interrupted_sweep_continues_exactly(
     sweep_once: SweepOnce,

@@ -61,6 +61,7 @@ def test_shards_are_written_and_described(text: Path, tmp_path: Path):
     assert_refused(call("shard", tmp_path / "none.txt", "--to", tmp_path / "c"), "no such file")
 
 
+@pytest.mark.slow
 def test_a_folder_and_its_url_train_alike(folder: Path, url: str, tmp_path: Path):
     detected = call("detect", folder, "--json").ok().json
     assert detected["recipe"] == "language" and detected["why"] == "2,880 tokens in 20 shards"
@@ -94,6 +95,7 @@ def train_until(data: object, out: Path, stop: int | None = None) -> None:
     api.train("language", "tiny", out=out, resume=True, on_record=interrupt, data=str(data), train=settings)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_equals_an_uninterrupted_one(folder: Path, url: str, tmp_path: Path):
     """Stopped at several steps; the shards are once in a folder and once behind a URL, with a cache that holds few."""
     train_until(folder, tmp_path / "here")

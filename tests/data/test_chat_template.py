@@ -21,6 +21,10 @@ from anyformer.errors import InputError
 from cli_kit import assert_refused, call, train
 from data_kit import SAMPLE, refuses
 
+QUICK = {
+    "test_a_single_call_without_end_is_ended": {"n.x == n.y"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 
 def render_chat(template: str, messages: list[dict[str, str]], names: dict[str, str]) -> str:
     return render_chats(template, [Chat(messages)], names)[0]

@@ -150,6 +150,7 @@ def random_pairs(n: int, seed: int = 0) -> pair_batches.EncodedPairs:
     return pair_batches.EncodedPairs(*rows)
 
 
+@pytest.mark.slow
 @given(max_cost=st.integers(1, 1000), seed=st.integers(0, 3))
 def test_an_epoch_visits_every_pair_once_at_a_bounded_cost(max_cost: int, seed: int):
     encoded = random_pairs(40)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.data.sampling import Dataset
@@ -42,6 +42,7 @@ def test_a_schema_survives_toml_and_json(text: str):
     assert load_schema(schema.to_toml()) == load_schema(schema.to_json()) == schema
 
 
+@settings(max_examples=15)
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
 def test_any_column_name_survives_toml(names: list[str]):
     values = {"fields": {f"_{name}": {"kind": "scalar"} for name in names}, "targets": {"y": {"kind": "number"}}}

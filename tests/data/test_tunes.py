@@ -132,6 +132,7 @@ def test_the_longest_copy_is_found():
     assert find_copy("M:4/4\nK:C\nABcd|efga|", "xxBcd|efyy\0ga|") == "Bcd|ef" and find_copy("M:4/4\nK:C\nA", "") == ""
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_collections_are_read_nearly_whole():
     tunes = read_tunes("tunes-ryan")

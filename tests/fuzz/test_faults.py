@@ -137,6 +137,7 @@ def test_signals(bench: Bench):
     report_faults("SIGKILL, SIGTERM, SIGINT", failures, tried)
 
 
+@pytest.mark.slow
 def test_disks_that_refuse(bench: Bench):
     """From a random operation on, every one that creates or changes something fails: full, over quota, read-only ..."""
     rng, failures = make_rng(f"disks {bench.recipe}"), []
@@ -148,6 +149,7 @@ def test_disks_that_refuse(bench: Bench):
     report_faults("disk full, over quota or read-only", failures, tries)
 
 
+@pytest.mark.slow
 def test_small_disks(bench: Bench):
     """A file system of a few pages, so that it is a write in the middle of a file that fails."""
     rng, failures, tried = make_rng(f"tmpfs {bench.recipe}"), [], 0
@@ -173,6 +175,7 @@ def mount(folder: Path, size: int) -> bool:
     return bool(shutil.which("mount")) and subprocess.run(command, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_removed_folders(bench: Bench):
     """The run or its checkpoints are removed before a random operation: one line, or all is saved again. Without its
     best checkpoint a run goes on, says so, and is the same but for that."""

@@ -172,6 +172,7 @@ def check_resuming(recipe: Any, config: Any, interrupted_at: int) -> None:
     assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
 
 
+@pytest.mark.slow
 @few_examples
 @given(SHAPE, TRAIN, st.none() | st.integers(1, 9), st.sampled_from(["joined", "apart"]), st.integers(1, 2))
 def test_a_language_model_is_the_same_resumed_and_uninterrupted(

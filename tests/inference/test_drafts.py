@@ -9,6 +9,11 @@ from torch import Tensor
 from anyformer.errors import InputError
 from anyformer.inference.drafts import Draft, DraftSettings, write_drafts
 
+QUICK = {
+    "test_tokens_that_are_drawn_one_by_one_follow_the_distribution": {"random"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 V, T, MASK = 3, 4, 3
 ALLOWED = torch.ones(V, dtype=torch.bool)
 

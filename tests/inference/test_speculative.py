@@ -18,6 +18,11 @@ from anyformer.model.heads import LMHead
 from cli_kit import assert_refused, call
 from data_kit import refuses
 
+QUICK = {
+    "test_tokens_are_those_without_drafts": {"1-filters", "2-sampled", "30-greedy", "30-sampled"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 V = 12
 
 

@@ -25,6 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_worth_of_a_field_is_its_information(run: Path):
     model = api.load(run, "cpu")
     facts = field_importance.measure(model)

@@ -78,6 +78,7 @@ def test_with_noise_the_bayes_penalty_errs_least():
     assert min(errors, key=lambda p: errors[p]) == 1.0, "variance 0.25 times 4 dimensions"
 
 
+@pytest.mark.slow
 def test_gradient_descent_goes_towards_least_squares():
     x, y, _ = draw(3, 9)
     rates = torch.logspace(-2, 0, 21)
@@ -125,6 +126,7 @@ def test_pairs_that_can_be_predicted_weigh_more():
     assert float(weights.mean()) == pytest.approx(1) and weights[0] < weights[3] < weights[4] == weights[7]
 
 
+@pytest.mark.slow
 def test_the_lab_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train_functions, "COUNTED", 1)
     monkeypatch.setattr(train_functions, "NUMBERS", (0, 1, 8))

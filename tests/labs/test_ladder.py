@@ -65,6 +65,7 @@ def pairs_ladder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return out, climb("reverse", out)
 
 
+@pytest.mark.slow
 def test_every_rung_is_trained_and_can_predict(pairs_ladder: tuple[Path, dict]):
     out, facts = pairs_ladder
     assert [rung["name"] for rung in facts["rungs"]] == ["seq2seq", "rnnsearch", "translation"]
@@ -78,6 +79,7 @@ def test_every_rung_is_trained_and_can_predict(pairs_ladder: tuple[Path, dict]):
     assert paths["translation"] == [1, 10], "attention alone does not grow with the length"
 
 
+@pytest.mark.slow
 def test_models_with_attention_have_alignments(pairs_ladder: tuple[Path, dict]):
     out, facts = pairs_ladder
     assert [m["title"] for m in facts["alignments"][0]["maps"]] == ["RNNsearch (2014)", "Transformer (2017)"]
@@ -89,6 +91,7 @@ def test_models_with_attention_have_alignments(pairs_ladder: tuple[Path, dict]):
     assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_text_has_a_ladder_of_language_models(tmp_path: Path):
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 200)
     facts = climb(tmp_path / "text.txt", tmp_path / "out")

@@ -29,6 +29,11 @@ from anyformer.model.positions import apply_rotary, rotary_cos_sin
 from anyformer.model.rope_scaling import rotary_frequencies
 from rules import caption, pairwise
 
+QUICK = {
+    "test_local_layers_generate_without_end": {"matmul-none", "matmul-rotary", "kernel-relative", "kernel-alibi"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 B, T, C, SIZE, VOCAB = 3, 40, 16, 12, 23
 
 LAYERS: dict[str, list[Edges]] = {

@@ -49,10 +49,8 @@ class ManyRules(nn.Module):
         return torch.stack([self.body(x, edges) for edges in rules])
 
 
-@pytest.mark.parametrize(
-    ("position", "start"),
-    [pytest.param(*case, marks=[] if case[1] == 1 else pytest.mark.slow) for case in zip(POSITIONS, range(4))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("position", "start"), zip(POSITIONS, range(4)))
 def test_every_rule_and_position_is_one_graph(position: str, start: int):
     rules = [RULES[name](B, T) for name in list(RULES)[start::4]]
     check(ManyRules(position), torch.randn(B, T, C), [causal & window(8), near_by_head, *rules])
@@ -63,6 +61,7 @@ def test_a_rule_for_each_layer_is_one_graph():
     check(model, torch.randn(B, T, C), [causal & window(8), causal, causal & window(8)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["none", "relative"])
 def test_dropout_is_one_graph(position: str):
     model = Transformer(TransformerConfig(dim=C, n_layer=1, dropout=0.5, position=position))
@@ -70,6 +69,7 @@ def test_dropout_is_one_graph(position: str):
     assert not torch.equal(compiled(x, causal), compiled(x, causal)) and compiled(x, causal).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_place", ["pre", "post"])
 def test_cross_attention_is_one_graph(norm_place):
     config = TransformerConfig(dim=C, n_layer=2, n_head=H, activation="swiglu", norm_place=norm_place, qk_norm=True)
@@ -98,6 +98,7 @@ def test_rules_made_of_new_tensors_do_not_compile_again():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without", "ignore:Dynamo detected a call to a `functools")
 @pytest.mark.parametrize("bias", [None, RelativeBias])
 @torch.no_grad()

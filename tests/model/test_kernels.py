@@ -26,6 +26,18 @@ from anyformer.model.position_bias import Alibi, PairBias, RelativeBias
 from reference import Head, Node, attend_slowly, gradients_slowly
 from rules import RULES, caption, compositions, pairwise
 
+QUICK = {
+    "test_flex": {
+        "causal & window-None",
+        "first-relative",
+        "window-alibi",
+        "by row and head-None",
+        "no edges-relative",
+        "same by row-None",
+    },
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 CPU = torch.device("cpu")
 B, H, T, D = 3, 4, 12, 4
 POSITIONS = [None, "relative", "alibi"]
@@ -367,6 +379,7 @@ def test_the_blocks_of_a_rule_are_those_that_torch_finds(name: str, monkeypatch)
             assert torch.equal(getattr(mask, indices)[is_listed], getattr(expected, indices)[is_listed]), indices
 
 
+@pytest.mark.slow
 def test_the_block_mask_of_a_window_fits_into_memory_at_32k_nodes():
     """torch's own function would evaluate all pairs at once: 1 GB."""
     nodes = 1 << 15

@@ -40,6 +40,17 @@ from cli_kit import assert_refused, call
 from data_kit import SMALL_DATA
 from rules import caption, pairwise
 
+QUICK = {
+    "test_every_recipe_predicts_the_same_in_float32_and_runs_in_fewer_bits": {
+        "language",
+        "translation",
+        "vision",
+        "tagging",
+    },
+    "test_perplexity_hardly_depends_on_the_number_of_rows": {"float32", "int4"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 BFLOAT16_EPS = 2**-8  # the largest relative rounding error of bfloat16
 
 # --- fused maps ---

@@ -148,6 +148,7 @@ def test_impossible_sizes_are_one_line(recipe: str, flags: tuple, message: str, 
     assert_refused(call("train", recipe, "--preset", "tiny", *flags, "--out", tmp_path / "run"), message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", MODELS)
 def test_a_baseline_is_trained_evaluated_and_predicts(recipe: str, tmp_path: Path):
     flags = ("--preset", "tiny", "--steps", 10, "--device", "cpu", "--train.eval-batches", 2)

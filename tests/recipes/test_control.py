@@ -156,6 +156,7 @@ def test_rollouts_repeat_and_do_not_depend_on_other_goals():
     assert alone == results[:1], "`wanted` is an alias"
 
 
+@pytest.mark.slow
 def test_a_short_training_reaches_for_the_return(tmp_path: Path):
     train = {"steps": 150, "lr": 3e-3, "eval_every": 150, "device": "cpu"}
     model = api.train("control", "tiny", out=tmp_path / "run", train=train)

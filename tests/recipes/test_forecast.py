@@ -189,6 +189,7 @@ def test_from_a_csv_to_bands(week: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert len(example["truth"]) == len(example["median"]) == 6
 
 
+@pytest.mark.slow
 def test_what_is_known_ahead_and_the_past_of_other_columns_help(tmp_path: Path):
     """The noise of a series is known ahead, or was seen before; without these columns it cannot be predicted."""
     rng, path = np.random.default_rng(0), tmp_path / "a.csv"
@@ -333,6 +334,7 @@ def test_bands_cover_what_they_claim_and_coverage_is_measured_on_other_origins(t
     assert folds.tolist() == [1] * 32 + [2] * 32 and set(read_batch(config)["fold"].tolist()) == {0}
 
 
+@pytest.mark.slow
 def test_the_band_of_a_forecast_is_the_calibrated_one():
     model = build(replace(CONFIG, season="7"))
     values = (50 + np.random.default_rng(0).normal(size=60).cumsum()).tolist()

@@ -87,6 +87,7 @@ def test_what_cannot_be_answered(model: mask_predict.DraftTranslator):
         ask(model, input="1", lengths=0)
 
 
+@pytest.mark.slow
 def test_a_split_is_scored_by_its_translations(model: mask_predict.DraftTranslator):
     pytest.importorskip("sacrebleu", reason="scores need sacrebleu: pip install 'anyformer[scores]'")
     metrics = mask_predict.score(model, CONFIG, passes=1, lengths=1)

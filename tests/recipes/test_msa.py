@@ -78,6 +78,7 @@ def test_with_one_layer_rows_are_apart():
     torch.testing.assert_close(model(residues), model(residues.transpose(0, 1)).transpose(0, 1))
 
 
+@pytest.mark.slow
 def test_planted_couplings_are_recovered():
     """By the model, which has never seen a pair, and by what came before; the map is symmetric."""
     shape = dataclasses.replace(msa.make_alignment_config(32, 1, 4))

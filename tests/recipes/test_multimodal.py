@@ -291,6 +291,7 @@ def test_a_category_that_was_not_seen_is_missing_and_said(
     assert capsys.readouterr().err.count(notice) == 1
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_real_sets_are_complete():
     """Every row is read, and one in fifty encoded."""

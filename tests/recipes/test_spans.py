@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained on one line that is repeated."""
     folder = tmp_path_factory.mktemp("spans")
     (folder / "text.txt").write_text("the fox runs over the log\n" * 400)
-    flags = ("--steps", 200, "--train.lr", 5e-3, "--train.eval-every", 200, "--train.batch", 8, "--device", "cpu")
+    flags = ("--steps", 120, "--train.lr", 5e-3, "--train.eval-every", 120, "--train.batch", 8, "--device", "cpu")
     call("train", "spans", "--preset", "tiny", "--data", folder / "text.txt", *flags, "--out", folder / "run").ok()
     return folder / "run"
 

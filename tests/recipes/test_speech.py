@@ -65,6 +65,7 @@ def test_a_transcript_is_the_likeliest_token_after_each():
     assert logits.argmax(-1)[:, n_prompt - 1 :].tolist() == rows
 
 
+@pytest.mark.slow
 def test_it_learns_to_hear_tones():
     """A model that does not use the sound gets one digit in ten right."""
     few = {"steps": 60, "batch": 16, "lr": 8e-3, "warmup": 10, "eval_every": 60, "eval_batches": 1}

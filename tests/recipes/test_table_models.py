@@ -145,6 +145,7 @@ def test_damaged_errors_are_refused(house_run: Path, errors: Any):
         load_schema(json.dumps(values))
 
 
+@pytest.mark.slow
 def test_rows_that_lack_fields_are_answered_less_surely(tmp_path: Path):
     """With one of four fields, and with none: without field dropout the losses are 0.88 and 0.87."""
     rng, lines = np.random.default_rng(0), ["a,b,c,d,kind"]
@@ -213,6 +214,7 @@ def test_folds_that_make_no_sense(houses: Path, tmp_path: Path, text: Path):
 # --- gradient boosting beside ---
 
 
+@pytest.mark.slow
 def test_gradient_boosting_is_trained_beside(houses: Path, tmp_path: Path):
     ensemble = pytest.importorskip("sklearn.ensemble")
     command = ("train", "multimodal", "--data", houses, "--target", "price", *FEW, "--steps", 2, "--compare")
@@ -255,6 +257,7 @@ def test_equal_folds_are_counted():
     assert describe_fold_comparison(None) == []
 
 
+@pytest.mark.slow
 def test_the_minutes_are_those_of_each_fold(houses: Path, tmp_path: Path):
     command = ("train", "multimodal", "--preset", "tiny", "--data", houses, "--target", "price", "--yes")
     lines = call(*command, "--minutes", 0.01, "--folds", 2, "--out", tmp_path / "a").ok().err

@@ -116,6 +116,7 @@ def test_words_have_their_usual_tags():
     assert scores == {"the most frequent tag": 0.5, "the usual tag of each word": 0.5}
 
 
+@pytest.mark.slow
 def test_names_are_found_that_training_never_showed(tmp_path: Path):
     train = {"steps": 150, "batch": 32, "lr": 1e-2, "eval_every": 150, "warmup": 10}
     fields = {"tokenizer": "bpe", "vocab_size": 512, "model": {"dim": 48}, "train": train}

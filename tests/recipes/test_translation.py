@@ -252,6 +252,7 @@ def test_reversing_short_strings_is_learned(tmp_path: Path):
     assert sum(result["text"] == result["input"][::-1] for result in results) / len(texts) > 0.9
 
 
+@pytest.mark.slow
 def test_a_pointer_copies_tokens_that_training_never_showed(tmp_path: Path):
     """Letters that no training pair has: without a pointer none of them is ever written."""
     tok.Characters("abcdefghijklmnopqrstuvwxyz ").save(tmp_path / "tokenizer.json")

@@ -65,6 +65,7 @@ def test_figures_agree_with_the_model(run: Path):
         assert f"{right} of {metrics['rows']} rows of the validation split are right" in figures[0]["note"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_new_figures(run: Path):
     config = json.loads((run / "config.json").read_text())
     few = ("--resume", "--out", run, "--steps", 4, "--dtype", "float32", "--device", "cpu")

@@ -30,6 +30,18 @@ from anyformer.trained_model import Model
 from cli_kit import assert_refused, call
 from data_kit import SMALL_DATA, refuses
 
+QUICK = {
+    "test_the_last_reading_is_the_answer_and_every_node_has_a_name": {
+        "recall",
+        "tts",
+        "text2image",
+        "tagging",
+        "speech",
+        "spans",
+    },
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 INPUTS: dict[str, dict[str, Any]] = {
     "chat": {"input": "Spell fox"},
     "preference": {"input": "Spell fox"},

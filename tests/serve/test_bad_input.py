@@ -262,6 +262,7 @@ def test_an_answer_that_takes_too_long(chat_model: Model):
         wait_for(lambda: not server.running("chat"), "its place is free")
 
 
+@pytest.mark.slow
 def test_a_prediction_that_takes_too_long(models: dict[str, Model]):
     with serve({"control": models["control"]}, timeout=0.1) as server:
         assert_error(server.post("/v1/predict", {"rollout": {"episodes": 10_000}}), 504, code="timeout")

@@ -48,7 +48,7 @@ def test_curl_gets_the_answer_of_python(run_once: Path, tmp_path: Path):
 def end_in_the_middle(process: subprocess.Popen, url: str, model: Model) -> None:
     """Send a signal while a stream is open: it is answered to its end, new requests are refused."""
     end = str(model.module.tokenizer.end_id)
-    body = {"prompt": "the", "max_tokens": 1000, "stream": True, "logit_bias": {end: -100}}
+    body = {"prompt": "the", "max_tokens": 300, "stream": True, "logit_bias": {end: -100}}
     headers = {"authorization": "Bearer secret"}
     with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE) as client:
         with client.stream("POST", "/v1/completions", json=body) as response:
@@ -58,7 +58,7 @@ def end_in_the_middle(process: subprocess.Popen, url: str, model: Model) -> None
             wait_for(lambda: client.get("/health").status_code == 503, "it says that it ends")
             assert client.post("/v1/completions", json=body).status_code == 503
             chunks = [line for line in lines if line]
-        assert len(chunks) == 1000 and chunks[-1] == "data: [DONE]" and '"finish_reason":"length"' in chunks[-2]
+        assert len(chunks) == 300 and chunks[-1] == "data: [DONE]" and '"finish_reason":"length"' in chunks[-2]
         assert process.wait(PATIENCE) == 0
         with pytest.raises(httpx.ConnectError):
             client.get("/health")

@@ -121,6 +121,7 @@ class Step(nn.Module):
         return self.recipe.loss(self.model, batch)
 
 
+@pytest.mark.slow
 def test_traced_by_torch_compile():
     recipe, config = configure("language", True, dropout=0.0)
     batch, _ = next(recipe.batches(config, "train", None))

@@ -19,6 +19,12 @@ from anyformer.training import checkpoints, distributed, loop
 from anyformer.training.muon import Muon, OwnedMuon, choose_owners
 from process_kit import find_free_port, run_processes, start_process
 
+QUICK = {
+    "test_several_processes_compute_what_one_does": {"2-1", "2-2"},
+    "test_muon_gives_the_bits_of_one_process": {"2-1", "3-3"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 LAYOUTS = [(2, 1), (2, 2), (4, 2)]  # processes, and how many of them share a copy of the model
 LAYOUTS += [pytest.param(*layout, marks=pytest.mark.slow) for layout in ((4, 1), (4, 4))]
 MACHINE = {"device": "cpu", "dtype": "float32", "eval_batches": 1}
@@ -171,6 +177,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, shard: int, optimizer: str
     assert read_weights(tmp_path / "a" / "step-4") == read_weights(tmp_path / "b" / "step-4") != {}
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_numbers_of_processes(tmp_path: Path):
     expected = train_and_save(tmp_path / "a", 4, optimizer="muon")
     losses = run_processes(4, lambda: train_and_save(tmp_path / "b", 1, 2, "muon"))[0]
@@ -252,6 +259,7 @@ def test_a_process_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):
     assert text.startswith("HangError: process 1 on ") and "hangs: it is at the data of step 7" in text
 
 
+@pytest.mark.slow
 def test_a_process_that_never_joins_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ANYFORMER_JOIN_TIMEOUT", "2")
     port, texts = find_free_port(), []

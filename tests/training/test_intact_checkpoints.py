@@ -28,6 +28,18 @@ from cli_kit import TINY, assert_refused, call, nothing_changes, read_folder, tr
 from data_kit import SMALL_DATA
 from fault_kit import Child, limit_memory
 
+QUICK = {
+    "test_sizes_are_checked_before_memory_is_taken": {
+        "language",
+        "translation",
+        "speech",
+        "vision",
+        "multimodal",
+        "generalist",
+    },
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 FILES = ("model.safetensors", "optimizer.safetensors", "config.json", "state.json", "tokenizer.json")
 RESUME = ("train", "language", "--resume", "--steps", 6)
 

@@ -117,6 +117,7 @@ def test_compile_reaches_the_loop(text: Path, monkeypatch: pytest.MonkeyPatch):
     assert compiled == pytest.approx(2 * plain)
 
 
+@pytest.mark.slow
 def test_a_machine_that_cannot_compile(text: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(graph: Any, inputs: Any) -> None:
         raise RuntimeError("no working C++ compiler\nand more")

@@ -65,12 +65,14 @@ def total(processes: int = 1, **settings: Any) -> int:
     return estimate(make_random_recipe(), configure(**settings), processes)["memory_bytes"]["total"]
 
 
+@pytest.mark.slow
 def test_settings_that_save_memory():
     assert total(activation_checkpointing=True) < 0.8 * total()
     few_rows = {"batch": 1, "dropout": 0.1}
     assert total(**few_rows, optimizer_dtype="bfloat16") < total(**few_rows)
 
 
+@pytest.mark.slow
 def test_a_part_for_each_process():
     config = configure(accumulate=8)
     for processes, per_process in ((4, 2), (8, 1)):

@@ -21,6 +21,21 @@ from anyformer.training import loop
 from anyformer.training.config import LoRAConfig, TrainConfig
 from data_kit import SMALL_DATA
 
+QUICK = {
+    "test_numeric_fields": {
+        "language",
+        "translation",
+        "forecast",
+        "multimodal",
+        "vision",
+        "speech",
+        "generalist",
+        "control",
+        "diffusion",
+    },
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 VALUES = (-1, 0, math.nan, math.inf, 1e30, "text")
 READ_BY_RECIPES = ("batch", "seed")  # what else a TrainConfig has only the loop reads: it is trained for one recipe
 MACHINE = {"device": "cpu", "dtype": "float32", "eval_every": 1_000_000}

@@ -14,6 +14,11 @@ import pytest
 from anyformer import api
 from anyformer.training.checkpoints import read_state
 
+QUICK = {
+    "test_old_run_answers_and_continues": {"speech", "control", "multimodal", "vision", "masked", "language", "mlp"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 ARCHIVE = Path(__file__).parent.parent / "data_files" / "old_runs.tar.gz"
 NAMES = ("language", "mlp", "control", "masked", "rnnsearch", "speech", "vision", "multimodal")
 

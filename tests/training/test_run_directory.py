@@ -19,6 +19,11 @@ from anyformer.training import checkpoints
 from anyformer.training.run_directory import RunDirectory, read_samples
 from cli_kit import assert_refused, call
 
+QUICK = {
+    "test_resumed_equals_uninterrupted": {"1-{}", "5-{'optimizer': 'muon', 'accumulate': 2}"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 SETTINGS = {"steps": 12, "eval_every": 6, "save_every": 4, "average": 2, "device": "cpu", "dtype": "float32"}
 
 
@@ -178,6 +183,7 @@ def test_a_new_run_in_a_used_directory_is_refused_before_its_size_is_chosen(text
     assert_refused(call(*command), "run already holds a run: continue it with --resume, or choose another --out")
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_is_removed_while_training_is_said(text: Path, tmp_path: Path, capsys: Any):
     run = tmp_path / "run"
 

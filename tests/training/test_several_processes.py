@@ -19,6 +19,11 @@ from anyformer.errors import InputError, Stopped
 from cli_kit import call
 from process_kit import run_processes
 
+QUICK = {
+    "test_a_run_of_two_processes_is_like_that_of_one": {"2"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 SETTINGS = {"steps": 4, "batch": 4, "accumulate": 2, "eval_every": 2, "eval_batches": 1, "save_every": 2}
 MACHINE = {"device": "cpu", "dtype": "float32", "progress": False}
 
@@ -63,6 +68,7 @@ def test_a_run_of_two_processes_is_like_that_of_one(text: Path, tmp_path: Path, 
     assert (out / "samples.txt").read_text().startswith("--- step 2 ---")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [1, 2])
 def test_adapters_are_trained_in_several_processes(text: Path, tmp_path: Path, shard: int):
     train(text, tmp_path / "base")

@@ -22,6 +22,11 @@ from anyformer.training.run_directory import RunDirectory
 from anyformer.training.timer import Timer, TimerState
 from cli_kit import assert_refused, call
 
+QUICK = {
+    "test_a_machine_that_changes_its_speed_ends_on_time": {"steady", "slower"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
+
 TINY = language.PRESETS["tiny"]
 STEP, EVAL_BATCH, SAMPLE = 0.25, 0.02, 0.05  # seconds at speed 1
 
@@ -88,6 +93,7 @@ def test_a_machine_that_changes_its_speed_ends_on_time(text: Path, tmp_path: Pat
     assert left == sorted(left, reverse=True) and -1 < left[-1] < 5
 
 
+@pytest.mark.slow
 def test_expensive_validations_are_smaller_and_rarer(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("test_timer.EVAL_BATCH", 1.0)
     machine, records = Machine(), []
@@ -99,6 +105,7 @@ def test_expensive_validations_are_smaller_and_rarer(text: Path, tmp_path: Path,
     assert machine.now == pytest.approx(30, rel=0.05)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_by_the_clock(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     machine, run, records = Machine(), tmp_path / "run", []
 
@@ -124,6 +131,7 @@ def test_an_interrupted_run_continues_by_the_clock(text: Path, tmp_path: Path, m
     assert machine.now - started_at == pytest.approx(timer.seconds_left, abs=2) and records[-1]["lr"] == 0
 
 
+@pytest.mark.slow
 def test_more_minutes_for_a_finished_run(text: Path, tmp_path: Path):
     machine, run, records = Machine(), tmp_path / "run", []
     first = api.train_job(machine.make_job(text, run, 0.25)).config.train.steps

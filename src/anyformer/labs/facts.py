@@ -32,6 +32,7 @@ DENSITIES = (0.1, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0)  # of facts among the sente
 MIDST_SHARE = 0.6  # of the texts with notes begin in the midst of a story
 SHORT_ASK_SHARE = 0.8  # as the next, of short texts
 RECITE_SHARE = 0.6  # of the facts of a short text are followed by a line with all rooms
+GAP_SHARE = 0.3  # of the facts of a longer text are followed by many sentences without any
 ASK_SHARE = 0.3  # of the facts of a text to train on are followed by a question, and of the questions by another one
 
 
@@ -155,7 +156,10 @@ def write_stories(
             yield from map(mark_note, event.notes)
         if is_short and rng.random() < RECITE_SHARE:
             yield world.recite()
-        while rng.random() < (SHORT_ASK_SHARE if is_short else ASK_SHARE):
+        has_gap = not is_short and rng.random() < GAP_SHARE
+        if has_gap:  # what is asked behind it has left the context: in long texts nearly every question is of this kind
+            yield from (f"{line}\n" for line in rng.choices(haystack, k=int(2 ** rng.uniform(2, 5.5))))
+        while rng.random() < (SHORT_ASK_SHARE if is_short or has_gap else ASK_SHARE):
             questions = world.list_questions()
             n_facts = rng.choice((1, 2, 2, 3, 3))
             if chosen := [question for question in questions if question.n_facts == n_facts]:

@@ -141,12 +141,12 @@ class SpanCorruption:
     def __call__(self, windows: np.ndarray, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Corrupt windows (B, T): sources (B, S) and targets (B, M)."""
         count, n_spans = self.count_removed(windows.shape[1])
-        sentinels = self.first_sentinel - np.arange(n_spans)
+        sentinels = (self.first_sentinel - np.arange(n_spans)).tolist()
         sources, targets = [], []
-        for row, ids in enumerate(windows):
+        for row, ids in enumerate(windows.tolist()):
             rng = np.random.Generator(np.random.Philox(key=seed, counter=(0, row, step, 1)))
-            removed = random_partition(count, n_spans, rng)
-            kept = random_partition(windows.shape[1] - count, n_spans, rng)
+            removed = random_partition(count, n_spans, rng).tolist()
+            kept = random_partition(windows.shape[1] - count, n_spans, rng).tolist()
             start, source, target = 0, [], []
             for sentinel, n_kept, n_removed in zip(sentinels, kept, removed, strict=True):  # starts with kept tokens
                 source += [*ids[start : start + n_kept], sentinel]
@@ -159,8 +159,11 @@ class SpanCorruption:
 
 def random_partition(total: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Partition `total` into n parts of at least one, uniformly: (n,)"""
-    cuts = np.sort(rng.choice(total - 1, n - 1, replace=False)) + 1 if n > 1 else np.zeros(0, np.int64)
-    return np.diff(cuts, prepend=0, append=total).astype(np.int64)
+    cuts = np.zeros(n + 1, np.int64)
+    cuts[-1] = total
+    if n > 1:
+        cuts[1:-1] = np.sort(rng.choice(total - 1, n - 1, replace=False)) + 1
+    return cuts[1:] - cuts[:-1]
 
 
 def hide_shares(
