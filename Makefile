@@ -7,7 +7,7 @@ THREADS ?= 1
 # Compiled tests are kept for the next run: rewriting their asserts takes half of the time of collecting them.
 PYTEST = OMP_NUM_THREADS=$(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: train test test-slow test-browser test-random test-all coverage mutation fuzz fuzz-short test-hf4 test-trackers weights check docs dist \
+.PHONY: train first-hour test test-slow test-browser test-random test-all coverage mutation fuzz fuzz-short test-hf4 test-trackers weights check docs dist \
 	format bench install clean
 
 train: $(DONE)  ## a language model on the plays of Shakespeare, one to three minutes on two cores
@@ -85,6 +85,9 @@ dist:  ## wheel and sdist in dist/, checked; the wheel is installed into an empt
 	.venv-dist/bin/python -m twine check --strict dist/*
 	.venv-dist/bin/check-wheel-contents dist/*.whl
 	.venv-dist/bin/python tests/release/try_wheel.py dist/*.whl build/clean
+
+first-hour: dist  ## a newcomer's first hour with a stopwatch: the wheel, then text, a table, photos, sound, chats; five minutes
+	$(BIN)/python tests/release/first_hour.py dist/*.whl build/first-hour
 
 docs: $(DONE)  ## the documentation as pages, build/docs/index.html; they load nothing from elsewhere
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[docs]'

@@ -31,6 +31,7 @@ STEPS = {
     "fuzz-short": "damaged files, odd requests and faults, a few examples of each",
     "docs": "the documentation builds, and its links lead somewhere",
     "dist": "wheel and sdist, installed into an empty environment and tried there",
+    "first-hour": "a newcomer's first hour with seven kinds of their own data, with a stopwatch",
 }
 
 

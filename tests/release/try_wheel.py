@@ -69,8 +69,9 @@ def main() -> int:
     return 0
 
 
-def install(wheel: Path, folder: Path) -> tuple[float, float]:
-    """Make an environment with the wheel alone. Returns the seconds of the installation and its megabytes."""
+def install(wheel: Path | str, folder: Path) -> tuple[float, float]:
+    """Make an environment with the wheel alone, or with the extras in brackets behind it. Returns the seconds of the
+    installation and its megabytes."""
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder / "venv", with_pip=True)
     start, size_before = time.monotonic(), measure_megabytes(folder)

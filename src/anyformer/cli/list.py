@@ -40,6 +40,7 @@ def describe_preset(recipe: recipes.Recipe, config: Any) -> dict[str, Any]:
 
     from ..checkpoints import exports
     from ..model import Transformer, TransformerConfig
+    from ..training.building import SkipInit
 
     formats = [name for name, reason in exports(recipe, config).items() if reason is None]
     facts = {"data": config.data, "exports": formats}
@@ -48,7 +49,7 @@ def describe_preset(recipe: recipes.Recipe, config: Any) -> dict[str, Any]:
     if not stacks:  # models before the Transformer
         sizes = dataclasses.asdict(getattr(config, "model", config))
         return {name: size for name, size in sizes.items() if name in SHAPE_FIELDS} | facts
-    with torch.device("meta"):
+    with SkipInit(), torch.device("meta"):
         models = [Transformer(stack, cross=i > 0) for i, stack in enumerate(stacks)]
     shape = {name: getattr(stacks[-1], name) for name in ("n_layer", "n_head", "dim", "context")}
     return shape | {"parameters": sum(p.numel() for model in models for p in model.parameters())} | facts

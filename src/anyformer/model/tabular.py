@@ -26,11 +26,11 @@ class PiecewiseLinear(nn.Module):
 
     def __init__(self, quantiles: Sequence[float]):
         super().__init__()
-        edges = torch.tensor(quantiles)
-        minimum, maximum = torch.zeros(len(edges) - 1), torch.ones(len(edges) - 1)
-        minimum[0], maximum[-1] = -3.0, 4.0
-        for name, values in (("low", edges[:-1]), ("length", edges.diff()), ("minimum", minimum), ("maximum", maximum)):
-            self.register_buffer(name, values, persistent=False)
+        lengths = torch.tensor(quantiles, device="cpu").diff().tolist()  # on meta, torch would load its compiler
+        inner = len(lengths) - 1
+        buffers = {"low": quantiles[:-1], "length": lengths, "minimum": [-3.0] + [0.0] * inner}
+        for name, values in (buffers | {"maximum": [1.0] * inner + [4.0]}).items():
+            self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         shares = (x.float() - self.low) / self.length
@@ -47,8 +47,9 @@ class NumberPath(nn.Module):
         super().__init__()
         self.normalize = Normalized(nn.Identity(), mean, std)
         self.locate = PiecewiseLinear(quantiles) if quantiles else None
-        reference = torch.zeros(0) if self.locate is None else self.locate(torch.tensor(mean))
-        self.register_buffer("reference", reference, persistent=False)
+        with torch.device("cpu"):
+            reference = PiecewiseLinear(quantiles)(torch.tensor(mean)).tolist() if quantiles else []
+        self.register_buffer("reference", torch.tensor(reference), persistent=False)
         self.project = nn.Linear(len(mean) + len(reference) + 1, outputs, bias=False)
 
     def forward(self, x: Tensor, is_present: Tensor) -> Tensor:

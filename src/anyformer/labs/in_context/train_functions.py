@@ -5,14 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ...model.config import TransformerConfig
+from ...model.edges import causal
 from ...training.device import autocast, resolve_device
 from ..lab import LabResult, LabTable, Log
 from .functions import (
     ALPHABET,
     HELD_OUT_PAIRS,
+    MAX_LETTERS,
+    SEPARATOR,
     SYMBOLS,
     Example,
     Prompt,
@@ -35,6 +39,7 @@ MAX_TEXTS = 64  # of a batch
 LEARNED = 0.75  # of the last lines of a text: then words become longer, or have more letters
 TEST_BATCH = 50
 COUNTED = 50  # questions of each kind that the methods without training answer
+MAX_PLACES = 2 * MAX_LETTERS + 2  # of a doubled word
 CONTEXT = 1 + LINES * (3 * 6 + 2)  # letters of a text of the longest words, doubled
 
 
@@ -80,11 +85,33 @@ METHODS: dict[str, Callable[[Prompt], bool]] = {
 }
 
 
+class ExamplesModel(TextModel):
+    """A model of texts of examples, whose nodes know which letter of its word each of them is, and on which side of
+    the separator: the look-ups to learn are then of one position instead of a varying distance."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(len(SYMBOLS), config)
+        self.place = nn.Embedding(2 * MAX_PLACES, config.dim)
+        nn.init.normal_(self.place.weight, std=0.1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.body(self.nodes(ids) + self.place(find_places(ids)), causal))
+
+
+def find_places(ids: Tensor) -> Tensor:
+    """Return how far each node is from the last separator or end of a line; on the side of answers MAX_PLACES more:
+    (B, T) -> (B, T)"""
+    is_mark, positions = ids >= SYMBOLS.index(SEPARATOR), torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    mark = torch.where(is_mark, positions, 0).cummax(1).values
+    is_answer = ids.gather(1, mark) == SYMBOLS.index(SEPARATOR)
+    return (positions - mark).clamp(max=MAX_PLACES - 1) + MAX_PLACES * is_answer
+
+
 def run_functions(settings: Settings, log: Log) -> LabResult:
     device = resolve_device(settings.device)
     torch.manual_seed(settings.seed)
     config = configure_text_model(settings.width, settings.layers, CONTEXT)
-    model = TextModel(len(SYMBOLS), config).to(device)
+    model = ExamplesModel(config).to(device)
     seconds, level = train(model, settings, device, log)
     facts: dict[str, Any] = {
         "seconds": seconds,
