@@ -26,6 +26,12 @@ def test_every_page_is_in_the_index_once():
     assert "\nscale\n" in listed and stage.REMAINING not in listed and "index" not in entries
 
 
+def test_the_index_lists_every_notebook_by_the_page_that_is_made_of_it():
+    index = (ROOT / "docs" / "site" / "index.md").read_text()
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
+    assert notebooks == set(re.findall(r"^notebooks/\w+$", index, re.M)) and ".ipynb" not in index
+
+
 def test_links_lead_to_pages_of_the_site():
     sources: set[Path] = set()
     text = (
