@@ -184,6 +184,8 @@ def test_no_edge_is_longer_than_the_span(edges):
 def test_spans_are_tight():
     assert all(is_within_its_span(edges) for edges, _ in MEANING.values())
     assert (causal.left_span, causal.right_span) == (math.inf, 0)
+    assert (first(4).left_span, first(4).right_span, first(4).pinned) == (0, 3, 4)
+    assert window(4).right_span == 3
     assert (window(4).left_span, (causal & window(4)).left_span, (causal & window(4)).right_span) == (3, 3, 0)
     assert ((window(4) | window(6)).left_span, (~window(4)).left_span) == (5, math.inf)
     stream = causal & (window(4) | first(2))
@@ -209,7 +211,8 @@ def test_only_rules_that_use_batch_or_head_say_so():
     simple = (full, causal, window(2) & causal, ~every(2) | causal)
     assert not any(edges.uses_batch or edges.uses_head for edges in simple)
     assert not same(KINDS[0]).uses_batch and same(KINDS).uses_batch and (causal & same(KINDS)).uses_batch
-    assert not any(edges.uses_head for edges in (within(LENGTHS), prefix(LENGTHS), same(KINDS), between(KINDS)))
+    shared = (within(LENGTHS), prefix(LENGTHS), same(KINDS[0]), same(KINDS), between(KINDS[0]), between(KINDS))
+    assert not any(edges.uses_head for edges in shared)
 
 
 # --- questions to a stack ---
