@@ -204,6 +204,7 @@ def test_a_rule_that_does_not_use_batch_or_head_is_the_same_for_all(edges):
         assert torch.equal(mask, edges(zero, h, q, k).expand(B, H, T, T))
     if not edges.uses_head:
         assert torch.equal(mask, edges(b, zero, q, k).expand(B, H, T, T))
+    assert edges.build_mask(B, T, T).shape[1] == 1
     assert edges.build_mask(B, T, T, H).shape == (B if edges.uses_batch else 1, H if edges.uses_head else 1, T, T)
 
 
