@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from anyformer.serve import app, gate
 from anyformer.serve.metrics import Metrics
 from anyformer.trained_model import Model
-from serve_kit import RunningServer, assert_error, serve, wait_for
+from serve_kit import RunningServer, assert_error, build_chat_model, serve, wait_for
 
 SECRET = "my very private prompt"
 
@@ -88,6 +89,33 @@ def test_metrics_are_those_of_prometheus(server: RunningServer):
         assert after[name] - before.get(name, 0) == count, name
     assert after['anyformer_waiting{model="chat"}'] == after['anyformer_running{model="chat"}'] == 0
     assert after["process_resident_memory_bytes"] > 1e7
+
+
+def test_what_a_chat_has_said_before_is_not_read_again(tmp_path: Path):
+    def ask(server: RunningServer, messages: list[dict[str, str]]) -> tuple[str, dict[str, Any]]:
+        body = {"messages": messages, "max_tokens": 8, "temperature": 0, "seed": 1, "n": 2}
+        answer = server.post("/v1/chat/completions", body).json()
+        return answer["choices"][0]["message"]["content"], answer["usage"]
+
+    def count(server: RunningServer) -> dict[str, float]:
+        lines = [line.rpartition(" ") for line in server.client.get("/metrics").text.splitlines()]
+        return {name: float(value) for name, _, value in lines if name.startswith("anyformer_prefix_cache")}
+
+    messages = [{"role": "user", "content": "Now is the winter of our discontent made glorious"}]
+    model = build_chat_model(tmp_path, context=256)
+    with serve({"chat": model}, prefix_cache=64) as server, serve({"chat": model}, prefix_cache=0) as plain:
+        answer, first = ask(server, messages)
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And?"}]
+        text, second = ask(server, messages)
+        expected, read = ask(plain, messages)
+        totals = count(server)
+        assert not count(plain)
+    assert text == expected and read["prompt_tokens_details"] == first["prompt_tokens_details"] == {"cached_tokens": 0}
+    n_cached = second["prompt_tokens_details"]["cached_tokens"]
+    assert first["prompt_tokens"] - 16 < n_cached < second["prompt_tokens"] == read["prompt_tokens"]
+    name = 'anyformer_prefix_cache_{}{{model="chat"}}'
+    assert totals[name.format("hits_total")] == 3 and totals[name.format("bytes")] > 0
+    assert totals[name.format("tokens_total")] >= 2 * n_cached
 
 
 def test_labels_are_escaped():

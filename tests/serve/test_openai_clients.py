@@ -65,7 +65,8 @@ def test_completions_equal_those_of_the_model_alone(client: Any, models: dict[st
     n_prompt = sum(len(tokenizer.encode(prompt)) for prompt in prompts)
     n_new = sum(len(sample["tokens"]) for sample in expected)
     assert answer.usage.model_dump(exclude_none=True) == {
-        "prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new
+        "prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
 
 

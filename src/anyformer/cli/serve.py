@@ -34,6 +34,11 @@ class Command:
     ] = None
     max_concurrent: Annotated[int, "Completions that a model computes together."] = 32
     max_queue: Annotated[int, "Completions, or other requests, that wait for a model; more get 429."] = 1000
+    prefix_cache: Annotated[
+        int | None,
+        "Megabytes of each model for the beginnings of texts, which are then not read again; 0 for none. "
+        "Default: a sixteenth of the memory, at most 1024.",
+    ] = None
     max_tokens: Annotated[int, "The most new tokens of a completion, and of a chat that names no number."] = 4096
     timeout: Annotated[float, "Seconds that an answer may take."] = 600.0
     cors_origin: Annotated[
@@ -50,7 +55,7 @@ class Command:
         self.settings(self.api_key)
 
     def settings(self, key: str | None) -> ServerOptions:
-        names = ("host", "port", "max_concurrent", "max_queue", "max_tokens", "timeout", "cors_origin")
+        names = ("host", "port", "max_concurrent", "max_queue", "prefix_cache", "max_tokens", "timeout", "cors_origin")
         return ServerOptions(**{name: getattr(self, name) for name in names}, api_key=key)
 
 

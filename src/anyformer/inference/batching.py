@@ -20,11 +20,13 @@ from ..memory import read_memory
 from .completion import CONTEXT_TOKENS, Completion, CompletionRequest, check_echo, encode_prompts, sample_seed
 from .logprobs import TokenLogprobs, list_logprobs, score_nodes
 from .notes import choose_crop, find_notes
-from .row_cache import build_rows
+from .prefix_cache import BLOCK_NODES, PrefixCache
+from .row_cache import SharedRows, build_rows
 from .sampling import Sampler
 from .structure import Constraint, compile_structure
 
 MEMORY_SHARE = 0.25  # of the machine, for keys and values
+PREFIX_SHARE, MAX_PREFIX_BYTES = 1 / 16, 1 << 30  # for those of the beginnings of texts that were read
 
 
 class Piece(NamedTuple):
@@ -64,6 +66,8 @@ class Ticket:
         """Of each prompt, of all tokens but the first; complete when its first piece comes."""
         if request.echo and request.logprobs is not None:
             self.prompt_logprobs = [[] for _ in prompts]
+        self.n_cached = 0
+        """Tokens of the prompts that were not read, because an earlier text began with them."""
         self.n_live = len(prompts) * request.samples
         self.is_cancelled = False
 
@@ -93,6 +97,16 @@ class Row:
         self.scores_prompt = ticket.prompt_logprobs is not None and sample == 0
         self.slot = -1  # not in the batch
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of the window is in the batch."""
+        return len(self.unread) < len(self.window)
+
+    @property
+    def ids(self) -> list[int]:
+        """Those of the window that have been read."""
+        return self.window[: len(self.window) - len(self.unread)]
+
 
 class Batcher:
     """Answers requests in a thread of its own, many at once.
@@ -103,6 +117,8 @@ class Batcher:
         max_queue: Completions that may wait for it.
         prompt_tokens: Tokens of prompts that are read between two steps.
         max_bytes: For keys and values. None: a quarter of the machine's memory.
+        prefix_bytes: For the beginnings of texts that were read, see `prefix_cache`. None: a part of the machine's
+            memory; 0: none are kept.
     """
 
     def __init__(
@@ -112,19 +128,25 @@ class Batcher:
         max_queue: int = 1000,
         prompt_tokens: int = 256,
         max_bytes: int | None = None,
+        prefix_bytes: int | None = 0,
     ):
         self.model, self.max_rows, self.max_queue, self.prompt_tokens = model, max_rows, max_queue, prompt_tokens
-        self.max_bytes = int(MEMORY_SHARE * (read_memory()[0] or 1 << 33)) if max_bytes is None else max_bytes
+        memory = read_memory()[0] or 1 << 33
+        self.max_bytes = int(MEMORY_SHARE * memory) if max_bytes is None else max_bytes
+        default = min(int(PREFIX_SHARE * memory), MAX_PREFIX_BYTES)
+        self.prefix_bytes = default if prefix_bytes is None else prefix_bytes
         self.waiting: deque[Row] = deque()
         self.reset()
-        self.n_tokens, self.n_prompt_tokens, self.n_steps = 0, 0, 0
+        self.n_tokens, self.n_prompt_tokens, self.n_steps, self.n_hits, self.n_cached = 0, 0, 0, 0, 0
         self.condition, self.n_pauses, self.is_busy, self.is_closing = threading.Condition(), 0, False, False
         self.n_threads = torch.get_num_threads()  # a new thread would take as many as there are cores
         self.thread = threading.Thread(target=self.run, name="batcher", daemon=True)
         self.thread.start()
 
     def reset(self) -> None:
-        self.rows = build_rows(self.model, self.max_bytes)
+        self.rows, self.prefixes = build_rows(self.model, self.max_bytes), None
+        if self.prefix_bytes and isinstance(self.rows, SharedRows):
+            self.prefixes = PrefixCache(self.rows, self.prefix_bytes)
         self.slots: list[Row] = []
         """All rows of the batch; the first `n_writing` of them get a token at every step."""
         self.n_writing = 0
@@ -247,6 +269,8 @@ class Batcher:
             self.n_prompt_tokens += sum(map(len, pieces))
             for row, piece, row_nodes in zip(rows, pieces, nodes):
                 row.unread = row.unread[len(piece) :]
+                if row.slot >= 0:
+                    self.save(row)
                 if row.scores_prompt:
                     self.score_prompt(row, row_nodes)
                 if row.slot >= 0 and not row.unread:  # another completion of its request has not failed
@@ -255,13 +279,40 @@ class Batcher:
     def choose_prompts(self, budget: int) -> list[Row]:
         """Return the oldest row, or as many of the oldest as can read all of their prompts together."""
         rows: list[Row] = []
+        starts: set[tuple[int, ...]] = set()
         longest = 0
         for row in self.reading:
+            start = tuple(row.window[:BLOCK_NODES])
+            if (
+                self.prefixes is not None
+                and len(row.window) > BLOCK_NODES
+                and start in starts
+                and not row.scores_prompt
+            ):
+                break  # once the other one is read, it need not read all
+            starts.add(start)
+            self.restore(row)
             longest = max(longest, len(row.unread))
-            if len(row.unread) < len(row.window) or longest * (len(rows) + 1) > budget:
+            if row.has_begun or longest * (len(rows) + 1) > budget:
                 break
             rows.append(row)
         return rows or [self.reading[0]]
+
+    def restore(self, row: Row) -> None:
+        """Let a row that has read nothing begin with what an earlier text began with."""
+        if self.prefixes is None or row.scores_prompt or row.has_begun:
+            return
+        n = self.prefixes.restore(row.slot, row.window)
+        if n:
+            row.unread = row.window[n:]
+            self.n_hits, self.n_cached = self.n_hits + 1, self.n_cached + n
+            is_counted = row.index % row.request.samples == 0 and not row.completion.tokens
+            row.ticket.n_cached += n if is_counted else 0
+
+    def save(self, row: Row) -> None:
+        """Keep what a row has read for texts that begin with it."""
+        if self.prefixes is not None:
+            self.prefixes.save(row.slot, row.ids)
 
     def start_writing(self, row: Row, last_node: Tensor) -> None:
         """Let a row that has read its prompt join those that get tokens. last_node: (1, C)"""
@@ -350,6 +401,7 @@ class Batcher:
         row.completion.finish_reason = reason
         text, notes = row.completion.new_text(), row.completion.list_notes()
         self.call(row.ticket.on_piece, Piece(row.index, text, tokens, logprobs, reason, notes))
+        self.save(row)
         self.remove(row)
         row.ticket.n_live -= 1
         if not row.ticket.n_live:

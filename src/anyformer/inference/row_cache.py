@@ -68,13 +68,13 @@ class SharedRows:
         self.parameter = next(model.body.parameters())
         node_bytes = 2 * self.config.n_layer * self.config.kv_heads * self.config.head_channels * 4
         self.max_nodes = max_bytes // node_bytes
+        self.edges: list[Edges] = [causal] * self.config.n_layer  # known once a layer has been used
         self.clear()
 
     def clear(self) -> None:
         self.capacity, self.size = 0, 0  # rows and nodes of a row that there is memory for
         self.lengths: list[int] = []
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * self.config.n_layer
-        self.edges: list[Edges] = [causal] * self.config.n_layer
         self.view: RowView | None = None  # of the last step
 
     def find_sizes(self, size: int) -> tuple[int, int]:
@@ -143,6 +143,23 @@ class SharedRows:
         self.reset(row)
         for tensor in (tensor for kv in self.layers if kv is not None for tensor in kv):
             tensor[row] = 0
+
+    def copy_nodes(self, row: int, start: int, stop: int) -> Tensor | None:
+        """Return a copy of the keys and values of some nodes of a row, (2 * layers, H, T, D); None if a layer that
+        keeps a window has overwritten the first nodes of the row."""
+        tensors = [tensor for kv in self.layers if kv is not None for tensor in kv]
+        if any(tensor.shape[2] < self.lengths[row] for tensor in tensors):
+            return None
+        return torch.stack([tensor[row, :, start:stop] for tensor in tensors])
+
+    def fill(self, row: int, parts: Sequence[Tensor]) -> None:
+        """Fill an empty row with nodes that were copied, the first of a text."""
+        nodes = torch.cat(list(parts), dim=2).unflatten(0, (-1, 2))  # (layers, 2, H, T, D)
+        self.lengths[row], self.view = nodes.shape[3], None
+        for layer, (keys, values) in enumerate(nodes):
+            kv = self.layers[layer] = self.layers[layer] or self.allocate(keys[None], layer)
+            for stored, source in zip(kv, (keys, values)):
+                stored[row, :, : source.shape[1]] = source
 
     def pop(self) -> None:
         self.lengths.pop()

@@ -101,11 +101,11 @@ class Service:
         return Json({"status": "ok" if is_ready else "shutting down"}, 200 if is_ready else 503)
 
     async def report_metrics(self, request: Request) -> Response:
-        gauges: dict[str, dict[Labels, float]] = {"anyformer_open_requests": {(): self.gate.n_open}}
+        values: dict[str, dict[Labels, float]] = {"anyformer_open_requests": {(): self.gate.n_open}}
         for model in self.models:
-            for name, value in model.gauges().items():
-                gauges.setdefault(f"anyformer_{name}", {})[(("model", model.name),)] = value
-        return PlainTextResponse(self.gate.metrics.format(gauges), media_type="text/plain; version=0.0.4")
+            for name, value in (model.gauges() | model.measure_prefixes()).items():
+                values.setdefault(f"anyformer_{name}", {})[(("model", model.name),)] = value
+        return PlainTextResponse(self.gate.metrics.format(values), media_type="text/plain; version=0.0.4")
 
     async def list_models(self, request: Request) -> Response:
         return Json({"object": "list", "data": [list_facts(model) for model in self.models]})

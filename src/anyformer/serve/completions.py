@@ -152,9 +152,10 @@ class CompletionAnswer:
             n, context = completions.n_dropped + completions.context, completions.context
             self.warning = f"the prompt has {n:,} tokens and the context holds {context:,}: its start was dropped"
 
-    def usage(self) -> dict[str, int]:
-        n = self.completions.prompt_tokens
-        return {"prompt_tokens": n, "completion_tokens": self.n_tokens, "total_tokens": n + self.n_tokens}
+    def usage(self) -> dict[str, Any]:
+        n, details = self.completions.prompt_tokens, {"cached_tokens": self.completions.ticket.n_cached}
+        counts = {"prompt_tokens": n, "completion_tokens": self.n_tokens, "total_tokens": n + self.n_tokens}
+        return counts | {"prompt_tokens_details": details}
 
     def count(self, piece: Piece) -> None:
         self.n_tokens += len(piece.tokens)

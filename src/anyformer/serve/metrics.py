@@ -51,17 +51,18 @@ class Metrics:
         for kind, count in (("prompt", prompt), ("completion", completion)):
             self.tokens[(("model", model), ("kind", kind))] += count
 
-    def format(self, gauges: dict[str, dict[Labels, float]]) -> str:
-        """Return all metrics as text; `gauges` are values of this moment, by name and labels."""
+    def format(self, others: dict[str, dict[Labels, float]]) -> str:
+        """Return all metrics as text; `others` are values of this moment, by name and labels: counters whose names end
+        with _total, and gauges."""
         lines = [*format_family("anyformer_requests_total", "counter", self.requests.items())]
         lines += format_family("anyformer_tokens_total", "counter", self.tokens.items())
         for name, histograms in (("request", self.seconds), ("first_token", self.first_seconds)):
             lines.append(f"# TYPE anyformer_{name}_seconds histogram")
             for labels, histogram in histograms.items():
                 lines += histogram.lines(f"anyformer_{name}_seconds", labels)
-        gauges = gauges | {"process_resident_memory_bytes": {(): read_resident_memory()}}
-        for name, values in gauges.items():
-            lines += format_family(name, "gauge", values.items())
+        others = others | {"process_resident_memory_bytes": {(): read_resident_memory()}}
+        for name, values in others.items():
+            lines += format_family(name, "counter" if name.endswith("_total") else "gauge", values.items())
         return "\n".join([*lines, ""])
 
 

@@ -67,7 +67,9 @@ class ServedModel:
         self.batcher: Batcher | None = None
         if isinstance(model.recipe, SupportsCompletion):
             decoder = model.recipe.decoder(model.module)
-            self.batcher = Batcher(decoder, max_rows=options.max_concurrent, max_queue=options.max_queue)
+            n_bytes = None if options.prefix_cache is None else options.prefix_cache << 20
+            limits = {"max_rows": options.max_concurrent, "max_queue": options.max_queue}
+            self.batcher = Batcher(decoder, **limits, prefix_bytes=n_bytes)
         self.worker = Worker(name, options.max_queue, None if self.batcher else model.module)
 
     @property
@@ -143,6 +145,13 @@ class ServedModel:
         if self.batcher is None:
             return {"waiting": max(0, self.worker.pending - 1), "running": min(1, self.worker.pending)}
         return {"waiting": len(self.batcher.waiting), "running": len(self.batcher.slots)}
+
+    def measure_prefixes(self) -> dict[str, float]:
+        """Return what the prefix cache holds, and how many prompts and tokens it has saved since the start."""
+        if self.batcher is None or self.batcher.prefixes is None:
+            return {}
+        totals = {"hits_total": self.batcher.n_hits, "tokens_total": self.batcher.n_cached}
+        return {f"prefix_cache_{name}": n for name, n in (totals | {"bytes": self.batcher.prefixes.n_bytes}).items()}
 
     def close(self) -> None:
         self.worker.close()

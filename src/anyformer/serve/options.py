@@ -16,6 +16,8 @@ class ServerOptions:
     """Completions that a model computes together."""
     max_queue: int = 1000
     """Completions, or other requests, that wait for a model."""
+    prefix_cache: int | None = None
+    """Megabytes for each model, for what texts began with that were read. None: a part of the memory; 0: none."""
     max_tokens: int = 4096
     """The most new tokens of a completion."""
     timeout: float = 600.0
@@ -28,5 +30,6 @@ class ServerOptions:
         check_range(self, "port", at_least=0, at_most=65535)
         check_range(self, "max_concurrent", at_least=1, at_most=4096)
         check_range(self, "max_queue", at_least=0, at_most=1_000_000)
+        check_range(self, "prefix_cache", at_least=0, at_most=1 << 24)
         check_range(self, "max_tokens", at_least=1, at_most=10_000_000)
         check_range(self, "timeout", at_least=0.01, at_most=1e6)
