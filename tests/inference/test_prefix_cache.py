@@ -154,3 +154,5 @@ def test_what_was_used_the_longest_time_ago_is_dropped_first():
     assert [read(name) for name in "ababcab"] == [0, 0, 32, 32, 0, 0, 0], "each drives out the next"
     assert [read(name) for name in "babcb"] == [32, 32, 32, 0, 32], "a was the oldest"
     assert prefixes.n_bytes == prefixes.max_bytes
+    prefixes = PrefixCache(rows, 3 * BLOCK_NODES * NODE_BYTES)
+    assert [read(name) for name in "aba"] == [0, 0, 16], "the end of a text goes before its beginning"
