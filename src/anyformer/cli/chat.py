@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from ..errors import InputError, suggest
 from ..parsing import check_range
-from .flags import REPEATABLE, DeviceFlag, RecipeFlag, RunArgument, WeightsFlag
+from .flags import REPEATABLE, CacheFlag, DeviceFlag, RecipeFlag, RunArgument, WeightsFlag
 from .terminal import print_status
 
 COMMANDS = {
@@ -44,6 +44,7 @@ class Command:
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
+    cache_dtype: CacheFlag = "float32"
 
     def __post_init__(self) -> None:
         check_range(self, "tokens", at_least=1, at_most=10_000_000)
@@ -124,7 +125,8 @@ def run(options: Command) -> None:
     from .. import api
     from ..recipe import SupportsCompletion, SupportsStream
 
-    model = api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+    names = ("weights", "cache_dtype", "recipe")
+    model = api.load(options.run, options.device, **{name: getattr(options, name) for name in names})
     if not (isinstance(model.recipe, SupportsCompletion) and isinstance(model.recipe, SupportsStream)):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")

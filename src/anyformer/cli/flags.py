@@ -54,6 +54,10 @@ WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 WeightsFlag = Annotated[
     WeightFormat, "Number format of the linear layers: fewer bits are faster; int4 can cost much quality (see eval)."
 ]
+CacheFormat = Literal["float32", "bfloat16", "int8"]
+CacheFlag = Annotated[
+    CacheFormat, "Number format of keys and values while text is written: fewer bits take less memory."
+]
 
 
 @dataclasses.dataclass(frozen=True)

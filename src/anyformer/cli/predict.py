@@ -17,6 +17,7 @@ from ..training.config import MAX_BATCH
 from .flags import (
     HELP,
     POSITIONAL,
+    CacheFlag,
     DeviceFlag,
     JsonFlag,
     RecipeFlag,
@@ -70,6 +71,7 @@ class Command:
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
+    cache_dtype: CacheFlag = "float32"
     json: JsonFlag = False
 
     def __post_init__(self) -> None:
@@ -147,7 +149,8 @@ def answer(options: Command, request: dict[str, Any]) -> None:
 def load_model(options: Command) -> Any:
     from .. import api
 
-    return api.load(options.run, options.device, weights=options.weights, recipe=options.recipe)
+    names = ("weights", "cache_dtype", "recipe")
+    return api.load(options.run, options.device, **{name: getattr(options, name) for name in names})
 
 
 def write_subtitles(options: Command, out: Path, request: dict[str, Any]) -> None:

@@ -11,7 +11,17 @@ from typing import Annotated, Any
 from ..data.io.checks import read_json, read_text
 from ..errors import InputError
 from ..parsing import check_range
-from .flags import REPEATABLE, DeviceFlag, DraftFlag, JsonFlag, RecipeFlag, RunArgument, StoreFlag, WeightsFlag
+from .flags import (
+    REPEATABLE,
+    CacheFlag,
+    DeviceFlag,
+    DraftFlag,
+    JsonFlag,
+    RecipeFlag,
+    RunArgument,
+    StoreFlag,
+    WeightsFlag,
+)
 from .terminal import print_status, read_stdin
 
 REQUEST_FIELDS = (
@@ -19,7 +29,7 @@ REQUEST_FIELDS = (
     "notes",
 )  # fmt: skip
 MEDIA_FIELDS = ("samples", "temperature", "top_k", "top_p", "seed", "guidance")  # of a request for pictures or sounds
-MEDIA_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "json")
+MEDIA_FLAGS = ("run", "prompt", "out", "request", "recipe", "device", "weights", "cache_dtype", "json")
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class Command:
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
+    cache_dtype: CacheFlag = "float32"
     json: JsonFlag = False
 
     def __post_init__(self) -> None:
@@ -83,6 +94,7 @@ def run(options: Command) -> None:
 
     settings: dict[str, Any] = {
         "weights": options.weights,
+        "cache_dtype": options.cache_dtype,
         "recipe": options.recipe,
         "store": options.store,
         "draft": options.draft,

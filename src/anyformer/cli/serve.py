@@ -9,7 +9,7 @@ from typing import Annotated
 from ..data.io.checks import read_text
 from ..errors import InputError
 from ..serve.options import ServerOptions
-from .flags import POSITIONAL, REPEATABLE, DeviceFlag, RecipeFlag, StoreFlag, WeightsFlag
+from .flags import POSITIONAL, REPEATABLE, CacheFlag, DeviceFlag, RecipeFlag, StoreFlag, WeightsFlag
 
 KEY_VARIABLE = "ANYFORMER_API_KEY"
 
@@ -50,6 +50,7 @@ class Command:
     recipe: RecipeFlag = None
     device: DeviceFlag = "auto"
     weights: WeightsFlag = "float32"
+    cache_dtype: CacheFlag = "float32"
 
     def __post_init__(self) -> None:
         self.settings(self.api_key)
@@ -71,7 +72,8 @@ def run(options: Command) -> None:
 
     settings = options.settings(key)
     listener = bind_socket(settings.host, settings.port)
-    choices = {"device": options.device, "weights": options.weights, "recipe": options.recipe, "store": options.store}
+    names = ("device", "weights", "cache_dtype", "recipe", "store")
+    choices = {name: getattr(options, name) for name in names}
     # OpenMP keeps threads for every thread that has computed, until it ends; with more of them than cores all wait
     # longer for each other. The thread that loads ends, and this one computes nothing.
     with ThreadPoolExecutor(1) as loader:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..model.cache import KVCache
+from ..model.compact_cache import build_cache
 from ..model.transformer import Transformer
 from .sampling import Matcher, Sampler, SamplingParams
 
@@ -39,9 +40,7 @@ class HasOwnCache(Protocol):
 
 def new_cache(model: Decoder, batch: int, size: int | None = None) -> KVCache:
     """Create an empty cache of `batch` rows of at most `size` tokens (default: the model's context)."""
-    if isinstance(model, HasOwnCache):
-        return model.new_cache(batch, size)
-    return KVCache(model.body.config, batch, size, next(model.body.parameters()).device)
+    return model.new_cache(batch, size) if isinstance(model, HasOwnCache) else build_cache(model.body, batch, size)
 
 
 def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:

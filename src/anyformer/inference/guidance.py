@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..model.cache import KVCache
+from ..model.compact_cache import CompactCache, build_cache
 from ..model.transformer import Transformer
 from .decode import Decoder
 
 
-class PairedCache(KVCache):
+class PairedCache(CompactCache):
     """The keys and values of rows with the condition, and of the same rows without it; lengths are those of a half."""
 
     def reset(self, prefill_lengths: Tensor | None = None) -> None:
@@ -43,7 +44,7 @@ class GuidedDecoder:
         return self.decoder.body
 
     def new_cache(self, batch: int, size: int | None = None) -> KVCache:
-        return PairedCache(self.body.config, 2 * batch, size, next(self.body.parameters()).device)
+        return build_cache(self.body, 2 * batch, size, PairedCache)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         start = 0 if cache is None else cache.max_length

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..model.cache import KVCache, count_slots, find_slots
+from ..model.cache import count_slots, find_slots
+from ..model.compact_cache import CompactCache, count_node_bytes, find_cache_format
 from ..model.edges import Edges, causal
 from .decode import Decoder, HasOwnCache, new_cache, pad_rows
 
@@ -66,8 +67,8 @@ class SharedRows:
     def __init__(self, model: Decoder, max_bytes: int):
         self.model, self.config = model, model.body.config
         self.parameter = next(model.body.parameters())
-        node_bytes = 2 * self.config.n_layer * self.config.kv_heads * self.config.head_channels * 4
-        self.max_nodes = max_bytes // node_bytes
+        self.format = find_cache_format(model.body)
+        self.max_nodes = max_bytes // count_node_bytes(self.config, self.format)
         self.edges: list[Edges] = [causal] * self.config.n_layer  # known once a layer has been used
         self.clear()
 
@@ -171,11 +172,11 @@ class SharedRows:
         return RowView(self, row, row + 1).is_unbounded
 
 
-class RowView(KVCache):
+class RowView(CompactCache):
     """Adjacent rows of `SharedRows` as a cache of their own."""
 
     def __init__(self, rows: SharedRows, start: int, stop: int):
-        super().__init__(rows.config, stop - start, rows.size, rows.parameter.device)
+        super().__init__(rows.config, stop - start, rows.size, rows.parameter.device, rows.format)
         self.rows, self.span = rows, slice(start, stop)
         self.layers = [kv and (kv[0][self.span], kv[1][self.span]) for kv in rows.layers]
         lengths = rows.lengths[self.span]
@@ -186,12 +187,12 @@ class RowView(KVCache):
         super().advance(new)
         self.slots.clear()
 
-    def update(self, layer: int, k: Tensor, v: Tensor, edges: Edges = causal) -> tuple[Tensor, Tensor]:
+    def store(self, layer: int, k: Tensor, v: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         if self.layers[layer] is None:
             self.rows.edges[layer] = edges
             kv = self.rows.layers[layer] = self.rows.allocate(k, layer)
             self.layers[layer] = kv[0][self.span], kv[1][self.span]
-        return super().update(layer, k, v, edges)
+        return super().store(layer, k, v, edges)
 
     def write(self, kv: tuple[Tensor, Tensor], k: Tensor, v: Tensor, pinned: int = 0) -> None:
         if k.shape[2] > 1 or isinstance(self.lengths, int):

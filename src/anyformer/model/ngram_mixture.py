@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cache import KVCache
+from .compact_cache import CacheFormat, CompactCache
 from .config import TransformerConfig
 from .kernels.linear import Linear
 
@@ -28,13 +28,18 @@ class NGramMixture(nn.Module):
         return self.head(nodes).float() + (1 + self.weigh(nodes)).float() * log_probs
 
 
-class TokenCache(KVCache):
+class TokenCache(CompactCache):
     """A key-value cache that also keeps the token ids: (B, size)."""
 
     def __init__(
-        self, config: TransformerConfig, batch: int, size: int | None = None, device: torch.device | str = "cpu"
+        self,
+        config: TransformerConfig,
+        batch: int,
+        size: int | None = None,
+        device: torch.device | str = "cpu",
+        cache_format: CacheFormat = "float32",
     ):
-        super().__init__(config, batch, size, device)
+        super().__init__(config, batch, size, device, cache_format)
         self.ids = torch.zeros(batch, self.size, dtype=torch.long, device=self.device)
         self.order = torch.arange(batch, device=self.device)
         """Where each row of the batch is in the concatenation of what `append_ids` yields."""

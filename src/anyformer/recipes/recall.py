@@ -29,6 +29,7 @@ from ..data.text.prepare import Corpus
 from ..data.tokenizers.build import Tokenizer
 from ..errors import InputError
 from ..model import KVCache, initialize
+from ..model.compact_cache import build_cache
 from ..model.ngram_mixture import NGramMixture, TokenCache
 from ..parsing import parse_dataclass, path_field
 from ..recipe import BatchStream, StreamState
@@ -155,7 +156,7 @@ class RecallModel(LanguageModel):
         return torch.from_numpy(probabilities).clamp_(min=1e-9).log_().to(ids.device)
 
     def new_cache(self, batch: int, size: int | None = None) -> KVCache:
-        return TokenCache(self.body.config, batch, size, next(self.body.parameters()).device)
+        return build_cache(self.body, batch, size, TokenCache)
 
 
 def build(config: Config) -> RecallModel:
