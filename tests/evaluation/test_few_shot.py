@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from anyformer import api
+from anyformer.data.tokenizers.build import Characters
 from anyformer.errors import InputError
 from anyformer.evaluation.few_shot import FewShotOptions, ask_questions, normalize, summarize
 from anyformer.evaluation.questions import Prompts, Question, Template, read_questions
 from anyformer.inference import likelihood
 from anyformer.inference.likelihood import Pair, encode_pair, score_pairs
+from anyformer.model.config import TransformerConfig
+from anyformer.recipes import language
 from anyformer.trained_model import Model
 from cli_kit import assert_refused, call
 
@@ -77,6 +80,35 @@ def test_batches_do_not_change_scores(model: Model, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(likelihood, "MAX_BATCH_TOKENS", 1)
     for a, b in zip(together, score_pairs(decoder, pairs), strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and a.is_greedy == b.is_greedy
+
+
+@pytest.mark.parametrize("window", [None, 12])
+def test_a_context_that_several_continuations_share_is_read_once(window: int | None, monkeypatch: pytest.MonkeyPatch):
+    """But not by layers that keep a window: they cannot go back to it."""
+    shape = TransformerConfig(dim=16, n_layer=2, n_head=2, context=48, position="rotary")
+    torch.manual_seed(0)
+    decoder = language.LanguageModel(language.Config(model=shape, window=window), Characters("abcdefghij")).eval()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    generator, sizes, read = torch.Generator().manual_seed(5), [(30, 3), (25, 3), (4, 2), (25, 1), (60, 2)], 0
+    ids = torch.randint(10, (2, 200), generator=generator).tolist()
+    pairs = [Pair(ids[0][:n], ids[1][i : i + 1 + 3 * i]) for n, choices in sizes for i in range(choices)]
+    hidden = decoder.hidden
+
+    def count(ids: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        nonlocal read
+        read += ids.numel()
+        return hidden(ids, *arguments)
+
+    monkeypatch.setattr(decoder, "hidden", count)
+    together, n_read = score_pairs(decoder, pairs), read
+    alone = [score_pairs(decoder, [pair])[0] for pair in pairs]
+    for a, b in zip(together, alone, strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and a.is_greedy == b.is_greedy
+    monkeypatch.setattr(likelihood, "MIN_SHARED", 1000)
+    read = 0
+    score_pairs(decoder, pairs)
+    assert (n_read < 0.7 * read) == (window is None), "fewer tokens, padding included"
 
 
 def test_the_newest_tokens_of_a_long_context_are_read(model: Model):
