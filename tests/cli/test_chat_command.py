@@ -62,9 +62,7 @@ def test_old_messages_are_left_out(model: Model, monkeypatch: pytest.MonkeyPatch
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_it(model: Model, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    conversation = chat.Conversation(
-        model, model.recipe.decoder(model.module), chat.Command(run=Path("RUN"), tokens=50)
-    )
+    conversation = chat.Conversation(model.recipe.decoder(model.module), chat.Command(run=Path("RUN"), tokens=50))
     pieces = conversation.answer("Now is")
 
     def interrupt() -> Any:
@@ -79,6 +77,16 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(model: Model, monkeypatch: pytest.M
     with pytest.raises(InputError, match="surrogate"):
         list(conversation.answer("\ud800"))
     assert len(conversation.messages) == 2, "what cannot be asked is forgotten"
+    conversation.batcher.close()
+
+
+def test_what_was_said_is_not_read_again(model: Model):
+    """As far as the answer is encoded as it was written, which noise is not."""
+    conversation = chat.Conversation(model.recipe.decoder(model.module), chat.Command(run=Path("RUN"), tokens=30))
+    for text in ("Now is the winter of our discontent made glorious", "summer", "by this"):
+        list(conversation.answer(text))
+    conversation.batcher.close()
+    assert conversation.batcher.n_hits == 2 and conversation.batcher.n_cached >= 2 * 32
 
 
 def test_commands(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

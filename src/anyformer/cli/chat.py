@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import InputError, suggest
 from ..parsing import check_range
 from .flags import REPEATABLE, CacheFlag, DeviceFlag, RecipeFlag, RunArgument, WeightsFlag
 from .terminal import print_status
+
+if TYPE_CHECKING:
+    from ..inference.completion import CompletionRequest
 
 COMMANDS = {
     "/reset": "forget the conversation",
@@ -51,10 +54,13 @@ class Command:
 
 
 class Conversation:
-    """The messages so far, and the model that answers them."""
+    """The messages so far, and the model that answers them. What it has read and written is not read again."""
 
-    def __init__(self, model: Any, decoder: Any, options: Command):
-        self.model, self.decoder, self.options = model, decoder, options
+    def __init__(self, decoder: Any, options: Command):
+        from ..inference.batching import Batcher
+
+        self.decoder, self.options = decoder, options
+        self.batcher = Batcher(decoder, max_rows=1, prefix_bytes=None)
         self.messages: list[dict[str, str]] = []
         self.n_answers = 0
         self.reset()
@@ -66,14 +72,16 @@ class Conversation:
     def answer(self, text: str) -> Iterator[str]:
         """Yield the answer to a message as it grows. What was yielded until the end, or until the caller leaves, is
         part of the conversation. Raises InputError; the message is then forgotten."""
+        from ..inference.batching import stream_text
+
         before, pieces = list(self.messages), []
         self.messages.append({"role": "user", "content": text})
         self.n_answers += 1
         try:
             request = self.fit_request()
-            for completions in self.model.recipe.stream(self.model.module, request):
-                pieces.append(completions[0].new_text())
-                yield pieces[-1]
+            for piece in stream_text(self.batcher, request):
+                pieces.append(piece)
+                yield piece
         except InputError:
             self.messages = before
             raise
@@ -81,15 +89,15 @@ class Conversation:
             if len(self.messages) > len(before) or pieces:
                 self.messages.append({"role": "assistant", "content": "".join(pieces).strip()})
 
-    def fit_request(self) -> dict[str, Any]:
+    def fit_request(self) -> "CompletionRequest":
         """Return the request for the next answer. Messages that no longer fit into the context are left out, the oldest
         first."""
         from ..inference.completion import encode_prompts, parse_request
 
         first = int(self.options.system is not None)
         while True:
-            request = self.build_request()
-            ids = encode_prompts(parse_request(request, self.decoder.tokenizer), self.decoder.tokenizer)[0][1]
+            request = parse_request(self.build_request(), self.decoder.tokenizer)
+            ids = encode_prompts(request, self.decoder.tokenizer)[0][1]
             if len(ids) <= self.decoder.body.config.context or len(self.messages) <= first + 1:
                 return request
             del self.messages[first : first + 2]
@@ -130,9 +138,17 @@ def run(options: Command) -> None:
     if not (isinstance(model.recipe, SupportsCompletion) and isinstance(model.recipe, SupportsStream)):
         hint = model.task_hint or f"use anyformer predict {shlex.quote(str(options.run))}"
         raise InputError(f"{options.run} is a run of the recipe '{model.name}', which generates no text: {hint}")
-    conversation = Conversation(model, model.recipe.decoder(model.module), options)
+    conversation = Conversation(model.recipe.decoder(model.module), options)
     if sys.stdin.isatty():
         print_status(f"{model.name}, {model.n_parameters:,} parameters; /help shows the commands")
+    try:
+        talk(conversation)
+    finally:
+        conversation.batcher.close(drain=False)
+
+
+def talk(conversation: Conversation) -> None:
+    """Answer lines until there are no more. Raises InputError for one of a pipe that cannot be answered."""
     for line in read_lines():
         if line.strip() == "/quit":
             return

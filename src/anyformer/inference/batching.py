@@ -8,8 +8,9 @@ Shapes: n rows, C channels, V entries of the vocabulary.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
@@ -429,3 +430,16 @@ class Batcher:
     def call(self, callback: Callable[[Any], None], value: Any) -> None:
         with suppress(Exception):  # of a caller that is gone
             callback(value)
+
+
+def stream_text(batcher: Batcher, request: CompletionRequest) -> Iterator[str]:
+    """Yield the text of one completion as it grows. If the caller leaves, it ends. Raises InputError."""
+    items: SimpleQueue[Any] = SimpleQueue()
+    ticket = batcher.submit(request, items.put, items.put)
+    try:
+        while isinstance(item := items.get(), Piece):
+            yield item.text
+        if item is not None:
+            raise item
+    finally:
+        ticket.cancel()
