@@ -13,7 +13,14 @@ run_all = runpy.run_path(str(ROOT / "tests" / "release" / "run_all.py"))
 
 def test_every_target_that_checks_something_is_a_step():
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
-    checks = {name for name in targets if name.startswith("test")} | {"check", "fuzz-short", "docs", "dist", "weights", "first-hour"}
+    checks = {name for name in targets if name.startswith("test")} | {
+        "check",
+        "fuzz-short",
+        "docs",
+        "dist",
+        "weights",
+        "first-hour",
+    }
     assert checks - {"test-all"} == set(run_all["STEPS"])
 
 
