@@ -149,10 +149,13 @@ def train_on_facts(settings: Settings, log: Log, haystack: Sequence[str]) -> dic
 
     def train(name: str, has_notes: bool, steps: int, context: int, init: str = "") -> Any:
         def write() -> Iterator[str]:
-            rng, batch = random.Random(f"{settings.seed} {name}"), CONTEXT * BATCH // context
-            for _ in range(steps * batch):
+            rng, n_left = random.Random(f"{settings.seed} {name}"), steps * CONTEXT * BATCH // context
+            while n_left > 0:  # half of the windows of twice as many texts
                 lines = write_stories(rng, haystack, has_notes, is_short=not init)
-                yield from cut_windows(lines, tokenizer, crops[has_notes], context, LONG_CONTEXT)
+                windows = list(cut_windows(lines, tokenizer, crops[has_notes], context, LONG_CONTEXT))
+                chosen = rng.sample(windows, (len(windows) + 1) // 2)
+                yield from chosen
+                n_left -= len(chosen)
 
         own = {"tokenizer": str(path), "model": SHAPE | {"context": context}} | (fields if has_notes else {})
         own |= {"init": trainer.folder / init} if init else {}
