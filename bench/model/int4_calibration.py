@@ -1,4 +1,4 @@
-"""What int4 weights cost a language model: rounded as `--weights int4` does, and by GPTQ on texts of its own.
+"""What 4 bits cost a language model, by kind of map: rounded as `--weights int4` does, and by GPTQ on its own texts.
 
     python -m bench.model.int4_calibration SmolLM2-135M-Instruct.Q4_1.gguf
 

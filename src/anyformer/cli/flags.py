@@ -52,7 +52,7 @@ DraftFlag = Annotated[
 ]
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 WeightsFlag = Annotated[
-    WeightFormat, "Number format of the linear layers: fewer bits are faster; int4 can cost much quality (see eval)."
+    WeightFormat, "Number format of the linear layers: fewer bits are faster; int4 costs quality (see eval)."
 ]
 CacheFormat = Literal["float32", "bfloat16", "int8"]
 CacheFlag = Annotated[

@@ -24,6 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INT8_ALIGNMENT = 16  # torch's int8 kernel reads this many weights at once, and would read past the end of a row
 MAX_INT8PACK_ROWS = 8  # above, each weight is used so often that integer products pay
 MAX_INTEGER_ROWS = 128  # above, converting the weight to bfloat16 costs little
+KEPT_IN_8_BITS = ("query_key_value", "query", "key", "value", "down")
+"""Maps of a block that cost most in 4 bits: what is compared, and sums over the widest input."""
 DIGIT_BASE = 254  # of the two int8 digits that hold an input
 
 
@@ -109,11 +111,11 @@ class PackedInt8Linear(Int8Linear):
 QUANTIZED = FloatLinear, HalfLinear, Int8Linear, Int4Linear
 
 
-def quantize_linear(linear: nn.Linear, weights: WeightFormat, is_head: bool) -> nn.Module:
-    """The map in this format. Heads keep 8 bits in int4, as do maps of a shape that its kernel cannot read; what no
-    kernel of the format can read, or float32 gains nothing by, stays as it is."""
+def quantize_linear(linear: nn.Linear, weights: WeightFormat, name: str, is_head: bool) -> nn.Module:
+    """The map in this format. In int4 some keep 8 bits: heads, KEPT_IN_8_BITS, and maps of a shape that its kernel
+    cannot read. What no kernel of the format can read, or float32 gains nothing by, stays as it is."""
     is_packed = linear.weight.device.type == "cpu" and has_fbgemm()
-    if weights == "int4" and not is_head and Int4Linear.fits(linear):
+    if weights == "int4" and not is_head and name not in KEPT_IN_8_BITS and Int4Linear.fits(linear):
         return Int4Linear(linear)
     if weights in ("int8", "int4"):
         if is_packed:
@@ -138,4 +140,4 @@ def quantize(model: nn.Module, weights: WeightFormat) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, quantize_linear(child, weights, isinstance(parent, LMHead)))
+                setattr(parent, name, quantize_linear(child, weights, name, isinstance(parent, LMHead)))
