@@ -134,3 +134,32 @@ def score_translations(texts: Sequence[str], references: Sequence[str]) -> dict[
         "sentences": len(texts),
         "signature": str(bleu.get_signature()),
     }
+
+
+def score_retrieval(
+    queries: Tensor, candidates: Tensor, query_numbers: Tensor, candidate_numbers: Tensor, tops: Sequence[int] = (1, 5)
+) -> list[float]:
+    """Return the share of queries that have a right candidate among the nearest 1 and 5 (recall at 1 and 5).
+
+    Row i of both is a pair. Rows of the same number are one query, or one candidate; all candidates that some row pairs
+    with a query are right. Of equal similarities, those of the others come first.
+
+    Shapes:
+        queries, candidates: (N, C), vectors of length 1
+        query_numbers, candidate_numbers: (N,)
+    """
+    (query, first_query), (candidate, first) = map(number_rows, (query_numbers, candidate_numbers))
+    similarity = queries[first_query] @ candidates[first].T  # (different queries, different candidates)
+    is_right = torch.zeros_like(similarity, dtype=torch.bool)
+    is_right[query, candidate] = True
+    best = similarity.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
+    rank = ((similarity >= best) & ~is_right).sum(1)
+    return [(rank < top).double().mean().item() for top in tops]
+
+
+def number_rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an index from 0 on for each row, the same for equal numbers, and the first row of each index."""
+    values, index = numbers.unique(return_inverse=True)
+    rows = torch.arange(len(numbers), device=numbers.device)
+    first = rows.new_full((len(values),), len(numbers)).scatter_reduce_(0, index, rows, "amin")
+    return index, first

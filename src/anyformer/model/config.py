@@ -7,7 +7,9 @@ from typing import Any, Literal, get_args
 Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "mixed", "pairs"]
 Norm = Literal["layernorm", "rmsnorm", "rmsnorm_1p"]
 NormPlace = Literal["pre", "post", "output", "sandwich"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_exact"]
+Activation = Literal[
+    "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_exact"
+]  # fmt: skip
 Init = Literal["gpt2", "zero"]
 RopeType = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
 

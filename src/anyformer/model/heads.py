@@ -7,11 +7,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from .activations import ACTIVATIONS
 from .config import TransformerConfig
 from .kernels.linear import Linear
 from .norm import build_norm
 from .pooling import POOLING
-from .transformer import ACTIVATIONS
 
 
 class LMHead(nn.Module):

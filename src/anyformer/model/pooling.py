@@ -20,4 +20,9 @@ def first_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     return x[:, 0]
 
 
-POOLING = {"mean": mean_pool, "first": first_pool}
+def last_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The last node before the padding, which has read all others if edges are causal. (B, T, C) -> (B, C)"""
+    return x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
+
+
+POOLING = {"mean": mean_pool, "first": first_pool, "last": last_pool}

@@ -6,14 +6,13 @@ of all nodes that have an edge to it; the softmax of the dot products weighs the
 Shapes: B batch, T nodes (Q as queries, K as keys), C channels, H heads, D channels of a head, M nodes of a memory.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activations import ACTIVATIONS
 from .cache import KVCache
 from .config import GATED, RELATIVE, TransformerConfig, check_config
 from .edges import Edges, MaskMod, as_edges, full, within
@@ -25,23 +24,6 @@ from .norm import build_block_norms, build_head_norm, build_norm
 from .position_bias import build_position_bias
 from .positions import CosSin, apply_rotary, rotary_cos_sin
 from .rope_scaling import rotary_frequencies
-
-
-def relu2(x: Tensor) -> Tensor:
-    """Squared ReLU."""
-    return F.relu(x) * x
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": relu2,
-    "silu": F.silu,
-    "swiglu": F.silu,
-    "geglu": partial(F.gelu, approximate="tanh"),
-    "geglu_exact": F.gelu,
-}
 
 
 class AttentionContext(NamedTuple):

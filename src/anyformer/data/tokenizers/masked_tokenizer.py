@@ -15,7 +15,7 @@ import tokenizers
 from ...errors import InputError
 from ..text.batches import segment
 from .base import Tokenizer
-from .subwords import Subwords
+from .subwords import PROBES, Subwords, can_encode
 
 MASK = "[MASK]"
 MASK_TOKENS = (MASK, "<mask>")  # usual names
@@ -150,7 +150,8 @@ def _special_affixes(public: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tup
     """Return the ids that the tokenizer's post-processor puts before and after a text."""
     if public.post_processor is None:
         return (), ()
-    encoding = public.encode("a")
+    probe = next((text for text in (*PROBES, *public.get_vocab(False)) if can_encode(public, text)), "")
+    encoding = public.encode(probe)
     inside = [i for i, is_special in enumerate(encoding.special_tokens_mask) if not is_special]
     first, last = (inside[0], inside[-1]) if inside else (len(encoding.ids), len(encoding.ids))
     return tuple(encoding.ids[:first]), tuple(encoding.ids[last + 1 :])

@@ -93,7 +93,7 @@ class Subwords(Tokenizer):
                 encode_utf8(text)
             if type(error) is not Exception:
                 raise
-            culprit = next((repr(text[:40]) for text in texts if not _can_encode(tokenizer, text)), "a text")
+            culprit = next((repr(text[:40]) for text in texts if not can_encode(tokenizer, text)), "a text")
             problem = f"{culprit} holds what the vocabulary of {self.vocab_size} tokens lacks"
             raise InputError(f"{problem} ({error})") from None
         return [np.array(encoding.ids, dtype_for(self.vocab_size)) for encoding in encodings]
@@ -156,7 +156,8 @@ class Subwords(Tokenizer):
         return self._json
 
 
-def _can_encode(tokenizer: tokenizers.Tokenizer, text: str) -> bool:
+def can_encode(tokenizer: tokenizers.Tokenizer, text: str) -> bool:
+    """Return whether the vocabulary has what a text holds."""
     try:
         tokenizer.encode(text)
     except Exception:

@@ -26,6 +26,7 @@ from ...parsing import parse_dataclass
 from ...recipe import LensNodes, LensView
 from .speaking_figures import shade
 from .text_lenses import END, crop, name_class_rows, name_token, read_classes, to_row
+from .towers import embed_texts
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,26 @@ def lens_vision(model: Any, request: dict[str, Any]) -> LensView:
         return read_classes(model.head, model.hidden((pixels.float() * preprocessor.scale - model.mean) / model.std))
 
     return LensView({"body": nodes}, forward, name_class_rows(nodes), names.__getitem__, answer=0)
+
+
+def lens_towers(model: Any, request: dict[str, Any]) -> LensView:
+    """The patches of an image, and how well captions fit it; and how well they would fit each patch alone."""
+    path, preprocessor = parse_dataclass(MediaLensRequest, request, "request").path, model.preprocessor
+    if path is None:
+        image = next(iter(preprocessor.decode_examples(model.size)), np.full(model.size, 128, np.uint8))
+    else:
+        image = resize_image(read_image(path), *model.size, preprocessor.resample)
+    pixels = torch.from_numpy(image[None].transpose(0, 3, 1, 2).copy()).to(model.logit_scale.device)
+    nodes = describe_patches(image, model.vision.nodes.project.kernel_size[0], model.vision.class_nodes)
+    texts, tower = embed_texts(model, model.captions, cut=True).to(pixels.device), model.vision
+
+    def forward() -> Tensor:
+        x = tower.hidden(tower.normalize(pixels))
+        parts = torch.cat([tower.reduce_nodes(x), tower.reduce_nodes(x.transpose(0, 1))])
+        vectors = torch.nn.functional.normalize(model.image_projection(parts).float(), dim=-1)
+        return model.compute_logits(vectors, texts)
+
+    return LensView({"vision.body": nodes}, forward, name_class_rows(nodes), model.captions.__getitem__, answer=0)
 
 
 def describe_patches(image: np.ndarray, patch: int, class_nodes: int = 0) -> LensNodes:
