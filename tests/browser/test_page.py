@@ -21,7 +21,7 @@ from tests.browser.conftest import RECORD_FETCH
 pytestmark = pytest.mark.browser
 TEXTS = ("language", "mlp", "recall")
 TALKS = ("chat", "preference", "grpo")  # the form of `language` with a chat template, which has tests of its own
-FILES = ("speech", "vision")
+FILES = ("speech", "vision", "contrastive")
 DONE = "() => !document.body.classList.contains('busy') && !document.querySelector('.answer .empty')"
 
 

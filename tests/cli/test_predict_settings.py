@@ -24,6 +24,8 @@ def test_flags_of_the_recipe_are_fields_of_the_request():
         ["r", "__5", "--json", "--no-json", "--", "--x"],
         {"order": "left", "passes": 4, "cut": True},
     )
+    words = ["r", "--choices", "a cat", "--choices", "a dog", "--choices=a hen", "--top", "1"]
+    assert split_settings(words) == (["r"], {"choices": ["a cat", "a dog", "a hen"], "top": 1})
     with pytest.raises(InputError, match="--passes needs a value"):
         split_settings(["r", "--passes", "--json"])
 

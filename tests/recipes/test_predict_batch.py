@@ -86,7 +86,7 @@ def make_inputs(name: str, model: Any, folder: Path) -> list[Any]:
         return write_sounds(folder)
     if name == "control":
         return make_episodes(model)
-    if name == "vision":
+    if name in ("vision", "contrastive"):
         return write_images(folder, model.size)
     if name == "multimodal":
         recipe, _, config = build(name)
@@ -135,7 +135,7 @@ def write_inputs(name: str, recipe: Any, model: Any, config: Any, folder: Path) 
     columns = recipe.file_input(model, config).columns
     rows = make_inputs(name, model, folder)
     if not isinstance(rows[0], dict):
-        is_path = name in ("vision", "speech")
+        is_path = name in ("vision", "contrastive", "speech")
         rows = [{columns[0]: Path(value).name if is_path else value} for value in rows]
     file = folder / "in.jsonl"
     file.write_text("".join(json.dumps(row | {"row": i}) + "\n" for i, row in enumerate(rows)), encoding="utf-8")

@@ -38,6 +38,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "translation": {"input": "312", "beam": 2},
     "mask_predict": {"input": "312", "passes": 2},
     "diffusion": {"input": "to __ or", "drafts": True},
+    "contrastive": {"embed": ["3", "4"]},
     "text2image": {"input": ["3", "a 4"], "samples": 2, "seed": 1},
     "tts": {"input": ["three", "four"], "samples": 2, "seed": 1},
     "msa": {"pairs": 3},
@@ -155,16 +156,19 @@ def test_models_of_texts_take_no_files(server: RunningServer):
     assert_error(response, 400, "'classify' (classify) takes no files")
 
 
-@pytest.mark.parametrize("name", ["vision", "speech", "multimodal", "forecast"])
+@pytest.mark.parametrize("name", ["vision", "contrastive", "speech", "multimodal", "forecast"])
 @pytest.mark.parametrize("kind", ["file", "missing", "folder", "user", "link", "set", "zero"])
 def test_no_file_of_the_server_is_read(server: RunningServer, name: str, kind: str, tmp_path: Path):
     """The answer does not even say whether there is one."""
     secret = tmp_path / "secret.csv"
-    secret.write_bytes(make_image() if name == "vision" else b"device,power\na,1\n")
+    secret.write_bytes(make_image() if name in ("vision", "contrastive") else b"device,power\na,1\n")
     paths = {"file": str(secret), "missing": str(tmp_path / "none.csv"), "folder": "/", "user": "~nobody", "zero": "\0"}
     paths |= {"link": f"{tmp_path}/../{tmp_path.name}/secret.csv", "set": "shops" if name == "forecast" else "sensors"}
     for value in (paths[kind], [paths[kind]]):
         assert_error(server.post("/v1/predict", {"model": name, "input": value}), 400, REFUSED)
+        if name == "contrastive":
+            request = {"model": name, "search": "3", "images": value}
+            assert_error(server.post("/v1/predict", request), 400, REFUSED)
 
 
 def test_no_file_of_the_server_is_read_by_a_row(server: RunningServer, tmp_path: Path):

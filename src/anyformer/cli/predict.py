@@ -50,9 +50,11 @@ class Command:
     such as the map of an alignment's columns; with --out FILE.wav, what a model
     of speech says.
 
-    Any other flag is a field of the recipe's request, with one value:
+    Any other flag is a field of the recipe's request, with one value, or with
+    several where it is given several times:
 
-        anyformer predict RUN "The ____ sat" --order left --passes 4"""
+        anyformer predict RUN "The ____ sat" --order left --passes 4
+        anyformer predict RUN a.jpg --choices "a cat" --choices "a dog" """
 
     run: RunArgument
     input: Annotated[tuple[str, ...], POSITIONAL] = ()
@@ -109,8 +111,13 @@ def split_settings(words: list[str]) -> tuple[list[str], dict[str, Any]]:
             if not words or words[0].startswith("--"):
                 raise InputError(f"{name} needs a value: of a switch {name} true")
             text = words.pop(0)
-        settings[name[2:].replace("-", "_")] = read_setting(text)
+        field, value = name[2:].replace("-", "_"), read_setting(text)
+        settings[field] = [*as_list(settings[field]), *as_list(value)] if field in settings else value
     return own, settings
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def read_setting(text: str) -> Any:

@@ -137,6 +137,8 @@ class Config(VocabularyConfig):
         check_range(self, "embed_dim", at_least=1, at_most=1 << 20)
         check_range(self, "pad_id", at_least=0, at_most=1 << 24)
         check_range(self, "val_fraction", above=0, below=1)
+        if self.height % self.patch or self.width % self.patch:
+            raise InputError(f"patches of {self.patch} pixels do not cut {self.height} x {self.width} pixels")
 
     @property
     def image_nodes(self) -> int:
@@ -154,20 +156,19 @@ CLIP: dict[str, Any] = dict(
 SIGLIP: dict[str, Any] = dict(image_pool="probe", text_pool="last", projection="text", loss="sigmoid")
 """2303.15343"""
 TRAIN = TrainConfig(
-    steps=2000, batch=1, lr=4e-3, warmup=50, weight_decay=0.01, eval_every=250, eval_batches=10, save_every=500, **MUON
+    steps=800, batch=1, lr=4e-3, warmup=50, weight_decay=0.01, eval_every=200, eval_batches=20, save_every=200, **MUON
 )
 SMALL = Config(
     compose=True,
-    pairs=128,
     vocab_size=512,
-    vision=make_modern_config(96, 4, 4, 49, position="learned", init="zero"),
+    vision=make_modern_config(64, 4, 4, 49, position="learned", init="zero"),
     text=make_modern_config(64, 2, 4, 16, init="zero"),
     train=TRAIN,
 )
 LARGE_TRAIN = TrainConfig(
     steps=300_000, batch=1, lr=5e-4, warmup=2000, weight_decay=0.2, beta2=0.98, activation_checkpointing=True
 )
-SIZES = (Size(48, 2, 1, 0), Size(64, 3, 1, 500))  # of --minutes
+SIZES = (Size(32, 2, 1, 0), Size(48, 3, 1, 200))  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
@@ -217,13 +218,11 @@ PRESETS = {
 
 
 def sizes(config: Config) -> Iterator[SizeOption]:
-    yield from offer_sizes(config, SIZES, steps=1000)
+    yield from offer_sizes(config, SIZES, steps=400)
 
 
 def check_sizes(config: Config) -> None:
     """Raise InputError if image, patch and context do not fit together."""
-    if config.height % config.patch or config.width % config.patch:
-        raise InputError(f"patches of {config.patch} pixels do not cut {config.height} x {config.width} pixels")
     if config.vision.context != config.image_nodes:
         raise InputError(
             f"an image of {config.height} x {config.width} pixels in patches of {config.patch} makes "

@@ -135,9 +135,8 @@ def search_images(model: TwoTowers, fields: TowerRequest, texts: list[str], plac
 def list_images(places: Sequence[str]) -> list[Path]:
     """Return the paths of images, those in a folder for its path. Raises InputError."""
     paths: list[Path] = []
-    for place in map(Path, places):
+    for place in (Path(place).expanduser() for place in places):
         check_confined(place)
-        place = place.expanduser()
         images = list_files(place, IMAGE_EXTENSIONS) if place.is_dir() else [place]
         if not images:
             raise InputError(f"{place} holds no image: expected {', '.join(IMAGE_EXTENSIONS)}")
