@@ -179,9 +179,9 @@ def test_own_photographs_are_recognized_found_and_embedded(run: Path, folder: Pa
     assert answer == model.predict(str(folder / "1.png"), choices="red square, blue square", template="a {}", top=1)[
         "results"
     ][0] | {"input": str(folder / "1.png")}
-    (found,) = model.predict({"search": "a blue square, right", "images": str(folder), "top": 3})["results"]
-    numbers = [int(Path(image["path"]).stem) for image in found["images"]]
-    assert len(numbers) == 3 and all(n % 4 == 3 for n in numbers) and found["path"] == found["images"][0]["path"]
+    (answer,) = model.predict({"search": "a blue square, right", "images": str(folder), "top": 3})["results"]
+    numbers = [int(Path(image["path"]).stem) for image in answer["images"]]
+    assert len(numbers) == 3 and all(n % 4 == 3 for n in numbers) and answer["path"] == answer["images"][0]["path"]
     paths = [str(folder / f"{n}.png") for n in range(4)]
     images = np.array(model.predict({"embed_images": paths})["vectors"])
     texts = np.array(model.embed(["a red square, left", "a blue square, right"]))

@@ -22,7 +22,7 @@ def first_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
 
 def last_pool(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The last node before the padding, which has read all others if edges are causal. (B, T, C) -> (B, C)"""
-    return x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
+    return x[:, -1] if lengths is None else x[torch.arange(x.shape[0], device=x.device), lengths - 1]
 
 
 POOLING = {"mean": mean_pool, "first": first_pool, "last": last_pool}

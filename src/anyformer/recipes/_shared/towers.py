@@ -40,7 +40,7 @@ class ProbePool(nn.Module):
         self.attn, self.mlp_norm, self.mlp = Attention(config), build_norm(config), MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.attn(self.probe.expand(len(x), -1, -1), full, memory=x)
+        y = self.attn(self.probe.expand(x.shape[0], -1, -1), full, memory=x)
         return (y + self.mlp(self.mlp_norm(y)))[:, 0]
 
 
