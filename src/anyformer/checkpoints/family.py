@@ -39,6 +39,8 @@ FAMILIES = {
     "marian": "bart.Marian",
     "vit": "vit.ViT",
     "deit": "deit.DeiT",
+    "clip": "clip.CLIP",
+    "siglip": "siglip.SigLIP",
     "whisper": "whisper.Whisper",
     "decision_transformer": "decision_transformer.DecisionTransformer",
 }

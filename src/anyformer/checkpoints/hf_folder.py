@@ -138,15 +138,15 @@ class SafetensorsFolder(WeightSource):
                     continue
                 if dtype not in DTYPES:
                     raise InputError(f"{path}: {stored_name} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
-                if not shape:
-                    raise InputError(f"{path}: {stored_name} has no axis; expected at least 1")
                 if name in self.locations:
                     raise InputError(f"{path}: {stored_name} is stored twice (also as {self.locations[name][1]})")
-                self.shapes[name], self.locations[name] = shape, (path, stored_name)
+                self.shapes[name], self.locations[name] = shape or (1,), (path, stored_name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         path, stored_name = self.locations[name]
         with open_safetensors(path) as file:  # opened for each piece, so that pages already read leave memory
+            if not file.get_slice(stored_name).get_shape():  # a single number
+                return file.get_tensor(stored_name).reshape(1)[start:stop].to(torch.float32)
             return file.get_slice(stored_name)[start:stop].to(torch.float32)
 
 
@@ -211,8 +211,9 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     config |= contents.pop("config.json") | family.write_config(values, tensors)
     exported = dict(export_tensors(family.build_tensor_map(values, config), tensors))
     exported |= family.make_unused_tensors(config)
-    contents |= family.make_files(values, files)
-    contents["config.json"] = config | contents.get("config.json", {})
+    contents["config.json"] = config
+    for name, content in family.make_files(values, files).items():
+        contents[name] = merge_fields(contents.get(name, {}), content)
     texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
     texts |= {name: files[name] for name in ("tokenizer.json", "chat_template.jinja") if name in files}
     with atomic_directory(folder) as temporary:
@@ -220,6 +221,12 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
         for name, text in texts.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_text(text, encoding="utf-8")
+
+
+def merge_fields(fields: ConfigDict, others: ConfigDict) -> ConfigDict:
+    """Return the fields with others added; of objects on both sides, the fields of both."""
+    both = {name for name in fields.keys() & others.keys() if isinstance(fields[name], dict)}
+    return fields | others | {name: fields[name] | others[name] for name in both}
 
 
 def make_tokenizer_configs(files: Mapping[str, str]) -> dict[str, ConfigDict]:

@@ -39,6 +39,7 @@ class TensorMapping:
     public: str | None  # None: the family has no such bias, so the local one must be zero
     transposed: bool = False  # the public tensor is [in, out]
     leading_axis: bool = False  # the public tensor has one more axis, of length 1, in front
+    shape: tuple[int, ...] | None = None  # the public tensor's, where its axes are others; () is read as (1,)
     unused_rows: int = 0  # the public tensor has so many more rows in front, which nothing reads
     ignorable: bool = False  # with public None: the bias has no effect, so export drops it whatever its value
     optional: bool = False  # a file may lack it (a head); the local tensor then keeps its initial value
@@ -134,6 +135,8 @@ def check_complete(table: TensorMap, tensors: Mapping[str, Tensor], where: str) 
 
 def compute_public_shape(mapping: TensorMapping, tensors: Mapping[str, Tensor]) -> list[int]:
     """Return the shape of the public tensor that fits the local ones."""
+    if mapping.shape is not None:
+        return list(mapping.shape or (1,))
     parts = [list(get_local_shape(name, tensors)) for name in mapping.local]
     shape = [sum(part[0] for part in parts), *parts[0][1:]]
     shape[0] += mapping.unused_rows
@@ -169,6 +172,7 @@ def load_weights(table: TensorMap, tensors: Mapping[str, Tensor], weights: Weigh
 def copy_tensor(mapping: TensorMapping, public: str, tensors: Mapping[str, Tensor], weights: WeightSource) -> None:
     """Copy one public tensor into the local tensors that it is made of."""
     targets = [get_or_zeros(name, tensors) for name in mapping.local]
+    targets = targets if mapping.shape is None else [target.view(mapping.shape or (1,)) for target in targets]
     for start, piece in read_pieces(weights, public):
         piece = piece[0] if mapping.leading_axis else piece
         offset = mapping.unused_rows  # of the target's first row
@@ -227,6 +231,7 @@ def export_tensors(table: TensorMap, tensors: Mapping[str, Tensor]) -> Iterator[
             if mapping.unused_rows:
                 value = torch.cat([value.new_zeros(mapping.unused_rows, *value.shape[1:]), value])
             value = value.T if mapping.transposed else value
+            value = value if mapping.shape is None else value.reshape(mapping.shape)
             value = value.clone() if mapping.local in exported else value  # safetensors refuses shared memory
             exported.add(mapping.local)
             yield mapping.public, (value[None] if mapping.leading_axis else value).contiguous()

@@ -38,7 +38,6 @@ from ..data.sampling import count_rows, sample_evenly, sample_indices
 from ..data.text.batches import pad_ids
 from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.build import build_tokenizer
-from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
 from ..metrics import number_rows, score_retrieval
@@ -49,7 +48,7 @@ from ..training.config import TrainConfig
 from ._shared.media_lenses import lens_towers as lens  # noqa: F401
 from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_config
 from ._shared.sizes import Size, offer_sizes
-from ._shared.text import VocabularyConfig, load_config_tokenizer
+from ._shared.text import VocabularyConfig, first_tokens, load_config_tokenizer
 from ._shared.tower_figures import draw_figures as figures  # noqa: F401
 from ._shared.tower_requests import file_input, form, predict, predict_batch  # noqa: F401
 from ._shared.towers import (  # noqa: F401
@@ -61,10 +60,12 @@ from ._shared.towers import (  # noqa: F401
     embed_texts,
     encode_captions,
     initialize_towers,
+    wrap_tokenizer,
 )
 from ._shared.trivial_baselines import Baselines
 
 COLUMNS = "file,caption"
+EXAMPLES = ("a photo of a cat", "a photo of a dog")
 MAX_CAPTIONS = 100  # that are kept with the model
 MAX_RECALL_PAIRS = 5000  # of the validation split, among which recall is measured (MS-COCO's 5k)
 
@@ -110,6 +111,8 @@ class Config(VocabularyConfig):
     """Whether tokens read all others, or those before them (CLIP)."""
     text_pool: Literal["mean", "first", "last"] = "mean"
     """The vector of a text: the mean node, the first, or the last, which is the end token (CLIP)."""
+    end_id: int | None = None
+    """The token that ends a text, of a tokenizer that puts none there. None: the tokenizer's own."""
     pad_id: int | None = None
     """Texts are filled up to the context with this token, which is read as any other (SigLIP). None: padding is not
     read."""
@@ -135,7 +138,7 @@ class Config(VocabularyConfig):
         check_range(self, "height", "width", "patch", at_least=1, at_most=1 << 14)
         check_range(self, "pairs", at_least=2, at_most=1 << 20)
         check_range(self, "embed_dim", at_least=1, at_most=1 << 20)
-        check_range(self, "pad_id", at_least=0, at_most=1 << 24)
+        check_range(self, "pad_id", "end_id", at_least=0, at_most=1 << 24)
         check_range(self, "val_fraction", above=0, below=1)
         if self.height % self.patch or self.width % self.patch:
             raise InputError(f"patches of {self.patch} pixels do not cut {self.height} x {self.width} pixels")
@@ -191,6 +194,7 @@ PRESETS = {
     "clip-base": Config(
         preprocessing="half",
         vocab_size=49408,
+        end_id=49407,
         **square(224, 32, 3),
         **CLIP,
         embed_dim=512,
@@ -204,6 +208,7 @@ PRESETS = {
     "siglip-base": Config(
         preprocessing="half",
         vocab_size=32000,
+        end_id=1,
         pad_id=1,
         **square(224, 16, 3),
         **SIGLIP,
@@ -233,7 +238,8 @@ def check_sizes(config: Config) -> None:
 
 def build(config: Config) -> TwoTowers:
     check_sizes(config)
-    captions = prep.load_class_names(config.labels) if config.labels else select_captions(load_data(config))
+    tokenizer = load_tokenizer(config)
+    captions = prep.load_class_names(config.labels) if config.labels else select_captions(config, tokenizer)
     if config.preprocessing == "measured":
         preprocessor = prep.fit_preprocessor(load_data(config).images)
     elif config.preprocessing == "half":
@@ -242,9 +248,10 @@ def build(config: Config) -> TwoTowers:
         preprocessor = prep.load_preprocessor(config.preprocessing, config.channels)
     if config.preprocessing in ("measured", "half") and config.data:
         preprocessor = replace(preprocessor, examples=prep.select_examples(load_data(config).images))
-    model = TwoTowers(config, load_tokenizer(config), preprocessor, captions)
-    if config.pad_id is not None and config.pad_id >= model.vocab_size:
-        raise InputError(f"pad_id is {config.pad_id}; the vocabulary has {model.vocab_size} tokens")
+    model = TwoTowers(config, tokenizer, preprocessor, captions)
+    for name in ("pad_id", "end_id"):
+        if (getattr(config, name) or 0) >= model.vocab_size:
+            raise InputError(f"{name} is {getattr(config, name)}; the vocabulary has {model.vocab_size} tokens")
     return initialize_towers(model, config.vision, config.text)
 
 
@@ -284,15 +291,23 @@ def load_data(config: Config) -> CaptionedImages:
     """Load the images of the config and their captions; files that have changed are read again."""
     import_pillow()
     is_file = config.preprocessing not in ("measured", "half")
-    resample = prep.load_preprocessor(config.preprocessing, config.channels).resample if is_file else "bilinear"
+    stored = prep.load_preprocessor(config.preprocessing, config.channels) if is_file else prep.ImagePreprocessor()
     size, data = (config.height, config.width, config.channels), find_caption_table(config.data)
     settings = config.val_fraction, config.skip_unreadable, config.columns, config.empty, config.duplicates
-    return CaptionedImages(cache.load_images(data, *size, resample, *settings), config.patch, config.compose)
+    images = cache.load_images(data, *size, stored.resample, *settings, stored.crop)
+    return CaptionedImages(images, config.patch, config.compose)
 
 
-def select_captions(data: CaptionedImages) -> tuple[str, ...]:
-    """Return the captions that are kept with the model: all if they are few, else some at equal distances."""
-    return tuple(sample_evenly(np.array(data.images.classes, object), MAX_CAPTIONS).tolist())
+def select_captions(config: Config, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return the captions that are kept with the model: all if they are few, else some at equal distances;
+    without data, examples."""
+    if config.data:
+        return tuple(sample_evenly(np.array(load_data(config).images.classes, object), MAX_CAPTIONS).tolist())
+    try:
+        tokenizer.encode_batch(EXAMPLES)
+    except InputError:  # a vocabulary of numbers
+        return (first_tokens(tokenizer),)
+    return EXAMPLES
 
 
 def config_files(config: Config) -> list[Path]:
@@ -314,7 +329,7 @@ def load_tokenizer(config: Config) -> Tokenizer:
 def load_caption_ids(config: Config) -> tuple[dict[str, list[int]], set[str]]:
     """Return the ids of each caption, cut to the context, and which captions were cut."""
     tokenizer = load_tokenizer(config)
-    masked = MaskedTokenizer.from_tokenizer(tokenizer, config.padded_vocab or tokenizer.vocab_size)
+    masked = wrap_tokenizer(tokenizer, config)
     captions = list(dict.fromkeys(load_data(config).list_captions()))
     lengths = map(len, masked.encode_batch(captions))
     rows = encode_captions(masked, captions, config.text.context, config.pad_id, cut=True)

@@ -37,7 +37,6 @@ from ..data.images.read import (
     open_images,
     overlay_heatmap,
     read_image,
-    resize_image,
 )
 from ..data.io.manifest import split_columns
 from ..data.registry import SETS
@@ -413,7 +412,7 @@ def predict(model: VisionTransformer, request: dict[str, Any]) -> dict[str, Any]
     else:
         sources = [{"input": path} for path in ([fields.input] if isinstance(fields.input, str) else fields.input)]
         files = (read_image(Path(source["input"])) for source in sources)
-        images = (resize_image(image, *model.size, preprocessor.resample) for image in files)
+        images = (preprocessor.resize(image, model.size) for image in files)
     names, rows = unique_names(model.classes), predict_probabilities(model, images)
     results = [source | describe_classes(row, names, fields.top) for source, row in zip(sources, rows, strict=True)]
     return {"results": results}

@@ -51,15 +51,16 @@ def load_images(
     columns: str = COLUMNS,
     empty: EmptyPolicy = "few",
     duplicates: DuplicatePolicy = "keep",
+    crop: bool = False,
 ) -> ImageDataset:
     """Load the images of a path or of a named set; `val_fraction` is for data without a split; `columns`, `empty`
-    and `duplicates` are those of `open_images`. Raises InputError."""
+    and `duplicates` are those of `open_images`, `crop` is that of `resize_image`. Raises InputError."""
     source = open_images(data, columns, empty, duplicates)
     content, shape = source.sha256(), (len(source), height, width, channels)
-    key = f"{FORMAT_VERSION} {content} {shape} {resample} {skip_unreadable}"
+    key = f"{FORMAT_VERSION} {content} {shape} {resample} {skip_unreadable}" + " crop" * crop
     folder = cache_dir() / "images" / hashlib.sha256(key.encode()).hexdigest()
     meta = build_cached(
-        folder, "meta.json", lambda new: decode_images(new, source, shape[1:], resample, skip_unreadable)
+        folder, "meta.json", lambda new: decode_images(new, source, shape[1:], resample, skip_unreadable, crop)
     )
     pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r", shape=shape)
     usable = np.setdiff1d(np.arange(len(source)), meta["unreadable"])
@@ -82,14 +83,19 @@ def load_images(
 
 
 def decode_images(
-    folder: Path, source: ImageSource, shape: tuple[int, int, int], resample: Resample, skip_unreadable: bool
+    folder: Path,
+    source: ImageSource,
+    shape: tuple[int, int, int],
+    resample: Resample,
+    skip_unreadable: bool,
+    crop: bool = False,
 ) -> dict[str, list[int]]:
     """Write the pixels of all images into one file. Returns what meta.json holds."""
     unreadable: list[int] = []
     with open(folder / "pixels.bin", "wb") as file:
         for i in range(len(source)):
             try:
-                pixels = resize_image(source.read(i), *shape, resample)
+                pixels = resize_image(source.read(i), *shape, resample, crop)
             except InputError as error:
                 if not skip_unreadable:
                     raise InputError(f"{error}; to leave such images out: --skip-unreadable") from None

@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...parsing import check_range, parse_dataclass
 from ..io.checks import load_json
 from .cache import ImageDataset
-from .read import Resample
+from .read import Resample, resize_image
 
 MAX_FILE_BYTES = 16 << 20
 MAX_EXAMPLES, MAX_EXAMPLE_BYTES = 8, 64 << 10  # images kept in preprocessing.json, and bytes of all of them
@@ -28,6 +28,8 @@ class ImagePreprocessor:
     std: tuple[float, ...] = ()
     scale: float = 1 / 255
     resample: Resample = "bilinear"
+    crop: bool = False
+    """Keep the proportions of an image, and cut off what is too much on both sides, instead of stretching it (CLIP)."""
     examples: tuple[dict[str, str], ...] = ()
     """Images to demonstrate the model on: {"label": class name, "pixels": (H, W, C) uint8 in base64}."""
 
@@ -38,6 +40,10 @@ class ImagePreprocessor:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
+
+    def resize(self, image: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+        """Bring an image, (H, W) or (H, W, 1 or 3) uint8, to the size of a model: (height, width, channels)."""
+        return resize_image(image, *size, self.resample, self.crop)
 
     def decode_examples(self, shape: tuple[int, int, int]) -> list[np.ndarray]:
         """Return the pixels of the examples, (H, W, C) each. Raises InputError where they are not of this shape."""

@@ -371,16 +371,22 @@ def decode_image(raw: bytes, place: str) -> np.ndarray:
 
 
 def resize_image(
-    pixels: np.ndarray, height: int, width: int, channels: int, resample: Resample = "bilinear"
+    pixels: np.ndarray, height: int, width: int, channels: int, resample: Resample = "bilinear", crop: bool = False
 ) -> np.ndarray:
-    """Resize (H, W) or (H, W, 1 or 3) uint8 to (height, width, channels), and convert gray to color or back."""
+    """Resize (H, W) or (H, W, 1 or 3) uint8 to (height, width, channels), and convert gray to color or back. `crop`:
+    keep the proportions, and cut off what is too much on both sides."""
     pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     if pixels.shape == (height, width):
         return np.repeat(pixels[:, :, None], channels, axis=2)
     if pixels.shape == (height, width, channels):
         return pixels
     image = import_pillow().fromarray(pixels).convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
+    if image.size != (width, height) and crop:
+        scale = max(width / image.width, height / image.height)
+        large = (max(width, int(image.width * scale)), max(height, int(image.height * scale)))
+        left, top = (large[0] - width) // 2, (large[1] - height) // 2
+        image = image.resize(large, RESAMPLE_FILTERS.index(resample)).crop((left, top, left + width, top + height))
+    elif image.size != (width, height):
         image = image.resize((width, height), RESAMPLE_FILTERS.index(resample))
     return np.asarray(image).reshape(height, width, channels)
 

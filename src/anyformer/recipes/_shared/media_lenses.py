@@ -17,7 +17,7 @@ from ...data.audio.batches import join_clips
 from ...data.audio.datasets import load_tones
 from ...data.audio.features import HOP_LENGTH, SAMPLE_RATE, log_mel
 from ...data.audio.read import read_blocks, split_at_pauses
-from ...data.images.read import read_image, resize_image
+from ...data.images.read import read_image
 from ...errors import InputError
 from ...inference.classification import unique_names
 from ...inference.drawing import draw, parse_drawing
@@ -53,7 +53,7 @@ def lens_vision(model: Any, request: dict[str, Any]) -> LensView:
     if path is None:
         image = next(iter(preprocessor.decode_examples(model.size)), np.full(model.size, 128, np.uint8))
     else:
-        image = resize_image(read_image(path), *model.size, preprocessor.resample)
+        image = preprocessor.resize(read_image(path), model.size)
     pixels = torch.from_numpy(image[None].transpose(0, 3, 1, 2).copy()).to(model.mean.device)
     nodes = describe_patches(image, model.nodes.project.kernel_size[0], model.class_nodes)
     names = unique_names(model.classes)
@@ -70,7 +70,7 @@ def lens_towers(model: Any, request: dict[str, Any]) -> LensView:
     if path is None:
         image = next(iter(preprocessor.decode_examples(model.size)), np.full(model.size, 128, np.uint8))
     else:
-        image = resize_image(read_image(path), *model.size, preprocessor.resample)
+        image = preprocessor.resize(read_image(path), model.size)
     pixels = torch.from_numpy(image[None].transpose(0, 3, 1, 2).copy()).to(model.logit_scale.device)
     nodes = describe_patches(image, model.vision.nodes.project.kernel_size[0], model.vision.class_nodes)
     texts, tower = embed_texts(model, model.captions, cut=True).to(pixels.device), model.vision

@@ -22,7 +22,9 @@ def draw_figures(model: TwoTowers, config: Any) -> list[Figure]:
     these captions."""
     settings = config.val_fraction, config.skip_unreadable, config.columns, config.empty, config.duplicates
     size = config.height, config.width, config.channels
-    images = cache.load_images(find_caption_table(config.data), *size, model.preprocessor.resample, *settings)
+    images = cache.load_images(
+        find_caption_table(config.data), *size, model.preprocessor.resample, *settings, model.preprocessor.crop
+    )
     data = CaptionedImages(images, config.patch, config.compose)
     rows = sample_evenly(images.split("val"), MAX_SEARCHED)
     pixels, captions = data.compose(rows, data.validation_compositions[rows])

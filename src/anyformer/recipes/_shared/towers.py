@@ -6,6 +6,7 @@ Shapes: B images or texts, G groups of N pairs, T nodes, C channels of a tower, 
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.images.preprocessing import ImagePreprocessor
-from ...data.images.read import read_image, resize_image
+from ...data.images.read import read_image
 from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ...inference.decode import pad_rows
@@ -92,7 +93,7 @@ class TwoTowers(nn.Module):
 
     def __init__(self, config: Any, tokenizer: Tokenizer, preprocessor: ImagePreprocessor, captions: Sequence[str]):
         super().__init__()
-        self.masked_tokenizer = MaskedTokenizer.from_tokenizer(tokenizer, config.padded_vocab or tokenizer.vocab_size)
+        self.masked_tokenizer = wrap_tokenizer(tokenizer, config)
         self.vocab_size = max(self.masked_tokenizer.vocab_size, config.padded_vocab or 0)
         self.captions, self.preprocessor, self.pad_id = list(captions), preprocessor, config.pad_id
         self.size: tuple[int, int, int] = (config.height, config.width, config.channels)
@@ -134,6 +135,13 @@ class TwoTowers(nn.Module):
         groups = batch["pixels"].shape[:2]
         images, texts = self(*(batch[name].flatten(0, 1) for name in ("pixels", "ids", "lengths")))
         return images.unflatten(0, groups), texts.unflatten(0, groups)
+
+
+def wrap_tokenizer(tokenizer: Tokenizer, config: Any) -> MaskedTokenizer:
+    """Return the tokenizer with the special tokens that it puts around a text, or that end one by the config."""
+    masked = MaskedTokenizer.from_tokenizer(tokenizer, config.padded_vocab or tokenizer.vocab_size)
+    has_end = masked.suffix_ids or config.end_id is None
+    return masked if has_end else replace(masked, suffix_ids=(config.end_id,))
 
 
 def encode_captions(
@@ -222,4 +230,4 @@ def embed_images(model: TwoTowers, images: Iterable[np.ndarray]) -> Tensor:
 def read_pixels(model: TwoTowers, paths: Iterable[str | Path]) -> Iterable[np.ndarray]:
     """Yield the pixels of image files at the model's size, decoded one at a time. Raises InputError."""
     for path in paths:
-        yield resize_image(read_image(Path(path)), *model.size, model.preprocessor.resample)
+        yield model.preprocessor.resize(read_image(Path(path)), model.size)
