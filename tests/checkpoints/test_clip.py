@@ -13,6 +13,8 @@ import torch
 import anyformer
 from anyformer import recipe_loading
 from anyformer.conversion import import_checkpoint
+from anyformer.data.tokenizers.build import load_tokenizer
+from anyformer.data.tokenizers.masked_tokenizer import MaskedTokenizer
 from anyformer.errors import InputError
 from anyformer.trained_model import Model
 from checkpoint_kit import (
@@ -26,6 +28,7 @@ from checkpoint_kit import (
     save,
     transformers,
 )
+from data_kit import refuses
 
 TEXT: dict[str, Any] = {
     "vocab_size": 53,
@@ -99,7 +102,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
 
 
 def make_inputs(config: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return preprocessed pixels of three images, and four texts: what transformers reads of them, and their lengths."""
+    """Return preprocessed pixels of three images, and four texts as transformers reads them, and their lengths."""
     generator, c = torch.Generator().manual_seed(0), config.text_config
     side = config.vision_config.image_size
     pixels = torch.randn(3, config.vision_config.num_channels, side, side, generator=generator)
@@ -185,6 +188,41 @@ def test_an_imported_model_is_a_run(clip: Exchange, tmp_path: Path):
     assert_same_tensors(clip.module, run.module)
     assert_same_tensors(clip.module, loaded.module)
     assert loaded.predict({}) == clip.model.predict({}) and loaded.module.files == clip.module.files
+
+
+# --- tokenizers ---
+
+SAMPLES = ["A photo of  a CAT!", "it's 12 cats<|endoftext|>", "\u00e9t\u00e9\n caf\u0065\u0301", "hat a-hat", ""]
+
+
+def make_clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    from anyformer.data.tokenizers.base import byte_alphabet
+
+    letters = sorted(byte_alphabet())
+    merges = [("a", "t</w>"), ("h", "at</w>"), ("c", "at</w>"), ("p", "h"), ("o", "t"), ("ph", "ot"), ("phot", "o</w>")]
+    tokens = [*letters, *[f"{c}</w>" for c in letters], *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def test_tokens_are_those_of_transformers_from_either_form_of_the_vocabulary(tmp_path: Path):
+    vocab, merges = make_clip_vocabulary()
+    reference = transformers.CLIPTokenizer(vocab=vocab, merges=merges)
+    reference.save_pretrained(tmp_path / "new")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "vocab.json").write_text(json.dumps(vocab))
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (tmp_path / "old" / "merges.txt").write_text("\n".join(lines) + "\n")
+    start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
+    for folder in ("new", "old"):
+        masked = MaskedTokenizer.from_tokenizer(load_tokenizer(tmp_path / folder), len(vocab))
+        assert (masked.prefix_ids, masked.suffix_ids) == ((start,), (end,))
+        expected = reference([text.replace("<|endoftext|>", "") for text in SAMPLES])["input_ids"]
+        assert masked.encode_batch([text.replace("<|endoftext|>", "") for text in SAMPLES]) == expected
+        assert end not in masked.encode(SAMPLES[1])[:-1], "raw text never becomes a special token"
+    del vocab["<|startoftext|>"]
+    (tmp_path / "old" / "vocab.json").write_text(json.dumps(vocab))
+    with refuses("vocab.json", "needs <|startoftext|>"):
+        load_tokenizer(tmp_path / "old")
 
 
 # --- models of anyformer's own presets ---

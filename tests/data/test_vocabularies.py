@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import string
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
@@ -348,6 +349,18 @@ def test_a_unigram_vocabulary_is_the_likeliest_cut(tmp_path: Path):
         assert own.decode(own.encode(text)) == normal
     assert own.encode("a<sep>a").tolist()[1] == 2  # user-defined pieces are found in any text
     assert own.encode("a \u2603 a").tolist() == [ids["\u2581a"], ids["\u2581"], 0, ids["\u2581a"]]
+
+
+def test_texts_of_siglip_are_simplified_and_ended(tmp_path: Path):
+    """As its authors' `canonicalize_text`: lower case, no ASCII punctuation, single spaces."""
+    (tmp_path / "spiece.model").write_bytes(make_unigram_file())
+    plain = tok.load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
+    own = tok.load_tokenizer(tmp_path)
+    for text in ("The  THEN!", f"a{string.punctuation}n", " - an -- the ", "(a) hen, then."):
+        simple = " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+        assert own.encode(text).tolist() == plain.encode(simple).tolist() != plain.encode(text).tolist()
+        assert own.encode_with_bos_eos(text).tolist() == [*plain.encode(simple).tolist(), 1]
 
 
 def test_the_table_of_characters_is_applied(tmp_path: Path):

@@ -5,18 +5,20 @@ The file is a protocol buffer. Only its pieces and a few settings are read, with
 against the bytes that are there.
 """
 
+import re
+import string
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
 
 from ...errors import InputError
 from ..io.checks import parse_json
 from ..io.regular_file import open_regular
 from .gguf_vocabulary import PREFIX, convert_from_gguf
-from .special_tokens import TOKENIZER_CONFIG
+from .special_tokens import CONFIG, TOKENIZER_CONFIG
 from .unigram_model import build_unigram
 from .vocabularies import MAX_TOKENS
 
@@ -57,6 +59,7 @@ def convert_sentencepiece(folder: Path, metadata: Mapping[str, str]) -> str:
         if trainer.get(SPACE_BEHIND, 0) or not isinstance(charsmap, bytes):
             raise InputError(f"{path} has spaces behind words, which is not supported")
         text = build_unigram(pieces, charsmap, prefix, removes_spaces, where)
+        text = simplify_texts(text, where) if is_siglip(metadata, where) else text
         return add_tokens(text, metadata, str(folder / TOKENIZER_CONFIG))
     if charsmap or removes_spaces:
         raise InputError(f"{path} rewrites characters or removes spaces of texts, which is not supported in a BPE")
@@ -67,6 +70,29 @@ def convert_sentencepiece(folder: Path, metadata: Mapping[str, str]) -> str:
     values["add_space_prefix"] = prefix
     files = convert_from_gguf({f"{PREFIX}{name}": value for name, value in values.items()}, where)
     return add_tokens(files["tokenizer.json"], metadata, str(folder / TOKENIZER_CONFIG))
+
+
+def is_siglip(metadata: Mapping[str, str], where: str) -> bool:
+    """Return whether the files beside a vocabulary say that it is SigLIP's."""
+    names = {TOKENIZER_CONFIG: "tokenizer_class", CONFIG: "model_type"}
+    values = [parse_json(metadata[file], where).get(name) for file, name in names.items() if file in metadata]
+    return any(str(value).lower().startswith("siglip") for value in values)
+
+
+def simplify_texts(text: str, where: str) -> str:
+    """Return a tokenizer.json that reads texts as SigLIP (2303.15343) does: in lower case, without ASCII punctuation, one
+    space between words; and </s> after them."""
+    tokenizer, end = Tokenizer.from_str(text), "</s>"
+    if (end_id := tokenizer.token_to_id(end)) is None:
+        raise InputError(f"{where} has no {end}, which ends a text of SigLIP")
+    punctuation = Regex(f"[{re.escape(string.punctuation)}]")
+    steps = [normalizers.Lowercase(), normalizers.Replace(punctuation, ""), normalizers.Replace(Regex(r"\s+"), " ")]
+    steps.append(normalizers.Strip())
+    tokenizer.normalizer = normalizers.Sequence([*steps, *([tokenizer.normalizer] if tokenizer.normalizer else [])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, end_id)]
+    )
+    return tokenizer.to_str()
 
 
 def read_piece(fields: dict[int, Any], where: str) -> tuple[str, float, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from ...errors import InputError
 from ..io.checks import parse_json, read_text
@@ -26,6 +26,8 @@ LANGUAGES = (  # noqa: SIM905
     "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
     "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
 ).split()
+WORD_END, CLIP_START = "</w>", "<|startoftext|>"  # of CLIP's vocabulary: what ends the last token of a word
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 BYTE_TO_CHARACTER = dict(enumerate(byte_alphabet()))
 
 
@@ -57,8 +59,31 @@ def convert_gpt2(vocab: Path, merges: Path) -> str:
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
         pairs.append(split_merge(line.rstrip("\r"), f"{merges}, line {number}"))
+    if any(token.endswith(WORD_END) for token in ids):
+        return build_clip(ids, pairs, f"{vocab} and {merges.name}")
     tokenizer = build_byte_level_bpe(ids, pairs, f"{vocab} and {merges.name}")
     add_special_tokens(tokenizer, [END])
+    return tokenizer.to_str()
+
+
+def build_clip(ids: dict[str, int], pairs: Sequence[tuple[str, str]], where: str) -> str:
+    """Return the tokenizer.json of CLIP's vocabulary (2103.00020): lower case, one space between words, the last token
+    of a word marked, and a text between two special tokens."""
+    if missing := [token for token in (CLIP_START, END) if token not in ids]:
+        raise InputError(f"{where}: a vocabulary with {WORD_END} is CLIP's, which needs {missing[0]}")
+    options = {"unk_token": END, "end_of_word_suffix": WORD_END, "continuing_subword_prefix": ""}
+    tokenizer = build_bpe(ids, pairs, where, **options)
+    steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    split = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    add_special_tokens(tokenizer, [CLIP_START, END])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLIP_START} $A {END}",
+        pair=f"{CLIP_START} $A {END} {END} $B:1 {END}:1",
+        special_tokens=[(token, ids[token]) for token in (CLIP_START, END)],
+    )
     return tokenizer.to_str()
 
 
