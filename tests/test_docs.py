@@ -35,6 +35,7 @@ from anyformer.cli.train import TrainCommand, is_data
 from anyformer.errors import InputError
 from anyformer.inference.speaking import SpeakingRequest
 from anyformer.inference.transcription import TranscriptSettings
+from anyformer.recipes._shared.tower_requests import TowerRequest
 
 ROOT = Path(__file__).parent.parent
 NAMED = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -218,7 +219,7 @@ def commands(page: str) -> list[list[str]]:
 COMMANDS = {"train": TrainCommand, "sweep": SweepCommand}  # whose flags are those of a recipe
 # Data that the pages take for granted, and the recipe that trains on them.
 DATA_OF = {"my_data": "language", "photos": "vision", "pairs.tsv": "translation", "reviews.csv": "classify"}
-REQUEST_FIELDS = {field.name for kind in (SpeakingRequest, TranscriptSettings) for field in fields(kind)}
+REQUEST_FIELDS = {field.name for kind in (SpeakingRequest, TranscriptSettings, TowerRequest) for field in fields(kind)}
 DATA_OF |= dict.fromkeys(("my.csv", "labels.csv"), "multimodal")
 
 

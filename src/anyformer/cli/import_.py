@@ -23,7 +23,7 @@ class Command:
     """Turn a public checkpoint, or a run with another context, into a run.
 
     A folder with config.json and model.safetensors (gpt2, llama, qwen3, bert, t5,
-    vit, whisper, decision_transformer), a GGUF file (gpt2, llama, qwen3), or
+    vit, clip, siglip, whisper and others), a GGUF file (gpt2, llama, qwen3), or
     owner/name of such a model on the Hugging Face hub, which is downloaded once
     (needs anyformer[hub]; HF_ENDPOINT, HF_HOME and HF_TOKEN apply). Nothing in
     it is executed.

@@ -42,7 +42,7 @@ from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
 from ..metrics import number_rows, score_retrieval
 from ..model import TransformerConfig
-from ..parsing import check_range, path_field
+from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, DataDefaults, Graph, GraphInput, SizeOption, StreamState, advance_stream, init_stream
 from ..training.config import TrainConfig
 from ._shared.media_lenses import lens_towers as lens  # noqa: F401
@@ -50,7 +50,7 @@ from ._shared.presets import MUON, TINY_TRAIN, make_model_config, make_modern_co
 from ._shared.sizes import Size, offer_sizes
 from ._shared.text import VocabularyConfig, first_tokens, load_config_tokenizer
 from ._shared.tower_figures import draw_figures as figures  # noqa: F401
-from ._shared.tower_requests import file_input, form, predict, predict_batch  # noqa: F401
+from ._shared.tower_requests import TowerRequest, file_input, form, predict, predict_batch  # noqa: F401
 from ._shared.towers import (  # noqa: F401
     TwoTowers,
     compare_pairs,
@@ -457,12 +457,12 @@ def baselines(config: Config) -> Baselines:
 
 
 @torch.inference_mode()
-def score(model: TwoTowers, config: Config, split: str = "val") -> dict[str, Any]:
+def score(model: TwoTowers, config: Config, split: str = "val", **request: Any) -> dict[str, Any]:
     """Return the accuracy of zero-shot classification: which caption is nearest to an image as it is, among all
-    captions of the data as they are."""
-    images = load_data(config).images
+    captions of the data as they are. `request` may hold the template of `TowerRequest`."""
+    fields, images = parse_dataclass(TowerRequest, request, "request"), load_data(config).images
     indices = images.split(split)
-    texts = embed_texts(model, images.classes, cut=True)
+    texts = embed_texts(model, [fields.fill_template(text) for text in images.classes], cut=True)
     vectors = embed_images(model, (images.pixels[i] for i in indices))
     labels = torch.from_numpy(images.labels[indices])
     accuracy = ((vectors @ texts.T).argmax(1) == labels).double().mean().item()

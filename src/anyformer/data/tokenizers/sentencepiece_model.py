@@ -80,7 +80,7 @@ def is_siglip(metadata: Mapping[str, str], where: str) -> bool:
 
 
 def simplify_texts(text: str, where: str) -> str:
-    """Return a tokenizer.json that reads texts as SigLIP (2303.15343) does: in lower case, without ASCII punctuation, one
+    """Return a tokenizer.json that reads texts as SigLIP (2303.15343) does: lower case, no ASCII punctuation, one
     space between words; and </s> after them."""
     tokenizer, end = Tokenizer.from_str(text), "</s>"
     if (end_id := tokenizer.token_to_id(end)) is None:

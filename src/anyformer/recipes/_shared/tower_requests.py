@@ -62,6 +62,9 @@ class TowerRequest:
         if sum(value is not None for value in (self.input, self.search, self.embed, self.embed_images)) > 1:
             raise InputError("of input, search, embed and embed_images a request has one")
 
+    def fill_template(self, text: str) -> str:
+        return self.template.replace("{}", text)
+
     @property
     def texts(self) -> list[str] | None:
         """The choices as a list. Raises InputError where there are none."""
@@ -105,7 +108,7 @@ def classify_images(model: TwoTowers, fields: TowerRequest) -> list[dict[str, An
         sources = [{"input": path} for path in as_list(fields.input)]
         images = read_pixels(model, as_list(fields.input))
     choices = fields.texts or model.captions
-    texts = embed_texts(model, [fields.template.replace("{}", text) for text in choices], fields.cut)
+    texts = embed_texts(model, [fields.fill_template(text) for text in choices], fields.cut)
     probabilities = weigh_choices(model, embed_images(model, images), texts)
     rows = zip(sources, probabilities, strict=True)
     return [source | describe_classes(row, choices, fields.top) for source, row in rows]
