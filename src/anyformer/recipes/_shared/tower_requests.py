@@ -67,8 +67,8 @@ class TowerRequest:
 
     @property
     def texts(self) -> list[str] | None:
-        """The choices as a list. Raises InputError where there are none."""
-        if self.choices is None:
+        """The choices as a list; None for those of the data. Raises InputError where there are none."""
+        if self.choices is None or self.choices == []:
             return None
         texts = self.choices.split(",") if isinstance(self.choices, str) else self.choices
         if not (texts := [text.strip() for text in texts if text.strip()]):
@@ -155,13 +155,13 @@ def file_input(model: TwoTowers, config: Any) -> FileInput:
 
 def form(model: TwoTowers, config: Any) -> Form:
     others = ("search", "images", "embed", "embed_images")
-    choices = ", ".join(text for text in model.captions[:SHOWN_CHOICES] if "," not in text)
-    texts = [text for text in model.captions[:2]] * 2
+    choices = model.captions[:SHOWN_CHOICES]
+    texts = (model.captions * 2)[:2]
     return Form(
         (
             Task("Recognize an image", "image", TowerRequest, "classes", omit=(*others, "cut"),
                  usual={"top": (1, SHOWN_CHOICES)}, settings={"choices": choices} if choices else {}),
-            Task("Compare texts", "texts", TowerRequest, "vectors", "embed", examples=(texts[:2],),
+            Task("Compare texts", "texts", TowerRequest, "vectors", "embed", examples=(texts,),
                  omit=("input", "choices", "template", "top", *others[:2], "embed_images")),
         )
     )  # fmt: skip
