@@ -129,7 +129,8 @@ def test_a_probe_reads_patches_as_a_set():
 
 def test_a_batch_names_equal_images_and_captions():
     rows = np.array([[0, 0, 1], [1, 2, 10]])
-    batch = contrastive.make_batch(TINY, contrastive.load_data(TINY), rows, np.zeros((6, 2), np.int64))
+    data, ids = contrastive.load_data(TINY), contrastive.load_caption_ids(TINY)[0]
+    batch = contrastive.make_batch(data, ids, rows, np.zeros((6, 2), np.int64))
     assert batch["pixels"].shape == (2, 3, 1, 8, 8) and batch["ids"].shape == (2, 3, 2)
     images, captions = batch["images"].flatten().tolist(), batch["captions"].flatten().tolist()
     assert images[0] == images[1] != images[2] == images[3] and len(set(images)) == 4

@@ -37,7 +37,7 @@ from ..data.registry import SETS
 from ..data.sampling import count_rows, sample_evenly, sample_indices
 from ..data.text.batches import pad_ids
 from ..data.tokenizers.base import Tokenizer
-from ..data.tokenizers.build import build_tokenizer
+from ..data.tokenizers.build import build_tokenizer, end_texts
 from ..data.unusable import DuplicatePolicy, EmptyPolicy
 from ..errors import InputError
 from ..metrics import number_rows, score_retrieval
@@ -320,7 +320,7 @@ def load_tokenizer(config: Config) -> Tokenizer:
     def train() -> Tokenizer:
         captions = list(load_data(config).list_captions())
         tokenizer = build_tokenizer(config.tokenizer, lambda: iter(captions), config.vocab_size)
-        return end_texts(tokenizer)
+        return end_texts(tokenizer)  # a node that has read the text, for a causal tower
 
     return load_config_tokenizer(config, train)
 
@@ -353,12 +353,13 @@ def batches(config: Config, split: str, state: StreamState | None = None) -> Bat
     starts = range(0, n_whole, c.batch * size) if split != "train" else ()
     groups = [indices[i : min(n_whole, i + c.batch * size)].reshape(-1, size) for i in starts]
     groups += [indices[None, n_whole:]] if split != "train" and n_whole < len(indices) else []
+    caption_ids, compositions = load_caption_ids(config)[0], data.validation_compositions
     for rows in groups:
-        yield make_batch(config, data, rows, data.validation_compositions[rows.reshape(-1)]), state
+        yield make_batch(data, caption_ids, rows, compositions[rows.reshape(-1)]), state
     while split == "train":
         rows = sample_indices(indices, c.batch * size, c.seed, state["step"])
         compositions = data.draw_compositions(rows, c.seed, state["step"])
-        batch = make_batch(config, data, rows.reshape(-1, size), compositions)
+        batch = make_batch(data, caption_ids, rows.reshape(-1, size), compositions)
         state = advance_stream(state, len(rows) * config.vision.context + int(batch["lengths"].sum()))
         yield batch, state
 
@@ -370,11 +371,12 @@ def count_cut(config: Config) -> int:
     return int(is_cut[images.labels].sum())
 
 
-def make_batch(config: Config, data: CaptionedImages, rows: np.ndarray, compositions: np.ndarray) -> dict[str, Tensor]:
+def make_batch(
+    data: CaptionedImages, caption_ids: dict[str, list[int]], rows: np.ndarray, compositions: np.ndarray
+) -> dict[str, Tensor]:
     """Return a batch of the images of rows (G, N), in their compositions (G N, 2)."""
     pixels, captions = data.compose(rows.reshape(-1), compositions)
-    known_ids = load_caption_ids(config)[0]
-    ids, lengths = pad_ids([known_ids[caption] for caption in captions])
+    ids, lengths = pad_ids([caption_ids[caption] for caption in captions])
     numbers = compositions @ np.array([ALL_COMPOSITIONS[-1][1] + 1, 1])
     arrays = {
         "pixels": pixels.transpose(0, 3, 1, 2).copy(),
@@ -390,22 +392,6 @@ def hash_pixels(image: np.ndarray) -> int:
     """Return a number that equal images share: one that has several captions is in the data several times."""
     digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def end_texts(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer with an end token after every text, where it says so itself in its tokenizer.json."""
-    import tokenizers
-    from tokenizers import processors
-
-    from ..data.tokenizers.base import END
-    from ..data.tokenizers.subwords import Subwords
-
-    public = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    special = [(END, public.token_to_id(END))]
-    public.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", pair=f"$A {END} $B:1 {END}:1", special_tokens=special
-    )
-    return Subwords(public.to_str())
 
 
 # --- training ---

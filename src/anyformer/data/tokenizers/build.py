@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ...errors import InputError, suggest
 from ..io.checks import read_text
@@ -114,6 +114,15 @@ def tokenizer_from_files(files: Mapping[str, str], path: Path = Path(TOKENIZER_F
     except Exception as error:  # the library raises bare Exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a tokenizer.json of the tokenizers library ({reason})") from None
+
+
+def end_texts(tokenizer: Tokenizer) -> Subwords:
+    """Return the same tokenizer with the end token after every text, as its tokenizer.json then says."""
+    public = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    single, pair = f"$A {END}", f"$A {END} $B:1 {END}:1"
+    special = [(END, public.token_to_id(END))]
+    public.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    return Subwords(public.to_str(), tokenizer.extra_files)
 
 
 def _parse_own(data: Any) -> Tokenizer | None:
