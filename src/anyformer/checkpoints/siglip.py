@@ -4,7 +4,6 @@ Images: patches, read by a probe; their vector is used as it is. Texts: filled u
 of the context, and all tokens read each other, padding included; the last one is mapped to the images' space.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +11,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..data.images.preprocessing import ImagePreprocessor
+from ..data.io.checks import read_json
 from ..data.tokenizers.build import TOKENIZER_FILE, load_tokenizer
+from ..data.tokenizers.special_tokens import TOKENIZER_CONFIG
 from ..errors import InputError
 from .clip import CLIP, STACK, make_fields
 from .config_fields import ConfigFields, FieldTable, Settings, require_settings
@@ -21,6 +22,7 @@ from .vit import read_preprocessing
 
 FIELDS = make_fields(768, 3072, 12, "gelu_pytorch_tanh", 1e-6)
 QKV = ("query", "key", "value")
+SECOND = ("Gemma", "Siglip2")  # tokenizers of SigLIP 2 (2502.14786)
 PROBE = "vision.reduce_nodes."
 
 
@@ -62,11 +64,14 @@ class SigLIP(CLIP):
     def read_ends(self, c: ConfigFields, vocab_size: int) -> ConfigDict:
         """The tokenizer says which token fills a text up; without one config.json does."""
         pad = c.get_token_id("pad_token_id", 1, vocab_size)
-        folder = Path(c.where.partition(": ")[0]).parent
-        if (folder / "tokenizer_config.json").is_file() and (folder / TOKENIZER_FILE).is_file():
-            name = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token")
-            name = name.get("content") if isinstance(name, dict) else name
-            known = load_tokenizer(folder).token_to_id(name) if isinstance(name, str) else None
+        path = Path(c.where.partition(": ")[0]).with_name(TOKENIZER_CONFIG)
+        settings = read_json(path) if path.is_file() else {}
+        if str(settings.get("tokenizer_class")).startswith(SECOND):
+            raise InputError(f"{path}: this is SigLIP 2, whose texts are prepared in another way: it is not supported")
+        name = settings.get("pad_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        if isinstance(name, str) and path.with_name(TOKENIZER_FILE).is_file():
+            known = load_tokenizer(path.with_name(TOKENIZER_FILE)).token_to_id(name)
             pad = pad if known is None else known
         return {"end_id": None, "pad_id": pad}
 
