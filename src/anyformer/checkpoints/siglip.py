@@ -71,8 +71,8 @@ class SigLIP(CLIP):
         name = settings.get("pad_token")
         name = name.get("content") if isinstance(name, dict) else name
         if isinstance(name, str) and path.with_name(TOKENIZER_FILE).is_file():
-            known = load_tokenizer(path.with_name(TOKENIZER_FILE)).token_to_id(name)
-            pad = pad if known is None else known
+            token_id = load_tokenizer(path.with_name(TOKENIZER_FILE)).token_to_id(name)
+            pad = pad if token_id is None else token_id
         return {"end_id": None, "pad_id": pad}
 
     def check_config(self, values: ConfigDict) -> None:
