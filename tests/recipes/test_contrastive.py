@@ -218,6 +218,7 @@ def test_mistakes_are_one_line(run: Path, folder: Path):
     assert_refused(call("predict", run, "--search", "red"), "search", "images", "both are needed")
     assert_refused(call("predict", run, path, "--embed", "red"), "has one")
     assert_refused(call("predict", run, "--search", "red", "--images", folder.parent / "none"), "none", "no such file")
+    assert_refused(call("predict", run, "--search", "red", "--images", "~no-such-user/a"), "no such file")
     train = ("train", "contrastive", "--data", folder)
     assert_refused(call(*train, "--vision.context", 4), "makes 16 nodes", "--vision.context 16")
     with refuses("patches of 4 pixels do not cut 10 x 8 pixels"):

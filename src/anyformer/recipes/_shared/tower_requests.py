@@ -1,5 +1,6 @@
 """What two towers are asked: which text fits an image, which image fits a text, and the vectors of both."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -138,7 +139,7 @@ def search_images(model: TwoTowers, fields: TowerRequest, texts: list[str], plac
 def list_images(places: Sequence[str]) -> list[Path]:
     """Return the paths of images, those in a folder for its path. Raises InputError."""
     paths: list[Path] = []
-    for place in (Path(place).expanduser() for place in places):
+    for place in (Path(os.path.expanduser(place)) for place in places):  # Path's raises where there is no such user
         check_confined(place)
         images = list_files(place, IMAGE_EXTENSIONS) if place.is_dir() else [place]
         if not images:
