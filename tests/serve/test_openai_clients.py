@@ -151,7 +151,8 @@ def test_tools_and_their_results_are_for_the_template(client: Any, models: dict[
     assert answer.choices[0].message.content == expected["text"]
     without = client.chat.completions.create(**request)
     assert answer.usage.prompt_tokens > without.usage.prompt_tokens
-    assert client.chat.completions.create(**request, tools=TOOLS, tool_choice="none").usage == without.usage
+    unused = client.chat.completions.create(**request, tools=TOOLS, tool_choice="none")
+    assert unused.usage.prompt_tokens == without.usage.prompt_tokens
 
 
 def test_parts_of_text_are_joined(client: Any):

@@ -213,7 +213,7 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     exported |= family.make_unused_tensors(config)
     contents["config.json"] = config
     for name, content in family.make_files(values, files).items():
-        contents[name] = merge_fields(contents.get(name, {}), content)
+        contents[name] = merge_fields(contents[name], content) if name in contents else content
     texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
     texts |= {name: files[name] for name in ("tokenizer.json", "chat_template.jinja") if name in files}
     with atomic_directory(folder) as temporary:

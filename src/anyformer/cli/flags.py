@@ -268,7 +268,17 @@ def format_flag(flag: Flag, width: int) -> str:
     if flag.default is True:
         head = f"{flag.name}, {flag_name([*flag.path[:-1], 'no_' + flag.path[-1]])}"
     text = fill(flag.help + format_default(flag), width, initial_indent=indent, subsequent_indent=indent)
-    return f"  {head}\n{text}" if len(head) > COLUMN - 4 else f"  {head:<{COLUMN - 2}}{text[COLUMN:]}".rstrip()
+    return (
+        f"  {break_choices(head, width)}\n{text}"
+        if len(head) > COLUMN - 4
+        else f"  {head:<{COLUMN - 2}}{text[COLUMN:]}".rstrip()
+    )
+
+
+def break_choices(head: str, width: int) -> str:
+    """A flag, with its choices on two lines if one is too short for them."""
+    cut = head.rfind(",", 0, width - 2) + 1
+    return head if len(head) <= width - 2 or not cut else f"{head[:cut]}\n    {head[cut:]}"
 
 
 def format_default(flag: Flag) -> str:
