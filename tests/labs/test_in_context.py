@@ -40,7 +40,7 @@ from anyformer.labs.in_context.regression import (
     predict_ridge,
     probe_layers,
 )
-from anyformer.labs.in_context.train_functions import KINDS, read_last_answers
+from anyformer.labs.in_context.train_functions import KINDS, MAX_PLACES, find_places, read_last_answers
 from anyformer.labs.in_context.train_regression import weigh_pairs
 from anyformer.labs.in_context.training import Curriculum
 from anyformer.model.config import TransformerConfig
@@ -238,3 +238,8 @@ def test_what_follows_a_symbol_of_a_chain_its_earlier_occurrences_say():
 def test_half_of_a_value_is_reached_where_it_bends():
     records = [{"step": 10 * i, "gain": value} for i, value in enumerate([0.0, 0.1, 0.6, 0.9, 1.0])]
     assert find_half(records, "gain") == 20
+
+
+def test_places_are_counted_from_the_last_mark():
+    ids, _ = encode_batch(["\nabc>ba\n"])
+    assert find_places(ids)[0].tolist() == [0, 1, 2, 3, MAX_PLACES, MAX_PLACES + 1, MAX_PLACES + 2, 0]
