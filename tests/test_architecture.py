@@ -19,6 +19,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 OTHERS = [path for folder in ("bench", "docs") for path in sorted((ROOT / folder).rglob("*.py"))]
 
+all_files = pytest.mark.parametrize(
+    "files",
+    [pytest.param(FILES, id="package"), pytest.param(TESTS + OTHERS, id="tests", marks=pytest.mark.slow)],
+)  # the others take ten seconds to parse
+
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 50
 MAX_READING_PATH_LINES = 1500
@@ -73,8 +78,9 @@ def test_files_stay_below_500_lines():
     assert {str(path): n for path in FILES + TESTS if (n := count_lines(path)) > MAX_FILE_LINES} == {}
 
 
-def test_functions_stay_below_50_lines():
-    lengths = {f"{path}:{f.name}": (f.end_lineno or 0) - f.lineno + 1 for path, f in find_functions(FILES + TESTS)}
+@all_files
+def test_functions_stay_below_50_lines(files: list[Path]):
+    lengths = {f"{path}:{f.name}": (f.end_lineno or 0) - f.lineno + 1 for path, f in find_functions(files)}
     assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}
 
 
@@ -100,17 +106,17 @@ def test_complexity_is_bounded_by_the_linter():
 # --- names ---
 
 
-def test_no_banned_name():
+@all_files
+def test_no_banned_name(files: list[Path]):
     bad = BANNED | OLD
-    names = (
-        (path, line, name) for path, nodes in parse_all(FILES + TESTS + OTHERS) for name, line in list_names(nodes)
-    )
+    names = ((path, line, name) for path, nodes in parse_all(files) for name, line in list_names(nodes))
     assert [f"{path}:{line}: {name}" for path, line, name in names if name in bad] == []
 
 
-def test_functions_are_verbs_in_the_imperative():
+@all_files
+def test_functions_are_verbs_in_the_imperative(files: list[Path]):
     """A function that is named by a participle (`made`, `opened`) does not say whether it does or has done."""
-    functions = find_functions(FILES + TESTS + OTHERS)
+    functions = find_functions(files)
     assert [f"{path}:{f.lineno}: {f.name}" for path, f in functions if is_participle(f.name)] == []
 
 

@@ -361,6 +361,7 @@ def test_a_truncated_file_is_refused_in_one_line(share: float, content: bytes, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 7)), min_size=1, max_size=3))
 def test_flipped_bits_never_end_in_a_traceback(flips: list[tuple[int, int]], content: bytes, tmp_path: Path):

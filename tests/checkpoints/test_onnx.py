@@ -21,7 +21,7 @@ from checkpoint_kit import build_reference, randomize, save, transformers
 from cli_kit import assert_refused, call
 
 QUICK = {
-    "test_a_traced_graph_holds_at_other_sizes_and_has_operators_of_onnx": {"language-local"},
+    "test_a_traced_graph_holds_at_other_sizes_and_has_operators_of_onnx": set(),
     "test_outputs_are_the_same_at_other_sizes": {"vision-tiny"},
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 

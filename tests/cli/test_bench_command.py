@@ -35,6 +35,7 @@ def render(facts: dict[str, Any], width: int = 80) -> str:
     return screen.getvalue()
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_object(small: None):
     output = call("bench", "--quick", "--device", "cpu", "--json").ok()
     facts = output.json

@@ -457,6 +457,7 @@ def test_a_word_that_is_nothing_is_explained(server: Hub):
     assert hub.parse_reference("a/b@v1/c/d", "dataset") == hub.Reference("a/b@v1/c/d", "a/b", "v1", "c/d")
 
 
+@pytest.mark.slow
 def test_the_environment_of_a_process_decides(tmp_path: Path):
     """HF_ENDPOINT and HF_HOME, with the token in it, of a real process from the start."""
     with serve_hub(Hub(repos={"datasets/owner/reviews": {"train.csv": REVIEWS.encode()}})) as served:

@@ -34,6 +34,7 @@ def read_weights(run: Path) -> bytes:
     return (run / "checkpoints" / "step-20" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_from_training_to_export(folder: Path):
     call(*TINY, "--data", "series.txt", "--out", "whole").ok()
     kill = "lambda record: record['step'] == 14 and os.kill(os.getpid(), signal.SIGKILL)"

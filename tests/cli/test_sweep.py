@@ -23,7 +23,6 @@ from anyformer.training.run_directory import RunDirectory
 from cli_kit import assert_refused, call, nothing_changes, read_folder
 
 QUICK = {
-    "test_the_default_config_is_kept_where_nothing_beats_it": {"held_out_losses1-0-default-says1"},
     "test_a_killed_sweep_continues_exactly": {"kill_at1"},
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 
@@ -183,6 +182,7 @@ def test_the_default_config_is_trained_for_the_total(sweep_once: SweepOnce, tmp_
     assert stored["config"]["train"]["steps"] == 28
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("held_out_losses", "winner", "run", "says"),
     [
@@ -221,6 +221,7 @@ def test_the_default_config_wins_ties():
 # --- the clock ---
 
 
+@pytest.mark.slow
 def test_a_total_time_is_divided(text: Path, tmp_path: Path):
     """By a clock that the test turns: each training takes exactly its budget, each evaluation a second."""
     flags = ("--minutes", 4, "--trials", 5, "--json")

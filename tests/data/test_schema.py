@@ -42,6 +42,7 @@ def test_a_schema_survives_toml_and_json(text: str):
     assert load_schema(schema.to_toml()) == load_schema(schema.to_json()) == schema
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
 def test_any_column_name_survives_toml(names: list[str]):

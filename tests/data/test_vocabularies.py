@@ -74,6 +74,7 @@ def test_gpt2_is_the_public_one(gpt2):
     assert gpt2.encode_parsing_special(f"a{tok.END}").tolist() == [64, 50256] and gpt2.token_to_id(tok.END) == 50256
 
 
+@pytest.mark.slow
 @needs_data
 def test_gpt2_ranks_are_its_merges(gpt2, tmp_path):
     byte = {c: b for b, c in enumerate(byte_alphabet())}
@@ -108,6 +109,7 @@ def test_wordpiece_is_the_public_one(tmp_path, lower):
     assert saved.ids == public("one", "two").input_ids and saved.type_ids == public("one", "two").token_type_ids
 
 
+@pytest.mark.slow
 @needs_data
 def test_whisper_is_the_public_one():
     transformers = pytest.importorskip("transformers")

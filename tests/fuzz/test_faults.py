@@ -214,6 +214,7 @@ def test_several_processes(bench: Bench):
     report_faults("several processes at once", failures, tries)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(bench: Bench):
     """A random file of the last checkpoint is changed, cut or removed: the run continues from the one before, or the
     command says what is damaged."""

@@ -177,6 +177,7 @@ def list_parsers() -> Iterator[tuple[str, Flag, Callable[[str, str], Any]]]:
                 )
 
 
+@pytest.mark.slow
 def test_every_value_of_every_flag_is_parsed():
     """In this process, and nothing is done with it."""
     tally, chance = Tally("flags parsed"), random.Random(0)
@@ -208,6 +209,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return {recipe: anyformer.load(folder / recipe) for recipe in recipes}
 
 
+@pytest.mark.slow
 def test_every_flag_of_every_recipe(models: Mapping[str, Any], tmp_path: Path):
     tally = Tally("flags", codes=(1, 2), is_small=False)  # 1: a learning rate of 1000 fails while training
     parsers = [(*parser, parser[0].removeprefix("TrainCommand ")) for parser in list_parsers()]
@@ -308,6 +310,7 @@ def list_calls(models: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     return calls | {function.__name__: function for function in functions for _ in range(len(models))}
 
 
+@pytest.mark.slow
 def test_every_argument_from_python(models: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tally, calls = Tally("calls"), list_calls(models)
     monkeypatch.chdir(tmp_path)

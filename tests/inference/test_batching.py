@@ -145,6 +145,7 @@ def test_callbacks_that_raise_harm_nobody(model: language.LanguageModel):
     batcher.close()
 
 
+@pytest.mark.slow
 def test_rows_wait_where_there_is_no_memory_for_them(model: language.LanguageModel):
     node_bytes = 2 * 3 * 32 * 4
     batcher, most = make_batcher(model, max_rows=8, max_bytes=4 * 64 * node_bytes), 0

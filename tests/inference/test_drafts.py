@@ -9,11 +9,6 @@ from torch import Tensor
 from anyformer.errors import InputError
 from anyformer.inference.drafts import Draft, DraftSettings, write_drafts
 
-QUICK = {
-    "test_tokens_that_are_drawn_one_by_one_follow_the_distribution": {"random"},
-}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
-
-
 V, T, MASK = 3, 4, 3
 ALLOWED = torch.ones(V, dtype=torch.bool)
 
@@ -53,6 +48,7 @@ def write(predict: Exact, rows: list[list[int]], seeds: list[int] | None = None,
     return drafts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["left", "random"])
 def test_tokens_that_are_drawn_one_by_one_follow_the_distribution(joint: Tensor, order: str):
     """In any order that does not look at the probabilities."""
@@ -66,6 +62,7 @@ def test_tokens_that_are_drawn_one_by_one_follow_the_distribution(joint: Tensor,
     assert chi_square < 54.1  # of 26 degrees of freedom: one in a thousand
 
 
+@pytest.mark.slow
 def test_tokens_that_are_drawn_at_once_are_independent(joint: Tensor):
     n = 3000
     drafts = write(Exact(joint), [[MASK] * T] * n, list(range(n)), passes=1, temperature=1.0)

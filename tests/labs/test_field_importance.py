@@ -42,6 +42,7 @@ def test_the_worth_of_a_field_is_its_information(run: Path):
     assert first == second != other, "the seed decides how values are shuffled"
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_draws(run: Path):
     output = call("worth", run, "--device", "cpu").ok()
     assert output.out.splitlines()[0] == "accuracy over 60 rows" and "worth.svg" in output.err

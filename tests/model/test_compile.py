@@ -56,6 +56,7 @@ def test_every_rule_and_position_is_one_graph(position: str, start: int):
     check(ManyRules(position), torch.randn(B, T, C), [causal & window(8), near_by_head, *rules])
 
 
+@pytest.mark.slow
 def test_a_rule_for_each_layer_is_one_graph():
     model = Transformer(TransformerConfig(dim=C, n_layer=3, n_head=H, position="rotary"))
     check(model, torch.randn(B, T, C), [causal & window(8), causal, causal & window(8)])

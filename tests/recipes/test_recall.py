@@ -57,6 +57,7 @@ def test_a_new_model_predicts_what_the_counts_predict(tmp_path: Path):
     assert (probabilities - expected).abs().sum(-1).mean() / 2 < 0.1, "an untrained Transformer adds little"
 
 
+@pytest.mark.slow
 def test_in_training_the_own_occurrence_is_left_out(model: recall.RecallModel):
     ids = torch.tensor([encode(model, "the cat sat on the mat. ")])
     batch = {"ids": ids, "labels": torch.cat([ids[:, 1:], torch.full((1, 1), -100)], dim=1)}

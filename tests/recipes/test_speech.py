@@ -159,6 +159,7 @@ def test_it_trains_on_a_table_in_subwords_and_is_loaded_without_it(tmp_path: Pat
     assert api.load(tmp_path / "run", "cpu").predict(sound) == model.predict(sound)
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_spoken_digits_have_the_official_split():
     data = load_audio("fsdd")

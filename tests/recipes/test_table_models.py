@@ -234,6 +234,7 @@ def test_gradient_boosting_is_trained_beside(houses: Path, tmp_path: Path):
     assert "gradient boosting was better: use it for these data (rmse " in lines
 
 
+@pytest.mark.slow
 def test_folds_say_how_many_of_them_are_won(houses: Path, tmp_path: Path):
     pytest.importorskip("sklearn.ensemble")
     command = ("train", "multimodal", "--data", houses, "--target", "price", *FEW, "--steps", 2, "--folds", 3)

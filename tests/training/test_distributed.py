@@ -91,6 +91,7 @@ def test_every_recipe_trains_in_several_processes(name: str):
         torch.testing.assert_close(torch.tensor(result), torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batches_that_predict_nothing(monkeypatch: pytest.MonkeyPatch):
     """A process whose batches have no labels takes part with a weight of zero."""
     recipe = recipe_loading.load_recipe("language")

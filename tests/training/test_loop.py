@@ -145,6 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(text: Path, monkeypatch: p
     assert all(torch.equal(a, b) for a, b in zip(weights, state.model.parameters())), "the weights have changed"
 
 
+@pytest.mark.slow
 def test_float16_skips_updates_that_overflow(text: Path):
     """Each time the loss scale is halved, until gradients fit; then it learns."""
     config = configure(text, dtype="float16", steps=60, lr=1e-2, eval_every=100)

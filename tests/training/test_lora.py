@@ -112,6 +112,7 @@ def test_adapters_need_a_base(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_peft_opens_exported_adapters(family: str, text: Path, tmp_path: Path):
     peft = pytest.importorskip("peft", reason="the oracle of this test: pip install peft")
