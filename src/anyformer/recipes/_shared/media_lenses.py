@@ -47,13 +47,17 @@ class MediaLensRequest:
 # --- images ---
 
 
-def lens_vision(model: Any, request: dict[str, Any]) -> LensView:
-    """The patches of an image, its class, and the class that each patch would give alone."""
+def choose_image(model: Any, request: dict[str, Any]) -> np.ndarray:
+    """Return the image of a request, or one of the examples, at the size of the model: (H, W, channels) uint8."""
     path, preprocessor = parse_dataclass(MediaLensRequest, request, "request").path, model.preprocessor
     if path is None:
-        image = next(iter(preprocessor.decode_examples(model.size)), np.full(model.size, 128, np.uint8))
-    else:
-        image = preprocessor.resize(read_image(path), model.size)
+        return next(iter(preprocessor.decode_examples(model.size)), np.full(model.size, 128, np.uint8))
+    return preprocessor.resize(read_image(path), model.size)
+
+
+def lens_vision(model: Any, request: dict[str, Any]) -> LensView:
+    """The patches of an image, its class, and the class that each patch would give alone."""
+    image, preprocessor = choose_image(model, request), model.preprocessor
     pixels = torch.from_numpy(image[None].transpose(0, 3, 1, 2).copy()).to(model.mean.device)
     nodes = describe_patches(image, model.nodes.project.kernel_size[0], model.class_nodes)
     names = unique_names(model.classes)
@@ -66,11 +70,7 @@ def lens_vision(model: Any, request: dict[str, Any]) -> LensView:
 
 def lens_towers(model: Any, request: dict[str, Any]) -> LensView:
     """The patches of an image, and how well captions fit it; and how well they would fit each patch alone."""
-    path, preprocessor = parse_dataclass(MediaLensRequest, request, "request").path, model.preprocessor
-    if path is None:
-        image = next(iter(preprocessor.decode_examples(model.size)), np.full(model.size, 128, np.uint8))
-    else:
-        image = preprocessor.resize(read_image(path), model.size)
+    image = choose_image(model, request)
     pixels = torch.from_numpy(image[None].transpose(0, 3, 1, 2).copy()).to(model.logit_scale.device)
     nodes = describe_patches(image, model.vision.nodes.project.kernel_size[0], model.vision.class_nodes)
     texts, tower = embed_texts(model, model.captions, cut=True).to(pixels.device), model.vision
