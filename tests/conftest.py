@@ -1,5 +1,6 @@
 """What all tests share: one thread, a cache of their own, and the real data where there is some."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,10 +19,16 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
     from hypothesis import settings
 
-    settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40)
+    settings.register_profile("steady", derandomize=True, deadline=None, max_examples=20)
     settings.register_profile("fuzz", deadline=None, max_examples=FUZZ_EXAMPLES, print_blob=True)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
     torch.set_num_threads(1)
+    gc.disable()  # while a million objects that stay are made; it would look at all of them again and again
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -45,11 +45,17 @@ LONG_PAGES = {
     "chat",
     "drafts",
     "evaluation",
+    "generalist",
     "notes",
+    "own-loop",
+    "page",
+    "pictures",
     "recipes",
+    "series",
+    "structure",
     "tour",
     "tts",
-}  # whose code takes three to ten seconds each
+}  # whose code takes one to ten seconds each
 all_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 

@@ -25,6 +25,22 @@ from checkpoint_kit import (
     transformers,
 )
 
+QUICK = {
+    "test_greedy_generation_equals_that_of_transformers": {
+        "GPT2",
+        "Llama, one layer, one key",
+        "Qwen3, local layers",
+        "Llama, llama3 scaling",
+        "Llama, yarn",
+        "Mistral",
+        "Olmo2",
+        "SmolLM3",
+        "Phi3, longrope",
+        "Gemma2",
+        "Gemma3",
+    },
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 SIZES: dict[str, dict[str, Any]] = {
     "GPT2": {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 96},
     "Llama": {"hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4},

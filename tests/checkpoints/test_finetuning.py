@@ -12,6 +12,11 @@ from anyformer.conversion import export_checkpoint, import_checkpoint
 from anyformer.errors import InputError
 from cli_kit import read_folder
 
+QUICK = {
+    "test_it_answers_as_before_the_export": {"gpt2"},
+    "test_adapters_do_not_change_the_import": {"gpt2"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 TEXT = "the cat sat on the mat, and the dog sat on the cat\nthen the rat ran at the bat\n" * 30
 NUMBERS = [str(i * 7919 % 10**6) for i in range(300)]
 FILES = {"text.txt": TEXT, "pairs.tsv": "".join(f"{number}\t{number[::-1]}\n" for number in NUMBERS)}

@@ -26,7 +26,7 @@ from cli_kit import SHORT, assert_refused, call
 from llama_cpp_kit import LlamaCpp
 
 QUICK = {
-    "test_llama_cpp_reads_a_trained_model_and_its_tokenizer": {"llama-byte", "llama-char"},
+    "test_llama_cpp_reads_a_trained_model_and_its_tokenizer": {"llama-char"},
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 
 

@@ -28,11 +28,7 @@ from checkpoint_kit import (
 )
 
 QUICK = {
-    "test_greedy_generation_equals_that_of_transformers": {
-        "v1.0",
-        "gated and tied",
-        "v1.0, deep encoder, one shared head",
-    },
+    "test_greedy_generation_equals_that_of_transformers": {"v1.0, deep encoder, one shared head", "gated and tied"},
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 
 

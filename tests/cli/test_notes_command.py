@@ -24,6 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_read_with_notes(run: Path):
     """The start of the prompt leaves the context; those that the model writes on the way are shown."""
     prompt = "Mary went out.\n" + 30 * "It rained.\n"

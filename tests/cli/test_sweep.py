@@ -150,6 +150,7 @@ def test_an_interrupted_sweep_continues_exactly(
         sweep(text, tmp_path / "sweep", "--resume").ok()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [("trial-001", 1), ("trial-000", 4)])
 def test_a_killed_sweep_continues_exactly(sweep_once: SweepOnce, tmp_path: Path, kill_at: tuple[str, int]):
     """SIGKILL: no handler runs, nothing is saved at the end."""

@@ -19,6 +19,10 @@ from anyformer.model.config import TransformerConfig
 from anyformer.recipes import language, recall
 from batching_kit import Arrival, answer_requests
 
+QUICK = {
+    "test_windows_are_read_together_as_one_id_after_the_other": {"3", "28"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 ALPHABET = "ab=[]\n"
 TOKENIZER = Characters(ALPHABET)
 NOTES = Notes(TOKENIZER, [3], [4], max_tokens=6)

@@ -27,6 +27,7 @@ SMALL_DATA = {
     "music": Path(__file__).parent.parent / "data_files" / "tunes.abc",
     "classify": Path(__file__).parent.parent / "data_files" / "moods.csv",
     "msa": Path(__file__).parent.parent / "data_files" / "family.a3m",
+    "spans": Path(__file__).parent.parent / "data_files" / "sentences.txt",
 }
 SAMPLE = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\r\n\n  Été — 夏 🌞\n" * 20
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=60)

@@ -345,7 +345,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantization")
     (folder / "a.txt").write_text("".join(f"the {n} cats sat on the {n % 7} mats. " for n in range(2000)))
     shape = {"dim": 64, "context": 64}
-    train = {"steps": 150, "lr": 3e-3, "eval_every": 150, "device": "cpu", "dtype": "float32"}
+    train = {"steps": 60, "lr": 5e-3, "eval_every": 60, "device": "cpu", "dtype": "float32"}
     api.train("language", "tiny", data=str(folder / "a.txt"), out=folder / "run", model=shape, train=train)
     return folder / "run"
 

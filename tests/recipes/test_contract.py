@@ -46,11 +46,11 @@ LOSS_IN_CHUNKS = {
 }
 LOSS_IN_CHUNKS |= {"music", "text2image", "translation", "tts"}
 pytestmark = pytest.mark.parametrize("name", recipe_loading.list_recipes())
-SHAPES = {"language", "translation", "vision", "speech", "multimodal", "generalist", "rnnsearch", "msa"}
+SHAPES = {"language", "translation", "vision", "multimodal", "rnnsearch"}
 QUICK = {
     "test_estimate_needs_no_training": SHAPES,
     "test_estimate_of_a_large_batch": {"language"},
-    "test_compiled_equals_eager": {"language", "translation", "vision"},
+    "test_compiled_equals_eager": {"language", "vision"},
 }  # recipes of tests that are slow for all others: their code is mostly shared
 
 

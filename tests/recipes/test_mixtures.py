@@ -23,6 +23,10 @@ from anyformer.recipes._shared.trivial_baselines import score_token_frequencies
 from anyformer.training.evaluation import evaluate
 from cli_kit import assert_refused, call
 
+QUICK = {
+    "test_a_mixture_is_trained_and_validated_by_source": {"language", "spans"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 MIXING = [
     name
     for name in recipe_loading.list_recipes()
@@ -117,6 +121,7 @@ def test_any_process_computes_any_batch(name: str):
                 assert step + n_ranks >= 9 or equal(resumed, stream[step + n_ranks][0])
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_steps_reads_what_an_uninterrupted_one_reads(monkeypatch: pytest.MonkeyPatch):
     ids: dict[int, bytes] = {}
 

@@ -15,6 +15,22 @@ from anyformer import recipe_loading
 from anyformer.predict_file import predict_file
 from data_kit import SMALL_DATA, refuses
 
+QUICK = {
+    "test_every_recipe_answers_a_file": {
+        "language",
+        "translation",
+        "vision",
+        "classify",
+        "forecast",
+        "spans",
+        "msa",
+        "grpo",
+        "music",
+        "control",
+        "speech",
+    },
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 BATCHED = [
     name
     for name in recipe_loading.list_recipes()

@@ -128,6 +128,7 @@ def test_the_reference_is_the_model_before(base: Path, run: Path, tmp_path: Path
             assert reference[number, column].item() == pytest.approx(expected.item(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(base: Path, tmp_path: Path):
     for name, steps in (("full", [6]), ("parts", [3, 6])):
         for part, n in enumerate(steps):

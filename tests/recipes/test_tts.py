@@ -160,6 +160,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_words_are_said_in_the_voice_that_is_asked_for(run: Path):
     model = api.load(run, "cpu")
     for word, speaker in (("low", "ann"), ("higher", "ann"), ("low", "bob"), ("higher", "bob")):

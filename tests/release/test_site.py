@@ -15,6 +15,10 @@ import check_pages  # noqa: E402
 import reports  # noqa: E402
 import stage  # noqa: E402
 
+QUICK = {
+    "test_a_recipe_shows_the_report_of_a_run_that_can_be_made": {"language", "vision", "forecast", "generalist"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 
 def test_every_page_is_in_the_index_once():
     names = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in (ROOT / "docs").rglob("*.md")}

@@ -188,6 +188,7 @@ def test_a_preset_fixes_the_size():
         assert budget is not None and budget.choose_size == is_free
 
 
+@pytest.mark.slow
 def test_minutes_from_the_command_line(tmp_path: Path):
     (tmp_path / "a.txt").write_text("".join(random.Random(0).choices("abcd ", k=20_000)))
     command = ("train", "language", "--data", tmp_path / "a.txt", "--minutes", 0.03, "--device", "cpu", "--yes")

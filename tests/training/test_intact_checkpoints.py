@@ -29,14 +29,7 @@ from data_kit import SMALL_DATA
 from fault_kit import Child, limit_memory
 
 QUICK = {
-    "test_sizes_are_checked_before_memory_is_taken": {
-        "language",
-        "translation",
-        "speech",
-        "vision",
-        "multimodal",
-        "generalist",
-    },
+    "test_sizes_are_checked_before_memory_is_taken": {"language", "multimodal"},
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 
 

@@ -15,6 +15,10 @@ from anyformer.training.config import LoRAConfig
 from checkpoint_kit import assert_close, build_reference, open_reference, save, transformers
 from cli_kit import assert_refused, call
 
+QUICK = {
+    "test_resumed_equals_uninterrupted": {"muon"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 TRAIN = {"steps": 6, "batch": 4, "eval_every": 3, "eval_batches": 2, "save_every": 3, "device": "cpu"}
 TRAIN |= {"dtype": "float32", "final_every": 1000}
 TUNE = TRAIN | {"lr": 1e-2}

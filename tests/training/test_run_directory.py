@@ -70,6 +70,7 @@ def test_resumed_equals_uninterrupted(text: Path, tmp_path: Path, stop: int, set
     assert ("scaler" in state) == (settings.get("dtype") == "float16")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_equals_uninterrupted(text: Path, tmp_path: Path):
     """SIGKILL a random moment after a new checkpoint: the next process continues, and takes over the lock."""
     import torch._dynamo  # noqa: F401  (imported by the optimizer: once here, not in every child)

@@ -23,7 +23,7 @@ from anyformer.training.timer import Timer, TimerState
 from cli_kit import assert_refused, call
 
 QUICK = {
-    "test_a_machine_that_changes_its_speed_ends_on_time": {"steady", "slower"},
+    "test_a_machine_that_changes_its_speed_ends_on_time": {"slower"},
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 
 
@@ -157,6 +157,7 @@ def test_finished_by_the_clock_is_finished_until_told_otherwise(text: Path, tmp_
     assert folder is not None and checkpoints.read_timer(folder) is None, "it follows the number of steps now"
 
 
+@pytest.mark.slow
 def test_too_few_minutes_are_refused_with_enough(text: Path, tmp_path: Path):
     machine = Machine(lambda now: 20.0)
     job = machine.make_job(text, tmp_path / "run", 0.5)

@@ -11,9 +11,10 @@ from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from .device import has_native_bfloat16
 from .distributed import gather, get_local, get_rank, get_size, is_sharded
+from .uncompiled import Uncompiled
 
 
-class Muon(torch.optim.Muon):
+class Muon(Uncompiled, torch.optim.Muon):
     """torch's Muon, but for the dtype in which a CPU orthogonalizes."""
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from .config import TrainConfig
 from .distributed import collect, get_size, share_like
 from .muon import Muon, OwnedMuon
 from .optimizer_dtype import store_states
+from .uncompiled import AdamW
 
 STATE_KEYS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
 DECAY_FRACTION = 0.4  # of the steps after the warm-up, at the end of the trapezoid schedule
@@ -48,7 +49,7 @@ class Optimizer:
         ]
         fused = all(p.device.type in ("cpu", "cuda") for p in by_adamw)
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, config.lr, (0.9, float(config.beta2)), fused=fused)
+            AdamW(groups, config.lr, (0.9, float(config.beta2)), fused=fused)
         ]
         if by_muon:
             kind = OwnedMuon if get_size() > 1 else Muon
