@@ -2,7 +2,8 @@
 
     python -m bench.inference.beside_llama_cpp MODEL      needs xllamacpp: pip install -e '.[test]'
 
-MODEL is a GGUF file, a folder or a run of a language model. The files for llama.cpp are written by our own
+MODEL is a GGUF file, a folder or a run of a language model; --shape replaces it by random weights of another shape with
+its vocabulary, and --peers adds other libraries. The files for llama.cpp are written by our own
 `export --to gguf --quantize`; with --files FOLDER they are kept for the next time. Both sides continue the same prompts
 greedily to a fixed length, in this process and in turns, so that load on the machine affects all; every round has
 prompts of its own. Reading a prompt and writing are measured apart: ours by the first token, llama.cpp's by a request
@@ -16,6 +17,7 @@ counts the first tokens that agree with those of the first contender.
 
 import argparse
 import json
+import math
 import platform
 import random
 import statistics
@@ -24,6 +26,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,9 +40,18 @@ from anyformer.inference.sampling import SamplingParams
 from anyformer.labs.benchmark import count_linear_bytes, load_documentation
 from anyformer.report.doctor import processor_name
 from bench._common import make_parser
+from bench.inference._peers import (
+    PEERS,
+    SHAPES,
+    Rows,
+    Times,
+    load_peer,
+    now,
+    subtract,
+    time_apart,
+    write_random_model,
+)
 
-Rows = list[list[int]]
-Times = tuple[float, float]  # CPU seconds, wall seconds
 OURS, LLAMA_CPP = ("float32", "bfloat16", "int8", "int4"), ("f32", "bf16", "q8_0", "q4_0")
 
 
@@ -63,14 +75,6 @@ def measure_reading() -> float:
         values.sum()
         times.append(time.process_time() - start)
     return values.numel() * 4 / min(times) / 1e9
-
-
-def now() -> Times:
-    return time.process_time(), time.perf_counter()
-
-
-def subtract(end: Times, start: Times) -> Times:
-    return end[0] - start[0], end[1] - start[1]
 
 
 def load_ours(path: Path, weights: Any) -> Contender:
@@ -115,16 +119,44 @@ def load_llama_cpp(path: Path, kind: str, rows: int, context: int, threads: int)
     return Contender(f"llama.cpp {kind.upper()}", weight_bytes, generate_rows)
 
 
-def write_files(model: Path, folder: Path, kinds: list[str]) -> dict[str, Path]:
-    """Write what is not there yet, the run that all are made from included. Returns {"run" or kind: path}."""
-    paths = {"run": folder / "run"} | {kind: folder / kind / "model.gguf" for kind in kinds}
+def load_other(name: str, folder: Path) -> Contender:
+    """Load a peer of bench/inference/_peers.py, of which a step reads the bytes of the file of weights, or half."""
+    share = {"float32": 1.0, "bfloat16": 0.5, "int8": 0.25}[name.split()[1]]
+    weight_bytes = share * 4 * count_parameters(folder)
+    return Contender(name, round(weight_bytes), partial(time_apart, load_peer(name, folder)))
+
+
+def count_parameters(folder: Path) -> int:
+    """Return how many numbers the weights of a folder have, by the headers of its files."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
+
+
+def write_files(model: Path, folder: Path, kinds: list[str], shape: str | None) -> dict[str, Path]:
+    """Write what is not there yet. Returns {"run", "hf" or kind of GGUF: path}; all are made from the run."""
+    paths = {"run": folder / "run", "hf": folder / "hf"} | {kind: folder / kind for kind in kinds}
     if not paths["run"].exists():
         api.import_checkpoint(model, paths["run"])
+    if not paths["hf"].exists():
+        api.export_checkpoint(paths["run"], "hf", paths["hf"])
+    if shape:
+        return write_files(write_shape(folder / shape, shape, paths["hf"]), folder / shape / "files", kinds, None)
     for kind in kinds:
         if not (folder / kind).exists():
             api.export_checkpoint(paths["run"], "gguf", folder / kind, quantize=None if kind == "f32" else kind)
         (paths[kind],) = (folder / kind).glob("*.gguf")
     return paths
+
+
+def write_shape(folder: Path, shape: str, tokenizer: Path) -> Path:
+    if not (folder / "model").exists():
+        write_random_model(folder / "model", shape, tokenizer)
+    return folder / "model"
 
 
 def cut_prompts(ids: list[int], batch: int, length: int, seed: int) -> Rows:
@@ -181,11 +213,12 @@ def main(options: argparse.Namespace) -> None:
     print(f"{options.threads} threads; a CPU second reads {ceiling:.1f} GB", file=stream, flush=True)
     results = []
     with TemporaryDirectory() as temporary:
-        paths = write_files(options.model, options.files or Path(temporary), options.kinds)
+        paths = write_files(options.model, options.files or Path(temporary), options.kinds, options.shape)
         context = max(options.prompts) + options.new + 1
         contenders = [
             load_llama_cpp(paths[kind], kind, max(options.batches), context, options.threads) for kind in options.kinds
         ]
+        contenders += [load_other(name, paths["hf"]) for name in options.peers]
         contenders += [load_ours(paths["run"], weights) for weights in options.weights]
         text = load_documentation()[:200_000]
         ids = [int(i) for i in api.load(paths["run"], "cpu").module.tokenizer.encode(text)]
@@ -206,6 +239,8 @@ if __name__ == "__main__":
     parser.add_argument("--files", type=Path, help="where to keep the converted files")
     parser.add_argument("--weights", nargs="*", default=list(OURS), choices=OURS, help="formats of anyformer")
     parser.add_argument("--kinds", nargs="*", default=list(LLAMA_CPP), choices=LLAMA_CPP, help="formats of llama.cpp")
+    parser.add_argument("--peers", nargs="*", default=[], choices=PEERS, help="other libraries")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape in place of the model's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="long prompts: 1 only")
     parser.add_argument("--prompts", type=int, nargs="+", default=[32, 1000], help="tokens of a prompt")

@@ -1,7 +1,8 @@
-"""Generation with GPT-2's 124M shape on a CPU: transformers, CTranslate2 and anyformer, from the same weights.
+"""Generation with GPT-2's 124M shape on a CPU: transformers, CTranslate2, onnxruntime and anyformer.
 
     python -m bench.inference.generation_vs_peers      needs transformers and ctranslate2: pip install -e '.[bench]'
 
+All have the same weights; onnxruntime runs the graph with keys and values that `export --to onnx --cache` writes.
 All decode greedily; in float32 anyformer must agree with transformers on every token before anything is timed. Prefill
 and decoding are separated: generating one token is prefill, and the additional time of further tokens is decoding. The
 libraries are measured in turns, so that load on the machine affects all. The ceiling is the memory bandwidth: a
@@ -13,7 +14,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,9 @@ import transformers
 from anyformer import api
 from anyformer.training.hardware import measure_read_bandwidth
 from bench._common import generate_greedy, make_parser
+from bench.inference._peers import PEERS, Generate, load_peer
 
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}
-Generate = Callable[[list[list[int]], int], list[list[int]]]
 
 
 @dataclass
@@ -67,32 +67,6 @@ def write_checkpoint(folder: Path) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and "wpe" not in name)
 
 
-def load_transformers(folder: Path, dtype: torch.dtype) -> Generate:
-    model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
-
-    def generate_rows(prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        ids = torch.tensor(prompts)
-        with torch.inference_mode():
-            arguments = {"attention_mask": torch.ones_like(ids), "do_sample": False, "min_new_tokens": tokens}
-            return model.generate(ids, max_new_tokens=tokens, pad_token_id=0, **arguments)[:, ids.shape[1] :].tolist()
-
-    return generate_rows
-
-
-def load_ctranslate2(folder: Path, weights: str) -> Generate:
-    out = folder / f"ctranslate2-{weights}"
-    ctranslate2.converters.TransformersConverter(str(folder)).convert(str(out), quantization=weights)
-    threads = torch.get_num_threads()
-    model = ctranslate2.Generator(str(out), device="cpu", compute_type=weights, intra_threads=threads)
-
-    def generate_rows(prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        words = [[f"t{i}" for i in prompt] for prompt in prompts]
-        length = {"max_length": tokens, "min_length": tokens, "include_prompt_in_result": False, "end_token": []}
-        return [output.sequences_ids[0] for output in model.generate_batch(words, max_batch_size=len(words), **length)]
-
-    return generate_rows
-
-
 def load_anyformer(folder: Path, weights: Any) -> Generate:
     return partial(generate_greedy, api.load(folder, "cpu", weights=weights).module)
 
@@ -108,8 +82,8 @@ def time_generation(generate_rows: Generate, prompts: list[list[int]], new_token
 def load_contenders(folder: Path) -> list[Contender]:
     """Load all contenders from the same weights. Raises AssertionError if anyformer and transformers disagree."""
     supported = ctranslate2.get_supported_compute_types("cpu")
-    generators = {f"transformers {w}": load_transformers(folder, getattr(torch, w)) for w in ("float32", "bfloat16")}
-    generators |= {f"CTranslate2 {w}": load_ctranslate2(folder, w) for w in BYTES_PER_WEIGHT if w in supported}
+    names = [name for name in PEERS if not name.startswith("CTranslate2") or name.split()[1] in supported]
+    generators = {name: load_peer(name, folder) for name in names}
     generators |= {f"anyformer {w}": load_anyformer(folder, w) for w in BYTES_PER_WEIGHT}
     prompts = [list(range(10, 42))]
     expected = generators["transformers float32"](prompts, 32)
