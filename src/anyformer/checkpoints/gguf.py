@@ -38,7 +38,7 @@ INTERLEAVED = r"blk\.\d+\.attn_([qk])\.(?:weight|bias)"
 WRITERS: dict[type, str] = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
 
 
-def read(path: Path) -> tuple[Family, ConfigDict, WeightSource, str, str]:
+def read(path: Path) -> tuple[Family, ConfigDict, WeightSource, str, ConfigDict]:
     """Open a GGUF file: return what `PublicCheckpoint` takes.
 
     Raises:
@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[Family, ConfigDict, WeightSource, str, str]:
     heads = {"q": n_head, "k": config.get("attention.head_count_kv") or n_head}
     tensors = GGUFTensors(file, heads if name in INTERLEAVED_ARCHITECTURES else {}, name in SHIFTED_ARCHITECTURES)
     tokenizer = "ids" if file.metadata.get("tokenizer.ggml.model", "none") == "none" else str(path.resolve())
-    return ARCHITECTURES[name], config, tensors, f"{path}: {name}", tokenizer
+    return ARCHITECTURES[name], config, tensors, f"{path}: {name}", {"tokenizer": tokenizer}
 
 
 class GGUFTensors(WeightSource):

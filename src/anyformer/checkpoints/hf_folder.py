@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.io.checks import read_json
 from ..data.io.gguf_file import is_gguf_file
+from ..data.tokenizers import marian_vocabulary
 from ..data.tokenizers.subwords import END_TOKENS
 from ..errors import InputError
 from ..recipe import Recipe
@@ -52,14 +53,14 @@ class PublicCheckpoint:
     Args:
         config: the public config, as the file has it.
         where: the file that is named in errors.
-        tokenizer: the recipe's `tokenizer` setting, for families that have one.
+        tokenizers: the recipe's settings of tokenizers, for families that have one.
 
     Attributes:
         recipe: name of the recipe that has models of this family.
         values: that recipe's config, as JSON values.
     """
 
-    def __init__(self, family: Family, config: ConfigDict, weights: WeightSource, where: str, tokenizer: str):
+    def __init__(self, family: Family, config: ConfigDict, weights: WeightSource, where: str, tokenizers: ConfigDict):
         self.family, self.recipe = family, family.recipes[0]
         self.config, self.weights = config, family.wrap_weights(weights)
         fields = ConfigFields(config, where)
@@ -70,7 +71,7 @@ class PublicCheckpoint:
         if (vocab_size := self.values.get("padded_vocab")) is not None:
             if vocab_size > longest:
                 raise InputError(f"{where}: vocab_size is {vocab_size}, but no tensor is longer than {longest}")
-            self.values |= {"tokenizer": tokenizer, "family": family.model_type}
+            self.values |= {**tokenizers, "family": family.model_type}
 
     def _map_tensors(self, model: nn.Module) -> tuple[TensorMap, Mapping[str, Tensor], WeightSource]:
         tensors = self.family.add_fixed_tensors(self.values, collect_tensors(model))
@@ -99,7 +100,7 @@ def open_checkpoint(path: Path) -> PublicCheckpoint:
         config = read_json(config_path)
         family = load_family(config.get("model_type"), str(config_path))
         weights = SafetensorsFolder(path, family.normalize_name)
-        return PublicCheckpoint(family, config, weights, str(config_path), find_tokenizer(path.resolve()))
+        return PublicCheckpoint(family, config, weights, str(config_path), find_tokenizers(path.resolve()))
     if path.is_file() and is_gguf_file(path):
         from . import gguf
 
@@ -110,10 +111,13 @@ def open_checkpoint(path: Path) -> PublicCheckpoint:
     raise InputError(f"{path} is not a model: {expected}")
 
 
-def find_tokenizer(folder: Path) -> str:
-    """Return the `tokenizer` setting for the tokenizer in a folder: "ids" without one."""
+def find_tokenizers(folder: Path) -> ConfigDict:
+    """Return the settings for the tokenizer in a folder, "ids" without one, or for one of each side of a pair."""
+    for source, target in (marian_vocabulary.MODEL_FILES, ("source_tokenizer.json", "tokenizer.json")):
+        if (folder / source).is_file() and (folder / target).is_file():
+            return {"source_tokenizer": str(folder / source), "tokenizer": str(folder / target)}
     path = next((path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)), None)
-    return "ids" if path is None else str(path if path.name == "tokenizer.json" else folder)
+    return {"tokenizer": "ids" if path is None else str(path if path.name == "tokenizer.json" else folder)}
 
 
 # --- weights ---
@@ -215,7 +219,11 @@ def write(folder: Path, recipe: Recipe, values: ConfigDict, model: nn.Module) ->
     for name, content in family.make_files(values, files).items():
         contents[name] = merge_fields(contents[name], content) if name in contents else content
     texts = {name: json.dumps(content, indent=2) for name, content in contents.items()}
-    texts |= {name: files[name] for name in ("tokenizer.json", "chat_template.jinja") if name in files}
+    texts |= {
+        name: files[name]
+        for name in ("tokenizer.json", "source_tokenizer.json", "chat_template.jinja")
+        if name in files
+    }
     with atomic_directory(folder) as temporary:
         save_file(exported, temporary / "model.safetensors", {"format": "pt"})
         for name, text in texts.items():

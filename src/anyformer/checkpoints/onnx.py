@@ -26,7 +26,8 @@ from .tensor_map import ConfigDict
 
 TRACED_SIZES, VERIFIED_SIZES = {"batch": 2}, ({"batch": 3}, {"batch": 1})
 MAX_SINGLE_FILE_BYTES = 1_800_000_000  # larger graphs keep their weights in a second file
-MAX_ERROR = 1e-4  # relative to the largest value of an output
+# Relative to the largest value of an output. In float32, 30 layers with a wide residual stream err by 1e-4 themselves.
+MAX_ERROR = 1e-3
 
 
 def require_export(recipe: Recipe) -> SupportsExport:
@@ -150,8 +151,15 @@ def verify(path: Path, graph: Graph) -> None:
             largest = max(np.abs(a).max(initial=0), 1e-6)
             error = np.abs(a - b).max(initial=0) / largest if a.shape == b.shape else math.inf
             if not error <= MAX_ERROR:
-                shapes = {key: list(tensor.shape) for key, tensor in inputs.items()}
-                raise InputError(f"the graph's {name} differs from the model's by {error:.1e} for inputs {shapes}")
+                raise InputError(
+                    f"the graph's {name} differs from the model's by {error:.1e} for {describe(graph, inputs)}"
+                )
+
+
+def describe(graph: Graph, inputs: Mapping[str, Tensor]) -> str:
+    """Return the sizes of the open axes: "batch 3, length 13"."""
+    sizes = {axis: inputs[name].shape[i] for name, x in graph.inputs.items() for i, axis in find_open_axes(x).items()}
+    return ", ".join(f"{axis} {size}" for axis, size in sizes.items())
 
 
 @contextmanager

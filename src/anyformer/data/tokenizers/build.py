@@ -19,6 +19,7 @@ from ..io.checks import read_text
 from ..io.gguf_file import GGUFFile, is_gguf_file
 from .base import CODE_POINTS, END, Bytes, Characters, Tokenizer, byte_alphabet, code_points, is_equal_json
 from .gguf_vocabulary import convert_from_gguf
+from .marian_vocabulary import convert_marian
 from .sentencepiece_model import MODEL_FILES, convert_sentencepiece
 from .special_tokens import read_metadata_files
 from .subwords import Subwords
@@ -83,7 +84,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer.json with its metadata files, a folder with one or with an older vocabulary, or a GGUF file.
+    """Load a tokenizer.json with its metadata files, a folder with one or with an older vocabulary, one side of
+    Marian's (source.spm, target.spm), or a GGUF file.
 
     A file that Characters or Bytes wrote is loaded as these. Raises InputError for a bad file.
     """
@@ -100,6 +102,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise InputError(f"tokenizer '{path}': {hint}")
     if is_gguf_file(path):
         return tokenizer_from_files(convert_from_gguf(GGUFFile(path).metadata, str(path)), path)
+    if path.suffix == ".spm":
+        return Subwords(convert_marian(path), read_metadata_files(path.parent), f"{path.parent}/")
     metadata = read_metadata_files(path.parent) if path.name == TOKENIZER_FILE else {}
     return tokenizer_from_files({**metadata, TOKENIZER_FILE: read_text(path, MAX_FILE_BYTES)}, path)
 

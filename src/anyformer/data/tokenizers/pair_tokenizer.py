@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ...errors import InputError
 from .base import Tokenizer
+from .marian_vocabulary import have_one_vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,11 @@ class PairTokenizer:
     @property
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         return self.source, self.target
+
+    @property
+    def has_one_vocabulary(self) -> bool:
+        """Whether both sides give an id to the same piece."""
+        return self.source is self.target or have_one_vocabulary(self.source, self.target)
 
     @property
     def files(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ import re
 import string
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,41 @@ def convert_sentencepiece(folder: Path, metadata: Mapping[str, str]) -> str:
         InputError: the file is damaged, of another kind, or rewrites texts in a way that is not supported.
     """
     path = next(folder / name for name in MODEL_FILES if (folder / name).is_file())
+    model, where = read_model(path), str(path)
+    if model.kind == UNIGRAM:
+        text = build_unigram(model.pieces, model.charsmap, model.has_prefix, model.removes_spaces, where)
+        text = simplify_texts(text, where) if is_siglip(metadata, where) else text
+        return add_tokens(text, metadata, str(folder / TOKENIZER_CONFIG))
+    if model.charsmap or model.removes_spaces:
+        raise InputError(f"{path} rewrites characters or removes spaces of texts, which is not supported in a BPE")
+    tokens, scores, types = (list(column) for column in zip(*model.pieces)) if model.pieces else ([], [], [])
+    values: dict[str, Any] = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
+    values |= {f"{role}_token_id": i for role, i in model.ids.items()}
+    values["add_space_prefix"] = model.has_prefix
+    files = convert_from_gguf({f"{PREFIX}{name}": value for name, value in values.items()}, where)
+    return add_tokens(files["tokenizer.json"], metadata, str(folder / TOKENIZER_CONFIG))
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """What is read of a file."""
+
+    kind: int
+    """UNIGRAM or BPE."""
+    pieces: list[tuple[str, float, int]]
+    """Text, score and type, in the order of their ids."""
+    ids: dict[str, int]
+    """Of the pieces that begin and end a text: "bos", "eos"."""
+    charsmap: bytes
+    """How characters are rewritten; empty: not at all."""
+    has_prefix: bool
+    """A text begins with a space."""
+    removes_spaces: bool
+    """At both ends of a text, and repeated ones."""
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """Read a model of either kind. Raises InputError."""
     with open_regular(path) as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -54,22 +90,11 @@ def convert_sentencepiece(folder: Path, metadata: Mapping[str, str]) -> str:
         raise InputError(f"{path} has {len(messages):,} pieces, more than the limit of {MAX_TOKENS:,}")
     pieces = [read_piece(message, str(path)) for message in messages]
     charsmap, removes_spaces = normalizer.get(CHARACTER_MAP, b""), bool(normalizer.get(REMOVES_SPACES, 1))
-    prefix, where = bool(normalizer.get(HAS_PREFIX, 1)), str(path)
-    if kind == UNIGRAM:
-        if trainer.get(SPACE_BEHIND, 0) or not isinstance(charsmap, bytes):
-            raise InputError(f"{path} has spaces behind words, which is not supported")
-        text = build_unigram(pieces, charsmap, prefix, removes_spaces, where)
-        text = simplify_texts(text, where) if is_siglip(metadata, where) else text
-        return add_tokens(text, metadata, str(folder / TOKENIZER_CONFIG))
-    if charsmap or removes_spaces:
-        raise InputError(f"{path} rewrites characters or removes spaces of texts, which is not supported in a BPE")
-    tokens, scores, types = (list(column) for column in zip(*pieces)) if pieces else ([], [], [])
-    values: dict[str, Any] = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
-    ids = {f"{role}_token_id": trainer.get(number, default) for role, (number, default) in IDS.items()}
-    values |= {name: i for name, i in ids.items() if i < len(pieces)}  # none is -1, a large number here
-    values["add_space_prefix"] = prefix
-    files = convert_from_gguf({f"{PREFIX}{name}": value for name, value in values.items()}, where)
-    return add_tokens(files["tokenizer.json"], metadata, str(folder / TOKENIZER_CONFIG))
+    if kind == UNIGRAM and (trainer.get(SPACE_BEHIND, 0) or not isinstance(charsmap, bytes)):
+        raise InputError(f"{path} has spaces behind words, which is not supported")
+    ids = {role: trainer.get(number, default) for role, (number, default) in IDS.items()}
+    ids = {role: i for role, i in ids.items() if i < len(pieces)}  # none is -1, a large number here
+    return SentencePieceModel(kind, pieces, ids, charsmap, bool(normalizer.get(HAS_PREFIX, 1)), removes_spaces)
 
 
 def is_siglip(metadata: Mapping[str, str], where: str) -> bool:

@@ -21,7 +21,7 @@ from ...data.sampling import count_rows
 from ...data.text import pair_batches
 from ...data.text.batches import IGNORE_INDEX
 from ...data.text.pairs import Pairs, read_pairs
-from ...data.tokenizers.build import Tokenizer
+from ...data.tokenizers.build import KINDS, Tokenizer
 from ...data.tokenizers.pair_tokenizer import PairTokenizer, build_pair_tokenizer
 from ...data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy
 from ...errors import InputError
@@ -65,6 +65,7 @@ from .text import (
 from .trivial_baselines import Baselines, score_bigrams
 
 COLUMNS = "source,target"  # of a table
+NOTHING_SHARED = "two vocabularies have no embedding to share: --no-shared"
 MAX_FIGURES = 3  # pairs whose attention is drawn
 MAX_FIGURE_TOKENS = 24  # of each side of a pair that is drawn
 
@@ -307,8 +308,8 @@ class TranslatorConfig(PairConfig):
             )
         if self.copy and self.source_tokenizer and not self.shared:
             raise ValueError("copy: tokens of the source can be copied only where both sides have one vocabulary")
-        if self.shared and self.source_tokenizer:
-            raise ValueError("source_tokenizer: two vocabularies have no embedding to share: --no-shared")
+        if self.shared and self.source_tokenizer and {self.source_tokenizer, self.tokenizer} & {*KINDS}:
+            raise ValueError(f"source_tokenizer: {NOTHING_SHARED}")
 
     @property
     def contexts(self) -> tuple[int, int]:
@@ -322,6 +323,8 @@ class Translator(EncoderDecoder):
     target: TokenEmbedding
 
     def __init__(self, config: TranslatorConfig, pair_tokenizer: PairTokenizer):
+        if config.shared and not pair_tokenizer.has_one_vocabulary:
+            raise InputError(f"source_tokenizer: {NOTHING_SHARED}")
         source_size, target_size = pair_tokenizer.vocab_sizes(config.padded_vocab)
         norm, scale = config.embedding_norm, config.decoder.dim**-0.5 if config.scaled else 1.0
         source = TokenEmbedding(source_size, config.encoder, embedding_norm=norm)
