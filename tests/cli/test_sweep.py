@@ -165,9 +165,11 @@ def test_a_killed_sweep_continues_exactly(sweep_once: SweepOnce, tmp_path: Path,
 
             return train_job(job, on_record=die)
 
-        api.train_job = train_and_die
-        sweep(text, tmp_path / "sweep", *STEPS)
-        os._exit(0)
+        try:
+            api.train_job = train_and_die
+            sweep(text, tmp_path / "sweep", *STEPS)
+        finally:
+            os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     sweep(text, tmp_path / "sweep", "--resume").ok()
     assert read_results(tmp_path / "sweep") == read_results(folder)
