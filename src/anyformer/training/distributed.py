@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import processes
 from ..errors import HangError, InputError, Stopped, TrainingError
 from ..processes import get_local_rank, get_world_size, name_process
-from ..recipe import Recipe
+from ..recipe import Recipe, SupportsRollouts
 from .device import resolve_device
 from .hardware import first_line
 
@@ -305,6 +305,9 @@ def distribute(step: Step, shard: int, device: torch.device) -> nn.Module:
     size = get_size()
     if size == 1:
         return step
+    if shard > 1 and isinstance(step.recipe, SupportsRollouts):
+        what = "it is trained on its own answers, whose lengths differ between the processes"
+        raise InputError(f"--train.shard {shard}: processes cannot share a copy of this model: {what}; it can be 1")
     if shard > 1:
         from .sharding import shard_step
 

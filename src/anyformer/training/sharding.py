@@ -23,9 +23,9 @@ def make_mesh(size: int, shard: int, device: torch.device) -> DeviceMesh:
 def shard_step(step: nn.Module, size: int, shard: int, device: torch.device) -> nn.Module:
     """Share the parameters of each block, and of everything else, among groups of `shard` processes, in place."""
     mesh = make_mesh(size, shard, device)
-    for stack in [module for module in step.modules() if isinstance(module, Transformer)]:
-        for block in stack.blocks:
-            fully_shard(block, mesh=mesh)
+    stacks = [module for module in step.modules() if isinstance(module, Transformer)]
+    for block in dict.fromkeys(block for stack in stacks for block in stack.blocks):  # stacks may share blocks
+        fully_shard(block, mesh=mesh)
     fully_shard(step, mesh=mesh)
     for name in ("evaluate", "predict"):
         register_fsdp_forward_method(step, name)

@@ -16,6 +16,8 @@ from ..edges import Edges, same
 from .dense import finish_mask
 from .sdpa import SDPA, attend, repeat_kv
 
+MAX_MASKED = 512  # nodes of a compiled graph
+
 if TYPE_CHECKING:
     from .select import AttentionSpec, PositionBias
 
@@ -37,7 +39,12 @@ class Segments:
 
     @staticmethod
     def find(edges: Edges, spec: "AttentionSpec") -> Tensor | None:
-        """The ids (T,) of the smallest segments that the rule keeps within and that are of equal size, or None."""
+        """The ids (T,) of the smallest segments that the rule keeps within and that are of equal size, or None.
+
+        A compiled graph ends where ids are looked at: of few nodes, a mask for all pairs is the cheaper way.
+        """
+        if spec.queries <= MAX_MASKED and torch.compiler.is_compiling():
+            return None
         ids = [ids for ids in list_segments(edges) if ids.shape == (spec.queries,)]
         sizes = [ids.unique(return_counts=True)[1] for ids in ids]
         equal = [i for i, counts in enumerate(sizes) if len(counts) > 1 and (counts == counts[0]).all()]
