@@ -388,7 +388,8 @@ def test_the_shapes_of_large_v3_fit():
     config = transformers.WhisperConfig(vocab_size=51866, d_model=1280, num_mel_bins=128, eos_token_id=50257, **sizes)
     with torch.device("meta"):
         weights = ShapesOnly(KIND(config))
-    checkpoint = PublicCheckpoint(Whisper(), json.loads(config.to_json_string()), weights, "config.json", "ids")
+    fields, tokenizers = json.loads(config.to_json_string()), {"tokenizer": "ids"}
+    checkpoint = PublicCheckpoint(Whisper(), fields, weights, "config.json", tokenizers)
     values = checkpoint.values
     assert (values["mels"], values["prompt"], values["end"]) == (128, "50258 50259 50360 50364", 50257)
     names = (

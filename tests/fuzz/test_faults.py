@@ -109,7 +109,6 @@ def judge(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch._dynamo  # noqa: F401  (imported by the optimizer: once here, not in every child)
 
     return tmp_path_factory.mktemp("faults")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch._dynamo  # noqa: F401  (imported where a model is built: once here, not in every child)
 
 from anyformer import api, cli
 from anyformer.recipe_loading import list_recipes, load_recipe

@@ -82,7 +82,11 @@ class Mutant:
 def list_mutants(path: Path) -> Iterator[Mutant]:
     """Yield every change that is known for a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    decorators = [part for node in ast.walk(tree) for part in getattr(node, "decorator_list", ())]
+    hidden = {node for decorator in decorators for node in ast.walk(decorator)}  # frozen=True: tests notice nothing
     for place, node in enumerate(ast.walk(tree)):
+        if node in hidden:
+            continue
         changed = change(node)
         if changed is not None:
             yield Mutant(path, place, node.lineno, ast.unparse(node), ast.unparse(changed))  # type: ignore[attr-defined]

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # imported by torch's optimizers: once here, not in every process that is forked
 
 from anyformer import recipe as recipes
 from anyformer import recipe_loading

@@ -73,7 +73,6 @@ def test_resumed_equals_uninterrupted(text: Path, tmp_path: Path, stop: int, set
 @pytest.mark.slow
 def test_killed_again_and_again_equals_uninterrupted(text: Path, tmp_path: Path):
     """SIGKILL a random moment after a new checkpoint: the next process continues, and takes over the lock."""
-    import torch._dynamo  # noqa: F401  (imported by the optimizer: once here, not in every child)
 
     settings = {"save_every": 2, "steps": 40}
     started_at = time.monotonic()

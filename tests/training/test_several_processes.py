@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch._dynamo  # noqa: F401  (imported by torch's optimizers: once here, not in every process that is forked)
 
 from anyformer import api
 from anyformer.errors import InputError, Stopped
