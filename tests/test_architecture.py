@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -211,7 +212,7 @@ def collect_values(config: object) -> dict[str, set]:
     values: dict[str, set] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        owner = next(c for c in type(config).__mro__ if field.name in vars(c).get("__annotations__", {}))
+        owner = next(c for c in type(config).__mro__ if field.name in inspect.get_annotations(c))
         name = f"{owner.__module__.removeprefix('anyformer.')}.{field.name}"
         for key, inner in (collect_values(value) if dataclasses.is_dataclass(value) else {name: {value}}).items():
             values.setdefault(key, set()).update(inner)

@@ -99,13 +99,15 @@ def count_real(ids: Tensor, memory_mask: Edges) -> Tensor:
 
 
 class LSTM(nn.LSTM):
-    """torch's LSTM, in float32 on a CPU: in bfloat16 there is none for processors without instructions for it."""
+    """torch's LSTM, in the dtype of its weights on a CPU: in bfloat16 there is none for processors without instructions
+    for it."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         if input.data.device.type != "cpu":
             return super().forward(input, hx)
         with torch.autocast("cpu", enabled=False):
-            return super().forward(input.float(), hx and tuple(part.float() for part in hx))
+            dtype = self.weight_ih_l0.dtype
+            return super().forward(input.to(dtype), hx and tuple(part.to(dtype) for part in hx))
 
 
 class Seq2SeqLSTM(RecurrentSeq2Seq):
