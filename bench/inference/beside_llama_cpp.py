@@ -102,7 +102,9 @@ def load_llama_cpp(path: Path, kind: str, rows: int, context: int, threads: int)
         request = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "id_slot": row, "cache_prompt": True}
         answer = server.handle_completions(request | {"ignore_eos": True, "n_probs": 1, "return_tokens": True})
         answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
-        return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+        ids = [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+        n_hidden = answer["usage"]["completion_tokens"] - len(ids)  # half of a character at the end
+        return ids + n_hidden * [ids[-1] if ids else prompt[-1]]
 
     def ask_all(prompts: Rows, tokens: int) -> tuple[Rows, Times]:
         start = now()
