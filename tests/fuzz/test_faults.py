@@ -119,6 +119,7 @@ def bench(folder: Path, request: pytest.FixtureRequest) -> Bench:
     return Bench(request.param, folder / request.param)
 
 
+@pytest.mark.slow
 def test_signals(bench: Bench):
     """SIGKILL, SIGTERM and SIGINT at random moments, again and again, in a run that is continued each time."""
     rng, failures, tried = make_rng(f"signals {bench.recipe}"), [], 0

@@ -125,6 +125,7 @@ def test_padding_changes_nothing_and_predictions_need_no_autograd(folder: Path, 
         assert result["label"] == model.names[int(logits.argmax())] and result["input"] in texts
 
 
+@pytest.mark.slow
 def test_scores_equal_those_of_scikit_learn(folder: Path):
     metrics = pytest.importorskip("sklearn.metrics")
     config = make_config(folder)

@@ -50,7 +50,7 @@ SHAPES = {"language", "translation", "vision", "multimodal", "rnnsearch"}
 QUICK = {
     "test_estimate_needs_no_training": SHAPES,
     "test_estimate_of_a_large_batch": {"language"},
-    "test_compiled_equals_eager": {"language", "vision"},
+    "test_compiled_equals_eager": {"language"},
 }  # recipes of tests that are slow for all others: their code is mostly shared
 
 

@@ -151,6 +151,7 @@ def test_the_order_within_a_field_matters_where_it_has_positions(position: str, 
 # --- loss and scores ---
 
 
+@pytest.mark.slow
 def test_it_learns_both_targets():
     config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, steps=60, batch=16, lr=8e-3))
     state = loop.init_state(multimodal, config)

@@ -91,6 +91,7 @@ def test_before_training_nothing_is_preferred(base: Path):
     assert metrics["chosen_logprob"] < 0 and metrics["rejected_logprob"] < 0
 
 
+@pytest.mark.slow
 def test_training_prefers_what_was_chosen(run: Path):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-4), "the first loss is before the first step"

@@ -168,6 +168,7 @@ def test_words_are_said_in_the_voice_that_is_asked_for(run: Path):
         assert read_sound(result) == (word, speaker) and 0.06 <= result["seconds"] <= 0.16
 
 
+@pytest.mark.slow
 def test_a_recording_is_continued_behind_its_text(run: Path, folder: Path):
     module, voice = api.load(run, "cpu").module, str(folder / "32.wav")
     frames = torch.from_numpy(compute_frames(read_audio(Path(voice)), MELS))

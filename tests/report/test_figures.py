@@ -14,7 +14,7 @@ from anyformer.report.html import write_report
 from cli_kit import call
 
 
-@pytest.fixture(scope="module", params=("translation", "classify", "multimodal"))
+@pytest.fixture(scope="module", params=("classify", "multimodal"))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp(request.param) / "run"
     data = []
