@@ -28,7 +28,7 @@ from checkpoint_kit import (
 )
 
 QUICK = {
-    "test_greedy_generation_equals_that_of_transformers": {"v1.0, deep encoder, one shared head", "gated and tied"},
+    "test_greedy_generation_equals_that_of_transformers": {"v1.0, deep encoder, one shared head"},
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 
 

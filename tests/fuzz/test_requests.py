@@ -287,6 +287,7 @@ def choose_value(chance: random.Random) -> Any:
     return [value] if chance.random() < 0.2 else {"input": value} if chance.random() < 0.05 else value
 
 
+@pytest.mark.slow
 def test_every_field_of_every_request(models: Mapping[str, Any]):
     tally = Tally("requests")
     names = sorted({field.name for kind in find_requests() for field in dataclasses.fields(kind)} - {"tokens"})

@@ -10,6 +10,8 @@ from anyformer import api
 from anyformer.labs import field_importance
 from cli_kit import SHORT, TINY, assert_refused, call
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -25,7 +27,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.slow
 def test_the_worth_of_a_field_is_its_information(run: Path):
     model = api.load(run, "cpu")
     facts = field_importance.measure(model)
@@ -42,7 +43,6 @@ def test_the_worth_of_a_field_is_its_information(run: Path):
     assert first == second != other, "the seed decides how values are shuffled"
 
 
-@pytest.mark.slow
 def test_the_command_prints_and_draws(run: Path):
     output = call("worth", run, "--device", "cpu").ok()
     assert output.out.splitlines()[0] == "accuracy over 60 rows" and "worth.svg" in output.err

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.parametrize("name", recipe_loading.list_recipes())
 SHAPES = {"language", "translation", "vision", "multimodal", "rnnsearch"}
 QUICK = {
     "test_estimate_needs_no_training": SHAPES,
-    "test_estimate_of_a_large_batch": {"language"},
+    "test_estimate_of_a_large_batch": set(),
     "test_compiled_equals_eager": {"language"},
 }  # recipes of tests that are slow for all others: their code is mostly shared
 

@@ -200,6 +200,7 @@ def test_answers_do_not_depend_on_the_batch_and_know_their_probability():
     assert not torch.equal(filled["labels"][:, 0], filled["labels"][:, 1]), "answers of a group differ"
 
 
+@pytest.mark.slow
 def test_training_prefers_what_is_rewarded(base: Path, tmp_path: Path):
     """An untrained model learns to write digits."""
     train = TRAIN | {"steps": 20, "eval_every": 20, "save_every": 20, "lr": 1e-2}

@@ -143,6 +143,7 @@ def test_resumed_is_uninterrupted(base: Path, tmp_path: Path):
     assert full.keys() == parts.keys() and all(torch.equal(full[name], parts[name]) for name in full)
 
 
+@pytest.mark.slow
 def test_adapters_are_compared_with_the_model_below_them(base: Path, tmp_path: Path):
     out = tmp_path / "run"
     api.train("preference", out=out, init=base, data=DATA, lora={"rank": 2}, train=TRAIN, progress=False)

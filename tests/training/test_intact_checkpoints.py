@@ -307,6 +307,7 @@ def test_a_run_that_is_removed_while_it_is_trained(text: Path, tmp_path: Path, h
 # --- one process at a time ---
 
 
+@pytest.mark.slow
 def test_several_processes_resume_at_once(run: Path):
     """One trains; the others say so. Nothing is logged twice."""
     barrier, start = os.pipe()
