@@ -194,7 +194,13 @@ def test_a_gpt2_config_that_does_not_fit_is_refused(fields: dict[str, Any], part
     [
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, ["lacks low_freq_factor"]),
         ({"rope_parameters": 7}, ["rope_parameters is 7; it must be an object"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_parameters and rope_scaling differ"]),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            ["rope_parameters and rope_scaling differ"],
+        ),
         (
             {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
             ["rope_theta is 500000", "must be equal"],

@@ -205,6 +205,7 @@ def make_clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="names of version 5 of transformers")
 def test_tokens_are_those_of_transformers_from_either_form_of_the_vocabulary(tmp_path: Path):
     vocab, merges = make_clip_vocabulary()
     reference = transformers.CLIPTokenizer(vocab=vocab, merges=merges)

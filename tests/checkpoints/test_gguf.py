@@ -300,7 +300,7 @@ def assert_same_generation(path: Path, module: Any, prompt: str | list[int], n: 
     expected, log_probabilities = generate_greedily(module, ids, n)
     actual, theirs = LlamaCpp(path).generate_greedily(prompt, n)
     assert actual == expected
-    assert theirs == pytest.approx(log_probabilities, abs=2e-3)  # llama.cpp has a half-precision table of GELU
+    assert theirs == pytest.approx(log_probabilities, abs=6e-3)  # llama.cpp has a half-precision table of GELU
 
 
 @pytest.mark.parametrize("case", CASES)
