@@ -31,6 +31,8 @@ QUICK = {
 
 
 gguf = pytest.importorskip("gguf", reason="the oracle of these tests: pip install gguf")
+# llama.cpp has a half-precision table of GELU, which the random Gemma 3 of version 4 of transformers notices more.
+ROUNDING = 2e-3 if transformers.__version__ >= "5" else 6e-3
 # transformers' reader sets GPT-2's MLP width and context itself, and reads no dropout.
 GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 2, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)}
 LLAMA = {
@@ -300,7 +302,7 @@ def assert_same_generation(path: Path, module: Any, prompt: str | list[int], n: 
     expected, log_probabilities = generate_greedily(module, ids, n)
     actual, theirs = LlamaCpp(path).generate_greedily(prompt, n)
     assert actual == expected
-    assert theirs == pytest.approx(log_probabilities, abs=6e-3)  # llama.cpp has a half-precision table of GELU
+    assert theirs == pytest.approx(log_probabilities, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("case", CASES)
