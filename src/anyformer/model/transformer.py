@@ -204,7 +204,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """edges: one rule for all layers, or one for each. With a cache, x are the next nodes of each row; rules see
         absolute positions. Raises ValueError for shapes that do not fit, TypeError for what is no rule."""
-        rules = list(edges) if isinstance(edges, (list, tuple)) else [edges] * self.config.n_layer
+        is_list = isinstance(edges, (list, tuple))  # torch 2.9 compiles no test for a union of types
+        rules = list(edges) if is_list else [edges] * self.config.n_layer
         if len(rules) != self.config.n_layer:
             raise ValueError(f"{len(rules)} rules of edges for {self.config.n_layer} layers: give one, or one for each")
         contexts = prepare_edges(self, x, rules, None, cache)
