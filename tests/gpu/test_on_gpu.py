@@ -11,6 +11,7 @@ import torch
 
 from anyformer.recipes import language
 from anyformer.training import loop
+from anyformer.training.device import resolve_device
 from gpu_checks import TEXT, Check, Target, list_checks
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,7 +33,7 @@ def reset_compiler() -> None:
 @needs_gpu
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_on_a_gpu(check: Check, tmp_path: Path):
-    check(Target(torch.device("cuda"), tmp_path))
+    check(Target(resolve_device("cuda"), tmp_path))
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def check_stack(target: Target) -> Figures:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             y = model(x.to(device), rules)
         (y.float() * torch.linspace(-1, 1, y.numel(), device=device).view(y.shape)).sum().backward()
-        gradients = [p.grad.float().cpu() for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad.float().cpu().clone() for p in model.parameters() if p.grad is not None]
         results[name] = [y.detach().float().cpu(), *gradients]
     figures = {"float32": compare(results["device"], results["cpu"], 5e-3)}
     return figures | {"bfloat16": compare(results["bfloat16"], results["cpu"], 0.1)}

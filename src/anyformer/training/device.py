@@ -20,10 +20,10 @@ def resolve_device(name: str) -> torch.device:
         name = f"cuda:{get_local_rank()}"  # each process has a device of its own
     available += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] * torch.cuda.is_available()
     if name == "auto":
-        return torch.device(next((d for d in ("cuda", "mps") if d in available), "cpu"))
+        name = next((d for d in ("cuda", "mps") if d in available), "cpu")
     if name not in available:
         raise InputError(f"--device {name} is not available on this machine; it has: auto, {', '.join(available)}")
-    return torch.device(name)
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
