@@ -55,7 +55,7 @@ def list_checks(setup: Setup) -> Iterator[Measurement]:
 
     with TemporaryDirectory() as folder:
         for name, check in gpu_checks.list_checks().items():
-            if setup.dry and not name.startswith(("prefetched", "narrow", "captured")):
+            if setup.dry and not name.startswith(("prefetched", "narrow", "captured", "Muon")):
                 continue
             yield name, lambda check=check: check(gpu_checks.Target(setup.device, Path(folder)))
 

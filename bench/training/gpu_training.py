@@ -117,7 +117,7 @@ def list_shakespeare(setup: Any) -> Iterator[Measurement]:
         data = setup.options.shakespeare or ("shakespeare" if not setup.dry else write_text(Path(folder) / "text.txt"))
         for name, config in make_candidates(setup, str(data)).items():
             language.load_corpus(config)  # prepared before the time starts
-            for compiled in ("blocks", "eager", "model"):
+            for compiled in ("eager", "blocks", "model"):
                 title = f"shakespeare, {name}, compiled: {compiled}".replace("compiled: eager", "eager")
                 yield title, lambda c=config, compiled=compiled: train_to_target(setup, c, compiled)
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,14 +20,19 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from anyformer import recipe_loading
+from anyformer.inference import decode
+from anyformer.inference.captured import CapturedStep, Step, can_be_static
 from anyformer.model import Transformer, TransformerConfig
 from anyformer.model.edges import Edges, causal, neighbors, same, window, within
+from anyformer.model.heads import LMHead
+from anyformer.model.kernels import cross_entropy as kernels
+from anyformer.model.kernels.cross_entropy import IGNORE_INDEX
 from anyformer.model.kernels.dense import DenseMask
 from anyformer.model.kernels.flex import Flex
 from anyformer.model.kernels.select import AttentionSpec
 from anyformer.model.position_bias import Alibi, RelativeBias
 from anyformer.recipes import language
-from anyformer.training import checkpoints, gradients, loop, prefetch
+from anyformer.training import checkpoints, gradients, loop, muon, prefetch
 from anyformer.training.updates import make_update
 from bench._common import generate_greedy
 from bench.inference import gpu_generation
@@ -257,15 +263,60 @@ def read(config: Any) -> Iterator[Any]:
 
 
 def check_generation(target: Target) -> Figures:
-    """Greedy decoding with a static cache, on a GPU captured as a CUDA graph, gives the tokens of `generate`."""
+    """Decoding with steps of fixed shapes, on a GPU captured as a CUDA graph, gives the tokens of any other: for
+    prompts of different lengths, also when the context is full and read again."""
+    model, prompts, new = build_small_gpt2(target), [[1, 2, 3, 4], [9, 8, 7]], 100
+    expected = gpu_generation.generate_uncaptured(model, prompts, new)
+    steps: list[CapturedStep] = []
+
+    def choose(step: Step, cache: Any, n_steps: int) -> CapturedStep:
+        assert can_be_static(cache)
+        steps.append(CapturedStep(step, cache))
+        return steps[-1].capture() if target.is_gpu else steps[-1]
+
+    with patch.object(decode, "choose_step", choose):
+        assert generate_greedy(model, prompts, new) == expected, "steps of fixed shapes give other tokens"
+    assert len(steps) == 1
+    return {"tokens": 2 * new}
+
+
+def check_uncapturable(target: Target) -> Figures:
+    """A decoder that reads numbers from the GPU is decoded all the same."""
+    model, prompts = build_small_gpt2(target), [[1, 2, 3, 4], [9, 8, 7, 6]]
+    expected, hidden = gpu_generation.generate_uncaptured(model, prompts, 40), model.hidden
+    model.hidden = lambda ids, cache=None: hidden(ids + int(ids.max()) * 0, cache)
+    assert generate_greedy(model, prompts, 40) == expected
+    return {}
+
+
+def build_small_gpt2(target: Target) -> Any:
     tiny = replace(language.PRESETS["gpt2"], data="", tokenizer="ids", vocab_size=512, padded_vocab=512)
     shape = replace(tiny.model, dim=64, n_layer=2, n_head=2, context=64)
-    setup = SimpleNamespace(gpt2=replace(tiny, model=shape), device=target.device)
-    model, prompts, new = gpu_generation.build_sharp_model(setup), [[1, 2, 3, 4], [9, 8, 7, 6]], 40
-    decoder = gpu_generation.GreedyDecoder(model, 2, 4 + new)
-    rows = (decoder.capture() if target.is_gpu else decoder).generate_rows(prompts, new)
-    assert rows == generate_greedy(model, prompts, new), "the captured step gives other tokens"
-    return {"tokens": 2 * new}
+    return gpu_generation.build_sharp_model(SimpleNamespace(gpt2=replace(tiny, model=shape), device=target.device))
+
+
+def check_muon(target: Target) -> Figures:
+    """Matrices orthogonalized together come out as they do one by one."""
+    group = torch.optim.Muon([torch.nn.Parameter(torch.ones(2, 2))]).param_groups[0]
+    torch.manual_seed(0)
+    matrices = torch.randn(4, 96, 64, device=target.device).bfloat16()
+    together = muon.orthogonalize_batch(matrices, group)
+    return {"difference": compare(list(together), [muon.orthogonalize(m, group) for m in matrices], tolerance=0.05)}
+
+
+def check_large_vocabulary(target: Target) -> Figures:
+    """The cross-entropy in chunks, fused on a GPU, is that of whole logits, and so are its gradients."""
+    torch.manual_seed(0)
+    x, head = torch.randn(70, 64, device=target.device, requires_grad=True), LMHead(64, 1000).to(target.device)
+    labels = torch.randint(1000, (70,), device=target.device)
+    labels[::7] = IGNORE_INDEX
+    results = []
+    for chunks in (1, 4):
+        with patch.object(kernels, "count_chunks", lambda head, labels, chunks=chunks: chunks):
+            loss = kernels.cross_entropy(head, x, labels, label_smoothing=0.1)
+        results.append([loss, *torch.autograd.grad(loss, [x, head.project.weight])])
+    assert isinstance(head, kernels.LinearHead)
+    return {"difference": compare(results[1], results[0], tolerance=5e-3)}
 
 
 # --- all of them, the most telling first ---
@@ -279,6 +330,9 @@ def list_checks() -> dict[str, Check]:
         "resumed equals uninterrupted": check_resume,
         "float16 with a loss scale": check_scaler,
         "captured generation": check_generation,
+        "generation that cannot be captured": check_uncapturable,
+        "a large vocabulary": check_large_vocabulary,
+        "Muon on several matrices": check_muon,
         "narrow heads": check_narrow_heads,
         "a compiled loss": check_compile,
         "prefetched batches": check_prefetch,

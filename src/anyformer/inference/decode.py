@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, C channels, V entries of the vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..model.cache import KVCache
 from ..model.compact_cache import build_cache
 from ..model.transformer import Transformer
+from .captured import choose_step
 from .sampling import Matcher, Sampler, SamplingParams
 
 
@@ -97,6 +99,7 @@ def generate(
     cache = new_cache(model, len(prompts), min(context, max(map(len, windows)) + tokens))
     is_live = [True] * len(prompts)
     logits = prefill(model, windows, cache)
+    advance = choose_step(partial(step, model), cache, min(tokens, cache.size - cache.max_length) - 1)
     for remaining in range(tokens, 0, -1):
         new = sampler(logits)
         watch(logits, new)
@@ -107,12 +110,12 @@ def generate(
         if remaining == 1 or not any(is_live):
             return
         if cache.is_unbounded:  # nothing is ever read again
-            logits = step(model, new, cache)
+            logits = advance(new)
             continue
         for window, token in zip(windows, new_tokens):
             window.append(token)
         if max(map(len, windows)) <= context:
-            logits = step(model, new, cache)
+            logits = advance(new)
         else:
             windows = [crop(window, keep) if len(window) > context else window for window in windows]
             logits = prefill(model, windows, cache)

@@ -34,7 +34,7 @@ class KVCache:
     def __init__(
         self, config: TransformerConfig, batch: int, size: int | None = None, device: torch.device | str = "cpu"
     ):
-        self.batch, self.size, self.device = batch, size or config.context, torch.device(device)
+        self.config, self.batch, self.size, self.device = config, batch, size or config.context, torch.device(device)
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
         self.memory: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
         self.embeds_positions = config.position in (*LEARNED, "sinusoidal")
@@ -142,8 +142,14 @@ class KVCache:
                 for stored, source in zip(kv, (k, v)):
                     stored[:, :, slot : slot + new] = source
                 return
-        row, order = torch.arange(len(k), device=k.device)[:, None], torch.arange(new, device=k.device)
         is_padded = self.max_length == 0 and self.prefill_lengths is not None
+        if new == 1 and not is_padded and isinstance(start, Tensor):
+            slots = start if capacity == self.size else find_slots(start, capacity, pinned)
+            index = slots.view(-1, 1, 1, 1).expand(len(k), *k.shape[1:])
+            for stored, source in zip(kv, (k, v)):
+                stored.scatter_(2, index, source)
+            return
+        row, order = torch.arange(len(k), device=k.device)[:, None], torch.arange(new, device=k.device)
         lengths = self.prefill_lengths if is_padded else k.new_full((len(k),), new, dtype=torch.long)
         last = lengths.to(k.device)[:, None] - 1
         index, position = (last - order[:ring]).clamp(min=0), self.positions(new).expand(len(k), -1)

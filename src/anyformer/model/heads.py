@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from .activations import ACTIVATIONS
 from .config import TransformerConfig
+from .kernels.cross_entropy import LinearHead
 from .kernels.linear import Linear
 from .norm import build_norm
 from .pooling import POOLING
 
 
-class LMHead(nn.Module):
+class LMHead(LinearHead):
     """A logit for each token of the vocabulary: (B, T, C) -> (B, T, vocab_size).
 
     Args:
@@ -41,10 +42,8 @@ class LMHead(nn.Module):
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
 
 
-class MaskedHead(nn.Module):
+class MaskedHead(LinearHead):
     """BERT's head (1810.04805): a hidden layer, then a logit for each token: (B, T, C) -> (B, T, vocab_size)"""
-
-    cap = None
 
     def __init__(self, config: TransformerConfig, vocab_size: int, tied: nn.Embedding | None = None):
         super().__init__()

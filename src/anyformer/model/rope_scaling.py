@@ -41,6 +41,11 @@ def rotary_frequencies(
     return frequency.double() if is_stream else frequency, scale
 
 
+def depends_on_length(config: TransformerConfig) -> bool:
+    """Whether frequencies change while nodes are read."""
+    return config.rope_scaling is not None and config.rope_scaling.rope_type in ("dynamic", "longrope")
+
+
 def scale_base(scaling: RopeScaling, base: float, channels: int, length: int) -> Tensor:
     """NTK-aware scaling by the length that is read: beyond the original context, the slowest pair of channels turns as
     little as within it. Keys in a cache keep the frequencies at which they were read. In float32, as transformers."""

@@ -80,14 +80,13 @@ def compute_gradient(state: "TrainState", update: Update, dtype: str) -> tuple[T
 
 def clip_gradient(
     model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, max_norm: float
-) -> tuple[float, float]:
+) -> Tensor:
     """Undo the loss scale, and clip the gradient's norm; 0 does not clip. Returns the loss, summed over the processes,
-    and the norm before that, read in a single transfer from the device."""
+    and the norm before that, (2,), on the device."""
     for part in optimizer.optimizers:
         scaler.unscale_(part)
     norm = get_full(nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf))
-    loss_value, norm_value = torch.stack([total(loss), norm.to(loss.device)]).tolist()
-    return loss_value, norm_value
+    return torch.stack([total(loss), norm.to(loss.device)])
 
 
 def check_finite(

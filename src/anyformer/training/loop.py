@@ -84,9 +84,14 @@ def train(
         state.stream_state, state.is_stopping = update.stream_state, update.is_stopping
         # _graph is held until the next step: freed earlier, the allocator returns its memory and faults it in again.
         mean, _graph = compute_gradient(state, update, c.dtype)
-        loss, grad_norm = clip_gradient(state.model, state.optimizer, state.scaler, mean, c.clip)
+        figures = clip_gradient(state.model, state.optimizer, state.scaler, mean, c.clip)
+        # A GPU has the update to compute while the loss is read; one that may be left out has to wait for that.
+        is_early = state.clock.device.type == "cuda" and not state.scaler.is_enabled()
+        if is_early:
+            state.optimizer.step(lr)
+        loss, grad_norm = figures.tolist()
         has_update = check_finite(state.scaler, mean, loss, grad_norm, state.step, lr)
-        if has_update:
+        if has_update and not is_early:
             state.optimizer.step(lr)
         state.optimizer.zero_grad()
         state.scaler.update()

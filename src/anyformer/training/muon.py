@@ -20,9 +20,23 @@ class Muon(Uncompiled, torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # ty: ignore[incompatible-method-override]
         group = self.param_groups[0]
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                apply_update(parameter, orthogonalize(self.update_momentum(parameter, group), group), group)
+        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if trained and trained[0].device.type != "cpu":
+            return self.step_by_shape(trained, group)
+        for parameter in trained:
+            apply_update(parameter, orthogonalize(self.update_momentum(parameter, group), group), group)
+
+    def step_by_shape(self, trained: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """Update all matrices of a shape at once: a GPU would wait for the launches of so many small products."""
+        shapes: dict[torch.Size, list[Tensor]] = {}
+        for parameter in trained:
+            shapes.setdefault(parameter.shape, []).append(parameter)
+        for parameters in shapes.values():
+            moments = torch.stack([self.update_momentum(parameter, group) for parameter in parameters])
+            updates = orthogonalize_batch(moments, group)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            alpha = -_adjust_lr(group["lr"], group["adjust_lr_fn"], parameters[0].shape)
+            torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=alpha)
 
     def update_momentum(self, parameter: Any, group: dict[str, Any]) -> Tensor:
         """Return what is to be orthogonalized, of the rows that this process has, as Newton-Schulz takes it."""
@@ -48,6 +62,17 @@ def orthogonalize(matrix: Tensor, group: dict[str, Any]) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if is_tall else x).bfloat16()
+
+
+def orthogonalize_batch(matrices: Tensor, group: dict[str, Any]) -> Tensor:
+    """`orthogonalize` of matrices of one shape, (n, rows, columns), by batched products."""
+    (a, b, c), is_tall = group["ns_coefficients"], matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.flatten(1).norm(dim=1).clamp(min=group["eps"])[:, None, None]
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 def apply_update(parameter: Any, update: Tensor, group: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ Shapes: N predictions, C channels, V entries of the vocabulary.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +19,19 @@ from torch.utils.checkpoint import checkpoint
 
 # Entries of logits that are computed at once. On a CPU the smaller chunk is as fast; a GPU wants larger products.
 MAX_CPU_LOGITS = 1 << 24
-MAX_LOGITS = 1 << 26
+MAX_LOGITS = 1 << 28
 IGNORE_INDEX = -100  # torch's default: the label of what is not predicted
 
 
-@runtime_checkable
-class LinearHead(Protocol):
+class LinearHead(nn.Module):
     """A head that ends with a linear map to the vocabulary: head(x) = project(transform(x)), if `cap` is None."""
 
-    project: nn.Linear
-    cap: float | None
+    project: nn.Module
+    vocab_size: int
+    cap: float | None = None
 
-    def transform(self, x: Tensor) -> Tensor: ...
+    def transform(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 def cross_entropy(
@@ -120,12 +122,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         inputs, matrix, vector = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grads_x, losses = [], []
+        differentiate = _compiled_differentiate() if has_fusion(x.device) else _differentiate
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         for rows, targets in zip(split(inputs, chunks), split(labels, chunks)):
-            loss, grad = _differentiate(F.linear(rows, matrix, vector), targets, label_smoothing)
+            loss, grad = differentiate(F.linear(rows, matrix, vector), targets, label_smoothing)
             losses.append(loss)
-            grad = grad.to(dtype)
             if needs_x:
                 grads_x.append((grad @ matrix).to(x.dtype))
             if grad_weight is not None:
@@ -150,7 +152,8 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 
 def _differentiate(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of logits (n, V), summed, and its gradient (n, V), which takes their place."""
+    """The cross-entropy of logits (n, V), summed, and its gradient (n, V), which takes their place, in float32 (float64
+    of float64); the gradient has the dtype of the logits."""
     x = logits if logits.dtype == torch.float64 else logits.float()
     is_label, index = labels != IGNORE_INDEX, labels.clamp(min=0)[:, None]
     x = x.sub_(x.amax(-1, keepdim=True))
@@ -161,7 +164,23 @@ def _differentiate(logits: Tensor, labels: Tensor, label_smoothing: float) -> tu
     loss = torch.where(is_label, sums.log() - target, 0.0).sum()
     weights = is_label.to(x.dtype)[:, None]
     grad = x.mul_(weights / sums[:, None]).scatter_add_(1, index, weights * (label_smoothing - 1))
-    return loss, grad.sub_(weights * (label_smoothing / x.shape[-1])) if label_smoothing else grad
+    grad = grad.sub_(weights * (label_smoothing / x.shape[-1])) if label_smoothing else grad
+    return loss, grad.to(logits.dtype)
+
+
+@cache
+def _compiled_differentiate() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    """`_differentiate` in as few passes over the logits as there can be, where a GPU would take ten."""
+    return torch.compile(_differentiate, dynamic=True)
+
+
+def has_fusion(device: torch.device) -> bool:
+    """Whether torch can compile for this device in seconds: Triton is there, and nothing is being compiled already."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return False
+    from torch.utils._triton import has_triton
+
+    return has_triton()
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -34,6 +34,8 @@ class DenseMask:
         self.mask, self.fully_masked = finish_mask(mask, edges, bias, q, k, spec.heads)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, scale: float | None = None) -> Tensor:
+        if self.mask.dtype == torch.bool and q.device.type != "cpu":  # torch's kernel would do so in every layer
+            self.mask = torch.zeros_like(self.mask, dtype=q.dtype).masked_fill(~self.mask, -math.inf)
         y = attend(q, k[:, :, self.first :], v[:, :, self.first :], self.mask, dropout_p, scale, self.softcap)
         return y if self.fully_masked is None else y.masked_fill(self.fully_masked, 0)
 
