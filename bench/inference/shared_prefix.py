@@ -4,22 +4,26 @@
 
 Every round has a beginning of its own, which a first prompt brings into the cache; the second prompt has another end
 of --end tokens. Then a chat of --turns, whose history is the beginning of each next prompt: the CPU time of all first
-tokens but the first one's. Both sides in turns, in one process; the median of --rounds.
+tokens but the first one's. Last the first tokens of --samples of one prompt, which is read once or in each row. Both
+sides in turns, in one process; the median of --rounds.
 """
 
 import json
 import statistics
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from anyformer import api
+from anyformer.inference import decode
 from anyformer.inference.batching import Batcher, Piece
 from anyformer.inference.completion import CompletionRequest
-from bench._common import make_parser
+from bench._common import generate_greedy, make_parser
 
 SIDES = {"without": 0, "with": None}  # bytes of the cache; None: the default
 
@@ -57,14 +61,22 @@ def time_chat(batcher: Batcher, messages: list[list[int]]) -> tuple[float, list[
     return total, answers
 
 
-def measure(batchers: dict[str, Batcher], time_case: Any, inputs: list[tuple]) -> dict[str, Any]:
+def time_samples(decoder: Any, ids: list[int], samples: int, min_shared: int) -> tuple[float, list[list[int]]]:
+    """Return the CPU seconds to the first tokens of all samples, and eight tokens of each."""
+    with patch.object(decode, "MIN_SHARED", min_shared):
+        start = time.process_time()
+        generate_greedy(decoder, [ids] * samples, 1)
+        return time.process_time() - start, generate_greedy(decoder, [ids] * samples, 8)
+
+
+def measure(sides: dict[str, Any], time_case: Any, inputs: list[tuple]) -> dict[str, Any]:
     """Return the median of each side, and whether both have given the same tokens."""
-    seconds: dict[str, list[float]] = {name: [] for name in batchers}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     is_same = True
     for arguments in inputs:
         tokens = []
-        for name, batcher in batchers.items():
-            value, new = time_case(batcher, *arguments)
+        for name, side in sides.items():
+            value, new = time_case(side, *arguments)
             seconds[name].append(value)
             tokens.append(new)
         is_same = is_same and tokens[0] == tokens[1]
@@ -79,6 +91,7 @@ def main() -> None:
     parser.add_argument("--shared", type=int, nargs="+", default=[200, 500])
     parser.add_argument("--end", type=int, default=20)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     model = api.load(options.model, "cpu", weights=options.weights)
@@ -101,6 +114,11 @@ def main() -> None:
     results[f"chat of {options.turns} turns"] = measure(batchers, time_chat, chats)
     for batcher in batchers.values():
         batcher.close()
+    shared = {"without": sys.maxsize, "with": decode.MIN_SHARED}
+    prompts = [(draw(max(options.shared)), options.samples) for _ in range(options.rounds)]
+    results[f"{options.samples} samples of {max(options.shared)} tokens"] = measure(
+        shared, lambda least, ids, samples: time_samples(decoder, ids, samples, least), prompts
+    )
     if options.json:
         print(json.dumps(results))
         return

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 CHECKS = list_checks()
 N_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+QUICK = {"test_on_the_cpu": {"captured generation", "a large vocabulary", "Muon on several matrices"}}
 needs_gpu = pytest.mark.skipif(N_GPUS == 0, reason="there is no NVIDIA GPU here")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:flex_attention called without torch.compile", "ignore:Dynamo detected a call to a `functools"
@@ -36,7 +37,6 @@ def test_on_a_gpu(check: Check, tmp_path: Path):
     check(Target(resolve_device("cuda"), tmp_path))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_on_the_cpu(check: Check, tmp_path: Path):
     check(Target(torch.device("cpu"), tmp_path))

@@ -64,6 +64,35 @@ def test_prompts_of_unequal_length_decode_together_as_alone(position: str):
     assert decode_greedily(model, prompts, 30) == [decode_greedily(model, [prompt], 30)[0] for prompt in prompts]
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "ends", [[[], [], []], [[1], [2], [2]], [[1, 2, 3], [4], [5, 6]]], ids=["same", "equal", "ragged"]
+)
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("position", ["learned", "rotary", "alibi"])
+def test_what_all_prompts_begin_with_is_read_once(position: str, window: int | None, ends: list[list[int]]):
+    """Unless a layer has only a window, and rows of unequal length cannot be padded within it."""
+    model = build_model(position, window, context=48)
+    beginning = torch.randint(28, (decode.MIN_SHARED + 3,)).tolist()
+    prompts = [beginning + end for end in ends]
+    expected = [decode_greedily(model, [prompt], 40)[0] for prompt in prompts]
+    shapes, hidden = [], model.hidden
+    model.hidden = lambda ids, cache=None: shapes.append(tuple(ids.shape)) or hidden(ids, cache)
+    assert decode_greedily(model, prompts, 40) == expected
+    shared = len(beginning) - (not any(ends))
+    rest = (3, max(map(len, prompts)) - shared)
+    is_ragged = len(set(map(len, ends))) > 1
+    assert shapes[:2] == [(1, shared), (3, max(map(len, prompts))) if is_ragged and window else rest]
+
+
+def test_prompts_that_hardly_begin_alike_are_read_at_once():
+    model = build_model(context=48)
+    prompts, shapes, hidden = [[1] * (decode.MIN_SHARED - 1) + [i] for i in range(3)], [], model.hidden
+    model.hidden = lambda ids, cache=None: shapes.append(tuple(ids.shape)) or hidden(ids, cache)
+    decode_greedily(model, prompts, 2)
+    assert shapes == [(3, decode.MIN_SHARED), (3, 1)]
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
     caches = []
     new_cache = decode.new_cache

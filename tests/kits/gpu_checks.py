@@ -272,6 +272,7 @@ def check_generation(target: Target) -> Figures:
     def choose(step: Step, cache: Any, n_steps: int) -> CapturedStep:
         assert can_be_static(cache)
         steps.append(CapturedStep(step, cache))
+        assert not target.is_gpu or steps[-1].can_be_captured()
         return steps[-1].capture() if target.is_gpu else steps[-1]
 
     with patch.object(decode, "choose_step", choose):

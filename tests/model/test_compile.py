@@ -50,7 +50,7 @@ class ManyRules(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("position", "start"), zip(POSITIONS, range(4)))
+@pytest.mark.parametrize(("position", "start"), list(zip(POSITIONS, range(4))))
 def test_every_rule_and_position_is_one_graph(position: str, start: int):
     rules = [RULES[name](B, T) for name in list(RULES)[start::4]]
     check(ManyRules(position), torch.randn(B, T, C), [causal & window(8), near_by_head, *rules])

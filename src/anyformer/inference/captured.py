@@ -13,7 +13,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from ..model.cache import KVCache
+from ..model.cache import KVCache, can_go_back
 from ..model.compact_cache import CompactCache
 from ..model.rope_scaling import depends_on_length
 
@@ -23,21 +23,20 @@ Step = Callable[[Tensor, KVCache], Tensor]
 """Reads one more token of each row, (B,), and returns the logits of what follows: (B, V)."""
 
 
-def choose_step(step: Step, cache: KVCache, steps: int) -> Callable[[Tensor], Tensor]:
-    """Return the step after what is in the cache: captured where there is a GPU and so many steps are worth it."""
-    if cache.device.type == "cuda" and steps >= MIN_STEPS and can_be_static(cache):
-        try:
-            return CapturedStep(step, cache).capture()
-        except RuntimeError:
-            torch.cuda.synchronize(cache.device)  # a decoder that reads a number from the GPU cannot be captured
+def choose_step(step: Step, cache: KVCache, tokens: int) -> Callable[[Tensor], Tensor]:
+    """Return the step after what is in the cache: captured where there is a GPU and so many new tokens are worth it."""
+    if can_be_static(cache) and cache.device.type == "cuda" and min(tokens, cache.size - cache.max_length) > MIN_STEPS:
+        captured = CapturedStep(step, cache)
+        if captured.can_be_captured():
+            return captured.capture()
     return lambda new: step(new, cache)
 
 
 def can_be_static(cache: KVCache) -> TypeGuard[CompactCache]:
     """Whether the cache holds keys and values alone, has room, and no layer keeps only a window of them."""
-    is_plain = type(cache) is CompactCache and not depends_on_length(cache.config)
-    has_room = cache.max_length < cache.size
-    return is_plain and has_room and all(kv and kv[0].shape[2] == cache.size for kv in cache.layers)
+    if type(cache) is not CompactCache or depends_on_length(cache.config) or cache.max_length >= cache.size:
+        return False
+    return None not in cache.layers and can_go_back(cache)
 
 
 class StaticCache(CompactCache):
@@ -66,16 +65,27 @@ class CapturedStep:
     def run(self) -> None:
         self.logits = self.step(self.new, self.static)
 
-    def capture(self) -> "CapturedStep":
-        """Raises RuntimeError if the step cannot be captured."""
-        self.static.set_lengths(self.cache.lengths)  # what the runs before write is overwritten by the first step
+    def can_be_captured(self) -> bool:
+        """Whether the step reads no number from the GPU, which a graph cannot wait for. Runs it once, so that libraries
+        allocate their workspaces; what it writes is overwritten by the first step."""
+        self.static.set_lengths(self.cache.lengths)
+        mode = torch.cuda.get_sync_debug_mode()
         with torch.cuda.device(self.cache.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):  # libraries allocate their workspaces
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                with torch.cuda.stream(stream):
                     self.run()
-            torch.cuda.current_stream().wait_stream(stream)
+            except RuntimeError:
+                return False
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+                torch.cuda.current_stream().wait_stream(stream)
+        return True
+
+    def capture(self) -> "CapturedStep":
+        with torch.cuda.device(self.cache.device):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.run()

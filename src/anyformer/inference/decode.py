@@ -14,11 +14,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..model.cache import KVCache
-from ..model.compact_cache import build_cache
+from ..model.cache import KVCache, can_go_back
+from ..model.compact_cache import CompactCache, build_cache
 from ..model.transformer import Transformer
 from .captured import choose_step
 from .sampling import Matcher, Sampler, SamplingParams
+
+MIN_SHARED = 16  # tokens that rows begin with: to read fewer once costs more than it saves
 
 
 class Decoder(Protocol):
@@ -53,6 +55,31 @@ def prefill(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Te
     x = model.hidden(ids.to(cache.device), cache)
     cache.trim(lengths)
     return model.head(x[torch.arange(len(rows), device=x.device), (lengths - 1).to(x.device)])
+
+
+def read_prompts(model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+    """As `prefill`, but what all rows begin with, as the samples of a prompt do, is read once."""
+    is_plain = len(rows) > 1 and type(cache) is CompactCache and not model.body.cross
+    n_shared = count_shared(rows) if is_plain else 0
+    if n_shared < MIN_SHARED:
+        return prefill(model, rows, cache)
+    beginning = build_cache(model.body, 1, cache.size)
+    prefill(model, [rows[0][:n_shared]], beginning)
+    ids, lengths = pad_rows([row[n_shared:] for row in rows])
+    is_ragged = bool((lengths != lengths[0]).any())
+    if is_ragged and not can_go_back(beginning):
+        return prefill(model, rows, cache)
+    cache.spread(beginning)
+    x = model.hidden(ids.to(cache.device), cache)
+    if is_ragged:
+        cache.trim(n_shared + lengths)
+    return model.head(x[torch.arange(len(rows), device=x.device), (lengths - 1).to(x.device)])
+
+
+def count_shared(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many ids all rows begin with, each with at least one more."""
+    most = min(map(len, rows)) - 1
+    return next((i for i in range(most) if any(row[i] != rows[0][i] for row in rows)), max(0, most))
 
 
 def pad_rows(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -98,8 +125,8 @@ def generate(
     windows = [crop(prompt, context) for prompt in prompts]  # what is in the context of each row
     cache = new_cache(model, len(prompts), min(context, max(map(len, windows)) + tokens))
     is_live = [True] * len(prompts)
-    logits = prefill(model, windows, cache)
-    advance = choose_step(partial(step, model), cache, min(tokens, cache.size - cache.max_length) - 1)
+    logits = read_prompts(model, windows, cache)
+    advance = choose_step(partial(step, model), cache, tokens)
     for remaining in range(tokens, 0, -1):
         new = sampler(logits)
         watch(logits, new)

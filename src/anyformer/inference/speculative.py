@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data.text.ngrams import NGramCounts
-from ..model.cache import KVCache
+from ..model.cache import can_go_back
 from .decode import Decoder, generate, new_cache, prefill
 from .sampling import Matcher, Sampler, SamplingParams
 
@@ -139,11 +139,6 @@ class ModelDrafter:
     def read(self, ids: Sequence[int]) -> Tensor:
         new = torch.tensor([list(ids)], device=self.cache.device)
         return self.model.head(self.model.hidden(new, self.cache)[:, -1])[0]
-
-
-def can_go_back(cache: KVCache) -> bool:
-    """Whether no layer keeps only a window, whose old keys the new ones overwrite."""
-    return all(kv is None or kv[0].shape[2] >= cache.size for kv in cache.layers)
 
 
 class Pace:

@@ -79,6 +79,13 @@ class KVCache:
             raise ValueError("a layer that keeps a window cannot go back: reset it with `prefill_lengths` before")
         self.lengths = int(lengths[0]) if bool((lengths == lengths[0]).all()) else lengths.to(self.device)
 
+    def spread(self, other: "KVCache") -> None:
+        """Hold in every row what the only row of another cache of this size holds."""
+        pairs = ((i, kv) for i, kv in enumerate(other.layers) if kv is not None)
+        for i, kv in pairs:
+            self.layers[i] = kv[0].repeat(self.batch, 1, 1, 1), kv[1].repeat(self.batch, 1, 1, 1)
+        self.lengths, self.prefill_lengths = other.lengths, None
+
     def reorder(self, rows: Tensor) -> None:
         """Make row i a copy of row rows[i], memory included, as beam search needs. rows: (B,)"""
         rows = rows.to(self.device)
@@ -158,3 +165,8 @@ class KVCache:
         slot = find_slots(position.gather(1, index), capacity, pinned)
         for stored, source in zip(kv, (k, v)):
             stored[row, :, slot] = source[row, :, index]
+
+
+def can_go_back(cache: KVCache) -> bool:
+    """Whether no layer keeps only a window, whose old keys the new ones overwrite."""
+    return all(kv is None or kv[0].shape[2] >= cache.size for kv in cache.layers)

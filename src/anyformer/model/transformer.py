@@ -248,9 +248,12 @@ def prepare_edges(
             kernel = NearPinned(kernel, edges.pinned, back, spec)
         return AttentionContext(kernel, cos_sin.get(base), edges)
 
-    layers = list(zip(rules, bases))
-    contexts = {(rule, base): prepare(as_edges(rule), base) for rule, base in dict.fromkeys(layers)}
-    return [contexts[layer] for layer in layers]
+    contexts: list[AttentionContext] = []
+    for i, (rule, base) in enumerate(zip(rules, bases)):
+        # no dictionary of rules: torch 2.9 compiles none
+        earlier = next((j for j in range(i) if rules[j] is rule and bases[j] == base), None)
+        contexts.append(prepare(as_edges(rule), base) if earlier is None else contexts[earlier])
+    return contexts
 
 
 def mask_unfilled(edges: Edges, start: int | Tensor, new: int) -> Edges:

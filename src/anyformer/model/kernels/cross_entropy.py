@@ -145,9 +145,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that autocast gives a matrix product."""
+    """The dtype that autocast gives a matrix product. (torch 2.11 does not compile `is_autocast_available`.)"""
     device = x.device.type
-    is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    is_autocast = device != "meta" and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if is_autocast else x.dtype
 
 
