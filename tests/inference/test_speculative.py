@@ -75,11 +75,15 @@ SETTINGS = {
 
 
 def run(model: Tiny, sampling: SamplingParams, tokens: int, drafter: Any = None, **settings: Any) -> list[int]:
+    told: list[int] = []  # each token, before it is yielded
     arguments: dict[str, Any] = {"tokens": tokens, "sampling": sampling, "seeds": [3], **settings}
+    arguments["stop"] = lambda row, token: told.append(token) is not None
     steps = generate(model, [PROMPT], **arguments)
     if drafter is not None:
         steps = generate_with_drafts(model, drafter, [PROMPT], **arguments)
-    return [new for (new,) in steps if new is not None]
+    new = [(token, len(told)) for (token,) in steps if token is not None]
+    assert new == list(zip(told, range(1, tokens + 1)))
+    return told
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -136,8 +140,9 @@ def test_what_is_proposed():
 
 def test_from_the_command_line(run_once: Any, tmp_path: Any):
     """A prompt, counts, a text and a run propose; the sample is the same."""
-    sample = ("sample", run_once, "--prompt", "the cat", "--tokens", 40, "--seed", 2, "--json")
+    sample = ("sample", run_once, "--prompt", "the cat", "--tokens", 25, "--seed", 2, "--json")
     expected = call(*sample).json["samples"]
+    assert expected[0]["finish_reason"] == "length" and len(expected[0]["tokens"]) == 25
     text = tmp_path / "other.txt"
     text.write_text("the cat sat on the log. " * 20)
     for draft in ("prompt", "counts", text, run_once):

@@ -6,6 +6,7 @@ Each returns figures worth noting, and raises AssertionError (or what the librar
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from anyformer import recipe_loading
+from anyformer import api, recipe_loading
 from anyformer.inference import decode
+from anyformer.inference.batching import Batcher
 from anyformer.inference.captured import CapturedStep, Step, can_be_static
+from anyformer.inference.completion import CompletionRequest
 from anyformer.model import Transformer, TransformerConfig
 from anyformer.model.edges import Edges, causal, neighbors, same, window, within
 from anyformer.model.heads import LMHead
@@ -320,6 +323,86 @@ def check_large_vocabulary(target: Target) -> Figures:
     return {"difference": compare(results[1], results[0], tolerance=5e-3)}
 
 
+# --- use ---
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "greedy": {"prompt": "the cat ", "temperature": 0.0},
+    "two prompts": {"prompt": ["the cat sat on the ", "the cat sat on the mat. the dog"], "temperature": 0.0},
+    "samples": {"prompt": "the dog sat on the log", "samples": 3, "temperature": 0.5, "top_k": 5, "top_p": 0.9},
+    "penalties": {
+        "prompt": "the",
+        "temperature": 0.0,
+        "repetition_penalty": 1.3,
+        "frequency_penalty": 0.2,
+        "min_p": 0.1,
+    },
+    "log-probabilities": {"prompt": "the cat", "temperature": 0.0, "logprobs": 3, "echo": True, "tokens": 9},
+}
+LOADED: dict[str, dict[str, Any]] = {
+    "drafts": {"draft": "prompt"},
+    "bfloat16 cache": {"cache_dtype": "bfloat16"},
+    "int8 cache": {"cache_dtype": "int8"},
+    "bfloat16 weights": {"weights": "bfloat16"},
+    "int8 weights": {"weights": "int8"},
+}
+
+
+def train_run(target: Target, recipe: str = "language", steps: int = 60) -> Path:
+    """Train a run on the CPU, for which answers are clear. Returns its folder."""
+    train = {"steps": steps, "eval_every": steps, "lr": 1e-2, "warmup": 5, "device": "cpu", "dtype": "float32"}
+    api.train(recipe, "tiny", data=target.write_text(), out=target.folder / "run", progress=False, train=train)
+    return target.folder / "run"
+
+
+def check_use(target: Target) -> Figures:
+    """A run answers on the device as on the CPU: texts, log-probabilities, metrics, attention, the server's batcher; in
+    other number formats it answers at all."""
+    run, name = train_run(target), str(target.device)
+    model, expected = api.load(run, name), api.load(run, "cpu")
+    for what, request in ANSWERS.items():
+        ours, theirs = (each.generate(**{"tokens": 70} | request)["samples"] for each in (model, expected))
+        assert [row["text"] for row in ours] == [row["text"] for row in theirs], what
+        for row, other in zip(ours, theirs):
+            values = [[token["logprob"] for token in each.get("logprobs", [])] for each in (row, other)]
+            assert np.allclose(*values, atol=1e-3), what
+    loss, other = (each.evaluate()["loss"] for each in (model, expected))
+    assert abs(loss - other) < 1e-2, f"loss {loss:.4f}, on the CPU {other:.4f}"
+    weights = [each.attention("the cat sat") for each in (model, expected)]
+    figures = {"attention": compare([weights[0].cpu()], [weights[1].cpu()], 1e-2)}
+    greedy = ANSWERS["greedy"] | {"tokens": 70}
+    text = expected.generate(**greedy)["samples"][0]["text"]
+    for what, settings in LOADED.items():
+        answer = api.load(run, name, **settings).generate(**greedy)["samples"][0]["text"]
+        assert len(answer) == len(text) and (answer == text or what != "drafts"), what
+    assert answer_by_server(model, greedy) == text
+    return figures
+
+
+def answer_by_server(model: Any, request: dict[str, Any]) -> str:
+    """Return the answer of the server's batcher to one of two requests that share its steps."""
+    batcher, pieces, is_over = (
+        Batcher(model.module, prefix_bytes=None),
+        list[str](),
+        [threading.Event() for _ in range(2)],
+    )
+    for event, add in zip(is_over, (lambda piece: pieces.append(piece.text), lambda piece: None)):
+        batcher.submit(CompletionRequest(**request), add, lambda error, event=event: event.set())
+    assert all(event.wait(120) for event in is_over)
+    batcher.close()
+    return "".join(pieces)
+
+
+def check_beam(target: Target) -> Figures:
+    """Translation by beam search gives on the device what it gives on the CPU."""
+    pairs = target.folder / "pairs.tsv"
+    pairs.write_text("".join(f"{word} {word}\t{word[::-1]}\n" for word in ("abc", "bcd", "cde", "abd", "bce")) * 20)
+    train = {"steps": 40, "eval_every": 40, "device": "cpu", "dtype": "float32"}
+    api.train("translation", "tiny", data=str(pairs), out=target.folder / "run", progress=False, train=train)
+    answers = [api.load(target.folder / "run", name).predict("abc abc", beam=3) for name in (str(target.device), "cpu")]
+    assert answers[0]["results"][0]["text"] == answers[1]["results"][0]["text"]
+    return {}
+
+
 # --- all of them, the most telling first ---
 
 
@@ -334,6 +417,8 @@ def list_checks() -> dict[str, Check]:
         "generation that cannot be captured": check_uncapturable,
         "a large vocabulary": check_large_vocabulary,
         "Muon on several matrices": check_muon,
+        "a run in use": check_use,
+        "beam search": check_beam,
         "narrow heads": check_narrow_heads,
         "a compiled loss": check_compile,
         "prefetched batches": check_prefetch,

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..memory import read_memory
@@ -109,6 +109,14 @@ class Row:
         return self.window[: len(self.window) - len(self.unread)]
 
 
+def find_memory(model: Any) -> int:
+    """Return the bytes of memory where a model is: of its GPU, or of the machine."""
+    device = next(model.body.parameters()).device if isinstance(model.body, nn.Module) else torch.device("cpu")
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return read_memory()[0] or 1 << 33
+
+
 class Batcher:
     """Answers requests in a thread of its own, many at once.
 
@@ -117,7 +125,7 @@ class Batcher:
         max_rows: Completions that share a step.
         max_queue: Completions that may wait for it.
         prompt_tokens: Tokens of prompts that are read between two steps.
-        max_bytes: For keys and values. None: a quarter of the machine's memory.
+        max_bytes: For keys and values. None: a quarter of the memory of the GPU, or of the machine.
         prefix_bytes: For the beginnings of texts that were read, see `prefix_cache`. None: a part of the machine's
             memory; 0: none are kept.
     """
@@ -132,7 +140,7 @@ class Batcher:
         prefix_bytes: int | None = 0,
     ):
         self.model, self.max_rows, self.max_queue, self.prompt_tokens = model, max_rows, max_queue, prompt_tokens
-        memory = read_memory()[0] or 1 << 33
+        memory = find_memory(model)
         self.max_bytes = int(MEMORY_SHARE * memory) if max_bytes is None else max_bytes
         default = min(int(PREFIX_SHARE * memory), MAX_PREFIX_BYTES)
         self.prefix_bytes = default if prefix_bytes is None else prefix_bytes

@@ -239,8 +239,9 @@ def generate_with_drafts(
         new = sampler(row.logits[:1])
         watch(row.logits[:1], new)
         token = int(new)
+        is_over = stop(0, token) or remaining == 1  # told of every token, the last one too
         yield [token]
-        if remaining == 1 or stop(0, token):
+        if is_over:
             return
         if len(row.window) < context or row.cache.is_unbounded:
             row.append(token, remaining - 2)
