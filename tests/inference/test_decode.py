@@ -91,6 +91,9 @@ def test_prompts_that_hardly_begin_alike_are_read_at_once():
     model.hidden = lambda ids, cache=None: shapes.append(tuple(ids.shape)) or hidden(ids, cache)
     decode_greedily(model, prompts, 2)
     assert shapes == [(3, decode.MIN_SHARED), (3, 1)]
+    shapes.clear()
+    decode_greedily(model, [[1] * 30], 2)
+    assert shapes == [(1, 30), (1, 1)], "a single prompt"
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
