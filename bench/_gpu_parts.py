@@ -54,7 +54,8 @@ def list_checks(setup: Setup) -> Iterator[Measurement]:
     import gpu_checks
 
     with TemporaryDirectory() as folder:
-        for name, check in gpu_checks.list_checks().items():
+        i, n = map(int, setup.options.share.split("/"))
+        for name, check in list(gpu_checks.list_checks().items())[i::n]:
             if setup.dry and not name.startswith(("prefetched", "narrow", "captured", "Muon")):
                 continue
             yield name, lambda check=check: check(gpu_checks.Target(setup.device, Path(folder)))

@@ -15,7 +15,8 @@ multi30k      BLEU of the translation preset `multi30k` after some minutes
 
 Nothing is downloaded; torch, numpy, safetensors, tokenizers and rich are enough. Each part is a process of its own with
 a time limit: a crash, or a kernel that never ends, costs its part alone, and what was measured before is kept. A part
-for which no time is left is skipped. --out is written after each part.
+for which no time is left is skipped. --out is written after each part. The checks run in several processes, and beside
+them all that will be timed is compiled once, so that the timings find it in the compiler's cache.
 """
 
 import argparse
@@ -28,7 +29,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +48,22 @@ class Part:
     at_least: float = 25
 
 
+CONTENDERS = ("anyformer", "nanoGPT", "anyformer, not compiled")  # of training
 PARTS = {
-    "checks": Part(100),
-    "training": Part(150),
+    "checks": Part(120),
+    "training": Part(100),
     "shakespeare": Part(90),
-    "generation": Part(110),
+    "generation": Part(80),
     "window": Part(40),
     "cifar10": Part(600, 120),
     "multi30k": Part(600, 120),
 }
+COMPILED: dict[str, list[list[str]]] = {
+    "training": [["--contenders", name] for name in CONTENDERS[:2]],
+    "generation": [[]],
+    "window": [[]],
+}
+"""What the compiler prepares: part -> the flags of each process."""
 NO_GPU = 3  # exit status of a part
 GRACE = 10  # seconds after its limit in which a part may end by itself
 
@@ -61,12 +71,12 @@ GRACE = 10  # seconds after its limit in which a part may end by itself
 # --- running a part ---
 
 
-def run_part(name: str, words: Sequence[str], limit: float, as_json: bool) -> Rows:
+def run_part(name: str, words: Sequence[str], limit: float, as_json: bool, stdout: Any = None) -> Rows:
     """Measure a part in a process of its own. Returns its rows, the last of which has the problem if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         command = [sys.executable, "-m", "bench._gpu_parts", name, str(file), f"{limit:.0f}", *words]
-        status = run_limited(command, limit + GRACE, sys.stderr if as_json else None)
+        status = run_limited(command, limit + GRACE, stdout or (sys.stderr if as_json else None))
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     if status == NO_GPU:
         sys.exit("there is no NVIDIA GPU here: --dry runs the script without one")
@@ -75,6 +85,21 @@ def run_part(name: str, words: Sequence[str], limit: float, as_json: bool) -> Ro
         rows.append({"what": name, "problem": why})
         print(f"{name} {why}", file=sys.stderr, flush=True)
     return rows
+
+
+def run_checks(options: argparse.Namespace, words: Sequence[str], limit: float) -> Rows:
+    """Run the checks in several processes and, beside them, what compiles for the timings, whose figures do not count.
+    Returns the rows of the checks."""
+    parts = [name for name in COMPILED if name in options.only and not options.dry]
+    quick = [*words, "--patience", "0", "--rounds", "1"]
+    compiled = [(name, [*quick, *flags]) for name in parts for flags in COMPILED[name]]
+    with ThreadPoolExecutor(options.workers + len(compiled)) as pool:
+        shares = [[*words, "--share", f"{i}/{options.workers}"] for i in range(options.workers)]
+        checks = [pool.submit(run_part, "checks", share, limit, options.json) for share in shares]
+        others = [pool.submit(run_part, name, flags, limit, True, subprocess.DEVNULL) for name, flags in compiled]
+        rows = [row for share in checks for row in share.result()]
+        _ = [other.result() for other in others]
+    return [row for row in rows if row["what"] != "device" or row is rows[0]]
 
 
 def run_limited(command: Sequence[str], seconds: float, stdout: Any = None) -> int | None:
@@ -189,7 +214,9 @@ def main(options: argparse.Namespace, words: Sequence[str]) -> None:
             print(f"{name} skipped: {results[name][0]['skipped']}", file=log, flush=True)
         else:
             print(f"--- {name}, at most {min(left, part.at_most):.0f} s", file=log, flush=True)
-            results[name] = run_part(name, words, min(left, part.at_most), options.json)
+            limit, is_check = min(left, part.at_most), name == "checks"
+            measure = partial(run_checks, options) if is_check else partial(run_part, name, as_json=options.json)
+            results[name] = measure(words, limit=limit)
         results |= {"summary": summarize(results), "seconds": round(time.monotonic() - started_at, 1)}
         if options.out:
             options.out.write_text(json.dumps(results, indent=1))
@@ -208,8 +235,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry", action="store_true", help="tiny shapes, nothing compiled, on a CPU too")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of github.com/karpathy/nanoGPT")
     parser.add_argument("--peak", type=float, help="dense bfloat16 TFLOP/s of this GPU; by default from a table")
-    parser.add_argument("--batch", type=int, help="of training; by default the largest that fits")
-    parser.add_argument("--patience", type=float, default=8.0, help="seconds of measuring each contender in training")
+    parser.add_argument("--workers", type=int, default=4, help="processes of the checks")
+    parser.add_argument("--share", default="0/1", help="of the checks: the part I of N")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="of training")
+    parser.add_argument("--batch", type=int, default=32, help="of training; 32 rows of 1,024 tokens take 23 GB")
+    parser.add_argument("--patience", type=float, default=5.0, help="seconds of measuring each contender in training")
     parser.add_argument("--shakespeare", type=Path, help="input.txt; by default the set by name")
     parser.add_argument("--presets", nargs="+", default=["modern", "nanogpt-gpu"], help="of language, for shakespeare")
     parser.add_argument("--target", type=float, default=1.4697, help="loss over the whole validation split")

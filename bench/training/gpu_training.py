@@ -2,12 +2,12 @@
 (On a CPU: bench/training/nanogpt_recipe.py, bench/training/time_to_loss.py.)
 """
 
-import contextlib
 import math
 import time
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +22,6 @@ from anyformer.training import hardware, loop
 from bench import _nanogpt as nanogpt
 
 NEVER = 1 << 30
-BATCH_SIZES = (64, 32, 16, 8, 4)  # tried in training, from the largest
 WARMUP_STEPS = 5  # not measured
 Row = dict[str, Any]
 Measurement = tuple[str, Callable[[], Row]]  # name of a row, and the function that measures it
@@ -32,16 +31,17 @@ Measurement = tuple[str, Callable[[], Row]]  # name of a row, and the function t
 
 
 def list_training(setup: Any) -> Iterator[Measurement]:
-    batch = find_largest_batch(setup) if setup.options.batch is None else setup.options.batch
+    batch = 2 if setup.dry else setup.options.batch
     config = make_config(setup, batch)
     context, flops = config.model.context, nanogpt.count_flops(config)
     contenders: dict[str, Callable[[], Iterator[Any]]] = {
-        "anyformer": lambda: step_anyformer(setup, config, "loss"),
-        "nanoGPT": lambda: step_nanogpt(setup, config),
-        "anyformer by block": lambda: step_anyformer(setup, config, "blocks"),
-        "anyformer, model only": lambda: step_anyformer(setup, config, "model"),
+        "anyformer": partial(train_on_random, config, torch.compile(language.loss, backend=setup.backend)),
+        "nanoGPT": partial(step_nanogpt, setup, config),
+        "anyformer, not compiled": partial(train_on_random, config, language.loss),
     }
     for name, run in contenders.items():
+        if name not in setup.options.contenders:
+            continue
 
         def measure(run: Callable[[], Iterator[Any]] = run) -> Row:
             counters.clear()
@@ -51,35 +51,22 @@ def list_training(setup: Any) -> Iterator[Measurement]:
             return row | {"tokens_per_second": speed} | ({"mfu": speed * flops / peak} if peak else {})
 
         yield f"training, {name}", measure
-    best = lambda: {"tflops": hardware.measure_matmul_gflops(str(setup.device), "bfloat16") / 1e3}  # noqa: E731
-    yield "best product of two matrices", best
+    yield "best product of two matrices", partial(measure_best_product, str(setup.device))
+
+
+def train_on_random(config: language.Config, loss: Callable[..., Any]) -> Iterator[Any]:
+    """Yield after each update of our loop."""
+    yield from loop.train(make_random_recipe(loss), config)
+
+
+def measure_best_product(device: str) -> Row:
+    return {"tflops": hardware.measure_matmul_gflops(device, "bfloat16") / 1e3}
 
 
 def make_config(setup: Any, batch: int) -> language.Config:
     settings: Row = {"steps": NEVER, "eval_every": NEVER, "accumulate": 1, "batch": batch}
     device = {"device": str(setup.device), "dtype": "bfloat16", "compile": False}
     return replace(setup.gpt2, train=replace(setup.gpt2.train, **settings, **device))
-
-
-def find_largest_batch(setup: Any) -> int:
-    """Return the largest batch that fits into memory without compilation, which stores more activations."""
-    for batch in (2,) if setup.dry else BATCH_SIZES:
-        with contextlib.suppress(torch.OutOfMemoryError):
-            next(loop.train(make_random_recipe(), make_config(setup, batch)))
-            return batch
-        torch.cuda.empty_cache()
-    raise RuntimeError(f"a batch of {BATCH_SIZES[-1]} is too large for this GPU")
-
-
-def step_anyformer(setup: Any, config: language.Config, compiled: str) -> Iterator[Any]:
-    """Yield after each update of our loop. Compiled: the loss, as by `--train.compile`; the model, without the
-    cross-entropy; or each block by itself, which takes the least time to compile."""
-    if compiled == "loss":
-        yield from loop.train(make_random_recipe(torch.compile(language.loss, backend=setup.backend)), config)
-        return
-    state = loop.init_state(make_random_recipe(), config)
-    compile_modules(state.model, compiled, setup.backend)
-    yield from loop.train(make_random_recipe(), config, state)
 
 
 def compile_modules(model: Any, what: str, backend: str) -> None:

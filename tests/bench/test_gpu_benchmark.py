@@ -86,6 +86,27 @@ def test_a_part_that_crashes_or_never_ends_is_named(tmp_path: Path, monkeypatch:
         gpu.run_part("window", [], 1, True)
 
 
+def test_checks_are_shared_out_while_the_compiler_prepares_the_timings(monkeypatch: pytest.MonkeyPatch):
+    calls: list[tuple[Any, ...]] = []
+
+    def run_part(name: str, words: list[str], limit: float, as_json: bool, stdout: Any = None) -> list[dict[str, Any]]:
+        calls.append((name, *words[1:]))
+        return [{"what": "device"}, {"what": f"{name} {words[-1]}"}]
+
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    options = gpu.build_parser().parse_args(["--workers", "2", "--only", "checks", "window", "training"])
+    rows = gpu.run_checks(options, ["w"], 9)
+    assert [row["what"] for row in rows] == ["device", "checks 0/2", "checks 1/2"]
+    quick = ("--patience", "0", "--rounds", "1")
+    training = [("training", *quick, "--contenders", name) for name in ("anyformer", "nanoGPT")]
+    shares = [("checks", "--share", f"{i}/2") for i in range(2)]
+    assert sorted(calls) == sorted([*shares, ("window", *quick), *training])
+    options.dry = True
+    calls.clear()
+    gpu.run_checks(options, ["w"], 9)
+    assert sorted(calls) == shares
+
+
 def test_the_summary_compares_with_the_targets():
     generation = [
         {"what": f"{name}, bfloat16", "batch": batch, "tokens_per_second": speed}

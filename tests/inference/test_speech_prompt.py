@@ -59,5 +59,5 @@ def test_a_model_of_one_language_takes_no_settings():
 
 
 def test_unknown_languages_are_named_with_the_nearest():
-    with pytest.raises(InputError, match="language is 'yu', which this model does not know: .*yue"):
+    with pytest.raises(InputError, match=r"language is 'yu', which this model does not know: .*yue"):
         build_prompt(MULTILINGUAL, "yu")
