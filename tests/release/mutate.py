@@ -138,19 +138,17 @@ def write_mutant(mutant: Mutant, path: Path) -> None:
 
 
 def list_tests(path: Path) -> list[str]:
-    """Return the tests of a module: those named after it, then those of its own folder that import it; where there are
-    neither, those of any folder that do."""
+    """Return the tests of a module: those named after it, then those that import it, of its own folder."""
     module = name_module(path)
     folder = ROOT / "tests" / path.relative_to(PACKAGE).parts[0]
-    named: list[str] = []
-    importing: dict[bool, list[str]] = {True: [], False: []}  # whether in its own folder
-    for test in sorted((ROOT / "tests").rglob("test_*.py")):
+    words, named, importing = f"{module.removeprefix('anyformer.')}", [], []
+    for test in sorted(folder.rglob("test_*.py")):
         text = test.read_text(encoding="utf-8")
-        if path.stem in test.stem and test.is_relative_to(folder):
+        if path.stem in test.stem:
             named.append(str(test))
-        elif any(words in text for words in (module, f"import {path.stem}", module.removeprefix("anyformer."))):
-            importing[test.is_relative_to(folder)].append(str(test))
-    return [*named, *importing[True]] or importing[False] or [str(folder)]
+        elif module in text or f"import {path.stem}" in text or words in text:
+            importing.append(str(test))
+    return [*named, *importing] or [str(folder)]
 
 
 def name_module(path: Path) -> str:
