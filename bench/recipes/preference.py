@@ -3,7 +3,7 @@
     ANYFORMER_DATA=path/to/data python -m bench.recipes.preference       needs scikit-learn
 
 `chat` learns to write sentences of the set `sentence-polarity`. Two of its samples, of which a judge finds one
-positive and one not, are a pair; `preference` is trained on those. Another judge, which has seen other sentences, says
+clearly positive and one clearly not, are a pair; `preference` is trained on those. Another judge, which has seen other sentences, says
 how many of the new samples are positive, beside the model before, and beside the best of 16 of its samples by the first
 judge. The divergence is estimated on the samples; that of the best of n is at most log n - (n - 1) / n.
 """
@@ -138,11 +138,12 @@ def to_rows(texts: list[str]) -> list[dict[str, Any]]:
 
 
 def make_pairs(samples: list[dict[str, Any]], judge: Any, count: int) -> list[dict[str, Any]]:
-    """Join positive samples to negative ones, each of which is used once."""
+    """Join the samples that are positive for the judge to those that are not, the surest first, each of them once."""
     texts = list(dict.fromkeys(sample["text"].strip() for sample in samples if sample["text"].strip()))
-    is_positive = judge.predict(texts)
-    chosen, rejected = ([text for text, own in zip(texts, is_positive) if own == side] for side in (True, False))
-    return [{"prompt": PROMPT, "chosen": a, "rejected": b} for a, b in zip(chosen, rejected)][:count]
+    values = judge.predict_proba(texts)[:, 1]
+    order = values.argsort(kind="stable").tolist()
+    count = min(count, int((values > 0.5).sum()), int((values <= 0.5).sum()))
+    return [{"prompt": PROMPT, "chosen": texts[order[-1 - i]], "rejected": texts[order[i]]} for i in range(count)]
 
 
 def load_or_train(
