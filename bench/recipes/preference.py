@@ -3,9 +3,10 @@
     ANYFORMER_DATA=path/to/data python -m bench.recipes.preference       needs scikit-learn
 
 `chat` learns to write sentences of the set `sentence-polarity`. Two of its samples, of which a judge finds one
-clearly positive and one clearly not, are a pair; `preference` is trained on those. Another judge, which has seen other sentences, says
-how many of the new samples are positive, beside the model before, and beside the best of 16 of its samples by the first
-judge. The divergence is estimated on the samples; that of the best of n is at most log n - (n - 1) / n.
+clearly positive and one clearly not, are a pair; `preference` is trained on those. Another judge, which has seen other
+sentences, says how many of the new samples are positive, beside the model before, and beside the best of 16 of its
+samples by the first judge. The divergence is estimated on the samples; that of the best of n is at most
+log n - (n - 1) / n.
 """
 
 import json
