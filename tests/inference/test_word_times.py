@@ -89,3 +89,7 @@ def test_subtitles():
     assert vtt[0] == "WEBVTT"
     assert vtt[1] == "00:00:00.500 --> 00:00:01.250\nIs it &lt;b&gt;?"
     assert format_subtitles([], "vtt") == "WEBVTT\n"
+
+
+def test_words_in_plain_values_have_milliseconds():
+    assert Word("a", 0.12345, 1.98765).to_json() == {"word": "a", "start": 0.123, "end": 1.988}
