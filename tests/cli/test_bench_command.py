@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from anyformer.labs import benchmark
-from anyformer.model.quantization.quantize import Int8Linear
+from anyformer.model.quantization.quantize import Int8Linear, quantize
 from anyformer.recipes import language
 from anyformer.training import hardware
 from cli_kit import assert_refused, call
@@ -112,11 +112,18 @@ def test_a_figure_that_fails_has_a_reason_and_the_others_are_measured(small: Non
     def missing() -> str:
         raise ModuleNotFoundError("No module named 'pydoc_data'")
 
+    def only_wide(model: Any, weights: Any) -> None:
+        if weights == "int4":
+            raise ValueError("int4 weights are for a CPU")
+        quantize(model, weights)
+
+    monkeypatch.setattr(benchmark, "quantize", only_wide)
     monkeypatch.setattr(hardware, "measure_matmul_gflops", refuse)
     monkeypatch.setattr(benchmark, "load_documentation", missing)
     facts = benchmark.measure("cpu", 0.01)
     assert [row["problem"] for row in facts["ceilings"]] == ["no such product"] * 2 + [None]
     assert facts["training"][0]["share"] is None and facts["training"][0]["tokens_per_second"] > 0
+    assert facts["generation"][-1]["problem"] == "int4 weights are for a CPU" and len(facts["generation"]) == 7
     assert facts["tokenizing"] == [{"what": "BPE of 300", "problem": "No module named 'pydoc_data'"}]
     text = render(facts)
     assert "no such product" in text and "many lines" not in text and "pydoc_data" in text

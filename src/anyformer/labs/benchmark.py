@@ -73,7 +73,7 @@ def measure(device: str = "auto", seconds: float = SECONDS) -> dict[str, Any]:
         report_progress(name, done, len(parts))
         try:
             results = [row | {"problem": None} for row in work()]
-        except (*hardware.UNSUPPORTED_ERRORS, ImportError, MemoryError) as error:
+        except (*hardware.UNSUPPORTED_ERRORS, ValueError, ImportError, MemoryError) as error:
             results = [{"problem": hardware.first_line(error)}]
         rows.setdefault(section, []).extend({"what": name} | row for row in results)
     *products, first, second = rows["ceilings"]
