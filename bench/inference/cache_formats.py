@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from anyformer import api
-from anyformer.inference.decode import new_cache, prefill, step
+from anyformer.inference.decode import new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.model.compact_cache import count_node_bytes, set_cache_format
 from bench._common import make_parser
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from anyformer import api
-from anyformer.inference.decode import new_cache, prefill, step
+from anyformer.inference.decode import new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.labs.benchmark import load_documentation
 from anyformer.report.doctor import processor_name
 from bench._common import make_parser

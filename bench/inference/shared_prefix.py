@@ -20,7 +20,7 @@ from unittest.mock import patch
 import numpy as np
 
 from anyformer import api
-from anyformer.inference import decode
+from anyformer.inference import prompt_reading
 from anyformer.inference.batching import Batcher, Piece
 from anyformer.inference.completion import CompletionRequest
 from bench._common import generate_greedy, make_parser
@@ -63,7 +63,7 @@ def time_chat(batcher: Batcher, messages: list[list[int]]) -> tuple[float, list[
 
 def time_samples(decoder: Any, ids: list[int], samples: int, min_shared: int) -> tuple[float, list[list[int]]]:
     """Return the CPU seconds to the first tokens of all samples, and eight tokens of each."""
-    with patch.object(decode, "MIN_SHARED", min_shared):
+    with patch.object(prompt_reading, "MIN_SHARED", min_shared):
         start = time.process_time()
         generate_greedy(decoder, [ids] * samples, 1)
         return time.process_time() - start, generate_greedy(decoder, [ids] * samples, 8)
@@ -114,7 +114,7 @@ def main() -> None:
     results[f"chat of {options.turns} turns"] = measure(batchers, time_chat, chats)
     for batcher in batchers.values():
         batcher.close()
-    shared = {"without": sys.maxsize, "with": decode.MIN_SHARED}
+    shared = {"without": sys.maxsize, "with": prompt_reading.MIN_SHARED}
     prompts = [(draw(max(options.shared)), options.samples) for _ in range(options.rounds)]
     results[f"{options.samples} samples of {max(options.shared)} tokens"] = measure(
         shared, lambda least, ids, samples: time_samples(decoder, ids, samples, least), prompts

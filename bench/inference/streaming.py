@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyformer import api
-from anyformer.inference.decode import new_cache, prefill, step
+from anyformer.inference.decode import new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.longer_context import ContextChange
 from anyformer.recipes._shared.text import load_mixture
 from anyformer.trained_model import change_model

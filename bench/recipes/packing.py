@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from anyformer.data.io.resolve import resolve
 from anyformer.data.text.batches import IGNORE_INDEX
 from anyformer.data.text.pairs import read_pairs
-from anyformer.inference.decode import pad_rows
+from anyformer.inference.prompt_reading import pad_rows
 from anyformer.recipes import language
 from anyformer.training import loop
 from bench._common import make_parser

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import anyformer
-from anyformer.inference.decode import new_cache, prefill, step
+from anyformer.inference.decode import new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.trained_model import Model
 from cli_kit import CommandResult, assert_refused, call, train
 

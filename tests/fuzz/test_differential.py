@@ -22,6 +22,7 @@ from anyformer.data.tokenizers.build import Characters
 from anyformer.inference import decode
 from anyformer.inference.batching import Batcher
 from anyformer.inference.completion import CompletionRequest, generate_text
+from anyformer.inference.prompt_reading import prefill
 from anyformer.inference.sampling import SamplingParams
 from anyformer.inference.translation import TranslationRequest, search_translations
 from anyformer.model import Encoder, TransformerConfig
@@ -300,7 +301,7 @@ def test_a_cache_is_read_in_chunks_of_any_length(
     ids = torch.randint(V, (len(lengths), max(lengths) + sum(chunks)))
     cache = decode.new_cache(model, len(lengths))
     expected = [model(row[None])[0] for row in ids]
-    first = decode.prefill(model, [row[:n].tolist() for row, n in zip(ids, lengths)], cache)
+    first = prefill(model, [row[:n].tolist() for row, n in zip(ids, lengths)], cache)
     assert_close(first, torch.stack([logits[n - 1] for logits, n in zip(expected, lengths)]))
     start = torch.tensor(lengths)
     for chunk in chunks:

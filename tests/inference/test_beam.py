@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.inference.beam import BeamState, Candidate, Hypothesis, beam_search
-from anyformer.inference.decode import generate, new_cache, pad_rows, prefill, step
+from anyformer.inference.decode import generate, new_cache, step
+from anyformer.inference.prompt_reading import pad_rows, prefill
 from anyformer.inference.sampling import SamplingParams
 from anyformer.model.cache import KVCache
 from anyformer.model.config import TransformerConfig

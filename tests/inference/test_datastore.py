@@ -12,7 +12,8 @@ from torch import nn
 from anyformer import api
 from anyformer.errors import InputError
 from anyformer.inference.datastore import BLOCK_STATES, Datastore, StoreInfo, write_store
-from anyformer.inference.decode import generate, new_cache, prefill, step
+from anyformer.inference.decode import generate, new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.inference.sampling import SamplingParams
 from anyformer.model.neighbor_mixture import NeighborMixture
 from cli_kit import assert_refused, call

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anyformer.data.tokenizers.build import Characters
-from anyformer.inference import decode
+from anyformer.inference import decode, prompt_reading
 from anyformer.inference.sampling import SamplingParams
 from anyformer.model.config import TransformerConfig
 from anyformer.recipes import language
@@ -73,7 +73,7 @@ def test_prompts_of_unequal_length_decode_together_as_alone(position: str):
 def test_what_all_prompts_begin_with_is_read_once(position: str, window: int | None, ends: list[list[int]]):
     """Unless a layer has only a window, and rows of unequal length cannot be padded within it."""
     model = build_model(position, window, context=48)
-    beginning = torch.randint(28, (decode.MIN_SHARED + 3,)).tolist()
+    beginning = torch.randint(28, (prompt_reading.MIN_SHARED + 3,)).tolist()
     prompts = [beginning + end for end in ends]
     expected = [decode_greedily(model, [prompt], 40)[0] for prompt in prompts]
     shapes, hidden = [], model.hidden
@@ -87,10 +87,10 @@ def test_what_all_prompts_begin_with_is_read_once(position: str, window: int | N
 
 def test_prompts_that_hardly_begin_alike_are_read_at_once():
     model = build_model(context=48)
-    prompts, shapes, hidden = [[1] * (decode.MIN_SHARED - 1) + [i] for i in range(3)], [], model.hidden
+    prompts, shapes, hidden = [[1] * (prompt_reading.MIN_SHARED - 1) + [i] for i in range(3)], [], model.hidden
     model.hidden = lambda ids, cache=None: shapes.append(tuple(ids.shape)) or hidden(ids, cache)
     decode_greedily(model, prompts, 2)
-    assert shapes == [(3, decode.MIN_SHARED), (3, 1)]
+    assert shapes == [(3, prompt_reading.MIN_SHARED), (3, 1)]
     shapes.clear()
     decode_greedily(model, [[1] * 30], 2)
     assert shapes == [(1, 30), (1, 1)], "a single prompt"
@@ -106,8 +106,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_unbounded_cache_keeps_no_list_of_all_tokens(monkeypatch: pytest.MonkeyPatch):
     model, prefills = build_model(window=4, global_every=99), []
-    prefill = decode.prefill
-    monkeypatch.setattr(decode, "prefill", lambda m, rows, c: prefills.append((rows, c)) or prefill(m, rows, c))
+    prefill, note = prompt_reading.prefill, lambda m, rows, c: prefills.append((rows, c)) or prefill(m, rows, c)
+    for module in (decode, prompt_reading):
+        monkeypatch.setattr(module, "prefill", note)
     decode_greedily(model, [[1, 2]], 100)
     ((rows, cache),) = prefills
     assert cache.is_unbounded and rows == [[1, 2]]

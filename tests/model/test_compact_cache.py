@@ -15,7 +15,8 @@ from anyformer.data.tokenizers.build import Characters
 from anyformer.errors import InputError
 from anyformer.inference.batching import Batcher
 from anyformer.inference.completion import CompletionRequest, generate_text
-from anyformer.inference.decode import new_cache, prefill, step
+from anyformer.inference.decode import new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.model.compact_cache import CompactCache, count_node_bytes, decode, encode, set_cache_format
 from anyformer.model.config import TransformerConfig
 from anyformer.model.transformer import Attention

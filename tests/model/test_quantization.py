@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyformer import api, recipe_loading
-from anyformer.inference.decode import new_cache, prefill, step
+from anyformer.inference.decode import new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.model import KVCache, LMHead, Transformer, TransformerConfig, attention_weights, causal, within
 from anyformer.model.kernels import linear as linear_module
 from anyformer.model.kernels.linear import Linear, has_onednn

@@ -12,7 +12,8 @@ from torch import nn
 from anyformer import api
 from anyformer.baselines.recurrent import RecurrentSeq2Seq, RNNSearch, Seq2SeqLSTM
 from anyformer.baselines.window_lm import WindowLM
-from anyformer.inference.decode import generate, new_cache, prefill, step
+from anyformer.inference.decode import generate, new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.inference.sampling import SamplingParams
 from anyformer.model import within
 from cli_kit import assert_refused, call

@@ -14,7 +14,8 @@ from anyformer import api
 from anyformer.data.text.ngrams import count_ngrams
 from anyformer.errors import InputError
 from anyformer.inference.beam import beam_search
-from anyformer.inference.decode import generate, new_cache, prefill, step
+from anyformer.inference.decode import generate, new_cache, step
+from anyformer.inference.prompt_reading import prefill
 from anyformer.inference.sampling import SamplingParams
 from anyformer.recipes import language, recall
 from anyformer.recipes._shared import scaling

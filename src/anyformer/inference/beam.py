@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .decode import Decoder, new_cache, prefill, step
+from .decode import Decoder, new_cache, step
+from .prompt_reading import prefill
 from .structure import Matcher, stack_allowed
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..parsing import check_range, check_types
-from .decode import pad_rows
+from .prompt_reading import pad_rows
 
 Order = Literal["surest", "margin", "entropy", "left", "random"]
 Predict = Callable[[Tensor, Tensor, list[Any]], Tensor]

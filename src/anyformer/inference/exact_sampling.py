@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .decode import Decoder, HasOwnCache, new_cache, prefill
+from .decode import Decoder, HasOwnCache, new_cache
+from .prompt_reading import prefill
 from .sampling import Sampler, SamplingParams, process_logits
 from .structure import Matcher
 

@@ -15,9 +15,10 @@ from ..errors import InputError
 from ..events import report_progress
 from ..model.cache import can_go_back
 from .completion import encode_prompt
-from .decode import HasOwnCache, new_cache, pad_rows
+from .decode import HasOwnCache, new_cache
 from .logprobs import MAX_SCORE_ELEMENTS
 from .prefix_cache import find_max_nodes
+from .prompt_reading import pad_rows
 
 MAX_BATCH_TOKENS = 1 << 13  # that are read at once
 MAX_SHARED_TOKENS = 1 << 11  # of contexts whose keys and values are kept for several continuations

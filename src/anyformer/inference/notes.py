@@ -19,7 +19,8 @@ import torch
 from ..data.tokenizers.base import Tokenizer
 from ..errors import InputError
 from ..events import report_notice
-from .decode import Decoder, generate, pad_rows
+from .decode import Decoder, generate
+from .prompt_reading import pad_rows
 from .sampling import SamplingParams
 
 Crop = Callable[[Sequence[int], int], list[int]]

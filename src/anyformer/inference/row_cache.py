@@ -15,7 +15,8 @@ from torch import Tensor
 from ..model.cache import count_slots, find_slots
 from ..model.compact_cache import CompactCache, count_node_bytes, find_cache_format
 from ..model.edges import Edges, causal
-from .decode import Decoder, HasOwnCache, new_cache, pad_rows
+from .decode import Decoder, HasOwnCache, new_cache
+from .prompt_reading import pad_rows
 
 SIZE_UNIT = 128  # nodes by which rows grow
 MIN_ROWS = 4

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..data.text.ngrams import NGramCounts
 from ..model.cache import can_go_back
-from .decode import Decoder, generate, new_cache, prefill
+from .decode import Decoder, generate, new_cache
+from .prompt_reading import prefill
 from .sampling import Matcher, Sampler, SamplingParams
 
 MAX_DRAFT = 16  # tokens that are proposed at once

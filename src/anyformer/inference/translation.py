@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..model.edges import within
 from ..parsing import check_range, check_types
 from .beam import Hypothesis, beam_search
-from .decode import pad_rows
+from .prompt_reading import pad_rows
 from .structure import StructureParams, compile_structure
 
 CUT_HINT = "or let it be cut: --request '{\"cut\": true}'"

@@ -79,13 +79,6 @@ class KVCache:
             raise ValueError("a layer that keeps a window cannot go back: reset it with `prefill_lengths` before")
         self.lengths = int(lengths[0]) if bool((lengths == lengths[0]).all()) else lengths.to(self.device)
 
-    def spread(self, other: "KVCache") -> None:
-        """Hold in every row what the only row of another cache of this size holds."""
-        pairs = ((i, kv) for i, kv in enumerate(other.layers) if kv is not None)
-        for i, kv in pairs:
-            self.layers[i] = kv[0].repeat(self.batch, 1, 1, 1), kv[1].repeat(self.batch, 1, 1, 1)
-        self.lengths, self.prefill_lengths = other.lengths, None
-
     def reorder(self, rows: Tensor) -> None:
         """Make row i a copy of row rows[i], memory included, as beam search needs. rows: (B,)"""
         rows = rows.to(self.device)

@@ -38,7 +38,7 @@ from ..data.unusable import DuplicatePolicy, EmptyPolicy, LengthPolicy, check_un
 from ..errors import InputError
 from ..forms import Form, Task
 from ..inference.classification import describe_classes
-from ..inference.decode import pad_rows
+from ..inference.prompt_reading import pad_rows
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..model import Classifier, initialize
 from ..parsing import parse_dataclass, path_field, show_value

@@ -27,8 +27,8 @@ from ..data.tokenizers.masked_tokenizer import MASK
 from ..data.tokenizers.pair_tokenizer import PairTokenizer
 from ..errors import InputError
 from ..forms import Form, Task
-from ..inference.decode import pad_rows
 from ..inference.drafts import Draft, DraftSettings, write_drafts
+from ..inference.prompt_reading import pad_rows
 from ..inference.translation import CUT_HINT
 from ..metrics import describe_bound
 from ..model import Edges, LMHead, TokenEmbedding, Transformer, full, initialize, within

@@ -40,7 +40,7 @@ from ..data.tokenizers.masked_tokenizer import MASK, MaskedTokenizer
 from ..data.unusable import DuplicatePolicy, EmptyPolicy, check_unusable
 from ..errors import InputError
 from ..forms import Form, Task
-from ..inference.decode import pad_rows
+from ..inference.prompt_reading import pad_rows
 from ..metrics import describe_classes, sum_classes
 from ..model import MaskedHead, initialize
 from ..model.kernels.cross_entropy import cross_entropy, iterate_logits

@@ -35,7 +35,7 @@ from ..data.tokenizers.build import build_tokenizer
 from ..data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ..data.unusable import LengthPolicy
 from ..forms import Form, Task
-from ..inference.decode import pad_rows
+from ..inference.prompt_reading import pad_rows
 from ..metrics import find_spans, score_classes, score_spans
 from ..model import initialize
 from ..parsing import parse_dataclass, path_field

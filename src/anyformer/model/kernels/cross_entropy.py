@@ -122,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         inputs, matrix, vector = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grads_x, losses = [], []
-        differentiate = _compiled_differentiate() if has_fusion(x.device) else _differentiate
+        differentiate = _compile_differentiate() if has_fusion(x.device) else _differentiate
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         for rows, targets in zip(split(inputs, chunks), split(labels, chunks)):
@@ -169,7 +169,7 @@ def _differentiate(logits: Tensor, labels: Tensor, label_smoothing: float) -> tu
 
 
 @cache
-def _compiled_differentiate() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+def _compile_differentiate() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
     """`_differentiate` in as few passes over the logits as there can be, where a GPU would take ten."""
     return torch.compile(_differentiate, dynamic=True)
 

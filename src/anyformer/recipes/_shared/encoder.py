@@ -14,7 +14,7 @@ from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
 from ...errors import InputError
 from ...forms import Task
-from ...inference.decode import pad_rows
+from ...inference.prompt_reading import pad_rows
 from ...model import Edges, Encoder, TransformerConfig, full, window
 from ...model.pooling import POOLING
 from ...parsing import check_range, path_field

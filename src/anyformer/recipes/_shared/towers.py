@@ -20,7 +20,7 @@ from ...data.images.preprocessing import ImagePreprocessor
 from ...data.images.read import read_image
 from ...data.tokenizers.base import Tokenizer
 from ...data.tokenizers.masked_tokenizer import MaskedTokenizer
-from ...inference.decode import pad_rows
+from ...inference.prompt_reading import pad_rows
 from ...model import MLP, Attention, Encoder, PatchEmbedding, Transformer, TransformerConfig, initialize
 from ...model.edges import causal, full
 from ...model.norm import build_norm
