@@ -22,7 +22,7 @@ from cli_kit import assert_refused, call
 
 QUICK = {
     "test_a_traced_graph_holds_at_other_sizes_and_has_operators_of_onnx": set(),
-    "test_outputs_are_the_same_at_other_sizes": {"vision-tiny"},
+    "test_outputs_are_the_same_at_other_sizes": set(),
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 
 

@@ -191,6 +191,7 @@ def test_removed_folders(bench: Bench):
     report_faults("removed folder", failures, tries)
 
 
+@pytest.mark.slow
 def test_clocks(bench: Bench):
     """The clocks jump, and the run ends as if they had not."""
     failures = []

@@ -68,6 +68,7 @@ def test_good_data_of_every_form(build_form: BuildForm, monkeypatch: pytest.Monk
     assert not refused, "\n".join(refused)
 
 
+@pytest.mark.slow
 def test_data_of_every_form(build_form: BuildForm, monkeypatch: pytest.MonkeyPatch):
     """The step that a dry run would measure takes most of its time, and reads no file."""
     tally = Tally("data files")

@@ -241,6 +241,7 @@ def run_in(folder: Path, words: list[str]) -> int:
         return int(error.code or 0)
 
 
+@pytest.mark.slow
 def test_every_flag_of_every_verb(models: Mapping[str, Any], tmp_path: Path):
     tally = Tally("verbs", codes=(1, 2))
     for seed in count_attacks(10):
@@ -258,6 +259,7 @@ def test_every_flag_of_every_verb(models: Mapping[str, Any], tmp_path: Path):
     tally.close()
 
 
+@pytest.mark.slow
 def test_every_name_of_data(tmp_path: Path):
     """In place of a recipe or data."""
     tally = Tally("names of data", codes=(2,))

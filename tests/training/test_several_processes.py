@@ -19,7 +19,7 @@ from cli_kit import call
 from process_kit import run_processes
 
 QUICK = {
-    "test_a_run_of_two_processes_is_like_that_of_one": {"2"},
+    "test_a_run_of_two_processes_is_like_that_of_one": set(),
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from anyformer.training.uncompiled import AdamW
@@ -52,6 +53,7 @@ def test_updates_and_states_are_those_of_torch():
             )
 
 
+@pytest.mark.slow
 def test_the_compiler_is_not_imported():
     process = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
