@@ -72,7 +72,8 @@ def train(
         True, and "loss_scale" is the reduced scale of the next step.
 
     Raises:
-        TrainingError: If the loss or the gradient is not finite, or the weights before they are validated.
+        TrainingError: If the loss or the gradient is not finite (the weights of a GPU are then lost: go on from a
+            checkpoint), or the weights before they are validated.
     """
     c: TrainConfig = config.train
     state = state or init_state(recipe, config)
