@@ -80,9 +80,9 @@ def test_what_all_prompts_begin_with_is_read_once(position: str, window: int | N
     model.hidden = lambda ids, cache=None: shapes.append(tuple(ids.shape)) or hidden(ids, cache)
     assert decode_greedily(model, prompts, 40) == expected
     shared = len(beginning) - (not any(ends))
-    rest = (3, max(map(len, prompts)) - shared)
+    ends_alone = (3, max(map(len, prompts)) - shared)
     is_ragged = len(set(map(len, ends))) > 1
-    assert shapes[:2] == [(1, shared), (3, max(map(len, prompts))) if is_ragged and window else rest]
+    assert shapes[:2] == [(1, shared), (3, max(map(len, prompts))) if is_ragged and window else ends_alone]
 
 
 def test_prompts_that_hardly_begin_alike_are_read_at_once():

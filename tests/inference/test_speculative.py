@@ -75,15 +75,15 @@ SETTINGS = {
 
 
 def run(model: Tiny, sampling: SamplingParams, tokens: int, drafter: Any = None, **settings: Any) -> list[int]:
-    told: list[int] = []  # each token, before it is yielded
+    seen_tokens: list[int] = []  # each token, before it is yielded
     arguments: dict[str, Any] = {"tokens": tokens, "sampling": sampling, "seeds": [3], **settings}
-    arguments["stop"] = lambda row, token: told.append(token) is not None
+    arguments["stop"] = lambda row, token: seen_tokens.append(token) is not None
     steps = generate(model, [PROMPT], **arguments)
     if drafter is not None:
         steps = generate_with_drafts(model, drafter, [PROMPT], **arguments)
-    new = [(token, len(told)) for (token,) in steps if token is not None]
-    assert new == list(zip(told, range(1, tokens + 1)))
-    return told
+    new = [(token, len(seen_tokens)) for (token,) in steps if token is not None]
+    assert new == list(zip(seen_tokens, range(1, tokens + 1)))
+    return seen_tokens
 
 
 @pytest.mark.parametrize("name", SETTINGS)

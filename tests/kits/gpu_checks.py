@@ -360,14 +360,14 @@ def check_use(target: Target) -> Figures:
     run, name = train_run(target), str(target.device)
     model, expected = api.load(run, name), api.load(run, "cpu")
     for what, request in ANSWERS.items():
-        ours, theirs = (each.generate(**{"tokens": 70} | request)["samples"] for each in (model, expected))
+        ours, theirs = (loaded.generate(**{"tokens": 70} | request)["samples"] for loaded in (model, expected))
         assert [row["text"] for row in ours] == [row["text"] for row in theirs], what
         for row, other in zip(ours, theirs):
-            values = [[token["logprob"] for token in each.get("logprobs", [])] for each in (row, other)]
+            values = [[token["logprob"] for token in answer.get("logprobs", [])] for answer in (row, other)]
             assert np.allclose(*values, atol=1e-3), what
-    loss, other = (each.evaluate()["loss"] for each in (model, expected))
+    loss, other = (loaded.evaluate()["loss"] for loaded in (model, expected))
     assert abs(loss - other) < 1e-2, f"loss {loss:.4f}, on the CPU {other:.4f}"
-    weights = [each.attention("the cat sat") for each in (model, expected)]
+    weights = [loaded.attention("the cat sat") for loaded in (model, expected)]
     figures = {"attention": compare([weights[0].cpu()], [weights[1].cpu()], 1e-2)}
     greedy = ANSWERS["greedy"] | {"tokens": 70}
     text = expected.generate(**greedy)["samples"][0]["text"]
