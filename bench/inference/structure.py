@@ -74,7 +74,10 @@ WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "seve
 
 def make_document(name: str, rng: random.Random) -> str:
     """Return a text of a structure, as a person would write it."""
-    word = lambda: rng.choice(WORDS)  # noqa: E731
+
+    def word() -> str:
+        return rng.choice(WORDS)
+
     person = {"name": f"{word()} {word()}", "age": rng.randint(0, 99), "tags": rng.sample(["red", "green", "blue"], 2)}
     person |= {"score": rng.randint(0, 100), "ok": True}
     nested = {"id": f"{rng.getrandbits(32):08x}", "born": "1987-04-23", "friends": [person, person], "kind": 45}

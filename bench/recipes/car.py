@@ -150,7 +150,10 @@ def draw(trials: list[Trial], road: int) -> str:
     edges = [line[:, :2] + side * LANE * normal for side in (-1, 1)]
     points = np.concatenate(edges)
     low, size = points.min(0) - 12, np.ptp(points, axis=0) + 24
-    place = lambda xy: " ".join(f"{SCALE * (x - low[0]):.1f},{SCALE * (low[1] + size[1] - y):.1f}" for x, y in xy)  # noqa: E731
+
+    def place(xy: np.ndarray) -> str:
+        return " ".join(f"{SCALE * (x - low[0]):.1f},{SCALE * (low[1] + size[1] - y):.1f}" for x, y in xy)
+
     width, height = (SCALE * size).tolist()
     parts = [f'<polyline points="{place(edge)}" fill="none" stroke="#999" stroke-width="1.5"/>' for edge in edges]
     for i, (name, trial) in enumerate(shown.items()):

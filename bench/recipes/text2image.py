@@ -217,9 +217,14 @@ def write_sheet(model: Any, data: CaptionedImages, path: Path, seed: int) -> Non
     captions = [compose.compose_caption(names[label], *pair) for label, *pair in COMBINATIONS[held_out].tolist()]
     plain = draw(model, DrawingRequest(input=list(names), samples=4, seed=seed))
     composed = draw(model, DrawingRequest(input=captions, samples=2, seed=seed))
-    grid = lambda x: x.reshape(SIZES[0], 4, *x.shape[1:]).swapaxes(0, 1).reshape(-1, *x.shape[1:])  # noqa: E731
-    sheet = tile_images(np.concatenate([grid(plain), grid(composed)]), 3, columns=SIZES[0])
+    sheet = tile_images(np.concatenate([order_by_class(plain), order_by_class(composed)]), 3, columns=SIZES[0])
     path.write_bytes(base64.b64decode(encode_png(sheet, len(sheet))))
+
+
+def order_by_class(pictures: np.ndarray) -> np.ndarray:
+    """Four pictures of each class -> four rows, each with one of every class."""
+    shape = pictures.shape[1:]
+    return pictures.reshape(SIZES[0], 4, *shape).swapaxes(0, 1).reshape(-1, *shape)
 
 
 def main() -> None:
