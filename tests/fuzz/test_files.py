@@ -145,7 +145,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         for kind in ("hf", "gguf"):
             call("export", run, folder / f"{run.name}-{kind}", "--to", kind)
     (folder / "gpt2-hf" / "chat_template.jinja").write_text(TEMPLATE)
-    call("import", folder / "gpt2-hf", "--out", folder / "chat").ok()
+    call("import", folder / "gpt2-hf", "--out", folder / "templated").ok()
     return sorted(folder.iterdir())
 
 
@@ -161,8 +161,8 @@ def choose_command(copy: Path, source: Path, chance: random.Random) -> list[Any]
     if not is_run:
         data = next(iter(sorted(copy.glob("*.gguf"))), copy)
         return ["import", data, "--out", f"{copy}2"]
-    question = ["--request", MESSAGES] if source.name == "chat" else []
-    recipe = "language" if source.name in ("gpt2", "chat") else source.name
+    question = ["--request", MESSAGES] if source.name == "templated" else []
+    recipe = "language" if source.name in ("gpt2", "templated") else source.name
     commands = [
         ["predict", copy, *question], ["predict", copy, *question], ["runs", copy.parent], ["eval", copy],
         ["train", recipe, "--out", copy, "--resume", "--steps", 3], ["compare", copy, source],

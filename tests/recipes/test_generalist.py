@@ -85,6 +85,8 @@ def test_resumed_equals_uninterrupted(tasks: Path, folder: Path, model: Model):
     uninterrupted = api.load(folder / "run" / "checkpoints" / "step-3", "cpu")
     for a, b in zip(resumed.module.parameters(), uninterrupted.module.parameters(), strict=True):
         assert torch.equal(a, b)
+    first, second = (folder / name / "checkpoints/step-3/tasks.json" for name in ("part", "run"))
+    assert first.read_text() == second.read_text(), "no file of a checkpoint that will be removed is named"
 
 
 def test_another_task_is_added(model: Model, folder: Path, tasks: Path):

@@ -130,6 +130,8 @@ class Task:
     """Of its loss. 0: it is only evaluated."""
     rows: float
     """Of a step, as a multiple of the batch."""
+    unbound: Any = None
+    """The config as it was given, where `config` names files of a checkpoint, which will be removed; else None."""
 
     @property
     def recipe(self) -> Recipe:
@@ -142,7 +144,8 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as `parse_task` reads it."""
-        fields = to_json(self.config) | {"model": {name: getattr(self.config.model, name) for name in OWN_SHAPE}}
+        config = self.unbound or self.config
+        fields = to_json(config) | {"model": {name: getattr(config.model, name) for name in OWN_SHAPE}}
         del fields["train"]
         own = {"recipe": self.recipe_name, "weight": self.weight, "rows": self.rows}
         return own | fields
@@ -154,7 +157,9 @@ def load_tasks(config: Config) -> list[Task]:
         values = load_json(config.tasks, "tasks", MAX_TASK_BYTES)
         tasks = [parse_task(config, name, value, "tasks") for name, value in values.items()]
         folder, bind = Path(config.tasks).parent, recipe_loading.bind_checkpoint_files
-        return [replace(task, config=bind(task.config, folder, f"{task.name}.")) for task in tasks]
+        return [
+            replace(task, config=bind(task.config, folder, f"{task.name}."), unbound=task.config) for task in tasks
+        ]
     if config.data in TASK_SETS:
         return [parse_task(config, name, value, config.data) for name, value in TASK_SETS[config.data].items()]
     path = Path(config.data).expanduser()
