@@ -207,6 +207,7 @@ def test_recipes_without_a_graph_say_so(tmp_path: Path):
         write("seq2seq", "tiny", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command_exports_a_public_checkpoint_and_prints_only_its_files(tmp_path: Path):
     config = transformers.GPT2Config(n_embd=24, n_layer=1, n_head=3, n_positions=32, vocab_size=53)
     reference = build_reference("GPT2LMHeadModel", config)

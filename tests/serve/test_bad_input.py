@@ -275,7 +275,7 @@ def test_a_prediction_that_takes_too_long(models: dict[str, Model]):
 def test_a_shutdown_in_the_middle(chat_model: Model):
     """`test_command` does the same with a process and a signal."""
     with serve({"chat": chat_model}) as server:
-        body = json.dumps(LONG | {"stream": True, "max_tokens": 1000}).encode()
+        body = json.dumps(LONG | {"stream": True, "max_tokens": 400}).encode()
         with server.connect() as connection:
             connection.sendall(format_request("/v1/completions", body))
             wait_for(lambda: server.running("chat"), "it is answered")

@@ -23,6 +23,7 @@ def curl(*words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_curl_gets_the_answer_of_python(run_once: Path, tmp_path: Path):
     key = tmp_path / "key"
     key.write_text("secret\n")
