@@ -52,14 +52,17 @@ class PairMap(nn.Module):
         super().__init__()
         self.scores, self.separation = nn.Linear(n_scores, config.dim), nn.Embedding(MAX_SEPARATION, config.dim)
         self.config, self.body, self.head = config, Transformer(config), nn.Linear(config.dim, 1)
+        self.plain = nn.Linear(n_scores, 1)  # what the scores of the pair alone say, which all else corrects
         initialize(self, config)
+        nn.init.zeros_(self.head.weight)
 
     def forward(self, scores: Tensor, separation: Tensor) -> Tensor:
         rows, columns = separation.shape[1:]
         row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
         edges = [same(row) if layer % 2 == 0 else same(column) for layer in range(self.config.n_layer)]
         x = self.scores(scores) + self.separation(separation.clamp(max=MAX_SEPARATION - 1))
-        return self.head(self.body(x.flatten(1, 2), edges)).view(separation.shape)
+        correction = self.head(self.body(x.flatten(1, 2), edges)).view(separation.shape)
+        return self.plain(scores)[..., 0] + correction
 
 
 def load_family(name: str, seed: int) -> Family:

@@ -22,7 +22,7 @@ from anyformer.model.kernels.flex import Flex
 from anyformer.model.kernels.sdpa import SDPA, is_matmul_faster, matmul_attention
 from anyformer.model.kernels.segments import Segments
 from anyformer.model.kernels.select import AttentionKernel, AttentionSpec, select_kernel
-from anyformer.model.position_bias import Alibi, PairBias, RelativeBias
+from anyformer.model.position_bias import Alibi, RelativeBias
 from reference import Head, Node, attend_slowly, gradients_slowly
 from rules import RULES, caption, compositions, pairwise
 
@@ -65,7 +65,7 @@ def bias_of_edges(bias: Any, q: Tensor, k: Tensor, edges: Edges, start: int | Te
 def check(kernel: AttentionKernel, edges: Edges, qkv: list[Tensor], bias: Any = None, start: int | Tensor = 0) -> None:
     """The kernel equals the oracle in y and in the gradients of q, k, v and the weights of the bias."""
     q, k, v = qkv
-    weights = [bias.weight] if isinstance(bias, RelativeBias | PairBias) else []
+    weights = [bias.weight] if isinstance(bias, RelativeBias) else []
     biases = bias_of_edges(bias, q, k, edges, start)
     y = kernel(q, k, v)
     dy = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -146,16 +146,14 @@ GRID_RULES = {
     "ragged": within(torch.tensor([12, 5, 1])) & same(COLUMN),
     "rows unlike": (causal | within(torch.tensor([3, 9, 12]))) & same(ROW),
 }
-SEGMENT_FACTORS = {"rule": list(GRID_RULES), "groups": [4, 2, 1], "position": [*POSITIONS, "pairs"]}
+SEGMENT_FACTORS = {"rule": list(GRID_RULES), "groups": [4, 2, 1], "position": POSITIONS}
 
 
 @pytest.mark.parametrize("setting", pairwise(SEGMENT_FACTORS | {"backend": BACKENDS}), ids=caption)
 def test_segments(setting):
     """The rows and the columns of a grid of 3 by 4 nodes."""
     edges, qkv = GRID_RULES[setting["rule"]], make_qkv(groups=setting["groups"])
-    bias = PairBias(H, 4).double() if setting["position"] == "pairs" else make_bias(setting["position"])
-    if isinstance(bias, PairBias):
-        torch.nn.init.normal_(bias.weight, std=0.1)
+    bias = make_bias(setting["position"])
     spec = spec_of(*qkv[:2])
     kernel = select_kernel(edges, bias, spec)
     assert isinstance(kernel, Segments) and Segments.find(edges | causal, spec) is None
@@ -167,11 +165,9 @@ def test_segments_cost_what_their_pairs_cost():
     """64 rows of 140 columns: one mask of a row, not one of 80 million pairs."""
     row, column = torch.arange(64 * 140) // 140, torch.arange(64 * 140) % 140
     spec = AttentionSpec(1, 2, 64 * 140, 64 * 140, 0, CPU)
-    by_row, by_column = (
-        select_kernel(rule, PairBias(2, 140), spec) for rule in (same(row) & ~same(column), same(column))
-    )
-    assert by_row.mask.shape == (1, 2, 140, 140) and by_column.mask.shape == (140, 2, 64, 64)
-    assert select_kernel(same(column), None, spec).mask is None
+    by_row, by_column = (select_kernel(rule, None, spec) for rule in (same(row) & ~same(column), same(column)))
+    assert by_row.mask.shape == (1, 1, 140, 140) and by_column.mask is None
+    assert select_kernel(same(column), Alibi(2), spec).mask.shape == (140, 2, 64, 64)
 
 
 @pytest.mark.parametrize("setting", pairwise(KERNEL_FACTORS | {"nodes": [43, 64]}), ids=caption)

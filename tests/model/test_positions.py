@@ -109,7 +109,7 @@ def test_a_learned_position_beyond_the_context_is_rejected():
 def test_each_kind_of_position_acts_in_one_place():
     """Added to the nodes, or a rotation, or a bias on the edges: never two of them."""
     places = {}
-    for position in ("none", "learned", "sinusoidal", "rotary", "relative", "alibi", "pairs"):
+    for position in ("none", "learned", "sinusoidal", "rotary", "relative", "alibi"):
         config = TransformerConfig(position=position)
         places[position] = (build_position_embedding(config) is not None) + (build_position_bias(config) is not None)
-    assert places == {"none": 0, "learned": 1, "sinusoidal": 1, "rotary": 0, "relative": 1, "alibi": 1, "pairs": 1}
+    assert places == {"none": 0, "learned": 1, "sinusoidal": 1, "rotary": 0, "relative": 1, "alibi": 1}

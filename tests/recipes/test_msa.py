@@ -14,7 +14,6 @@ import torch
 
 from anyformer.data.sequences.alignment import STATES, prepare_alignment, read_alignment, weigh_rows
 from anyformer.data.sequences.structure import load_structure
-from anyformer.errors import InputError
 from anyformer.recipes import msa
 from anyformer.recipes._shared.contacts import (
     correct_average_product,
@@ -76,6 +75,14 @@ def test_with_one_layer_rows_are_apart():
     small = dataclasses.replace(msa.PRESETS["tiny"].model, n_layer=1)
     model, residues = build(model=small), torch.randint(len(STATES), (1, 4, 24))
     torch.testing.assert_close(model(residues), model(residues.transpose(0, 1)).transpose(0, 1))
+
+
+@torch.no_grad()
+def test_training_has_a_penalty_on_couplings():
+    model, batch = build(penalty=3.0), next(iter(msa.batches(configure(), "train")))[0]
+    without = msa.loss(model, batch)
+    expected = 3.0 * model.pairs.sum_couplings() / (24 * model.reference.weight)
+    torch.testing.assert_close(msa.loss(model.train(), batch) - without, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -226,7 +233,9 @@ def test_from_an_alignment_to_a_map_of_contacts(tmp_path: Path):
     first, second = lines[0]["columns"]
     assert lines[0]["score"] == pytest.approx(scores[first, second], abs=1e-6) and second - first >= 6
     metrics = json.loads(call("eval", run, "--scores", "--json").ok().out)
-    assert {f"precision at L{name}" for name in ("", ", mean-field DCA", ", mutual information")} <= metrics.keys()
+    assert {
+        f"precision at L{name}" for name in ("", ", attention", ", mean-field DCA", ", mutual information")
+    } <= metrics.keys()
     judged = json.loads(call("predict", run, row).ok().out)
     assert len(judged["text"]) == 24 and judged["score"] < 0
     assert_refused(call("predict", run, "MKV"), "input has 3 columns; the alignment has 26, or 24")
@@ -236,11 +245,13 @@ def test_from_an_alignment_to_a_map_of_contacts(tmp_path: Path):
 
 
 def test_a_damaged_alignment_file_of_a_model_is_refused(tmp_path: Path):
-    for content in ({"width": 3, "columns": [0, 5], "rows": ["AC"]}, {"width": 3, "columns": [0, 1], "rows": ["A"]}):
+    for content in (
+        {"width": 3, "columns": [0, 5], "rows": ["AC"], "weight": 2.0},
+        {"width": 3, "columns": [0, 1], "rows": ["A"], "weight": 2.0},
+        {"width": 3, "columns": [0, 1], "rows": ["AC"], "weight": 0.0},
+    ):
         path = write(tmp_path / "alignment.json", json.dumps(content))
         with refuses("no alignment.json of a model"):
             msa.build(configure(alignment=str(path)))
-    with pytest.raises(InputError, match=r"model\.position is none"):
-        msa.build(configure(model=dataclasses.replace(msa.PRESETS["tiny"].model, position="none")))
     with refuses("compared with a structure"):
         msa.score(build(), configure())

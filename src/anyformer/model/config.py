@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "mixed", "pairs"]
+Position = Literal["none", "learned", "sinusoidal", "rotary", "relative", "alibi", "mixed"]
 Norm = Literal["layernorm", "rmsnorm", "rmsnorm_1p"]
 NormPlace = Literal["pre", "post", "output", "sandwich"]
 Activation = Literal[
@@ -103,8 +103,7 @@ class TransformerConfig:
     """The longest sequence the model is trained on, in nodes."""
     position: Position = "learned"
     """How nodes carry their position: none, learned or sinusoidal vectors (1706.03762), rotary (2104.09864),
-    relative buckets (T5, 1910.10683), ALiBi (2108.12409), learned vectors and relative buckets (2004.09297), or pairs:
-    a learned bias from each position to each one of the memory, modulo the context."""
+    relative buckets (T5, 1910.10683), ALiBi (2108.12409), or learned vectors and relative buckets (2004.09297)."""
     embedding_scale: float = 1.0
     """Of the tokens' vectors, before a position is added: sqrt(dim) in Gemma (2403.08295)."""
     rotary_base: float = 10_000.0

@@ -50,25 +50,8 @@ class Alibi(nn.Module):
         return -self.slope.to(q.device)[h] * (q - k).abs()
 
 
-class PairBias(nn.Module):
-    """A learned bias for each pair of positions and each head, from nodes to a memory of the same positions. Positions
-    repeat after `period` nodes, as the columns of an alignment do in each of its rows."""
-
-    GAIN = 48.0  # a bias must become large within the steps in which other weights change little
-
-    def __init__(self, n_head: int, period: int):
-        super().__init__()
-        self.period = period
-        self.weight = nn.Parameter(torch.zeros(period, period, n_head))
-
-    def forward(self, h: Tensor, q: Tensor, k: Tensor, bidirectional: bool) -> Tensor:
-        return self.GAIN * self.weight[q % self.period, k % self.period, h]
-
-
-def build_position_bias(config: TransformerConfig) -> RelativeBias | Alibi | PairBias | None:
+def build_position_bias(config: TransformerConfig) -> RelativeBias | Alibi | None:
     """The position that is a bias on the edges, or None."""
-    if config.position == "pairs":
-        return PairBias(config.n_head, config.context)
     if config.position in RELATIVE:
         return RelativeBias(config.n_head)
     return Alibi(config.n_head) if config.position == "alibi" else None

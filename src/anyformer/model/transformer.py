@@ -105,7 +105,7 @@ class Attention(nn.Module):
     @property
     def bias(self) -> PositionBias | None:
         """The position bias of a layer without a stack."""
-        if self.config.position in (*RELATIVE, "pairs"):
+        if self.config.position in RELATIVE:
             raise ValueError(f"{self.config.position} positions are weights that a stack shares: call a Transformer")
         return build_position_bias(self.config)
 
@@ -228,8 +228,7 @@ def prepare_edges(
         check_nodes("memory", memory, module.config)
     config, (batch, queries, _), is_self = module.config, x.shape, memory is None
     start, end = (0, queries) if cache is None else (cache.lengths, cache.max_length + queries)
-    has_bias = is_self != (config.position == "pairs")  # from pairs to a memory, else among the nodes themselves
-    bias, layer = module.bias if has_bias else None, module.layer if isinstance(module, Attention) else 0
+    bias, layer = module.bias if is_self else None, module.layer if isinstance(module, Attention) else 0
     bases = [config.get_rotary_base(layer + i) if is_self else 0.0 for i in range(len(rules))]
     positions = torch.arange(queries, device=x.device) if cache is None else cache.positions(queries)
     rotary = {base: rotary_frequencies(config, end, x.device, base) for base in dict.fromkeys(bases) if base}

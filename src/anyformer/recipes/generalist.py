@@ -157,9 +157,7 @@ def load_tasks(config: Config) -> list[Task]:
         values = load_json(config.tasks, "tasks", MAX_TASK_BYTES)
         tasks = [parse_task(config, name, value, "tasks") for name, value in values.items()]
         folder, bind = Path(config.tasks).parent, recipe_loading.bind_checkpoint_files
-        return [
-            replace(task, config=bind(task.config, folder, f"{task.name}."), unbound=task.config) for task in tasks
-        ]
+        return [replace(task, config=bind(task.config, folder, f"{task.name}."), unbound=task.config) for task in tasks]
     if config.data in TASK_SETS:
         return [parse_task(config, name, value, config.data) for name, value in TASK_SETS[config.data].items()]
     path = Path(config.data).expanduser()

@@ -2,18 +2,19 @@
 
 raw    an alignment of one family (FASTA, A3M, Stockholm, Clustal); maybe a structure of one member (PDB, mmCIF)
 nodes  every place of some rows: what it holds is hidden from it; the residues of these rows are the memory
-edges  a place reads the residues of its row, except that of its own column, and its column in other rows: the second
-       is of use from the second layer on. A learned bias for each pair of columns says how much is read
-head   a logit for each residue and for a gap, added to what is usual in the column
-loss   cross-entropy of every residue given all others of its row; close relatives share a weight
+edges  a place reads the residues of its row, except that of its own column: one attention layer by position alone, and
+       a Transformer by content, whose places read their column in other rows too (from the second layer on)
+head   a logit for each residue and for a gap: what is usual in the column, plus what either attention says
+loss   cross-entropy of every residue given all others of its row, close relatives sharing a weight; in training with
+       a penalty on the couplings of the attention by position
 
-    anyformer train msa --data family.fasta --minutes 10       44 seconds: of the best L pairs of dhfr .43 touch
+    anyformer train msa --data family.fasta --minutes 10       FIGURE
     anyformer predict RUN --out contacts.npy                   a score for each pair of columns; prints the best pairs
     anyformer eval RUN --scores                                with --structure: precision beside DCA in the same run
 
-A score is how much the logits of one column change when the residue of the other does, averaged over rows (the
-categorical Jacobian, Zhang et al. 2024), less what both columns explain (APC). Attention by position alone learns the
-couplings of a Potts model (Bhattacharya et al. 2021); rows and columns in turn: MSA Transformer (Rao et al. 2021).
+A score is the norm of a coupling, what the residue of one column changes of the logits of another, less what both
+columns explain (APC). Attention by position alone learns the couplings of a Potts model (Bhattacharya et al. 2021),
+which need a penalty (plmDCA: Ekeberg et al. 2013, 1211.1281); rows and columns in turn: MSA Transformer (Rao 2021).
 """
 
 import json
@@ -35,11 +36,11 @@ from ..data.sampling import count_rows
 from ..data.sequences.alignment import MAX_COLUMNS, STATES, Alignment, prepare_alignment
 from ..data.sequences.structure import STRUCTURE_EXTENSIONS, Structure, load_structure
 from ..errors import InputError
-from ..events import report_progress
 from ..forms import Form, Task
 from ..metrics import score_classes
 from ..model import LMHead, Transformer, TransformerConfig, initialize, same
 from ..model.norm import build_norm
+from ..model.pair_attention import PairAttention
 from ..parsing import check_range, check_types, parse_dataclass, path_field
 from ..recipe import (
     BatchStream,
@@ -63,7 +64,8 @@ from ._shared.presets import TINY_TRAIN, make_modern_config
 from ._shared.sizes import Size, offer_sizes
 from ._shared.trivial_baselines import Baselines
 
-REFERENCE_ROWS = 16  # that the map of a model is computed on
+REFERENCE_ROWS = 16  # that a trained model keeps as examples
+HEAD_DIM = 8  # of the attention by position alone
 MAX_INPUTS, MAX_PAIRS = 1000, 100_000  # of a request
 
 
@@ -84,8 +86,12 @@ class Config:
     """The share of the rows that is for validation."""
     rows: int = 1
     """Rows that are read together, which a model of several layers gains from: they read each other's columns."""
-    model: TransformerConfig = field(default_factory=lambda: TransformerConfig(position="pairs"))
-    """Its context becomes the number of columns."""
+    heads: int = 96
+    """Heads of the attention by position alone."""
+    penalty: float = 4.0
+    """Of the couplings between columns, divided by the number of different rows: more for a noisier family."""
+    model: TransformerConfig = field(default_factory=lambda: TransformerConfig(position="none"))
+    """Of the attention by content. Its context becomes the number of columns."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -93,34 +99,42 @@ class Config:
         check_range(self, "max_gaps", above=0, at_most=1)
         check_range(self, "val_fraction", above=0, below=1)
         check_range(self, "rows", at_least=1, at_most=4096)
+        check_range(self, "heads", at_least=1, at_most=1024)
+        check_range(self, "penalty", at_least=0, at_most=1e6)
 
 
 def make_alignment_config(dim: int, n_layer: int, n_head: int) -> TransformerConfig:
-    return make_modern_config(dim, n_layer, n_head, 256, position="pairs", init="zero", mlp_dim=2 * dim)
+    return make_modern_config(dim, n_layer, n_head, 256, position="none", init="zero", mlp_dim=2 * dim)
 
 
 TRAIN = TrainConfig(
-    steps=2000,
+    steps=1000,
     batch=32,
-    lr=3e-3,
+    lr=1e-2,
     schedule="trapezoid",
     min_lr=0.0,
-    weight_decay=0.01,
+    weight_decay=0.0,
     warmup=20,
     clip=0.0,
     eval_every=200,
 )
 KINDS = {"alignment": {}}
-SIZES = (Size(64, 1, 2, 0),)  # of --minutes
+SIZES = (Size(32, 1, 2, 0),)  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
-        data="s1a", val_fraction=0.1, rows=4, model=make_alignment_config(32, 2, 2), train=replace(TINY_TRAIN, batch=2)
+        data="s1a",
+        val_fraction=0.1,
+        rows=4,
+        heads=4,
+        penalty=1.0,
+        model=make_alignment_config(32, 2, 2),
+        train=replace(TINY_TRAIN, batch=2),
     ),
-    # ten minutes on one core
-    "small": Config(model=make_alignment_config(128, 1, 16), train=TRAIN),
-    # two layers, of which the second also reads the columns: twice the time a step
-    "columns": Config(rows=32, model=make_alignment_config(128, 2, 16), train=replace(TRAIN, batch=1)),
+    # ten minutes on two cores
+    "small": Config(model=make_alignment_config(32, 1, 2), train=TRAIN),
+    # two layers, of which the second also reads the columns of 32 rows
+    "columns": Config(rows=32, model=make_alignment_config(128, 2, 16), train=replace(TRAIN, batch=1, lr=3e-3)),
 }
 
 
@@ -141,6 +155,8 @@ class Reference:
     """Those that are kept, from 0."""
     rows: list[str]
     """Some of its rows, of the columns that are kept."""
+    weight: float
+    """Rows of the training split, close relatives counted as one."""
 
 
 class AlignmentModel(nn.Module):
@@ -149,13 +165,15 @@ class AlignmentModel(nn.Module):
     def __init__(self, config: Config, reference: Reference):
         super().__init__()
         self.reference, self.n_columns, self.n_rows = reference, len(reference.columns), config.rows
+        self.penalty = config.penalty / (reference.weight * self.n_columns)  # of a mean over columns
         self.files = {"alignment.json": json.dumps(vars(reference))}
         shape = replace(config.model, context=self.n_columns)
+        self.usual = nn.Parameter(torch.zeros(self.n_columns, len(STATES)))
+        self.pairs = PairAttention(self.n_columns, len(STATES), config.heads, HEAD_DIM)
         self.place = nn.Embedding(self.n_columns, shape.dim)
         self.residue, self.column = nn.Embedding(len(STATES), shape.dim), nn.Embedding(self.n_columns, shape.dim)
         self.norm, self.body = build_norm(shape), Transformer(shape, cross=True)
         self.head = LMHead(shape.dim, len(STATES))
-        self.usual = nn.Parameter(torch.zeros(self.n_columns, len(STATES)))
 
     def forward(self, residues: Tensor) -> Tensor:
         B, R, L = residues.shape
@@ -164,7 +182,8 @@ class AlignmentModel(nn.Module):
         memory = self.norm(self.residue(residues) + self.column.weight).flatten(1, 2)  # (B, R L, C)
         places = self.place(column).expand(B, -1, -1)  # they know their column only
         x = self.body(places, same(column), memory, same(row) & ~same(column))
-        return self.head(x).unflatten(1, (R, L)) + self.usual
+        by_position = self.pairs(residues.flatten(0, 1)).unflatten(0, (B, R))
+        return self.usual + by_position + self.head(x).unflatten(1, (R, L))
 
     @property
     def device(self) -> torch.device:
@@ -172,23 +191,12 @@ class AlignmentModel(nn.Module):
 
 
 def build(config: Config) -> AlignmentModel:
-    if config.model.position != "pairs":
-        raise InputError(f"model.position is {config.model.position}: a model of columns needs pairs")
     model = AlignmentModel(config, load_reference(config))
     initialize(model, config.model)
-    spread_weights(model)
+    model.pairs.initialize()
     if config.alignment == "own":
         model.usual.data = torch.from_numpy(np.log(count_states(load_alignment(config)))).float()
     return model
-
-
-def spread_weights(model: AlignmentModel) -> None:
-    """Let residues outweigh their columns in the memory, and maps keep the size of what they read: with smaller weights
-    the first hundred steps learn little."""
-    nn.init.normal_(model.residue.weight, std=0.3)
-    for name, weight in model.body.named_parameters():
-        if name.endswith(("query.weight", "key.weight", "value.weight", "up.weight")):
-            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
 
 def load_reference(config: Config) -> Reference:
@@ -198,6 +206,7 @@ def load_reference(config: Config) -> Reference:
         length = len(reference.columns)
         is_valid = 2 <= length <= MAX_COLUMNS and 1 <= len(reference.rows) <= REFERENCE_ROWS
         is_valid &= all(0 <= column < reference.width <= 1 << 28 for column in reference.columns)
+        is_valid &= reference.weight > 0
         if not is_valid or any(len(row) != length or set(row) - set(STATES) for row in reference.rows):
             raise InputError(f"{config.alignment}: no alignment.json of a model: its columns and rows do not fit")
         return reference
@@ -205,7 +214,8 @@ def load_reference(config: Config) -> Reference:
     train, rng = data.split("train"), np.random.Generator(np.random.Philox(key=0))
     shares = data.weights[train] / data.weights[train].sum()
     chosen = rng.choice(train, min(REFERENCE_ROWS, len(train)), replace=False, p=shares)
-    return Reference(data.width, data.columns.tolist(), [spell(row) for row in data.ids[chosen]])
+    rows = [spell(row) for row in data.ids[chosen]]
+    return Reference(data.width, data.columns.tolist(), rows, float(data.weights[train].sum()))
 
 
 def spell(ids: np.ndarray) -> str:
@@ -290,7 +300,9 @@ def examples(config: Config) -> Examples:
 
 
 def loss(model: AlignmentModel, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch["residues"]).float().flatten(0, 2), batch["labels"].flatten())
+    """Return the mean nats of a residue, in training with the penalty of a Potts model: on the squared couplings."""
+    nats = F.cross_entropy(model(batch["residues"]).float().flatten(0, 2), batch["labels"].flatten())
+    return nats + model.penalty * model.pairs.sum_couplings() if model.training else nats
 
 
 def evaluate(model: AlignmentModel, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
@@ -304,7 +316,9 @@ def score(model: AlignmentModel, config: Config, split: str = "val", **request: 
     structure = find_structure(config)
     if structure is None:
         raise InputError("contacts are compared with a structure: train with --structure FILE.pdb")
-    maps = {"": measure_couplings(model)} | score_baselines(load_alignment(config))
+    maps = {"": measure_couplings(model), "attention": measure_attention(model)} | score_baselines(
+        load_alignment(config)
+    )
     precisions = {name: measure_precision(scores, structure) for name, scores in maps.items()}
     return {
         f"precision at {n}{m and f', {m}'}": value for m, values in precisions.items() for n, value in values.items()
@@ -314,30 +328,15 @@ def score(model: AlignmentModel, config: Config, split: str = "val", **request: 
 # --- couplings ---
 
 
-@torch.no_grad()
 def measure_couplings(model: AlignmentModel) -> np.ndarray:
-    """Return how much the logits of each kept column change with the residue of each other one, with APC: (L, L).
-
-    In all reference rows together the residue of a column is replaced by another one, drawn evenly.
-    """
-    model, rows = model.eval(), torch.tensor([[STATES.index(letter) for letter in row] for row in model.reference.rows])
-    rng = np.random.Generator(np.random.Philox(key=0))
-    n_rows, length = rows.shape
-    shifts = torch.from_numpy(rng.integers(1, len(STATES) - 1, (length, n_rows)))
-    before, squares = read_logits(model, rows), torch.zeros(length, length)
-    for column in range(length):
-        report_progress("measuring couplings", column, length)
-        changed = rows.clone()
-        changed[:, column] = (rows[:, column] - 1 + shifts[column]) % (len(STATES) - 1) + 1  # a residue, no gap
-        change = read_logits(model, changed) - before
-        squares[:, column] = (change - change.mean(-1, keepdim=True)).square().sum((0, 2))
-    return correct_average_product((squares / n_rows).sqrt().double().numpy())
+    """Return the norms of the couplings of each pair of kept columns, gaps left out, with APC: (L, L)"""
+    return correct_average_product(model.pairs.measure_couplings(first=1).double().cpu().numpy())
 
 
-def read_logits(model: AlignmentModel, rows: Tensor) -> Tensor:
-    """Return the logits of residues, without those of a gap: (R, L) -> (R, L, 20)"""
-    groups = group_rows(np.arange(len(rows)), len(rows), model.n_rows)
-    return torch.cat([model(rows[group].to(model.device))[..., 1:].flatten(0, 1).float().cpu() for group in groups])
+@torch.no_grad()
+def measure_attention(model: AlignmentModel) -> np.ndarray:
+    """Return how much columns read of each other by position, the mean over heads, with APC: (L, L)"""
+    return correct_average_product(model.pairs.attention_weights().mean(0).double().cpu().numpy())
 
 
 def predict_array(model: AlignmentModel, request: dict[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -367,7 +366,7 @@ class Request:
     input: str | list[str] | None = None
     """An aligned sequence, - for a gap, of all columns or of those that are kept; or several. None: an example."""
     pairs: int = 0
-    """Also return so many pairs of columns that depend on each other most: it takes a forward for each column."""
+    """Also return so many pairs of columns that depend on each other most."""
 
     def __post_init__(self) -> None:
         check_range(self, "pairs", at_least=0, at_most=MAX_PAIRS)

@@ -31,7 +31,7 @@ class Segments:
         positions = self.order.view(self.n_segments, -1)
         q, k = positions.view(1, 1, self.n_segments, -1, 1), positions.view(1, 1, self.n_segments, 1, -1)
         mask = edges.evaluate(q, k, spec.batch, spec.heads)
-        if is_alike(positions, mask, bias):
+        if bias is None and (mask == mask[:, :, :1]).all():
             q, k, mask = q[:, :, :1], k[:, :, :1], mask[:, :, :1]
         mask, fully_masked = finish_mask(mask, edges, bias, q, k, spec.heads)
         self.mask = None if bias is None and mask.all() else _fold(mask)
@@ -74,15 +74,6 @@ def list_segments(edges: Edges) -> list[Tensor]:
     is_same = isinstance(make, partial) and make.func is same
     segment = [*make.args, *make.keywords.values()][0] if is_same else None
     return [] if segment is None or segment.ndim != 1 else [segment]
-
-
-def is_alike(positions: Tensor, mask: Tensor, bias: "PositionBias | None") -> bool:
-    """Whether all segments have the same mask and the same biases: those of a bias with a period depend on positions
-    modulo that period."""
-    if not (mask == mask[:, :, :1]).all():
-        return False
-    period = getattr(bias, "period", 0)
-    return bias is None or bool(period and (positions % period == positions[:1] % period).all())
 
 
 def _fold(x: Tensor) -> Tensor:
