@@ -131,7 +131,7 @@ def judge(model: PairMap, family: Family) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--families", nargs="+", default=["dhfr", "s1a"])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     families = [load_family(name, seed=0) for name in options.families]
