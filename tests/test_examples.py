@@ -19,6 +19,10 @@ from anyformer.training.run_directory import RunDirectory
 from cli_kit import call
 from data_kit import write
 
+QUICK = {
+    "test_a_training_shows_rows_of_its_validation_split": {"spans-write_text", "speech-write_sounds"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 COLORS = ("red", "green", "blue", "gray", "pink")
 LINES = [f"a {color} fox {i} x" for i in range(12) for color in COLORS]
 

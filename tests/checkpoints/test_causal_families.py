@@ -36,7 +36,6 @@ QUICK = {
         "Olmo2",
         "SmolLM3",
         "Phi3, longrope",
-        "Gemma2",
         "Gemma3",
     },
 }  # with which parameters a test runs each time; with all others it is slow (conftest.py)

@@ -12,6 +12,10 @@ from anyformer.inference.prompt_reading import prefill
 from anyformer.trained_model import Model
 from cli_kit import CommandResult, assert_refused, call, train
 
+QUICK = {
+    "test_a_run_with_a_longer_context_reads_it_at_once_as_it_does_step_by_step": {"ntk", "yarn"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 TEXT = "To be, or not to be:\nthat is the question\n" * 60
 CONTEXT = 32
 

@@ -36,6 +36,7 @@ def test_a_long_prompt_is_read_with_notes(run: Path):
     assert plain["samples"][0]["notes"] == [], "without --notes the start of the prompt is dropped"
 
 
+@pytest.mark.slow
 def test_notes_in_a_prompt_are_stored(run: Path):
     model = anyformer.load(run, "cpu")
     answer = model.generate("[tea = in]\n" + 20 * "It rained.\n", tokens=1, temperature=0)

@@ -112,6 +112,7 @@ def test_decoding_reports_progress(tmp_path: Path):
 
 
 @pytest.mark.parametrize("recipe", ["vision", "speech"])
+@pytest.mark.slow
 def test_a_file_can_be_piped_in(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = tmp_path / "run"
     call("train", recipe, *SHORT, "--out", run).ok()

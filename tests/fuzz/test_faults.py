@@ -202,6 +202,7 @@ def test_clocks(bench: Bench):
     report_faults("jumping clocks", failures, tries)
 
 
+@pytest.mark.slow
 def test_several_processes(bench: Bench):
     """Three commands at once on one run; one of them is killed."""
     rng, failures = make_rng(f"several {bench.recipe}"), []

@@ -9,6 +9,15 @@ from anyformer.inference.sampling import SamplingParams
 from anyformer.model.config import TransformerConfig
 from anyformer.recipes import language
 
+QUICK = {
+    "test_what_all_prompts_begin_with_is_read_once": {
+        "alibi-5-ragged",
+        "rotary-5-same",
+        "learned-5-ragged",
+        "rotary-None-ragged",
+    },
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 ALPHABET = "abcdefghijklmnopqrstuvwxyz \n"
 POSITIONS = ["none", "learned", "sinusoidal", "rotary", "relative", "alibi"]
 

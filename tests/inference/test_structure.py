@@ -25,6 +25,10 @@ from anyformer.memory import read_resident_memory
 from anyformer.recipes import language
 from structure_kit import NUMBERS, TOKENIZERS, Pieces, build_model
 
+QUICK = {
+    "test_answers_have_the_structure_with_every_tokenizer": {"bytes", "bpe"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 pytest.importorskip("llguidance", reason="structure: pip install 'anyformer[structure]'")
 
 PERSON = {

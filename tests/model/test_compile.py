@@ -79,6 +79,7 @@ def test_cross_attention_is_one_graph(norm_place):
     check(Block(config), torch.randn(B, 12, C), causal)
 
 
+@pytest.mark.slow
 def test_rules_made_of_new_tensors_do_not_compile_again():
     """As in packed documents, whose borders differ in every batch."""
 

@@ -296,6 +296,7 @@ def test_shapes_that_int4_cannot_read_keep_eight_bits():
     assert type(model[0]) is Int4Linear and all(isinstance(linear, Int8Linear) for linear in model[1:])
 
 
+@pytest.mark.slow
 def test_int4_is_refused_where_it_has_no_kernel(small_run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(quantize_module, "has_int4", lambda: False)
     assert_refused(call("sample", small_run, "--weights", "int4"), "int4", "choose int8")
@@ -364,6 +365,7 @@ RISES = {"float32": 1.0001, "bfloat16": 1.01, "int8": 1.01, "int4": 1.03}
 
 @torch.inference_mode()
 @pytest.mark.parametrize("weights", RISES)
+@pytest.mark.slow
 def test_perplexity_hardly_depends_on_the_number_of_rows(small_run: Path, weights: str):
     """A step of one text, a step of several, and the reading of a prompt are computed in different ways."""
     text = (small_run.parent / "a.txt").read_text()[-2048:]

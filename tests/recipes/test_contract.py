@@ -52,7 +52,8 @@ QUICK = {
     "test_estimate_needs_no_training": SHAPES,
     "test_estimate_of_a_large_batch": set(),
     "test_compiled_equals_eager": {"language"},
-    "test_command_line_trains_it": ALL - {"spans", "recall", "tts", "mask_predict", "forecast"},
+    "test_command_line_trains_it": ALL
+    - {"spans", "recall", "tts", "mask_predict", "forecast", "rnnsearch", "seq2seq", "masked"},
     "test_prediction_is_plain_and_repeats": ALL - {"recall"},
     "test_loaded_equals_saved": ALL - {"recall"},
 }  # recipes of tests that are slow for all others: their code is mostly shared

@@ -70,6 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_gaps_are_filled(run: Path):
     text = "the fox ___ over the"
     result = call("predict", run, text, "--json", "--device", "cpu").ok().json["results"][0]

@@ -182,6 +182,7 @@ def test_a_recording_is_continued_behind_its_text(run: Path, folder: Path):
         SpeakingRequest(input="low", voice="a.wav")
 
 
+@pytest.mark.slow
 def test_clips_of_a_speaker_are_joined_as_far_as_they_fit(run: Path):
     config = replace(api.load(run, "cpu").config, max_clips=9, model=replace(TINY.model, context=64))
     data, rng, lengths = tts.load_utterances(config), np.random.default_rng(0), set[int]()

@@ -21,6 +21,10 @@ from anyformer.training.activation_checkpointing import checkpoint_activations
 from anyformer.training.config import LoRAConfig
 from anyformer.training.lora import add_lora
 
+QUICK = {
+    "test_gradients_are_the_same_bit_for_bit": {"multimodal", "language"},
+}  # with which parameters a test runs each time; with all others it is slow (conftest.py)
+
 
 def configure(name: str, is_checkpointed: bool, dropout: float = 0.1) -> tuple[Any, Any]:
     """Return a recipe and its tiny preset."""

@@ -119,7 +119,7 @@ TRAIN = TrainConfig(
     eval_every=200,
 )
 KINDS = {"alignment": {}}
-SIZES = (Size(32, 1, 2, 0),)  # of --minutes
+SIZES = (Size(16, 1, 2, 0),)  # of --minutes
 PRESETS = {
     # seconds: for tests
     "tiny": Config(
