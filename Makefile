@@ -33,7 +33,7 @@ fuzz: $(DONE)  ## an hour: damaged files, flags, requests, faults of the machine
 	$(BIN)/python tests/fuzz/write_table.py build/fuzz.json docs/reliability.md \
 		--commit $$(git rev-parse --short HEAD) --date $$(date +%F)
 
-fuzz-short: $(DONE)  ## minutes of the same, a few examples of each; no table is written
+fuzz-short: $(DONE)  ## twenty minutes of the same, a few examples of each; no table is written
 	HYPOTHESIS_PROFILE=fuzz ANYFORMER_FUZZ=$${ANYFORMER_FUZZ:-10} ANYFORMER_FAULTS=$${ANYFORMER_FAULTS:-1} $(PYTEST) tests/fuzz
 
 test-random: $(DONE)  ## the tests of `make test` in a random order; SEED=1 repeats one, TESTS=tests/model runs some

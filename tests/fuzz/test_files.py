@@ -15,6 +15,7 @@ from anyformer.recipe_loading import list_recipes, load_recipe
 from anyformer.resolve_job import resolve_job
 from anyformer.training.checksums import SUMS_FILE, write_checksums
 from cli_kit import call
+from data_kit import SMALL_DATA
 from fuzz_corpus import CORPUS
 from fuzz_kit import IS_FULL, Tally, copy_folder, count_attacks, harm_folder, run_limited
 
@@ -138,7 +139,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     flags = ("--preset", "tiny", "--steps", 2, "--train.eval_batches", 1)
     for recipe in RECIPES:
-        call("train", recipe, *flags, "--out", folder / recipe, "--train.final_every", 1000).ok()
+        data = ("--data", SMALL_DATA[recipe]) if recipe in SMALL_DATA else ()
+        call("train", recipe, *flags, *data, "--out", folder / recipe, "--train.final_every", 1000).ok()
     (text := tmp_path_factory.mktemp("text") / "a.txt").write_text("the cat sat on the mat. " * 150)
     call("train", *GPT2, *flags, "--out", folder / "gpt2", "--data", text).ok()
     for run in sorted(folder.iterdir()):

@@ -89,6 +89,16 @@ def test_resumed_equals_uninterrupted(tasks: Path, folder: Path, model: Model):
     assert first.read_text() == second.read_text(), "no file of a checkpoint that will be removed is named"
 
 
+def test_a_resumed_run_ends_without_the_checkpoint_it_began_from(tmp_path: Path):
+    """A table's schema is a file of the checkpoint, which is removed before the figures are drawn."""
+    tasks = write(tmp_path / "tasks.toml", '[sensors]\nrecipe = "multimodal"\npreset = "tiny"\n')
+    train = TRAIN | {"steps": 1, "save_every": 1, "average": 1}
+    api.train("generalist", "tiny", data=tasks, out=tmp_path / "run", train=train, progress=False)
+    api.train("generalist", "tiny", out=tmp_path / "run", resume=True, steps=4, progress=False)
+    assert not (tmp_path / "run/checkpoints/step-1").exists() and (tmp_path / "run/report.html").exists()
+    assert "sensors_loss" in api.load(tmp_path / "run").evaluate()
+
+
 def test_another_task_is_added(model: Model, folder: Path, tasks: Path):
     """The blocks and the old tasks begin as they are; a task of weight 0 is evaluated, and not trained."""
     text = tasks.read_text().replace("0.5", "0") + '[feel]\nrecipe = "multimodal"\npreset = "tiny"\n'

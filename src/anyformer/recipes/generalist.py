@@ -245,8 +245,8 @@ def split_tasks(
     model: Generalist, config: Config, state: StreamState
 ) -> dict[str, tuple[Recipe, Any, nn.Module, StreamState]]:
     streams = state.get("streams", {})
-    parts = ((name, task, model.tasks[name]) for name, task in model.specs.items())
-    return {name: (task.recipe, task.config, part, streams.get(task.prefix, {})) for name, task, part in parts}
+    tasks = load_tasks(config)  # not the model's own: after a resumption these name files that are removed
+    return {t.name: (t.recipe, t.config, model.tasks[t.name], streams.get(t.prefix, {})) for t in tasks}
 
 
 # --- batches ---
@@ -360,17 +360,17 @@ def baselines(config: Config) -> Baselines:
 
 
 def finish_model(model: Generalist, config: Config) -> None:
-    for name, task in model.specs.items():
+    for task in load_tasks(config):
         if isinstance(task.recipe, SupportsFinish):
-            task.recipe.finish_model(model.tasks[name], task.config)
+            task.recipe.finish_model(model.tasks[task.name], task.config)
 
 
 def figures(model: Generalist, config: Config) -> list[Figure]:
     drawn: list[Figure] = []
-    for name, task in model.specs.items():
+    for task in load_tasks(config):
         if isinstance(task.recipe, SupportsFigures):
-            figures = task.recipe.figures(model.tasks[name], task.config)
-            drawn += [figure | {"title": f"{name}: {figure['title']}"} for figure in figures]
+            figures = task.recipe.figures(model.tasks[task.name], task.config)
+            drawn += [figure | {"title": f"{task.name}: {figure['title']}"} for figure in figures]
     return drawn
 
 
