@@ -19,6 +19,7 @@ from anyformer.model.config import TransformerConfig
 from anyformer.parsing import to_json
 from checkpoint_kit import build_reference, randomize, save, transformers
 from cli_kit import assert_refused, call
+from data_kit import SMALL_DATA
 
 QUICK = {
     "test_a_traced_graph_holds_at_other_sizes_and_has_operators_of_onnx": set(),
@@ -66,6 +67,7 @@ def build(name: str, preset: str) -> tuple[Any, Any, Any]:
     """Build a model of a preset with one layer in each stack (two if some are local); the exporter is slow."""
     recipe = recipe_loading.load_recipe(name)
     config = recipe.PRESETS[preset]
+    config = dataclasses.replace(config, data=str(SMALL_DATA.get(name, config.data)))
     sizes: dict[str, Any] = {"n_layer": 1}
     if preset in LANGUAGE:
         sizes |= {"dim": 32, "n_head": 4, "context": 48, "head_dim": None, "mlp_dim": 64} | LANGUAGE[preset]

@@ -20,7 +20,7 @@ class PairAttention(nn.Module):
 
     def __init__(self, length: int, vocab_size: int, n_head: int, head_dim: int):
         super().__init__()
-        self.length, self.n_head = length, n_head
+        self.length, self.n_head, self.head_dim = length, n_head, head_dim
         self.bias = nn.Parameter(torch.empty(n_head, length, length).normal_(std=0.3 / GAIN))
         self.value = nn.Embedding(vocab_size, n_head * head_dim)
         self.output = nn.Linear(n_head * head_dim, vocab_size, bias=False)
@@ -32,9 +32,9 @@ class PairAttention(nn.Module):
         nn.init.normal_(self.output.weight, std=0.05)
 
     def forward(self, ids: Tensor) -> Tensor:
-        values = self.value(ids).unflatten(-1, (self.n_head, -1))  # (N, L, H, D)
+        values = self.value(ids).unflatten(-1, (self.n_head, self.head_dim))  # (N, L, H, D)
         columns = values.permute(2, 1, 0, 3).flatten(2)  # (H, L, N D): one product reads all rows
-        read = (self.attention_weights().to(columns.dtype) @ columns).unflatten(2, (len(ids), -1))
+        read = (self.attention_weights().to(columns.dtype) @ columns).unflatten(2, (-1, self.head_dim))
         return self.output(read.permute(2, 1, 0, 3).flatten(2))
 
     def attention_weights(self) -> Tensor:
