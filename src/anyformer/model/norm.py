@@ -46,8 +46,9 @@ class JointRMSNorm(RMSNorm):
 
 def is_node_on_cpu(x: Tensor) -> bool:
     """Whether so few numbers are normed, without a gradient, that the number of operations decides."""
-    is_small = x.numel() <= MAX_MIRRORED and x.device.type == "cpu" and x.dtype == torch.float32
-    return is_small and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting())
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False  # before the size is looked at, which a graph for any size must not depend on
+    return x.numel() <= MAX_MIRRORED and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 RMS_NORMS = {"rmsnorm": RMSNorm, "rmsnorm_1p": RMSNorm1p}

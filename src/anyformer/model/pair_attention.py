@@ -34,7 +34,7 @@ class PairAttention(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         values = self.value(ids).unflatten(-1, (self.n_head, self.head_dim))  # (N, L, H, D)
         columns = values.permute(2, 1, 0, 3).flatten(2)  # (H, L, N D): one product reads all rows
-        read = (self.attention_weights().to(columns.dtype) @ columns).unflatten(2, (-1, self.head_dim))
+        read = torch.bmm(self.attention_weights().to(columns.dtype), columns).unflatten(2, (-1, self.head_dim))
         return self.output(read.permute(2, 1, 0, 3).flatten(2))
 
     def attention_weights(self) -> Tensor:
