@@ -7,7 +7,7 @@ Node (i, j) holds the scores of mutual information and of mean-field DCA for col
 residues are. It reads the pairs (i, k) of its row in one layer and the pairs (k, j) of its column in the next, so that
 after two layers it knows of all triangles i, k, j: what AlphaFold's triangles are for, by edges alone. It is trained on
 the structures of all families but one, in crops of maps of subsets of the rows, and judged on that one, which it has
-never seen; chance, DCA and mutual information stand beside it. A family is a single example, so there are few.
+never seen; mean-field DCA and mutual information stand beside it. A family is a single example, so there are few.
 
 Shapes: M columns with a residue in the structure, F scores of a pair, S pairs on a side of a crop.
 """

@@ -253,5 +253,7 @@ def test_a_damaged_alignment_file_of_a_model_is_refused(tmp_path: Path):
         path = write(tmp_path / "alignment.json", json.dumps(content))
         with refuses("no alignment.json of a model"):
             msa.build(configure(alignment=str(path)))
+    with refuses("model.position is learned", "must be none"):
+        msa.build(configure(model=dataclasses.replace(msa.PRESETS["tiny"].model, position="learned")))
     with refuses("compared with a structure"):
         msa.score(build(), configure())

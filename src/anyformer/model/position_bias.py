@@ -1,4 +1,4 @@
-"""Positions as a bias on the edge, which depends on the distance between its ends (T5's buckets, ALiBi) or on both.
+"""Positions as a bias on the edge, which depends on the distance between its ends (T5's buckets, ALiBi).
 
 Shapes: H heads, Q queries, K keys.
 """

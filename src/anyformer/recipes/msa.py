@@ -191,6 +191,8 @@ class AlignmentModel(nn.Module):
 
 
 def build(config: Config) -> AlignmentModel:
+    if config.model.position != "none":
+        raise InputError(f"model.position is {config.model.position}: places know their columns, it must be none")
     model = AlignmentModel(config, load_reference(config))
     initialize(model, config.model)
     model.pairs.initialize()
