@@ -91,6 +91,19 @@ def test_a_tune_is_answered_with_its_notes(monkeypatch: pytest.MonkeyPatch):
     ]
 
 
+def test_bars_of_any_model_last_as_long_as_the_metre_says(run: Path):
+    """A model of two steps knows nothing of bars."""
+    model = anyformer.load(run)
+    request = {"metre": "3/4", "key": "D", "samples": 4, "tokens": 250, "temperature": 1.5, "seed": 1}
+    kept = music.predict(model.module, request)["samples"]
+    assert sum(sample["bars"] for sample in kept) > 1
+    assert all(sample["bars"] == sample["complete"] and sample["log_kept_mass"] < 0 for sample in kept)
+    free = music.predict(model.module, request | {"keep_metre": False})["samples"]
+    assert [sample["text"] for sample in free] != [sample["text"] for sample in kept]
+    (other,) = music.predict(model.module, {"prompt": "M:3/4\nK:D\n", "choices": ["G|", "A2|"]})["samples"]
+    assert other["text"] in ("G|", "A2|"), "a structure is met instead"
+
+
 def test_what_cannot_be_read_is_answered_without_notes(monkeypatch: pytest.MonkeyPatch):
     write(monkeypatch, "B|A")
     (broken,) = music.predict(None, {})["samples"]

@@ -1,6 +1,6 @@
 """Text completion: prompts to ids, ids to text as it grows, and when to stop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from .logprobs import TokenLogprobs, list_logprobs, score_tokens
 from .notes import Notes, choose_crop, find_notes, read_prompt
 from .sampling import SamplingParams
 from .speculative import generate_quickly
-from .structure import Matcher, StructureParams, compile_structure
+from .structure import StructureParams, compile_structure
+from .token_filter import TokenFilter
 
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from the first bytes of a character whose other bytes are still missing
 CONTEXT_TOKENS = 8  # tokens of the prompt that new tokens are decoded with: a word may depend on the one before it
@@ -146,7 +147,7 @@ class Completion:
         ids: list[int],
         tokenizer: Tokenizer,
         stops: Sequence[str],
-        matcher: Matcher | None = None,
+        matcher: TokenFilter | None = None,
         notes: Notes | None = None,
     ):
         self.prompt, self.tokenizer, self.stops, self.matcher = prompt, tokenizer, stops, matcher
@@ -226,15 +227,33 @@ def overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def generate_text(model: Decoder, tokenizer: Tokenizer, request: CompletionRequest) -> Iterator[list[Completion]]:
+def start_filters(
+    request: CompletionRequest,
+    tokenizer: Tokenizer,
+    prompts: Sequence[tuple[str, list[int]]],
+    start_filter: Callable[[str], TokenFilter] | None,
+) -> list[TokenFilter]:
+    """Return what limits the continuation of each prompt; [] if nothing does."""
+    constraint = compile_structure(request, tokenizer)
+    if constraint is not None:
+        return [constraint.start(ids[-CONTEXT_TOKENS:]) for _, ids in prompts]
+    return [] if start_filter is None else [start_filter(text) for text, _ in prompts]
+
+
+def generate_text(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    request: CompletionRequest,
+    start_filter: Callable[[str], TokenFilter] | None = None,
+) -> Iterator[list[Completion]]:
     """Continue all prompts in one batch; yield all completions after every token, and at the end with their finish
-    reasons. Sample j of prompt i is completion i * samples + j."""
+    reasons. Sample j of prompt i is completion i * samples + j. Of a request without a structure, `start_filter` gives
+    the filter of a continuation, for its prompt."""
     rows, notes = encode_prompts(request, tokenizer), find_notes(model)
     if request.notes:
         rows = [(text, read_prompt(model, ids, request.keep)) for text, ids in rows]
     prompts = [row for row in rows for _ in range(request.samples)]
-    constraint = compile_structure(request, tokenizer)
-    matchers = [] if constraint is None else [constraint.start(ids[-CONTEXT_TOKENS:]) for _, ids in prompts]
+    matchers = start_filters(request, tokenizer, prompts, start_filter)
     completions = [
         Completion(text, ids, tokenizer, request.stops, matcher, notes)
         for (text, ids), matcher in zip(prompts, matchers or [None] * len(prompts), strict=True)

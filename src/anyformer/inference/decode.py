@@ -19,7 +19,8 @@ from ..model.compact_cache import build_cache
 from ..model.transformer import Transformer
 from .captured import choose_step
 from .prompt_reading import prefill, prefill_shared
-from .sampling import Matcher, Sampler, SamplingParams
+from .sampling import Sampler, SamplingParams
+from .token_filter import TokenFilter
 
 
 class Decoder(Protocol):
@@ -63,7 +64,7 @@ def generate(
     keep: int | None = None,
     crop: Callable[[Sequence[int], int], list[int]] = lambda ids, size: list(ids[-size:]),
     watch: Callable[[Tensor, Tensor], None] = lambda logits, new: None,
-    matchers: Sequence[Matcher] = (),
+    matchers: Sequence[TokenFilter] = (),
 ) -> Iterator[list[int | None]]:
     """Continue every prompt; yield the new token of each row, None for rows that have stopped.
 

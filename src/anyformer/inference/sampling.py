@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..parsing import check_range, check_types
-from .structure import Matcher, constrain
+from .structure import constrain
+from .token_filter import TokenFilter
 
 TOP_P_CANDIDATES = 1024  # likeliest tokens that nearly always hold the probability of top-p
 MAX_BIASES = 10_000  # of a request
@@ -144,7 +145,7 @@ class Sampler:
         params: SamplingParams,
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
-        matchers: Sequence[Matcher] = (),
+        matchers: Sequence[TokenFilter] = (),
     ):
         self.params, self.prompts, self.matchers = params, prompts, matchers
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]

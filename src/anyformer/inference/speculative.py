@@ -19,7 +19,8 @@ from ..data.text.ngrams import NGramCounts
 from ..model.cache import can_go_back
 from .decode import Decoder, generate, new_cache
 from .prompt_reading import prefill
-from .sampling import Matcher, Sampler, SamplingParams
+from .sampling import Sampler, SamplingParams
+from .token_filter import TokenFilter
 
 MAX_DRAFT = 16  # tokens that are proposed at once
 READ_COST = 0.15  # of a pass, for each proposed token that it reads
@@ -229,7 +230,7 @@ def generate_with_drafts(
     keep: int | None = None,
     crop: Callable[[Sequence[int], int], list[int]] = lambda ids, size: list(ids[-size:]),
     watch: Callable[[Tensor, Tensor], None] = lambda logits, new: None,
-    matchers: Sequence[Matcher] = (),
+    matchers: Sequence[TokenFilter] = (),
 ) -> Iterator[list[int | None]]:
     """Continue a single prompt with the tokens that `decode.generate` gives it; the arguments are the same."""
     context = model.body.config.context

@@ -22,6 +22,7 @@ from ..data.tokenizers.base import Tokenizer
 from ..data.tokenizers.token_bytes import TokenBytes, read_token_bytes
 from ..errors import InputError
 from .grammars import build_grammar, explain_error
+from .token_filter import TokenFilter
 
 LIMITS = {  # of the compiler, for requests from strangers: a mask takes at most some 100 ms, a lexer some 100 MB
     "max_items_in_row": 2_000,
@@ -320,7 +321,7 @@ def list_bytes(state: Any) -> list[int]:
     return [] if state.is_error() else np.flatnonzero(bits).tolist()
 
 
-def stack_allowed(logits: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
+def stack_allowed(logits: Tensor, matchers: Sequence[TokenFilter | None]) -> Tensor:
     """Return which tokens may follow in each row, all where there is no matcher: (B, V) bool, as logits (B, V)."""
     allowed = np.empty(logits.shape, bool)
     for row, matcher in enumerate(matchers):
@@ -333,7 +334,7 @@ def stack_allowed(logits: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
     return torch.from_numpy(allowed).to(logits.device)
 
 
-def constrain(logits: Tensor, matchers: Sequence[Matcher], temperature: float = 1.0) -> Tensor:
+def constrain(logits: Tensor, matchers: Sequence[TokenFilter], temperature: float = 1.0) -> Tensor:
     """Exclude the tokens that may not follow, and add what the probability of the others was to the `log_kept_mass` of
     each matcher: (B, V) -> (B, V). Raises InputError where no token may follow."""
     live = [(row, matcher) for row, matcher in enumerate(matchers) if not matcher.is_over]

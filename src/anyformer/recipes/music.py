@@ -25,6 +25,7 @@ import numpy as np
 
 from ..data.io.cache import cache_by_files, data_files
 from ..data.music.abc import ALPHABET, normalize_beginning, read_header
+from ..data.music.bars import BarRule
 from ..data.music.midi import write_midi
 from ..data.music.score import count_complete, list_sounds
 from ..data.music.synthesis import synthesize, write_wav
@@ -40,6 +41,7 @@ from ..data.unusable import EmptyPolicy
 from ..errors import InputError
 from ..forms import Form, Task
 from ..inference.completion import Completion, CompletionRequest, generate_text
+from ..inference.token_filter import RuleFilter
 from ..model import initialize
 from ..parsing import check_range, parse_dataclass, path_field
 from ..recipe import BatchStream, Examples, Figure, FileInput, SizeOption, StreamState, advance_stream, init_stream
@@ -193,6 +195,9 @@ class Request(CompletionRequest):
     key: str = ""
     """Of a prompt without a line K: G, Am, Dmix, Ador ..."""
     tokens: int = 500
+    keep_metre: bool = True
+    """Bars last as long as the metre says, and tunes end with a bar line: characters that would break it are not
+    written. Without effect on a request with a structure."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,7 +215,12 @@ def parse_request(request: dict[str, Any]) -> Request:
 
 def stream(model: LanguageModel, request: dict[str, Any]) -> Iterator[list[Completion]]:
     """As `predict`, token by token: yield all completions after every token."""
-    return generate_text(model, model.tokenizer, parse_request(request))
+    wishes = parse_request(request)
+
+    def start_filter(beginning: str) -> RuleFilter:
+        return RuleFilter(BarRule(beginning), model.tokenizer)
+
+    return generate_text(model, model.tokenizer, wishes, start_filter if wishes.keep_metre else None)
 
 
 def predict(model: LanguageModel, request: dict[str, Any]) -> dict[str, Any]:
