@@ -151,7 +151,7 @@ class BarRule:
         if character.isdigit():
             if self.bar.endswith("("):  # a tuplet of so many notes
                 return self.fits(character + "c/" * int(character))
-            return any(self.fits(character + more) for more in ("", "/2"))  # 3 may become 3/2
+            return any(self.fits(character + divisor) for divisor in ("", "/2"))  # 3 may become 3/2
         if character in "<>":
             return self.fits(character) and self.measure(character) != self.metre
         return self.measure(character) is not None
