@@ -79,6 +79,25 @@ def test_windows_to_train_on_are_those_of_reading():
     assert all(windows[i + 1].startswith(windows[i][-14:]) for i in range(len(windows) - 1)), "one more token, and half"
 
 
+def test_few_windows_in_which_nothing_is_told_are_trained_on():
+    rng = random.Random(0)
+    told, silent = "A novel.\nMary went to the office.\n", "A novel.\nMary went to the opera house.\n"
+    chosen = facts.choose_windows(rng, [told, silent] * 1000)
+    assert 550 < chosen.count(told) < 650 and 30 < chosen.count(silent) < 90
+    assert facts.choose_windows(random.Random(1), ["So it was.\nWhere is Mary? office\n"] * 20)
+
+
+def test_the_texts_of_a_stage_hold_what_it_says():
+    rng = random.Random(0)
+    for stage in facts.STAGES.values():
+        lines = [x for _ in range(60) for x in facts.write_stories(rng, HAYSTACK, True, stage)]
+        told = sum(bool(facts.TOLD.match(line)) for line in lines)
+        novel = sum(line.strip() in HAYSTACK for line in lines)
+        asked, recited = (sum(line.startswith(word) for line in lines) for word in ("Where", "Now"))
+        assert told > 0 and asked > 0 and (recited > 0) == (stage.recite > 0)
+        assert (novel > 0) == (stage.gap > 0 or min(stage.densities) < 1)
+
+
 def test_lines_with_the_word_of_a_question():
     lines = ["Mary went home.", "The milk is here.", "Maryland is far.", "I saw Mary."]
     ids = facts.list_keyword_lines(lines, "Mary", TOKENIZER, 100)
@@ -107,7 +126,23 @@ def test_the_lab_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(notes, "TEST_SUMS", 2)
     monkeypatch.setattr(notes, "SUM_LENGTHS", (2, 16))
     (tmp_path / "novel.txt").write_text(" ".join(HAYSTACK * 20))
-    flags = ("--short-steps", 2, "--steps", 16, "--sum-steps", 2, "--lengths", 300, 600, "--streams", 1, "--facts", 4)
+    flags = (
+        "--short-steps",
+        2,
+        "--dense-steps",
+        2,
+        "--steps",
+        16,
+        "--sum-steps",
+        2,
+        "--lengths",
+        300,
+        600,
+        "--streams",
+        1,
+        "--facts",
+        4,
+    )
     result = call("lab", "notes", "--haystack", tmp_path / "novel.txt", *flags, "--out", tmp_path / "out").ok()
     assert "Questions with 1 supporting fact, 600 tokens: notes " in result.out and "Sums of 16 digits" in result.out
     page = (tmp_path / "out" / "report.html").read_text()

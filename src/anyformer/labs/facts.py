@@ -7,7 +7,7 @@ a thing is and was before. Everything depends on a seed.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,16 +24,37 @@ MOVES = ("went to", "moved to", "journeyed to", "travelled to")
 TAKES = ("picked up", "took", "grabbed")
 DROPS = ("dropped", "put down", "left")
 CHANCE = 1 / len(PLACES)
+TOLD = re.compile(rf"(?m)^((?:{'|'.join(PEOPLE)}) (?:{'|'.join(MOVES + TAKES + DROPS)}) the \w+\.$|Where )")
 
 NOTE_START, NOTE_END, NOTE_TOKENS = "[", "]\n", 16
 HELD_OUT = 8  # every so many files of a haystack, one is for tests; of a single file, its last part
 SENTENCE = (15, 300)  # characters of the sentences of a haystack
-DENSITIES = (0.1, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0)  # of facts among the sentences of a text to train on
 MIDST_SHARE = 0.6  # of the texts with notes begin in the midst of a story
-SHORT_ASK_SHARE = 0.8  # as the next, of short texts
-RECITE_SHARE = 0.6  # of the facts of a short text are followed by a line with all rooms
-GAP_SHARE = 0.3  # of the facts of a longer text are followed by many sentences without any
-ASK_SHARE = 0.3  # of the facts of a text to train on are followed by a question, and of the questions by another one
+GAP = (2.0, 3.8)  # the power of two of the sentences of a gap
+SILENT_SHARE = 0.1  # of the windows to train on in which nothing is told or asked
+WINDOW_SHARE = 0.6  # of the others
+
+
+class Stage(NamedTuple):
+    """How the texts of a stage of the training are made."""
+
+    densities: tuple[float, ...]
+    """Of a text, the share of facts among its sentences: one of these."""
+    log_facts: float
+    """The power of two of the most facts of a text."""
+    recite: float
+    """Share of the facts that are followed by a line with all rooms."""
+    gap: float
+    """Share of the facts that are followed by many sentences without any."""
+    ask: float
+    """Share of the facts that are followed by a question, and of the questions by another one."""
+
+
+STAGES = {  # one after the other: how to look something up is learned soonest where there is nothing else
+    "short": Stage((1.0,), 2.6, 0.4, 0.0, 0.8),
+    "dense": Stage((1.0,), 5.5, 0.0, 0.0, 0.6),
+    "hidden": Stage((0.2, 0.5, 0.8, 1.0, 1.0, 1.0), 5.5, 0.0, 0.3, 0.4),
+}
 
 
 class Event(NamedTuple):
@@ -57,6 +78,10 @@ class World:
     """Four people carry three things through six rooms; each person at most one of them."""
 
     rng: random.Random
+    drops: float = 0.12
+    """Share of the steps in which a person who carries something puts it down."""
+    takes: float = 0.28
+    """Of those in which one who carries nothing takes what is there."""
     rooms: dict[str, str] = field(default_factory=dict)
     holders: dict[str, str] = field(default_factory=dict)
     spots: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -69,10 +94,10 @@ class World:
         held = [thing for thing in THINGS if self.holders.get(thing) == person]
         room = self.rooms.get(person, "")
         free = [t for t in THINGS if t not in self.holders and self.spots.get(t, (room, ""))[0] == room]
-        if room and held and chance < 0.12:
+        if room and held and chance < self.drops:
             del self.holders[held[0]]
             return Event(f"{person} {self.rng.choice(DROPS)} the {held[0]}.", [f"{person} has=nothing"])
-        if room and free and not held and chance < 0.4:
+        if room and free and not held and chance < self.drops + self.takes:
             thing = self.rng.choice(free)
             self.holders[thing] = person
             self.spots.setdefault(thing, (room, ""))
@@ -137,34 +162,39 @@ def list_sentences(text: str) -> list[str]:
     return [sentence for sentence in re.split(r"(?<=[.!?]) ", text) if low < len(sentence) < high]
 
 
-def write_stories(
-    rng: random.Random, haystack: Sequence[str], has_notes: bool, is_short: bool = False
-) -> Iterator[str]:
+def write_stories(rng: random.Random, haystack: Sequence[str], has_notes: bool, stage: Stage) -> Iterator[str]:
     """Yield the lines of a text to train on: facts, their notes, sentences of the haystack, questions with answers.
 
-    A short one has up to six facts and hardly anything else. Most texts with notes begin in the midst of a story, with
-    the notes on what has happened, as a window does that has slid."""
-    world, density = World(rng), rng.choice(DENSITIES[-2:] if is_short else DENSITIES)
+    Most texts with notes begin in the midst of a story, with the notes on what has happened, as a window does that has
+    slid. More is carried than in the texts of a test: where a thing was before is the rarest note."""
+    world, density = World(rng, drops=0.08, takes=0.52), rng.choice(stage.densities)
     if has_notes and rng.random() < MIDST_SHARE:
         yield from world.skip(int(2 ** rng.uniform(0, 5.3)))
-    for _ in range(int(2 ** rng.uniform(0, 2.6 if is_short else 5.5))):
+    for _ in range(int(2 ** rng.uniform(0, stage.log_facts))):
         while rng.random() > density:
             yield f"{rng.choice(haystack)}\n"
         event = world.step()
         yield f"{event.sentence}\n"
         if has_notes:
             yield from map(mark_note, event.notes)
-        if is_short and rng.random() < RECITE_SHARE:
+        if rng.random() < stage.recite:
             yield world.recite()
-        has_gap = not is_short and rng.random() < GAP_SHARE
+        has_gap = rng.random() < stage.gap
         if has_gap:  # what is asked behind it has left the context: in long texts nearly every question is of this kind
-            yield from (f"{line}\n" for line in rng.choices(haystack, k=int(2 ** rng.uniform(2, 5.5))))
-        while rng.random() < (SHORT_ASK_SHARE if is_short or has_gap else ASK_SHARE):
+            yield from (f"{line}\n" for line in rng.choices(haystack, k=int(2 ** rng.uniform(*GAP))))
+        while rng.random() < (max(0.8, stage.ask) if has_gap else stage.ask):
             questions = world.list_questions()
             n_facts = rng.choice((1, 2, 2, 3, 3))
             if chosen := [question for question in questions if question.n_facts == n_facts]:
                 question = rng.choice(chosen)
                 yield f"{question.text} {question.answer}\n"
+
+
+def choose_windows(rng: random.Random, windows: Iterable[str]) -> list[str]:
+    """Return a share of the windows of a text to train on, few of those in which nothing is told or asked: their novels
+    would be most of what is learned."""
+    pairs = ((window, 1.0 if TOLD.search(window) else SILENT_SHARE) for window in windows)
+    return [window for window, share in pairs if rng.random() < WINDOW_SHARE * share]
 
 
 def mark_note(note: str) -> str:
@@ -232,7 +262,7 @@ def hide_facts(
 def make_sample_text(rng: random.Random, haystack: Sequence[str]) -> Iterator[str]:
     """Yield texts to train a vocabulary on."""
     for _ in range(100):
-        lines = [line for _ in range(20) for line in write_stories(rng, haystack, has_notes=True, is_short=True)]
+        lines = [line for _ in range(20) for line in write_stories(rng, haystack, True, STAGES["short"])]
         yield "".join([*lines, *(f"{line}\n" for line in rng.choices(haystack, k=200))])
 
 

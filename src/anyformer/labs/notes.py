@@ -31,7 +31,9 @@ from .facts import (
     NOTE_END,
     NOTE_START,
     NOTE_TOKENS,
+    STAGES,
     HiddenFacts,
+    choose_windows,
     cut_windows,
     hide_facts,
     list_keyword_lines,
@@ -45,8 +47,8 @@ from .sums import END, read_answer, write_examples
 
 CONTEXT, LONG_CONTEXT = 256, 2048
 VOCAB_SIZE, BATCH = 1024, 8
-SHAPE = {"dim": 64, "n_layer": 3, "n_head": 4, "head_dim": 32}
-TRAIN = {"lr": 5e-3, "warmup": 20, "eval_batches": 8, "dtype": "float32"}
+SHAPE = {"dim": 96, "n_layer": 3, "n_head": 4, "head_dim": 32, "scale": 0.5}  # look-ups have to be sharp
+TRAIN = {"lr": 4e-3, "warmup": 20, "eval_batches": 8, "dtype": "float32"}
 METHODS = ("notes", "no notes", "keyword", "full attention")
 MAX_DIGITS, SUM_LENGTHS = 8, (2, 4, 6, 8, 10, 12, 14, 16)
 TEST_SUMS = 40  # of each length
@@ -72,10 +74,12 @@ class Settings(LabSettings):
     """Texts of each length; each is asked about ten questions."""
     facts: int = 24
     """Sentences of each text that tell a fact."""
-    short_steps: int = 1000
+    short_steps: int = 1200
     """Steps of training on short texts, where facts and notes are learned first."""
-    steps: int = 1000
-    """Steps of training on texts of up to 2,000 tokens."""
+    dense_steps: int = 2500
+    """Steps of training on texts of up to 2,000 tokens that are nothing but facts."""
+    steps: int = 2500
+    """Steps of training on texts of up to 2,000 tokens, in which facts are hidden."""
     sum_steps: int = 600
     """Steps of training on sums."""
     trained: Path | None = None
@@ -85,7 +89,7 @@ class Settings(LabSettings):
         super().__post_init__()
         check_range(self, "lengths", at_least=300, at_most=1 << 30)
         check_range(self, "streams", "facts", at_least=1, at_most=10_000)
-        check_range(self, "short_steps", "steps", "sum_steps", at_least=1, at_most=1_000_000)
+        check_range(self, "short_steps", "dense_steps", "steps", "sum_steps", at_least=1, at_most=1_000_000)
 
 
 def run(settings: Settings, log: Log) -> LabResult:
@@ -140,20 +144,19 @@ def train_on_facts(settings: Settings, log: Log, haystack: Sequence[str]) -> dic
     if settings.trained is None:
         bpe = train_bpe(make_sample_text(random.Random(settings.seed), haystack), VOCAB_SIZE)
         vocabulary = tokenizers.Tokenizer.from_str(bpe.to_json())
-        vocabulary.add_tokens(list_notes())
+        vocabulary.add_tokens([*list_notes(), NOTE_END])
         Subwords(vocabulary.to_str()).save(path)
     tokenizer = load_tokenizer(path)
     marks = [tokenizer.encode(mark).tolist() for mark in (NOTE_START, NOTE_END)]
     fields: dict[str, Any] = {"note_start": NOTE_START, "note_end": NOTE_END, "note_tokens": NOTE_TOKENS}
     crops: dict[bool, Crop] = {True: Notes(tokenizer, *marks, NOTE_TOKENS).crop, False: keep_newest}
 
-    def train(name: str, has_notes: bool, steps: int, context: int, init: str = "") -> Any:
+    def train(name: str, stage: str, has_notes: bool, steps: int, context: int, init: str = "") -> Any:
         def write() -> Iterator[str]:
             rng, n_left = random.Random(f"{settings.seed} {name}"), steps * CONTEXT * BATCH // context
-            while n_left > 0:  # half of the windows of twice as many texts
-                lines = write_stories(rng, haystack, has_notes, is_short=not init)
-                windows = list(cut_windows(lines, tokenizer, crops[has_notes], context, LONG_CONTEXT))
-                chosen = rng.sample(windows, (len(windows) + 1) // 2)
+            while n_left > 0:
+                lines = write_stories(rng, haystack, has_notes, STAGES[stage])
+                chosen = choose_windows(rng, cut_windows(lines, tokenizer, crops[has_notes], context, LONG_CONTEXT))
                 yield from chosen
                 n_left -= len(chosen)
 
@@ -161,12 +164,14 @@ def train_on_facts(settings: Settings, log: Log, haystack: Sequence[str]) -> dic
         own |= {"init": trainer.folder / init} if init else {}
         return trainer.train(name, write, steps, CONTEXT * BATCH // context, **own)
 
-    for name, has_notes in (("short texts with notes", True), ("short texts", False)):
-        train(name, has_notes, settings.short_steps, CONTEXT)
+    for about, has_notes in ((" with notes", True), ("", False)):
+        short, dense = (f"{stage} texts{about}" for stage in ("short", "dense"))
+        train(short, "short", has_notes, settings.short_steps, CONTEXT)
+        train(dense, "dense", has_notes, settings.dense_steps, CONTEXT, short)
     return {
-        "notes": train("notes", True, settings.steps, CONTEXT, "short texts with notes"),
-        "no notes": train("no notes", False, settings.steps, CONTEXT, "short texts"),
-        "full attention": train("full attention", False, settings.steps, LONG_CONTEXT, "short texts"),
+        "notes": train("notes", "hidden", True, settings.steps, CONTEXT, "dense texts with notes"),
+        "no notes": train("no notes", "hidden", False, settings.steps, CONTEXT, "dense texts"),
+        "full attention": train("full attention", "hidden", False, settings.steps, LONG_CONTEXT, "dense texts"),
     }
 
 
