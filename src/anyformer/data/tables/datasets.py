@@ -60,7 +60,9 @@ sound = { kind = "audio", seconds = 1.0, cut = true }
 [targets]
 digit = { kind = "class" }
 """
-DIGIT_PAIRS = SPOKEN_DIGITS.replace("digit =", "same =")
+DIGIT_PAIRS = SPOKEN_DIGITS.replace(
+    'digit = { kind = "class" }', "\n".join(f'{name} = {{ kind = "class" }}' for name in ("same", "seen", "heard"))
+)  # whether two digits are the same is learned sooner beside which ones they are
 UNHEARD = "theo"  # the speaker of fsdd who is for validation of pairs
 
 
@@ -208,10 +210,10 @@ def match_digits(clips: list[Path], image_file: Path, label_file: Path) -> Itera
         digit, speaker, _ = path.stem.split("_")
         split = "val" if speaker == UNHEARD else "train"
         for same in (True, False):
-            seen = by_digit[int(digit) if same else (int(digit) + 1 + i % 9) % 10]
-            seen = seen[:100] if split == "val" else seen[100:]
-            image = pixels[seen[(7 * i + same) % len(seen)]]
-            yield {"image": image, "sound": str(path), "same": "yes" if same else "no", "split": split}
+            other = int(digit) if same else (int(digit) + 1 + i % 9) % 10
+            images = by_digit[other][:100] if split == "val" else by_digit[other][100:]
+            row = {"image": pixels[images[(7 * i + same) % len(images)]], "sound": str(path), "split": split}
+            yield row | {"same": "yes" if same else "no", "seen": DIGIT_WORDS[other], "heard": DIGIT_WORDS[int(digit)]}
 
 
 def open_car() -> Table:
