@@ -61,7 +61,7 @@ def run(options: Any, out: Path) -> dict[str, Any]:
         specialist = train_for(options.cpu_minutes / 5, "generalist", "small", out / name, data=str(data), **shared)
         alone |= measure(specialist)
     results: dict[str, Any] = {"generalist": measure(model), "specialists": alone}
-    minutes, added = options.cpu_minutes / 5, {}
+    minutes, added = options.added_minutes or options.cpu_minutes / 5, {}
     for title, share in REHEARSALS.items():
         old = {n: f | ({"rows": f.get("rows", 1.0) * share} if share else {"weight": 0.0}) for n, f in TASKS.items()}
         data = write_tasks(out / f"added-{share}.toml", old | {"pairs": PAIRS})
@@ -86,6 +86,7 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--cpu-minutes", type=float, default=30)
+    parser.add_argument("--added-minutes", type=float, help="of each sixth task; default: a fifth of the others")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keep the runs here; those that are finished are not trained again")
     options = parser.parse_args()
