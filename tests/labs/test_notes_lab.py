@@ -81,9 +81,9 @@ def test_windows_to_train_on_are_those_of_reading():
 
 def test_few_windows_in_which_nothing_is_told_are_trained_on():
     rng = random.Random(0)
-    told, silent = "A novel.\nMary went to the office.\n", "A novel.\nMary went to the opera house.\n"
-    chosen = facts.choose_windows(rng, [told, silent] * 1000)
-    assert 550 < chosen.count(told) < 650 and 30 < chosen.count(silent) < 90
+    fact, silent = "A novel.\nMary went to the office.\n", "A novel.\nMary went to the opera house.\n"
+    chosen = facts.choose_windows(rng, [fact, silent] * 1000)
+    assert 550 < chosen.count(fact) < 650 and 30 < chosen.count(silent) < 90
     assert facts.choose_windows(random.Random(1), ["So it was.\nWhere is Mary? office\n"] * 20)
 
 
@@ -91,11 +91,9 @@ def test_the_texts_of_a_stage_hold_what_it_says():
     rng = random.Random(0)
     for stage in facts.STAGES.values():
         lines = [x for _ in range(60) for x in facts.write_stories(rng, HAYSTACK, True, stage)]
-        told = sum(bool(facts.TOLD.match(line)) for line in lines)
-        novel = sum(line.strip() in HAYSTACK for line in lines)
-        asked, recited = (sum(line.startswith(word) for line in lines) for word in ("Where", "Now"))
-        assert told > 0 and asked > 0 and (recited > 0) == (stage.recite > 0)
-        assert (novel > 0) == (stage.gap > 0 or min(stage.densities) < 1)
+        assert any(map(facts.TOLD.match, lines)) and any(line.startswith("Where ") for line in lines)
+        assert any(line.startswith("Now ") for line in lines) == (stage.recite > 0)
+        assert any(line.strip() in HAYSTACK for line in lines) == (stage.gap > 0 or min(stage.densities) < 1)
 
 
 def test_lines_with_the_word_of_a_question():
