@@ -44,12 +44,17 @@ def write_rows(path: Path, count: int, seed: int) -> tuple[list[str], list[str]]
     return molecules[:count], molecules[count : count + N_SAMPLES]
 
 
-def sample(model: Any, prompts: Sequence[str], seed: int, batch: int = 250) -> list[str]:
+def sample(model: Any, prompts: Sequence[str], seed: int, temperature: float, batch: int = 250) -> list[str]:
     """Write one text for each prompt; those of the same prompt are samples of it."""
     texts = []
     for prompt, count in Counter(prompts).items():
         for start in range(0, count, batch):
-            request = {"temperature": 1.0, "tokens": 80, "seed": seed + start, "samples": min(batch, count - start)}
+            request = {
+                "temperature": temperature,
+                "tokens": 80,
+                "seed": seed + start,
+                "samples": min(batch, count - start),
+            }
             texts += [s["prompt"] + s["text"] for s in model.generate(prompt, **request)["samples"]]
     return texts
 
@@ -95,6 +100,7 @@ def main() -> None:
     parser.add_argument("--molecules", type=int, default=300_000)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=1.0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     training, others = write_rows(options.out / "molecules.csv", options.molecules, options.seed)
@@ -108,12 +114,15 @@ def main() -> None:
     }
     fields: dict[str, Any] = {"documents": "rows", "model": MODEL, "val_fraction": 0.01, "device": "cpu"}
     data, out = str(options.out / "molecules.csv"), options.out / "run"
-    model = api.train("language", data=data, out=out, train=settings, progress=False, **fields)
+    if (out / "result.json").exists():  # a finished training is not repeated
+        model = api.load(out, "cpu")
+    else:
+        model = api.train("language", data=data, out=out, train=settings, progress=False, **fields)
     facts = {"steps": options.steps, "cpu_minutes": (count_cpu() - start) / 60}
     prompts = ["{} {} ".format(*count_parts(smiles)) for smiles in others]
     content = {
-        "free": sample(model, [""] * N_SAMPLES, 1),
-        "conditioned": sample(model, prompts, 2),
+        "free": sample(model, [""] * N_SAMPLES, 1, options.temperature),
+        "conditioned": sample(model, prompts, 2, options.temperature),
         "training": training,
     }
     path = options.out / "samples.json"

@@ -93,6 +93,7 @@ def measure_both(out: Path, options: Any) -> dict[str, Any]:
     facts = {"cpu_minutes": seconds / 60, "bits": model.evaluate()["loss"] / math.log(2)}
     facts |= {"counts": music.baselines(config)["loss"][f"counts of {music.COUNT_ORDER + 1} characters"] / math.log(2)}
     facts |= music.score(model.module, config)
+    facts["complete without the rule"] = music.score(model.module, config, keep_metre=False)["complete"]
     if not options.no_lstm:
         facts["lstm"] = train_lstm(config, seconds)
     return facts

@@ -58,6 +58,11 @@ def test_what_breaks_the_metre_is_refused(tune: str, before: str):
     assert read(tune) == before
 
 
+def test_a_bar_without_an_end_is_not_measured_again_and_again():
+    rule = BarRule(JIG + "G6|" + "G" * 5000)
+    assert rule.length is None and rule.allows("|") and rule.allows("G")
+
+
 def test_until_there_is_a_key_anything_may_follow():
     rule = BarRule("T:no header")
     assert all(map(rule.allows, ALPHABET)) and rule.may_end

@@ -91,7 +91,7 @@ def test_the_texts_of_a_stage_hold_what_it_says():
     rng = random.Random(0)
     for stage in facts.STAGES.values():
         lines = [x for _ in range(60) for x in facts.write_stories(rng, HAYSTACK, True, stage)]
-        assert any(map(facts.TOLD.match, lines)) and any(line.startswith("Where ") for line in lines)
+        assert any(map(facts.FACT_OR_QUESTION.match, lines)) and any(line.startswith("Where ") for line in lines)
         assert any(line.startswith("Now ") for line in lines) == (stage.recite > 0)
         assert any(line.strip() in HAYSTACK for line in lines) == (stage.gap > 0 or min(stage.densities) < 1)
 

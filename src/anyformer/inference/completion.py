@@ -227,7 +227,7 @@ def overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def start_filters(
+def choose_filters(
     request: CompletionRequest,
     tokenizer: Tokenizer,
     prompts: Sequence[tuple[str, list[int]]],
@@ -253,7 +253,7 @@ def generate_text(
     if request.notes:
         rows = [(text, read_prompt(model, ids, request.keep)) for text, ids in rows]
     prompts = [row for row in rows for _ in range(request.samples)]
-    matchers = start_filters(request, tokenizer, prompts, start_filter)
+    matchers = choose_filters(request, tokenizer, prompts, start_filter)
     completions = [
         Completion(text, ids, tokenizer, request.stops, matcher, notes)
         for (text, ids), matcher in zip(prompts, matchers or [None] * len(prompts), strict=True)

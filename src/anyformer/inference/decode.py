@@ -73,7 +73,7 @@ def generate(
         tokens, stop: the most new tokens of a row; `stop(row, token)` returns whether it ends with this token.
         crop: `crop(ids, size)` returns the ids that are read of a row that exceeds the context: at most `keep` again.
         watch: called with the logits of each step, (B, V), and the tokens that were chosen by them, (B,).
-        matchers: of each row, which tokens may follow (`structure`); none: any may.
+        matchers: of each row, which tokens may follow (`token_filter`); none: any may.
     """
     context = model.body.config.context
     keep = min(keep or max(1, context // 2), context)

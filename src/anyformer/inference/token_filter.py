@@ -66,11 +66,9 @@ class RuleFilter:
     @property
     def mask(self) -> np.ndarray:
         if self.allowed is None:
-            first = {
-                character: self.rule.allows(character) for character in {piece[:1] for piece in self.pieces} - {""}
-            }
-            allowed = [first.get(piece[:1], False) and self.allows_rest(piece) for piece in self.pieces]
-            self.allowed = np.array(allowed)
+            may_follow = {piece[0] for piece in self.pieces if piece}
+            may_follow = {character for character in may_follow if self.rule.allows(character)}
+            self.allowed = np.array([piece[:1] in may_follow and self.allows_rest(piece) for piece in self.pieces])
             self.allowed[self.end_ids] = self.rule.may_end
         return self.allowed
 

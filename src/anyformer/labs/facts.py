@@ -24,7 +24,7 @@ MOVES = ("went to", "moved to", "journeyed to", "travelled to")
 TAKES = ("picked up", "took", "grabbed")
 DROPS = ("dropped", "put down", "left")
 CHANCE = 1 / len(PLACES)
-TOLD = re.compile(rf"(?m)^((?:{'|'.join(PEOPLE)}) (?:{'|'.join(MOVES + TAKES + DROPS)}) the \w+\.$|Where )")
+FACT_OR_QUESTION = re.compile(rf"(?m)^((?:{'|'.join(PEOPLE)}) (?:{'|'.join(MOVES + TAKES + DROPS)}) the \w+\.$|Where )")
 
 NOTE_START, NOTE_END, NOTE_TOKENS = "[", "]\n", 16
 HELD_OUT = 8  # every so many files of a haystack, one is for tests; of a single file, its last part
@@ -193,7 +193,7 @@ def write_stories(rng: random.Random, haystack: Sequence[str], has_notes: bool, 
 def choose_windows(rng: random.Random, windows: Iterable[str]) -> list[str]:
     """Return a share of the windows of a text to train on, few of those in which nothing is told or asked: their novels
     would be most of what is learned."""
-    pairs = ((window, 1.0 if TOLD.search(window) else SILENT_SHARE) for window in windows)
+    pairs = ((window, 1.0 if FACT_OR_QUESTION.search(window) else SILENT_SHARE) for window in windows)
     return [window for window, share in pairs if rng.random() < WINDOW_SHARE * share]
 
 

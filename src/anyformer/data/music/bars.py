@@ -15,14 +15,15 @@ from .score import parse_bars
 
 LINES = ("|", "||", "|:", "::", ":|", "|1", "|2", ":|1", ":|2", "|]")
 ENDS = ("|]", ":|")  # lines that end a tune
-BEGINNINGS = {line[:n] for line in LINES for n in range(1, len(line) + 1)}
+LINE_PREFIXES = {line[:n] for line in LINES for n in range(1, len(line) + 1)}
 PITCHES, ACCIDENTALS = "ABCDEFGabcdefg", "^_="
 NOTES = PITCHES + "xz"
-BEGINNERS = NOTES + ACCIDENTALS + "("  # of a note, a rest or a tuplet
+NOTE_STARTS = NOTES + ACCIDENTALS + "("  # of a note, a rest or a tuplet
 VOLTAS = "12"  # first and second endings
+MAX_BAR = 200  # characters; a longer one is not measured, and anything may follow
 
 
-@lru_cache(1 << 16)
+@lru_cache(1 << 14)
 def measure_bar(bar: str, header: Header) -> Fraction | None:
     """Return how long the notes of a bar last, in whole notes; None if they cannot be read."""
     try:
@@ -69,7 +70,7 @@ class BarRule:
     def is_line(self, character: str) -> bool:
         """Whether a character is of a bar line, and not of a tuplet such as (3:2:3 or of the length of a note."""
         if character in VOLTAS:
-            return self.line + character in BEGINNINGS
+            return self.line + character in LINE_PREFIXES
         return character in "|:]" and not (character == ":" and not self.line and self.is_in_tuplet)
 
     @property
@@ -113,9 +114,9 @@ class BarRule:
         if self.is_line(character):
             is_first = not self.line  # : ends a part
             may_begin = character == ":" or self.may_close
-            return self.line + character in BEGINNINGS and (not is_first or (self.is_note_last and may_begin))
+            return self.line + character in LINE_PREFIXES and (not is_first or (self.is_note_last and may_begin))
         if self.line:  # a bar that lacks the upbeat is the last of its part
-            return character in BEGINNERS and self.line in LINES and not (self.ends_part and self.line == "|")
+            return character in NOTE_STARTS and self.line in LINES and not (self.ends_part and self.line == "|")
         return self.allows_in_bar(character)
 
     @property
@@ -137,8 +138,10 @@ class BarRule:
         if last and last in ACCIDENTALS:
             return character in PITCHES or character == last != self.bar[-2:-1]
         if last in " <>-":
-            return character in BEGINNERS or (last, character) in {("-", " "), ("<", "<"), (">", ">")}
-        return character in BEGINNERS + "/<>- " or character.isdigit() or (character in ",'" and last in PITCHES + ",'")
+            return character in NOTE_STARTS or (last, character) in {("-", " "), ("<", "<"), (">", ">")}
+        return (
+            character in NOTE_STARTS + "/<>- " or character.isdigit() or (character in ",'" and last in PITCHES + ",'")
+        )
 
     def allows_in_bar(self, character: str) -> bool:
         length = self.length
@@ -146,7 +149,7 @@ class BarRule:
             return length is None
         if character == "(":
             return self.fits("(3c/c/c/")
-        if character in BEGINNERS + " ":
+        if character in NOTE_STARTS + " ":
             return length < self.metre
         if character.isdigit():
             if self.bar.endswith("("):  # a tuplet of so many notes
@@ -157,8 +160,8 @@ class BarRule:
         return self.measure(character) is not None
 
     def measure(self, text: str) -> Fraction | None:
-        """Return how long the bar is with this text behind it."""
-        return measure_bar(self.bar + text, self.header) if self.header else None
+        """Return how long the bar is with this text behind it; None if that cannot be read."""
+        return measure_bar(self.bar + text, self.header) if self.header and len(self.bar) <= MAX_BAR else None
 
     def fits(self, text: str) -> bool:
         """Whether the bar is not too long with this text behind it."""

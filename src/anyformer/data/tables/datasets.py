@@ -60,9 +60,14 @@ sound = { kind = "audio", seconds = 1.0, cut = true }
 [targets]
 digit = { kind = "class" }
 """
-DIGIT_PAIRS = SPOKEN_DIGITS.replace(
-    'digit = { kind = "class" }', "\n".join(f'{name} = {{ kind = "class" }}' for name in ("same", "seen", "heard"))
-)  # whether two digits are the same is learned sooner beside which ones they are
+# Whether two digits are the same is learned beside which ones they are, and not by itself.
+DIGIT_PAIRS = (
+    SPOKEN_DIGITS.replace("digit = {", "same = {")
+    + """\
+seen = { kind = "class" }
+heard = { kind = "class" }
+"""
+)
 UNHEARD = "theo"  # the speaker of fsdd who is for validation of pairs
 
 
